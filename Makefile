@@ -1,0 +1,63 @@
+# make demo    signs and verifies real certificates, from nothing
+# make test    the whole test suite, under 10 minutes on 2 cores
+# make check   style, types, layers, proto lint, drift of generated code
+# make torture long fault and scale runs
+# make bench   the table of README, beside a C loop on the same token
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+PROTOS := $(wildcard proto/signer/v1/*.proto)
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
+
+.PHONY: demo test check torture bench setup proto lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml .ci/packages
+	.ci/packages
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python tests/e2e/demo.py
+
+test: $(READY)
+	$(BIN)/pytest
+
+torture: $(READY)
+	$(BIN)/pytest -m torture
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	mkdir -p build/proto
+	$(PROTOC) -I $(SITE)/grpc_tools/_proto --include_imports --include_source_info \
+		-o build/proto/image.binpb $(PROTOS)
+	$(BIN)/buf lint build/proto/image.binpb --config proto/buf.yaml
+	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
+	for file in build/proto/signer/v1/*; do cmp $$file signer/v1/$$(basename $$file) || exit 1; done
+
+bench: $(READY) build/loop
+	$(BIN)/signer bench --dir build/bench --loop build/loop
+
+build/loop: tests/load/loop.c
+	mkdir -p build
+	cc -O2 -Wall -Wextra -Werror -o $@ $< -ldl -lpthread -lcrypto
+
+proto: $(READY)
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+# Writes requirements.lock anew from pyproject.toml, for the newest releases.
+lock: $(READY)
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe \
+		--strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf build .venv

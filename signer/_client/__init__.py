@@ -1,0 +1,1 @@
+"""The insides of ``signer.client``; import that instead."""

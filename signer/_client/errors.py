@@ -1,0 +1,174 @@
+"""What the client raises: one tree by gRPC code, one place that reads google.rpc.Status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from signer.errors import TABLE, Code, Reason, Violation
+
+DOMAIN = "signer.v1"
+"""``ErrorInfo.domain`` of the appliance; reasons of other domains are not ours."""
+
+
+class SignerClientError(Exception):
+    """A call that failed as a whole.
+
+    ``code`` is the name of the gRPC code; ``reason`` is the appliance's reason
+    (``signer.errors.Reason``), or ``code`` again where the failure is not the
+    appliance's own (the connection, TLS, gRPC's limits). ``message`` says what to
+    do; ``metadata`` may name the rule; ``retry_after`` is in seconds;
+    ``violations`` lists bad fields; ``retryable``: the same call may succeed later.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        reason: str,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+        violations: Sequence[Violation] = (),
+    ) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+        self.violations = tuple(violations)
+        self.retryable = is_retryable(code, reason)
+
+
+class InvalidRequestError(SignerClientError):
+    """INVALID_ARGUMENT: correct the request; ``violations`` names the fields."""
+
+
+class UnauthenticatedError(SignerClientError):
+    """UNAUTHENTICATED: no policy knows this certificate's URI."""
+
+
+class DeniedError(SignerClientError):
+    """PERMISSION_DENIED: the policy forbids it; ``metadata`` names the rule."""
+
+
+class NotFoundError(SignerClientError):
+    """NOT_FOUND: allowed, but there is no such key or version."""
+
+
+class PreconditionError(SignerClientError):
+    """FAILED_PRECONDITION: the version is not active, or these are closed hours."""
+
+
+class ExhaustedError(SignerClientError):
+    """RESOURCE_EXHAUSTED: over the quota, or the appliance is overloaded."""
+
+
+class UnavailableError(SignerClientError):
+    """UNAVAILABLE: no connection (TLS included), or the appliance cannot sign now."""
+
+
+class DeadlineError(SignerClientError):
+    """DEADLINE_EXCEEDED: no answer in time, or too little time was given."""
+
+
+class InternalError(SignerClientError):
+    """INTERNAL: a bug of the appliance; report the request id in the message."""
+
+
+ERRORS: Mapping[Code, type[SignerClientError]] = {
+    Code.INVALID_ARGUMENT: InvalidRequestError,
+    Code.DEADLINE_EXCEEDED: DeadlineError,
+    Code.NOT_FOUND: NotFoundError,
+    Code.PERMISSION_DENIED: DeniedError,
+    Code.RESOURCE_EXHAUSTED: ExhaustedError,
+    Code.FAILED_PRECONDITION: PreconditionError,
+    Code.INTERNAL: InternalError,
+    Code.UNAVAILABLE: UnavailableError,
+    Code.UNAUTHENTICATED: UnauthenticatedError,
+}
+
+
+class ItemError(NamedTuple):
+    """Why one item has no signature; fields as in ``SignerClientError``."""
+
+    code: str
+    reason: str
+    message: str
+    retry_after: float | None
+    retryable: bool
+
+
+def is_retryable(code: str, reason: str) -> bool:
+    """Whether the same call or item may succeed later.
+
+    Reasons this release does not know, and failures of the connection, count as
+    retryable where gRPC says so: UNAVAILABLE.
+    """
+    if reason in Reason.__members__:
+        return TABLE[Reason(reason)].retryable
+    return code == Code.UNAVAILABLE.name
+
+
+class _Details(NamedTuple):
+    reason: str | None
+    metadata: Mapping[str, str]
+    retry_after: float | None
+    violations: tuple[Violation, ...]
+
+
+def _read_details(details: Iterable[AnyMessage]) -> _Details:
+    """Reads the error details that the appliance sends (google/rpc/error_details.proto)."""
+    reason, metadata, retry_after = None, dict[str, str](), None
+    violations: tuple[Violation, ...] = ()
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    bad = error_details_pb2.BadRequest()
+    for detail in details:
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToMilliseconds() / 1000
+        elif detail.Unpack(bad):
+            violations = tuple(Violation(v.field, v.description) for v in bad.field_violations)
+    return _Details(reason, metadata, retry_after, violations)
+
+
+def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
+    """Turns what a stub raised into one of ours."""
+    if not isinstance(error, grpc.Call):  # the channel was closed under the call
+        return UnavailableError("CANCELLED", "CANCELLED", str(error))
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # trailers that contradict the status are not the appliance's
+        status = None
+    code = error.code()
+    details = _read_details(status.details if status is not None else ())
+    kind = ERRORS.get(code.value[0], SignerClientError)
+    return kind(
+        code.name,
+        details.reason or code.name,
+        error.details() or "the server gave no text",
+        metadata=details.metadata,
+        retry_after=details.retry_after,
+        violations=details.violations,
+    )
+
+
+def from_status(status: status_pb2.Status) -> ItemError:
+    """Turns an item's ``google.rpc.Status`` into an ``ItemError``."""
+    names = {code.value[0]: code.name for code in grpc.StatusCode}
+    code = names.get(status.code, "UNKNOWN")
+    details = _read_details(status.details)
+    reason = details.reason or code
+    return ItemError(code, reason, status.message, details.retry_after, is_retryable(code, reason))
+
+
+def of_call(error: SignerClientError) -> ItemError:
+    """The same failure, told of one item of the call."""
+    return ItemError(error.code, error.reason, error.message, error.retry_after, error.retryable)

@@ -1,0 +1,1 @@
+"""The gRPC edge: identity, limits, deadlines, errors; services are thin."""

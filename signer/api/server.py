@@ -1,0 +1,138 @@
+"""The gRPC server: limits stated one by one, mutual TLS, health that tells the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent import futures
+from typing import Protocol
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from signer.api.control import ControlService
+from signer.api.guard import Guard
+from signer.api.keys import KeyService
+from signer.api.signing import SigningService
+from signer.api.tls import Certificates
+from signer.errors import OperatorError
+from signer.model import Role
+from signer.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
+    signing_pb2,
+    signing_pb2_grpc,
+)
+
+SIGNING = signing_pb2.DESCRIPTOR.services_by_name["SigningService"].full_name
+KEYS = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
+CONTROL = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
+
+ROLES: Mapping[str, frozenset[Role]] = {
+    SIGNING: frozenset({Role.ISSUER}),
+    KEYS: frozenset(Role),
+    CONTROL: frozenset({Role.OPERATOR}),
+    reflection.SERVICE_NAME: frozenset(Role),
+}
+"""Who may call which service; what is not here is closed to everybody."""
+
+_SPARE_THREADS = 16
+"""Threads beyond the calls at work: they answer health checks and refuse what is too much."""
+
+
+class Limits(Protocol):
+    """The server's part of the configuration."""
+
+    @property
+    def message_bytes(self) -> int: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def streams_per_connection(self) -> int: ...
+    @property
+    def connection_age_seconds(self) -> int: ...
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    seconds = 1000
+    return [
+        # A second daemon on this port must fail, not share it silently.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_send_message_length", limits.message_bytes),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_concurrent_streams", limits.streams_per_connection),
+        ("grpc.max_connection_age_ms", limits.connection_age_seconds * seconds),
+        ("grpc.max_connection_age_grace_ms", 60 * seconds),
+        ("grpc.max_connection_idle_ms", 600 * seconds),
+        ("grpc.keepalive_time_ms", 60 * seconds),
+        ("grpc.keepalive_timeout_ms", 20 * seconds),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10 * seconds),
+        ("grpc.http2.max_ping_strikes", 3),
+        ("grpc.server_handshake_timeout_ms", 10 * seconds),
+    ]
+
+
+class Server:
+    """Our services, gRPC's health service and, where wanted, reflection."""
+
+    def __init__(
+        self,
+        *,
+        signing: SigningService,
+        keys: KeyService,
+        control: ControlService,
+        guard: Guard,
+        limits: Limits,
+        reflect: bool,
+    ) -> None:
+        threads = limits.calls + _SPARE_THREADS
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(threads, "call"),
+            interceptors=[guard],
+            options=_options(limits),
+            maximum_concurrent_rpcs=limits.calls * 4 + _SPARE_THREADS,
+        )
+        self._health = health.HealthServicer()
+        signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, self._server)
+        keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, self._server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflect:
+            names = (*ROLES, health.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        self.set_serving(False)
+
+    def listen(self, address: str, certificates: Certificates) -> int:
+        """Binds and starts; returns the port. Raises OperatorError where it is taken."""
+        try:
+            port = self._server.add_secure_port(address, certificates.credentials())
+        except RuntimeError as error:
+            raise OperatorError(
+                f"cannot listen on {address}: it is in use or not an address of this machine; "
+                "stop the other program or change `listen` in the configuration"
+            ) from error
+        self._server.start()
+        return int(port)
+
+    def set_serving(self, serving: bool) -> None:
+        """Tells health checks the truth, for the server as a whole and for signing."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in _health_names():
+            self._health.set(service, status)
+
+    def drain(self, seconds: float) -> None:
+        """Says NOT_SERVING for good, lets calls at work finish, then ends the rest."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(seconds).wait()
+
+
+def _health_names() -> Iterable[str]:
+    return (health.OVERALL_HEALTH, SIGNING)

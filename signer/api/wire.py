@@ -1,0 +1,96 @@
+"""Between the messages of the API and the values of the model; nothing else knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from signer.errors import TABLE, CallError, Failure, Reason, Violation
+from signer.model import Algorithm, Format, KeyState, KeyVersion
+from signer.v1 import keys_pb2, signing_pb2
+
+DOMAIN = "signer.v1"
+"""``ErrorInfo.domain`` of all our errors."""
+MAX_VIOLATIONS = 10
+"""Long trailers turn into RESOURCE_EXHAUSTED at the client."""
+
+FORMATS: Mapping[signing_pb2.Format, Format] = {
+    signing_pb2.FORMAT_DIGEST: Format.DIGEST,
+    signing_pb2.FORMAT_MESSAGE: Format.MESSAGE,
+    signing_pb2.FORMAT_JWS: Format.JWS,
+    signing_pb2.FORMAT_COSE_SIGN1: Format.COSE_SIGN1,
+    signing_pb2.FORMAT_HCERT: Format.HCERT,
+}
+NUMBERS: Mapping[Format, signing_pb2.Format] = {name: number for number, name in FORMATS.items()}
+ALGORITHMS: Mapping[Algorithm, keys_pb2.Algorithm] = {
+    Algorithm.ES256: keys_pb2.ALGORITHM_ES256,
+    Algorithm.ES384: keys_pb2.ALGORITHM_ES384,
+    Algorithm.RS256: keys_pb2.ALGORITHM_RS256,
+    Algorithm.PS256: keys_pb2.ALGORITHM_PS256,
+    Algorithm.EDDSA: keys_pb2.ALGORITHM_EDDSA,
+}
+
+
+def call_status(error: CallError) -> status_pb2.Status:
+    """Returns the google.rpc.Status of a refused call, with exactly one ErrorInfo."""
+    status = _status(error.reason, error.message, error.metadata, error.retry_after)
+    if error.violations:
+        shown = [_violation(each) for each in error.violations[:MAX_VIOLATIONS]]
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=shown))
+    return status
+
+
+def item_status(failure: Failure) -> status_pb2.Status:
+    """Returns the google.rpc.Status of a failed item."""
+    return _status(failure.reason, failure.message, {}, failure.retry_after)
+
+
+def _status(
+    reason: Reason, message: str, metadata: Mapping[str, str], retry_after: float | None
+) -> status_pb2.Status:
+    status = status_pb2.Status(code=TABLE[reason].code, message=message)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    status.details.add().Pack(info)
+    if retry_after is not None:
+        hint = error_details_pb2.RetryInfo()
+        hint.retry_delay.FromMilliseconds(max(1, round(retry_after * 1000)))
+        status.details.add().Pack(hint)
+    return status
+
+
+def _violation(each: Violation) -> error_details_pb2.BadRequest.FieldViolation:
+    return error_details_pb2.BadRequest.FieldViolation(
+        field=each.field, description=each.description
+    )
+
+
+def code_name(code: int) -> str:
+    """Returns the name of a gRPC code, for metrics and logs."""
+    return str(code_pb2.Code.Name(code))
+
+
+def key_version(version: KeyVersion, state: KeyState) -> keys_pb2.KeyVersion:
+    """Returns a version as the API shows it, in the state that is in force."""
+    return keys_pb2.KeyVersion(
+        name=version.name,
+        algorithm=ALGORITHMS[version.algorithm],
+        state=f"KEY_STATE_{state}",
+        public_key=version.spki,
+        certificate=version.certificate or b"",
+        kid=version.kid,
+        jwk_thumbprint=version.thumbprint,
+        create_time=timestamp(version.created),
+        activate_time=timestamp(version.activate_at),
+        sign_until_time=timestamp(version.sign_until),
+    )
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Returns a time of the model as the API's message; None stays absent."""
+    if seconds is None:
+        return None
+    moment = Timestamp()
+    moment.FromNanoseconds(round(seconds * 1000) * 1_000_000)
+    return moment

@@ -1,0 +1,83 @@
+"""Runs the C loop (tests/load/loop.c): what the token does without an appliance."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from signer.config import Config
+from signer.errors import OperatorError
+from signer.keys.registry import Registry
+from signer.model import Algorithm, KeyName
+
+Mode = Literal["plain", "best"]
+
+MECHANISMS = {
+    Algorithm.ES256: "ecdsa",
+    Algorithm.RS256: "rsa-pkcs",
+    Algorithm.PS256: "rsa-pss",
+    Algorithm.EDDSA: "eddsa",
+}
+"""The loop's names; it knows no P-384."""
+
+_SLACK_SECONDS = 120
+
+
+def cka_ids(config: Config, names: Sequence[KeyName]) -> list[bytes]:
+    """The CKA_IDs of the keys' primary versions, from the registry."""
+    with Registry.open(config.registry) as registry:
+        index = registry.snapshot()
+    versions = [index.primary(name, time.time()) for name in names]
+    return [version.cka_id for version in versions if version is not None]
+
+
+class Loop:
+    """The compiled loop on the first token of ``config``."""
+
+    def __init__(self, program: Path, config: Config) -> None:
+        if not program.exists():
+            raise OperatorError(f"{program} is missing: `make bench` compiles tests/load/loop.c")
+        self._program = program.resolve()
+        self._token = config.tokens[0]
+
+    def rate(
+        self,
+        mode: Mode,
+        algorithm: Algorithm,
+        ids: Sequence[bytes],
+        *,
+        seconds: float,
+        threads: int = 2,
+        check: Path | None = None,
+    ) -> float:
+        """Signatures a second of all ``threads`` together.
+
+        ``check``: a public key in PEM; every signature is verified with it. Raises
+        OperatorError with the loop's own text if it fails.
+        """
+        with tempfile.NamedTemporaryFile("w", suffix=".ids") as file:
+            file.write("".join(f"{cka_id.hex()}\n" for cka_id in ids))
+            file.flush()
+            command = [str(self._program), "--module", str(self._token.module)]
+            command += ["--token", self._token.label, "--pin-file", str(self._token.pin_file)]
+            command += ["--ids", file.name, "--mode", mode, "--mechanism", MECHANISMS[algorithm]]
+            command += ["--seconds", str(seconds), "--threads", str(threads)]
+            if check is not None:
+                command += ["--check", str(check)]
+            done = subprocess.run(
+                command,
+                env={**os.environ, **self._token.environment},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=seconds + _SLACK_SECONDS,
+            )
+        if done.returncode:
+            raise OperatorError(f"the C loop failed: {done.stderr.strip()}")
+        return float(json.loads(done.stdout)["rate"])

@@ -1,0 +1,205 @@
+"""``signer bench``: the appliance beside a C loop, in one table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from signer.errors import OperatorError
+
+if TYPE_CHECKING:
+    from signer.bench.cases import Case
+    from signer.bench.run import Bench, Row
+
+_THREAD_SWITCH_SECONDS = 0.0005
+"""As in the daemon: with Python's 5 ms two busy threads of the load stretch latencies."""
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A development appliance; made and started for the bench if it is not there.",
+)
+@click.option(
+    "--loop",
+    "program",
+    metavar="FILE",
+    default=Path("build/loop"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The C loop; `make bench` compiles it.",
+)
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.2, 600),
+    default=4,
+    show_default=True,
+    help="Of each measurement; three of them make a round.",
+)
+@click.option(
+    "--case",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Only this case; may be repeated. By default all that DIR has the keys for.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a case.")
+def bench(
+    *,
+    directory: Path,
+    program: Path,
+    rounds: int,
+    seconds: float,
+    names: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measures a development appliance side by side with a C loop on its token.
+
+    Each round runs the plain loop (two threads, token objects, as everybody
+    writes it), the appliance, and the best loop (session copies) in turn; ratios
+    are the medians of the rounds. Exit code 1 if a goal is missed.
+
+    \b
+    The short table:
+      signer bench --dir build/bench
+
+    \b
+    One case, quickly, for a program:
+      signer bench --dir build/bench --case jws --rounds 3 --seconds 2 --json
+
+    \b
+    With 10,000 keys as well:
+      signer dev init build/bench-keys --facilities 10000
+      signer bench --dir build/bench-keys --case keys-10 --case keys-10000
+    """  # noqa: D301  click's \b
+    from signer.bench.run import Bench, misses
+    from signer.bench.yardstick import Loop
+    from signer.config import load_config
+
+    wanted = _choose(names)
+    sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
+    with _appliance(directory) as dev:
+        config = load_config(Path(dev["config"]))
+        runner = Bench(dev, config, Loop(program, config), seconds)
+        cases = wanted if names else _possible(runner, wanted)
+        rows = []
+        for case in cases:
+            row = runner.run(case, rounds, _say)
+            rows.append(row)
+            if as_json:
+                click.echo(json.dumps(row.as_dict()))
+        _tell_memory(dev)
+    if not as_json:
+        click.echo(_table(cases, rows))
+    missed = [
+        f"{case.name}: {text}"
+        for case, row in zip(cases, rows, strict=True)
+        for text in misses(case, row)
+    ]
+    missed += _compare_keys(rows)
+    if missed:
+        raise OperatorError("goals missed:\n" + "\n".join(f"  {text}" for text in missed))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _choose(names: tuple[str, ...]) -> list[Case]:
+    from signer.bench.cases import CASES
+
+    known = {case.name: case for case in CASES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise click.UsageError(f"no case {unknown[0]}; there are {', '.join(known)}")
+    return [known[name] for name in names] if names else list(CASES)
+
+
+def _possible(runner: Bench, cases: list[Case]) -> list[Case]:
+    """Leaves out, and says so, what needs more facilities than the appliance has."""
+    possible = []
+    for case in cases:
+        missing = runner.missing(case)
+        if missing:
+            _say(f"{case.name}: left out, {len(missing)} of its keys are not there")
+        else:
+            possible.append(case)
+    return possible
+
+
+@contextmanager
+def _appliance(directory: Path) -> Iterator[dict[str, Any]]:
+    """Finds the appliance that serves in ``directory``, or starts it for the bench."""
+    from signer.bench.process import DevAppliance
+
+    appliance = DevAppliance(directory)
+    if _serves(appliance.dir):
+        yield appliance.dev
+        return
+    seconds = appliance.start(timeout=1800)  # it may have thousands of keys to make
+    _say(f"the appliance was ready after {seconds:.1f} s")
+    try:
+        yield appliance.dev
+    finally:
+        appliance.stop()
+
+
+def _serves(directory: Path) -> bool:
+    from signer.bench.process import connect
+    from signer.client import SignerClientError
+
+    described = directory / "dev.json"
+    if not described.exists():
+        return False
+    with connect(json.loads(described.read_text()), "operator") as client:
+        try:
+            return client.health(timeout=5) == "SERVING"
+        except SignerClientError:
+            return False
+
+
+def _tell_memory(dev: dict[str, Any]) -> None:
+    from signer.bench.load import gauge
+
+    resident = gauge(dev["metrics"], "process_resident_memory_bytes")
+    _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
+
+
+def _compare_keys(rows: list[Row]) -> list[str]:
+    """10,000 keys against 10, each against its own plain loop: at least 0.9 of the ratio."""
+    ratios = {row.case: row.ratio_plain for row in rows}
+    if not {"keys-10", "keys-10000"} <= set(ratios):
+        return []
+    kept = ratios["keys-10000"] / ratios["keys-10"]
+    _say(f"10,000 keys keep {kept:.2f} of the ratio of 10 keys (goal: at least 0.9)")
+    return [f"keys-10000: {kept:.2f} of the ratio of keys-10"] if kept < 0.9 else []
+
+
+def _table(cases: list[Case], rows: list[Row]) -> str:
+    from signer.bench.run import misses
+
+    head = (
+        f"{'case':<12} {'rate/s':>8} {'plain/s':>8} {'best/s':>8} {'/plain':>7} {'/best':>7}"
+        f" {'p50 ms':>8} {'p99 ms':>8} {'front µs':>8} {'checks':>6}  what"
+    )
+    lines = [head, "-" * len(head)]
+    for case, row in zip(cases, rows, strict=True):
+        mark = "  MISSED" if misses(case, row) else ""
+        lines.append(
+            f"{row.case:<12} {row.rate:>8,.0f} {row.plain:>8,.0f} {row.best:>8,.0f}"
+            f" {row.ratio_plain:>7.2f} {row.ratio_best:>7.2f} {row.p50_ms:>8.2f}"
+            f" {row.p99_ms:>8.2f} {row.front_cpu_us_per_item:>8.2f} {f'1/{row.checks}':>6}"
+            f"  {case.title}{mark}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""``signer check``: whether all that the daemon reads is in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from signer.errors import ConfigError, Violation
+
+if TYPE_CHECKING:
+    from signer.config import Config
+    from signer.policy.rules import Policy
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The daemon's configuration, as in /etc/signer/signer.yaml.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@click.command()
+@config_option
+@json_option
+def check(*, config_file: Path, as_json: bool) -> None:
+    """Checks the configuration, the policy and the files they name.
+
+    Nothing is started, no token is touched, no PIN is read. All that is wrong is
+    told at once, with its dotted path; the exit code is then 1.
+
+    \b
+    Before a reload:
+      signer check --config /etc/signer/signer.yaml && signer reload --config /etc/signer/signer.yaml
+    For programs:
+      signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
+    """  # noqa: D301, E501  click's \b; a command is one line
+    from signer.config import load_config, load_policy
+
+    errors: list[ConfigError] = []
+    policy: Policy | None = None
+    try:
+        config = load_config(config_file)
+    except ConfigError as error:
+        errors.append(error)
+    else:
+        if wrong := list(file_problems(config)):
+            errors.append(ConfigError(str(config_file), wrong))
+        try:
+            policy = load_policy(config.policy)
+        except ConfigError as error:
+            errors.append(error)
+    if as_json:
+        click.echo(json.dumps(_described(policy, errors), indent=2))
+    else:
+        for wrong_part in errors:
+            click.echo(str(wrong_part), err=True)
+        if policy is not None and not errors:
+            _print_order(config_file, config, policy)
+    if errors:
+        sys.exit(1)
+
+
+def _described(policy: Policy | None, errors: list[ConfigError]) -> dict[str, object]:
+    return {
+        "ok": not errors,
+        "policy_sha256": policy.sha256 if policy else None,
+        "facilities": len(policy.facilities) if policy else None,
+        "problems": [
+            {"file": error.source, "path": problem.field, "problem": problem.description}
+            for error in errors
+            for problem in error.problems
+        ],
+    }
+
+
+def _print_order(config_file: Path, config: Config, policy: Policy) -> None:
+    tokens = ", ".join(f"{token.label} ({token.workers} workers)" for token in config.tokens)
+    click.echo(f"{config_file} is in order")
+    click.echo(f"  policy  {len(policy.facilities)} facilities, {len(policy.groups)} groups")
+    click.echo(f"  sha256  {policy.sha256}")
+    click.echo(f"  tokens  {tokens}")
+    click.echo("  files   all there, readable, and private where they must be")
+
+
+def file_problems(config: Config) -> Iterator[Violation]:
+    """Yields what is wrong with the files that a configuration names; reads none of them."""
+    yield from _file("tls.certificate", config.tls.certificate)
+    yield from _private("tls.key", config.tls.key)
+    yield from _file("tls.client_ca", config.tls.client_ca)
+    for index, token in enumerate(config.tokens):
+        yield from _file(f"tokens[{index}].module", token.module)
+        yield from _private(f"tokens[{index}].pin_file", token.pin_file)
+    if config.client is not None:
+        yield from _file("client", config.client)
+    yield from _folder("state", config.state)
+    if config.registry.startswith("sqlite"):
+        database = Path(config.registry.partition("///")[2].partition("?")[0])
+        yield from _folder("registry", database.parent)
+
+
+def _file(path: str, file: Path) -> Iterator[Violation]:
+    if not file.is_file():
+        yield Violation(path, f"{file} is no file: put it there, or correct the path")
+    elif not os.access(file, os.R_OK):
+        yield Violation(path, f"{file} cannot be read by this user: change its owner or its mode")
+
+
+def _private(path: str, file: Path) -> Iterator[Violation]:
+    yield from _file(path, file)
+    if file.is_file() and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
+        yield Violation(path, f"{file} is open to others (mode {mode:04o}): chmod 600 {file}")
+
+
+def _folder(path: str, folder: Path) -> Iterator[Violation]:
+    """Checks a folder that is written to."""
+    if not folder.is_dir():
+        yield Violation(path, f"{folder} is no folder: make it with mkdir")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield Violation(path, f"{folder} cannot be written by this user: change its owner or mode")

@@ -1,0 +1,102 @@
+"""How commands reach a daemon: ``--client`` or ``--config``, and errors told to people."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from signer.errors import OperatorError
+
+if TYPE_CHECKING:
+    from signer.client import SignerClient, SignerClientError
+
+
+_client_option = click.option(
+    "--client",
+    "client_file",
+    metavar="FILE",
+    envvar="SIGNER_CLIENT",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Where the appliance is, and with which certificate to call it (YAML).",
+)
+
+
+@contextmanager
+def connect(client_file: Path) -> Iterator[SignerClient]:
+    """Opens the connection that ``client_file`` describes.
+
+    Raises ConfigError for a bad file, and OperatorError where certificates cannot
+    be read or a call inside the block fails.
+    """
+    from signer.client import SignerClient, SignerClientError
+    from signer.config import load_client
+
+    config = load_client(client_file)
+    try:
+        client = SignerClient.from_files(
+            str(config.address),
+            server_name=config.server_name,
+            ca=config.ca,
+            certificate=config.certificate,
+            key=config.key,
+        )
+    except OSError as error:
+        raise OperatorError(f"{error.filename} cannot be read: {error.strerror}") from error
+    with client:
+        try:
+            yield client
+        except SignerClientError as error:
+            raise OperatorError(
+                f"the call to {config.address} failed: {describe(error)}"
+            ) from error
+
+
+def describe(error: SignerClientError) -> str:
+    """One failed call in one text: reason, message, fields, rule, and when to come back."""
+    lines = [str(error)]
+    lines += [f"  {violation.field}: {violation.description}" for violation in error.violations]
+    lines += [f"  {name}: {value}" for name, value in sorted(error.metadata.items())]
+    if error.retry_after is not None:
+        lines.append(f"  it may be tried again in {error.retry_after:g} s")
+    return "\n".join(lines)
+
+
+def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--client`` and ``--config``; the command gets the client file they name.
+
+    On the appliance itself ``--config`` is enough: the configuration names the
+    client file for its operator.
+    """
+
+    @_client_option
+    @click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="On the appliance: its configuration, which names a client file.",
+    )
+    @functools.wraps(command)
+    def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> None:
+        command(client_file=_client_file(client_file, config_file), **options)
+
+    return wrapped
+
+
+def _client_file(client_file: Path | None, config_file: Path | None) -> Path:
+    from signer.config import load_config
+
+    if client_file is not None:
+        return client_file
+    if config_file is None:
+        raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
+    client = load_config(config_file).client
+    if client is None:
+        raise OperatorError(f"{config_file} names no `client` file: give one with --client FILE")
+    return client

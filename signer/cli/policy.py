@@ -1,0 +1,257 @@
+"""``signer policy``: what the policy allows, and which rule says so."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from signer.cli.check import config_option, json_option
+from signer.errors import OperatorError
+
+if TYPE_CHECKING:
+    from signer.model import ContentRules, Format, KeyName
+    from signer.policy.decide import Decision
+    from signer.policy.rules import Facility, Policy, Terms
+
+PIPED_COLUMNS = 10_000
+"""Width where no terminal sets one: a program gets each row on one line."""
+
+
+@click.group()
+def policy() -> None:
+    """Shows what the policy allows, after all narrowing.
+
+    \b
+      signer policy show --config signer.yaml --facility 01-001
+      signer policy explain --config signer.yaml --principal spiffe://signer.example/province/01 \\
+          --key facilities/01-001/keys/records --format JWS
+    """  # noqa: D301  click's \b
+
+
+@policy.command()
+@config_option
+@click.option("--facility", metavar="ID", help="Only this one, with the rule behind each line.")
+@json_option
+def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
+    """Prints what may be done with the keys of every facility.
+
+    Keys with rules of their own have a row; "*" stands for all others.
+
+    \b
+      signer policy show --config signer.yaml
+      signer policy show --config signer.yaml --facility moh
+      signer policy show --config signer.yaml --json | jq '.[] | select(.delegation)'
+    """  # noqa: D301  as above
+    loaded = _loaded(config_file)
+    if facility is not None and facility not in loaded.facilities:
+        raise OperatorError(
+            f"the policy has no facility {facility}: `signer policy show` lists those it has"
+        )
+    names = sorted(loaded.facilities) if facility is None else [facility]
+    rows = [row for name in names for row in _rows(loaded.facilities[name])]
+    if as_json:
+        click.echo(json.dumps([_described(loaded, key, terms) for key, terms in rows], indent=2))
+    elif facility is None:
+        _print_all(rows)
+    else:
+        _print_facility(loaded, rows)
+
+
+@policy.command()
+@config_option
+@click.option("--principal", metavar="URI", required=True, help="The URI of the certificate.")
+@click.option("--key", "key_text", metavar="NAME", required=True, help="facilities/ID/keys/ID")
+@click.option("--format", "format_text", metavar="FORMAT", help="One format; all of them without.")
+@click.option("--at", "at_text", metavar="TIME", help="As in 2030-01-01T08:00:00+07:00; now.")
+@json_option
+def explain(
+    *,
+    config_file: Path,
+    principal: str,
+    key_text: str,
+    format_text: str | None,
+    at_text: str | None,
+    as_json: bool,
+) -> None:
+    """Prints whether a principal may sign with a key, and the rule behind it.
+
+    The answer is that of the file, which the daemon may not have reloaded yet.
+    Whether the key exists, its algorithm and what is left of the quotas are not
+    looked at. The exit code is 0 where signing is allowed (without --format: in
+    at least one format), else 1.
+
+    \b
+      signer policy explain --config signer.yaml --principal spiffe://signer.example/facility/01-001 \\
+          --key facilities/01-001/keys/records
+      ... --format JWS --at 2030-01-01T21:00:00+07:00
+    """  # noqa: D301, E501  click's \b; a command is one line
+    from signer.policy.decide import decide
+
+    key, formats, at = _asked(key_text, format_text, at_text)
+    loaded = _loaded(config_file)
+    decisions = [(one, decide(loaded, principal, key, one, at)) for one in formats]
+    if as_json:
+        click.echo(json.dumps([_decision(str(one), found) for one, found in decisions], indent=2))
+    else:
+        _print_table(
+            ("format", "decision", "rule", "why"),
+            (
+                (str(one), "allowed" if found.allowed else "denied", found.rule, found.message)
+                for one, found in decisions
+            ),
+        )
+    if not any(found.allowed for _, found in decisions):
+        sys.exit(1)
+
+
+def _loaded(config_file: Path) -> Policy:
+    from signer.config import load_config, load_policy
+
+    return load_policy(load_config(config_file).policy)
+
+
+def _asked(
+    key_text: str, format_text: str | None, at_text: str | None
+) -> tuple[KeyName, Sequence[Format], float]:
+    """Reads the question; what cannot be read is wrong usage."""
+    from signer.model import Format, KeyName
+    from signer.policy.values import instant
+
+    try:
+        key = KeyName.parse(key_text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--key") from error
+    if format_text is not None and format_text not in set(Format):
+        raise click.BadParameter(f"known are {', '.join(Format)}", param_hint="--format")
+    try:
+        at = datetime.now(UTC).timestamp() if at_text is None else instant(at_text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--at") from error
+    return key, list(Format) if format_text is None else [Format(format_text)], at
+
+
+def _decision(requested: str, decision: Decision) -> dict[str, object]:
+    return {
+        "format": requested,
+        "allowed": decision.allowed,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "message": decision.message,
+        "retry_after_seconds": decision.retry_after,
+    }
+
+
+def _rows(facility: Facility) -> list[tuple[str, Terms]]:
+    return [("*", facility.terms), *sorted(facility.keys.items())]
+
+
+def _rules(terms: Terms) -> dict[str, object]:
+    """Returns the rules by their names in the policy; None where nothing is restricted."""
+    hcert = terms.hcert
+    return {
+        "formats": sorted(terms.formats),
+        "algorithms": sorted(terms.algorithms),
+        "max_batch_items": terms.max_batch_items,
+        "quotas": [str(quota) for quota in terms.quotas],
+        "hours": str(terms.hours) if terms.hours else None,
+        "valid_from": _utc(terms.valid_from),
+        "valid_until": _utc(terms.valid_until),
+        "delegation": terms.delegation,
+        "priority": terms.priority,
+        "check_every": terms.check_every,
+        "hcert": {"issuer": hcert.issuer, "validity_days": hcert.validity // 86_400}
+        if hcert
+        else None,
+        "content": _restrictions(terms.content),
+    }
+
+
+def _restrictions(content: ContentRules) -> dict[str, object]:
+    found = {
+        "countries": sorted(content.countries),
+        "issuers": sorted(content.issuers),
+        "certificate_types": sorted(content.certificate_types),
+        "identifier_prefix": content.identifier_prefix,
+        "required_members": sorted(content.required_members),
+    }
+    stated: dict[str, object] = {name: value for name, value in found.items() if value}
+    return stated if content.future_dates else stated | {"future_dates": False}
+
+
+def _clients(policy: Policy, terms: Terms) -> list[str]:
+    """Returns all who may sign: the group's clients too, where it is delegated to them."""
+    clients = policy.facilities[terms.facility].clients
+    if terms.delegation and terms.group is not None:
+        clients |= policy.groups[terms.group].clients
+    return sorted(clients)
+
+
+def _described(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
+    rules = _rules(terms)
+    return {
+        "facility": terms.facility,
+        "group": terms.group,
+        "key": key,
+        "clients": _clients(policy, terms),
+        **rules,
+        "rules": {name: terms.rule(name) for name in rules},
+    }
+
+
+def _utc(time: float | None) -> str | None:
+    return None if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_text(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return "-" if value is None else str(value)
+
+
+def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
+    table = [
+        {"facility": terms.facility, "group": terms.group, "key": key, **_rules(terms)}
+        for key, terms in rows
+    ]
+    if table:
+        _print_table(list(table[0]), ([_text(cell) for cell in row.values()] for row in table))
+    else:
+        click.echo("the policy has no facilities: nobody may sign")
+
+
+def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:
+    """Prints one facility, a line for each rule of each key."""
+    lines = []
+    for key, terms in rows:
+        lines.append((key, "clients", _text(_clients(policy, terms)), ""))
+        for name, value in _rules(terms).items():
+            rule = "" if value in (None, [], {}) else terms.rule(name)
+            lines.append((key, name, _text(value), rule))
+    _print_table(("key", "what", "value", "rule"), lines)
+
+
+def _print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table: for people with lines, for programs a row a line in plain ASCII."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else PIPED_COLUMNS)
+    table = Table(box=box.SIMPLE if terminal else box.ASCII)
+    for title in heading:
+        table.add_column(title, overflow="fold", no_wrap=not terminal)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,293 @@
+"""``signer sign``: signs files, or the lines of files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from signer.cli.connection import connect, daemon_options
+from signer.errors import OperatorError
+from signer.model import Format
+
+if TYPE_CHECKING:
+    from signer.client import ItemResult, SignerClient
+
+_STDIN = "-"
+_MAX_PAYLOAD = 4 * 1024 * 1024
+"""Bytes; what the API takes in one call. The client refuses what is longer."""
+
+_SUFFIXES = {
+    Format.DIGEST: ".sig",
+    Format.MESSAGE: ".sig",
+    Format.JWS: ".jws",
+    Format.COSE_SIGN1: ".cose",
+    Format.HCERT: ".hc1",
+}
+_TEXT = frozenset({Format.JWS, Format.HCERT})
+
+
+class _Source(NamedTuple):
+    """Where a payload comes from: a file, or one line of it (from 1)."""
+
+    name: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        name = "stdin" if self.name == _STDIN else self.name
+        return name if self.line is None else f"{name}, line {self.line}"
+
+
+_Item = tuple[_Source, bytes]
+
+
+@click.command()
+@daemon_options
+@click.option("--key", required=True, metavar="NAME", help="A key, or a version of it.")
+@click.option(
+    "--format",
+    "format_name",
+    required=True,
+    type=click.Choice([format_.value for format_ in Format]),
+    help="What the payloads are and what to make of them.",
+)
+@click.option("--lines", is_flag=True, help="Each line is a payload (for DIGEST in hex).")
+@click.option(
+    "--out",
+    metavar="DIR|-",
+    help="Folder for the signatures; - prints them. By default next to each file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a payload.")
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1, 4096),
+    help="Payloads a call; by default what the policy allows, up to 500.",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=30,
+    show_default=True,
+    help="For each call, with all its retries.",
+)
+@click.argument(
+    "inputs",
+    metavar="INPUT...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
+def sign(
+    *,
+    client_file: Path,
+    key: str,
+    format_name: str,
+    lines: bool,
+    out: str | None,
+    as_json: bool,
+    batch: int | None,
+    timeout: float,
+    inputs: tuple[str, ...],
+) -> None:
+    """Signs files, or each line of files; `-` is standard input.
+
+    Makes FILE.jws, FILE.hc1, FILE.cose or FILE.sig next to each FILE. With
+    --lines it prints one signature a line, in the order of the payloads: JWS and
+    HCERT as text, the others in base64, an empty line where a payload failed.
+    What failed is listed on stderr, and the exit code is 1; the rest is signed
+    all the same.
+
+    \b
+    Three records, signed as JWS next to each file:
+      signer sign --client issuer.yaml --key facilities/01-001/keys/records \\
+        --format JWS a.json b.json c.json
+
+    \b
+    A million records, one JSON object a line:
+      signer sign --client issuer.yaml --key facilities/01-001/keys/records \\
+        --format JWS --lines records.jsonl > records.jws
+
+    \b
+    Vaccination certificates from another program, with everything in JSON:
+      make-records | signer sign --client moh.yaml --key facilities/moh/keys/dcc \\
+        --format HCERT --lines --json -
+
+    \b
+    The digests that sha256sum prints, signed unseen:
+      sha256sum *.pdf | cut -c -64 | signer sign --client moh.yaml \\
+        --key facilities/moh/keys/digest --format DIGEST --lines -
+    """  # noqa: D301  click's \b
+    message_format = Format(format_name)
+    if lines and out not in (None, _STDIN):
+        raise click.UsageError("--lines prints: use > to write a file instead of --out")
+    targets = {} if lines else _targets(inputs, out, message_format)
+    items = _lines(inputs, message_format) if lines else _files(inputs)
+    single = not lines and len(inputs) == 1
+    printer = _Printer(message_format, targets, as_json=as_json, single=single)
+    prints = as_json or len(targets) < len(inputs)
+    with (
+        _progress(None if lines else len(inputs), prints) as advance,
+        connect(client_file) as client,
+    ):
+        options = {"batch_items": batch, "timeout": timeout}
+        for source, result in _signed(client, key, message_format, items, options):
+            printer.take(source, result)
+            advance()
+    printer.finish()
+
+
+def _signed(
+    client: SignerClient,
+    key: str,
+    message_format: Format,
+    items: Iterable[_Item],
+    options: dict[str, Any],
+) -> Iterator[tuple[_Source, ItemResult]]:
+    """Pairs each result with its source; only what is on its way is held."""
+    sources: deque[_Source] = deque()
+
+    def payloads() -> Iterator[bytes]:
+        for source, payload in items:
+            sources.append(source)
+            yield payload
+
+    for result in client.sign(key, message_format, payloads(), **options):
+        yield sources.popleft(), result
+
+
+def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -> dict[str, Path]:
+    """Says where each input's signature goes; inputs that are printed are absent."""
+    if out == _STDIN:
+        return {}
+    suffix = _SUFFIXES[message_format]
+    targets: dict[str, Path] = {}
+    for name in inputs:
+        if name == _STDIN and out is None:
+            continue
+        path = Path("stdin" if name == _STDIN else name)
+        folder = path.parent if out is None else Path(out)
+        targets[name] = folder / f"{path.name}{suffix}"
+    twice = [str(path) for path, times in Counter(targets.values()).items() if times > 1]
+    if twice or len(set(inputs)) < len(inputs):
+        what = ", ".join(twice) or "an input"
+        raise click.UsageError(f"{what} would be written twice: sign these files apart")
+    if out is not None:
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OperatorError(f"{out} cannot be made: {error.strerror}") from error
+    return targets
+
+
+def _files(inputs: Iterable[str]) -> Iterator[_Item]:
+    for name in inputs:
+        with click.open_file(name, "rb") as file:
+            # One byte more than allowed: the client then fails this item alone.
+            yield _Source(name), file.read(_MAX_PAYLOAD + 1)
+
+
+def _lines(inputs: Iterable[str], message_format: Format) -> Iterator[_Item]:
+    read = _digest if message_format is Format.DIGEST else bytes
+    for name in inputs:
+        with click.open_file(name, "rb") as file:
+            number = 0
+            while line := file.readline(_MAX_PAYLOAD + 1):
+                rest = line
+                while rest and not rest.endswith(b"\n"):  # too long; or the last one
+                    rest = file.readline(_MAX_PAYLOAD)
+                number += 1
+                yield _Source(name, number), read(line.rstrip(b"\r\n"))
+
+
+def _digest(line: bytes) -> bytes:
+    """Reads hex. What is none is no digest either: the appliance fails it alone."""
+    try:
+        return bytes.fromhex(line.decode("ascii"))
+    except ValueError:
+        return b""
+
+
+class _Printer:
+    """Writes results where they belong, and counts what failed.
+
+    ``targets`` says which inputs go to files; the others are printed, a ``single``
+    one as it is.
+    """
+
+    def __init__(
+        self, message_format: Format, targets: dict[str, Path], *, as_json: bool, single: bool
+    ) -> None:
+        self._text = message_format in _TEXT
+        self._targets = targets
+        self._json = as_json
+        self._single = single
+        self._total = 0
+        self._failed = 0
+
+    def take(self, source: _Source, result: ItemResult) -> None:
+        self._total += 1
+        target = self._targets.get(source.name)
+        if result.error is not None:
+            self._failed += 1
+            click.echo(f"{source}: {result.error.reason}: {result.error.message}", err=True)
+        elif target is not None:
+            try:
+                target.write_bytes(result.signature)
+            except OSError as error:
+                raise OperatorError(f"{target} cannot be written: {error.strerror}") from error
+        if self._json:
+            click.echo(json.dumps(self._describe(source, result, target)))
+        elif target is None:
+            self._print(result)
+
+    def _print(self, result: ItemResult) -> None:
+        if self._single and not self._text:
+            click.echo(result.signature, nl=False)
+        else:
+            click.echo(self._encode(result.signature))
+
+    def _encode(self, signature: bytes) -> str:
+        return signature.decode("ascii") if self._text else base64.b64encode(signature).decode()
+
+    def _describe(
+        self, source: _Source, result: ItemResult, target: Path | None
+    ) -> dict[str, object]:
+        described: dict[str, object] = {"index": result.index, "input": source.name}
+        if source.line is not None:
+            described["line"] = source.line
+        if result.error is not None:
+            error = {"reason": result.error.reason, "message": result.error.message}
+            return {**described, "error": error}
+        described["key_version"] = result.key_version
+        if target is not None:
+            return {**described, "output": str(target)}
+        return {**described, "signature": self._encode(result.signature)}
+
+    def finish(self) -> None:
+        """Ends with exit code 1 if anything failed."""
+        if self._failed:
+            raise OperatorError(f"{self._failed} of {self._total} payloads have no signature")
+
+
+@contextmanager
+def _progress(total: int | None, prints: bool) -> Iterator[Callable[[], None]]:
+    """Shows on a terminal how far the work is, unless signatures are printed there."""
+    if not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = ("signing", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda: bars.advance(task)

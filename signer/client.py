@@ -1,0 +1,303 @@
+"""The Python client of the appliance.
+
+    with SignerClient.from_files("signer.example:7443", ca="ca.pem",
+                                 certificate="me.pem", key="me.key") as client:
+        for item in client.sign("facilities/01-001/keys/records", "JWS", payloads):
+            print(item.signature.decode() if item.ok else item.error)
+
+Everything that users need is in this module; ``signer._client`` is its inside.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from signer._client import pipeline
+from signer._client.batches import MESSAGE_BYTES, cut
+from signer._client.errors import (
+    DeadlineError,
+    DeniedError,
+    ExhaustedError,
+    InternalError,
+    InvalidRequestError,
+    ItemError,
+    NotFoundError,
+    PreconditionError,
+    SignerClientError,
+    UnauthenticatedError,
+    UnavailableError,
+    from_rpc_error,
+    from_status,
+)
+from signer._client.values import (
+    ItemResult,
+    Key,
+    KeyVersion,
+    Quota,
+    Reloaded,
+    Status,
+    Usage,
+    Worker,
+    read_key,
+    read_key_version,
+    read_status,
+)
+from signer.model import Format
+from signer.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
+    signing_pb2,
+    signing_pb2_grpc,
+)
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "DeadlineError",
+    "DeniedError",
+    "ExhaustedError",
+    "Format",
+    "InternalError",
+    "InvalidRequestError",
+    "ItemError",
+    "ItemResult",
+    "Key",
+    "KeyVersion",
+    "NotFoundError",
+    "PreconditionError",
+    "Quota",
+    "Reloaded",
+    "SignerClient",
+    "SignerClientError",
+    "Status",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "Usage",
+    "Worker",
+    "secure_channel",
+]
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    # A dead connection shows within a long call; a ping without a call would be
+    # abuse in the eyes of the server.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.enable_retries", 0),  # retries are ours: gRPC's know no hints
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds; what the appliance gives a call that names no deadline."""
+
+_LARGEST_BATCH = 500
+_PAGE_SIZE = 500
+
+_Path = str | PathLike[str]
+_Response = TypeVar("_Response")
+
+
+def _ask(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
+    """Makes one call; its failure comes out as a ``SignerClientError``."""
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    except ValueError as error:  # gRPC's way to say that the channel was closed
+        raise UnavailableError("CANCELLED", "CANCELLED", str(error)) from error
+
+
+def secure_channel(
+    address: str, *, ca: _Path, certificate: _Path, key: _Path, server_name: str | None = None
+) -> grpc.Channel:
+    """Opens a channel with mutual TLS.
+
+    ``ca``, ``certificate`` and ``key`` are PEM files; ``server_name`` is the name
+    in the server's certificate where it is not the host of ``address``. Raises
+    OSError if a file cannot be read. Nothing is sent before the first call.
+    """
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=Path(ca).read_bytes(),
+        private_key=Path(key).read_bytes(),
+        certificate_chain=Path(certificate).read_bytes(),
+    )
+    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return grpc.secure_channel(address, credentials, options)
+
+
+class SignerClient:
+    """A connection to one appliance; safe to share between threads.
+
+    Methods raise ``SignerClientError`` (a subclass by gRPC code) when a call
+    fails as a whole. ``timeout`` is in seconds everywhere and bounds the call
+    with all its retries.
+    """
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._signing = signing_pb2_grpc.SigningServiceStub(channel)
+        self._keys = keys_pb2_grpc.KeyServiceStub(channel)
+        self._control = control_pb2_grpc.ControlServiceStub(channel)
+        self._health = health_pb2_grpc.HealthStub(channel)
+
+    @classmethod
+    def from_files(
+        cls,
+        address: str,
+        *,
+        ca: _Path,
+        certificate: _Path,
+        key: _Path,
+        server_name: str | None = None,
+    ) -> Self:
+        """Opens a connection to ``host:port``; arguments as for ``secure_channel``."""
+        return cls(
+            secure_channel(
+                address, ca=ca, certificate=certificate, key=key, server_name=server_name
+            )
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls on their way are cancelled."""
+        self._channel.close()
+
+    def sign(
+        self,
+        key: str,
+        message_format: Format | str,
+        payloads: Iterable[bytes],
+        *,
+        batch_items: int | None = None,
+        in_flight: int = 4,
+        timeout: float = DEFAULT_TIMEOUT,
+        request_id: uuid.UUID | None = None,
+    ) -> Iterator[ItemResult]:
+        """Signs any number of payloads; yields one result each, in their order.
+
+        Payloads are read as they are needed, so millions may stream through:
+        ``in_flight`` batches are on their way, each at most ``batch_items`` long
+        (None: as long as the policy allows this key, at most 500; one more call
+        asks for that) and below the API's 4 MiB. ``timeout`` is for each batch.
+
+        What can be tried again is, within ``timeout`` and no sooner than the
+        appliance says: calls refused for load or quota, lost connections, single
+        items that an HSM dropped. An item that failed is a result with ``error``.
+        Where a call fails for good, its items and those already on their way
+        still get their results; then ``SignerClientError`` is raised.
+
+        ``request_id`` names the whole job: repeated with the same payloads it
+        repeats the ids of its calls. Raises ValueError for an unknown format or
+        numbers below 1, before anything is sent.
+        """
+        wanted = Format(message_format)
+        if in_flight < 1 or (batch_items is not None and batch_items < 1):
+            raise ValueError("batch_items and in_flight are at least 1")
+        if batch_items is None:
+            allowed = self.get_key(key.partition("/versions/")[0], timeout=timeout).max_batch_items
+            batch_items = min(_LARGEST_BATCH, allowed or _LARGEST_BATCH)
+
+        def call(batch: Sequence[bytes], call_id: str, left: float) -> pipeline.Answer:
+            return self._sign(key, wanted, batch, call_id, left)
+
+        job = pipeline.Job(call, wanted, request_id or uuid.uuid4(), timeout, Event())
+        return pipeline.run(cut(payloads, wanted, batch_items), job, in_flight)
+
+    def sign_batch(
+        self,
+        key: str,
+        message_format: Format | str,
+        payloads: Sequence[bytes],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        request_id: uuid.UUID | None = None,
+    ) -> list[ItemResult]:
+        """Signs one batch in exactly one call, without retries."""
+        call_id = str(request_id or uuid.uuid4())
+        answer = self._sign(key, Format(message_format), payloads, call_id, timeout)
+        return [
+            ItemResult(index, signature, answer.key_version, answer.failures.get(index))
+            for index, signature in enumerate(answer.signatures)
+        ]
+
+    def _sign(
+        self,
+        key: str,
+        message_format: Format,
+        payloads: Sequence[bytes],
+        request_id: str,
+        timeout: float,
+    ) -> pipeline.Answer:
+        request = signing_pb2.SignBatchRequest(
+            key=key,
+            format=f"FORMAT_{message_format.name}",
+            payloads=payloads,
+            request_id=request_id,
+        )
+        response = _ask(self._signing.SignBatch, request, timeout)
+        failures = {index: from_status(status) for index, status in response.failures.items()}
+        return pipeline.Answer(response.key_version, response.signatures, failures)
+
+    def get_key(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> Key:
+        """One key with its primary version and what the caller may do with it."""
+        request = keys_pb2.GetKeyRequest(name=name)
+        return read_key(_ask(self._keys.GetKey, request, timeout).key)
+
+    def list_keys(self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Key]:
+        """The keys of ``facilities/{facility}``, or all that the caller may see, by name."""
+        token = ""
+        while True:
+            request = keys_pb2.ListKeysRequest(
+                parent=parent, page_size=_PAGE_SIZE, page_token=token
+            )
+            page = _ask(self._keys.ListKeys, request, timeout)
+            yield from map(read_key, page.keys)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def get_key_version(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> KeyVersion:
+        """One version, ``…/versions/{n}``, with its public key and certificate."""
+        request = keys_pb2.GetKeyVersionRequest(name=name)
+        return read_key_version(_ask(self._keys.GetKeyVersion, request, timeout).key_version)
+
+    def reload(self, *, timeout: float = DEFAULT_TIMEOUT) -> Reloaded:
+        """Has the daemon read policy and certificates again (for operators)."""
+        done = _ask(self._control.Reload, control_pb2.ReloadRequest(), timeout)
+        return Reloaded(done.policy_sha256, done.policy_changed, done.certificate_changed)
+
+    def status(self, busiest: int = 10, *, timeout: float = DEFAULT_TIMEOUT) -> Status:
+        """How the daemon is, with its ``busiest`` facilities (for operators)."""
+        request = control_pb2.GetStatusRequest(busiest=busiest)
+        return read_status(_ask(self._control.GetStatus, request, timeout))
+
+    def health(self, service: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> str:
+        """``SERVING`` or ``NOT_SERVING``, as grpc.health.v1 says of ``service``."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        check = self._health.Check  # type: ignore[attr-defined] # the stubs forget the method
+        answer = _ask(check, request, timeout)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

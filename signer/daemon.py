@@ -1,0 +1,218 @@
+"""The composition root: builds every part, starts them in order, reloads, drains.
+
+Start order: configuration, policy, registry, certificates, workers, the HTTP
+port, the gRPC port. Wrong configuration and ambiguous tokens end the start
+before anything listens; an absent token or a latched PIN does not: the daemon is
+up, NOT_SERVING, says why on /readyz, and serves with the first worker.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from signer.api.control import ControlService, Reloaded
+from signer.api.guard import Guard
+from signer.api.keys import KeyService
+from signer.api.server import ROLES, Server
+from signer.api.signing import SigningService
+from signer.api.tls import Certificates
+from signer.clock import SystemClock
+from signer.config import Config, TokenConfig, load_config, load_policy
+from signer.engine import Engine, Snapshot
+from signer.errors import ConfigError, OperatorError
+from signer.hsm.pool import Pool
+from signer.hsm.service import Hsm
+from signer.hsm.slot import START_SECONDS
+from signer.hsm.spec import TokenSpec
+from signer.keys.index import KeyIndex
+from signer.keys.registry import Registry
+from signer.observe import logs
+from signer.observe.gauges import Reading, readings
+from signer.observe.http import HttpPort
+from signer.observe.reports import Reports
+from signer.policy.usage import Usage
+
+TICK_SECONDS = 0.25
+"""How often readiness and registry are looked at."""
+_SWITCH_SECONDS = 0.0005
+"""Python's thread switch interval: its default of 5 ms stretched a worker's round trip."""
+
+
+def run(config_path: Path, *, on_ready: Callable[[], None] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code.
+
+    ``on_ready`` is called once, when health first says SERVING. Raises
+    ConfigError and OperatorError where the start is refused.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    daemon = Daemon(load_config(config_path))
+    try:
+        daemon.start()
+        daemon.serve(on_ready or (lambda: None))
+    finally:
+        daemon.stop()
+    return 0
+
+
+class Daemon:
+    """All parts of one appliance, and their life."""
+
+    def __init__(self, config: Config) -> None:
+        """Builds everything and starts nothing; raises ConfigError or OperatorError."""
+        logs.configure(config.log_level)
+        self._config = config
+        self._clock = SystemClock()
+        self.started_at = self._clock.now()
+        self._reports = Reports()
+        self._registry = Registry.open(config.registry)
+        self._certificates = Certificates(config.tls)
+        self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
+        snapshot = Snapshot(load_policy(config.policy), self._registry.snapshot())
+        _check_tokens(snapshot.keys, self._hsm)
+        self._engine = Engine(snapshot, self._hsm, Usage(), self._reports.metrics, self._clock)
+        self._server = self._build_server()
+        self._http: HttpPort | None = None
+        self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
+        self._reloading = threading.Lock()
+        self._registry_error = ""
+        self._draining = False
+
+    def _pool(self, token: TokenConfig) -> Pool:
+        config = self._config
+        config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Pool(
+            TokenSpec.of(token, config.state),
+            workers=token.workers,
+            hang_seconds=token.hang_seconds,
+            max_queued=config.limits.queued_items,
+            observer=self._reports,
+            clock=self._clock,
+        )
+
+    def _build_server(self) -> Server:
+        limits = self._config.limits
+        guard = Guard(
+            policy=lambda: self._engine.snapshot.policy,
+            roles=ROLES,
+            calls=limits.calls,
+            calls_per_client=limits.calls_per_client,
+            observer=self._reports,
+            clock=self._clock,
+        )
+        return Server(
+            signing=SigningService(self._engine),
+            keys=KeyService(self._engine, self._clock),
+            control=ControlService(self, self._engine, self._hsm),
+            guard=guard,
+            limits=limits,
+            reflect=self._config.reflection,
+        )
+
+    def start(self) -> None:
+        """Starts the parts in their order; raises OperatorError where that cannot go well."""
+        self._hsm.start()
+        for label, (kind, text) in self._hsm.wait_for_outcomes(START_SECONDS).items():
+            if kind is not None and kind.ends_start:
+                raise OperatorError(f"token {label}: {text}")
+        address = self._config.metrics
+        self._reports.watch(self._readings)
+        self._http = HttpPort(
+            address.host, address.port, self._reports.metrics.registry, self.reasons
+        )
+        self._server.listen(str(self._config.listen), self._certificates)
+        self._reports.started(str(self._config.listen), self._engine.snapshot.policy.sha256)
+
+    def serve(self, on_ready: Callable[[], None]) -> None:
+        """Looks after the running parts until a signal ends it."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _: self._events.put(signal.Signals(received)))
+        announced = False
+        while True:
+            reasons = self.reasons()
+            self._server.set_serving(not reasons)
+            self._reports.readiness(reasons)
+            if not reasons and not announced:
+                announced = True
+                on_ready()
+            try:
+                event = self._events.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                self._follow_registry()
+                continue
+            if event is not signal.SIGHUP:
+                return
+            self._reload_by_signal()
+
+    def stop(self) -> None:
+        """Drains: health first, then calls at work, workers last."""
+        self._draining = True
+        self._server.drain(self._config.limits.drain_seconds)
+        self._hsm.close()
+        if self._http is not None:
+            self._http.close()
+        self._registry.close()
+        self._reports.stopped()
+
+    def reasons(self) -> list[str]:
+        """Why the daemon does not serve; empty where it does."""
+        reasons = self._hsm.reasons()
+        if self._draining:
+            reasons.append("the daemon is stopping")
+        return reasons
+
+    def reload(self) -> Reloaded:
+        """Reads policy and certificates again; all of it or, with ConfigError, nothing."""
+        with self._reloading:
+            policy = load_policy(self._config.policy)
+            certificate_changed = self._certificates.reload()
+            before = self._engine.snapshot
+            self._engine.snapshot = Snapshot(policy, before.keys)
+            changed = Reloaded(policy.sha256 != before.policy.sha256, certificate_changed)
+        self._reports.reloaded(policy.sha256, changed.policy_changed, certificate_changed)
+        return changed
+
+    def _reload_by_signal(self) -> None:
+        try:
+            self.reload()
+        except ConfigError as error:
+            self._reports.reload_refused(error)
+
+    def _follow_registry(self) -> None:
+        """Serves what the registry holds now; keeps the last snapshot while it cannot be read."""
+        try:
+            if self._registry.revision() != self._engine.snapshot.keys.revision:
+                keys = self._registry.snapshot()
+                # Workers must know a key before the first chunk that needs it.
+                self._hsm.refresh()
+                with self._reloading:
+                    self._engine.snapshot = Snapshot(self._engine.snapshot.policy, keys)
+                self._reports.keys_changed(len(keys), keys.revision)
+            self._registry_error = ""
+        except OperatorError as error:
+            if not self._registry_error:
+                self._reports.registry_unreadable(error)
+            self._registry_error = str(error)
+
+    def _readings(self) -> list[Reading]:
+        return readings(
+            self._engine.snapshot,
+            self._hsm,
+            self._certificates.expiries(),
+            ready=not self.reasons(),
+            now=self._clock.now(),
+            monotonic=self._clock.monotonic(),
+        )
+
+
+def _check_tokens(keys: KeyIndex, hsm: Hsm) -> None:
+    unknown = {version.token for version in keys} - set(hsm.pools)
+    if unknown:
+        raise OperatorError(
+            f"the registry has keys on token {', '.join(sorted(unknown))}, which the "
+            "configuration does not name: add it under `tokens`"
+        )

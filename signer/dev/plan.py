@@ -1,0 +1,57 @@
+"""What a development appliance has: its clients, facilities and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from signer.model import Algorithm, Format, KeyName
+
+CLIENTS = ("issuer", "stranger", "officer-a", "officer-b", "auditor", "operator")
+"""Who gets a certificate. The policy names all of them but the stranger."""
+
+LOAD_PREFIX = "l-"
+"""Facilities for load tests are l-00001, l-00002, and so on."""
+
+_RECORDS = (Format.JWS, Format.MESSAGE, Format.COSE_SIGN1)
+_DCC = (Format.HCERT, Format.COSE_SIGN1)
+
+
+class DevKey(NamedTuple):
+    """A key to make; ``dcc``: it gets a certificate for vaccination certificates."""
+
+    name: KeyName
+    algorithm: Algorithm
+    formats: tuple[Format, ...]
+    bits: int = 0
+    dcc: bool = False
+
+
+def principal(client: str) -> str:
+    """Returns the URI in a client's certificate."""
+    return f"spiffe://dev.signer.example/{client}"
+
+
+def load_facilities(count: int) -> Iterator[str]:
+    """Yields the ids of the facilities for load tests."""
+    return (f"{LOAD_PREFIX}{number:05}" for number in range(1, count + 1))
+
+
+def dev_keys(load: int) -> list[DevKey]:
+    """Returns all keys of an appliance with so many facilities for load tests."""
+    keys = [
+        DevKey(KeyName("01-001", "records"), Algorithm.ES256, _RECORDS),
+        DevKey(KeyName("01-002", "records"), Algorithm.ES256, _RECORDS),
+        DevKey(KeyName("01-001", "records-rsa"), Algorithm.PS256, _RECORDS, 2048),
+        DevKey(KeyName("01-001", "records-rs256"), Algorithm.RS256, _RECORDS, 2048),
+        DevKey(KeyName("01-001", "records-ed25519"), Algorithm.EDDSA, _RECORDS),
+        DevKey(KeyName("strict", "records"), Algorithm.ES256, _RECORDS),
+        DevKey(KeyName("moh", "dcc"), Algorithm.ES256, _DCC, dcc=True),
+        DevKey(KeyName("moh", "dcc-rsa"), Algorithm.PS256, _DCC, 2048, dcc=True),
+        DevKey(KeyName("moh", "digest"), Algorithm.ES256, (Format.DIGEST,)),
+    ]
+    keys += [
+        DevKey(KeyName(facility, "records"), Algorithm.ES256, _RECORDS)
+        for facility in load_facilities(load)
+    ]
+    return keys

@@ -1,0 +1,139 @@
+"""Every way a call or an item can fail, in one table.
+
+A reason is what callers program against; ``TABLE`` says which gRPC code carries
+it, whether it can befall a call or an item, and whether trying again can help.
+The edge turns these values into ``google.rpc.Status``; nobody else knows gRPC.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+class Code(enum.IntEnum):
+    """The gRPC status codes we answer with (google/rpc/code.proto)."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+class Reason(enum.StrEnum):
+    """``ErrorInfo.reason`` of our errors (DESIGN section 4)."""
+
+    PEER_UNKNOWN = "PEER_UNKNOWN"
+    POLICY_DENIED = "POLICY_DENIED"
+    KEY_NOT_FOUND = "KEY_NOT_FOUND"
+    KEY_VERSION_NOT_ACTIVE = "KEY_VERSION_NOT_ACTIVE"
+    FIELD_INVALID = "FIELD_INVALID"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    CLOSED_HOURS = "CLOSED_HOURS"
+    OVERLOADED = "OVERLOADED"
+    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
+    PAYLOAD_INVALID = "PAYLOAD_INVALID"
+    CONTENT_DENIED = "CONTENT_DENIED"
+    HSM_UNAVAILABLE = "HSM_UNAVAILABLE"
+    INTERNAL = "INTERNAL"
+
+
+class Scope(enum.Flag):
+    """What a reason can befall."""
+
+    CALL = enum.auto()
+    ITEM = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """How a reason is carried and whether the caller may simply try again."""
+
+    code: Code
+    scope: Scope
+    retryable: bool = False
+
+
+TABLE: Mapping[Reason, Meaning] = {
+    Reason.PEER_UNKNOWN: Meaning(Code.UNAUTHENTICATED, Scope.CALL),
+    Reason.POLICY_DENIED: Meaning(Code.PERMISSION_DENIED, Scope.CALL),
+    Reason.KEY_NOT_FOUND: Meaning(Code.NOT_FOUND, Scope.CALL),
+    Reason.KEY_VERSION_NOT_ACTIVE: Meaning(Code.FAILED_PRECONDITION, Scope.CALL | Scope.ITEM),
+    Reason.FIELD_INVALID: Meaning(Code.INVALID_ARGUMENT, Scope.CALL),
+    Reason.QUOTA_EXCEEDED: Meaning(Code.RESOURCE_EXHAUSTED, Scope.CALL, retryable=True),
+    Reason.CLOSED_HOURS: Meaning(Code.FAILED_PRECONDITION, Scope.CALL),
+    Reason.OVERLOADED: Meaning(Code.RESOURCE_EXHAUSTED, Scope.CALL, retryable=True),
+    Reason.DEADLINE_TOO_SHORT: Meaning(Code.DEADLINE_EXCEEDED, Scope.CALL),
+    Reason.PAYLOAD_INVALID: Meaning(Code.INVALID_ARGUMENT, Scope.ITEM),
+    Reason.CONTENT_DENIED: Meaning(Code.PERMISSION_DENIED, Scope.ITEM),
+    Reason.HSM_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Scope.ITEM, retryable=True),
+    Reason.INTERNAL: Meaning(Code.INTERNAL, Scope.CALL | Scope.ITEM),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One bad field: its dotted path and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one item has no signature. The message never quotes the payload."""
+
+    reason: Reason
+    message: str
+    retry_after: float | None = None
+
+
+@dataclass
+class CallError(Exception):
+    """Why a whole call is refused.
+
+    ``message`` says what happened to what and what to do; ``metadata`` goes into
+    ErrorInfo (the rule, for instance); ``retry_after`` is in seconds.
+    """
+
+    reason: Reason
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    retry_after: float | None = None
+    violations: Sequence[Violation] = ()
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration or policy that is refused as a whole.
+
+    ``problems`` holds one dotted path and description for each thing wrong.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Violation]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        lines = [f"{source} is refused:"]
+        lines += [f"  {p.field}: {p.description}".replace("  : ", "  ") for p in problems]
+        super().__init__("\n".join(lines))
+
+
+class OperatorError(Exception):
+    """A command that cannot be carried out; the text names the cause and the remedy."""
+
+
+def invalid(field_path: str, description: str) -> CallError:
+    """Returns the error for one bad field of a request."""
+    return CallError(
+        Reason.FIELD_INVALID,
+        f"{field_path}: {description}",
+        violations=(Violation(field_path, description),),
+    )

@@ -1,0 +1,87 @@
+"""COSE_Sign1 (RFC 9052 sections 4.2 and 4.4), by concatenation of CBOR heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from signer.formats import cbor
+from signer.formats.items import finish_each
+from signer.formats.signature import signature_length
+from signer.model import Algorithm, FormatContext, KeyVersion, Prepared
+
+ALGORITHMS: Mapping[Algorithm, int] = {  # RFC 9053 section 2, RFC 8812 section 2
+    Algorithm.ES256: -7,
+    Algorithm.ES384: -35,
+    Algorithm.EDDSA: -8,
+    Algorithm.PS256: -37,
+    Algorithm.RS256: -257,
+}
+
+HEADER_ALG = 1
+HEADER_KID = 4
+
+
+class Envelope:
+    """COSE_Sign1 around any payload: everything that a batch shares, made once.
+
+    The headers keep the order they are given in; an empty protected header is
+    a byte string of length 0 (RFC 9052 section 3). ``external`` is external_aad.
+    """
+
+    def __init__(
+        self,
+        protected: Mapping[int, object],
+        unprotected: Mapping[int, object] | None = None,
+        external: bytes = b"",
+    ) -> None:
+        header = cbor.encode(dict(protected), cbor.as_given) if protected else b""
+        self._signed = b"\x84\x6aSignature1" + cbor.byte_string(header) + cbor.byte_string(external)
+        self._message = (
+            b"\xd2\x84"  # tag 18 and an array of 4
+            + cbor.byte_string(header)
+            + cbor.encode(dict(unprotected or {}), cbor.as_given)
+        )
+
+    def to_sign(self, payload: bytes) -> bytes:
+        """Returns the Sig_structure of the payload."""
+        return self._signed + cbor.byte_string(payload)
+
+    def message(self, to_sign: bytes, signature: bytes) -> bytes:
+        """Returns the tagged COSE_Sign1; both structures hold the payload as one byte string."""
+        return self._message + to_sign[len(self._signed) :] + cbor.byte_string(signature)
+
+    def length(self, payload: int, signature: int) -> int:
+        """Returns the length in bytes of a message with a payload and a signature so long."""
+        return (
+            len(self._message)
+            + len(cbor.head(2, payload))
+            + payload
+            + len(cbor.head(2, signature))
+            + signature
+        )
+
+
+def envelope(version: KeyVersion) -> Envelope:
+    """Returns the envelope of a key version: protected alg and kid, in deterministic order."""
+    return Envelope({HEADER_ALG: ALGORITHMS[version.algorithm], HEADER_KID: version.kid})
+
+
+class CoseSign1:
+    """Any bytes as payload."""
+
+    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
+        """All messages together, each with a payload head as long as the longest needs."""
+        longest = max(map(len, payloads), default=0)
+        signature = signature_length(context.version)
+        fixed = envelope(context.version).length(longest, signature) - longest
+        return len(payloads) * fixed + sum(map(len, payloads))
+
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+        """Makes the Sig_structures; every payload is fit."""
+        return Prepared(list(map(envelope(context.version).to_sign, payloads)), {})
+
+    def finish(
+        self, prepared: Prepared, signatures: Sequence[bytes], context: FormatContext
+    ) -> list[bytes]:
+        """Makes the tagged messages."""
+        return finish_each(prepared, signatures, envelope(context.version).message)

@@ -1,0 +1,211 @@
+"""HCERT: a DCC in a CWT in a COSE_Sign1, compressed, in Base45, after ``HC1:``.
+
+Electronic Health Certificate Specification 1.0, EU DCC trust framework; CWT is
+RFC 8392, Base45 RFC 9285.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from cryptography import x509
+
+from signer.errors import Reason
+from signer.formats import base45, cbor, cose, dcc, deflate
+from signer.formats.items import ItemError, denied, fail_all, finish_each, prepare_each
+from signer.formats.signature import signature_length
+from signer.model import Algorithm, FormatContext, Prepared
+
+CLAIM_ISS = 1
+CLAIM_EXP = 4
+CLAIM_IAT = 6
+
+PREFIX = b"HC1:"
+
+_ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.PS256})
+
+
+class Hcert:
+    """A DCC as JSON or CBOR becomes the text of a QR code."""
+
+    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
+        """All texts together; nothing is issued where the context is refused.
+
+        The DCC in CBOR is hardly longer than its payload (``_growth``), its zlib
+        stream at most ``deflate.OVERHEAD`` longer, and Base45 is 3 for 2.
+        """
+        try:
+            issue = _issue(context)
+        except ItemError:
+            return 0
+        length = cose.envelope(context.version).length
+        signature = signature_length(context.version)
+        fixed = length(deflate.MAX_LENGTH, signature) - deflate.MAX_LENGTH
+        fixed += len(issue.claims) + deflate.OVERHEAD
+        total = sum(map(len, payloads)) + _growth(payloads) + len(payloads) * fixed
+        # A sum of roundings is at most the rounded sum and one for each item.
+        return base45.encoded_length(total) + len(payloads) * (1 + len(PREFIX))
+
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+        """Checks the DCCs and makes the Sig_structures over their CWTs."""
+        try:
+            issue = _issue(context)
+        except ItemError as error:
+            return fail_all(payloads, error.failure)
+        to_sign = cose.envelope(context.version).to_sign
+        now = datetime.fromtimestamp(context.now, UTC)
+
+        def prepare(payload: bytes) -> bytes:
+            certificate = dcc.read(payload)
+            dcc.check(certificate, context.content, now)
+            if certificate.type not in issue.types:
+                raise denied(
+                    f"{certificate.type} is not among the extended key usages of the "
+                    "signing certificate"
+                )
+            return to_sign(issue.claims + cbor.encode(certificate.document, cbor.deterministic))
+
+        return prepare_each(payloads, prepare)
+
+    def finish(
+        self, prepared: Prepared, signatures: Sequence[bytes], context: FormatContext
+    ) -> list[bytes]:
+        """Makes the texts."""
+        message = cose.envelope(context.version).message
+
+        def finish(to_sign: bytes, signature: bytes) -> bytes:
+            return text(message(to_sign, signature))
+
+        return finish_each(prepared, signatures, finish)
+
+
+def refusal(context: FormatContext) -> str | None:
+    """Returns why no HCERT can be issued in this context, or None: for refusing the whole call."""
+    try:
+        _issue(context)
+    except ItemError as error:
+        return error.failure.message
+    return None
+
+
+def claims_head(claims: Mapping[int, object]) -> bytes:
+    """Returns a CWT up to its DCC: the claims in their order, then -260: {1: (RFC 8392)."""
+    encoded = [cbor.encode(part, cbor.as_given) for claim in claims.items() for part in claim]
+    return cbor.head(5, len(claims) + 1) + b"".join(encoded) + b"\x39\x01\x03\xa1\x01"
+
+
+def text(message: bytes) -> bytes:
+    """Returns the text of the QR code for a COSE message of at most 65,535 bytes."""
+    return PREFIX + base45.encode(deflate.compress(message))
+
+
+@dataclass(frozen=True, slots=True)
+class _Issue:
+    """What all certificates of a batch share: the head of the CWT, and the types allowed."""
+
+    claims: bytes
+    types: frozenset[str]
+
+
+def _issue(context: FormatContext) -> _Issue:
+    """Returns what the batch's certificates share; raises ItemError where there can be none.
+
+    A DCC must not outlive the certificate that verifies it: where activation
+    saw to that (DESIGN section 7), the last reason never applies.
+    """
+    version, terms, iat = context.version, context.hcert, context.now
+    if terms is None:
+        raise _unfit("the policy gives this key no issuer and validity for HCERT")
+    if version.algorithm not in _ALGORITHMS:
+        raise _unfit(f"HCERT is signed with ES256 or PS256, not with {version.algorithm}")
+    if version.certificate is None:
+        raise _unfit("the key version has no certificate: import one before it signs HCERT")
+    try:
+        certificate = _read_certificate(version.certificate)
+    except ValueError:
+        raise _unfit("the certificate of the key version cannot be read: replace it") from None
+    exp = iat + terms.validity
+    if iat < certificate.not_before:
+        raise _unfit("the certificate of the key version is not valid yet")
+    if exp > certificate.not_after:
+        raise _unfit(
+            "the certificate of the key version ends before what it would sign: "
+            "rotate the key, or shorten the validity in the policy"
+        )
+    # Integer times, in the deterministic order of the claims.
+    claims = claims_head({CLAIM_ISS: terms.issuer, CLAIM_EXP: exp, CLAIM_IAT: iat})
+    return _Issue(claims, certificate.types)
+
+
+def _unfit(message: str) -> ItemError:
+    return ItemError(Reason.KEY_VERSION_NOT_ACTIVE, message)
+
+
+# To e, what follows a digit only in numbers that are not integers; to 0, the digits.
+_MARKS = bytes.maketrans(b"123456789.E", b"000000000ee")
+
+
+def _growth(payloads: Sequence[bytes]) -> int:
+    """By how many bytes at most the DCCs in CBOR are longer than their payloads together.
+
+    JSON: charge each name and value with the bracket, comma or colon before it.
+    - A float has 3 characters and its separator, and takes 9 bytes: 5 more.
+    - A text or name of n bytes has two quotes and its separator: n + 3, as many
+      as it takes below 64 KiB. Escapes are longer than what they stand for.
+    - An integer or word with its separator is never shorter than in CBOR.
+    - A list or object is left with one closing bracket and its separator, and
+      takes 1 byte, 2 from 24 and 3 from 256 members on (of 2 bytes or more):
+      n // 256 bytes more for all. The outermost has no separator, but the quotes
+      of ver, nam and dob to spare.
+    CBOR: encoding again shortens, except that the two bytes around a list or map
+    of indefinite length may become 3 for 256 members or more: n // 256 for all.
+    """
+    everything = b"".join(payloads)
+    floats = everything.translate(_MARKS).count(b"0e")
+    return 5 * floats + len(everything) // 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Certificate:
+    """What a signing certificate says: validity in epoch seconds, types of DCC."""
+
+    not_before: float
+    not_after: float
+    types: frozenset[str]
+
+
+# Types of DCC that an extended key usage allows. The second arc is a misprint
+# of the early specification that is found in certificates in use.
+_USAGES: Mapping[str, str] = {
+    f"{arc}.{number}": kind
+    for arc in ("1.3.6.1.4.1.1847.2021.1", "1.3.6.1.4.1.0.1847.2021.1")
+    for number, kind in (("1", "t"), ("2", "v"), ("3", "r"))
+}
+
+# The extension extKeyUsage with an empty list: certificates have it against
+# RFC 5280 section 4.2.1.12, and the library refuses to read them.
+_NO_USAGES = bytes.fromhex("0603551d25 0402 3000")
+
+
+@lru_cache(maxsize=64)
+def _read_certificate(der: bytes) -> _Certificate:
+    """Reads a signing certificate (ValueError); one without usages of ours suits all types."""
+    certificate = x509.load_der_x509_certificate(der)
+    oids: list[str] = []
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        oids = [usage.dotted_string for usage in usages.value]
+    except x509.ExtensionNotFound:
+        pass
+    except ValueError:
+        if _NO_USAGES not in certificate.tbs_certificate_bytes:
+            raise
+    types = frozenset(_USAGES[oid] for oid in oids if oid in _USAGES)
+    return _Certificate(
+        certificate.not_valid_before_utc.timestamp(),
+        certificate.not_valid_after_utc.timestamp(),
+        types or frozenset(dcc.TYPES),
+    )

@@ -1,0 +1,65 @@
+"""JWS in compact form (RFC 7515 section 3.1) over one JSON object."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+
+from signer.formats import parse
+from signer.formats.items import denied, finish_each, prepare_each
+from signer.formats.signature import signature_length
+from signer.model import FormatContext, KeyVersion, Prepared
+
+
+class Jws:
+    """Carries the payload's bytes unchanged, under a header of alg and kid."""
+
+    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
+        """Header, two dots, and 4 characters for each 3 bytes begun."""
+        fixed = len(_header(context.version)) + 1 + _encoded(signature_length(context.version))
+        # A sum of roundings is at most the rounded sum and one for each item.
+        return len(payloads) * (fixed + 1) + _encoded(sum(map(len, payloads)))
+
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+        """Makes the JWS signing inputs (RFC 7515 section 5.1)."""
+        header = _header(context.version)
+        required = context.content.required_members
+
+        def prepare(payload: bytes) -> bytes:
+            document = parse.json_object(payload)
+            if required and not document.keys() >= required:
+                missing = min(required - document.keys())
+                raise denied(f"content rule required_members: {missing[:64]} is missing")
+            return header + _base64url(payload)
+
+        return prepare_each(payloads, prepare)
+
+    def finish(
+        self,
+        prepared: Prepared,
+        signatures: Sequence[bytes],
+        context: FormatContext,  # noqa: ARG002 - the Protocol's signature
+    ) -> list[bytes]:
+        """Appends the signatures to their signing inputs."""
+        return finish_each(prepared, signatures, _compact)
+
+
+def _compact(signing_input: bytes, signature: bytes) -> bytes:
+    return signing_input + b"." + _base64url(signature)
+
+
+def _header(version: KeyVersion) -> bytes:
+    """The first part of the message and its dot."""
+    header = {"alg": version.algorithm.value, "kid": version.thumbprint}
+    return _base64url(json.dumps(header, separators=(",", ":")).encode()) + b"."
+
+
+def _base64url(data: bytes) -> bytes:
+    """Base64url without padding (RFC 7515 section 2)."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _encoded(length: int) -> int:
+    """Characters that so many bytes take in base64url."""
+    return (4 * length + 2) // 3

@@ -1,0 +1,47 @@
+"""DIGEST and MESSAGE: the output is the raw signature."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from signer.formats.items import fail_all, unreadable
+from signer.formats.signature import signature_length
+from signer.model import FormatContext, Prepared
+
+
+class Message:
+    """Any bytes; the key's hash is applied to them by us."""
+
+    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
+        """Bytes of all signatures together."""
+        return len(payloads) * signature_length(context.version)
+
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:  # noqa: ARG002 - the Protocol's signature
+        """The payloads are the bytes to sign; an empty one is a message too."""
+        return Prepared(payloads, {})
+
+    def finish(
+        self,
+        prepared: Prepared,  # noqa: ARG002 - the Protocol's signature
+        signatures: Sequence[bytes],
+        context: FormatContext,  # noqa: ARG002 - the Protocol's signature
+    ) -> list[bytes]:
+        """The signatures are the outputs."""
+        return list(signatures)
+
+
+class Digest(Message):
+    """A digest of the key's hash, signed unseen."""
+
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+        """Takes digests of exactly the right length: no HSM module checks it for us."""
+        hash_name = context.version.algorithm.hash_name
+        if hash_name is None:
+            failure = unreadable("EdDSA signs no digest: send the message itself (MESSAGE)").failure
+            return fail_all(payloads, failure)
+        size = hashlib.new(hash_name).digest_size
+        wrong = unreadable(f"payload is not a {hash_name} digest of {size} bytes").failure
+        failures = {i: wrong for i, payload in enumerate(payloads) if len(payload) != size}
+        to_sign = [b"" if i in failures else p for i, p in enumerate(payloads)]
+        return Prepared(to_sign, failures, prehashed=True)

@@ -1,0 +1,31 @@
+"""How long a key version's signatures are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from signer.model import Algorithm, KeyVersion
+
+_FIXED: Mapping[Algorithm, int] = {
+    Algorithm.ES256: 64,  # r and s of 32 bytes each (RFC 7518 section 3.4)
+    Algorithm.ES384: 96,
+    Algorithm.EDDSA: 64,  # Ed25519 (RFC 8032 section 5.1.6)
+}
+
+
+def signature_length(version: KeyVersion) -> int:
+    """Returns the length in bytes of the raw signatures of a key version."""
+    return _FIXED.get(version.algorithm) or _modulus_length(version.spki)
+
+
+@lru_cache(maxsize=1024)
+def _modulus_length(spki: bytes) -> int:
+    """Length in bytes of an RSA modulus, and so of its signatures (RFC 8017 section 8)."""
+    key = load_der_public_key(spki)
+    if not isinstance(key, RSAPublicKey):
+        raise TypeError("the pinned public key of an RS256 or PS256 key version is not RSA")
+    return (key.key_size + 7) // 8

@@ -1,0 +1,114 @@
+"""The hot loop: C_SignInit and C_Sign straight on the module's function list.
+
+python-pkcs11's ``sign`` makes three C calls and several allocations a signature;
+this loop makes two calls into one buffer (docs/adr/0002). Everything else is
+left to python-pkcs11.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Sequence
+
+from signer.hsm.mechanisms import Mechanism, low_s
+
+_ULONG = ctypes.c_ulong
+_C_SIGN_INIT, _C_SIGN = 42, 43  # places in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
+_FUNCTIONS = 68
+MAX_SIGNATURE = 512
+
+
+class _FunctionList(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_ubyte * 2), ("functions", ctypes.c_void_p * _FUNCTIONS))
+
+
+class _Mechanism(ctypes.Structure):
+    _fields_ = (("mechanism", _ULONG), ("parameter", ctypes.c_char_p), ("length", _ULONG))
+
+
+class ErrorClass(enum.StrEnum):
+    """What a return value means for us. Codes are not portable; unknown ones are fatal."""
+
+    REFUSED = "refused"
+    SESSION_LOST = "session_lost"
+    BUSY = "busy"
+    MODULE_FATAL = "module_fatal"
+
+
+_CLASSES = {
+    0x060: ErrorClass.REFUSED,  # CKR_KEY_HANDLE_INVALID
+    0x062: ErrorClass.REFUSED,  # CKR_KEY_SIZE_RANGE
+    0x063: ErrorClass.REFUSED,  # CKR_KEY_TYPE_INCONSISTENT
+    0x068: ErrorClass.REFUSED,  # CKR_KEY_FUNCTION_NOT_PERMITTED
+    0x070: ErrorClass.REFUSED,  # CKR_MECHANISM_INVALID
+    0x071: ErrorClass.REFUSED,  # CKR_MECHANISM_PARAM_INVALID
+    0x082: ErrorClass.REFUSED,  # CKR_OBJECT_HANDLE_INVALID
+    0x0B0: ErrorClass.SESSION_LOST,  # CKR_SESSION_CLOSED
+    0x0B3: ErrorClass.SESSION_LOST,  # CKR_SESSION_HANDLE_INVALID
+    0x032: ErrorClass.SESSION_LOST,  # CKR_DEVICE_REMOVED
+    0x0E0: ErrorClass.SESSION_LOST,  # CKR_TOKEN_NOT_PRESENT
+    0x101: ErrorClass.SESSION_LOST,  # CKR_USER_NOT_LOGGED_IN
+    0x002: ErrorClass.BUSY,  # CKR_HOST_MEMORY
+    0x031: ErrorClass.BUSY,  # CKR_DEVICE_MEMORY
+    0x0B1: ErrorClass.BUSY,  # CKR_SESSION_COUNT
+}
+
+
+class CryptokiError(Exception):
+    """A call of the module failed. ``usable``: the session may go on (C_SignInit refused)."""
+
+    def __init__(self, call: str, value: int) -> None:
+        self.call = call
+        self.value = value
+        self.error_class = _CLASSES.get(value, ErrorClass.MODULE_FATAL)
+        self.usable = call == "C_SignInit" and self.error_class is ErrorClass.REFUSED
+        super().__init__(f"{call} returned 0x{value:08x} ({self.error_class})")
+
+
+class HotLoop:
+    """Signs columns of inputs in one session of one module, in one thread."""
+
+    def __init__(self, module: str, session: int) -> None:
+        """Takes the module that the process has loaded already and an open session's handle."""
+        self._library = ctypes.CDLL(module)
+        pointer = ctypes.POINTER(_FunctionList)()
+        value = self._library.C_GetFunctionList(ctypes.byref(pointer))
+        if value:
+            raise CryptokiError("C_GetFunctionList", value)
+        functions = pointer.contents.functions
+        prototype = ctypes.CFUNCTYPE
+        self._init = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG)(functions[_C_SIGN_INIT])
+        self._sign = prototype(
+            _ULONG, _ULONG, ctypes.c_char_p, _ULONG, ctypes.c_void_p, ctypes.c_void_p
+        )(functions[_C_SIGN])
+        self._session = session
+        self._buffer = ctypes.create_string_buffer(MAX_SIGNATURE)
+        self._length = _ULONG(0)
+
+    def sign(self, key: int, mechanism: Mechanism, inputs: Sequence[bytes]) -> list[bytes]:
+        """Signs every input with the private key of this handle.
+
+        Returns raw signatures, ECDSA with low s. Raises CryptokiError at the
+        first call that fails.
+        """
+        parameter = mechanism.parameter
+        struct = _Mechanism(mechanism.number, parameter or None, len(parameter))
+        init, sign, session, prefix = self._init, self._sign, self._session, mechanism.prefix
+        mechanism_at = ctypes.addressof(struct)
+        buffer, buffer_at = self._buffer, ctypes.addressof(self._buffer)
+        length, length_at = self._length, ctypes.addressof(self._length)
+        view = memoryview(buffer).cast("B")
+        signatures = []
+        for item in inputs:
+            data = prefix + item if prefix else item
+            if value := init(session, mechanism_at, key):
+                raise CryptokiError("C_SignInit", value)
+            length.value = MAX_SIGNATURE
+            if value := sign(session, data, len(data), buffer_at, length_at):
+                raise CryptokiError("C_Sign", value)
+            signatures.append(view[: length.value].tobytes())
+        if mechanism.order is not None:
+            order = mechanism.order
+            signatures = [low_s(signature, order) for signature in signatures]
+        return signatures

@@ -1,0 +1,51 @@
+"""One worker process seen from outside: started, talked to, ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from signer.hsm.frames import Channel, Kind, pack_json
+from signer.hsm.spec import TokenSpec
+
+_KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A worker and the socket that leads to it. It ends when the socket closes."""
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+
+    @classmethod
+    def start(cls, spec: TokenSpec) -> WorkerProcess:
+        """Spawns a worker (never forks: this process has threads) and tells it its token."""
+        ours, theirs = socket.socketpair()
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "signer.hsm.worker", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=environment | dict(spec.environment),
+            )
+        channel = Channel(ours)
+        channel.send(Kind.CONFIGURE, pack_json(spec.to_json()))
+        return cls(process, channel)
+
+    def kill(self) -> None:
+        """Ends a hung worker; its reader sees the socket close."""
+        self.process.kill()
+
+    def end(self, seconds: float = 5.0) -> None:
+        """Closes the socket, waits for the worker to leave and reaps it."""
+        self.channel.close()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

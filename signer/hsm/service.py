@@ -1,0 +1,77 @@
+"""All tokens together: what the engine asks for signatures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from signer.errors import CallError, Reason
+from signer.hsm.pool import Pool, WorkerStatus
+from signer.hsm.spec import FailureKind
+from signer.model import KeyVersion, Signed, SignJob
+
+
+class Hsm:
+    """Finds the pool of a key's token."""
+
+    def __init__(self, pools: Mapping[str, Pool]) -> None:
+        self._pools = dict(pools)
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """The pools by the label of their token."""
+        return self._pools
+
+    def start(self) -> None:
+        """Starts all workers; does not wait for them."""
+        for pool in self._pools.values():
+            pool.start()
+
+    def wait_for_outcomes(self, seconds: float) -> dict[str, tuple[FailureKind | None, str]]:
+        """Waits until each token serves or has failed; returns failures and their texts."""
+        return {label: pool.wait_for_outcome(seconds) for label, pool in self._pools.items()}
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def sign(self, job: SignJob) -> Signed:
+        """Signs a batch on the token of its key; see Pool.sign."""
+        return self._pool(job.version).sign(job)
+
+    def refresh(self) -> None:
+        """Has all workers look for new keys."""
+        for pool in self._pools.values():
+            pool.refresh()
+
+    def stop_key(self, version: KeyVersion, text: str) -> None:
+        """Stops a version on its token; see Pool.stop_key."""
+        self._pool(version).stop_key(version, text)
+
+    def status(self) -> list[WorkerStatus]:
+        """All workers of all tokens."""
+        return [worker for pool in self._pools.values() for worker in pool.status()]
+
+    def waiting(self) -> dict[str, int]:
+        """Items that wait for a worker, by owner."""
+        items: Counter[str] = Counter()
+        for pool in self._pools.values():
+            for waiting in pool.waiting():
+                items[waiting.owner] += waiting.items
+        return items
+
+    def reasons(self) -> list[str]:
+        """Why tokens do not serve; empty where all do."""
+        return [
+            f"token {label}: {pool.reason}" for label, pool in self._pools.items() if pool.reason
+        ]
+
+    def _pool(self, version: KeyVersion) -> Pool:
+        pool = self._pools.get(version.token)
+        if pool is None:
+            raise CallError(
+                Reason.INTERNAL,
+                f"{version.name} lies on token {version.token}, which is not configured",
+            )
+        return pool

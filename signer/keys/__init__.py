@@ -1,0 +1,1 @@
+"""Keys: the registry, certificates, and the operations that make them."""

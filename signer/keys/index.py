@@ -1,0 +1,76 @@
+"""All key versions at one revision of the registry, as one immutable value."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+from signer.model import KeyName, KeyVersion
+
+
+class KeyIndex:
+    """Key versions by name; safe to share between threads because nothing changes it.
+
+    ``revision`` is the registry's counter when the versions were read. Two
+    indices are equal if revision and versions are.
+    """
+
+    __slots__ = ("_by_key", "_keys", "_names", "revision")
+
+    def __init__(self, versions: Iterable[KeyVersion] = (), revision: int = 0) -> None:
+        self.revision = revision
+        by_key: dict[KeyName, dict[int, KeyVersion]] = {}
+        for version in versions:
+            numbered = by_key.setdefault(version.key, {})
+            if version.number in numbered:
+                raise ValueError(f"two versions are named {version.name}")
+            numbered[version.number] = version
+        self._by_key = {key: dict(sorted(numbered.items())) for key, numbered in by_key.items()}
+        self._keys = sorted(by_key, key=str)
+        self._names = [str(key) for key in self._keys]
+
+    def version(self, name: KeyName, number: int) -> KeyVersion | None:
+        """Returns one version, whatever its state."""
+        return self._by_key.get(name, {}).get(number)
+
+    def versions(self, name: KeyName) -> tuple[KeyVersion, ...]:
+        """Returns all versions of a key, oldest first; none if there is no such key."""
+        return tuple(self._by_key.get(name, {}).values())
+
+    def primary(self, name: KeyName, now: float) -> KeyVersion | None:
+        """Returns the version that signs for the key at the time ``now``.
+
+        It is the active version with the latest activation (DESIGN section 6);
+        of two activated at the same instant, the newer one.
+        """
+        active = (v for v in self._by_key.get(name, {}).values() if v.active(now))
+        return max(active, key=lambda v: (v.activate_at or 0.0, v.number), default=None)
+
+    def names(self, prefix: str = "", after: str = "", limit: int | None = None) -> list[KeyName]:
+        """Returns up to ``limit`` names that start with ``prefix`` and come after ``after``.
+
+        The order is that of the resource names as text, which makes the last
+        name of a page the ``after`` of the next. A prefix of one facility ends
+        with a slash: ``facilities/01/``, or ``facilities/01-001`` matches too.
+        """
+        start = max(bisect_left(self._names, prefix), bisect_right(self._names, after))
+        # No name has a character above "z", so this is the end of the prefix's range.
+        end = bisect_left(self._names, prefix + "\x7f")
+        if limit is not None:
+            end = min(end, start + limit)
+        return self._keys[start:end]
+
+    def __iter__(self) -> Iterator[KeyVersion]:
+        for numbered in self._by_key.values():
+            yield from numbered.values()
+
+    def __len__(self) -> int:
+        """The number of versions."""
+        return sum(map(len, self._by_key.values()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeyIndex):
+            return NotImplemented
+        return self.revision == other.revision and self._by_key == other._by_key
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by content, which is large

@@ -1,0 +1,75 @@
+"""The second port: /metrics for Prometheus, /livez and /readyz for probes. Plain HTTP."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from signer.errors import OperatorError
+
+Reasons = Callable[[], Sequence[str]]
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10  # seconds that a client may take to send its request
+
+    def log_message(self, *_: object) -> None:
+        """Probes come every second; they are no news."""
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class HttpPort:
+    """Serves in a thread of its own until closed."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, reasons: Reasons) -> None:
+        """Binds; raises OperatorError where the port is taken."""
+        self._metrics = make_wsgi_app(registry)
+        self._reasons = reasons
+        try:
+            self._server = make_server(
+                host.strip("[]"), port, self._answer, _ThreadingServer, _QuietHandler
+            )
+        except OSError as error:
+            raise OperatorError(
+                f"cannot serve metrics on {host}:{port}: {error.strerror}; stop the other "
+                "program or change `metrics` in the configuration"
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        match environ.get("PATH_INFO"):
+            case "/metrics":
+                answer: Iterable[bytes] = self._metrics(environ, start_response)
+                return answer
+            case "/livez":
+                return _text(start_response, "200 OK", ["alive"])
+            case "/readyz":
+                reasons = self._reasons()
+                if reasons:
+                    return _text(start_response, "503 Service Unavailable", reasons)
+                return _text(start_response, "200 OK", ["ready"])
+            case _:
+                return _text(start_response, "404 Not Found", ["/metrics /livez /readyz"])
+
+
+def _text(start_response: Any, status: str, lines: Sequence[str]) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{line}\n".encode() for line in lines]

@@ -1,0 +1,124 @@
+"""The metrics of DESIGN section 9, as far as their parts exist.
+
+Labels come from closed sets only; the facility is never a label, its group is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+from signer.model import Algorithm, Format
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Counters and histograms, and the observers that the parts of the daemon report to."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        registry = self.registry
+        self._requests = Counter(
+            "signer_requests",
+            "Calls by method and gRPC code.",
+            ["method", "code"],
+            registry=registry,
+        )
+        self._items = Counter(
+            "signer_items",
+            "Items by how they ended: ok, or the reason of their failure.",
+            ["group", "format", "algorithm", "reason"],
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "signer_stage_duration_seconds",
+            "Time a batch spends in each stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._durations = Histogram(
+            "signer_request_duration_seconds",
+            "Time of a call inside the daemon.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._restarts = Counter(
+            "signer_worker_restarts",
+            "Workers that ended, by cause.",
+            ["token", "cause"],
+            registry=registry,
+        )
+        self._busy = Counter(
+            "signer_worker_busy_seconds",
+            "Time workers spent on chunks.",
+            ["token"],
+            registry=registry,
+        )
+        self._logins = Counter(
+            "signer_login_attempts",
+            "Logins to tokens, by result.",
+            ["token", "result"],
+            registry=registry,
+        )
+        self._calls = Histogram(
+            "signer_hsm_call_duration_seconds",
+            "Mean time of one signature in a chunk, its check included.",
+            ["token", "call"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._checks = Counter(
+            "signer_signature_checks",
+            "Signatures checked before release.",
+            ["result"],
+            registry=registry,
+        )
+        self._quotas = Counter(
+            "signer_quota_rejections",
+            "Batches refused by a quota.",
+            ["group", "window"],
+            registry=registry,
+        )
+
+    # --- observers of engine, pools and calls ----------------------------------------------
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._stages.labels(name).observe(seconds)
+
+    def items(
+        self, group: str, requested: Format, algorithm: Algorithm, reasons: Counts[str]
+    ) -> None:
+        for reason, count in reasons.items():
+            self._items.labels(group, requested, algorithm, reason).inc(count)
+
+    def quota_rejected(self, group: str, window: str) -> None:
+        self._quotas.labels(group, window).inc()
+
+    def request(self, method: str, code: str, seconds: float) -> None:
+        self._requests.labels(method, code).inc()
+        self._durations.labels(method).observe(seconds)
+
+    def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
+        self._busy.labels(token).inc(busy)
+        self._calls.labels(token, "C_Sign").observe(busy / items)
+        self._checks.labels("correct").inc(checked - wrong)
+        self._checks.labels("wrong").inc(wrong)
+
+    def worker_left(self, token: str, cause: str) -> None:
+        self._restarts.labels(token, cause).inc()
+
+    def login(self, token: str, result: str) -> None:
+        self._logins.labels(token, result).inc()

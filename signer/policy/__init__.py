@@ -1,0 +1,1 @@
+"""Who may sign what, when and how much. Pure: values in, decisions out."""

@@ -1,0 +1,269 @@
+"""From the document to the policy in force, once per load.
+
+A profile gives terms; a facility narrows them, and a key of it narrows them
+again. What would widen is refused, so that reading a profile tells the most
+that any of its facilities may do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from signer.errors import Violation
+from signer.model import IDENTIFIER, Algorithm, ContentRules, Format, HcertTerms, Role
+from signer.policy.document import (
+    FacilityRules,
+    GroupRules,
+    Part,
+    Profile,
+    StaffRules,
+    dotted,
+    problems_of,
+)
+from signer.policy.narrow import narrow
+from signer.policy.rules import Facility, Group, Level, Policy, Terms
+from signer.policy.values import serials
+from signer.policy.windows import DAY_SECONDS
+
+P = TypeVar("P", bound=Part)
+
+SECTIONS = ("roles", "denied_certificates", "groups", "profiles", "facilities")
+REQUIRED = ("profiles", "facilities")  # so that a file cut short is no policy
+
+BLIND = frozenset({Format.DIGEST})
+"""Formats of which the appliance sees only a digest."""
+
+_HCERT_ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.PS256})
+_ISSUER = frozenset({Role.ISSUER})
+
+
+def compile_policy(
+    document: Mapping[str, object], sha256: str, problems: list[Violation]
+) -> Policy:
+    """Builds the policy out of a document of plain values (dict, list, str, int, bool).
+
+    What is wrong is added to ``problems``; only where there is none may the
+    policy be used. A part with a mistake is left out and does not hide others.
+    """
+    _check_sections(document, problems)
+    group_rules = _section(document, "groups", GroupRules, problems)
+    profiles = {
+        name: _profile(f"profiles.{name}", rules, problems)
+        for name, rules in _section(document, "profiles", Profile, problems).items()
+    }
+    facilities: dict[str, Facility] = {}
+    for name, rules in _section(document, "facilities", FacilityRules, problems).items():
+        _check_names(f"facilities.{name}", rules, document, problems)
+        if rules.profile in profiles:
+            facilities[name] = _facility(name, rules, profiles[rules.profile], problems)
+    groups = _groups(group_rules, facilities)
+    facilities_of = _inverted({name: item.clients for name, item in facilities.items()})
+    groups_of = _inverted({name: item.clients for name, item in groups.items() if item.facilities})
+    staff = _staff(document, problems)
+    _check_apart(staff, facilities, groups, problems)
+    return Policy(
+        sha256=sha256,
+        roles=dict.fromkeys((*facilities_of, *groups_of), _ISSUER) | staff,
+        denied_certificates=_denied(document, problems),
+        groups=groups,
+        facilities=facilities,
+        facilities_of=facilities_of,
+        groups_of=groups_of,
+    )
+
+
+def _check_sections(document: Mapping[str, object], problems: list[Violation]) -> None:
+    known = f"is not known here; known are {', '.join(SECTIONS)}"
+    problems.extend(Violation(name, known) for name in sorted(document.keys() - set(SECTIONS)))
+    problems.extend(
+        Violation(name, f"is missing; write {name}: {{}} where there are none")
+        for name in REQUIRED
+        if name not in document
+    )
+
+
+def _section(
+    document: Mapping[str, object], section: str, kind: type[P], problems: list[Violation]
+) -> dict[str, P]:
+    """Reads a section of parts by their ids, without those that are wrong."""
+    parts: dict[str, P] = {}
+    for name, raw in _named(document, section, problems).items():
+        path = f"{section}.{name}"
+        if not _is_identifier(path, name, problems):
+            continue
+        try:
+            parts[name] = kind.model_validate(raw)
+        except ValidationError as error:
+            problems.extend(problems_of(error, path))
+    return parts
+
+
+def _named(
+    document: Mapping[str, object], section: str, problems: list[Violation]
+) -> dict[str, object]:
+    raw = document.get(section, {})
+    if isinstance(raw, dict):
+        return raw
+    problems.append(Violation(section, "should be a mapping of names to values"))
+    return {}
+
+
+def _is_identifier(path: str, name: str, problems: list[Violation]) -> bool:
+    if IDENTIFIER.fullmatch(name):
+        return True
+    text = "is no id: 1 to 63 of a-z, 0-9, '.', '_' and '-', first and last a letter or digit"
+    problems.append(Violation(path, text))
+    return False
+
+
+def _profile(path: str, rules: Profile, problems: list[Violation]) -> Terms:
+    """Returns the terms that a profile gives; what it does not state has the strict default."""
+    _check_fit(path, rules, problems)
+    hcert = rules.hcert
+    return Terms(
+        facility="",
+        group=None,
+        formats=rules.formats,
+        algorithms=rules.algorithms,
+        max_batch_items=rules.max_batch_items,
+        quotas=rules.quotas or (),
+        hours=rules.hours.hours() if rules.hours else None,
+        valid_from=rules.valid_from,
+        valid_until=rules.valid_until,
+        delegation=rules.delegation or False,
+        priority=rules.priority or "normal",
+        check_every=rules.check_every or 1,
+        hcert=HcertTerms(hcert.issuer, hcert.validity_days * DAY_SECONDS)
+        if hcert and hcert.issuer and hcert.validity_days
+        else None,
+        content=rules.content.rules() if rules.content else ContentRules(),
+        levels=(Level(path, rules),),
+    )
+
+
+def _check_fit(path: str, rules: Profile, problems: list[Violation]) -> None:
+    """Checks that formats, algorithms and rights go together (DESIGN section 4)."""
+    found = [*_misfits_of_blind(rules), *_misfits_of_hcert(rules)]
+    start, end = rules.valid_from, rules.valid_until
+    if start is not None and end is not None and start >= end:
+        found.append(("valid_until", "is not after valid_from"))
+    problems.extend(Violation(f"{path}.{name}", text) for name, text in found)
+
+
+def _misfits_of_blind(rules: Profile) -> Iterator[tuple[str, str]]:
+    blind = rules.blind or frozenset()
+    for item in sorted((rules.formats & BLIND) - blind):
+        yield "formats", f"{item} is signing unseen: list it in blind too, if that is meant"
+    for item in sorted(blind - BLIND):
+        yield "blind", f"{item} is not a blind format: leave it out"
+    for item in sorted((blind & BLIND) - rules.formats):
+        yield "blind", f"{item} is not in formats"
+    if Format.DIGEST in rules.formats and Algorithm.EDDSA in rules.algorithms:
+        yield "algorithms", "EdDSA signs no digests: give DIGEST a profile of its own"
+
+
+def _misfits_of_hcert(rules: Profile) -> Iterator[tuple[str, str]]:
+    hcert = rules.hcert
+    if Format.HCERT not in rules.formats:
+        if hcert is not None:
+            yield "hcert", "is of no use: HCERT is not in formats"
+        return
+    for algorithm in sorted(rules.algorithms - _HCERT_ALGORITHMS):
+        yield "algorithms", f"{algorithm} does not sign HCERT, only ES256 and PS256 do"
+    if hcert is None:
+        yield "hcert", "is missing: HCERT needs issuer and validity_days"
+    elif hcert.issuer is None or hcert.validity_days is None:
+        yield "hcert", "should state both issuer and validity_days"
+
+
+def _check_names(
+    path: str, rules: FacilityRules, document: Mapping[str, object], problems: list[Violation]
+) -> None:
+    """Checks that the profile and the group of a facility stand in the document.
+
+    They may stand there with a mistake of their own, which is told elsewhere.
+    """
+    for name, section in ((rules.profile, "profiles"), (rules.group, "groups")):
+        known = document.get(section, {})
+        if name is not None and isinstance(known, dict) and name not in known:
+            field = section.removesuffix("s")
+            problems.append(Violation(f"{path}.{field}", f"{name} does not stand in {section}"))
+
+
+def _facility(
+    name: str, rules: FacilityRules, profile: Terms, problems: list[Violation]
+) -> Facility:
+    path = f"facilities.{name}"
+    terms = narrow(replace(profile, facility=name, group=rules.group), path, rules, problems)
+    if terms.delegation and rules.group is None:
+        text = f"is missing: {terms.rule('delegation')} lets the group's clients sign"
+        problems.append(Violation(f"{path}.group", f"{text}; or state delegation: false"))
+    keys: dict[str, Terms] = {}
+    for key, key_rules in rules.keys.items():
+        key_path = dotted(path, ("keys", key))
+        _is_identifier(key_path, key, problems)
+        if key_rules.quotas is not None:
+            text = "are counted per facility: state them there"
+            problems.append(Violation(f"{key_path}.quotas", text))
+        keys[key] = narrow(terms, key_path, key_rules, problems)
+    return Facility(profile=rules.profile, clients=rules.clients, terms=terms, keys=keys)
+
+
+def _groups(
+    rules: Mapping[str, GroupRules], facilities: Mapping[str, Facility]
+) -> dict[str, Group]:
+    delegating: defaultdict[str | None, set[str]] = defaultdict(set)
+    for name, facility in facilities.items():
+        if facility.terms.delegation:
+            delegating[facility.terms.group].add(name)
+    return {
+        name: Group(group.name, group.clients, frozenset(delegating[name]))
+        for name, group in rules.items()
+    }
+
+
+def _inverted(clients_of: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    for name, clients in clients_of.items():
+        for client in clients:
+            names[client].add(name)
+    return {client: frozenset(found) for client, found in names.items()}
+
+
+def _staff(document: Mapping[str, object], problems: list[Violation]) -> dict[str, frozenset[Role]]:
+    """Reads who is officer, auditor or operator."""
+    try:
+        rules = StaffRules.model_validate(document.get("roles", {}))
+    except ValidationError as error:
+        problems.extend(problems_of(error, "roles"))
+        return {}
+    roles = _inverted({name: getattr(rules, name) for name in StaffRules.model_fields})
+    return {who: frozenset(Role(name) for name in names) for who, names in roles.items()}
+
+
+def _check_apart(
+    staff: Mapping[str, frozenset[Role]],
+    facilities: Mapping[str, Facility],
+    groups: Mapping[str, Group],
+    problems: list[Violation],
+) -> None:
+    """Checks that nobody who watches over signing signs."""
+    clients = [(f"facilities.{name}.clients", item.clients) for name, item in facilities.items()]
+    clients += [(f"groups.{name}.clients", item.clients) for name, item in groups.items()]
+    for path, principals in clients:
+        for principal in sorted(principals & staff.keys()):
+            role = min(staff[principal])
+            problems.append(Violation(path, f"{principal} is {role} in roles: who signs has none"))
+
+
+def _denied(document: Mapping[str, object], problems: list[Violation]) -> frozenset[int]:
+    try:
+        return serials(document.get("denied_certificates", []))
+    except ValueError as error:
+        problems.append(Violation("denied_certificates", str(error)))
+        return frozenset()

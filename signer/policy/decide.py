@@ -1,0 +1,155 @@
+"""Who may sign what, and when. Pure: values in, a decision out.
+
+What no rule allows is denied. Whoever is no client of a facility gets one and
+the same answer whatever was asked, so that nobody learns what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from signer.errors import Reason
+from signer.model import Algorithm, Format, KeyName, Role
+from signer.policy.rules import Policy, Terms
+from signer.policy.windows import Hours
+
+DEFAULT_DENY = "default.deny"
+"""The rule behind a denial that nothing in the policy states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy says, and which rule says it.
+
+    ``rule`` is a dotted path into the policy. Allowed: ``terms`` are those to
+    sign under. Denied: ``reason`` and ``message`` are for the caller, and
+    ``retry_after`` are the seconds after which asking again can help.
+    """
+
+    terms: Terms | None
+    rule: str
+    reason: Reason | None = None
+    message: str = ""
+    retry_after: float | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether no rule denies; then there are terms."""
+        return self.reason is None
+
+
+UNKNOWN = Decision(
+    None, DEFAULT_DENY, Reason.PEER_UNKNOWN, "no rule of the policy names this principal"
+)
+FORBIDDEN = Decision(
+    None,
+    DEFAULT_DENY,
+    Reason.POLICY_DENIED,
+    "no rule of the policy lets this principal sign with this key",
+)
+
+
+def roles_of(policy: Policy, principal: str) -> frozenset[Role]:
+    """Returns what a principal is; empty for one that no rule names."""
+    return policy.roles.get(principal, frozenset())
+
+
+def may_use(policy: Policy, principal: str, key: KeyName) -> Terms | None:
+    """Returns the terms under which a principal may sign with a key, at whatever time.
+
+    None where it may not, or where no facility has that name.
+    """
+    right = _right(policy, principal, key)
+    return right[0] if right else None
+
+
+def visible_facilities(policy: Policy, principal: str) -> frozenset[str] | None:
+    """Returns the facilities whose keys a principal may see; None: of all there are.
+
+    Officers, auditors and operators see also what the policy names no longer.
+    """
+    if roles_of(policy, principal) - {Role.ISSUER}:
+        return None
+    delegating = (policy.groups[name].facilities for name in policy.groups_of.get(principal, ()))
+    return policy.facilities_of.get(principal, frozenset[str]()).union(*delegating)
+
+
+def decide(policy: Policy, principal: str, key: KeyName, requested: Format, now: float) -> Decision:
+    """Decides whether a principal may sign in a format with a key at ``now``.
+
+    Whether the key exists is not looked at, nor its algorithm (check_algorithm),
+    the size of the batch (Terms.max_batch_items) and the quotas (usage.Usage).
+    """
+    if not roles_of(policy, principal):
+        return UNKNOWN
+    right = _right(policy, principal, key)
+    if right is None:
+        return FORBIDDEN
+    terms, rule = right
+    if requested not in terms.formats:
+        denier = _denier(terms, "formats", lambda formats: requested not in formats)
+        return _denied(denier, f"{requested} is not allowed with this key")
+    return _not_now(terms, now) or Decision(terms, rule)
+
+
+def check_algorithm(terms: Terms, requested: Format, algorithm: Algorithm) -> Decision:
+    """Decides whether a key of this algorithm may sign, once the key is known."""
+    if algorithm not in terms.algorithms:
+        denier = _denier(terms, "algorithms", lambda algorithms: algorithm not in algorithms)
+        return _denied(denier, f"{requested} is not allowed with a key for {algorithm}")
+    return Decision(terms, terms.rule("algorithms"))
+
+
+def _right(policy: Policy, principal: str, key: KeyName) -> tuple[Terms, str] | None:
+    """Returns the terms, and the rule that makes the principal a client."""
+    facility = policy.facilities.get(key.facility)
+    if facility is None:
+        return None
+    terms = facility.terms_of(key.key)
+    if principal in facility.clients:
+        return terms, f"facilities.{key.facility}.clients"
+    group = terms.group
+    if terms.delegation and group is not None and principal in policy.groups[group].clients:
+        return terms, f"groups.{group}.clients"
+    return None
+
+
+def _not_now(terms: Terms, now: float) -> Decision | None:
+    """Returns the denial of a time outside of validity or opening hours."""
+    if terms.valid_from is not None and now < terms.valid_from:
+        denier = _denier(terms, "valid_from", lambda start: now < start)
+        return _denied(denier, f"signing is allowed from {_utc(terms.valid_from)} on")
+    if terms.valid_until is not None and now >= terms.valid_until:
+        denier = _denier(terms, "valid_until", lambda end: now >= end)
+        return _denied(denier, f"signing was allowed until {_utc(terms.valid_until)}")
+    if terms.hours is not None and not terms.hours.is_open(now):
+        return _closed(terms, terms.hours, now)
+    return None
+
+
+def _closed(terms: Terms, hours: Hours, now: float) -> Decision:
+    opening = hours.next_opening(now)
+    return Decision(
+        None,
+        _denier(terms, "hours", lambda stated: not stated.hours().is_open(now)),
+        Reason.CLOSED_HOURS,
+        f"closed now; signing is allowed again from {_utc(opening)} on",
+        retry_after=opening - now,
+    )
+
+
+def _denier(terms: Terms, name: str, denies: Callable[[Any], bool]) -> str:
+    """Returns the path of the outermost statement of a rule that denies by itself."""
+    stated = ((level.path, getattr(level.rules, name)) for level in terms.levels)
+    return next(f"{path}.{name}" for path, rule in stated if rule is not None and denies(rule))
+
+
+def _denied(rule: str, message: str) -> Decision:
+    return Decision(None, rule, Reason.POLICY_DENIED, message)
+
+
+def _utc(time: float) -> str:
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,104 @@
+"""How much of its quotas each facility has used. In memory only, for now.
+
+Windows are fixed and aligned to the epoch: a minute begins with second 0, a
+``day`` is a day in UTC. So no more than the limit passes in any such window,
+while two windows that touch can together pass twice the limit within less than
+their length. A restart of the daemon forgets what was used; the issue that
+brings the audit log makes usage a fold over it.
+
+Memory: one entry for each facility ever charged, of at most one counter for
+each kind of window.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from signer.policy.values import Quota
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaRefusal:
+    """The quota that does not hold a batch, and the seconds until it can.
+
+    ``retry_after`` None: it never can, for the batch alone is above the limit.
+    """
+
+    quota: Quota
+    retry_after: float | None
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Items of one facility: since the start, and by window length in the latest window.
+
+    The latest window goes by its number, counted from the epoch.
+    """
+
+    total: int = 0
+    windows: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def used(self, length: int, number: int) -> int:
+        latest, items = self.windows.get(length, (number, 0))
+        return items if latest == number else 0
+
+
+class Usage:
+    """Counts items by facility and window. Safe to use from many threads.
+
+    Time never goes back here: a clock that is set back meets the windows that
+    were open at the latest time seen, so that it refills nothing.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._latest = 0.0
+
+    def charge(
+        self, facility: str, quotas: Sequence[Quota], items: int, now: float
+    ) -> QuotaRefusal | None:
+        """Counts ``items`` in the windows of all ``quotas``, or in none of them.
+
+        Returns None where they fit, else the quota that takes longest to make room.
+        """
+        with self._lock:
+            self._latest = latest = max(self._latest, now)
+            for quota in quotas:
+                if items > quota.limit:
+                    return QuotaRefusal(quota, None)
+            entry = self._entries.setdefault(facility, _Entry())
+            refusals = []
+            charged = {}
+            for quota in quotas:
+                length = quota.window_seconds
+                number = int(latest // length)
+                total = entry.used(length, number) + items
+                charged[length] = (number, total)
+                if total > quota.limit:
+                    refusals.append(QuotaRefusal(quota, (number + 1) * length - now))
+            if refusals:
+                return max(refusals, key=lambda refusal: refusal.retry_after or 0.0)
+            entry.windows.update(charged)
+            entry.total += items
+            return None
+
+    def remaining(self, facility: str, quotas: Sequence[Quota], now: float) -> tuple[int, ...]:
+        """Returns for each quota, in their order, the items left in the window that runs now."""
+        with self._lock:
+            latest = max(self._latest, now)
+            entry = self._entries.get(facility, _Entry())
+            return tuple(
+                max(0, quota.limit - entry.used(quota.window_seconds, number))
+                for quota in quotas
+                for number in (int(latest // quota.window_seconds),)
+            )
+
+    def busiest(self, count: int) -> list[tuple[str, int]]:
+        """Returns up to ``count`` facilities and their items since the start, most first."""
+        with self._lock:
+            totals = [(name, entry.total) for name, entry in self._entries.items() if entry.total]
+        return heapq.nsmallest(count, totals, key=lambda one: (-one[1], one[0]))

@@ -1,0 +1,174 @@
+"""Texts of the policy turned into values: sets, seconds, quotas, serial numbers.
+
+Every function takes what stood in the document, of whatever type, and raises
+ValueError with what it should have been.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+from zoneinfo import ZoneInfo
+
+from signer.policy.windows import DAY_SECONDS, DAYS
+
+E = TypeVar("E", bound=enum.StrEnum)
+
+WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}
+"""Quota windows and their length in seconds."""
+
+NOT_OFFERED = frozenset({"CMS", "TIMESTAMP"})
+"""Formats whose numbers are reserved in the API."""
+
+# SPIFFE-ID, sections 2.1 to 2.3: a trust domain, and a path without empty or dotted segments.
+_SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+")
+_SPIFFE_BYTES = 2048  # the same, section 2.3
+_QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per (second|minute|hour|day)")
+_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
+_SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")  # 20 octets at most: RFC 5280, section 4.1.2.2
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """At most ``limit`` items in each window of so many seconds."""
+
+    limit: int
+    window_seconds: int
+
+    @property
+    def window(self) -> str:
+        """The window's name: second, minute, hour or day."""
+        return next(name for name, length in WINDOWS.items() if length == self.window_seconds)
+
+    def __str__(self) -> str:
+        return f"{self.limit} per {self.window}"
+
+
+def texts(value: object) -> list[str]:
+    """Reads a list of texts that differ from each other; it may be empty."""
+    if not isinstance(value, list):
+        raise ValueError("should be a list")  # noqa: TRY004  pydantic collects only ValueError
+    for item in value:
+        if not isinstance(item, str):
+            raise ValueError(f"{item} is no text: put it in quotes")  # noqa: TRY004  as above
+    twice = [text for text, times in Counter(value).items() if times > 1]
+    if twice:
+        raise ValueError(f"stands twice: {', '.join(twice)}")
+    return value
+
+
+def names(value: object) -> frozenset[str]:
+    """Reads a list of at least one text. Empty would mean: not restricted, or nothing allowed."""
+    found = texts(value)
+    if not all(found) or not found:
+        raise ValueError("should name at least one; leave it out to restrict nothing")
+    return frozenset(found)
+
+
+def members(kind: type[E]) -> Callable[[object], frozenset[E]]:
+    """Returns the function that reads a list of members of an enumeration."""
+    known = ", ".join(kind)
+
+    def read(value: object) -> frozenset[E]:
+        found = names(value)
+        for text in sorted(found & NOT_OFFERED):
+            raise ValueError(f"{text} is not offered; known are {known}")
+        for text in sorted(found - set(kind)):
+            raise ValueError(f"{text} is not known; known are {known}")
+        return frozenset(kind(text) for text in found)
+
+    return read
+
+
+def certificate_types(value: object) -> frozenset[str]:
+    """Reads kinds of EU certificates: vaccination, test, recovery."""
+    found = names(value)
+    if not found <= {"v", "t", "r"}:
+        raise ValueError("should be of v, t, r")
+    return found
+
+
+def principals(value: object) -> frozenset[str]:
+    """Reads a list of SPIFFE URIs; they are compared whole, so patterns are refused."""
+    found = texts(value)
+    for text in found:
+        if len(text) > _SPIFFE_BYTES or not _SPIFFE.fullmatch(text):
+            raise ValueError(
+                f"{text} is no principal: give the whole URI of the certificate, "
+                "spiffe://domain/path, without patterns"
+            )
+    return frozenset(found)
+
+
+def serials(value: object) -> frozenset[int]:
+    """Reads certificate serial numbers in hex, with or without colons."""
+    numbers = []
+    for text in texts(value):
+        digits = text.replace(":", "")
+        if not _SERIAL.fullmatch(digits):
+            raise ValueError(f"{text} is no serial number in hex, of 20 bytes at most")
+        numbers.append(int(digits, 16))
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("a serial number stands twice")
+    return frozenset(numbers)
+
+
+def quotas(value: object) -> tuple[Quota, ...]:
+    """Reads quotas such as ``200 per second``, the shortest window first."""
+    found = []
+    for text in texts(value):
+        match = _QUOTA.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text} is no quota: write for instance 200 per second")
+        found.append(Quota(int(match[1].replace(",", "")), WINDOWS[match[2]]))
+    if len({quota.window_seconds for quota in found}) < len(found):
+        raise ValueError("two quotas for one window: leave the larger one out")
+    return tuple(sorted(found, key=lambda quota: quota.window_seconds))
+
+
+def instant(value: object) -> float:
+    """Reads a time of ISO 8601 with its offset; returns seconds since the epoch."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError("should be a time with its offset, as in 2030-01-01T00:00:00+07:00")
+    return moment.timestamp()
+
+
+def days(value: object) -> tuple[int, ...]:
+    """Reads days such as ``mon-sat`` or ``mon,wed,fri``; 0 is Monday."""
+    found: list[int] = []
+    for part in value.split(",") if isinstance(value, str) else [""]:
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if first not in DAYS or last not in DAYS or DAYS.index(first) > DAYS.index(last):
+            raise ValueError("should name days, as in mon-sat or mon,wed,fri; a week begins on mon")
+        found.extend(range(DAYS.index(first), DAYS.index(last) + 1))
+    if len(set(found)) < len(found):
+        raise ValueError("a day stands twice")
+    return tuple(found)
+
+
+def time_of_day(value: object) -> int:
+    """Reads ``HH:MM``; returns seconds of the day, a whole day for ``24:00``."""
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('should be a time from "00:00" to "24:00", in quotes')
+    return int(match[1]) * 3600 + int(match[2]) * 60 if match[1] else DAY_SECONDS
+
+
+def time_zone(value: object) -> ZoneInfo:
+    """Reads the name of a time zone of the IANA database."""
+    if isinstance(value, str) and value:
+        try:
+            return ZoneInfo(value)
+        except (KeyError, ValueError, OSError):  # unknown; a path; a folder of zones
+            pass
+    raise ValueError("should be a time zone of the IANA database, as in Asia/Ho_Chi_Minh")

@@ -1,0 +1,123 @@
+"""Opening hours: weekly spans on the wall clock of a time zone.
+
+A span never crosses midnight, so one opening is one line in a week's plan.
+A time is open when the wall clock shows an open time: where clocks are set
+back, an hour that repeats is open twice, and where they are set forward, an
+hour that is skipped does not open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+DAY_SECONDS = 86_400
+WEEK_SECONDS = 7 * DAY_SECONDS
+
+Span = tuple[int, int]
+"""Seconds since Monday 00:00 on the wall clock; the end does not belong to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """Weekly opening hours; ``spans`` are sorted, disjoint and at least one."""
+
+    zone: ZoneInfo
+    spans: tuple[Span, ...]
+
+    def is_open(self, now: float) -> bool:
+        """Whether ``now`` (seconds since the epoch) lies in a span."""
+        return self._wait(math.floor(now)) == 0
+
+    def next_opening(self, now: float) -> float:
+        """Returns ``now`` where it is open, else the first second that is."""
+        if self.is_open(now):
+            return now
+        at = math.floor(now)
+        while (wait := self._wait(at)) > 0:
+            # Until the clocks change, the wall clock runs like the clock; a step
+            # of a day at most holds one change at most.
+            at += self._steady(at, min(wait, DAY_SECONDS))
+        return float(at)
+
+    def intersection(self, other: Hours) -> Hours | None:
+        """Returns when both are open, None for never. The zones must be the same."""
+        spans = tuple(
+            sorted(
+                (max(mine[0], theirs[0]), min(mine[1], theirs[1]))
+                for mine in self.spans
+                for theirs in other.spans
+                if max(mine[0], theirs[0]) < min(mine[1], theirs[1])
+            )
+        )
+        return Hours(self.zone, spans) if spans else None
+
+    def __str__(self) -> str:
+        days: dict[str, list[int]] = {}
+        for start, end in self.spans:
+            day, start_of_day = divmod(start, DAY_SECONDS)
+            times = f"{_clock(start_of_day)}-{_clock(end - day * DAY_SECONDS)}"
+            days.setdefault(times, []).append(day)
+        plan = "; ".join(f"{_days(found)} {times}" for times, found in days.items())
+        return f"{plan} {self.zone.key}"
+
+    def _wait(self, at: int) -> int:
+        """Seconds on the wall clock until it is open; 0 where it is."""
+        local = datetime.fromtimestamp(at, self.zone)
+        wall = ((local.weekday() * 24 + local.hour) * 60 + local.minute) * 60 + local.second
+        for start, end in self.spans:
+            if wall < end:
+                return max(0, start - wall)
+        return self.spans[0][0] + WEEK_SECONDS - wall
+
+    def _steady(self, at: int, step: int) -> int:
+        """Returns ``step``, or the seconds to the change of clocks that comes first."""
+        before = self._offset(at)
+        if self._offset(at + step) == before:
+            return step
+        low, high = 0, step
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._offset(at + middle) == before:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _offset(self, at: int) -> float:
+        offset = datetime.fromtimestamp(at, self.zone).utcoffset()
+        return offset.total_seconds() if offset is not None else 0.0
+
+
+def weekly(zone: ZoneInfo, openings: Iterable[tuple[Iterable[int], int, int]]) -> Hours:
+    """Builds hours out of openings: days (0 is Monday), from and to in seconds of the day.
+
+    Openings that overlap become one. Raises ValueError where nothing is open.
+    """
+    spans: list[Span] = []
+    for start, end in sorted(
+        (day * DAY_SECONDS + start, day * DAY_SECONDS + end)
+        for days, start, end in openings
+        for day in days
+    ):
+        if spans and start < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    if not spans:
+        raise ValueError("nothing is open")
+    return Hours(zone, tuple(spans))
+
+
+def _days(days: Sequence[int]) -> str:
+    if 1 < len(days) == days[-1] - days[0] + 1:
+        return f"{DAYS[days[0]]}-{DAYS[days[-1]]}"
+    return ",".join(DAYS[day] for day in days)
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}"

@@ -1,0 +1,59 @@
+from google.rpc import status_pb2 as _status_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FORMAT_UNSPECIFIED: _ClassVar[Format]
+    FORMAT_DIGEST: _ClassVar[Format]
+    FORMAT_MESSAGE: _ClassVar[Format]
+    FORMAT_JWS: _ClassVar[Format]
+    FORMAT_COSE_SIGN1: _ClassVar[Format]
+    FORMAT_HCERT: _ClassVar[Format]
+    FORMAT_CMS: _ClassVar[Format]
+    FORMAT_TIMESTAMP: _ClassVar[Format]
+FORMAT_UNSPECIFIED: Format
+FORMAT_DIGEST: Format
+FORMAT_MESSAGE: Format
+FORMAT_JWS: Format
+FORMAT_COSE_SIGN1: Format
+FORMAT_HCERT: Format
+FORMAT_CMS: Format
+FORMAT_TIMESTAMP: Format
+
+class SignBatchRequest(_message.Message):
+    __slots__ = ("key", "format", "payloads", "request_id")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    format: Format
+    payloads: _containers.RepeatedScalarFieldContainer[bytes]
+    request_id: str
+    def __init__(self, key: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class SignBatchResponse(_message.Message):
+    __slots__ = ("key_version", "signatures", "failures", "request_id")
+    class FailuresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: _status_pb2.Status
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    KEY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    key_version: str
+    signatures: _containers.RepeatedScalarFieldContainer[bytes]
+    failures: _containers.MessageMap[int, _status_pb2.Status]
+    request_id: str
+    def __init__(self, key_version: _Optional[str] = ..., signatures: _Optional[_Iterable[bytes]] = ..., failures: _Optional[_Mapping[int, _status_pb2.Status]] = ..., request_id: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,146 @@
+"""The demo: an appliance signs certificates, and programs of others verify them.
+
+Run by `make demo`. Everything it makes lies in build/demo. Exits with 0 only if
+every signature was accepted and the appliance ended cleanly.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import segno
+import verifiers
+from samples import vaccinations
+
+from signer.bench.process import DevAppliance
+from signer.client import SignerClient
+
+_FOLDER = verifiers.ROOT / "build" / "demo"
+_SHOWN = 2000
+_METRICS = ("signer_items_total{", "signer_workers{", "signer_ready", "signer_key_versions{")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def sign(client: SignerClient, key: str, message_format: str, payloads: Sequence[bytes]) -> Any:
+    """Signs a few certificates, then many of them in batches; returns the few."""
+    few = list(client.sign(key, message_format, payloads))
+    began = time.monotonic()
+    many = client.sign(key, message_format, (payloads[n % len(payloads)] for n in range(_SHOWN)))
+    failures = [result.error for result in (*few, *many) if result.error is not None]
+    if failures:
+        sys.exit(f"the demo failed: {len(failures)} items have no signature: {failures[0]}")
+    rate = _SHOWN / (time.monotonic() - began)
+    say(f"  {message_format:<8} {_SHOWN:,} in batches, {rate:,.0f}/s; version {few[0].key_version}")
+    return [result.signature for result in few]
+
+
+def keys_of(appliance: DevAppliance) -> dict[str, dict[str, Any]]:
+    return {key["name"]: key for key in appliance.dev["keys"]}
+
+
+def sign_and_verify(appliance: DevAppliance, payloads: dict[str, bytes]) -> dict[str, str]:
+    """Has everything signed and verified; returns the HC1 texts by name."""
+    keys, bodies = keys_of(appliance), list(payloads.values())
+    dcc = keys["facilities/moh/keys/dcc"]
+    records = keys["facilities/01-001/keys/records"]
+    say("\n2. Signing through gRPC with mutual TLS")
+    with appliance.client() as client:
+        texts = [text.decode() for text in sign(client, dcc["name"], "HCERT", bodies)]
+        tokens = [token.decode() for token in sign(client, records["name"], "JWS", bodies)]
+        raw = sign(client, records["name"], "MESSAGE", bodies)
+    write(payloads, {".hc1": texts, ".jws": tokens})
+
+    say("\n3. Verifying with programs that share no code with the appliance")
+    claims = verifiers.hcert(texts, Path(dcc["certificate"]))
+    if [claim["dcc"] for claim in claims] != [json.loads(body) for body in bodies]:
+        sys.exit("the demo failed: python-cwt read another certificate than was signed")
+    say(f"  python-cwt accepts {len(claims)} HC1 texts, issued by {claims[0]['iss']}")
+    public_key = Path(records["public_key"])
+    verdicts = verifiers.jws(tokens, public_key, records["algorithm"])
+    if [verdict["payload"].encode() for verdict in verdicts] != bodies:
+        sys.exit("the demo failed: jwcrypto read another record than was signed")
+    say(f"  jwcrypto accepts {len(verdicts)} JWS")
+    for body, signature in zip(bodies, raw, strict=True):
+        verifiers.openssl(body, signature, public_key, records["algorithm"])
+    say(f"  openssl accepts {len(raw)} raw signatures")
+    must_reject(texts[0], Path(keys["facilities/moh/keys/dcc-rsa"]["certificate"]))
+    return dict(zip(payloads, texts, strict=True))
+
+
+def must_reject(text: str, other: Path) -> None:
+    try:
+        verifiers.hcert([text], other)
+    except verifiers.RejectedError:
+        say("  python-cwt rejects one of them with another key's certificate, as it must")
+    else:
+        sys.exit("the demo failed: a certificate verified with a key that did not sign it")
+
+
+def write(payloads: dict[str, bytes], outputs: dict[str, list[str]]) -> None:
+    folder = _FOLDER / "signed"
+    folder.mkdir()
+    for suffix, texts in outputs.items():
+        for name, text in zip(payloads, texts, strict=True):
+            (folder / f"{name}{suffix}").write_text(text)
+
+
+def show_qr_code(name: str, text: str) -> None:
+    code = segno.make_qr(text, error="q", boost_error=False)
+    files = [_FOLDER / "signed" / f"{name}.{kind}" for kind in ("png", "svg")]
+    for file in files:
+        code.save(str(file), scale=4)
+    drawn = io.StringIO()
+    code.terminal(out=drawn, compact=True)
+    say(f"\n4. The certificate {name} as a QR code\n\n{drawn.getvalue()}")
+    say("  " + "  ".join(str(file.relative_to(verifiers.ROOT)) for file in files))
+
+
+def show_metrics(appliance: DevAppliance) -> None:
+    address = urlsplit(appliance.dev["metrics"])
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
+    connection.request("GET", "/metrics")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    lines = [line for line in page.splitlines() if line.startswith(_METRICS)]
+    if not any(line.startswith(_METRICS[0]) for line in lines):
+        sys.exit("the demo failed: the metrics know of no signature")
+    say(f"\n5. What the appliance says of itself at {appliance.dev['metrics']}/metrics")
+    for line in lines:
+        if not line.endswith(" 0.0"):
+            say(f"  {line}")
+
+
+def main() -> None:
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    _FOLDER.mkdir(parents=True)
+    payloads = vaccinations()
+    appliance = DevAppliance(_FOLDER / "appliance")
+    say("1. Provisioning and starting a development appliance on SoftHSM")
+    seconds = appliance.start()
+    try:
+        say(f"  ready after {seconds:.1f} s with {len(keys_of(appliance))} keys")
+        texts = sign_and_verify(appliance, payloads)
+        show_qr_code(*next(iter(texts.items())))
+        show_metrics(appliance)
+    finally:
+        code = appliance.stop()
+    if code:
+        sys.exit(f"the demo failed: the appliance ended with {code}:\n{appliance.log_end()}")
+    say(f"\nDone. The appliance has stopped; what it signed lies in {_FOLDER / 'signed'}.")
+
+
+if __name__ == "__main__":
+    main()

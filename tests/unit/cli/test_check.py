@@ -1,0 +1,111 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from signer.cli.check import check
+
+REPOSITORY = Path(__file__).parents[3]
+BAD = REPOSITORY / "tests" / "unit" / "bad"
+
+
+@pytest.fixture
+def appliance(tmp_path: Path) -> Path:
+    """Files as the sample configuration names them; returns its path."""
+    text = (REPOSITORY / "config" / "signer.yaml").read_text()
+    for name in ("tls/server.pem", "tls/server.key", "tls/clients-ca.pem", "pin", "module.so"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+        file.chmod(0o600)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "policy").mkdir()
+    policy = (REPOSITORY / "config" / "policy" / "policy.yaml").read_text()
+    (tmp_path / "policy" / "policy.yaml").write_text(policy)
+    file = tmp_path / "signer.yaml"
+    file.write_text(text.replace("/usr/lib/softhsm/libsofthsm2.so", "module.so"))
+    return file
+
+
+def run(config: Path, *options: str) -> Result:
+    return CliRunner().invoke(check, ["--config", str(config), *options])
+
+
+def test_all_in_order(appliance: Path) -> None:
+    result = run(appliance)
+    assert result.exit_code == 0
+    assert "is in order" in result.stdout
+    assert "3 facilities" in result.stdout
+    assert result.stderr == ""
+
+
+def test_all_in_order_as_json(appliance: Path) -> None:
+    result = run(appliance, "--json")
+    assert result.exit_code == 0
+    described = json.loads(result.stdout)
+    assert described["ok"] is True
+    assert described["facilities"] == 3
+    assert len(described["policy_sha256"]) == 64
+    assert described["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("break_it", "path", "text"),
+    [
+        (lambda folder: (folder / "tls/server.pem").unlink(), "tls.certificate", "is no file"),
+        (lambda folder: (folder / "tls/server.key").chmod(0o640), "tls.key", "mode 0640"),
+        (lambda folder: (folder / "pin").chmod(0o604), "tokens[0].pin_file", "mode 0604"),
+        (lambda folder: (folder / "module.so").unlink(), "tokens[0].module", "is no file"),
+        (lambda folder: (folder / "state").rmdir(), "state", "is no folder"),
+    ],
+)
+def test_what_is_wrong_with_files(
+    appliance: Path, break_it: Callable[[Path], None], path: str, text: str
+) -> None:
+    break_it(appliance.parent)
+    result = run(appliance)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert f"  {path}: " in result.stderr
+    assert text in result.stderr
+    (problem,) = json.loads(run(appliance, "--json").stdout)["problems"]
+    assert (problem["file"], problem["path"]) == (str(appliance), path)
+
+
+def test_client_and_registry_are_looked_at(appliance: Path) -> None:
+    text = appliance.read_text().replace("sqlite:///", "sqlite:///absent/")
+    appliance.write_text(text + "client: client.yaml\n")
+    result = run(appliance)
+    assert result.exit_code == 1
+    assert f"client: {appliance.parent}/client.yaml is no file" in result.stderr
+    assert f"registry: {appliance.parent}/absent is no folder" in result.stderr
+
+
+def test_policy_and_files_are_told_together(appliance: Path) -> None:
+    bad = (BAD / "policy" / "wider-batch.yaml").read_text()
+    (appliance.parent / "policy" / "policy.yaml").write_text(bad)
+    (appliance.parent / "pin").chmod(0o644)
+    result = run(appliance)
+    assert result.exit_code == 1
+    assert "tokens[0].pin_file" in result.stderr
+    assert "facilities.01-001.max_batch_items: 101 is more than 100" in result.stderr
+    problems = json.loads(run(appliance, "--json").stdout)["problems"]
+    assert [problem["path"] for problem in problems] == [
+        "tokens[0].pin_file",
+        "facilities.01-001.max_batch_items",
+    ]
+
+
+def test_wrong_configuration_and_absent_file(tmp_path: Path) -> None:
+    result = run(BAD / "config" / "workers-zero.yaml")
+    assert result.exit_code == 1
+    assert "tokens[0].workers" in result.stderr
+    absent = run(tmp_path / "absent.yaml")
+    assert absent.exit_code == 1
+    assert "cannot be read" in absent.stderr
+
+
+def test_no_option_is_wrong_usage() -> None:
+    assert CliRunner().invoke(check, []).exit_code == 2

@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from signer.cli.policy import policy
+from signer.errors import ConfigError, OperatorError
+
+REPOSITORY = Path(__file__).parents[3]
+CONFIG = str(REPOSITORY / "config" / "signer.yaml")
+CLINIC = "spiffe://signer.example/facility/01-001"
+PROVINCE = "spiffe://signer.example/province/01"
+NOON = "2026-03-02T12:00:00+07:00"
+
+
+def run(command: str, *options: str) -> Result:
+    return CliRunner().invoke(policy, [command, "--config", CONFIG, *options])
+
+
+def explain(*options: str, principal: str = CLINIC) -> Result:
+    key = "facilities/01-001/keys/records"
+    return run("explain", "--principal", principal, "--key", key, "--at", NOON, *options)
+
+
+def test_show_prints_a_row_for_each_key_with_rules_of_its_own() -> None:
+    result = run("show")
+    assert result.exit_code == 0
+    assert result.stdout.isascii()
+    cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in result.stdout.split("\n")]
+    assert [row for row in cells if row and row[0] in ("01-001", "moh")] == [
+        ["01-001", "01", "*"],
+        ["moh", "-", "*"],
+        ["moh", "-", "dcc"],
+        ["moh", "-", "digest"],
+    ]
+
+
+def test_show_one_facility_names_the_rules() -> None:
+    result = run("show", "--facility", "moh")
+    assert result.exit_code == 0
+    assert "facilities.moh.keys.digest.formats" in result.stdout
+    assert "profiles.ministry.hcert" in result.stdout
+    assert "01-001" not in result.stdout
+
+
+def test_show_as_json() -> None:
+    rows = json.loads(run("show", "--json").stdout)
+    clinic = next(row for row in rows if row["facility"] == "01-001")
+    assert clinic["clients"] == [CLINIC, PROVINCE]
+    assert clinic["max_batch_items"] == 200
+    assert clinic["quotas"] == ["200 per second", "50000 per day"]
+    assert clinic["hours"] == "mon-sat 06:00-20:00 Asia/Ho_Chi_Minh"
+    assert clinic["valid_until"] == "2029-12-31T17:00:00Z"
+    assert clinic["rules"]["max_batch_items"] == "facilities.01-001.max_batch_items"
+    digest = next(row for row in rows if row["key"] == "digest")
+    assert digest["formats"] == ["DIGEST"]
+    assert digest["hcert"] == {"issuer": "VN", "validity_days": 365}
+    assert digest["content"]["future_dates"] is False
+
+
+def test_show_unknown_facility() -> None:
+    result = run("show", "--facility", "nowhere")
+    assert isinstance(result.exception, OperatorError)
+    assert "no facility nowhere" in str(result.exception)
+
+
+def test_explain_allowed_and_denied_set_the_exit_code() -> None:
+    allowed = explain("--format", "JWS", principal=PROVINCE)
+    assert allowed.exit_code == 0
+    assert "allowed" in allowed.stdout
+    assert "groups.01.clients" in allowed.stdout
+    denied = explain("--format", "HCERT")
+    assert denied.exit_code == 1
+    assert "profiles.clinic.formats" in denied.stdout
+
+
+def test_explain_without_format_tells_all() -> None:
+    result = explain("--json")
+    assert result.exit_code == 0
+    decisions = {one["format"]: one for one in json.loads(result.stdout)}
+    assert {name for name, one in decisions.items() if one["allowed"]} == {
+        "JWS",
+        "MESSAGE",
+        "COSE_SIGN1",
+    }
+    assert decisions["DIGEST"]["reason"] == "POLICY_DENIED"
+
+
+def test_explain_stranger() -> None:
+    result = explain("--json", principal="spiffe://signer.example/stranger")
+    assert result.exit_code == 1
+    decisions = json.loads(result.stdout)
+    assert {one["reason"] for one in decisions} == {"PEER_UNKNOWN"}
+    assert {one["rule"] for one in decisions} == {"default.deny"}
+
+
+def test_explain_at_night_tells_the_opening() -> None:
+    result = explain("--format", "JWS", "--at", "2026-03-02T21:00:00+07:00", "--json")
+    assert result.exit_code == 1
+    (decision,) = json.loads(result.stdout)
+    assert decision["reason"] == "CLOSED_HOURS"
+    assert decision["retry_after_seconds"] == 9 * 3600
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--key", "records"), ("--format", "PDF"), ("--at", "noon"), ("--at", "2026-03-02T12:00")],
+)
+def test_what_cannot_be_read_is_wrong_usage(option: str, value: str) -> None:
+    result = explain(option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+
+
+def test_wrong_policy_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "p.yaml").write_text("profiles: {}\n")
+    config = tmp_path / "signer.yaml"
+    config.write_text(Path(CONFIG).read_text())
+    result = CliRunner().invoke(policy, ["show", "--config", str(config)])
+    assert isinstance(result.exception, ConfigError)
+    assert "facilities: is missing" in str(result.exception)
+
+
+def test_empty_policy_lets_nobody_sign(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "p.yaml").write_text("profiles: {}\nfacilities: {}\n")
+    config = tmp_path / "signer.yaml"
+    config.write_text(Path(CONFIG).read_text())
+    result = CliRunner().invoke(policy, ["show", "--config", str(config)])
+    assert result.exit_code == 0
+    assert "nobody may sign" in result.stdout

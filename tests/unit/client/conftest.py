@@ -1,0 +1,288 @@
+"""A small server that plays the API over mutual TLS, as its test tells it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from signer.client import SignerClient
+from signer.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
+    signing_pb2,
+    signing_pb2_grpc,
+)
+
+VERSION = "facilities/f/keys/k/versions/1"
+KEY = "facilities/f/keys/k"
+
+Script = Callable[[signing_pb2.SignBatchRequest, int], signing_pb2.SignBatchResponse]
+
+
+def status(
+    code: grpc.StatusCode,
+    reason: str,
+    *,
+    message: str = "what to do",
+    retry_after: float | None = None,
+    metadata: dict[str, str] | None = None,
+    violations: tuple[tuple[str, str], ...] = (),
+    domain: str = "signer.v1",
+) -> status_pb2.Status:
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata or {})
+    ]
+    if retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(retry_after * 1000))
+        details.append(retry)
+    if violations:
+        bad = error_details_pb2.BadRequest()
+        for path, description in violations:
+            bad.field_violations.add(field=path, description=description)
+        details.append(bad)
+    made = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        made.details.append(packed)
+    return made
+
+
+class Refusal(Exception):  # noqa: N818  # it is what a script raises, not an error of the test
+    def __init__(self, refused: status_pb2.Status) -> None:
+        super().__init__(refused.message)
+        self.status = refused
+
+
+def signed(request: signing_pb2.SignBatchRequest) -> signing_pb2.SignBatchResponse:
+    return signing_pb2.SignBatchResponse(
+        key_version=VERSION, signatures=[b"sig:" + payload for payload in request.payloads]
+    )
+
+
+@dataclass
+class Played(
+    signing_pb2_grpc.SigningServiceServicer,
+    keys_pb2_grpc.KeyServiceServicer,
+    control_pb2_grpc.ControlServiceServicer,
+):
+    """``script`` answers the n-th SignBatch call, n from 0; ``requests`` keeps them."""
+
+    script: Script = lambda request, _: signed(request)
+    max_batch_items: int = 0
+    requests: list[signing_pb2.SignBatchRequest] = field(default_factory=list)
+    at_work: int = 0
+    most_at_work: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def SignBatch(  # noqa: N802  # named by the .proto
+        self, request: signing_pb2.SignBatchRequest, context: grpc.ServicerContext
+    ) -> signing_pb2.SignBatchResponse:
+        with self.lock:
+            number = len(self.requests)
+            self.requests.append(request)
+            self.at_work += 1
+            self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            return self.script(request, number)
+        except Refusal as refusal:
+            context.abort_with_status(rpc_status.to_status(refusal.status))
+            raise
+        finally:
+            with self.lock:
+                self.at_work -= 1
+
+    def GetKey(  # noqa: N802  # named by the .proto
+        self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetKeyResponse:
+        if request.name != KEY:
+            refused = status(grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND")
+            context.abort_with_status(rpc_status.to_status(refused))
+        key = keys_pb2.Key(
+            name=KEY,
+            algorithm=keys_pb2.ALGORITHM_EDDSA,
+            formats=[signing_pb2.FORMAT_JWS, signing_pb2.FORMAT_COSE_SIGN1],
+            max_batch_items=self.max_batch_items,
+            quotas=[keys_pb2.Quota(limit=9, window_seconds=1, remaining=4)],
+        )
+        key.primary.name = VERSION
+        key.primary.state = keys_pb2.KEY_STATE_ACTIVE
+        key.primary.create_time.FromSeconds(1_700_000_000)
+        return keys_pb2.GetKeyResponse(key=key)
+
+    def GetKeyVersion(  # noqa: N802  # named by the .proto
+        self, request: keys_pb2.GetKeyVersionRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetKeyVersionResponse:
+        del context
+        version = keys_pb2.KeyVersion(name=request.name, certificate=b"der")
+        return keys_pb2.GetKeyVersionResponse(key_version=version)
+
+    def ListKeys(  # noqa: N802  # named by the .proto
+        self, request: keys_pb2.ListKeysRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ListKeysResponse:
+        del context
+        page = int(request.page_token or 0)
+        names = [f"facilities/f/keys/{page}-{number}" for number in range(2)]
+        return keys_pb2.ListKeysResponse(
+            keys=[keys_pb2.Key(name=name) for name in names],
+            next_page_token=str(page + 1) if page < 2 else "",
+        )
+
+    def Reload(  # noqa: N802  # named by the .proto
+        self, request: control_pb2.ReloadRequest, context: grpc.ServicerContext
+    ) -> control_pb2.ReloadResponse:
+        del request, context
+        return control_pb2.ReloadResponse(policy_sha256="ab", policy_changed=True)
+
+    def GetStatus(  # noqa: N802  # named by the .proto
+        self, request: control_pb2.GetStatusRequest, context: grpc.ServicerContext
+    ) -> control_pb2.GetStatusResponse:
+        del context
+        usage = [control_pb2.FacilityUsage(facility="f", items=request.busiest)]
+        worker = control_pb2.WorkerStatus(token="t", pid=7, state="serving", starts=1)
+        return control_pb2.GetStatusResponse(ready=True, workers=[worker], busiest=usage)
+
+
+@dataclass(frozen=True)
+class Identity:
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    )
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA256())
+
+
+def make_pki(folder: Path) -> Identity:
+    """Writes a CA and one end entity, "appliance", that both sides use."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca = _certificate("ca", ca_key, None)
+    identity = Identity(folder / "ca.pem", folder / "me.pem", folder / "me.key")
+    identity.ca.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    leaf = _certificate("appliance", key, (ca, ca_key))
+    identity.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+    identity.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return identity
+
+
+@contextmanager
+def serving(played: Played, identity: Identity) -> Iterator[str]:
+    """Serves ``played`` on a port of its own; gives its address."""
+    options = [("grpc.max_receive_message_length", 4 * 1024 * 1024), ("grpc.so_reuseport", 0)]
+    server = grpc.server(ThreadPoolExecutor(16), options=options)
+    signing_pb2_grpc.add_SigningServiceServicer_to_server(played, server)
+    keys_pb2_grpc.add_KeyServiceServicer_to_server(played, server)
+    control_pb2_grpc.add_ControlServiceServicer_to_server(played, server)
+    checks = health.HealthServicer()
+    checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    credentials = grpc.ssl_server_credentials(
+        [(identity.key.read_bytes(), identity.certificate.read_bytes())],
+        root_certificates=identity.ca.read_bytes(),
+        require_client_auth=True,
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@dataclass
+class Stage:
+    """What tests of the client use: a server that plays, a client, and their words."""
+
+    identity: Identity
+    played: Played = field(default_factory=Played)
+    address: str = ""
+
+    def refuse(self, code: grpc.StatusCode, reason: str, **details: Any) -> NoReturn:
+        """Ends the call as the appliance would."""
+        raise Refusal(status(code, reason, **details))
+
+    def signed(
+        self, request: signing_pb2.SignBatchRequest, failures: dict[int, status_pb2.Status]
+    ) -> signing_pb2.SignBatchResponse:
+        """Signs what is not in ``failures``."""
+        answer = signed(request)
+        for index, failure in failures.items():
+            answer.signatures[index] = b""
+            answer.failures[index].CopyFrom(failure)
+        return answer
+
+    def status(self, code: grpc.StatusCode, reason: str, **details: Any) -> status_pb2.Status:
+        return status(code, reason, **details)
+
+    @contextmanager
+    def client(self, script: Script | None = None) -> Iterator[SignerClient]:
+        """Serves with ``script`` and connects over mutual TLS."""
+        if script is not None:
+            self.played.script = script
+        with serving(self.played, self.identity) as address, self.connect(address) as client:
+            self.address = address
+            yield client
+
+    def connect(self, address: str) -> SignerClient:
+        return SignerClient.from_files(
+            address,
+            ca=self.identity.ca,
+            certificate=self.identity.certificate,
+            key=self.identity.key,
+            server_name="appliance",
+        )
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    return make_pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def stage(identity: Identity) -> Stage:
+    return Stage(identity)

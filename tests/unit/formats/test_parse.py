@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.errors import Reason
+from signer.formats import parse
+from signer.formats.items import ItemError
+
+DEEPEST = parse.MAX_DEPTH
+
+
+def nested_json(depth: int) -> bytes:
+    return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+
+def nested_cbor(depth: int) -> bytes:
+    return b"\xa1\x61a" + b"\x81" * (depth - 1) + b"\x01"
+
+
+SECRET = "geheim"
+
+BAD_JSON = {
+    "nothing": b"",
+    "list": b"[1]",
+    "text": f'"{SECRET}"'.encode(),
+    "number": b"7",
+    "null": b"null",
+    "cut": b'{"a":1',
+    "two objects": b"{}{}",
+    "trailing": f'{{"a":1}} {SECRET}'.encode(),
+    "byte order mark": b"\xef\xbb\xbf{}",
+    "utf-16": '{"a":1}'.encode("utf-16"),
+    "utf-16 without mark": '{"a":1}'.encode("utf-16-le"),
+    "latin-1": '{"a":"é"}'.encode("latin-1"),
+    "surrogate in utf-8": b'{"a":"\xed\xa0\x80"}',
+    "overlong": b'{"a":"\xc0\xaf"}',
+    "duplicate": f'{{"{SECRET}":1,"{SECRET}":2}}'.encode(),
+    "duplicate inside": b'{"a":[{"b":{"c":1,"c":1}}]}',
+    "duplicate by escape": b'{"a":1,"\\u0061":2}',
+    "nan": b'{"a":NaN}',
+    "infinity": b'{"a":Infinity}',
+    "minus infinity": b'{"a":-Infinity}',
+    "infinite double": b'{"a":1e400}',
+    "long integer": b'{"a":' + b"9" * 100_000 + b"}",
+    "integer beyond 64 bits": b'{"a":18446744073709551616}',
+    "single quotes": b"{'a':1}",
+    "comment": b'{"a":1}//',
+    "trailing comma": b'{"a":1,}',
+    "control character": b'{"a":"\x01"}',
+    "bad escape": b'{"a":"\\x"}',
+    "leading zero": b'{"a":01}',
+    "hexadecimal": b'{"a":0x1}',
+    "bare fraction": b'{"a":.5}',
+    "other digits": '{"a":\u0661}'.encode(),
+    "deep": nested_json(DEEPEST + 1),
+    "very deep": nested_json(100_000),
+    "unclosed": b'{"a":' * 500_000,
+}
+
+
+@pytest.mark.parametrize("payload", BAD_JSON.values(), ids=BAD_JSON.keys())
+def test_json_that_is_refused(payload: bytes) -> None:
+    with pytest.raises(ItemError) as caught:
+        parse.json_object(payload)
+    assert caught.value.failure.reason is Reason.PAYLOAD_INVALID
+    assert SECRET not in caught.value.failure.message
+    assert len(caught.value.failure.message) <= 200
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"{}",
+        b' \r\n\t{ "a" : 1 } \n',
+        b'{"a":18446744073709551615,"b":-18446744073709551615,"c":1.5e300}',
+        '{"tên":"Nguyễn","😀":"\\ud83d\\ude00"}'.encode(),
+        b'{"a":{"x":1},"b":{"x":1}}',
+        nested_json(DEEPEST),
+        json.dumps({"a": [[{}]] * 500}).encode(),  # many brackets, not deep
+        b'{"a":"' + b"[{" * 500 + b'"}',
+    ],
+)
+def test_json_that_is_read(payload: bytes) -> None:
+    assert parse.json_object(payload) == json.loads(payload)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), json_values), st.booleans())
+def test_any_json_object_is_read(value: dict[str, Any], ascii_only: bool) -> None:
+    payload = json.dumps(value, ensure_ascii=ascii_only).encode()
+    assert parse.json_object(payload) == value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
+    for read in (parse.json_object, parse.cbor_map):
+        try:
+            assert type(read(payload)) is dict
+        except ItemError as error:
+            assert error.failure.reason is Reason.PAYLOAD_INVALID  # noqa: PT017 - either is right
+
+
+@given(st.binary(min_size=1, max_size=60))
+def test_any_bytes_inside_a_cbor_map(inner: bytes) -> None:
+    payload = b"\xa1\x61a" + inner
+    try:
+        value = parse.cbor_map(payload)
+    except ItemError:
+        return
+    stream = io.BytesIO(payload)
+    assert repr(cbor2.load(stream)) == repr(value)
+    assert stream.tell() == len(payload)
+
+
+BAD_CBOR = {
+    "nothing": b"",
+    "list": b"\x80",
+    "integer": b"\x01",
+    "cut": b"\xa1\x61a",
+    "trailing": b"\xa1\x61a\x01\x00",
+    "second map": b"\xa0\xa0",
+    "duplicate": b"\xa2\x61a\x01\x61a\x02",
+    "duplicate inside": b"\xa1\x61a\x81\xa2\x61b\x01\x61b\x01",
+    "duplicate in another form": b"\xa2\x61a\x01\x78\x01a\x02",
+    "integer as key": b"\xa1\x01\x02",
+    "list as key": b"\xa1\x80\x02",
+    "not utf-8": b"\xa1\x61a\x61\xff",
+    "break alone": b"\xa1\x61a\xff",
+    "no break": b"\xbf\x61a\x01",
+    "long map without content": b"\xbb\x7f" + b"\xff" * 7,
+    "long list without content": b"\xa1\x61a\x9b\x7f" + b"\xff" * 7,
+    "long text without content": b"\xa1\x61a\x7b\x7f" + b"\xff" * 7,
+    "long bytes without content": b"\xa1\x61a\x5b\x7f" + b"\xff" * 7,
+    "reserved length": b"\xa1\x61a\x1c",
+    "deep": nested_cbor(DEEPEST + 1),
+    "very deep": nested_cbor(100_000),
+    "deep without lengths": b"\xbf\x61a" * 100_000,
+}
+
+
+@pytest.mark.parametrize("payload", BAD_CBOR.values(), ids=BAD_CBOR.keys())
+def test_cbor_that_is_refused(payload: bytes) -> None:
+    with pytest.raises(ItemError) as caught:
+        parse.cbor_map(payload)
+    assert caught.value.failure.reason is Reason.PAYLOAD_INVALID
+    assert len(caught.value.failure.message) <= 200
+
+
+@pytest.mark.parametrize("tag", [*range(300), 1004, 43000, 55799, 2**32, 2**64 - 1])
+def test_no_tag_is_read(tag: int) -> None:
+    for content in ("text", "2021-01-01", 1, [1, 2], b"\x01", {"a": 1}, "a*b"):
+        value = cbor2.dumps(content)
+        payload = b"\xa1\x61a" + cbor2.dumps(cbor2.CBORTag(tag, 0))[:-1] + value
+        with pytest.raises(ItemError):
+            parse.cbor_map(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\xa0",
+        b"\xbf\xff",
+        b"\xbf\x61a\x9f\x01\x02\xff\x61b\x7f\x61x\x61y\xff\xff",
+        nested_cbor(DEEPEST),
+    ],
+)
+def test_cbor_that_is_read(payload: bytes) -> None:
+    assert parse.cbor_map(payload) == cbor2.loads(payload)

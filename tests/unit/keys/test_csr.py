@@ -1,0 +1,54 @@
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.errors import OperatorError
+from signer.keys.csr import make_request
+from signer.keys.operations import NewKey, create_key
+from signer.keys.registry import Registry
+from signer.model import Algorithm, KeyName, KeyVersion
+
+SUBJECT = "CN=DCC signer 1,O=Ministry of Health,C=VN"
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_a_request_is_signed_by_the_key(
+    registry: Registry, token: Any, now: float, algorithm: Algorithm
+) -> None:
+    bits = 2048 if algorithm in (Algorithm.RS256, Algorithm.PS256) else 0
+    version = create_key(registry, token, NewKey(KeyName("moh", "k"), algorithm, bits), now)
+    request = x509.load_pem_x509_csr(make_request(token, version, SUBJECT))
+    assert request.is_signature_valid
+    assert request.subject.rfc4514_string() == SUBJECT
+    assert (
+        request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        == version.spki
+    )
+    pss = isinstance(request.signature_algorithm_parameters, padding.PSS)
+    assert pss == (algorithm is Algorithm.PS256)
+
+
+def test_a_long_subject_has_long_lengths(token: Any, version: KeyVersion) -> None:
+    subject = ",".join(f"OU={letter * 60}" for letter in "abcdefgh")
+    request = x509.load_pem_x509_csr(make_request(token, version, subject))
+    assert request.is_signature_valid
+    assert len(request.subject.rdns) == 8
+
+
+@pytest.mark.parametrize("subject", ["no name", "CN", "XX=1"])
+def test_a_subject_that_does_not_parse_is_refused(
+    token: Any, version: KeyVersion, subject: str
+) -> None:
+    with pytest.raises(OperatorError, match="RFC 4514"):
+        make_request(token, version, subject)
+
+
+def test_a_token_that_signs_with_another_key_is_noticed(token: Any, version: KeyVersion) -> None:
+    token.private.clear()
+    token.labels.clear()
+    token.generate(version.algorithm, 0, version.cka_id, "another")
+    with pytest.raises(OperatorError, match="registry pins"):
+        make_request(token, version, SUBJECT)

@@ -1,0 +1,141 @@
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.policy.usage import QuotaRefusal, Usage
+from signer.policy.values import WINDOWS, Quota
+
+MONDAY = 1_767_225_600.0  # 2026-01-01T00:00:00Z: a day begins
+QUOTAS = st.lists(
+    st.builds(Quota, st.integers(1, 60), st.sampled_from(sorted(WINDOWS.values()))),
+    max_size=4,
+    unique_by=lambda quota: quota.window_seconds,
+).map(tuple)
+# Batches and the seconds that pass before them; a clock may be set back.
+CHARGES = st.lists(
+    st.tuples(st.integers(1, 40), st.sampled_from([-90.0, -1.0, 0.0, 0.3, 1.0, 20.0, 3600.0])),
+    max_size=40,
+)
+
+
+@given(QUOTAS, CHARGES)
+def test_no_window_ever_holds_more_than_its_limit(
+    quotas: tuple[Quota, ...], charges: list[tuple[int, float]]
+) -> None:
+    usage = Usage()
+    now, latest = MONDAY, 0.0
+    passed: dict[tuple[int, int], int] = {}
+    for items, step in charges:
+        now += step
+        latest = max(latest, now)
+        before = usage.remaining("f", quotas, now)
+        refusal = usage.charge("f", quotas, items, now)
+        after = usage.remaining("f", quotas, now)
+        if refusal is None:
+            assert after == tuple(left - items for left in before)
+            for quota in quotas:
+                window = (quota.window_seconds, int(latest // quota.window_seconds))
+                passed[window] = passed.get(window, 0) + items
+                assert passed[window] <= quota.limit
+        else:
+            assert after == before
+            assert any(items > left for left in before)
+            assert refusal.quota in quotas
+
+
+@given(QUOTAS.filter(bool), CHARGES)
+def test_a_refused_batch_passes_after_the_time_told(
+    quotas: tuple[Quota, ...], charges: list[tuple[int, float]]
+) -> None:
+    usage = Usage()
+    now = MONDAY
+    for items, step in charges:
+        now += step
+        refusal = usage.charge("f", quotas, items, now)
+        if refusal is not None and refusal.retry_after is None:
+            assert items > refusal.quota.limit
+        elif refusal is not None:
+            assert refusal.retry_after is not None
+            assert refusal.retry_after > 0
+            now += refusal.retry_after + 0.001  # floats near 2**31 are rounded
+            assert usage.charge("f", quotas, items, now) is None
+
+
+def test_all_windows_or_none() -> None:
+    usage = Usage()
+    quotas = (Quota(10, 1), Quota(15, 86_400))
+    assert usage.charge("f", quotas, 10, MONDAY) is None
+    assert usage.charge("f", quotas, 10, MONDAY + 1) == QuotaRefusal(quotas[1], 86_399)
+    assert usage.remaining("f", quotas, MONDAY + 1) == (10, 5)
+    assert usage.charge("f", quotas, 5, MONDAY + 1) is None
+
+
+def test_of_two_full_windows_the_longer_wait_is_told() -> None:
+    usage = Usage()
+    quotas = (Quota(5, 1), Quota(5, 60))
+    usage.charge("f", quotas, 5, MONDAY)
+    assert usage.charge("f", quotas, 1, MONDAY + 0.5) == QuotaRefusal(quotas[1], 59.5)
+
+
+def test_batch_above_a_limit_never_passes() -> None:
+    usage = Usage()
+    quota = Quota(200, 1)
+    assert usage.charge("f", (quota,), 201, MONDAY) == QuotaRefusal(quota, None)
+    assert usage.remaining("f", (quota,), MONDAY) == (200,)
+
+
+def test_facilities_are_counted_apart() -> None:
+    usage = Usage()
+    quota = Quota(5, 60)
+    assert usage.charge("a", (quota,), 5, MONDAY) is None
+    assert usage.charge("b", (quota,), 5, MONDAY) is None
+
+
+def test_clock_set_back_refills_nothing() -> None:
+    usage = Usage()
+    quota = Quota(5, 60)
+    usage.charge("f", (quota,), 5, MONDAY + 60)
+    assert usage.charge("f", (quota,), 1, MONDAY) == QuotaRefusal(quota, 120)
+    assert usage.remaining("f", (quota,), MONDAY) == (0,)
+
+
+def test_limit_lowered_by_a_reload_holds_at_once() -> None:
+    usage = Usage()
+    usage.charge("f", (Quota(10, 60),), 8, MONDAY)
+    assert usage.remaining("f", (Quota(5, 60),), MONDAY) == (0,)
+    assert usage.charge("f", (Quota(5, 60),), 1, MONDAY) is not None
+
+
+def test_busiest_first_and_refused_items_do_not_count() -> None:
+    usage = Usage()
+    for facility, items in [("b", 5), ("a", 5), ("c", 9), ("d", 1)]:
+        usage.charge(facility, (), items, MONDAY)
+    usage.charge("d", (Quota(1, 1),), 100, MONDAY)
+    usage.charge("e", (Quota(1, 1),), 100, MONDAY)
+    assert usage.busiest(3) == [("c", 9), ("a", 5), ("b", 5)]
+    assert usage.busiest(10)[-1] == ("d", 1)
+
+
+@pytest.mark.parametrize(("name", "seconds"), WINDOWS.items())
+def test_windows_have_names(name: str, seconds: int) -> None:
+    assert Quota(1, seconds).window == name
+    assert str(Quota(50_000, seconds)) == f"50000 per {name}"
+
+
+def test_threads_together_pass_no_more_than_the_limit() -> None:
+    usage = Usage()
+    quota = Quota(1000, 86_400)
+    passed: list[int] = []
+
+    def work() -> None:
+        passed.extend(1 for _ in range(500) if usage.charge("f", (quota,), 1, MONDAY) is None)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(passed) == 1000
+    assert usage.busiest(1) == [("f", 1000)]

@@ -1,0 +1,238 @@
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from signer import config
+from signer.config import Address, load_client, load_config, load_policy
+from signer.errors import ConfigError, Violation
+
+REPOSITORY = Path(__file__).parents[2]
+BAD = Path(__file__).parent / "bad"
+LOADERS: dict[str, Callable[[Path], object]] = {
+    "policy": load_policy,
+    "config": load_config,
+    "client": load_client,
+}
+SAMPLES = [path for kind in LOADERS for path in sorted((BAD / kind).iterdir())]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_bad_sample_is_refused_with_its_path(sample: Path) -> None:
+    told = sample / "a.yaml" if sample.is_dir() else sample
+    lines = [line for line in told.read_text().splitlines() if line.startswith("# expect: ")]
+    expected = [line.removeprefix("# expect: ").partition(": ")[::2] for line in lines]
+    with pytest.raises(ConfigError) as refused:
+        LOADERS[sample.parent.name](sample)
+    found = refused.value.problems
+    assert [problem.field for problem in found] == [field for field, _ in expected]
+    for problem, (_, text) in zip(found, expected, strict=True):
+        assert text in problem.description
+
+
+def text_of(loader: Callable[[Path], object], folder: Path, text: str) -> str:
+    file = folder / "file.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        loader(file)
+    return str(refused.value)
+
+
+def test_samples_of_the_repository_load() -> None:
+    loaded = load_config(REPOSITORY / "config" / "signer.yaml")
+    folder = REPOSITORY / "config"
+    assert loaded.listen == Address("127.0.0.1", 7443)
+    assert loaded.tls.key == folder / "tls/server.key"
+    assert loaded.registry == f"sqlite:///{folder}/registry.sqlite"
+    (token,) = loaded.tokens
+    assert token.module == Path("/usr/lib/softhsm/libsofthsm2.so")
+    assert token.environment == {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
+    assert token.hang_seconds == 10
+    assert loaded.limits == config.LimitsConfig()
+    assert loaded.client is None
+    policy = load_policy(loaded.policy)
+    assert sorted(policy.facilities) == ["01-001", "01-002", "moh"]
+    client = load_client(folder / "client.yaml")
+    assert client.address == Address("127.0.0.1", 7443)
+    assert client.server_name == "localhost"
+
+
+def test_relative_config_path_gives_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "signer.yaml").write_bytes((REPOSITORY / "config/signer.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("signer.yaml")).state == tmp_path / "state"
+
+
+def test_values_without_dot_slash_stay(tmp_path: Path) -> None:
+    text = (REPOSITORY / "config/signer.yaml").read_text()
+    file = tmp_path / "signer.yaml"
+    file.write_text(text.replace("./softhsm2.conf", "softhsm2.conf"))
+    assert load_config(file).tokens[0].environment == {"SOFTHSM2_CONF": "softhsm2.conf"}
+
+
+def test_postgresql_url_is_left_alone(tmp_path: Path) -> None:
+    text = (REPOSITORY / "config/signer.yaml").read_text()
+    url = "postgresql+psycopg://signer@database/signer"
+    file = tmp_path / "signer.yaml"
+    file.write_text(text.replace("sqlite:///registry.sqlite", url))
+    assert load_config(file).registry == url
+
+
+def test_client_file(tmp_path: Path) -> None:
+    file = tmp_path / "client.yaml"
+    file.write_text("address: '[::1]:7443'\nca: ca.pem\ncertificate: /c.pem\nkey: c.key\n")
+    client = load_client(file)
+    assert str(client.address) == "[::1]:7443"
+    assert client.server_name is None
+    assert client.ca == tmp_path / "ca.pem"
+    assert client.certificate == Path("/c.pem")
+
+
+def test_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_directory_without_policy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no \*\.yaml"):
+        load_policy(tmp_path)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_bytes(b"profiles: \xff\n")
+    with pytest.raises(ConfigError, match="is not UTF-8: look at byte 10"):
+        load_policy(tmp_path)
+
+
+def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "MAX_POLICY_BYTES", 100)
+    (tmp_path / "a.yaml").write_text("profiles: {}  #" + "x" * 60)
+    (tmp_path / "b.yaml").write_text("facilities: {}  #" + "x" * 60)
+    with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*larger than allowed"):
+        load_policy(tmp_path)
+
+
+def test_all_problems_are_told_at_once_up_to_a_bound(tmp_path: Path) -> None:
+    lines = "\n".join(f"  f-{n}: {{profile: nowhere, client: []}}" for n in range(60))
+    told = text_of(load_policy, tmp_path, f"profiles: {{}}\nfacilities:\n{lines}\n")
+    assert told.count("is not known here") == config.MAX_PROBLEMS
+    assert "and 10 more" in told
+
+
+def test_unread_value_and_wrong_part_are_told_together(tmp_path: Path) -> None:
+    sample = (BAD / "policy" / "hours-sexagesimal.yaml").read_text()
+    told = text_of(load_policy, tmp_path, sample.replace("profile: clinic", "profile: clinik"))
+    assert "hours.open[0].from: file.yaml: 06:00 is no text" in told
+    assert "facilities.01-001.profile: clinik does not stand" in told
+
+
+def policy_files(folder: Path, *texts: tuple[str, str]) -> Path:
+    folder.mkdir()
+    for name, text in texts:
+        (folder / name).write_text(text)
+    return folder
+
+
+PROFILES = "profiles:\n  p: {formats: [JWS], algorithms: [ES256], max_batch_items: 1}\n"
+ONE = "facilities:\n  one: {profile: p}\n"
+TWO = "facilities:\n  two: {profile: p}\n"
+
+
+def test_files_of_a_directory_are_merged(tmp_path: Path) -> None:
+    serials = 'denied_certificates: ["{}"]\n'
+    folder = policy_files(
+        tmp_path / "policy",
+        ("a.yaml", PROFILES + serials.format("0a")),
+        ("b.yaml", ONE + serials.format("0b")),
+        ("c.yaml", TWO),
+        (".hidden.yaml", "no policy"),
+        ("README.md", "no policy"),
+    )
+    policy = load_policy(folder)
+    assert sorted(policy.facilities) == ["one", "two"]
+    assert policy.denied_certificates == {10, 11}
+
+
+def test_hash_is_of_names_and_bytes_and_of_nothing_else(tmp_path: Path) -> None:
+    a = policy_files(tmp_path / "a", ("1.yaml", PROFILES), ("2.yaml", ONE))
+    same = policy_files(tmp_path / "b", ("2.yaml", ONE), ("1.yaml", PROFILES))
+    comment = policy_files(tmp_path / "c", ("1.yaml", PROFILES), ("2.yaml", ONE + "# changed\n"))
+    moved = policy_files(tmp_path / "d", ("1.yaml", PROFILES + ONE))
+    named = policy_files(tmp_path / "e", ("1.yaml", PROFILES), ("3.yaml", ONE))
+    assert load_policy(a).sha256 == load_policy(same).sha256
+    assert len({load_policy(folder).sha256 for folder in (a, comment, moved, named)}) == 4
+
+
+def test_hash_follows_the_documented_form(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(PROFILES + ONE)
+    content = file.read_bytes()
+    netstrings = b"6:p.yaml,%d:%b," % (len(content), content)
+    assert load_policy(file).sha256 == hashlib.sha256(netstrings).hexdigest()
+
+
+# YAML has no surrogate pairs, with which JSON escapes what is above.
+TEXTS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=8)
+PLAIN = st.recursive(
+    st.booleans() | st.integers(-(10**17), 10**17) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def read(text: str) -> tuple[object, list[Violation]]:
+    problems: list[Violation] = []
+    return config._Reader(text, Path("p.yaml"), problems).document(), problems
+
+
+@given(st.dictionaries(TEXTS, PLAIN, max_size=4))
+def test_json_is_read_as_it_is(document: dict[str, object]) -> None:
+    # JSON with escaped characters is YAML; names and texts stand in quotes.
+    assert read(json.dumps(document)) == (document, [])
+
+
+@given(st.from_regex(r"[0-9A-Za-z_.~+]([0-9A-Za-z:._+~-]*[0-9A-Za-z_])?", fullmatch=True))
+@example("06:00")
+@example("20:00")
+@example("NO")
+@example("0x1F")
+@example("1_000")
+@example("01")
+@example("1.e+3")
+@example(".inf")
+@example("~")
+@example("2030-01-01")
+@example("12.50")
+def test_what_stands_without_quotes_is_what_it_looks_like(text: str) -> None:
+    document, problems = read(f"a: {text}")
+    if problems:
+        assert [problem.field for problem in problems] == ["a"]
+        return
+    assert isinstance(document, dict)
+    value = document["a"]
+    if isinstance(value, bool):
+        assert text in ("true", "false")
+    elif isinstance(value, int | float):
+        assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]+)?", text)
+        assert float(text) == value
+    else:
+        assert value == text
+        # What another reader might take for something else is no text to us.
+        node = yaml.compose(text, yaml.SafeLoader)
+        assert node is not None
+        assert node.tag.rpartition(":")[2] in ("str", "timestamp")
+
+
+def test_pure_python_loader_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = REPOSITORY / "config" / "policy" / "policy.yaml"
+    fast = read(file.read_text())
+    monkeypatch.setattr(config, "_Loader", yaml.SafeLoader)
+    assert read(file.read_text()) == fast
