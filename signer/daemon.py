@@ -74,7 +74,14 @@ class Daemon:
         self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
         snapshot = Snapshot(load_policy(config.policy), self._registry.snapshot())
         _check_tokens(snapshot.keys, self._hsm)
-        self._engine = Engine(snapshot, self._hsm, Usage(), self._reports.metrics, self._clock)
+        self._engine = Engine(
+            snapshot,
+            self._hsm,
+            Usage(),
+            self._reports.metrics,
+            self._clock,
+            answer_bytes=config.limits.message_bytes,
+        )
         self._server = self._build_server()
         self._http: HttpPort | None = None
         self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()

@@ -34,7 +34,7 @@ from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
-"""An answer above this would be refused by gRPC after the HSM has worked for it."""
+"""Clients of gRPC refuse larger answers unless told otherwise."""
 FAILURE_BYTES = 400
 """What one failed item adds to an answer, at most."""
 SMALLEST_BUDGET = 0.005
@@ -92,9 +92,18 @@ class Engine:
     """Signs batches. ``snapshot`` is replaced by whoever reloads."""
 
     def __init__(
-        self, snapshot: Snapshot, hsm: Hsm, usage: Usage, observer: Observer, clock: Clock
+        self,
+        snapshot: Snapshot,
+        hsm: Hsm,
+        usage: Usage,
+        observer: Observer,
+        clock: Clock,
+        *,
+        answer_bytes: int,
     ) -> None:
+        """Takes ``answer_bytes``: what gRPC lets out; the HSM must not work for more."""
         self.snapshot = snapshot
+        self._answer_bytes = min(answer_bytes, MAX_ANSWER_BYTES)
         self.usage = usage
         self._hsm = hsm
         self._observer = observer
@@ -116,7 +125,7 @@ class Engine:
         with self._stage("format"):
             message_format = FORMATS[request.format]
             context = FormatContext(version, int(now), terms.hcert, terms.content)
-            _check_answer(message_format.max_output(request.payloads, context), request)
+            self._check_answer(message_format.max_output(request.payloads, context), request)
             prepared = message_format.prepare(request.payloads, context)
             column = _Column(prepared, version.algorithm)
 
@@ -144,6 +153,14 @@ class Engine:
         job = SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline)
         return self._hsm.sign(job)
 
+    def _check_answer(self, bound: int, request: BatchRequest) -> None:
+        size = bound + FAILURE_BYTES * len(request.payloads)
+        if size > self._answer_bytes:
+            raise invalid(
+                "payloads",
+                f"could give an answer of {size} bytes, more than {self._answer_bytes}: split it",
+            )
+
     def _check_time(self, deadline: float) -> None:
         if deadline - self._clock.monotonic() < SMALLEST_BUDGET:
             raise CallError(
@@ -155,12 +172,11 @@ class Engine:
         refusal = self.usage.charge(terms.facility, terms.quotas, items, now)
         if refusal is None:
             return
-        group, quota = terms.group or "", refusal.quota
-        self._observer.quota_rejected(group, quota.window)
-        metadata = {"rule": terms.rule("quotas"), "window": quota.window}
+        quota = refusal.quota
         if refusal.retry_after is None:
-            text = f"a batch of {items} items can never fit {quota}: send smaller batches"
-            raise CallError(Reason.QUOTA_EXCEEDED, text, metadata)
+            raise invalid("payloads", f"has {items} items to sign, the quota is {quota}: split it")
+        self._observer.quota_rejected(terms.group or "", quota.window)
+        metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} does not hold {items} more items: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
 
@@ -262,12 +278,3 @@ def _find_version(keys: KeyIndex, request: BatchRequest, now: float) -> KeyVersi
     if not named.active(now):
         raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, f"{named.name} is {named.state_at(now)}")
     return named
-
-
-def _check_answer(bound: int, request: BatchRequest) -> None:
-    size = bound + FAILURE_BYTES * len(request.payloads)
-    if size > MAX_ANSWER_BYTES:
-        raise invalid(
-            "payloads",
-            f"could give an answer of {size} bytes, the limit is {MAX_ANSWER_BYTES}: split it",
-        )

@@ -26,9 +26,15 @@ _THREAD_SWITCH_SECONDS = 0.0005
     "--dir",
     "directory",
     metavar="DIR",
-    required=True,
     type=click.Path(path_type=Path),
     help="A development appliance; made and started for the bench if it is not there.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The same, by its signer.yaml.",
 )
 @click.option(
     "--loop",
@@ -57,7 +63,8 @@ _THREAD_SWITCH_SECONDS = 0.0005
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a case.")
 def bench(
     *,
-    directory: Path,
+    directory: Path | None,
+    config_file: Path | None,
     program: Path,
     rounds: int,
     seconds: float,
@@ -87,6 +94,10 @@ def bench(
     from signer.bench.yardstick import Loop
     from signer.config import load_config
 
+    if config_file is not None:
+        directory = config_file.parent
+    if directory is None:
+        raise click.UsageError("give --dir DIR, or --config DIR/signer.yaml")
     wanted = _choose(names)
     sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
     with _appliance(directory) as dev:

@@ -12,21 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from signer.cli.options import config_option, json_option
 from signer.errors import ConfigError, Violation
 
 if TYPE_CHECKING:
     from signer.config import Config
     from signer.policy.rules import Policy
-
-config_option = click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The daemon's configuration, as in /etc/signer/signer.yaml.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 @click.command()

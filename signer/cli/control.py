@@ -10,15 +10,14 @@ from typing import Any
 import click
 
 from signer.cli.connection import connect, daemon_options
+from signer.cli.options import json_option
 from signer.cli.tables import print_table
 from signer.client import Status, Usage, Worker
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 @click.command()
 @daemon_options
-@_json_option
+@json_option
 def reload(*, client_file: Path, as_json: bool) -> None:
     """Has the daemon read its policy and certificates again.
 
@@ -43,7 +42,7 @@ def _changed(changed: bool) -> str:
 
 @click.command()
 @daemon_options
-@_json_option
+@json_option
 def health(*, client_file: Path, as_json: bool) -> None:
     """Asks the daemon whether it serves; the exit code is 1 where it does not.
 
@@ -59,7 +58,7 @@ def health(*, client_file: Path, as_json: bool) -> None:
 
 @click.command()
 @daemon_options
-@_json_option
+@json_option
 @click.option("--count", default=10, type=click.IntRange(1, 100), help="Facilities to show.")
 def top(*, client_file: Path, as_json: bool, count: int) -> None:
     """Shows the workers and the facilities that sign most. For operators.

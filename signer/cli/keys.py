@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from signer.cli.options import config_option, json_option
 from signer.clock import SystemClock
 from signer.errors import OperatorError
 from signer.model import Algorithm, KeyName, KeyVersion, parse_key_or_version
@@ -47,17 +48,6 @@ class _TargetType(click.ParamType[Target]):
             self.fail(f"{error}, or a version of it: .../versions/1", param, ctx)
 
 
-_config_option = click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The daemon's configuration (signer.yaml).",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-
-
 @click.group()
 def keys() -> None:
     """Makes keys in the HSM and shows them.
@@ -87,10 +77,10 @@ def keys() -> None:
 )
 @click.option("--bits", type=int, default=0, help="RSA only: 2048, 3072 or 4096.")
 @click.option("--token", "label", metavar="LABEL", help="Which token; needed if there are several.")
-@_json_option
-@_config_option
+@json_option
+@config_option
 def create(
-    *, name: KeyName, algorithm: str, bits: int, label: str | None, as_json: bool, config_path: Path
+    *, name: KeyName, algorithm: str, bits: int, label: str | None, as_json: bool, config_file: Path
 ) -> None:
     """Makes the key NAME with its first version, which may sign at once.
 
@@ -104,7 +94,7 @@ def create(
     from signer.hsm.admin import open_admin
     from signer.keys.operations import NewKey, create_key
 
-    config = _load(config_path)
+    config = _load(config_file)
     token = _token(config, label)
     with _registry(config, create=True) as registry, open_admin(token, config.state) as admin:
         new = NewKey(name, Algorithm(algorithm), bits)
@@ -114,16 +104,16 @@ def create(
 
 @keys.command("list")
 @click.option("--facility", metavar="ID", help="Only the keys of one facility.")
-@_json_option
-@_config_option
-def list_keys(*, facility: str | None, as_json: bool, config_path: Path) -> None:
+@json_option
+@config_option
+def list_keys(*, facility: str | None, as_json: bool, config_file: Path) -> None:
     """Lists all key versions in the order of their names; * marks those that sign for their key.
 
     \b
       signer keys list --config signer.yaml
       signer keys list --facility 01-001 --json --config signer.yaml
     """  # noqa: D301  as above
-    with _registry(_load(config_path)) as registry:
+    with _registry(_load(config_file)) as registry:
         index = registry.snapshot()
     now = SystemClock().now()
     names = index.names(f"facilities/{facility}/" if facility else "")
@@ -149,9 +139,9 @@ def list_keys(*, facility: str | None, as_json: bool, config_path: Path) -> None
 @keys.command()
 @click.argument("target", metavar="NAME", type=_TargetType())
 @click.option("--pem", is_flag=True, help="Print only the public key, in PEM.")
-@_json_option
-@_config_option
-def show(*, target: Target, pem: bool, as_json: bool, config_path: Path) -> None:
+@json_option
+@config_option
+def show(*, target: Target, pem: bool, as_json: bool, config_file: Path) -> None:
     """Shows one version: that of NAME, or the one that signs for the key NAME.
 
     \b
@@ -160,7 +150,7 @@ def show(*, target: Target, pem: bool, as_json: bool, config_path: Path) -> None
     """  # noqa: D301, E501  as above
     from signer.keys.certificates import public_key_pem
 
-    with _registry(_load(config_path)) as registry:
+    with _registry(_load(config_file)) as registry:
         version = _find(registry.snapshot(), target)
     if pem:
         click.echo(public_key_pem(version.spki), nl=False)
@@ -172,8 +162,8 @@ def show(*, target: Target, pem: bool, as_json: bool, config_path: Path) -> None
 @keys.command()
 @click.argument("target", metavar="NAME", type=_TargetType())
 @click.option("--subject", required=True, metavar="DN", help='As in "CN=DCC 1,O=Ministry,C=VN".')
-@_config_option
-def csr(*, target: Target, subject: str, config_path: Path) -> None:
+@config_option
+def csr(*, target: Target, subject: str, config_file: Path) -> None:
     """Prints a certification request (PKCS #10, PEM) signed by the key NAME in the HSM.
 
     \b
@@ -182,7 +172,7 @@ def csr(*, target: Target, subject: str, config_path: Path) -> None:
     from signer.hsm.admin import open_admin
     from signer.keys.csr import make_request
 
-    config = _load(config_path)
+    config = _load(config_file)
     with _registry(config) as registry:
         version = _find(registry.snapshot(), target)
     with open_admin(_token(config, version.token), config.state) as admin:
@@ -195,10 +185,10 @@ def csr(*, target: Target, subject: str, config_path: Path) -> None:
     "file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--replace", is_flag=True, help="Allow FILE to take another certificate's place.")
-@_json_option
-@_config_option
+@json_option
+@config_option
 def import_certificate(
-    *, target: Target, file: Path, replace: bool, as_json: bool, config_path: Path
+    *, target: Target, file: Path, replace: bool, as_json: bool, config_file: Path
 ) -> None:
     """Stores the certificate in FILE (PEM or DER) with the key NAME.
 
@@ -210,7 +200,7 @@ def import_certificate(
     """  # noqa: D301  as above
     from signer.keys import operations
 
-    with _registry(_load(config_path)) as registry:
+    with _registry(_load(config_file)) as registry:
         version = operations.import_certificate(
             registry,
             _find(registry.snapshot(), target),

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from signer.cli.check import config_option, json_option
+from signer.cli.options import config_option, json_option
+from signer.cli.tables import print_table
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
     from signer.model import ContentRules, Format, KeyName
     from signer.policy.decide import Decision
     from signer.policy.rules import Facility, Policy, Terms
-
-PIPED_COLUMNS = 10_000
-"""Width where no terminal sets one: a program gets each row on one line."""
 
 
 @click.group()
@@ -99,7 +97,7 @@ def explain(
     if as_json:
         click.echo(json.dumps([_decision(str(one), found) for one, found in decisions], indent=2))
     else:
-        _print_table(
+        print_table(
             ("format", "decision", "rule", "why"),
             (
                 (str(one), "allowed" if found.allowed else "denied", found.rule, found.message)
@@ -224,7 +222,7 @@ def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
         for key, terms in rows
     ]
     if table:
-        _print_table(list(table[0]), ([_text(cell) for cell in row.values()] for row in table))
+        print_table(list(table[0]), ([_text(cell) for cell in row.values()] for row in table))
     else:
         click.echo("the policy has no facilities: nobody may sign")
 
@@ -237,21 +235,4 @@ def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:
         for name, value in _rules(terms).items():
             rule = "" if value in (None, [], {}) else terms.rule(name)
             lines.append((key, name, _text(value), rule))
-    _print_table(("key", "what", "value", "rule"), lines)
-
-
-def _print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table: for people with lines, for programs a row a line in plain ASCII."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else PIPED_COLUMNS)
-    table = Table(box=box.SIMPLE if terminal else box.ASCII)
-    for title in heading:
-        table.add_column(title, overflow="fold", no_wrap=not terminal)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    print_table(("key", "what", "value", "rule"), lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from signer.cli.check import config_option
+from signer.cli.options import config_option
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-PIPED_COLUMNS = 200
+PIPED_COLUMNS = 10_000
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -13,11 +13,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Non
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE if terminal else box.ASCII)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=not terminal)
     for row in rows:
-        table.add_row(*map(str, row))
-    Console(width=None if terminal else PIPED_COLUMNS, markup=False).print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(width=None if terminal else PIPED_COLUMNS).print(table)

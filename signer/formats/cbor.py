@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cbor2
@@ -60,14 +61,9 @@ def deterministic(value: Any) -> Any:
     """
     kind = type(value)
     if kind is dict:
-        if value and set(map(type, value)) != {str}:
-            raise unreadable("payload has a map with a name that is not text")
-        # Code points sort as their UTF-8 does; the head of a name grows with its length.
-        names = sorted(value)
-        names.sort(key=len if "".join(names).isascii() else _utf8_length)
         return {
             name: member if type(member := value[name]) is str else deterministic(member)
-            for name in names
+            for name in _sorted_names(*value)
         }
     if kind is list:
         return [deterministic(member) for member in value]
@@ -81,8 +77,14 @@ def deterministic(value: Any) -> Any:
 _CARRIED = frozenset({str, bool, type(None), bytes})
 
 
-def _utf8_length(name: str) -> int:
-    return len(name.encode())
+@lru_cache(maxsize=1024, typed=True)
+def _sorted_names(*names: object) -> list[str]:
+    """Names in the order of their encoded bytes; payloads of one kind share theirs."""
+    if any(type(name) is not str for name in names):
+        raise unreadable("payload has a map with a name that is not text")
+    # Code points sort as their UTF-8 does; the head of a name grows with its length.
+    in_order = sorted(str(name) for name in names)
+    return sorted(in_order, key=lambda name: len(name.encode()))
 
 
 @dataclass(frozen=True, slots=True)

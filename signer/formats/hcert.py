@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from cryptography import x509
 
-from signer.errors import Reason
+from signer.errors import CallError, Reason
 from signer.formats import base45, cbor, cose, dcc, deflate
-from signer.formats.items import ItemError, denied, fail_all, finish_each, prepare_each
+from signer.formats.items import denied, finish_each, prepare_each
 from signer.formats.signature import signature_length
 from signer.model import Algorithm, FormatContext, Prepared
 
@@ -32,15 +32,12 @@ class Hcert:
     """A DCC as JSON or CBOR becomes the text of a QR code."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """All texts together; nothing is issued where the context is refused.
+        """All texts together; raises CallError where the context suits no certificate.
 
         The DCC in CBOR is hardly longer than its payload (``_growth``), its zlib
         stream at most ``deflate.OVERHEAD`` longer, and Base45 is 3 for 2.
         """
-        try:
-            issue = _issue(context)
-        except ItemError:
-            return 0
+        issue = _issue(context)
         length = cose.envelope(context.version).length
         signature = signature_length(context.version)
         fixed = length(deflate.MAX_LENGTH, signature) - deflate.MAX_LENGTH
@@ -51,10 +48,7 @@ class Hcert:
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
         """Checks the DCCs and makes the Sig_structures over their CWTs."""
-        try:
-            issue = _issue(context)
-        except ItemError as error:
-            return fail_all(payloads, error.failure)
+        issue = _issue(context)
         to_sign = cose.envelope(context.version).to_sign
         now = datetime.fromtimestamp(context.now, UTC)
 
@@ -82,15 +76,6 @@ class Hcert:
         return finish_each(prepared, signatures, finish)
 
 
-def refusal(context: FormatContext) -> str | None:
-    """Returns why no HCERT can be issued in this context, or None: for refusing the whole call."""
-    try:
-        _issue(context)
-    except ItemError as error:
-        return error.failure.message
-    return None
-
-
 def claims_head(claims: Mapping[int, object]) -> bytes:
     """Returns a CWT up to its DCC: the claims in their order, then -260: {1: (RFC 8392)."""
     encoded = [cbor.encode(part, cbor.as_given) for claim in claims.items() for part in claim]
@@ -111,7 +96,7 @@ class _Issue:
 
 
 def _issue(context: FormatContext) -> _Issue:
-    """Returns what the batch's certificates share; raises ItemError where there can be none.
+    """Returns what the batch's certificates share; raises CallError where there can be none.
 
     A DCC must not outlive the certificate that verifies it: where activation
     saw to that (DESIGN section 7), the last reason never applies.
@@ -140,8 +125,8 @@ def _issue(context: FormatContext) -> _Issue:
     return _Issue(claims, certificate.types)
 
 
-def _unfit(message: str) -> ItemError:
-    return ItemError(Reason.KEY_VERSION_NOT_ACTIVE, message)
+def _unfit(message: str) -> CallError:
+    return CallError(Reason.KEY_VERSION_NOT_ACTIVE, message)
 
 
 # To e, what follows a digit only in numbers that are not integers; to 0, the digits.

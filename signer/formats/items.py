@@ -39,11 +39,6 @@ def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -
     return Prepared(to_sign, failures)
 
 
-def fail_all(payloads: Sequence[bytes], failure: Failure) -> Prepared:
-    """Returns a batch of which no item can be signed."""
-    return Prepared([b""] * len(payloads), dict.fromkeys(range(len(payloads)), failure))
-
-
 def finish_each(
     prepared: Prepared, signatures: Sequence[bytes], finish: Callable[[bytes, bytes], bytes]
 ) -> list[bytes]:

@@ -27,7 +27,7 @@ def json_object(payload: bytes) -> dict[str, Any]:
     Infinity, numbers beyond 64 bits, and nesting beyond MAX_DEPTH.
     """
     try:
-        value = _decode_json(payload.decode("utf-8"))
+        value = _decode_json(payload.decode("utf-8").strip(_WHITESPACE))
     except UnicodeDecodeError as error:
         raise unreadable(f"payload is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -105,12 +105,22 @@ def _constant(_name: str) -> NoReturn:
     raise unreadable("payload has NaN or Infinity, which are not JSON")
 
 
-_decode_json = json.JSONDecoder(
+_WHITESPACE = " \t\n\r"  # RFC 8259, section 2
+
+_DECODER = json.JSONDecoder(
     object_pairs_hook=_members,
     parse_int=_integer,
     parse_float=_float,
     parse_constant=_constant,
-).decode
+)
+
+
+def _decode_json(text: str) -> Any:
+    """Reads one value and nothing after it, without the decoder's own search for white space."""
+    value, end = _DECODER.raw_decode(text)
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
 
 
 def _too_deep() -> Exception:

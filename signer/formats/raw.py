@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from signer.formats.items import fail_all, unreadable
+from signer.errors import invalid
+from signer.formats.items import unreadable
 from signer.formats.signature import signature_length
 from signer.model import FormatContext, Prepared
 
@@ -35,11 +36,13 @@ class Digest(Message):
     """A digest of the key's hash, signed unseen."""
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
-        """Takes digests of exactly the right length: no HSM module checks it for us."""
+        """Takes digests of exactly the right length: no HSM module checks it for us.
+
+        Raises CallError for EdDSA, which has no digest.
+        """
         hash_name = context.version.algorithm.hash_name
         if hash_name is None:
-            failure = unreadable("EdDSA signs no digest: send the message itself (MESSAGE)").failure
-            return fail_all(payloads, failure)
+            raise invalid("format", "is DIGEST, which EdDSA cannot sign: send MESSAGE")
         size = hashlib.new(hash_name).digest_size
         wrong = unreadable(f"payload is not a {hash_name} digest of {size} bytes").failure
         failures = {i: wrong for i, payload in enumerate(payloads) if len(payload) != size}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signer.errors import Reason
+from signer.errors import CallError, Reason
 from signer.formats import FORMATS
 from signer.model import Algorithm, Format, FormatContext
 
@@ -34,11 +34,10 @@ def test_digest_has_exactly_the_length_of_the_keys_hash(
     assert str(size) in prepared.failures[1].message
 
 
-def test_digest_with_eddsa_fails_every_item(context: Maker) -> None:
-    prepared = FORMATS[Format.DIGEST].prepare([bytes(32), bytes(64)], context(Algorithm.EDDSA))
-    assert set(prepared.failures) == {0, 1}
-    assert prepared.failures[0].reason is Reason.PAYLOAD_INVALID
-    assert list(prepared.to_sign) == [b"", b""]
+def test_digest_with_eddsa_is_refused_as_a_whole(context: Maker) -> None:
+    with pytest.raises(CallError) as caught:
+        FORMATS[Format.DIGEST].prepare([bytes(32), bytes(64)], context(Algorithm.EDDSA))
+    assert caught.value.reason is Reason.FIELD_INVALID
 
 
 def test_message_is_signed_as_it_is(context: Maker) -> None:

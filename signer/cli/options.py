@@ -1,0 +1,17 @@
+"""Options that many commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The daemon's configuration, as in /etc/signer/signer.yaml.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -1,0 +1,219 @@
+"""What the documents say is what the code does, as far as a program can tell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from signer import config
+from signer.cli.main import cli
+from signer.errors import TABLE, Scope
+from signer.policy import compile as compiling
+from signer.policy import document
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("softhsm/*.md")])
+README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+
+MODELS: Mapping[str, type[BaseModel]] = {
+    "signer.yaml": config.Config,
+    "tls": config.TlsConfig,
+    "tokens": config.TokenConfig,
+    "limits": config.LimitsConfig,
+    "Client files": config.ClientConfig,
+    "roles": document.StaffRules,
+    "groups": document.GroupRules,
+    "Rules": document.Profile,
+    "hcert": document.Hcert,
+    "content": document.Content,
+}
+"""Which heading of the configuration's document describes which model."""
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of any level."""
+    found = re.search(rf"(?ms)^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text)
+    assert found, heading
+    return found[1]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The other cells of each table row whose first cell is code, by that code."""
+    cells = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    found = {row[0].strip("`"): row[1:] for row in cells}
+    assert len(found) == len(cells), "a row stands twice"
+    return found
+
+
+def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the names that stand in YAML."""
+    return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+_BEFALLS = {
+    Scope.CALL: "call",
+    Scope.ITEM: "item",
+    Scope.CALL | Scope.ITEM: "call or item",
+}
+
+
+def test_the_error_table_is_that_of_the_code() -> None:
+    table = rows(section((ROOT / "docs/errors.md").read_text(), "The table"))
+    said = {reason: (cells[0], cells[1], cells[-1]) for reason, cells in table.items()}
+    assert said == {
+        str(reason): (
+            meaning.code.name,
+            _BEFALLS[meaning.scope],
+            "yes" if meaning.retryable else "no",
+        )
+        for reason, meaning in TABLE.items()
+    }
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heading", MODELS)
+def test_every_key_is_described_and_no_other(heading: str) -> None:
+    assert set(rows(section(CONFIGURATION, heading))) == set(names_of(MODELS[heading]))
+
+
+def test_the_keys_of_opening_hours_and_facilities_are_described() -> None:
+    hours = {*names_of(document.OpeningHours), *names_of(document.Opening)}
+    assert set(rows(section(CONFIGURATION, "hours"))) == hours
+    own = set(names_of(document.FacilityRules)) - set(names_of(document.Rules))
+    assert set(rows(section(CONFIGURATION, "facilities"))) == own
+
+
+def test_the_sections_of_the_policy_are_described() -> None:
+    said = {name: cells[-1] for name, cells in rows(section(CONFIGURATION, "Policy")).items()}
+    assert said == {
+        name: "yes" if name in compiling.REQUIRED else "no" for name in compiling.SECTIONS
+    }
+
+
+FIELDS = [
+    pytest.param(heading, name, info, id=f"{heading}.{name}")
+    for heading, model in MODELS.items()
+    for name, info in names_of(model).items()
+]
+_BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length")
+
+
+@pytest.mark.parametrize(("heading", "name", "info"), FIELDS)
+def test_defaults_and_bounds_are_those_of_the_models(
+    heading: str, name: str, info: FieldInfo
+) -> None:
+    row = " ".join(rows(section(CONFIGURATION, heading))[name])
+    numbers = set(re.findall(r"\d+", row))
+    bounds = [getattr(limit, bound, None) for limit in info.metadata for bound in _BOUNDS]
+    assert {f"{bound:.0f}" for bound in bounds if bound is not None} <= numbers
+    if info.is_required():
+        assert "required" in row
+    elif isinstance(info.default, bool):
+        assert str(info.default).lower() in row
+    elif isinstance(info.default, int | float):
+        assert f"{info.default:.0f}" in numbers
+    elif isinstance(info.default, str):
+        assert info.default in row
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def commands(text: str) -> Iterator[str]:
+    """Every `signer ...` of a document: lines of code blocks, and code within sentences."""
+    blocks = re.findall(r"(?ms)^```(?:sh)?\n(.*?)^```", text)
+    for block in blocks:
+        lines = block.replace("\\\n", " ").splitlines()
+        yield from (line for line in lines if line.startswith("signer "))
+    prose = re.sub(r"(?ms)^```.*?^```", "", text)
+    yield from (" ".join(code.split()) for code in re.findall(r"`(signer [^`]+)`", prose))
+
+
+def misuse(line: str) -> str | None:
+    """Why a line is no command of ours, or None."""
+    words = shlex.split(re.split(r" [|>#] ?", line)[0])[1:]
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and words[0] != "…":
+        name = words.pop(0)
+        if name.startswith("--"):
+            break
+        found = command.get_command(click.Context(command), name)
+        if found is None:
+            return f"no command {name}"
+        command = found
+    known = {option for parameter in command.params for option in parameter.opts}
+    strange = [word for word in words if word.startswith("--") and word not in known]
+    return f"{command.name} has no {', '.join(strange)}" if strange else None
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_commands_exist_with_their_options(path: Path) -> None:
+    wrong = {line: why for line in commands(path.read_text()) if (why := misuse(line))}
+    assert not wrong
+
+
+def test_the_check_of_commands_sees_mistakes() -> None:
+    text = "```sh\nsigner sign --nothing \\\n  --key K\n```\nand `signer keys make`."
+    assert [misuse(line) for line in commands(text)] == ["sign has no --nothing", "no command make"]
+
+
+def test_the_readme_shows_how_to_begin() -> None:
+    shown = list(commands(README))
+    for wanted in ("signer dev up", "signer sign", "signer keys create", "signer token unlatch"):
+        assert any(line.startswith(wanted) for line in shown), wanted
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_make_targets_exist(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?m)^([a-z]+):", makefile))
+    text = path.read_text()
+    said = re.findall(r"`make ([a-z]+)`", text) + re.findall(r"(?m)^make ([a-z]+)", text)
+    assert set(said) <= targets
+
+
+# --- links and size ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
+    relative = [link for link in links if "://" not in link]
+    assert [link for link in relative if not (path.parent / link).exists()] == []
+
+
+def test_decisions_are_short_and_whole() -> None:
+    decisions = sorted((ROOT / "docs/adr").glob("*.md"))
+    numbers = [int(path.name[:4]) for path in decisions]
+    assert numbers == list(range(1, len(decisions) + 1))
+    for path in decisions:
+        text = path.read_text()
+        headings = re.findall(r"(?m)^## (.+)$", text)
+        assert headings == ["Context", "Decision", "Rejected", "Consequences"], path.name
+        assert len(text.splitlines()) <= 40, path.name
+
+
+def test_the_readme_stays_short_and_keeps_the_place_of_the_bench() -> None:
+    assert len(README.splitlines()) < 250
+    begin, end = README.index("<!-- bench:begin -->"), README.index("<!-- bench:end -->")
+    assert begin < end
