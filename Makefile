@@ -45,6 +45,8 @@ check: $(READY)
 
 bench: $(READY) build/loop
 	$(BIN)/signer bench --dir build/bench --loop build/loop
+	$(BIN)/signer dev init build/bench-keys --facilities 10000
+	$(BIN)/signer bench --dir build/bench-keys --loop build/loop --case keys-10 --case keys-10000
 
 build/loop: tests/load/loop.c
 	mkdir -p build

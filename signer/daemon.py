@@ -122,6 +122,7 @@ class Daemon:
 
     def start(self) -> None:
         """Starts the parts in their order; raises OperatorError where that cannot go well."""
+        self._hear(signal.SIGHUP)  # by default it would end a daemon that is still starting
         self._hsm.start()
         for label, (kind, text) in self._hsm.wait_for_outcomes(START_SECONDS).items():
             if kind is not None and kind.ends_start:
@@ -136,8 +137,7 @@ class Daemon:
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Looks after the running parts until a signal ends it."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda received, _: self._events.put(signal.Signals(received)))
+        self._hear(signal.SIGTERM, signal.SIGINT)
         announced = False
         while True:
             reasons = self.reasons()
@@ -154,6 +154,10 @@ class Daemon:
             if event is not signal.SIGHUP:
                 return
             self._reload_by_signal()
+
+    def _hear(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            signal.signal(number, lambda received, _: self._events.put(signal.Signals(received)))
 
     def stop(self) -> None:
         """Drains: health first, then calls at work, workers last."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent import futures
 from typing import Protocol
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from signer.api.control import ControlService
 from signer.api.guard import Guard
+from signer.api.health import Health
 from signer.api.keys import KeyService
 from signer.api.signing import SigningService
 from signer.api.tls import Certificates
@@ -96,7 +97,7 @@ class Server:
             options=_options(limits),
             maximum_concurrent_rpcs=limits.calls * 4 + _SPARE_THREADS,
         )
-        self._health = health.HealthServicer()
+        self._health = Health(frozenset({health.OVERALL_HEALTH, SIGNING}))
         signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, self._server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, self._server)
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
@@ -104,7 +105,6 @@ class Server:
         if reflect:
             names = (*ROLES, health.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        self.set_serving(False)
 
     def listen(self, address: str, certificates: Certificates) -> int:
         """Binds and starts; returns the port. Raises OperatorError where it is taken."""
@@ -120,19 +120,9 @@ class Server:
 
     def set_serving(self, serving: bool) -> None:
         """Tells health checks the truth, for the server as a whole and for signing."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING
-            if serving
-            else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for service in _health_names():
-            self._health.set(service, status)
+        self._health.set_serving(serving)
 
     def drain(self, seconds: float) -> None:
         """Says NOT_SERVING for good, lets calls at work finish, then ends the rest."""
-        self._health.enter_graceful_shutdown()
+        self._health.end()
         self._server.stop(seconds).wait()
-
-
-def _health_names() -> Iterable[str]:
-    return (health.OVERALL_HEALTH, SIGNING)

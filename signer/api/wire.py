@@ -14,7 +14,10 @@ from signer.v1 import keys_pb2, signing_pb2
 DOMAIN = "signer.v1"
 """``ErrorInfo.domain`` of all our errors."""
 MAX_VIOLATIONS = 10
-"""Long trailers turn into RESOURCE_EXHAUSTED at the client."""
+MAX_VIOLATION_BYTES = 200
+"""Of a path, and of its description. Trailers beyond 8 KiB turn into RESOURCE_EXHAUSTED at the
+client, and a policy's own texts can be of any length.
+"""
 
 FORMATS: Mapping[signing_pb2.Format, Format] = {
     signing_pb2.FORMAT_DIGEST: Format.DIGEST,
@@ -62,8 +65,15 @@ def _status(
 
 def _violation(each: Violation) -> error_details_pb2.BadRequest.FieldViolation:
     return error_details_pb2.BadRequest.FieldViolation(
-        field=each.field, description=each.description
+        field=_short(each.field), description=_short(each.description)
     )
+
+
+def _short(text: str) -> str:
+    data = text.encode()
+    if len(data) <= MAX_VIOLATION_BYTES:
+        return text
+    return data[: MAX_VIOLATION_BYTES - 3].decode(errors="ignore") + "..."
 
 
 def code_name(code: int) -> str:

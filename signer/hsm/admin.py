@@ -67,6 +67,7 @@ class AdminWorker:
 @contextmanager
 def open_admin(token: TokenSettings, state: Path) -> Iterator[AdminWorker]:
     """Starts an administrative worker for one token. Raises OperatorError where it cannot open."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     process = WorkerProcess.start(TokenSpec.of(token, state, read_write=True))
     try:
         kind, body = process.channel.receive()

@@ -132,10 +132,8 @@ class SignFrame:
 def pack_sign(frame: SignFrame) -> tuple[bytes, ...]:
     """Packs a chunk: header, id, pin, lengths (none where all are equal), inputs."""
     inputs = frame.inputs
-    blob = b"".join(inputs)
-    width = len(inputs[0])
-    if len(blob) != width * len(inputs) or any(len(item) != width for item in inputs):
-        width = 0
+    widths = set(map(len, inputs))
+    width = widths.pop() if len(widths) == 1 else 0
     header = _SIGN.pack(
         frame.chunk,
         _ALGORITHMS.index(frame.algorithm),
@@ -146,7 +144,7 @@ def pack_sign(frame: SignFrame) -> tuple[bytes, ...]:
         len(frame.spki),
     )
     lengths = b"" if width else struct.pack(f"<{len(inputs)}I", *map(len, inputs))
-    return header, frame.cka_id, frame.spki, lengths, blob
+    return header, frame.cka_id, frame.spki, lengths, b"".join(inputs)
 
 
 def unpack_sign(body: memoryview) -> SignFrame:

@@ -7,19 +7,24 @@ and lies beside the daemon's other state, one file a token, mode 0600.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from signer.errors import OperatorError
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
     salt: str
-    rejected: str | None = None  # fingerprint of the PIN that the token refused last
+    rejected: tuple[str, ...] = ()  # fingerprints of the PINs that the token refused
     accepted: str | None = None  # fingerprint of the PIN that worked last
     confirmed: bool = False  # an operator asked for one more attempt
 
@@ -31,14 +36,9 @@ class PinLatch:
         self._path = path
         self._record = _read(path)
 
-    @property
-    def latched(self) -> bool:
-        """Whether some PIN is latched."""
-        return self._record.rejected is not None
-
     def rejected(self, pin: str) -> bool:
         """Whether the token has refused this PIN before."""
-        return self.latched and self._record.rejected == self._fingerprint(pin)
+        return bool(self._record.rejected) and self._fingerprint(pin) in self._record.rejected
 
     def accepted(self, pin: str) -> bool:
         """Whether this PIN was the last that worked."""
@@ -60,25 +60,30 @@ class PinLatch:
 
     def reject(self, pin: str) -> None:
         """Notes that the token refuses this PIN."""
-        self._write(rejected=self._fingerprint(pin), confirmed=False)
+        self._write(rejected=(*self._others(pin), self._fingerprint(pin)), confirmed=False)
 
-    def withdraw(self) -> None:
-        """Takes the last attempt back: the token failed before it judged the PIN."""
-        self._write(rejected=None)
+    def withdraw(self, pin: str) -> None:
+        """Takes the attempt with this PIN back: the token failed before it judged it."""
+        self._write(rejected=self._others(pin))
 
     def accept(self, pin: str) -> None:
         """Notes that the PIN works."""
-        if self.latched or self.confirmed or not self.accepted(pin):
-            self._write(rejected=None, accepted=self._fingerprint(pin), confirmed=False)
+        if self.rejected(pin) or self.confirmed or not self.accepted(pin):
+            accepted = self._fingerprint(pin)
+            self._write(rejected=self._others(pin), accepted=accepted, confirmed=False)
 
     def release(self) -> None:
         """Lets the next start try the PIN once more (``signer token unlatch``)."""
-        self._write(rejected=None, confirmed=True)
+        self._write(rejected=(), confirmed=True)
+
+    def _others(self, pin: str) -> tuple[str, ...]:
+        fingerprint = self._fingerprint(pin)
+        return tuple(each for each in self._record.rejected if each != fingerprint)
 
     def _fingerprint(self, pin: str) -> str:
         return _fingerprint(self._record.salt, pin)
 
-    def _write(self, **changes: str | bool | None) -> None:
+    def _write(self, **changes: tuple[str, ...] | str | bool) -> None:
         self._record = replace(self._record, **changes)  # type: ignore[arg-type] # fields by name
         temporary = self._path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -96,9 +101,16 @@ def latch_of(state: Path, token: str, serial: str) -> PinLatch:
 
 def _read(path: Path) -> _Record:
     try:
-        return _Record(**json.loads(path.read_text()))
+        record = _Record(**json.loads(path.read_text()))
+        bytes.fromhex(record.salt)
+        return replace(record, rejected=tuple(map(str, record.rejected)))
     except FileNotFoundError:
         return _Record(salt=secrets.token_hex(16))
+    except (OSError, ValueError, TypeError) as error:
+        raise OperatorError(
+            f"{path}, the record of rejected PINs, cannot be read ({type(error).__name__}): no "
+            "login is tried; check the PIN, then delete the file"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,7 +121,22 @@ def _fingerprint(salt: str, pin: str) -> str:
 
 def release(state: Path, token: str) -> bool:
     """Lets the next start try the PIN of a token (a label) once more; False if none was tried."""
-    paths = list(state.glob(f"pin-{token.encode().hex()}-*.json"))
-    for path in paths:
-        PinLatch(path).release()
+    if not state.is_dir():
+        return False
+    with start_lock(state, token):
+        paths = list(state.glob(f"pin-{token.encode().hex()}-*.json"))
+        for path in paths:
+            PinLatch(path).release()
     return bool(paths)
+
+
+@contextmanager
+def start_lock(state: Path, token: str) -> Iterator[None]:
+    """Holds the lock under which workers open a token (a label): one process at a time."""
+    path = state / f"start-{token.encode().hex()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

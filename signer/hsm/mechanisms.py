@@ -5,9 +5,8 @@ Numbers are those of PKCS#11 v3.1; signatures are r||s for ECDSA (section 6.3.1)
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -79,56 +78,58 @@ class Verifier:
 
     def __init__(self, algorithm: Algorithm, spki: bytes) -> None:
         """Loads the pin; raises ValueError where it does not suit the algorithm."""
-        self._algorithm = algorithm
-        self._key = load_der_public_key(spki)
-        self.signature_length = self._length()
-
-    def _length(self) -> int:
-        match self._algorithm, self._key:
-            case Algorithm.ES256, ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
-                return 64
-            case Algorithm.ES384, ec.EllipticCurvePublicKey(curve=ec.SECP384R1()):
-                return 96
-            case Algorithm.EDDSA, ed25519.Ed25519PublicKey():
-                return 64
-            case ((Algorithm.RS256 | Algorithm.PS256), rsa.RSAPublicKey(key_size=bits)) if (
-                bits in RSA_BITS and bits % 8 == 0
-            ):
-                return bits // 8
-        raise ValueError(f"the pinned public key does not suit {self._algorithm}")
+        self.signature_length, self._verify = _scheme(algorithm, load_der_public_key(spki))
 
     def correct(self, message: bytes, signature: bytes) -> bool:
         """Whether the signature over this input (digest, or message for EdDSA) is right."""
         if len(signature) != self.signature_length:
             return False
-        key = self._key
         try:
-            if isinstance(key, ec.EllipticCurvePublicKey):
-                middle = len(signature) // 2
-                r, s = int.from_bytes(signature[:middle]), int.from_bytes(signature[middle:])
-                digest = hashes.SHA256() if self._algorithm is Algorithm.ES256 else hashes.SHA384()
-                key.verify(encode_dss_signature(r, s), message, ec.ECDSA(Prehashed(digest)))
-            elif isinstance(key, rsa.RSAPublicKey):
-                pad = (
-                    padding.PKCS1v15()
-                    if self._algorithm is Algorithm.RS256
-                    else padding.PSS(padding.MGF1(hashes.SHA256()), 32)
-                )
-                key.verify(signature, message, pad, Prehashed(hashes.SHA256()))
-            elif isinstance(key, ed25519.Ed25519PublicKey):
-                key.verify(signature, message)
+            self._verify(signature, message)
         except InvalidSignature:
             return False
         return True
 
 
-def digest_column(algorithm: Algorithm, messages: list[bytes]) -> list[bytes]:
-    """Hashes a column of messages with the key's hash; EdDSA takes them as they are."""
-    match algorithm.hash_name:
-        case None:
-            return messages
-        case "sha256":
-            sha256 = hashlib.sha256
-            return [sha256(message).digest() for message in messages]
-        case name:
-            return [hashlib.new(name, message).digest() for message in messages]
+_Verify = Callable[[bytes, bytes], None]
+
+
+def _scheme(algorithm: Algorithm, key: object) -> tuple[int, _Verify]:
+    """Returns the length of signatures in bytes, and what raises for a wrong one.
+
+    Everything that a signature does not change is made here, once a key.
+    """
+    match algorithm, key:
+        case Algorithm.ES256, ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
+            return 64, _ecdsa(key, ec.ECDSA(Prehashed(hashes.SHA256())))
+        case Algorithm.ES384, ec.EllipticCurvePublicKey(curve=ec.SECP384R1()):
+            return 96, _ecdsa(key, ec.ECDSA(Prehashed(hashes.SHA384())))
+        case Algorithm.EDDSA, ed25519.Ed25519PublicKey():
+            return 64, key.verify
+        case Algorithm.RS256, rsa.RSAPublicKey(key_size=bits) if _allowed(bits):
+            return bits // 8, _rsa(key, padding.PKCS1v15())
+        case Algorithm.PS256, rsa.RSAPublicKey(key_size=bits) if _allowed(bits):
+            return bits // 8, _rsa(key, padding.PSS(padding.MGF1(hashes.SHA256()), 32))
+    raise ValueError(f"the pinned public key does not suit {algorithm}")
+
+
+def _allowed(bits: int) -> bool:
+    return bits in RSA_BITS and bits % 8 == 0
+
+
+def _ecdsa(key: ec.EllipticCurvePublicKey, scheme: ec.ECDSA) -> _Verify:
+    def verify(signature: bytes, digest: bytes) -> None:
+        middle = len(signature) // 2
+        r, s = int.from_bytes(signature[:middle]), int.from_bytes(signature[middle:])
+        key.verify(encode_dss_signature(r, s), digest, scheme)
+
+    return verify
+
+
+def _rsa(key: rsa.RSAPublicKey, scheme: padding.PKCS1v15 | padding.PSS) -> _Verify:
+    prehashed = Prehashed(hashes.SHA256())
+
+    def verify(signature: bytes, digest: bytes) -> None:
+        key.verify(signature, digest, scheme, prehashed)
+
+    return verify

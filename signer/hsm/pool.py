@@ -9,58 +9,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
-from signer.hsm.frames import (
-    FrameError,
-    Kind,
-    ResultFrame,
-    SignFrame,
-    Verdict,
-    pack_sign,
-)
+from signer.hsm.frames import FrameError, Kind, ResultFrame, SignFrame, Verdict, pack_sign
 from signer.hsm.scheduler import Chunk, Pending, Scheduler
-from signer.hsm.slot import Slot
+from signer.hsm.slot import End, Slot
 from signer.hsm.spec import FailureKind, TokenSpec
+from signer.hsm.status import Observer, Waiting, WorkerStatus
 from signer.model import Algorithm, KeyVersion, Signed, SignJob
 
 CHUNKS_IN_FLIGHT = 2
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
+_CHEAPEST = 1e-6
+"""Seconds: no HSM signs faster, whatever a worker says."""
 _FIRST_COSTS = {Algorithm.RS256: 1e-3, Algorithm.PS256: 1e-3, Algorithm.ES384: 5e-4}
 
 
-class Observer(Protocol):
-    """Who counts what happens here."""
-
-    def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None: ...
-    def worker_left(self, token: str, cause: str, text: str) -> None: ...
-    def login(self, token: str, result: str) -> None: ...
-    def stage(self, name: str, seconds: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker as operators see it; ``state`` is starting, serving, stopping or failed."""
-
-    token: str
-    pid: int
-    state: str
-    starts: int
-    items: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Items of one owner's job that wait, and since when (monotonic seconds)."""
-
-    owner: str
-    items: int
-    since: float
+_NOT_SERVING = Failure(
+    Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
+)
+"""All that callers hear; operators read the reason in status, logs and on /readyz."""
 
 
 class _Batch:
@@ -99,7 +70,8 @@ class Pool:
         self._stopped: dict[bytes, str] = {}
         self._wrong = 0
         self._next_chunk = 0
-        self._failed = ""
+        self._failed = ""  # why nobody serves, until somebody does
+        self._halted = ""  # why nobody will serve any more in this daemon's life
         self._first_outcome = threading.Event()
         self._first_failure: FailureKind | None = None
         self._last_cause: FailureKind | None = None
@@ -117,13 +89,16 @@ class Pool:
         return self._first_failure, self.reason
 
     def close(self) -> None:
-        """Ends all workers; what still waits fails."""
+        """Ends all workers; what still waits, or was with them, fails."""
+        with self._lock:
+            self._halt("the daemon is stopping")
         for slot in self._slots:
             slot.close()
         for slot in self._slots:
             slot.join()
         with self._lock:
-            self._fail_all("the daemon is stopping")
+            for slot in self._slots:
+                self._lose(slot)
 
     @property
     def serving(self) -> int:
@@ -135,21 +110,16 @@ class Pool:
         """Why nobody serves; empty where somebody does."""
         if self.serving:
             return ""
-        return self._failed or next(
-            (slot.reason for slot in self._slots if slot.reason), "starting"
+        return (
+            self._halted
+            or self._failed
+            or next((slot.reason for slot in self._slots if slot.reason), "starting")
         )
 
     def status(self) -> list[WorkerStatus]:
         """The workers, one by one."""
         return [
-            WorkerStatus(
-                self.token,
-                slot.pid,
-                slot.state,
-                slot.starts,
-                slot.items,
-                slot.reason,
-            )
+            WorkerStatus(self.token, slot.pid, slot.state, slot.starts, slot.items, slot.reason)
             for slot in self._slots
         ]
 
@@ -157,8 +127,8 @@ class Pool:
         """What waits for a worker, job by job."""
         with self._lock:
             return [
-                Waiting(each.job.owner, each.left, each.queued_at)
-                for each in self._scheduler.waiting()
+                Waiting(each.job.owner, items, each.queued_at)
+                for each, items in self._scheduler.waiting()
             ]
 
     @property
@@ -175,16 +145,14 @@ class Pool:
         batch = _Batch(job, now)
         with self._lock:
             self._admit(job, now)
-            if self._failed:
-                failure = Failure(Reason.HSM_UNAVAILABLE, self._failed, retry_after=5.0)
-                return Signed(
-                    [b""] * len(job.inputs), dict.fromkeys(range(len(job.inputs)), failure)
-                )
+            if self._halted or self._failed:
+                count = len(job.inputs)
+                return Signed([b""] * count, dict.fromkeys(range(count), _NOT_SERVING))
             self._batches[batch.pending] = batch
             self._scheduler.add(batch.pending)
         self._pump()
-        if not batch.done.wait(max(0.0, job.deadline - self._clock.monotonic())):
-            self._abandon(batch)
+        batch.done.wait(max(0.0, job.deadline - self._clock.monotonic()))
+        if self._abandon(batch):
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
                 f"{batch.remaining} of {len(job.inputs)} items were not signed within the "
@@ -200,10 +168,10 @@ class Pool:
     def stop_key(self, version: KeyVersion, text: str) -> None:
         """Stops a version at once: what waits of it fails, session copies go, nothing new signs."""
         with self._lock:
-            self._stopped[version.cka_id] = text
-            lost = self._scheduler.remove(lambda p: p.job.version.cka_id == version.cka_id)
-            for chunk in lost:
-                self._fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
+            self._stop(version, text)
+        self._drop(version)
+
+    def _drop(self, version: KeyVersion) -> None:
         for slot in self._slots:
             slot.send(Kind.DROP, version.cka_id)
 
@@ -216,12 +184,13 @@ class Pool:
 
     def _learn_cost(self, job: SignJob, seconds: float) -> None:
         kind = (job.version.algorithm, len(job.version.spki))
-        self._costs[kind] = 0.9 * self._cost(job) + 0.1 * seconds
+        self._costs[kind] = max(_CHEAPEST, 0.9 * self._cost(job) + 0.1 * seconds)
 
     def _admit(self, job: SignJob, now: float) -> None:
         if (text := self._stopped.get(job.version.cka_id)) is not None:
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
-        if self._scheduler.items + len(job.inputs) > self._max_queued:
+        # A batch above the limit passes where nothing waits, or it never could.
+        if self._scheduler.items and self._scheduler.items + len(job.inputs) > self._max_queued:
             raise CallError(
                 Reason.OVERLOADED,
                 f"{self._scheduler.items} items wait already: try again a little later",
@@ -247,14 +216,55 @@ class Pool:
             del self._batches[batch.pending]
             batch.done.set()
 
-    def _abandon(self, batch: _Batch) -> None:
+    def _abandon(self, batch: _Batch) -> bool:
+        """Gives up what is left of a batch; False where nothing is left."""
         with self._lock:
-            self._batches.pop(batch.pending, None)
+            if batch.done.is_set():
+                return False
+            del self._batches[batch.pending]
             self._scheduler.remove(lambda pending: pending is batch.pending)
+            return True
 
-    def _fail_all(self, text: str) -> None:
+    def _fail_all(self) -> None:
         for chunk in self._scheduler.remove(lambda _: True):
-            self._fail(chunk, Failure(Reason.HSM_UNAVAILABLE, text, retry_after=5.0))
+            self._fail(chunk, _NOT_SERVING)
+
+    def _halt(self, text: str) -> None:
+        """Ends the pool's service for good."""
+        self._halted = self._halted or text
+        self._fail_all()
+        for slot in self._slots:
+            slot.state, slot.reason = "failed", self._halted
+
+    def _stop(self, version: KeyVersion, text: str) -> None:
+        self._stopped[version.cka_id] = text
+        for chunk in self._scheduler.remove(lambda p: p.job.version.cka_id == version.cka_id):
+            self._fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
+
+    def _verdict(self, version: KeyVersion) -> Failure | None:
+        """Why nothing of this version may sign or leave any more, if so."""
+        if (text := self._stopped.get(version.cka_id)) is not None:
+            return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
+        if self._halted:
+            return _NOT_SERVING
+        return None
+
+    def _lose(self, slot: Slot) -> None:
+        """Takes the chunks of a worker that has gone: to another one, once, or they fail.
+
+        A worker signs in order, so it left over the first; those behind it are blameless.
+        """
+        lost, slot.in_flight = list(slot.in_flight.values()), {}
+        for place, chunk in enumerate(lost):
+            again = replace(chunk, attempts=chunk.attempts + (place == 0))
+            failure = self._verdict(chunk.pending.job.version)
+            if failure is None and again.attempts >= ATTEMPTS:
+                text = "two workers died over this item: try again"
+                failure = Failure(Reason.HSM_UNAVAILABLE, text, retry_after=1.0)
+            if failure is not None:
+                self._fail(chunk, failure)
+            elif chunk.pending in self._batches:
+                self._scheduler.give_back(again)
 
     # --- chunks ----------------------------------------------------------------------------
 
@@ -277,6 +287,7 @@ class Pool:
                 if not slot.in_flight:
                     slot.since = now
                 slot.in_flight[number] = chunk
+                worker = slot.process
             if not chunk.start:
                 self._observer.stage("queue", now - chunk.pending.queued_at)
             job = chunk.pending.job
@@ -284,7 +295,7 @@ class Pool:
             frame = SignFrame(
                 number, version.algorithm, job.check_every, version.cka_id, version.spki, inputs
             )
-            slot.send(Kind.SIGN, *pack_sign(frame))
+            slot.send(Kind.SIGN, *pack_sign(frame), to=worker)
 
     def _store(self, chunk: Chunk, signatures: Sequence[bytes], wrong: Sequence[int]) -> None:
         batch = self._batches.get(chunk.pending)
@@ -298,20 +309,19 @@ class Pool:
             )
         self._settle(batch, len(chunk))
 
-    def _distrust(self, version: KeyVersion, wrong: int) -> None:
-        """Stops the key of a wrong signature; the third in a daemon's life stops the token."""
-        self.stop_key(version, f"{version.name} is stopped: the HSM returned a wrong signature")
-        with self._lock:
-            self._wrong += wrong
-            if self._wrong >= WRONG_SIGNATURES_STOP_TOKEN:
-                self._failed = (
-                    f"token {self.token} is stopped after {self._wrong} wrong signatures: "
-                    "examine the HSM, then restart the daemon"
-                )
-                self._fail_all(self._failed)
-                for slot in self._slots:
-                    slot.state = "failed"
-                    slot.reason = self._failed
+    def _distrust(self, version: KeyVersion) -> None:
+        """Stops the key of a wrong signature; the third such key stops the token.
+
+        Keys are counted, not items: one wrong pin makes every signature of its
+        chunk wrong, and must not take the token from everybody else.
+        """
+        self._stop(version, f"{version.name} is stopped: the HSM returned a wrong signature")
+        self._wrong += 1
+        if self._wrong >= WRONG_SIGNATURES_STOP_TOKEN:
+            self._halt(
+                f"token {self.token} is stopped: {self._wrong} keys had wrong signatures; "
+                "examine the HSM, then restart the daemon"
+            )
 
     # --- what slots report -----------------------------------------------------------------
 
@@ -319,8 +329,10 @@ class Pool:
         """A worker has logged in: it serves from here on."""
         self._observer.login(self.token, "ok")
         with self._lock:
-            if self._wrong < WRONG_SIGNATURES_STOP_TOKEN:
-                self._failed = ""
+            self._failed = ""
+            if self._halted:
+                slot.state, slot.reason = "failed", self._halted
+            else:
                 slot.state, slot.reason = "serving", ""
         self._first_outcome.set()
         self._pump()
@@ -335,45 +347,51 @@ class Pool:
                 raise FrameError("a result for no chunk of ours")
             del slot.in_flight[result.chunk]
             slot.since = self._clock.monotonic()
-            if signed:
+            version = chunk.pending.job.version
+            if (failure := self._verdict(version)) is not None:
+                self._fail(chunk, failure)
+            elif signed:
                 slot.items += len(chunk)
                 self._learn_cost(chunk.pending.job, result.busy_us / 1e6 / len(chunk))
+                if result.wrong:
+                    self._distrust(version)
                 self._store(chunk, signatures, result.wrong)
             else:
-                self._fail(chunk, _refusal(result.verdict, chunk.pending.job.version))
+                self._fail(chunk, _refusal(result.verdict, version))
         self._observer.chunk_done(
             self.token, result.busy_us / 1e6, len(chunk), result.checked, len(result.wrong)
         )
         if result.wrong:
-            self._distrust(chunk.pending.job.version, len(result.wrong))
+            self._drop(version)
         self._pump()
 
-    def left(self, slot: Slot, cause: FailureKind, text: str, failures: int) -> None:
-        """A worker has gone and is reaped: its chunks are given to others once, then fail."""
-        self._observer.worker_left(self.token, cause, text)
-        if cause.about_pin and cause is not FailureKind.PIN_LATCHED:
-            self._observer.login(self.token, cause)
+    def left(self, slot: Slot, end: End, failed_starts: int) -> None:
+        """A worker has gone and is reaped: its chunks are given to others once, then fail.
+
+        What waits goes on waiting for the next worker, unless nobody serves and
+        workers cannot start.
+        """
+        self._observer.worker_left(self.token, end.cause, end.text)
+        if end.cause is FailureKind.PIN_REJECTED:
+            self._observer.login(self.token, end.cause)
         with self._lock:
-            slot.state, slot.reason = "failed", text
-            self._last_cause = cause
-            lost, slot.in_flight = list(slot.in_flight.values()), {}
-            for chunk in lost:
-                again = replace(chunk, attempts=chunk.attempts + 1)
-                if again.attempts < ATTEMPTS and chunk.pending in self._batches:
-                    self._scheduler.give_back(again)
-                else:
-                    text_of_two = "two workers died over this item: try again"
-                    self._fail(chunk, Failure(Reason.HSM_UNAVAILABLE, text_of_two, 1.0))
-            hopeless = cause is not FailureKind.DIED or failures > ATTEMPTS
+            slot.state, slot.reason = "failed", self._halted or end.text
+            self._last_cause = end.cause
+            self._lose(slot)
+            hopeless = failed_starts > ATTEMPTS or (failed_starts and end.cause.lasting)
             if hopeless and not self.serving:
-                self._failed = self._failed or f"token {self.token} does not serve: {text}"
-                self._fail_all(self._failed)
-        if not self.serving:
-            self._first_failure = self._first_failure or cause
+                self._failed = end.text
+                self._fail_all()
+        if not self.serving and failed_starts:
+            self._first_failure = self._first_failure or end.cause
             self._first_outcome.set()
         self._pump()
 
 
 def _refusal(verdict: Verdict, version: KeyVersion) -> Failure:
-    what = "does not hold the key" if verdict is Verdict.NO_KEY else "refuses to sign with the key"
-    return Failure(Reason.HSM_UNAVAILABLE, f"token {version.token} {what} of {version.name}")
+    text = {
+        Verdict.NO_KEY: f"token {version.token} does not hold the key of {version.name}",
+        Verdict.REFUSED: f"token {version.token} refuses to sign with the key of {version.name}",
+        Verdict.UNSUITABLE: f"the public key pinned for {version.name} is none for its algorithm",
+    }[verdict]
+    return Failure(Reason.HSM_UNAVAILABLE, text, retry_after=5.0)

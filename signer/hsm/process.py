@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 
-from signer.hsm.frames import Channel, Kind, pack_json
+from signer.hsm.frames import Channel, Closed, Kind, pack_json
 from signer.hsm.spec import TokenSpec
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
@@ -23,23 +25,37 @@ class WorkerProcess:
 
     @classmethod
     def start(cls, spec: TokenSpec) -> WorkerProcess:
-        """Spawns a worker (never forks: this process has threads) and tells it its token."""
+        """Spawns a worker (never forks: this process has threads) and tells it its token.
+
+        Raises OSError where the system has no room for another process.
+        """
         ours, theirs = socket.socketpair()
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "signer.hsm.worker", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=environment | dict(spec.environment),
-            )
         channel = Channel(ours)
-        channel.send(Kind.CONFIGURE, pack_json(spec.to_json()))
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "signer.hsm.worker", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env=environment | dict(spec.environment),
+                )
+        except OSError:
+            channel.close()
+            raise
+        with contextlib.suppress(Closed):  # it died at once: its reader will hear of that
+            channel.send(Kind.CONFIGURE, pack_json(spec.to_json()))
         return cls(process, channel)
 
     def kill(self) -> None:
         """Ends a hung worker; its reader sees the socket close."""
         self.process.kill()
+
+    @property
+    def fate(self) -> str:
+        """How a reaped worker ended, in words."""
+        code = self.process.returncode
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
     def end(self, seconds: float = 5.0) -> None:
         """Closes the socket, waits for the worker to leave and reaps it."""

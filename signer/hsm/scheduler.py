@@ -121,12 +121,13 @@ class Scheduler:
         self.items -= sum(map(len, removed))
         return removed
 
-    def waiting(self) -> Iterator[Pending]:
-        """The jobs of which something waits."""
+    def waiting(self) -> Iterator[tuple[Pending, int]]:
+        """What waits: a job, and how many of its items."""
         for chunk in self._returned:
-            yield chunk.pending
+            yield chunk.pending, len(chunk)
         for line in self._lines.values():
-            yield from line.jobs
+            for pending in line.jobs:
+                yield pending, pending.left
 
 
 def _chunk_items(pending: Pending, cost: float) -> int:

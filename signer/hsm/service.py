@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from signer.errors import CallError, Reason
-from signer.hsm.pool import Pool, WorkerStatus
+from signer.hsm.pool import Pool
 from signer.hsm.spec import FailureKind
+from signer.hsm.status import WorkerStatus
 from signer.model import KeyVersion, Signed, SignJob
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from signer.clock import Clock
 from signer.hsm.frames import (
@@ -20,7 +21,16 @@ from signer.hsm.spec import FailureKind, TokenSpec
 
 START_SECONDS = 60.0
 """How long a worker may take to open its token."""
-_LONGEST_PAUSE = 5.0
+_PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
+"""Seconds before the next start, by how many lives in a row were of no use."""
+
+
+class End(NamedTuple):
+    """How a worker's life ended. ``served``: it had opened its token."""
+
+    cause: FailureKind
+    text: str
+    served: bool = False
 
 
 class Keeper(Protocol):
@@ -28,7 +38,7 @@ class Keeper(Protocol):
 
     def ready(self, slot: Slot) -> None: ...
     def result(self, slot: Slot, result: ResultFrame) -> None: ...
-    def left(self, slot: Slot, cause: FailureKind, text: str, failures: int) -> None: ...
+    def left(self, slot: Slot, end: End, failed_starts: int) -> None: ...
 
 
 class Slot:
@@ -53,15 +63,21 @@ class Slot:
         self._hang_seconds = hang_seconds
         self._clock = clock
         self._process: WorkerProcess | None = None
-        self._send_lock = threading.Lock()
         self._closing = threading.Event()
+        self._refreshing = threading.Lock()
+        self._introduced = False
         self._stale = False
-        self._hung = False
+        self._hung: WorkerProcess | None = None
         name = f"{spec.label}-{number}"
         self._threads = (
             threading.Thread(target=self._keep, name=f"worker-{name}", daemon=True),
             threading.Thread(target=self._watch, name=f"watchdog-{name}", daemon=True),
         )
+
+    @property
+    def process(self) -> WorkerProcess | None:
+        """The worker of the moment; None while there is none."""
+        return self._process
 
     @property
     def pid(self) -> int:
@@ -79,86 +95,103 @@ class Slot:
         self._closing.set()
         process = self._process
         if process is not None:
-            process.channel.close()
+            process.channel.end()
 
     def join(self) -> None:
         """Waits until the worker has gone."""
         for thread in self._threads:
             thread.join()
 
-    def send(self, kind: Kind, *parts: bytes) -> None:
-        """Sends in order. Where the worker has gone, its reader sees to the consequences."""
-        process = self._process
-        if process is None:
-            return
-        with self._send_lock:
-            try:
+    def send(self, kind: Kind, *parts: bytes, to: WorkerProcess | None = None) -> None:
+        """Sends in order. Where the worker has gone, its reader sees to the consequences.
+
+        ``to`` names the worker that a chunk was meant for: its successor must not
+        get what is handed to somebody else once more.
+        """
+        process = to or self._process
+        if process is not None:
+            with contextlib.suppress(Closed):
                 process.channel.send(kind, *parts)
-            except Closed:
-                return
 
     def refresh(self) -> None:
         """Has the worker look for new keys; one that is still starting does so when ready."""
-        if self.state == "serving":
-            self.send(Kind.REFRESH)
-        else:
-            self._stale = True
+        with self._refreshing:
+            self._stale = not self._introduced
+            if self._introduced:
+                self.send(Kind.REFRESH)
+
+    def _introduce(self) -> None:
+        """The worker is ready: what came after it looked for keys is not lost."""
+        with self._refreshing:
+            self._introduced = True
+            if self._stale:
+                self.send(Kind.REFRESH)
+        self._keeper.ready(self)
 
     def _keep(self) -> None:
-        failures = 0
+        useless = failed_starts = 0
         while not self._closing.is_set():
             self.state, self.starts = "starting", self.starts + 1
-            cause, text, served = self._one_life()
+            items = self.items
+            end = self._one_life()
             if self._closing.is_set():
                 break
-            failures = 1 if served else failures + 1
-            self._keeper.left(self, cause, text, failures)
-            self._closing.wait(0.0 if served else min(_LONGEST_PAUSE, 0.1 * 2**failures))
+            useless = 0 if self.items > items else useless + 1
+            failed_starts = 0 if end.served else failed_starts + 1
+            self._keeper.left(self, end, failed_starts)
+            self._closing.wait(_PAUSES[min(useless, len(_PAUSES) - 1)])
         self.state = "stopping"
 
-    def _one_life(self) -> tuple[FailureKind, str, bool]:
-        """Runs one worker to its end, reaped; returns cause, text and whether it served."""
-        served, self._stale, self._hung = False, False, False
+    def _one_life(self) -> End:
+        """Runs one worker to its end, reaped."""
+        with self._refreshing:
+            self._introduced = self._stale = False
         self.since = self._clock.monotonic()
-        self._process = process = WorkerProcess.start(self._spec)
+        try:
+            self._process = process = WorkerProcess.start(self._spec)
+        except OSError as error:
+            return End(FailureKind.DIED, f"no worker can be started: {error.strerror}")
         if self._closing.is_set():
-            process.channel.close()  # close() may have come before this process
-        cause, text = FailureKind.DIED, "the worker died"
+            process.channel.end()  # close() may have come before this process
+        try:
+            end = self._converse(process)
+        finally:
+            self._process = None
+            process.kill()
+            process.end()
+        if self._hung is process:
+            return end._replace(cause=FailureKind.HANG, text="the worker hung and was killed")
+        return end if end.text else end._replace(text=f"the worker {process.fate}")
+
+    def _converse(self, process: WorkerProcess) -> End:
+        """Hears a worker until it has gone; without a text where it went without a word."""
+        end = End(FailureKind.DIED, "")
         try:
             while True:
                 kind, body = process.channel.receive()
                 if kind is Kind.RESULT:
                     self._keeper.result(self, unpack_result(body))
                 elif kind is Kind.READY:
-                    served = True
-                    if self._stale:
-                        self.send(Kind.REFRESH)
-                    self._keeper.ready(self)
+                    end = end._replace(served=True)
+                    self._introduce()
                 elif kind is Kind.FATAL:
                     report = unpack_json(body)
-                    cause, text = FailureKind(report["kind"]), str(report["text"])
+                    cause = FailureKind(report["kind"])
+                    end = end._replace(cause=cause, text=str(report["text"]))
                 else:
-                    cause, text = FailureKind.DIED, f"the worker sent an unexpected {kind.name}"
-                    break
+                    raise FrameError(f"an unexpected {kind.name}")  # noqa: TRY301 - one exit for all
         except Closed:
-            pass
+            return end
         except (FrameError, ValueError, KeyError) as error:
-            text = f"the worker sent {error}"
-        finally:
-            self._process = None
-            process.kill()
-            process.end()
-        if self._hung:
-            cause, text = FailureKind.HANG, "the worker hung and was killed"
-        return cause, text, served
+            return end._replace(cause=FailureKind.DIED, text=f"the worker sent {error}")
 
     def _watch(self) -> None:
         """Kills a worker that hangs: PKCS#11 has no time-outs."""
         while not self._closing.wait(0.25):
-            starting = self.state == "starting"
-            limit = START_SECONDS if starting else self._hang_seconds
+            # In this order: who gets a chunk after the second line has been silent since then.
+            process, starting = self._process, self.state == "starting"
+            owes = starting or bool(self.in_flight)
             silent = self._clock.monotonic() - self.since
-            process = self._process
-            if process and (starting or self.in_flight) and silent > limit:
-                self._hung = True
+            if process and owes and silent > (START_SECONDS if starting else self._hang_seconds):
+                self._hung = process
                 process.kill()

@@ -80,6 +80,11 @@ class FailureKind(enum.StrEnum):
         return self in (FailureKind.CONFIGURATION, FailureKind.AMBIGUOUS)
 
     @property
+    def lasting(self) -> bool:
+        """Whether another start meets the same: a person or the token has to change first."""
+        return self.ends_start or self.about_pin or self is FailureKind.TOKEN_ABSENT
+
+    @property
     def about_pin(self) -> bool:
         """Whether the token's PIN keeps it from serving."""
         return self in (

@@ -6,11 +6,9 @@ that tells the supervisor, and through it the operator, what to do.
 
 from __future__ import annotations
 
-import fcntl
-import os
+import ctypes
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,8 @@ from pkcs11.exceptions import (
 )
 from pkcs11.util.ec import encode_named_curve_parameters
 
-from signer.hsm.latch import PinLatch, latch_of
+from signer.errors import OperatorError
+from signer.hsm.latch import PinLatch, latch_of, start_lock
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import Algorithm
 
@@ -221,34 +220,29 @@ def open_token(spec: TokenSpec) -> Token:
     by one of them only.
     """
     state = Path(spec.state)
-    with _start_lock(state / f"start-{spec.label.encode().hex()}.lock"):
+    with start_lock(state, spec.label):
         token = _find(_load(spec.module).get_tokens(), spec)
-        session = _log_in(
-            token, spec, latch_of(state, spec.label, token.serial.decode(errors="replace").strip())
-        )
+        serial = token.serial.decode(errors="replace").strip()
+        try:
+            latch = latch_of(state, spec.label, serial)
+        except OperatorError as error:
+            raise TokenFailure(FailureKind.CONFIGURATION, str(error)) from error
+        session = _log_in(token, spec, latch)
     return Token(token, session, spec)
 
 
-@contextmanager
-def _start_lock(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _load(module: str) -> Any:
+    try:
+        _ = ctypes.CDLL(module).C_GetFunctionList
+    except (AttributeError, OSError) as error:
+        raise TokenFailure(
+            FailureKind.CONFIGURATION, f"the PKCS#11 module {module} cannot be loaded: {error}"
+        ) from error
     try:
         return pkcs11.lib(module)
     except PKCS11Error as error:
         raise TokenFailure(
             FailureKind.MODULE_FATAL, f"C_Initialize of {module} failed: {_named(error)}"
-        ) from error
-    except (RuntimeError, OSError) as error:
-        raise TokenFailure(
-            FailureKind.CONFIGURATION, f"the PKCS#11 module {module} cannot be loaded: {error}"
         ) from error
 
 
@@ -308,7 +302,7 @@ def _log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
             "correct the file",
         ) from error
     except PKCS11Error as error:
-        latch.withdraw()
+        latch.withdraw(pin)
         raise TokenFailure(
             FailureKind.MODULE_FATAL, f"{name}: opening a session failed: {_named(error)}"
         ) from error

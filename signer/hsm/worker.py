@@ -57,13 +57,17 @@ class ChunkSigner:
         if handle is None:
             return _refused(chunk, Verdict.NO_KEY)
         try:
+            verifier = self._verifier(chunk)
+        except ValueError:
+            return _refused(chunk, Verdict.UNSUITABLE)
+        try:
             signatures = self._loop.sign(handle, MECHANISMS[chunk.algorithm], chunk.inputs)
         except CryptokiError as error:
             if error.usable:
                 return _refused(chunk, Verdict.REFUSED)
             raise
         checked, wrong = self._check(chunk, signatures)
-        width = self._verifier(chunk).signature_length
+        width = verifier.signature_length
         blank = bytes(width)
         for index in wrong:
             signatures[index] = blank

@@ -103,7 +103,7 @@ class Rules(Part):
     valid_until: Instant | None = None
     delegation: bool | None = None
     priority: Literal["high", "normal", "low"] | None = None
-    check_every: int | None = Field(None, ge=1)
+    check_every: int | None = Field(None, ge=1, le=1_000_000)
     hcert: Hcert | None = None
     content: Content | None = None
 

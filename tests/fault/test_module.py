@@ -1,0 +1,312 @@
+"""A PKCS#11 module that goes wrong: shim.c between the workers and the real SoftHSM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from daemon import OTHERS, RECORDS, Daemon, Load, until
+
+from signer.client import (
+    DeadlineError,
+    ExhaustedError,
+    PreconditionError,
+    SignerClient,
+    SignerClientError,
+)
+from signer.dev import softhsm
+
+
+class Faults:
+    """What the module does wrong from now on, until it is told otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+
+    def order(self, name: str, order: str) -> None:
+        (self._folder / f"{name}.new").write_text(order)
+        (self._folder / f"{name}.new").rename(self._folder / name)
+
+    def clear(self) -> None:
+        for path in self._folder.iterdir():
+            path.unlink(missing_ok=True)
+
+    def spent(self) -> bool:
+        """Whether the order for one call has been carried out."""
+        return not (self._folder / "sign.once").exists()
+
+
+@pytest.fixture
+def faults(daemon: Daemon, shim_module: Path, tmp_path: Path) -> Iterator[Faults]:
+    made = Faults(tmp_path / "faults")
+    daemon.configure(
+        token={
+            "module": str(shim_module),
+            "hang_seconds": 1.0,
+            "environment": {
+                "SHIM_MODULE": str(softhsm.find_module()),
+                "SHIM_FAULTS": str(tmp_path / "faults"),
+            },
+        }
+    )
+    yield made
+    made.clear()
+
+
+def check_all(daemon: Daemon) -> None:
+    """Has every signature checked, as is the default outside of development."""
+    path = daemon.folder / "policy" / "policy.yaml"
+    path.write_text(path.read_text().replace("check_every: 64", "check_every: 1"))
+
+
+# --- wrong signatures ---------------------------------------------------------------------
+
+
+def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) -> None:
+    check_all(daemon)
+    daemon.start()
+    assert daemon.sign(300) == {"ok": 300}
+    faults.order("sign.once", "wrong")
+    ends = daemon.sign(1)
+    assert ends == {"HSM_UNAVAILABLE": 1}
+    for _ in range(2):
+        with daemon.client() as client, pytest.raises(PreconditionError) as stopped:
+            client.sign_batch(RECORDS, "MESSAGE", [b"m"])
+        assert stopped.value.reason == "KEY_VERSION_NOT_ACTIVE"
+    assert daemon.metric("signer_signature_checks_total", result="wrong") == 1
+    assert daemon.sign(300, key=OTHERS) == {"ok": 300}
+    assert daemon.health() == "SERVING"
+    assert daemon.metric("signer_worker_restarts_total") == 0
+
+
+def test_one_wrong_signature_has_its_whole_chunk_checked(daemon: Daemon, faults: Faults) -> None:
+    daemon.configure(token={"workers": 1})
+    daemon.start()  # checks one signature in 64, and a key's first
+    faults.order("sign", "wrong")
+    ends = daemon.sign(50)
+    assert ends["wrong"] == 0
+    assert set(ends) <= {"HSM_UNAVAILABLE", "KEY_VERSION_NOT_ACTIVE", "wrong"}
+    wrong = daemon.metric("signer_signature_checks_total", result="wrong")
+    assert wrong == ends["HSM_UNAVAILABLE"] > 1
+    assert daemon.metric("signer_signature_checks_total", result="correct") == 0
+
+
+def test_the_right_ones_of_a_wrong_chunk_may_leave(daemon: Daemon, faults: Faults) -> None:
+    check_all(daemon)
+    daemon.configure(token={"workers": 1})
+    daemon.start()
+    faults.order("sign.once", "wrong")
+    ends = daemon.sign(20)
+    assert ends["HSM_UNAVAILABLE"] == 1
+    assert ends["wrong"] == 0
+    assert ends.total() == 20
+
+
+def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults: Faults) -> None:
+    check_all(daemon)
+    daemon.start()
+    faults.order("sign", "wrong")
+    names = [
+        "facilities/01-001/keys/records",
+        "facilities/01-002/keys/records",
+        "facilities/01-001/keys/records-ed25519",
+    ]
+    with daemon.client() as client:
+        for number, name in enumerate(names):
+            assert daemon.health() == "SERVING", f"{number} wrong keys stopped the token"
+            [item] = client.sign_batch(name, "MESSAGE", [b"m"])
+            assert item.signature == b""
+            assert item.error is not None
+            assert item.error.reason == "HSM_UNAVAILABLE"
+        faults.clear()
+        until(lambda: daemon.health() == "NOT_SERVING", "the token is stopped")
+        [item] = client.sign_batch("facilities/01-001/keys/records-rsa", "MESSAGE", [b"m"])
+    assert item.error is not None
+    assert item.error.message == "the HSM does not serve now: try again later"
+    assert "3 keys had wrong signatures" in daemon.reason()
+    for worker in daemon.workers():
+        worker.kill()
+    until(lambda: daemon.metric("signer_login_attempts_total", result="ok") == 4, "new workers")
+    assert daemon.health() == "NOT_SERVING"
+
+
+# --- calls that fail, hang or kill --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "cause", "workers"),
+    [
+        ("fail 0x30", "module_fatal", 2),  # CKR_DEVICE_ERROR
+        ("fail 0x32", "session_lost", 1),  # CKR_DEVICE_REMOVED
+        ("fail 0x80000001", "module_fatal", 1),  # a vendor's own
+        ("crash", "died", 1),
+        ("crash", "died", 2),
+        ("hang", "hang", 1),
+    ],
+)
+def test_one_failure_is_not_noticed(
+    daemon: Daemon, faults: Faults, order: str, cause: str, workers: int
+) -> None:
+    daemon.configure(token={"workers": workers})
+    daemon.start()
+    assert daemon.sign() == {"ok": 3}
+    faults.order("sign.once", order)
+    assert daemon.sign(400) == {"ok": 400}
+    assert faults.spent()
+    assert daemon.metric("signer_worker_restarts_total", cause=cause) == 1
+    assert daemon.metric("signer_worker_restarts_total") == 1
+    until(lambda: daemon.health() == "SERVING", "the only worker is replaced")
+
+
+def test_items_fail_when_a_second_worker_dies_over_them(daemon: Daemon, faults: Faults) -> None:
+    daemon.start()
+    faults.order("sign", "crash")
+    with daemon.client() as client:
+        [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])
+    assert item.error is not None
+    assert (item.error.code, item.error.reason) == ("UNAVAILABLE", "HSM_UNAVAILABLE")
+    assert "two workers died" in item.error.message
+    assert item.error.retry_after
+    assert daemon.metric("signer_worker_restarts_total", cause="died") == 2
+    faults.clear()
+    until(lambda: not daemon.reason(), "it serves again")
+    assert daemon.sign(300) == {"ok": 300}
+
+
+def test_a_refused_key_fails_its_items_without_a_new_worker(daemon: Daemon, faults: Faults) -> None:
+    daemon.start()
+    faults.order("init", "fail 0x63")  # CKR_KEY_TYPE_INCONSISTENT
+    assert daemon.sign() == {"HSM_UNAVAILABLE": 3}
+    faults.clear()
+    assert daemon.sign() == {"ok": 3}
+    assert daemon.metric("signer_worker_restarts_total") == 0
+
+
+def test_a_hang_in_the_middle_of_a_load(daemon: Daemon, faults: Faults) -> None:
+    daemon.start()
+    with Load(daemon) as load:
+        for _ in range(2):
+            faults.order("sign.once", "hang")
+            until(faults.spent, "a worker hangs")
+            load.more()
+    until(lambda: daemon.metric("signer_worker_restarts_total", cause="hang") == 2, "both killed")
+    assert load.ends["ok"] == load.ends.total()
+    assert set(load.calls) == {"ok"}
+
+
+def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Faults) -> None:
+    daemon.start()
+    faults.order("sign", "crash")
+    began = time.monotonic()
+    with daemon.client() as client:
+        for _ in range(4):
+            [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])
+            assert item.error is not None
+            assert item.error.reason == "HSM_UNAVAILABLE"
+    spent = time.monotonic() - began
+    # Pauses double: 0.2, 0.4, 0.8 seconds, and so on, in each of the two places.
+    most = 2 * next(n for n in range(2, 20) if 0.2 * (2 ** (n - 1) - 1) > spent)
+    assert 0 < daemon.metric("signer_worker_restarts_total") <= most + 2
+
+
+# --- a module that does not start ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "text"),
+    [
+        ("abort", "was ended by SIGABRT"),
+        ("crash", "was ended by SIGSEGV"),
+        ("fail 0x5", "C_Initialize of"),
+    ],
+)
+def test_a_module_that_fails_at_its_start_is_told_and_tried_again_slowly(
+    daemon: Daemon, faults: Faults, order: str, text: str
+) -> None:
+    faults.order("initialize", order)
+    began = time.monotonic()
+    daemon.start(ready=False)
+    until(lambda: text in daemon.reason(), "the reason is told")
+    until(lambda: daemon.sign(1) == {"HSM_UNAVAILABLE": 1}, "items fail at once")
+    until(lambda: daemon.metric("signer_worker_restarts_total") >= 4, "it is tried again")
+    spent = time.monotonic() - began
+    most = 2 * next(n for n in range(2, 20) if 0.2 * (2 ** (n - 1) - 1) > spent)
+    assert daemon.metric("signer_worker_restarts_total") <= most + 2
+    assert daemon.health() == "NOT_SERVING"
+    faults.clear()
+    until(lambda: not daemon.reason(), "it serves by itself")
+    assert daemon.sign() == {"ok": 3}
+
+
+# --- a slow module: queues and deadlines --------------------------------------------------
+
+
+def test_a_full_queue_refuses_with_a_hint(daemon: Daemon, faults: Faults) -> None:
+    daemon.configure(token={"workers": 1, "hang_seconds": 20.0}, limits={"queued_items": 300})
+    daemon.start()
+    faults.order("sign", "slow 5")
+    with daemon.client() as client, ThreadPoolExecutor(1) as threads:
+        first = threads.submit(client.sign_batch, RECORDS, "MESSAGE", [b"m"] * 290)
+        until(lambda: daemon.metric("signer_queue_items") > 40, "the queue fills")
+        with pytest.raises(ExhaustedError) as refused:
+            client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 290)
+        assert refused.value.reason == "OVERLOADED"
+        assert refused.value.retry_after
+        faults.clear()
+        assert all(result.ok for result in first.result())
+    assert daemon.sign(300) == {"ok": 300}
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_call_only(
+    daemon: Daemon, faults: Faults
+) -> None:
+    daemon.configure(token={"workers": 1, "hang_seconds": 20.0})
+    daemon.start()
+    assert daemon.sign(500) == {"ok": 500}
+    faults.order("sign", "slow 20")
+
+    def late(client: SignerClient, seconds: float) -> SignerClientError:
+        with pytest.raises(DeadlineError) as refused:
+            client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 300, timeout=seconds)
+        return refused.value
+
+    with daemon.client() as client, ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(late, client, 0.5 + number / 10) for number in range(3)]
+        assert all(call.result().code == "DEADLINE_EXCEEDED" for call in calls)
+        until(lambda: daemon.metric("signer_queue_items") == 0, "what nobody waits for is dropped")
+    faults.clear()
+    assert daemon.sign(300) == {"ok": 300}
+    assert daemon.metric("signer_worker_restarts_total") == 0
+
+
+def test_a_short_deadline_is_refused_by_us(daemon: Daemon, faults: Faults) -> None:
+    daemon.start()
+    faults.order("sign", "slow 5")
+    assert daemon.sign(600) == {"ok": 600}  # the cost of a signature is known now
+    with daemon.client() as client, pytest.raises(DeadlineError) as refused:
+        client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 4000, timeout=1.0)
+    assert refused.value.reason == "DEADLINE_TOO_SHORT"
+
+
+def test_one_facility_is_served_while_another_floods(daemon: Daemon, faults: Faults) -> None:
+    daemon.start()
+    faults.order("sign", "slow 1")
+    with daemon.client() as flooding, daemon.client() as client, ThreadPoolExecutor(4) as threads:
+        floods = [
+            threads.submit(flooding.sign_batch, OTHERS, "MESSAGE", [b"m"] * 1500) for _ in range(4)
+        ]
+        until(lambda: daemon.metric("signer_queue_items") > 4000, "the flood waits")
+        before = daemon.metric("signer_queue_items")
+        for number in range(15):
+            [item] = client.sign_batch(RECORDS, "MESSAGE", [b"%d" % number])
+            assert item.ok
+        left = daemon.metric("signer_queue_items")
+        assert not any(flood.done() for flood in floods)
+        # Fifteen single items cost at most a few chunks each, not the flood's queue.
+        assert before - left < 1500
+        faults.clear()
+        assert all(result.ok for flood in floods for result in flood.result())

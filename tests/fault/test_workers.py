@@ -1,0 +1,136 @@
+"""Workers that are killed, stopped or sent signals, under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from daemon import Daemon, Load, until
+
+
+def test_one_killed_worker_is_not_noticed(daemon: Daemon) -> None:
+    daemon.start()
+    with Load(daemon) as load:
+        for _ in range(3):
+            victim = daemon.workers()[0]
+            victim.kill()
+            load.more()
+            until(lambda: len(daemon.workers()) == 2, "the worker is replaced")
+    assert load.ends.keys() - {"wrong"} == {"ok"}
+    assert load.ends["wrong"] == 0
+    assert set(load.calls) == {"ok"}
+    assert daemon.metric("signer_worker_restarts_total", cause="died") == 3
+    assert daemon.reason() == ""
+
+
+def test_when_all_workers_are_killed_everything_is_answered(daemon: Daemon) -> None:
+    daemon.start()
+    with Load(daemon) as load:
+        for _ in range(2):
+            for victim in daemon.workers():
+                victim.kill()
+            load.more()
+    assert set(load.ends) <= {"ok", "wrong", "HSM_UNAVAILABLE"}
+    assert load.ends["wrong"] == 0
+    assert load.without_hint == 0, "an item failed without RetryInfo"
+    assert set(load.calls) == {"ok"}
+    until(lambda: not daemon.reason(), "it serves again")
+    assert daemon.sign(500) == {"ok": 500}
+    until(lambda: len(daemon.workers()) == 2, "both are replaced")
+
+
+def test_a_hanging_worker_is_killed_and_its_work_done_by_another(daemon: Daemon) -> None:
+    daemon.configure(token={"hang_seconds": 1.0})
+    daemon.start()
+    with Load(daemon) as load:
+        victim = daemon.workers()[0]
+        victim.suspend()
+        until(lambda: not victim.is_running(), "the hanging worker is killed")
+        load.more()
+    assert load.ends.keys() - {"wrong"} == {"ok"}
+    assert load.ends["wrong"] == 0
+    assert set(load.calls) == {"ok"}
+    assert daemon.metric("signer_worker_restarts_total", cause="hang") == 1
+    assert daemon.metric("signer_worker_restarts_total") == 1
+
+
+def test_an_idle_worker_is_not_taken_for_a_hanging_one(daemon: Daemon) -> None:
+    daemon.configure(token={"hang_seconds": 0.2})
+    daemon.start()
+    before = daemon.workers()
+    assert daemon.sign() == {"ok": 3}
+    for _ in range(3):
+        time.sleep(0.3)  # silent for longer than a worker with work may be
+        assert daemon.sign(1) == {"ok": 1}
+    assert daemon.workers() == before
+
+
+def test_workers_leave_signals_to_the_daemon(daemon: Daemon) -> None:
+    daemon.start()
+    before = daemon.workers()
+    for worker in before:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            worker.send_signal(number)
+    assert daemon.sign(300) == {"ok": 300}
+    assert daemon.workers() == before
+    assert daemon.metric("signer_worker_restarts_total") == 0
+    assert daemon.process is not None
+    assert {os.getpgid(worker.pid) for worker in before} == {os.getpgid(daemon.process.pid)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_daemon_that_ends_under_load_ends_cleanly(daemon: Daemon, number: signal.Signals) -> None:
+    daemon.start()
+    with Load(daemon) as load:
+        assert daemon.stop(number) == 0
+        load._over.set()
+    assert set(load.ends) <= {"ok", "wrong"}
+    assert load.ends["wrong"] == 0
+
+
+def test_workers_of_a_killed_daemon_leave(daemon: Daemon) -> None:
+    daemon.start()
+    assert daemon.process is not None
+    workers = daemon.workers()
+    assert len(workers) == 2
+    daemon.process.kill()
+    daemon.process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+    daemon.start()
+    assert daemon.sign() == {"ok": 3}
+
+
+@pytest.mark.torture
+def test_thirty_kills_in_a_row(daemon: Daemon) -> None:
+    daemon.start()
+    with Load(daemon, callers=4, items=400) as load:
+        for number in range(30):
+            workers = daemon.workers()
+            workers[number % len(workers)].kill()
+            load.more(3)
+            until(lambda: len(daemon.workers()) == 2, "the worker is replaced")
+            until(lambda: daemon.metric("signer_workers", state="serving") == 2, "both serve")
+    assert load.ends.keys() - {"wrong"} == {"ok"}
+    assert load.ends["wrong"] == 0
+    assert set(load.calls) == {"ok"}
+    assert daemon.metric("signer_worker_restarts_total") == 30
+
+
+@pytest.mark.torture
+def test_all_killed_ten_times(daemon: Daemon) -> None:
+    daemon.start()
+    with Load(daemon, callers=4, items=400) as load:
+        for _ in range(10):
+            for victim in daemon.workers():
+                victim.kill()
+            load.more(3)
+    assert set(load.ends) <= {"ok", "wrong", "HSM_UNAVAILABLE"}
+    assert load.ends["wrong"] == 0
+    assert load.without_hint == 0
+    assert set(load.calls) == {"ok"}
+    until(lambda: not daemon.reason(), "it serves again")
+    assert daemon.sign(500) == {"ok": 500}

@@ -1,0 +1,158 @@
+"""Looks at a token from inside a process of its own, where PKCS#11 may be loaded.
+
+``python hsm_probe.py COMMAND``, a JSON object on stdin, one on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from signer.hsm.frames import SignFrame
+from signer.hsm.mechanisms import Verifier
+from signer.hsm.spec import TokenSpec
+from signer.model import Algorithm, KeyVersion
+
+
+def ask(command: str, spec: TokenSpec, **arguments: Any) -> dict[str, Any]:
+    """Runs a command of this program on a token."""
+    done = subprocess.run(
+        [sys.executable, __file__, command],
+        input=json.dumps({"spec": spec.to_json(), **arguments}),
+        env={**os.environ, **spec.environment},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+NAMES = (
+    "TOKEN",
+    "PRIVATE",
+    "SENSITIVE",
+    "ALWAYS_SENSITIVE",
+    "EXTRACTABLE",
+    "NEVER_EXTRACTABLE",
+    "LOCAL",
+    "SIGN",
+    "SIGN_RECOVER",
+    "DECRYPT",
+    "UNWRAP",
+    "DERIVE",
+)
+
+
+def key_arguments(keys: Sequence[KeyVersion]) -> list[list[str]]:
+    return [[key.algorithm, key.cka_id.hex(), key.spki.hex()] for key in keys]
+
+
+def attributes(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
+    """What the token says of private keys, and whether their values can be read."""
+    import pkcs11  # noqa: PLC0415 - only in this process
+    from pkcs11.exceptions import PKCS11Error  # noqa: PLC0415
+
+    from signer.hsm.token import open_token  # noqa: PLC0415
+
+    token = open_token(spec)
+    answer = {}
+    for _, cka_id, _ in keys:
+        [key] = token.session.get_objects(
+            {
+                pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY,
+                pkcs11.Attribute.ID: bytes.fromhex(cka_id),
+            }
+        )
+        secret = (
+            pkcs11.Attribute.PRIVATE_EXPONENT
+            if key.key_type is pkcs11.KeyType.RSA
+            else pkcs11.Attribute.VALUE
+        )
+        try:
+            readable = bool(key[secret])
+        except PKCS11Error:
+            readable = False
+        answer[cka_id] = {
+            **{name: bool(key[pkcs11.Attribute[name]]) for name in NAMES},
+            "readable": readable,
+        }
+    return answer
+
+
+def copies(spec: TokenSpec, keys: list[list[str]], most: int, rounds: int) -> dict[str, Any]:
+    """Signs in turn with more keys than copies are kept; counts the session objects."""
+    import pkcs11  # noqa: PLC0415 - only in this process
+
+    from signer.hsm import token as token_module  # noqa: PLC0415
+    from signer.hsm.worker import ChunkSigner  # noqa: PLC0415
+
+    token_module.MAX_COPIES = most
+    token = token_module.open_token(spec)
+    signer = ChunkSigner(token)
+    correct, counts = 0, []
+    template = {
+        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY,
+        pkcs11.Attribute.TOKEN: False,
+    }
+
+    def count() -> int:
+        return sum(1 for _ in token.session.get_objects(template))
+
+    for number in range(rounds):
+        for algorithm, cka_id, spki in keys:
+            pin, inputs = bytes.fromhex(spki), [bytes([number]) * 32] * 3
+            frame = SignFrame(1, Algorithm(algorithm), 1000, bytes.fromhex(cka_id), pin, inputs)
+            result = signer.sign(frame)
+            verifier = Verifier(Algorithm(algorithm), pin)
+            correct += sum(map(verifier.correct, inputs, result.split()))
+            counts.append(count())
+    for _, cka_id, _ in keys:
+        token.drop(bytes.fromhex(cka_id))
+        token.drop(bytes.fromhex(cka_id))
+    return {"correct": correct, "most": max(counts), "left": count()}
+
+
+def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
+    """Makes a key pair as another program might, without looking for what is there."""
+    import pkcs11  # noqa: PLC0415 - only in this process
+
+    token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
+    with token.open(rw=True, user_pin=Path(spec.pin_file).read_text().strip()) as session:
+        session.generate_keypair(
+            pkcs11.KeyType.RSA, 1024, id=bytes.fromhex(cka_id), label=label, store=True
+        )
+    return {}
+
+
+def flags(spec: TokenSpec) -> dict[str, Any]:
+    """What the token says of wrong PINs, without a login."""
+    import pkcs11  # noqa: PLC0415 - only in this process
+
+    token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
+    return {
+        "count_low": bool(token.flags & pkcs11.TokenFlag.USER_PIN_COUNT_LOW),
+        "locked": bool(token.flags & pkcs11.TokenFlag.USER_PIN_LOCKED),
+    }
+
+
+COMMANDS = {each.__name__: each for each in (attributes, copies, duplicate, flags)}
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    spec = TokenSpec(**order.pop("spec"))
+    json.dump(COMMANDS[sys.argv[1]](spec, **order), sys.stdout)
+    sys.stdout.flush()
+    os._exit(0)  # the module's own clean-up is not under test
+
+
+if __name__ == "__main__":
+    main()

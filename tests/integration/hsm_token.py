@@ -1,0 +1,181 @@
+"""A token in the real SoftHSM, its keys, and pools over it, without a daemon around them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from signer.clock import SystemClock
+from signer.dev import softhsm, texts
+from signer.hsm.admin import open_admin
+from signer.hsm.mechanisms import Verifier
+from signer.hsm.pool import Pool
+from signer.hsm.spec import TokenSpec
+from signer.model import Algorithm, KeyName, KeyState, KeyVersion, SignJob
+
+SECONDS = 30.0
+"""Deadline of every job: what hangs fails its test."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The token's part of a configuration."""
+
+    label: str
+    serial: str | None
+    module: Path
+    pin_file: Path
+    session_copies: bool
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class SoftToken:
+    """A fresh token in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self.state.mkdir(parents=True)
+        (folder / "token").mkdir()
+        conf = folder / "softhsm2.conf"
+        conf.write_text(texts.softhsm_conf(folder / "token"))
+        pin = secrets.token_hex(8)
+        pin_file = folder / "pin"
+        pin_file.touch(0o600)
+        pin_file.write_text(pin)
+        module = softhsm.find_module()
+        serial = softhsm.init_token(module, conf, pin, so_pin=secrets.token_hex(8))
+        environment = {"SOFTHSM2_CONF": str(conf)}
+        self.settings = Settings(softhsm.LABEL, serial, module, pin_file, True, environment)
+
+    def make(self, *kinds: tuple[Algorithm, int]) -> list[KeyVersion]:
+        """Makes one key of each algorithm and length."""
+        with open_admin(self.settings, self.state) as admin:
+            return [self._version(admin, algorithm, bits) for algorithm, bits in kinds]
+
+    def _version(self, admin: Any, algorithm: Algorithm, bits: int) -> KeyVersion:
+        cka_id = secrets.token_bytes(16)
+        spki = admin.generate(algorithm, bits, cka_id, f"test-{cka_id.hex()}")
+        return version(algorithm, cka_id, spki)
+
+    def spec(self, **changes: Any) -> TokenSpec:
+        """What a worker is told, but for ``changes`` of its fields."""
+        spec = TokenSpec.of(self.settings, self.state)
+        return TokenSpec(**{**spec.to_json(), **changes})
+
+    @contextmanager
+    def pool(
+        self, *, workers: int = 1, hang: float = 10.0, queued: int = 200_000, **changes: Any
+    ) -> Iterator[tuple[Pool, Record]]:
+        """A pool that serves, and what it reported."""
+        record = Record()
+        pool = Pool(
+            self.spec(**changes),
+            workers=workers,
+            hang_seconds=hang,
+            max_queued=queued,
+            observer=record,
+            clock=SystemClock(),
+        )
+        pool.start()
+        try:
+            until(lambda: pool.serving == workers, "the workers serve")
+            yield pool, record
+        finally:
+            pool.close()
+
+
+class Record:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        self.left: list[tuple[str, str]] = []
+        self.logins: list[str] = []
+
+    def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
+        assert token
+        assert busy >= 0
+        with self._lock:
+            self.counts.update(chunks=1, items=items, checked=checked, wrong=wrong)
+
+    def worker_left(self, token: str, cause: str, text: str) -> None:
+        assert token
+        with self._lock:
+            self.left.append((cause, text))
+
+    def login(self, token: str, result: str) -> None:
+        assert token
+        with self._lock:
+            self.logins.append(result)
+
+    def stage(self, name: str, seconds: float) -> None:
+        assert seconds >= 0
+        with self._lock:
+            self.counts[f"stage {name}"] += 1
+
+
+def version(algorithm: Algorithm, cka_id: bytes, spki: bytes) -> KeyVersion:
+    """A key version as the registry would know it."""
+    return KeyVersion(
+        key=KeyName("test", cka_id.hex()[:16]),
+        number=1,
+        algorithm=algorithm,
+        state=KeyState.ACTIVE,
+        token=softhsm.LABEL,
+        cka_id=cka_id,
+        spki=spki,
+        certificate=None,
+        kid=cka_id[:8],
+        thumbprint="",
+        created=0.0,
+        activate_at=0.0,
+        sign_until=None,
+    )
+
+
+def job(
+    key: KeyVersion,
+    inputs: Sequence[bytes],
+    *,
+    owner: str = "a",
+    weight: int = 1,
+    check_every: int = 1,
+    seconds: float = SECONDS,
+) -> SignJob:
+    return SignJob(key, inputs, owner, weight, check_every, time.monotonic() + seconds)
+
+
+def inputs_for(key: KeyVersion, count: int) -> list[bytes]:
+    """Digests of the key's hash, or messages where it takes those."""
+    messages = [b"message %d" % number for number in range(count)]
+    name = key.algorithm.hash_name
+    return [hashlib.new(name, m).digest() for m in messages] if name else messages
+
+
+def all_correct(key: KeyVersion, inputs: Sequence[bytes], signatures: Sequence[bytes]) -> bool:
+    """Whether every input has its right signature, by our own check."""
+    verifier = Verifier(key.algorithm, key.spki)
+    return len(inputs) == len(signatures) and all(map(verifier.correct, inputs, signatures))
+
+
+def public_key(key: KeyVersion) -> Any:
+    return load_der_public_key(key.spki)
+
+
+def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
+    """Waits for something to become true; fails with ``what`` where it does not."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.01)

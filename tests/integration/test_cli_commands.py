@@ -1,0 +1,272 @@
+"""Commands against the running appliance: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import edge
+import outputs
+import pytest
+
+from signer.cli.main import cli, main
+
+MESSAGE_KEY = ("--key", edge.RECORDS, "--format", "MESSAGE")
+JWS_KEY = ("--key", edge.RECORDS, "--format", "JWS")
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process."""
+
+    def command(*words: object) -> Done:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Done(int(ended.value.code or 0), out, err)
+
+    return command
+
+
+@pytest.fixture
+def config(appliance: Any) -> Path:
+    return Path(appliance.dev["config"])
+
+
+def commands(group: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            found = group.get_command(context, name)
+            assert found is not None
+            yield from commands(found, *path, name)
+
+
+@pytest.mark.parametrize("path", list(commands(cli)), ids=" ".join)
+def test_every_command_has_help(run: Run, path: tuple[str, ...]) -> None:
+    done = run(*path, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"Usage: {' '.join(('signer', *path))} ")
+    assert len(done.out.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("check",),
+        ("check", "--nonsense"),
+        ("policy", "explain", "--config", "x"),
+        ("top",),
+        ("reload", "--client", "absent.yaml"),
+        ("keys", "create", "facilities/x", "--config", "absent.yaml"),
+        ("sign", "--client", "absent.yaml"),
+        ("token", "unlatch"),
+        ("dev", "up"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_two(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "Error: " in done.err
+
+
+# --- on the appliance -------------------------------------------------------------------------
+
+
+def test_check(run: Run, config: Path, tmp_path: Path) -> None:
+    done = run("check", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert f"{config} is in order" in done.out
+    said = json.loads(run("check", "--config", config, "--json").out)
+    assert (said["ok"], said["problems"]) == (True, [])
+    bad = tmp_path / "signer.yaml"
+    bad.write_text(config.read_text().replace("workers: 2", "workers: 0"))
+    done = run("check", "--config", bad)
+    assert (done.code, done.out) == (1, "")
+    assert "tokens[0].workers: " in done.err
+    done = run("check", "--config", bad, "--json")
+    assert done.code == 1
+    assert [problem["path"] for problem in json.loads(done.out)["problems"]] == [
+        "tokens[0].workers"
+    ]
+
+
+def test_policy_show(run: Run, config: Path) -> None:
+    done = run("policy", "show", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert "01-001" in done.out
+    rows = json.loads(run("policy", "show", "--config", config, "--json").out)
+    assert {row["facility"] for row in rows} >= {"01-001", "01-002", "moh"}
+    shown = run("policy", "show", "--config", config, "--facility", "moh")
+    assert "profiles.ministry.hcert" in shown.out
+    assert run("policy", "show", "--config", config, "--facility", "none").code == 1
+
+
+def test_explain_says_what_the_server_does(
+    run: Run, config: Path, appliance: Any, issuer: edge.Stubs
+) -> None:
+    """The same decision and the same rule, from the file and over the wire."""
+    principal = appliance.dev["clients"]["issuer"]["principal"]
+    question = ("policy", "explain", "--config", config, "--principal", principal, "--json")
+    for key, name in (
+        (edge.RECORDS, "JWS"),
+        (edge.RECORDS, "DIGEST"),
+        ("facilities/x/keys/y", "JWS"),
+    ):
+        done = run(*question, "--key", key, "--format", name)
+        [decision] = json.loads(done.out)
+        assert done.code == (0 if decision["allowed"] else 1)
+        if decision["allowed"]:
+            assert len(issuer.sign(key=key, format=f"FORMAT_{name}").signatures) == 1
+            continue
+        refusal = edge.refused(partial(issuer.sign, key=key, format=f"FORMAT_{name}"))
+        assert refusal.reason == decision["reason"]
+        assert refusal.metadata == {"rule": decision["rule"]}
+        assert refusal.message == decision["message"]
+
+
+def test_keys(run: Run, config: Path, appliance: Any) -> None:
+    listed = json.loads(run("keys", "list", "--config", config, "--json").out)
+    assert {key["name"] for key in listed} == {
+        f"{key['name']}/versions/1" for key in appliance.dev["keys"]
+    }
+    shown = run("keys", "show", edge.RECORDS, "--config", config, "--json")
+    pem = Path(appliance.key("01-001/records")["public_key"]).read_text()
+    assert json.loads(shown.out)["public_key"] == pem
+    done = run("keys", "show", "facilities/01-001/keys/none", "--config", config)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("signer: ")
+
+
+def test_unlatch(run: Run, make_appliance: Any) -> None:
+    made = make_appliance(start=False)
+    config = made.dev["config"]
+    done = run("token", "unlatch", "--config", config)
+    assert done.code == 0
+    assert "once more" in done.out
+    done = run("token", "unlatch", "--config", config, "--token", "another")
+    assert (done.code, done.out) == (1, "")
+    assert "signer-dev" in done.err
+    for latch in (made.dir / "state").glob("pin-*.json"):
+        latch.unlink()
+    assert run("token", "unlatch", "--config", config).code == 1
+    # Nobody listens there.
+    for command in ("health", "top", "reload"):
+        done = run(command, "--config", config)
+        assert (done.code, done.out) == (1, "")
+        assert "UNAVAILABLE" in done.err
+
+
+# --- over the wire ----------------------------------------------------------------------------
+
+
+def test_health(run: Run, appliance: Any, config: Path) -> None:
+    for option in (("--config", config), ("--client", appliance.client_file("stranger"))):
+        assert run("health", *option) == Done(0, "SERVING\n", "")
+        assert json.loads(run("health", *option, "--json").out) == {"status": "SERVING"}
+
+
+def test_top(run: Run, config: Path, issuer: edge.Stubs) -> None:
+    issuer.sign()
+    done = run("top", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert "ready" in done.out
+    assert "01-001" in done.out
+    said = json.loads(run("top", "--config", config, "--json", "--count", "1").out)
+    assert said["ready"] is True
+    assert len(said["busiest"]) == 1
+    assert [worker["state"] for worker in said["workers"]] == ["serving", "serving"]
+
+
+def test_reload(run: Run, config: Path) -> None:
+    done = run("reload", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert "as before" in done.out
+    said = json.loads(run("reload", "--config", config, "--json").out)
+    assert (said["policy_changed"], said["certificate_changed"]) == (False, False)
+
+
+@pytest.mark.parametrize("command", ["top", "reload"])
+@pytest.mark.parametrize(
+    ("client", "reason"), [("issuer", "POLICY_DENIED"), ("stranger", "PEER_UNKNOWN")]
+)
+def test_a_refusal_is_told_with_its_rule(
+    run: Run, appliance: Any, command: str, client: str, reason: str
+) -> None:
+    done = run(command, "--client", appliance.client_file(client))
+    assert (done.code, done.out) == (1, "")
+    assert reason in done.err
+    assert "rule: " in done.err
+
+
+def test_sign_files(run: Run, appliance: Any, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    for number, file in enumerate(files):
+        file.write_text(f'{{"n":{number}}}')
+    files[1].write_text("not JSON")
+    done = run("sign", "--client", appliance.client_file(), *JWS_KEY, *files)
+    assert done.code == 1
+    assert f"{files[1]}: PAYLOAD_INVALID" in done.err
+    assert "1 of 3 payloads" in done.err
+    key = appliance.key("01-001/records")
+    for file in (files[0], files[2]):
+        token = file.with_name(f"{file.name}.jws").read_bytes().strip()
+        outputs.check_jws(key, token, file.read_bytes())
+    assert not (tmp_path / "b.json.jws").exists()
+
+
+def test_sign_lines(run: Run, appliance: Any, tmp_path: Path) -> None:
+    lines = [f"line {number}".encode() for number in range(700)]
+    source = tmp_path / "lines"
+    source.write_bytes(b"\n".join(lines))
+    words = ("sign", "--client", appliance.client_file(), *MESSAGE_KEY, "--lines", source)
+    key = appliance.key("01-001/records")
+    done = run(*words, "--batch", 300)
+    assert (done.code, done.err) == (0, "")
+    for line, signature in zip(lines, done.out.splitlines(), strict=True):
+        outputs.check_raw(key, base64.b64decode(signature), line)
+    done = run(*words, "--json")
+    said = [json.loads(text) for text in done.out.splitlines()]
+    assert [each["line"] for each in said] == list(range(1, 701))
+    outputs.check_raw(key, base64.b64decode(said[-1]["signature"]), lines[-1])
+
+
+def test_sign_is_refused_as_a_whole(run: Run, appliance: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_text("{}")
+    done = run("sign", "--client", appliance.client_file("auditor"), *JWS_KEY, file)
+    assert done.code == 1
+    assert "POLICY_DENIED" in done.err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_client_file_with_wrong_paths_is_told(run: Run, appliance: Any, tmp_path: Path) -> None:
+    text = appliance.client_file().read_text()
+    file = tmp_path / "client.yaml"
+    file.write_text(text)  # its paths count from here, and there is nothing
+    done = run("health", "--client", file)
+    assert (done.code, done.out) == (1, "")
+    assert str(tmp_path) in done.err
+    file.write_text(text + "port: 7\n")
+    done = run("health", "--client", file)
+    assert done.code == 1
+    assert "port: " in done.err

@@ -1,0 +1,190 @@
+"""Starts that are refused, and ends that lose nothing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edge
+import outputs
+import psutil
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2
+
+from signer.v1 import signing_pb2
+
+
+def serve(config: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a daemon whose start must be refused."""
+    return subprocess.run(
+        [sys.executable, "-m", "signer", "serve", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def refused(config: Path) -> str:
+    """The text of a refusal: exit code 1, no traceback, and no worker left behind."""
+    done = serve(config)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def copied(appliance: Any, folder: Path, **changes: Any) -> Path:
+    """The appliance's configuration at another place, with changes."""
+    config = yaml.safe_load((appliance.dir / "signer.yaml").read_text())
+    home = appliance.dir
+    config["tls"] = {name: str(home / path) for name, path in config["tls"].items()}
+    config |= {name: str(home / config[name]) for name in ("policy", "state", "client")}
+    config["registry"] = f"sqlite:///{home}/registry.sqlite"
+    [token] = config["tokens"]
+    token["pin_file"] = str(home / "pin")
+    token["environment"] = {
+        "SOFTHSM2_CONF": str(home / "softhsm2.conf"),
+        "STARTED_IN": str(folder),  # tells its workers from those of the appliance
+    }
+    config |= {"metrics": "127.0.0.1:0", "listen": "127.0.0.1:0"} | changes
+    path = folder / "signer.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def children(appliance: Any) -> list[psutil.Process]:
+    return psutil.Process(appliance.process.pid).children(recursive=True)
+
+
+def test_a_second_daemon_on_the_port_is_refused(
+    appliance: Any, issuer: edge.Stubs, tmp_path: Path
+) -> None:
+    address = appliance.dev["address"]
+    text = refused(copied(appliance, tmp_path, listen=address))
+    assert f"signer: cannot listen on {address}: it is in use" in text
+    assert "change `listen`" in text
+    assert workers_of(tmp_path) == 0
+    assert workers_of(appliance.dir) == 2
+    assert len(issuer.sign().signatures) == 1
+
+
+def workers_of(folder: Path) -> int:
+    """How many workers live whose environment names something in this folder."""
+    return sum(
+        "signer.hsm.worker" in (process.info["cmdline"] or ())
+        and any(value.startswith(str(folder)) for value in (process.info["environ"] or {}).values())
+        for process in psutil.process_iter(["cmdline", "environ"])
+    )
+
+
+def test_a_metrics_port_in_use_is_refused(appliance: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        text = refused(copied(appliance, tmp_path, metrics=address))
+    assert f"signer: cannot serve metrics on {address}" in text
+    assert "change `metrics`" in text
+
+
+def wrong_policy(folder: Path) -> dict[str, Any]:
+    policy = folder / "policy.yaml"
+    policy.write_text("profiles: {}\nfacilities:\n  a: {profile: none}\n")
+    return {"policy": str(policy)}
+
+
+def no_state(folder: Path) -> dict[str, Any]:
+    (folder / "a-file").touch()
+    return {"tls": {name: str(folder / "absent") for name in ("certificate", "key", "client_ca")}}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda _: {"listne": "127.0.0.1:1"}, "listne: "),
+        (lambda _: {"limits": {"calls": 0}}, "limits.calls: "),
+        (lambda _: {"tokens": []}, "tokens: "),
+        (wrong_policy, "facilities.a.profile: "),
+        (no_state, "tls.certificate: "),
+        (lambda folder: {"registry": f"sqlite:///{folder}/absent.sqlite"}, "absent.sqlite"),
+    ],
+    ids=["unknown", "limit", "no-token", "policy", "tls", "registry"],
+)
+def test_a_wrong_configuration_ends_the_start_before_anything_listens(
+    appliance: Any, tmp_path: Path, change: Callable[[Path], dict[str, Any]], field: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    address = {"listen": f"127.0.0.1:{port}"}
+    text = refused(copied(appliance, tmp_path, **(address | change(tmp_path))))
+    assert field in text
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("content", ["", "]", "a: &x 1\nb: *x\n"])
+def test_a_configuration_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "signer.yaml"
+    path.write_text(content)
+    assert f"{path} is refused" in refused(path)
+
+
+def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
+    assert "absent.yaml is refused:\n  cannot be read: No such file" in (
+        refused(tmp_path / "absent.yaml")
+    )
+    assert "cannot be read: Is a directory" in refused(tmp_path)
+
+
+def test_sigterm_lets_calls_at_work_finish(make_appliance: Callable[..., Any]) -> None:
+    made = make_appliance(workers=2)
+    workers = children(made)
+    assert len(workers) >= 2
+    with (
+        edge.connect(made.dev) as issuer,
+        edge.connect(made.dev, "operator") as operator,
+    ):
+        watcher = operator.health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
+        request = signing_pb2.SignBatchRequest(
+            key=edge.RSA, format="FORMAT_MESSAGE", payloads=[b"message"] * 2500
+        )
+        at_work = issuer.signing.SignBatch.future(request, timeout=60)
+        edge.eventually(lambda: edge.status(operator).queued_items > 0, "the batch is at work")
+        made.process.send_signal(signal.SIGTERM)
+        assert next(watcher).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        response = at_work.result()
+        assert not response.failures
+        for signature in (response.signatures[0], response.signatures[-1]):
+            outputs.check_raw(made.key("01-001/records-rsa"), signature, b"message")
+        # A watch does not hold the daemon up for `drain_seconds`: it ends, too.
+        assert next(watcher, None) is None
+        assert made.process.wait(timeout=15) == 0
+    assert made.stop() == 0
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+    host, _, port = made.dev["address"].partition(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
+    assert '"event": "stopped"' in made.log.read_text()
+
+
+def test_sigint_ends_it_as_well_and_it_starts_again(make_appliance: Callable[..., Any]) -> None:
+    made = make_appliance(workers=1)
+    assert made.stop(signal.SIGINT) == 0
+    made.start()
+    with edge.connect(made.dev) as issuer:
+        assert len(issuer.sign().signatures) == 1
+
+
+def test_a_dead_front_process_leaves_no_worker(make_appliance: Callable[..., Any]) -> None:
+    made = make_appliance(workers=1)
+    workers = children(made)
+    assert made.stop(signal.SIGKILL) == -signal.SIGKILL
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []

@@ -1,0 +1,222 @@
+"""What leaves the daemon beside signatures: logs, metrics, error texts. Never a payload."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import cbor2
+import edge
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+MARKER = "Zzyzx-Nguyen-Marker"
+DATA = MARKER.encode()
+
+DCC_PARTS: list[dict[str, Any]] = [
+    {"v": [{"dt": "2022-01-01", "ci": MARKER}]},
+    {"v": [{"dt": MARKER, "co": MARKER}]},
+    {"v": [{"dt": "2999-01-01", "is": MARKER}]},
+    {MARKER: [{}]},
+    {"v": [{MARKER: MARKER}]},
+    {"v": MARKER},
+]
+
+BATCHES: list[tuple[str, str, list[bytes]]] = [
+    (
+        edge.RECORDS,
+        "FORMAT_JWS",
+        [
+            b'{"name":"%s"}' % DATA,
+            b'{"%s":1,"%s":2}' % (DATA, DATA),
+            b'{"name":"%s"' % DATA,
+            b'["%s"]' % DATA,
+            b'"%s"' % DATA,
+            DATA,
+            b'{"name":%s}' % DATA,
+            DATA + b"\xff",
+            (b'{"%s":' % DATA) * 100 + b"1" + b"}" * 100,
+        ],
+    ),
+    (edge.RECORDS, "FORMAT_MESSAGE", [DATA, DATA * 1000]),
+    (edge.RECORDS, "FORMAT_COSE_SIGN1", [DATA]),
+    ("facilities/moh/keys/digest", "FORMAT_DIGEST", [DATA, DATA.ljust(32)]),
+    (
+        "facilities/moh/keys/dcc",
+        "FORMAT_HCERT",
+        [
+            cbor2.dumps({"ver": MARKER, "nam": {"fn": MARKER}, "dob": MARKER} | entry)
+            for entry in DCC_PARTS
+        ]
+        + [DATA, b"\xa1" + DATA, b"\xa1\x74" + DATA, b'{"ver":"%s"}' % DATA],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def messages(issuer: edge.Stubs) -> list[str]:
+    """Signs batches of marked payloads, good and bad; returns the texts of all failures."""
+    texts = []
+    for key, name, payloads in BATCHES:
+        response = issuer.sign(payloads, key=key, format=name)
+        texts += [str(status) for status in response.failures.values()]
+    assert len(texts) == 8 + 1 + 9
+    wrong: list[dict[str, Any]] = [
+        {"key": "facilities/01-001/keys/none"},
+        {"format": "FORMAT_HCERT"},
+        {"format": "FORMAT_UNSPECIFIED"},
+        {"request_id": "7"},
+        {"payloads": [DATA] * 4097},
+        {"payloads": [DATA * 300_000]},
+        {"payloads": [DATA] * 4096, "key": edge.RSA, "format": "FORMAT_MESSAGE", "timeout": 0.3},
+    ]
+    for change in wrong:
+        with pytest.raises(grpc.RpcError) as caught:
+            issuer.sign(**({"payloads": [b'{"a":"%s"}' % DATA]} | change))
+        texts.append(str(caught.value))
+    call: Any = issuer.channel.unary_unary("/signer.v1.SigningService/SignBatch")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"\x0a\xff" + DATA, timeout=edge.SECONDS)
+    return [*texts, str(caught.value)]
+
+
+def test_error_texts_quote_no_payload(messages: list[str]) -> None:
+    assert [text for text in messages if MARKER.lower() in text.lower()] == []
+
+
+@pytest.mark.usefixtures("messages")
+def test_the_log_quotes_no_payload_and_is_one_json_object_a_line(appliance: Any) -> None:
+    text = appliance.log.read_text()
+    assert MARKER.lower() not in text.lower()
+    lines = [line for line in text.splitlines() if not re.fullmatch(r"made \d+ of \d+ keys", line)]
+    records = [json.loads(line) for line in lines]
+    assert all({"event", "level", "time"} <= record.keys() for record in records)
+    calls = [record for record in records if record["event"] == "call"]
+    signed = [call for call in calls if call["reason"] == "ok" and call.get("format") == "HCERT"]
+    assert signed
+    assert signed[-1]["principal"] == appliance.dev["clients"]["issuer"]["principal"]
+    assert signed[-1]["rule"] == "facilities.moh.clients"
+    assert (signed[-1]["items"], signed[-1]["failed"]) == (10, 9)
+    assert [call for call in calls if call["reason"] == "FIELD_INVALID"]
+
+
+# --- metrics: names and labels of DESIGN section 9, values of closed sets ----------------------
+
+TOKENS, GROUPS = {"signer-dev"}, {"01", "99", ""}
+METHODS = {
+    f"/signer.v1.{name}"
+    for name in (
+        "SigningService/SignBatch",
+        "KeyService/ListKeys",
+        "KeyService/GetKey",
+        "KeyService/GetKeyVersion",
+        "ControlService/Reload",
+        "ControlService/GetStatus",
+    )
+}
+FORMATS = {"DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "HCERT"}
+ALGORITHMS = {"ES256", "ES384", "RS256", "PS256", "EdDSA"}
+ITEM_REASONS = {
+    "ok",
+    "PAYLOAD_INVALID",
+    "CONTENT_DENIED",
+    "HSM_UNAVAILABLE",
+    "KEY_VERSION_NOT_ACTIVE",
+    "INTERNAL",
+}
+STATES = {
+    "PRE_ACTIVE",
+    "ACTIVE",
+    "SUSPENDED",
+    "DEACTIVATED",
+    "COMPROMISED",
+    "DESTROY_SCHEDULED",
+    "DESTROYED",
+}
+CODES = {code.name for code in grpc.StatusCode}
+CLASSES = {"high", "normal", "low"}
+ANY = None
+
+LABELS: dict[str, dict[str, set[str] | None]] = {
+    "signer_requests": {"method": METHODS, "code": CODES},
+    "signer_items": {
+        "group": GROUPS,
+        "format": FORMATS,
+        "algorithm": ALGORITHMS,
+        "reason": ITEM_REASONS,
+    },
+    "signer_stage_duration_seconds": {"stage": {"authorise", "queue", "hsm", "format"}},
+    "signer_request_duration_seconds": {"method": METHODS},
+    "signer_queue_items": {"class": CLASSES},
+    "signer_queue_oldest_timestamp_seconds": {"class": CLASSES},
+    "signer_workers": {
+        "token": TOKENS,
+        "state": {"starting", "serving", "stopping", "failed"},
+    },
+    "signer_worker_restarts": {"token": TOKENS, "cause": ANY},
+    "signer_worker_busy_seconds": {"token": TOKENS},
+    "signer_login_attempts": {"token": TOKENS, "result": ANY},
+    "signer_pin_latched": {"token": TOKENS},
+    "signer_hsm_call_duration_seconds": {"token": TOKENS, "call": {"C_Sign"}},
+    "signer_signature_checks": {"result": {"correct", "wrong"}},
+    "signer_key_versions": {"state": STATES},
+    "signer_key_expiry_timestamp_seconds": {"group": GROUPS},
+    "signer_tls_expiry_timestamp_seconds": {"certificate": {"server", "client_ca"}},
+    "signer_quota_rejections": {"group": GROUPS, "window": {"second", "minute", "hour", "day"}},
+    "signer_ready": {},
+    "signer_config_info": {"sha256": ANY},
+    "signer_build_info": {"version": ANY},
+}
+"""Every metric of ours that there may be, its labels, and their values. ANY: one at a time."""
+
+
+@pytest.mark.usefixtures("messages")
+def test_metrics_have_the_names_and_labels_of_the_design_and_no_more(appliance: Any) -> None:
+    status, text = appliance.get("/metrics")
+    assert status == 200
+    assert MARKER.lower() not in text.lower()
+    assert "01-001" not in text  # a facility is never a label
+    assert "spiffe" not in text
+    found = [
+        family
+        for family in text_string_to_metric_families(text)
+        if not family.name.startswith(("python_", "process_"))
+    ]
+    names = {family.name.removesuffix("_created") for family in found}
+    assert names <= LABELS.keys()
+    assert names >= {"signer_requests", "signer_items", "signer_workers", "signer_ready"}
+    for family in found:
+        expected = LABELS[family.name.removesuffix("_created")]
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "le"}
+            assert labels.keys() == expected.keys(), sample
+            for name, value in labels.items():
+                closed = expected[name]
+                assert closed is ANY or value in closed, sample
+
+
+@pytest.mark.usefixtures("messages")
+def test_metrics_count_what_happened(appliance: Any) -> None:
+    _, text = appliance.get("/metrics")
+    families = text_string_to_metric_families(text)
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    assert samples["signer_items_total", "", "CONTENT_DENIED", "ES256", "HCERT"] >= 3
+    assert samples["signer_items_total", "", "ES256", "HCERT", "PAYLOAD_INVALID"] >= 6
+    assert samples["signer_items_total", "01", "ES256", "JWS", "PAYLOAD_INVALID"] >= 8
+    assert samples["signer_workers", "serving", "signer-dev"] == 2
+    assert samples["signer_ready",] == 1
+    assert samples["signer_key_versions", "ACTIVE"] == len(appliance.dev["keys"])
+    assert samples["signer_requests_total", "/signer.v1.SigningService/SignBatch", "OK"] >= 5
+
+
+def test_probes(appliance: Any) -> None:
+    assert appliance.get("/livez") == (200, "alive\n")
+    assert appliance.get("/readyz") == (200, "ready\n")
+    assert appliance.get("/")[0] in (200, 404)
+    assert appliance.get("/metrics/../../etc/passwd")[0] == 404

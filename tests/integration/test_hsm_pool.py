@@ -1,0 +1,394 @@
+"""Worker processes on the real SoftHSM: algorithms, pins, copies, the queue, and the end."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hsm_token import SoftToken, all_correct, inputs_for, job, public_key, until
+
+from signer.errors import CallError, OperatorError, Reason
+from signer.hsm.admin import open_admin
+from signer.hsm.mechanisms import MECHANISMS
+from signer.hsm.pool import Pool
+from signer.model import Algorithm, KeyVersion, Signed
+
+KINDS = [
+    (Algorithm.ES256, 0),
+    (Algorithm.ES384, 0),
+    (Algorithm.EDDSA, 0),
+    (Algorithm.RS256, 2048),
+    (Algorithm.PS256, 2048),
+    (Algorithm.PS256, 3072),
+    (Algorithm.RS256, 4096),
+]
+NAMES = [f"{algorithm}-{bits}" if bits else str(algorithm) for algorithm, bits in KINDS]
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> SoftToken:
+    return SoftToken(tmp_path_factory.mktemp("hsm"))
+
+
+@pytest.fixture(scope="module")
+def keys(token: SoftToken) -> dict[str, KeyVersion]:
+    return dict(zip(NAMES, token.make(*KINDS), strict=True))
+
+
+@pytest.fixture(scope="module")
+def plenty(token: SoftToken) -> list[KeyVersion]:
+    """Keys that tests may spoil."""
+    return token.make(*[(Algorithm.ES256, 0)] * 8)
+
+
+@pytest.fixture(scope="module")
+def serving(token: SoftToken, keys: dict[str, KeyVersion]) -> Iterator[Pool]:
+    assert keys
+    with token.pool(workers=2) as (pool, _):
+        yield pool
+
+
+def verify(key: KeyVersion, data: bytes, signature: bytes) -> None:
+    """By cryptography alone, without our own check; raises InvalidSignature."""
+    public: Any = public_key(key)
+    sha256 = Prehashed(hashes.SHA256())
+    match key.algorithm:
+        case Algorithm.EDDSA:
+            public.verify(signature, data)
+        case Algorithm.RS256:
+            public.verify(signature, data, padding.PKCS1v15(), sha256)
+        case Algorithm.PS256:
+            pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+            public.verify(signature, data, pss, sha256)
+        case _:
+            half = len(signature) // 2
+            r, s = int.from_bytes(signature[:half]), int.from_bytes(signature[half:])
+            digest = hashes.SHA256() if half == 32 else hashes.SHA384()
+            public.verify(encode_dss_signature(r, s), data, ec.ECDSA(Prehashed(digest)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_and_length_signs(
+    serving: Pool, keys: dict[str, KeyVersion], name: str
+) -> None:
+    key = keys[name]
+    inputs = inputs_for(key, 12)
+    signed = serving.sign(job(key, inputs))
+    assert signed.failures == {}
+    assert len(signed.signatures) == len(inputs)
+    for data, signature in zip(inputs, signed.signatures, strict=True):
+        verify(key, data, signature)
+
+
+@pytest.mark.parametrize("name", ["ES256", "ES384"])
+def test_ecdsa_is_always_low_s(serving: Pool, keys: dict[str, KeyVersion], name: str) -> None:
+    key = keys[name]
+    inputs = inputs_for(key, 250)
+    signed = serving.sign(job(key, inputs, check_every=64))
+    assert all_correct(key, inputs, signed.signatures)
+    order = MECHANISMS[key.algorithm].order
+    assert order is not None
+    for signature in signed.signatures:
+        assert 0 < int.from_bytes(signature[len(signature) // 2 :]) <= order // 2
+
+
+def test_messages_of_any_length_are_signed(serving: Pool, keys: dict[str, KeyVersion]) -> None:
+    key = keys["EdDSA"]
+    inputs = [b"", b"x", bytes(1000), bytes(70_000), bytes(300_000), b"y" * 17, b""]
+    signed = serving.sign(job(key, inputs))
+    assert all_correct(key, inputs, signed.signatures)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_with_and_without_session_copies(
+    token: SoftToken, keys: dict[str, KeyVersion], copies: bool
+) -> None:
+    with token.pool(session_copies=copies) as (pool, record):
+        for name in NAMES[:5]:
+            inputs = inputs_for(keys[name], 8)
+            for _ in range(2):
+                signed = pool.sign(job(keys[name], inputs))
+                assert all_correct(keys[name], inputs, signed.signatures)
+        until(lambda: record.counts["items"] == 80, "all are counted")
+        assert record.counts["checked"] == 80
+        assert record.left == []
+
+
+def test_many_callers_and_keys_at_once(serving: Pool, keys: dict[str, KeyVersion]) -> None:
+    def call(number: int) -> bool:
+        key = keys[NAMES[number % 4]]
+        inputs = inputs_for(key, 1 + number % 60)
+        signed = serving.sign(job(key, inputs, owner=f"owner-{number % 5}", check_every=7))
+        return all_correct(key, inputs, signed.signatures)
+
+    with ThreadPoolExecutor(12) as threads:
+        assert all(threads.map(call, range(120)))
+
+
+def test_the_first_signature_of_a_key_is_checked_and_one_in_n_after_it(
+    token: SoftToken, plenty: list[KeyVersion]
+) -> None:
+    key, other = plenty[:2]
+    with token.pool() as (pool, record):
+
+        def checked(key: KeyVersion, count: int, check_every: int) -> int:
+            before = record.counts.copy()
+            signed = pool.sign(job(key, inputs_for(key, count), check_every=check_every))
+            assert signed.failures == {}
+            until(lambda: record.counts["items"] == before["items"] + count, "it is counted")
+            return record.counts["checked"] - before["checked"]
+
+        counts = [1, 9, 1, 35, 4, 10]  # together items 0 to 59, of which 0, 10, ... 50
+        assert [checked(key, count, 10) for count in counts] == [1, 0, 1, 3, 0, 1]
+        assert checked(other, 1, 1000) == 1
+
+
+def test_a_key_that_the_token_lacks_fails_its_items_only(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    key = keys["ES256"]
+    absent = replace(key, cka_id=b"nobody has this")
+    with token.pool() as (pool, record):
+        for _ in range(3):
+            signed = pool.sign(job(absent, inputs_for(absent, 40)))
+            assert signed.signatures == [b""] * 40
+            assert {f.reason for f in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
+            assert "does not hold the key" in signed.failures[0].message
+            assert signed.failures[0].retry_after
+            inputs = inputs_for(key, 40)
+            assert all_correct(key, inputs, pool.sign(job(key, inputs)).signatures)
+        assert record.left == []
+
+
+def test_a_pin_of_another_kind_fails_its_items_only(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    key = keys["ES256"]
+    small = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 - to be refused
+    pins = [
+        keys["PS256-2048"].spki,
+        small.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        b"no key at all",
+    ]
+    with token.pool() as (pool, record):
+        for pin in pins:
+            signed = pool.sign(job(replace(key, spki=pin), inputs_for(key, 3)))
+            assert signed.signatures == [b""] * 3
+            assert "pinned" in signed.failures[0].message
+        assert pool.sign(job(key, inputs_for(key, 3))).failures == {}
+        assert record.left == []
+
+
+def test_items_over_which_two_workers_leave_fail_and_the_others_go_on(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    key = keys["ES256"]
+    # SoftHSM takes an EC key for RSA in C_SignInit and fails in C_Sign: the session is lost.
+    mixed = replace(keys["RS256-4096"], cka_id=key.cka_id)
+    with token.pool() as (pool, record), ThreadPoolExecutor(2) as threads:
+        poison = threads.submit(pool.sign, job(mixed, inputs_for(mixed, 3), owner="p"))
+        inputs = inputs_for(key, 500)
+        assert all_correct(key, inputs, pool.sign(job(key, inputs)).signatures)
+        signed = poison.result()
+        assert signed.signatures == [b""] * 3
+        assert {f.message for f in signed.failures.values()} == {
+            "two workers died over this item: try again"
+        }
+        assert {f.reason for f in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
+        until(lambda: pool.serving, "another worker serves")
+        assert pool.sign(job(key, inputs[:3])).failures == {}
+        assert [cause for cause, _ in record.left] == ["module_fatal"] * 2
+        assert "C_Sign returned 0x00000005" in record.left[0][1]
+
+
+def test_a_wrong_pin_stops_its_key_and_the_third_such_key_stops_the_token(
+    token: SoftToken, plenty: list[KeyVersion]
+) -> None:
+    *spoilt, good, other = plenty[:5]
+    with token.pool(workers=2) as (pool, record):
+        for number, key in enumerate(spoilt, 1):
+            altered = replace(key, spki=other.spki)
+            inputs = inputs_for(key, 700)
+            signed = pool.sign(job(altered, inputs, check_every=64))
+            assert signed.signatures == [b""] * 700, "a wrong signature leaves"
+            reasons = {failure.reason for failure in signed.failures.values()}
+            assert Reason.HSM_UNAVAILABLE in reasons
+            assert reasons <= {Reason.HSM_UNAVAILABLE, Reason.KEY_VERSION_NOT_ACTIVE}
+            with pytest.raises(CallError) as refused:
+                pool.sign(job(altered, inputs[:1]))
+            assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
+            rest = pool.sign(job(good, inputs[:5]))
+            if number < 3:
+                assert rest.failures == {}
+                assert pool.reason == ""
+        until(lambda: record.counts["wrong"] >= 3, "they are counted")
+        assert {failure.reason for failure in rest.failures.values()} == {Reason.HSM_UNAVAILABLE}
+        assert rest.signatures == [b""] * 5
+        assert "3 keys had wrong signatures" in pool.reason
+        assert pool.serving == 0
+        # Nor does a new worker bring it back.
+        pids = {worker.pid for worker in pool.status()}
+        for slot in pool._slots:
+            assert slot.process is not None
+            slot.process.kill()
+        until(lambda: not pids & {w.pid for w in pool.status()}, "both are replaced")
+        until(lambda: len(record.logins) == 4, "both have logged in")
+        assert pool.serving == 0
+        assert len(pool.sign(job(good, inputs[:5])).failures) == 5
+
+
+def test_a_stopped_key_signs_no_more_and_others_go_on(
+    token: SoftToken, plenty: list[KeyVersion]
+) -> None:
+    key, other = plenty[5:7]
+    inputs = inputs_for(key, 30_000)
+    with token.pool() as (pool, _):
+        results: list[Signed] = []
+        caller = threading.Thread(
+            target=lambda: results.append(pool.sign(job(key, inputs, check_every=1000)))
+        )
+        caller.start()
+        until(pool.waiting, "the batch waits")
+        pool.stop_key(key, "this key is suspended")
+        with pytest.raises(CallError, match="this key is suspended"):
+            pool.sign(job(key, inputs[:1]))
+        caller.join()
+        [signed] = results
+        assert signed.failures, "it was stopped midway"
+        for index, signature in enumerate(signed.signatures):
+            assert bool(signature) != (index in signed.failures)
+        assert {f.reason for f in signed.failures.values()} == {Reason.KEY_VERSION_NOT_ACTIVE}
+        done = [i for i, signature in enumerate(signed.signatures) if signature]
+        assert all_correct(key, [inputs[i] for i in done], [signed.signatures[i] for i in done])
+        assert pool.sign(job(other, inputs[:10])).failures == {}
+
+
+def test_keys_made_later_are_found_when_told(token: SoftToken) -> None:
+    with token.pool(workers=2) as (pool, record):
+        for _ in range(3):
+            made = token.make(*[(Algorithm.ES256, 0)] * 3)
+            pool.refresh()
+            for key in made:
+                inputs = inputs_for(key, 300)  # enough for both workers
+                assert all_correct(key, inputs, pool.sign(job(key, inputs)).signatures)
+        assert record.left == []
+
+
+def test_keys_made_while_workers_start_are_found(token: SoftToken) -> None:
+    with token.pool() as (pool, record):
+        for _ in range(4):
+            [slot] = pool._slots
+            assert slot.process is not None
+            slot.process.kill()
+            [key] = token.make((Algorithm.ES256, 0))
+            pool.refresh()
+            assert pool.sign(job(key, inputs_for(key, 3))).failures == {}
+        assert [cause for cause, _ in record.left] == ["died"] * 4
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_frees_the_queue(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    slow, fast = keys["RS256-4096"], keys["ES256"]
+    with token.pool() as (pool, record), ThreadPoolExecutor(4) as threads:
+        # The first estimate of RSA is too low for 4096 bits: they are admitted and do not fit.
+        late = [
+            threads.submit(pool.sign, job(slow, inputs_for(slow, 300), seconds=0.5))
+            for _ in range(4)
+        ]
+        for call in late:
+            with pytest.raises(CallError) as refused:
+                call.result(20)
+            assert refused.value.reason is Reason.DEADLINE_TOO_SHORT
+        assert pool.waiting() == []
+        inputs = inputs_for(fast, 50)
+        assert all_correct(fast, inputs, pool.sign(job(fast, inputs)).signatures)
+        assert record.left == []
+
+
+def test_a_full_queue_refuses_at_once_and_takes_more_later(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    slow = keys["PS256-3072"]
+    with token.pool(queued=100) as (pool, _), ThreadPoolExecutor(1) as threads:
+        first = threads.submit(pool.sign, job(slow, inputs_for(slow, 100)))
+        until(pool.waiting, "the first batch waits")
+        with pytest.raises(CallError) as refused:
+            pool.sign(job(slow, inputs_for(slow, 100)))
+        assert refused.value.reason is Reason.OVERLOADED
+        assert refused.value.retry_after
+        assert first.result(30).failures == {}
+        assert pool.sign(job(slow, inputs_for(slow, 100))).failures == {}
+
+
+def test_a_flood_does_not_hold_up_the_single_items_of_another(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    key = keys["ES256"]
+    flood = inputs_for(key, 30_000)
+    single = inputs_for(key, 1)
+    with token.pool(workers=2) as (pool, _), ThreadPoolExecutor(3) as threads:
+        floods = [
+            threads.submit(pool.sign, job(key, flood, owner="b", check_every=64)) for _ in range(3)
+        ]
+        until(lambda: sum(each.items for each in pool.waiting()) > 50_000, "the flood is there")
+        for _ in range(20):
+            assert pool.sign(job(key, single, owner="a")).failures == {}
+        left = sum(waiting.items for waiting in pool.waiting())
+        assert left > len(flood), "20 single items took as long as two batches of the flood"
+        assert all(each.result(60).failures == {} for each in floods)
+
+
+def test_the_end_answers_everybody(token: SoftToken, keys: dict[str, KeyVersion]) -> None:
+    slow = keys["RS256-4096"]
+    with token.pool(workers=2) as (pool, _), ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(pool.sign, job(slow, inputs_for(slow, 500))) for _ in range(3)]
+        until(pool.waiting, "the batches wait")
+        pool.close()
+        for call in calls:
+            signed = call.result(5)  # not at the deadline: at once
+            assert signed.failures
+            assert {f.reason for f in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
+        late = pool.sign(job(slow, inputs_for(slow, 2)))
+        assert len(late.failures) == 2
+        assert all(worker.pid == 0 for worker in pool.status())
+
+
+def test_a_start_that_the_system_refuses_is_tried_again(
+    token: SoftToken, keys: dict[str, KeyVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, refusals = subprocess.Popen, iter(range(3))
+
+    def refuse_at_first(*arguments: Any, **options: Any) -> Any:
+        if next(refusals, None) is not None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return started(*arguments, **options)
+
+    monkeypatch.setattr("subprocess.Popen", refuse_at_first)
+    with token.pool() as (pool, record):
+        assert pool.sign(job(keys["ES256"], inputs_for(keys["ES256"], 2))).failures == {}
+        assert [text for _, text in record.left] == [
+            "no worker can be started: Resource temporarily unavailable"
+        ] * 3
+
+
+def test_no_second_key_is_made_under_one_id_or_label(tmp_path: Path) -> None:
+    token = SoftToken(tmp_path / "hsm")
+    [key] = token.make((Algorithm.ES256, 0))
+    with open_admin(token.settings, token.state) as admin:
+        for cka_id, label in ((key.cka_id, "other"), (b"other", f"test-{key.cka_id.hex()}")):
+            with pytest.raises(OperatorError, match="already"):
+                admin.generate(Algorithm.ES256, 0, cka_id, label)
+    with token.pool() as (pool, _):  # nothing was made that would stop this start
+        assert pool.sign(job(key, inputs_for(key, 2))).failures == {}

@@ -1,0 +1,69 @@
+"""What the real SoftHSM holds after we made keys in it, and how copies of them behave."""
+
+from __future__ import annotations
+
+import pytest
+from hsm_probe import ask, key_arguments
+from hsm_token import SoftToken, inputs_for, job
+
+from signer.model import Algorithm
+
+KINDS = [
+    (Algorithm.ES256, 0),
+    (Algorithm.ES384, 0),
+    (Algorithm.EDDSA, 0),
+    (Algorithm.RS256, 2048),
+    (Algorithm.PS256, 3072),
+]
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> SoftToken:
+    return SoftToken(tmp_path_factory.mktemp("hsm"))
+
+
+def test_private_keys_have_the_strict_template(token: SoftToken) -> None:
+    keys = token.make(*KINDS)
+    told = ask("attributes", token.spec(), keys=key_arguments(keys))
+    assert list(told) == [key.cka_id.hex() for key in keys]
+    for attributes in told.values():
+        assert attributes == {
+            "TOKEN": True,
+            "PRIVATE": True,
+            "SENSITIVE": True,
+            "ALWAYS_SENSITIVE": True,
+            "EXTRACTABLE": False,
+            "NEVER_EXTRACTABLE": True,
+            "LOCAL": True,
+            "SIGN": True,
+            "SIGN_RECOVER": False,
+            "DECRYPT": False,
+            "UNWRAP": False,
+            "DERIVE": False,
+            "readable": False,
+        }
+
+
+def test_more_keys_than_copies_are_kept_all_sign(token: SoftToken) -> None:
+    keys = token.make(*[(Algorithm.ES256, 0)] * 7)
+    told = ask("copies", token.spec(), keys=key_arguments(keys), most=3, rounds=3)
+    assert told == {"correct": 7 * 3 * 3, "most": 3, "left": 0}
+
+
+def test_without_copies_there_are_none(token: SoftToken) -> None:
+    keys = token.make((Algorithm.ES256, 0))
+    spec = token.spec(session_copies=False)
+    told = ask("copies", spec, keys=key_arguments(keys), most=3, rounds=2)
+    assert told == {"correct": 6, "most": 0, "left": 0}
+
+
+def test_no_pin_is_in_what_is_kept(token: SoftToken) -> None:
+    [key] = token.make((Algorithm.ES256, 0))
+    with token.pool() as (pool, _):
+        assert pool.sign(job(key, inputs_for(key, 1))).failures == {}
+    pin = token.settings.pin_file.read_text()
+    kept = [path for path in token.state.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("pin-") for path in kept)
+    for path in kept:
+        assert pin.encode() not in path.read_bytes()
+        assert path.stat().st_mode & 0o077 == 0

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from signer.api.server import CONTROL, KEYS, ROLES, SIGNING, _options
+from signer.model import Role
+from signer.v1 import control_pb2, keys_pb2, signing_pb2
+
+
+class Limits(NamedTuple):
+    message_bytes: int = 1000
+    calls: int = 3
+    streams_per_connection: int = 5
+    connection_age_seconds: int = 7
+
+
+def test_every_service_says_who_may_call_it() -> None:
+    services = {
+        service.full_name
+        for module in (signing_pb2, keys_pb2, control_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+    }
+    assert services == {SIGNING, KEYS, CONTROL}
+    assert services < set(ROLES)
+    assert ROLES[SIGNING] == {Role.ISSUER}
+    assert ROLES[CONTROL] == {Role.OPERATOR}
+    assert ROLES[KEYS] == set(Role)
+
+
+def test_limits_are_stated_one_by_one() -> None:
+    options = dict(_options(Limits()))
+    assert len(options) == len(_options(Limits()))
+    assert options["grpc.so_reuseport"] == 0
+    assert options["grpc.max_receive_message_length"] == 1000
+    assert options["grpc.max_concurrent_streams"] == 5
+    assert options["grpc.max_connection_age_ms"] == 7000

@@ -1,0 +1,257 @@
+"""What passes between the front process and its workers: packed, and read with suspicion."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.hsm.frames import (
+    MAX_FRAME,
+    Channel,
+    Closed,
+    FrameError,
+    Kind,
+    ResultFrame,
+    SignFrame,
+    Verdict,
+    pack_json,
+    pack_result,
+    pack_sign,
+    unpack_json,
+    unpack_result,
+    unpack_sign,
+)
+from signer.model import Algorithm
+
+SIGN_FRAMES = st.builds(
+    SignFrame,
+    chunk=st.integers(0, 2**64 - 1),
+    algorithm=st.sampled_from(Algorithm),
+    check_every=st.integers(1, 2**32 - 1),
+    cka_id=st.binary(max_size=64),
+    spki=st.binary(max_size=600),
+    inputs=st.lists(st.binary(max_size=80), min_size=1, max_size=40)
+    | st.integers(1, 64).flatmap(
+        lambda width: st.lists(st.binary(min_size=width, max_size=width), min_size=1, max_size=40)
+    ),
+)
+
+
+@st.composite
+def result_frames(draw: st.DrawFn) -> ResultFrame:
+    width, count = draw(st.integers(1, 512)), draw(st.integers(0, 30))
+    wrong = draw(st.lists(st.integers(0, count - 1), unique=True)) if count else []
+    blob = draw(st.binary(min_size=width * count, max_size=width * count))
+    chunk, busy, checked = (draw(st.integers(0, top)) for top in (2**64 - 1, 2**64 - 1, 2**32 - 1))
+    verdict = draw(st.sampled_from(Verdict))
+    return ResultFrame(chunk, verdict, busy, checked, width, tuple(wrong), memoryview(blob))
+
+
+def packed_sign(frame: SignFrame) -> bytes:
+    return b"".join(pack_sign(frame))
+
+
+def packed_result(frame: ResultFrame) -> bytes:
+    return b"".join(pack_result(frame))
+
+
+@given(SIGN_FRAMES)
+def test_a_chunk_survives_the_way(frame: SignFrame) -> None:
+    assert unpack_sign(memoryview(packed_sign(frame))) == frame
+
+
+@given(result_frames())
+def test_a_result_survives_the_way(frame: ResultFrame) -> None:
+    read = unpack_result(memoryview(packed_result(frame)))
+    assert read == frame
+    signatures = read.split()
+    assert b"".join(signatures) == bytes(frame.signatures)
+    assert all(len(signature) == frame.width for signature in signatures)
+
+
+@pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.SIGNED])
+def test_a_refused_chunk_has_no_signatures(verdict: Verdict) -> None:
+    frame = ResultFrame(7, verdict, 0, 0, 0, (), memoryview(b""))
+    assert unpack_result(memoryview(packed_result(frame))).split() == []
+
+
+@given(SIGN_FRAMES, st.data())
+def test_a_shortened_or_lengthened_chunk_is_refused(frame: SignFrame, data: st.DataObject) -> None:
+    body = packed_sign(frame)
+    cut = data.draw(st.integers(0, len(body) - 1))
+    for wrong in (body[:cut], body + b"\0"):
+        with pytest.raises(FrameError):
+            unpack_sign(memoryview(wrong))
+
+
+@given(result_frames(), st.data())
+def test_a_shortened_or_lengthened_result_is_refused(
+    frame: ResultFrame, data: st.DataObject
+) -> None:
+    body = packed_result(frame)
+    cut = data.draw(st.integers(0, len(body) - 1))
+    for wrong in (body[:cut], body + b"\0"):
+        with pytest.raises(FrameError):
+            unpack_result(memoryview(wrong))
+
+
+@given(SIGN_FRAMES, result_frames(), st.data())
+def test_garbled_bytes_give_a_frame_or_frame_error(
+    chunk: SignFrame, result: ResultFrame, data: st.DataObject
+) -> None:
+    cases: list[tuple[bytes, Callable[[memoryview], object]]] = [
+        (packed_sign(chunk), unpack_sign),
+        (packed_result(result), unpack_result),
+    ]
+    for body, unpack in cases:
+        garbled = bytearray(body)
+        for at in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=8)):
+            garbled[at] = data.draw(st.integers(0, 255))
+        try:
+            frame = unpack(memoryview(bytes(garbled)))
+        except FrameError:
+            continue
+        assert isinstance(frame, (SignFrame, ResultFrame))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_frame_or_frame_error(body: bytes) -> None:
+    for unpack in (unpack_sign, unpack_result, unpack_json):
+        try:
+            assert unpack(memoryview(body)) is not None
+        except FrameError:
+            continue
+
+
+def test_huge_counts_are_refused_before_anything_is_made_of_them() -> None:
+    for width in (0, 1, 2**32 - 1):
+        body = struct.pack("<QBIIIHH", 1, 0, 1, 2**32 - 1, width, 0, 0)
+        with pytest.raises(FrameError):
+            unpack_sign(memoryview(body))
+    body = struct.pack("<QBQIIHI", 1, 0, 1, 1, 2**32 - 1, 2**16 - 1, 2**32 - 1)
+    with pytest.raises(FrameError):
+        unpack_result(memoryview(body))
+
+
+def test_a_chunk_that_checks_nothing_is_refused() -> None:
+    frame = SignFrame(1, Algorithm.ES256, 0, b"id", b"spki", [bytes(32)])
+    with pytest.raises(FrameError):
+        unpack_sign(memoryview(packed_sign(frame)))
+
+
+@pytest.mark.parametrize("index", [3, 2**32 - 1])
+def test_a_wrong_index_outside_the_chunk_is_refused(index: int) -> None:
+    frame = ResultFrame(1, Verdict.SIGNED, 5, 3, 2, (index,), memoryview(bytes(6)))
+    with pytest.raises(FrameError):
+        unpack_result(memoryview(packed_result(frame)))
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"7", b"\xff", b"{", b"[" * 100_000])
+def test_a_control_message_is_one_json_object(body: bytes) -> None:
+    with pytest.raises(FrameError):
+        unpack_json(memoryview(body))
+
+
+@pytest.fixture
+def pair() -> tuple[Channel, socket.socket]:
+    ours, theirs = socket.socketpair()
+    return Channel(ours), theirs
+
+
+def test_frames_keep_their_order_over_a_socket() -> None:
+    ours, theirs = (Channel(end) for end in socket.socketpair())
+    sent = [(Kind.SIGN, bytes([n]) * n * 4000) for n in range(40)]
+
+    def write() -> None:
+        for kind, body in sent:
+            theirs.send(kind, body[:10], body[10:])
+        theirs.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    received = [ours.receive() for _ in sent]
+    with pytest.raises(Closed):
+        ours.receive()
+    writer.join()
+    ours.close()
+    assert [(kind, bytes(body)) for kind, body in received] == sent
+
+
+def test_many_writers_do_not_mix_their_frames() -> None:
+    ours, theirs = (Channel(end) for end in socket.socketpair())
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            theirs.send(Kind.RESULT, bytes([number]) * 30_000)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    bodies = [bytes(ours.receive()[1]) for _ in range(200)]
+    for writer in writers:
+        writer.join()
+    ours.close()
+    theirs.close()
+    assert all(len(set(body)) == 1 and len(body) == 30_000 for body in bodies)
+
+
+@pytest.mark.parametrize(
+    "head", [struct.pack("<IB", MAX_FRAME + 1, Kind.SIGN), struct.pack("<IB", 0, 200)]
+)
+def test_a_head_that_is_not_ours_is_refused(
+    pair: tuple[Channel, socket.socket], head: bytes
+) -> None:
+    channel, other = pair
+    other.sendall(head)
+    with pytest.raises(FrameError):
+        channel.receive()
+    channel.close()
+    other.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x01", struct.pack("<IB", 9, Kind.SIGN) + b"short"])
+def test_an_end_in_the_middle_is_an_end(pair: tuple[Channel, socket.socket], sent: bytes) -> None:
+    channel, other = pair
+    other.sendall(sent)
+    other.close()
+    with pytest.raises(Closed):
+        channel.receive()
+    channel.close()
+    with pytest.raises(Closed):
+        channel.send(Kind.SIGN, b"")
+
+
+def test_the_end_wakes_a_reader_and_a_writer(pair: tuple[Channel, socket.socket]) -> None:
+    channel, other = pair
+    ended: list[str] = []
+
+    def read() -> None:
+        with pytest.raises(Closed):
+            channel.receive()
+        ended.append("reader")
+
+    def write() -> None:
+        with pytest.raises(Closed):
+            channel.send(Kind.SIGN, bytes(MAX_FRAME))  # nobody reads: it blocks
+        ended.append("writer")
+
+    threads = [threading.Thread(target=read), threading.Thread(target=write)]
+    for thread in threads:
+        thread.start()
+    other.recv(1)  # the writer is at work
+    channel.close()
+    for thread in threads:
+        thread.join(10)
+    other.close()
+    assert sorted(ended) == ["reader", "writer"]
+
+
+def test_control_messages_survive_the_way() -> None:
+    value = {"kind": "died", "text": "ä", "number": 7}
+    assert unpack_json(memoryview(pack_json(value))) == value

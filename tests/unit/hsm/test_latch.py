@@ -1,0 +1,196 @@
+"""A rejected PIN is never tried again by itself, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from signer.errors import OperatorError
+from signer.hsm.latch import PinLatch, latch_of, release
+
+PINS = ("1234", "5678", "secret")
+
+
+class Died(Exception):  # noqa: N818 - what happens, not an error
+    """The worker died in the middle of a login."""
+
+
+class OneTry(RuleBasedStateMachine):
+    """Workers that log in as signer.hsm.token does, on a token that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name)
+        self.right = PINS[0]
+        self.tried: list[str] = []  # wrong PINs since the last release
+        self.unseen: set[str] = set()  # attempts that nobody saw the end of
+        self.worked: str | None = None
+
+    def log_in(self, pin: str, outcome: str) -> None:
+        """One worker's start; a new object each time, as after a restart."""
+        known = latch_of(self.path, "token", "serial")
+        if known.rejected(pin):
+            assert pin in self.tried or pin in self.unseen, "a PIN is latched without a try"
+            return
+        assert pin not in self.tried, "a rejected PIN is tried again"
+        assert pin not in self.unseen, "an attempt that nobody saw the end of is repeated"
+        known.attempt(pin)
+        if outcome == "dies":
+            if pin != self.worked:
+                self.unseen.add(pin)
+            raise Died
+        if outcome == "token fails":
+            known.withdraw(pin)
+        elif pin == self.right:
+            known.accept(pin)
+            self.worked = pin
+            assert latch_of(self.path, "token", "serial").accepted(pin)
+        else:
+            known.reject(pin)
+            self.tried.append(pin)
+
+    @rule(pin=st.sampled_from(PINS), outcome=st.sampled_from(["judged", "dies", "token fails"]))
+    def start(self, pin: str, outcome: str) -> None:
+        with suppress(Died):
+            self.log_in(pin, outcome)
+
+    @rule()
+    def operator_releases(self) -> None:
+        known = release(self.path, "token")
+        assert known == any(self.path.glob("pin-*.json"))
+        self.tried.clear()
+        self.unseen.clear()
+
+    @rule(pin=st.sampled_from(PINS))
+    def operator_sets_the_pin_of_the_token(self, pin: str) -> None:
+        self.right = pin
+
+    @invariant()
+    def the_right_pin_that_worked_is_trusted(self) -> None:
+        if self.worked is not None and self.worked not in self.tried:
+            known = latch_of(self.path, "token", "serial")
+            assert known.accepted(self.worked)
+            assert not known.rejected(self.worked)
+
+    @invariant()
+    def nobody_else_can_read_it_and_no_pin_stands_in_it(self) -> None:
+        for path in self.path.glob("pin-*"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            content = path.read_text()
+            assert not any(pin in content for pin in PINS)
+
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
+
+TestOneTry = OneTry.TestCase
+TestOneTry.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> PinLatch:
+    return latch_of(tmp_path, "token", "serial")
+
+
+def test_a_new_latch_knows_nothing(known: PinLatch, tmp_path: Path) -> None:
+    assert not known.rejected("1234")
+    assert not known.accepted("1234")
+    assert not known.confirmed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pin_does_not_follow_from_the_file(tmp_path: Path) -> None:
+    files = []
+    for name in ("one", "two"):
+        known = latch_of(tmp_path, name, "serial")
+        known.reject("1234")
+        [path] = tmp_path.glob(f"pin-{name.encode().hex()}-*")
+        files.append(json.loads(path.read_text()))
+    # The same PIN looks different in each: a table of hashes of all short PINs is of no use.
+    assert files[0]["salt"] != files[1]["salt"]
+    assert files[0]["rejected"] != files[1]["rejected"]
+
+
+def test_a_release_confirms_one_attempt_and_no_more(known: PinLatch, tmp_path: Path) -> None:
+    known.reject("1234")
+    assert release(tmp_path, "token")
+    released = latch_of(tmp_path, "token", "serial")
+    assert released.confirmed
+    assert not released.rejected("1234")
+    released.attempt("1234")
+    assert not latch_of(tmp_path, "token", "serial").confirmed
+    assert latch_of(tmp_path, "token", "serial").rejected("1234")
+
+
+def test_every_rejected_pin_stays_rejected(known: PinLatch, tmp_path: Path) -> None:
+    known.reject("wrong")
+    known.reject("wrong too")
+    known.attempt("right")
+    known.accept("right")
+    after = latch_of(tmp_path, "token", "serial")
+    assert after.rejected("wrong")
+    assert after.rejected("wrong too")
+    assert not after.rejected("right")
+    assert after.accepted("right")
+
+
+def test_taking_an_attempt_back_forgives_no_other_pin(known: PinLatch) -> None:
+    known.reject("wrong")
+    known.attempt("other")
+    known.withdraw("other")
+    assert known.rejected("wrong")
+    assert not known.rejected("other")
+
+
+def test_tokens_are_told_apart_by_label_and_serial(tmp_path: Path) -> None:
+    latch_of(tmp_path, "token", "1").reject("1234")
+    assert not latch_of(tmp_path, "token", "2").rejected("1234")
+    assert not latch_of(tmp_path, "other", "1").rejected("1234")
+    assert latch_of(tmp_path, "token", "1").rejected("1234")
+
+
+def test_a_release_reaches_only_its_token(tmp_path: Path) -> None:
+    for label in ("token", "token-2"):
+        latch_of(tmp_path, label, "1").reject("1234")
+    assert release(tmp_path, "token")
+    assert not latch_of(tmp_path, "token", "1").rejected("1234")
+    assert latch_of(tmp_path, "token-2", "1").rejected("1234")
+
+
+def test_there_is_nothing_to_release_where_nothing_was_tried(tmp_path: Path) -> None:
+    assert not release(tmp_path, "token")
+    assert not release(tmp_path / "absent", "token")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"salt": "zz"}', '{"rejected": []}', "\xff"])
+def test_a_damaged_record_allows_no_attempt(tmp_path: Path, content: str) -> None:
+    latch_of(tmp_path, "token", "1").reject("1234")
+    [path] = tmp_path.glob("pin-*")
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(OperatorError, match="no login is tried"):
+        latch_of(tmp_path, "token", "1")
+    with pytest.raises(OperatorError, match="delete the file"):
+        release(tmp_path, "token")
+
+
+def test_a_crash_while_writing_leaves_the_old_record(
+    known: PinLatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known.reject("1234")
+
+    def crash(_descriptor: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("os.fsync", crash)
+    with pytest.raises(OSError, match="no space"):
+        known.accept("1234")
+    assert latch_of(tmp_path, "token", "serial").rejected("1234")

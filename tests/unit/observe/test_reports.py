@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from prometheus_client import generate_latest
+
+from signer.errors import ConfigError, Violation
+from signer.model import Algorithm, Format
+from signer.observe import logs
+from signer.observe.gauges import Reading
+from signer.observe.reports import Reports
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def listen(capsys: Capture) -> Callable[[], list[dict[str, Any]]]:
+    """Sets up logging as the daemon does; returns what reads the lines since the last time.
+
+    Inside of the test, for pytest replaces stderr between a fixture and its test.
+    """
+    logs.configure("info")
+
+    def lines() -> list[dict[str, Any]]:
+        out, err = capsys.readouterr()
+        assert out == ""
+        return [json.loads(line) for line in err.splitlines()]
+
+    return lines
+
+
+def test_lines_are_json_with_time_and_level(capsys: Capture) -> None:
+    log = listen(capsys)
+    logs.logger().info("something", text='two\nlines and "quotes"', number=1)
+    logs.logger().debug("nothing")
+    [line] = log()
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "event": "something",
+        "level": "info",
+        "text": 'two\nlines and "quotes"',
+        "number": 1,
+    }
+
+
+def test_a_call_is_one_line_and_one_count(capsys: Capture) -> None:
+    log = listen(capsys)
+    reports = Reports()
+    reports.call_done("/m", "OK", "ok", 0.25, {"principal": "p"})
+    reports.call_done("/m", "NOT_FOUND", "KEY_NOT_FOUND", 0.5, {})
+    good, bad = log()
+    assert (good["level"], good["principal"], good["seconds"]) == ("info", "p", 0.25)
+    assert (bad["level"], bad["code"], bad["reason"]) == ("warning", "NOT_FOUND", "KEY_NOT_FOUND")
+    text = generate_latest(reports.metrics.registry).decode()
+    assert 'signer_requests_total{code="OK",method="/m"} 1.0' in text
+    assert 'signer_requests_total{code="NOT_FOUND",method="/m"} 1.0' in text
+    assert 'signer_request_duration_seconds_sum{method="/m"} 0.75' in text
+
+
+def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
+    log = listen(capsys)
+
+    def fail() -> None:
+        raise ValueError("Nguyen Van A")
+
+    try:
+        fail()
+    except ValueError as error:
+        Reports().our_bug("/m", "an-id", error)
+    [line] = log()
+    assert "Nguyen" not in str(line)
+    assert (line["event"], line["call_id"], line["error"]) == ("bug", "an-id", "ValueError")
+    assert line["reason"] == "INTERNAL"
+    assert [place.partition(":")[0] for place in line["places"]] == ["test_reports.py"] * 2
+
+
+def test_readiness_is_news_only_when_it_changes(capsys: Capture) -> None:
+    log = listen(capsys)
+    reports = Reports()
+    for reasons in (["starting"], ["starting"], [], [], ["lost"], []):
+        reports.readiness(reasons)
+    assert [(line["event"], line.get("reasons")) for line in log()] == [
+        ("not_ready", ["starting"]),
+        ("ready", None),
+        ("not_ready", ["lost"]),
+        ("ready", None),
+    ]
+
+
+def test_a_refused_reload_names_every_problem(capsys: Capture) -> None:
+    log = listen(capsys)
+    Reports().reload_refused(ConfigError("policy", [Violation("a.b", "is missing")]))
+    [line] = log()
+    assert (line["level"], line["source"], line["problems"]) == (
+        "error",
+        "policy",
+        ["a.b: is missing"],
+    )
+
+
+def test_wrong_signatures_are_counted_and_cried_out(capsys: Capture) -> None:
+    log = listen(capsys)
+    reports = Reports()
+    reports.chunk_done("t", 0.5, 10, 5, 0)
+    assert log() == []
+    reports.chunk_done("t", 0.5, 10, 10, 2)
+    [line] = log()
+    assert (line["event"], line["level"], line["wrong"]) == ("wrong_signatures", "error", 2)
+    text = generate_latest(reports.metrics.registry).decode()
+    assert 'signer_signature_checks_total{result="correct"} 13.0' in text
+    assert 'signer_signature_checks_total{result="wrong"} 2.0' in text
+    assert 'signer_worker_busy_seconds_total{token="t"} 1.0' in text
+
+
+def test_items_are_counted_by_how_they_ended() -> None:
+    metrics = Reports().metrics
+    metrics.items("01", Format.JWS, Algorithm.ES256, Counter({"ok": 7, "PAYLOAD_INVALID": 2}))
+    metrics.quota_rejected("01", "day")
+    text = generate_latest(metrics.registry).decode()
+    labels = 'algorithm="ES256",format="JWS",group="01"'
+    assert f'signer_items_total{{{labels},reason="ok"}} 7.0' in text
+    assert f'signer_items_total{{{labels},reason="PAYLOAD_INVALID"}} 2.0' in text
+    assert 'signer_quota_rejections_total{group="01",window="day"} 1.0' in text
+
+
+def test_gauges_are_read_when_they_are_asked_for() -> None:
+    reports = Reports()
+    values: dict[tuple[str, ...], float] = {("a",): 1.0}
+    reports.watch(lambda: [Reading("signer_x", "Help.", ("token",), values)])
+    assert b'signer_x{token="a"} 1.0' in generate_latest(reports.metrics.registry)
+    values[("a",)] = 2.0
+    assert b'signer_x{token="a"} 2.0' in generate_latest(reports.metrics.registry)

@@ -1,0 +1,114 @@
+"""The error table is the contract's, it is total, and the code keeps to it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from signer.errors import (
+    TABLE,
+    CallError,
+    Code,
+    ConfigError,
+    Reason,
+    Scope,
+    Violation,
+    invalid,
+)
+
+SOURCE = Path(__file__).parents[2] / "signer"
+
+CONTRACT = {  # DESIGN section 4
+    "PEER_UNKNOWN": ("call", "UNAUTHENTICATED"),
+    "POLICY_DENIED": ("call", "PERMISSION_DENIED"),
+    "KEY_NOT_FOUND": ("call", "NOT_FOUND"),
+    "KEY_VERSION_NOT_ACTIVE": ("call item", "FAILED_PRECONDITION"),
+    "FIELD_INVALID": ("call", "INVALID_ARGUMENT"),
+    "QUOTA_EXCEEDED": ("call", "RESOURCE_EXHAUSTED"),
+    "CLOSED_HOURS": ("call", "FAILED_PRECONDITION"),
+    "OVERLOADED": ("call", "RESOURCE_EXHAUSTED"),
+    "DEADLINE_TOO_SHORT": ("call", "DEADLINE_EXCEEDED"),
+    "PAYLOAD_INVALID": ("item", "INVALID_ARGUMENT"),
+    "CONTENT_DENIED": ("item", "PERMISSION_DENIED"),
+    "HSM_UNAVAILABLE": ("item", "UNAVAILABLE"),
+    "INTERNAL": ("call item", "INTERNAL"),
+}
+
+
+def test_the_table_is_the_contract() -> None:
+    words = {Scope.CALL: "call", Scope.ITEM: "item", Scope.CALL | Scope.ITEM: "call item"}
+    assert {
+        str(reason): (words[meaning.scope], meaning.code.name) for reason, meaning in TABLE.items()
+    } == CONTRACT
+
+
+def test_every_reason_has_its_meaning() -> None:
+    assert set(TABLE) == set(Reason)
+    assert all(reason.name == reason.value for reason in Reason)
+
+
+def test_codes_are_those_of_grpc() -> None:
+    known = {code.name: code.value[0] for code in grpc.StatusCode}
+    assert {code.name: code.value for code in Code} == {
+        code.name: known[code.name] for code in Code
+    }
+    assert {meaning.code for meaning in TABLE.values()} == set(Code)
+
+
+def test_trying_again_helps_only_where_something_passes() -> None:
+    retryable = {reason for reason, meaning in TABLE.items() if meaning.retryable}
+    assert retryable == {Reason.QUOTA_EXCEEDED, Reason.OVERLOADED, Reason.HSM_UNAVAILABLE}
+
+
+MAKERS = {
+    "CallError": Scope.CALL,
+    "Failure": Scope.ITEM,
+    "ItemError": Scope.ITEM,
+}
+"""Who makes errors out of a reason, and what those befall."""
+
+
+def made_errors() -> Iterator[tuple[str, Reason, Scope]]:
+    """Every place in our code that makes an error with a reason written out."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            reason = node.args[0]
+            if (
+                node.func.id in MAKERS
+                and isinstance(reason, ast.Attribute)
+                and isinstance(reason.value, ast.Name)
+                and reason.value.id == "Reason"
+            ):
+                place = f"{path.relative_to(SOURCE)}:{node.lineno}"
+                yield place, Reason[reason.attr], MAKERS[node.func.id]
+
+
+MADE = list(made_errors())
+
+
+@pytest.mark.parametrize(("place", "reason", "scope"), MADE, ids=str)
+def test_an_error_befalls_what_the_table_says(place: str, reason: Reason, scope: Scope) -> None:
+    assert scope in TABLE[reason].scope, place
+
+
+def test_every_reason_is_used() -> None:
+    written = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
+    assert {reason for reason in Reason if written.count(f"Reason.{reason.name}") < 2} == set()
+    assert len(MADE) > 20
+
+
+def test_texts_of_errors() -> None:
+    error = invalid("payloads", "is empty")
+    assert (error.reason, error.message) == (Reason.FIELD_INVALID, "payloads: is empty")
+    assert error.violations == (Violation("payloads", "is empty"),)
+    assert str(CallError(Reason.OVERLOADED, "try again")) == "OVERLOADED: try again"
+    problems = [Violation("a.b", "is missing"), Violation("", "cannot be read")]
+    refused = ConfigError("policy.yaml", problems)
+    assert str(refused) == "policy.yaml is refused:\n  a.b: is missing\n  cannot be read"
+    assert refused.problems == tuple(problems)
