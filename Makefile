@@ -7,6 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+TOOLS := .venv/tools
 PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
@@ -22,13 +23,17 @@ $(READY): requirements.lock pyproject.toml .ci/packages
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(TOOLS): $(READY)
+	.ci/packages tests
+	touch $@
+
 demo: $(READY)
 	$(BIN)/python tests/e2e/demo.py
 
-test: $(READY)
+test: $(TOOLS)
 	$(BIN)/pytest
 
-torture: $(READY)
+torture: $(TOOLS)
 	$(BIN)/pytest -m torture
 
 check: $(READY)
@@ -43,12 +48,12 @@ check: $(READY)
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
 	for file in build/proto/signer/v1/*; do cmp $$file signer/v1/$$(basename $$file) || exit 1; done
 
-bench: $(READY) build/loop
+bench: $(TOOLS) build/loop
 	$(BIN)/signer bench --dir build/bench --loop build/loop
 	$(BIN)/signer dev init build/bench-keys --facilities 10000
 	$(BIN)/signer bench --dir build/bench-keys --loop build/loop --case keys-10 --case keys-10000
 
-build/loop: tests/load/loop.c
+build/loop: tests/load/loop.c $(TOOLS)
 	mkdir -p build
 	cc -O2 -Wall -Wextra -Werror -o $@ $< -ldl -lpthread -lcrypto
 

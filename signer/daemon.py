@@ -31,6 +31,7 @@ from signer.hsm.slot import START_SECONDS
 from signer.hsm.spec import TokenSpec
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
+from signer.model import KeyState
 from signer.observe import logs
 from signer.observe.gauges import Reading, readings
 from signer.observe.http import HttpPort
@@ -142,6 +143,7 @@ class Daemon:
         while True:
             reasons = self.reasons()
             self._server.set_serving(not reasons)
+            self._server.expire(self._clock.monotonic())
             self._reports.readiness(reasons)
             if not reasons and not announced:
                 announced = True
@@ -198,8 +200,10 @@ class Daemon:
         try:
             if self._registry.revision() != self._engine.snapshot.keys.revision:
                 keys = self._registry.snapshot()
+                _check_tokens(keys, self._hsm)
                 # Workers must know a key before the first chunk that needs it.
                 self._hsm.refresh()
+                self._enforce(self._engine.snapshot.keys, keys)
                 with self._reloading:
                     self._engine.snapshot = Snapshot(self._engine.snapshot.policy, keys)
                 self._reports.keys_changed(len(keys), keys.revision)
@@ -208,6 +212,17 @@ class Daemon:
             if not self._registry_error:
                 self._reports.registry_unreadable(error)
             self._registry_error = str(error)
+
+    def _enforce(self, before: KeyIndex, after: KeyIndex) -> None:
+        """Stops at once what the registry has stopped, also in batches that are under way."""
+        now = self._clock.now()
+        for old in before:
+            new = after.version(old.key, old.number)
+            state = new.state_at(now) if new else KeyState.DESTROYED
+            if old.active(now) and state is not KeyState.ACTIVE:
+                self._hsm.stop_key(old, f"{old.name} is {state}")
+            elif state is KeyState.ACTIVE and not old.active(now):
+                self._hsm.resume_key(old)
 
     def _readings(self) -> list[Reading]:
         return readings(

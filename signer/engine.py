@@ -75,6 +75,7 @@ class BatchResult:
 class Hsm(Protocol):
     """What the engine asks for signatures."""
 
+    def admit(self, job: SignJob) -> Failure | None: ...
     def sign(self, job: SignJob) -> Signed: ...
 
 
@@ -129,13 +130,16 @@ class Engine:
             prepared = message_format.prepare(request.payloads, context)
             column = _Column(prepared, version.algorithm)
 
-        # 3. From here on it counts: the quota is charged and never refunded.
+        # 3. Where the HSM takes it, it counts: the quota is charged and never refunded.
+        job = _job(column.inputs, version, terms, request.deadline)
         self._check_time(request.deadline)
-        self._charge(terms, len(column.inputs), now)
+        refused = self._hsm.admit(job) if job.inputs else None
+        if refused is None:
+            self._charge(terms, len(job.inputs), now)
 
         # 4. The HSM signs, the worker checks; one bad item fails alone.
         with self._stage("hsm"):
-            signed = self._sign(column.inputs, version, terms, request.deadline)
+            signed = self._sign(job, refused)
             failures = prepared.failures | column.at_their_places(signed.failures)
 
         # 5. From signatures to finished messages.
@@ -145,13 +149,10 @@ class Engine:
         self._count(request.format, version, terms, failures, len(outputs))
         return BatchResult(version, terms, decision.rule, outputs, failures)
 
-    def _sign(
-        self, inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float
-    ) -> Signed:
-        if not inputs:
-            return Signed([], {})
-        job = SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline)
-        return self._hsm.sign(job)
+    def _sign(self, job: SignJob, refused: Failure | None) -> Signed:
+        if refused is not None:
+            return Signed.all_failed(job, refused)
+        return self._hsm.sign(job) if job.inputs else Signed([], {})
 
     def _check_answer(self, bound: int, request: BatchRequest) -> None:
         size = bound + FAILURE_BYTES * len(request.payloads)
@@ -239,6 +240,10 @@ def _digests(algorithm: Algorithm, messages: Sequence[bytes]) -> Sequence[bytes]
             return [hashlib.sha256(message).digest() for message in messages]
         case name:
             return [hashlib.new(name, message).digest() for message in messages]
+
+
+def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:
+    return SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline)
 
 
 def _granted(decision: Decision) -> Terms:

@@ -242,6 +242,12 @@ class Signed(NamedTuple):
     signatures: list[bytes]
     failures: dict[int, Failure]
 
+    @classmethod
+    def all_failed(cls, job: SignJob, failure: Failure) -> Signed:
+        """Returns a batch of which every item has failed alike."""
+        count = len(job.inputs)
+        return cls([b""] * count, dict.fromkeys(range(count), failure))
+
 
 class TokenAdmin(Protocol):
     """Administrative operations on one token, in a read-write session of their own."""

@@ -1,9 +1,10 @@
-"""grpc.health.v1: whether the daemon serves. Watching takes no thread.
+"""grpc.health.v1: whether the daemon serves. No thread of gRPC's pool waits for a watcher.
 
 grpc_health brings a servicer, but it sends to watchers while it holds the lock that the end of a
-watch needs. A send waits for gRPC's one event thread; where that thread has just ended another
-watch, it waits for the lock, and the whole server stands still. Here nothing is sent under a lock
-that anybody else needs. Serving and not serving is one fact for all services.
+watch needs, and in the thread of whoever brings the news. A send lasts until the client reads: one
+that does not read would hold up the news for all others, and its bringer. Here each watch has a
+thread of its own that sends, and nobody waits for one of them. Serving and not serving is one fact
+for all services.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from signer.errors import CallError, Reason
+
+MAX_WATCHES = 64
 Send = Callable[[health_pb2.HealthCheckResponse | None], None]
-"""Sends one answer of a watch, None ends it. It blocks until gRPC's event thread has sent."""
+"""Sends one answer of a watch, None ends it. It blocks until the client has room for it."""
 
 
 class Health(health_pb2_grpc.HealthServicer):
@@ -23,92 +27,88 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def __init__(self, services: frozenset[str]) -> None:
         self._services = services
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards all that follows
         self._serving = False
         self._ended = False
-        self._watchers: set[_Watcher] = set()
+        self._watches: set[grpc.ServicerContext] = set()
 
     def set_serving(self, serving: bool) -> None:
-        """Tells watchers of a change; after ``end`` there is none."""
-        with self._lock:
-            if self._ended or serving == self._serving:
-                return
-            self._serving = serving
-            watchers = list(self._watchers)
-        for watcher in watchers:
-            watcher.tell(self)
+        """Has watchers told of a change; after ``end`` there is none."""
+        with self._changed:
+            if not self._ended and serving != self._serving:
+                self._serving = serving
+                self._changed.notify_all()
 
     def end(self) -> None:
-        """Says NOT_SERVING for good and ends all watches: a drain must not wait for them."""
-        self.set_serving(False)
-        with self._lock:
-            self._ended = True
-            watchers = list(self._watchers)
-        for watcher in watchers:
-            watcher.tell(self)
+        """Says NOT_SERVING for good and has all watches ended: a drain must not wait for them."""
+        with self._changed:
+            self._serving, self._ended = False, True
+            self._changed.notify_all()
 
-    def status(self, service: str) -> tuple[int, bool]:
-        """Returns the status of a service, and whether it is the last that will be told."""
-        with self._lock:
-            if service not in self._services:
-                return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN, self._ended
-            serving = self._serving
-            return (
-                health_pb2.HealthCheckResponse.SERVING
-                if serving
-                else health_pb2.HealthCheckResponse.NOT_SERVING
-            ), self._ended
+    def cancel(self) -> None:
+        """Cuts off the watches that are still there: their clients do not read."""
+        with self._changed:
+            watches = list(self._watches)
+        for context in watches:
+            context.cancel()
 
     def Check(  # noqa: N802 - the method's name in the API
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         """Answers with the status; NOT_FOUND for a service that is none of ours."""
-        status, _ = self.status(request.service)
+        with self._changed:
+            status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             context.set_code(grpc.StatusCode.NOT_FOUND)
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=status)
 
-    def Watch(  # type: ignore[override] # noqa: N802 - not a handler with a thread; see below
+    def Watch(  # type: ignore[override] # noqa: N802 - with ``send``, see the guard
         self,
         request: health_pb2.HealthCheckRequest,
         context: grpc.ServicerContext,
-        send_response_callback: Send,
+        send: Send,
     ) -> None:
-        """Sends the status now and whenever it changes."""
-        watcher = _Watcher(request.service, send_response_callback)
-        with self._lock:
-            self._watchers.add(watcher)
-        if context.add_callback(lambda: self._leave(watcher)):
-            watcher.tell(self)
-        else:
-            self._leave(watcher)
+        """Has the status sent now and whenever it changes; raises CallError OVERLOADED."""
+        with self._changed:
+            if len(self._watches) >= MAX_WATCHES:
+                text = f"all watches are taken ({MAX_WATCHES} at once): use Check"
+                raise CallError(Reason.OVERLOADED, text, retry_after=1)
+            self._watches.add(context)
+        if not context.add_callback(lambda: self._leave(context)):
+            self._leave(context)
+            return
+        arguments = (request.service, context, send)
+        threading.Thread(target=self._tell, args=arguments, name="watch", daemon=True).start()
 
-    # gRPC then hands a callback for answers to Watch, in the place of a thread.
-    Watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+    def _tell(self, service: str, context: grpc.ServicerContext, send: Send) -> None:
+        """The thread of one watch: sends what is news until the watch or the service ends."""
+        told: int | None = None
 
-    def _leave(self, watcher: _Watcher) -> None:
-        with self._lock:
-            self._watchers.discard(watcher)
+        def news() -> bool:
+            return context not in self._watches or self._ended or self._status(service) != told
 
+        while True:
+            with self._changed:
+                self._changed.wait_for(news)
+                if context not in self._watches:
+                    return
+                status, last = self._status(service), self._ended
+            if status != told:
+                told = status
+                send(health_pb2.HealthCheckResponse(status=status))
+            if last:
+                send(None)
+                return
 
-class _Watcher:
-    """One watch. Its lock keeps answers in order: each tells what is true when it is sent."""
+    def _status(self, service: str) -> int:
+        if service not in self._services:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        if self._serving:
+            return health_pb2.HealthCheckResponse.SERVING
+        return health_pb2.HealthCheckResponse.NOT_SERVING
 
-    def __init__(self, service: str, send: Send) -> None:
-        self._service = service
-        self._send = send
-        self._lock = threading.Lock()
-        self._told: int | None = None
-        self._over = False
-
-    def tell(self, health: Health) -> None:
-        """Sends the status if that is news; ends the watch where nothing more will come."""
-        with self._lock:
-            status, last = health.status(self._service)
-            if status != self._told:
-                self._told = status
-                self._send(health_pb2.HealthCheckResponse(status=status))
-            if last and not self._over:
-                self._over = True
-                self._send(None)
+    def _leave(self, context: grpc.ServicerContext) -> None:
+        with self._changed:
+            self._watches.discard(context)
+            self._changed.notify_all()

@@ -13,6 +13,8 @@ from signer.v1 import keys_pb2, keys_pb2_grpc
 
 DEFAULT_PAGE = 100
 LARGEST_PAGE = 1000
+PAGE_BYTES = 1024 * 1024
+"""A page ends with the key that passes this, for certificates can be long."""
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
@@ -34,10 +36,14 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             names = snapshot.keys.names(prefix, request.page_token, size + 1)
         else:
             names = _names_of(snapshot, visible, prefix, request.page_token, size + 1)
-        page = names[:size]
+        page, room = [], PAGE_BYTES
+        for name in names[:size]:
+            page.append(self._key(snapshot, name, caller))
+            room -= page[-1].ByteSize()
+            if room < 0:
+                break
         return keys_pb2.ListKeysResponse(
-            keys=[self._key(snapshot, name, caller) for name in page],
-            next_page_token=str(page[-1]) if len(names) > size else "",
+            keys=page, next_page_token=page[-1].name if len(page) < len(names) else ""
         )
 
     def GetKey(  # noqa: N802 - the method's name in the API

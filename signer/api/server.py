@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Protocol
@@ -11,7 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from signer.api.control import ControlService
-from signer.api.guard import Guard
+from signer.api.guard import HEALTH_CALLS, Guard
 from signer.api.health import Health
 from signer.api.keys import KeyService
 from signer.api.signing import SigningService
@@ -39,8 +40,10 @@ ROLES: Mapping[str, frozenset[Role]] = {
 }
 """Who may call which service; what is not here is closed to everybody."""
 
-_SPARE_THREADS = 16
+_SPARE_THREADS = HEALTH_CALLS + 8
 """Threads beyond the calls at work: they answer health checks and refuse what is too much."""
+_PATIENCE_SECONDS = 1.0
+"""How long a drain waits for watchers to read the end, and for messages that are under way."""
 
 
 class Limits(Protocol):
@@ -90,6 +93,7 @@ class Server:
         limits: Limits,
         reflect: bool,
     ) -> None:
+        self._guard = guard
         threads = limits.calls + _SPARE_THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, "call"),
@@ -122,7 +126,16 @@ class Server:
         """Tells health checks the truth, for the server as a whole and for signing."""
         self._health.set_serving(serving)
 
+    def expire(self, now: float) -> None:
+        """Ends calls whose message is late; to be called every now and then."""
+        self._guard.expire(now)
+
     def drain(self, seconds: float) -> None:
         """Says NOT_SERVING for good, lets calls at work finish, then ends the rest."""
         self._health.end()
-        self._server.stop(seconds).wait()
+        stopped = self._server.stop(seconds)
+        if not stopped.wait(_PATIENCE_SECONDS):
+            # Not at work: who does not read what we say, or has not said what to do.
+            self._health.cancel()
+            self._guard.expire(math.inf)
+        stopped.wait()

@@ -47,7 +47,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
 
 
 def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest:
-    if len(request.key) > MAX_NAME_BYTES:
+    if len(request.key.encode()) > MAX_NAME_BYTES:
         raise invalid("key", f"is longer than {MAX_NAME_BYTES} bytes")
     try:
         key, version = parse_key_or_version(request.key)

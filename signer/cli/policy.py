@@ -39,7 +39,8 @@ def policy() -> None:
 def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
     """Prints what may be done with the keys of every facility.
 
-    Keys with rules of their own have a row; "*" stands for all others.
+    Keys with rules of their own have a row; "*" stands for all others, which
+    have no formats where HCERT stands beside other formats.
 
     \b
       signer policy show --config signer.yaml
@@ -216,13 +217,21 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def _cell(name: str, value: object) -> str:
+    """Returns a value as it is shown: no formats are none, other empty rules restrict nothing."""
+    return "none" if name == "formats" and not value else _text(value)
+
+
 def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
     table = [
         {"facility": terms.facility, "group": terms.group, "key": key, **_rules(terms)}
         for key, terms in rows
     ]
     if table:
-        print_table(list(table[0]), ([_text(cell) for cell in row.values()] for row in table))
+        print_table(
+            list(table[0]),
+            ([_cell(name, value) for name, value in row.items()] for row in table),
+        )
     else:
         click.echo("the policy has no facilities: nobody may sign")
 
@@ -233,6 +242,6 @@ def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:
     for key, terms in rows:
         lines.append((key, "clients", _text(_clients(policy, terms)), ""))
         for name, value in _rules(terms).items():
-            rule = "" if value in (None, [], {}) else terms.rule(name)
-            lines.append((key, name, _text(value), rule))
+            free = name != "formats" and value in (None, [], {})
+            lines.append((key, name, _cell(name, value), "" if free else terms.rule(name)))
     print_table(("key", "what", "value", "rule"), lines)

@@ -14,7 +14,7 @@ LOAD_PREFIX = "l-"
 """Facilities for load tests are l-00001, l-00002, and so on."""
 
 _RECORDS = (Format.JWS, Format.MESSAGE, Format.COSE_SIGN1)
-_DCC = (Format.HCERT, Format.COSE_SIGN1)
+_DCC = (Format.HCERT,)
 
 
 class DevKey(NamedTuple):

@@ -76,7 +76,7 @@ profiles:
     check_every: 64
 
   ministry:
-    formats: [HCERT, COSE_SIGN1, DIGEST]
+    formats: [HCERT, DIGEST]    # for its keys to choose from: HCERT stands alone
     blind: [DIGEST]
     algorithms: [ES256, PS256]
     max_batch_items: 4096
@@ -117,9 +117,9 @@ facilities:
     clients: [{issuer}]
     keys:
       dcc:
-        formats: [HCERT, COSE_SIGN1]
+        formats: [HCERT]
       dcc-rsa:
-        formats: [HCERT, COSE_SIGN1]
+        formats: [HCERT]
         check_every: 1
       digest:
         formats: [DIGEST]

@@ -7,9 +7,12 @@ import json
 from collections.abc import Sequence
 
 from signer.formats import parse
-from signer.formats.items import denied, finish_each, prepare_each
+from signer.formats.items import denied, finish_each, prepare_each, unreadable
 from signer.formats.signature import signature_length
 from signer.model import FormatContext, KeyVersion, Prepared
+
+MAX_BYTES = 256 * 1024
+"""Longest payload. The worst of them, of nothing but brackets, takes tens of ms and 11 MiB."""
 
 
 class Jws:
@@ -27,6 +30,8 @@ class Jws:
         required = context.content.required_members
 
         def prepare(payload: bytes) -> bytes:
+            if len(payload) > MAX_BYTES:
+                raise unreadable(f"payload is longer than {MAX_BYTES} bytes")
             document = parse.json_object(payload)
             if required and not document.keys() >= required:
                 missing = min(required - document.keys())

@@ -31,7 +31,7 @@ class Kind(enum.IntEnum):
     """What a frame is."""
 
     CONFIGURE = 1  # to the worker, JSON: which token, once at the start
-    READY = 2  # from the worker, JSON: what it found
+    READY = 2  # from the worker, empty: it has logged in and indexed its keys
     FATAL = 3  # from the worker, JSON: why it leaves
     SIGN = 4  # to the worker, packed
     RESULT = 5  # from the worker, packed

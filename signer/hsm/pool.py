@@ -13,25 +13,18 @@ from dataclasses import replace
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
+from signer.hsm.costs import Costs
 from signer.hsm.frames import FrameError, Kind, ResultFrame, SignFrame, Verdict, pack_sign
+from signer.hsm.refusals import NOT_SERVING, WRONG, refusal
 from signer.hsm.scheduler import Chunk, Pending, Scheduler
 from signer.hsm.slot import End, Slot
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.hsm.status import Observer, Waiting, WorkerStatus
-from signer.model import Algorithm, KeyVersion, Signed, SignJob
+from signer.model import KeyVersion, Signed, SignJob
 
 CHUNKS_IN_FLIGHT = 2
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
-_CHEAPEST = 1e-6
-"""Seconds: no HSM signs faster, whatever a worker says."""
-_FIRST_COSTS = {Algorithm.RS256: 1e-3, Algorithm.PS256: 1e-3, Algorithm.ES384: 5e-4}
-
-
-_NOT_SERVING = Failure(
-    Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
-)
-"""All that callers hear; operators read the reason in status, logs and on /readyz."""
 
 
 class _Batch:
@@ -63,11 +56,12 @@ class Pool:
         self._observer = observer
         self._clock = clock
         self._lock = threading.Lock()
-        self._costs: dict[tuple[Algorithm, int], float] = {}
-        self._scheduler = Scheduler(self._cost)
+        self._costs = Costs()
+        self._scheduler = Scheduler(self._costs.guess)
         self._slots = [Slot(n, spec, self, hang_seconds, clock) for n in range(workers)]
         self._batches: dict[Pending, _Batch] = {}
-        self._stopped: dict[bytes, str] = {}
+        self._suspended: dict[bytes, str] = {}  # as the registry says
+        self._stopped: dict[bytes, str] = {}  # for this daemon's life
         self._wrong = 0
         self._next_chunk = 0
         self._failed = ""  # why nobody serves, until somebody does
@@ -136,18 +130,24 @@ class Pool:
         """Whether the last worker could not log in because of the PIN."""
         return self._last_cause is not None and self._last_cause.about_pin and not self.serving
 
+    def admit(self, job: SignJob) -> Failure | None:
+        """Returns why no item of a job would be signed now, None where they would.
+
+        Raises CallError: OVERLOADED, DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
+        """
+        with self._lock:
+            return self._admit(job, self._clock.monotonic())
+
     def sign(self, job: SignJob) -> Signed:
         """Signs a batch; blocks until every item has its signature or its failure.
 
-        Raises CallError: OVERLOADED, DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
+        Raises what ``admit`` raises.
         """
         now = self._clock.monotonic()
         batch = _Batch(job, now)
         with self._lock:
-            self._admit(job, now)
-            if self._halted or self._failed:
-                count = len(job.inputs)
-                return Signed([b""] * count, dict.fromkeys(range(count), _NOT_SERVING))
+            if (failure := self._admit(job, now)) is not None:
+                return Signed.all_failed(job, failure)
             self._batches[batch.pending] = batch
             self._scheduler.add(batch.pending)
         self._pump()
@@ -168,8 +168,14 @@ class Pool:
     def stop_key(self, version: KeyVersion, text: str) -> None:
         """Stops a version at once: what waits of it fails, session copies go, nothing new signs."""
         with self._lock:
-            self._stop(version, text)
+            self._suspended[version.cka_id] = text
+            self._fail_key(version, text)
         self._drop(version)
+
+    def resume_key(self, version: KeyVersion) -> None:
+        """Lets a version sign again; one with a wrong signature stays stopped."""
+        with self._lock:
+            self._suspended.pop(version.cka_id, None)
 
     def _drop(self, version: KeyVersion) -> None:
         for slot in self._slots:
@@ -177,32 +183,26 @@ class Pool:
 
     # --- books (all under the lock) --------------------------------------------------------
 
-    def _cost(self, job: SignJob) -> float:
-        version = job.version
-        first = _FIRST_COSTS.get(version.algorithm, 5e-5)
-        return self._costs.get((version.algorithm, len(version.spki)), first)
-
-    def _learn_cost(self, job: SignJob, seconds: float) -> None:
-        kind = (job.version.algorithm, len(job.version.spki))
-        self._costs[kind] = max(_CHEAPEST, 0.9 * self._cost(job) + 0.1 * seconds)
-
-    def _admit(self, job: SignJob, now: float) -> None:
-        if (text := self._stopped.get(job.version.cka_id)) is not None:
+    def _admit(self, job: SignJob, now: float) -> Failure | None:
+        if (text := self._reason_of(job.version)) is not None:
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
+        if self._halted or self._failed:
+            return NOT_SERVING
         # A batch above the limit passes where nothing waits, or it never could.
         if self._scheduler.items and self._scheduler.items + len(job.inputs) > self._max_queued:
-            raise CallError(
-                Reason.OVERLOADED,
-                f"{self._scheduler.items} items wait already: try again a little later",
-                retry_after=1.0,
-            )
-        needed = len(job.inputs) * self._cost(job) / max(1, self.serving)
+            text = f"{self._scheduler.items} items wait already: try again a little later"
+            raise CallError(Reason.OVERLOADED, text, retry_after=1.0)
+        needed = len(job.inputs) * (self._costs.known(job) or 0.0) / max(1, self.serving)
         if job.deadline - now < needed:
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
                 f"signing {len(job.inputs)} items takes about {needed:.3f} s, more than the "
                 "deadline leaves: send smaller batches or allow more time",
             )
+        return None
+
+    def _reason_of(self, version: KeyVersion) -> str | None:
+        return self._stopped.get(version.cka_id) or self._suspended.get(version.cka_id)
 
     def _fail(self, chunk: Chunk, failure: Failure) -> None:
         batch = self._batches.get(chunk.pending)
@@ -227,7 +227,7 @@ class Pool:
 
     def _fail_all(self) -> None:
         for chunk in self._scheduler.remove(lambda _: True):
-            self._fail(chunk, _NOT_SERVING)
+            self._fail(chunk, NOT_SERVING)
 
     def _halt(self, text: str) -> None:
         """Ends the pool's service for good."""
@@ -236,17 +236,16 @@ class Pool:
         for slot in self._slots:
             slot.state, slot.reason = "failed", self._halted
 
-    def _stop(self, version: KeyVersion, text: str) -> None:
-        self._stopped[version.cka_id] = text
+    def _fail_key(self, version: KeyVersion, text: str) -> None:
         for chunk in self._scheduler.remove(lambda p: p.job.version.cka_id == version.cka_id):
             self._fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
 
     def _verdict(self, version: KeyVersion) -> Failure | None:
         """Why nothing of this version may sign or leave any more, if so."""
-        if (text := self._stopped.get(version.cka_id)) is not None:
+        if (text := self._reason_of(version)) is not None:
             return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
         if self._halted:
-            return _NOT_SERVING
+            return NOT_SERVING
         return None
 
     def _lose(self, slot: Slot) -> None:
@@ -295,7 +294,7 @@ class Pool:
             frame = SignFrame(
                 number, version.algorithm, job.check_every, version.cka_id, version.spki, inputs
             )
-            slot.send(Kind.SIGN, *pack_sign(frame), to=worker)
+            slot.send_to(worker, Kind.SIGN, *pack_sign(frame))
 
     def _store(self, chunk: Chunk, signatures: Sequence[bytes], wrong: Sequence[int]) -> None:
         batch = self._batches.get(chunk.pending)
@@ -304,9 +303,7 @@ class Pool:
         batch.signed.signatures[chunk.start : chunk.stop] = signatures
         for index in wrong:
             batch.signed.signatures[chunk.start + index] = b""
-            batch.signed.failures[chunk.start + index] = Failure(
-                Reason.HSM_UNAVAILABLE, "the HSM returned a wrong signature: the key is stopped"
-            )
+            batch.signed.failures[chunk.start + index] = WRONG
         self._settle(batch, len(chunk))
 
     def _distrust(self, version: KeyVersion) -> None:
@@ -315,7 +312,9 @@ class Pool:
         Keys are counted, not items: one wrong pin makes every signature of its
         chunk wrong, and must not take the token from everybody else.
         """
-        self._stop(version, f"{version.name} is stopped: the HSM returned a wrong signature")
+        text = f"{version.name} is stopped: the HSM returned a wrong signature"
+        self._stopped[version.cka_id] = text
+        self._fail_key(version, text)
         self._wrong += 1
         if self._wrong >= WRONG_SIGNATURES_STOP_TOKEN:
             self._halt(
@@ -352,12 +351,12 @@ class Pool:
                 self._fail(chunk, failure)
             elif signed:
                 slot.items += len(chunk)
-                self._learn_cost(chunk.pending.job, result.busy_us / 1e6 / len(chunk))
+                self._costs.learn(chunk.pending.job, result.busy_us / 1e6 / len(chunk))
                 if result.wrong:
                     self._distrust(version)
                 self._store(chunk, signatures, result.wrong)
             else:
-                self._fail(chunk, _refusal(result.verdict, version))
+                self._fail(chunk, refusal(result.verdict, version))
         self._observer.chunk_done(
             self.token, result.busy_us / 1e6, len(chunk), result.checked, len(result.wrong)
         )
@@ -386,12 +385,3 @@ class Pool:
             self._first_failure = self._first_failure or end.cause
             self._first_outcome.set()
         self._pump()
-
-
-def _refusal(verdict: Verdict, version: KeyVersion) -> Failure:
-    text = {
-        Verdict.NO_KEY: f"token {version.token} does not hold the key of {version.name}",
-        Verdict.REFUSED: f"token {version.token} refuses to sign with the key of {version.name}",
-        Verdict.UNSUITABLE: f"the public key pinned for {version.name} is none for its algorithm",
-    }[verdict]
-    return Failure(Reason.HSM_UNAVAILABLE, text, retry_after=5.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from signer.errors import CallError, Reason
+from signer.errors import Failure
 from signer.hsm.pool import Pool
 from signer.hsm.spec import FailureKind
 from signer.hsm.status import WorkerStatus
@@ -37,6 +37,10 @@ class Hsm:
         for pool in self._pools.values():
             pool.close()
 
+    def admit(self, job: SignJob) -> Failure | None:
+        """Whether a batch would be signed now; see Pool.admit."""
+        return self._pool(job.version).admit(job)
+
     def sign(self, job: SignJob) -> Signed:
         """Signs a batch on the token of its key; see Pool.sign."""
         return self._pool(job.version).sign(job)
@@ -49,6 +53,10 @@ class Hsm:
     def stop_key(self, version: KeyVersion, text: str) -> None:
         """Stops a version on its token; see Pool.stop_key."""
         self._pool(version).stop_key(version, text)
+
+    def resume_key(self, version: KeyVersion) -> None:
+        """Lets a version sign again on its token; see Pool.resume_key."""
+        self._pool(version).resume_key(version)
 
     def status(self) -> list[WorkerStatus]:
         """All workers of all tokens."""
@@ -69,10 +77,5 @@ class Hsm:
         ]
 
     def _pool(self, version: KeyVersion) -> Pool:
-        pool = self._pools.get(version.token)
-        if pool is None:
-            raise CallError(
-                Reason.INTERNAL,
-                f"{version.name} lies on token {version.token}, which is not configured",
-            )
-        return pool
+        # The daemon takes no registry into service that names another token.
+        return self._pools[version.token]

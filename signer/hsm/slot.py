@@ -102,13 +102,15 @@ class Slot:
         for thread in self._threads:
             thread.join()
 
-    def send(self, kind: Kind, *parts: bytes, to: WorkerProcess | None = None) -> None:
-        """Sends in order. Where the worker has gone, its reader sees to the consequences.
+    def send(self, kind: Kind, *parts: bytes) -> None:
+        """Sends in order to the worker that is there, if one is."""
+        self.send_to(self._process, kind, *parts)
 
-        ``to`` names the worker that a chunk was meant for: its successor must not
-        get what is handed to somebody else once more.
+    def send_to(self, process: WorkerProcess | None, kind: Kind, *parts: bytes) -> None:
+        """Sends to this worker and no other: a chunk that it leaves is handed on.
+
+        Where the worker has gone, its reader sees to the consequences.
         """
-        process = to or self._process
         if process is not None:
             with contextlib.suppress(Closed):
                 process.channel.send(kind, *parts)

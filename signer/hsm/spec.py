@@ -70,7 +70,6 @@ class FailureKind(enum.StrEnum):
     SESSION_LOST = "session_lost"
     BUSY = "busy"
     MODULE_FATAL = "module_fatal"
-    WRONG_SIGNATURE = "wrong_signature"
     HANG = "hang"
     DIED = "died"
 

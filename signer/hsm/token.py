@@ -48,11 +48,8 @@ class TokenFailure(Exception):  # noqa: N818 - it carries a kind of failure, not
 class Token:
     """A logged-in session and an index of the token's private keys by CKA_ID."""
 
-    def __init__(self, token: Any, session: Any, spec: TokenSpec) -> None:
+    def __init__(self, session: Any, spec: TokenSpec) -> None:
         self.session = session
-        self.serial: str = token.serial.decode(errors="replace").strip()
-        self.model: str = token.model.strip()
-        self.manufacturer: str = token.manufacturer_id.strip()
         self.spec = spec
         self._copies_wanted = spec.session_copies
         self._copies: OrderedDict[bytes, Any] = OrderedDict()
@@ -60,12 +57,6 @@ class Token:
         self._labels: set[str] = set()
         self._handles: set[int] = set()
         self.refresh()
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, cka_id: bytes) -> bool:
-        return cka_id in self._keys
 
     def refresh(self) -> None:
         """Enumerates the private keys once and reads the names of those not seen before.
@@ -118,24 +109,22 @@ class Token:
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         """Makes a key pair on the token; returns its public key as SPKI in DER.
 
+        A pair that an interrupted attempt left under this CKA_ID is found instead.
         The private key's attributes are read back: a module that ignores a
         template is refused, and what it made is destroyed again. Raises
         TokenFailure.
         """
-        if cka_id in self._keys or label in self._labels:
+        if cka_id in self._keys:
+            return self._found(algorithm, cka_id, label)
+        if label in self._labels:
             raise TokenFailure(
                 FailureKind.AMBIGUOUS,
-                f"token {self.spec.label} holds a private key {label} already, which the registry "
-                "does not know: remove it with the HSM's own tool, or restore the registry",
+                f"token {self.spec.label} holds another private key with the label {label}: "
+                "remove or rename it with the HSM's own tool",
             )
         try:
             public, private = self._generate_pair(algorithm, bits, cka_id, label)
-            loose = [
-                attribute.name
-                for attribute, value in _STRICT.items()
-                if private[attribute] != value
-            ]
-            if loose:
+            if loose := _loose(private):
                 private.destroy()
                 public.destroy()
                 raise TokenFailure(
@@ -153,6 +142,26 @@ class Token:
         self._handles.add(private.handle)
         self._labels.add(label)
         return spki
+
+    def _found(self, algorithm: Algorithm, cka_id: bytes, label: str) -> bytes:
+        """Returns the public key of a pair that is there already and is as we make them."""
+        private = self._keys[cka_id]
+        template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: cka_id}
+        publics = list(self.session.get_objects(template))
+        if private[Attribute.LABEL] != label or len(publics) != 1 or _loose(private):
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS,
+                f"token {self.spec.label} holds a private key with the CKA_ID {cka_id.hex()} that "
+                f"was not made for {label}: remove it with the HSM's own tool",
+            )
+        try:
+            return _subject_public_key_info(algorithm, publics[0])
+        except (PKCS11Error, ValueError) as error:
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS,
+                f"token {self.spec.label} holds a key for {label} that is none for {algorithm}: "
+                "make it for the algorithm that it has, or remove it with the HSM's own tool",
+            ) from error
 
     def _generate_pair(
         self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str
@@ -188,6 +197,16 @@ _STRICT = {
     Attribute.DERIVE: False,
 }
 """What a private key of ours is: it signs, and it stays."""
+
+_MADE_HERE = {Attribute.LOCAL: True, Attribute.NEVER_EXTRACTABLE: True}
+"""What the token itself says of a key that was made in it and never left."""
+
+
+def _loose(private: Any) -> list[str]:
+    """The names of the attributes that are not as we demand them."""
+    wanted = _STRICT | _MADE_HERE
+    return [attribute.name for attribute, value in wanted.items() if private[attribute] != value]
+
 
 _CURVES = {
     Algorithm.ES256: (KeyType.EC, "secp256r1"),
@@ -228,7 +247,7 @@ def open_token(spec: TokenSpec) -> Token:
         except OperatorError as error:
             raise TokenFailure(FailureKind.CONFIGURATION, str(error)) from error
         session = _log_in(token, spec, latch)
-    return Token(token, session, spec)
+    return Token(session, spec)
 
 
 def _load(module: str) -> Any:

@@ -47,8 +47,8 @@ class ChunkSigner:
     def __init__(self, token: Token) -> None:
         self._token = token
         self._loop = HotLoop(token.spec.module, token.session.handle)
-        self._verifiers: dict[bytes, Verifier] = {}
-        self._signed: dict[bytes, int] = {}
+        self._verifiers: dict[tuple[bytes, bytes], Verifier] = {}
+        self._signed: dict[tuple[bytes, bytes], int] = {}
 
     def sign(self, chunk: SignFrame) -> ResultFrame:
         """Signs one chunk; raises CryptokiError where the session may not go on."""
@@ -82,8 +82,9 @@ class ChunkSigner:
         wrong signature has the whole chunk checked.
         """
         verifier = self._verifier(chunk)
-        seen = self._signed.get(chunk.spki, 0)
-        self._signed[chunk.spki] = seen + len(signatures)
+        pinned = (chunk.cka_id, chunk.spki)
+        seen = self._signed.get(pinned, 0)
+        self._signed[pinned] = seen + len(signatures)
         sample = range(-seen % chunk.check_every, len(signatures), chunk.check_every)
         width = verifier.signature_length
         correct, inputs = verifier.correct, chunk.inputs
@@ -95,9 +96,10 @@ class ChunkSigner:
         return len(signatures), [i for i, (item, made) in pairs if not correct(item, made)]
 
     def _verifier(self, chunk: SignFrame) -> Verifier:
-        verifier = self._verifiers.get(chunk.spki)
+        pinned = (chunk.cka_id, chunk.spki)
+        verifier = self._verifiers.get(pinned)
         if verifier is None:
-            verifier = self._verifiers[chunk.spki] = Verifier(chunk.algorithm, chunk.spki)
+            verifier = self._verifiers[pinned] = Verifier(chunk.algorithm, chunk.spki)
         return verifier
 
 
@@ -108,7 +110,7 @@ def _refused(chunk: SignFrame, verdict: Verdict) -> ResultFrame:
 def serve(channel: Channel, token: Token) -> None:
     """Answers frames until the front process closes the socket."""
     signer = ChunkSigner(token)
-    channel.send(Kind.READY, pack_json(_introduction(token)))
+    channel.send(Kind.READY)
     while True:
         kind, body = channel.receive()
         match kind:
@@ -122,15 +124,6 @@ def serve(channel: Channel, token: Token) -> None:
                 channel.send(Kind.DONE, pack_json(_generate(token, unpack_json(body))))
             case _:
                 raise FrameError(f"a {kind.name} frame, which is not for this worker")
-
-
-def _introduction(token: Token) -> dict[str, Any]:
-    return {
-        "serial": token.serial,
-        "model": token.model,
-        "manufacturer": token.manufacturer,
-        "keys": len(token),
-    }
 
 
 def _generate(token: Token, order: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Registry:
         with _explained("read"), self._engine.begin() as connection:
             number = int(connection.execute(_REVISION).scalar_one())
             rows = connection.execute(_VERSIONS).all()
-        return KeyIndex(map(_version, rows), number)
+            return KeyIndex(map(_version, rows), number)
 
     def versions(self, name: KeyName) -> Sequence[KeyVersion]:
         """Returns the versions of one key, oldest first. Raises OperatorError."""
@@ -195,6 +195,11 @@ def _explained(what: str) -> Iterator[None]:
         raise OperatorError(
             f"cannot {what} the registry: {error.orig}; check `registry` in the configuration,"
             " the file's owner and the free space, or that the database server is up"
+        ) from error
+    except (SQLAlchemyError, ValueError) as error:
+        raise OperatorError(
+            f"cannot {what} the registry: it holds what this release does not understand;"
+            " was it written by a newer one, or changed by hand?"
         ) from error
 
 

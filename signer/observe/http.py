@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -26,6 +27,16 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = True
 
+    def server_bind(self) -> None:
+        """Binds without asking DNS for the host's name, as WSGIServer would."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _ThreadingServer6(_ThreadingServer):
+    address_family = socket.AF_INET6
+
 
 class HttpPort:
     """Serves in a thread of its own until closed."""
@@ -34,10 +45,9 @@ class HttpPort:
         """Binds; raises OperatorError where the port is taken."""
         self._metrics = make_wsgi_app(registry)
         self._reasons = reasons
+        server = _ThreadingServer6 if host.startswith("[") else _ThreadingServer
         try:
-            self._server = make_server(
-                host.strip("[]"), port, self._answer, _ThreadingServer, _QuietHandler
-            )
+            self._server = make_server(host.strip("[]"), port, self._answer, server, _QuietHandler)
         except OSError as error:
             raise OperatorError(
                 f"cannot serve metrics on {host}:{port}: {error.strerror}; stop the other "

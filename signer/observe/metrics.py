@@ -28,70 +28,32 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        registry = self.registry
-        self._requests = Counter(
-            "signer_requests",
-            "Calls by method and gRPC code.",
-            ["method", "code"],
-            registry=registry,
-        )
-        self._items = Counter(
-            "signer_items",
+        count, time = self._counter, self._histogram
+        self._requests = count("requests", "Calls by method and gRPC code.", "method", "code")
+        self._items = count(
+            "items",
             "Items by how they ended: ok, or the reason of their failure.",
-            ["group", "format", "algorithm", "reason"],
-            registry=registry,
+            *("group", "format", "algorithm", "reason"),
         )
-        self._stages = Histogram(
-            "signer_stage_duration_seconds",
-            "Time a batch spends in each stage.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._durations = Histogram(
-            "signer_request_duration_seconds",
-            "Time of a call inside the daemon.",
-            ["method"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._restarts = Counter(
-            "signer_worker_restarts",
-            "Workers that ended, by cause.",
-            ["token", "cause"],
-            registry=registry,
-        )
-        self._busy = Counter(
-            "signer_worker_busy_seconds",
-            "Time workers spent on chunks.",
-            ["token"],
-            registry=registry,
-        )
-        self._logins = Counter(
-            "signer_login_attempts",
-            "Logins to tokens, by result.",
-            ["token", "result"],
-            registry=registry,
-        )
-        self._calls = Histogram(
-            "signer_hsm_call_duration_seconds",
+        self._stages = time("stage", "Time a batch spends in each stage.", "stage")
+        self._durations = time("request", "Time of a call inside the daemon.", "method")
+        self._restarts = count("worker_restarts", "Workers that ended, by cause.", "token", "cause")
+        self._busy = count("worker_busy_seconds", "Time workers spent on chunks.", "token")
+        self._logins = count("login_attempts", "Logins to tokens, by result.", "token", "result")
+        self._calls = time(
+            "hsm_call",
             "Mean time of one signature in a chunk, its check included.",
-            ["token", "call"],
-            buckets=_SECONDS,
-            registry=registry,
+            *("token", "call"),
         )
-        self._checks = Counter(
-            "signer_signature_checks",
-            "Signatures checked before release.",
-            ["result"],
-            registry=registry,
-        )
-        self._quotas = Counter(
-            "signer_quota_rejections",
-            "Batches refused by a quota.",
-            ["group", "window"],
-            registry=registry,
-        )
+        self._checks = count("signature_checks", "Signatures checked before release.", "result")
+        self._quotas = count("quota_rejections", "Batches refused by a quota.", "group", "window")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"signer_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        full = f"signer_{name}_duration_seconds"
+        return Histogram(full, text, labels, buckets=_SECONDS, registry=self.registry)
 
     # --- observers of engine, pools and calls ----------------------------------------------
 

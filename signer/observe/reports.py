@@ -37,7 +37,7 @@ class Reports:
         write = self._log.info if reason == "ok" else self._log.warning
         write("call", method=method, code=code, reason=reason, seconds=round(seconds, 6), **notes)
 
-    def our_bug(self, method: str, call_id: str, error: Exception) -> None:
+    def our_bug(self, method: str, error: Exception, notes: Mapping[str, object]) -> None:
         """A defect: its type and places, for its text could quote a payload."""
         places = [
             f"{Path(frame.filename).name}:{frame.lineno}"
@@ -46,10 +46,10 @@ class Reports:
         self._log.error(
             "bug",
             method=method,
-            call_id=call_id,
             reason=Reason.INTERNAL,
             error=type(error).__name__,
             places=places,
+            **notes,
         )
 
     # --- tokens ----------------------------------------------------------------------------

@@ -8,14 +8,14 @@ that any of its facilities may do.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from signer.errors import Violation
-from signer.model import IDENTIFIER, Algorithm, ContentRules, Format, HcertTerms, Role
+from signer.model import IDENTIFIER, ContentRules, HcertTerms, Role
 from signer.policy.document import (
     FacilityRules,
     GroupRules,
@@ -25,6 +25,7 @@ from signer.policy.document import (
     dotted,
     problems_of,
 )
+from signer.policy.fit import check_key, check_members, check_profile, check_use, of_unlisted_keys
 from signer.policy.narrow import narrow
 from signer.policy.rules import Facility, Group, Level, Policy, Terms
 from signer.policy.values import serials
@@ -35,10 +36,6 @@ P = TypeVar("P", bound=Part)
 SECTIONS = ("roles", "denied_certificates", "groups", "profiles", "facilities")
 REQUIRED = ("profiles", "facilities")  # so that a file cut short is no policy
 
-BLIND = frozenset({Format.DIGEST})
-"""Formats of which the appliance sees only a digest."""
-
-_HCERT_ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.PS256})
 _ISSUER = frozenset({Role.ISSUER})
 
 
@@ -61,6 +58,8 @@ def compile_policy(
         _check_names(f"facilities.{name}", rules, document, problems)
         if rules.profile in profiles:
             facilities[name] = _facility(name, rules, profiles[rules.profile], problems)
+    in_use = (terms for item in facilities.values() for terms in (item.terms, *item.keys.values()))
+    check_members(in_use, problems)
     groups = _groups(group_rules, facilities)
     facilities_of = _inverted({name: item.clients for name, item in facilities.items()})
     groups_of = _inverted({name: item.clients for name, item in groups.items() if item.facilities})
@@ -123,7 +122,8 @@ def _is_identifier(path: str, name: str, problems: list[Violation]) -> bool:
 
 def _profile(path: str, rules: Profile, problems: list[Violation]) -> Terms:
     """Returns the terms that a profile gives; what it does not state has the strict default."""
-    _check_fit(path, rules, problems)
+    check_profile(path, rules, problems)
+    check_use(path, rules, rules.formats, problems)
     hcert = rules.hcert
     return Terms(
         facility="",
@@ -146,41 +146,6 @@ def _profile(path: str, rules: Profile, problems: list[Violation]) -> Terms:
     )
 
 
-def _check_fit(path: str, rules: Profile, problems: list[Violation]) -> None:
-    """Checks that formats, algorithms and rights go together (DESIGN section 4)."""
-    found = [*_misfits_of_blind(rules), *_misfits_of_hcert(rules)]
-    start, end = rules.valid_from, rules.valid_until
-    if start is not None and end is not None and start >= end:
-        found.append(("valid_until", "is not after valid_from"))
-    problems.extend(Violation(f"{path}.{name}", text) for name, text in found)
-
-
-def _misfits_of_blind(rules: Profile) -> Iterator[tuple[str, str]]:
-    blind = rules.blind or frozenset()
-    for item in sorted((rules.formats & BLIND) - blind):
-        yield "formats", f"{item} is signing unseen: list it in blind too, if that is meant"
-    for item in sorted(blind - BLIND):
-        yield "blind", f"{item} is not a blind format: leave it out"
-    for item in sorted((blind & BLIND) - rules.formats):
-        yield "blind", f"{item} is not in formats"
-    if Format.DIGEST in rules.formats and Algorithm.EDDSA in rules.algorithms:
-        yield "algorithms", "EdDSA signs no digests: give DIGEST a profile of its own"
-
-
-def _misfits_of_hcert(rules: Profile) -> Iterator[tuple[str, str]]:
-    hcert = rules.hcert
-    if Format.HCERT not in rules.formats:
-        if hcert is not None:
-            yield "hcert", "is of no use: HCERT is not in formats"
-        return
-    for algorithm in sorted(rules.algorithms - _HCERT_ALGORITHMS):
-        yield "algorithms", f"{algorithm} does not sign HCERT, only ES256 and PS256 do"
-    if hcert is None:
-        yield "hcert", "is missing: HCERT needs issuer and validity_days"
-    elif hcert.issuer is None or hcert.validity_days is None:
-        yield "hcert", "should state both issuer and validity_days"
-
-
 def _check_names(
     path: str, rules: FacilityRules, document: Mapping[str, object], problems: list[Violation]
 ) -> None:
@@ -200,6 +165,7 @@ def _facility(
 ) -> Facility:
     path = f"facilities.{name}"
     terms = narrow(replace(profile, facility=name, group=rules.group), path, rules, problems)
+    check_use(path, rules, terms.formats, problems)
     if terms.delegation and rules.group is None:
         text = f"is missing: {terms.rule('delegation')} lets the group's clients sign"
         problems.append(Violation(f"{path}.group", f"{text}; or state delegation: false"))
@@ -211,7 +177,10 @@ def _facility(
             text = "are counted per facility: state them there"
             problems.append(Violation(f"{key_path}.quotas", text))
         keys[key] = narrow(terms, key_path, key_rules, problems)
-    return Facility(profile=rules.profile, clients=rules.clients, terms=terms, keys=keys)
+        check_use(key_path, key_rules, keys[key].formats, problems)
+        check_key(key_path, keys[key], problems)
+    others = of_unlisted_keys(terms)
+    return Facility(profile=rules.profile, clients=rules.clients, terms=others, keys=keys)
 
 
 def _groups(

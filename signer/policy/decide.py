@@ -51,6 +51,11 @@ FORBIDDEN = Decision(
     "no rule of the policy lets this principal sign with this key",
 )
 
+_UNLISTED = (
+    "this key has no formats: its facility may sign HCERT and more, which no key may do at once; "
+    "list the key under the facility's keys with formats of its own"
+)
+
 
 def roles_of(policy: Policy, principal: str) -> frozenset[Role]:
     """Returns what a principal is; empty for one that no rule names."""
@@ -89,6 +94,8 @@ def decide(policy: Policy, principal: str, key: KeyName, requested: Format, now:
     if right is None:
         return FORBIDDEN
     terms, rule = right
+    if not terms.formats:
+        return _denied(terms.rule("formats"), _UNLISTED)
     if requested not in terms.formats:
         denier = _denier(terms, "formats", lambda formats: requested not in formats)
         return _denied(denier, f"{requested} is not allowed with this key")

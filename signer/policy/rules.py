@@ -29,7 +29,8 @@ class Terms:
     ``quotas`` are counted per facility and apply all at once. Times are seconds
     since the epoch: valid from the first, no longer at the second. ``levels``
     are the places that state these rules, from the profile inwards; they tell
-    which rule denied.
+    which rule denied. ``formats`` is empty for the keys that a facility does not
+    list although it leaves them to choose (fit.of_unlisted_keys).
     """
 
     facility: str
@@ -54,7 +55,12 @@ class Terms:
         return WEIGHTS[self.priority]
 
     def rule(self, name: str) -> str:
-        """Dotted path of the innermost statement of a rule, ``default`` for none."""
+        """Dotted path of the innermost statement of a rule, ``default`` for none.
+
+        Where there are no formats, the statement is that the key is not listed.
+        """
+        if name == "formats" and not self.formats:
+            return f"facilities.{self.facility}.keys"
         for level in reversed(self.levels):
             if getattr(level.rules, name) is not None:
                 return f"{level.path}.{name}"
@@ -63,7 +69,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Facility:
-    """A facility: its clients, its terms, and those of keys with rules of their own."""
+    """A facility: its clients, the terms of its ``keys`` that it lists, and of all others."""
 
     profile: str
     clients: frozenset[str]

@@ -58,6 +58,8 @@ JWS_ITEMS = {
     b'{"a":' * 65 + b"1" + b"}" * 65: INVALID,
     b'{"a":' * 20_000 + b"1" + b"}" * 20_000: INVALID,
     b'{"a":[{"b":[{}]}]}': None,
+    b'{"a":"' + b"x" * 262_136 + b'"}': None,
+    b'{"a":"' + b"x" * 262_137 + b'"}': INVALID,
     b"[1]": INVALID,
     b"1": INVALID,
     b'"text"': INVALID,
@@ -271,12 +273,13 @@ def test_the_largest_batch_and_one_more(issuer: edge.Stubs) -> None:
 
 
 def test_an_answer_that_could_pass_its_limit(appliance: Any, issuer: edge.Stubs) -> None:
-    payload = b'{"a":"' + b"x" * 3_500_000 + b'"}'
-    assert len(payload) < LIMIT
-    field_invalid(issuer, "payloads", payloads=[payload])
-    fits = b'{"a":"' + b"x" * 3_100_000 + b'"}'
-    [output] = issuer.sign([fits]).signatures
-    outputs.check_jws(appliance.key("01-001/records"), output, fits)
+    payload = b'{"a":"' + b"x" * 250_000 + b'"}'
+    assert 13 * len(payload) < LIMIT
+    field_invalid(issuer, "payloads", payloads=[payload] * 13)
+    signed = issuer.sign([payload] * 12).signatures
+    assert len(signed) == 12
+    for output in signed:
+        outputs.check_jws(appliance.key("01-001/records"), output, payload)
 
 
 def test_a_request_beyond_the_limit_is_refused_by_grpc(issuer: edge.Stubs) -> None:
@@ -286,10 +289,11 @@ def test_a_request_beyond_the_limit_is_refused_by_grpc(issuer: edge.Stubs) -> No
     assert len(issuer.sign([b"x" * (LIMIT - 200)], format="FORMAT_MESSAGE").signatures) == 1
 
 
-def test_what_is_no_request_is_refused_by_grpc(issuer: edge.Stubs) -> None:
+def test_what_is_no_request_is_refused(issuer: edge.Stubs) -> None:
     call: Any = issuer.channel.unary_unary("/signer.v1.SigningService/SignBatch")
-    code, _ = edge.refused_by_grpc(lambda: call(b"\xff\xff\xff", timeout=edge.SECONDS))
-    assert code == "INTERNAL"
+    refusal = edge.refused(lambda: call(b"\xff\xff\xff", timeout=edge.SECONDS))
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert refusal.fields == ("request",)
     assert len(issuer.sign().signatures) == 1
 
 

@@ -23,11 +23,12 @@ from signer.hsm.admin import open_admin
 from signer.keys.operations import NewKey, create_keys
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
-from signer.v1 import keys_pb2
+from signer.v1 import keys_pb2, signing_pb2
 
 DAY = 86_400
 OTHER, PROVINCE = plan.principal("other"), plan.principal("province-01")
 STATES = KeyName("01-001", "states")
+UNLISTED = KeyName("moh", "unlisted")
 NEVER_ACTIVE: dict[int, dict[str, Any]] = {
     1: {"state": KeyState.PRE_ACTIVE},
     2: {"state": KeyState.SUSPENDED},
@@ -72,7 +73,7 @@ def change(policy: dict[str, Any]) -> None:
         "future": {"valid_from": "2100-01-01T00:00:00+07:00"},
         "small": {"max_batch_items": 3},
         "daily": {"quotas": ["10 per day"]},
-        "content": {"content": {"required_members": ["id", "date"]}},
+        "content": {"formats": ["JWS"], "content": {"required_members": ["id", "date"]}},
     }
     policy["facilities"] |= {
         name: {"profile": "records", "group": "01", "clients": [issuer]} | rules
@@ -93,6 +94,7 @@ def prepare(made: Any) -> None:
     names = [KeyName(name, "records") for name in ("small", "daily", "content")]
     new = [NewKey(name, Algorithm.ES256) for name in names]
     new.append(NewKey(KeyName("01-001", "wrong"), Algorithm.EDDSA))
+    new.append(NewKey(UNLISTED, Algorithm.ES256))
     with Registry.open(config.registry) as registry:
         with open_admin(config.tokens[0], config.state) as admin:
             create_keys(registry, admin, new, Clock(), lambda _: None)
@@ -320,6 +322,28 @@ def test_what_breaks_a_content_rule_fails_alone(clients: dict[str, Any], policed
         assert (refusal.code, refusal.reason) == ("PERMISSION_DENIED", "CONTENT_DENIED"), payload
         assert f"content rule {rule}:" in refusal.message
     assert set(response.failures) == {index for index, rule in enumerate(rules) if rule}
+
+
+FORMATS = ("DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "HCERT")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_ministry_key_that_is_not_listed_signs_nothing(
+    clients: dict[str, Any], name: str
+) -> None:
+    refusal = denied(clients["issuer"], key=str(UNLISTED), format=f"FORMAT_{name}")
+    assert refusal.metadata == {"rule": "facilities.moh.keys"}
+    assert list(get_key(clients["issuer"], str(UNLISTED)).formats) == []
+
+
+@pytest.mark.parametrize("name", FORMATS[:-1])
+def test_a_key_for_hcert_signs_nothing_else(clients: dict[str, Any], name: str) -> None:
+    # In COSE_SIGN1 it would sign claims of the caller's own: an HCERT past all rules.
+    claims = cbor2.dumps({1: "XX", 4: 4_000_000_000, 6: 0, -260: {1: {"ver": "1.3.0"}}})
+    for key in ("facilities/moh/keys/dcc", "facilities/moh/keys/dcc-rsa"):
+        denied(clients["issuer"], key=key, payloads=[claims], format=f"FORMAT_{name}")
+        shown = [signing_pb2.Format.Name(one) for one in get_key(clients["issuer"], key).formats]
+        assert shown == ["FORMAT_HCERT"]
 
 
 def certificate(**entries: Any) -> bytes:

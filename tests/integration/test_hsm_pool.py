@@ -386,9 +386,14 @@ def test_a_start_that_the_system_refuses_is_tried_again(
 def test_no_second_key_is_made_under_one_id_or_label(tmp_path: Path) -> None:
     token = SoftToken(tmp_path / "hsm")
     [key] = token.make((Algorithm.ES256, 0))
+    label = f"test-{key.cka_id.hex()}"
     with open_admin(token.settings, token.state) as admin:
-        for cka_id, label in ((key.cka_id, "other"), (b"other", f"test-{key.cka_id.hex()}")):
-            with pytest.raises(OperatorError, match="already"):
-                admin.generate(Algorithm.ES256, 0, cka_id, label)
+        with pytest.raises(OperatorError, match="was not made for other"):
+            admin.generate(Algorithm.ES256, 0, key.cka_id, "other")
+        with pytest.raises(OperatorError, match="another private key with the label"):
+            admin.generate(Algorithm.ES256, 0, b"other", label)
+        with pytest.raises(OperatorError, match="none for PS256"):
+            admin.generate(Algorithm.PS256, 2048, key.cka_id, label)
+        assert admin.generate(Algorithm.ES256, 0, key.cka_id, label) == key.spki
     with token.pool() as (pool, _):  # nothing was made that would stop this start
         assert pool.sign(job(key, inputs_for(key, 2))).failures == {}

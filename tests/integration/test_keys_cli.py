@@ -83,16 +83,17 @@ def check(algorithm: Algorithm, spki: bytes, signature: bytes, data: bytes) -> N
         key.verify(signature, data, pad, utils.Prehashed(hashes.SHA256()))
 
 
-def test_a_key_that_a_crash_left_on_the_token_is_met(config: Config) -> None:
+def test_a_key_that_a_crash_left_on_the_token_is_found(config: Config) -> None:
     name = KeyName("crashed", "records")
     with (
         Registry.open(config.registry) as registry,
         open_admin(config.tokens[0], config.state) as admin,
     ):
-        admin.generate(Algorithm.ES256, 0, cka_id(name, 1), f"{name}/versions/1")
+        left = admin.generate(Algorithm.ES256, 0, cka_id(name, 1), f"{name}/versions/1")
         with pytest.raises(OperatorError, match=f"{name} is not made"):
-            create_key(registry, admin, NewKey(name, Algorithm.ES256), 1.0)
+            create_key(registry, admin, NewKey(name, Algorithm.EDDSA), 1.0)
         assert registry.versions(name) == []
+        assert create_key(registry, admin, NewKey(name, Algorithm.ES256), 1.0).spki == left
 
 
 def test_create_list_and_show(home: Path) -> None:

@@ -15,8 +15,10 @@ from pydantic.fields import FieldInfo
 from signer import config
 from signer.cli.main import cli
 from signer.errors import TABLE, Scope
+from signer.formats import dcc, jws
+from signer.model import Format
 from signer.policy import compile as compiling
-from signer.policy import document
+from signer.policy import document, fit
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("softhsm/*.md")])
@@ -108,6 +110,26 @@ def test_the_sections_of_the_policy_are_described() -> None:
     assert said == {
         name: "yes" if name in compiling.REQUIRED else "no" for name in compiling.SECTIONS
     }
+
+
+def test_content_rules_apply_to_the_formats_that_are_told() -> None:
+    said = {name: cells[0] for name, cells in rows(section(CONFIGURATION, "content")).items()}
+    assert said == {name: str(used_by) for name, used_by in fit.CONTENT_OF.items()}
+
+
+def test_the_largest_payloads_are_those_of_the_code() -> None:
+    told = {
+        Format.JWS: (jws.MAX_BYTES, "one JSON object"),
+        Format.HCERT: (dcc.MAX_BYTES, "an EU Digital COVID Certificate"),
+    }
+    proto = (ROOT / "proto/signer/v1/signing.proto").read_text()
+    for size, payload in told.values():
+        kib = f"at most {size // 1024} KiB"
+        comment = next(part for part in proto.split("// Payload: ") if part.startswith(payload))
+        assert kib in comment.partition("FORMAT_")[0]
+    row = " ".join(rows(section(CONFIGURATION, "Rules"))["formats"])
+    for name, (size, _) in told.items():
+        assert f"{name} {size // 1024} KiB" in row
 
 
 FIELDS = [

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2
 
-from signer.api.health import Health
+from signer.api.health import MAX_WATCHES, Health
+from signer.errors import CallError, Reason
 
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -22,6 +25,7 @@ class Context:
         self.gone = gone
         self.code: grpc.StatusCode | None = None
         self.leave: Callable[[], None] = lambda: None
+        self.cancelled = threading.Event()
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -30,17 +34,28 @@ class Context:
         self.leave = callback
         return not self.gone
 
+    def cancel(self) -> None:
+        self.cancelled.set()
+        self.leave()
 
-def watch(health: Health, service: str = "", **options: Any) -> tuple[list[Any], Context]:
-    """Watches a service; returns what is told, as it comes, and the call."""
-    told: list[Any] = []
-    context: Any = Context(**options)
 
-    def send(response: Any) -> None:
-        told.append(response and response.status)
+class Watch:
+    """A watch of a service whose client reads."""
 
-    health.Watch(health_pb2.HealthCheckRequest(service=service), context, send)
-    return told, context
+    def __init__(self, health: Health, service: str = "", **options: Any) -> None:
+        self.context = cast(Any, Context(**options))
+        self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        request = health_pb2.HealthCheckRequest(service=service)
+        health.Watch(request, self.context, self._send)
+
+    def _send(self, response: Any) -> None:
+        self._told.put(response and response.status)
+
+    def next(self) -> Any:
+        return self._told.get(timeout=20)
+
+    def silent(self) -> bool:
+        return self._told.empty()
 
 
 def check(health: Health, service: str) -> tuple[Any, Any]:
@@ -49,64 +64,96 @@ def check(health: Health, service: str) -> tuple[Any, Any]:
     return answer.status, context.code
 
 
-def test_checks_tell_what_was_told_last() -> None:
-    health = Health(frozenset({"", "a"}))
+@pytest.fixture
+def health() -> Health:
+    return Health(frozenset({"", "a"}))
+
+
+def wait_for_no_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "watch":
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_checks_tell_what_was_told_last(health: Health) -> None:
     assert check(health, "") == check(health, "a") == (NOT_SERVING, None)
     health.set_serving(True)
     assert check(health, "") == check(health, "a") == (SERVING, None)
     assert check(health, "b") == (0, grpc.StatusCode.NOT_FOUND)
 
 
-def test_watchers_hear_of_changes_only() -> None:
-    health = Health(frozenset({"", "a"}))
-    told, _ = watch(health, "a")
-    unknown, _ = watch(health, "b")
-    for serving in (False, True, True, True, False, False, True):
+def test_watchers_hear_of_changes_only(health: Health) -> None:
+    known, unknown = Watch(health, "a"), Watch(health, "b")
+    assert (known.next(), unknown.next()) == (NOT_SERVING, UNKNOWN)
+    for serving in (True, False, True):
         health.set_serving(serving)
-    assert told == [NOT_SERVING, SERVING, NOT_SERVING, SERVING]
-    assert unknown == [UNKNOWN]
+        assert known.next() == (SERVING if serving else NOT_SERVING)
+        health.set_serving(serving)
+    health.end()
+    assert [known.next(), known.next()] == [NOT_SERVING, END]
+    assert unknown.next() == END
 
 
-def test_who_has_left_hears_nothing() -> None:
-    health = Health(frozenset({""}))
-    (told, context), (never, _) = watch(health), watch(health, gone=True)
-    context.leave()
+def test_who_has_left_hears_nothing(health: Health) -> None:
+    watch, never = Watch(health), Watch(health, gone=True)
+    assert watch.next() == NOT_SERVING
+    watch.context.leave()
+    wait_for_no_threads()
     health.set_serving(True)
-    assert (told, never) == ([NOT_SERVING], [])
-    assert not health._watchers
+    assert watch.silent()
+    assert never.silent()
+    assert not health._watches
 
 
-def test_the_end_is_not_serving_and_final() -> None:
-    health = Health(frozenset({""}))
+def test_the_end_is_not_serving_and_final(health: Health) -> None:
     health.set_serving(True)
-    told, _ = watch(health)
+    watch = Watch(health)
+    assert watch.next() == SERVING
     health.end()
     health.set_serving(True)
     health.end()
-    late, _ = watch(health)
-    assert told == [SERVING, NOT_SERVING, END]
-    assert late == [NOT_SERVING, END]
+    late = Watch(health)
+    assert [watch.next(), watch.next()] == [NOT_SERVING, END]
+    assert [late.next(), late.next()] == [NOT_SERVING, END]
+    wait_for_no_threads()
+    assert watch.silent()
     assert check(health, "") == (NOT_SERVING, None)
 
 
-def test_a_watch_can_end_while_others_are_told() -> None:
-    """gRPC's event thread ends watches and also does the sending: it may wait for neither."""
-    health = Health(frozenset({""}))
-    _, leaving = watch(health)
-    sending, left = threading.Event(), threading.Event()
-
-    def send(response: Any) -> None:
-        if response.status == SERVING:
-            sending.set()
-            assert left.wait(20), "the end of a watch waited for a send"
-
-    request: Any = health_pb2.HealthCheckRequest()
+def test_who_does_not_read_holds_nobody_up(health: Health) -> None:
+    """Not who brings the news, not other watchers, not the end of a watch."""
     context: Any = Context()
-    health.Watch(request, context, send)
-    teller = threading.Thread(target=health.set_serving, args=(True,))
-    teller.start()
+    sending = threading.Event()
+
+    def send(_: object) -> None:
+        sending.set()
+        assert context.cancelled.wait(20), "the watch was not cut off"
+
+    health.Watch(health_pb2.HealthCheckRequest(), context, send)
     assert sending.wait(20)
-    leaving.leave()
-    left.set()
-    teller.join(20)
-    assert not teller.is_alive()
+    reading, leaving = Watch(health), Watch(health)
+    assert (reading.next(), leaving.next()) == (NOT_SERVING, NOT_SERVING)
+    leaving.context.leave()
+    health.set_serving(True)
+    assert reading.next() == SERVING
+    health.end()
+    assert [reading.next(), reading.next()] == [NOT_SERVING, END]
+    reading.context.leave()
+    health.cancel()
+    wait_for_no_threads()
+    assert not reading.context.cancelled.is_set()
+    assert not health._watches
+
+
+def test_watches_are_bounded(health: Health) -> None:
+    watches = [Watch(health) for _ in range(MAX_WATCHES)]
+    with pytest.raises(CallError) as caught:
+        Watch(health)
+    assert caught.value.reason is Reason.OVERLOADED
+    watches.pop().context.leave()
+    watches.append(Watch(health))
+    assert {watch.next() for watch in watches} == {NOT_SERVING}
+    for watch in watches:
+        watch.context.leave()
+    wait_for_no_threads()

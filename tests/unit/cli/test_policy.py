@@ -44,6 +44,41 @@ def test_show_one_facility_names_the_rules() -> None:
     assert "01-001" not in result.stdout
 
 
+def test_show_tells_that_beside_hcert_a_key_must_be_listed() -> None:
+    lines = run("show", "--facility", "moh").stdout.split("\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row for row in cells if row[1:2] == ["formats"]] == [
+        ["*", "formats", "none", "facilities.moh.keys"],
+        ["dcc", "formats", "HCERT", "facilities.moh.keys.dcc.formats"],
+        ["digest", "formats", "DIGEST", "facilities.moh.keys.digest.formats"],
+    ]
+    overview = [line.split("|")[1:-1] for line in run("show").stdout.split("\n")]
+    shown = {row[2].strip(): row[3].strip() for row in overview if row and row[0].strip() == "moh"}
+    assert shown == {"*": "none", "dcc": "HCERT", "digest": "DIGEST"}
+    (others,) = (
+        row
+        for row in json.loads(run("show", "--facility", "moh", "--json").stdout)
+        if row["key"] == "*"
+    )
+    assert others["formats"] == []
+    assert others["rules"]["formats"] == "facilities.moh.keys"
+
+
+def test_explain_tells_that_a_key_must_be_listed() -> None:
+    result = run(
+        "explain",
+        "--principal",
+        "spiffe://signer.example/ministry",
+        "--key",
+        "facilities/moh/keys/next",
+        "--json",
+    )
+    assert result.exit_code == 1
+    decisions = json.loads(result.stdout)
+    assert {one["rule"] for one in decisions} == {"facilities.moh.keys"}
+    assert all("list the key" in one["message"] for one in decisions)
+
+
 def test_show_as_json() -> None:
     rows = json.loads(run("show", "--json").stdout)
     clinic = next(row for row in rows if row["facility"] == "01-001")

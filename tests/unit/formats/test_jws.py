@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signer.errors import Reason
-from signer.formats import FORMATS
+from signer.formats import FORMATS, jws, parse
 from signer.model import Algorithm, ContentRules, Format, FormatContext
 
 Maker = Callable[..., FormatContext]
@@ -63,3 +63,21 @@ def test_message_about_a_long_member_name_is_bounded(context: Maker) -> None:
 def test_rules_of_hcert_do_not_apply(context: Maker) -> None:
     rules = ContentRules(countries=frozenset({"VN"}), future_dates=False)
     assert not JWS.prepare([b"{}"], context(content=rules)).failures
+
+
+def test_payload_beyond_the_limit_fails_alone_before_it_is_read(
+    context: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def filled(size: int) -> bytes:
+        return b'{"a":"' + b"x" * (size - 8) + b'"}'
+
+    lengths, read = list[int](), parse.json_object
+    monkeypatch.setattr(
+        parse, "json_object", lambda payload: lengths.append(len(payload)) or read(payload)
+    )
+    payloads = [filled(jws.MAX_BYTES), filled(jws.MAX_BYTES + 1), b"[" * (2 << 20), b"{}"]
+    prepared = JWS.prepare(payloads, context())
+    assert lengths == [jws.MAX_BYTES, 2]
+    assert set(prepared.failures) == {1, 2}
+    assert prepared.failures[1].reason is Reason.PAYLOAD_INVALID
+    assert prepared.failures[1].message == "payload is longer than 262144 bytes"

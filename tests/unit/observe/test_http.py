@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
 
@@ -57,3 +58,15 @@ def test_everything_else_is_not_there(port: int, path: str) -> None:
 def test_a_port_in_use_is_refused(port: int) -> None:
     with pytest.raises(OperatorError, match=f"cannot serve metrics on 127.0.0.1:{port}: .*change"):
         HttpPort("127.0.0.1", port, CollectorRegistry(), list)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_an_ipv6_address_is_served() -> None:
+    http = HttpPort("[::1]", 0, CollectorRegistry(), list)
+    try:
+        connection = HTTPConnection("::1", int(http._server.server_port), timeout=10)
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        http.close()

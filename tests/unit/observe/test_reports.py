@@ -77,11 +77,11 @@ def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
     try:
         fail()
     except ValueError as error:
-        Reports().our_bug("/m", "an-id", error)
+        Reports().our_bug("/m", error, {"call_id": "an-id", "principal": "someone"})
     [line] = log()
     assert "Nguyen" not in str(line)
     assert (line["event"], line["call_id"], line["error"]) == ("bug", "an-id", "ValueError")
-    assert line["reason"] == "INTERNAL"
+    assert (line["reason"], line["principal"]) == ("INTERNAL", "someone")
     assert [place.partition(":")[0] for place in line["places"]] == ["test_reports.py"] * 2
 
 

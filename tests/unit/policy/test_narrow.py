@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import Violation
-from signer.model import ContentRules, HcertTerms
+from signer.model import ContentRules, Format, HcertTerms
 from signer.policy.compile import compile_policy
 from signer.policy.rules import WEIGHTS, Policy, Terms
 from signer.policy.values import Quota
@@ -60,6 +60,15 @@ RULES: dict[str, st.SearchStrategy[Any]] = {
     "hcert": st.fixed_dictionaries({"validity_days": st.integers(1, 365)}),
     "content": st.fixed_dictionaries({}, optional=CONTENT),
 }
+
+
+def without_idle_rules(profile: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the content rule of a format that the profile does not have."""
+    if "JWS" not in profile["formats"]:
+        profile.get("content", {}).pop("required_members", None)
+    return profile
+
+
 PROFILE = st.fixed_dictionaries(
     {name: RULES[name] for name in ("algorithms", "max_batch_items")}
     | {
@@ -71,7 +80,7 @@ PROFILE = st.fixed_dictionaries(
         for name, rule in RULES.items()
         if name not in ("algorithms", "max_batch_items", "formats", "hcert", "valid_from")
     },
-)
+).map(without_idle_rules)
 FACILITY = st.fixed_dictionaries({}, optional=RULES)
 KEY = st.fixed_dictionaries({}, optional={k: v for k, v in RULES.items() if k != "quotas"})
 
@@ -85,14 +94,16 @@ def compiled(
         "profiles": {"p": profile},
         "facilities": {
             "whole": {"profile": "p", "group": "01"},
-            "f": {"profile": "p", "group": "01", **facility, "keys": {"k": key or {}}},
+            "f": {"profile": "p", "group": "01", **facility},
         },
     }
+    if key is not None:
+        document["facilities"]["f"]["keys"] = {"k": key}
     return compile_policy(document, "", problems), problems
 
 
 def assert_within(inner: Terms, outer: Terms) -> None:
-    assert inner.formats <= outer.formats
+    """All rules but the formats: those of a facility are empty where its keys must choose."""
     assert inner.algorithms <= outer.algorithms
     assert inner.max_batch_items <= outer.max_batch_items
     limits = {quota.window_seconds: quota.limit for quota in inner.quotas}
@@ -129,9 +140,27 @@ def test_what_loads_is_within_what_is_around_it(
     if problems:
         assert all(problem.field.startswith("facilities.f.") for problem in problems)
         return
-    terms = policy.facilities["f"].terms
+    terms, of_key = policy.facilities["f"].terms, policy.facilities["f"].keys["k"]
     assert_within(terms, policy.facilities["whole"].terms)
-    assert_within(policy.facilities["f"].keys["k"], terms)
+    assert_within(of_key, terms)
+    around = facility.get("formats", profile["formats"])
+    assert set(around) <= set(profile["formats"])
+    assert of_key.formats == set(key.get("formats", around)) <= set(around)
+    assert terms.formats in (set(), set(around))
+
+
+@given(PROFILE, FACILITY, KEY)
+def test_no_key_has_formats_that_evade_the_rules_of_another(
+    profile: dict[str, Any], facility: dict[str, Any], key: dict[str, Any]
+) -> None:
+    policy, problems = compiled(profile, facility, key)
+    if problems:
+        return
+    for held in policy.facilities.values():
+        for terms in (held.terms, *held.keys.values()):
+            assert terms.formats == {Format.HCERT} or Format.HCERT not in terms.formats
+            by_hand = {Format.JWS, Format.MESSAGE} <= terms.formats
+            assert not (by_hand and terms.content.required_members)
 
 
 @given(PROFILE)
@@ -145,7 +174,7 @@ def test_stating_the_profile_again_changes_nothing(profile: dict[str, Any]) -> N
 
 def test_nothing_stated_costs_nothing() -> None:
     profile = {"formats": ["JWS"], "algorithms": ["ES256"], "max_batch_items": 5}
-    policy, problems = compiled(profile, {})
+    policy, problems = compiled(profile, {}, {})
     assert problems == []
     facility = policy.facilities["f"]
     assert facility.keys["k"] is facility.terms
@@ -173,13 +202,13 @@ def test_every_rule_is_narrowed_and_tells_where_it_stands() -> None:
         "content": {"identifier_prefix": "URN:", "required_members": ["id"]},
     }
     facility = {
-        "formats": ["HCERT"],
         "quotas": ["100 per second", "7 per hour"],
         "priority": "low",
         "hcert": {"validity_days": 30},
         "content": {"countries": ["VN"], "required_members": ["lot"]},
     }
-    policy, problems = compiled(profile, facility, {"check_every": 1, "algorithms": ["PS256"]})
+    key = {"formats": ["HCERT"], "check_every": 1, "algorithms": ["PS256"]}
+    policy, problems = compiled(profile, facility, key)
     assert problems == []
     terms = policy.facilities["f"].keys["k"]
     assert terms.formats == {"HCERT"}
@@ -194,5 +223,6 @@ def test_every_rule_is_narrowed_and_tells_where_it_stands() -> None:
         required_members=frozenset({"id", "lot"}),
     )
     assert terms.rule("max_batch_items") == "profiles.p.max_batch_items"
-    assert terms.rule("formats") == "facilities.f.formats"
+    assert terms.rule("formats") == "facilities.f.keys.k.formats"
+    assert terms.rule("content") == "facilities.f.content"
     assert terms.rule("check_every") == "facilities.f.keys.k.check_every"

@@ -1,0 +1,103 @@
+"""What the daemon does when the registry changes under it."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from signer.client import SignerClientError
+
+NAME = "facilities/01-001/keys/records"
+Make = Callable[..., Any]
+
+
+def execute(appliance: Any, *statements: str) -> None:
+    """Changes the registry as another program would: with a new revision."""
+    path = appliance.dir / "registry.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in (*statements, "UPDATE revision SET value = value + 1"):
+            connection.execute(statement)
+
+
+def reason(appliance: Any, name: str = NAME) -> str:
+    """How one item ends: ok, or a reason."""
+    with appliance.client("issuer") as client:
+        try:
+            [item] = client.sign_batch(name, "MESSAGE", [b"m"], timeout=5)
+        except SignerClientError as error:
+            return error.reason
+    return "ok" if item.error is None else item.error.reason
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 15
+    while not true():
+        assert time.monotonic() < end, f"not within 15 s: {what}"
+        time.sleep(0.05)
+
+
+def set_state(appliance: Any, state: str) -> None:
+    where = "key_id = (SELECT id FROM keys WHERE facility = '01-001' AND key = 'records')"
+    execute(appliance, f"UPDATE key_versions SET state = '{state}' WHERE {where}")  # noqa: S608 - our own text
+
+
+def test_a_suspended_version_stops_and_a_resumed_one_signs(make_appliance: Make) -> None:
+    appliance = make_appliance()
+    assert reason(appliance) == "ok"
+    set_state(appliance, "SUSPENDED")
+    until(lambda: reason(appliance) == "KEY_VERSION_NOT_ACTIVE", "it is stopped")
+    assert reason(appliance, "facilities/01-002/keys/records") == "ok"
+    set_state(appliance, "ACTIVE")
+    until(lambda: reason(appliance) == "ok", "it signs again")
+
+
+def test_a_registry_that_cannot_be_read_changes_nothing(make_appliance: Make) -> None:
+    appliance = make_appliance()
+    set_state(appliance, "ARCHIVED")
+    until(lambda: "registry_unreadable" in appliance.log_end(), "it is told")
+    assert reason(appliance) == "ok"
+    set_state(appliance, "SUSPENDED")
+    until(lambda: reason(appliance) == "KEY_VERSION_NOT_ACTIVE", "it is followed again")
+
+
+def test_keys_on_a_token_that_is_not_configured_are_not_taken_over(make_appliance: Make) -> None:
+    appliance = make_appliance()
+    execute(appliance, "UPDATE key_versions SET token = 'elsewhere'")
+    until(lambda: "registry_unreadable" in appliance.log_end(), "it is told")
+    assert "elsewhere" in appliance.log_end()
+    assert reason(appliance) == "ok"
+
+
+def test_a_key_that_an_interrupted_attempt_left_is_found(make_appliance: Make) -> None:
+    appliance = make_appliance(start=False)
+    public = appliance.key("01-001/records")["public_key"]
+    with open(public) as file:  # noqa: PTH123 - a path of dev.json is a text
+        before = file.read()
+    execute(
+        appliance,
+        "DELETE FROM key_versions WHERE key_id = "
+        "(SELECT id FROM keys WHERE facility = '01-001' AND key = 'records')",
+        "DELETE FROM keys WHERE facility = '01-001' AND key = 'records'",
+    )
+    signer = [sys.executable, "-m", "signer", "keys"]
+    config = ["--config", str(appliance.dir / "signer.yaml")]
+    wrong = subprocess.run(
+        [*signer, "create", NAME, "--algorithm", "ES384", *config],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 1
+    assert "none for ES384" in wrong.stderr
+    subprocess.run([*signer, "create", NAME, "--algorithm", "ES256", *config], check=True)
+    shown = subprocess.run(
+        [*signer, "show", NAME, "--pem", *config], capture_output=True, text=True, check=True
+    )
+    assert before.strip() in shown.stdout
+    appliance.start()
+    assert reason(appliance) == "ok"
