@@ -12,6 +12,7 @@ from signer import __version__
 from signer.errors import ConfigError, OperatorError
 
 _COMMANDS = {
+    "audit": "signer.cli.audit",
     "bench": "signer.cli.bench",
     "check": "signer.cli.check",
     "dev": "signer.cli.dev",

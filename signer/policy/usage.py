@@ -1,10 +1,10 @@
-"""How much of its quotas each facility has used. In memory only, for now.
+"""How much of its quotas each facility has used: counters in memory, seeded at the start.
 
 Windows are fixed and aligned to the epoch: a minute begins with second 0, a
 ``day`` is a day in UTC. So no more than the limit passes in any such window,
 while two windows that touch can together pass twice the limit within less than
-their length. A restart of the daemon forgets what was used; the issue that
-brings the audit log makes usage a fold over it.
+their length. A restart loses nothing: ``restore`` takes what the audit log's
+intents add up to.
 
 Memory: one entry for each facility ever charged, of at most one counter for
 each kind of window.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from signer.policy.values import Quota
@@ -33,7 +33,7 @@ class QuotaRefusal:
 
 @dataclass(slots=True)
 class _Entry:
-    """Items of one facility: since the start, and by window length in the latest window.
+    """Items of one facility: ever, and by window length in the latest window.
 
     The latest window goes by its number, counted from the epoch.
     """
@@ -57,6 +57,30 @@ class Usage:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._latest = 0.0
+
+    def restore(
+        self,
+        windows: Mapping[str, Mapping[int, tuple[int, int]]],
+        totals: Mapping[str, int],
+    ) -> None:
+        """Continues from earlier counts, by facility; what was counted here before is dropped.
+
+        ``windows`` holds by window length in seconds the latest window's number,
+        counted from the epoch, and its items; ``totals`` the items ever charged.
+        """
+        with self._lock:
+            self._entries = {
+                facility: _Entry(totals.get(facility, 0), dict(windows.get(facility, {})))
+                for facility in windows.keys() | totals.keys()
+            }
+            self._latest = max(
+                (
+                    float(number * length)
+                    for by_length in windows.values()
+                    for length, (number, _) in by_length.items()
+                ),
+                default=0.0,
+            )
 
     def charge(
         self, facility: str, quotas: Sequence[Quota], items: int, now: float
@@ -98,7 +122,7 @@ class Usage:
             )
 
     def busiest(self, count: int) -> list[tuple[str, int]]:
-        """Returns up to ``count`` facilities and their items since the start, most first."""
+        """Returns up to ``count`` facilities and their items ever, most first."""
         with self._lock:
             totals = [(name, entry.total) for name, entry in self._entries.items() if entry.total]
         return heapq.nsmallest(count, totals, key=lambda one: (-one[1], one[0]))

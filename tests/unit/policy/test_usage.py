@@ -101,6 +101,37 @@ def test_clock_set_back_refills_nothing() -> None:
     assert usage.remaining("f", (quota,), MONDAY) == (0,)
 
 
+@given(QUOTAS, CHARGES, CHARGES)
+def test_restored_usage_goes_on_as_if_nothing_had_happened(
+    quotas: tuple[Quota, ...],
+    before: list[tuple[int, float]],
+    after: list[tuple[int, float]],
+) -> None:
+    usage, restored = Usage(), Usage()
+    now = MONDAY
+    for items, step in before:
+        now += step
+        usage.charge("f", quotas, items, now)
+    counted = {facility: entry.windows.copy() for facility, entry in usage._entries.items()}
+    restored.restore(counted, {})
+    # A log knows nothing of refused batches: their time may be forgotten.
+    now = max(now, usage._latest)
+    for items, step in after:
+        now += abs(step)
+        assert restored.remaining("f", quotas, now) == usage.remaining("f", quotas, now)
+        assert restored.charge("f", quotas, items, now) == usage.charge("f", quotas, items, now)
+
+
+def test_restored_usage_is_not_refilled_by_a_clock_set_back() -> None:
+    usage = Usage()
+    usage.charge("gone", (), 3, MONDAY)
+    quota = Quota(5, 60)
+    usage.restore({"f": {60: (int(MONDAY // 60), 5)}}, {"f": 1000, "g": 7})
+    assert usage.charge("f", (quota,), 1, MONDAY - 60) == QuotaRefusal(quota, 120)
+    assert usage.remaining("f", (quota,), MONDAY + 60) == (5,)
+    assert usage.busiest(5) == [("f", 1000), ("g", 7)]
+
+
 def test_limit_lowered_by_a_reload_holds_at_once() -> None:
     usage = Usage()
     usage.charge("f", (Quota(10, 60),), 8, MONDAY)

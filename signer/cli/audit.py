@@ -1,0 +1,399 @@
+"""``signer audit``: questions to the audit log, answered from its files alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from signer.cli.evidence import (
+    FILE,
+    Place,
+    all_checkpoints,
+    checkpoint_option,
+    needed,
+    newest_checkpoint,
+    open_reader,
+    origin_of,
+    origin_option,
+    place_options,
+    progress,
+    records,
+    spki_of,
+)
+from signer.cli.finished import hashes_wanted, item_options
+from signer.cli.options import json_option
+from signer.cli.tables import print_table
+from signer.errors import OperatorError
+
+if TYPE_CHECKING:
+    from signer.audit.proof import Proven
+    from signer.audit.search import Match
+    from signer.audit.segments import Reader
+
+
+@click.group()
+def audit() -> None:
+    """Verifies the audit log, searches it, and proves what it says. Works offline.
+
+    Nothing here needs the daemon, the token or a network: a copy of the log's
+    directory, the public audit key and a checkpoint are enough. Whoever trusts
+    the machine least takes the key and a checkpoint from elsewhere.
+
+    \b
+      signer audit verify --config /etc/signer/signer.yaml
+      signer audit find --dir copy --key audit.pub.pem --file certificate.txt
+      signer audit prove --dir copy --key audit.pub.pem --file certificate.txt > proof.json
+      signer audit verify --proof proof.json --key audit.pub.pem
+    """  # noqa: D301  click's \b
+
+
+@audit.command()
+@place_options
+@checkpoint_option
+@origin_option
+@click.option(
+    "--proof", "proof_file", metavar="FILE", type=FILE, help="Verify this proof, not a log."
+)
+@json_option
+def verify(
+    *,
+    place: Place | None,
+    key_file: Path | None,
+    checkpoint_files: tuple[Path, ...],
+    origin: str | None,
+    proof_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Verifies a whole log, or one proof. Exit code 1 if anything is wrong.
+
+    Every record, chain, link and number is checked, and the tree is compared with
+    every checkpoint: those in the log's directory and those given. A log without
+    a checkpoint is not in order, for nobody has signed what it says.
+
+    \b
+      signer audit verify --config /etc/signer/signer.yaml --checkpoint from-the-ministry
+      signer audit verify --proof proof.json --key audit.pub.pem --json
+    """  # noqa: D301  as above
+    if proof_file is not None:
+        key = key_file or (place and place.key)
+        if key is None:
+            raise click.UsageError("give --key PEM: the public audit key")
+        proven = _verify_proof(proof_file, spki_of(key), origin)
+        _print_values(_proven(proven), as_json)
+        return
+    report = _verify_log(needed(place), checkpoint_files, origin)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print_report(report)
+    if report["problems"]:
+        sys.exit(1)
+
+
+@audit.command()
+@place_options
+@click.argument("seq", type=click.IntRange(min=0), required=False)
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@json_option
+def show(
+    *, place: Place | None, key_file: Path | None, seq: int | None, last: int, as_json: bool
+) -> None:
+    """Shows one record in full, or the last ones in a table.
+
+    \b
+      signer audit show --config /etc/signer/signer.yaml
+      signer audit show --config /etc/signer/signer.yaml 4711
+    """  # noqa: D301  as above
+    from signer.audit.search import describe
+
+    del key_file  # nothing is signed in what is only shown
+    reader, first = open_reader(needed(place))
+    start = max(first, reader.size - last) if seq is None else seq
+    stop = reader.size if seq is None else seq + 1
+    described = [describe(record) for record in reader.records(start, stop)]
+    if as_json:
+        click.echo(json.dumps(described if seq is None else described[0], indent=2))
+    elif seq is None:
+        rows = [(each["seq"], each["time"], each["kind"], _summary(each)) for each in described]
+        print_table(("record", "time", "kind", "about"), rows)
+    else:
+        _print_values(described[0])
+
+
+@audit.command()
+@place_options
+@item_options
+@json_option
+def find(
+    *,
+    place: Place | None,
+    key_file: Path | None,
+    sha256_hex: str | None,
+    file: Path | None,
+    as_json: bool,
+) -> None:
+    """Finds a signature or a digest in the log. Exit code 1 if it is not there.
+
+    SHA256 is that of a raw signature, or the digest of the bytes that were
+    signed. FILE is a signature, raw or in Base64, or a finished message: a
+    compact JWS, a COSE_Sign1, an HCERT's text.
+
+    What is found has been read, not verified: `signer audit verify` does that
+    for the whole log, `prove` for one signature.
+
+    \b
+      signer audit find --config /etc/signer/signer.yaml --file certificate.txt
+      signer audit find --dir copy "$(sha256sum < signature | cut -c1-64)"
+    """  # noqa: D301  as above
+    del key_file  # as in show
+    reader, first = open_reader(needed(place))
+    found = [
+        _found(reader, match) for match in _search(reader, first, hashes_wanted(sha256_hex, file))
+    ]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    for each in found if not as_json else ():
+        _print_values(each)
+    if not found:
+        click.echo(f"not in the log, of which {reader.size - first} records were read", err=True)
+        sys.exit(1)
+
+
+@audit.command()
+@place_options
+@item_options
+@click.option("--record", "seq", metavar="N", type=click.IntRange(min=0), help="The intent.")
+@click.option("--item", "index", type=click.IntRange(min=0), default=0, help="With --record.")
+@checkpoint_option
+@origin_option
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+def prove(
+    *,
+    place: Place | None,
+    key_file: Path | None,
+    sha256_hex: str | None,
+    file: Path | None,
+    seq: int | None,
+    index: int,
+    checkpoint_files: tuple[Path, ...],
+    origin: str | None,
+    output: Path | None,
+) -> None:
+    """Writes the proof of one signature: JSON that verifies with the audit key alone.
+
+    The signature is named as for `find`, or by the number of its intent. The
+    proof is verified before it is handed out. It shows one item of its batch and
+    nothing of the others.
+
+    \b
+      signer audit prove --config /etc/signer/signer.yaml --file certificate.txt > proof.json
+      signer audit prove --dir copy --record 4711 --item 3 --output proof.json
+    """  # noqa: D301  as above
+    from signer.audit import proof
+    from signer.audit.search import locate
+    from signer.audit.search import prove as prove_item
+
+    del key_file  # place has it
+    place = needed(place)
+    reader, first = open_reader(place)
+    name, spki = origin or origin_of(place), spki_of(place.key)
+    if seq is not None:
+        match = locate(reader, seq, index)
+    else:
+        match = _choose(list(_search(reader, first, hashes_wanted(sha256_hex, file))))
+    checkpoint, note = newest_checkpoint(place, checkpoint_files, name, spki)
+    reader, _ = open_reader(place)  # the log may have grown up to the checkpoint meanwhile
+    text = prove_item(reader, match, checkpoint, note)
+    proof.verify(text, spki, name)
+    if output is None:
+        click.echo(text)
+    else:
+        output.write_text(f"{text}\n")
+
+
+@audit.command()
+@place_options
+@click.option("--from", "start", metavar="N", type=click.IntRange(min=0), help="First record.")
+@click.option("--to", "stop", metavar="N", type=click.IntRange(min=0), help="Last record.")
+def export(
+    *, place: Place | None, key_file: Path | None, start: int | None, stop: int | None
+) -> None:
+    """Prints records as JSON, one a line, bytes in hex.
+
+    \b
+      signer audit export --config /etc/signer/signer.yaml > log.jsonl
+      signer audit export --dir copy --from 1000 --to 1999 | jq -c 'select(.kind == "denials")'
+    """  # noqa: D301  as above
+    from signer.audit.search import describe
+
+    del key_file  # as in show
+    reader, first = open_reader(needed(place))
+    begin = first if start is None else start
+    end = reader.size if stop is None else min(stop + 1, reader.size)
+    for record in records(reader, begin, end, "exporting"):
+        click.echo(json.dumps(describe(record)))
+
+
+# --- verifying ---------------------------------------------------------------------------------
+
+
+def _verify_log(place: Place, files: tuple[Path, ...], origin: str | None) -> dict[str, Any]:
+    from signer.audit.search import utc
+    from signer.audit.verify import verify_log
+
+    open_reader(place)
+    origin = origin or origin_of(place)
+    checkpoints, problems = all_checkpoints(place, files, origin, spki_of(place.key))
+    if not checkpoints:
+        problems.append("there is no checkpoint: nobody has signed what this log says")
+    with progress("verifying") as advance:
+        report = verify_log(place.directory, origin, checkpoints, advance)
+    return {
+        "whole": not (problems or report.problems),
+        "origin": origin,
+        "first": report.first,
+        "records": report.records,
+        "items": report.items,
+        "kinds": {str(kind): count for kind, count in sorted(report.kinds.items())},
+        "root": report.root.hex(),
+        "checkpoints": len(checkpoints),
+        "signed_records": report.covered,
+        "last_time": utc(report.time_us),
+        "open_intents": report.open_intents,
+        "recovered": list(report.recovered),
+        "overridden": list(report.overridden),
+        "problems": [*problems, *report.problems],
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    for problem in report["problems"]:
+        click.echo(f"wrong: {problem}", err=True)
+    verdict = "in order" if report["whole"] else "NOT in order"
+    click.echo(f"the log {report['origin']} is {verdict}")
+    _print_values({name: value for name, value in report.items() if name not in _TOLD})
+
+
+_TOLD = {"whole", "origin", "problems"}
+
+
+def _verify_proof(path: Path, spki: bytes, origin: str | None) -> Proven:
+    from signer.audit import proof
+
+    with path.open(encoding="utf-8") as file:
+        text = file.read(proof.MAX_PROOF + 1)
+    return proof.verify(text, spki, origin or _origin_in(text))
+
+
+def _origin_in(text: str) -> str:
+    """What the log of a proof calls itself: the key's signature covers that, too."""
+    try:
+        note = json.loads(text)["checkpoint"]
+        return str(note).split("\n", 1)[0]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OperatorError("the proof is no JSON with a checkpoint in it") from error
+
+
+def _proven(proven: Proven) -> dict[str, Any]:
+    from signer.audit.search import utc
+
+    return {
+        "log": proven.checkpoint.origin,
+        "checkpoint": proven.checkpoint.size,
+        "intent": proven.intent,
+        "item": proven.index,
+        "outcome": proven.outcome,
+        "asked": utc(proven.intent_us),
+        "answered": utc(proven.outcome_us),
+        "principal": proven.principal,
+        "key_version": proven.key_version,
+        "format": proven.format,
+        "rule": proven.rule,
+        "policy_sha256": proven.policy.hex(),
+        "digest": proven.digest.hex(),
+        "signature": proven.signature.hex() if proven.signature else None,
+        "failure": proven.failure,
+    }
+
+
+# --- finding -----------------------------------------------------------------------------------
+
+
+def _search(reader: Reader, first: int, wanted: frozenset[bytes]) -> Iterator[Match]:
+    from signer.audit.search import find as find_items
+
+    return find_items(records(reader, first, reader.size, "searching"), wanted)
+
+
+def _choose(matches: list[Match]) -> Match:
+    """The one to prove: the first that was signed."""
+    if not matches:
+        raise OperatorError("it is not in the log: there is nothing to prove")
+    chosen = next((match for match in matches if match.outcome is not None), matches[0])
+    if len(matches) > 1:
+        click.echo(
+            f"found {len(matches)} times; this proves intent {chosen.intent}, item {chosen.item}; "
+            "for another give --record and --item",
+            err=True,
+        )
+    return chosen
+
+
+def _found(reader: Reader, match: Match) -> dict[str, Any]:
+    """One match, with what its two records say of it."""
+    from signer.audit.search import describe
+
+    (intent,) = reader.records(match.intent, match.intent + 1)
+    asked = describe(intent)
+    found = {
+        "intent": match.intent,
+        "item": match.item,
+        "outcome": match.outcome,
+        "asked": asked["time"],
+        **{name: asked["fields"].get(name) for name in _SHOWN},
+        "digest": asked["items"][match.item],
+        "signature": None,
+        "failure": None,
+    }
+    if match.outcome is not None:
+        (outcome,) = reader.records(match.outcome, match.outcome + 1)
+        done = describe(outcome)
+        failure = done["fields"].get("failures", {}).get(str(match.item))
+        found["failure"] = failure
+        if failure is None and "items" in done:
+            found["signature"] = done["items"][match.item]
+    return found
+
+
+_SHOWN = ("principal", "key_version", "format", "rule", "policy", "request_id")
+
+
+# --- printing ----------------------------------------------------------------------------------
+
+
+def _summary(described: dict[str, Any]) -> str:
+    """The fields of a record in one line, the long ones cut."""
+    items = [f"{len(described['items'])} items"] if "items" in described else []
+    fields = [f"{name}={_short(value)}" for name, value in described["fields"].items()]
+    return ", ".join(items + fields)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= 64 else f"{text[:61]}..."
+
+
+def _print_values(values: Mapping[str, Any], as_json: bool = False) -> None:
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if value is not None:
+            text = json.dumps(value) if isinstance(value, dict | list) else value
+            click.echo(f"{name:<{width}}  {text}")

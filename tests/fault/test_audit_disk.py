@@ -1,0 +1,241 @@
+"""The log's writer under failures of each of its system calls, and under slow and full disks."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from audit_disk import FaultyDisk
+
+from signer.audit.checkpoint import Checkpoint
+from signer.audit.disk import Disk
+from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.record import Column, Kind
+from signer.audit.recovery import AuditRefused
+from signer.audit.segments import list_segments
+from signer.audit.verify import verify_log
+from signer.clock import SystemClock
+
+ORIGIN = "signer.example/log"
+DIGESTS = Column(32, bytes(32))
+CODES = [errno.EIO, errno.ENOSPC, errno.EROFS]
+FAULTS = [
+    *[("write", code) for code in CODES],
+    ("write", None),  # a short write
+    *[("sync", code) for code in CODES],
+    *[("free_bytes", code) for code in CODES],
+]
+ROTATION_FAULTS = [(call, code) for call in ("create", "sync_directory") for code in CODES]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "audit"
+
+
+def open_log(folder: Path, disk: Disk | None = None, segment_bytes: int = 1 << 20) -> AuditLog:
+    return AuditLog.open(
+        folder,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        disk=disk,
+        segment_bytes=segment_bytes,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+    )
+
+
+class Callers:
+    """Threads that append until they are refused; ``answered`` are the numbers they got."""
+
+    def __init__(self, log: AuditLog, threads: int) -> None:
+        self.answered: list[int] = []
+        self.refused: list[str] = []
+        self.some = threading.Event()
+        self._log = log
+        self._threads = [threading.Thread(target=self._work) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        try:
+            while True:
+                intent = self._log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+                self.answered.append(intent)
+                outcome = self._log.append(Kind.OUTCOME, {"intent": intent, "attempts": 1})
+                self.answered.append(outcome)
+                self.some.set()
+        except AuditUnavailable as error:
+            self.refused.append(str(error))
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("call", "code"), FAULTS)
+def test_a_failed_call_stops_everybody_until_a_restart(
+    folder: Path, call: str, code: int | None
+) -> None:
+    stopped = threading.Event()
+    disk = FaultyDisk(call, code)
+    log = AuditLog.open(
+        folder,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        disk=disk,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        on_stop=lambda _: stopped.set(),
+    )
+    callers = Callers(log, 8)
+    assert callers.some.wait(30)
+    disk.armed = True
+    callers.join()
+    assert stopped.is_set()
+
+    # Every one of them was told why, and what to do.
+    assert callers.refused == [log.failed] * 8
+    assert "restarted" in log.failed
+    assert (errno.errorcode[code] if code else "bytes were written") in log.failed
+
+    # The disk works again, but nothing is tried again: no second sync, no write.
+    assert disk.tried.count(call) == 1
+    disk.armed = False
+    tried = len(disk.tried)
+    for kind in (Kind.INTENT, Kind.TOKEN):
+        with pytest.raises(AuditUnavailable):
+            log.append(kind, {})
+        with pytest.raises(AuditUnavailable):
+            log.note(Kind.DENIALS, {})
+    log.close()
+    assert len(disk.tried) == tried
+
+    # A restart resumes, and whoever was answered finds his record.
+    durable, head = log.size, log.tree_head()
+    assert len(set(callers.answered)) == len(callers.answered)
+    assert all(seq < durable for seq in callers.answered)
+    log = open_log(folder)
+    assert log.records(max(callers.answered), 1)[0].seq == max(callers.answered)
+    assert log.append(Kind.START, {}) == log.size - 1
+    assert log.open_intents == 0
+    log.close()
+    known = [Checkpoint(ORIGIN, *head), Checkpoint(ORIGIN, *log.tree_head())]
+    assert verify_log(folder, ORIGIN, known).problems == ()
+
+
+@pytest.mark.parametrize(("call", "code"), ROTATION_FAULTS)
+def test_a_segment_that_cannot_begin_stops_the_log(folder: Path, call: str, code: int) -> None:
+    disk = FaultyDisk(call, code)
+    log = open_log(folder, disk, segment_bytes=5000)
+    callers = Callers(log, 4)
+    assert callers.some.wait(30)
+    disk.armed = True
+    callers.join()
+    assert errno.errorcode[code] in log.failed
+    log.close()
+    log = open_log(folder)
+    assert log.records(max(callers.answered), 1)[0].seq == max(callers.answered)
+    log.close()
+    assert verify_log(folder, ORIGIN, [Checkpoint(ORIGIN, *log.tree_head())]).problems == ()
+
+
+@pytest.mark.parametrize("call", ["create", "write", "sync", "sync_directory", "free_bytes"])
+@pytest.mark.parametrize("code", CODES)
+def test_a_disk_that_fails_from_the_start_refuses_the_start(
+    folder: Path, call: str, code: int
+) -> None:
+    disk = FaultyDisk(call, code)
+    disk.armed = True
+    with pytest.raises(AuditRefused, match=errno.errorcode[code]):
+        open_log(folder, disk)
+    open_log(folder).close()  # the lock is free, and what is there can be opened
+
+
+def test_a_recovery_that_cannot_be_written_refuses_the_start(folder: Path) -> None:
+    log = open_log(folder)
+    intent = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    log.close()
+    disk = FaultyDisk("write", errno.ENOSPC)
+    disk.armed = True
+    with pytest.raises(AuditRefused, match="ENOSPC"):
+        open_log(folder, disk)
+    log = open_log(folder)
+    assert log.records(1, 1)[0].fields == {"intent": intent}
+    log.close()
+
+
+class SlowDisk(Disk):
+    """A disk whose syncs take as long as a test likes."""
+
+    def __init__(self) -> None:
+        self.quick = threading.Event()
+        self.quick.set()
+        self.begun = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        self.begun.set()
+        assert self.quick.wait(30)
+        super().sync(descriptor)
+
+
+def test_a_slow_sync_is_back_pressure_only(folder: Path) -> None:
+    disk = SlowDisk()
+    log = open_log(folder, disk)
+    disk.quick.clear()
+    disk.begun.clear()
+    callers = Callers(log, 16)
+    assert disk.begun.wait(30)
+    assert not callers.some.wait(0.2)  # nobody is answered before the sync returns
+    assert callers.answered == callers.refused == []
+    assert log.refusal == ""
+    disk.quick.set()
+    assert callers.some.wait(30)
+    log.close()
+    callers.join()
+    assert log.failed == ""
+    assert callers.refused == ["the audit log is closed"] * 16
+    assert set(callers.answered) == set(range(log.size))
+    assert verify_log(folder, ORIGIN, [Checkpoint(ORIGIN, *log.tree_head())]).problems == ()
+
+
+FULL_DISK = """
+import resource
+import sys
+from pathlib import Path
+from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.record import Kind
+from signer.clock import SystemClock
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+log = AuditLog.open(
+    Path(sys.argv[1]), origin="signer.example/log", clock=SystemClock(),
+    low_disk_bytes=0, ballast_bytes=0,
+)
+try:
+    while True:
+        print(log.append(Kind.TOKEN, {"padding": bytes(1000)}), flush=True)
+except AuditUnavailable:
+    print("refused", flush=True)
+"""
+
+
+def test_a_real_short_write_by_the_kernel(folder: Path) -> None:
+    """A file size limit makes the kernel itself take only a part, then fail with EFBIG."""
+    child = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, check=True, text=True
+    )
+    *answered, last = child.stdout.split()
+    assert last == "refused"
+    assert len(answered) > 40
+    [segment] = list_segments(folder)
+    assert segment.path.stat().st_size == 50_000  # torn in the middle of a record
+    log = open_log(folder)
+    assert [record.seq for record in log.records(0, len(answered))] == [int(n) for n in answered]
+    assert log.records(len(answered), 1)[0].kind is Kind.RECOVERY
+    log.close()

@@ -1,0 +1,340 @@
+"""Changes to the log's files by somebody with all rights on the machine: every one is found.
+
+The auditor has the public key and one checkpoint that was shipped in time. A
+change to the files is anything that leaves them with other bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from signer.audit.checkpoint import Checkpoint
+from signer.audit.log import AuditLog
+from signer.audit.merkle import root
+from signer.audit.record import Column, Kind, Value, frame
+from signer.audit.recovery import AuditRefused
+from signer.audit.segments import Header, Reader, list_segments, open_segment
+from signer.audit.verify import verify_log
+from signer.clock import SystemClock
+
+ORIGIN = "signer.example/log"
+
+OTHER_KINDS: dict[Kind, dict[str, Value]] = {
+    Kind.START: {"version": "1.0", "pid": 17},
+    Kind.DENIALS: {"principal": "spiffe://signer.example/b", "reason": "POLICY_DENIED", "times": 9},
+    Kind.POLICY: {"policy": bytes(range(32))},
+    Kind.TOKEN: {"token": "signer", "event": "removed"},
+    Kind.WORKER: {"token": "signer", "cause": "hung"},
+    Kind.KEYS: {
+        "operation": "rotate",
+        "proposed_by": "spiffe://signer.example/officer-a",
+        "approved_by": ["spiffe://signer.example/officer-b"],
+    },
+    Kind.CHECKPOINT: {"size": 12},
+    Kind.STOP: {"reason": "SIGTERM"},
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A log with records of every kind in several segments, and a checkpoint of all of it."""
+
+    folder: Path
+    files: dict[str, bytes]
+    checkpoint: Checkpoint
+
+    def restore(self) -> None:
+        for segment in list_segments(self.folder):
+            segment.path.unlink()
+        for name, data in self.files.items():
+            (self.folder / name).write_bytes(data)
+
+    def problems(self) -> tuple[str, ...]:
+        return verify_log(self.folder, ORIGIN, [self.checkpoint]).problems
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    folder = tmp_path_factory.mktemp("tampering") / "audit"
+    random = Random(1)  # noqa: S311  # only fills columns
+    log = open_log(folder)
+    for kind, fields in OTHER_KINDS.items():
+        log.append(kind, fields)
+        sign(log, random)
+    log.append(Kind.INTENT, {"principal": "spiffe://signer.example/a"}, Column(32, bytes(64)))
+    log.close()
+    # A crash in between: INDETERMINATE and RECOVERY are in the log, too.
+    with list_segments(folder)[-1].path.open("ab") as file:
+        file.write(b"torn")
+    log = open_log(folder)
+    for _ in range(8):
+        sign(log, random)
+    log.close()
+    # And an override, of the tail of a checkpoint that was never made.
+    size, root = log.tree_head()
+    log = open_log(folder, Checkpoint(ORIGIN, size + 5, root), override=True)
+    sign(log, random)
+    log.close()
+    checkpoint = Checkpoint(ORIGIN, *log.tree_head())
+    files = {segment.path.name: segment.path.read_bytes() for segment in list_segments(folder)}
+    made = Evidence(folder, files, checkpoint)
+    report = verify_log(folder, ORIGIN, [checkpoint])
+    assert report.problems == ()
+    assert {*report.kinds, Kind.SNAPSHOT} == set(Kind)
+    assert len(files) > 5
+    return made
+
+
+def open_log(
+    folder: Path, checkpoint: Checkpoint | None = None, *, override: bool = False
+) -> AuditLog:
+    return AuditLog.open(
+        folder,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        segment_bytes=2000,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        newest_checkpoint=checkpoint,
+        override=override,
+        snapshot=lambda: {"used": {"01-001": 7}},
+    )
+
+
+def sign(log: AuditLog, random: Random) -> None:
+    fields: dict[str, Value] = {
+        "principal": "spiffe://signer.example/a",
+        "key_version": "facilities/01-001/keys/records/versions/1",
+        "request_id": str(random.getrandbits(64)),
+        "now": 1_700_000_000,
+    }
+    intent = log.append(Kind.INTENT, fields, Column(32, random.randbytes(96)))
+    outcome = {"intent": intent, "attempts": 1, "failures": {}}
+    log.append(Kind.OUTCOME, outcome, Column(64, random.randbytes(192)))
+
+
+# Ways to change one segment's bytes. ``ends`` are where its frames end, the header's included.
+
+Change = Callable[[Random, bytes, list[int]], bytes]
+
+
+def flip_bit(random: Random, data: bytes, ends: list[int]) -> bytes:  # noqa: ARG001
+    place = random.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << random.randrange(8)]) + data[place + 1 :]
+
+
+def replace_bytes(random: Random, data: bytes, ends: list[int]) -> bytes:  # noqa: ARG001
+    start, length = random.randrange(len(data)), random.randint(1, 64)
+    return (
+        data[:start] + random.randbytes(len(data[start : start + length])) + data[start + length :]
+    )
+
+
+def delete_bytes(random: Random, data: bytes, ends: list[int]) -> bytes:  # noqa: ARG001
+    start = random.randrange(len(data))
+    return data[:start] + data[start + random.randint(1, 200) :]
+
+
+def insert_bytes(random: Random, data: bytes, ends: list[int]) -> bytes:  # noqa: ARG001
+    start = random.randrange(len(data) + 1)
+    return data[:start] + random.randbytes(random.randint(1, 64)) + data[start:]
+
+
+def truncate(random: Random, data: bytes, ends: list[int]) -> bytes:  # noqa: ARG001
+    return data[: random.randrange(len(data))]
+
+
+def truncate_at_a_frame(random: Random, data: bytes, ends: list[int]) -> bytes:
+    return data[: random.choice([0, *ends[:-1]])]
+
+
+def delete_frame(random: Random, data: bytes, ends: list[int]) -> bytes:
+    start, end = random.choice(_spans(ends))
+    return data[:start] + data[end:]
+
+
+def swap_frames(random: Random, data: bytes, ends: list[int]) -> bytes:
+    spans = _spans(ends)
+    one, other = random.randrange(len(spans)), random.randrange(len(spans))
+    spans[one], spans[other] = spans[other], spans[one]
+    return b"".join(data[start:end] for start, end in spans)
+
+
+def splice_frame(random: Random, data: bytes, ends: list[int]) -> bytes:
+    """Puts a copy of one frame before, behind or over another."""
+    (start, end), (at, until) = random.choice(_spans(ends)), random.choice(_spans(ends))
+    return data[:at] + data[start:end] + data[random.choice([at, until]) :]
+
+
+def rewrite_and_chain_anew(random: Random, data: bytes, ends: list[int]) -> bytes:
+    """Changes a byte of one record's body and mends every hash behind it in this segment."""
+    spans = _spans(ends)
+    victim = random.randrange(len(spans))
+    start, end = spans[victim]
+    body = bytearray(data[start + 4 : end - 32])
+    body[random.randrange(len(body))] ^= 1 << random.randrange(8)
+    bodies = [bytes(body), *(data[begin + 4 : stop - 32] for begin, stop in spans[victim + 1 :])]
+    made, chain = data[:start], data[start - 32 : start] if start else bodies[0][19:51]
+    for one in bodies:
+        framed, chain = frame(chain, one)
+        made += framed
+    return made
+
+
+CHANGES: list[Change] = [
+    flip_bit,
+    replace_bytes,
+    delete_bytes,
+    insert_bytes,
+    truncate,
+    truncate_at_a_frame,
+    delete_frame,
+    swap_frames,
+    splice_frame,
+    rewrite_and_chain_anew,
+]
+
+
+def _spans(ends: list[int]) -> list[tuple[int, int]]:
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _ends(data: bytes) -> list[int]:
+    lengths = []
+    rest = data
+    while rest:
+        lengths.append(4 + int.from_bytes(rest[:4], "big") + 32)
+        rest = rest[lengths[-1] :]
+    return list(accumulate(lengths))
+
+
+def check_change(evidence: Evidence, change: Change, seed: int) -> None:
+    random = Random(seed)  # noqa: S311  # only chooses places
+    name = random.choice(sorted(evidence.files))
+    data = evidence.files[name]
+    changed = change(random, data, _ends(data))
+    if changed == data:
+        event("nothing changed")
+        return
+    path = evidence.folder / name
+    path.write_bytes(changed)
+    try:
+        assert evidence.problems() != ()
+    finally:
+        path.write_bytes(data)
+
+
+changes = given(st.sampled_from(CHANGES), st.integers(0, 1 << 64))
+
+
+@changes
+@settings(max_examples=500, deadline=None)
+def test_every_change_is_found(evidence: Evidence, change: Change, seed: int) -> None:
+    check_change(evidence, change, seed)
+
+
+@pytest.mark.torture
+@changes
+@settings(max_examples=20_000, deadline=None)
+def test_every_one_of_20000_changes_is_found(evidence: Evidence, change: Change, seed: int) -> None:
+    check_change(evidence, change, seed)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_change_to_a_record_of_any_kind_is_found(evidence: Evidence, kind: Kind) -> None:
+    """One bit in the middle of the first record of the kind."""
+    for segment in list_segments(evidence.folder):
+        with open_segment(segment) as (_, frames):
+            spans = [(one.offset, one.end) for one in frames if kind.encode() in one.body]
+        if spans:
+            break
+    start, end = spans[0]
+    data = bytearray(evidence.files[segment.path.name])
+    data[(start + end) // 2] ^= 1
+    segment.path.write_bytes(data)
+    try:
+        [problem, *_] = evidence.problems()
+        assert segment.path.name in problem
+    finally:
+        evidence.restore()
+
+
+# Whole files
+
+
+def test_a_deleted_segment_is_found(evidence: Evidence) -> None:
+    for name in evidence.files:
+        (evidence.folder / name).unlink()
+        assert evidence.problems() != ()
+        evidence.restore()
+
+
+def test_two_swapped_segments_are_found(evidence: Evidence) -> None:
+    first, second, *_ = sorted(evidence.files)
+    (evidence.folder / first).write_bytes(evidence.files[second])
+    (evidence.folder / second).write_bytes(evidence.files[first])
+    assert evidence.problems() != ()
+    evidence.restore()
+
+
+def test_a_segment_under_another_name_is_found(evidence: Evidence) -> None:
+    *_, last = sorted(evidence.files)
+    (evidence.folder / last).rename(evidence.folder / "0000000000009999.log")
+    assert evidence.problems() != ()
+    evidence.restore()
+
+
+def test_a_truncation_of_whole_records_is_found_by_the_checkpoint_only(evidence: Evidence) -> None:
+    """Without a checkpoint a shorter log is a log; with it there is no doubt."""
+    *_, last = sorted(evidence.files)
+    data = evidence.files[last]
+    (evidence.folder / last).write_bytes(data[: _ends(data)[-2]])
+    assert verify_log(evidence.folder, ORIGIN, []).problems == ()
+    [problem] = evidence.problems()
+    assert f"a checkpoint knows {evidence.checkpoint.size}" in problem
+    with pytest.raises(AuditRefused, match="not whole"):
+        open_log(evidence.folder, evidence.checkpoint)
+    evidence.restore()
+
+
+def test_a_log_that_was_written_anew_is_found_by_the_checkpoint(tmp_path: Path) -> None:
+    """Another approver, and every hash behind him mended: only the signed root tells."""
+    folder = tmp_path / "audit"
+    log = open_log(folder)
+    for kind, fields in OTHER_KINDS.items():
+        log.append(kind, fields)
+    log.close()
+    checkpoint = Checkpoint(ORIGIN, *log.tree_head())
+    [segment] = list_segments(folder)
+    with open_segment(segment) as (_, frames):
+        bodies = [one.body for one in frames]
+    made, chain = Header(ORIGIN, 0, bytes(32)).frame()
+    for body in bodies:
+        framed, chain = frame(chain, body.replace(b"officer-b", b"officer-a"))
+        made += framed
+    assert len(made) == segment.path.stat().st_size
+    segment.path.write_bytes(made)
+    assert verify_log(folder, ORIGIN, []).problems == ()
+    [problem] = verify_log(folder, ORIGIN, [checkpoint]).problems
+    assert "another root" in problem
+
+
+def test_flips_in_the_records_behind_the_checkpoint_are_found(evidence: Evidence) -> None:
+    """The chain alone covers what no checkpoint covers yet."""
+    early = Checkpoint(ORIGIN, 10, root(Reader(list_segments(evidence.folder)).leaf_hashes(0, 10)))
+    name = max(evidence.files)
+    data = evidence.files[name]
+    for place in range(0, len(data), 5):
+        (evidence.folder / name).write_bytes(
+            data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :]
+        )
+        assert verify_log(evidence.folder, ORIGIN, [early]).problems != ()
+    evidence.restore()

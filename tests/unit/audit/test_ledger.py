@@ -1,0 +1,346 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.audit.ledger import (
+    MAX_REQUESTS,
+    REQUEST_LIFE_US,
+    WINDOW_SECONDS,
+    Earlier,
+    Ledger,
+)
+from signer.audit.record import MAX_BODY, Column, Kind, Record, RecordError, Value, encode, parse
+from signer.policy.usage import Usage
+from signer.policy.values import WINDOWS, Quota
+
+MONDAY = 1_767_571_200  # 2026-01-05T00:00:00Z, seconds
+START_US = MONDAY * 1_000_000
+ISSUER = "spiffe://signer.example/facility/01-001"
+
+
+def intent(
+    seq: int,
+    *,
+    request_id: str = "",
+    principal: str = ISSUER,
+    facility: str = "01-001",
+    key: str = "records",
+    items: int = 1,
+    time_us: int = START_US,
+    now: int = MONDAY,
+) -> Record:
+    fields: dict[str, Value] = {
+        "principal": principal,
+        "key_version": f"facilities/{facility}/keys/{key}/versions/1",
+        "facility": facility,
+        "request_id": request_id,
+        "now": now,
+    }
+    return Record(seq, time_us, Kind.INTENT, fields, Column(32, bytes(32 * items)))
+
+
+def closing(kind: Kind, seq: int, of: int, time_us: int = START_US) -> Record:
+    return Record(seq, time_us, kind, {"intent": of})
+
+
+def fold(records: Sequence[Record], ledger: Ledger | None = None) -> Ledger:
+    ledger = ledger or Ledger()
+    for record in records:
+        ledger.apply(record)
+    return ledger
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the next record is: an intent, or the closing of one of those that are open."""
+
+    seconds: int
+    set_back: int
+    principal: str
+    request_id: str
+    facility: str
+    items: int
+    closes: int | None
+    lost: bool
+
+
+# Steps as long as an hour, so that histories of 60 records outlive 24 hours.
+STEPS = st.lists(
+    st.builds(
+        Step,
+        seconds=st.sampled_from([0, 1, 30, 3000, 12_000]),
+        set_back=st.sampled_from([0, 0, 0, 5, 90_000]),
+        principal=st.sampled_from([ISSUER, "spiffe://signer.example/province/01"]),
+        request_id=st.sampled_from(["", "a", "b", "c"]),
+        facility=st.sampled_from(["01-001", "01-002"]),
+        items=st.integers(1, 5),
+        closes=st.none() | st.integers(0, 3),
+        lost=st.booleans(),
+    ),
+    max_size=60,
+)
+
+
+def history(steps: Sequence[Step]) -> list[Record]:
+    records: list[Record] = []
+    opened: list[int] = []
+    time_us = START_US
+    for step in steps:
+        seq, time_us = len(records), time_us + step.seconds * 1_000_000
+        if step.closes is not None and step.closes < len(opened):
+            kind = Kind.INDETERMINATE if step.lost else Kind.OUTCOME
+            records.append(closing(kind, seq, opened.pop(step.closes), time_us))
+            continue
+        opened.append(seq)
+        records.append(
+            intent(
+                seq,
+                request_id=step.request_id,
+                principal=step.principal,
+                facility=step.facility,
+                items=step.items,
+                time_us=time_us,
+                now=time_us // 1_000_000 - step.set_back,
+            )
+        )
+    return records
+
+
+def reopened(ledger: Ledger) -> Ledger:
+    """The ledger after its snapshot went through the log as a record."""
+    body, _ = encode(7, START_US, Kind.SNAPSHOT, {**ledger.snapshot(), "frontier": [bytes(32)]})
+    return Ledger.from_snapshot(parse(body).fields)
+
+
+def known(ledger: Ledger, records: Sequence[Record], time_us: int) -> list[object]:
+    """Everything that can be asked of a ledger about the requests in a history."""
+    asked = sorted(
+        {(str(r.fields["principal"]), str(r.fields["request_id"])) for r in records if r.column}
+    )
+    return [
+        [ledger.find(principal, request_id, time_us) for principal, request_id in asked],
+        [ledger.has_room(principal, time_us) for principal, _ in asked],
+        ledger.in_flight,
+        ledger.windows(),
+        ledger.totals(),
+    ]
+
+
+@given(STEPS, st.integers(0, 60))
+def test_a_snapshot_and_the_rest_fold_to_the_same_as_all(steps: list[Step], cut: int) -> None:
+    records = history(steps)
+    whole = fold(records)
+    continued = fold(records[cut:], reopened(fold(records[:cut])))
+    assert continued.snapshot() == whole.snapshot()
+    now = records[-1].time_us if records else START_US
+    assert known(continued, records, now) == known(whole, records, now)
+
+
+@given(STEPS, st.integers(0, 60))
+def test_opening_from_a_snapshot_record_and_from_the_start_agree(
+    steps: list[Step], cut: int
+) -> None:
+    records = history(steps)
+    snapshot = Record(0, START_US, Kind.SNAPSHOT, fold(records[:cut]).snapshot())
+    from_snapshot = fold([snapshot, *records[cut:]])
+    from_start = fold([*records[:cut], snapshot, *records[cut:]])
+    assert from_snapshot.snapshot() == from_start.snapshot() == fold(records).snapshot()
+
+
+@given(STEPS)
+def test_requests_are_those_that_a_plain_search_of_the_log_finds(steps: list[Step]) -> None:
+    records = history(steps)
+    now = records[-1].time_us if records else START_US
+    closed = {r.fields["intent"]: r for r in records if r.kind is not Kind.INTENT}
+    expected: dict[tuple[str, str], Earlier] = {}
+    latest: dict[tuple[str, str], int] = {}  # when the remembered intent was written
+    for record in records:
+        if record.kind is Kind.INDETERMINATE:
+            expected = {
+                who: e for who, e in expected.items() if e.intent != record.fields["intent"]
+            }
+        if record.kind is not Kind.INTENT or not record.fields["request_id"]:
+            continue
+        who = (str(record.fields["principal"]), str(record.fields["request_id"]))
+        if who in expected and record.time_us - latest[who] < REQUEST_LIFE_US:
+            continue
+        end = closed.get(record.seq)
+        outcome = end.seq if end and end.kind is Kind.OUTCOME else None
+        expected[who], latest[who] = Earlier(record.seq, outcome), record.time_us
+    ledger = fold(records)
+    for who in {(p, i) for p in (ISSUER, "spiffe://signer.example/province/01") for i in "abc"}:
+        alive = who in expected and now - latest[who] < REQUEST_LIFE_US
+        assert ledger.find(*who, now) == (expected[who] if alive else None)
+
+
+@given(STEPS)
+def test_restored_usage_is_what_was_charged(steps: list[Step]) -> None:
+    quotas = tuple(Quota(10**6, seconds) for seconds in WINDOWS.values())
+    charged, restored = Usage(), Usage()
+    ledger = Ledger()
+    latest = 0
+    for record in history(steps):
+        ledger.apply(record)
+        if record.kind is Kind.INTENT and record.column:
+            latest = max(latest, int(str(record.fields["now"])))
+            facility = str(record.fields["facility"])
+            assert charged.charge(facility, quotas, record.column.count, latest) is None
+    totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
+    restored.restore(ledger.windows(), totals)
+    for facility in ("01-001", "01-002"):
+        for later in (0, 1, 60, 3600, 86_400):
+            left = charged.remaining(facility, quotas, latest + later)
+            assert restored.remaining(facility, quotas, latest + later) == left
+    assert restored.busiest(5) == charged.busiest(5)
+
+
+def test_windows_are_those_that_quotas_may_have() -> None:
+    assert set(WINDOW_SECONDS) == set(WINDOWS.values())
+
+
+def test_request_in_flight_then_done() -> None:
+    ledger = fold([intent(3, request_id="a")])
+    assert ledger.find(ISSUER, "a", START_US) == Earlier(3, None)
+    assert ledger.in_flight == 1
+    ledger.apply(closing(Kind.OUTCOME, 4, of=3))
+    assert ledger.find(ISSUER, "a", START_US) == Earlier(3, 4)
+    assert ledger.in_flight == 0
+    assert ledger.find(ISSUER, "b", START_US) is None
+    assert ledger.find("spiffe://signer.example/other", "a", START_US) is None
+
+
+def test_first_of_two_in_flight_under_one_id_counts() -> None:
+    ledger = fold([intent(0, request_id="a"), intent(1, request_id="a")])
+    assert ledger.find(ISSUER, "a", START_US) == Earlier(0, None)
+    ledger.apply(closing(Kind.OUTCOME, 2, of=1))
+    assert ledger.find(ISSUER, "a", START_US) == Earlier(0, None)
+    ledger.apply(closing(Kind.OUTCOME, 3, of=0))
+    assert ledger.find(ISSUER, "a", START_US) == Earlier(0, 3)
+
+
+def test_indeterminate_request_may_be_signed_again() -> None:
+    ledger = fold([intent(0, request_id="a"), closing(Kind.INDETERMINATE, 1, of=0)])
+    assert ledger.find(ISSUER, "a", START_US) is None
+    fold([intent(2, request_id="a"), closing(Kind.OUTCOME, 3, of=2)], ledger)
+    assert ledger.find(ISSUER, "a", START_US) == Earlier(2, 3)
+
+
+def test_request_lives_24_hours() -> None:
+    ledger = fold([intent(0, request_id="a"), closing(Kind.OUTCOME, 1, of=0)])
+    assert ledger.find(ISSUER, "a", START_US + REQUEST_LIFE_US - 1) == Earlier(0, 1)
+    assert ledger.find(ISSUER, "a", START_US + REQUEST_LIFE_US) is None
+    ledger.apply(intent(2, request_id="a", time_us=START_US + REQUEST_LIFE_US))
+    assert ledger.find(ISSUER, "a", START_US + REQUEST_LIFE_US) == Earlier(2, None)
+
+
+def test_outcome_of_a_request_that_expired_in_flight_is_passed_over() -> None:
+    late = START_US + REQUEST_LIFE_US
+    ledger = fold([intent(0, request_id="a"), intent(1, request_id="b", time_us=late)])
+    assert ledger.in_flight == 1
+    ledger.apply(closing(Kind.OUTCOME, 2, of=0, time_us=late))
+    assert ledger.find(ISSUER, "a", late) is None
+
+
+def test_intents_without_an_id_are_counted_and_not_remembered() -> None:
+    ledger = fold([intent(0, items=5), closing(Kind.OUTCOME, 1, of=0)])
+    assert ledger.find(ISSUER, "", START_US) is None
+    assert ledger.totals() == {"01-001": {"records": 5}}
+
+
+def test_keys_are_counted_over_their_versions_and_apart_from_each_other() -> None:
+    first = intent(0, items=2)
+    second = Record(
+        1,
+        START_US,
+        Kind.INTENT,
+        {**first.fields, "key_version": "facilities/01-001/keys/records/versions/2"},
+        first.column,
+    )
+    ledger = fold([first, second, intent(2, key="other", items=7)])
+    assert ledger.totals() == {"01-001": {"records": 4, "other": 7}}
+
+
+def test_one_principal_leaves_room_for_others() -> None:
+    ledger = Ledger(capacity=90)
+    seq = 0
+    held = dict.fromkeys(("flood-a", "flood-b", "newcomer"), 0)
+    for principal in ("flood-a", "flood-b"):
+        while ledger.has_room(principal, START_US):
+            ledger.apply(intent(seq, principal=principal, request_id=str(seq)))
+            held[principal] += 1
+            seq += 1
+    assert held["flood-a"] == 45  # half of all, as long as nobody else asks
+    assert 0 < held["flood-b"] < 45
+    assert ledger.has_room("newcomer", START_US)
+    assert not ledger.has_room("flood-a", START_US)
+    assert ledger.has_room("flood-a", START_US + REQUEST_LIFE_US)
+
+
+def test_memory_is_bounded_over_many_days() -> None:
+    ledger = Ledger(capacity=100)
+    refused = 0
+    for seq in range(5000):
+        time_us = START_US + seq * 60_000_000  # one a minute: 1,440 in 24 hours
+        if ledger.has_room(ISSUER, time_us):
+            ledger.apply(intent(seq, request_id=str(seq), time_us=time_us))
+        else:
+            refused += 1
+        assert len(ledger._requests) <= 50
+        assert len(ledger._open) <= 50
+    assert refused > 4000
+    assert len(ledger._held) == 1
+
+
+def test_full_ledger_fits_into_one_record_and_comes_back() -> None:
+    ledger = Ledger()
+    for number in range(15_000):
+        facility = f"{number:063d}"
+        ledger.apply(intent(number, facility=facility, key="k" * 63, items=1000))
+    for number in range(MAX_REQUESTS):
+        principal = f"spiffe://signer.example/{number % 15_000:0300d}"
+        ledger.apply(intent(15_000 + number, principal=principal, request_id=str(number)))
+    body, _ = encode(
+        200_000, START_US, Kind.SNAPSHOT, {**ledger.snapshot(), "frontier": [bytes(32)] * 64}
+    )
+    assert len(body) < MAX_BODY
+    assert Ledger.from_snapshot(parse(body).fields).snapshot() == ledger.snapshot()
+
+
+ROW: Value = [MONDAY, [1, 1, 1, 1], {"records": 1}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"requests": "", "used": {}},
+        {"requests": bytes(55), "used": {}},
+        {"requests": b"", "used": []},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1], {}]}},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1, "1"], {}]}},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1, 1], {"k": "1"}]}},
+        {"requests": b"", "used": {"f": "row"}},
+    ],
+)
+def test_snapshot_that_holds_no_ledger_is_refused(fields: Mapping[str, Value]) -> None:
+    with pytest.raises(RecordError):
+        Ledger.from_snapshot(fields)
+    assert Ledger.from_snapshot({"requests": b"", "used": {"f": ROW}}).totals() == {
+        "f": {"records": 1}
+    }
+
+
+@pytest.mark.parametrize("name", ["principal", "facility", "now", "request_id", "key_version"])
+def test_intent_with_a_field_of_another_type_is_refused(name: str) -> None:
+    good = intent(0, request_id="a")
+    bad = Record(0, START_US, Kind.INTENT, {**good.fields, name: [1]}, good.column)
+    with pytest.raises(RecordError, match=name):
+        Ledger().apply(bad)
+
+
+def test_other_kinds_say_nothing_here() -> None:
+    ledger = fold([Record(0, START_US, kind, {}) for kind in (Kind.START, Kind.STOP, Kind.WORKER)])
+    assert ledger.snapshot() == Ledger().snapshot()

@@ -1,0 +1,647 @@
+"""The log's writer: order, group commit, segments, readers, opening again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.audit import merkle
+from signer.audit.checkpoint import Checkpoint
+from signer.audit.disk import Disk
+from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.record import MAX_BODY, Column, Kind, Record, RecordError
+from signer.audit.recovery import AuditRefused
+from signer.audit.segments import Index, Reader, list_segments
+from signer.audit.verify import verify_log
+
+ORIGIN = "signer.example/log"
+DIGESTS = Column(32, sha256(b"a").digest() + sha256(b"b").digest())
+SIGNATURES = Column(64, bytes(128))
+
+
+class SetClock:
+    """A clock that a test sets, in seconds."""
+
+    def __init__(self) -> None:
+        self.time = 1_700_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+class CountingDisk(Disk):
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.free = 1 << 40
+
+    def sync(self, descriptor: int) -> None:
+        self.syncs += 1
+        super().sync(descriptor)
+
+    def free_bytes(self, path: Path) -> int:  # noqa: ARG002  # one disk for all paths
+        return self.free
+
+
+Opener = Callable[..., AuditLog]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "audit"
+
+
+@pytest.fixture
+def opened(folder: Path) -> Iterator[Opener]:
+    """Opens the log in ``folder``; closes it, if the test has not, at the end."""
+    logs: list[AuditLog] = []
+
+    def open_log(**changes: Any) -> AuditLog:
+        usual = {
+            "origin": ORIGIN,
+            "clock": SetClock(),
+            "low_disk_bytes": 0,
+            "ballast_bytes": 0,
+            "disk": CountingDisk(),
+        }
+        logs.append(AuditLog.open(folder, **(usual | changes)))
+        return logs[-1]
+
+    yield open_log
+    for log in logs:
+        log.close()
+
+
+def sign(log: AuditLog, number: int = 0) -> tuple[int, int]:
+    """Appends an intent and its outcome; returns their numbers."""
+    intent = log.append(
+        Kind.INTENT, {"principal": "spiffe://signer.example/a", "now": number}, DIGESTS
+    )
+    outcome = log.append(
+        Kind.OUTCOME, {"intent": intent, "attempts": 1, "failures": {}}, SIGNATURES
+    )
+    return intent, outcome
+
+
+def whole(folder: Path, *checkpoints: Checkpoint) -> bool:
+    report = verify_log(folder, ORIGIN, checkpoints)
+    assert report.problems == ()
+    return report.whole
+
+
+def head(log: AuditLog) -> Checkpoint:
+    return Checkpoint(ORIGIN, *log.tree_head())
+
+
+# Order
+
+
+def test_sequence_numbers_follow_each_other_from_zero(opened: Opener, folder: Path) -> None:
+    log = opened()
+    assert [log.append(Kind.START, {"pid": n}) for n in range(5)] == [0, 1, 2, 3, 4]
+    assert log.size == 5
+    assert [record.fields["pid"] for record in log.records(0, 100)] == [0, 1, 2, 3, 4]
+    assert whole(folder, head(log))
+
+
+def test_64_threads_get_distinct_numbers_and_one_chain(opened: Opener, folder: Path) -> None:
+    log, disk = opened(disk=(counting := CountingDisk())), counting
+    got: list[list[int]] = [[] for _ in range(64)]
+
+    def work(mine: list[int]) -> None:
+        for number in range(10):
+            mine.extend(sign(log, number))
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in got]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    numbers = sorted(number for mine in got for number in mine)
+    assert numbers == list(range(64 * 20))
+    assert all(mine == sorted(mine) for mine in got)
+    assert disk.syncs < len(numbers)  # many waited for one
+    assert whole(folder, head(log))
+    assert log.open_intents == 0
+
+
+def test_time_never_goes_back(opened: Opener) -> None:
+    clock = SetClock()
+    log = opened(clock=clock)
+    log.append(Kind.START, {})
+    clock.time -= 3600
+    log.append(Kind.TOKEN, {})
+    clock.time += 7200
+    log.append(Kind.TOKEN, {})
+    first, second, third = (record.time_us for record in log.records(0, 3))
+    assert first == second < third == log.last_time
+
+
+def test_root_is_that_of_the_leaves(opened: Opener) -> None:
+    log = opened(segment_bytes=600)
+    for number in range(12):
+        sign(log, number)
+        leaves = log.leaf_hashes(0, log.size)
+        assert len(leaves) == log.size
+        assert merkle.root(leaves) == log.root()
+    assert log.leaf_hashes(5, 9) == leaves[5:9]
+    assert [record.leaf_hash() for record in log.records(0, 99)] == leaves
+
+
+# Group commit
+
+
+class GatedDisk(CountingDisk):
+    """A disk whose syncs wait for ``gate``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        if not self.gate.is_set():
+            self.waiting.set()
+            assert self.gate.wait(30)
+        super().sync(descriptor)
+
+
+def test_a_slow_sync_holds_up_and_then_covers_all_that_came(opened: Opener, folder: Path) -> None:
+    disk = GatedDisk()
+    log = opened(disk=disk)
+    done: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: done.append(log.append(Kind.TOKEN, {}))) for _ in range(20)
+    ]
+    disk.gate.clear()
+    threads[0].start()
+    assert disk.waiting.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    while len(log._queue) < 19:
+        threading.Event().wait(0.001)
+    assert not done  # nobody is answered before the sync
+    assert log.size == 0
+    assert log.leaf_hashes(0, 10) == []
+    assert log.refusal == ""  # slow is not failed
+    assert log.committing_since == SetClock().now()
+
+    before = disk.syncs
+    disk.gate.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list(range(20))
+    assert disk.syncs - before == 2  # the first one's, and one for the other 19
+    assert log.committing_since == 0
+    assert whole(folder, head(log))
+
+
+def test_a_note_does_not_wait_and_is_written_before_what_follows(opened: Opener) -> None:
+    disk = GatedDisk()
+    log = opened(disk=disk)
+    disk.gate.clear()
+    log.note(Kind.DENIALS, {"refused": 3})
+    assert disk.waiting.wait(30)
+    assert log.size == 0
+    disk.gate.set()
+    assert log.append(Kind.STOP, {}) == 1
+    assert [record.kind for record in log.records(0, 9)] == [Kind.DENIALS, Kind.STOP]
+
+
+def test_close_writes_what_was_handed_over(opened: Opener, folder: Path) -> None:
+    log = opened()
+    for number in range(100):
+        log.note(Kind.WORKER, {"number": number})
+    log.close()
+    assert verify_log(folder, ORIGIN, []).kinds == {Kind.WORKER: 100}
+    with pytest.raises(AuditUnavailable, match="closed"):
+        log.append(Kind.START, {})
+
+
+# What cannot be recorded
+
+
+def test_what_a_record_cannot_hold_is_refused_alone(opened: Opener, folder: Path) -> None:
+    log = opened()
+    wrong: list[tuple[Kind, Mapping[str, Any], str]] = [
+        (Kind.START, {"seq": 7}, "name that the head itself uses"),
+        (Kind.START, {"load": 0.5}, "float"),
+        (Kind.OUTCOME, {"intent": 0}, "closes no open intent"),
+        (Kind.INDETERMINATE, {}, "closes no open intent"),
+    ]
+    for kind, fields, text in wrong:
+        with pytest.raises(RecordError, match=text):
+            log.append(kind, fields)
+    assert log.append(Kind.START, {}) == 0
+    assert whole(folder, head(log))
+
+
+def test_an_outcome_closes_its_intent_once(opened: Opener) -> None:
+    log = opened()
+    intent, _ = sign(log)
+    with pytest.raises(RecordError, match="closes no open intent"):
+        log.append(Kind.OUTCOME, {"intent": intent})
+
+
+def test_a_note_is_refused_where_it_could_not_be_recorded(opened: Opener) -> None:
+    log = opened()
+    with pytest.raises(RecordError, match="float"):
+        log.note(Kind.DENIALS, {"share": 0.5})
+    with pytest.raises(RecordError, match="appended"):
+        log.note(Kind.INTENT, {})
+
+
+# Segments
+
+
+def test_segments_link_and_every_record_is_found(opened: Opener, folder: Path) -> None:
+    log = opened(segment_bytes=1000)
+    for number in range(40):
+        sign(log, number)
+    segments = list_segments(folder)
+    assert len(segments) > 5
+    assert whole(folder, head(log))
+    for seq in range(0, log.size, 7):
+        [record] = log.records(seq, 1)
+        assert record.seq == seq
+    assert [record.seq for record in log.records(3, 30)] == list(range(3, 33))
+
+
+def test_a_log_goes_on_where_it_ended(opened: Opener, folder: Path) -> None:
+    for _ in range(4):
+        log = opened(segment_bytes=700)
+        sign(log)
+        sign(log)
+        log.close()
+    log = opened()
+    assert log.size == 16
+    assert whole(folder, head(log))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"\1" + data[1:], None])
+def test_a_damaged_or_missing_index_is_made_anew(
+    opened: Opener, folder: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    log = opened(segment_bytes=1000)
+    for number in range(20):
+        sign(log, number)
+    leaves = log.leaf_hashes(0, log.size)
+    log.close()
+    path = list_segments(folder)[1].index_path
+    good = path.read_bytes()
+    path.unlink() if damage is None else path.write_bytes(damage(good))
+    reader = Reader(list_segments(folder))
+    assert reader.leaf_hashes(0, reader.size) == leaves
+    assert [record.seq for record in reader.records(0, reader.size)] == list(range(40))
+    assert path.read_bytes() == good
+
+
+def test_an_index_of_something_else_finds_no_wrong_record(opened: Opener, folder: Path) -> None:
+    log = opened(segment_bytes=1000)
+    for number in range(20):
+        sign(log, number)
+    log.close()
+    segments = list_segments(folder)
+    index = Index.decode(segments[0].index_path.read_bytes())
+    lie = Index()
+    for place in range(len(index)):
+        lie.append(index.offset(len(index) - 1 - place), index.leaves(place, place + 1)[0])
+    segments[0].index_path.write_bytes(lie.encode())
+    with pytest.raises(RecordError, match="stands where record 0 belongs"):
+        list(Reader(segments).records(0, 1))
+
+
+def test_what_was_archived_is_said_to_be(opened: Opener, folder: Path) -> None:
+    log = opened(segment_bytes=1000)
+    for number in range(20):
+        sign(log, number)
+    log.close()
+    first, second, *_ = list_segments(folder)
+    first.path.unlink()
+    reader = Reader(list_segments(folder))
+    with pytest.raises(LookupError, match="archived"):
+        list(reader.records(0, 1))
+    [record] = reader.records(second.first, second.first + 1)
+    assert record.seq == second.first
+    with pytest.raises(LookupError, match="not in the log"):
+        reader.leaf_hashes(0 + reader.size, reader.size + 1)
+
+
+# Listeners and snapshots
+
+
+class Count:
+    """The smallest fold: how many records there were, and the numbers it was shown."""
+
+    def __init__(self) -> None:
+        self.heard: list[Record] = []
+        self.total = 0
+
+    def record(self, record: Record) -> None:
+        self.heard.append(record)
+        if record.kind is Kind.SNAPSHOT:
+            total = record.fields["total"]
+            assert isinstance(total, int)
+            self.total = total
+        else:
+            self.total += 1
+
+    def snapshot(self) -> Mapping[str, Any]:
+        return {"total": self.total}
+
+
+def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener) -> None:
+    count, sizes = Count(), []
+    log = opened(on_record=count.record, on_commit=sizes.append)
+    for number in range(10):
+        seq = log.append(Kind.TOKEN, {"number": number})
+        assert count.heard[-1].seq == seq
+    assert [record.seq for record in count.heard] == list(range(10))
+    assert sizes == sorted(sizes)
+    log.close()
+    again = Count()
+    opened(on_record=again.record)
+    assert again.heard == count.heard
+
+
+def test_opening_starts_at_the_newest_snapshot_under_the_checkpoint(
+    opened: Opener, folder: Path
+) -> None:
+    count = Count()
+    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    for number in range(30):
+        sign(log, number)
+    log.close()  # the writer may just have begun a segment
+    checkpoint, total = head(log), count.total
+
+    resumed = Count()
+    log = opened(newest_checkpoint=checkpoint, on_record=resumed.record, snapshot=resumed.snapshot)
+    assert resumed.total == total
+    assert resumed.heard[0].kind is Kind.SNAPSHOT
+    assert resumed.heard[0].seq == list_segments(folder)[-1].first
+    assert len(resumed.heard) < 10
+    assert log.tree_head() == (checkpoint.size, checkpoint.root)
+    sign(log)
+    assert whole(folder, checkpoint, head(log))
+
+
+def test_a_snapshot_beyond_the_checkpoint_is_not_believed(opened: Opener, folder: Path) -> None:
+    count = Count()
+    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    sign(log)
+    checkpoint = head(log)
+    for number in range(30):
+        sign(log, number)
+    log.close()
+    resumed = Count()
+    opened(newest_checkpoint=checkpoint, on_record=resumed.record)
+    assert resumed.heard[0].seq == 0
+    assert resumed.total == count.total
+    assert len(list_segments(folder)) > 3
+
+
+def test_open_intents_survive_a_snapshot(opened: Opener) -> None:
+    count = Count()
+    log = opened(segment_bytes=500, on_record=count.record, snapshot=count.snapshot)
+    early = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    for number in range(10):
+        sign(log, number)
+    checkpoint = head(log)
+    log.close()
+    log = opened(newest_checkpoint=checkpoint, segment_bytes=500)
+    [closing] = log.records(checkpoint.size, 9)
+    assert (closing.kind, closing.fields) == (Kind.INDETERMINATE, {"intent": early})
+
+
+def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, folder: Path) -> None:
+    count = Count()
+    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    for number in range(30):
+        sign(log, number)
+    log.close()  # the writer may just have begun a segment
+    checkpoint = head(log)
+    *older, last = list_segments(folder)
+    for segment in older:
+        segment.path.unlink()
+    unproven = f"begins with a snapshot at {last.first}, which no checkpoint proves"
+    with pytest.raises(AuditRefused, match=unproven):
+        opened()
+    log = opened(newest_checkpoint=checkpoint)
+    assert log.size == checkpoint.size
+
+
+def test_a_snapshot_too_large_for_a_record_stops_nothing(opened: Opener, folder: Path) -> None:
+    log = opened(segment_bytes=500, snapshot=lambda: {"state": bytes(MAX_BODY)})
+    for number in range(10):
+        sign(log, number)
+    log.close()
+    assert len(list_segments(folder)) > 1
+    assert whole(folder, head(log))
+
+
+def test_a_listener_that_fails_stops_the_log(opened: Opener) -> None:
+    stopped: list[str] = []
+    thrown: list[type[BaseException]] = []
+
+    def broken(_: Record) -> None:
+        raise KeyError("a mistake of ours")
+
+    hook, threading.excepthook = threading.excepthook, lambda args: thrown.append(args.exc_type)
+    try:
+        log = opened(on_record=broken, on_stop=stopped.append)
+        with pytest.raises(AuditUnavailable, match="internal error: KeyError"):
+            log.append(Kind.START, {})
+        log.close()
+    finally:
+        threading.excepthook = hook
+    assert stopped == [log.failed]
+    assert thrown == [KeyError]
+
+
+# Opening
+
+
+def test_intents_without_an_outcome_are_closed(opened: Opener, folder: Path) -> None:
+    log = opened()
+    first = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    sign(log)
+    second = log.append(Kind.INTENT, {"principal": "b"}, DIGESTS)
+    assert log.open_intents == 2
+    log.close()
+    log = opened()
+    closed = [(record.kind, record.fields) for record in log.records(4, 9)]
+    assert closed == [
+        (Kind.INDETERMINATE, {"intent": first}),
+        (Kind.INDETERMINATE, {"intent": second}),
+    ]
+    assert log.open_intents == 0
+    assert whole(folder, head(log))
+
+
+def test_a_directory_has_one_writer(opened: Opener) -> None:
+    log = opened()
+    with pytest.raises(AuditRefused, match="open in another process"):
+        opened()
+    sign(log)
+    log.close()
+    assert opened().size == 2
+
+
+def test_a_torn_tail_is_cut_kept_aside_and_recorded(opened: Opener, folder: Path) -> None:
+    log = opened()
+    sign(log)
+    log.close()
+    [segment] = list_segments(folder)
+    torn = b"\0\0\1\0 what an interrupted write leaves"
+    with segment.path.open("ab") as file:
+        file.write(torn)
+    assert not verify_log(folder, ORIGIN, []).whole
+    log = opened()
+    [record] = log.records(2, 9)
+    aside = folder / "0000000000000002-0.torn"
+    assert record.kind is Kind.RECOVERY
+    assert record.fields == {
+        "cut": [{"file": aside.name, "bytes": len(torn), "sha256": sha256(torn).digest()}]
+    }
+    assert aside.read_bytes() == torn
+    assert verify_log(folder, ORIGIN, [head(log)]).recovered == (2,)
+    assert whole(folder, head(log))
+
+
+def test_a_log_behind_its_checkpoint_is_refused_unchanged(opened: Opener, folder: Path) -> None:
+    log = opened()
+    sign(log)
+    sign(log)
+    checkpoint = head(log)
+    log.close()
+    [segment] = list_segments(folder)
+    cut = segment.path.read_bytes()[:-10]
+    segment.path.write_bytes(cut)
+    with pytest.raises(AuditRefused, match="ends after 3 records, but a checkpoint knows 4"):
+        opened(newest_checkpoint=checkpoint)
+    assert segment.path.read_bytes() == cut
+    assert not list(folder.glob("*.torn"))
+
+
+def test_a_directory_without_its_log_is_refused_where_a_checkpoint_knows_better(
+    opened: Opener, folder: Path
+) -> None:
+    log = opened()
+    sign(log)
+    checkpoint = head(log)
+    log.close()
+    list_segments(folder)[0].path.unlink()
+    with pytest.raises(AuditRefused, match="ends after 0 records"):
+        opened(newest_checkpoint=checkpoint)
+
+
+def test_another_root_than_the_checkpoint_is_refused(opened: Opener) -> None:
+    log = opened()
+    sign(log)
+    size = log.size
+    log.close()
+    with pytest.raises(AuditRefused, match="another root"):
+        opened(newest_checkpoint=Checkpoint(ORIGIN, size, bytes(32)))
+
+
+def test_a_log_of_another_origin_is_refused(opened: Opener) -> None:
+    log = opened()
+    sign(log)
+    log.close()
+    with pytest.raises(AuditRefused, match="belongs to another log"):
+        opened(origin="other.example/log")
+
+
+def test_a_missing_segment_is_refused(opened: Opener, folder: Path) -> None:
+    log = opened(segment_bytes=1000)
+    for number in range(20):
+        sign(log, number)
+    log.close()
+    middle = list_segments(folder)[2]
+    middle.path.unlink()
+    with pytest.raises(AuditRefused, match=f"{middle.first} is the next"):
+        opened()
+
+
+def test_an_override_goes_on_keeps_what_it_cut_and_is_recorded(
+    opened: Opener, folder: Path
+) -> None:
+    log = opened(segment_bytes=1000)
+    for number in range(20):
+        sign(log, number)
+    checkpoint = head(log)
+    log.close()
+    segments = list_segments(folder)
+    broken = segments[2]
+    data = bytearray(broken.path.read_bytes())
+    data[-5] ^= 1
+    broken.path.write_bytes(data)
+    before = {segment.path.name: segment.path.read_bytes() for segment in segments}
+
+    with pytest.raises(AuditRefused, match="not whole"):
+        opened(newest_checkpoint=checkpoint)
+    assert {s.path.name: s.path.read_bytes() for s in list_segments(folder)} == before
+
+    log = opened(newest_checkpoint=checkpoint, override=True)
+    report = verify_log(folder, ORIGIN, [head(log)])
+    assert report.whole
+    assert len(report.overridden) == 1
+    [told] = log.records(report.overridden[0], 1)
+    assert f"a checkpoint knows {checkpoint.size}" in str(told.fields["problems"])
+    aside = b"".join(path.read_bytes() for path in sorted(folder.glob("*.torn")))
+    assert data[-5:] in aside
+    assert all(before[segment.path.name] in aside for segment in segments[3:])
+    assert verify_log(folder, ORIGIN, [checkpoint]).problems != ()  # an auditor still sees it
+
+
+def test_an_override_of_nothing_is_not_recorded(opened: Opener) -> None:
+    log = opened()
+    sign(log)
+    log.close()
+    assert opened(override=True).size == 2
+
+
+# Room on the disk
+
+
+def test_a_low_disk_stops_intents_and_lets_the_rest_be_recorded(
+    opened: Opener, folder: Path
+) -> None:
+    disk, stopped = CountingDisk(), []
+    options = {"disk": disk, "low_disk_bytes": 1 << 20, "ballast_bytes": 1 << 16}
+    log = opened(**options, on_stop=stopped.append)
+    ballast = folder / "ballast"
+    assert ballast.stat().st_blocks * 512 >= 1 << 16  # it occupies what it promises
+    intent = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+
+    disk.free = (1 << 20) - 1
+    with pytest.raises(AuditUnavailable, match="bytes free"):
+        log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    assert not ballast.exists()
+    log.append(Kind.OUTCOME, {"intent": intent, "attempts": 1, "failures": {}}, SIGNATURES)
+    log.append(Kind.STOP, {})
+    assert stopped == [log.refusal]
+    assert log.failed == ""
+
+    disk.free = 1 << 30  # room alone does not resume: a restart does
+    with pytest.raises(AuditUnavailable):
+        log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    log.close()
+
+    disk.free = 100
+    with pytest.raises(AuditRefused, match="make room"):
+        opened(**options)
+    disk.free = 1 << 30
+    log = opened(**options)
+    assert ballast.exists()
+    sign(log)
+    assert whole(folder, head(log))

@@ -1,0 +1,339 @@
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import cbor2
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.audit import merkle
+from signer.audit.checkpoint import Checkpoint, Verifier, sign
+from signer.audit.proof import MAX_PROOF, ProofError, Proven, build, verify
+from signer.audit.record import Column, Kind, Record, Value, encode
+
+ORIGIN = "audit.example.test/signer"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+FAILED = 2
+DIGESTS = [sha256(bytes((n,))).digest() for n in range(5)]
+SIGNATURES = [bytes(64) if n == FAILED else bytes((n + 1,)) * 64 for n in range(5)]
+
+
+def an_intent(seq: int, digests: list[bytes] = DIGESTS) -> Record:
+    fields: dict[str, Value] = {
+        "principal": "spiffe://example.test/issuer",
+        "key_version": "facilities/01-001/keys/records/versions/1",
+        "format": "JWS",
+        "rule": "facilities.01-001",
+        "policy": bytes(range(32)),
+        "request_id": None,
+    }
+    return Record(seq, 1_000_000 * seq, Kind.INTENT, fields, Column(32, b"".join(digests)))
+
+
+def an_outcome(seq: int, intent: int, signatures: list[bytes] = SIGNATURES) -> Record:
+    fields: dict[str, Value] = {
+        "intent": intent,
+        "attempts": 1,
+        "failures": {str(FAILED): "HSM_UNAVAILABLE"},
+    }
+    column = Column(64, b"".join(signatures))
+    return Record(seq, 1_000_000 * seq + 5, Kind.OUTCOME, fields, column)
+
+
+def a_log() -> list[Record]:
+    return [
+        Record(0, 0, Kind.START, {}),
+        an_intent(1),
+        an_intent(2, DIGESTS[::-1]),
+        an_outcome(3, 1),
+        an_outcome(4, 2),
+        Record(5, 5_000_000, Kind.STOP, {}),
+    ]
+
+
+def note_of(log: list[Record], origin: str = ORIGIN, key: Ed25519PrivateKey = KEY) -> str:
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    root = merkle.root([record.leaf_hash() for record in log])
+    return sign(Checkpoint(origin, len(log), root), Verifier.from_spki(origin, spki), key.sign)
+
+
+def a_proof(
+    log: list[Record], *, intent: int = 1, outcome: int = 3, index: int = 0, note: str | None = None
+) -> str:
+    leaves = [record.leaf_hash() for record in log]
+    return build(
+        log[intent],
+        log[outcome],
+        index,
+        intent_path=merkle.inclusion_proof(leaves, intent),
+        outcome_path=merkle.inclusion_proof(leaves, outcome),
+        checkpoint_note=note or note_of(log),
+    )
+
+
+def check(proof: str) -> Proven:
+    return verify(proof, SPKI, ORIGIN)
+
+
+def with_fields(record: Record, **fields: Value) -> Record:
+    return replace(record, fields={**record.fields, **fields})
+
+
+def without(record: Record, name: str) -> Record:
+    return replace(record, fields={n: v for n, v in record.fields.items() if n != name})
+
+
+def test_a_signature_is_proven() -> None:
+    log = a_log()
+    root = merkle.root([record.leaf_hash() for record in log])
+
+    assert check(a_proof(log, index=3)) == Proven(
+        checkpoint=Checkpoint(ORIGIN, 6, root),
+        intent=1,
+        outcome=3,
+        index=3,
+        intent_us=1_000_000,
+        outcome_us=3_000_005,
+        principal="spiffe://example.test/issuer",
+        key_version="facilities/01-001/keys/records/versions/1",
+        format="JWS",
+        rule="facilities.01-001",
+        policy=bytes(range(32)),
+        digest=DIGESTS[3],
+        signature=SIGNATURES[3],
+        failure=None,
+    )
+
+
+def test_a_failure_is_proven_with_a_column_and_without() -> None:
+    log = a_log()
+    assert check(a_proof(log, index=FAILED)).failure == "HSM_UNAVAILABLE"
+    assert check(a_proof(log, index=FAILED)).signature is None
+
+    log[3] = replace(
+        with_fields(log[3], failures={str(n): "HSM_UNAVAILABLE" for n in range(5)}), column=None
+    )
+    proven = check(a_proof(log, index=4))
+    assert (proven.signature, proven.failure) == (None, "HSM_UNAVAILABLE")
+
+
+def test_an_outcome_without_failures_may_leave_them_out() -> None:
+    log = a_log()
+    signatures = [bytes((n + 1,)) * 64 for n in range(5)]
+    log[3] = without(an_outcome(3, 1, signatures), "failures")
+
+    assert check(a_proof(log, index=FAILED)).signature == signatures[FAILED]
+
+
+def test_every_item_of_large_batches_in_large_logs_is_proven() -> None:
+    digests = [sha256(n.to_bytes(2, "big")).digest() for n in range(67)]
+    signatures = [digest + digest for digest in digests]
+    fillers = [Record(seq, seq, Kind.WORKER, {}) for seq in range(200)]
+    outcome = with_fields(an_outcome(150, 77, signatures), failures={})
+    log = [*fillers[:77], an_intent(77, digests), *fillers[78:150], outcome, *fillers[151:]]
+    note = note_of(log)
+
+    for index in range(67):
+        proven = check(a_proof(log, intent=77, outcome=150, index=index, note=note))
+        assert (proven.digest, proven.signature) == (digests[index], signatures[index])
+
+
+def test_each_changed_byte_is_found() -> None:
+    proof = a_proof(a_log()).encode()
+    for position in range(len(proof)):
+        flipped = bytearray(proof)
+        flipped[position] ^= 1 << position % 8
+        with pytest.raises(ProofError):
+            check(flipped.decode(errors="surrogateescape"))
+
+
+def test_each_character_in_its_other_case_and_each_missing_one_is_found() -> None:
+    proof = a_proof(a_log())
+    for position, character in enumerate(proof):
+        before, after = proof[:position], proof[position + 1 :]
+        with pytest.raises(ProofError):
+            check(before + after)
+        if character.swapcase() != character:
+            with pytest.raises(ProofError):
+                check(before + character.swapcase() + after)
+
+
+def test_white_space_between_members_means_nothing() -> None:
+    proof = a_proof(a_log())
+
+    assert check(json.dumps(json.loads(proof), indent=2) + "\n") == check(proof)
+
+
+def test_parts_that_do_not_belong_together_are_found() -> None:
+    log = a_log()
+    parts = {index: json.loads(a_proof(log, index=index)) for index in (0, 1)}
+
+    mixed = {**parts[0], "outcome": parts[1]["outcome"]}
+    with pytest.raises(ProofError, match="not item 0 of the outcome"):
+        check(json.dumps(mixed))
+    with pytest.raises(ProofError, match="not item 1 of the intent"):
+        check(json.dumps({**parts[0], "index": 1}))
+    with pytest.raises(ProofError, match="not the outcome of this intent"):
+        check(a_proof(log, outcome=4))
+    swapped = {**parts[0], "intent": parts[0]["outcome"], "outcome": parts[0]["intent"]}
+    with pytest.raises(ProofError, match="another kind"):
+        check(json.dumps(swapped))
+
+
+def test_another_signature_or_digest_with_the_same_path_is_found() -> None:
+    for part in ("intent", "outcome"):
+        members = json.loads(a_proof(a_log()))
+        members[part]["item"] = bytes([9] * (len(members[part]["item"]) // 2)).hex()
+        with pytest.raises(ProofError, match=f"not item 0 of the {part}"):
+            check(json.dumps(members))
+
+
+def test_a_node_of_the_tree_is_no_item() -> None:
+    # The last of five items is a leaf right under the root, beside a node over
+    # the four others; only its hash's prefix tells a leaf from a node.
+    members = json.loads(a_proof(a_log(), index=4))
+    column = an_intent(1).column
+    assert column is not None
+    leaves = column.leaf_hashes()
+    members["intent"]["item"] = (leaves[0] + leaves[1]).hex()
+    members["intent"]["item_path"] = [merkle.root(leaves[2:4]).hex(), leaves[4].hex()]
+    with pytest.raises(ProofError, match="not item 4 of the intent"):
+        check(json.dumps(members))
+
+
+def test_an_item_of_another_width_than_the_head_says_is_found() -> None:
+    # An operator with the audit key, whose record nobody could parse: its head
+    # tells of signatures of 64 bytes, over a tree of longer ones.
+    log = a_log()
+    outcome, forged = log[3], [signature * 2 for signature in SIGNATURES]
+    column = Column(128, b"".join(forged))
+    body, leaf = encode(3, 5, Kind.OUTCOME, outcome.fields, outcome.column, root=column.root())
+    leaves = [*(record.leaf_hash() for record in log[:3]), leaf]
+    root = merkle.root(leaves)
+    note = sign(Checkpoint(ORIGIN, 4, root), Verifier.from_spki(ORIGIN, SPKI), KEY.sign)
+    members = json.loads(a_proof(log))
+    members["checkpoint"] = note
+    members["intent"]["path"] = [node.hex() for node in merkle.inclusion_proof(leaves, 1)]
+    members["outcome"] = {
+        "head": cbor2.loads(body)[0].hex(),
+        "path": [node.hex() for node in merkle.inclusion_proof(leaves, 3)],
+        "item": forged[0].hex(),
+        "item_path": [node.hex() for node in merkle.inclusion_proof(column.leaf_hashes(), 0)],
+    }
+    with pytest.raises(ProofError, match="not item 0 of the outcome"):
+        check(json.dumps(members))
+
+
+def test_paths_hold_hashes_and_nothing_else() -> None:
+    for path in ([""], ["00"], ["00" * 33]):
+        with pytest.raises(ProofError, match="do not have 32 bytes"):
+            check(changed_intent(item_path=path))
+
+
+def test_checkpoints_of_other_logs_and_keys_are_refused() -> None:
+    log = a_log()
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+    for note in (note_of(log, key=stranger), note_of(log, origin="other.example.test")):
+        with pytest.raises(ProofError, match="the checkpoint is refused"):
+            check(a_proof(log, note=note))
+    with pytest.raises(ProofError, match="the checkpoint is refused: the audit key"):
+        verify(a_proof(log), b"no key", ORIGIN)
+    with pytest.raises(ProofError, match="the intent is younger than the checkpoint"):
+        check(a_proof(log, note=note_of(log[:1])))
+    with pytest.raises(ProofError, match="not in the log of the checkpoint"):
+        check(a_proof(log, note=note_of([*log, Record(6, 0, Kind.START, {})])))
+
+
+Change = Callable[[list[Record]], Record]
+
+
+@pytest.mark.parametrize(
+    ("seq", "change"),
+    [
+        (1, lambda log: without(log[1], "principal")),
+        (1, lambda log: without(log[1], "policy")),
+        (1, lambda log: with_fields(log[1], rule=7)),
+        (1, lambda log: with_fields(log[1], policy=b"short")),
+        (1, lambda log: replace(log[1], column=None)),
+        (1, lambda log: replace(log[1], column=Column(1, b"abcde"))),
+        (1, lambda log: replace(log[1], column=Column(32, bytes(64)))),
+        (1, lambda log: replace(log[1], kind=Kind.DENIALS)),
+        (3, lambda log: with_fields(log[3], intent="1")),
+        (3, lambda log: with_fields(log[3], intent=True)),
+        (3, lambda log: without(log[3], "intent")),
+        (3, lambda log: with_fields(log[3], failures=[])),
+        (3, lambda log: with_fields(log[3], failures={"0": 1})),
+        (3, lambda log: with_fields(log[3], failures={"0": "HSM_UNAVAILABLE"})),
+        (3, lambda log: replace(log[3], column=None)),
+        (3, lambda log: replace(log[3], column=Column(64, bytes(5 * 64)))),
+        (3, lambda log: replace(log[3], kind=Kind.INDETERMINATE)),
+    ],
+)
+def test_records_that_contradict_each_other_prove_nothing(seq: int, change: Change) -> None:
+    log = a_log()
+    log[seq] = change(log)
+    with pytest.raises(ProofError):
+        check(a_proof(log))
+
+
+def test_an_outcome_before_its_intent_proves_nothing() -> None:
+    log = [Record(0, 0, Kind.START, {}), an_outcome(1, 2), an_intent(2)]
+    with pytest.raises(ProofError, match="not the outcome of this intent"):
+        check(a_proof(log, intent=2, outcome=1))
+
+
+def changed(**members: object) -> str:
+    return json.dumps({**json.loads(a_proof(a_log())), **members})
+
+
+def changed_intent(**members: object) -> str:
+    intent: Mapping[str, Any] = json.loads(a_proof(a_log()))["intent"]
+    return changed(intent={**intent, **members})
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        "9" * 10_000,
+        a_proof(a_log()) * 2,
+        a_proof(a_log())[:-1] + ',"index":0}',
+        " " * (MAX_PROOF + 1),
+        changed(form="another"),
+        changed(extra=1),
+        changed(checkpoint=None),
+        changed(checkpoint="\ud800\n\n— x y\n"),
+        changed(index="0"),
+        changed(index=False),
+        changed(index=-5),
+        changed(index=10**30),
+        changed(intent=None),
+        changed_intent(extra=1),
+        changed_intent(head=7),
+        changed_intent(head=""),
+        changed_intent(head="zz"),
+        changed_intent(item=None),
+        changed_intent(path=None),
+        changed_intent(path=[None]),
+        changed_intent(path=["00"]),
+        changed_intent(path=["00" * 32] * 3),
+        changed_intent(item_path=[]),
+    ],
+)
+def test_malformed_proofs_are_refused(proof: str) -> None:
+    with pytest.raises(ProofError):
+        check(proof)
+
+
+def test_items_that_do_not_exist_cannot_be_proven() -> None:
+    with pytest.raises(ProofError, match="item 5 is not in a column of 5"):
+        a_proof(a_log(), index=5)

@@ -1,0 +1,408 @@
+import base64
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import cbor2
+import click
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.audit import checkpoint
+from signer.audit.checkpoint import Checkpoint, Verifier
+from signer.audit.log import AuditLog
+from signer.audit.record import Column, Kind, Value
+from signer.audit.segments import list_segments
+from signer.cli.main import main
+from signer.clock import SystemClock
+from signer.formats import base45
+
+ORIGIN = "signer.example/test"
+PRINCIPAL = "spiffe://signer.example/facility/01-001"
+BATCHES = 20
+
+
+def digest(batch: int, item: int) -> bytes:
+    return sha256(b"digest %d %d" % (batch, item)).digest()
+
+
+def signature(batch: int, item: int) -> bytes:
+    return sha256(b"signature %d %d" % (batch, item)).digest() * 2
+
+
+def sealed(log: AuditLog, key: Ed25519PrivateKey) -> str:
+    covered = Checkpoint(ORIGIN, *log.tree_head())
+    return checkpoint.sign(covered, Verifier.from_spki(ORIGIN, spki(key)), key.sign)
+
+
+def spki(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def pem(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An appliance's directory with a log of 20 batches of 3 items, the last item failed.
+
+    Beside the log: its key, the newest checkpoint, and an early one elsewhere.
+    """
+    root = tmp_path_factory.mktemp("appliance")
+    key = Ed25519PrivateKey.generate()
+    (root / "audit" / "checkpoints").mkdir(parents=True)
+    (root / "audit" / "audit.pub.pem").write_bytes(pem(key))
+    (root / "signer.yaml").write_text("")
+    log = AuditLog.open(
+        root / "audit",
+        origin=ORIGIN,
+        clock=SystemClock(),
+        segment_bytes=4000,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        snapshot=dict,
+    )
+    log.append(Kind.START, {"version": "1"})
+    for batch in range(BATCHES):
+        fields: dict[str, Value] = {
+            "principal": PRINCIPAL,
+            "key_version": "facilities/01-001/keys/records/versions/1",
+            "format": "JWS",
+            "rule": "facilities.01-001.clients",
+            "policy": sha256(b"policy").digest(),
+            "request_id": f"request-{batch}",
+            "facility": "01-001",
+            "now": 1_767_571_200,
+        }
+        digests = Column(32, b"".join(digest(batch, item) for item in range(3)))
+        intent = log.append(Kind.INTENT, fields, digests)
+        made = Column(64, signature(batch, 0) + signature(batch, 1) + bytes(64))
+        outcome: dict[str, Value] = {"intent": intent, "attempts": 1, "failures": {"2": "LOST"}}
+        log.append(Kind.OUTCOME, outcome, made)
+        if batch == 5:
+            (root / "early").write_text(sealed(log, key))
+    log.append(Kind.STOP, {})
+    (root / "audit" / "checkpoints" / "newest").write_text(sealed(log, key))
+    log.close()
+    assert len(list_segments(root / "audit")) > 2
+    return root
+
+
+@pytest.fixture
+def appliance(master: Path, tmp_path: Path) -> Path:
+    """A copy of it, for the test alone."""
+    return Path(shutil.copytree(master, tmp_path / "appliance"))
+
+
+@click.command()
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def console_script(words: tuple[str, ...]) -> None:
+    main(["audit", *words])
+
+
+def run(*arguments: object) -> Result:
+    """Runs `signer audit ...` as the console script does, refusals and exit codes included."""
+    return CliRunner().invoke(console_script, ["--", *map(str, arguments)])
+
+
+# --- verify ----------------------------------------------------------------------------------
+
+
+def test_whole_log_is_in_order(appliance: Path) -> None:
+    result = run("verify", "--config", appliance / "signer.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert f"the log {ORIGIN} is in order" in result.stdout
+    assert result.stderr == ""
+
+
+def test_whole_log_as_json_with_a_checkpoint_from_elsewhere(appliance: Path) -> None:
+    result = run(
+        "verify", "--dir", appliance / "audit", "--checkpoint", appliance / "early", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["whole"] is True
+    assert report["origin"] == ORIGIN
+    assert report["checkpoints"] == 2
+    assert report["items"] == 3 * BATCHES
+    assert report["kinds"]["intent"] == report["kinds"]["outcome"] == BATCHES
+    assert report["signed_records"] == report["records"]
+    assert report["problems"] == []
+
+
+def flip_a_byte(appliance: Path) -> None:
+    path = list_segments(appliance / "audit")[1].path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lose_the_last_segment(appliance: Path) -> None:
+    list_segments(appliance / "audit")[-1].path.unlink()
+
+
+def lose_a_segment(appliance: Path) -> None:
+    list_segments(appliance / "audit")[1].path.unlink()
+
+
+def lose_the_checkpoints(appliance: Path) -> None:
+    (appliance / "audit" / "checkpoints" / "newest").unlink()
+
+
+def forge_the_checkpoint(appliance: Path) -> None:
+    path = appliance / "audit" / "checkpoints" / "newest"
+    lines = path.read_text().split("\n")
+    lines[1] = str(int(lines[1]) - 1)
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        flip_a_byte,
+        lose_the_last_segment,
+        lose_a_segment,
+        lose_the_checkpoints,
+        forge_the_checkpoint,
+    ],
+)
+def test_what_is_wrong_is_told(appliance: Path, tamper: Callable[[Path], None]) -> None:
+    tamper(appliance)
+    result = run("verify", "--dir", appliance / "audit")
+    assert result.exit_code == 1
+    assert "wrong: " in result.stderr
+    assert "NOT in order" in result.stdout
+    described = run("verify", "--dir", appliance / "audit", "--json")
+    assert described.exit_code == 1
+    report = json.loads(described.stdout)
+    assert report["whole"] is False
+    assert report["problems"]
+
+
+def test_another_key_verifies_nothing(appliance: Path) -> None:
+    other = appliance / "other.pem"
+    other.write_bytes(pem(Ed25519PrivateKey.generate()))
+    result = run("verify", "--dir", appliance / "audit", "--key", other)
+    assert result.exit_code == 1
+    assert "no signature of the audit key" in result.stderr
+
+
+def test_another_origin_is_refused(appliance: Path) -> None:
+    result = run("verify", "--dir", appliance / "audit", "--origin", "other.example/log")
+    assert result.exit_code == 1
+
+
+def test_no_log_no_key_no_place(appliance: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no log" in run("verify", "--dir", empty).stderr
+    assert run("verify", "--dir", empty).exit_code == 1
+    (appliance / "audit" / "audit.pub.pem").write_text("no key")
+    assert "is no public key" in run("verify", "--dir", appliance / "audit").stderr
+    (appliance / "audit" / "audit.pub.pem").unlink()
+    absent = run("verify", "--dir", appliance / "audit")
+    assert absent.exit_code == 1
+    assert "audit.pub.pem" in absent.stderr
+    assert run("verify").exit_code == 2
+    assert run("show").exit_code == 2
+
+
+# --- find ------------------------------------------------------------------------------------
+
+
+def found(*arguments: object) -> list[dict[str, object]]:
+    result = run("find", *arguments, "--json")
+    assert result.exit_code == (0 if result.stdout.strip() != "[]" else 1), result.stderr
+    parsed: list[dict[str, object]] = json.loads(result.stdout)
+    return parsed
+
+
+def test_finds_by_hash(master: Path) -> None:
+    place = ("--dir", master / "audit")
+    by_signature = found(*place, sha256(signature(7, 1)).hexdigest())
+    by_digest = found(*place, digest(7, 1).hex())
+    assert by_signature == by_digest
+    (match,) = by_digest
+    assert match["item"] == 1
+    assert match["principal"] == PRINCIPAL
+    assert match["request_id"] == "request-7"
+    assert match["digest"] == digest(7, 1).hex()
+    assert match["signature"] == signature(7, 1).hex()
+    assert match["failure"] is None
+
+
+def test_finds_a_failed_item_by_its_digest(master: Path) -> None:
+    (match,) = found("--dir", master / "audit", digest(7, 2).hex())
+    assert match["signature"] is None
+    assert match["failure"] == "LOST"
+
+
+def b64url(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def cose(made: bytes) -> bytes:
+    return cbor2.dumps(cbor2.CBORTag(18, [b"\xa1\x01\x26", {4: b"kid"}, b"payload", made]))
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [
+        lambda made: made,
+        lambda made: base64.b64encode(made) + b"\n",
+        lambda made: b".".join((b64url(b"{}"), b64url(b"{}"), b64url(made))) + b"\n",
+        cose,
+        lambda made: b"HC1:" + base45.encode(zlib.compress(cose(made))),
+        lambda made: b"HC1:" + base45.encode(zlib.compress(cose(made) + b" ")) + b"\n",
+    ],
+    ids=["raw", "base64", "jws", "cose", "hcert", "hcert-odd"],
+)
+def test_finds_the_signature_of_a_file(
+    master: Path, tmp_path: Path, finish: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / "signed"
+    file.write_bytes(finish(signature(3, 0)))
+    (match,) = found("--dir", master / "audit", "--file", file)
+    assert match["signature"] == signature(3, 0).hex()
+    file.write_bytes(finish(signature(BATCHES, 0)))
+    assert found("--dir", master / "audit", "--file", file) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"HC1:", b"HC1:abc", b"HC1::::", b"HC1:0", b"a.b.c", b"\xd2\x84", b"\xd2\x80", b"===="],
+)
+def test_a_file_that_is_no_message_is_not_found(
+    master: Path, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "signed"
+    file.write_bytes(content)
+    result = run("find", "--dir", master / "audit", "--file", file)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "not in the log" in result.stderr
+
+
+def test_find_prints_for_eyes(master: Path) -> None:
+    result = run("find", "--config", master / "signer.yaml", digest(0, 0).hex())
+    assert result.exit_code == 0
+    assert f"principal    {PRINCIPAL}\n" in result.stdout
+
+
+@pytest.mark.parametrize("words", [(), ("abc",), ("zz" * 32,), ("00" * 31,)])
+def test_find_wants_a_hash_or_a_file(master: Path, words: tuple[str, ...]) -> None:
+    result = run("find", "--dir", master / "audit", *words)
+    assert result.exit_code == 2
+    assert "SHA" in result.stderr
+
+
+def test_find_in_a_damaged_log_says_so(appliance: Path) -> None:
+    flip_a_byte(appliance)
+    result = run("find", "--dir", appliance / "audit", digest(19, 0).hex())
+    assert result.exit_code == 1
+    assert "damaged" in result.stderr
+
+
+# --- prove -----------------------------------------------------------------------------------
+
+
+def test_proof_verifies_with_the_key_alone(master: Path, tmp_path: Path) -> None:
+    result = run("prove", "--dir", master / "audit", digest(9, 1).hex())
+    assert result.exit_code == 0, result.stderr
+    file, key = tmp_path / "proof.json", tmp_path / "key.pem"
+    file.write_text(result.stdout)
+    key.write_bytes((master / "audit" / "audit.pub.pem").read_bytes())
+    verified = run("verify", "--proof", file, "--key", key, "--json")
+    assert verified.exit_code == 0, verified.stderr
+    proven = json.loads(verified.stdout)
+    assert proven["log"] == ORIGIN
+    assert proven["principal"] == PRINCIPAL
+    assert proven["rule"] == "facilities.01-001.clients"
+    assert proven["policy_sha256"] == sha256(b"policy").hexdigest()
+    assert proven["signature"] == signature(9, 1).hex()
+    assert "principal" in run("verify", "--proof", file, "--key", key).stdout
+    wrong_origin = run("verify", "--proof", file, "--key", key, "--origin", "other.example/log")
+    assert wrong_origin.exit_code == 1
+    assert run("verify", "--proof", file).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda text: text.replace(signature(9, 1).hex(), signature(9, 0).hex()),
+        lambda text: text.replace('"index":1', '"index":0'),
+        lambda _: "[]",
+        lambda _: "no json",
+        lambda _: '{"checkpoint": 1}',
+    ],
+)
+def test_forged_proof_is_refused(master: Path, tmp_path: Path, forge: Callable[[str], str]) -> None:
+    text = run("prove", "--dir", master / "audit", digest(9, 1).hex()).stdout
+    file = tmp_path / "proof.json"
+    file.write_text(forge(text))
+    assert file.read_text() != text
+    result = run("verify", "--proof", file, "--key", master / "audit" / "audit.pub.pem")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_proof_by_record_into_a_file_under_an_early_checkpoint(
+    master: Path, tmp_path: Path
+) -> None:
+    place = ("--dir", master / "audit", "--checkpoint", master / "early")
+    output = tmp_path / "proof.json"
+    (match,) = found("--dir", master / "audit", digest(1, 0).hex())
+    result = run("prove", *place, "--record", match["intent"], "--item", 0, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    early = (master / "early").read_text()
+    assert json.loads(output.read_text())["checkpoint"] == early
+    later = run("prove", *place, digest(19, 0).hex())
+    assert later.exit_code == 1
+    assert "newer checkpoint" in later.stderr
+
+
+def test_nothing_is_proven_without_item_or_checkpoint(appliance: Path) -> None:
+    place = ("--dir", appliance / "audit")
+    assert "nothing to prove" in run("prove", *place, "00" * 32).stderr
+    assert run("prove", *place, "--record", 0).exit_code == 1
+    lose_the_checkpoints(appliance)
+    result = run("prove", *place, digest(9, 1).hex())
+    assert result.exit_code == 1
+    assert "no checkpoint" in result.stderr
+
+
+# --- show and export -------------------------------------------------------------------------
+
+
+def test_shows_the_last_records_and_one_in_full(master: Path) -> None:
+    place = ("--dir", master / "audit")
+    table = run("show", *place, "--last", 3)
+    assert table.exit_code == 0, table.stderr
+    assert "stop" in table.stdout
+    assert "3 items" in table.stdout
+    listed = json.loads(run("show", *place, "--last", 3, "--json").stdout)
+    assert len(listed) == 3
+    one = json.loads(run("show", *place, 0, "--json").stdout)
+    assert (one["seq"], one["kind"]) == (0, "start")
+    assert "kind    start" in run("show", *place, 0).stdout
+    absent = run("show", *place, 10**6)
+    assert absent.exit_code == 1
+    assert "not in the log" in absent.stderr
+
+
+def test_exports_every_record_as_a_line(master: Path) -> None:
+    place = ("--dir", master / "audit")
+    lines = [json.loads(line) for line in run("export", *place).stdout.splitlines()]
+    assert [line["seq"] for line in lines] == list(range(len(lines)))
+    intents = [line for line in lines if line["kind"] == "intent"]
+    assert [line["items"][0] for line in intents] == [digest(b, 0).hex() for b in range(BATCHES)]
+    part = run("export", *place, "--from", 3, "--to", 5).stdout.splitlines()
+    assert [json.loads(line) for line in part] == lines[3:6]
