@@ -59,6 +59,7 @@ def _address(value: object) -> Address:
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
+    value = str(value) if isinstance(value, Path) else value  # a default
     if not isinstance(value, str) or not value:
         raise ValueError("should be a path")
     if not info.context:
@@ -127,6 +128,17 @@ class LimitsConfig(Part):
     drain_seconds: int = Field(20, ge=0, le=3600)
 
 
+class AuditConfig(Part):
+    """The audit log: where it lies, what it calls itself, where its checkpoints are shipped."""
+
+    directory: File = Field(default=Path("audit"), validate_default=True)
+    origin: str = Field("signer/audit", pattern=r"^[!-*,-~]{1,200}$")  # C2SP: no space, no plus
+    mirror: File | None = None
+    segment_bytes: int = Field(64 << 20, ge=1 << 20, le=1 << 30)
+    low_disk_bytes: int = Field(256 << 20, ge=1 << 20)
+    ballast_bytes: int = Field(64 << 20, ge=1 << 20)
+
+
 class Config(Part):
     """The daemon's configuration; every path is absolute.
 
@@ -140,6 +152,7 @@ class Config(Part):
     policy: File
     state: File
     tokens: tuple[TokenConfig, ...] = Field(strict=False)
+    audit: AuditConfig = Field(default={}, validate_default=True)
     limits: LimitsConfig = LimitsConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     reflection: bool = False
@@ -181,29 +194,41 @@ def load_client(path: Path) -> ClientConfig:
 
 
 def load_policy(path: Path) -> Policy:
+    """Reads a policy; see ``read_policy``."""
+    return read_policy(path).policy
+
+
+class PolicyText(NamedTuple):
+    """A policy and the bytes that its ``sha256`` is taken over."""
+
+    policy: Policy
+    text: bytes
+
+
+def read_policy(path: Path) -> PolicyText:
     """Reads a policy: one file, or the ``*.yaml`` of a directory in the order of their names.
 
     Files are merged section by section; nothing may stand in two of them. The
-    policy's ``sha256`` is taken over each file in that order: the length of its
+    policy's text is made of each file in that order: the length of its
     name and the name, the length of its bytes and the bytes, each written as
     the netstring ``LENGTH:BYTES,``. Raises ConfigError with all that is wrong.
     """
     read: list[Violation] = []
-    digest = hashlib.sha256()
+    text: list[bytes] = []
     merged: dict[str, object] = {}
     origins: dict[str, str] = {}
     budget = MAX_POLICY_BYTES
     for file in _policy_files(path):
         content = _read(file, budget)
         budget -= len(content)
-        for part in (file.name.encode(), content):
-            digest.update(b"%d:%b," % (len(part), part))
+        text += [b"%d:%b," % (len(part), part) for part in (file.name.encode(), content)]
         _merge(merged, _document(content, file, read), file.name, origins, read)
     found: list[Violation] = []
-    policy = compile_policy(merged, digest.hexdigest(), found)
+    whole = b"".join(text)
+    policy = compile_policy(merged, hashlib.sha256(whole).hexdigest(), found)
     if read or found:
         _refuse(path, _together(read, found))
-    return policy
+    return PolicyText(policy, whole)
 
 
 def _load(kind: type[P], path: Path) -> P:

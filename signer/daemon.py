@@ -22,21 +22,24 @@ from signer.api.server import ROLES, Server
 from signer.api.signing import SigningService
 from signer.api.tls import Certificates
 from signer.clock import SystemClock
-from signer.config import Config, TokenConfig, load_config, load_policy
+from signer.config import Config, TokenConfig, load_config, read_policy
 from signer.engine import Engine, Snapshot
-from signer.errors import ConfigError, OperatorError
+from signer.errors import ConfigError, OperatorError, Violation
 from signer.hsm.pool import Pool
 from signer.hsm.service import Hsm
 from signer.hsm.slot import START_SECONDS
 from signer.hsm.spec import TokenSpec
+from signer.keys.audit import without_audit_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.model import KeyState
 from signer.observe import logs
-from signer.observe.gauges import Reading, readings
+from signer.observe.gauges import Reading, audit_readings, readings
 from signer.observe.http import HttpPort
 from signer.observe.reports import Reports
+from signer.policy.rules import Policy
 from signer.policy.usage import Usage
+from signer.trail import Trail
 
 TICK_SECONDS = 0.25
 """How often readiness and registry are looked at."""
@@ -73,14 +76,20 @@ class Daemon:
         self._registry = Registry.open(config.registry)
         self._certificates = Certificates(config.tls)
         self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
-        snapshot = Snapshot(load_policy(config.policy), self._registry.snapshot())
-        _check_tokens(snapshot.keys, self._hsm)
+        policy, self._policy_text = read_policy(config.policy)
+        keys = self._registry.snapshot()
+        _check_tokens(keys, self._hsm)
+        self._trail = Trail(config.audit, keys, self._clock, self._reports)
+        usage = Usage()
+        self._trail.evidence.attach(self._trail.log, usage)
+        self._reports.keep(self._trail)
         self._engine = Engine(
-            snapshot,
+            Snapshot(policy, without_audit_key(keys)),
             self._hsm,
-            Usage(),
-            self._reports.metrics,
-            self._clock,
+            self._trail.evidence,
+            usage=usage,
+            observer=self._reports.metrics,
+            clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
         self._server = self._build_server()
@@ -124,10 +133,14 @@ class Daemon:
     def start(self) -> None:
         """Starts the parts in their order; raises OperatorError where that cannot go well."""
         self._hear(signal.SIGHUP)  # by default it would end a daemon that is still starting
+        snapshot = self._engine.snapshot
+        self._trail.policy(snapshot.policy, self._policy_text)
+        self._trail.started(snapshot.policy, snapshot.keys)
         self._hsm.start()
         for label, (kind, text) in self._hsm.wait_for_outcomes(START_SECONDS).items():
             if kind is not None and kind.ends_start:
                 raise OperatorError(f"token {label}: {text}")
+        self._trail.start(self._hsm)
         address = self._config.metrics
         self._reports.watch(self._readings)
         self._http = HttpPort(
@@ -144,6 +157,7 @@ class Daemon:
             reasons = self.reasons()
             self._server.set_serving(not reasons)
             self._server.expire(self._clock.monotonic())
+            self._trail.tick()
             self._reports.readiness(reasons)
             if not reasons and not announced:
                 announced = True
@@ -162,9 +176,10 @@ class Daemon:
             signal.signal(number, lambda received, _: self._events.put(signal.Signals(received)))
 
     def stop(self) -> None:
-        """Drains: health first, then calls at work, workers last."""
+        """Drains: health first, then calls at work, the audit log, workers last."""
         self._draining = True
         self._server.drain(self._config.limits.drain_seconds)
+        self._trail.close()
         self._hsm.close()
         if self._http is not None:
             self._http.close()
@@ -174,6 +189,8 @@ class Daemon:
     def reasons(self) -> list[str]:
         """Why the daemon does not serve; empty where it does."""
         reasons = self._hsm.reasons()
+        if refusal := self._trail.log.refusal:
+            reasons.append(refusal)
         if self._draining:
             reasons.append("the daemon is stopping")
         return reasons
@@ -181,13 +198,21 @@ class Daemon:
     def reload(self) -> Reloaded:
         """Reads policy and certificates again; all of it or, with ConfigError, nothing."""
         with self._reloading:
-            policy = load_policy(self._config.policy)
+            policy, text = read_policy(self._config.policy)
             certificate_changed = self._certificates.reload()
             before = self._engine.snapshot
+            if policy.sha256 != before.policy.sha256:
+                self._record_policy(policy, text)
             self._engine.snapshot = Snapshot(policy, before.keys)
             changed = Reloaded(policy.sha256 != before.policy.sha256, certificate_changed)
         self._reports.reloaded(policy.sha256, changed.policy_changed, certificate_changed)
         return changed
+
+    def _record_policy(self, policy: Policy, text: bytes) -> None:
+        try:
+            self._trail.policy(policy, text)
+        except OperatorError as error:
+            raise ConfigError(str(self._config.policy), [Violation("", str(error))]) from error
 
     def _reload_by_signal(self) -> None:
         try:
@@ -199,11 +224,13 @@ class Daemon:
         """Serves what the registry holds now; keeps the last snapshot while it cannot be read."""
         try:
             if self._registry.revision() != self._engine.snapshot.keys.revision:
-                keys = self._registry.snapshot()
-                _check_tokens(keys, self._hsm)
+                found = self._registry.snapshot()
+                _check_tokens(found, self._hsm)
+                keys = without_audit_key(found)
                 # Workers must know a key before the first chunk that needs it.
                 self._hsm.refresh()
                 self._enforce(self._engine.snapshot.keys, keys)
+                self._trail.keys_changed(self._engine.snapshot.keys, keys)
                 with self._reloading:
                     self._engine.snapshot = Snapshot(self._engine.snapshot.policy, keys)
                 self._reports.keys_changed(len(keys), keys.revision)
@@ -225,14 +252,18 @@ class Daemon:
                 self._hsm.resume_key(old)
 
     def _readings(self) -> list[Reading]:
-        return readings(
-            self._engine.snapshot,
-            self._hsm,
-            self._certificates.expiries(),
-            ready=not self.reasons(),
-            now=self._clock.now(),
-            monotonic=self._clock.monotonic(),
-        )
+        log = self._trail.log
+        return [
+            *readings(
+                self._engine.snapshot,
+                self._hsm,
+                self._certificates.expiries(),
+                ready=not self.reasons(),
+                now=self._clock.now(),
+                monotonic=self._clock.monotonic(),
+            ),
+            *audit_readings(log.open_intents, self._trail.checkpoint_time, log.free_bytes),
+        ]
 
 
 def _check_tokens(keys: KeyIndex, hsm: Hsm) -> None:

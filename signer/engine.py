@@ -1,8 +1,8 @@
-"""The pipeline of a signature: authorise, prepare, charge, sign and check, finish.
+"""The pipeline of a signature: authorise, prepare, charge, record, sign and check, record, finish.
 
 ``Engine.sign_batch`` is the whole of it. A batch keeps the snapshot (policy and
 keys) under which it was authorised; it needs no lock but those of the usage
-counters and of the HSM's queue.
+counters, of the audit log and of the HSM's queue.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
+from signer.evidence import Answered, Evidence, Intent, Ticket, cannot_repeat, content_hash
 from signer.formats import FORMATS
 from signer.keys.index import KeyIndex
 from signer.model import (
@@ -28,6 +29,7 @@ from signer.model import (
     Prepared,
     Signed,
     SignJob,
+    parse_key_or_version,
 )
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
@@ -37,6 +39,7 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """Clients of gRPC refuse larger answers unless told otherwise."""
 FAILURE_BYTES = 400
 """What one failed item adds to an answer, at most."""
+_NOTHING = Failure(Reason.INTERNAL, "nothing was to sign")  # befalls no item
 SMALLEST_BUDGET = 0.005
 """Seconds below which no HSM is asked for anything."""
 
@@ -51,7 +54,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """One call of SignBatch; ``version`` None means the primary; ``deadline`` is monotonic."""
+    """One call of SignBatch; ``version`` None means the primary; ``deadline`` is monotonic.
+
+    ``request_id`` is the caller's, empty where there is none; ``call_id`` is ours.
+    """
 
     principal: str
     key: KeyName
@@ -59,6 +65,16 @@ class BatchRequest:
     format: Format
     payloads: Sequence[bytes]
     deadline: float
+    request_id: str = ""
+    call_id: str = ""
+
+    def ticket(self) -> Ticket:
+        """Returns what tells a repetition of this request from another one."""
+        if not self.request_id:
+            return Ticket(self.principal, "", b"")
+        named = f"{self.key}/versions/{self.version or 0}"
+        content = content_hash(named, self.format, self.payloads)
+        return Ticket(self.principal, self.request_id, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +112,11 @@ class Engine:
         self,
         snapshot: Snapshot,
         hsm: Hsm,
+        evidence: Evidence,
+        *,
         usage: Usage,
         observer: Observer,
         clock: Clock,
-        *,
         answer_bytes: int,
     ) -> None:
         """Takes ``answer_bytes``: what gRPC lets out; the HSM must not work for more."""
@@ -107,6 +124,7 @@ class Engine:
         self._answer_bytes = min(answer_bytes, MAX_ANSWER_BYTES)
         self.usage = usage
         self._hsm = hsm
+        self._evidence = evidence
         self._observer = observer
         self._clock = clock
 
@@ -114,45 +132,73 @@ class Engine:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""
         snapshot, now = self.snapshot, self._clock.now()
 
-        # 1. May this principal do this now, and with which version?
+        # 1. May this principal do this now?
         with self._stage("authorise"):
             decision = decide(snapshot.policy, request.principal, request.key, request.format, now)
             terms = _granted(decision)
             _check_size(request, terms)
-            version = _find_version(snapshot.keys, request, now)
-            _granted(check_algorithm(terms, request.format, version.algorithm))
+            ticket = request.ticket()
 
-        # 2. From payloads to bytes to sign. What does not parse fails its item.
-        with self._stage("format"):
-            message_format = FORMATS[request.format]
-            context = FormatContext(version, int(now), terms.hcert, terms.content)
-            self._check_answer(message_format.max_output(request.payloads, context), request)
-            prepared = message_format.prepare(request.payloads, context)
-            column = _Column(prepared, version.algorithm)
+        # 2. Whoever repeats a request gets the same bytes again, at no cost.
+        with self._evidence.once(ticket, request.deadline) as earlier:
+            if earlier is not None:
+                return _repeat(request, snapshot.keys, terms, earlier)
 
-        # 3. Where the HSM takes it, it counts: the quota is charged and never refunded.
-        job = _job(column.inputs, version, terms, request.deadline)
-        self._check_time(request.deadline)
-        refused = self._hsm.admit(job) if job.inputs else None
-        if refused is None:
-            self._charge(terms, len(job.inputs), now)
+            # 3. From payloads to bytes to sign. What does not parse fails its item.
+            with self._stage("format"):
+                version = _find_version(snapshot.keys, request, now)
+                _granted(check_algorithm(terms, request.format, version.algorithm))
+                message_format = FORMATS[request.format]
+                context = FormatContext(version, int(now), terms.hcert, terms.content)
+                self._check_answer(message_format.max_output(request.payloads, context), request)
+                prepared = message_format.prepare(request.payloads, context)
+                column = _Column(prepared, version.algorithm)
 
-        # 4. The HSM signs, the worker checks; one bad item fails alone.
-        with self._stage("hsm"):
-            signed = self._sign(job, refused)
-            failures = prepared.failures | column.at_their_places(signed.failures)
+            # 4. Where the HSM takes it, it counts: the quota is charged and never refunded.
+            job = _job(column.inputs, version, terms, request.deadline)
+            self._check_time(request.deadline)
+            refused = self._hsm.admit(job) if job.inputs else None
+            if refused is None:
+                self._charge(terms, len(job.inputs), now)
 
-        # 5. From signatures to finished messages.
-        with self._stage("format"):
-            outputs = message_format.finish(prepared, column.spread(signed.signatures), context)
+            # 5. The intent is on record, the HSM signs, the outcome is on record.
+            if refused is None and job.inputs:
+                intent = Intent(
+                    ticket=ticket,
+                    call_id=request.call_id,
+                    version=version,
+                    format=request.format,
+                    rule=decision.rule,
+                    policy_sha256=snapshot.policy.sha256,
+                    facility=terms.facility,
+                    group=terms.group or "",
+                    now=context.now,
+                    hcert=context.hcert,
+                    asked=len(request.payloads),
+                    failed=prepared.failures,
+                    digests=column.digests(),
+                )
+                signed = self._sign(job, intent)
+            else:
+                signed = Signed.all_failed(job, refused or _NOTHING)
+
+            # 6. From signatures to finished messages.
+            with self._stage("format"):
+                failures = prepared.failures | column.at_their_places(signed.failures)
+                outputs = message_format.finish(prepared, column.spread(signed.signatures), context)
 
         self._count(request.format, version, terms, failures, len(outputs))
         return BatchResult(version, terms, decision.rule, outputs, failures)
 
-    def _sign(self, job: SignJob, refused: Failure | None) -> Signed:
-        if refused is not None:
-            return Signed.all_failed(job, refused)
-        return self._hsm.sign(job) if job.inputs else Signed([], {})
+    def _sign(self, job: SignJob, intent: Intent) -> Signed:
+        """Signs what is on record; whatever happens, what came of it is on record, too."""
+        with self._stage("audit"):
+            seq = self._evidence.intend(intent)
+        with self._stage("hsm"), self._evidence.closing(seq):
+            signed = self._hsm.sign(job)
+        with self._stage("audit"):
+            self._evidence.conclude(seq, job.version, signed)
+        return signed
 
     def _check_answer(self, bound: int, request: BatchRequest) -> None:
         size = bound + FAILURE_BYTES * len(request.payloads)
@@ -206,6 +252,7 @@ class _Column:
     """The inputs of the HSM for the items that are still good, and their places."""
 
     def __init__(self, prepared: Prepared, algorithm: Algorithm) -> None:
+        self._as_they_are = prepared.prehashed or algorithm.hash_name == "sha256"
         self._size = len(prepared.to_sign)
         self._places = (
             [i for i in range(self._size) if i not in prepared.failures]
@@ -215,7 +262,14 @@ class _Column:
         good = (
             [prepared.to_sign[i] for i in self._places] if prepared.failures else prepared.to_sign
         )
+        self._good = good
         self.inputs = good if prepared.prehashed else _digests(algorithm, good)
+
+    def digests(self) -> Sequence[bytes]:
+        """What the audit log knows the items by: SHA-256 of the bytes to sign, or their digest."""
+        if self._as_they_are:
+            return self.inputs
+        return [hashlib.sha256(each).digest() for each in self._good]
 
     def at_their_places(self, failures: dict[int, Failure]) -> dict[int, Failure]:
         """Failures by the place of their item in the batch."""
@@ -244,6 +298,31 @@ def _digests(algorithm: Algorithm, messages: Sequence[bytes]) -> Sequence[bytes]
 
 def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:
     return SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline)
+
+
+def _repeat(request: BatchRequest, keys: KeyIndex, terms: Terms, earlier: Answered) -> BatchResult:
+    """Makes the same bytes again: time, version and signatures are those on record.
+
+    So are the items that were refused then, whatever the policy says of them now.
+    """
+    name, number = parse_key_or_version(earlier.key_version)
+    version = keys.version(name, number or 0)
+    if version is None:
+        raise cannot_repeat("the key version is gone")
+    version = replace(version, kid=earlier.kid)
+    context = FormatContext(version, earlier.now, earlier.hcert)
+    message_format = FORMATS[request.format]
+    try:
+        prepared = message_format.prepare(request.payloads, context)
+    except CallError as error:
+        raise cannot_repeat(error.message) from None
+    prepared = prepared._replace(failures=earlier.failed)
+    column = _Column(prepared, version.algorithm)
+    if b"".join(column.digests()) != earlier.digests:
+        raise cannot_repeat("the key version has another certificate since")
+    failures = earlier.failed | column.at_their_places(earlier.signed.failures)
+    outputs = message_format.finish(prepared, column.spread(earlier.signed.signatures), context)
+    return BatchResult(version, terms, earlier.rule, outputs, failures)
 
 
 def _granted(decision: Decision) -> Terms:

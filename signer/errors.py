@@ -41,6 +41,8 @@ class Reason(enum.StrEnum):
     PAYLOAD_INVALID = "PAYLOAD_INVALID"
     CONTENT_DENIED = "CONTENT_DENIED"
     HSM_UNAVAILABLE = "HSM_UNAVAILABLE"
+    AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     INTERNAL = "INTERNAL"
 
 
@@ -73,6 +75,8 @@ TABLE: Mapping[Reason, Meaning] = {
     Reason.PAYLOAD_INVALID: Meaning(Code.INVALID_ARGUMENT, Scope.ITEM),
     Reason.CONTENT_DENIED: Meaning(Code.PERMISSION_DENIED, Scope.ITEM),
     Reason.HSM_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Scope.ITEM, retryable=True),
+    Reason.AUDIT_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Scope.CALL, retryable=True),
+    Reason.REQUEST_ID_REUSED: Meaning(Code.INVALID_ARGUMENT, Scope.CALL),
     Reason.INTERNAL: Meaning(Code.INTERNAL, Scope.CALL | Scope.ITEM),
 }
 

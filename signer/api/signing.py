@@ -25,7 +25,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
     ) -> signing_pb2.SignBatchResponse:
         """Answers with one signature or one failure for each payload; raises CallError."""
         batch = _read(request, caller)
-        request_id = _request_id(request.request_id) or caller.call_id
+        request_id = batch.request_id or caller.call_id
         caller.notes |= {
             "request_id": request_id,
             "key": str(batch.key),
@@ -63,6 +63,8 @@ def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest
         format=requested,
         payloads=list(request.payloads),
         deadline=caller.deadline,
+        request_id=_request_id(request.request_id),
+        call_id=caller.call_id,
     )
 
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "check": "signer.cli.check",
     "dev": "signer.cli.dev",
     "health": "signer.cli.control",
+    "init": "signer.cli.init",
     "keys": "signer.cli.keys",
     "policy": "signer.cli.policy",
     "reload": "signer.cli.control",
@@ -54,6 +55,7 @@ def cli() -> None:
     Try it:
       signer dev up /tmp/appliance
     Run it:
+      signer init --config /etc/signer/signer.yaml
       signer check --config /etc/signer/signer.yaml
       signer serve --config /etc/signer/signer.yaml
 

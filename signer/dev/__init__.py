@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_der_x509_certificate
 
+from signer.audit.segments import list_segments
 from signer.clock import SystemClock
 from signer.config import Config, load_config
 from signer.dev import pki, plan, softhsm, texts
@@ -27,6 +28,7 @@ from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.keys.operations import NewKey, create_keys, import_certificate
 from signer.keys.registry import Registry
+from signer.trail import begin
 
 DEFAULT_WORKERS = 2
 
@@ -60,6 +62,7 @@ def provision(
         keys = plan.dev_keys(facilities)
         _make_keys(registry, config, keys, before, progress)
         _certify(registry, keys, signer_authority)
+        _begin_log(registry, config)
         index = registry.snapshot()
     _policy(directory / "policy", facilities)
     for client in plan.CLIENTS:
@@ -173,6 +176,13 @@ def _make_keys(
 
     with open_admin(config.tokens[0], config.state) as admin:
         create_keys(registry, admin, missing, SystemClock(), count)
+
+
+def _begin_log(registry: Registry, config: Config) -> None:
+    """Makes the audit key and the log, unless an earlier run began it."""
+    if not list_segments(config.audit.directory):
+        with open_admin(config.tokens[0], config.state) as admin:
+            begin(config.audit, registry, admin, SystemClock())
 
 
 def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authority) -> None:

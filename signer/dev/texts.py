@@ -32,6 +32,10 @@ policy: policy
 state: state
 client: client-operator.yaml
 
+audit:
+  low_disk_bytes: 16777216    # small, for a developer's machine
+  ballast_bytes: 1048576
+
 tokens:
   - label: {label}
     serial: "{serial}"

@@ -82,6 +82,31 @@ def readings(
     ]
 
 
+def audit_readings(open_intents: int, checkpoint_time: float, free_bytes: int) -> list[Reading]:
+    """Returns the gauges of the audit log; ``checkpoint_time`` is 0 before the first."""
+    checkpoints: dict[tuple[str, ...], float] = {(): checkpoint_time} if checkpoint_time else {}
+    return [
+        Reading(
+            "signer_audit_open_intents",
+            "Intents whose outcome is not durable yet.",
+            (),
+            {(): open_intents},
+        ),
+        Reading(
+            "signer_audit_checkpoint_timestamp_seconds",
+            "When the audit log was last signed; absent before the first time.",
+            (),
+            checkpoints,
+        ),
+        Reading(
+            "signer_disk_free_bytes",
+            "Free bytes of the audit log's disk at its last commit.",
+            (),
+            {(): free_bytes},
+        ),
+    ]
+
+
 def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
     """What waits, by priority class; ``epoch`` turns monotonic seconds into calendar time."""
     items: Counter[tuple[str, ...]] = Counter()

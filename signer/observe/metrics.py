@@ -48,6 +48,16 @@ class Metrics:
         self._checks = count("signature_checks", "Signatures checked before release.", "result")
         self._quotas = count("quota_rejections", "Batches refused by a quota.", "group", "window")
 
+        self._commits = time("audit_commit", "Time of one group commit of the audit log.")
+        self._records = count("audit_records", "Records written to the audit log.")
+        self._audit_failures = count(
+            "audit_failures", "Checkpoints that could not be made, kept or shipped.", "step"
+        )
+        self._unremembered = count(
+            "audit_requests_unremembered",
+            "Requests whose id is not remembered, for their caller holds too many.",
+        )
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"signer_{name}", text, labels, registry=self.registry)
 
@@ -56,6 +66,18 @@ class Metrics:
         return Histogram(full, text, labels, buckets=_SECONDS, registry=self.registry)
 
     # --- observers of engine, pools and calls ----------------------------------------------
+
+    def audit_committed(self, seconds: float) -> None:
+        self._commits.observe(seconds)
+
+    def audit_recorded(self) -> None:
+        self._records.inc()
+
+    def audit_failed(self, step: str) -> None:
+        self._audit_failures.labels(step).inc()
+
+    def request_unremembered(self) -> None:
+        self._unremembered.inc()
 
     def stage(self, name: str, seconds: float) -> None:
         self._stages.labels(name).observe(seconds)

@@ -9,11 +9,21 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from signer.audit.checkpoint import Checkpoint
 from signer.errors import ConfigError, Reason
 from signer.observe.gauges import LiveGauges, Reading
 from signer.observe.logs import logger
 from signer.observe.metrics import Metrics
+
+
+class Journal(Protocol):
+    """The audit log, for what happens beside signatures."""
+
+    def worker_left(self, token: str, cause: str) -> None: ...
+    def login(self, token: str, result: str) -> None: ...
+    def denied(self, principal: str, key: str, reason: str) -> None: ...
 
 
 class Reports:
@@ -23,10 +33,15 @@ class Reports:
         self.metrics = Metrics()
         self._log = logger()
         self._reasons: Sequence[str] | None = None
+        self._journal: Journal | None = None
 
     def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Adds the gauges that are read when Prometheus asks."""
         self.metrics.registry.register(LiveGauges(read))
+
+    def keep(self, journal: Journal) -> None:
+        """Has what evidence is made of recorded as well, from now on."""
+        self._journal = journal
 
     # --- calls -----------------------------------------------------------------------------
 
@@ -34,6 +49,9 @@ class Reports:
         self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
     ) -> None:
         self.metrics.request(method, code, seconds)
+        if self._journal is not None and (denied := _denied(reason, notes)):
+            principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
+            self._journal.denied(principal, key, denied)
         write = self._log.info if reason == "ok" else self._log.warning
         write("call", method=method, code=code, reason=reason, seconds=round(seconds, 6), **notes)
 
@@ -65,10 +83,46 @@ class Reports:
     def worker_left(self, token: str, cause: str, text: str) -> None:
         self.metrics.worker_left(token, cause)
         self._log.warning("worker_left", token=token, cause=cause, text=text)
+        if self._journal is not None:
+            self._journal.worker_left(token, cause)
 
     def login(self, token: str, result: str) -> None:
         self.metrics.login(token, result)
         self._log.info("login", token=token, result=result)
+        if self._journal is not None:
+            self._journal.login(token, result)
+
+    # --- the audit log ---------------------------------------------------------------------
+
+    def audit_committed(self, seconds: float) -> None:
+        self.metrics.audit_committed(seconds)
+
+    def audit_recorded(self) -> None:
+        self.metrics.audit_recorded()
+
+    def audit_stopped(self, text: str) -> None:
+        self._log.error("audit_stopped", text=text)
+
+    def audit_problem(self, text: str) -> None:
+        self._log.warning("audit_problem", text=text)
+
+    def request_unremembered(self) -> None:
+        self.metrics.request_unremembered()
+
+    def checkpoint_made(self, checkpoint: Checkpoint, note: str) -> None:
+        """The line that shows elsewhere when records are cut off here."""
+        self._log.info("checkpoint", size=checkpoint.size, note=note)
+
+    def checkpoint_failed(self, text: str) -> None:
+        self.metrics.audit_failed("checkpoint")
+        self._log.error("checkpoint_failed", text=text)
+
+    def checkpoint_shipped(self, size: int) -> None:
+        self._log.debug("checkpoint_shipped", size=size)
+
+    def shipping_failed(self, text: str) -> None:
+        self.metrics.audit_failed("shipping")
+        self._log.error("shipping_failed", text=text)
 
     # --- the daemon ------------------------------------------------------------------------
 
@@ -104,3 +158,10 @@ class Reports:
 
     def registry_unreadable(self, error: Exception) -> None:
         self._log.error("registry_unreadable", text=str(error))
+
+
+def _denied(reason: str, notes: Mapping[str, object]) -> str:
+    """The reason to record of a call: why it was refused, or that all its items were."""
+    if reason != "ok":
+        return reason
+    return "ALL_ITEMS_FAILED" if notes.get("failed") and notes["failed"] == notes["items"] else ""

@@ -29,6 +29,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "signer.yaml": config.Config,
     "tls": config.TlsConfig,
     "tokens": config.TokenConfig,
+    "audit": config.AuditConfig,
     "limits": config.LimitsConfig,
     "Client files": config.ClientConfig,
     "roles": document.StaffRules,

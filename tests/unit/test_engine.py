@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from signer.audit.log import AuditLog
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.engine import BatchRequest, Engine, Snapshot
 from signer.errors import CallError, Failure, Reason
+from signer.evidence import Evidence
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.policy.usage import Usage
@@ -34,6 +37,9 @@ class Observer:
         """Nobody counts here."""
 
     def items(self, group: str, requested: Format, algorithm: Any, reasons: Counter[str]) -> None:
+        """Nobody counts here."""
+
+    def request_unremembered(self) -> None:
         """Nobody counts here."""
 
     def quota_rejected(self, group: str, window: str) -> None:
@@ -63,11 +69,43 @@ def hsm() -> Hsm:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, hsm: Hsm) -> Engine:
+def log(tmp_path: Path, evidence: Evidence) -> Iterator[AuditLog]:
+    opened = AuditLog.open(
+        tmp_path / "audit",
+        origin="test",
+        clock=SystemClock(),
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        on_record=evidence.recorded,
+    )
+    evidence.attach(opened, Usage())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    return Evidence(SystemClock(), Observer())
+
+
+@pytest.fixture
+def engine(tmp_path: Path, hsm: Hsm, evidence: Evidence, log: AuditLog) -> Engine:  # noqa: ARG001  the open log
     path = tmp_path / "policy.yaml"
     path.write_text(POLICY)
     snapshot = Snapshot(load_policy(path), KeyIndex([VERSION], 1))
-    return Engine(snapshot, hsm, Usage(), Observer(), SystemClock(), answer_bytes=4 << 20)
+    return make(snapshot, hsm, evidence, 4 << 20)
+
+
+def make(snapshot: Snapshot, hsm: Hsm, evidence: Evidence, answer_bytes: int) -> Engine:
+    return Engine(
+        snapshot,
+        hsm,
+        evidence,
+        usage=Usage(),
+        observer=Observer(),
+        clock=SystemClock(),
+        answer_bytes=answer_bytes,
+    )
 
 
 def request(items: int = 4, seconds: float = 30) -> BatchRequest:
@@ -108,11 +146,13 @@ def test_too_little_time_costs_no_quota_and_asks_no_hsm(engine: Engine, hsm: Hsm
     assert (hsm.signed, left(engine)) == (0, 10)
 
 
-def test_what_gives_too_large_an_answer_asks_no_hsm(tmp_path: Path, hsm: Hsm) -> None:
+def test_what_gives_too_large_an_answer_asks_no_hsm(
+    tmp_path: Path, hsm: Hsm, evidence: Evidence
+) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(POLICY)
     snapshot = Snapshot(load_policy(path), KeyIndex([VERSION], 1))
-    small = Engine(snapshot, hsm, Usage(), Observer(), SystemClock(), answer_bytes=1000)
+    small = make(snapshot, hsm, evidence, 1000)
     with pytest.raises(CallError) as caught:
         small.sign_batch(request())
     assert caught.value.reason is Reason.FIELD_INVALID

@@ -35,6 +35,8 @@ CONTRACT = {  # DESIGN section 4
     "PAYLOAD_INVALID": ("item", "INVALID_ARGUMENT"),
     "CONTENT_DENIED": ("item", "PERMISSION_DENIED"),
     "HSM_UNAVAILABLE": ("item", "UNAVAILABLE"),
+    "AUDIT_UNAVAILABLE": ("call", "UNAVAILABLE"),
+    "REQUEST_ID_REUSED": ("call", "INVALID_ARGUMENT"),
     "INTERNAL": ("call item", "INTERNAL"),
 }
 
@@ -61,7 +63,12 @@ def test_codes_are_those_of_grpc() -> None:
 
 def test_trying_again_helps_only_where_something_passes() -> None:
     retryable = {reason for reason, meaning in TABLE.items() if meaning.retryable}
-    assert retryable == {Reason.QUOTA_EXCEEDED, Reason.OVERLOADED, Reason.HSM_UNAVAILABLE}
+    assert retryable == {
+        Reason.QUOTA_EXCEEDED,
+        Reason.OVERLOADED,
+        Reason.HSM_UNAVAILABLE,
+        Reason.AUDIT_UNAVAILABLE,
+    }
 
 
 MAKERS = {

@@ -1,0 +1,301 @@
+"""The audit log's life in the daemon: begun, opened, fed, signed, shipped and closed.
+
+The engine's part, intents and outcomes, is ``signer.evidence``. Here is the rest:
+which key signs checkpoints and through what, what else is recorded, and what
+operators see of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from signer import __version__
+from signer.audit import checkpoint as notes
+from signer.audit.checkpoint import Checkpoint, CheckpointError, Verifier
+from signer.audit.disk import Disk, write_file
+from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.record import Kind, Record, Value
+from signer.audit.recovery import AuditRefused
+from signer.audit.segments import list_segments
+from signer.audit.shipping import Checkpointer, CheckpointReports, Folder, Shipper, read_newest
+from signer.clock import Clock
+from signer.config import AuditConfig
+from signer.errors import CallError, OperatorError
+from signer.evidence import Evidence, Reports
+from signer.keys.audit import audit_key, create_audit_key
+from signer.keys.certificates import public_key_pem
+from signer.keys.index import KeyIndex
+from signer.keys.registry import Registry
+from signer.model import KeyVersion, Signed, SignJob, TokenAdmin
+from signer.policy.rules import Policy
+
+KEY_FILE = "audit.pub.pem"
+CHECKPOINTS = "checkpoints"
+POLICIES = "policies"
+"""Files and folders beside the log's segments."""
+
+FLUSH_SECONDS = 10.0
+"""How long denials are added up before they are recorded."""
+MAX_DENIALS = 1000
+"""Different denials between two records; what is more is counted under one name."""
+MAX_CHANGES = 100
+"""Key versions named by one KEYS record."""
+_SEAL_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
+
+
+class TrailReports(CheckpointReports, Reports, Protocol):
+    """Who counts and logs what happens to the log."""
+
+    def audit_committed(self, seconds: float) -> None: ...
+    def audit_recorded(self) -> None: ...
+    def audit_stopped(self, text: str) -> None: ...
+    def audit_problem(self, text: str) -> None: ...
+
+
+class Sealer(Protocol):
+    """The HSM as far as checkpoints need it."""
+
+    def sign(self, job: SignJob) -> Signed: ...
+
+
+def refuse_second_log(config: AuditConfig) -> None:
+    """Raises OperatorError where a log was begun before."""
+    if list_segments(config.directory):
+        raise OperatorError(f"{config.directory} holds an audit log: it is begun only once")
+
+
+def begin(config: AuditConfig, registry: Registry, admin: TokenAdmin, clock: Clock) -> Path:
+    """Makes the audit key where there is none, its public file, and a log with one record.
+
+    Returns the file. Raises OperatorError, AuditRefused.
+    """
+    index = registry.snapshot()
+    try:
+        key = audit_key(index, clock.now())
+    except OperatorError:
+        key = create_audit_key(registry, admin, clock.now())
+    path = config.directory / KEY_FILE
+    try:
+        config.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        path.write_text(public_key_pem(key.spki))
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be written: {error.strerror}") from error
+    log = AuditLog.open(
+        config.directory,
+        origin=config.origin,
+        clock=clock,
+        segment_bytes=config.segment_bytes,
+        low_disk_bytes=config.low_disk_bytes,
+        ballast_bytes=config.ballast_bytes,
+        newest_checkpoint=_newest(config, _verifier(config, key), lambda _: None),
+    )
+    try:
+        log.append(Kind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
+    except AuditUnavailable as error:
+        raise OperatorError(f"the audit log could not be begun: {error}") from error
+    finally:
+        log.close()
+    return path
+
+
+def _verifier(config: AuditConfig, key: KeyVersion) -> Verifier:
+    return Verifier.from_spki(config.origin, key.spki)
+
+
+def _newest(
+    config: AuditConfig, verifier: Verifier, problem: Callable[[str], None]
+) -> Checkpoint | None:
+    ours = config.directory / CHECKPOINTS
+    directories = [ours] if ours.is_dir() else []  # a log just begun has none
+    known = read_newest(
+        [*directories, *([config.mirror] if config.mirror else [])],
+        lambda note: notes.parse_note(note, config.origin, verifier),
+    )
+    for text in known.problems:
+        problem(text)
+    return known.checkpoint
+
+
+class Trail:
+    """The open log of a daemon, and everything that is recorded beside signatures."""
+
+    def __init__(
+        self, config: AuditConfig, keys: KeyIndex, clock: Clock, reports: TrailReports
+    ) -> None:
+        """Verifies and opens the log. Raises AuditRefused and OperatorError, with the remedy."""
+        self._config, self._clock, self._reports = config, clock, reports
+        self._key = audit_key(keys, clock.now())
+        self._verifier = _verifier(config, self._key)
+        self._denials: Counter[tuple[str, str, str]] = Counter()
+        self._denials_lock = threading.Lock()
+        self._flushed = clock.monotonic()
+        self._checkpointer: Checkpointer | None = None
+        self._opened = False
+        self.checkpoint_time = 0.0
+        self.evidence = Evidence(clock, reports)
+        if not list_segments(config.directory):
+            raise AuditRefused(
+                f"there is no audit log in {config.directory}: put it back from the backup, or "
+                "begin one with `signer init --config FILE` where there never was one"
+            )
+        self.log = AuditLog.open(
+            config.directory,
+            origin=config.origin,
+            clock=clock,
+            segment_bytes=config.segment_bytes,
+            low_disk_bytes=config.low_disk_bytes,
+            ballast_bytes=config.ballast_bytes,
+            newest_checkpoint=_newest(config, self._verifier, reports.audit_problem),
+            on_record=self._recorded,
+            snapshot=self.evidence.snapshot,
+            on_commit=self._committed,
+            on_stop=reports.audit_stopped,
+        )
+        self._opened = True
+
+    # --- life ------------------------------------------------------------------------------
+
+    def start(self, hsm: Sealer) -> None:
+        """Begins to make checkpoints: the audit key signs like any other."""
+        shippers = []
+        if self._config.mirror is not None:
+            shippers.append(Shipper(Folder(self._config.mirror, self._clock), self._reports))
+        self._checkpointer = Checkpointer(
+            lambda: Checkpoint(self._config.origin, *self.log.tree_head()),
+            lambda checkpoint: self._seal(hsm, checkpoint),
+            Folder(self._config.directory / CHECKPOINTS, self._clock),
+            shippers,
+            self._reports,
+        )
+        self._checkpointer.start()
+
+    def tick(self) -> None:
+        """Records the denials of the last seconds; to be called every now and then."""
+        now = self._clock.monotonic()
+        if now - self._flushed >= FLUSH_SECONDS:
+            self._flushed = now
+            self._flush()
+
+    def close(self) -> None:
+        """Records the end, closes the log, and signs it once more while the HSM is there."""
+        self._flush()
+        self.record(Kind.STOP, {"version": __version__})
+        self.log.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close(_CLOSE_SECONDS)
+
+    # --- what is recorded ------------------------------------------------------------------
+
+    def record(self, kind: Kind, fields: Mapping[str, Value]) -> None:
+        """Hands over a record that nobody waits for.
+
+        Where the log takes none, nothing is signed either, and its operator has been told.
+        """
+        with suppress(AuditUnavailable):
+            self.log.note(kind, fields)
+
+    def started(self, policy: Policy, keys: KeyIndex) -> None:
+        """Records with what the daemon begins."""
+        self.record(
+            Kind.START,
+            {
+                "version": __version__,
+                "policy": bytes.fromhex(policy.sha256),
+                "registry_revision": keys.revision,
+                "key_versions": len(keys),
+            },
+        )
+
+    def policy(self, policy: Policy, text: bytes) -> None:
+        """Keeps the text of a policy by its hash, and records that it is in force from now on.
+
+        Raises OperatorError where it cannot be kept: what cannot be read later
+        must not decide now.
+        """
+        folder = self._config.directory / POLICIES
+        path = folder / policy.sha256
+        try:
+            if not path.exists():
+                folder.mkdir(mode=0o750, exist_ok=True)
+                draft, disk = path.with_suffix(".draft"), Disk()
+                disk.remove(draft)
+                write_file(disk, draft, text)
+                disk.rename(draft, path)
+                disk.sync_directory(folder)
+        except OSError as error:
+            raise OperatorError(
+                f"the policy cannot be kept in {folder} ({error.strerror}): make room there"
+            ) from error
+        self.record(Kind.POLICY, {"policy": bytes.fromhex(policy.sha256)})
+
+    def keys_changed(self, before: KeyIndex, after: KeyIndex) -> None:
+        """Records a new revision of the registry, and which versions are new or changed."""
+        now = self._clock.now()
+        changed = [each for each in after if before.version(each.key, each.number) != each]
+        gone = [each.name for each in before if after.version(each.key, each.number) is None]
+        self.record(
+            Kind.KEYS,
+            {
+                "registry_revision": after.revision,
+                "changed": {each.name: str(each.state_at(now)) for each in changed[:MAX_CHANGES]},
+                "gone": gone[:MAX_CHANGES],
+                "changes": len(changed) + len(gone),
+            },
+        )
+
+    def worker_left(self, token: str, cause: str) -> None:
+        self.record(Kind.WORKER, {"token": token, "cause": cause})
+
+    def login(self, token: str, result: str) -> None:
+        self.record(Kind.TOKEN, {"token": token, "login": result})
+
+    def denied(self, principal: str, key: str, reason: str) -> None:
+        """Counts a refused call; names are added up until the next record, and so bounded."""
+        name = principal, key, reason
+        with self._denials_lock:
+            if name not in self._denials and len(self._denials) >= MAX_DENIALS:
+                name = "", "", reason
+            self._denials[name] += 1
+
+    def _flush(self) -> None:
+        with self._denials_lock:
+            denials, self._denials = self._denials, Counter()
+        if denials:
+            rows: list[Value] = [[*name, count] for name, count in denials.items()]
+            self.record(Kind.DENIALS, {"denials": rows})
+
+    # --- the log's listeners ---------------------------------------------------------------
+
+    def _recorded(self, record: Record) -> None:
+        self.evidence.recorded(record)
+        if self._opened:
+            self._reports.audit_recorded()
+        if self._checkpointer is not None:
+            self._checkpointer.recorded(record)
+
+    def _committed(self, _size: int) -> None:
+        if self._opened:
+            self._reports.audit_committed(self.log.commit_seconds)
+
+    def _seal(self, hsm: Sealer, checkpoint: Checkpoint) -> str:
+        """Signs a checkpoint in a worker; raises CheckpointError, CallError."""
+        note = notes.sign(checkpoint, self._verifier, lambda data: self._sign(hsm, data))
+        self.checkpoint_time = self._clock.now()
+        return note
+
+    def _sign(self, hsm: Sealer, data: bytes) -> bytes:
+        deadline = self._clock.monotonic() + _SEAL_SECONDS
+        job = SignJob(self._key, [data], self._key.key.facility, 1, 1, deadline)
+        try:
+            signed = hsm.sign(job)
+        except CallError as error:
+            raise CheckpointError(str(error)) from error
+        for failure in signed.failures.values():
+            raise CheckpointError(failure.message)
+        return signed.signatures[0]
