@@ -12,7 +12,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from signer.api.control import ControlService, Reloaded
@@ -29,10 +29,10 @@ from signer.hsm.pool import Pool
 from signer.hsm.service import Hsm
 from signer.hsm.slot import START_SECONDS
 from signer.hsm.spec import TokenSpec
-from signer.keys.audit import without_audit_key
+from signer.keys.audit import audit_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import KeyState
+from signer.model import KeyState, KeyVersion
 from signer.observe import logs
 from signer.observe.gauges import Reading, audit_readings, readings
 from signer.observe.http import HttpPort
@@ -78,13 +78,14 @@ class Daemon:
         self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
         policy, self._policy_text = read_policy(config.policy)
         keys = self._registry.snapshot()
-        _check_tokens(keys, self._hsm)
-        self._trail = Trail(config.audit, keys, self._clock, self._reports)
+        sealing = audit_key(self._registry, self._clock.now())
+        _check_tokens([*keys, sealing], self._hsm)
+        self._trail = Trail(config.audit, sealing, self._clock, self._reports)
         usage = Usage()
         self._trail.evidence.attach(self._trail.log, usage)
         self._reports.keep(self._trail)
         self._engine = Engine(
-            Snapshot(policy, without_audit_key(keys)),
+            Snapshot(policy, keys),
             self._hsm,
             self._trail.evidence,
             usage=usage,
@@ -224,9 +225,8 @@ class Daemon:
         """Serves what the registry holds now; keeps the last snapshot while it cannot be read."""
         try:
             if self._registry.revision() != self._engine.snapshot.keys.revision:
-                found = self._registry.snapshot()
-                _check_tokens(found, self._hsm)
-                keys = without_audit_key(found)
+                keys = self._registry.snapshot()
+                _check_tokens(keys, self._hsm)
                 # Workers must know a key before the first chunk that needs it.
                 self._hsm.refresh()
                 self._enforce(self._engine.snapshot.keys, keys)
@@ -266,7 +266,7 @@ class Daemon:
         ]
 
 
-def _check_tokens(keys: KeyIndex, hsm: Hsm) -> None:
+def _check_tokens(keys: Iterable[KeyVersion], hsm: Hsm) -> None:
     unknown = {version.token for version in keys} - set(hsm.pools)
     if unknown:
         raise OperatorError(

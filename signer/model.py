@@ -98,6 +98,10 @@ class KeyName:
         return cls(parts[1], parts[3])
 
 
+AUDIT_KEY = KeyName("_audit", "checkpoint")
+"""Signs the audit log's checkpoints. No id begins with an underscore: nothing else can name it."""
+
+
 def parse_key_or_version(name: str) -> tuple[KeyName, int | None]:
     """Reads a key's or a version's resource name.
 

@@ -75,9 +75,8 @@ def begin(config: AuditConfig, registry: Registry, admin: TokenAdmin, clock: Clo
 
     Returns the file. Raises OperatorError, AuditRefused.
     """
-    index = registry.snapshot()
     try:
-        key = audit_key(index, clock.now())
+        key = audit_key(registry, clock.now())
     except OperatorError:
         key = create_audit_key(registry, admin, clock.now())
     path = config.directory / KEY_FILE
@@ -126,12 +125,11 @@ class Trail:
     """The open log of a daemon, and everything that is recorded beside signatures."""
 
     def __init__(
-        self, config: AuditConfig, keys: KeyIndex, clock: Clock, reports: TrailReports
+        self, config: AuditConfig, key: KeyVersion, clock: Clock, reports: TrailReports
     ) -> None:
         """Verifies and opens the log. Raises AuditRefused and OperatorError, with the remedy."""
         self._config, self._clock, self._reports = config, clock, reports
-        self._key = audit_key(keys, clock.now())
-        self._verifier = _verifier(config, self._key)
+        self._key, self._verifier = key, _verifier(config, key)
         self._denials: Counter[tuple[str, str, str]] = Counter()
         self._denials_lock = threading.Lock()
         self._flushed = clock.monotonic()

@@ -6,10 +6,7 @@ from signer.errors import OperatorError
 from signer.keys.index import KeyIndex
 from signer.keys.operations import NewKey, create_key
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyVersion, TokenAdmin
-
-AUDIT_KEY = KeyName("_audit", "checkpoint")
-"""No name of a facility begins with an underscore, so no request and no policy can name it."""
+from signer.model import AUDIT_KEY, Algorithm, KeyVersion, TokenAdmin
 
 
 def create_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
@@ -20,16 +17,11 @@ def create_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVe
         return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.ES256), now)
 
 
-def audit_key(index: KeyIndex, now: float) -> KeyVersion:
+def audit_key(registry: Registry, now: float) -> KeyVersion:
     """Returns the audit key's version; raises OperatorError where there is none."""
-    version = index.primary(AUDIT_KEY, now)
+    version = KeyIndex(registry.versions(AUDIT_KEY)).primary(AUDIT_KEY, now)
     if version is None:
         raise OperatorError(
             "the registry has no audit key: `signer init --config FILE` makes it and begins the log"
         )
     return version
-
-
-def without_audit_key(index: KeyIndex) -> KeyIndex:
-    """Returns the keys that requests may name."""
-    return KeyIndex((each for each in index if each.key != AUDIT_KEY), index.revision)

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from signer.errors import OperatorError
 from signer.keys.index import KeyIndex
 from signer.keys.schema import key_versions, keys, revision
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import AUDIT_KEY, Algorithm, KeyName, KeyState, KeyVersion
 
 _BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's write to end."""
@@ -76,12 +76,13 @@ class Registry:
     def snapshot(self) -> KeyIndex:
         """Returns every version, with every write that its revision counts.
 
+        The audit key is not among them: it is nobody's to name. ``versions`` has it.
         On PostgreSQL a later write may be in it already, and then ``revision()``
         has moved. Raises OperatorError.
         """
         with _explained("read"), self._engine.begin() as connection:
             number = int(connection.execute(_REVISION).scalar_one())
-            rows = connection.execute(_VERSIONS).all()
+            rows = connection.execute(_VERSIONS.where(sa.not_(_is(AUDIT_KEY)))).all()
             return KeyIndex(map(_version, rows), number)
 
     def versions(self, name: KeyName) -> Sequence[KeyVersion]:

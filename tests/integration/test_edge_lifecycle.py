@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +54,9 @@ def copied(appliance: Any, folder: Path, **changes: Any) -> Path:
         "SOFTHSM2_CONF": str(home / "softhsm2.conf"),
         "STARTED_IN": str(folder),  # tells its workers from those of the appliance
     }
+    # A log of its own, which may lack the last records: so without what was signed of them.
+    ignored = shutil.ignore_patterns("lock", "ballast", "checkpoints")
+    shutil.copytree(home / "audit", folder / "audit", ignore=ignored)
     config |= {"metrics": "127.0.0.1:0", "listen": "127.0.0.1:0"} | changes
     path = folder / "signer.yaml"
     path.write_text(yaml.safe_dump(config))
