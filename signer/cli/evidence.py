@@ -39,7 +39,7 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
         "config_file",
         metavar="FILE",
         type=FILE,
-        help="On the appliance: its configuration; the log lies in audit/ beside it.",
+        help="On the appliance: its configuration, which says where the log lies.",
     )
     @click.option(
         "--dir",
@@ -60,7 +60,9 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
         *, config_file: Path | None, directory: Path | None, key_file: Path | None, **options: Any
     ) -> None:
         if directory is None and config_file is not None:
-            directory = config_file.absolute().parent / "audit"
+            from signer.config import load_config
+
+            directory = load_config(config_file).audit.directory
         place = None if directory is None else Place(directory, key_file or directory / KEY_FILE)
         with errors_told():
             command(place=place, key_file=key_file, **options)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from signer.audit.log import AuditLog
+from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.record import Kind
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.engine import BatchRequest, Engine, Snapshot
@@ -33,6 +36,8 @@ VERSION = KeyVersion(
 
 
 class Observer:
+    unremembered = 0
+
     def stage(self, name: str, seconds: float) -> None:
         """Nobody counts here."""
 
@@ -40,7 +45,7 @@ class Observer:
         """Nobody counts here."""
 
     def request_unremembered(self) -> None:
-        """Nobody counts here."""
+        self.unremembered += 1
 
     def quota_rejected(self, group: str, window: str) -> None:
         """Nobody counts here."""
@@ -51,6 +56,7 @@ class Hsm:
 
     def __init__(self) -> None:
         self.refusal: Failure | CallError | None = None
+        self.error: Exception | None = None
         self.signed = 0
 
     def admit(self, _job: SignJob) -> Failure | None:
@@ -59,6 +65,8 @@ class Hsm:
         return self.refusal
 
     def sign(self, job: SignJob) -> Signed:
+        if self.error is not None:
+            raise self.error
         self.signed += len(job.inputs)
         return Signed([bytes(64)] * len(job.inputs), {})
 
@@ -113,6 +121,10 @@ def request(items: int = 4, seconds: float = 30) -> BatchRequest:
     return BatchRequest("spiffe://x/issuer", KEY, None, Format.MESSAGE, [b"m"] * items, deadline)
 
 
+def kinds(log: AuditLog) -> list[Kind]:
+    return [record.kind for record in log.records(0, 100)]
+
+
 def left(engine: Engine) -> int:
     terms = engine.snapshot.policy.facilities["a"].terms
     [remaining] = engine.usage.remaining("a", terms.quotas, SystemClock().now())
@@ -157,3 +169,127 @@ def test_what_gives_too_large_an_answer_asks_no_hsm(
         small.sign_batch(request())
     assert caught.value.reason is Reason.FIELD_INVALID
     assert hsm.signed == 0
+
+
+# --- the audit log -----------------------------------------------------------------------------
+
+ID = "6a9b7d3e-0000-4000-8000-000000000001"
+
+
+def test_intent_and_outcome_stand_around_the_signing(
+    engine: Engine, hsm: Hsm, log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Kind]] = []
+    sign = hsm.sign
+
+    def watched(job: SignJob) -> Signed:
+        seen.append(kinds(log))
+        return sign(job)
+
+    monkeypatch.setattr(hsm, "sign", watched)
+    engine.sign_batch(request())
+    assert seen == [[Kind.INTENT]]
+    assert kinds(log) == [Kind.INTENT, Kind.OUTCOME]
+    intent, outcome = log.records(0, 2)
+    assert intent.column is not None
+    assert outcome.column is not None
+    assert intent.column.item(0) == hashlib.sha256(b"m").digest()
+    assert (intent.column.count, outcome.column.data) == (4, bytes(4 * 64))
+    assert intent.fields["principal"] == "spiffe://x/issuer"
+    assert intent.fields["rule"]
+    assert outcome.fields["intent"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CallError(Reason.DEADLINE_TOO_SHORT, "late"), "DEADLINE_TOO_SHORT"),
+        (ValueError("a defect"), "INTERNAL"),
+    ],
+)
+def test_an_intent_that_came_to_nothing_is_closed_and_its_id_is_free(
+    engine: Engine, hsm: Hsm, log: AuditLog, error: Exception, reason: str
+) -> None:
+    hsm.error = error
+    asked = replace(request(), request_id=ID)
+    with pytest.raises(type(error)):
+        engine.sign_batch(asked)
+    assert kinds(log) == [Kind.INTENT, Kind.INDETERMINATE]
+    assert log.records(1, 1)[0].fields == {"intent": 0, "reason": reason}
+    hsm.error = None
+    assert not engine.sign_batch(asked).failures
+    assert (hsm.signed, left(engine)) == (4, 2)
+
+
+def test_a_repetition_asks_no_hsm_and_charges_nothing(engine: Engine, hsm: Hsm) -> None:
+    asked = replace(request(), request_id=ID)
+    first = engine.sign_batch(asked)
+    assert engine.sign_batch(asked) == first
+    assert (hsm.signed, left(engine)) == (4, 6)
+    with pytest.raises(CallError) as caught:
+        engine.sign_batch(replace(asked, payloads=[b"other"]))
+    assert caught.value.reason is Reason.REQUEST_ID_REUSED
+    # Another principal's id is another id.
+    assert engine.sign_batch(request()).version is VERSION
+    assert hsm.signed == 8
+
+
+def test_a_failed_item_fails_again_alike(
+    engine: Engine, hsm: Hsm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Failure(Reason.HSM_UNAVAILABLE, "two workers died", 1.0)
+
+    def sign(job: SignJob) -> Signed:
+        return Signed([b"", *[bytes([7]) * 64] * (len(job.inputs) - 1)], {0: lost})
+
+    monkeypatch.setattr(hsm, "sign", sign)
+    asked = replace(request(), request_id=ID)
+    first = engine.sign_batch(asked)
+    assert first.failures == {0: lost}
+    monkeypatch.undo()
+    assert engine.sign_batch(asked) == first
+
+
+@pytest.mark.parametrize(("failing", "signed"), [(Kind.INTENT, 0), (Kind.OUTCOME, 4)])
+def test_nothing_is_signed_or_released_without_the_log(
+    engine: Engine,
+    hsm: Hsm,
+    log: AuditLog,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: Kind,
+    signed: int,
+) -> None:
+    def append(kind: Kind, *_: object) -> int:
+        if kind is failing:
+            raise AuditUnavailable("the disk is gone")
+        return 0
+
+    monkeypatch.setattr(log, "append", append)
+    with pytest.raises(CallError) as caught:
+        engine.sign_batch(request())
+    assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
+    assert caught.value.retry_after
+    assert hsm.signed == signed
+
+
+def test_whoever_holds_too_many_ids_is_signed_without_the_promise(
+    tmp_path: Path, engine: Engine, hsm: Hsm
+) -> None:
+    counted = Observer()
+    evidence = Evidence(SystemClock(), counted, capacity=2)
+    log = AuditLog.open(
+        tmp_path / "small",
+        origin="test",
+        clock=SystemClock(),
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        on_record=evidence.recorded,
+    )
+    evidence.attach(log, Usage())
+    small = make(engine.snapshot, hsm, evidence, 4 << 20)
+    for number in range(3):
+        small.sign_batch(replace(request(1), request_id=f"{ID[:-1]}{number}"))
+    remembered = [record.fields["request_id"] for record in log.records(0, 6)[::2]]
+    log.close()
+    assert remembered == [f"{ID[:-1]}0", "", ""]
+    assert counted.unremembered == 2

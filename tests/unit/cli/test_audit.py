@@ -22,6 +22,7 @@ from signer.cli.main import main
 from signer.clock import SystemClock
 from signer.formats import base45
 
+SAMPLE = Path(__file__).parents[3] / "config" / "signer.yaml"
 ORIGIN = "signer.example/test"
 PRINCIPAL = "spiffe://signer.example/facility/01-001"
 BATCHES = 20
@@ -58,7 +59,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key = Ed25519PrivateKey.generate()
     (root / "audit" / "checkpoints").mkdir(parents=True)
     (root / "audit" / "audit.pub.pem").write_bytes(pem(key))
-    (root / "signer.yaml").write_text("")
+    shutil.copy(SAMPLE, root / "signer.yaml")
     log = AuditLog.open(
         root / "audit",
         origin=ORIGIN,
