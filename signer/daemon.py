@@ -47,14 +47,20 @@ _SWITCH_SECONDS = 0.0005
 """Python's thread switch interval: its default of 5 ms stretched a worker's round trip."""
 
 
-def run(config_path: Path, *, on_ready: Callable[[], None] | None = None) -> int:
+def run(
+    config_path: Path,
+    *,
+    on_ready: Callable[[], None] | None = None,
+    override_audit: bool = False,
+) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
+    ``override_audit`` goes on with an audit log that is not whole, and records that.
     ``on_ready`` is called once, when health first says SERVING. Raises
     ConfigError and OperatorError where the start is refused.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
-    daemon = Daemon(load_config(config_path))
+    daemon = Daemon(load_config(config_path), override_audit=override_audit)
     try:
         daemon.start()
         daemon.serve(on_ready or (lambda: None))
@@ -66,7 +72,7 @@ def run(config_path: Path, *, on_ready: Callable[[], None] | None = None) -> int
 class Daemon:
     """All parts of one appliance, and their life."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, override_audit: bool = False) -> None:
         """Builds everything and starts nothing; raises ConfigError or OperatorError."""
         logs.configure(config.log_level)
         self._config = config
@@ -80,7 +86,9 @@ class Daemon:
         keys = self._registry.snapshot()
         sealing = audit_key(self._registry, self._clock.now())
         _check_tokens([*keys, sealing], self._hsm)
-        self._trail = Trail(config.audit, sealing, self._clock, self._reports)
+        self._trail = Trail(
+            config.audit, sealing, self._clock, self._reports, override=override_audit
+        )
         usage = Usage()
         self._trail.evidence.attach(self._trail.log, usage)
         self._reports.keep(self._trail)

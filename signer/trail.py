@@ -22,7 +22,14 @@ from signer.audit.log import AuditLog, AuditUnavailable
 from signer.audit.record import Kind, Record, Value
 from signer.audit.recovery import AuditRefused
 from signer.audit.segments import list_segments
-from signer.audit.shipping import Checkpointer, CheckpointReports, Folder, Shipper, read_newest
+from signer.audit.shipping import (
+    Checkpointer,
+    CheckpointReports,
+    Folder,
+    Shipper,
+    read_newest,
+    set_aside,
+)
 from signer.clock import Clock
 from signer.config import AuditConfig
 from signer.errors import CallError, OperatorError
@@ -125,9 +132,19 @@ class Trail:
     """The open log of a daemon, and everything that is recorded beside signatures."""
 
     def __init__(
-        self, config: AuditConfig, key: KeyVersion, clock: Clock, reports: TrailReports
+        self,
+        config: AuditConfig,
+        key: KeyVersion,
+        clock: Clock,
+        reports: TrailReports,
+        *,
+        override: bool = False,
     ) -> None:
-        """Verifies and opens the log. Raises AuditRefused and OperatorError, with the remedy."""
+        """Verifies and opens the log. Raises AuditRefused and OperatorError, with the remedy.
+
+        ``override`` goes on where the log is not whole: that is recorded, and the
+        checkpoints that contradict what is left are put aside.
+        """
         self._config, self._clock, self._reports = config, clock, reports
         self._key, self._verifier = key, _verifier(config, key)
         self._denials: Counter[tuple[str, str, str]] = Counter()
@@ -137,7 +154,9 @@ class Trail:
         self._opened = False
         self.checkpoint_time = 0.0
         self.evidence = Evidence(clock, reports)
-        if not list_segments(config.directory):
+        self._overridden: int | None = None
+        self._recovery = -1
+        if not list_segments(config.directory) and not override:
             raise AuditRefused(
                 f"there is no audit log in {config.directory}: put it back from the backup, or "
                 "begin one with `signer init --config FILE` where there never was one"
@@ -150,11 +169,14 @@ class Trail:
             low_disk_bytes=config.low_disk_bytes,
             ballast_bytes=config.ballast_bytes,
             newest_checkpoint=_newest(config, self._verifier, reports.audit_problem),
+            override=override,
             on_record=self._recorded,
             snapshot=self.evidence.snapshot,
             on_commit=self._committed,
             on_stop=reports.audit_stopped,
         )
+        if override:
+            self._set_aside()
         self._opened = True
 
     # --- life ------------------------------------------------------------------------------
@@ -272,10 +294,33 @@ class Trail:
 
     def _recorded(self, record: Record) -> None:
         self.evidence.recorded(record)
+        if record.kind is Kind.OVERRIDE:
+            # A RECOVERY that stands before it came with it; what was there before is kept.
+            self._overridden = record.seq - (self._recovery == record.seq - 1)
+        elif record.kind is Kind.RECOVERY:
+            self._recovery = record.seq
         if self._opened:
             self._reports.audit_recorded()
         if self._checkpointer is not None:
             self._checkpointer.recorded(record)
+
+    def _set_aside(self) -> None:
+        """Puts away the checkpoints of records that an override has given up."""
+        last = self._overridden
+        if last is None:
+            return  # the log was whole
+        directories = [self._config.directory / CHECKPOINTS]
+        directories += [self._config.mirror] if self._config.mirror else []
+        for directory in directories:
+            try:
+                names = set_aside(directory, last)
+            except OSError as error:
+                raise OperatorError(
+                    f"checkpoints in {directory} cannot be put aside ({error.strerror}): "
+                    f"rename those of more than {last} records by hand"
+                ) from error
+            for name in names:
+                self._reports.audit_problem(f"{directory / name} was overridden and put aside")
 
     def _committed(self, _size: int) -> None:
         if self._opened:

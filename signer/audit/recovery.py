@@ -133,8 +133,8 @@ def _problems(
     if problems and not override:
         raise AuditRefused(
             f"the audit log in {directory} is not whole: {'; '.join(problems)}. Nothing was "
-            "changed. Put back the missing files, or start once with the override, which goes "
-            "on without them and is recorded"
+            "changed. Put back the missing files, or start once with "
+            "`signer serve --override-audit-log`, which goes on without them and is recorded"
         )
     return problems
 

@@ -12,7 +12,12 @@ from signer.cli.options import config_option
 
 @click.command()
 @config_option
-def serve(*, config_file: Path) -> None:
+@click.option(
+    "--override-audit-log",
+    is_flag=True,
+    help="Go on with an audit log that is not whole; what is missing stays so, on record.",
+)
+def serve(*, config_file: Path, override_audit_log: bool) -> None:
     """Runs the daemon in the foreground; logs go to stderr as JSON.
 
     SIGHUP reads policy and certificates again, SIGTERM drains and ends. The exit
@@ -23,4 +28,4 @@ def serve(*, config_file: Path) -> None:
     """  # noqa: D301  click's \b
     from signer import daemon
 
-    sys.exit(daemon.run(config_file))
+    sys.exit(daemon.run(config_file, override_audit=override_audit_log))

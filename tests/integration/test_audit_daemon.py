@@ -389,6 +389,42 @@ def test_a_log_that_was_cut_or_is_gone_ends_the_start(make_appliance: Callable[.
     assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
 
 
+def test_an_override_goes_on_is_recorded_and_lasts(
+    make_appliance: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = make_appliance(config={"audit": {"mirror": str(tmp_path / "mirror")}})
+    with edge.connect(made.dev) as stubs:
+        stubs.sign()
+    assert made.stop() == 0
+    segment = next((made.dir / "audit").glob("*.log"))
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[: len(whole) - 1000])
+    assert served(made).code == 1
+    command = [sys.executable, "-m", "signer", "serve", "--override-audit-log"]
+    command += ["--config", str(made.dir / "signer.yaml")]
+    overriding = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        edge.eventually(lambda: ready(made), "the daemon serves in spite of it")
+    finally:
+        overriding.terminate()
+        assert overriding.wait(30) == 0
+    kinds = Counter(each.kind for each in records(made))
+    assert (kinds[Kind.RECOVERY], kinds[Kind.OVERRIDE]) == (1, 1)
+    made.start()  # it is not measured by what was given up
+    with edge.connect(made.dev) as stubs:
+        assert stubs.sign().signatures
+    assert made.stop() == 0
+    assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
+    assert list((tmp_path / "mirror").glob("*.overridden"))  # kept as evidence
+
+
+def ready(made: Any) -> bool:
+    try:
+        return bool(made.get("/readyz")[0] == 200)
+    except OSError:
+        return False
+
+
 def test_a_log_is_begun_once(own: Any) -> None:
     again = Ran("init", "--config", own.dir / "signer.yaml")
     assert again.code == 1
