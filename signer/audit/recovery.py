@@ -77,7 +77,7 @@ def open_tail(
         problems = _problems(replay, finding, directory, override)
         if finding is not None:
             segments = cut(disk, segments, finding, replay.tip.size)
-        firsts = _firsts(directory, replay.tip, problems)
+        firsts = _firsts(disk, directory, replay.tip, problems)
         tail = Tail(disk, directory, origin, tip=replay.tip, segments=segments, index=replay.index)
     except BaseException as error:
         if lock is not None:
@@ -139,10 +139,12 @@ def _problems(
     return problems
 
 
-def _firsts(directory: Path, tip: Tip, problems: Sequence[str]) -> list[tuple[Kind, Fields]]:
+def _firsts(
+    disk: Disk, directory: Path, tip: Tip, problems: Sequence[str]
+) -> list[tuple[Kind, Fields]]:
     """The records that must come first: what was cut, why in spite of what, what is not known."""
     firsts: list[tuple[Kind, Fields]] = []
-    if aside := kept_aside(directory, tip.size):
+    if aside := kept_aside(disk, directory, tip.size):
         firsts.append((Kind.RECOVERY, {"cut": aside}))
     if problems:
         firsts.append((Kind.OVERRIDE, {"problems": problems}))
@@ -167,11 +169,21 @@ def cut(disk: Disk, segments: Sequence[Segment], finding: Finding, size: int) ->
     return [*kept, finding.segment]
 
 
-def kept_aside(directory: Path, size: int) -> list[Value]:
-    """Returns what a record says of the files that were cut off after ``size`` records."""
+def kept_aside(disk: Disk, directory: Path, size: int) -> list[Value]:
+    """Returns what a record says of the files that were cut off after ``size`` records.
+
+    They are made durable first, for what is said of them must outlast a loss of
+    power, and an interrupted writer may never have synced them. Raises OSError.
+    """
+    paths = sorted(directory.glob(f"{size:016d}-*.torn"))
+    for path in paths:
+        descriptor = disk.open(path)
+        try:
+            disk.sync(descriptor)
+        finally:
+            disk.close(descriptor)
     return [
-        {"file": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(directory.glob(f"{size:016d}-*.torn"))
+        {"file": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)} for path in paths
     ]
 
 
