@@ -237,6 +237,6 @@ def test_decisions_are_short_and_whole() -> None:
 
 
 def test_the_readme_stays_short_and_keeps_the_place_of_the_bench() -> None:
-    assert len(README.splitlines()) < 250
+    assert len(README.splitlines()) < 280
     begin, end = README.index("<!-- bench:begin -->"), README.index("<!-- bench:end -->")
     assert begin < end
