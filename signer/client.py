@@ -10,6 +10,7 @@ Everything that users need is in this module; ``signer._client`` is its inside.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
@@ -42,6 +43,7 @@ from signer._client.values import (
     ItemResult,
     Key,
     KeyVersion,
+    LogRecord,
     Quota,
     Reloaded,
     Status,
@@ -49,12 +51,15 @@ from signer._client.values import (
     Worker,
     read_key,
     read_key_version,
+    read_log_record,
     read_status,
 )
 from signer.model import Format
 from signer.v1 import (
     control_pb2,
     control_pb2_grpc,
+    evidence_pb2,
+    evidence_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
     signing_pb2,
@@ -73,6 +78,7 @@ __all__ = [
     "ItemResult",
     "Key",
     "KeyVersion",
+    "LogRecord",
     "NotFoundError",
     "PreconditionError",
     "Quota",
@@ -119,6 +125,18 @@ def _ask(method: Callable[..., _Response], request: object, timeout: float) -> _
         raise UnavailableError("CANCELLED", "CANCELLED", str(error)) from error
 
 
+def _ask_patiently(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
+    """As ``_ask``, and again as long as the appliance says when and ``timeout`` allows."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return _ask(method, request, end - time.monotonic())
+        except SignerClientError as error:
+            if error.retry_after is None or time.monotonic() + error.retry_after >= end:
+                raise
+            time.sleep(error.retry_after)
+
+
 def secure_channel(
     address: str, *, ca: _Path, certificate: _Path, key: _Path, server_name: str | None = None
 ) -> grpc.Channel:
@@ -151,6 +169,7 @@ class SignerClient:
         self._channel = channel
         self._signing = signing_pb2_grpc.SigningServiceStub(channel)
         self._keys = keys_pb2_grpc.KeyServiceStub(channel)
+        self._evidence = evidence_pb2_grpc.EvidenceServiceStub(channel)
         self._control = control_pb2_grpc.ControlServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
 
@@ -284,6 +303,62 @@ class SignerClient:
         """One version, ``…/versions/{n}``, with its public key and certificate."""
         request = keys_pb2.GetKeyVersionRequest(name=name)
         return read_key_version(_ask(self._keys.GetKeyVersion, request, timeout).key_version)
+
+    def get_checkpoint(self, *, timeout: float = DEFAULT_TIMEOUT) -> str:
+        """The newest checkpoint of the audit log, a signed note (for auditors).
+
+        Refused for a moment after a start; then it is asked for again. So are all
+        questions of auditors that the appliance has no time for.
+        ``signer.audit.checkpoint.parse_note`` verifies it with the public audit key.
+        """
+        request = evidence_pb2.GetCheckpointRequest()
+        return str(_ask_patiently(self._evidence.GetCheckpoint, request, timeout).note)
+
+    def list_records(
+        self,
+        start: int = 0,
+        *,
+        kinds: Iterable[str] = (),
+        omit_items: bool = False,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Iterator[LogRecord]:
+        """The records of the audit log from ``start`` on, in its order (for auditors).
+
+        0 stands for the oldest that was not archived. ``kinds`` are those wanted,
+        none: all. ``omit_items`` leaves out digests and signatures. ``timeout`` is
+        for each page. Ends where the log ended when the last page was asked for.
+        """
+        request = evidence_pb2.ListRecordsRequest(
+            start=start, page_size=_PAGE_SIZE, kinds=kinds, omit_items=omit_items
+        )
+        while True:
+            page = _ask_patiently(self._evidence.ListRecords, request, timeout)
+            yield from map(read_log_record, page.records)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def inclusion_proof(
+        self, seq: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
+    ) -> list[bytes]:
+        """The proof that record ``seq`` is in the log's first ``size`` records (for auditors).
+
+        RFC 6962 section 2.1.1; ``signer.audit.merkle.verify_inclusion`` checks it
+        against the root of a checkpoint of that size.
+        """
+        request = evidence_pb2.GetInclusionProofRequest(seq=seq, size=size)
+        return list(_ask_patiently(self._evidence.GetInclusionProof, request, timeout).hashes)
+
+    def consistency_proof(
+        self, old_size: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
+    ) -> list[bytes]:
+        """The proof that the log's first ``old_size`` records are still there (for auditors).
+
+        RFC 6962 section 2.1.2; ``signer.audit.merkle.verify_consistency`` checks it
+        against the roots of two checkpoints of these sizes.
+        """
+        request = evidence_pb2.GetConsistencyProofRequest(old_size=old_size, size=size)
+        return list(_ask_patiently(self._evidence.GetConsistencyProof, request, timeout).hashes)
 
     def reload(self, *, timeout: float = DEFAULT_TIMEOUT) -> Reloaded:
         """Has the daemon read policy and certificates again (for operators)."""

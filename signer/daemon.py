@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from signer.api.control import ControlService, Reloaded
+from signer.api.evidence import EvidenceService
 from signer.api.guard import Guard
 from signer.api.keys import KeyService
 from signer.api.server import ROLES, Server
@@ -105,6 +106,7 @@ class Daemon:
         self._http: HttpPort | None = None
         self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._reloading = threading.Lock()
+        self._telling = threading.Lock()
         self._registry_error = ""
         self._draining = False
 
@@ -133,6 +135,12 @@ class Daemon:
         return Server(
             signing=SigningService(self._engine),
             keys=KeyService(self._engine, self._clock),
+            evidence=EvidenceService(
+                self._trail.log,
+                self._trail.newest_note,
+                self._clock,
+                answer_bytes=limits.message_bytes,
+            ),
             control=ControlService(self, self._engine, self._hsm),
             guard=guard,
             limits=limits,
@@ -149,7 +157,7 @@ class Daemon:
         for label, (kind, text) in self._hsm.wait_for_outcomes(START_SECONDS).items():
             if kind is not None and kind.ends_start:
                 raise OperatorError(f"token {label}: {text}")
-        self._trail.start(self._hsm)
+        self._trail.start(self._hsm, self._tell_health)
         address = self._config.metrics
         self._reports.watch(self._readings)
         self._http = HttpPort(
@@ -163,8 +171,7 @@ class Daemon:
         self._hear(signal.SIGTERM, signal.SIGINT)
         announced = False
         while True:
-            reasons = self.reasons()
-            self._server.set_serving(not reasons)
+            reasons = self._tell_health()
             self._server.expire(self._clock.monotonic())
             self._trail.tick()
             self._reports.readiness(reasons)
@@ -179,6 +186,14 @@ class Daemon:
             if event is not signal.SIGHUP:
                 return
             self._reload_by_signal()
+
+    def _tell_health(self) -> list[str]:
+        """Has health say what is so; returns why the daemon does not serve."""
+        # Under the lock, or who looked before the audit log failed could speak after it.
+        with self._telling:
+            reasons = self.reasons()
+            self._server.set_serving(not reasons)
+        return reasons
 
     def _hear(self, *numbers: signal.Signals) -> None:
         for number in numbers:
@@ -270,7 +285,12 @@ class Daemon:
                 now=self._clock.now(),
                 monotonic=self._clock.monotonic(),
             ),
-            *audit_readings(log.open_intents, self._trail.checkpoint_time, log.free_bytes),
+            *audit_readings(
+                open_intents=log.open_intents,
+                checkpoint_time=self._trail.checkpoint_time,
+                committing_since=log.committing_since,
+                free_bytes=log.free_bytes,
+            ),
         ]
 
 

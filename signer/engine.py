@@ -193,7 +193,7 @@ class Engine:
     def _sign(self, job: SignJob, intent: Intent) -> Signed:
         """Signs what is on record; whatever happens, what came of it is on record, too."""
         with self._stage("audit"):
-            seq = self._evidence.intend(intent)
+            seq = self._evidence.intend(intent, job.deadline)
         with self._stage("hsm"), self._evidence.closing(seq):
             signed = self._hsm.sign(job)
         with self._stage("audit"):

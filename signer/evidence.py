@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
+from signer.audit.inbox import AuditLate, AuditUnavailable
 from signer.audit.ledger import MAX_REQUESTS, Earlier, Ledger
-from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.log import AuditLog
 from signer.audit.record import Column, Kind, Record, Value
 from signer.clock import Clock
 from signer.errors import TABLE, CallError, Failure, Reason
@@ -59,10 +60,11 @@ class Intent:
     digests: Sequence[bytes]
 
     def fields(self) -> dict[str, Value]:
-        """Returns the fields of the intent's record, without the request's id."""
+        """Returns the fields of the intent's record."""
         hcert = self.hcert
         return {
             "principal": self.ticket.principal,
+            "request_id": self.ticket.request_id,
             "call_id": self.call_id,
             "payload_hash": self.ticket.content,
             "key_version": self.version.name,
@@ -96,9 +98,9 @@ class Answered(NamedTuple):
 
 
 class Reports(Protocol):
-    """Who counts what the promise of 24 hours does not hold for."""
+    """Who counts the requests that are forgotten before their 24 hours."""
 
-    def request_unremembered(self) -> None: ...
+    def requests_forgotten(self, count: int) -> None: ...
 
 
 class _Claim:
@@ -126,7 +128,11 @@ class Evidence:
     def recorded(self, record: Record) -> None:
         """Hears every record, in the order of the log."""
         with self._lock:
+            before = self._ledger.forgotten
             self._ledger.apply(record)
+            forgotten = self._ledger.forgotten - before
+        if forgotten and self._log is not None:
+            self._reports.requests_forgotten(forgotten)
 
     def snapshot(self) -> Mapping[str, Value]:
         """Returns what all records so far came to."""
@@ -195,30 +201,38 @@ class Evidence:
             raise _reused()
         return _read_answer(intent, outcome)
 
-    def intend(self, intent: Intent) -> int:
-        """Records an intent; returns its number when it is durable. Raises CallError."""
-        fields = intent.fields()
-        ticket = intent.ticket
-        with self._lock:
-            now_us = int(self._clock.now() * 1_000_000)
-            remembered = bool(ticket.request_id) and self._ledger.has_room(ticket.principal, now_us)
-        if ticket.request_id and not remembered:
-            self._reports.request_unremembered()
-        fields["request_id"] = ticket.request_id if remembered else ""
+    def intend(self, intent: Intent, deadline: float) -> int:
+        """Records an intent; returns its number when it is durable, by the ``deadline``.
+
+        That is in monotonic seconds. An intent that becomes durable later is closed
+        as INDETERMINATE. Raises CallError; then nothing may be signed.
+        """
         column = Column(len(intent.digests[0]), b"".join(intent.digests))
+        log = self._opened()
         try:
-            return self._opened().append(Kind.INTENT, fields, column, column.root())
+            return log.append(Kind.INTENT, intent.fields(), column, column.root(), deadline)
+        except AuditLate as error:
+            raise CallError(
+                Reason.DEADLINE_TOO_SHORT, f"nothing was signed: {error}; allow more time"
+            ) from None
         except AuditUnavailable as error:
             raise _unavailable(f"nothing was signed: {error}") from None
 
     def conclude(self, seq: int, version: KeyVersion, signed: Signed) -> None:
-        """Records the outcome of an intent; returns when it is durable. Raises CallError."""
+        """Records the outcome of an intent; returns when it is durable. Raises CallError.
+
+        However long that takes: a repetition that did not find it would sign again.
+        """
         width = signature_length(version)
         signatures = signed.signatures
         if signed.failures:
             signatures = [each or bytes(width) for each in signatures]
         column = Column(width, b"".join(signatures))
-        fields: dict[str, Value] = {"intent": seq, "failures": _failures(signed.failures)}
+        fields: dict[str, Value] = {
+            "intent": seq,
+            "attempts": signed.attempts,
+            "failures": _failures(signed.failures),
+        }
         try:
             self._opened().append(Kind.OUTCOME, fields, column, column.root())
         except AuditUnavailable as error:
@@ -287,6 +301,7 @@ def _read_answer(intent: Record, outcome: Record) -> Answered:
     """Reads what ``intend`` and ``conclude`` have written."""
     fields = intent.fields
     hcert, kid, now = fields["hcert"], fields["kid"], fields["now"]
+    attempts = outcome.fields.get("attempts")
     failures = _read_failures(outcome.fields, "failures")
     signatures = (
         [
@@ -304,7 +319,7 @@ def _read_answer(intent: Record, outcome: Record) -> Answered:
         hcert=_hcert(hcert),
         failed=_read_failures(fields, "failed"),
         digests=intent.column.data if intent.column else b"",
-        signed=Signed(signatures, failures),
+        signed=Signed(signatures, failures, attempts if isinstance(attempts, int) else 0),
     )
 
 

@@ -241,16 +241,21 @@ class SignJob:
 
 
 class Signed(NamedTuple):
-    """Raw signatures in the order of the inputs, b"" where ``failures`` has the index."""
+    """Raw signatures in the order of the inputs, b"" where ``failures`` has the index.
+
+    ``attempts``: to how many workers the same item was given at most, one after
+    the other; 0 where nothing reached an HSM.
+    """
 
     signatures: list[bytes]
     failures: dict[int, Failure]
+    attempts: int = 1
 
     @classmethod
     def all_failed(cls, job: SignJob, failure: Failure) -> Signed:
         """Returns a batch of which every item has failed alike."""
         count = len(job.inputs)
-        return cls([b""] * count, dict.fromkeys(range(count), failure))
+        return cls([b""] * count, dict.fromkeys(range(count), failure), 0)
 
 
 class TokenAdmin(Protocol):

@@ -18,7 +18,9 @@ from signer import __version__
 from signer.audit import checkpoint as notes
 from signer.audit.checkpoint import Checkpoint, CheckpointError, Verifier
 from signer.audit.disk import Disk, write_file
-from signer.audit.log import AuditLog, AuditUnavailable
+from signer.audit.inbox import AuditUnavailable
+from signer.audit.log import AuditLog
+from signer.audit.merkle import Frontier
 from signer.audit.record import Kind, Record, Value
 from signer.audit.recovery import AuditRefused
 from signer.audit.segments import list_segments
@@ -26,6 +28,7 @@ from signer.audit.shipping import (
     Checkpointer,
     CheckpointReports,
     Folder,
+    Known,
     Shipper,
     read_newest,
     set_aside,
@@ -52,6 +55,9 @@ MAX_DENIALS = 1000
 """Different denials between two records; what is more is counted under one name."""
 MAX_CHANGES = 100
 """Key versions named by one KEYS record."""
+SLOW_SECONDS = 1.0
+"""A commit that takes longer is told to operators while it lasts."""
+_LEAVES = 4096
 _SEAL_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 
@@ -62,6 +68,8 @@ class TrailReports(CheckpointReports, Reports, Protocol):
     def audit_committed(self, seconds: float) -> None: ...
     def audit_recorded(self) -> None: ...
     def audit_stopped(self, text: str) -> None: ...
+    def audit_slow(self, since: float) -> None: ...
+    def audit_slow_over(self, seconds: float) -> None: ...
     def audit_problem(self, text: str) -> None: ...
 
 
@@ -99,7 +107,7 @@ def begin(config: AuditConfig, registry: Registry, admin: TokenAdmin, clock: Clo
         segment_bytes=config.segment_bytes,
         low_disk_bytes=config.low_disk_bytes,
         ballast_bytes=config.ballast_bytes,
-        newest_checkpoint=_newest(config, _verifier(config, key), lambda _: None),
+        checkpoints=_known(config, _verifier(config, key)).newest,
     )
     try:
         log.append(Kind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
@@ -114,18 +122,16 @@ def _verifier(config: AuditConfig, key: KeyVersion) -> Verifier:
     return Verifier.from_spki(config.origin, key.spki)
 
 
-def _newest(
-    config: AuditConfig, verifier: Verifier, problem: Callable[[str], None]
-) -> Checkpoint | None:
-    ours = config.directory / CHECKPOINTS
+def _folders(config: AuditConfig) -> list[Path]:
+    return [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]
+
+
+def _known(config: AuditConfig, verifier: Verifier) -> Known:
+    ours, *mirrors = _folders(config)
     directories = [ours] if ours.is_dir() else []  # a log just begun has none
-    known = read_newest(
-        [*directories, *([config.mirror] if config.mirror else [])],
-        lambda note: notes.parse_note(note, config.origin, verifier),
+    return read_newest(
+        [*directories, *mirrors], lambda note: notes.parse_note(note, config.origin, verifier)
     )
-    for text in known.problems:
-        problem(text)
-    return known.checkpoint
 
 
 class Trail:
@@ -152,6 +158,8 @@ class Trail:
         self._flushed = clock.monotonic()
         self._checkpointer: Checkpointer | None = None
         self._opened = False
+        self._on_stop: Callable[[], object] = lambda: None
+        self._slow_since = 0.0
         self.checkpoint_time = 0.0
         self.evidence = Evidence(clock, reports)
         self._overridden: int | None = None
@@ -161,6 +169,9 @@ class Trail:
                 f"there is no audit log in {config.directory}: put it back from the backup, or "
                 "begin one with `signer init --config FILE` where there never was one"
             )
+        known = _known(config, self._verifier)
+        for text in known.problems:
+            reports.audit_problem(text)
         self.log = AuditLog.open(
             config.directory,
             origin=config.origin,
@@ -168,12 +179,12 @@ class Trail:
             segment_bytes=config.segment_bytes,
             low_disk_bytes=config.low_disk_bytes,
             ballast_bytes=config.ballast_bytes,
-            newest_checkpoint=_newest(config, self._verifier, reports.audit_problem),
+            checkpoints=known.newest,
             override=override,
             on_record=self._recorded,
             snapshot=self.evidence.snapshot,
             on_commit=self._committed,
-            on_stop=reports.audit_stopped,
+            on_stop=self._stopped,
         )
         if override:
             self._set_aside()
@@ -181,8 +192,13 @@ class Trail:
 
     # --- life ------------------------------------------------------------------------------
 
-    def start(self, hsm: Sealer) -> None:
-        """Begins to make checkpoints: the audit key signs like any other."""
+    def start(self, hsm: Sealer, on_stop: Callable[[], object]) -> None:
+        """Begins to make checkpoints: the audit key signs like any other.
+
+        ``on_stop`` is called once nothing can be recorded any more, before any call
+        is refused for that; it must not wait for one.
+        """
+        self._on_stop = on_stop
         shippers = []
         if self._config.mirror is not None:
             shippers.append(Shipper(Folder(self._config.mirror, self._clock), self._reports))
@@ -195,8 +211,17 @@ class Trail:
         )
         self._checkpointer.start()
 
+    def newest_note(self) -> str:
+        """Returns the newest checkpoint as a signed note; empty before the first of this start."""
+        newest = self._checkpointer.newest if self._checkpointer else None
+        return newest[1] if newest else ""
+
     def tick(self) -> None:
-        """Records the denials of the last seconds; to be called every now and then."""
+        """Records the denials of the last seconds, and tells of a commit that hangs.
+
+        To be called every now and then.
+        """
+        self._watch_commit()
         now = self._clock.monotonic()
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now
@@ -209,6 +234,12 @@ class Trail:
         self.log.close()
         if self._checkpointer is not None:
             self._checkpointer.close(_CLOSE_SECONDS)
+
+    def _watch_commit(self) -> None:
+        since = self.log.committing_since
+        if since and since != self._slow_since and self._clock.now() - since >= SLOW_SECONDS:
+            self._slow_since = since
+            self._reports.audit_slow(since)
 
     # --- what is recorded ------------------------------------------------------------------
 
@@ -309,22 +340,45 @@ class Trail:
         last = self._overridden
         if last is None:
             return  # the log was whole
-        directories = [self._config.directory / CHECKPOINTS]
-        directories += [self._config.mirror] if self._config.mirror else []
-        for directory in directories:
+        for directory in _folders(self._config):
             try:
-                names = set_aside(directory, last)
+                names = set_aside(
+                    directory,
+                    lambda note: notes.parse_note(note, self._config.origin, self._verifier),
+                    lambda checkpoint: self._bears_out(checkpoint, last),
+                )
             except OSError as error:
                 raise OperatorError(
                     f"checkpoints in {directory} cannot be put aside ({error.strerror}): "
-                    f"rename those of more than {last} records by hand"
+                    f"rename those of more than {last} records, and those that differ from "
+                    "another of the same size, by hand"
                 ) from error
             for name in names:
                 self._reports.audit_problem(f"{directory / name} was overridden and put aside")
 
+    def _bears_out(self, checkpoint: Checkpoint, last: int) -> bool:
+        """Whether the log, of which ``last`` records were left, has the root of the checkpoint."""
+        if checkpoint.size > last:
+            return False
+        frontier = Frontier()
+        try:
+            for start in range(0, checkpoint.size, _LEAVES):
+                for leaf in self.log.leaf_hashes(start, min(start + _LEAVES, checkpoint.size)):
+                    frontier.append(leaf)
+        except LookupError:
+            return False  # its records were archived: nothing here can bear it out
+        return frontier.root() == checkpoint.root
+
+    def _stopped(self, text: str) -> None:
+        self._on_stop()
+        self._reports.audit_stopped(text)
+
     def _committed(self, _size: int) -> None:
         if self._opened:
-            self._reports.audit_committed(self.log.commit_seconds)
+            seconds = self.log.commit_seconds
+            self._reports.audit_committed(seconds)
+            if seconds >= SLOW_SECONDS:
+                self._reports.audit_slow_over(seconds)
 
     def _seal(self, hsm: Sealer, checkpoint: Checkpoint) -> str:
         """Signs a checkpoint in a worker; raises CheckpointError, CallError."""

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from signer._client.errors import ItemError
 from signer.model import Algorithm
-from signer.v1 import control_pb2, keys_pb2, signing_pb2
+from signer.v1 import control_pb2, evidence_pb2, keys_pb2, signing_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,24 @@ class Status(NamedTuple):
     busiest: tuple[Usage, ...]
 
 
+class LogRecord(NamedTuple):
+    """One record of the audit log, as the appliance shows it.
+
+    ``leaf_hash`` is its leaf in the log's tree, SHA-256(0x00 ‖ ``head``); ``head``
+    is deterministic CBOR and holds ``seq``, ``time`` (UTC) and ``kind``, too, and
+    count, width and Merkle root of ``items``, which are packed one after the
+    other. ``omitted_bytes`` of head and items were left out.
+    """
+
+    seq: int
+    time: datetime
+    kind: str
+    leaf_hash: bytes
+    head: bytes
+    items: bytes
+    omitted_bytes: int
+
+
 class Reloaded(NamedTuple):
     """What a reload changed."""
 
@@ -156,6 +174,18 @@ def read_key(message: keys_pb2.Key) -> Key:
         tuple(_enum(signing_pb2.Format, number, "FORMAT_") for number in message.formats),
         message.max_batch_items,
         tuple(Quota(q.limit, q.window_seconds, q.remaining) for q in message.quotas),
+    )
+
+
+def read_log_record(message: evidence_pb2.LogRecord) -> LogRecord:
+    return LogRecord(
+        message.seq,
+        message.record_time.ToDatetime(tzinfo=UTC),
+        message.kind,
+        message.leaf_hash,
+        message.head,
+        message.items,
+        message.omitted_bytes,
     )
 
 

@@ -84,10 +84,10 @@ class Guard(grpc.ServerInterceptor):
     ) -> None:
         self._policy = policy
         self._roles = roles
-        self._slots = _Places(calls)
-        self._shares = _Places(calls_per_client)
-        self._health_slots = _Places(HEALTH_CALLS)
-        self._health_shares = _Places(HEALTH_CALLS_PER_CLIENT)
+        self._slots = Places(calls)
+        self._shares = Places(calls_per_client)
+        self._health_slots = Places(HEALTH_CALLS)
+        self._health_shares = Places(HEALTH_CALLS_PER_CLIENT)
         self._waiting = _Waiting()
         self._observer = observer
         self._clock = clock
@@ -263,7 +263,7 @@ class _Waiting:
                     context.cancel()
 
 
-class _Places:
+class Places:
     """At most ``limit`` calls of one name at work at once; nobody waits for a place."""
 
     def __init__(self, limit: int) -> None:

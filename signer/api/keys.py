@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from signer.api import wire
 from signer.api.guard import Caller
+from signer.api.pages import PAGE_BYTES, page_size
 from signer.clock import Clock
 from signer.engine import Engine, Snapshot
 from signer.errors import CallError, Reason, invalid
 from signer.model import IDENTIFIER, KeyName, KeyVersion, parse_key_or_version
 from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
 from signer.v1 import keys_pb2, keys_pb2_grpc
-
-DEFAULT_PAGE = 100
-LARGEST_PAGE = 1000
-PAGE_BYTES = 1024 * 1024
-"""A page ends with the key that passes this, for certificates can be long."""
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
@@ -30,7 +26,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         """Answers with one page of the keys that the caller may see; raises CallError."""
         snapshot = self._engine.snapshot
         prefix = _prefix(request.parent)
-        size = _page_size(request.page_size)
+        size = page_size(request.page_size)
         visible = visible_facilities(snapshot.policy, caller.principal)
         if visible is None:
             names = snapshot.keys.names(prefix, request.page_token, size + 1)
@@ -131,9 +127,3 @@ def _prefix(parent: str) -> str:
     if head != "facilities" or not IDENTIFIER.fullmatch(facility):
         raise invalid("parent", "expected facilities/{facility}, or nothing")
     return f"{parent}/"
-
-
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= LARGEST_PAGE:
-        raise invalid("page_size", f"is {asked}, expected 0 to {LARGEST_PAGE}")
-    return asked or DEFAULT_PAGE

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from signer.api.control import ControlService
+from signer.api.evidence import EvidenceService
 from signer.api.guard import HEALTH_CALLS, Guard
 from signer.api.health import Health
 from signer.api.keys import KeyService
@@ -22,6 +23,8 @@ from signer.model import Role
 from signer.v1 import (
     control_pb2,
     control_pb2_grpc,
+    evidence_pb2,
+    evidence_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
     signing_pb2,
@@ -30,11 +33,13 @@ from signer.v1 import (
 
 SIGNING = signing_pb2.DESCRIPTOR.services_by_name["SigningService"].full_name
 KEYS = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
+EVIDENCE = evidence_pb2.DESCRIPTOR.services_by_name["EvidenceService"].full_name
 CONTROL = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 
 ROLES: Mapping[str, frozenset[Role]] = {
     SIGNING: frozenset({Role.ISSUER}),
     KEYS: frozenset(Role),
+    EVIDENCE: frozenset({Role.AUDITOR}),
     CONTROL: frozenset({Role.OPERATOR}),
     reflection.SERVICE_NAME: frozenset(Role),
 }
@@ -88,6 +93,7 @@ class Server:
         *,
         signing: SigningService,
         keys: KeyService,
+        evidence: EvidenceService,
         control: ControlService,
         guard: Guard,
         limits: Limits,
@@ -104,6 +110,7 @@ class Server:
         self._health = Health(frozenset({health.OVERALL_HEALTH, SIGNING}))
         signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, self._server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, self._server)
+        evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(evidence, self._server)
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import cbor2
@@ -27,13 +28,9 @@ def encode(value: Any, depth: int) -> bytes:
 
 
 def decode(data: bytes, depth: int) -> Any:
-    """Reads one value; raises CanonicalError.
-
-    Whoever needs the one encoding encodes the value again and compares: that
-    finds floats, long forms, other orders and bytes after the value.
-    """
+    """Reads one value from its one encoding, see ``encode``; raises CanonicalError."""
     try:
-        return cbor2.loads(
+        value = cbor2.loads(
             data,
             max_depth=depth,
             allow_indefinite=False,
@@ -46,6 +43,30 @@ def decode(data: bytes, depth: int) -> Any:
             "no CBOR without tags, duplicate names and indefinite lengths, "
             f"nested at most {depth} deep"
         ) from None
+    _check(value)
+    # Written again in the order in which it was read: long forms and bytes behind it differ.
+    if cbor2.dumps(value) != data:
+        raise CanonicalError("it is not in its canonical form")
+    return value
+
+
+def _check(value: Any) -> None:
+    """Refuses what was read, but ``encode`` would not write, or not in this order."""
+    kind = type(value)
+    if kind is dict:
+        names = tuple(value)
+        if _in_order(names) != names:
+            raise CanonicalError("names are not in their order")
+        members: Iterable[Any] = value.values()
+    elif kind is list:
+        members = value
+    elif kind in _READ:
+        return
+    else:
+        raise CanonicalError(f"a value is a {kind.__name__}")
+    for member in members:
+        if type(member) not in _READ:
+            _check(member)
 
 
 def _arranged(value: Any, depth: int) -> Any:
@@ -58,7 +79,7 @@ def _arranged(value: Any, depth: int) -> Any:
             return value
         raise CanonicalError("an integer goes beyond 64 bits")
     if isinstance(value, Mapping):
-        names = _names(value)
+        names = _in_order(tuple(value))
         _descend(depth)
         return {name: _arranged(value[name], depth - 1) for name in names}
     if kind is list or kind is tuple:
@@ -69,11 +90,13 @@ def _arranged(value: Any, depth: int) -> Any:
     raise CanonicalError(f"a value is a {kind.__name__}")
 
 
-def _names(value: Mapping[Any, Any]) -> list[str]:
-    if not all(isinstance(name, str) and name.isascii() for name in value):
+@lru_cache(maxsize=32)
+def _in_order(names: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names of a map in the order of their encodings. Records of a kind have the same ones."""
+    if not all(isinstance(name, str) and name.isascii() for name in names):
         raise CanonicalError("a name is not ASCII text")
     # ASCII, so the shorter name and then the lower one has the lower encoding.
-    return sorted(sorted(value), key=len)
+    return tuple(sorted(sorted(names), key=len))
 
 
 def _descend(depth: int) -> None:
@@ -82,6 +105,7 @@ def _descend(depth: int) -> None:
 
 
 _PLAIN = frozenset({str, bytes, bool, type(None)})
+_READ = _PLAIN | {int}  # any size: without tags, what is read has 64 bits and a sign
 
 
 class _NoTags(dict[int, Any]):

@@ -3,10 +3,11 @@
 Pure: the same records in the same order give the same ledger, whether folded in
 one go or from a snapshot on. It has no lock; whoever shares it brings one.
 
-Memory and snapshots are bounded. A request is remembered for 24 hours in 56
-bytes, and only by its place in the log: what it was and what came of it stand in
-the records there. Usage is one row for each facility that ever signed and one
-number for each of its keys.
+Memory and snapshots are bounded. A request is remembered in 56 bytes of a
+snapshot, and only by its place in the log: what it was and what came of it stand
+in the records there. It is remembered for 24 hours, unless its principal sends so
+many that its own oldest have to go (ADR 15). Usage is one row for each facility
+that ever signed and one number for each of its keys.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REQUEST_LIFE_US = 24 * 3600 * 1_000_000
 """For how long a request id names one request, in microseconds of the log's time."""
 
 MAX_REQUESTS = 100_000
-"""Requests remembered at once: 24 hours of them fit into a snapshot beside 15,000 facilities."""
+"""Requests remembered at once: so many fit into one SNAPSHOT record beside 15,000 facilities."""
 
 WINDOW_SECONDS = (1, 60, 3600, 86_400)
 """The windows that quotas may have, aligned to the epoch (DESIGN section 5)."""
@@ -71,15 +72,18 @@ class Ledger:
 
     An intent without ``request_id`` (or with an empty one) is not remembered as
     a request. Of two intents with one id the first counts until it is closed as
-    INDETERMINATE or is 24 hours old.
+    INDETERMINATE, is 24 hours old, or has to make room. ``forgotten`` counts those
+    that made room, since this object was made.
     """
 
     def __init__(self, capacity: int = MAX_REQUESTS) -> None:
+        self.forgotten = 0
         self._capacity = capacity
         # In the order of the log, so that what expires stands in front.
         self._requests: OrderedDict[bytes, _Request] = OrderedDict()
         self._open: dict[int, bytes] = {}  # requests in flight, by their intent
-        self._held: Counter[bytes] = Counter()  # requests remembered, by principal
+        # The same by principal, in the same order; an ordered set each.
+        self._held: dict[bytes, OrderedDict[bytes, None]] = {}
         self._used: dict[str, _Used] = {}
         self._latest = 0  # seconds; a clock set back refills nothing, as in policy.usage
 
@@ -111,6 +115,7 @@ class Ledger:
         if request_id:
             identity = _identity(_text(fields, "principal"), request_id)
             if identity not in self._requests:
+                self._make_room(_principal(identity))
                 self._remember(identity, _Request(seq, 0, time_us))
 
     def outcome(self, intent: int, seq: int) -> None:
@@ -121,10 +126,9 @@ class Ledger:
 
     def indeterminate(self, intent: int) -> None:
         """Forgets an intent whose outcome nobody knows: nothing of it was released."""
-        identity = self._open.pop(intent, None)
+        identity = self._open.get(intent)
         if identity is not None:
-            del self._requests[identity]
-            self._release(identity)
+            self._forget(identity)
 
     def find(self, principal: str, request_id: str, time_us: int) -> Earlier | None:
         """Returns the request that this one repeats at ``time_us``, if there is one."""
@@ -132,18 +136,6 @@ class Ledger:
         if known is None or _expired(known, time_us):
             return None
         return Earlier(known.intent, known.outcome or None)
-
-    def has_room(self, principal: str, time_us: int) -> bool:
-        """Whether one more request of this principal can be remembered for 24 hours.
-
-        Each principal may hold as many as are still free: one alone takes half of
-        all at most, n alike take 1/(n+1) each, and whoever is new finds room. Ask
-        this before an intent with a request id, for the promise of 24 hours is
-        kept to those who have it and refused to those who come too much.
-        """
-        self._expire(time_us)
-        free = self._capacity - len(self._requests)
-        return self._held[_identity(principal, "")[:_ID_BYTES]] < free
 
     @property
     def in_flight(self) -> int:
@@ -197,7 +189,7 @@ class Ledger:
 
     def _remember(self, identity: bytes, request: _Request) -> None:
         self._requests[identity] = request
-        self._held[identity[:_ID_BYTES]] += 1
+        self._held.setdefault(_principal(identity), OrderedDict())[identity] = None
         if not request.outcome:
             self._open[request.intent] = identity
 
@@ -207,15 +199,28 @@ class Ledger:
             request = self._requests[identity]
             if not _expired(request, time_us):
                 return
-            del self._requests[identity]
-            self._open.pop(request.intent, None)
-            self._release(identity)
+            self._forget(identity)
 
-    def _release(self, identity: bytes) -> None:
-        principal = identity[:_ID_BYTES]
-        self._held[principal] -= 1
-        if not self._held[principal]:
-            del self._held[principal]
+    def _make_room(self, principal: bytes) -> None:
+        """Sees to room for one more request of a principal.
+
+        Each may hold as many as are still free: one alone takes half of all at most,
+        n alike take 1/(n+1) each. Beyond that its own oldest go, for what is repeated
+        is what was sent last; whoever is new finds room, at worst that of the oldest.
+        """
+        while True:
+            own = self._held.get(principal)
+            if len(own or ()) < self._capacity - len(self._requests):
+                return
+            self._forget(next(iter(own or self._requests)))
+            self.forgotten += 1
+
+    def _forget(self, identity: bytes) -> None:
+        self._open.pop(self._requests.pop(identity).intent, None)
+        own = self._held[_principal(identity)]
+        del own[identity]
+        if not own:
+            del self._held[_principal(identity)]
 
 
 def _expired(request: _Request, time_us: int) -> bool:
@@ -225,6 +230,10 @@ def _expired(request: _Request, time_us: int) -> bool:
 def _identity(principal: str, request_id: str) -> bytes:
     """Whose request it is and which: half of a SHA-256 each, for a URI may have 2,048 bytes."""
     return b"".join(sha256(text.encode()).digest()[:_ID_BYTES] for text in (principal, request_id))
+
+
+def _principal(identity: bytes) -> bytes:
+    return identity[:_ID_BYTES]
 
 
 def _read_used(row: Value) -> _Used:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from signer.audit.checkpoint import Checkpoint
 from signer.audit.disk import Disk
+from signer.audit.inbox import AuditUnavailable, Entry, Inbox
 from signer.audit.merkle import Frontier
 from signer.audit.record import Column, Kind, Record, RecordError, encode
 from signer.audit.recovery import (
@@ -36,10 +37,6 @@ LOW_DISK_BYTES = 256 << 20
 BALLAST_BYTES = 64 << 20
 
 _WITH_ANSWER = frozenset({Kind.INTENT, Kind.OUTCOME, Kind.INDETERMINATE, Kind.SNAPSHOT})
-
-
-class AuditUnavailable(Exception):  # noqa: N818  # named after the reason that callers get
-    """The record is not in the log, or nobody knows: nothing that it covers may be released."""
 
 
 class TreeHead(NamedTuple):
@@ -66,24 +63,6 @@ class _Listeners(NamedTuple):
     on_stop: Callable[[str], None]
 
 
-class _Entry:
-    """One record on its way; ``done`` is set when it is durable or refused."""
-
-    __slots__ = ("column", "done", "error", "fields", "kind", "root", "seq")
-
-    def __init__(
-        self, kind: Kind, fields: Fields, column: Column | None = None, root: bytes | None = None
-    ) -> None:
-        self.kind, self.fields, self.column, self.root = kind, fields, column, root
-        self.done = threading.Event()
-        self.error: Exception | None = None
-        self.seq = -1
-
-    def refuse(self, error: Exception) -> None:
-        self.error = error
-        self.done.set()
-
-
 class AuditLog:
     """The log in a directory, of which there is one writer at a time.
 
@@ -97,7 +76,7 @@ class AuditLog:
     it goes on; a SNAPSHOT only where the reading starts with it. ``snapshot``
     gives the fields of a SNAPSHOT that says what all records heard so far came
     to; every segment but the first begins with one. ``on_commit`` hears the new
-    size, ``on_stop`` why no intent is taken any more.
+    size, ``on_stop`` why no intent is taken any more, before anybody is refused for it.
     """
 
     def __init__(
@@ -114,15 +93,12 @@ class AuditLog:
         self._clock = clock
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
         self._listeners = listeners
-        self._failed = self._low = ""
+        self._inbox = Inbox(listeners.on_stop)
         self.free_bytes = opened.free_bytes
         self.commit_seconds = self.committing_since = 0.0
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
         self._publish()
-        self._arrival = threading.Condition()
-        self._queue: list[_Entry] = []
-        self._closing = False
         # A daemon thread: what nobody waits for must not keep a process alive.
         self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
         self._thread.start()
@@ -137,7 +113,7 @@ class AuditLog:
         segment_bytes: int = SEGMENT_BYTES,
         low_disk_bytes: int = LOW_DISK_BYTES,
         ballast_bytes: int = BALLAST_BYTES,
-        newest_checkpoint: Checkpoint | None = None,
+        checkpoints: Iterable[Checkpoint] = (),
         override: bool = False,
         on_record: OnRecord = lambda _: None,
         snapshot: Callable[[], Fields] | None = None,
@@ -145,8 +121,9 @@ class AuditLog:
         on_stop: Callable[[str], None] = lambda _: None,
         disk: Disk | None = None,
     ) -> AuditLog:
-        """Verifies the log from the newest snapshot under ``newest_checkpoint`` on, and opens it.
+        """Verifies the log from the newest snapshot under all ``checkpoints`` on, and opens it.
 
+        It must bear out every one of them, so the smallest decides how much is read.
         A directory without a log gets one, unless a checkpoint knows better. A torn
         tail is cut, kept aside and recorded; intents without an outcome are closed
         as INDETERMINATE. ``override`` goes on where this would refuse: what cannot
@@ -163,7 +140,7 @@ class AuditLog:
             disk or Disk(),
             Space(low_disk_bytes, ballast_bytes),
             origin=origin,
-            checkpoint=newest_checkpoint,
+            checkpoints=tuple(checkpoints),
             override=override,
             on_record=on_record,
         )
@@ -178,19 +155,24 @@ class AuditLog:
         return log
 
     def append(
-        self, kind: Kind, fields: Fields, column: Column | None = None, root: bytes | None = None
+        self,
+        kind: Kind,
+        fields: Fields,
+        column: Column | None = None,
+        root: bytes | None = None,
+        deadline: float | None = None,
     ) -> int:
         """Returns the sequence number of a new record when it is durable.
 
-        ``root`` is the column's, where the caller has it. Raises AuditUnavailable,
-        and RecordError for what a record cannot hold or what may not follow.
+        ``root`` is the column's, where the caller has it. ``deadline`` (monotonic
+        seconds) is for an INTENT only: what was signed is recorded however long it
+        takes. Raises AuditLate, AuditUnavailable, and RecordError for what a record
+        cannot hold or what may not follow.
         """
-        entry = _Entry(kind, fields, column, root)
-        self._enqueue(entry)
-        entry.done.wait()
-        if entry.error is not None:
-            raise entry.error
-        return entry.seq
+        entry = Entry(kind, fields, column, root)
+        self._inbox.put(entry)
+        left = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
+        return self._inbox.wait(entry, left)
 
     def note(self, kind: Kind, fields: Fields) -> None:
         """Hands over a record that nobody waits for; the next commit makes it durable.
@@ -201,22 +183,27 @@ class AuditLog:
         if kind in _WITH_ANSWER:
             raise RecordError(f"an {kind} is appended, not noted")
         encode(0, 0, kind, fields)  # what cannot be recorded is refused here, not lost there
-        self._enqueue(_Entry(kind, fields))
+        self._inbox.put(Entry(kind, fields))
 
     @property
     def refusal(self) -> str:
         """Why no intent is taken: the log has failed or the disk is low. Empty while it works."""
-        return self._failed or self._low
+        return self._inbox.failed or self._inbox.low
 
     @property
     def failed(self) -> str:
         """Why nothing can be written any more, empty while it can."""
-        return self._failed
+        return self._inbox.failed
 
     @property
     def size(self) -> int:
         """Durable records: the sequence number of the next."""
         return self._durable.size
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest record that is here; those before it were archived."""
+        return self._durable.reader.first
 
     @property
     def last_time(self) -> int:
@@ -250,29 +237,17 @@ class AuditLog:
 
     def close(self) -> None:
         """Writes what was handed over, and ends. Nothing can be appended any more."""
-        with self._arrival:
-            self._closing = True
-            self._arrival.notify()
+        self._inbox.close()
         self._thread.join()
         self._tail.close()
         with suppress(OSError):
             os.close(self._lock)
 
-    def _enqueue(self, entry: _Entry) -> None:
-        # Under the lock, so that whoever gets in is seen by the writer's end, too.
-        with self._arrival:
-            if self._failed or self._closing:
-                raise AuditUnavailable(self._failed or "the audit log is closed")
-            if self._low and entry.kind is Kind.INTENT:
-                raise AuditUnavailable(self._low)
-            self._queue.append(entry)
-            self._arrival.notify()
-
     def _run(self) -> None:
         """The writer: takes all that wait, makes them durable, and so on."""
-        batch: list[_Entry] = []
+        batch: list[Entry] = []
         try:
-            while batch := self._take():
+            while batch := self._inbox.take():
                 self._commit(batch)
                 if self._tail.due(self._segment_bytes):
                     self._rotate()
@@ -282,33 +257,33 @@ class AuditLog:
             self._fail(batch, f"internal error: {type(error).__name__}")
             raise
 
-    def _take(self) -> list[_Entry]:
-        """Waits for records; returns none when the log is closed and all are written."""
-        with self._arrival:
-            while not self._queue and not self._closing:
-                self._arrival.wait()
-            batch, self._queue = self._queue, []
-            return batch
-
-    def _commit(self, batch: Sequence[_Entry]) -> None:
-        self._watch_disk()
-        written = [(entry, record) for entry in batch if (record := self._stage(entry))]
+    def _commit(self, batch: Sequence[Entry]) -> None:
+        with self._timed():
+            self._watch_disk()
+            written = [(entry, record) for entry in batch if (record := self._stage(entry))]
+            if written:
+                self._tail.commit()
         if not written:
             return
-        self.committing_since, started = self._clock.now(), self._clock.monotonic()
-        self._tail.commit()
-        self.commit_seconds, self.committing_since = self._clock.monotonic() - started, 0.0
         self._publish()
         for entry, record in written:
             self._listeners.on_record(record)
             entry.seq = record.seq
-        for entry, _ in written:
-            entry.done.set()
+        self._inbox.answer([entry for entry, _ in written])
         self._listeners.on_commit(self.size)
 
-    def _stage(self, entry: _Entry) -> Record | None:
-        if self._low and entry.kind is Kind.INTENT:
-            entry.refuse(AuditUnavailable(self._low))
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Shows from outside that the disk is at work, and for how long it was."""
+        self.committing_since, started = self._clock.now(), self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self.commit_seconds, self.committing_since = self._clock.monotonic() - started, 0.0
+
+    def _stage(self, entry: Entry) -> Record | None:
+        if self._inbox.low and entry.kind is Kind.INTENT:
+            entry.refuse(AuditUnavailable(self._inbox.low))
             return None
         time_us = int(self._clock.now() * 1_000_000)
         try:
@@ -319,8 +294,9 @@ class AuditLog:
 
     def _rotate(self) -> None:
         make = self._listeners.snapshot
-        snapshot = make() if make else None
-        self._tail.rotate(int(self._clock.now() * 1_000_000), snapshot)
+        with self._timed():
+            snapshot = make() if make else None
+            self._tail.rotate(int(self._clock.now() * 1_000_000), snapshot)
         self._publish()
         self._listeners.on_commit(self.size)
 
@@ -336,23 +312,17 @@ class AuditLog:
     def _watch_disk(self) -> None:
         """Stops signing for good when the disk is low, and gives up the ballast for the rest."""
         self.free_bytes = self._disk.free_bytes(self._directory)
-        if self._low or self.free_bytes >= self._low_disk_bytes:
+        if self._inbox.low or self.free_bytes >= self._low_disk_bytes:
             return
-        self._low = (
+        self._inbox.stop_intents(
             f"the disk of the audit log has {self.free_bytes} bytes free, less than "
             f"{self._low_disk_bytes}: nothing is signed until there is room and a restart"
         )
         self._disk.remove(ballast_path(self._directory))
-        self._listeners.on_stop(self._low)
 
-    def _fail(self, batch: Sequence[_Entry], cause: str) -> None:
-        with self._arrival:
-            self._failed = (
-                f"the audit log in {self._directory} cannot be written ({cause}): nothing is "
-                "signed until the cause is mended and the daemon restarted"
-            )
-            waiting, self._queue = self._queue, []
-        for entry in (*batch, *waiting):
-            if not entry.done.is_set():
-                entry.refuse(AuditUnavailable(self._failed))
-        self._listeners.on_stop(self._failed)
+    def _fail(self, batch: Sequence[Entry], cause: str) -> None:
+        self._inbox.fail(
+            batch,
+            f"the audit log in {self._directory} cannot be written ({cause}): nothing is "
+            "signed until the cause is mended and the daemon restarted",
+        )

@@ -51,7 +51,7 @@ def inclusion_ranges(index: int, size: int) -> list[tuple[int, int]]:
         raise IndexError(f"leaf {index} is not in a tree of {size}")
     ranges, start, stop = [], 0, size
     while stop - start > 1:
-        middle = start + _split(stop - start)
+        middle = start + split(stop - start)
         if index < middle:
             ranges.append((middle, stop))
             stop = middle
@@ -73,7 +73,7 @@ def consistency_ranges(old_size: int, size: int) -> list[tuple[int, int]]:
         return []
     ranges, start, stop = [], 0, size
     while old_size < stop:
-        middle = start + _split(stop - start)
+        middle = start + split(stop - start)
         if old_size <= middle:
             ranges.append((middle, stop))
             stop = middle
@@ -182,6 +182,9 @@ class Frontier:
         return cls(size, peaks)
 
 
-def _split(size: int) -> int:
-    """The largest power of two smaller than ``size`` (at least 2)."""
+def split(size: int) -> int:
+    """Returns the largest power of two smaller than ``size``, which is at least 2.
+
+    That is where RFC 6962 section 2.1 parts the leaves of a tree.
+    """
     return 1 << (size - 1).bit_length() - 1

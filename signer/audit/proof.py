@@ -10,8 +10,9 @@ Bytes are in lower-case hex.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha384
 from typing import Any
 
 from signer.audit import merkle
@@ -25,6 +26,7 @@ from signer.audit.record import (
     RecordError,
     parse_head,
 )
+from signer.model import Format
 
 FORM = "signer.v1 proof"
 """First member of every proof, ``form``."""
@@ -47,8 +49,9 @@ class Proven:
     ``intent`` and ``outcome`` are the numbers of the two records, ``intent_us``
     and ``outcome_us`` their times in microseconds since the epoch: the
     signature was made between them. ``policy`` is the SHA-256 of the policy in
-    force, ``digest`` the SHA-256 of the bytes signed, ``signature`` raw.
-    Exactly one of ``signature`` and ``failure`` is None.
+    force, ``digest`` the SHA-256 of the bytes signed, or in the format DIGEST the
+    digest itself, ``signature`` raw. Exactly one of ``signature`` and ``failure``
+    is None.
     """
 
     checkpoint: Checkpoint
@@ -170,8 +173,8 @@ def _conclude(checkpoint: Checkpoint, index: int, intent: _Part, outcome: _Part)
     answered = done.fields.get("intent")
     if type(answered) is not int or answered != asked.seq or done.seq <= asked.seq:
         raise ProofError("the outcome is not the outcome of this intent")
-    if intent.item is None or len(intent.item) != HASH_SIZE:
-        raise ProofError("the intent does not hold digests of 32 bytes")
+    if intent.item is None or len(intent.item) not in _digest_sizes(asked):
+        raise ProofError("the intent does not hold digests of the size that its format has")
     if asked.shape and done.shape and asked.shape.count != done.shape.count:
         raise ProofError("the outcome has another number of items than the intent")
     failure = _failure(done, index)
@@ -196,6 +199,13 @@ def _conclude(checkpoint: Checkpoint, index: int, intent: _Part, outcome: _Part)
         signature=signature,
         failure=failure,
     )
+
+
+def _digest_sizes(intent: Head) -> Container[int]:
+    """Bytes of an item's digest: SHA-256, but where callers bring their own."""
+    if _text(intent, "format") != Format.DIGEST:
+        return {HASH_SIZE}
+    return {HASH_SIZE, sha384().digest_size}
 
 
 def _failure(outcome: Head, index: int) -> str | None:

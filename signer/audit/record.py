@@ -112,6 +112,8 @@ class Column:
 
     def root(self) -> bytes:
         """Returns the root of the RFC 6962 tree that has each item as a leaf."""
+        if len(self.data) == self.width:  # the most frequent column: one item is its own tree
+            return merkle.leaf_hash(self.data)
         return merkle.root(self.leaf_hashes())
 
 
@@ -192,18 +194,17 @@ def parse_with_leaf(body: bytes) -> tuple[Record, bytes]:
     if type(parts) is not list or len(parts) != 2 or type(parts[0]) is not bytes:
         raise RecordError("the record is not a head and a column")
     encoded, data = parts
-    head = parse_head(encoded)
+    seq, time_us, kind, fields, shape = parse_head(encoded)
     column = None
-    if head.shape is not None:
-        if type(data) is not bytes or len(data) != head.shape.count * head.shape.width:
+    if shape is not None:
+        if type(data) is not bytes or len(data) != shape.count * shape.width:
             raise RecordError("the record's column does not have the size that its head says")
-        column = Column(head.shape.width, data)
-        if column.root() != head.shape.root:
+        column = Column(shape.width, data)
+        if column.root() != shape.root:
             raise RecordError("the record's column does not have the root that its head says")
-    if _body(encoded, column) != body:  # a column that the head does not know, too
-        raise RecordError("the record is not in its canonical form")
-    record = Record(head.seq, head.time_us, head.kind, head.fields, column)
-    return record, merkle.leaf_hash(encoded)
+    elif data is not None:
+        raise RecordError("the record has a column that its head does not know")
+    return Record(seq, time_us, kind, fields, column), merkle.leaf_hash(encoded)
 
 
 def parse_head(head: bytes) -> Head:
@@ -211,16 +212,16 @@ def parse_head(head: bytes) -> Head:
     fields = _decode(head, "head")
     if type(fields) is not dict:
         raise RecordError("the head is not a map")
-    if _encode(fields) != head:
-        raise RecordError("the head is not in its canonical form")
-    seq, time_us = (_count(fields.pop(name, None), name) for name in ("seq", "time"))
+    seq = _count(fields.pop("seq", None), "seq")
+    time_us = _count(fields.pop("time", None), "time")
     name = fields.pop("kind", None)
     kind = _KINDS.get(name) if type(name) is str else None
     if kind is None:
         raise RecordError("the head has no known kind")
     shape = None
     if not _COLUMN_NAMES.isdisjoint(fields):
-        count, width = (_count(fields.pop(name, None), name) for name in ("count", "width"))
+        count = _count(fields.pop("count", None), "count")
+        width = _count(fields.pop("width", None), "width")
         root = fields.pop("root", None)
         if type(root) is not bytes or len(root) != HASH_SIZE or not width:
             raise RecordError("the head does not tell the root and width of its column")
@@ -258,41 +259,40 @@ def read_frames(
     Ends at the end of the data. Raises TornTail or BrokenFrame at the first
     bytes that are no frame of this chain. Bodies are not parsed.
     """
-    with memoryview(data) as view:
-        while offset < len(view):
-            end = _frame_end(view, previous, offset)
-            if end is None:
-                _refuse(view, offset)
-            chain = bytes(view[end - HASH_SIZE : end])
-            yield Frame(offset, bytes(view[offset + LENGTH_SIZE : end - HASH_SIZE]), chain)
-            previous, offset = chain, end
+    size = len(data)
+    while offset < size:
+        one = _frame_at(data, previous, offset)
+        if one is None:
+            _refuse(data, offset)
+        yield one
+        previous = one.chain
+        offset += LENGTH_SIZE + len(one.body) + HASH_SIZE
 
 
-def _frame_end(view: memoryview, previous: bytes, offset: int) -> int | None:
-    """Where the frame at ``offset`` ends, or None where none that continues ``previous`` lies."""
-    length = int.from_bytes(view[offset : offset + LENGTH_SIZE], "big")
-    end = offset + LENGTH_SIZE + length + HASH_SIZE
-    if not 0 < length <= MAX_BODY or end > len(view):
+def _frame_at(data: bytes | memoryview | mmap, previous: bytes, offset: int) -> Frame | None:
+    """The frame at ``offset``, or None where none that continues ``previous`` lies."""
+    begin = offset + LENGTH_SIZE
+    length = int.from_bytes(data[offset:begin], "big")
+    end = begin + length
+    if not 0 < length <= MAX_BODY or end + HASH_SIZE > len(data):
         return None
-    chain = sha256(previous)
-    chain.update(view[offset + LENGTH_SIZE : end - HASH_SIZE])
-    return end if chain.digest() == view[end - HASH_SIZE : end] else None
+    body, chain = bytes(data[begin:end]), bytes(data[end : end + HASH_SIZE])
+    return Frame(offset, body, chain) if sha256(previous + body).digest() == chain else None
 
 
-def _refuse(view: memoryview, offset: int) -> NoReturn:
+def _refuse(data: bytes | memoryview | mmap, offset: int) -> NoReturn:
     """Tells a torn tail from a break: only after a break does an intact frame follow."""
-    rest = bytes(view[offset:])
+    rest = bytes(data[offset:])
     budget = _SEARCH_BYTES
-    with memoryview(rest) as tail:
-        # A frame is intact by itself: it continues the hash that stands before it.
-        for candidate in _FRAME_BEGINNING.finditer(rest, HASH_SIZE):
-            start = candidate.start()
-            budget -= int.from_bytes(rest[start : start + LENGTH_SIZE], "big")
-            if budget < 0 or _frame_end(tail, rest[start - HASH_SIZE : start], start) is not None:
-                raise BrokenFrame(
-                    offset,
-                    f"the bytes at {offset} are no frame of this chain, but frames follow them",
-                )
+    # A frame is intact by itself: it continues the hash that stands before it.
+    for candidate in _FRAME_BEGINNING.finditer(rest, HASH_SIZE):
+        start = candidate.start()
+        budget -= int.from_bytes(rest[start : start + LENGTH_SIZE], "big")
+        if budget < 0 or _frame_at(rest, rest[start - HASH_SIZE : start], start) is not None:
+            raise BrokenFrame(
+                offset,
+                f"the bytes at {offset} are no frame of this chain, but frames follow them",
+            )
     raise TornTail(offset, f"the bytes from {offset} to the end are no frame of this chain")
 
 

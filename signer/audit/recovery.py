@@ -58,7 +58,7 @@ def open_tail(
     space: Space,
     *,
     origin: str,
-    checkpoint: Checkpoint | None,
+    checkpoints: Sequence[Checkpoint],
     override: bool,
     on_record: OnRecord,
 ) -> Opened:
@@ -71,10 +71,13 @@ def open_tail(
         lock = _lock(directory, disk)
         free_bytes = _provide_space(directory, disk, space)
         segments = list_segments(directory)
-        replay = Replay(origin, [checkpoint] if checkpoint else [], on_record)
-        # An override says that the checkpoint, which proves snapshots, may be void.
-        finding = replay.run(starting_point(segments, None if override else checkpoint))
-        problems = _problems(replay, finding, directory, override)
+        replay = Replay(origin, checkpoints, on_record)
+        # An override says that the checkpoints, which prove snapshots, may be void.
+        smallest = min(checkpoints, key=lambda each: each.size, default=None)
+        finding = replay.run(starting_point(segments, None if override else smallest))
+        problems = _problems(replay, finding, checkpoints)
+        if not override:
+            _refuse(directory, problems)
         if finding is not None:
             segments = cut(disk, segments, finding, replay.tip.size)
         firsts = _firsts(disk, directory, replay.tip, problems)
@@ -124,19 +127,34 @@ def _provide_space(directory: Path, disk: Disk, space: Space) -> int:
 
 
 def _problems(
-    replay: Replay, finding: Finding | None, directory: Path, override: bool
+    replay: Replay, finding: Finding | None, checkpoints: Sequence[Checkpoint]
 ) -> list[str]:
-    """Returns what no interrupted write explains; raises AuditRefused without an override."""
-    problems = list(replay.contradictions)
+    """Returns what no interrupted write explains."""
+    problems = [*_forks(checkpoints), *replay.contradictions]
     if finding is not None and not finding.torn:
         problems.append(finding.text)
-    if problems and not override:
+    return problems
+
+
+def _forks(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Says where checkpoints of one size differ: no log can bear out both."""
+    roots: dict[int, set[bytes]] = {}
+    for each in checkpoints:
+        roots.setdefault(each.size, set()).add(each.root)
+    return [
+        f"two checkpoints of {size} records have different roots: the audit key has signed two logs"
+        for size, found in sorted(roots.items())
+        if len(found) > 1
+    ]
+
+
+def _refuse(directory: Path, problems: Sequence[str]) -> None:
+    if problems:
         raise AuditRefused(
             f"the audit log in {directory} is not whole: {'; '.join(problems)}. Nothing was "
             "changed. Put back the missing files, or start once with "
             "`signer serve --override-audit-log`, which goes on without them and is recorded"
         )
-    return problems
 
 
 def _firsts(

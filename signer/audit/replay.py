@@ -8,6 +8,7 @@ say what led to it, and the tree must have the roots that checkpoints say.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from signer.audit.checkpoint import Checkpoint
@@ -27,8 +28,6 @@ from signer.audit.record import (
 from signer.audit.segments import Header, Index, Segment, open_segment
 
 OnRecord = Callable[[Record], None]
-Progress = Callable[[int], None]
-_PROGRESS_BYTES = 1 << 20
 _CLOSING = frozenset({Kind.OUTCOME, Kind.INDETERMINATE})
 
 
@@ -128,30 +127,38 @@ class Replay:
         self.covered = 0
         self._origin = origin
         self._on_record = on_record
+        self._started = False
         self._awaited: dict[int, set[bytes]] = {}
         for checkpoint in checkpoints:
             self._awaited.setdefault(checkpoint.size, set()).add(checkpoint.root)
 
-    def run(self, segments: Sequence[Segment], progress: Progress | None = None) -> Finding | None:
-        """Reads all segments, or up to the first place beyond which it cannot read.
+    def run(self, segments: Sequence[Segment]) -> Finding | None:
+        """Reads a whole log, or up to the first place beyond which it cannot. Raises OSError."""
+        finding = self.read(segments)
+        self.conclude()
+        return finding
 
-        ``progress`` hears how many bytes were read since the last call. Raises OSError.
-        """
-        self._compare()
-        finding = None
+    def read(self, segments: Sequence[Segment], records: int | None = None) -> Finding | None:
+        """Reads the next segments, or only so many records of each; as ``run`` otherwise."""
         for place, segment in enumerate(segments):
+            behind = self._started
             try:
-                self._read(segment, place == 0, progress)
+                self._read(segment, records)
             except FrameError as error:
                 # A tail is torn only behind something: a log that begins with a torn
                 # snapshot has lost what the snapshot continued.
-                behind = place > 0 or error.offset > 0 or segment.first == 0
+                behind = behind or error.offset > 0 or segment.first == 0
                 torn = isinstance(error, TornTail) and place == len(segments) - 1 and behind
-                text = f"{segment.path.name}: {error}"
-                finding = Finding(segment, error.offset, text, torn)
-                break
+                return Finding(segment, error.offset, f"{segment.path.name}: {error}", torn)
+        return None
+
+    def conclude(self, *, end_elsewhere: bool = False) -> None:
+        """Compares what was read with what the checkpoints know of the whole log.
+
+        ``end_elsewhere``: it was not to be read to its end.
+        """
         known = max(self._awaited, default=0)
-        if known > self.tip.size:
+        if known > self.tip.size and not end_elsewhere:
             self.contradictions.append(
                 f"the log ends after {self.tip.size} records, but a checkpoint knows {known}"
             )
@@ -159,13 +166,14 @@ class Replay:
             self.contradictions.append(
                 f"the log begins with a snapshot at {self.first}, which no checkpoint proves"
             )
-        return finding
+        elif end_elsewhere and not self.covered:
+            self.contradictions.append("no checkpoint proves any of the records that are here")
 
-    def _read(self, segment: Segment, starts: bool, progress: Progress | None) -> None:
+    def _read(self, segment: Segment, records: int | None) -> None:
         with open_segment(segment) as (header, frames):
+            starts = not self._started
             self._enter(segment, header, starts)
-            told = 0
-            for one in frames:
+            for one in islice(frames, records):
                 try:
                     record, leaf = parse_with_leaf(one.body)
                     self._take(record, leaf, starts and not self.index)
@@ -173,11 +181,6 @@ class Replay:
                     raise BrokenFrame(one.offset, f"at {one.offset}: {error}") from None
                 self.tip.chain = one.chain
                 self.index.append(one.offset, leaf)
-                if progress is not None and one.end - told >= _PROGRESS_BYTES:
-                    progress(one.end - told)
-                    told = one.end
-        if progress is not None:
-            progress(segment.path.stat().st_size - told)
 
     def _enter(self, segment: Segment, header: Header, starts: bool) -> None:
         """Checks a segment's header and its link; raises BrokenFrame."""
@@ -191,28 +194,28 @@ class Replay:
             raise BrokenFrame(0, "the segment does not continue the chain of the one before")
         _, self.tip.chain = header.frame()
         self.index = Index()
+        self._started = True
 
     def _take(self, record: Record, leaf: bytes, first: bool) -> None:
         tip = self.tip
         if first and record.seq:
             tip.continue_from(record)
             self.first = record.seq
-        if record.seq != tip.size:
-            raise RecordError(f"record {record.seq} stands where record {tip.size} belongs")
+        size = tip.size
+        if record.seq != size:
+            raise RecordError(f"record {record.seq} stands where record {size} belongs")
         if record.time_us < tip.time_us:
             raise RecordError("the time goes back")
         tip.check(record.kind, record.fields)
         tip.add(record, leaf)
-        self._compare()
+        if size + 1 in self._awaited:
+            self._compare()
         if first or record.kind is not Kind.SNAPSHOT:
             self._on_record(record)
 
     def _compare(self) -> None:
         """Compares the tree with the checkpoints of this size."""
-        roots = self._awaited.get(self.tip.size)
-        if roots is None:
-            return
-        if roots == {self.tip.frontier.root()}:
+        if self._awaited[self.tip.size] == {self.tip.frontier.root()}:
             self.covered = self.tip.size
         else:
             self.contradictions.append(
@@ -225,15 +228,22 @@ def starting_point(segments: Sequence[Segment], checkpoint: Checkpoint | None) -
     for place in reversed(range(len(segments))):
         segment = segments[place]
         under = checkpoint is not None and segment.first < checkpoint.size
-        if under and _begins_with_snapshot(segment):
+        if under and begins_with_snapshot(segment):
             return segments[place:]
     return segments
 
 
-def _begins_with_snapshot(segment: Segment) -> bool:
+def begins_with_snapshot(segment: Segment) -> bool:
+    """Whether a reading can start with this segment. Raises OSError."""
     try:
-        with open_segment(segment) as (_, frames):
-            first = next(frames, None)
-            return first is not None and parse(first.body).kind is Kind.SNAPSHOT
+        first = first_record(segment)
     except RecordError:
         return False  # an earlier start will come upon the damage and report it
+    return first is not None and first.kind is Kind.SNAPSHOT
+
+
+def first_record(segment: Segment) -> Record | None:
+    """Returns the first record of a segment, if it has one; raises RecordError, OSError."""
+    with open_segment(segment) as (_, frames):
+        first = next(frames, None)
+        return None if first is None else parse(first.body)

@@ -7,20 +7,17 @@ second store to trust and to protect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from signer.audit import merkle, proof
+from signer.audit import proof
 from signer.audit.checkpoint import Checkpoint
 from signer.audit.record import Column, Kind, Record, RecordError, Value
 from signer.audit.segments import Reader
+from signer.audit.subtrees import Subtrees
 
-LeafHashes = Callable[[int, int], Sequence[bytes]]
-"""Returns the leaf hashes of the records [start, stop), as ``Reader.leaf_hashes`` does."""
-
-_CHUNK = 1 << 16  # a power of two, so that chunks are subtrees
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -92,33 +89,18 @@ def prove(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> st
     try:
         (intent,) = reader.records(match.intent, match.intent + 1)
         (outcome,) = reader.records(match.outcome, match.outcome + 1)
+        (oldest,) = reader.records(reader.first, reader.first + 1)
+        tree = Subtrees(reader.leaf_hashes, oldest)
         return proof.build(
             intent,
             outcome,
             match.item,
-            intent_path=inclusion_path(reader.leaf_hashes, match.intent, checkpoint.size),
-            outcome_path=inclusion_path(reader.leaf_hashes, match.outcome, checkpoint.size),
+            intent_path=tree.inclusion_proof(match.intent, checkpoint.size),
+            outcome_path=tree.inclusion_proof(match.outcome, checkpoint.size),
             checkpoint_note=note,
         )
     except LookupError as error:
         raise SearchError(f"{error.args[0]}: bring all segments of the log together") from None
-
-
-def inclusion_path(leaf_hashes: LeafHashes, index: int, size: int) -> list[bytes]:
-    """Returns the audit path of a record in the tree of the first ``size`` records.
-
-    RFC 6962 section 2.1.1. Reads every leaf hash once and holds few of them.
-    Raises IndexError where there is no such record, and what ``leaf_hashes`` raises.
-    """
-    return [
-        merkle.root(
-            [
-                merkle.root(leaf_hashes(at, min(at + _CHUNK, stop)))
-                for at in range(start, stop, _CHUNK)
-            ]
-        )
-        for start, stop in merkle.inclusion_ranges(index, size)
-    ]
 
 
 def describe(record: Record) -> dict[str, Any]:

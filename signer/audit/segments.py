@@ -14,7 +14,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from mmap import ACCESS_READ, mmap
@@ -88,9 +88,8 @@ def open_segment(segment: Segment) -> Iterator[tuple[Header, Iterator[Frame]]]:
     with (
         segment.path.open("rb") as file,
         _mapped(file.fileno(), segment) as data,
-        # Closed first, for a suspended iterator keeps the map from being closed.
-        closing(read_frames(data, bytes(data[_PREVIOUS]))) as frames,
     ):
+        frames = read_frames(data, data[_PREVIOUS])
         header = next(frames, None)
         if header is None:
             raise TornTail(0, "the segment is empty")
@@ -122,14 +121,16 @@ class Index:
 
     _ENTRY = 8 + HASH_SIZE
 
-    def __init__(self, entries: bytes = b"") -> None:
-        self._entries = bytearray(entries)
+    def __init__(self, entries: memoryview | None = None) -> None:
+        """Begins an index that grows, or has these ``entries``: they can be 20 MB, so no copy."""
+        self._grown = bytearray()
+        self._entries = self._grown if entries is None else entries
 
     def __len__(self) -> int:
         return len(self._entries) // self._ENTRY
 
     def append(self, offset: int, leaf: bytes) -> None:
-        self._entries += offset.to_bytes(8, "big") + leaf
+        self._grown += offset.to_bytes(8, "big") + leaf
 
     def offset(self, place: int) -> int:
         start = place * self._ENTRY
@@ -147,7 +148,8 @@ class Index:
     @classmethod
     def decode(cls, data: bytes) -> Index:
         """Reads the content of an index file; raises ValueError where it is damaged."""
-        entries, checksum = data[:-HASH_SIZE], data[-HASH_SIZE:]
+        view = memoryview(data)
+        entries, checksum = view[:-HASH_SIZE], view[-HASH_SIZE:]
         if len(entries) % cls._ENTRY or sha256(entries).digest() != checksum:
             raise ValueError("the index is damaged")
         return cls(entries)
@@ -189,7 +191,8 @@ class Reader:
     """Finds records by their sequence number.
 
     ``tail`` is the index of the last segment, which its writer keeps; without
-    it the last segment is read once, up to a torn tail. Raises RecordError.
+    it the last segment is read once, up to a torn tail. Segments may be archived
+    while it reads: then their records are absent. Raises RecordError.
     """
 
     def __init__(self, segments: Sequence[Segment], tail: Index | None = None) -> None:
@@ -201,6 +204,12 @@ class Reader:
         self._closed = lru_cache(maxsize=2)(Index.of)
 
     @property
+    def first(self) -> int:
+        """The number of the oldest record that is here; those before it were archived."""
+        here = (segment.first for segment in self._segments if segment.path.exists())
+        return next(here, self.size)
+
+    @property
     def size(self) -> int:
         """How many records the log has."""
         return self._segments[-1].first + len(self._tail) if self._segments else 0
@@ -208,7 +217,11 @@ class Reader:
     def records(self, start: int, stop: int) -> Iterator[Record]:
         """Yields the records [start, stop); raises RecordError, LookupError where one is absent."""
         for segment, index, begin, end in self._parts(start, stop):
-            with segment.path.open("rb") as file:
+            try:
+                file = segment.path.open("rb")
+            except FileNotFoundError:
+                raise _archived(segment.first + begin) from None
+            with file:
                 for place in range(begin, end):
                     yield _read(file.fileno(), index.offset(place), segment.first + place)
 
@@ -226,15 +239,22 @@ class Reader:
         while start < stop:
             number = bisect_right(firsts, start) - 1
             if number < 0:
-                raise LookupError(f"record {start} is not here: its segment was archived")
+                raise _archived(start)
             segment, index = self._segments[number], self._tail
             if number < len(firsts) - 1:
-                index = self._closed(segment, firsts[number + 1] - segment.first)
+                try:
+                    index = self._closed(segment, firsts[number + 1] - segment.first)
+                except FileNotFoundError:
+                    raise _archived(start) from None
             end = min(stop - segment.first, len(index))
             if end <= start - segment.first:
                 raise LookupError(f"record {start} is not in the log")
             yield segment, index, start - segment.first, end
             start = segment.first + end
+
+
+def _archived(seq: int) -> LookupError:
+    return LookupError(f"record {seq} is not here: its segment was archived")
 
 
 def _read(descriptor: int, offset: int, seq: int) -> Record:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -240,10 +240,15 @@ class Checkpointer:
 
 
 class Known(NamedTuple):
-    """The newest checkpoint that verifies, its note, and what else was found, in words."""
+    """The newest checkpoint that verifies, its note, and what else was found, in words.
+
+    ``newest`` are those of the largest size of each directory: what a log must
+    bear out. Two of one size that differ are both among them.
+    """
 
     checkpoint: Checkpoint | None
     note: str
+    newest: frozenset[Checkpoint]
     problems: tuple[str, ...]
 
 
@@ -253,43 +258,66 @@ def read_newest(directories: Iterable[Path], parse: Callable[[str], Checkpoint])
     ``parse`` verifies a note and raises CheckpointError. A directory that is
     absent and a file that does not verify are problems, told and passed over:
     neither must keep an appliance from starting, nor be able to hide a newer one.
-    Of two that verify and contradict each other both are told.
     """
-    best: tuple[Checkpoint, str] | None = None
+    notes: dict[Checkpoint, str] = {}
+    newest: set[Checkpoint] = set()
     problems: list[str] = []
     for directory in directories:
-        for path in checkpoint_files(directory, problems):
-            try:
-                note = read_note(path)
-                checkpoint = parse(note)
-            except (OSError, UnicodeDecodeError, CheckpointError) as error:
-                problems.append(f"{path} is no checkpoint of this log: {error}")
-                continue
-            if best is None or checkpoint.size > best[0].size:
-                best = checkpoint, note
-            elif checkpoint.size == best[0].size and checkpoint.root != best[0].root:
-                problems.append(f"{path} contradicts another checkpoint of the same size")
-            if path.name != NEWEST:
-                break  # those with lower numbers are older
-    if best is None:
-        return Known(None, "", tuple(problems))
-    return Known(best[0], best[1], tuple(problems))
+        found = dict(_verified(directory, parse, problems))
+        largest = max((each.size for each in found), default=0)
+        newest |= {each for each in found if each.size == largest}
+        notes |= found
+    best = max(newest, key=lambda each: each.size, default=None)
+    note = notes[best] if best else ""
+    return Known(best, note, frozenset(newest), tuple(problems))
 
 
-def set_aside(directory: Path, beyond: int) -> list[str]:
-    """Renames the checkpoints of more than ``beyond`` records to ``NAME.overridden``.
+def _verified(
+    directory: Path, parse: Callable[[str], Checkpoint], problems: list[str]
+) -> Iterator[tuple[Checkpoint, str]]:
+    """The checkpoint named newest, and the numbered one with the largest number that verifies."""
+    for path in checkpoint_files(directory, problems):
+        try:
+            note = read_note(path)
+            yield parse(note), note
+        except (OSError, UnicodeDecodeError, CheckpointError) as error:
+            problems.append(f"{path} is no checkpoint of this log: {error}")
+            continue
+        if path.name != NEWEST:
+            return  # those with lower numbers are older
 
-    For an override only: the log goes on without records that they prove were
-    there. They stay as evidence, but no start is measured by them again.
-    Returns their old names. Raises OSError.
+
+def set_aside(
+    directory: Path,
+    parse: Callable[[str], Checkpoint],
+    borne_out: Callable[[Checkpoint], bool],
+) -> list[str]:
+    """Renames the checkpoints that the log does not bear out, up to the first that it does.
+
+    For an override only: the log goes on in spite of them. They stay as evidence,
+    ``SIZE.overridden``, but no start is measured by them again. Returns their old
+    names. Raises OSError.
     """
     names = []
     for path in checkpoint_files(directory, []):
-        size = _size_line(path)
-        if size is not None and size > beyond:
-            path.rename(path.with_name(f"{size:016d}.overridden"))
+        try:
+            checkpoint = parse(read_note(path))
+        except (UnicodeDecodeError, CheckpointError):
+            continue  # no start is measured by it anyway
+        if not borne_out(checkpoint):
+            _put_away(path, checkpoint.size)
             names.append(path.name)
+        elif path.name != NEWEST:
+            break  # those with lower numbers are older
     return names
+
+
+def _put_away(path: Path, size: int) -> None:
+    for number in count():
+        target = path.with_name(f"{size:016d}{f'-{number}' if number else ''}.overridden")
+        if not target.exists() or target.read_bytes() == path.read_bytes():
+            path.rename(target)
+            return
 
 
 def checkpoint_files(directory: Path, problems: list[str]) -> Iterator[Path]:
@@ -311,10 +339,3 @@ def read_note(path: Path) -> str:
     """Returns the text of a checkpoint's file; raises OSError, UnicodeDecodeError."""
     with path.open("rb") as file:
         return file.read(MAX_NOTE + 1).decode()
-
-
-def _size_line(path: Path) -> int | None:
-    """The size that a note states in its second line, believed or not."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(read_note(path).splitlines()[1])
-    return None

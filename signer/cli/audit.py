@@ -1,19 +1,19 @@
-"""``signer audit``: questions to the audit log, answered from its files alone."""
+"""``signer audit``: questions to the audit log; all but one are answered from its files."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from signer.cli.archive import archive
+from signer.cli.checkpoint import checkpoint
 from signer.cli.evidence import (
-    FILE,
     Place,
-    all_checkpoints,
     checkpoint_option,
     needed,
     newest_checkpoint,
@@ -21,27 +21,26 @@ from signer.cli.evidence import (
     origin_of,
     origin_option,
     place_options,
-    progress,
     records,
     spki_of,
 )
 from signer.cli.finished import hashes_wanted, item_options
 from signer.cli.options import json_option
-from signer.cli.tables import print_table
+from signer.cli.tables import print_table, print_values
+from signer.cli.verify import verify
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.proof import Proven
     from signer.audit.search import Match
     from signer.audit.segments import Reader
 
 
-@click.group()
+@click.group(commands=[archive, checkpoint, verify])
 def audit() -> None:
     """Verifies the audit log, searches it, and proves what it says. Works offline.
 
-    Nothing here needs the daemon, the token or a network: a copy of the log's
-    directory, the public audit key and a checkpoint are enough. Whoever trusts
+    Nothing but `checkpoint` needs the daemon, the token or a network: a copy of the
+    log's directory, the public audit key and a checkpoint are enough. Whoever trusts
     the machine least takes the key and a checkpoint from elsewhere.
 
     \b
@@ -50,49 +49,6 @@ def audit() -> None:
       signer audit prove --dir copy --key audit.pub.pem --file certificate.txt > proof.json
       signer audit verify --proof proof.json --key audit.pub.pem
     """  # noqa: D301  click's \b
-
-
-@audit.command()
-@place_options
-@checkpoint_option
-@origin_option
-@click.option(
-    "--proof", "proof_file", metavar="FILE", type=FILE, help="Verify this proof, not a log."
-)
-@json_option
-def verify(
-    *,
-    place: Place | None,
-    key_file: Path | None,
-    checkpoint_files: tuple[Path, ...],
-    origin: str | None,
-    proof_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Verifies a whole log, or one proof. Exit code 1 if anything is wrong.
-
-    Every record, chain, link and number is checked, and the tree is compared with
-    every checkpoint: those in the log's directory and those given. A log without
-    a checkpoint is not in order, for nobody has signed what it says.
-
-    \b
-      signer audit verify --config /etc/signer/signer.yaml --checkpoint from-the-ministry
-      signer audit verify --proof proof.json --key audit.pub.pem --json
-    """  # noqa: D301  as above
-    if proof_file is not None:
-        key = key_file or (place and place.key)
-        if key is None:
-            raise click.UsageError("give --key PEM: the public audit key")
-        proven = _verify_proof(proof_file, spki_of(key), origin)
-        _print_values(_proven(proven), as_json)
-        return
-    report = _verify_log(needed(place), checkpoint_files, origin)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _print_report(report)
-    if report["problems"]:
-        sys.exit(1)
 
 
 @audit.command()
@@ -122,7 +78,7 @@ def show(
         rows = [(each["seq"], each["time"], each["kind"], _summary(each)) for each in described]
         print_table(("record", "time", "kind", "about"), rows)
     else:
-        _print_values(described[0])
+        print_values(described[0])
 
 
 @audit.command()
@@ -158,7 +114,7 @@ def find(
     if as_json:
         click.echo(json.dumps(found, indent=2))
     for each in found if not as_json else ():
-        _print_values(each)
+        print_values(each)
     if not found:
         click.echo(f"not in the log, of which {reader.size - first} records were read", err=True)
         sys.exit(1)
@@ -239,88 +195,6 @@ def export(
         click.echo(json.dumps(describe(record)))
 
 
-# --- verifying ---------------------------------------------------------------------------------
-
-
-def _verify_log(place: Place, files: tuple[Path, ...], origin: str | None) -> dict[str, Any]:
-    from signer.audit.search import utc
-    from signer.audit.verify import verify_log
-
-    open_reader(place)
-    origin = origin or origin_of(place)
-    checkpoints, problems = all_checkpoints(place, files, origin, spki_of(place.key))
-    if not checkpoints:
-        problems.append("there is no checkpoint: nobody has signed what this log says")
-    with progress("verifying") as advance:
-        report = verify_log(place.directory, origin, checkpoints, advance)
-    return {
-        "whole": not (problems or report.problems),
-        "origin": origin,
-        "first": report.first,
-        "records": report.records,
-        "items": report.items,
-        "kinds": {str(kind): count for kind, count in sorted(report.kinds.items())},
-        "root": report.root.hex(),
-        "checkpoints": len(checkpoints),
-        "signed_records": report.covered,
-        "last_time": utc(report.time_us),
-        "open_intents": report.open_intents,
-        "recovered": list(report.recovered),
-        "overridden": list(report.overridden),
-        "problems": [*problems, *report.problems],
-    }
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    for problem in report["problems"]:
-        click.echo(f"wrong: {problem}", err=True)
-    verdict = "in order" if report["whole"] else "NOT in order"
-    click.echo(f"the log {report['origin']} is {verdict}")
-    _print_values({name: value for name, value in report.items() if name not in _TOLD})
-
-
-_TOLD = {"whole", "origin", "problems"}
-
-
-def _verify_proof(path: Path, spki: bytes, origin: str | None) -> Proven:
-    from signer.audit import proof
-
-    with path.open(encoding="utf-8") as file:
-        text = file.read(proof.MAX_PROOF + 1)
-    return proof.verify(text, spki, origin or _origin_in(text))
-
-
-def _origin_in(text: str) -> str:
-    """What the log of a proof calls itself: the key's signature covers that, too."""
-    try:
-        note = json.loads(text)["checkpoint"]
-        return str(note).split("\n", 1)[0]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OperatorError("the proof is no JSON with a checkpoint in it") from error
-
-
-def _proven(proven: Proven) -> dict[str, Any]:
-    from signer.audit.search import utc
-
-    return {
-        "log": proven.checkpoint.origin,
-        "checkpoint": proven.checkpoint.size,
-        "intent": proven.intent,
-        "item": proven.index,
-        "outcome": proven.outcome,
-        "asked": utc(proven.intent_us),
-        "answered": utc(proven.outcome_us),
-        "principal": proven.principal,
-        "key_version": proven.key_version,
-        "format": proven.format,
-        "rule": proven.rule,
-        "policy_sha256": proven.policy.hex(),
-        "digest": proven.digest.hex(),
-        "signature": proven.signature.hex() if proven.signature else None,
-        "failure": proven.failure,
-    }
-
-
 # --- finding -----------------------------------------------------------------------------------
 
 
@@ -386,14 +260,3 @@ def _summary(described: dict[str, Any]) -> str:
 def _short(value: object) -> str:
     text = json.dumps(value) if isinstance(value, dict | list) else str(value)
     return text if len(text) <= 64 else f"{text[:61]}..."
-
-
-def _print_values(values: Mapping[str, Any], as_json: bool = False) -> None:
-    if as_json:
-        click.echo(json.dumps(values, indent=2))
-        return
-    width = max(map(len, values), default=0)
-    for name, value in values.items():
-        if value is not None:
-            text = json.dumps(value) if isinstance(value, dict | list) else value
-            click.echo(f"{name:<{width}}  {text}")

@@ -16,10 +16,11 @@ from signer.errors import OperatorError
 if TYPE_CHECKING:
     from signer.audit.checkpoint import Checkpoint
     from signer.audit.record import Record
-    from signer.audit.segments import Reader
+    from signer.audit.segments import Reader, Segment
 
 KEY_FILE = "audit.pub.pem"
 CHECKPOINTS = "checkpoints"
+POLICIES = "policies"
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -85,6 +86,7 @@ origin_option = click.option(
 
 @contextmanager
 def errors_told() -> Iterator[None]:
+    from signer.audit.archive import ArchiveError
     from signer.audit.checkpoint import CheckpointError
     from signer.audit.proof import ProofError
     from signer.audit.record import RecordError
@@ -100,7 +102,7 @@ def errors_told() -> Iterator[None]:
         raise OperatorError(f"the log is damaged: {error}; `signer audit verify` says more") from (
             error
         )
-    except (CheckpointError, ProofError, SearchError) as error:
+    except (ArchiveError, CheckpointError, ProofError, SearchError) as error:
         raise OperatorError(str(error)) from error
 
 
@@ -128,20 +130,36 @@ def spki_of(path: Path) -> bytes:
 
 def open_reader(place: Place) -> tuple[Reader, int]:
     """The records of a log, and the number of the first that is here."""
-    from signer.audit.segments import Reader, list_segments
+    from signer.audit.segments import Reader
+
+    segments = segments_of(place)
+    return Reader(segments), segments[0].first
+
+
+def segments_of(place: Place) -> list[Segment]:
+    """The files of a log, which may be damaged; there is at least one."""
+    from signer.audit.segments import list_segments
 
     segments = list_segments(place.directory)
     if not segments:
         raise OperatorError(f"{place.directory} holds no log: give the directory of one with --dir")
-    return Reader(segments), segments[0].first
+    return segments
 
 
 def origin_of(place: Place) -> str:
     """What the log calls itself. Its checkpoints are signed under that name."""
-    from signer.audit.segments import list_segments, open_segment
+    from signer.audit.record import RecordError
+    from signer.audit.segments import open_segment
 
-    with open_segment(list_segments(place.directory)[0]) as (header, _):
-        return header.origin
+    segment = segments_of(place)[0]
+    try:
+        with open_segment(segment) as (header, _):
+            return header.origin
+    except RecordError as error:
+        raise OperatorError(
+            f"{segment.path.name}: {error}, so it does not say what the log calls itself: "
+            "give that with --origin"
+        ) from error
 
 
 def newest_checkpoint(

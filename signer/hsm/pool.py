@@ -34,6 +34,7 @@ class _Batch:
         count = len(job.inputs)
         self.pending = Pending(job, now)
         self.signed = Signed([b""] * count, {})
+        self.attempts = 0
         self.remaining = count
         self.done = threading.Event()
 
@@ -158,7 +159,7 @@ class Pool:
                 f"{batch.remaining} of {len(job.inputs)} items were not signed within the "
                 "deadline: send smaller batches or allow more time",
             )
-        return batch.signed
+        return batch.signed._replace(attempts=batch.attempts)
 
     def refresh(self) -> None:
         """Has every worker look for new keys before it gets another chunk."""
@@ -255,9 +256,10 @@ class Pool:
         """
         lost, slot.in_flight = list(slot.in_flight.values()), {}
         for place, chunk in enumerate(lost):
-            again = replace(chunk, attempts=chunk.attempts + (place == 0))
+            deaths = chunk.deaths + (place == 0)
+            again = replace(chunk, attempts=chunk.attempts + 1, deaths=deaths)
             failure = self._verdict(chunk.pending.job.version)
-            if failure is None and again.attempts >= ATTEMPTS:
+            if failure is None and deaths >= ATTEMPTS:
                 text = "two workers died over this item: try again"
                 failure = Failure(Reason.HSM_UNAVAILABLE, text, retry_after=1.0)
             if failure is not None:
@@ -286,6 +288,8 @@ class Pool:
                 if not slot.in_flight:
                     slot.since = now
                 slot.in_flight[number] = chunk
+                batch = self._batches[chunk.pending]
+                batch.attempts = max(batch.attempts, chunk.attempts + 1)
                 worker = slot.process
             if not chunk.start:
                 self._observer.stage("queue", now - chunk.pending.queued_at)

@@ -35,12 +35,16 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Items ``start`` to ``stop`` of a job; ``attempts`` counts the workers that died over it."""
+    """Items ``start`` to ``stop`` of a job.
+
+    ``attempts`` counts the workers that lost it, ``deaths`` those that died over it.
+    """
 
     pending: Pending
     start: int
     stop: int
     attempts: int = 0
+    deaths: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -82,8 +82,13 @@ def readings(
     ]
 
 
-def audit_readings(open_intents: int, checkpoint_time: float, free_bytes: int) -> list[Reading]:
-    """Returns the gauges of the audit log; ``checkpoint_time`` is 0 before the first."""
+def audit_readings(
+    *, open_intents: int, checkpoint_time: float, committing_since: float, free_bytes: int
+) -> list[Reading]:
+    """Returns the gauges of the audit log.
+
+    ``checkpoint_time`` is 0 before the first, ``committing_since`` where none is under way.
+    """
     checkpoints: dict[tuple[str, ...], float] = {(): checkpoint_time} if checkpoint_time else {}
     return [
         Reading(
@@ -97,6 +102,12 @@ def audit_readings(open_intents: int, checkpoint_time: float, free_bytes: int) -
             "When the audit log was last signed; absent before the first time.",
             (),
             checkpoints,
+        ),
+        Reading(
+            "signer_audit_commit_started_timestamp_seconds",
+            "When the commit of the audit log that is under way began; 0 while none is.",
+            (),
+            {(): committing_since},
         ),
         Reading(
             "signer_disk_free_bytes",

@@ -53,9 +53,9 @@ class Metrics:
         self._audit_failures = count(
             "audit_failures", "Checkpoints that could not be made, kept or shipped.", "step"
         )
-        self._unremembered = count(
-            "audit_requests_unremembered",
-            "Requests whose id is not remembered, for their caller holds too many.",
+        self._forgotten = count(
+            "audit_requests_forgotten",
+            "Request ids forgotten before their 24 hours, for their caller sends too many.",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -76,8 +76,8 @@ class Metrics:
     def audit_failed(self, step: str) -> None:
         self._audit_failures.labels(step).inc()
 
-    def request_unremembered(self) -> None:
-        self._unremembered.inc()
+    def requests_forgotten(self, count: int) -> None:
+        self._forgotten.inc(count)
 
     def stage(self, name: str, seconds: float) -> None:
         self._stages.labels(name).observe(seconds)

@@ -103,11 +103,18 @@ class Reports:
     def audit_stopped(self, text: str) -> None:
         self._log.error("audit_stopped", text=text)
 
+    def audit_slow(self, since: float) -> None:
+        """A commit hangs: calls wait for it, and nobody else would tell before it ends."""
+        self._log.warning("audit_slow", since=since)
+
+    def audit_slow_over(self, seconds: float) -> None:
+        self._log.warning("audit_slow_over", seconds=round(seconds, 3))
+
     def audit_problem(self, text: str) -> None:
         self._log.warning("audit_problem", text=text)
 
-    def request_unremembered(self) -> None:
-        self.metrics.request_unremembered()
+    def requests_forgotten(self, count: int) -> None:
+        self.metrics.requests_forgotten(count)
 
     def checkpoint_made(self, checkpoint: Checkpoint, note: str) -> None:
         """The line that shows elsewhere when records are cut off here."""

@@ -1,11 +1,13 @@
 """The demo: an appliance signs certificates, and programs of others verify them.
 
 Run by `make demo`. Everything it makes lies in build/demo. Exits with 0 only if
-every signature was accepted and the appliance ended cleanly.
+every signature was accepted, the appliance ended cleanly, and its audit log has
+proven one signature and betrayed every bit that was changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 
 import segno
 import verifiers
+from auditor import Auditor
 from samples import vaccinations
 
 from signer.bench.process import DevAppliance
@@ -123,12 +126,64 @@ def show_metrics(appliance: DevAppliance) -> None:
             say(f"  {line}")
 
 
+def prove_offline(auditor: Auditor, message: Path) -> None:
+    """Proves one certificate from a copy of the log: with our program, and without it."""
+    name = message.relative_to(verifiers.ROOT)
+    say("\n6. Offline: an auditor with a copy of the audit log and the public key of the first day")
+    [found] = auditor.find(message)
+    say(f"  signer audit find   {name} was signed here: record {found['intent']}")
+    auditor.prove(message)
+    verified = auditor.verify_proof()
+    if verified.code:
+        sys.exit(f"the demo failed: the proof is refused: {verified.errors}")
+    proven = json.loads(verified.out)
+    policy = proven["policy_sha256"]
+    proof = auditor.proof.relative_to(verifiers.ROOT)
+    say(f"  signer audit prove  {proof}; without the log it proves")
+    say(f"    when  asked {proven['asked']}, answered {proven['answered']}")
+    say(f"    whom  {proven['principal']}, with {proven['key_version']}")
+    say(f"    rule  {proven['rule']}, in audit/policies/{policy[:16]}...")
+    elsewhere = verifiers.proof(auditor.proof, message, auditor.key)
+    kept = (auditor.copy / "policies" / policy).read_bytes()
+    if hashlib.sha256(kept).hexdigest() != elsewhere["policy"]:
+        sys.exit("the demo failed: the policy of the proof is not the one that was kept")
+    say(f"  hashlib and cryptography agree, under a signed tree of {elsewhere['records']} records")
+
+
+def change_one_bit(auditor: Auditor, message: Path) -> None:
+    """Flips a bit of the log, then one of the proof: both must be found."""
+    say("\n7. One bit is changed")
+    whole = auditor.verify_log()
+    if whole.code:
+        sys.exit(f"the demo failed: the copy of the log is not in order: {whole.errors}")
+    flipped = auditor.flip_in_log()
+    say(f"  in byte {flipped.place:,} of {flipped.path.name}, inside {flipped.where}:")
+    told = auditor.verify_log()
+    if told.code != 1 or flipped.path.name not in told.errors:
+        sys.exit(f"the demo failed: a changed bit was not found: {told.errors}")
+    say(f"    signer audit verify, exit code 1: {told.errors.splitlines()[0]}")
+    flipped = auditor.flip_in_proof()
+    say(f"  in byte {flipped.place:,} of the proof:")
+    told = auditor.verify_proof()
+    if told.code != 1:
+        sys.exit("the demo failed: a proof with a changed bit was accepted")
+    say(f"    signer audit verify --proof, exit code 1: {told.errors.splitlines()[0]}")
+    try:
+        verifiers.proof(auditor.proof, message, auditor.key)
+    except verifiers.RejectedError:
+        say("    hashlib and cryptography refuse it, too")
+    else:
+        sys.exit("the demo failed: the other program accepted a proof with a changed bit")
+
+
 def main() -> None:
     shutil.rmtree(_FOLDER, ignore_errors=True)
     _FOLDER.mkdir(parents=True)
     payloads = vaccinations()
-    appliance = DevAppliance(_FOLDER / "appliance")
+    appliance, auditor = DevAppliance(_FOLDER / "appliance"), Auditor(_FOLDER / "auditor")
     say("1. Provisioning and starting a development appliance on SoftHSM")
+    appliance.init()
+    auditor.take_key(appliance.dir)
     seconds = appliance.start()
     try:
         say(f"  ready after {seconds:.1f} s with {len(keys_of(appliance))} keys")
@@ -139,6 +194,10 @@ def main() -> None:
         code = appliance.stop()
     if code:
         sys.exit(f"the demo failed: the appliance ended with {code}:\n{appliance.log_end()}")
+    auditor.take_copy(appliance.dir)
+    message = _FOLDER / "signed" / f"{next(iter(texts))}.hc1"
+    prove_offline(auditor, message)
+    change_one_bit(auditor, message)
     say(f"\nDone. The appliance has stopped; what it signed lies in {_FOLDER / 'signed'}.")
 
 

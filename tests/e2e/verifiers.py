@@ -47,6 +47,16 @@ def jws(tokens: Sequence[str], public_key: Path, algorithm: str) -> list[dict[st
     return _judge("verify_jws.py", [str(public_key), algorithm], tokens)
 
 
+def proof(proof_file: Path, message: Path, audit_key: Path) -> dict[str, Any]:
+    """Has hashlib and cryptography verify a proof of the audit log; returns what it proves.
+
+    ``message`` holds the HC1 text or JWS that the proof is of. Raises RejectedError.
+    """
+    files = [str(path) for path in (audit_key, proof_file, message)]
+    proven: dict[str, Any] = json.loads(_run(_python("verify_proof.py", files)))
+    return proven
+
+
 def openssl(message: bytes, signature: bytes, public_key: Path, algorithm: str) -> None:
     """Has the program openssl verify a raw signature. Raises RejectedError.
 
@@ -79,13 +89,16 @@ def _der(raw: bytes) -> bytes:
 
 
 def _judge(program: str, arguments: Sequence[str], lines: Sequence[str]) -> list[dict[str, Any]]:
-    # -I: neither our packages nor our folder are in its sight.
-    command = [str(prepare()), "-I", str(_VERIFY / program), *arguments]
-    said = _run(command, "".join(f"{line}\n" for line in lines))
+    said = _run(_python(program, arguments), "".join(f"{line}\n" for line in lines))
     verdicts = [json.loads(line) for line in said.splitlines()]
     if len(verdicts) != len(lines):
         raise RejectedError(f"{program} verified {len(verdicts)} of {len(lines)}")
     return verdicts
+
+
+def _python(program: str, arguments: Sequence[str]) -> list[str]:
+    # -I: neither our packages nor our folder are in its sight.
+    return [str(prepare()), "-I", str(_VERIFY / program), *arguments]
 
 
 def _run(command: Sequence[str], text: str | None = None) -> str:

@@ -57,6 +57,7 @@ class Daemon:
         self.folder = folder
         self.log = folder.with_name(f"{folder.name}.log")
         self.process: subprocess.Popen[bytes] | None = None
+        self.program = ["-m", "signer", "serve", "--config"]
         self._seen: set[psutil.Process] = set()
 
     @property
@@ -89,7 +90,7 @@ class Daemon:
         """Starts it; does not wait."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "signer", "serve", "--config", self._config],
+                [sys.executable, *self.program, self._config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -52,7 +52,7 @@ class World:
             segment_bytes=1500,
             low_disk_bytes=0,
             ballast_bytes=0,
-            newest_checkpoint=self.checkpoint,
+            checkpoints=[self.checkpoint] if self.checkpoint else [],
             on_record=counted.record,
             snapshot=lambda: {"records": counted.records},
             disk=disk,
@@ -74,7 +74,7 @@ class World:
             case "intent":
                 self.append(log, Kind.INTENT)
             case "group":  # one commit of many records, and more than a page
-                with log._arrival:
+                with log._inbox._changed:
                     for _ in range(6):
                         log.note(Kind.DENIALS, {"padding": bytes(900)})
                 self.append(log, Kind.TOKEN)
@@ -176,7 +176,7 @@ def check_refusal(world: World, refused: AuditRefused, *, hole: bool) -> None:
         clock=SystemClock(),
         low_disk_bytes=0,
         ballast_bytes=0,
-        newest_checkpoint=world.checkpoint,
+        checkpoints=[world.checkpoint] if world.checkpoint else [],
         override=True,
     )
     try:
@@ -196,15 +196,15 @@ histories = given(st.lists(lives, min_size=1, max_size=4), st.integers(0, 1 << 3
 
 
 @histories
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_nothing_acknowledged_is_lost(folder: Path, lives: list[Life], seed: int) -> None:
     check_lives(folder, lives, seed)
 
 
 @pytest.mark.torture
 @histories
-@settings(max_examples=2000, deadline=None)
-def test_nothing_acknowledged_is_lost_in_2000_histories(
+@settings(max_examples=5000, deadline=None)
+def test_nothing_acknowledged_is_lost_in_5000_histories(
     folder: Path, lives: list[Life], seed: int
 ) -> None:
     check_lives(folder, lives, seed)

@@ -10,11 +10,15 @@ import psutil
 import pytest
 from daemon import Daemon, Load, until
 
+from signer.audit.record import Kind
+from signer.audit.segments import Reader, list_segments
 
-def test_one_killed_worker_is_not_noticed(daemon: Daemon) -> None:
+
+@pytest.mark.parametrize("times", [3])
+def test_one_killed_worker_is_not_noticed(daemon: Daemon, times: int) -> None:
     daemon.start()
     with Load(daemon) as load:
-        for _ in range(3):
+        for _ in range(times):
             victim = daemon.workers()[0]
             victim.kill()
             load.more()
@@ -22,8 +26,16 @@ def test_one_killed_worker_is_not_noticed(daemon: Daemon) -> None:
     assert load.ends.keys() - {"wrong"} == {"ok"}
     assert load.ends["wrong"] == 0
     assert set(load.calls) == {"ok"}
-    assert daemon.metric("signer_worker_restarts_total", cause="died") == 3
+    assert daemon.metric("signer_worker_restarts_total", cause="died") == times
     assert daemon.reason() == ""
+    assert attempts(daemon) == {1, 2}  # what a worker left was tried once more
+
+
+def attempts(daemon: Daemon) -> set[object]:
+    """How often batches were tried, as the audit log says."""
+    reader = Reader(list_segments(daemon.folder / "audit"))
+    written = reader.records(0, reader.size)
+    return {each.fields["attempts"] for each in written if each.kind is Kind.OUTCOME}
 
 
 def test_when_all_workers_are_killed_everything_is_answered(daemon: Daemon) -> None:
@@ -70,6 +82,7 @@ def test_an_idle_worker_is_not_taken_for_a_hanging_one(daemon: Daemon) -> None:
 
 def test_workers_leave_signals_to_the_daemon(daemon: Daemon) -> None:
     daemon.start()
+    until(lambda: daemon.metric("signer_workers", state="serving") == 2, "both serve")
     before = daemon.workers()
     for worker in before:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -105,10 +118,11 @@ def test_workers_of_a_killed_daemon_leave(daemon: Daemon) -> None:
 
 
 @pytest.mark.torture
-def test_thirty_kills_in_a_row(daemon: Daemon) -> None:
+@pytest.mark.parametrize("times", [30])
+def test_many_kills_in_a_row(daemon: Daemon, times: int) -> None:
     daemon.start()
     with Load(daemon, callers=4, items=400) as load:
-        for number in range(30):
+        for number in range(times):
             workers = daemon.workers()
             workers[number % len(workers)].kill()
             load.more(3)
@@ -117,14 +131,15 @@ def test_thirty_kills_in_a_row(daemon: Daemon) -> None:
     assert load.ends.keys() - {"wrong"} == {"ok"}
     assert load.ends["wrong"] == 0
     assert set(load.calls) == {"ok"}
-    assert daemon.metric("signer_worker_restarts_total") == 30
+    assert daemon.metric("signer_worker_restarts_total") == times
 
 
 @pytest.mark.torture
-def test_all_killed_ten_times(daemon: Daemon) -> None:
+@pytest.mark.parametrize("times", [10])
+def test_all_killed_again_and_again(daemon: Daemon, times: int) -> None:
     daemon.start()
     with Load(daemon, callers=4, items=400) as load:
-        for _ in range(10):
+        for _ in range(times):
             for victim in daemon.workers():
                 victim.kill()
             load.more(3)

@@ -29,6 +29,7 @@ from signer.dev import pki
 from signer.v1 import (
     control_pb2,
     control_pb2_grpc,
+    evidence_pb2_grpc,
     keys_pb2_grpc,
     signing_pb2,
     signing_pb2_grpc,
@@ -48,6 +49,7 @@ class Stubs:
         self.channel = channel
         self.signing: Any = signing_pb2_grpc.SigningServiceStub(channel)
         self.keys: Any = keys_pb2_grpc.KeyServiceStub(channel)
+        self.evidence: Any = evidence_pb2_grpc.EvidenceServiceStub(channel)
         self.control: Any = control_pb2_grpc.ControlServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -315,6 +317,25 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_frees_the_queue(
         inputs = inputs_for(fast, 50)
         assert all_correct(fast, inputs, pool.sign(job(fast, inputs)).signatures)
         assert record.left == []
+
+
+def test_the_answer_says_to_how_many_workers_an_item_was_given(
+    token: SoftToken, keys: dict[str, KeyVersion]
+) -> None:
+    key = keys["ES256"]
+    inputs = inputs_for(key, 20)
+    with token.pool() as (pool, _), ThreadPoolExecutor(1) as threads:
+        assert pool.sign(job(key, inputs)).attempts == 1
+        [slot] = pool._slots
+        assert slot.process is not None
+        os.kill(slot.pid, signal.SIGSTOP)
+        lost = threads.submit(pool.sign, job(key, inputs))
+        until(lambda: slot.in_flight, "the worker has the chunk")
+        slot.process.kill()
+        signed = lost.result(30)
+        assert (signed.failures, signed.attempts) == ({}, 2)
+        pool.close()
+        assert pool.sign(job(key, inputs)).attempts == 0
 
 
 def test_a_full_queue_refuses_at_once_and_takes_more_later(

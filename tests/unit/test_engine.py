@@ -36,7 +36,7 @@ VERSION = KeyVersion(
 
 
 class Observer:
-    unremembered = 0
+    forgotten = 0
 
     def stage(self, name: str, seconds: float) -> None:
         """Nobody counts here."""
@@ -44,8 +44,8 @@ class Observer:
     def items(self, group: str, requested: Format, algorithm: Any, reasons: Counter[str]) -> None:
         """Nobody counts here."""
 
-    def request_unremembered(self) -> None:
-        self.unremembered += 1
+    def requests_forgotten(self, count: int) -> None:
+        self.forgotten += count
 
     def quota_rejected(self, group: str, window: str) -> None:
         """Nobody counts here."""
@@ -267,11 +267,11 @@ def test_nothing_is_signed_or_released_without_the_log(
     assert hsm.signed == (0 if failing is Kind.INTENT else 4)
 
 
-def test_whoever_holds_too_many_ids_is_signed_without_the_promise(
+def test_of_too_many_ids_the_latest_are_remembered(
     tmp_path: Path, engine: Engine, hsm: Hsm
 ) -> None:
     counted = Observer()
-    evidence = Evidence(SystemClock(), counted, capacity=2)
+    evidence = Evidence(SystemClock(), counted, capacity=4)
     log = AuditLog.open(
         tmp_path / "small",
         origin="test",
@@ -282,9 +282,14 @@ def test_whoever_holds_too_many_ids_is_signed_without_the_promise(
     )
     evidence.attach(log, Usage())
     small = make(engine.snapshot, hsm, evidence, 4 << 20)
-    for number in range(3):
-        small.sign_batch(replace(request(1), request_id=f"{ID[:-1]}{number}"))
-    remembered = [record.fields["request_id"] for record in log.records(0, 6)[::2]]
+    asked = [replace(request(1), request_id=f"{ID[:-1]}{number}") for number in range(4)]
+    first = [small.sign_batch(each) for each in asked]
+    assert [record.fields["request_id"] for record in log.records(0, 8)[::2]] == [
+        each.request_id for each in asked
+    ]
+    assert counted.forgotten == 2
+    assert [small.sign_batch(each) for each in asked[2:]] == first[2:]
+    assert hsm.signed == 4
+    small.sign_batch(asked[0])  # forgotten: signed anew
+    assert hsm.signed == 5
     log.close()
-    assert remembered == [f"{ID[:-1]}0", "", ""]
-    assert counted.unremembered == 2

@@ -18,7 +18,7 @@ from signer.api.guard import (
     MESSAGE_SECONDS,
     Caller,
     Guard,
-    _Places,
+    Places,
 )
 from signer.errors import CallError, Reason
 from signer.model import Role
@@ -412,7 +412,7 @@ def test_a_client_has_its_share_and_others_theirs(guarded: Guarded) -> None:
 
 
 def test_places_are_counted_by_name_and_given_back() -> None:
-    places = _Places(2)
+    places = Places(2)
     with places.taken("a", "full"), places.taken("a", "full"), places.taken("b", "full"):
         with pytest.raises(CallError) as caught, places.taken("a", "full"):
             pytest.fail("a third place")
@@ -425,7 +425,7 @@ def test_places_are_counted_by_name_and_given_back() -> None:
 
 
 def test_a_place_is_given_back_after_an_error() -> None:
-    places = _Places(1)
+    places = Places(1)
     for _ in range(3):
         with pytest.raises(ValueError, match="x"), places.taken("a", "full"):
             raise ValueError("x")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from signer.api.server import CONTROL, KEYS, ROLES, SIGNING, _options
+from signer.api.server import CONTROL, EVIDENCE, KEYS, ROLES, SIGNING, _options
 from signer.model import Role
-from signer.v1 import control_pb2, keys_pb2, signing_pb2
+from signer.v1 import control_pb2, evidence_pb2, keys_pb2, signing_pb2
 
 
 class Limits(NamedTuple):
@@ -17,12 +17,13 @@ class Limits(NamedTuple):
 def test_every_service_says_who_may_call_it() -> None:
     services = {
         service.full_name
-        for module in (signing_pb2, keys_pb2, control_pb2)
+        for module in (signing_pb2, keys_pb2, evidence_pb2, control_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
     }
-    assert services == {SIGNING, KEYS, CONTROL}
+    assert services == {SIGNING, KEYS, EVIDENCE, CONTROL}
     assert services < set(ROLES)
     assert ROLES[SIGNING] == {Role.ISSUER}
+    assert ROLES[EVIDENCE] == {Role.AUDITOR}
     assert ROLES[CONTROL] == {Role.OPERATOR}
     assert ROLES[KEYS] == set(Role)
 

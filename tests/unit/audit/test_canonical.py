@@ -2,6 +2,8 @@ from typing import Any
 
 import cbor2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from signer.audit.canonical import CanonicalError, decode, encode
 
@@ -57,3 +59,51 @@ def test_depth_counts_maps_and_lists() -> None:
         encode(value, 2)
     with pytest.raises(CanonicalError):
         decode(encode(value, 3), 2)
+
+
+values = st.recursive(
+    st.integers(-(1 << 64), (1 << 64) - 1) | st.floats() | st.text(max_size=9) | st.none(),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=3) | st.binary(), v),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(values, st.booleans(), st.data())
+def test_what_is_read_is_what_would_be_written(
+    value: Any, canonical: bool, data: st.DataObject
+) -> None:
+    written = bytearray(cbor2.dumps(value, canonical=canonical))
+    if data.draw(st.booleans()):
+        written[data.draw(st.integers(0, len(written) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        read = decode(bytes(written), 8)
+    except CanonicalError:
+        return
+    assert encode(read, 8) == written
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        "f90000",  # a float
+        "fb3ff8000000000000",
+        "f7",  # undefined
+        "f0",  # a simple value
+        "a1416101",  # a name of bytes
+        "a162c3a901",  # a name that is not ASCII
+        "a2616201616102",  # another order
+        "a262616101616202",  # the longer name first
+        "1817",  # a long form
+        "0000",  # a byte behind it
+    ],
+)
+def test_another_value_or_another_form_is_refused_at_any_depth(encoded: str) -> None:
+    for data in (encoded, "81" + encoded, "a16161" + encoded, "a16161f6" + encoded):
+        with pytest.raises(CanonicalError):
+            decode(bytes.fromhex(data), 4)
+
+
+def test_what_is_written_is_read() -> None:
+    for value, encoded in EXAMPLES:
+        assert encode(decode(bytes.fromhex(encoded), 2), 2).hex() == encoded, value

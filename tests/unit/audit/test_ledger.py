@@ -109,10 +109,10 @@ def history(steps: Sequence[Step]) -> list[Record]:
     return records
 
 
-def reopened(ledger: Ledger) -> Ledger:
+def reopened(ledger: Ledger, capacity: int = MAX_REQUESTS) -> Ledger:
     """The ledger after its snapshot went through the log as a record."""
     body, _ = encode(7, START_US, Kind.SNAPSHOT, {**ledger.snapshot(), "frontier": [bytes(32)]})
-    return Ledger.from_snapshot(parse(body).fields)
+    return Ledger.from_snapshot(parse(body).fields, capacity)
 
 
 def known(ledger: Ledger, records: Sequence[Record], time_us: int) -> list[object]:
@@ -122,18 +122,20 @@ def known(ledger: Ledger, records: Sequence[Record], time_us: int) -> list[objec
     )
     return [
         [ledger.find(principal, request_id, time_us) for principal, request_id in asked],
-        [ledger.has_room(principal, time_us) for principal, _ in asked],
         ledger.in_flight,
         ledger.windows(),
         ledger.totals(),
     ]
 
 
-@given(STEPS, st.integers(0, 60))
-def test_a_snapshot_and_the_rest_fold_to_the_same_as_all(steps: list[Step], cut: int) -> None:
+@given(STEPS, st.integers(0, 60), st.sampled_from([1, 2, 3, MAX_REQUESTS]))
+def test_a_snapshot_and_the_rest_fold_to_the_same_as_all(
+    steps: list[Step], cut: int, capacity: int
+) -> None:
     records = history(steps)
-    whole = fold(records)
-    continued = fold(records[cut:], reopened(fold(records[:cut])))
+    whole = fold(records, Ledger(capacity))
+    before = fold(records[:cut], Ledger(capacity))
+    continued = fold(records[cut:], reopened(before, capacity))
     assert continued.snapshot() == whole.snapshot()
     now = records[-1].time_us if records else START_US
     assert known(continued, records, now) == known(whole, records, now)
@@ -263,35 +265,68 @@ def test_keys_are_counted_over_their_versions_and_apart_from_each_other() -> Non
     assert ledger.totals() == {"01-001": {"records": 4, "other": 7}}
 
 
-def test_one_principal_leaves_room_for_others() -> None:
-    ledger = Ledger(capacity=90)
-    seq = 0
-    held = dict.fromkeys(("flood-a", "flood-b", "newcomer"), 0)
-    for principal in ("flood-a", "flood-b"):
-        while ledger.has_room(principal, START_US):
-            ledger.apply(intent(seq, principal=principal, request_id=str(seq)))
-            held[principal] += 1
-            seq += 1
-    assert held["flood-a"] == 45  # half of all, as long as nobody else asks
-    assert 0 < held["flood-b"] < 45
-    assert ledger.has_room("newcomer", START_US)
-    assert not ledger.has_room("flood-a", START_US)
-    assert ledger.has_room("flood-a", START_US + REQUEST_LIFE_US)
+def remembered(ledger: Ledger, principal: str, ids: range) -> list[int]:
+    return [each for each in ids if ledger.find(principal, str(each), START_US)]
+
+
+def test_one_principal_alone_takes_half_and_forgets_its_own_oldest() -> None:
+    ledger = fold([intent(seq, request_id=str(seq)) for seq in range(100)], Ledger(capacity=60))
+    assert remembered(ledger, ISSUER, range(100)) == list(range(70, 100))
+    assert ledger.forgotten == 70
+
+
+def test_a_flood_takes_nothing_from_others_and_makes_room_for_those_who_come() -> None:
+    ledger = fold([intent(seq, principal="few", request_id=str(seq)) for seq in range(10)])
+    ledger = Ledger.from_snapshot(ledger.snapshot(), capacity=100)
+    for seq in range(1000):
+        fold([intent(10 + seq, principal="flood", request_id=str(seq))], ledger)
+    assert remembered(ledger, "few", range(10)) == list(range(10))
+    assert remembered(ledger, "flood", range(1000)) == list(range(955, 1000))  # (100 - 10) / 2
+    for seq in range(1000):
+        fold([intent(2000 + 2 * seq, principal="other", request_id=str(seq))], ledger)
+        fold([intent(2001 + 2 * seq, principal="flood", request_id=str(1000 + seq))], ledger)
+    assert remembered(ledger, "few", range(10)) == list(range(10))
+    for principal, ids in (("flood", range(2000)), ("other", range(1000))):
+        held = remembered(ledger, principal, ids)
+        assert 29 <= len(held) <= 31  # (100 - 10) / 3
+        assert held == list(ids)[-len(held) :]
+
+
+def test_where_all_is_taken_by_many_the_oldest_of_all_goes() -> None:
+    seqs = range(50)
+    ledger = fold(
+        [intent(seq, principal=str(seq), request_id="a") for seq in seqs], Ledger(capacity=20)
+    )
+    known = [seq for seq in seqs if ledger.find(str(seq), "a", START_US)]
+    assert known == list(range(30, 50))
+
+
+def test_a_request_that_made_room_in_flight_is_passed_over() -> None:
+    ledger = fold([intent(seq, request_id=str(seq)) for seq in range(3)], Ledger(capacity=2))
+    assert ledger.in_flight == 1
+    ledger.apply(closing(Kind.OUTCOME, 3, of=0))
+    ledger.apply(closing(Kind.INDETERMINATE, 4, of=1))
+    ledger.apply(closing(Kind.OUTCOME, 5, of=2))
+    assert remembered(ledger, ISSUER, range(3)) == [2]
 
 
 def test_memory_is_bounded_over_many_days() -> None:
     ledger = Ledger(capacity=100)
-    refused = 0
     for seq in range(5000):
         time_us = START_US + seq * 60_000_000  # one a minute: 1,440 in 24 hours
-        if ledger.has_room(ISSUER, time_us):
-            ledger.apply(intent(seq, request_id=str(seq), time_us=time_us))
-        else:
-            refused += 1
+        ledger.apply(intent(seq, request_id=str(seq), time_us=time_us))
         assert len(ledger._requests) <= 50
         assert len(ledger._open) <= 50
-    assert refused > 4000
+    assert ledger.forgotten == 4950
     assert len(ledger._held) == 1
+
+
+def test_room_is_made_for_nothing_that_is_expired_or_known() -> None:
+    ledger = fold([intent(seq, request_id=str(seq)) for seq in range(10)], Ledger(capacity=20))
+    ledger.apply(intent(10, request_id="3"))
+    ledger.apply(intent(11, request_id="new", time_us=START_US + REQUEST_LIFE_US))
+    assert ledger.forgotten == 0
+    assert len(ledger._requests) == 1
 
 
 def test_full_ledger_fits_into_one_record_and_comes_back() -> None:

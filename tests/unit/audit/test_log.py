@@ -187,7 +187,7 @@ def test_a_slow_sync_holds_up_and_then_covers_all_that_came(opened: Opener, fold
     assert disk.waiting.wait(30)
     for thread in threads[1:]:
         thread.start()
-    while len(log._queue) < 19:
+    while len(log._inbox._queue) < 19:
         threading.Event().wait(0.001)
     assert not done  # nobody is answered before the sync
     assert log.size == 0
@@ -384,7 +384,7 @@ def test_opening_starts_at_the_newest_snapshot_under_the_checkpoint(
     checkpoint, total = head(log), count.total
 
     resumed = Count()
-    log = opened(newest_checkpoint=checkpoint, on_record=resumed.record, snapshot=resumed.snapshot)
+    log = opened(checkpoints=[checkpoint], on_record=resumed.record, snapshot=resumed.snapshot)
     assert resumed.total == total
     assert resumed.heard[0].kind is Kind.SNAPSHOT
     assert resumed.heard[0].seq == list_segments(folder)[-1].first
@@ -392,6 +392,29 @@ def test_opening_starts_at_the_newest_snapshot_under_the_checkpoint(
     assert log.tree_head() == (checkpoint.size, checkpoint.root)
     sign(log)
     assert whole(folder, checkpoint, head(log))
+
+
+def test_the_smallest_of_several_checkpoints_decides_where_opening_starts(
+    opened: Opener, folder: Path
+) -> None:
+    count = Count()
+    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    known = []
+    for number in range(30):
+        sign(log, number)
+        if number in {14, 29}:
+            known.append(head(log))
+    log.close()
+    resumed = Count()
+    opened(checkpoints=known, on_record=resumed.record).close()
+    behind = [segment.first for segment in list_segments(folder) if segment.first < known[0].size]
+    assert resumed.heard[0].seq == behind[-1] > 0
+    assert resumed.total == count.total
+    wrong = Checkpoint(ORIGIN, known[0].size, bytes(32))
+    with pytest.raises(AuditRefused, match=f"a checkpoint of {wrong.size} records has another"):
+        opened(checkpoints=[wrong, known[1]])
+    with pytest.raises(AuditRefused, match=f"two checkpoints of {wrong.size} records"):
+        opened(checkpoints=[wrong, known[0]])
 
 
 def test_a_snapshot_beyond_the_checkpoint_is_not_believed(opened: Opener, folder: Path) -> None:
@@ -403,7 +426,7 @@ def test_a_snapshot_beyond_the_checkpoint_is_not_believed(opened: Opener, folder
         sign(log, number)
     log.close()
     resumed = Count()
-    opened(newest_checkpoint=checkpoint, on_record=resumed.record)
+    opened(checkpoints=[checkpoint], on_record=resumed.record)
     assert resumed.heard[0].seq == 0
     assert resumed.total == count.total
     assert len(list_segments(folder)) > 3
@@ -417,7 +440,7 @@ def test_open_intents_survive_a_snapshot(opened: Opener) -> None:
         sign(log, number)
     checkpoint = head(log)
     log.close()
-    log = opened(newest_checkpoint=checkpoint, segment_bytes=500)
+    log = opened(checkpoints=[checkpoint], segment_bytes=500)
     [closing] = log.records(checkpoint.size, 9)
     assert (closing.kind, closing.fields) == (Kind.INDETERMINATE, {"intent": early})
 
@@ -435,7 +458,7 @@ def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, fold
     unproven = f"begins with a snapshot at {last.first}, which no checkpoint proves"
     with pytest.raises(AuditRefused, match=unproven):
         opened()
-    log = opened(newest_checkpoint=checkpoint)
+    log = opened(checkpoints=[checkpoint])
     assert log.size == checkpoint.size
 
 
@@ -527,7 +550,7 @@ def test_a_log_behind_its_checkpoint_is_refused_unchanged(opened: Opener, folder
     cut = segment.path.read_bytes()[:-10]
     segment.path.write_bytes(cut)
     with pytest.raises(AuditRefused, match="ends after 3 records, but a checkpoint knows 4"):
-        opened(newest_checkpoint=checkpoint)
+        opened(checkpoints=[checkpoint])
     assert segment.path.read_bytes() == cut
     assert not list(folder.glob("*.torn"))
 
@@ -541,7 +564,7 @@ def test_a_directory_without_its_log_is_refused_where_a_checkpoint_knows_better(
     log.close()
     list_segments(folder)[0].path.unlink()
     with pytest.raises(AuditRefused, match="ends after 0 records"):
-        opened(newest_checkpoint=checkpoint)
+        opened(checkpoints=[checkpoint])
 
 
 def test_another_root_than_the_checkpoint_is_refused(opened: Opener) -> None:
@@ -550,7 +573,7 @@ def test_another_root_than_the_checkpoint_is_refused(opened: Opener) -> None:
     size = log.size
     log.close()
     with pytest.raises(AuditRefused, match="another root"):
-        opened(newest_checkpoint=Checkpoint(ORIGIN, size, bytes(32)))
+        opened(checkpoints=[Checkpoint(ORIGIN, size, bytes(32))])
 
 
 def test_a_log_of_another_origin_is_refused(opened: Opener) -> None:
@@ -588,10 +611,10 @@ def test_an_override_goes_on_keeps_what_it_cut_and_is_recorded(
     before = {segment.path.name: segment.path.read_bytes() for segment in segments}
 
     with pytest.raises(AuditRefused, match="not whole"):
-        opened(newest_checkpoint=checkpoint)
+        opened(checkpoints=[checkpoint])
     assert {s.path.name: s.path.read_bytes() for s in list_segments(folder)} == before
 
-    log = opened(newest_checkpoint=checkpoint, override=True)
+    log = opened(checkpoints=[checkpoint], override=True)
     report = verify_log(folder, ORIGIN, [head(log)])
     assert report.whole
     assert len(report.overridden) == 1

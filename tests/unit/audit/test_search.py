@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given
-from hypothesis import strategies as st
 
-from signer.audit import checkpoint, merkle, proof, search
+from signer.audit import checkpoint, proof
 from signer.audit.checkpoint import Checkpoint, Verifier
 from signer.audit.log import AuditLog
 from signer.audit.record import Column, Kind, Record, RecordError, Value
-from signer.audit.search import Match, SearchError, describe, find, inclusion_path, locate, prove
+from signer.audit.search import Match, SearchError, describe, find, locate, prove
 from signer.audit.segments import Reader, list_segments
 from signer.clock import SystemClock
 
@@ -176,21 +174,19 @@ def test_no_proof_of_what_no_checkpoint_covers(written: Written) -> None:
         prove(written.reader, Match(written.open_intent, 0, None), written.covered, written.note)
 
 
-def test_no_proof_without_the_segments(written: Written) -> None:
+def test_no_proof_without_the_segment(written: Written) -> None:
     later = Reader(list_segments(written.directory)[1:])
-    match = Match(written.intents[-1], 0, written.outcomes[-1])
+    match = Match(written.intents[0], 0, written.outcomes[0])
     with pytest.raises(SearchError, match="segments"):
         prove(later, match, written.covered, written.note)
 
 
-@given(size=st.integers(1, 70), index=st.integers(0, 69), chunk=st.sampled_from([1, 2, 4, 8, 64]))
-def test_path_in_chunks_is_the_path(size: int, index: int, chunk: int) -> None:
-    index %= size
-    leaves = [merkle.leaf_hash(b"%d" % number) for number in range(size)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_CHUNK", chunk)
-        path = inclusion_path(lambda start, stop: leaves[start:stop], index, size)
-    assert path == merkle.inclusion_proof(leaves, index)
+def test_what_is_here_is_proven_though_older_segments_were_archived(written: Written) -> None:
+    later = Reader(list_segments(written.directory)[2:])
+    match = Match(written.intents[-1], 0, written.outcomes[-1])
+    text = prove(later, match, written.covered, written.note)
+    assert text == prove(written.reader, match, written.covered, written.note)
+    assert proof.verify(text, written.spki, ORIGIN).digest == digest(29, 0)
 
 
 def test_records_as_json(written: Written) -> None:

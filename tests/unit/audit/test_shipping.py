@@ -396,14 +396,30 @@ def test_a_file_that_is_no_checkpoint_is_told_and_passed_over(
     assert str(tmp_path / "newest") in known.problems[0]
 
 
-def test_two_checkpoints_that_contradict_each_other_are_told(tmp_path: Path) -> None:
-    for name, root in (("near", b"a" * 32), ("far", b"b" * 32)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "newest").write_text(seal(checkpoint_of(5, root)))
-    known = read_newest([tmp_path / "near", tmp_path / "far"], parse)
-    assert known.checkpoint is not None
-    assert known.checkpoint.size == 5
-    assert "contradicts" in known.problems[0]
+def put(folder: Path, *named: tuple[str, Checkpoint]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, checkpoint in named:
+        (folder / name).write_text(seal(checkpoint))
+
+
+def test_the_newest_of_each_directory_are_found(tmp_path: Path) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    put(near, ("newest", checkpoint_of(9)), (f"{4:016d}", checkpoint_of(4)))
+    put(far, ("newest", checkpoint_of(7)), (f"{8:016d}", checkpoint_of(8)))
+    known = read_newest([near, far, tmp_path / "absent"], parse)
+    assert known.checkpoint == checkpoint_of(9)
+    assert known.newest == {checkpoint_of(9), checkpoint_of(8)}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_both_of_two_that_contradict_each_other_are_found(tmp_path: Path, together: bool) -> None:
+    one, other = checkpoint_of(5, b"a" * 32), checkpoint_of(5, b"b" * 32)
+    near, far = tmp_path / "near", tmp_path / "far"
+    put(near, ("newest", one))
+    put(near if together else far, (f"{5:016d}", other))
+    known = read_newest([near] if together else [near, far], parse)
+    assert known.newest == {one, other}
+    assert known.problems == ()
 
 
 def test_what_an_override_sets_aside_is_not_read_again(tmp_path: Path) -> None:
@@ -412,7 +428,20 @@ def test_what_an_override_sets_aside_is_not_read_again(tmp_path: Path) -> None:
     for size in (10, 20):
         folder.put(checkpoint_of(size), seal(checkpoint_of(size)))
         clock.time += 3600
-    assert sorted(set_aside(tmp_path, 15)) == [f"{20:016d}", "newest"]
+    (tmp_path / f"{30:016d}").write_text("no checkpoint")
+    put_away = set_aside(tmp_path, parse, lambda checkpoint: checkpoint.size <= 15)
+    assert sorted(put_away) == [f"{20:016d}", "newest"]
     assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(10)
     assert parse((tmp_path / f"{20:016d}.overridden").read_text()) == checkpoint_of(20)
-    assert set_aside(tmp_path / "absent", 0) == []
+    assert set_aside(tmp_path / "absent", parse, lambda _: False) == []
+
+
+def test_nothing_that_is_set_aside_replaces_anything(tmp_path: Path) -> None:
+    roots = {b"a" * 32, b"b" * 32}
+    names = ("newest", f"{5:016d}")
+    for name, root in zip(names, roots, strict=True):
+        put(tmp_path, (name, checkpoint_of(5, root)))
+    set_aside(tmp_path, parse, lambda _: False)
+    kept = [parse(path.read_text()).root for path in tmp_path.glob("*.overridden")]
+    assert set(kept) == roots
+    assert len(kept) == 2

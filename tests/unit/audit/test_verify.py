@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from signer.audit.checkpoint import Checkpoint
 from signer.audit.log import AuditLog
-from signer.audit.merkle import root
+from signer.audit.merkle import Frontier, root
 from signer.audit.record import FIRST_CHAIN, Column, Kind, Record, frame
 from signer.audit.segments import Header, Reader, Segment, list_segments
-from signer.audit.verify import verify_log
+from signer.audit.verify import verify_log, verify_part
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
+INTENT = Record(0, 5, Kind.INTENT, {"now": 1})
+OUTCOME = Record(1, 5, Kind.OUTCOME, {"intent": 0})
+PEAK = INTENT.leaf_hash()
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +106,10 @@ def test_the_end_of_a_log_verifies_only_as_such(folder: Path, tmp_path: Path) ->
     known = checkpoint(folder)
     missing = f"the records before {last.first} are missing"
     assert verify_log(tmp_path, ORIGIN, [known]).problems == (missing,)
-    report = verify_log(tmp_path, ORIGIN, [known], archived=True)
+    report = verify_log(tmp_path, ORIGIN, [known], beginning_elsewhere=True)
     assert report.problems == ()
     assert (report.first, report.records) == (last.first, known.size)
-    [unproven] = verify_log(tmp_path, ORIGIN, [], archived=True).problems
+    [unproven] = verify_log(tmp_path, ORIGIN, [], beginning_elsewhere=True).problems
     assert "no checkpoint proves" in unproven
 
 
@@ -114,6 +120,123 @@ def test_archived_segments_verify_where_they_are(folder: Path, tmp_path: Path) -
     report = verify_log(tmp_path, ORIGIN, [checkpoint(folder, last.first)])
     assert report.whole
     assert report.records == last.first
+
+
+def test_an_archive_may_end_early_but_only_where_that_is_said(folder: Path, tmp_path: Path) -> None:
+    *archived, last = list_segments(folder)
+    for segment in archived:
+        (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
+    known = [checkpoint(folder, 7), checkpoint(folder)]
+    [problem] = verify_log(tmp_path, ORIGIN, known).problems
+    assert f"ends after {last.first} records, but a checkpoint knows {known[1].size}" in problem
+    report = verify_log(tmp_path, ORIGIN, known, end_elsewhere=True)
+    assert (report.problems, report.records, report.covered) == ((), last.first, 7)
+    lie = Checkpoint(ORIGIN, 8, bytes(32))
+    [problem] = verify_log(tmp_path, ORIGIN, [*known, lie], end_elsewhere=True).problems
+    assert "another root" in problem
+    [problem] = verify_log(tmp_path, ORIGIN, known[1:], end_elsewhere=True).problems
+    assert problem == "no checkpoint proves any of the records that are here"
+
+
+def test_a_part_from_the_middle_verifies_by_itself(folder: Path) -> None:
+    _, *middle, last = list_segments(folder)
+    known = [checkpoint(folder, middle[0].first + 1), checkpoint(folder)]
+    report = verify_part(middle, ORIGIN, known)
+    assert (report.problems, report.first, report.records) == ((), middle[0].first, last.first)
+    [problem] = verify_part(middle, ORIGIN, known[1:]).problems
+    assert "which no checkpoint proves" in problem
+
+
+# Segments that are read at once: whatever is wrong at their seams is found as ever
+
+
+def written(directory: Path, *segments: list[Record], first: int = 0) -> None:
+    """Writes segments that continue each other's chain, whatever their records say."""
+    directory.mkdir(exist_ok=True)
+    chain = FIRST_CHAIN
+    for records in segments:
+        data, chain = Header(ORIGIN, first, chain).frame()
+        for record in records:
+            framed, chain = frame(chain, record.body())
+            data += framed
+        Segment.named(directory, first).path.write_bytes(data)
+        first += len(records)
+
+
+def snapshot(seq: int, time_us: int, before: list[Record], intents: list[int]) -> Record:
+    frontier = Frontier()
+    for record in before:
+        frontier.append(record.leaf_hash())
+    fields = {"frontier": frontier.to_list(), "open": intents}
+    return Record(seq, time_us, Kind.SNAPSHOT, fields)
+
+
+def test_a_seam_that_fits_is_passed(tmp_path: Path) -> None:
+    seam = snapshot(1, 5, [INTENT], [0])
+    written(tmp_path, [INTENT], [seam, Record(2, 5, Kind.OUTCOME, {"intent": 0})])
+    assert verify_log(tmp_path, ORIGIN, []).whole
+
+
+@pytest.mark.parametrize(
+    ("seam", "text"),
+    [
+        pytest.param(lambda: snapshot(1, 5, [INTENT], []), "does not say what led", id="open"),
+        pytest.param(lambda: snapshot(1, 5, [INTENT], [0, 1]), "does not say what led", id="more"),
+        pytest.param(lambda: snapshot(1, 5, [OUTCOME], [0]), "does not say what led", id="tree"),
+        pytest.param(lambda: snapshot(1, 4, [INTENT], [0]), "the time goes back", id="time"),
+        pytest.param(
+            lambda: snapshot(2, 5, [INTENT, OUTCOME], []), "stands where record 1", id="number"
+        ),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_seam_that_lies_is_told(
+    tmp_path: Path, seam: Callable[[], Record], text: str, processes: int
+) -> None:
+    """All that follows agrees with the lie, so that the second segment is right by itself."""
+    lie = seam()
+    written(tmp_path, [INTENT], [lie, Record(lie.seq + 1, 9, Kind.START, {})])
+    [problem] = verify_log(tmp_path, ORIGIN, [], processes=processes).problems
+    assert problem.startswith("0000000000000001.log: at ")
+    assert text in problem
+
+
+def test_a_segment_of_another_chain_or_after_a_gap_is_told(tmp_path: Path) -> None:
+    seam = snapshot(1, 5, [INTENT], [0])
+    written(tmp_path / "log", [INTENT], [seam])
+    written(tmp_path / "other", [Record(0, 6, Kind.INTENT, {"now": 2})], [seam])
+    second = Segment.named(tmp_path / "log", 1).path
+    second.write_bytes((tmp_path / "other" / second.name).read_bytes())
+    [problem] = verify_log(tmp_path / "log", ORIGIN, []).problems
+    assert problem == f"{second.name}: the segment does not continue the chain of the one before"
+    written(tmp_path / "gap", [INTENT])
+    written(tmp_path / "gap", [snapshot(2, 5, [INTENT, OUTCOME], [])], first=2)
+    [problem] = verify_log(tmp_path / "gap", ORIGIN, []).problems
+    assert problem.endswith("the segment begins with record 2, 1 is the next")
+
+
+@pytest.mark.parametrize("damage", [None, 1, 3])
+def test_several_processes_say_what_one_says(
+    folder: Path, tmp_path: Path, damage: int | None
+) -> None:
+    shutil.copytree(folder, tmp_path / "log")
+    if damage is not None:
+        path = list_segments(tmp_path / "log")[damage].path
+        data = bytearray(path.read_bytes())
+        data[-50] ^= 1
+        path.write_bytes(data)
+    known = [checkpoint(folder), Checkpoint(ORIGIN, 5, bytes(32)), checkpoint(folder, 30)]
+    one, two = (verify_log(tmp_path / "log", ORIGIN, known, processes=each) for each in (1, 2))
+    assert one == two
+    assert len(one.problems) == (1 if damage is None else 3)
+
+
+def test_a_process_that_is_killed_ends_the_reading(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signer.audit.verify._leave_interrupts", partial(os._exit, 9))
+    with pytest.raises(OSError, match="was killed"):
+        verify_log(folder, ORIGIN, [], processes=2)
 
 
 def test_what_a_writer_is_just_writing_is_not_torn(folder: Path, tmp_path: Path) -> None:
@@ -144,6 +267,19 @@ def _once_in_a_reading(write_on: Callable[[int, int], None]) -> Callable[[int, i
     return progress
 
 
+def test_a_segment_that_is_just_begun_is_nothing_yet(folder: Path, tmp_path: Path) -> None:
+    for segment in list_segments(folder):
+        (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
+    known = checkpoint(folder)
+    Segment.named(tmp_path, known.size).path.touch()
+    report = verify_log(tmp_path, ORIGIN, [known])
+    assert (report.problems, report.records) == ((), known.size)
+    # Only the last file may be empty.
+    list_segments(tmp_path)[1].path.write_bytes(b"")
+    [problem, *_] = verify_log(tmp_path, ORIGIN, [known]).problems
+    assert "is empty" in problem
+
+
 def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
     for segment in list_segments(folder):
         (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
@@ -154,10 +290,6 @@ def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
 
 
 # Records that follow the chain, but not each other
-
-INTENT = Record(0, 5, Kind.INTENT, {"now": 1})
-OUTCOME = Record(1, 5, Kind.OUTCOME, {"intent": 0})
-PEAK = INTENT.leaf_hash()
 
 
 @pytest.mark.parametrize(

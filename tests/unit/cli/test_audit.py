@@ -144,6 +144,13 @@ def flip_a_byte(appliance: Path) -> None:
     path.write_bytes(data)
 
 
+def flip_a_byte_of_the_last_segment(appliance: Path) -> None:
+    path = list_segments(appliance / "audit")[-1].path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def lose_the_last_segment(appliance: Path) -> None:
     list_segments(appliance / "audit")[-1].path.unlink()
 
@@ -167,6 +174,7 @@ def forge_the_checkpoint(appliance: Path) -> None:
     "tamper",
     [
         flip_a_byte,
+        flip_a_byte_of_the_last_segment,
         lose_the_last_segment,
         lose_a_segment,
         lose_the_checkpoints,
@@ -184,6 +192,20 @@ def test_what_is_wrong_is_told(appliance: Path, tamper: Callable[[Path], None]) 
     report = json.loads(described.stdout)
     assert report["whole"] is False
     assert report["problems"]
+
+
+def test_a_damaged_header_is_told_with_its_file(appliance: Path) -> None:
+    first = list_segments(appliance / "audit")[0].path
+    data = bytearray(first.read_bytes())
+    data[60] ^= 1
+    first.write_bytes(data)
+    nameless = run("verify", "--dir", appliance / "audit")
+    assert nameless.exit_code == 1
+    assert first.name in nameless.stderr
+    assert "--origin" in nameless.stderr
+    named = run("verify", "--dir", appliance / "audit", "--origin", ORIGIN)
+    assert named.exit_code == 1
+    assert f"wrong: {first.name}" in named.stderr
 
 
 def test_another_key_verifies_nothing(appliance: Path) -> None:
@@ -352,6 +374,14 @@ def test_forged_proof_is_refused(master: Path, tmp_path: Path, forge: Callable[[
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr
+
+
+def test_a_proof_that_is_no_text_is_refused(appliance: Path) -> None:
+    proof = appliance / "proof.json"
+    proof.write_bytes(b'{"form":"signer.v1 \xf0roof"}')
+    result = run("verify", "--proof", proof, "--key", appliance / "audit" / "audit.pub.pem")
+    assert result.exit_code == 1
+    assert "signer: the proof" in result.stderr
 
 
 def test_proof_by_record_into_a_file_under_an_early_checkpoint(

@@ -27,6 +27,8 @@ from signer.client import SignerClient
 from signer.v1 import (
     control_pb2,
     control_pb2_grpc,
+    evidence_pb2,
+    evidence_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
     signing_pb2,
@@ -85,13 +87,19 @@ def signed(request: signing_pb2.SignBatchRequest) -> signing_pb2.SignBatchRespon
 class Played(
     signing_pb2_grpc.SigningServiceServicer,
     keys_pb2_grpc.KeyServiceServicer,
+    evidence_pb2_grpc.EvidenceServiceServicer,
     control_pb2_grpc.ControlServiceServicer,
 ):
-    """``script`` answers the n-th SignBatch call, n from 0; ``requests`` keeps them."""
+    """``script`` answers the n-th SignBatch call, n from 0; ``requests`` keeps them.
+
+    ``note`` answers the n-th GetCheckpoint call of ``asked``.
+    """
 
     script: Script = lambda request, _: signed(request)
     max_batch_items: int = 0
     requests: list[signing_pb2.SignBatchRequest] = field(default_factory=list)
+    note: Callable[[int], str] = lambda _: ""
+    asked: int = 0
     at_work: int = 0
     most_at_work: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -148,6 +156,42 @@ class Played(
             keys=[keys_pb2.Key(name=name) for name in names],
             next_page_token=str(page + 1) if page < 2 else "",
         )
+
+    def GetCheckpoint(  # noqa: N802  # named by the .proto
+        self, request: evidence_pb2.GetCheckpointRequest, context: grpc.ServicerContext
+    ) -> evidence_pb2.GetCheckpointResponse:
+        del request
+        self.asked += 1
+        try:
+            return evidence_pb2.GetCheckpointResponse(note=self.note(self.asked - 1))
+        except Refusal as refusal:
+            context.abort_with_status(rpc_status.to_status(refusal.status))
+            raise
+
+    def ListRecords(  # noqa: N802  # named by the .proto
+        self, request: evidence_pb2.ListRecordsRequest, context: grpc.ServicerContext
+    ) -> evidence_pb2.ListRecordsResponse:
+        del context
+        seq = int(request.page_token or request.start)
+        items = b"" if request.omit_items else b"items"
+        record = evidence_pb2.LogRecord(seq=seq, kind=" ".join(request.kinds), items=items)
+        record.record_time.FromSeconds(1_700_000_000)
+        token = str(seq + 1) if seq < request.start + 2 else ""
+        return evidence_pb2.ListRecordsResponse(records=[record], next_page_token=token)
+
+    def GetInclusionProof(  # noqa: N802  # named by the .proto
+        self, request: evidence_pb2.GetInclusionProofRequest, context: grpc.ServicerContext
+    ) -> evidence_pb2.GetInclusionProofResponse:
+        del context
+        hashes = [b"inclusion", b"%d" % request.seq, b"%d" % request.size]
+        return evidence_pb2.GetInclusionProofResponse(hashes=hashes)
+
+    def GetConsistencyProof(  # noqa: N802  # named by the .proto
+        self, request: evidence_pb2.GetConsistencyProofRequest, context: grpc.ServicerContext
+    ) -> evidence_pb2.GetConsistencyProofResponse:
+        del context
+        hashes = [b"consistency", b"%d" % request.old_size, b"%d" % request.size]
+        return evidence_pb2.GetConsistencyProofResponse(hashes=hashes)
 
     def Reload(  # noqa: N802  # named by the .proto
         self, request: control_pb2.ReloadRequest, context: grpc.ServicerContext
@@ -217,6 +261,7 @@ def serving(played: Played, identity: Identity) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(16), options=options)
     signing_pb2_grpc.add_SigningServiceServicer_to_server(played, server)
     keys_pb2_grpc.add_KeyServiceServicer_to_server(played, server)
+    evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(played, server)
     control_pb2_grpc.add_ControlServiceServicer_to_server(played, server)
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -321,3 +321,45 @@ def test_a_wrong_server_name_does_not_connect(stage: Any) -> None:
         )
         with wrong, pytest.raises(UnavailableError):
             wrong.health(timeout=5)
+
+
+# --- the log ------------------------------------------------------------------------------------
+
+
+def test_questions_of_auditors_are_asked_again_when_the_appliance_says_so(stage: Any) -> None:
+    def busy(number: int) -> str:
+        if number < 2:
+            stage.refuse(grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", retry_after=0.01)
+        return f"note {number}"
+
+    stage.played.note = busy
+    with stage.client() as client:
+        assert client.get_checkpoint() == "note 2"
+
+
+def test_a_hint_beyond_the_time_ends_the_question(stage: Any) -> None:
+    def busy(_: int) -> str:
+        stage.refuse(grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", retry_after=60)
+
+    stage.played.note = busy
+    with stage.client() as client, pytest.raises(UnavailableError) as caught:
+        client.get_checkpoint(timeout=5)
+    assert caught.value.reason == "AUDIT_UNAVAILABLE"
+    assert stage.played.asked == 1
+
+
+def test_records_come_from_all_pages_as_they_were_asked_for(stage: Any) -> None:
+    with stage.client() as client:
+        records = list(client.list_records(3, kinds=iter(["stop"]), omit_items=True))
+    assert [(record.seq, record.kind, record.items) for record in records] == [
+        (3, "stop", b""),
+        (4, "stop", b""),
+        (5, "stop", b""),
+    ]
+    assert [record.time.isoformat() for record in records[:1]] == ["2023-11-14T22:13:20+00:00"]
+
+
+def test_proofs_are_hashes_in_their_order(stage: Any) -> None:
+    with stage.client() as client:
+        assert client.inclusion_proof(1, 2) == [b"inclusion", b"1", b"2"]
+        assert client.consistency_proof(3, 4) == [b"consistency", b"3", b"4"]

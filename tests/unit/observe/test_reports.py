@@ -141,3 +141,25 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     assert b'signer_x{token="a"} 1.0' in generate_latest(reports.metrics.registry)
     values[("a",)] = 2.0
     assert b'signer_x{token="a"} 2.0' in generate_latest(reports.metrics.registry)
+
+
+def test_a_disk_that_hangs_is_cried_out_and_its_end_told(capsys: Capture) -> None:
+    log = listen(capsys)
+    reports = Reports()
+    reports.audit_slow(1_767_571_200.5)
+    reports.audit_slow_over(2.00049)
+    slow, over = log()
+    assert (slow["event"], slow["level"], slow["since"]) == (
+        "audit_slow",
+        "warning",
+        1_767_571_200.5,
+    )
+    assert (over["event"], over["seconds"]) == ("audit_slow_over", 2.0)
+
+
+def test_forgotten_request_ids_are_counted() -> None:
+    reports = Reports()
+    reports.requests_forgotten(3)
+    reports.requests_forgotten(1)
+    counted = generate_latest(reports.metrics.registry).decode()
+    assert "signer_audit_requests_forgotten_total 4.0" in counted

@@ -1,0 +1,102 @@
+"""A proof of the audit log convinces a program that shares no code with the appliance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import verifiers
+from auditor import Auditor
+
+from signer.bench.process import DevAppliance
+
+FLIPS_ELSEWHERE = 8
+FLIPS = 3
+SIGNED = {
+    "HCERT": ("facilities/moh/keys/dcc", 5),
+    "JWS": ("facilities/01-001/keys/records", 13),
+}
+"""By format the key that signs, and how many items; an odd number leaves a ragged tree."""
+
+
+class Case(NamedTuple):
+    """An auditor, and two messages out of the middle of their batches."""
+
+    auditor: Auditor
+    messages: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory, vaccinations: dict[str, bytes]) -> Case:
+    folder = tmp_path_factory.mktemp("audited")
+    appliance, auditor = DevAppliance(folder / "dev"), Auditor(folder / "auditor")
+    appliance.init()
+    auditor.take_key(appliance.dir)
+    payload, messages = next(iter(vaccinations.values())), {}
+    with appliance, appliance.client() as client:
+        for name, (key, count) in SIGNED.items():
+            results = client.sign_batch(key, name, [payload] * count)
+            messages[name] = folder / name
+            messages[name].write_bytes(results[count // 2].signature)
+    auditor.take_copy(appliance.dir)
+    return Case(auditor, messages)
+
+
+def elsewhere(case: Case, name: str) -> dict[str, Any]:
+    return verifiers.proof(case.auditor.proof, case.messages[name], case.auditor.key)
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_both_programs_read_the_same_from_a_proof(case: Case, name: str) -> None:
+    case.auditor.prove(case.messages[name])
+    ours = json.loads(case.auditor.verify_proof().out)
+    theirs = elsewhere(case, name)
+    assert theirs["format"] == ours["format"] == name
+    assert theirs["principal"] == ours["principal"]
+    assert theirs["key_version"] == ours["key_version"] == f"{SIGNED[name][0]}/versions/1"
+    assert theirs["rule"] == ours["rule"]
+    assert theirs["policy"] == ours["policy_sha256"]
+    assert theirs["records"] == ours["checkpoint"]
+    assert (case.auditor.copy / "policies" / theirs["policy"]).is_file()
+
+
+def test_a_proof_of_one_message_is_none_of_another(case: Case) -> None:
+    case.auditor.prove(case.messages["JWS"])
+    with pytest.raises(verifiers.RejectedError, match="another message"):
+        elsewhere(case, "HCERT")
+
+
+def test_the_key_of_another_log_verifies_nothing(case: Case, tmp_path: Path) -> None:
+    case.auditor.prove(case.messages["JWS"])
+    other = DevAppliance(tmp_path / "dev")
+    other.init()
+    key = other.dir / "audit" / "audit.pub.pem"
+    with pytest.raises(verifiers.RejectedError, match="another key"):
+        verifiers.proof(case.auditor.proof, case.messages["JWS"], key)
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_neither_program_takes_a_proof_with_another_byte(case: Case, name: str) -> None:
+    case.auditor.prove(case.messages[name])
+    for turn in range(FLIPS_ELSEWHERE):
+        flipped = case.auditor.flip_in_proof()
+        with pytest.raises(verifiers.RejectedError):
+            elsewhere(case, name)
+        if turn < FLIPS:
+            said = case.auditor.verify_proof()
+            assert (said.code, said.out) == (1, ""), flipped
+            assert "Traceback" not in said.errors, flipped
+        flipped.mend()
+
+
+def test_a_flipped_bit_in_the_copy_is_found_and_named(case: Case) -> None:
+    assert case.auditor.verify_log().code == 0
+    for _ in range(FLIPS):
+        flipped = case.auditor.flip_in_log()
+        whole = case.auditor.verify_log()
+        assert whole.code == 1
+        assert f"wrong: {flipped.path.name}" in whole.errors, flipped
+        flipped.mend()
+    assert case.auditor.verify_log().code == 0

@@ -1,0 +1,201 @@
+"""A long log: what a start reads of it, and that it knows all the rest.
+
+The log is written by the code that signs, the HSM aside: intents and outcomes of
+10 million items in batches, then single items with request ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from signer.audit import replay
+from signer.audit.checkpoint import Checkpoint
+from signer.audit.log import SEGMENT_BYTES, AuditLog
+from signer.audit.record import Frame, Kind, Record, Value
+from signer.audit.segments import Header, Segment, list_segments, open_segment
+from signer.audit.verify import verify_log
+from signer.clock import SystemClock
+from signer.evidence import Evidence, Intent, Ticket, content_hash
+from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
+from signer.policy.usage import Usage
+from signer.policy.values import Quota
+
+ORIGIN = "signer.example/scale"
+FACILITIES = 50
+BATCH = 500
+BATCHES = 20_000
+SINGLES = 60_000
+THREADS = 8
+LARGEST_SNAPSHOT = 16 << 20
+NOW = 1_760_000_000
+QUOTAS = [Quota(100_000_000, length) for length in (60, 3600, 86_400)]
+DIGESTS = [hashlib.sha256(b"%d" % number).digest() for number in range(BATCH)]
+SIGNATURES = [digest * 2 for digest in DIGESTS]
+
+
+class Site:
+    """A log and what is folded from it, as a daemon has them."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint | None = None) -> None:
+        self.heard: list[tuple[int, Kind]] = []
+        clock = SystemClock()
+        self.evidence, self.usage = Evidence(clock, self), Usage()
+        self.log = AuditLog.open(
+            folder,
+            origin=ORIGIN,
+            clock=clock,
+            low_disk_bytes=0,
+            ballast_bytes=0,
+            checkpoints=[checkpoint] if checkpoint else [],
+            on_record=self._recorded,
+            snapshot=self.evidence.snapshot,
+        )
+        self.evidence.attach(self.log, self.usage)
+
+    def _recorded(self, record: Record) -> None:
+        self.heard.append((record.seq, record.kind))
+        self.evidence.recorded(record)
+
+    def requests_forgotten(self, count: int) -> None:
+        pytest.fail(f"{count} requests were forgotten")
+
+    def sign(self, number: int, items: int, request_id: str = "") -> None:
+        """What the pipeline charges and records of one batch."""
+        intent = intent_of(number, items, request_id)
+        assert self.usage.charge(intent.facility, QUOTAS, items, intent.now) is None
+        seq = self.evidence.intend(intent, time.monotonic() + 60)
+        self.evidence.conclude(seq, intent.version, Signed(SIGNATURES[:items], {}))
+
+    def folded(self) -> Mapping[str, Value]:
+        return self.evidence.snapshot()
+
+    def used(self) -> list[tuple[str, int, tuple[int, ...]]]:
+        """By facility the items ever, and what is left of the quotas."""
+        now = intent_of(BATCHES, 1, "").now
+        return [
+            (facility, items, self.usage.remaining(facility, QUOTAS, now))
+            for facility, items in self.usage.busiest(FACILITIES)
+        ]
+
+
+def intent_of(number: int, items: int, request_id: str) -> Intent:
+    facility = f"01-{number % FACILITIES:03d}"
+    version = KeyVersion(
+        KeyName(facility, "records"),
+        1,
+        Algorithm.ES256,
+        KeyState.ACTIVE,
+        "signer",
+        b"cka",
+        b"spki",
+        None,
+        b"kid-of-8",
+        "thumbprint",
+        0,
+        0,
+        None,
+    )
+    payloads = [b"%d" % number]
+    ticket = Ticket(
+        f"spiffe://signer.example/clinic/{facility}",
+        request_id,
+        content_hash(str(version.key), Format.MESSAGE, payloads),
+    )
+    return Intent(
+        ticket,
+        str(uuid.UUID(int=number)),
+        version,
+        Format.MESSAGE,
+        f"facilities.{facility}.clients",
+        hashlib.sha256(b"policy").hexdigest(),
+        facility,
+        "01",
+        NOW + min(number, BATCHES) // 10,
+        None,
+        items,
+        {},
+        DIGESTS[:items],
+    )
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("scale") / "audit"
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Segment]]:
+    """Notes which segments are opened to be read."""
+    opened: set[Segment] = set()
+
+    @contextmanager
+    def open_and_note(segment: Segment) -> Iterator[tuple[Header, Iterator[Frame]]]:
+        opened.add(segment)
+        with open_segment(segment) as read:
+            yield read
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replay, "open_segment", open_and_note)
+        yield opened
+
+
+def say(text: str) -> None:
+    """A figure of this machine, for whoever runs the test with -s."""
+    print(f"\n{text}")  # noqa: T201  as above
+
+
+@pytest.mark.torture
+def test_a_start_after_10_million_items_reads_from_the_newest_snapshot_on(
+    long_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(long_log)
+    for number in range(BATCHES):
+        site.sign(number, BATCH)
+    names = [str(uuid.UUID(int=number)) for number in range(SINGLES)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda number: site.sign(number, 1, names[number]), range(SINGLES)):
+            pass
+    site.log.close()
+    before = site.folded(), site.used(), site.log.tree_head()
+    assert sum(items for _, items, _ in site.used()) == BATCHES * BATCH + SINGLES
+
+    segments = list_segments(long_log)
+    size = sum(segment.path.stat().st_size for segment in segments)
+    newest = Checkpoint(ORIGIN, *site.log.tree_head())
+    with watched(monkeypatch) as opened:
+        started = time.perf_counter()
+        again = Site(long_log, newest)
+        seconds = time.perf_counter() - started
+    say(f"{len(segments)} segments, {size} bytes: open for writing after {seconds:.2f} s")
+    assert opened == {segments[-1]}
+    assert segments[-1].path.stat().st_size <= SEGMENT_BYTES + LARGEST_SNAPSHOT
+    assert again.heard[0] == (segments[-1].first, Kind.SNAPSHOT)
+    assert len(again.heard) == newest.size - segments[-1].first
+    assert (again.folded(), again.used(), again.log.tree_head()) == before
+
+    # What was answered before the snapshot is answered again.
+    ticket = intent_of(0, 1, names[0]).ticket
+    with again.evidence.once(ticket, time.monotonic() + 60) as answered:
+        assert answered is not None
+        assert answered.signed.signatures == SIGNATURES[:1]
+    again.sign(SINGLES, 1)
+    again.log.close()
+
+    head = Checkpoint(ORIGIN, *again.log.tree_head())
+    started = time.perf_counter()
+    report = verify_log(long_log, ORIGIN, [newest, head])
+    seconds = time.perf_counter() - started
+    say(f"all {report.items} items verified in {seconds:.1f} s")
+    assert report.problems == ()
+    assert report.items == BATCHES * BATCH + SINGLES + 1

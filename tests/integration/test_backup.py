@@ -1,0 +1,315 @@
+"""docs/backup.md, run as it is printed: appliances are backed up, lost, and come back."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import edge
+import pytest
+
+from signer.audit.record import Kind
+from signer.audit.segments import Reader, list_segments
+from signer.client import SignerClientError
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "backup.md"
+RECORDS = "facilities/01-001/keys/records"
+LATE = "facilities/01-001/keys/late"
+
+
+def blocks() -> dict[str, str]:
+    """The document's commands by the name in the first line of their block."""
+    found = re.findall(r"(?ms)^( *)```sh\n\1# (\w+)\n(.*?)^\1```", DOCUMENT.read_text())
+    return {name: textwrap.dedent(text) for _, name, text in found}
+
+
+class Ran(NamedTuple):
+    """How commands ended and what they said."""
+
+    code: int
+    out: str
+    errors: str
+
+
+class Site:
+    """An appliance, the machine of its backups, and the one of its mirror."""
+
+    def __init__(self, made: Any, folder: Path) -> None:
+        self.made, self.dir, self.dev = made, made.dir, made.dev
+        self.backup, self.mirror = folder / "backup", folder / "mirror"
+        self._environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HERE": str(self.dir),
+            "BACKUP": str(self.backup),
+            "MIRROR": str(self.mirror),
+            "LOG": str(made.log),
+        }
+
+    # --- the document's commands -----------------------------------------------------------
+
+    def block(self, name: str) -> Ran:
+        """Runs a block; a command that fails ends it."""
+        return self._ran(["sh", "-eu", "-c", blocks()[name]])
+
+    def run(self, *names: str) -> None:
+        for name in names:
+            done = self.block(name)
+            assert done.code == 0, f"{name}: {done.out}{done.errors}"
+
+    @contextmanager
+    def serving(self, name: str = "start") -> Iterator[None]:
+        """The daemon of a block while it serves; it must end cleanly."""
+        command = re.sub(r"(?m)^signer", "exec signer", blocks()[name])
+        with self.made.log.open("a") as log:
+            daemon = subprocess.Popen(
+                ["sh", "-eu", "-c", command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        try:
+            edge.eventually(lambda: self._ready(daemon), "the daemon serves")
+            yield
+        finally:
+            daemon.terminate()
+            code = daemon.wait(60)
+        assert code == 0
+
+    def _ready(self, daemon: subprocess.Popen[bytes]) -> bool:
+        assert daemon.poll() is None, self.made.log_end()
+        try:
+            return bool(self.made.get("/readyz")[0] == 200)
+        except OSError:
+            return False
+
+    # --- what befalls it -------------------------------------------------------------------
+
+    def lose(self) -> None:
+        """The machine burns: the daemon dies where it stands, and the disk is gone."""
+        self.made.stop(signal.SIGKILL)
+        shutil.rmtree(self.dir)
+
+    def sign(self, request_id: str, key: str = RECORDS, items: int = 1) -> list[bytes]:
+        """Signs the same messages for every id, so that a repetition is one."""
+        messages = [b"%d" % number for number in range(items)]
+        with edge.connect(self.dev) as stubs:
+            made = stubs.sign(messages, key=key, format="FORMAT_MESSAGE", request_id=request_id)
+        assert not made.failures
+        return list(made.signatures)
+
+    def make_key(self, name: str) -> str:
+        """Makes a key of the name; returns its public key."""
+        made = self.signer("keys", "create", name, "--algorithm", "ES256")
+        assert made.code == 0, made.errors
+        return self.signer("keys", "show", name, "--pem").out
+
+    # --- what it says ----------------------------------------------------------------------
+
+    def signer(self, *arguments: str) -> Ran:
+        command = [sys.executable, "-m", "signer", *arguments]
+        return self._ran([*command, "--config", str(self.dir / "signer.yaml")])
+
+    def found(self, signature: bytes) -> bool:
+        return self.signer("audit", "find", sha256(signature).hexdigest()).code == 0
+
+    def kinds(self) -> list[Kind]:
+        reader = Reader(list_segments(self.dir / "audit"))
+        return [record.kind for record in reader.records(0, reader.size)]
+
+    def checkpointed(self) -> None:
+        """Waits until the mirror knows all records of the moment."""
+        size, newest = len(self.kinds()), self.mirror / "newest"
+        edge.eventually(
+            lambda: newest.exists() and int(newest.read_text().splitlines()[1]) >= size,
+            "the mirror has a checkpoint of all",
+        )
+
+    def _ran(self, command: list[str]) -> Ran:
+        done = subprocess.run(
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+
+class Load:
+    """A caller that signs batch after batch inside a ``with`` block."""
+
+    def __init__(self, site: Site) -> None:
+        self.answered: dict[str, list[bytes]] = {}
+        self._site, self._over = site, threading.Event()
+        self._thread = threading.Thread(target=self._call)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        edge.eventually(lambda: len(self.answered) > 3, "calls are answered")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _call(self) -> None:
+        while not self._over.is_set():
+            request_id = str(uuid.uuid4())
+            self.answered[request_id] = self._site.sign(request_id, items=50)
+
+
+@pytest.fixture
+def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
+    config = {"audit": {"mirror": str(tmp_path / "mirror"), "segment_bytes": 1 << 20}}
+    return Site(make_appliance(config=config), tmp_path)
+
+
+def test_every_block_of_the_document_is_run_here() -> None:
+    source = Path(__file__).read_text()
+    assert len(blocks()) == DOCUMENT.read_text().count("```sh") - 1  # the paths are the test's
+    assert [name for name in blocks() if f'"{name}"' not in source] == []
+
+
+def test_a_lost_machine_comes_back_whole(site: Site) -> None:
+    with Load(site) as load:
+        site.run("night", "minute")
+    site.checkpointed()
+    site.run("minute", "check")
+    site.lose()
+    site.run("restore", "missing")
+    with site.serving("start"):
+        for request_id, signatures in load.answered.items():
+            assert site.sign(request_id, items=50) == signatures
+        site.sign(str(uuid.uuid4()))
+        site.checkpointed()
+    assert Kind.OVERRIDE not in site.kinds()
+    site.run("missing")
+
+
+def test_a_record_that_the_copy_has_torn_is_cut_and_told(site: Site) -> None:
+    request_id = str(uuid.uuid4())
+    kept = site.sign(request_id)
+    site.checkpointed()
+    site.run("night", "minute", "check")
+    live = list_segments(site.dir / "audit")[-1].path
+    copy = site.backup / "audit" / live.name
+    whole = copy.stat().st_size
+    site.sign("")
+    with copy.open("ab") as file:  # what cp leaves that reads while the record is written
+        file.write(live.read_bytes()[whole : whole + 100])
+    assert site.block("check").code == 1
+    site.checkpointed()
+    site.lose()
+    shutil.rmtree(site.mirror)  # so that nothing but the ordinary log knows of the record
+    site.run("restore")
+    assert "but a checkpoint knows" in site.block("line").errors
+    with site.serving():
+        assert site.sign(request_id) == kept
+    assert Kind.RECOVERY in site.kinds()
+    [torn] = (site.dir / "audit").glob("*.torn")
+    assert torn.stat().st_size == 100
+
+
+def test_what_came_after_the_last_copy_is_missed_told_and_overridden(site: Site) -> None:
+    before, after = str(uuid.uuid4()), str(uuid.uuid4())
+    kept = site.sign(before)
+    site.run("night", "minute")
+    missing = site.sign(after)
+    site.make_key(LATE)
+    edge.eventually(lambda: bool(serves(site, LATE)), "the new key is served")
+    site.checkpointed()
+    knows = int((site.mirror / "newest").read_text().splitlines()[1])
+    site.lose()
+
+    site.run("restore")
+    seen = site.block("missing")
+    assert seen.code == 1
+    assert re.search(
+        rf"the log ends after \d+ records, but a checkpoint knows {knows}", seen.errors
+    )
+    refused = site.block("start")
+    assert refused.code == 1
+    assert f"a checkpoint knows {knows}" in refused.errors
+    with site.serving("override"):
+        assert site.sign(before) == kept
+        assert site.sign(after) != missing  # it is signed again
+        assert not serves(site, LATE)
+    assert site.found(kept[0])
+    assert not site.found(missing[0])
+    site.run("anew")
+    with site.serving():
+        site.sign("")
+        site.checkpointed()
+        site.run("minute", "check")
+
+    told = site.block("auditor")
+    assert told.code == 0, told.errors
+    [overridden] = re.findall(r"overridden +\[(\d+)\]", told.out)
+    assert f'"seq": {overridden}' in told.out
+    assert f"a checkpoint knows {knows}" in told.out
+    for checkpoint in site.mirror.glob("*.overridden"):
+        assert site.signer("audit", "verify", "--checkpoint", str(checkpoint)).code == 1
+
+    shutil.rmtree(site.dir / "audit")
+    assert site.signer("init").code == 1
+    with site.serving("override"):
+        site.sign("")
+    assert site.kinds()[0] is Kind.OVERRIDE
+
+
+def serves(site: Site, key: str) -> bool:
+    """Whether a key signs; where it does not, nobody knows it."""
+    with site.made.client() as client:
+        try:
+            reason, _ = "", client.sign_batch(key, "MESSAGE", [b"m"])
+        except SignerClientError as error:
+            reason = error.reason
+    assert reason in {"", "KEY_NOT_FOUND"}
+    return not reason
+
+
+def test_a_damaged_log_is_mended_from_the_copy(site: Site) -> None:
+    first = site.sign("", items=4096)
+    for _ in range(4):
+        site.sign("", items=4096)
+    site.checkpointed()
+    site.run("night")
+    assert site.made.stop() == 0
+    site.run("minute")
+    closed, *_, last = [segment.path for segment in list_segments(site.dir / "audit")]
+    data = bytearray(closed.read_bytes())
+    data[len(data) // 2] ^= 1
+    closed.write_bytes(data)
+    assert site.block("missing").code == 1
+    site.run("minute", "repair")
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert site.block("missing").code == 1
+    site.run("minute", "aside", "missing")
+    assert (site.dir / "audit.damaged" / f"{closed.name}.damaged").exists()
+    with site.serving():
+        site.sign("")
+    assert site.found(first[0])
+
+
+def test_a_registry_older_than_the_token_finds_its_keys_again(site: Site) -> None:
+    site.run("night")
+    public_key = site.make_key(LATE)
+    assert site.made.stop() == 0
+    site.run("registry")
+    assert site.signer("keys", "show", LATE).code == 1
+    assert site.make_key(LATE) == public_key

@@ -1,0 +1,118 @@
+"""docs/reliability.md counts what the tests inject, and names tests that are there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.util import module_from_spec, spec_from_file_location
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import is_hypothesis_test
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
+TIMES = "times"
+"""A parameter of this name says how often a test repeats what it injects."""
+
+
+class Row(NamedTuple):
+    """One row of the tables: a test, and how often it injects what."""
+
+    test: str
+    in_test: int
+    in_torture: int
+
+
+def rows() -> list[Row]:
+    found = re.findall(r"(?m)^\|[^|]+\| `(tests/[^`]+)` \| ([\d,]+|-) \| ([\d,]+|-) \|", DOCUMENT)
+    return [
+        Row(test, *(int(n.replace(",", "").replace("-", "0")) for n in ns)) for test, *ns in found
+    ]
+
+
+def injections(function: Callable[..., object]) -> Row:
+    """Counts the cases of a test: its parameters, their ``times``, Hypothesis's examples."""
+    marks = getattr(function, "pytestmark", [])
+    ways: list[list[tuple[int, bool]]] = [
+        [_case(names, value) for value in values]
+        for names, values in (each.args[:2] for each in marks if each.name == "parametrize")
+    ]
+    long = any(each.name == "torture" for each in marks)
+    examples = 1
+    if is_hypothesis_test(function):
+        examples = function._hypothesis_internal_use_settings.max_examples  # type: ignore[attr-defined]  # it has no public name
+    counted = {False: 0, True: 0}
+    for case in _combined(ways):
+        counted[long or any(torture for _, torture in case)] += examples * prod(n for n, _ in case)
+    return Row(function.__name__, counted[False], counted[True])
+
+
+def _case(names: str | tuple[str, ...], value: Any) -> tuple[int, bool]:
+    """How often a parameter's value injects, and whether only ``make torture`` has it."""
+    torture = any(mark.name == "torture" for mark in getattr(value, "marks", ()))
+    plain = value.values[0] if hasattr(value, "marks") else value
+    return (plain if names == TIMES else 1), torture
+
+
+def _combined(ways: list[list[tuple[int, bool]]]) -> Iterator[list[tuple[int, bool]]]:
+    if not ways:
+        yield []
+        return
+    for rest in _combined(ways[1:]):
+        for case in ways[0]:
+            yield [case, *rest]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a file of tests, which finds its helpers beside it."""
+
+    def loaded(name: str) -> Any:
+        path = ROOT / name
+        monkeypatch.syspath_prepend(path.parent)
+        spec = spec_from_file_location(f"counted_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+        spec.loader.exec_module(module)
+        return module
+
+    return loaded
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.test.partition("::")[2])
+def test_the_table_counts_what_the_test_injects(row: Row, load: Callable[[str], Any]) -> None:
+    file, _, name = row.test.partition("::")
+    assert injections(getattr(load(file), name))[1:] == row[1:]
+
+
+def test_no_test_stands_twice_and_every_file_of_faults_is_named() -> None:
+    named = [row.test for row in rows()]
+    assert len(set(named)) == len(named) > 20
+    files = {test.partition("::")[0] for test in named}
+    assert {
+        f"tests/fault/{path.name}" for path in (ROOT / "tests/fault").glob("test_*.py")
+    } <= files
+
+
+def test_the_counting_counts() -> None:
+    @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.torture)])
+    @pytest.mark.parametrize(("a", "b"), [(1, 2), (3, 4)])
+    def test_both(times: int, a: int, b: int) -> None: ...
+
+    @pytest.mark.torture
+    def test_long() -> None: ...
+
+    assert injections(test_both)[1:] == (6, 100)
+    assert injections(test_long)[1:] == (0, 1)
+
+
+def test_the_last_run_has_a_date() -> None:
+    [said] = re.findall(r"Last run of the long tests of `tests/fault`: (\d{4}-\d\d-\d\d)", DOCUMENT)
+    assert date.fromisoformat(said) >= date(2026, 11, 22)
