@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from signer.hsm.frames import Channel, Closed, Kind, pack_json
@@ -33,7 +34,7 @@ class WorkerProcess:
         channel = Channel(ours)
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         try:
-            with theirs:
+            with theirs, _signals_blocked():
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "signer.hsm.worker", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
@@ -65,3 +66,19 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Blocks for what is spawned meanwhile the signals that are meant for the front process.
+
+    A terminal or a supervisor signals the whole group, also a worker whose
+    interpreter is still starting: it inherits the mask until it ignores them.
+    """
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
