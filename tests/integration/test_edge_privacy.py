@@ -112,6 +112,10 @@ METHODS = {
         "KeyService/ListKeys",
         "KeyService/GetKey",
         "KeyService/GetKeyVersion",
+        "EvidenceService/GetCheckpoint",
+        "EvidenceService/ListRecords",
+        "EvidenceService/GetInclusionProof",
+        "EvidenceService/GetConsistencyProof",
         "ControlService/Reload",
         "ControlService/GetStatus",
     )

@@ -250,6 +250,7 @@ def test_reflection_names_the_services(issuing: edge.Stubs) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         "signer.v1.ControlService",
+        "signer.v1.EvidenceService",
         "signer.v1.KeyService",
         "signer.v1.SigningService",
     }
