@@ -194,10 +194,11 @@ class Engine:
         """Signs what is on record; whatever happens, what came of it is on record, too."""
         with self._stage("audit"):
             seq = self._evidence.intend(intent, job.deadline)
-        with self._stage("hsm"), self._evidence.closing(seq):
-            signed = self._hsm.sign(job)
-        with self._stage("audit"):
-            self._evidence.conclude(seq, job.version, signed)
+        with self._evidence.closing(seq):
+            with self._stage("hsm"):
+                signed = self._hsm.sign(job)
+            with self._stage("audit"):
+                self._evidence.conclude(seq, job.version, signed)
         return signed
 
     def _check_answer(self, bound: int, request: BatchRequest) -> None:

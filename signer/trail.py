@@ -20,7 +20,6 @@ from signer.audit.checkpoint import Checkpoint, CheckpointError, Verifier
 from signer.audit.disk import Disk, write_file
 from signer.audit.inbox import AuditUnavailable
 from signer.audit.log import AuditLog
-from signer.audit.merkle import Frontier
 from signer.audit.record import Kind, Record, Value
 from signer.audit.recovery import AuditRefused
 from signer.audit.segments import list_segments
@@ -57,7 +56,6 @@ MAX_CHANGES = 100
 """Key versions named by one KEYS record."""
 SLOW_SECONDS = 1.0
 """A commit that takes longer is told to operators while it lasts."""
-_LEAVES = 4096
 _SEAL_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 
@@ -162,8 +160,6 @@ class Trail:
         self._slow_since = 0.0
         self.checkpoint_time = 0.0
         self.evidence = Evidence(clock, reports)
-        self._overridden: int | None = None
-        self._recovery = -1
         if not list_segments(config.directory) and not override:
             raise AuditRefused(
                 f"there is no audit log in {config.directory}: put it back from the backup, or "
@@ -325,19 +321,14 @@ class Trail:
 
     def _recorded(self, record: Record) -> None:
         self.evidence.recorded(record)
-        if record.kind is Kind.OVERRIDE:
-            # A RECOVERY that stands before it came with it; what was there before is kept.
-            self._overridden = record.seq - (self._recovery == record.seq - 1)
-        elif record.kind is Kind.RECOVERY:
-            self._recovery = record.seq
         if self._opened:
             self._reports.audit_recorded()
         if self._checkpointer is not None:
             self._checkpointer.recorded(record)
 
     def _set_aside(self) -> None:
-        """Puts away the checkpoints of records that an override has given up."""
-        last = self._overridden
+        """Puts away the checkpoints of records that this override has given up."""
+        last = self.log.overridden
         if last is None:
             return  # the log was whole
         for directory in _folders(self._config):
@@ -360,14 +351,10 @@ class Trail:
         """Whether the log, of which ``last`` records were left, has the root of the checkpoint."""
         if checkpoint.size > last:
             return False
-        frontier = Frontier()
         try:
-            for start in range(0, checkpoint.size, _LEAVES):
-                for leaf in self.log.leaf_hashes(start, min(start + _LEAVES, checkpoint.size)):
-                    frontier.append(leaf)
+            return self.log.root_of(checkpoint.size) == checkpoint.root
         except LookupError:
-            return False  # its records were archived: nothing here can bear it out
-        return frontier.root() == checkpoint.root
+            return True  # of what was archived before; nothing here speaks against it
 
     def _stopped(self, text: str) -> None:
         self._on_stop()

@@ -31,6 +31,10 @@ class Disk:
     def sync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)
 
+    def forget(self, descriptor: int) -> None:
+        """Has the next reading of a synced file come from the disk, not from the page cache."""
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 

@@ -28,13 +28,14 @@ from signer.audit.recovery import (
     ballast_path,
     open_tail,
 )
-from signer.audit.replay import OnRecord
+from signer.audit.replay import OnRecord, Tip
 from signer.audit.segments import Reader, Segment
 from signer.clock import Clock
 
 SEGMENT_BYTES = 64 << 20
 LOW_DISK_BYTES = 256 << 20
 BALLAST_BYTES = 64 << 20
+_LEAVES = 4096  # hashes held at once while a root is computed
 
 _WITH_ANSWER = frozenset({Kind.INTENT, Kind.OUTCOME, Kind.INDETERMINATE, Kind.SNAPSHOT})
 
@@ -68,7 +69,8 @@ class AuditLog:
 
     ``free_bytes`` of its disk were found by the last commit, which took
     ``commit_seconds``; ``committing_since`` is when the one under way began
-    (seconds since the epoch), 0 where there is none.
+    (seconds since the epoch), 0 where there is none. ``overridden`` is how many
+    records were left where this opening had to go on without others, else None.
 
     Listeners are called in the writer's thread and hold it up as long as they
     take; they must not append. ``on_record`` hears every record from the start of
@@ -96,6 +98,7 @@ class AuditLog:
         self._inbox = Inbox(listeners.on_stop)
         self.free_bytes = opened.free_bytes
         self.commit_seconds = self.committing_since = 0.0
+        self.overridden: int | None = None
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
         self._publish()
@@ -145,6 +148,7 @@ class AuditLog:
             on_record=on_record,
         )
         listeners = _Listeners(on_record, snapshot, on_commit, on_stop)
+        left = opened.tail.tip.size
         log = cls(opened, clock, segment_bytes, low_disk_bytes, listeners)
         try:
             for kind, fields in opened.firsts:
@@ -152,6 +156,8 @@ class AuditLog:
         except AuditUnavailable as error:
             log.close()
             raise AuditRefused(str(error)) from None
+        if any(kind is Kind.OVERRIDE for kind, _ in opened.firsts):
+            log.overridden = left
         return log
 
     def append(
@@ -224,6 +230,21 @@ class AuditLog:
         durable = self._durable  # read once: the writer replaces it as a whole
         root = Frontier.from_list(durable.size, durable.peaks).root()
         return TreeHead(durable.size, root)
+
+    def root_of(self, size: int) -> bytes:
+        """Returns the root of the first ``size`` records, of which the oldest may be archived.
+
+        Raises LookupError where the oldest that is here comes after them.
+        """
+        first, tip = self.first, Tip()
+        if size < first:
+            raise LookupError(f"the first {size} records are not here: they were archived")
+        if first:
+            tip.continue_from(self.records(first, 1)[0])
+        for start in range(first, size, _LEAVES):
+            for leaf in self.leaf_hashes(start, min(start + _LEAVES, size)):
+                tip.frontier.append(leaf)
+        return tip.frontier.root()
 
     def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
         """Returns the leaf hashes of the durable records [start, stop); see ``Reader``."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from signer.audit.checkpoint import Checkpoint
 from signer.audit.disk import Disk, write_file
 from signer.audit.record import Kind, Value
-from signer.audit.replay import Finding, OnRecord, Replay, Tip, starting_point
+from signer.audit.replay import Finding, OnRecord, Replay, Tip, forks, starting_point
 from signer.audit.segments import Segment, list_segments
 from signer.audit.tail import Tail
 from signer.errors import OperatorError
@@ -71,6 +71,7 @@ def open_tail(
         lock = _lock(directory, disk)
         free_bytes = _provide_space(directory, disk, space)
         segments = list_segments(directory)
+        _settle(disk, segments)
         replay = Replay(origin, checkpoints, on_record)
         # An override says that the checkpoints, which prove snapshots, may be void.
         smallest = min(checkpoints, key=lambda each: each.size, default=None)
@@ -80,8 +81,9 @@ def open_tail(
             _refuse(directory, problems)
         if finding is not None:
             segments = cut(disk, segments, finding, replay.tip.size)
-        firsts = _firsts(disk, directory, replay.tip, problems)
-        tail = Tail(disk, directory, origin, tip=replay.tip, segments=segments, index=replay.index)
+        tip = replay.tip if segments else Tip()  # where nothing is left, a log begins
+        firsts = _firsts(disk, directory, tip, problems)
+        tail = Tail(disk, directory, origin, tip=tip, segments=segments, index=replay.index)
     except BaseException as error:
         if lock is not None:
             os.close(lock)
@@ -113,6 +115,22 @@ def _lock(directory: Path, disk: Disk) -> int:
     return lock
 
 
+def _settle(disk: Disk, segments: Sequence[Segment]) -> None:
+    """Has the last segment read as the disk has it; raises OSError.
+
+    Only there can bytes be that never were durable. What a killed writer left to
+    the page cache becomes so now. After a sync that failed the cache may hold, as
+    if it were clean, what the disk has not: it must not be read again.
+    """
+    for segment in segments[-1:]:
+        descriptor = disk.open(segment.path)
+        try:
+            disk.sync(descriptor)
+            disk.forget(descriptor)
+        finally:
+            disk.close(descriptor)
+
+
 def _provide_space(directory: Path, disk: Disk, space: Space) -> int:
     """Sees to the ballast; returns the free bytes beside it. Raises AuditRefused, OSError."""
     if space.ballast:
@@ -130,22 +148,10 @@ def _problems(
     replay: Replay, finding: Finding | None, checkpoints: Sequence[Checkpoint]
 ) -> list[str]:
     """Returns what no interrupted write explains."""
-    problems = [*_forks(checkpoints), *replay.contradictions]
+    problems = [*forks(checkpoints), *replay.contradictions]
     if finding is not None and not finding.torn:
         problems.append(finding.text)
     return problems
-
-
-def _forks(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Says where checkpoints of one size differ: no log can bear out both."""
-    roots: dict[int, set[bytes]] = {}
-    for each in checkpoints:
-        roots.setdefault(each.size, set()).add(each.root)
-    return [
-        f"two checkpoints of {size} records have different roots: the audit key has signed two logs"
-        for size, found in sorted(roots.items())
-        if len(found) > 1
-    ]
 
 
 def _refuse(directory: Path, problems: Sequence[str]) -> None:
@@ -180,7 +186,8 @@ def cut(disk: Disk, segments: Sequence[Segment], finding: Finding, size: int) ->
     # From the end, so that a crash midway leaves no gap.
     for segment in reversed(later):
         _set_aside(disk, segment, size)
-    if finding.offset == 0:
+    # Nothing of it was read: records before a snapshot that is lost cannot be continued.
+    if finding.offset == 0 or finding.segment.first > size:
         _set_aside(disk, finding.segment, size)
         return kept
     _cut_tail(disk, finding.segment, finding.offset, size)

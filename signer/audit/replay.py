@@ -207,11 +207,11 @@ class Replay:
         if record.time_us < tip.time_us:
             raise RecordError("the time goes back")
         tip.check(record.kind, record.fields)
+        if first or record.kind is not Kind.SNAPSHOT:
+            self._on_record(record)  # before it counts, for it may be refused here, too
         tip.add(record, leaf)
         if size + 1 in self._awaited:
             self._compare()
-        if first or record.kind is not Kind.SNAPSHOT:
-            self._on_record(record)
 
     def _compare(self) -> None:
         """Compares the tree with the checkpoints of this size."""
@@ -221,6 +221,18 @@ class Replay:
             self.contradictions.append(
                 f"a checkpoint of {self.tip.size} records has another root than the log"
             )
+
+
+def forks(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Says where checkpoints of one size differ: no log can bear out both."""
+    roots: dict[int, set[bytes]] = {}
+    for each in checkpoints:
+        roots.setdefault(each.size, set()).add(each.root)
+    return [
+        f"two checkpoints of {size} records have different roots: the audit key has signed two logs"
+        for size, found in sorted(roots.items())
+        if len(found) > 1
+    ]
 
 
 def starting_point(segments: Sequence[Segment], checkpoint: Checkpoint | None) -> Sequence[Segment]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from signer.audit.checkpoint import Checkpoint
 from signer.audit.record import Kind, Record
-from signer.audit.replay import Finding, Replay, Tip, begins_with_snapshot
+from signer.audit.replay import Finding, Replay, Tip, begins_with_snapshot, forks
 from signer.audit.segments import Segment, list_segments
 
 Progress = Callable[[int, int], None]
@@ -158,6 +158,7 @@ class _Reading:
             del self._sizes[segments[-1]]
             segments = segments[:-1]
         self._counted = _Counted()
+        self._forks = forks(checkpoints)
         self._replay = Replay(origin, checkpoints)
         self._finding: Finding | None = None
         parts = [
@@ -197,7 +198,7 @@ class _Reading:
 
     def report(self, *, beginning_elsewhere: bool, end_elsewhere: bool) -> Report:
         replay, counted = self._replay, self._counted
-        problems = [self._finding.text] if self._finding else []
+        problems = [*self._forks, *([self._finding.text] if self._finding else [])]
         first = next((segment.first for segment in self._sizes), None)
         if first is None:
             problems.append("the directory holds no segment of a log")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signer.audit.log import AuditLog, AuditUnavailable
-from signer.audit.record import Kind
+from signer.audit.record import Kind, RecordError
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.engine import BatchRequest, Engine, Snapshot
@@ -58,6 +58,7 @@ class Hsm:
         self.refusal: Failure | CallError | None = None
         self.error: Exception | None = None
         self.signed = 0
+        self.length = 64
 
     def admit(self, _job: SignJob) -> Failure | None:
         if isinstance(self.refusal, CallError):
@@ -68,7 +69,7 @@ class Hsm:
         if self.error is not None:
             raise self.error
         self.signed += len(job.inputs)
-        return Signed([bytes(64)] * len(job.inputs), {})
+        return Signed([bytes(self.length)] * len(job.inputs), {})
 
 
 @pytest.fixture
@@ -219,6 +220,20 @@ def test_an_intent_that_came_to_nothing_is_closed_and_its_id_is_free(
     hsm.error = None
     assert not engine.sign_batch(asked).failures
     assert (hsm.signed, left(engine)) == (4, 2)
+
+
+def test_signatures_that_no_record_holds_are_not_released_and_the_id_is_free(
+    engine: Engine, hsm: Hsm, log: AuditLog
+) -> None:
+    hsm.length = 63
+    asked = replace(request(), request_id=ID)
+    with pytest.raises(RecordError):
+        engine.sign_batch(asked)
+    assert kinds(log) == [Kind.INTENT, Kind.INDETERMINATE]
+    hsm.length = 64
+    outputs = engine.sign_batch(asked).outputs
+    assert engine.sign_batch(asked).outputs == outputs
+    assert hsm.signed == 8  # the repetition asked for nothing
 
 
 def test_a_repetition_asks_no_hsm_and_charges_nothing(engine: Engine, hsm: Hsm) -> None:

@@ -16,9 +16,12 @@ from signer.audit import checkpoint as notes
 from signer.audit.checkpoint import Checkpoint, Verifier
 from signer.audit.disk import Disk
 from signer.audit.inbox import AuditUnavailable
+from signer.audit.ledger import Ledger
 from signer.audit.log import AuditLog
+from signer.audit.merkle import root
 from signer.audit.record import Column, Kind
 from signer.audit.recovery import AuditRefused
+from signer.audit.segments import Reader, list_segments
 from signer.audit.verify import verify_log
 from signer.clock import SystemClock
 from signer.config import AuditConfig
@@ -162,6 +165,95 @@ def test_an_override_keeps_the_checkpoints_that_the_log_bears_out(
     trail(config, override=True).close()
     assert size_in(config.directory / CHECKPOINTS / "newest") == 4
     assert [path.parent.name for path in tmp_path.rglob("*.overridden")] == ["mirror"]
+
+
+def test_a_second_override_of_a_whole_log_changes_nothing(
+    config: AuditConfig, tmp_path: Path
+) -> None:
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 7, bytes(32)))
+    first = trail(config, override=True)
+    first.start(Token(), lambda: None)
+    first.close()
+    before = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.parent.is_dir() and path.is_file() and path.suffix != ".log"
+    }
+    again = trail(config, override=True)
+    assert again.log.overridden is None
+    again.log.close()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
+    """A log of which only the last segment is here; returns that, and its checkpoint."""
+    log = AuditLog.open(
+        config.directory,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        segment_bytes=400,
+        snapshot=lambda: Ledger().snapshot(),
+    )
+    for number in range(20):
+        log.append(Kind.WORKER, {"number": number})
+    log.close()
+    *older, last = list_segments(config.directory)
+    reader = Reader([*older, last])
+    hashes = reader.leaf_hashes(0, reader.size)
+    for segment in older:
+        segment.path.unlink()
+    for path in config.directory.parent.rglob("newest"):
+        path.unlink()
+    newest = Checkpoint(ORIGIN, len(hashes), root(hashes))
+    put(config.directory / CHECKPOINTS / "newest", newest)
+    return last.path, newest
+
+
+def test_an_override_keeps_what_an_archived_log_bears_out(
+    config: AuditConfig, tmp_path: Path
+) -> None:
+    _, newest = archived(config)
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, newest.size + 5, bytes(32)))
+    trail(config, override=True).log.close()
+    assert size_in(config.directory / CHECKPOINTS / "newest") == newest.size
+    trail(config).log.close()
+
+
+def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
+    config: AuditConfig,
+) -> None:
+    path, _ = archived(config)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1  # in the snapshot, behind the header
+    path.write_bytes(data)
+    with pytest.raises(AuditRefused):
+        trail(config)
+    overridden = trail(config, override=True)
+    assert overridden.log.overridden == 0
+    for number in range(30):
+        overridden.log.append(Kind.WORKER, {"number": number})
+    assert overridden.log.records(0, 1)[0].seq == 0
+    overridden.log.close()
+    assert [segment.first for segment in list_segments(config.directory)] == [0]
+    again = trail(config)
+    assert again.log.size >= 30
+    again.log.close()
+
+
+def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> None:
+    log = AuditLog.open(
+        config.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
+    )
+    log.append(Kind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)
+    log.close()
+    with pytest.raises(AuditRefused):
+        trail(config)
+    overridden = trail(config, override=True)
+    assert overridden.log.overridden == 6
+    overridden.log.close()
+    trail(config).log.close()
 
 
 # --- a disk that fails, or is slow -------------------------------------------------------------

@@ -668,3 +668,30 @@ def test_a_low_disk_stops_intents_and_lets_the_rest_be_recorded(
     assert ballast.exists()
     sign(log)
     assert whole(folder, head(log))
+
+
+class LyingCache(Disk):
+    """A sync has failed before: the page cache shows as clean what the disk has not."""
+
+    def __init__(self, path: Path, on_disk: bytes) -> None:
+        self._path, self._on_disk = path, on_disk
+
+    def forget(self, descriptor: int) -> None:
+        super().forget(descriptor)
+        self._path.write_bytes(self._on_disk)
+
+
+def test_a_start_reads_what_the_disk_has_not_what_the_cache_shows(
+    folder: Path, opened: Opener
+) -> None:
+    log = opened()
+    log.append(Kind.WORKER, {"number": 0})
+    [segment] = list_segments(folder)
+    on_disk = segment.path.read_bytes()
+    log.append(Kind.WORKER, {"number": 1})  # of this one the sync failed, as far as the disk knows
+    log.close()
+    again = opened(disk=LyingCache(segment.path, on_disk))
+    assert again.size == 1
+    assert again.append(Kind.WORKER, {"number": 2}) == 1
+    again.close()
+    assert verify_log(folder, ORIGIN, []).problems == ()

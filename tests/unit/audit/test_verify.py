@@ -90,7 +90,24 @@ def test_one_checkpoint_that_lies_is_told(folder: Path) -> None:
 def test_two_checkpoints_of_one_size_cannot_both_be_true(folder: Path) -> None:
     true = checkpoint(folder, 7)
     report = verify_log(folder, ORIGIN, [true, Checkpoint(ORIGIN, 7, bytes(32))])
-    assert report.problems == ("a checkpoint of 7 records has another root than the log",)
+    assert report.problems == (
+        "two checkpoints of 7 records have different roots: the audit key has signed two logs",
+        "a checkpoint of 7 records has another root than the log",
+    )
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_a_fork_is_told_where_nothing_here_can_be_compared(
+    folder: Path, tmp_path: Path, size: int
+) -> None:
+    _, *middle, _ = list_segments(folder)
+    for segment in middle:
+        (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
+    two = [Checkpoint(ORIGIN, size, bytes([number] * 32)) for number in (1, 2)]
+    known = [checkpoint(folder, middle[0].first + 1), *two]
+    report = verify_log(tmp_path, ORIGIN, known, beginning_elsewhere=True, end_elsewhere=True)
+    [problem] = report.problems
+    assert f"two checkpoints of {size} records have different roots" in problem
 
 
 @pytest.mark.parametrize("name", ["empty", "absent"])
