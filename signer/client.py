@@ -21,6 +21,7 @@ from typing import Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tenacity import Retrying, retry_if_exception, stop_before_delay
 
 from signer._client import pipeline
 from signer._client.batches import MESSAGE_BYTES, cut
@@ -128,13 +129,13 @@ def _ask(method: Callable[..., _Response], request: object, timeout: float) -> _
 def _ask_patiently(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
     """As ``_ask``, and again as long as the appliance says when and ``timeout`` allows."""
     end = time.monotonic() + timeout
-    while True:
-        try:
-            return _ask(method, request, end - time.monotonic())
-        except SignerClientError as error:
-            if error.retry_after is None or time.monotonic() + error.retry_after >= end:
-                raise
-            time.sleep(error.retry_after)
+    again = Retrying(
+        retry=retry_if_exception(lambda error: getattr(error, "retry_after", None) is not None),
+        wait=pipeline.pause,
+        stop=stop_before_delay(timeout),
+        reraise=True,
+    )
+    return again(lambda: _ask(method, request, max(0.0, end - time.monotonic())))
 
 
 def secure_channel(

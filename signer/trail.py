@@ -20,6 +20,7 @@ from signer.audit.checkpoint import Checkpoint, CheckpointError, Verifier
 from signer.audit.disk import Disk, write_file
 from signer.audit.inbox import AuditUnavailable
 from signer.audit.log import AuditLog
+from signer.audit.places import CHECKPOINTS, KEY_FILE, POLICIES
 from signer.audit.record import Kind, Record, Value
 from signer.audit.recovery import AuditRefused
 from signer.audit.segments import list_segments
@@ -42,11 +43,6 @@ from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.model import KeyVersion, Signed, SignJob, TokenAdmin
 from signer.policy.rules import Policy
-
-KEY_FILE = "audit.pub.pem"
-CHECKPOINTS = "checkpoints"
-POLICIES = "policies"
-"""Files and folders beside the log's segments."""
 
 FLUSH_SECONDS = 10.0
 """How long denials are added up before they are recorded."""

@@ -73,7 +73,7 @@ def _may_help(error: BaseException) -> bool:
     )
 
 
-def _pause(state: RetryCallState) -> float:
+def pause(state: RetryCallState) -> float:
     """Seconds until the next try: the server's hint, and a random part on top.
 
     Without the random part all clients that were refused together would come
@@ -148,7 +148,7 @@ def deliver(batch: Batch, job: Job) -> Outcome:
     delivery = _Delivery(batch, job)
     retrying = Retrying(
         retry=retry_if_exception(_may_help),
-        wait=_pause,
+        wait=pause,
         stop=stop_before_delay(job.timeout) | stop_when_event_set(job.stop),
         sleep=sleep_using_event(job.stop),
         reraise=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ def keep_copy(source: Path, target: Path, disk: Disk) -> None:
     try:
         disk.sync(descriptor)
         # What is compared below comes from the disk, not from what was just written.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        disk.forget(descriptor)
     finally:
         disk.close(descriptor)
     if not filecmp.cmp(source, copied, shallow=False):

@@ -106,6 +106,7 @@ class Tail:
         self._disk.sync_directory(self._directory)
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            self._disk.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            # Once, also where that fails: the number may be another file's by then.
+            self._disk.close(descriptor)

@@ -41,6 +41,34 @@ class FaultyDisk(Disk):
         self._attempt("sync")
         super().sync(descriptor)
 
+    def open(self, path: Path) -> int:
+        self._attempt("open")
+        return super().open(path)
+
+    def forget(self, descriptor: int) -> None:
+        self._attempt("forget")
+        super().forget(descriptor)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._attempt("truncate")
+        super().truncate(descriptor, size)
+
+    def close(self, descriptor: int) -> None:
+        super().close(descriptor)  # the kernel closes it in any case
+        self._attempt("close")
+
+    def rename(self, path: Path, target: Path) -> None:
+        self._attempt("rename")
+        super().rename(path, target)
+
+    def remove(self, path: Path) -> None:
+        self._attempt("remove")
+        super().remove(path)
+
+    def reserve(self, path: Path, size: int) -> None:
+        self._attempt("reserve")
+        super().reserve(path, size)
+
     def sync_directory(self, path: Path) -> None:
         self._attempt("sync_directory")
         super().sync_directory(path)

@@ -29,7 +29,7 @@ FAULTS = [
     *[("sync", code) for code in CODES],
     *[("free_bytes", code) for code in CODES],
 ]
-ROTATION_FAULTS = [(call, code) for call in ("create", "sync_directory") for code in CODES]
+ROTATION_FAULTS = [(call, code) for call in ("create", "sync_directory", "close") for code in CODES]
 
 
 @pytest.fixture
@@ -167,6 +167,71 @@ def test_a_recovery_that_cannot_be_written_refuses_the_start(folder: Path) -> No
         open_log(folder, disk)
     log = open_log(folder)
     assert log.records(1, 1)[0].fields == {"intent": intent}
+    log.close()
+
+
+RECOVERY_CALLS = ["open", "sync", "forget", "close", "create", "write", "remove", "sync_directory"]
+
+
+@pytest.mark.parametrize("call", [*RECOVERY_CALLS, "truncate", "free_bytes", "reserve"])
+@pytest.mark.parametrize("code", CODES)
+def test_a_start_that_cannot_mend_a_torn_tail_refuses_and_loses_nothing(
+    folder: Path, call: str, code: int
+) -> None:
+    log = open_log(folder)
+    for number in range(5):
+        log.append(Kind.TOKEN, {"number": number})
+    log.close()
+    [segment] = list_segments(folder)
+    segment.path.write_bytes(segment.path.read_bytes() + b"torn")
+    refuse_and_mend(folder, FaultyDisk(call, code), code)
+
+
+@pytest.mark.parametrize("call", [*RECOVERY_CALLS[:4], "rename", "remove", "sync_directory"])
+@pytest.mark.parametrize("code", CODES)
+def test_a_start_that_cannot_put_a_torn_segment_aside_refuses_and_loses_nothing(
+    folder: Path, call: str, code: int
+) -> None:
+    log = open_log(folder)
+    for number in range(5):
+        log.append(Kind.TOKEN, {"number": number})
+    log.close()
+    (folder / f"{5:016d}.log").write_bytes(b"\x00")  # a header that was not finished
+    refuse_and_mend(folder, FaultyDisk(call, code), code)
+
+
+def refuse_and_mend(folder: Path, disk: FaultyDisk, code: int) -> None:
+    """A start on a failing disk is refused; the next one has all records and tells of the cut."""
+    disk.armed = True
+    with pytest.raises(AuditRefused, match=errno.errorcode[code]):
+        AuditLog.open(
+            folder,
+            origin=ORIGIN,
+            clock=SystemClock(),
+            disk=disk,
+            low_disk_bytes=0,
+            ballast_bytes=4096,
+        )
+    log = open_log(folder)
+    assert [record.fields.get("number") for record in log.records(0, 5)] == [0, 1, 2, 3, 4]
+    assert log.records(5, 1)[0].kind is Kind.RECOVERY
+    log.close()
+    assert verify_log(folder, ORIGIN, [Checkpoint(ORIGIN, *log.tree_head())]).problems == ()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_ballast_that_cannot_be_given_up_stops_the_log(folder: Path, code: int) -> None:
+    disk = FaultyDisk("remove", code)
+    log = open_log(folder, disk)
+    callers = Callers(log, 4)
+    assert callers.some.wait(30)
+    disk.armed = True
+    log._low_disk_bytes = 1 << 62
+    callers.join()
+    assert errno.errorcode[code] in log.failed
+    log.close()
+    log = open_log(folder)
+    assert log.records(max(callers.answered), 1)[0].seq == max(callers.answered)
     log.close()
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import edge
 import pytest
+from document import Document
 
 from signer.audit.segments import Reader, list_segments
 from signer.v1 import evidence_pb2
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "audit.md"
 SIGNER = f"""#!{sys.executable}
 import time
 from signer.clock import SystemClock
@@ -30,27 +28,15 @@ main()
 """
 
 
-def blocks() -> dict[str, str]:
-    """The document's commands by the name in the first line of their block."""
-    return dict(re.findall(r"(?ms)^```sh\n# (\w+)\n(.*?)^```", DOCUMENT.read_text()))
-
-
-class Ran(NamedTuple):
-    """How commands ended and what they said."""
-
-    code: int
-    out: str
-    errors: str
-
-
-class Site:
+class Site(Document):
     """An appliance whose log has several segments, and the places around it."""
 
     def __init__(self, made: Any, folder: Path) -> None:
+        super().__init__("audit.md")
         self.made, self.folder = made, folder
         self.audit, self.archive, self.mirror = made.dir / "audit", folder / "a", folder / "mirror"
         self.archive.mkdir()
-        self.environment = {
+        self.environment: dict[str, str] = {
             **os.environ,
             "HERE": str(made.dir),
             "MIRROR": str(self.mirror),
@@ -70,33 +56,12 @@ class Site:
         path.chmod(0o755)
         self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
-    def block(self, name: str) -> Ran:
-        """Runs a block; a command that fails ends it."""
-        return self.sh(blocks()[name])
-
-    def sh(self, commands: str) -> Ran:
-        done = subprocess.run(
-            ["sh", "-eu", "-c", commands],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
-
-    def run(self, name: str) -> str:
-        done = self.block(name)
-        assert done.code == 0, f"{name}: {done.out}{done.errors}"
-        return done.out
-
     def segments(self) -> list[str]:
         return [segment.path.name for segment in list_segments(self.audit)]
 
     def json(self, name: str) -> str:
         """What a block says to programs."""
-        done = self.sh(blocks()[name].rstrip() + " --json")
+        done = self.sh(self.blocks[name].rstrip() + " --json")
         assert done.code == 0, f"{name}: {done.out}{done.errors}"
         return done.out
 
@@ -155,9 +120,7 @@ def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
 
 
 def test_every_block_of_the_document_is_run_here() -> None:
-    source = Path(__file__).read_text()
-    assert len(blocks()) == DOCUMENT.read_text().count("```sh") - 1  # the paths are the test's
-    assert [name for name in blocks() if f'"{name}"' not in source] == []
+    assert Document("audit.md").not_run_in(Path(__file__).read_text()) == []
 
 
 def test_a_log_is_archived_beside_its_daemon_and_an_old_signature_proven(site: Site) -> None:

@@ -8,48 +8,34 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import edge
 import pytest
+from document import Document, Ran
 
 from signer.audit.record import Kind
 from signer.audit.segments import Reader, list_segments
 from signer.client import SignerClientError
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "backup.md"
 RECORDS = "facilities/01-001/keys/records"
 LATE = "facilities/01-001/keys/late"
 
 
-def blocks() -> dict[str, str]:
-    """The document's commands by the name in the first line of their block."""
-    found = re.findall(r"(?ms)^( *)```sh\n\1# (\w+)\n(.*?)^\1```", DOCUMENT.read_text())
-    return {name: textwrap.dedent(text) for _, name, text in found}
-
-
-class Ran(NamedTuple):
-    """How commands ended and what they said."""
-
-    code: int
-    out: str
-    errors: str
-
-
-class Site:
+class Site(Document):
     """An appliance, the machine of its backups, and the one of its mirror."""
 
     def __init__(self, made: Any, folder: Path) -> None:
+        super().__init__("backup.md")
         self.made, self.dir, self.dev = made, made.dir, made.dev
         self.backup, self.mirror = folder / "backup", folder / "mirror"
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HERE": str(self.dir),
@@ -58,25 +44,14 @@ class Site:
             "LOG": str(made.log),
         }
 
-    # --- the document's commands -----------------------------------------------------------
-
-    def block(self, name: str) -> Ran:
-        """Runs a block; a command that fails ends it."""
-        return self._ran(["sh", "-eu", "-c", blocks()[name]])
-
-    def run(self, *names: str) -> None:
-        for name in names:
-            done = self.block(name)
-            assert done.code == 0, f"{name}: {done.out}{done.errors}"
-
     @contextmanager
     def serving(self, name: str = "start") -> Iterator[None]:
         """The daemon of a block while it serves; it must end cleanly."""
-        command = re.sub(r"(?m)^signer", "exec signer", blocks()[name])
+        command = re.sub(r"(?m)^signer", "exec signer", self.blocks[name])
         with self.made.log.open("a") as log:
             daemon = subprocess.Popen(
                 ["sh", "-eu", "-c", command],
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
@@ -120,7 +95,7 @@ class Site:
 
     def signer(self, *arguments: str) -> Ran:
         command = [sys.executable, "-m", "signer", *arguments]
-        return self._ran([*command, "--config", str(self.dir / "signer.yaml")])
+        return self.command([*command, "--config", str(self.dir / "signer.yaml")])
 
     def found(self, signature: bytes) -> bool:
         return self.signer("audit", "find", sha256(signature).hexdigest()).code == 0
@@ -136,18 +111,6 @@ class Site:
             lambda: newest.exists() and int(newest.read_text().splitlines()[1]) >= size,
             "the mirror has a checkpoint of all",
         )
-
-    def _ran(self, command: list[str]) -> Ran:
-        done = subprocess.run(
-            command,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
 
 
 class Load:
@@ -180,9 +143,7 @@ def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
 
 
 def test_every_block_of_the_document_is_run_here() -> None:
-    source = Path(__file__).read_text()
-    assert len(blocks()) == DOCUMENT.read_text().count("```sh") - 1  # the paths are the test's
-    assert [name for name in blocks() if f'"{name}"' not in source] == []
+    assert Document("backup.md").not_run_in(Path(__file__).read_text()) == []
 
 
 def test_a_lost_machine_comes_back_whole(site: Site) -> None:

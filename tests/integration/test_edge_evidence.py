@@ -15,7 +15,7 @@ from signer.audit import merkle
 from signer.audit.checkpoint import Checkpoint, Verifier, parse_note
 from signer.audit.record import Column, Kind, Record, parse_head
 from signer.audit.segments import Reader, list_segments
-from signer.cli.evidence import spki_of
+from signer.cli.audit.place import spki_of
 from signer.cli.main import main
 from signer.client import DeniedError, InvalidRequestError, SignerClient
 from signer.v1 import evidence_pb2

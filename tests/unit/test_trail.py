@@ -19,6 +19,7 @@ from signer.audit.inbox import AuditUnavailable
 from signer.audit.ledger import Ledger
 from signer.audit.log import AuditLog
 from signer.audit.merkle import root
+from signer.audit.places import CHECKPOINTS
 from signer.audit.record import Column, Kind
 from signer.audit.recovery import AuditRefused
 from signer.audit.segments import Reader, list_segments
@@ -26,7 +27,7 @@ from signer.audit.verify import verify_log
 from signer.clock import SystemClock
 from signer.config import AuditConfig
 from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob
-from signer.trail import CHECKPOINTS, SLOW_SECONDS, Trail
+from signer.trail import SLOW_SECONDS, Trail
 
 ORIGIN = "test.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from signer.cli.archive import archive
-from signer.cli.checkpoint import checkpoint
-from signer.cli.evidence import (
+from signer.cli.audit.archive import archive
+from signer.cli.audit.checkpoint import checkpoint
+from signer.cli.audit.finished import hashes_wanted, item_options
+from signer.cli.audit.place import (
     Place,
     checkpoint_option,
     needed,
@@ -24,10 +25,9 @@ from signer.cli.evidence import (
     records,
     spki_of,
 )
-from signer.cli.finished import hashes_wanted, item_options
+from signer.cli.audit.verify import verify
 from signer.cli.options import json_option
 from signer.cli.tables import print_table, print_values
-from signer.cli.verify import verify
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from signer.cli.audit.place import FILE, errors_told, origin_option, spki_of
 from signer.cli.connection import connect, daemon_options
-from signer.cli.evidence import FILE, errors_told, origin_option, spki_of
 from signer.cli.options import json_option
 from signer.errors import OperatorError
 

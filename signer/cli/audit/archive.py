@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from signer.cli.evidence import (
-    CHECKPOINTS,
-    KEY_FILE,
-    POLICIES,
+from signer.audit.places import CHECKPOINTS, KEY_FILE, POLICIES
+from signer.cli.audit.place import (
     Place,
     all_checkpoints,
     errors_told,

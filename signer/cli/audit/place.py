@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from signer.audit.places import CHECKPOINTS, KEY_FILE
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
     from signer.audit.checkpoint import Checkpoint
     from signer.audit.record import Record
     from signer.audit.segments import Reader, Segment
-
-KEY_FILE = "audit.pub.pem"
-CHECKPOINTS = "checkpoints"
-POLICIES = "policies"
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

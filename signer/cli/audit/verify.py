@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from signer.cli.evidence import (
+from signer.cli.audit.place import (
     FILE,
     Place,
     all_checkpoints,
@@ -77,6 +77,8 @@ def verify(
         key = key_file or (place and place.key)
         if key is None:
             raise click.UsageError("give --key PEM: the public audit key")
+        if checkpoint_files or beginning_elsewhere or end_elsewhere:
+            raise click.UsageError("--proof stands alone: it has its checkpoint in it")
         proven = _verify_proof(proof_file, spki_of(key), origin)
         print_values(_proven(proven), as_json)
         return
