@@ -30,8 +30,9 @@ $(TOOLS): $(READY)
 demo: $(READY)
 	$(BIN)/python tests/e2e/demo.py
 
+# Two at a time: most tests wait for processes of their own. A file stays together.
 test: $(TOOLS)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 torture: $(TOOLS)
 	$(BIN)/pytest -m torture
@@ -62,8 +63,8 @@ proto: $(READY)
 
 # Writes requirements.lock anew from pyproject.toml, for the newest releases.
 lock: $(READY)
-	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe \
-		--strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --extra postgresql --generate-hashes \
+		--allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
 
 clean:

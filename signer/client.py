@@ -10,21 +10,20 @@ Everything that users need is in this module; ``signer._client`` is its inside.
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tenacity import Retrying, retry_if_exception, stop_before_delay
 
 from signer._client import pipeline
 from signer._client.batches import MESSAGE_BYTES, cut
+from signer._client.calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently
 from signer._client.errors import (
     DeadlineError,
     DeniedError,
@@ -37,9 +36,18 @@ from signer._client.errors import (
     SignerClientError,
     UnauthenticatedError,
     UnavailableError,
-    from_rpc_error,
     from_status,
 )
+from signer._client.operation_values import (
+    Officer,
+    Officers,
+    OfficerSignature,
+    Operation,
+    Prepared,
+    Suspension,
+)
+from signer._client.operations import OVER, Operations
+from signer._client.signing import sign_operation
 from signer._client.values import (
     ItemResult,
     Key,
@@ -69,6 +77,7 @@ from signer.v1 import (
 
 __all__ = [
     "CHANNEL_OPTIONS",
+    "OVER",
     "DeadlineError",
     "DeniedError",
     "ExhaustedError",
@@ -81,17 +90,25 @@ __all__ = [
     "KeyVersion",
     "LogRecord",
     "NotFoundError",
+    "Officer",
+    "OfficerSignature",
+    "Officers",
+    "Operation",
+    "Operations",
     "PreconditionError",
+    "Prepared",
     "Quota",
     "Reloaded",
     "SignerClient",
     "SignerClientError",
     "Status",
+    "Suspension",
     "UnauthenticatedError",
     "UnavailableError",
     "Usage",
     "Worker",
     "secure_channel",
+    "sign_operation",
 ]
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -106,36 +123,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
-DEFAULT_TIMEOUT = 30.0
-"""Seconds; what the appliance gives a call that names no deadline."""
-
 _LARGEST_BATCH = 500
-_PAGE_SIZE = 500
 
 _Path = str | PathLike[str]
-_Response = TypeVar("_Response")
-
-
-def _ask(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
-    """Makes one call; its failure comes out as a ``SignerClientError``."""
-    try:
-        return method(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-    except ValueError as error:  # gRPC's way to say that the channel was closed
-        raise UnavailableError("CANCELLED", "CANCELLED", str(error)) from error
-
-
-def _ask_patiently(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
-    """As ``_ask``, and again as long as the appliance says when and ``timeout`` allows."""
-    end = time.monotonic() + timeout
-    again = Retrying(
-        retry=retry_if_exception(lambda error: getattr(error, "retry_after", None) is not None),
-        wait=pipeline.pause,
-        stop=stop_before_delay(timeout),
-        reraise=True,
-    )
-    return again(lambda: _ask(method, request, max(0.0, end - time.monotonic())))
 
 
 def secure_channel(
@@ -163,11 +153,12 @@ class SignerClient:
 
     Methods raise ``SignerClientError`` (a subclass by gRPC code) when a call
     fails as a whole. ``timeout`` is in seconds everywhere and bounds the call
-    with all its retries.
+    with all its retries. ``operations`` has what security officers do.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
+        self.operations = Operations(channel)
         self._signing = signing_pb2_grpc.SigningServiceStub(channel)
         self._keys = keys_pb2_grpc.KeyServiceStub(channel)
         self._evidence = evidence_pb2_grpc.EvidenceServiceStub(channel)
@@ -278,23 +269,21 @@ class SignerClient:
             payloads=payloads,
             request_id=request_id,
         )
-        response = _ask(self._signing.SignBatch, request, timeout)
+        response = ask(self._signing.SignBatch, request, timeout)
         failures = {index: from_status(status) for index, status in response.failures.items()}
         return pipeline.Answer(response.key_version, response.signatures, failures)
 
     def get_key(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> Key:
         """One key with its primary version and what the caller may do with it."""
         request = keys_pb2.GetKeyRequest(name=name)
-        return read_key(_ask(self._keys.GetKey, request, timeout).key)
+        return read_key(ask(self._keys.GetKey, request, timeout).key)
 
     def list_keys(self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Key]:
         """The keys of ``facilities/{facility}``, or all that the caller may see, by name."""
         token = ""
         while True:
-            request = keys_pb2.ListKeysRequest(
-                parent=parent, page_size=_PAGE_SIZE, page_token=token
-            )
-            page = _ask(self._keys.ListKeys, request, timeout)
+            request = keys_pb2.ListKeysRequest(parent=parent, page_size=PAGE_SIZE, page_token=token)
+            page = ask(self._keys.ListKeys, request, timeout)
             yield from map(read_key, page.keys)
             token = page.next_page_token
             if not token:
@@ -303,7 +292,23 @@ class SignerClient:
     def get_key_version(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> KeyVersion:
         """One version, ``…/versions/{n}``, with its public key and certificate."""
         request = keys_pb2.GetKeyVersionRequest(name=name)
-        return read_key_version(_ask(self._keys.GetKeyVersion, request, timeout).key_version)
+        return read_key_version(ask(self._keys.GetKeyVersion, request, timeout).key_version)
+
+    def list_key_versions(
+        self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT
+    ) -> Iterator[KeyVersion]:
+        """The versions of a key, of a facility, or all that the caller may see.
+
+        In the order of their keys' names, the oldest of a key first; without
+        ``certification_request``. ``timeout`` is for each page.
+        """
+        request = keys_pb2.ListKeyVersionsRequest(parent=parent, page_size=PAGE_SIZE)
+        while True:
+            page = ask(self._keys.ListKeyVersions, request, timeout)
+            yield from map(read_key_version, page.key_versions)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
 
     def get_checkpoint(self, *, timeout: float = DEFAULT_TIMEOUT) -> str:
         """The newest checkpoint of the audit log, a signed note (for auditors).
@@ -313,7 +318,7 @@ class SignerClient:
         ``signer.audit.checkpoint.parse_note`` verifies it with the public audit key.
         """
         request = evidence_pb2.GetCheckpointRequest()
-        return str(_ask_patiently(self._evidence.GetCheckpoint, request, timeout).note)
+        return str(ask_patiently(self._evidence.GetCheckpoint, request, timeout).note)
 
     def list_records(
         self,
@@ -330,10 +335,10 @@ class SignerClient:
         for each page. Ends where the log ended when the last page was asked for.
         """
         request = evidence_pb2.ListRecordsRequest(
-            start=start, page_size=_PAGE_SIZE, kinds=kinds, omit_items=omit_items
+            start=start, page_size=PAGE_SIZE, kinds=kinds, omit_items=omit_items
         )
         while True:
-            page = _ask_patiently(self._evidence.ListRecords, request, timeout)
+            page = ask_patiently(self._evidence.ListRecords, request, timeout)
             yield from map(read_log_record, page.records)
             request.page_token = page.next_page_token
             if not request.page_token:
@@ -348,7 +353,7 @@ class SignerClient:
         against the root of a checkpoint of that size.
         """
         request = evidence_pb2.GetInclusionProofRequest(seq=seq, size=size)
-        return list(_ask_patiently(self._evidence.GetInclusionProof, request, timeout).hashes)
+        return list(ask_patiently(self._evidence.GetInclusionProof, request, timeout).hashes)
 
     def consistency_proof(
         self, old_size: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
@@ -359,21 +364,21 @@ class SignerClient:
         against the roots of two checkpoints of these sizes.
         """
         request = evidence_pb2.GetConsistencyProofRequest(old_size=old_size, size=size)
-        return list(_ask_patiently(self._evidence.GetConsistencyProof, request, timeout).hashes)
+        return list(ask_patiently(self._evidence.GetConsistencyProof, request, timeout).hashes)
 
     def reload(self, *, timeout: float = DEFAULT_TIMEOUT) -> Reloaded:
         """Has the daemon read policy and certificates again (for operators)."""
-        done = _ask(self._control.Reload, control_pb2.ReloadRequest(), timeout)
+        done = ask(self._control.Reload, control_pb2.ReloadRequest(), timeout)
         return Reloaded(done.policy_sha256, done.policy_changed, done.certificate_changed)
 
     def status(self, busiest: int = 10, *, timeout: float = DEFAULT_TIMEOUT) -> Status:
         """How the daemon is, with its ``busiest`` facilities (for operators)."""
         request = control_pb2.GetStatusRequest(busiest=busiest)
-        return read_status(_ask(self._control.GetStatus, request, timeout))
+        return read_status(ask(self._control.GetStatus, request, timeout))
 
     def health(self, service: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> str:
         """``SERVING`` or ``NOT_SERVING``, as grpc.health.v1 says of ``service``."""
         request = health_pb2.HealthCheckRequest(service=service)
         check = self._health.Check  # type: ignore[attr-defined] # the stubs forget the method
-        answer = _ask(check, request, timeout)
+        answer = ask(check, request, timeout)
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -24,3 +25,17 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+class FlooredClock(SystemClock):
+    """The machine's clock, but never behind ``floor``: seconds since the epoch, asked each time.
+
+    A clock that was set back must not bring a version to life that has ended, nor
+    reopen a quota: time does not go behind the log's last record (DESIGN section 6).
+    """
+
+    def __init__(self) -> None:
+        self.floor: Callable[[], float] = lambda: 0.0
+
+    def now(self) -> float:
+        return max(time.time(), self.floor())

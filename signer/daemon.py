@@ -1,7 +1,7 @@
 """The composition root: builds every part, starts them in order, reloads, drains.
 
-Start order: configuration, policy, registry, certificates, workers, the HTTP
-port, the gRPC port. Wrong configuration and ambiguous tokens end the start
+Start order: configuration, registry, policy, audit log, workers, the HTTP port,
+operations, the gRPC port. Wrong configuration and ambiguous tokens end the start
 before anything listens; an absent token or a latched PIN does not: the daemon is
 up, NOT_SERVING, says why on /readyz, and serves with the first worker.
 """
@@ -12,38 +12,47 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from signer.api.control import ControlService, Reloaded
 from signer.api.evidence import EvidenceService
 from signer.api.guard import Guard
 from signer.api.keys import KeyService
+from signer.api.operations import OperationService
 from signer.api.server import ROLES, Server
 from signer.api.signing import SigningService
 from signer.api.tls import Certificates
-from signer.clock import SystemClock
-from signer.config import Config, TokenConfig, load_config, read_policy
-from signer.engine import Engine, Snapshot
-from signer.errors import ConfigError, OperatorError, Violation
+from signer.clock import FlooredClock
+from signer.config import Config, PolicyText, TokenConfig, load_config
+from signer.engine import Engine
+from signer.errors import ConfigError, OperatorError
+from signer.follow import Follower, check_tokens
+from signer.hsm.admin import open_admin, wait_for_strays
 from signer.hsm.pool import Pool
 from signer.hsm.service import Hsm
 from signer.hsm.slot import START_SECONDS
 from signer.hsm.spec import TokenSpec
+from signer.journal import OperationsJournal
 from signer.keys.audit import audit_key
-from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import KeyState, KeyVersion
+from signer.model import TokenAdmin
 from signer.observe import logs
-from signer.observe.gauges import Reading, audit_readings, readings
+from signer.observe.gauges import Reading, audit_readings, operation_readings, readings
 from signer.observe.http import HttpPort
 from signer.observe.reports import Reports
-from signer.policy.rules import Policy
+from signer.operations.acts import Acts
+from signer.operations.desk import Desk
+from signer.operations.execution import Executor, Surroundings
 from signer.policy.usage import Usage
+from signer.reconcile import differences
 from signer.trail import Trail
 
 TICK_SECONDS = 0.25
 """How often readiness and registry are looked at."""
+SWEEP_SECONDS = 5.0
+"""How often operations are looked for that were begun and not ended."""
 _SWITCH_SECONDS = 0.0005
 """Python's thread switch interval: its default of 5 ms stretched a worker's round trip."""
 
@@ -53,15 +62,19 @@ def run(
     *,
     on_ready: Callable[[], None] | None = None,
     override_audit: bool = False,
+    development: bool = False,
 ) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
+    ``development``: the policy's files are in force without an operation of officers.
     ``override_audit`` goes on with an audit log that is not whole, and records that.
     ``on_ready`` is called once, when health first says SERVING. Raises
     ConfigError and OperatorError where the start is refused.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
-    daemon = Daemon(load_config(config_path), override_audit=override_audit)
+    daemon = Daemon(
+        load_config(config_path), override_audit=override_audit, development=development
+    )
     try:
         daemon.start()
         daemon.serve(on_ready or (lambda: None))
@@ -73,28 +86,39 @@ def run(
 class Daemon:
     """All parts of one appliance, and their life."""
 
-    def __init__(self, config: Config, *, override_audit: bool = False) -> None:
+    def __init__(
+        self, config: Config, *, override_audit: bool = False, development: bool = False
+    ) -> None:
         """Builds everything and starts nothing; raises ConfigError or OperatorError."""
         logs.configure(config.log_level)
         self._config = config
-        self._clock = SystemClock()
+        self._clock = FlooredClock()
         self.started_at = self._clock.now()
         self._reports = Reports()
         self._registry = Registry.open(config.registry)
         self._certificates = Certificates(config.tls)
         self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
-        policy, self._policy_text = read_policy(config.policy)
-        keys = self._registry.snapshot()
-        sealing = audit_key(self._registry, self._clock.now())
-        _check_tokens([*keys, sealing], self._hsm)
-        self._trail = Trail(
-            config.audit, sealing, self._clock, self._reports, override=override_audit
+        self._follower = Follower(
+            config,
+            self._registry,
+            self._hsm,
+            self._clock,
+            self._reports,
+            development=development,
         )
+        self._sealing = audit_key(self._registry, self._clock.now())
+        check_tokens([self._sealing], self._hsm)
+        self._unreconciled = list(self._hsm.pools)
+        self._differences: list[str] = []
+        self._trail = Trail(
+            config.audit, self._sealing, self._clock, self._reports, override=override_audit
+        )
+        self._clock.floor = lambda: self._trail.log.last_time / 1e6
         usage = Usage()
         self._trail.evidence.attach(self._trail.log, usage)
         self._reports.keep(self._trail)
         self._engine = Engine(
-            Snapshot(policy, keys),
+            self._follower.snapshot(),
             self._hsm,
             self._trail.evidence,
             usage=usage,
@@ -102,12 +126,17 @@ class Daemon:
             clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
-        self._server = self._build_server()
+        journal = OperationsJournal(self._trail.log)
+        self._follower.attach(self._engine, self._trail, journal)
+        self._without_strays: set[str] = set()
+        self._waiting_for_strays = threading.Lock()
+        self._executor = Executor(self._surroundings(journal))
+        self._server = self._build_server(journal)
         self._http: HttpPort | None = None
         self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
-        self._reloading = threading.Lock()
         self._telling = threading.Lock()
-        self._registry_error = ""
+        self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
+        self._closing = threading.Event()
         self._draining = False
 
     def _pool(self, token: TokenConfig) -> Pool:
@@ -122,7 +151,37 @@ class Daemon:
             clock=self._clock,
         )
 
-    def _build_server(self) -> Server:
+    def _surroundings(self, journal: OperationsJournal) -> Surroundings:
+        return Surroundings(
+            registry=self._registry,
+            world=self._follower.world,
+            steady=self._follower.steady,
+            admin=self._admin_alone,
+            journal=journal,
+            observer=self._reports,
+            follow=self._follower.follow,
+            clock=self._clock,
+            origin=self._config.audit.origin,
+            expire_seconds=self._config.operations.expire_hours * 3600,
+        )
+
+    def _operations(self, journal: OperationsJournal) -> OperationService:
+        config = self._config
+        return OperationService(
+            Desk(self._surroundings(journal), self._executor),
+            Acts(
+                self._registry,
+                journal,
+                lambda: self._engine.snapshot.policy,
+                self._follower.follow,
+                self._clock,
+            ),
+            config.operations.all_needed(),
+            config.audit.origin,
+            self._clock,
+        )
+
+    def _build_server(self, journal: OperationsJournal) -> Server:
         limits = self._config.limits
         guard = Guard(
             policy=lambda: self._engine.snapshot.policy,
@@ -135,6 +194,7 @@ class Daemon:
         return Server(
             signing=SigningService(self._engine),
             keys=KeyService(self._engine, self._clock),
+            operations=self._operations(journal),
             evidence=EvidenceService(
                 self._trail.log,
                 self._trail.newest_note,
@@ -151,24 +211,26 @@ class Daemon:
         """Starts the parts in their order; raises OperatorError where that cannot go well."""
         self._hear(signal.SIGHUP)  # by default it would end a daemon that is still starting
         snapshot = self._engine.snapshot
-        self._trail.policy(snapshot.policy, self._policy_text)
+        self._follower.begin()
         self._trail.started(snapshot.policy, snapshot.keys)
         self._hsm.start()
         for label, (kind, text) in self._hsm.wait_for_outcomes(START_SECONDS).items():
             if kind is not None and kind.ends_start:
                 raise OperatorError(f"token {label}: {text}")
         self._trail.start(self._hsm, self._tell_health)
+        self._hear(signal.SIGTERM, signal.SIGINT)  # who sees it ready may end it: with a drain
         address = self._config.metrics
         self._reports.watch(self._readings)
         self._http = HttpPort(
             address.host, address.port, self._reports.metrics.registry, self.reasons
         )
+        self._follower.follow()  # what was decided since the constructor, before anybody calls
         self._server.listen(str(self._config.listen), self._certificates)
+        self._following.start()
         self._reports.started(str(self._config.listen), self._engine.snapshot.policy.sha256)
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Looks after the running parts until a signal ends it."""
-        self._hear(signal.SIGTERM, signal.SIGINT)
         announced = False
         while True:
             reasons = self._tell_health()
@@ -181,7 +243,6 @@ class Daemon:
             try:
                 event = self._events.get(timeout=TICK_SECONDS)
             except queue.Empty:
-                self._follow_registry()
                 continue
             if event is not signal.SIGHUP:
                 return
@@ -203,12 +264,22 @@ class Daemon:
         """Drains: health first, then calls at work, the audit log, workers last."""
         self._draining = True
         self._server.drain(self._config.limits.drain_seconds)
+        self._closing.set()
+        if self._following.is_alive():
+            self._following.join()
+        self._executor.close()
         self._trail.close()
         self._hsm.close()
         if self._http is not None:
             self._http.close()
         self._registry.close()
         self._reports.stopped()
+
+    @property
+    def differences(self) -> list[str]:
+        """Where registry and tokens differ, and why the registry is not followed if so."""
+        error = self._follower.error
+        return [*self._differences, *([f"the registry is not followed: {error}"] if error else [])]
 
     def reasons(self) -> list[str]:
         """Why the daemon does not serve; empty where it does."""
@@ -220,23 +291,26 @@ class Daemon:
         return reasons
 
     def reload(self) -> Reloaded:
-        """Reads policy and certificates again; all of it or, with ConfigError, nothing."""
-        with self._reloading:
-            policy, text = read_policy(self._config.policy)
-            certificate_changed = self._certificates.reload()
-            before = self._engine.snapshot
-            if policy.sha256 != before.policy.sha256:
-                self._record_policy(policy, text)
-            self._engine.snapshot = Snapshot(policy, before.keys)
-            changed = Reloaded(policy.sha256 != before.policy.sha256, certificate_changed)
-        self._reports.reloaded(policy.sha256, changed.policy_changed, certificate_changed)
-        return changed
+        """Reads policy and certificates again; raises ConfigError with what is refused.
 
-    def _record_policy(self, policy: Policy, text: bytes) -> None:
-        try:
-            self._trail.policy(policy, text)
-        except OperatorError as error:
-            raise ConfigError(str(self._config.policy), [Violation("", str(error))]) from error
+        Where officers decide the policy, certificates do not wait for them.
+        """
+        draft: PolicyText | None = None
+        if self._follower.files_decide:
+            draft = self._follower.draft()
+            certificate_changed = self._certificates.reload()
+            if draft is not None:
+                self._follower.put(draft)
+        else:
+            certificate_changed = self._certificates.reload()
+            self._follower.draft()
+        changed = Reloaded(draft is not None, certificate_changed)
+        self._reports.reloaded(
+            self._engine.snapshot.policy.sha256,
+            changed.policy_changed,
+            changed.certificate_changed,
+        )
+        return changed
 
     def _reload_by_signal(self) -> None:
         try:
@@ -244,35 +318,53 @@ class Daemon:
         except ConfigError as error:
             self._reports.reload_refused(error)
 
-    def _follow_registry(self) -> None:
-        """Serves what the registry holds now; keeps the last snapshot while it cannot be read."""
-        try:
-            if self._registry.revision() != self._engine.snapshot.keys.revision:
-                keys = self._registry.snapshot()
-                _check_tokens(keys, self._hsm)
-                # Workers must know a key before the first chunk that needs it.
-                self._hsm.refresh()
-                self._enforce(self._engine.snapshot.keys, keys)
-                self._trail.keys_changed(self._engine.snapshot.keys, keys)
-                with self._reloading:
-                    self._engine.snapshot = Snapshot(self._engine.snapshot.policy, keys)
-                self._reports.keys_changed(len(keys), keys.revision)
-            self._registry_error = ""
-        except OperatorError as error:
-            if not self._registry_error:
-                self._reports.registry_unreadable(error)
-            self._registry_error = str(error)
+    def _follow(self) -> None:
+        """Follows the registry, and has operations go on that were left; in its own thread.
 
-    def _enforce(self, before: KeyIndex, after: KeyIndex) -> None:
-        """Stops at once what the registry has stopped, also in batches that are under way."""
-        now = self._clock.now()
-        for old in before:
-            new = after.version(old.key, old.number)
-            state = new.state_at(now) if new else KeyState.DESTROYED
-            if old.active(now) and state is not KeyState.ACTIVE:
-                self._hsm.stop_key(old, f"{old.name} is {state}")
-            elif state is KeyState.ACTIVE and not old.active(now):
-                self._hsm.resume_key(old)
+        A database that hangs must not hold up health and deadlines.
+        """
+        swept = 0.0
+        while not self._closing.wait(TICK_SECONDS):
+            try:
+                self._follower.follow()
+                self._reconcile()
+                if self._clock.monotonic() - swept >= SWEEP_SECONDS:
+                    swept = self._clock.monotonic()
+                    self._executor.sweep()
+            except Exception as error:  # noqa: BLE001 - who no longer follows misses suspensions
+                self._reports.our_bug("follow the registry", error, {})
+
+    def _reconcile(self) -> None:
+        """Names once, as soon as its tokens serve, where they differ from the registry."""
+        for label in [each for each in self._unreconciled if self._hsm.pools[each].inventory]:
+            self._unreconciled.remove(label)
+            try:
+                found = differences(
+                    label,
+                    self._hsm.pools[label].inventory,
+                    [*self._engine.snapshot.keys, self._sealing],
+                    self._admin,
+                )
+            except OperatorError as error:
+                found = [f"token {label} could not be compared with the registry: {error}"]
+            if found:
+                self._differences += found
+                self._reports.token_differences(found)
+
+    def _admin(self, label: str) -> AbstractContextManager[TokenAdmin]:
+        tokens = {token.label: token for token in self._config.tokens}
+        return open_admin(tokens[label], self._config.state)
+
+    @contextmanager
+    def _admin_alone(self, label: str) -> Iterator[TokenAdmin]:
+        """Opens an administrative worker, the first one when those before the start have left."""
+        with self._waiting_for_strays:
+            if label not in self._without_strays:
+                tokens = {token.label: token for token in self._config.tokens}
+                wait_for_strays(tokens[label], self._config.state)
+                self._without_strays.add(label)
+        with self._admin(label) as admin:
+            yield admin
 
     def _readings(self) -> list[Reading]:
         log = self._trail.log
@@ -285,6 +377,7 @@ class Daemon:
                 now=self._clock.now(),
                 monotonic=self._clock.monotonic(),
             ),
+            *operation_readings(self._executor.pending),
             *audit_readings(
                 open_intents=log.open_intents,
                 checkpoint_time=self._trail.checkpoint_time,
@@ -292,12 +385,3 @@ class Daemon:
                 free_bytes=log.free_bytes,
             ),
         ]
-
-
-def _check_tokens(keys: Iterable[KeyVersion], hsm: Hsm) -> None:
-    unknown = {version.token for version in keys} - set(hsm.pools)
-    if unknown:
-        raise OperatorError(
-            f"the registry has keys on token {', '.join(sorted(unknown))}, which the "
-            "configuration does not name: add it under `tokens`"
-        )

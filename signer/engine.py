@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from signer.clock import Clock
@@ -29,6 +29,7 @@ from signer.model import (
     Prepared,
     Signed,
     SignJob,
+    Suspended,
     parse_key_or_version,
 )
 from signer.policy.decide import Decision, check_algorithm, decide
@@ -46,10 +47,11 @@ SMALLEST_BUDGET = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Policy and keys that belong together; replaced as a whole."""
+    """Policy, keys and suspensions that belong together; replaced as a whole."""
 
     policy: Policy
     keys: KeyIndex
+    suspended: Suspended = field(default_factory=Suspended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Engine:
 
             # 3. From payloads to bytes to sign. What does not parse fails its item.
             with self._stage("format"):
+                _check_suspended(snapshot.suspended, terms)
                 version = _find_version(snapshot.keys, request, now)
                 _granted(check_algorithm(terms, request.format, version.algorithm))
                 message_format = FORMATS[request.format]
@@ -345,6 +348,11 @@ def _check_size(request: BatchRequest, terms: Terms) -> None:
         raise invalid(
             "payloads", f"has {items} items, the limit here is {terms.max_batch_items}: split it"
         )
+
+
+def _check_suspended(suspended: Suspended, terms: Terms) -> None:
+    if reason := suspended.reason(terms.facility):
+        raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, reason)
 
 
 def _find_version(keys: KeyIndex, request: BatchRequest, now: float) -> KeyVersion:

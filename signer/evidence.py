@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
+from signer.audit.dual import DualControl
 from signer.audit.inbox import AuditLate, AuditUnavailable
 from signer.audit.ledger import MAX_REQUESTS, Earlier, Ledger
 from signer.audit.log import AuditLog
@@ -112,7 +113,7 @@ class _Claim:
 
 
 class Evidence:
-    """Intents and outcomes in one log, and the ledger that is folded from it."""
+    """Intents and outcomes in one log, and what is folded from it: the ledger, and who may what."""
 
     def __init__(self, clock: Clock, reports: Reports, capacity: int = MAX_REQUESTS) -> None:
         """Takes part once it is attached to a log."""
@@ -120,6 +121,8 @@ class Evidence:
         self._reports = reports
         self._lock = threading.Lock()
         self._ledger = Ledger(capacity)
+        # For the snapshots: what people did wrong stops no start, `signer audit verify` tells it.
+        self._control = DualControl(checking=False)
         self._claims: dict[tuple[str, str], _Claim] = {}
         self._log: AuditLog | None = None
 
@@ -130,6 +133,7 @@ class Evidence:
         with self._lock:
             before = self._ledger.forgotten
             self._ledger.apply(record)
+            self._control.apply(record)
             forgotten = self._ledger.forgotten - before
         if forgotten and self._log is not None:
             self._reports.requests_forgotten(forgotten)
@@ -137,7 +141,19 @@ class Evidence:
     def snapshot(self) -> Mapping[str, Value]:
         """Returns what all records so far came to."""
         with self._lock:
-            return self._ledger.snapshot()
+            return {**self._ledger.snapshot(), **self._control.snapshot()}
+
+    @property
+    def officers(self) -> Mapping[str, bytes] | None:
+        """The officers' certificates as the log knows them; None where it knows of none."""
+        with self._lock:
+            return None if self._control.officers is None else dict(self._control.officers)
+
+    @property
+    def policy(self) -> bytes:
+        """SHA-256 of the policy in force as the log knows it; empty where it knows of none."""
+        with self._lock:
+            return self._control.policy
 
     def attach(self, log: AuditLog, usage: Usage) -> None:
         """Goes on with an open log; quotas continue from what its intents add up to."""

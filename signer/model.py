@@ -6,8 +6,9 @@ Times are seconds since the epoch in UTC; names are resource names of the API.
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -58,6 +59,41 @@ class KeyState(enum.StrEnum):
     COMPROMISED = "COMPROMISED"
     DESTROY_SCHEDULED = "DESTROY_SCHEDULED"
     DESTROYED = "DESTROYED"
+
+
+class Scope(enum.StrEnum):
+    """How much a suspension stops at once, apart from the states of keys."""
+
+    EVERYTHING = "everything"
+    GROUP = "group"
+    FACILITY = "facility"
+
+
+class Suspension(NamedTuple):
+    """A flag that stops keys whatever their state; ``name`` is empty for everything."""
+
+    scope: Scope
+    name: str
+    since: float
+    officer: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.name}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """What suspensions come to: why everything stands still, and why single facilities do."""
+
+    everything: str = ""
+    facilities: Mapping[str, str] = field(default_factory=dict)
+
+    def reason(self, facility: str) -> str:
+        """Why a facility's keys may not sign; empty where they may. The audit key always may."""
+        if facility == AUDIT_KEY.facility:
+            return ""
+        return self.everything or self.facilities.get(facility, "")
 
 
 class Role(enum.StrEnum):
@@ -121,6 +157,12 @@ class KeyVersion:
     ``spki`` is the pin: SubjectPublicKeyInfo in DER, against which signatures
     are checked. ``cka_id`` finds the private key on ``token`` (a label).
     ``kid`` is the COSE key id, ``thumbprint`` the JWS key id (RFC 7638).
+
+    ``activate_at``: from when it signs. ``sign_until``: how long it may, apart from
+    its certificate's end. ``deactivate_at``: when its successor takes over for good.
+    ``destroy_at``: before which it is not destroyed. ``came_from``: the state before
+    DESTROY_SCHEDULED. ``request`` is the certification request in PEM, if one was made.
+    ``revision`` is the registry's that wrote it last.
     """
 
     key: KeyName
@@ -136,20 +178,40 @@ class KeyVersion:
     created: float
     activate_at: float | None
     sign_until: float | None
+    deactivate_at: float | None = None
+    destroy_at: float | None = None
+    came_from: KeyState | None = None
+    request: str | None = None
+    revision: int = field(default=0, compare=False)
 
     @property
     def name(self) -> str:
         return f"{self.key}/versions/{self.number}"
 
+    @property
+    def compromised(self) -> bool:
+        """Whether its signatures are in doubt, whatever became of it since."""
+        return KeyState.COMPROMISED in (self.state, self.came_from)
+
+    @property
+    def ends_at(self) -> float | None:
+        """When it signs no longer, whatever happens; None where nothing says so."""
+        ends = [each for each in (self.sign_until, self.deactivate_at) if each is not None]
+        return min(ends, default=None)
+
     def state_at(self, now: float) -> KeyState:
-        """The state in force: a function of the record and the clock."""
-        if self.state is not KeyState.ACTIVE:
+        """The state in force: a function of the record and the clock.
+
+        The clock activates what was told to be, and ends it. It destroys nothing: a
+        version with a ``destroy_at`` is scheduled for it once it has ended.
+        """
+        if self.state not in (KeyState.ACTIVE, KeyState.SUSPENDED):
             return self.state
-        if self.activate_at is None or now < self.activate_at:
+        if self.state is KeyState.ACTIVE and (self.activate_at is None or now < self.activate_at):
             return KeyState.PRE_ACTIVE
-        if self.sign_until is not None and now >= self.sign_until:
-            return KeyState.DEACTIVATED
-        return KeyState.ACTIVE
+        if self.ends_at is not None and now >= self.ends_at:
+            return KeyState.DEACTIVATED if self.destroy_at is None else KeyState.DESTROY_SCHEDULED
+        return self.state
 
     def active(self, now: float) -> bool:
         """Whether this version may sign at the time ``now``."""
@@ -258,6 +320,19 @@ class Signed(NamedTuple):
         return cls([b""] * count, dict.fromkeys(range(count), failure), 0)
 
 
+class TokenObject(NamedTuple):
+    """A private key that a token holds."""
+
+    cka_id: bytes
+    label: str
+
+
+def inventory_digest(keys: Iterable[TokenObject]) -> bytes:
+    """Returns a digest of which keys a token holds, whatever their order."""
+    lines = sorted(f"{key.cka_id.hex()} {key.label}" for key in keys)
+    return hashlib.sha256("\n".join(lines).encode()).digest()
+
+
 class TokenAdmin(Protocol):
     """Administrative operations on one token, in a read-write session of their own."""
 
@@ -265,13 +340,28 @@ class TokenAdmin(Protocol):
     def token(self) -> str:
         """The token's label."""
 
+    def describe(self) -> dict[str, str]:
+        """Returns what the token says of itself: label, serial, model, manufacturer, versions."""
+
+    def inventory(self) -> list[TokenObject]:
+        """Returns every private key on the token. Raises OperatorError."""
+
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         """Makes a key pair and returns its SubjectPublicKeyInfo in DER.
 
         ``bits`` is the length of an RSA modulus, 0 for every other algorithm.
         The private key is read back and compared with the strict template
-        before this returns. Raises OperatorError where ``cka_id`` or ``label``
-        is taken.
+        before this returns. What an interrupted attempt left under ``cka_id`` and
+        ``label`` is found instead. Raises OperatorError where either is another key's.
+        """
+
+    def attributes(self, cka_id: bytes) -> dict[str, bool]:
+        """Returns what the token says of a private key, by attribute. Raises OperatorError."""
+
+    def destroy(self, cka_id: bytes, label: str) -> None:
+        """Destroys both halves of a key pair; what is gone already is done.
+
+        Raises OperatorError where ``cka_id`` is a key of another label.
         """
 
     def sign(

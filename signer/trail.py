@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from signer import __version__
+from signer.approval import Officers
 from signer.audit import checkpoint as notes
 from signer.audit.checkpoint import Checkpoint, CheckpointError, Verifier
 from signer.audit.disk import Disk, write_file
@@ -37,11 +38,9 @@ from signer.clock import Clock
 from signer.config import AuditConfig
 from signer.errors import CallError, OperatorError
 from signer.evidence import Evidence, Reports
-from signer.keys.audit import audit_key, create_audit_key
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
-from signer.keys.registry import Registry
-from signer.model import KeyVersion, Signed, SignJob, TokenAdmin
+from signer.model import KeyVersion, Signed, SignJob
 from signer.policy.rules import Policy
 
 FLUSH_SECONDS = 10.0
@@ -79,15 +78,31 @@ def refuse_second_log(config: AuditConfig) -> None:
         raise OperatorError(f"{config.directory} holds an audit log: it is begun only once")
 
 
-def begin(config: AuditConfig, registry: Registry, admin: TokenAdmin, clock: Clock) -> Path:
-    """Makes the audit key where there is none, its public file, and a log with one record.
+def first_officers_fields(
+    officers: Officers, policy: bytes, *, development: bool
+) -> dict[str, Value]:
+    """Returns the fields of the first record of officers in a log: nobody has approved it.
 
-    Returns the file. Raises OperatorError, AuditRefused.
+    ``policy`` is the SHA-256 of the policy in force. In development files change it.
     """
-    try:
-        key = audit_key(registry, clock.now())
-    except OperatorError:
-        key = create_audit_key(registry, admin, clock.now())
+    return {
+        "officers": [[who, der] for who, der in sorted(officers.items())],
+        "development": development,
+        "policy": policy,
+        "operation": "",
+        "content": b"",
+        "signatures": [],
+    }
+
+
+def begin(
+    config: AuditConfig, key: KeyVersion, officers: Mapping[str, Value], clock: Clock
+) -> Path:
+    """Writes the public audit key's file, and begins a log with the key and the first officers.
+
+    ``officers`` are what ``first_officers_fields`` gives. Returns the file. Raises
+    OperatorError, AuditRefused.
+    """
     path = config.directory / KEY_FILE
     try:
         config.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -105,6 +120,7 @@ def begin(config: AuditConfig, registry: Registry, admin: TokenAdmin, clock: Clo
     )
     try:
         log.append(Kind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
+        log.append(Kind.OFFICERS, officers)
     except AuditUnavailable as error:
         raise OperatorError(f"the audit log could not be begun: {error}") from error
     finally:
@@ -255,14 +271,16 @@ class Trail:
             },
         )
 
-    def policy(self, policy: Policy, text: bytes) -> None:
+    def policy(self, sha256: str, text: bytes, approval: Mapping[str, Value]) -> None:
         """Keeps the text of a policy by its hash, and records that it is in force from now on.
+
+        ``approval`` is the operation that says so, with its signatures; empty for none.
 
         Raises OperatorError where it cannot be kept: what cannot be read later
         must not decide now.
         """
         folder = self._config.directory / POLICIES
-        path = folder / policy.sha256
+        path = folder / sha256
         try:
             if not path.exists():
                 folder.mkdir(mode=0o750, exist_ok=True)
@@ -275,20 +293,18 @@ class Trail:
             raise OperatorError(
                 f"the policy cannot be kept in {folder} ({error.strerror}): make room there"
             ) from error
-        self.record(Kind.POLICY, {"policy": bytes.fromhex(policy.sha256)})
+        self.record(Kind.POLICY, {"policy": bytes.fromhex(sha256), **approval})
 
     def keys_changed(self, before: KeyIndex, after: KeyIndex) -> None:
         """Records a new revision of the registry, and which versions are new or changed."""
         now = self._clock.now()
-        changed = [each for each in after if before.version(each.key, each.number) != each]
-        gone = [each.name for each in before if after.version(each.key, each.number) is None]
+        changed = list(after.changed_since(before))
         self.record(
             Kind.KEYS,
             {
                 "registry_revision": after.revision,
                 "changed": {each.name: str(each.state_at(now)) for each in changed[:MAX_CHANGES]},
-                "gone": gone[:MAX_CHANGES],
-                "changes": len(changed) + len(gone),
+                "changes": len(changed),
             },
         )
 

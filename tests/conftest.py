@@ -1,12 +1,16 @@
-"""A development appliance for tests that need the real thing.
+"""A development appliance, and a database server, for tests that need the real thing.
 
 ``appliance`` is shared by the whole session: do not change its keys, policy or
 configuration. ``make_appliance`` makes one of the test's own.
+
+``postgres`` is the session's server, started for the first test that asks;
+``postgres.database()`` is the URL of an empty database of the test's own.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,8 +19,17 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from signer.bench.process import DevAppliance
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
+
+from postgres import Postgres
+
+# No test asserts a time, Hypothesis's neither: the machine may be busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 class Appliance(DevAppliance):
@@ -81,6 +94,16 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
         lived, code = made.running, made.stop()
     assert lived, f"the appliance died (exit code {code}):\n{made.log_end()}"
     assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server. Whoever stops it starts it again."""
+    server = Postgres()
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture

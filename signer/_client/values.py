@@ -37,7 +37,10 @@ class KeyVersion(NamedTuple):
     """One version. ``public_key`` (SPKI) and ``certificate`` are DER; times are UTC.
 
     ``algorithm`` and ``state`` are the names of ``signer.model.Algorithm`` and
-    ``KeyState``, or a newer server's own.
+    ``KeyState``, or a newer server's own. ``certification_request`` (PEM, "" where
+    none was made) comes only from ``get_key_version``; ``token`` is its label, for
+    officers, auditors and operators; ``primary``: it is the one that signs for its key;
+    ``compromised``: it was marked so, whatever became of it since.
     """
 
     name: str
@@ -50,6 +53,12 @@ class KeyVersion(NamedTuple):
     created: datetime | None
     activate_at: datetime | None
     sign_until: datetime | None
+    deactivate_at: datetime | None
+    destroy_at: datetime | None
+    certification_request: str
+    token: str
+    primary: bool
+    compromised: bool = False
 
 
 class Quota(NamedTuple):
@@ -95,7 +104,10 @@ class Usage(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How the daemon is; ``reasons`` says why it is not ready."""
+    """How the daemon is; ``reasons`` says why it is not ready.
+
+    ``differences`` are those between registry and tokens, as found at the start.
+    """
 
     version: str
     started: datetime | None
@@ -107,6 +119,7 @@ class Status(NamedTuple):
     queued_items: int
     workers: tuple[Worker, ...]
     busiest: tuple[Usage, ...]
+    differences: tuple[str, ...] = ()
 
 
 class LogRecord(NamedTuple):
@@ -135,7 +148,7 @@ class Reloaded(NamedTuple):
     certificate_changed: bool
 
 
-def _time(stamp: Timestamp, present: bool) -> datetime | None:
+def read_time(stamp: Timestamp, present: bool) -> datetime | None:
     return stamp.ToDatetime(tzinfo=UTC) if present else None
 
 
@@ -145,7 +158,7 @@ def _name(enum_name: str, prefix: str) -> str:
     return Algorithm.EDDSA.value if short == Algorithm.EDDSA.name else short
 
 
-def _enum(wrapper: object, number: int, prefix: str) -> str:
+def read_enum(wrapper: object, number: int, prefix: str) -> str:
     """The short name of an enum value, or its number where it is a newer server's."""
     values = wrapper.DESCRIPTOR.values_by_number  # type: ignore[attr-defined] # not in the stubs
     return _name(values[number].name, prefix) if number in values else str(number)
@@ -154,24 +167,30 @@ def _enum(wrapper: object, number: int, prefix: str) -> str:
 def read_key_version(message: keys_pb2.KeyVersion) -> KeyVersion:
     return KeyVersion(
         message.name,
-        _enum(keys_pb2.Algorithm, message.algorithm, "ALGORITHM_"),
-        _enum(keys_pb2.KeyState, message.state, "KEY_STATE_"),
+        read_enum(keys_pb2.Algorithm, message.algorithm, "ALGORITHM_"),
+        read_enum(keys_pb2.KeyState, message.state, "KEY_STATE_"),
         message.public_key,
         message.certificate or None,
         message.kid,
         message.jwk_thumbprint,
-        _time(message.create_time, message.HasField("create_time")),
-        _time(message.activate_time, message.HasField("activate_time")),
-        _time(message.sign_until_time, message.HasField("sign_until_time")),
+        read_time(message.create_time, message.HasField("create_time")),
+        read_time(message.activate_time, message.HasField("activate_time")),
+        read_time(message.sign_until_time, message.HasField("sign_until_time")),
+        read_time(message.deactivate_time, message.HasField("deactivate_time")),
+        read_time(message.destroy_time, message.HasField("destroy_time")),
+        message.certification_request,
+        message.token,
+        message.primary,
+        message.compromised,
     )
 
 
 def read_key(message: keys_pb2.Key) -> Key:
     return Key(
         message.name,
-        _enum(keys_pb2.Algorithm, message.algorithm, "ALGORITHM_"),
+        read_enum(keys_pb2.Algorithm, message.algorithm, "ALGORITHM_"),
         read_key_version(message.primary) if message.HasField("primary") else None,
-        tuple(_enum(signing_pb2.Format, number, "FORMAT_") for number in message.formats),
+        tuple(read_enum(signing_pb2.Format, number, "FORMAT_") for number in message.formats),
         message.max_batch_items,
         tuple(Quota(q.limit, q.window_seconds, q.remaining) for q in message.quotas),
     )
@@ -192,7 +211,7 @@ def read_log_record(message: evidence_pb2.LogRecord) -> LogRecord:
 def read_status(message: control_pb2.GetStatusResponse) -> Status:
     return Status(
         message.version,
-        _time(message.start_time, message.HasField("start_time")),
+        read_time(message.start_time, message.HasField("start_time")),
         message.ready,
         tuple(message.reasons),
         message.policy_sha256,
@@ -203,4 +222,5 @@ def read_status(message: control_pb2.GetStatusResponse) -> Status:
             Worker(w.token, w.pid, w.state, w.starts, w.items, w.reason) for w in message.workers
         ),
         tuple(Usage(u.facility, u.items, u.queued_items) for u in message.busiest),
+        tuple(message.differences),
     )

@@ -31,6 +31,8 @@ class Daemon(Protocol):
 
     @property
     def started_at(self) -> float: ...
+    @property
+    def differences(self) -> Sequence[str]: ...
     def reload(self) -> Reloaded: ...
     def reasons(self) -> Sequence[str]: ...
 
@@ -52,7 +54,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         except ConfigError as error:
             raise CallError(
                 Reason.FIELD_INVALID,
-                f"{error.source} is refused, nothing has changed",
+                f"{error.source} is refused: what was in force stays in force",
                 violations=error.problems,
             ) from error
         caller.notes |= {"policy_changed": changed.policy_changed}
@@ -80,6 +82,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             facilities=len(snapshot.policy.facilities),
             key_versions=len(snapshot.keys),
             queued_items=sum(waiting.values()),
+            differences=self._daemon.differences,
             workers=[
                 control_pb2.WorkerStatus(
                     token=worker.token,

@@ -8,7 +8,7 @@ from signer.api.pages import PAGE_BYTES, page_size
 from signer.clock import Clock
 from signer.engine import Engine, Snapshot
 from signer.errors import CallError, Reason, invalid
-from signer.model import IDENTIFIER, KeyName, KeyVersion, parse_key_or_version
+from signer.model import IDENTIFIER, KeyName, KeyVersion, Role, parse_key_or_version
 from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
 from signer.v1 import keys_pb2, keys_pb2_grpc
 
@@ -25,13 +25,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.ListKeysResponse:
         """Answers with one page of the keys that the caller may see; raises CallError."""
         snapshot = self._engine.snapshot
-        prefix = _prefix(request.parent)
         size = page_size(request.page_size)
-        visible = visible_facilities(snapshot.policy, caller.principal)
-        if visible is None:
-            names = snapshot.keys.names(prefix, request.page_token, size + 1)
-        else:
-            names = _names_of(snapshot, visible, prefix, request.page_token, size + 1)
+        names = _page(snapshot, caller, _prefix(request.parent), request.page_token, size + 1)
         page, room = [], PAGE_BYTES
         for name in names[:size]:
             page.append(self._key(snapshot, name, caller))
@@ -67,7 +62,47 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         version = snapshot.keys.version(name, number)
         if version is None:
             raise CallError(Reason.KEY_NOT_FOUND, f"{name}/versions/{number} does not exist")
-        return keys_pb2.GetKeyVersionResponse(key_version=self._version(version))
+        shown = self._shown(snapshot, version, caller)
+        shown.certification_request = version.request or ""
+        return keys_pb2.GetKeyVersionResponse(key_version=shown)
+
+    def ListKeyVersions(  # noqa: N802 - the method's name in the API
+        self, request: keys_pb2.ListKeyVersionsRequest, caller: Caller
+    ) -> keys_pb2.ListKeyVersionsResponse:
+        """Answers with the versions of one page of keys; raises CallError."""
+        snapshot = self._engine.snapshot
+        size = page_size(request.page_size)
+        parent, one = request.parent, None
+        if parent.count("/") == 3:
+            one, _ = _parse(parent)
+            parent = f"facilities/{one.facility}"
+        names = _page(snapshot, caller, _prefix(parent), request.page_token, size + 1)
+        if one is not None:
+            _allow(snapshot, one, caller)
+            names = [one] if snapshot.keys.versions(one) else []
+        page, last, room = [], "", PAGE_BYTES
+        for name in names[:size]:
+            versions = [self._shown(snapshot, v, caller) for v in snapshot.keys.versions(name)]
+            page += versions
+            last = str(name)
+            room -= sum(each.ByteSize() for each in versions)
+            if room < 0:
+                break
+        more = bool(names) and last != str(names[-1])
+        return keys_pb2.ListKeyVersionsResponse(
+            key_versions=page, next_page_token=last if more else ""
+        )
+
+    def _shown(
+        self, snapshot: Snapshot, version: KeyVersion, caller: Caller
+    ) -> keys_pb2.KeyVersion:
+        """A version with what is for the caller's eyes."""
+        now = self._clock.now()
+        primary = snapshot.keys.primary(version.key, now)
+        shown = wire.key_version(version, version.state_at(now), primary=version is primary)
+        if caller.roles - {Role.ISSUER}:
+            shown.token = version.token
+        return shown
 
     def _key(self, snapshot: Snapshot, name: KeyName, caller: Caller) -> keys_pb2.Key:
         now = self._clock.now()
@@ -75,7 +110,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key = keys_pb2.Key(
             name=str(name),
             algorithm=wire.ALGORITHMS[snapshot.keys.versions(name)[0].algorithm],
-            primary=self._version(primary) if primary else None,
+            primary=self._shown(snapshot, primary, caller) if primary else None,
         )
         terms = may_use(snapshot.policy, caller.principal, name)
         if terms is not None:
@@ -87,9 +122,6 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                     limit=quota.limit, window_seconds=quota.window_seconds, remaining=remaining
                 )
         return key
-
-    def _version(self, version: KeyVersion) -> keys_pb2.KeyVersion:
-        return wire.key_version(version, version.state_at(self._clock.now()))
 
 
 def _parse(name: str) -> tuple[KeyName, int | None]:
@@ -107,6 +139,14 @@ def _allow(snapshot: Snapshot, name: KeyName, caller: Caller) -> None:
             "no rule of the policy lets this principal see this key",
             {"rule": FORBIDDEN.rule},
         )
+
+
+def _page(snapshot: Snapshot, caller: Caller, prefix: str, after: str, limit: int) -> list[KeyName]:
+    """The first names after one that the caller may see."""
+    visible = visible_facilities(snapshot.policy, caller.principal)
+    if visible is None:
+        return snapshot.keys.names(prefix, after, limit)
+    return _names_of(snapshot, visible, prefix, after, limit)
 
 
 def _names_of(

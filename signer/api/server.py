@@ -16,6 +16,7 @@ from signer.api.evidence import EvidenceService
 from signer.api.guard import HEALTH_CALLS, Guard
 from signer.api.health import Health
 from signer.api.keys import KeyService
+from signer.api.operations import OperationService
 from signer.api.signing import SigningService
 from signer.api.tls import Certificates
 from signer.errors import OperatorError
@@ -27,18 +28,22 @@ from signer.v1 import (
     evidence_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     signing_pb2,
     signing_pb2_grpc,
 )
 
 SIGNING = signing_pb2.DESCRIPTOR.services_by_name["SigningService"].full_name
 KEYS = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
+OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
 EVIDENCE = evidence_pb2.DESCRIPTOR.services_by_name["EvidenceService"].full_name
 CONTROL = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
 
 ROLES: Mapping[str, frozenset[Role]] = {
     SIGNING: frozenset({Role.ISSUER}),
     KEYS: frozenset(Role),
+    OPERATIONS: frozenset({Role.OFFICER}),
     EVIDENCE: frozenset({Role.AUDITOR}),
     CONTROL: frozenset({Role.OPERATOR}),
     reflection.SERVICE_NAME: frozenset(Role),
@@ -93,6 +98,7 @@ class Server:
         *,
         signing: SigningService,
         keys: KeyService,
+        operations: OperationService,
         evidence: EvidenceService,
         control: ControlService,
         guard: Guard,
@@ -110,6 +116,7 @@ class Server:
         self._health = Health(frozenset({health.OVERALL_HEALTH, SIGNING}))
         signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, self._server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, self._server)
+        operations_pb2_grpc.add_OperationServiceServicer_to_server(operations, self._server)
         evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(evidence, self._server)
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

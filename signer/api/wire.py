@@ -81,7 +81,9 @@ def code_name(code: int) -> str:
     return str(code_pb2.Code.Name(code))
 
 
-def key_version(version: KeyVersion, state: KeyState) -> keys_pb2.KeyVersion:
+def key_version(
+    version: KeyVersion, state: KeyState, *, primary: bool = False
+) -> keys_pb2.KeyVersion:
     """Returns a version as the API shows it, in the state that is in force."""
     return keys_pb2.KeyVersion(
         name=version.name,
@@ -94,6 +96,10 @@ def key_version(version: KeyVersion, state: KeyState) -> keys_pb2.KeyVersion:
         create_time=timestamp(version.created),
         activate_time=timestamp(version.activate_at),
         sign_until_time=timestamp(version.sign_until),
+        deactivate_time=timestamp(version.deactivate_at),
+        destroy_time=timestamp(version.destroy_at),
+        primary=primary,
+        compromised=version.compromised,
     )
 
 

@@ -70,6 +70,13 @@ class Kind(enum.StrEnum):
     TOKEN = "token"  # noqa: S105  # a kind of record, no secret
     WORKER = "worker"
     KEYS = "keys"
+    OFFICERS = "officers"
+    PROPOSAL = "proposal"
+    APPROVAL = "approval"
+    REJECTION = "rejection"
+    EXECUTION = "execution"
+    EXECUTED = "executed"
+    ACT = "act"
     CHECKPOINT = "checkpoint"
     SNAPSHOT = "snapshot"
     RECOVERY = "recovery"

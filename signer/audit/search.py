@@ -104,13 +104,19 @@ def prove(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> st
 
 
 def describe(record: Record) -> dict[str, Any]:
-    """Returns a record as JSON values: bytes in hex, the time in RFC 3339, UTC."""
+    """Returns a record as JSON values: bytes in hex, the time in RFC 3339, UTC.
+
+    An operation's ``content`` is the text that officers have signed.
+    """
     described: dict[str, Any] = {
         "seq": record.seq,
         "time": utc(record.time_us),
         "kind": str(record.kind),
         "fields": _plain(record.fields),
     }
+    content = record.fields.get("content")
+    if isinstance(content, bytes) and content.isascii():
+        described["fields"]["content"] = content.decode()
     if record.column is not None:
         column = record.column
         described["items"] = [column.item(index).hex() for index in range(column.count)]

@@ -4,6 +4,7 @@ A long log is read by several processes at once. Each begins where a segment
 begins with a snapshot and believes that; whoever puts their findings together
 reads the seams like any other place: the segment must continue the chain, the
 sequence and the time of the one before, and the snapshot must say what led to it.
+The few records of dual control are collected, and folded in order at the seams.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signer.audit.checkpoint import Checkpoint
+from signer.audit.dual import DualControl, relevant
 from signer.audit.record import Kind, Record
 from signer.audit.replay import Finding, Replay, Tip, begins_with_snapshot, forks
 from signer.audit.segments import Segment, list_segments
@@ -40,6 +42,9 @@ class Report:
     checkpoint that the records bear out: what comes after it is chained, but
     signed by nobody yet. ``recovered`` and ``overridden`` are the numbers of
     RECOVERY and OVERRIDE records. ``time_us`` is microseconds since the epoch.
+    ``officers`` are those in force at the end, None where the log names none;
+    ``development``: their policies need no approval. ``operations`` were done and
+    ``acts`` of single officers were recorded in what is here.
     """
 
     first: int
@@ -52,6 +57,10 @@ class Report:
     open_intents: int
     recovered: tuple[int, ...]
     overridden: tuple[int, ...]
+    officers: tuple[str, ...] | None
+    development: bool
+    operations: int
+    acts: int
     problems: tuple[str, ...]
 
     @property
@@ -86,9 +95,13 @@ def verify_part(
     checkpoints: Iterable[Checkpoint],
     progress: Progress = lambda _done, _total: None,
 ) -> Report:
-    """Reads some segments in a row, as ``verify_log`` does with both ends elsewhere."""
+    """Reads some segments in a row, as ``verify_log`` does with both ends elsewhere.
+
+    Its problems are those of the records themselves: whether copies are whole is
+    another question than what officers have allowed.
+    """
     reading = _read(segments, origin, tuple(checkpoints), progress, None)
-    return reading.report(beginning_elsewhere=True, end_elsewhere=True)
+    return reading.report(beginning_elsewhere=True, end_elsewhere=True, people=False)
 
 
 _READINGS = 3
@@ -158,6 +171,7 @@ class _Reading:
             del self._sizes[segments[-1]]
             segments = segments[:-1]
         self._counted = _Counted()
+        self._control = DualControl()
         self._forks = forks(checkpoints)
         self._replay = Replay(origin, checkpoints)
         self._finding: Finding | None = None
@@ -187,6 +201,8 @@ class _Reading:
         replay.covered = max(replay.covered, ended.covered)
         replay.contradictions += ended.contradictions
         self._counted.add(ended.counted)
+        for record in ended.counted.control:
+            self._control.apply(record)
         return ended.finding
 
     def overtaken(self) -> bool:
@@ -196,8 +212,10 @@ class _Reading:
             return False
         return finding.segment.path.stat().st_size != self._sizes[finding.segment]
 
-    def report(self, *, beginning_elsewhere: bool, end_elsewhere: bool) -> Report:
-        replay, counted = self._replay, self._counted
+    def report(
+        self, *, beginning_elsewhere: bool, end_elsewhere: bool, people: bool = True
+    ) -> Report:
+        replay, counted, control = self._replay, self._counted, self._control
         problems = [*self._forks, *([self._finding.text] if self._finding else [])]
         first = next((segment.first for segment in self._sizes), None)
         if first is None:
@@ -216,7 +234,11 @@ class _Reading:
             open_intents=len(replay.tip.open),
             recovered=tuple(counted.recovered),
             overridden=tuple(counted.overridden),
-            problems=(*problems, *replay.contradictions),
+            officers=None if control.officers is None else tuple(sorted(control.officers)),
+            development=control.development,
+            operations=control.executed,
+            acts=control.acts,
+            problems=(*problems, *replay.contradictions, *(control.problems if people else ())),
         )
 
 
@@ -253,15 +275,18 @@ def _leave_interrupts() -> None:
 
 
 class _Counted:
-    """What the report tells of the records."""
+    """What the report tells of the records; ``control`` is folded where parts are joined."""
 
     def __init__(self) -> None:
         self.items = 0
         self.kinds: Counter[Kind] = Counter()
         self.recovered: list[int] = []
         self.overridden: list[int] = []
+        self.control: list[Record] = []
 
     def record(self, record: Record) -> None:
+        if (told := relevant(record)) is not None:
+            self.control.append(told)
         if record.kind is Kind.SNAPSHOT:
             return
         self.kinds[record.kind] += 1

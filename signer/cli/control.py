@@ -78,6 +78,8 @@ def top(*, client_file: Path, as_json: bool, count: int) -> None:
         f"{status.facilities} facilities, {status.key_versions} key versions, "
         f"{status.queued_items} items queued"
     )
+    for difference in status.differences:
+        click.echo(f"differs: {difference}")
     print_table(Worker._fields, status.workers)
     print_table(Usage._fields, status.busiest)
 

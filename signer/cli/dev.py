@@ -85,7 +85,11 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
     from signer import daemon
 
     described = _provision(directory, facilities, workers)
-    sys.exit(daemon.run(Path(described["config"]), on_ready=lambda: click.echo("ready")))
+    sys.exit(
+        daemon.run(
+            Path(described["config"]), on_ready=lambda: click.echo("ready"), development=True
+        )
+    )
 
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:

@@ -3,41 +3,113 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from signer.cli.options import config_option
-from signer.errors import OperatorError
+from signer.errors import ConfigError, OperatorError, Violation
+
+if TYPE_CHECKING:
+    from signer.config import Config, TokenConfig
+    from signer.keys.registry import Registry
 
 
 @click.command()
 @config_option
+@click.option(
+    "--officer",
+    "officer_files",
+    metavar="CERT",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate (PEM) of one of the first officers; as many as an operation needs, or more.",
+)
 @click.option("--token", "label", metavar="LABEL", help="Needed where several are configured.")
-def init(*, config_file: Path, label: str | None) -> None:
-    """Makes the audit key on the token and begins the audit log, once.
+@click.option(
+    "--join",
+    is_flag=True,
+    help="A further appliance on a registry that has officers: begins its log and nothing else.",
+)
+def init(
+    *, config_file: Path, officer_files: tuple[Path, ...], label: str | None, join: bool
+) -> None:
+    """Names the first officers, makes the audit key on the token, begins the audit log; once.
+
+    From then on officers change keys, policy and officers, by operations that several
+    of them sign. An officer's certificate has his principal as its one URI; its key
+    signs operations. The policy that lies in the files is the first one in force.
 
     The public audit key is written into the log's directory. Give a copy to the
     auditor: it verifies every checkpoint and every proof.
 
     \b
-      signer init --config /etc/signer/signer.yaml
+      signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
+      signer init --config /etc/signer/second.yaml --join
     """  # noqa: D301  click's \b
     from signer.clock import SystemClock
-    from signer.config import load_config
+    from signer.config import load_config, read_policy
     from signer.hsm.admin import open_admin
+    from signer.keys.audit import ensure_audit_key
     from signer.keys.registry import Registry
-    from signer.trail import begin, refuse_second_log
+    from signer.trail import begin, first_officers_fields, refuse_second_log
 
+    if join and officer_files:
+        raise click.UsageError("--join takes the officers that the registry has")
     config = load_config(config_file)
+    token = _token(config, label)
+    policy = read_policy(config.policy)
+    refuse_second_log(config.audit)
+    with Registry.open(config.registry, create=not join, migrate=True) as registry:
+        if not join:
+            _name_officers(registry, config, officer_files)
+        state = registry.state()
+        if not state.officers or state.policy is None:
+            raise OperatorError("the registry has no officers yet: name them with --officer CERT")
+        clock = SystemClock()
+        with open_admin(token, config.state) as admin:
+            key = ensure_audit_key(registry, admin, clock.now())
+        in_force = bytes.fromhex(state.policy)
+        fields = first_officers_fields(state.officers, in_force, development=False)
+        key_file = begin(config.audit, key, fields, clock)
+    click.echo(f"officers: {', '.join(sorted(state.officers))}")
+    click.echo(f"policy in force: {state.policy}")
+    if state.policy != policy.policy.sha256:
+        click.echo(f"the policy in {config.policy} is another one and is not in force", err=True)
+    click.echo(f"the audit log is begun; its public key is {key_file}: give the auditor a copy")
+
+
+def _name_officers(registry: Registry, config: Config, files: tuple[Path, ...]) -> None:
+    """Puts the first officers and the first policy into the registry; raises OperatorError."""
+    from signer.config import read_policy
+    from signer.operations.people import first_officers
+    from signer.policy.officers import officer_problems
+
+    if registry.state().officers:
+        raise OperatorError(
+            "the registry has officers already: they change themselves by an operation; a"
+            " further appliance, or one whose first `signer init` was interrupted, begins its"
+            " log with --join"
+        )
+    needed = max(config.operations.all_needed().values())
+    officers = first_officers({str(file): file.read_bytes() for file in files})
+    if len(officers) < needed:
+        raise OperatorError(
+            f"{len(officers)} officers are named, operations need {needed}: give --officer CERT"
+            " for each"
+        )
+    policy, text = read_policy(config.policy)
+    if problems := officer_problems(policy, officers):
+        raise ConfigError(str(config.policy), [Violation("", each) for each in problems])
+    with registry.writing() as write:
+        write.set_officers(officers)
+        write.put_policy(text)
+
+
+def _token(config: Config, label: str | None) -> TokenConfig:
     tokens = {token.label: token for token in config.tokens}
     if label is None and len(tokens) == 1:
         [label] = tokens
     if label is None or label not in tokens:
         raise OperatorError(f"name one of the configured tokens with --token: {', '.join(tokens)}")
-    refuse_second_log(config.audit)
-    with (
-        Registry.open(config.registry, create=True, migrate=True) as registry,
-        open_admin(tokens[label], config.state) as admin,
-    ):
-        key_file = begin(config.audit, registry, admin, SystemClock())
-    click.echo(f"the audit log is begun; its public key is {key_file}: give the auditor a copy")
+    return tokens[label]

@@ -19,16 +19,18 @@ from cryptography.x509 import load_der_x509_certificate
 
 from signer.audit.segments import list_segments
 from signer.clock import SystemClock
-from signer.config import Config, load_config
+from signer.config import Config, load_config, load_policy, read_policy
 from signer.dev import pki, plan, softhsm, texts
 from signer.dev.files import SECRET, write, write_once
 from signer.errors import OperatorError
 from signer.hsm.admin import open_admin
+from signer.keys.audit import ensure_audit_key
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
-from signer.keys.operations import NewKey, create_keys, import_certificate
+from signer.keys.making import NewKey, create_keys, import_certificate
 from signer.keys.registry import Registry
-from signer.trail import begin
+from signer.operations.people import first_officers
+from signer.trail import begin, first_officers_fields
 
 DEFAULT_WORKERS = 2
 
@@ -62,9 +64,11 @@ def provision(
         keys = plan.dev_keys(facilities)
         _make_keys(registry, config, keys, before, progress)
         _certify(registry, keys, signer_authority)
+        _policy(directory / "policy", facilities)
+        _officers(registry, directory / "pki")
+        _put_policy(registry, config)
         _begin_log(registry, config)
         index = registry.snapshot()
-    _policy(directory / "policy", facilities)
     for client in plan.CLIENTS:
         text = texts.CLIENT.format(port=config.listen.port, client=client)
         write(directory / f"client-{client}.yaml", text)
@@ -89,7 +93,7 @@ def _configuration(directory: Path, workers: int | None) -> Config:
     if not path.exists():
         module = softhsm.find_module()
         serial = softhsm.find_token(module, softhsm_conf) or _new_token(directory, module)
-        port, metrics_port = _free_ports()
+        port, metrics_port = free_ports()
         text = texts.CONFIGURATION.format(
             port=port,
             metrics_port=metrics_port,
@@ -129,7 +133,7 @@ def _refuse_other_tokens(config: Config, softhsm_conf: Path) -> None:
         )
 
 
-def _free_ports() -> tuple[int, int]:
+def free_ports() -> tuple[int, int]:
     """Returns two free ports of 127.0.0.1, below those of outgoing connections."""
     found: list[int] = []
     while len(found) < 2:
@@ -180,9 +184,30 @@ def _make_keys(
 
 def _begin_log(registry: Registry, config: Config) -> None:
     """Makes the audit key and the log, unless an earlier run began it."""
-    if not list_segments(config.audit.directory):
-        with open_admin(config.tokens[0], config.state) as admin:
-            begin(config.audit, registry, admin, SystemClock())
+    if list_segments(config.audit.directory):
+        return
+    with open_admin(config.tokens[0], config.state) as admin:
+        key = ensure_audit_key(registry, admin, SystemClock().now())
+    policy = bytes.fromhex(load_policy(config.policy).sha256)
+    officers = first_officers_fields(registry.state().officers, policy, development=True)
+    begin(config.audit, key, officers, SystemClock())
+
+
+def _put_policy(registry: Registry, config: Config) -> None:
+    """Has the registry hold the files' policy, so that `signer serve` serves this folder, too."""
+    policy, text = read_policy(config.policy)
+    if registry.state().policy != policy.sha256:
+        with registry.writing() as write:
+            write.put_policy(text)
+
+
+def _officers(registry: Registry, folder: Path) -> None:
+    """Names the two officers, unless there are some already."""
+    if not registry.state().officers:
+        names = [f"{name}.pem" for name in plan.OFFICERS]
+        found = first_officers({name: (folder / name).read_bytes() for name in names})
+        with registry.writing() as write:
+            write.set_officers(found)
 
 
 def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authority) -> None:
@@ -225,18 +250,17 @@ def _describe(
 
 
 def _describe_key(folder: Path, key: plan.DevKey, index: KeyIndex) -> dict[str, Any]:
-    version = index.primary(key.name, SystemClock().now())
-    if version is None:
-        raise OperatorError(f"{key.name} has no active version: delete the folder and start again")
+    # Officers may have stopped all of its versions: then the newest one is told.
+    version = index.primary(key.name, SystemClock().now()) or index.versions(key.name)[-1]
     folder /= key.name.facility
     folder.mkdir(parents=True, exist_ok=True)
     public_key, certificate = (
         folder / f"{key.name.key}.{kind}.pem" for kind in ("public", "certificate")
     )
-    write_once(public_key, public_key_pem(version.spki))
+    write(public_key, public_key_pem(version.spki))
     if version.certificate is not None:
         pem = load_der_x509_certificate(version.certificate).public_bytes(Encoding.PEM)
-        write_once(certificate, pem)
+        write(certificate, pem)
     return {
         "name": str(key.name),
         "algorithm": key.algorithm.value,

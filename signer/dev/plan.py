@@ -10,6 +10,9 @@ from signer.model import Algorithm, Format, KeyName
 CLIENTS = ("issuer", "stranger", "officer-a", "officer-b", "auditor", "operator")
 """Who gets a certificate. The policy names all of them but the stranger."""
 
+OFFICERS = ("officer-a", "officer-b")
+"""Those who propose and approve operations."""
+
 LOAD_PREFIX = "l-"
 """Facilities for load tests are l-00001, l-00002, and so on."""
 

@@ -52,10 +52,7 @@ POLICY = """\
 # you like. It hinders no load test: the largest batches, quotas out of reach,
 # and of ECDSA and Ed25519 signatures one in 64 is checked.
 
-roles:
-  officer:
-    - {officer_a}
-    - {officer_b}
+roles:                          # officers are in the registry, not here
   auditor:
     - {auditor}
   operator:
@@ -141,7 +138,7 @@ key: pki/{client}.key
 
 def policy() -> str:
     """Returns the policy of everything but the facilities for load tests."""
-    named = ("issuer", "officer-a", "officer-b", "auditor", "operator")
+    named = ("issuer", "auditor", "operator")
     return POLICY.format(**{name.replace("-", "_"): principal(name) for name in named})
 
 

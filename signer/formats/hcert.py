@@ -164,7 +164,7 @@ class _Certificate:
 
 # Types of DCC that an extended key usage allows. The second arc is a misprint
 # of the early specification that is found in certificates in use.
-_USAGES: Mapping[str, str] = {
+DCC_USAGES: Mapping[str, str] = {
     f"{arc}.{number}": kind
     for arc in ("1.3.6.1.4.1.1847.2021.1", "1.3.6.1.4.1.0.1847.2021.1")
     for number, kind in (("1", "t"), ("2", "v"), ("3", "r"))
@@ -188,7 +188,7 @@ def _read_certificate(der: bytes) -> _Certificate:
     except ValueError:
         if _NO_USAGES not in certificate.tbs_certificate_bytes:
             raise
-    types = frozenset(_USAGES[oid] for oid in oids if oid in _USAGES)
+    types = frozenset(DCC_USAGES[oid] for oid in oids if oid in DCC_USAGES)
     return _Certificate(
         certificate.not_valid_before_utc.timestamp(),
         certificate.not_valid_after_utc.timestamp(),

@@ -1,8 +1,9 @@
-"""The hot loop: C_SignInit and C_Sign straight on the module's function list.
+"""Where python-pkcs11 is too slow: signing and looking for keys, straight on the function list.
 
 python-pkcs11's ``sign`` makes three C calls and several allocations a signature;
-this loop makes two calls into one buffer (docs/adr/0002). Everything else is
-left to python-pkcs11.
+the hot loop makes two calls into one buffer (docs/adr/0002). Its search makes an
+object and two C calls of every key that it finds, known or not. Everything else
+is left to python-pkcs11.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Sequence
 from signer.hsm.mechanisms import Mechanism, low_s
 
 _ULONG = ctypes.c_ulong
-_C_SIGN_INIT, _C_SIGN = 42, 43  # places in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
+# Places in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
+_C_FIND_INIT, _C_FIND, _C_FIND_FINAL, _C_SIGN_INIT, _C_SIGN = 26, 27, 28, 42, 43
 _FUNCTIONS = 68
+_CKA_CLASS, _CKA_TOKEN, _CKO_PRIVATE_KEY = 0, 1, 3
+_FOUND_AT_ONCE = 1024
 MAX_SIGNATURE = 512
 
 
@@ -25,6 +29,10 @@ class _FunctionList(ctypes.Structure):
 
 class _Mechanism(ctypes.Structure):
     _fields_ = (("mechanism", _ULONG), ("parameter", ctypes.c_char_p), ("length", _ULONG))
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("type", _ULONG), ("value", ctypes.c_void_p), ("length", _ULONG))
 
 
 class ErrorClass(enum.StrEnum):
@@ -71,12 +79,7 @@ class HotLoop:
 
     def __init__(self, module: str, session: int) -> None:
         """Takes the module that the process has loaded already and an open session's handle."""
-        self._library = ctypes.CDLL(module)
-        pointer = ctypes.POINTER(_FunctionList)()
-        value = self._library.C_GetFunctionList(ctypes.byref(pointer))
-        if value:
-            raise CryptokiError("C_GetFunctionList", value)
-        functions = pointer.contents.functions
+        functions = _functions(module)
         prototype = ctypes.CFUNCTYPE
         self._init = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG)(functions[_C_SIGN_INIT])
         self._sign = prototype(
@@ -112,3 +115,44 @@ class HotLoop:
             order = mechanism.order
             signatures = [low_s(signature, order) for signature in signatures]
         return signatures
+
+
+def private_keys(module: str, session: int) -> set[int]:
+    """Returns the handles of the token's private keys, of which nothing is read.
+
+    Takes the module that the process has loaded already and an open session's
+    handle. Raises CryptokiError.
+    """
+    functions, prototype = _functions(module), ctypes.CFUNCTYPE
+    init = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG)(functions[_C_FIND_INIT])
+    find = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG, ctypes.c_void_p)(functions[_C_FIND])
+    final = prototype(_ULONG, _ULONG)(functions[_C_FIND_FINAL])
+    key_class, on_token = _ULONG(_CKO_PRIVATE_KEY), ctypes.c_ubyte(1)
+    template = (_Attribute * 2)(
+        _Attribute(_CKA_CLASS, ctypes.addressof(key_class), ctypes.sizeof(key_class)),
+        _Attribute(_CKA_TOKEN, ctypes.addressof(on_token), ctypes.sizeof(on_token)),
+    )
+    found, count = (_ULONG * _FOUND_AT_ONCE)(), _ULONG(0)
+    handles: set[int] = set()
+    if value := init(session, ctypes.addressof(template), len(template)):
+        raise CryptokiError("C_FindObjectsInit", value)
+    try:
+        while True:
+            value = find(session, ctypes.addressof(found), len(found), ctypes.addressof(count))
+            if value:
+                raise CryptokiError("C_FindObjects", value)
+            if not count.value:
+                return handles
+            handles.update(found[: count.value])
+    finally:
+        final(session)
+
+
+def _functions(module: str) -> Sequence[int]:
+    """The addresses of the functions of a module; the process keeps it loaded."""
+    pointer = ctypes.POINTER(_FunctionList)()
+    value = ctypes.CDLL(module).C_GetFunctionList(ctypes.byref(pointer))
+    if value:
+        raise CryptokiError("C_GetFunctionList", value)
+    functions: Sequence[int] = pointer.contents.functions
+    return functions

@@ -14,7 +14,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ MAX_FRAME = 16 * 1024 * 1024
 _HEAD = struct.Struct("<IB")
 _SIGN = struct.Struct("<QBIIIHH")
 _RESULT = struct.Struct("<QBQIIHI")
+_ID = struct.Struct("<H")
 _ALGORITHMS = tuple(Algorithm)
 
 
@@ -31,14 +32,14 @@ class Kind(enum.IntEnum):
     """What a frame is."""
 
     CONFIGURE = 1  # to the worker, JSON: which token, once at the start
-    READY = 2  # from the worker, empty: it has logged in and indexed its keys
+    READY = 2  # from the worker, the digest of its keys: it has logged in and indexed them
     FATAL = 3  # from the worker, JSON: why it leaves
     SIGN = 4  # to the worker, packed
     RESULT = 5  # from the worker, packed
     REFRESH = 6  # to the worker, empty: look for new keys
-    DROP = 7  # to the worker: the CKA_ID whose session copy must go
-    GENERATE = 8  # to an administrative worker, JSON: the key to make
-    DONE = 9  # from an administrative worker, JSON: its result
+    DROP = 7  # to the worker, packed: CKA_IDs whose session copies must go; empty: all copies
+    ADMIN = 8  # to an administrative worker, JSON: an order (orders.py)
+    DONE = 9  # from an administrative worker, JSON: what came of it
 
 
 class FrameError(Exception):
@@ -115,6 +116,26 @@ def unpack_json(body: memoryview) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrameError("a control message that is no object")
     return value
+
+
+def pack_ids(ids: Iterable[bytes]) -> bytes:
+    """Packs CKA_IDs, each behind its length (u16)."""
+    return b"".join(_ID.pack(len(cka_id)) + cka_id for cka_id in ids)
+
+
+def unpack_ids(body: memoryview) -> list[bytes]:
+    """Reads CKA_IDs; raises FrameError."""
+    ids, at = [], 0
+    while at < len(body):
+        try:
+            (length,) = _ID.unpack_from(body, at)
+        except struct.error as error:
+            raise FrameError("ids that are cut short") from error
+        at += _ID.size + length
+        if at > len(body):
+            raise FrameError("ids that are cut short")
+        ids.append(bytes(body[at - length : at]))
+    return ids
 
 
 @dataclass(frozen=True, slots=True)

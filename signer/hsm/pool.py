@@ -8,35 +8,27 @@ the queue and the books; nothing waits for the HSM while holding it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
+from signer.hsm.batch import Batch, pack_chunk
 from signer.hsm.costs import Costs
-from signer.hsm.frames import FrameError, Kind, ResultFrame, SignFrame, Verdict, pack_sign
-from signer.hsm.refusals import NOT_SERVING, WRONG, refusal
+from signer.hsm.frames import FrameError, Kind, ResultFrame, Verdict, pack_ids
+from signer.hsm.refusals import NOT_SERVING, refusal
 from signer.hsm.scheduler import Chunk, Pending, Scheduler
 from signer.hsm.slot import End, Slot
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.hsm.status import Observer, Waiting, WorkerStatus
-from signer.model import KeyVersion, Signed, SignJob
+from signer.hsm.stops import Stops
+from signer.model import KeyVersion, Signed, SignJob, Suspended
 
 CHUNKS_IN_FLIGHT = 2
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
-
-
-class _Batch:
-    """A caller's job and what has come back of it."""
-
-    def __init__(self, job: SignJob, now: float) -> None:
-        count = len(job.inputs)
-        self.pending = Pending(job, now)
-        self.signed = Signed([b""] * count, {})
-        self.attempts = 0
-        self.remaining = count
-        self.done = threading.Event()
+COPIES_DROPPED_SINGLY = 64
+"""Of more versions, a worker drops all copies: each costs about a signature to make again."""
 
 
 class Pool:
@@ -60,10 +52,8 @@ class Pool:
         self._costs = Costs()
         self._scheduler = Scheduler(self._costs.guess)
         self._slots = [Slot(n, spec, self, hang_seconds, clock) for n in range(workers)]
-        self._batches: dict[Pending, _Batch] = {}
-        self._suspended: dict[bytes, str] = {}  # as the registry says
-        self._stopped: dict[bytes, str] = {}  # for this daemon's life
-        self._wrong = 0
+        self._batches: dict[Pending, Batch] = {}
+        self._stops = Stops()
         self._next_chunk = 0
         self._failed = ""  # why nobody serves, until somebody does
         self._halted = ""  # why nobody will serve any more in this daemon's life
@@ -94,6 +84,11 @@ class Pool:
         with self._lock:
             for slot in self._slots:
                 self._lose(slot)
+
+    @property
+    def inventory(self) -> bytes:
+        """Digest of the keys that a worker found at its start; empty before the first."""
+        return next((slot.inventory for slot in self._slots if slot.inventory), b"")
 
     @property
     def serving(self) -> int:
@@ -145,7 +140,7 @@ class Pool:
         Raises what ``admit`` raises.
         """
         now = self._clock.monotonic()
-        batch = _Batch(job, now)
+        batch = Batch(job, now)
         with self._lock:
             if (failure := self._admit(job, now)) is not None:
                 return Signed.all_failed(job, failure)
@@ -167,25 +162,53 @@ class Pool:
             slot.refresh()
 
     def stop_key(self, version: KeyVersion, text: str) -> None:
-        """Stops a version at once: what waits of it fails, session copies go, nothing new signs."""
+        """Stops one version; see stop_keys."""
+        self.stop_keys({version: text})
+
+    def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
+        """Stops versions at once, each for its reason.
+
+        What waits of them fails, session copies go, nothing new signs.
+        """
         with self._lock:
-            self._suspended[version.cka_id] = text
-            self._fail_key(version, text)
-        self._drop(version)
+            self._stops.stop(versions)
+            self._fail_stopped()
+        self.drop(versions)
 
     def resume_key(self, version: KeyVersion) -> None:
-        """Lets a version sign again; one with a wrong signature stays stopped."""
-        with self._lock:
-            self._suspended.pop(version.cka_id, None)
+        """Lets one version sign again; see resume_keys."""
+        self.resume_keys([version])
 
-    def _drop(self, version: KeyVersion) -> None:
+    def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
+        """Lets versions sign again; one with a wrong signature stays stopped."""
+        with self._lock:
+            self._stops.resume(versions)
+
+    def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
+        """Stops what is suspended at once, and nothing that was suspended before and no longer is.
+
+        ``stopped`` are the versions on this token that were not suspended before: their
+        session copies go. No signature that comes back after this is released.
+        """
+        with self._lock:
+            self._stops.suspended = suspended
+            self._fail_stopped()
+        self.drop(stopped)
+
+    def drop(self, versions: Collection[KeyVersion]) -> None:
+        """Has workers destroy session copies; a key that still signs is copied again."""
+        if not versions:
+            return
+        # One frame a worker: a hung one whose socket is full must not hold this up.
+        single = len(versions) <= COPIES_DROPPED_SINGLY
+        body = pack_ids(version.cka_id for version in versions) if single else b""
         for slot in self._slots:
-            slot.send(Kind.DROP, version.cka_id)
+            slot.send(Kind.DROP, body)
 
     # --- books (all under the lock) --------------------------------------------------------
 
     def _admit(self, job: SignJob, now: float) -> Failure | None:
-        if (text := self._reason_of(job.version)) is not None:
+        if text := self._stops.reason(job.version):
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
         if self._halted or self._failed:
             return NOT_SERVING
@@ -202,22 +225,17 @@ class Pool:
             )
         return None
 
-    def _reason_of(self, version: KeyVersion) -> str | None:
-        return self._stopped.get(version.cka_id) or self._suspended.get(version.cka_id)
-
     def _fail(self, chunk: Chunk, failure: Failure) -> None:
-        batch = self._batches.get(chunk.pending)
-        if batch is not None:
-            batch.signed.failures.update(dict.fromkeys(range(chunk.start, chunk.stop), failure))
-            self._settle(batch, len(chunk))
+        if (batch := self._batches.get(chunk.pending)) is not None:
+            batch.fail(chunk, failure)
+            self._settle(batch)
 
-    def _settle(self, batch: _Batch, items: int) -> None:
-        batch.remaining -= items
+    def _settle(self, batch: Batch) -> None:
         if not batch.remaining:
             del self._batches[batch.pending]
             batch.done.set()
 
-    def _abandon(self, batch: _Batch) -> bool:
+    def _abandon(self, batch: Batch) -> bool:
         """Gives up what is left of a batch; False where nothing is left."""
         with self._lock:
             if batch.done.is_set():
@@ -237,13 +255,16 @@ class Pool:
         for slot in self._slots:
             slot.state, slot.reason = "failed", self._halted
 
-    def _fail_key(self, version: KeyVersion, text: str) -> None:
-        for chunk in self._scheduler.remove(lambda p: p.job.version.cka_id == version.cka_id):
+    def _fail_stopped(self) -> None:
+        """Fails what waits and may not sign any more, in one pass over the queue."""
+        reason = self._stops.reason
+        for chunk in self._scheduler.remove(lambda pending: bool(reason(pending.job.version))):
+            text = reason(chunk.pending.job.version)
             self._fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
 
     def _verdict(self, version: KeyVersion) -> Failure | None:
         """Why nothing of this version may sign or leave any more, if so."""
-        if (text := self._reason_of(version)) is not None:
+        if text := self._stops.reason(version):
             return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
         if self._halted:
             return NOT_SERVING
@@ -293,22 +314,7 @@ class Pool:
                 worker = slot.process
             if not chunk.start:
                 self._observer.stage("queue", now - chunk.pending.queued_at)
-            job = chunk.pending.job
-            version, inputs = job.version, job.inputs[chunk.start : chunk.stop]
-            frame = SignFrame(
-                number, version.algorithm, job.check_every, version.cka_id, version.spki, inputs
-            )
-            slot.send_to(worker, Kind.SIGN, *pack_sign(frame))
-
-    def _store(self, chunk: Chunk, signatures: Sequence[bytes], wrong: Sequence[int]) -> None:
-        batch = self._batches.get(chunk.pending)
-        if batch is None:
-            return  # its caller has gone
-        batch.signed.signatures[chunk.start : chunk.stop] = signatures
-        for index in wrong:
-            batch.signed.signatures[chunk.start + index] = b""
-            batch.signed.failures[chunk.start + index] = WRONG
-        self._settle(batch, len(chunk))
+            slot.send_to(worker, Kind.SIGN, *pack_chunk(number, chunk))
 
     def _distrust(self, version: KeyVersion) -> None:
         """Stops the key of a wrong signature; the third such key stops the token.
@@ -316,13 +322,11 @@ class Pool:
         Keys are counted, not items: one wrong pin makes every signature of its
         chunk wrong, and must not take the token from everybody else.
         """
-        text = f"{version.name} is stopped: the HSM returned a wrong signature"
-        self._stopped[version.cka_id] = text
-        self._fail_key(version, text)
-        self._wrong += 1
-        if self._wrong >= WRONG_SIGNATURES_STOP_TOKEN:
+        self._stops.distrust(version)
+        self._fail_stopped()
+        if self._stops.wrong >= WRONG_SIGNATURES_STOP_TOKEN:
             self._halt(
-                f"token {self.token} is stopped: {self._wrong} keys had wrong signatures; "
+                f"token {self.token} is stopped: {self._stops.wrong} keys had wrong signatures; "
                 "examine the HSM, then restart the daemon"
             )
 
@@ -358,14 +362,18 @@ class Pool:
                 self._costs.learn(chunk.pending.job, result.busy_us / 1e6 / len(chunk))
                 if result.wrong:
                     self._distrust(version)
-                self._store(chunk, signatures, result.wrong)
+                if (batch := self._batches.get(chunk.pending)) is not None:  # its caller waits
+                    batch.store(chunk, signatures, result.wrong)
+                    self._settle(batch)
             else:
                 self._fail(chunk, refusal(result.verdict, version))
         self._observer.chunk_done(
             self.token, result.busy_us / 1e6, len(chunk), result.checked, len(result.wrong)
         )
         if result.wrong:
-            self._drop(version)
+            self.drop([version])
+        elif failure is not None:  # this chunk may have come behind the order to drop its copy
+            slot.send(Kind.DROP, pack_ids([version.cka_id]))
         self._pump()
 
     def left(self, slot: Slot, end: End, failed_starts: int) -> None:

@@ -25,9 +25,10 @@ class WorkerProcess:
     channel: Channel
 
     @classmethod
-    def start(cls, spec: TokenSpec) -> WorkerProcess:
+    def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> WorkerProcess:
         """Spawns a worker (never forks: this process has threads) and tells it its token.
 
+        It has the descriptors that it ``keeps`` open for as long as it lives.
         Raises OSError where the system has no room for another process.
         """
         ours, theirs = socket.socketpair()
@@ -37,7 +38,7 @@ class WorkerProcess:
             with theirs, _signals_blocked():
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "signer.hsm.worker", str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *keeps),
                     stdin=subprocess.DEVNULL,
                     env=environment | dict(spec.environment),
                 )

@@ -112,15 +112,22 @@ class Scheduler:
         return None
 
     def remove(self, wanted: Callable[[Pending], bool]) -> list[Chunk]:
-        """Takes out all that waits of the jobs that ``wanted`` names, as chunks."""
-        removed = [chunk for chunk in self._returned if wanted(chunk.pending)]
-        self._returned = deque(chunk for chunk in self._returned if not wanted(chunk.pending))
+        """Takes out all that waits of the jobs that ``wanted`` names, as chunks: in one pass."""
+        removed: list[Chunk] = []
+        returned: deque[Chunk] = deque()
+        for chunk in self._returned:
+            (removed if wanted(chunk.pending) else returned).append(chunk)
+        self._returned = returned
         for owner, line in list(self._lines.items()):
-            for pending in [pending for pending in line.jobs if wanted(pending)]:
-                line.jobs.remove(pending)
-                removed.append(Chunk(pending, pending.next, len(pending.job.inputs)))
-                pending.next = len(pending.job.inputs)
-            if not line.jobs:
+            kept: deque[Pending] = deque()
+            for pending in line.jobs:
+                if wanted(pending):
+                    removed.append(Chunk(pending, pending.next, len(pending.job.inputs)))
+                    pending.next = len(pending.job.inputs)
+                else:
+                    kept.append(pending)
+            line.jobs = kept
+            if not kept:
                 del self._lines[owner]
         self.items -= sum(map(len, removed))
         return removed

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from signer.errors import Failure
 from signer.hsm.pool import Pool
 from signer.hsm.spec import FailureKind
 from signer.hsm.status import WorkerStatus
-from signer.model import KeyVersion, Signed, SignJob
+from signer.model import KeyVersion, Signed, SignJob, Suspended
 
 
 class Hsm:
@@ -58,6 +58,27 @@ class Hsm:
         """Lets a version sign again on its token; see Pool.resume_key."""
         self._pool(version).resume_key(version)
 
+    def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
+        """Stops versions on their tokens; see Pool.stop_keys."""
+        for token, some in _by_token(versions).items():
+            self._pools[token].stop_keys({version: versions[version] for version in some})
+
+    def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
+        """Lets versions sign again on their tokens; see Pool.resume_keys."""
+        for token, some in _by_token(versions).items():
+            self._pools[token].resume_keys(some)
+
+    def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
+        """Replaces what is suspended on all tokens; see Pool.suspend."""
+        newly = _by_token(stopped)
+        for label, pool in self._pools.items():
+            pool.suspend(suspended, newly.get(label, ()))
+
+    def drop(self, versions: Iterable[KeyVersion]) -> None:
+        """Has workers destroy their session copies of versions, and stops nothing."""
+        for token, some in _by_token(versions).items():
+            self._pools[token].drop(some)
+
     def status(self) -> list[WorkerStatus]:
         """All workers of all tokens."""
         return [worker for pool in self._pools.values() for worker in pool.status()]
@@ -79,3 +100,10 @@ class Hsm:
     def _pool(self, version: KeyVersion) -> Pool:
         # The daemon takes no registry into service that names another token.
         return self._pools[version.token]
+
+
+def _by_token(versions: Iterable[KeyVersion]) -> Mapping[str, list[KeyVersion]]:
+    tokens: defaultdict[str, list[KeyVersion]] = defaultdict(list)
+    for version in versions:
+        tokens[version.token].append(version)
+    return tokens

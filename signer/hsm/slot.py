@@ -58,6 +58,8 @@ class Slot:
         self.since = clock.monotonic()
         """When it last started, answered, or got a chunk while idle."""
         self.in_flight: dict[int, Chunk] = {}
+        self.inventory = b""
+        """Digest of the keys that the last worker found at its start."""
         self._spec = spec
         self._keeper = keeper
         self._hang_seconds = hang_seconds
@@ -175,6 +177,7 @@ class Slot:
                     self._keeper.result(self, unpack_result(body))
                 elif kind is Kind.READY:
                     end = end._replace(served=True)
+                    self.inventory = bytes(body)
                     self._introduce()
                 elif kind is Kind.FATAL:
                     report = unpack_json(body)

@@ -92,3 +92,15 @@ class FailureKind(enum.StrEnum):
             FailureKind.PIN_DOUBTFUL,
             FailureKind.PIN_LOCKED,
         )
+
+
+class TokenFailure(Exception):  # noqa: N818 - it carries a kind of failure, not one error
+    """The token cannot be used, or cannot do one thing; ``kind`` says in which way.
+
+    ``leave``: the session is in doubt, so that the worker must not serve any longer.
+    """
+
+    def __init__(self, kind: FailureKind, text: str, *, leave: bool = False) -> None:
+        self.kind = kind
+        self.leave = leave
+        super().__init__(text)

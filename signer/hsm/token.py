@@ -8,90 +8,107 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pkcs11
-from asn1crypto.core import OctetString
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass, TokenFlag
-from pkcs11.exceptions import (
-    PinExpired,
-    PinIncorrect,
-    PinInvalid,
-    PinLenRange,
-    PinLocked,
-    PKCS11Error,
-)
+from pkcs11 import exceptions as errors
+from pkcs11.exceptions import PKCS11Error
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from signer.errors import OperatorError
+from signer.hsm import spki
+from signer.hsm.cryptoki import private_keys
 from signer.hsm.latch import PinLatch, latch_of, start_lock
-from signer.hsm.spec import FailureKind, TokenSpec
+from signer.hsm.login import pin_to_try
+from signer.hsm.objects import PrivateKeys
+from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
 from signer.model import Algorithm
 
 MAX_COPIES = 1024
 """Session copies a worker keeps; one costs about as much as one signature."""
-_PIN_ERRORS = (PinIncorrect, PinInvalid, PinLenRange, PinExpired, PinLocked)
-
-
-class TokenFailure(Exception):  # noqa: N818 - it carries a kind of failure, not one error
-    """The token cannot be used; ``kind`` says in which way."""
-
-    def __init__(self, kind: FailureKind, text: str) -> None:
-        self.kind = kind
-        super().__init__(text)
+_PIN_ERRORS = (
+    errors.PinIncorrect,
+    errors.PinInvalid,
+    errors.PinLenRange,
+    errors.PinExpired,
+    errors.PinLocked,
+)
+_GONE = (errors.ObjectHandleInvalid, errors.KeyHandleInvalid)
+_REFUSALS = (
+    *_GONE,
+    errors.AttributeReadOnly,
+    errors.AttributeSensitive,
+    errors.AttributeTypeInvalid,
+    errors.AttributeValueInvalid,
+    errors.DomainParamsInvalid,
+    errors.FunctionNotSupported,
+    errors.FunctionRejected,
+    errors.KeySizeRange,
+    errors.KeyTypeInconsistent,
+    errors.MechanismInvalid,
+    errors.MechanismParamInvalid,
+    errors.SessionReadOnly,
+    errors.TemplateIncomplete,
+    errors.TemplateInconsistent,
+    errors.TokenWriteProtected,
+)
+"""The token judged what it was asked, and its session goes on. Unknown errors are fatal."""
+_LOST = (
+    errors.DeviceRemoved,
+    errors.SessionClosed,
+    errors.SessionHandleInvalid,
+    errors.TokenNotPresent,
+    errors.UserNotLoggedIn,
+)
 
 
 class Token:
-    """A logged-in session and an index of the token's private keys by CKA_ID."""
+    """A logged-in session and an index of the token's private keys by CKA_ID (``keys``)."""
 
     def __init__(self, session: Any, spec: TokenSpec) -> None:
         self.session = session
         self.spec = spec
         self._copies_wanted = spec.session_copies
         self._copies: OrderedDict[bytes, Any] = OrderedDict()
-        self._keys: dict[bytes, Any] = {}
-        self._labels: set[str] = set()
-        self._handles: set[int] = set()
+        self.keys = PrivateKeys(spec.label)
         self.refresh()
 
     def refresh(self) -> None:
-        """Enumerates the private keys once and reads the names of those not seen before.
+        """Takes in the private keys that are new on the token, forgets those that are gone.
 
-        Raises TokenFailure where two of them share an id or a label: then nobody
-        can say which one a name means.
+        Where none is new, only handles are asked for. Raises TokenFailure where two
+        keys share an id or a label, CryptokiError where the search fails.
         """
+        present = private_keys(self.spec.module, self.session.handle)
+        for cka_id in self.keys.keep(present):
+            self.drop(cka_id)
+        if present <= self.keys.handles:
+            return
         template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.TOKEN: True}
-        for key in self.session.get_objects(template):
-            if key.handle in self._handles:
-                continue
-            names = key.get_attributes([Attribute.ID, Attribute.LABEL])
-            cka_id, label = bytes(names.get(Attribute.ID, b"")), names.get(Attribute.LABEL, "")
-            if cka_id in self._keys or (label and label in self._labels):
-                raise TokenFailure(
-                    FailureKind.AMBIGUOUS,
-                    f"token {self.spec.label} holds two private keys with the label {label!r} "
-                    f"or the CKA_ID {cka_id.hex()}: remove or rename one with the HSM's own tool",
-                )
-            self._handles.add(key.handle)
-            self._keys[cka_id] = key
-            if label:
-                self._labels.add(label)
+        with self._doing("list its private keys"):
+            for key in self.session.get_objects(template):
+                if key.handle not in self.keys.handles:
+                    names = key.get_attributes([Attribute.ID, Attribute.LABEL])
+                    cka_id = bytes(names.get(Attribute.ID, b""))
+                    self.keys.add(key, cka_id, names.get(Attribute.LABEL, ""))
 
     def private_key(self, cka_id: bytes) -> int | None:
         """Returns the handle to sign with: a session copy where wanted, or None if absent."""
-        key = self._keys.get(cka_id)
+        key = self.keys.find(cka_id)
         if key is None or not self._copies_wanted:
             return None if key is None else int(key.handle)
         copy = self._copies.get(cka_id)
         if copy is None:
             try:
                 copy = key.copy({Attribute.TOKEN: False})
-            except PKCS11Error:
-                self._copies_wanted = False  # this module refuses copies: use token objects
+            except PKCS11Error as error:
+                # A key that was destroyed meanwhile says nothing about the others.
+                # Where the module refuses copies: use token objects.
+                self._copies_wanted = isinstance(error, _GONE)
                 return int(key.handle)
             self._copies[cka_id] = copy
             if len(self._copies) > MAX_COPIES:
@@ -106,6 +123,85 @@ class Token:
         if copy is not None:
             copy.destroy()
 
+    def drop_all(self) -> None:
+        """Destroys all session copies; what still signs is copied again."""
+        while self._copies:
+            self._copies.popitem()[1].destroy()
+
+    def describe(self) -> dict[str, str]:
+        """Returns what the token and its module say of themselves; versions as ``major.minor``."""
+        token, library = self.session.token, pkcs11.lib(self.spec.module)
+        told = {
+            "label": token.label,
+            "serial": token.serial.decode(errors="replace"),
+            "model": token.model,
+            "manufacturer": token.manufacturer_id,
+            "hardware_version": _dotted(token.hardware_version),
+            "firmware_version": _dotted(token.firmware_version),
+            "library": library.library_description,
+            "library_version": _dotted(library.library_version),
+        }
+        return {name: text.strip(" \0") for name, text in told.items()}
+
+    def attributes(self, cka_id: bytes) -> dict[str, bool]:
+        """Returns what the token says of a private key, without what it does not know of.
+
+        Raises TokenFailure.
+        """
+        key = self.keys.find(cka_id)
+        if key is None:
+            raise TokenFailure(
+                FailureKind.CONFIGURATION,
+                f"token {self.spec.label} holds no private key with the CKA_ID {cka_id.hex()}",
+            )
+        told = {}
+        with self._doing(f"tell the attributes of key {cka_id.hex()}"):
+            for attribute in _STRICT | _MADE_HERE:
+                try:
+                    told[attribute.name.lower()] = bool(key[attribute])
+                except errors.AttributeTypeInvalid:
+                    continue
+        return told
+
+    def destroy(self, cka_id: bytes, label: str) -> None:
+        """Destroys a key pair, the private half first; what is gone already is done.
+
+        Raises TokenFailure, and destroys nothing, where another key has this CKA_ID.
+        """
+        with self._doing(f"destroy key {label}"):
+            found = self.session.get_objects({Attribute.ID: cka_id, Attribute.TOKEN: True})
+            halves: dict[Any, list[Any]] = {ObjectClass.PRIVATE_KEY: [], ObjectClass.PUBLIC_KEY: []}
+            for each in list(found):
+                halves.get(each[Attribute.CLASS], []).append(each)
+            privates, publics = halves.values()
+            labels = {each[Attribute.LABEL] for each in privates + publics}
+            if labels - {label} or len(privates) > 1:
+                raise TokenFailure(
+                    FailureKind.AMBIGUOUS,
+                    f"token {self.spec.label} holds another key than {label} with the CKA_ID "
+                    f"{cka_id.hex()}: nothing was destroyed; examine it with the HSM's own tool",
+                )
+            for each in privates:
+                each.destroy()
+                self.drop(cka_id)
+                self.keys.remove(cka_id)
+            for each in publics:
+                each.destroy()
+
+    @contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        """Says what the token could not do, and whether its session may go on."""
+        try:
+            yield
+        except PKCS11Error as error:
+            text = f"token {self.spec.label} cannot {what}: {_named(error)}"
+            if isinstance(error, errors.DeviceMemory):
+                remedy = "it is full; destroy keys that nobody needs or give it more room"
+                raise TokenFailure(FailureKind.BUSY, f"{text}: {remedy}, then repeat") from error
+            lost = isinstance(error, _LOST)
+            kind = FailureKind.SESSION_LOST if lost else FailureKind.MODULE_FATAL
+            raise TokenFailure(kind, text, leave=not isinstance(error, _REFUSALS)) from error
+
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         """Makes a key pair on the token; returns its public key as SPKI in DER.
 
@@ -114,15 +210,15 @@ class Token:
         template is refused, and what it made is destroyed again. Raises
         TokenFailure.
         """
-        if cka_id in self._keys:
-            return self._found(algorithm, cka_id, label)
-        if label in self._labels:
-            raise TokenFailure(
-                FailureKind.AMBIGUOUS,
-                f"token {self.spec.label} holds another private key with the label {label}: "
-                "remove or rename it with the HSM's own tool",
-            )
-        try:
+        with self._doing(f"make {algorithm} key {label}"):
+            if cka_id in self.keys:
+                return self._found(algorithm, cka_id, label)
+            if self.keys.has_label(label):
+                raise TokenFailure(
+                    FailureKind.AMBIGUOUS,
+                    f"token {self.spec.label} holds another private key with the label {label}: "
+                    "remove or rename it with the HSM's own tool",
+                )
             public, private = self._generate_pair(algorithm, bits, cka_id, label)
             if loose := _loose(private):
                 private.destroy()
@@ -132,23 +228,15 @@ class Token:
                     f"token {self.spec.label} made a key whose {', '.join(loose)} is not as "
                     "demanded: it was destroyed; this module must not hold signing keys",
                 )
-            spki = _subject_public_key_info(algorithm, public)
-        except PKCS11Error as error:
-            raise TokenFailure(
-                FailureKind.MODULE_FATAL,
-                f"token {self.spec.label} cannot make {algorithm} key {label}: {_named(error)}",
-            ) from error
-        self._keys[cka_id] = private
-        self._handles.add(private.handle)
-        self._labels.add(label)
-        return spki
+            self.keys.add(private, cka_id, label)
+            return _subject_public_key_info(algorithm, public)
 
     def _found(self, algorithm: Algorithm, cka_id: bytes, label: str) -> bytes:
         """Returns the public key of a pair that is there already and is as we make them."""
-        private = self._keys[cka_id]
+        private = self.keys.find(cka_id)
         template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: cka_id}
         publics = list(self.session.get_objects(template))
-        if private[Attribute.LABEL] != label or len(publics) != 1 or _loose(private):
+        if self.keys.label(cka_id) != label or len(publics) != 1 or _loose(private):
             raise TokenFailure(
                 FailureKind.AMBIGUOUS,
                 f"token {self.spec.label} holds a private key with the CKA_ID {cka_id.hex()} that "
@@ -216,19 +304,9 @@ _CURVES = {
 
 
 def _subject_public_key_info(algorithm: Algorithm, public: Any) -> bytes:
-    key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
     if algorithm in _CURVES:
-        point = bytes(OctetString.load(public[Attribute.EC_POINT]))
-        if algorithm is Algorithm.EDDSA:
-            key = ed25519.Ed25519PublicKey.from_public_bytes(point)
-        else:
-            curve = ec.SECP256R1() if algorithm is Algorithm.ES256 else ec.SECP384R1()
-            key = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
-    else:
-        modulus = int.from_bytes(public[Attribute.MODULUS])
-        exponent = int.from_bytes(public[Attribute.PUBLIC_EXPONENT])
-        key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return spki.of_point(algorithm, public[Attribute.EC_POINT])
+    return spki.of_rsa(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
 
 
 def open_token(spec: TokenSpec) -> Token:
@@ -289,27 +367,10 @@ def _find(tokens: Iterable[Any], spec: TokenSpec) -> Any:
 
 def _log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
     """Tries the PIN at most once in its life, and not at all where that could lock the token."""
-    pin = _read_pin(Path(spec.pin_file))
-    name = f"token {spec.label}"
-    if latch.rejected(pin):
-        raise TokenFailure(
-            FailureKind.PIN_LATCHED,
-            f"{name} has rejected this PIN before and it is not tried again: correct "
-            f"{spec.pin_file}, or run `signer token unlatch` if the token was at fault",
-        )
-    if token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY):
-        raise TokenFailure(
-            FailureKind.PIN_LOCKED,
-            f"{name} has its user PIN locked or one try before that: no login is tried; "
-            "reset the PIN with the HSM's own tool",
-        )
+    locked = token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY)
     doubtful = token.flags & TokenFlag.USER_PIN_COUNT_LOW
-    if doubtful and not (latch.accepted(pin) or latch.confirmed):
-        raise TokenFailure(
-            FailureKind.PIN_DOUBTFUL,
-            f"{name} counts a wrong PIN already and this one has never worked here: check "
-            f"{spec.pin_file}, then confirm one attempt with `signer token unlatch`",
-        )
+    pin = pin_to_try(spec, latch, locked=bool(locked), doubtful=bool(doubtful))
+    name = f"token {spec.label}"
     latch.attempt(pin)
     try:
         session = token.open(rw=spec.read_write, user_pin=pin)
@@ -329,22 +390,9 @@ def _log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
     return session
 
 
-def _read_pin(path: Path) -> str:
-    try:
-        if path.stat().st_mode & 0o077:
-            raise TokenFailure(
-                FailureKind.CONFIGURATION,
-                f"{path} is readable by others: chmod 600 it (and change the PIN)",
-            )
-        pin = path.read_text().strip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenFailure(
-            FailureKind.CONFIGURATION, f"the PIN file {path} cannot be read: {type(error).__name__}"
-        ) from error
-    if not pin:
-        raise TokenFailure(FailureKind.CONFIGURATION, f"the PIN file {path} is empty")
-    return pin
-
-
 def _named(error: PKCS11Error) -> str:
     return " ".join([type(error).__name__, *map(str, error.args)])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from signer.hsm.cryptoki import CryptokiError, HotLoop
 from signer.hsm.frames import (
@@ -32,13 +32,15 @@ from signer.hsm.frames import (
     Verdict,
     pack_json,
     pack_result,
+    unpack_ids,
     unpack_json,
     unpack_sign,
 )
 from signer.hsm.mechanisms import MECHANISMS, Verifier
-from signer.hsm.spec import FailureKind, TokenSpec
-from signer.hsm.token import Token, TokenFailure, open_token
-from signer.model import Algorithm
+from signer.hsm.orders import carry_out
+from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.hsm.token import Token, open_token
+from signer.model import inventory_digest
 
 
 class ChunkSigner:
@@ -110,7 +112,7 @@ def _refused(chunk: SignFrame, verdict: Verdict) -> ResultFrame:
 def serve(channel: Channel, token: Token) -> None:
     """Answers frames until the front process closes the socket."""
     signer = ChunkSigner(token)
-    channel.send(Kind.READY)
+    channel.send(Kind.READY, inventory_digest(token.keys.listed()))
     while True:
         kind, body = channel.receive()
         match kind:
@@ -119,24 +121,18 @@ def serve(channel: Channel, token: Token) -> None:
             case Kind.REFRESH:
                 token.refresh()
             case Kind.DROP:
-                token.drop(bytes(body))
-            case Kind.GENERATE if token.spec.read_write:
-                channel.send(Kind.DONE, pack_json(_generate(token, unpack_json(body))))
+                _drop(token, unpack_ids(body))
+            case Kind.ADMIN if token.spec.read_write:
+                channel.send(Kind.DONE, pack_json(carry_out(token, unpack_json(body))))
             case _:
                 raise FrameError(f"a {kind.name} frame, which is not for this worker")
 
 
-def _generate(token: Token, order: dict[str, Any]) -> dict[str, Any]:
-    try:
-        spki = token.generate(
-            Algorithm(order["algorithm"]),
-            order["bits"],
-            bytes.fromhex(order["cka_id"]),
-            order["label"],
-        )
-    except TokenFailure as failure:
-        return {"error": str(failure)}
-    return {"spki": spki.hex()}
+def _drop(token: Token, ids: Sequence[bytes]) -> None:
+    for cka_id in ids:
+        token.drop(cka_id)
+    if not ids:
+        token.drop_all()
 
 
 def run(channel: Channel) -> None:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from signer.errors import OperatorError
 from signer.keys.index import KeyIndex
-from signer.keys.operations import NewKey, create_key
+from signer.keys.making import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, Algorithm, KeyVersion, TokenAdmin
+
+
+def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
+    """Returns the audit key, made if there is none. Raises OperatorError."""
+    try:
+        return audit_key(registry, now)
+    except OperatorError:
+        return create_audit_key(registry, admin, now)
 
 
 def create_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:

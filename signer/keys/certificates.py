@@ -42,31 +42,36 @@ def cose_kid(spki: bytes, certificate: bytes | None) -> bytes:
     return hashlib.sha256(spki if certificate is None else certificate).digest()[:8]
 
 
-def jwk_thumbprint(spki: bytes) -> str:
-    """Returns the key id of JWS headers: RFC 7638 with SHA-256, 43 characters of base64url.
+def jwk_members(spki: bytes) -> dict[str, str]:
+    """Returns the members that a JWK must have: RFC 7518 section 6, RFC 8037 section 2.
 
-    Members by key type: RFC 7638 section 3.2, and RFC 8037 section 2 for Ed25519.
-    Raises TypeError for other kinds of keys.
+    Raises TypeError for other kinds of keys than ours.
     """
     key = load_der_public_key(spki)
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CRV:
         numbers, size = key.public_numbers(), (key.curve.key_size + 7) // 8
-        members = {
+        return {
             "crv": _CRV[key.curve.name],
             "kty": "EC",
             "x": _b64u(numbers.x.to_bytes(size, "big")),
             "y": _b64u(numbers.y.to_bytes(size, "big")),
         }
-    elif isinstance(key, rsa.RSAPublicKey):
+    if isinstance(key, rsa.RSAPublicKey):
         public = key.public_numbers()
-        members = {"e": _b64u_uint(public.e), "kty": "RSA", "n": _b64u_uint(public.n)}
-    elif isinstance(key, ed25519.Ed25519PublicKey):
+        return {"e": _b64u_uint(public.e), "kty": "RSA", "n": _b64u_uint(public.n)}
+    if isinstance(key, ed25519.Ed25519PublicKey):
         raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        members = {"crv": "Ed25519", "kty": "OKP", "x": _b64u(raw)}
-    else:
-        raise TypeError("no JWK for this kind of key")
+        return {"crv": "Ed25519", "kty": "OKP", "x": _b64u(raw)}
+    raise TypeError("no JWK for this kind of key")
+
+
+def jwk_thumbprint(spki: bytes) -> str:
+    """Returns the key id of JWS headers: RFC 7638 with SHA-256, 43 characters of base64url.
+
+    Raises TypeError for other kinds of keys.
+    """
     # Section 3.3: no white space, members in the order of their names.
-    text = json.dumps(members, separators=(",", ":"), sort_keys=True)
+    text = json.dumps(jwk_members(spki), separators=(",", ":"), sort_keys=True)
     return _b64u(hashlib.sha256(text.encode()).digest())
 
 

@@ -29,6 +29,27 @@ class KeyIndex:
         self._keys = sorted(by_key, key=str)
         self._names = [str(key) for key in self._keys]
 
+    def updated(self, changed: Iterable[KeyVersion], revision: int) -> KeyIndex:
+        """Returns an index with these versions added or in the place of what they were."""
+        index = KeyIndex(changed, revision)
+        fresh = not index._by_key.keys() <= self._by_key.keys()
+        for key, numbered in index._by_key.items():
+            if key in self._by_key:
+                index._by_key[key] = dict(sorted((self._by_key[key] | numbered).items()))
+        index._by_key = self._by_key | index._by_key
+        index._keys = sorted(index._by_key, key=str) if fresh else self._keys
+        index._names = [str(key) for key in index._keys] if fresh else self._names
+        return index
+
+    def changed_since(self, before: KeyIndex) -> Iterator[KeyVersion]:
+        """Yields the versions that are not as they were in an earlier index, or not in it."""
+        for key, numbered in self._by_key.items():
+            if before._by_key.get(key) is numbered:
+                continue  # shared by `updated`: nothing of this key has changed
+            for number, version in numbered.items():
+                if before.version(key, number) != version:
+                    yield version
+
     def version(self, name: KeyName, number: int) -> KeyVersion | None:
         """Returns one version, whatever its state."""
         return self._by_key.get(name, {}).get(number)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 metadata = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
         "fk": "fk_%(table_name)s_%(column_0_name)s",
         "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -44,6 +45,12 @@ key_versions = sa.Table(
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("activate_at", sa.Double),
     sa.Column("sign_until", sa.Double),
+    sa.Column("deactivate_at", sa.Double),
+    sa.Column("destroy_at", sa.Double),
+    sa.Column("came_from", sa.String(32)),
+    sa.Column("request", sa.Text),
+    # The revision that wrote it last: whoever follows reads what came after his own.
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0", index=True),
     sa.UniqueConstraint("key_id", "number"),
     sa.UniqueConstraint("token", "cka_id"),
     # One public key under two names would make one signature two facilities'.
@@ -56,5 +63,68 @@ revision = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("value", sa.BigInteger, nullable=False),
+    # The policy in force, a row of `documents`; none before the first was put in force.
+    sa.Column("policy", sa.String(64)),
+    # The revisions that put that policy, and these officers, in force.
+    sa.Column("policy_since", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("officers_since", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("id = 1", name="one_row"),
+)
+
+officers = sa.Table(
+    "officers",
+    metadata,
+    sa.Column("principal", sa.String(2048), primary_key=True),
+    sa.Column("certificate", sa.LargeBinary, nullable=False),
+)
+
+suspensions = sa.Table(
+    "suspensions",
+    metadata,
+    sa.Column("scope", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("since", sa.Double, nullable=False),
+    sa.Column("officer", sa.String(2048), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+documents = sa.Table(
+    "documents",
+    metadata,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
+"""What operations name by hash: policies, lists of facilities, rotation plans."""
+
+operations = sa.Table(
+    "operations",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    # The canonical bytes that officers sign (signer.approval).
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("proposed_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    # The origin of the appliance that executes it; only that one completes it.
+    sa.Column("appliance", sa.String(200)),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    # JSON: what came of it.
+    sa.Column("result", sa.Text),
+    sa.Column("changed_at", sa.Double, nullable=False),
+    # The revision of its last transaction: in this order decisions took effect.
+    sa.Column("ended_revision", sa.BigInteger),
+    # Whether the end is in the log of the appliance that executed it.
+    sa.Column("recorded", sa.Boolean, nullable=False),
+)
+
+signatures = sa.Table(
+    "signatures",
+    metadata,
+    sa.Column("operation", sa.String(36), sa.ForeignKey("operations.id"), primary_key=True),
+    sa.Column("officer", sa.String(2048), primary_key=True),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
 )

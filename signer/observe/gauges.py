@@ -118,6 +118,12 @@ def audit_readings(
     ]
 
 
+def operation_readings(pending: int) -> list[Reading]:
+    """Returns the gauge of officers' proposals."""
+    text = "Proposals of officers that wait for signatures."
+    return [Reading("signer_operations_pending", text, (), {(): pending})]
+
+
 def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
     """What waits, by priority class; ``epoch`` turns monotonic seconds into calendar time."""
     items: Counter[tuple[str, ...]] = Counter()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from signer.audit.checkpoint import Checkpoint
-from signer.errors import ConfigError, Reason
+from signer.errors import CallError, ConfigError, OperatorError, Reason
 from signer.observe.gauges import LiveGauges, Reading
 from signer.observe.logs import logger
 from signer.observe.metrics import Metrics
@@ -57,16 +57,12 @@ class Reports:
 
     def our_bug(self, method: str, error: Exception, notes: Mapping[str, object]) -> None:
         """A defect: its type and places, for its text could quote a payload."""
-        places = [
-            f"{Path(frame.filename).name}:{frame.lineno}"
-            for frame in traceback.extract_tb(error.__traceback__)
-        ]
         self._log.error(
             "bug",
             method=method,
             reason=Reason.INTERNAL,
             error=type(error).__name__,
-            places=places,
+            places=_places(error),
             **notes,
         )
 
@@ -163,8 +159,42 @@ class Reports:
     def keys_changed(self, versions: int, revision: int) -> None:
         self._log.info("keys_changed", versions=versions, revision=revision)
 
+    def policy_changed(self, policy_sha256: str) -> None:
+        self._log.info("policy_changed", policy_sha256=policy_sha256)
+
+    def policy_files_differ(self, text: str) -> None:
+        self._log.warning("policy_files_differ", text=text)
+
+    def suspensions_changed(self, suspended: list[str]) -> None:
+        self._log.warning("suspensions_changed", suspended=suspended)
+
+    def operation(self, identity: str, kind: str, state: str, note: str) -> None:
+        write = self._log.error if state == "FAILED" else self._log.info
+        write("operation", operation=identity, kind=kind, state=state, note=note)
+
+    def operation_bug(self, identity: str, error: Exception) -> None:
+        """An execution that ended otherwise than it may; only our own texts are told."""
+        text = str(error) if isinstance(error, OperatorError | CallError) else ""
+        self._log.error(
+            "operation_bug",
+            operation=identity,
+            error=type(error).__name__,
+            places=_places(error),
+            text=text,
+        )
+
+    def token_differences(self, differences: Sequence[str]) -> None:
+        self._log.warning("registry_and_token_differ", differences=list(differences))
+
     def registry_unreadable(self, error: Exception) -> None:
         self._log.error("registry_unreadable", text=str(error))
+
+
+def _places(error: Exception) -> list[str]:
+    return [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
 
 
 def _denied(reason: str, notes: Mapping[str, object]) -> str:

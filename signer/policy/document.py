@@ -134,9 +134,8 @@ class GroupRules(Part):
 
 
 class StaffRules(Part):
-    """Principals that are no facility's client."""
+    """Principals that are no facility's client. Officers are not named here: an operation does."""
 
-    officer: Principals = frozenset()
     auditor: Principals = frozenset()
     operator: Principals = frozenset()
 

@@ -56,7 +56,7 @@ class FacilityUsage(_message.Message):
     def __init__(self, facility: _Optional[str] = ..., items: _Optional[int] = ..., queued_items: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "start_time", "ready", "reasons", "policy_sha256", "facilities", "key_versions", "queued_items", "workers", "busiest")
+    __slots__ = ("version", "start_time", "ready", "reasons", "policy_sha256", "facilities", "key_versions", "queued_items", "workers", "busiest", "differences")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class GetStatusResponse(_message.Message):
     QUEUED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     BUSIEST_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     version: str
     start_time: _timestamp_pb2.Timestamp
     ready: bool
@@ -77,4 +78,5 @@ class GetStatusResponse(_message.Message):
     queued_items: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     busiest: _containers.RepeatedCompositeFieldContainer[FacilityUsage]
-    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., reasons: _Optional[_Iterable[str]] = ..., policy_sha256: _Optional[str] = ..., facilities: _Optional[int] = ..., key_versions: _Optional[int] = ..., queued_items: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., busiest: _Optional[_Iterable[_Union[FacilityUsage, _Mapping]]] = ...) -> None: ...
+    differences: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., reasons: _Optional[_Iterable[str]] = ..., policy_sha256: _Optional[str] = ..., facilities: _Optional[int] = ..., key_versions: _Optional[int] = ..., queued_items: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., busiest: _Optional[_Iterable[_Union[FacilityUsage, _Mapping]]] = ..., differences: _Optional[_Iterable[str]] = ...) -> None: ...

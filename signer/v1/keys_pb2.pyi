@@ -46,7 +46,7 @@ KEY_STATE_DESTROY_SCHEDULED: KeyState
 KEY_STATE_DESTROYED: KeyState
 
 class KeyVersion(_message.Message):
-    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time")
+    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,12 @@ class KeyVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ACTIVATE_TIME_FIELD_NUMBER: _ClassVar[int]
     SIGN_UNTIL_TIME_FIELD_NUMBER: _ClassVar[int]
+    DEACTIVATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DESTROY_TIME_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATION_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    COMPROMISED_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: Algorithm
     state: KeyState
@@ -67,7 +73,13 @@ class KeyVersion(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     activate_time: _timestamp_pb2.Timestamp
     sign_until_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    deactivate_time: _timestamp_pb2.Timestamp
+    destroy_time: _timestamp_pb2.Timestamp
+    certification_request: str
+    token: str
+    primary: bool
+    compromised: bool
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ...) -> None: ...
 
 class Quota(_message.Message):
     __slots__ = ("limit", "window_seconds", "remaining")
@@ -136,3 +148,21 @@ class GetKeyVersionResponse(_message.Message):
     KEY_VERSION_FIELD_NUMBER: _ClassVar[int]
     key_version: KeyVersion
     def __init__(self, key_version: _Optional[_Union[KeyVersion, _Mapping]] = ...) -> None: ...
+
+class ListKeyVersionsRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListKeyVersionsResponse(_message.Message):
+    __slots__ = ("key_versions", "next_page_token")
+    KEY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    key_versions: _containers.RepeatedCompositeFieldContainer[KeyVersion]
+    next_page_token: str
+    def __init__(self, key_versions: _Optional[_Iterable[_Union[KeyVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

@@ -54,6 +54,11 @@ class KeyServiceStub:
                 request_serializer=signer_dot_v1_dot_keys__pb2.GetKeyVersionRequest.SerializeToString,
                 response_deserializer=signer_dot_v1_dot_keys__pb2.GetKeyVersionResponse.FromString,
                 _registered_method=True)
+        self.ListKeyVersions = channel.unary_unary(
+                '/signer.v1.KeyService/ListKeyVersions',
+                request_serializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsRequest.SerializeToString,
+                response_deserializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -85,6 +90,14 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListKeyVersions(self, request, context):
+        """Lists versions, of whatever state, in the order of their keys' names, the
+        oldest of a key first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -102,6 +115,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.GetKeyVersion,
                     request_deserializer=signer_dot_v1_dot_keys__pb2.GetKeyVersionRequest.FromString,
                     response_serializer=signer_dot_v1_dot_keys__pb2.GetKeyVersionResponse.SerializeToString,
+            ),
+            'ListKeyVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeyVersions,
+                    request_deserializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsRequest.FromString,
+                    response_serializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -190,6 +208,33 @@ class KeyService:
             '/signer.v1.KeyService/GetKeyVersion',
             signer_dot_v1_dot_keys__pb2.GetKeyVersionRequest.SerializeToString,
             signer_dot_v1_dot_keys__pb2.GetKeyVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeyVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/signer.v1.KeyService/ListKeyVersions',
+            signer_dot_v1_dot_keys__pb2.ListKeyVersionsRequest.SerializeToString,
+            signer_dot_v1_dot_keys__pb2.ListKeyVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,9 @@
  *     init         what C_SignInit does
  *     sign         what C_Sign does
  *     sign.once    the same, for one call of one process: the file goes with it
+ *     generate     what C_GenerateKeyPair does
+ *     generated    what it does when the pair is made
+ *     destroyed    what C_DestroyObject does when the object is gone
  *
  * An order is one line: "fail 0x30" returns that value, "wrong" spoils the
  * signature, "hang" never returns, "crash" and "abort" end the process, "slow 5"
@@ -107,6 +110,35 @@ static CK_RV sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_
 	return rv;
 }
 
+static CK_RV generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTRIBUTE *public_template,
+		      CK_ULONG public_count, CK_ATTRIBUTE *private_template, CK_ULONG private_count,
+		      CK_OBJECT_HANDLE *public_key, CK_OBJECT_HANDLE *private_key)
+{
+	char line[64];
+	CK_RV rv;
+
+	read_order("generate", 0, line);
+	rv = obey(line);
+	if (rv == CKR_OK)
+		rv = real.C_GenerateKeyPair(session, mechanism, public_template, public_count,
+					    private_template, private_count, public_key, private_key);
+	if (rv != CKR_OK)
+		return rv;
+	read_order("generated", 0, line);
+	return obey(line);
+}
+
+static CK_RV destroy(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+	char line[64];
+	CK_RV rv = real.C_DestroyObject(session, object);
+
+	if (rv != CKR_OK)
+		return rv;
+	read_order("destroyed", 0, line);
+	return obey(line);
+}
+
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 {
 	CK_C_GetFunctionList get;
@@ -122,6 +154,8 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
 	ours.C_Initialize = initialize;
 	ours.C_SignInit = sign_init;
 	ours.C_Sign = sign;
+	ours.C_GenerateKeyPair = generate;
+	ours.C_DestroyObject = destroy;
 	*list = &ours;
 	return CKR_OK;
 }

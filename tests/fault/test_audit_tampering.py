@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
+from uuid import uuid4
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from signer.approval import Proposal
 from signer.audit.checkpoint import Checkpoint
+from signer.audit.dual import DualControl
 from signer.audit.log import AuditLog
 from signer.audit.merkle import root
 from signer.audit.record import Column, Kind, Value, frame
@@ -26,6 +33,52 @@ from signer.audit.verify import verify_log
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
+DAY = 24 * 3600
+
+
+def approved() -> dict[Kind, dict[str, Value]]:
+    """What two officers leave in a log that propose, approve and execute one operation."""
+    now, number = int(SystemClock().now()), str(uuid4())
+    keys = {name: Ed25519PrivateKey.generate() for name in ("officer-a", "officer-b")}
+    first, second = (f"spiffe://signer.example/{name}" for name in keys)
+    officers: list[Value] = []
+    for name, key in keys.items():
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        begins, ends = (datetime.fromtimestamp(now + d * DAY, UTC) for d in (-1, 100))
+        builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, begins, ends)
+        der = builder.sign(key, None).public_bytes(Encoding.DER)
+        officers.append([f"spiffe://signer.example/{name}", der])
+    details = {"key": "facilities/01-001/keys/records"}
+    proposal = Proposal(ORIGIN, number, "create-key", first, now, now + 7 * DAY, 2, details)
+    content = proposal.canonical()
+    one, two = (key.sign(content) for key in keys.values())
+    signatures: list[Value] = [[first, one, now * 1_000_000], [second, two, now * 1_000_000]]
+    whole: dict[str, Value] = {
+        "operation": number,
+        "content": content,
+        "signatures": signatures,
+    }
+    return {
+        Kind.OFFICERS: {"officers": officers, "development": False, "policy": bytes(32)},
+        Kind.PROPOSAL: {
+            "operation": number,
+            "officer": first,
+            "content": content,
+            "signature": one,
+        },
+        Kind.APPROVAL: {"operation": number, "officer": second, "signature": two},
+        Kind.REJECTION: {"operation": str(uuid4()), "officer": second, "reason": "not asked for"},
+        Kind.EXECUTION: whole,
+        Kind.EXECUTED: {"operation": number, "state": "DONE", "note": ""},
+        Kind.ACT: {
+            "act": "suspend",
+            "target": "facilities/01-001",
+            "officer": first,
+            "reason": "a theft",
+            "changed": {},
+        },
+    }
+
 
 OTHER_KINDS: dict[Kind, dict[str, Value]] = {
     Kind.START: {"version": "1.0", "pid": 17},
@@ -82,7 +135,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
 
 def make_log(folder: Path, random: Random) -> Checkpoint:
     log = open_log(folder)
-    for kind, fields in OTHER_KINDS.items():
+    for kind, fields in (OTHER_KINDS | approved()).items():
         log.append(kind, fields)
         sign(log, random)
     log.append(Kind.INTENT, {"principal": "spiffe://signer.example/a"}, Column(32, bytes(64)))
@@ -109,6 +162,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
 def open_log(
     folder: Path, checkpoint: Checkpoint | None = None, *, override: bool = False
 ) -> AuditLog:
+    control = DualControl(checking=False)
     return AuditLog.open(
         folder,
         origin=ORIGIN,
@@ -118,7 +172,8 @@ def open_log(
         ballast_bytes=0,
         checkpoints=[checkpoint] if checkpoint else [],
         override=override,
-        snapshot=lambda: {"used": {"01-001": 7}},
+        on_record=control.apply,
+        snapshot=lambda: {"used": {"01-001": 7}, **control.snapshot()},
     )
 
 

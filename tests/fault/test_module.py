@@ -17,7 +17,9 @@ from signer.client import (
     SignerClient,
     SignerClientError,
 )
+from signer.config import load_config, read_policy
 from signer.dev import softhsm
+from signer.keys.registry import Registry
 
 
 class Faults:
@@ -61,6 +63,10 @@ def check_all(daemon: Daemon) -> None:
     """Has every signature checked, as is the default outside of development."""
     path = daemon.folder / "policy" / "policy.yaml"
     path.write_text(path.read_text().replace("check_every: 64", "check_every: 1"))
+    config = load_config(daemon.folder / "signer.yaml")
+    _, text = read_policy(config.policy)
+    with Registry.open(config.registry) as registry, registry.writing() as write:
+        write.put_policy(text)
 
 
 # --- wrong signatures ---------------------------------------------------------------------

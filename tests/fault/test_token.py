@@ -36,6 +36,7 @@ def alter(daemon: Daemon, statement: str, *values: object) -> None:
         done = registry.execute(statement, values)
         assert done.rowcount == 1
         registry.execute("UPDATE revision SET value = value + 1")
+        registry.execute("UPDATE key_versions SET revision = (SELECT value FROM revision)")
         registry.commit()
 
 

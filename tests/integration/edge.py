@@ -35,7 +35,7 @@ from signer.v1 import (
     signing_pb2_grpc,
 )
 
-SECONDS = 30.0
+SECONDS = 120.0
 """Deadline of every call: what hangs fails its test."""
 
 RECORDS = "facilities/01-001/keys/records"

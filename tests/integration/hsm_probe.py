@@ -87,8 +87,24 @@ def attributes(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     return answer
 
 
-def copies(spec: TokenSpec, keys: list[list[str]], most: int, rounds: int) -> dict[str, Any]:
-    """Signs in turn with more keys than copies are kept; counts the session objects."""
+def objects(spec: TokenSpec, cka_id: str) -> dict[str, Any]:
+    """How many objects of each class have a CKA_ID."""
+    import pkcs11  # noqa: PLC0415 - only in this process
+
+    token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
+    with token.open(user_pin=Path(spec.pin_file).read_text().strip()) as session:
+        found = session.get_objects({pkcs11.Attribute.ID: bytes.fromhex(cka_id)})
+        names = [pkcs11.ObjectClass(each[pkcs11.Attribute.CLASS]).name for each in found]
+    return {name: names.count(name) for name in names}
+
+
+def copies(
+    spec: TokenSpec, keys: list[list[str]], most: int, rounds: int, at_once: bool = False
+) -> dict[str, Any]:
+    """Signs in turn with more keys than copies are kept; counts the session objects.
+
+    ``at_once``: the copies are dropped by one order in the end, not key by key.
+    """
     import pkcs11  # noqa: PLC0415 - only in this process
 
     from signer.hsm import token as token_module  # noqa: PLC0415
@@ -114,10 +130,33 @@ def copies(spec: TokenSpec, keys: list[list[str]], most: int, rounds: int) -> di
             verifier = Verifier(Algorithm(algorithm), pin)
             correct += sum(map(verifier.correct, inputs, result.split()))
             counts.append(count())
-    for _, cka_id, _ in keys:
+    if at_once:
+        token.drop_all()
+    for _, cka_id, _ in () if at_once else keys:
         token.drop(bytes.fromhex(cka_id))
         token.drop(bytes.fromhex(cka_id))
     return {"correct": correct, "most": max(counts), "left": count()}
+
+
+def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
+    """Destroys the first key behind a token's back, then has it sign with all of them."""
+    import pkcs11  # noqa: PLC0415 - only in this process
+
+    from signer.hsm.token import open_token  # noqa: PLC0415
+    from signer.hsm.worker import ChunkSigner  # noqa: PLC0415
+
+    token = open_token(spec)
+    token.keys.find(bytes.fromhex(keys[0][1])).destroy()
+    signer, verdicts = ChunkSigner(token), []
+    for algorithm, cka_id, spki in keys:
+        pin, inputs = bytes.fromhex(spki), [bytes(32)]
+        frame = SignFrame(1, Algorithm(algorithm), 1, bytes.fromhex(cka_id), pin, inputs)
+        verdicts.append(signer.sign(frame).verdict.name)
+    template = {
+        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY,
+        pkcs11.Attribute.TOKEN: False,
+    }
+    return {"verdicts": verdicts, "copies": sum(1 for _ in token.session.get_objects(template))}
 
 
 def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
@@ -143,7 +182,10 @@ def flags(spec: TokenSpec) -> dict[str, Any]:
     }
 
 
-COMMANDS = {each.__name__: each for each in (attributes, copies, duplicate, flags)}
+COMMANDS = {
+    each.__name__: each
+    for each in (attributes, copies, copies_after_loss, duplicate, flags, objects)
+}
 
 
 def main() -> None:

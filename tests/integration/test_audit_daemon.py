@@ -61,7 +61,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 def begin_anew(made: Any) -> None:
     """The log has another name than the one it was begun with: begin it again."""
     shutil.rmtree(made.dir / "audit")
-    assert Ran("init", "--config", made.dir / "signer.yaml").code == 0
+    made.init()
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +383,7 @@ def test_a_log_that_was_cut_or_is_gone_ends_the_start(make_appliance: Callable[.
     gone = served(made)
     assert gone.code == 1
     assert "no audit log" in gone.errors
-    begun = Ran("init", "--config", made.dir / "signer.yaml")
+    begun = Ran("init", "--join", "--config", made.dir / "signer.yaml")
     assert begun.code == 1  # a checkpoint knows that there was one
     segment.write_bytes(whole)
     assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0

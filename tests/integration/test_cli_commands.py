@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,13 @@ import click
 import edge
 import outputs
 import pytest
+import sqlalchemy as sa
+from alembic.command import upgrade
+from alembic.config import Config as AlembicConfig
 
 from signer.cli.main import cli, main
+from signer.errors import OperatorError
+from signer.keys.registry import Registry
 
 MESSAGE_KEY = ("--key", edge.RECORDS, "--format", "MESSAGE")
 JWS_KEY = ("--key", edge.RECORDS, "--format", "JWS")
@@ -33,7 +39,7 @@ Run = Callable[..., Done]
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command line in this process."""
 
-    def command(*words: object) -> Done:
+    def ran(*words: object) -> Done:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
@@ -41,7 +47,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
         assert "Traceback" not in err
         return Done(int(ended.value.code or 0), out, err)
 
-    return command
+    return ran
 
 
 @pytest.fixture
@@ -76,7 +82,12 @@ def test_every_command_has_help(run: Run, path: tuple[str, ...]) -> None:
         ("policy", "explain", "--config", "x"),
         ("top",),
         ("reload", "--client", "absent.yaml"),
-        ("keys", "create", "facilities/x", "--config", "absent.yaml"),
+        ("keys", "list"),
+        ("keys", "show", "facilities/x"),
+        ("operations", "propose", "create-key", "facilities/x"),
+        ("operations", "approve", "x", "--client", "absent.yaml"),
+        ("ceremony",),
+        ("registry", "migrate"),
         ("sign", "--client", "absent.yaml"),
         ("token", "unlatch"),
         ("dev", "up"),
@@ -144,17 +155,65 @@ def test_explain_says_what_the_server_does(
         assert refusal.message == decision["message"]
 
 
-def test_keys(run: Run, config: Path, appliance: Any) -> None:
-    listed = json.loads(run("keys", "list", "--config", config, "--json").out)
-    assert {key["name"] for key in listed} == {
-        f"{key['name']}/versions/1" for key in appliance.dev["keys"]
-    }
-    shown = run("keys", "show", edge.RECORDS, "--config", config, "--json")
-    pem = Path(appliance.key("01-001/records")["public_key"]).read_text()
-    assert json.loads(shown.out)["public_key"] == pem
-    done = run("keys", "show", "facilities/01-001/keys/none", "--config", config)
-    assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("signer: ")
+def test_keys(run: Run, appliance: Any) -> None:
+    for options in (
+        ("--client", appliance.client_file("auditor")),
+        ("--config", appliance.dev["config"]),
+    ):
+        listed = json.loads(run("keys", "list", *options, "--json").out)
+        assert {key["name"] for key in listed} == {
+            f"{key['name']}/versions/1" for key in appliance.dev["keys"]
+        }
+        shown = run("keys", "show", edge.RECORDS, *options, "--json")
+        pem = Path(appliance.key("01-001/records")["public_key"]).read_text()
+        assert json.loads(shown.out)["public_key"] == pem
+        done = run("keys", "show", "facilities/01-001/keys/none", *options)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("signer: ")
+    for command in (("list",), ("suspend", edge.RECORDS, "--reason", "x")):
+        done = run("keys", *command, "--client", appliance.client_file("stranger"))
+        assert (done.code, "PEER_UNKNOWN" in done.err) == (1, True)
+
+
+def test_published_keys_are_those_of_the_appliance(run: Run, appliance: Any) -> None:
+    done = run("keys", "export", "--form", "jwks", "--client", appliance.client_file("auditor"))
+    assert done.code == 0
+    algorithms = sorted(key["alg"] for key in json.loads(done.out)["keys"])
+    assert algorithms == sorted(key["algorithm"] for key in appliance.dev["keys"])
+
+
+def test_registry_migrate(run: Run, config: Path, tmp_path: Path) -> None:
+    done = run("registry", "migrate", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert "nothing to do" in done.out
+    registry = tmp_path / "registry.sqlite"
+    text = re.sub("(?m)^registry:.*$", f"registry: sqlite:///{registry}", config.read_text())
+    old = config.with_name("signer-old.yaml")
+    old.write_text(text)
+    try:
+        assert run("registry", "migrate", "--config", old).code == 1
+        assert not registry.exists()
+        first_schema(registry)
+        with pytest.raises(OperatorError, match="signer registry migrate --config FILE"):
+            Registry.open(f"sqlite:///{registry}")
+        done = run("registry", "migrate", "--config", old)
+        assert (done.code, done.err) == (0, "")
+        assert "was 0001 and is 0" in done.out
+        Registry.open(f"sqlite:///{registry}").close()
+    finally:
+        old.unlink()
+
+
+def first_schema(registry: Path) -> None:
+    """Makes a registry as the first release did."""
+    alembic = AlembicConfig()
+    alembic.set_main_option("script_location", "signer.keys:migrations")
+    alembic.set_main_option("path_separator", "os")
+    engine = sa.create_engine(f"sqlite:///{registry}")
+    with engine.begin() as connection:
+        alembic.attributes["connection"] = connection
+        upgrade(alembic, "0001")
+    engine.dispose()
 
 
 def test_unlatch(run: Run, make_appliance: Any) -> None:

@@ -150,7 +150,8 @@ def test_the_policy_allows_what_dev_json_says_and_nothing_to_the_stranger(
         assert terms.check_every == (64 if sampled else 1)
         assert policy.facilities[name.facility].clients == {principals["issuer"]}
     assert principals["stranger"] not in policy.roles
-    assert set(principals.values()) - set(policy.roles) == {principals["stranger"]}
+    others = {principals[name] for name in ("stranger", "officer-a", "officer-b")}
+    assert set(principals.values()) - set(policy.roles) == others  # officers: the registry's
 
 
 def test_client_files_name_the_daemon_and_files_that_exist(described: Any, home: Path) -> None:

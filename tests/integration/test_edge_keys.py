@@ -74,6 +74,8 @@ def test_who_may_not_sign_sees_no_rights(auditor: edge.Stubs, issuer: edge.Stubs
         (1_000_000, 1),
         (10_000_000_000, 86_400),
     ]
+    assert (theirs.primary.token, mine.primary.token) == ("signer-dev", "")
+    theirs.primary.ClearField("token")
     assert theirs.primary == mine.primary
 
 

@@ -96,12 +96,6 @@ def test_a_metrics_port_in_use_is_refused(appliance: Any, tmp_path: Path) -> Non
     assert "change `metrics`" in text
 
 
-def wrong_policy(folder: Path) -> dict[str, Any]:
-    policy = folder / "policy.yaml"
-    policy.write_text("profiles: {}\nfacilities:\n  a: {profile: none}\n")
-    return {"policy": str(policy)}
-
-
 def no_state(folder: Path) -> dict[str, Any]:
     (folder / "a-file").touch()
     return {"tls": {name: str(folder / "absent") for name in ("certificate", "key", "client_ca")}}
@@ -113,11 +107,10 @@ def no_state(folder: Path) -> dict[str, Any]:
         (lambda _: {"listne": "127.0.0.1:1"}, "listne: "),
         (lambda _: {"limits": {"calls": 0}}, "limits.calls: "),
         (lambda _: {"tokens": []}, "tokens: "),
-        (wrong_policy, "facilities.a.profile: "),
         (no_state, "tls.certificate: "),
         (lambda folder: {"registry": f"sqlite:///{folder}/absent.sqlite"}, "absent.sqlite"),
     ],
-    ids=["unknown", "limit", "no-token", "policy", "tls", "registry"],
+    ids=["unknown", "limit", "no-token", "tls", "registry"],
 )
 def test_a_wrong_configuration_ends_the_start_before_anything_listens(
     appliance: Any, tmp_path: Path, change: Callable[[Path], dict[str, Any]], field: str

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.config import load_config
 from signer.dev import plan
 from signer.hsm.admin import open_admin
-from signer.keys.operations import NewKey, create_keys
+from signer.keys.making import NewKey, create_keys
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2

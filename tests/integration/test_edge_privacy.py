@@ -166,6 +166,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_hsm_call_duration_seconds": {"token": TOKENS, "call": {"C_Sign"}},
     "signer_signature_checks": {"result": {"correct", "wrong"}},
     "signer_key_versions": {"state": STATES},
+    "signer_operations_pending": {},
     "signer_key_expiry_timestamp_seconds": {"group": GROUPS},
     "signer_tls_expiry_timestamp_seconds": {"certificate": {"server", "client_ca"}},
     "signer_quota_rejections": {"group": GROUPS, "window": {"second", "minute", "hour", "day"}},

@@ -115,7 +115,7 @@ def test_a_bad_policy_is_refused_and_nothing_changes(
     mine.edit_policy(spoil)
     refusal = edge.refused(lambda: edge.reload(operating))
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
-    assert "nothing has changed" in refusal.message
+    assert "stays in force" in refusal.message
     assert len(refusal.fields) == 10
     assert set(refusal.fields) < {f"facilities.bad-{number:02}.profile" for number in range(11)}
     assert edge.status(operating).policy_sha256 == before
@@ -252,6 +252,7 @@ def test_reflection_names_the_services(issuing: edge.Stubs) -> None:
         "signer.v1.ControlService",
         "signer.v1.EvidenceService",
         "signer.v1.KeyService",
+        "signer.v1.OperationService",
         "signer.v1.SigningService",
     }
 

@@ -6,13 +6,13 @@ import ctypes
 import os
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import officers
 import psutil
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -122,11 +122,9 @@ def metric(appliance: Any, name: str, label: str) -> str:
     return "\n".join(found)
 
 
-def create(appliance: Any, key: str, *arguments: str) -> None:
-    """``signer keys create``, as an operator runs it beside the daemon."""
-    config = str(appliance.dir / "signer.yaml")
-    command = [sys.executable, "-m", "signer", "keys", "create", key, *arguments]
-    subprocess.run([*command, "--config", config], check=True, capture_output=True, timeout=60)
+def create(appliance: Any, key: str, **arguments: Any) -> None:
+    """Two officers make a key that signs at once."""
+    officers.Office(appliance.dev).do("create-key", key=key, activate=True, **arguments)
 
 
 def serves(client: Any, key: str) -> bool:
@@ -142,13 +140,13 @@ def test_keys_made_while_the_daemon_runs_are_served(make_appliance: Make) -> Non
     with appliance.client() as client:
         for number, arguments in enumerate(
             [
-                ("--algorithm", "ES256"),
-                ("--algorithm", "PS256", "--bits", "3072"),
+                {"algorithm": "ES256"},
+                {"algorithm": "PS256", "bits": 3072},
             ]
         ):
             name = f"facilities/01-001/keys/new-{number}"
             assert not serves(client, name)
-            create(appliance, name, *arguments)
+            create(appliance, name, **arguments)
             until(partial(serves, client, name), "it is served", 10)
     assert workers(appliance) == before
 
@@ -160,7 +158,7 @@ def test_keys_made_while_a_worker_is_replaced_are_served(make_appliance: Make) -
             for worker in workers(appliance):
                 worker.kill()
             name = f"facilities/01-002/keys/new-{number}"
-            create(appliance, name, "--algorithm", "ES256")
+            create(appliance, name, algorithm="ES256")
             until(partial(serves, client, name), "it is served", 10)
 
 

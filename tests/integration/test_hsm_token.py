@@ -50,6 +50,18 @@ def test_more_keys_than_copies_are_kept_all_sign(token: SoftToken) -> None:
     assert told == {"correct": 7 * 3 * 3, "most": 3, "left": 0}
 
 
+def test_all_copies_go_at_once(token: SoftToken) -> None:
+    keys = token.make(*[(Algorithm.ES256, 0)] * 4)
+    told = ask("copies", token.spec(), keys=key_arguments(keys), most=9, rounds=2, at_once=True)
+    assert told == {"correct": 4 * 2 * 3, "most": 4, "left": 0}
+
+
+def test_a_key_that_is_lost_does_not_end_the_copies_of_others(token: SoftToken) -> None:
+    keys = token.make(*[(Algorithm.ES256, 0)] * 3)
+    told = ask("copies_after_loss", token.spec(read_write=True), keys=key_arguments(keys))
+    assert told == {"verdicts": ["REFUSED", "SIGNED", "SIGNED"], "copies": 2}
+
+
 def test_without_copies_there_are_none(token: SoftToken) -> None:
     keys = token.make((Algorithm.ES256, 0))
     spec = token.spec(session_copies=False)

@@ -113,7 +113,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "MAX_POLICY_BYTES", 100)
+    monkeypatch.setattr(config.policies, "MAX_POLICY_BYTES", 100)
     (tmp_path / "a.yaml").write_text("profiles: {}  #" + "x" * 60)
     (tmp_path / "b.yaml").write_text("facilities: {}  #" + "x" * 60)
     with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*larger than allowed"):
@@ -123,7 +123,7 @@ def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_all_problems_are_told_at_once_up_to_a_bound(tmp_path: Path) -> None:
     lines = "\n".join(f"  f-{n}: {{profile: nowhere, client: []}}" for n in range(60))
     told = text_of(load_policy, tmp_path, f"profiles: {{}}\nfacilities:\n{lines}\n")
-    assert told.count("is not known here") == config.MAX_PROBLEMS
+    assert told.count("is not known here") == config.reader.MAX_PROBLEMS
     assert "and 10 more" in told
 
 
@@ -190,7 +190,7 @@ PLAIN = st.recursive(
 
 def read(text: str) -> tuple[object, list[Violation]]:
     problems: list[Violation] = []
-    return config._Reader(text, Path("p.yaml"), problems).document(), problems
+    return config.reader._Reader(text, Path("p.yaml"), problems).document(), problems
 
 
 @given(st.dictionaries(TEXTS, PLAIN, max_size=4))
@@ -234,5 +234,5 @@ def test_what_stands_without_quotes_is_what_it_looks_like(text: str) -> None:
 def test_pure_python_loader_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     file = REPOSITORY / "config" / "policy" / "policy.yaml"
     fast = read(file.read_text())
-    monkeypatch.setattr(config, "_Loader", yaml.SafeLoader)
+    monkeypatch.setattr(config.reader, "_Loader", yaml.SafeLoader)
     assert read(file.read_text()) == fast

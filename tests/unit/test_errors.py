@@ -38,6 +38,11 @@ CONTRACT = {  # DESIGN section 4
     "AUDIT_UNAVAILABLE": ("call", "UNAVAILABLE"),
     "REQUEST_ID_REUSED": ("call", "INVALID_ARGUMENT"),
     "INTERNAL": ("call item", "INTERNAL"),
+    # of officers' operations
+    "OPERATION_NOT_FOUND": ("call", "NOT_FOUND"),
+    "OPERATION_REFUSED": ("call", "FAILED_PRECONDITION"),
+    "APPROVAL_INVALID": ("call", "PERMISSION_DENIED"),
+    "REGISTRY_UNAVAILABLE": ("call", "UNAVAILABLE"),
 }
 
 
@@ -68,6 +73,7 @@ def test_trying_again_helps_only_where_something_passes() -> None:
         Reason.OVERLOADED,
         Reason.HSM_UNAVAILABLE,
         Reason.AUDIT_UNAVAILABLE,
+        Reason.REGISTRY_UNAVAILABLE,
     }
 
 

@@ -22,9 +22,10 @@ from signer.audit import proof
 from signer.audit.checkpoint import Checkpoint, Verifier
 from signer.audit.disk import Disk
 from signer.audit.log import AuditLog
-from signer.audit.record import Kind
+from signer.audit.record import Kind, Record
 from signer.audit.search import locate, prove
 from signer.audit.segments import Reader, list_segments
+from signer.audit.verify import verify_log
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.engine import BatchRequest, Engine, Snapshot
@@ -288,3 +289,55 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
     assert stage.engine.sign_batch(request()) == result
     assert stage.hsm.signed == 3
     assert stage.kinds() == [Kind.INTENT, Kind.OUTCOME]
+
+
+# --- officers ----------------------------------------------------------------------------------
+
+
+def opened(folder: Path, evidence: Evidence, checkpoints: tuple[Checkpoint, ...] = ()) -> AuditLog:
+    return AuditLog.open(
+        folder,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        segment_bytes=600,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        checkpoints=checkpoints,
+        on_record=evidence.recorded,
+        snapshot=evidence.snapshot,
+    )
+
+
+def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_path: Path) -> None:
+    before, after = (Evidence(SystemClock(), Observer()) for _ in range(2))
+    log = opened(tmp_path / "audit", before)
+    officers = [["spiffe://x/a", b"certificate"], ["spiffe://x/b", b"other"]]
+    log.append(Kind.OFFICERS, {"officers": officers, "development": False, "policy": bytes(32)})
+    operation = {"operation": ID, "content": b"nobody signed it", "signatures": []}
+    log.append(Kind.EXECUTION, operation)
+    log.append(Kind.EXECUTED, {"operation": ID, "state": "DONE", "note": ""})
+    while len(list_segments(tmp_path / "audit")) < 3:
+        log.append(Kind.WORKER, {"token": "t", "cause": "c"})
+    known = Checkpoint(ORIGIN, *log.tree_head())
+    log.close()
+    # What people did wrong is told by the verification, and does not stop a start.
+    [problem] = verify_log(tmp_path / "audit", ORIGIN, [known]).problems
+    assert problem.startswith("record 1: ")
+    log = opened(tmp_path / "audit", after, (known,))
+    log.close()
+    control = after.snapshot()["control"]
+    assert control == before.snapshot()["control"]
+    assert isinstance(control, dict)
+    assert control["officers"] == officers
+    assert len(control["operations"]) == 57
+    newest = list_segments(tmp_path / "audit")[-1]
+    [first] = Reader([newest]).records(newest.first, newest.first + 1)
+    assert first.fields["control"] == control
+
+
+def test_a_snapshot_from_before_there_were_officers_is_read() -> None:
+    evidence = Evidence(SystemClock(), Observer())
+    older = {"requests": b"", "used": {}, "frontier": [bytes(32)], "open": []}
+    evidence.recorded(Record(1, 1, Kind.SNAPSHOT, older))
+    assert evidence.snapshot() == Evidence(SystemClock(), Observer()).snapshot()
+    assert set(evidence.snapshot()) == {"requests", "used", "control"}

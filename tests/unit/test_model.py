@@ -103,12 +103,20 @@ def test_the_state_in_force_follows_the_clock(
     assert version.active(now) is (expected is KeyState.ACTIVE)
 
 
-@pytest.mark.parametrize("state", set(KeyState) - {KeyState.ACTIVE})
+@pytest.mark.parametrize("state", sorted(set(KeyState) - {KeyState.ACTIVE, KeyState.SUSPENDED}))
 @pytest.mark.parametrize("now", [0.0, 150.0, 300.0])
 def test_other_states_do_not_follow_the_clock(state: KeyState, now: float) -> None:
     version = replace(VERSION, state=state)
     assert version.state_at(now) is state
     assert not version.active(now)
+
+
+def test_a_suspended_version_ends_by_the_clock_all_the_same() -> None:
+    suspended = replace(VERSION, state=KeyState.SUSPENDED)
+    assert [suspended.state_at(now) for now in (150.0, 300.0)] == [
+        KeyState.SUSPENDED,
+        KeyState.DEACTIVATED,
+    ]
 
 
 def test_every_algorithm_has_its_hash() -> None:

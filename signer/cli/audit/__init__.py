@@ -78,7 +78,7 @@ def show(
         rows = [(each["seq"], each["time"], each["kind"], _summary(each)) for each in described]
         print_table(("record", "time", "kind", "about"), rows)
     else:
-        print_values(described[0])
+        _print_record(described[0])
 
 
 @audit.command()
@@ -179,7 +179,7 @@ def prove(
 def export(
     *, place: Place | None, key_file: Path | None, start: int | None, stop: int | None
 ) -> None:
-    """Prints records as JSON, one a line, bytes in hex.
+    """Prints records as JSON, one a line, bytes in hex, operations as text.
 
     \b
       signer audit export --config /etc/signer/signer.yaml > log.jsonl
@@ -250,10 +250,23 @@ _SHOWN = ("principal", "key_version", "format", "rule", "policy", "request_id")
 # --- printing ----------------------------------------------------------------------------------
 
 
+def _print_record(described: dict[str, Any]) -> None:
+    """One record; an operation's text stands by itself, as its officers have read it."""
+    fields = dict(described["fields"])
+    content = str(fields.pop("content", ""))
+    print_values({**described, "fields": fields})
+    if content:
+        lines = (
+            "".join(c if c.isprintable() else "?" for c in line) for line in content.split("\n")
+        )
+        click.echo("\n" + "\n".join(lines).rstrip("\n"))
+
+
 def _summary(described: dict[str, Any]) -> str:
     """The fields of a record in one line, the long ones cut."""
     items = [f"{len(described['items'])} items"] if "items" in described else []
-    fields = [f"{name}={_short(value)}" for name, value in described["fields"].items()]
+    shown = {name: value for name, value in described["fields"].items() if name != "content"}
+    fields = [f"{name}={_short(value)}" for name, value in shown.items()]
     return ", ".join(items + fields)
 
 

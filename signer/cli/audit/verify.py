@@ -64,6 +64,9 @@ def verify(
     every checkpoint: those in the log's directory and those given. A log without
     a checkpoint is not in order, for nobody has signed what it says.
 
+    So is whatever officers must allow together: that enough of those in force have
+    signed exactly what was done. A log from before there were officers says so.
+
     Where segments were archived, say so: a log without its beginning or its end is
     wrong otherwise. What an archive has beyond `signed_records` is proven by the
     segments that follow it, which are elsewhere.
@@ -132,6 +135,10 @@ def _verify_log(
         "open_intents": report.open_intents,
         "recovered": list(report.recovered),
         "overridden": list(report.overridden),
+        "officers": None if report.officers is None else list(report.officers),
+        "development": report.development,
+        "operations": report.operations,
+        "acts": report.acts,
         "problems": [*problems, *report.problems],
     }
 
@@ -141,7 +148,10 @@ def _print_report(report: dict[str, Any]) -> None:
         click.echo(f"wrong: {problem}", err=True)
     verdict = "in order" if report["whole"] else "NOT in order"
     click.echo(f"the log {report['origin']} is {verdict}")
-    print_values({name: value for name, value in report.items() if name not in _TOLD})
+    values = {name: value for name, value in report.items() if name not in _TOLD}
+    if values["officers"] is None:
+        values["officers"] = "none are known: nothing says who had to allow what"
+    print_values(values)
 
 
 _TOLD = {"whole", "origin", "problems"}

@@ -1,10 +1,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.audit.dual import MAX_OFFICERS_BYTES, MAX_OPERATIONS, DualControl
 from signer.audit.ledger import (
     MAX_REQUESTS,
     REQUEST_LIFE_US,
@@ -329,6 +331,21 @@ def test_room_is_made_for_nothing_that_is_expired_or_known() -> None:
     assert len(ledger._requests) == 1
 
 
+def full_control() -> DualControl:
+    """As many operations and officers as are known at once: they share the record."""
+    control = DualControl()
+    officers: list[Value] = [
+        [f"{n:0512d}", bytes(MAX_OFFICERS_BYTES // 96 - 512)] for n in range(96)
+    ]
+    first: dict[str, Value] = {"officers": officers, "policy": bytes(32), "development": False}
+    control.apply(Record(0, START_US, Kind.OFFICERS, first))
+    assert control.problems == ()
+    for number in range(MAX_OPERATIONS + 1):
+        fields: dict[str, Value] = {"operation": str(UUID(int=number)), "content": b""}
+        control.apply(Record(number + 1, START_US, Kind.EXECUTION, fields))
+    return control
+
+
 def test_full_ledger_fits_into_one_record_and_comes_back() -> None:
     ledger = Ledger()
     for number in range(15_000):
@@ -337,9 +354,8 @@ def test_full_ledger_fits_into_one_record_and_comes_back() -> None:
     for number in range(MAX_REQUESTS):
         principal = f"spiffe://signer.example/{number % 15_000:0300d}"
         ledger.apply(intent(15_000 + number, principal=principal, request_id=str(number)))
-    body, _ = encode(
-        200_000, START_US, Kind.SNAPSHOT, {**ledger.snapshot(), "frontier": [bytes(32)] * 64}
-    )
+    both = {**ledger.snapshot(), **full_control().snapshot()}
+    body, _ = encode(200_000, START_US, Kind.SNAPSHOT, {**both, "frontier": [bytes(32)] * 64})
     assert len(body) < MAX_BODY
     assert Ledger.from_snapshot(parse(body).fields).snapshot() == ledger.snapshot()
 

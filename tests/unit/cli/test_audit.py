@@ -236,6 +236,67 @@ def test_no_log_no_key_no_place(appliance: Path, tmp_path: Path) -> None:
     assert run("show").exit_code == 2
 
 
+# --- officers --------------------------------------------------------------------------------
+
+OPERATION = "6a9b7d3e-0000-4000-8000-000000000001"
+CONTENT = f'signer.v1 approval\n{ORIGIN}\n{OPERATION}\n{{\n  "kind": "\x1b[2J"\n}}\n'.encode()
+
+
+@pytest.fixture
+def officers(tmp_path: Path) -> Path:
+    """The directory of a log with two officers, an act, and an execution that nobody approved."""
+    key = Ed25519PrivateKey.generate()
+    audit = tmp_path / "audit"
+    (audit / "checkpoints").mkdir(parents=True)
+    (audit / "audit.pub.pem").write_bytes(pem(key))
+    log = AuditLog.open(
+        audit, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
+    )
+    certificates: list[Value] = [["spiffe://x/a", b"1"], ["spiffe://x/b", b"2"]]
+    log.append(Kind.OFFICERS, {"officers": certificates, "development": False, "policy": bytes(32)})
+    log.append(Kind.ACT, {"act": "suspend", "officer": "spiffe://x/a", "changed": {}})
+    log.append(Kind.EXECUTION, {"operation": OPERATION, "content": CONTENT, "signatures": []})
+    log.append(Kind.EXECUTED, {"operation": OPERATION, "state": "DONE", "note": ""})
+    (audit / "checkpoints" / "newest").write_text(sealed(log, key))
+    log.close()
+    return audit
+
+
+def test_verify_tells_officers_and_what_was_done_without_them(officers: Path) -> None:
+    result = run("verify", "--dir", officers)
+    assert result.exit_code == 1
+    assert "wrong: record 2: " in result.stderr
+    assert "NOT in order" in result.stdout
+    described = run("verify", "--dir", officers, "--json")
+    assert described.exit_code == 1
+    report = json.loads(described.stdout)
+    assert report["officers"] == ["spiffe://x/a", "spiffe://x/b"]
+    assert (report["operations"], report["acts"], report["development"]) == (1, 1, False)
+    [problem] = report["problems"]
+    assert problem.startswith("record 2: ")
+
+
+def test_verify_of_a_log_without_officers_says_so(appliance: Path) -> None:
+    result = run("verify", "--dir", appliance / "audit")
+    assert result.exit_code == 0
+    assert "none are known" in result.stdout
+    report = json.loads(run("verify", "--dir", appliance / "audit", "--json").stdout)
+    assert report["officers"] is None
+
+
+def test_an_operation_is_shown_as_its_officers_have_read_it(officers: Path) -> None:
+    shown = run("show", "--dir", officers, 2)
+    assert shown.exit_code == 0, shown.stderr
+    assert '\n  "kind": "\x1b' not in shown.stdout
+    assert shown.stdout.endswith(CONTENT.decode().replace("\x1b", "?"))
+    assert CONTENT.hex() not in shown.stdout
+    described = json.loads(run("show", "--dir", officers, 2, "--json").stdout)
+    assert described["fields"]["content"] == CONTENT.decode()
+    table = run("show", "--dir", officers).stdout
+    assert f"operation={OPERATION}" in table
+    assert "signer.v1" not in table
+
+
 # --- find ------------------------------------------------------------------------------------
 
 

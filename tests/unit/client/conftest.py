@@ -31,6 +31,8 @@ from signer.v1 import (
     evidence_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     signing_pb2,
     signing_pb2_grpc,
 )
@@ -157,6 +159,19 @@ class Played(
             next_page_token=str(page + 1) if page < 2 else "",
         )
 
+    def ListKeyVersions(  # noqa: N802  # named by the .proto
+        self, request: keys_pb2.ListKeyVersionsRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ListKeyVersionsResponse:
+        del context
+        page = int(request.page_token or 0)
+        name = f"{request.parent or 'facilities/f/keys/k'}/versions/{page + 1}"
+        version = keys_pb2.KeyVersion(name=name, token="t", primary=page == 1)
+        version.deactivate_time.FromSeconds(1_700_000_000)
+        version.destroy_time.FromSeconds(1_700_000_001)
+        return keys_pb2.ListKeyVersionsResponse(
+            key_versions=[version], next_page_token=str(page + 1) if page < 2 else ""
+        )
+
     def GetCheckpoint(  # noqa: N802  # named by the .proto
         self, request: evidence_pb2.GetCheckpointRequest, context: grpc.ServicerContext
     ) -> evidence_pb2.GetCheckpointResponse:
@@ -208,6 +223,27 @@ class Played(
         return control_pb2.GetStatusResponse(ready=True, workers=[worker], busiest=usage)
 
 
+class PlayedOperations(operations_pb2_grpc.OperationServiceServicer):
+    """Answers every method with ``answers[method](request)``; ``asked`` keeps the requests."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[Any], Message]] = {}
+        self.asked: list[tuple[str, Any]] = []
+        for method in operations_pb2.DESCRIPTOR.services_by_name["OperationService"].methods:
+            setattr(self, method.name, self._method(method.name))
+
+    def _method(self, name: str) -> Callable[[Any, grpc.ServicerContext], Message]:
+        def answer(request: Any, context: grpc.ServicerContext) -> Message:
+            self.asked.append((name, request))
+            try:
+                return self.answers[name](request)
+            except Refusal as refusal:
+                context.abort_with_status(rpc_status.to_status(refusal.status))
+                raise
+
+        return answer
+
+
 @dataclass(frozen=True)
 class Identity:
     ca: Path
@@ -255,14 +291,15 @@ def make_pki(folder: Path) -> Identity:
 
 
 @contextmanager
-def serving(played: Played, identity: Identity) -> Iterator[str]:
-    """Serves ``played`` on a port of its own; gives its address."""
+def serving(played: Played, operations: PlayedOperations, identity: Identity) -> Iterator[str]:
+    """Serves what is played on a port of its own; gives its address."""
     options = [("grpc.max_receive_message_length", 4 * 1024 * 1024), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(16), options=options)
     signing_pb2_grpc.add_SigningServiceServicer_to_server(played, server)
     keys_pb2_grpc.add_KeyServiceServicer_to_server(played, server)
     evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(played, server)
     control_pb2_grpc.add_ControlServiceServicer_to_server(played, server)
+    operations_pb2_grpc.add_OperationServiceServicer_to_server(operations, server)
     checks = health.HealthServicer()
     checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -285,6 +322,7 @@ class Stage:
 
     identity: Identity
     played: Played = field(default_factory=Played)
+    operations: PlayedOperations = field(default_factory=PlayedOperations)
     address: str = ""
 
     def refuse(self, code: grpc.StatusCode, reason: str, **details: Any) -> NoReturn:
@@ -309,9 +347,10 @@ class Stage:
         """Serves with ``script`` and connects over mutual TLS."""
         if script is not None:
             self.played.script = script
-        with serving(self.played, self.identity) as address, self.connect(address) as client:
+        with serving(self.played, self.operations, self.identity) as address:
             self.address = address
-            yield client
+            with self.connect(address) as client:
+                yield client
 
     def connect(self, address: str) -> SignerClient:
         return SignerClient.from_files(

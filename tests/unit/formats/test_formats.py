@@ -17,7 +17,10 @@ from signer.model import Algorithm, Format, FormatContext, Prepared
 
 Maker = Callable[..., FormatContext]
 
-many = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 json_values = st.recursive(
     st.none()

@@ -20,9 +20,11 @@ from signer.hsm.frames import (
     ResultFrame,
     SignFrame,
     Verdict,
+    pack_ids,
     pack_json,
     pack_result,
     pack_sign,
+    unpack_ids,
     unpack_json,
     unpack_result,
     unpack_sign,
@@ -156,6 +158,19 @@ def test_a_wrong_index_outside_the_chunk_is_refused(index: int) -> None:
 def test_a_control_message_is_one_json_object(body: bytes) -> None:
     with pytest.raises(FrameError):
         unpack_json(memoryview(body))
+
+
+@given(st.lists(st.binary(max_size=300)))
+def test_ids_survive_the_way(ids: list[bytes]) -> None:
+    assert unpack_ids(memoryview(pack_ids(ids))) == ids
+
+
+@given(st.binary(min_size=1, max_size=300), st.data())
+def test_ids_that_are_cut_short_are_refused(cka_id: bytes, data: st.DataObject) -> None:
+    packed = pack_ids([cka_id])
+    cut = data.draw(st.integers(1, len(packed) - 1))
+    with pytest.raises(FrameError):
+        unpack_ids(memoryview(packed[:cut]))
 
 
 @pytest.fixture

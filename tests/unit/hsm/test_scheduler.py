@@ -224,6 +224,27 @@ def test_what_comes_back_goes_out_first_and_whole() -> None:
     assert scheduler.take() is first
 
 
+def test_removing_asks_once_of_each_job_and_keeps_the_others_in_order() -> None:
+    scheduler = Scheduler(cost)
+    jobs = [job("ab"[number % 2], 3) for number in range(40)]
+    for each in jobs:
+        scheduler.add(each)
+    asked: list[Pending] = []
+    gone = jobs[::3]
+
+    def wanted(pending: Pending) -> bool:
+        asked.append(pending)
+        return any(pending is each for each in gone)
+
+    removed = scheduler.remove(wanted)
+    assert sorted(map(id, asked)) == sorted(map(id, jobs))
+    assert {id(chunk.pending) for chunk in removed} == set(map(id, gone))
+    taken = [chunk.pending for chunk in drain(scheduler)]
+    for owner in "ab":
+        left = [each for each in jobs if each.job.owner == owner and each not in gone]
+        assert list(dict.fromkeys(each for each in taken if each.job.owner == owner)) == left
+
+
 def test_an_owner_who_left_brings_no_credit_back() -> None:
     scheduler = Scheduler(cost)
     scheduler.add(job("a", 1))

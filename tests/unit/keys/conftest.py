@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,9 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.errors import OperatorError
-from signer.keys.operations import NewKey, create_key
+from signer.keys.making import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyVersion
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 
@@ -73,8 +76,22 @@ def now() -> float:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/registry.sqlite"
+
+
+@pytest.fixture
+def postgres_url(postgres: Any) -> Iterator[str]:
+    url: str = postgres.database()
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Where nothing is yet, on each kind of database."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
 
 
 @pytest.fixture

@@ -24,6 +24,11 @@ from signer.model import Algorithm, KeyVersion
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 
 
+@pytest.fixture
+def url(sqlite_url: str) -> str:
+    return sqlite_url  # whatever holds the keys: these tests are of what is made of them
+
+
 def spki(public_key: Any) -> bytes:
     der: bytes = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return der
@@ -96,7 +101,11 @@ FITTING = {
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-@pytest.mark.parametrize("key", [P256, P384, ED25519, RSA, RSA_1536, b"", b"\x30\x00"])
+@pytest.mark.parametrize(
+    "key",
+    [P256, P384, ED25519, RSA, RSA_1536, b"", b"\x30\x00"],
+    ids=["p256", "p384", "ed25519", "rsa", "rsa-1536", "nothing", "no-key"],
+)
 def test_a_key_fits_its_own_algorithm_only(algorithm: Algorithm, key: bytes) -> None:
     assert fits(key, algorithm) == (FITTING[algorithm] == key)
 

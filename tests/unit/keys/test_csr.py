@@ -7,11 +7,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.errors import OperatorError
 from signer.keys.csr import make_request
-from signer.keys.operations import NewKey, create_key
+from signer.keys.making import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyVersion
 
 SUBJECT = "CN=DCC signer 1,O=Ministry of Health,C=VN"
+
+
+@pytest.fixture
+def url(sqlite_url: str) -> str:
+    return sqlite_url  # whatever holds the keys: these tests are of what is made of them
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)

@@ -102,3 +102,25 @@ def test_an_index_equals_one_of_the_same_revision_and_versions() -> None:
 def test_two_versions_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="versions/1"):
         KeyIndex([make(), make()])
+
+
+@given(
+    st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(1, 3)), times),
+    st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(1, 3)), times),
+)
+def test_an_index_brought_up_to_date_equals_one_built_from_scratch(
+    before: dict[tuple[str, int], float | None], changed: dict[tuple[str, int], float | None]
+) -> None:
+    def versions(of: dict[tuple[str, int], float | None]) -> list[KeyVersion]:
+        return [make(KeyName(facility, "k"), number, at) for (facility, number), at in of.items()]
+
+    old = KeyIndex(versions(before), 4)
+    updated = old.updated(versions(changed), 5)
+    expected = KeyIndex(versions(before | changed), 5)
+    assert updated == expected
+    assert updated.names() == expected.names()
+    assert updated.names("facilities/b/") == expected.names("facilities/b/")
+    for name in expected.names():
+        # In order of their numbers, which equality of mappings does not see.
+        assert updated.versions(name) == expected.versions(name)
+    assert old == KeyIndex(versions(before), 4)

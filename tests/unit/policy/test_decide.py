@@ -22,9 +22,9 @@ CLINIC = "spiffe://signer.example/facility/01-001"
 PROVINCE = "spiffe://signer.example/province/01"
 MINISTRY = "spiffe://signer.example/ministry"
 IDLE_PROVINCE = "spiffe://signer.example/province/02"
-OFFICER = "spiffe://signer.example/officer"
+WATCHER = "spiffe://signer.example/watcher"
 STRANGER = "spiffe://signer.example/stranger"
-PRINCIPALS = [CLINIC, PROVINCE, MINISTRY, IDLE_PROVINCE, OFFICER, STRANGER]
+PRINCIPALS = [CLINIC, PROVINCE, MINISTRY, IDLE_PROVINCE, WATCHER, STRANGER]
 
 MONDAY_NOON = 1_772_427_600.0  # 2026-03-02T12:00:00+07:00
 HOUR = 3600
@@ -41,7 +41,7 @@ def compiled(document: dict[str, Any]) -> Policy:
 def document() -> dict[str, Any]:
     """Returns a policy that allows; a test changes one thing."""
     return {
-        "roles": {"officer": [OFFICER], "auditor": [OFFICER]},
+        "roles": {"operator": [WATCHER], "auditor": [WATCHER]},
         "groups": {
             "01": {"name": "Ha Noi", "clients": [PROVINCE]},
             "02": {"name": "Ha Giang", "clients": [IDLE_PROVINCE]},
@@ -112,7 +112,7 @@ def test_unknown_principal(principal: str) -> None:
 
 
 @given(
-    st.sampled_from([CLINIC, PROVINCE, OFFICER]),
+    st.sampled_from([CLINIC, PROVINCE, WATCHER]),
     st.sampled_from(["moh", "01-002", "absent", "02-001"]),
     st.sampled_from(["records", "plain", "absent"]),
     st.sampled_from(Format),
@@ -216,7 +216,7 @@ def test_algorithm_is_checked_once_the_key_is_known() -> None:
     [
         (CLINIC, {Role.ISSUER}),
         (PROVINCE, {Role.ISSUER}),
-        (OFFICER, {Role.OFFICER, Role.AUDITOR}),
+        (WATCHER, {Role.OPERATOR, Role.AUDITOR}),
         (IDLE_PROVINCE, set()),
     ],
 )
@@ -232,7 +232,7 @@ def test_roles(principal: str, roles: set[Role]) -> None:
         (MINISTRY, frozenset({"moh"})),
         (IDLE_PROVINCE, frozenset()),
         (STRANGER, frozenset()),
-        (OFFICER, None),
+        (WATCHER, None),
     ],
 )
 def test_visible_facilities(principal: str, facilities: frozenset[str] | None) -> None:

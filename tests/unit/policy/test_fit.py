@@ -23,7 +23,7 @@ ALL = [str(one) for one in Format]
 
 def document(formats: list[str], /, **facility: Any) -> dict[str, Any]:
     return {
-        "roles": {"officer": [STRANGER]},
+        "roles": {"auditor": [STRANGER]},
         "groups": {"01": {"name": "Ha Noi", "clients": [PROVINCE]}},
         "profiles": {
             "ministry": {

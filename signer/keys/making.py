@@ -1,8 +1,9 @@
-"""What an operator does to keys: token first, then registry.
+"""Making keys and giving them certificates: token first, then registry.
 
-The CKA_ID of a new key follows from its name. So if the program dies after the
-HSM made the key and before the registry knew it, the next attempt meets the
-key on the token instead of making a second one beside it.
+The CKA_ID of a new key follows from what has it made: an operation's id and the place
+in it, or for the first keys of an appliance their name. So if the program dies after
+the HSM made the key and before the registry knew it, the next attempt meets the key
+on the token instead of making a second one beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.clock import Clock
 from signer.errors import OperatorError
+from signer.keys import lifecycle
 from signer.keys.certificates import (
     RSA_BITS,
     check_certificate,
@@ -25,6 +27,7 @@ from signer.keys.certificates import (
     read_certificate,
 )
 from signer.keys.registry import Registry
+from signer.keys.writing import Change
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion, TokenAdmin
 
 _RSA = frozenset({Algorithm.RS256, Algorithm.PS256})
@@ -39,8 +42,55 @@ class NewKey(NamedTuple):
 
 
 def cka_id(name: KeyName, number: int) -> bytes:
-    """Returns the CKA_ID of a version that we make: 16 bytes that follow from its name."""
-    return hashlib.sha256(f"signer.v1 key\0{name}/versions/{number}".encode()).digest()[:16]
+    """Returns the CKA_ID of a version that no operation made: 16 bytes of its name's hash."""
+    return _cka_id(f"{name}/versions/{number}")
+
+
+def cka_id_of(operation: str, place: int) -> bytes:
+    """Returns the CKA_ID of the key that an operation makes at a place in it, from 0."""
+    return _cka_id(f"{operation}\0{place}")
+
+
+def _cka_id(made_by: str) -> bytes:
+    return hashlib.sha256(f"signer.v1 key\0{made_by}".encode()).digest()[:16]
+
+
+def make_version(
+    admin: TokenAdmin, new: NewKey, number: int, identifier: bytes, now: float
+) -> KeyVersion:
+    """Makes a key pair on the token, or finds the one that an earlier attempt has left.
+
+    It is PRE_ACTIVE and not in the registry yet. Raises OperatorError.
+    """
+    check_bits(new)
+    label = f"{new.name}/versions/{number}"
+    try:
+        spki = admin.generate(new.algorithm, new.bits, identifier, label)
+    except OperatorError as error:
+        raise OperatorError(
+            f"{new.name} is not made: {error} (CKA_ID {identifier.hex()};"
+            " an attempt that ended half-way leaves such a key, and it never signed anything)"
+        ) from error
+    if not fits(spki, new.algorithm, new.bits or None):
+        raise OperatorError(
+            f"token {admin.token} made a key for {new.name} that is none for {new.algorithm};"
+            f" it is not registered: delete CKA_ID {identifier.hex()} and ask the HSM's maker"
+        )
+    return KeyVersion(
+        key=new.name,
+        number=number,
+        algorithm=new.algorithm,
+        state=KeyState.PRE_ACTIVE,
+        token=admin.token,
+        cka_id=identifier,
+        spki=spki,
+        certificate=None,
+        kid=cose_kid(spki, None),
+        thumbprint=jwk_thumbprint(spki),
+        created=now,
+        activate_at=None,
+        sign_until=None,
+    )
 
 
 def create_key(registry: Registry, admin: TokenAdmin, new: NewKey, now: float) -> KeyVersion:
@@ -48,7 +98,7 @@ def create_key(registry: Registry, admin: TokenAdmin, new: NewKey, now: float) -
 
     Raises OperatorError, and then the registry is unchanged.
     """
-    _check_bits(new)
+    check_bits(new)
     if registry.versions(new.name):
         raise OperatorError(f"{new.name} exists; `signer keys show {new.name}` shows it")
     return _generate(registry, admin, new, now)
@@ -68,7 +118,7 @@ def create_keys(
     """
     index = registry.snapshot()
     for new in wanted:
-        _check_bits(new)
+        check_bits(new)
         there = index.versions(new.name)
         if not there:
             on_created(_generate(registry, admin, new, clock.now()))
@@ -88,6 +138,20 @@ def import_certificate(
     another one takes its place only if ``replaces`` says so. The same one
     again changes nothing. Returns the version as it is then; raises OperatorError.
     """
+    changed = certified(version, data, now, replaces=replaces)
+    if changed is not version:
+        with registry.writing() as write:
+            write.change([Change(version, changed)])
+    return changed
+
+
+def certified(
+    version: KeyVersion, data: bytes, now: float, *, replaces: bool = False
+) -> KeyVersion:
+    """Returns the version with a certificate, or itself where it has that one already.
+
+    Raises OperatorError; see ``import_certificate``.
+    """
     certificate = read_certificate(data)
     der = certificate.public_bytes(Encoding.DER)
     if der == version.certificate:
@@ -98,12 +162,11 @@ def import_certificate(
             f"{version.name} has another certificate, under whose key id its messages are verified;"
             " publish the new one to verifiers first, then repeat with --replace"
         )
-    kid = cose_kid(version.spki, der)
-    registry.import_certificate(version.key, version.number, der, kid)
-    return replace(version, certificate=der, kid=kid)
+    return replace(version, certificate=der, kid=cose_kid(version.spki, der))
 
 
-def _check_bits(new: NewKey) -> None:
+def check_bits(new: NewKey) -> None:
+    """Raises OperatorError where RSA has no length of ours, or another algorithm has one."""
     if new.algorithm in _RSA and new.bits not in RSA_BITS:
         raise OperatorError(
             f"{new.algorithm} needs a modulus of 2048, 3072 or 4096 bits; say which"
@@ -113,35 +176,7 @@ def _check_bits(new: NewKey) -> None:
 
 
 def _generate(registry: Registry, admin: TokenAdmin, new: NewKey, now: float) -> KeyVersion:
-    number = 1
-    identifier = cka_id(new.name, number)
-    label = f"{new.name}/versions/{number}"
-    try:
-        spki = admin.generate(new.algorithm, new.bits, identifier, label)
-    except OperatorError as error:
-        raise OperatorError(
-            f"{new.name} is not made: {error} (CKA_ID {identifier.hex()};"
-            " an attempt that ended half-way leaves such a key, and it never signed anything)"
-        ) from error
-    if not fits(spki, new.algorithm, new.bits or None):
-        raise OperatorError(
-            f"token {admin.token} made a key for {new.name} that is none for {new.algorithm};"
-            f" it is not registered: delete CKA_ID {identifier.hex()} and ask the HSM's maker"
-        )
-    version = KeyVersion(
-        key=new.name,
-        number=number,
-        algorithm=new.algorithm,
-        state=KeyState.ACTIVE,
-        token=admin.token,
-        cka_id=identifier,
-        spki=spki,
-        certificate=None,
-        kid=cose_kid(spki, None),
-        thumbprint=jwk_thumbprint(spki),
-        created=now,
-        activate_at=now,
-        sign_until=None,
-    )
+    made = make_version(admin, new, 1, cka_id(new.name, 1), now)
+    version = lifecycle.activate(made, now, None, now)
     registry.add_version(version)
     return version

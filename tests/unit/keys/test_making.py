@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from signer.errors import OperatorError
 from signer.keys.certificates import cose_kid, fits, jwk_thumbprint, read_certificate
 from signer.keys.index import KeyIndex
-from signer.keys.operations import NewKey, cka_id, create_key, create_keys, import_certificate
+from signer.keys.making import NewKey, cka_id, create_key, create_keys, import_certificate
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 

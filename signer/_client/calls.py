@@ -1,0 +1,42 @@
+"""Single calls: their failures come out as ``SignerClientError``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+from tenacity import Retrying, retry_if_exception, stop_before_delay
+
+from signer._client import pipeline
+from signer._client.errors import UnavailableError, from_rpc_error
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds; what the appliance gives a call that names no deadline."""
+
+PAGE_SIZE = 500
+
+_Response = TypeVar("_Response")
+
+
+def ask(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
+    """Makes one call; its failure comes out as a ``SignerClientError``."""
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    except ValueError as error:  # gRPC's way to say that the channel was closed
+        raise UnavailableError("CANCELLED", "CANCELLED", str(error)) from error
+
+
+def ask_patiently(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
+    """As ``ask``, and again as long as the appliance says when and ``timeout`` allows."""
+    end = time.monotonic() + timeout
+    again = Retrying(
+        retry=retry_if_exception(lambda error: getattr(error, "retry_after", None) is not None),
+        wait=pipeline.pause,
+        stop=stop_before_delay(timeout),
+        reraise=True,
+    )
+    return again(lambda: ask(method, request, max(0.0, end - time.monotonic())))

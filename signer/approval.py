@@ -1,0 +1,222 @@
+"""What officers sign: the canonical bytes of an operation, and who has signed them.
+
+Pure, and used on both sides: the server accepts signatures with these functions,
+and whoever verifies the audit log offline does so with the same ones. The proposer's
+signature is the first; an operation takes effect when ``officers`` different
+officers have signed the very same bytes.
+
+The bytes are text, so that an officer can read what he signs with any tool: the
+line ``signer.v1 approval``, the origin of the log, the operation's id, and JSON
+with its members in order, two spaces a level and ASCII only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+FIRST_LINE = "signer.v1 approval"
+MAX_BYTES = 1 << 20
+"""Of an operation; what is longer goes beside it, named by its SHA-256."""
+MAX_DEPTH = 16
+"""Of JSON in an operation: two spaces a level on every line, so depth costs as much as length."""
+MAX_NUMBER = 1 << 53
+"""Of times and officers: integers below it are the same in every program that reads JSON."""
+MAX_SIGNATURE_BYTES = 1024
+FEWEST_OFFICERS = 2
+"""Nothing under dual control is ever done by fewer."""
+
+_MEMBERS = frozenset({"kind", "proposer", "proposed_at", "expires_at", "officers", "details"})
+_KIND = re.compile(r"[a-z]+(-[a-z]+)*")
+
+
+class ApprovalError(Exception):
+    """Bytes that are no operation, or a signature that does not count; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An operation as it was proposed. Times are whole seconds since the epoch.
+
+    ``officers`` is how many must sign, the proposer among them.
+    """
+
+    origin: str
+    id: str
+    kind: str
+    proposer: str
+    proposed_at: int
+    expires_at: int
+    officers: int
+    details: Mapping[str, Any]
+
+    def canonical(self) -> bytes:
+        """Returns the bytes to sign."""
+        members = {name: getattr(self, name) for name in sorted(_MEMBERS)}
+        text = json.dumps(members, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return f"{FIRST_LINE}\n{self.origin}\n{self.id}\n{text}\n".encode()
+
+
+def parse(data: bytes) -> Proposal:
+    """Reads an operation from its one encoding; raises ApprovalError."""
+    if len(data) > MAX_BYTES:
+        raise ApprovalError(f"an operation of {len(data)} bytes is longer than {MAX_BYTES}")
+    try:
+        proposal = _read(data)
+        again = proposal.canonical()
+    except (ValueError, TypeError, RecursionError, AttributeError):
+        raise ApprovalError("these bytes are no operation") from None
+    if again != data:
+        raise ApprovalError("the operation is not in its canonical form")
+    return proposal
+
+
+def _read(data: bytes) -> Proposal:
+    first, origin, identity, text = data.decode("ascii").split("\n", 3)
+    members = json.loads(text, parse_float=_refused, parse_constant=_refused)
+    if first != FIRST_LINE or set(members) != _MEMBERS or str(uuid.UUID(identity)) != identity:
+        raise ValueError
+    if not origin or not origin.isprintable():  # an officer reads it on a terminal
+        raise ValueError
+    proposal = Proposal(origin=origin, id=identity, **members)
+    _check_types(proposal)
+    _check_values(members)
+    return proposal
+
+
+def _refused(number: str) -> NoReturn:
+    """Fractions, exponents and NaN: every program writes them in another way."""
+    raise ValueError(number)
+
+
+def _check_values(value: object, depth: int = MAX_DEPTH) -> None:
+    """Refuses what JSON nests too deep, and texts that no other encoding can hold."""
+    match value:
+        case dict():
+            members: list[object] = [*value, *value.values()]
+        case list():
+            members = value
+        case str():
+            value.encode()  # fails at half a surrogate pair
+            return
+        case _:
+            return
+    if not depth:
+        raise ApprovalError(f"an operation nests its members at most {MAX_DEPTH} deep")
+    for member in members:
+        _check_values(member, depth - 1)
+
+
+def _check_types(proposal: Proposal) -> None:
+    numbers = (proposal.proposed_at, proposal.expires_at, proposal.officers)
+    if not (
+        isinstance(proposal.kind, str)
+        and _KIND.fullmatch(proposal.kind)
+        and isinstance(proposal.proposer, str)
+        and isinstance(proposal.details, dict)
+        and all(type(number) is int and 0 <= number < MAX_NUMBER for number in numbers)
+    ):
+        raise ApprovalError("the operation has members of other types")
+    if proposal.officers < FEWEST_OFFICERS:
+        raise ApprovalError(f"an operation needs {FEWEST_OFFICERS} officers at least")
+
+
+class Signature(NamedTuple):
+    """One officer's signature over an operation's bytes."""
+
+    officer: str
+    signature: bytes
+    at: float
+
+
+Officers = Mapping[str, bytes]
+"""Every officer's certificate (DER) by his principal."""
+
+
+def check_signature(data: bytes, signature: Signature, officers: Officers, at: float) -> None:
+    """Checks that a signature is by one who is an officer, with a certificate valid at ``at``.
+
+    ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519, as the
+    certificate's key has it: what ``openssl dgst -sha256 -sign`` and ``openssl pkeyutl
+    -sign -rawin`` make. Raises ApprovalError.
+    """
+    der = officers.get(signature.officer)
+    if der is None:
+        raise ApprovalError(f"{signature.officer} is no officer")
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+    except ValueError:
+        raise ApprovalError(f"the certificate of {signature.officer} is none") from None
+    begins = certificate.not_valid_before_utc.timestamp()
+    ends = certificate.not_valid_after_utc.timestamp()
+    if not begins <= at <= ends:
+        raise ApprovalError(f"the certificate of {signature.officer} is not valid at this time")
+    if not _verified(certificate, data, signature.signature):
+        raise ApprovalError(
+            f"the signature is not by {signature.officer} over this operation's bytes"
+        )
+
+
+def _verified(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
+    if len(signature) > MAX_SIGNATURE_BYTES:
+        return False
+    try:
+        match certificate.public_key():
+            case ec.EllipticCurvePublicKey() as key:
+                key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+            case rsa.RSAPublicKey() as key:
+                key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+            case ed25519.Ed25519PublicKey() as key:
+                key.verify(signature, data)
+            case _:
+                return False
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+        return False
+    return True
+
+
+def valid_signers(
+    data: bytes, signatures: Iterable[Signature], officers: Officers
+) -> frozenset[str]:
+    """Returns the officers whose signatures count: each once, and only who is one now."""
+    found = set()
+    for signature in signatures:
+        try:
+            check_signature(data, signature, officers, signature.at)
+        except ApprovalError:
+            continue
+        found.add(signature.officer)
+    return frozenset(found)
+
+
+def check_approved(
+    proposal: Proposal, data: bytes, signatures: Iterable[Signature], officers: Officers
+) -> None:
+    """Checks that enough different officers have signed, in time. Raises ApprovalError."""
+    in_time = [each for each in signatures if each.at < proposal.expires_at]
+    signers = valid_signers(data, in_time, officers)
+    if proposal.proposer not in signers:
+        raise ApprovalError(
+            f"{proposal.proposer}, who proposed it, has not signed it as an officer"
+        )
+    if len(signers) < proposal.officers:
+        raise ApprovalError(
+            f"{len(signers)} of {proposal.officers} officers have validly signed operation "
+            f"{proposal.id}"
+        )
+
+
+def officers_sha256(officers: Officers) -> str:
+    """Returns a name for a set of officers and their certificates."""
+    lines = [f"{who} {hashlib.sha256(der).hexdigest()}" for who, der in sorted(officers.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

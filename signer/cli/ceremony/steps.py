@@ -1,0 +1,198 @@
+"""The steps of a key ceremony."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from signer import __version__
+from signer.cli.connection import connect
+from signer.cli.operations import asked
+from signer.cli.operations.asked import check_foreign
+from signer.cli.operations.flow import (
+    LONG,
+    Officer,
+    confirm,
+    must_confirm,
+    officer,
+    prepared,
+    print_difference,
+)
+from signer.cli.operations.looking import WAIT_SECONDS, follow, result_lines
+from signer.cli.operations.values import plain, utc, write_file
+from signer.errors import OperatorError
+
+if TYPE_CHECKING:
+    from signer.client import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a ceremony is to make, by whom, and where its record goes."""
+
+    name: str
+    first: Path
+    second: Path
+    algorithm: str
+    bits: int
+    token: str
+    subject: str
+    witnesses: tuple[str, ...]
+    out: Path
+    yes: bool
+
+
+def hold(plan: Plan) -> None:
+    """Holds the ceremony; raises OperatorError where it cannot go on."""
+    must_confirm(yes=plan.yes)
+    began = datetime.now(UTC)
+    one, two = officer(plan.first), officer(plan.second)
+    if one.principal == two.principal:
+        raise OperatorError(f"both client files are of {one.principal}: two officers are needed")
+    _make_folder(plan.out)
+    officers = _officers(plan, one, two)
+    _say(f"This makes the key {plan.name} ({plan.algorithm}) with two officers:")
+    _say(f"  {one.principal} proposes, {two.principal} approves.")
+    _say(f"Witnesses: {'; '.join(plan.witnesses)}.")
+    identity = _propose(plan, one)
+    _approve(plan, two, identity)
+    operation = _await(plan, identity)
+    _write(plan, operation, began, (one, two), officers)
+    _say_next(plan, operation)
+
+
+def _say(text: str) -> None:
+    click.echo(plain(text))
+
+
+def _make_folder(out: Path) -> None:
+    """Makes the folder for the record, before anything is made that needs one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise OperatorError(f"{out} is not empty: name a new folder for this ceremony")
+    except OSError as error:
+        raise OperatorError(f"{out} cannot be made: {error.strerror}") from error
+
+
+def _officers(plan: Plan, *both: Officer) -> dict[str, bytes]:
+    """Returns the certificates of all officers, by principal: others may have to approve too."""
+    with connect(plan.first) as client:
+        known = {each.principal: each.certificate for each in client.operations.officers().officers}
+    if unknown := [each.principal for each in both if each.principal not in known]:
+        raise OperatorError(f"the appliance knows no officer {', '.join(unknown)}")
+    return known
+
+
+def _propose(plan: Plan, me: Officer) -> str:
+    _say("")
+    _say(f"Step 1: {me.principal} proposes. This is what would change:")
+    arguments = {
+        "key": plan.name,
+        "algorithm": plan.algorithm,
+        "bits": plan.bits,
+        "token": plan.token,
+        "activate": False,
+        "sign_until": 0,
+        "subject": plan.subject,
+    }
+    with connect(plan.first) as client:
+        content = prepared(client, asked.ask("create-key", arguments), me, to_stderr=False)
+        _say(f"The bytes to sign have the SHA-256 {hashlib.sha256(content).hexdigest()}")
+        confirm("Does the first officer sign and propose this?", yes=plan.yes)
+        operation = client.operations.propose(content, me.sign(content), timeout=LONG)
+    _say(f"It is proposed as operation {operation.id}.")
+    return operation.id
+
+
+def _approve(plan: Plan, me: Officer, identity: str) -> None:
+    _say("")
+    _say(f"Step 2: {me.principal} reads it from the appliance. This is what would change:")
+    with connect(plan.second) as client:
+        operation = client.operations.get(identity)
+        check_foreign(operation.content, identity, me.principal)
+        print_difference(operation.difference)
+        digest = hashlib.sha256(operation.content).hexdigest()
+        _say(f"The bytes to sign have the SHA-256 {digest}; compare it with the one above.")
+        confirm("Does the second officer sign and approve this?", yes=plan.yes)
+        operation = client.operations.approve(identity, me.sign(operation.content), timeout=LONG)
+    if operation.state == "PROPOSED":
+        _say(
+            f"{len(operation.signatures)} of {operation.officers} officers have signed it; the"
+            f" ceremony goes on when others do: signer operations approve {identity}"
+        )
+
+
+def _await(plan: Plan, identity: str) -> Operation:
+    _say("")
+    _say("Step 3: the appliance makes the key inside the HSM.")
+    with connect(plan.first) as client:
+        follow(client, identity, WAIT_SECONDS)
+        operation = client.operations.get(identity)
+    if operation.state != "DONE" or operation.result is None:
+        raise OperatorError(
+            f"operation {identity} is {operation.state}: {plain(operation.note) or 'no reason'};"
+            " no transcript is written"
+        )
+    _say(f"It has made {operation.result.get('key_version')}:")
+    for line in result_lines(operation.result):
+        _say(f"  {line}")
+    return operation
+
+
+def _write(
+    plan: Plan,
+    operation: Operation,
+    began: datetime,
+    both: tuple[Officer, Officer],
+    officers: dict[str, bytes],
+) -> None:
+    from signer.cli.ceremony import transcript
+
+    _say("")
+    _say("Step 4: both officers sign the transcript of what was done.")
+    signed = [each.signed for each in operation.signatures if each.signed is not None]
+    times = {
+        "began": began,
+        "proposed": operation.proposed,
+        "approved": max(signed, default=None),
+        "made": operation.changed,
+    }
+    participants = {each.principal: officers[each.principal] for each in both}
+    text = transcript.make(
+        operation, participants, plan.witnesses, times, software=f"signer {__version__}"
+    )
+    _say(f"The transcript has the SHA-256 {hashlib.sha256(text).hexdigest()}")
+    confirm("Do both officers sign the transcript?", yes=plan.yes)
+    write_file(plan.out / transcript.FILE, text)
+    for each in both:
+        write_file(plan.out / transcript.signature_file(each.principal), each.sign(text))
+    request = (operation.result or {}).get("certification_request")
+    if request:
+        write_file(plan.out / transcript.REQUEST, str(request).encode())
+    transcript.verify(plan.out, officers)
+
+
+def _say_next(plan: Plan, operation: Operation) -> None:
+    version = f"{plan.name}/versions/1"
+    _say("")
+    _say(f"It is done at {utc(datetime.now(UTC))}; {plan.out} has the record:")
+    for file in sorted(plan.out.iterdir()):
+        _say(f"  {file.name}")
+    _say("Keep a copy with the auditors. Anybody checks it with:")
+    _say(f"  signer ceremony --verify {plan.out} --officer A.pem --officer B.pem")
+    _say(f"The key signs nothing yet: {version} is PRE_ACTIVE. Next:")
+    if (operation.result or {}).get("certification_request"):
+        _say(f"  1. have the authority certify {plan.out / 'request.csr'}")
+        _say(
+            f"  2. signer operations propose import-certificate {version} CERT.pem --issuer CA.pem"
+        )
+        _say(f"  3. signer operations propose activate {version} --at TIME --sign-until TIME")
+    else:
+        _say(f"  signer operations propose activate {version} --at TIME --sign-until TIME")
+    _say("and before it signs, give verifiers: signer keys export --form trust-list")

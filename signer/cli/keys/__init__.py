@@ -1,0 +1,48 @@
+"""``signer keys``: shows keys, plans their rotation, stops them, publishes them."""
+
+from __future__ import annotations
+
+import click
+
+from signer.cli.keys.certifying import certificates, requests
+from signer.cli.keys.exporting import export
+from signer.cli.keys.plan import plan
+from signer.cli.keys.rotating import rotate
+from signer.cli.keys.showing import csr, list_keys, show
+from signer.cli.keys.stopping import compromise, suspend, suspensions
+
+
+@click.group(
+    commands=[
+        certificates,
+        compromise,
+        csr,
+        export,
+        list_keys,
+        plan,
+        requests,
+        rotate,
+        show,
+        suspend,
+        suspensions,
+    ]
+)
+def keys() -> None:
+    """Shows keys, plans and rotates them, stops them, and publishes them.
+
+    Private keys are made inside the HSM and never leave it. What makes or changes keys is
+    proposed by one officer and approved by another: see `signer operations --help`.
+
+    \b
+    What there is, and what ends soon:
+      signer keys list --client officer-a.yaml
+      signer keys plan --days 60 --client officer-a.yaml
+
+    \b
+    New versions for all that end soon:
+      signer keys rotate --due 60 --activate-at +14d --overlap 7d --client officer-a.yaml
+
+    \b
+    Stop a facility, now:
+      signer keys suspend facilities/01-001 --reason "forged certificates" --client officer-a.yaml
+    """  # noqa: D301  click's \b

@@ -1,0 +1,215 @@
+"""``signer keys rotate``: new versions of keys, under one approval."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from signer.cli.keys.plan import due, key_of, names_due
+from signer.cli.operations import asked
+from signer.cli.operations.flow import How, proposal_options, propose
+from signer.cli.operations.values import (
+    DURATION,
+    FILE,
+    KEY,
+    TIME,
+    certificates_in,
+    read_file,
+)
+from signer.errors import OperatorError
+from signer.model import KeyName
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from signer.cli.operations.asked import Asked
+    from signer.client import KeyVersion, SignerClient
+
+_ONE_BY_ONE = 50
+"""So many keys are asked for one by one; for more all are listed."""
+
+list_option = click.option(
+    "--list",
+    "list_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="Keys, one a line; - is standard input.",
+)
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=KEY)
+@click.option(
+    "--due",
+    "days",
+    metavar="DAYS",
+    type=click.IntRange(0, 36_500),
+    help="Also all keys that `signer keys plan --days DAYS --names` prints.",
+)
+@list_option
+@click.option(
+    "--activate-at",
+    type=TIME,
+    required=True,
+    help="When the new versions take over: 2030-01-01T08:00:00+07:00, or +14d from now.",
+)
+@click.option(
+    "--overlap",
+    type=DURATION,
+    required=True,
+    help="How much longer the old ones may be named, as in 7d.",
+)
+@click.option("--sign-for", type=DURATION, default=0, help="As in 365d; without: no end.")
+@click.option(
+    "--destroy-after",
+    type=DURATION,
+    default=0,
+    help="Schedule the old ones' destruction, so long after they end.",
+)
+@click.option(
+    "--subject",
+    metavar="TEMPLATE",
+    default="",
+    help='For certificates, as in "CN={facility} {key} {version},C=VN".',
+)
+@click.option(
+    "--issuer",
+    "issuers",
+    metavar="FILE",
+    type=FILE,
+    multiple=True,
+    help="The authority of the certificates, then who certifies it.",
+)
+@click.option(
+    "--token", metavar="LABEL", default="", help="Which token; needed if there are several."
+)
+@proposal_options
+def rotate(
+    *,
+    how: How,
+    names: tuple[str, ...],
+    days: int | None,
+    list_file: Path | None,
+    activate_at: int,
+    overlap: int,
+    sign_for: int,
+    destroy_after: int,
+    subject: str,
+    issuers: tuple[Path, ...],
+    token: str,
+) -> None:
+    """Proposes to replace the versions that sign, for one key or for thousands at once.
+
+    One approval covers the whole: new versions are made, take over at the given time, and
+    the old ones end after the overlap. With --subject and --issuer each new version first
+    waits for a certificate: see `signer keys requests` and `signer keys certificates`.
+
+    \b
+      signer keys rotate facilities/moh/keys/dcc --activate-at +14d --overlap 7d \\
+        --sign-for 180d --subject "CN=DCC {version},O=Ministry of Health,C=VN" \\
+        --issuer csca.pem --client officer-a.yaml
+      signer keys rotate --due 60 --activate-at +14d --overlap 7d --destroy-after 30d \\
+        --client officer-a.yaml
+    """  # noqa: D301  click's \b
+    if bool(subject) != bool(issuers):
+        raise click.UsageError("certificates need both --subject and --issuer")
+    if not names and days is None and list_file is None:
+        raise click.UsageError("which keys? Name them, or say --due DAYS or --list FILE")
+    arguments: dict[str, Any] = {
+        "activate_at": activate_at,
+        "overlap_seconds": overlap,
+        "sign_for_seconds": sign_for,
+        "destroy_after_seconds": destroy_after,
+        "subject": subject,
+        "token": token,
+    }
+    authority = [each for file in issuers for each in certificates_in(file)]
+    named = {*names, *(() if list_file is None else read_list(list_file))}
+
+    def build(client: SignerClient) -> Asked:
+        found = set[str]()
+        if days is not None:
+            found = set(names_due(due(client.list_key_versions(), datetime.now(UTC), days)))
+        keys = sorted(named | found)
+        if not keys:
+            raise OperatorError(f"there is nothing to rotate in the next {days or 0} days")
+        return rotation(arguments, authority, keys, _versions(client, keys))
+
+    propose(how, build)
+
+
+def rotation(
+    arguments: dict[str, Any],
+    issuers: Sequence[x509.Certificate],
+    keys: Sequence[str],
+    versions: Iterable[KeyVersion],
+) -> Asked:
+    """Asks for a rotation of ``keys``, sorted, of which ``versions`` are all there is.
+
+    Officers sign the hash of the plan, and it must be that of these keys.
+    """
+    wanted = asked.with_certificates(
+        "rotate", arguments, "".join(f"{key}\n" for key in keys).encode(), issuers=list(issuers)
+    )
+    plan = {"plan_sha256": plan_sha256(keys, versions), "keys": len(keys)}
+    return wanted._replace(expected={**wanted.expected, **plan})
+
+
+def plan_sha256(keys: Sequence[str], versions: Iterable[KeyVersion]) -> str:
+    """Returns the hash of the plan that rotates ``keys``; "" where one of them cannot be."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    from signer.model import Algorithm
+    from signer.operations.rotation import Step, plan_text
+
+    steps: dict[str, Step] = {}
+    for key, group in groupby(versions, key=lambda each: key_of(each.name)):
+        siblings = list(group)
+        primary = next((_number(each.name) for each in siblings if each.primary), None)
+        newest = siblings[-1]
+        public = load_der_public_key(newest.public_key)
+        bits = public.key_size if isinstance(public, rsa.RSAPublicKey) else 0
+        if primary is not None:
+            steps[key] = Step(
+                KeyName.parse(key),
+                primary,
+                _number(newest.name) + 1,
+                Algorithm(newest.algorithm),
+                bits,
+            )
+    if not all(key in steps for key in keys):
+        return ""
+    return hashlib.sha256(plan_text([steps[key] for key in keys])).hexdigest()
+
+
+def _number(version: str) -> int:
+    return int(version.rpartition("/")[2])
+
+
+def _versions(client: SignerClient, keys: Sequence[str]) -> Iterator[KeyVersion]:
+    if len(keys) > _ONE_BY_ONE:
+        yield from client.list_key_versions()
+        return
+    for key in keys:
+        yield from client.list_key_versions(key)
+
+
+def read_list(file: Path) -> list[str]:
+    """Reads keys, one a line; raises OperatorError that names a wrong line."""
+    data = sys.stdin.buffer.read() if str(file) == "-" else read_file(file)
+    found = []
+    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+        if line.strip():
+            try:
+                found.append(str(KeyName.parse(line.strip())))
+            except ValueError as error:
+                raise OperatorError(f"{file}, line {number}: {error}") from None
+    return found

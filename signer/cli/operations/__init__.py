@@ -1,0 +1,27 @@
+"""``signer operations``: what security officers do together."""
+
+from __future__ import annotations
+
+import click
+
+from signer.cli.operations.deciding import approve, reject, retry, submit
+from signer.cli.operations.looking import list_operations, officers, show, wait
+from signer.cli.operations.propose import propose
+
+
+@click.group(
+    commands=[approve, list_operations, officers, propose, reject, retry, show, submit, wait]
+)
+def operations() -> None:
+    """Proposes and approves what nobody may do alone.
+
+    One officer proposes and signs, another looks at what it changes and signs the same
+    bytes; then the appliance does it. Stopping a key needs one officer: see
+    `signer keys suspend`.
+
+    \b
+      signer operations propose activate facilities/moh/keys/dcc/versions/2 --client officer-a.yaml
+      signer operations list --state PROPOSED --client officer-b.yaml
+      signer operations show ID --client officer-b.yaml
+      signer operations approve ID --wait --client officer-b.yaml
+    """  # noqa: D301  click's \b

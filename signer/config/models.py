@@ -1,0 +1,204 @@
+"""The shape of ``signer.yaml`` and of client files: frozen models, every path absolute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+
+from signer.policy.document import Part
+
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(0|[1-9][0-9]{0,4})")
+_SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Address(NamedTuple):
+    """A host (a name, IPv4, or IPv6 in brackets) and a port; port 0: a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _address(value: object) -> Address:
+    match = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if not match or int(match[2]) > 65_535:
+        raise ValueError("should be host:port, as in 127.0.0.1:7443")
+    return Address(match[1], int(match[2]))
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    value = str(value) if isinstance(value, Path) else value  # a default
+    if not isinstance(value, str) or not value:
+        raise ValueError("should be a path")
+    if not info.context:
+        raise ValueError("has no folder to count from")
+    directory: Path = info.context["directory"]
+    return directory / value
+
+
+def _registry(value: object, info: ValidationInfo) -> str:
+    if isinstance(value, str) and re.match(r"postgresql(\+[a-z0-9]+)?://.", value):
+        return value
+    match = _SQLITE.fullmatch(value) if isinstance(value, str) else None
+    if not match or match[2] == ":memory:":
+        raise ValueError("should be sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
+    return f"{match[1]}{_path(match[2], info)}{match[3] or ''}"
+
+
+def _environment(value: object, info: ValidationInfo) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("should be a mapping of names to texts")  # noqa: TRY004  for pydantic
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(name) or not isinstance(text, str):
+            raise ValueError(f"{name} should be a variable's name and its value in quotes")
+    return {
+        name: str(_path(text, info)) if text.startswith("./") else text
+        for name, text in value.items()
+    }
+
+
+KINDS = (
+    "activate",
+    "create-key",
+    "deactivate",
+    "destroy",
+    "enrol",
+    "import-certificate",
+    "new-version",
+    "officers",
+    "policy",
+    "restore",
+    "resume",
+    "rotate",
+    "schedule-destruction",
+)
+"""Every kind of operation under dual control."""
+
+
+def _kinds(value: object) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise ValueError("should be a mapping of kinds to numbers")  # noqa: TRY004  for pydantic
+    for kind, officers in value.items():
+        if kind not in KINDS:
+            raise ValueError(f"{kind} is no kind of operation; known are {', '.join(KINDS)}")
+        if type(officers) is not int or not 2 <= officers <= 20:
+            raise ValueError(f"{kind} needs 2 to 20 officers")
+    return dict(value)
+
+
+Reachable = Annotated[Address, PlainValidator(_address)]
+File = Annotated[Path, PlainValidator(_path)]
+
+
+class TlsConfig(Part):
+    """The server's certificate chain and key, and who may issue client certificates (PEM)."""
+
+    certificate: File
+    key: File
+    client_ca: File
+
+
+class TokenConfig(Part):
+    """One token. A value of ``environment`` that begins with ``./`` is a path as well."""
+
+    label: str = Field(min_length=1, max_length=32)  # PKCS#11 v2.40, CK_TOKEN_INFO
+    serial: str | None = Field(None, min_length=1, max_length=16)
+    module: File
+    pin_file: File
+    workers: int = Field(ge=1, le=64)
+    session_copies: bool = False
+    environment: Annotated[Mapping[str, str], PlainValidator(_environment)] = Field(
+        default_factory=dict
+    )
+    hang_seconds: float = Field(10.0, gt=0, le=600)
+
+
+class LimitsConfig(Part):
+    """Bounds of the server; bytes, items and seconds as the names say."""
+
+    message_bytes: int = Field(4 << 20, ge=64 << 10, le=64 << 20)
+    calls: int = Field(32, ge=1, le=1024)
+    calls_per_client: int = Field(16, ge=1, le=1024)
+    streams_per_connection: int = Field(100, ge=1, le=10_000)
+    queued_items: int = Field(200_000, ge=1, le=10_000_000)
+    connection_age_seconds: int = Field(3600, ge=1)
+    drain_seconds: int = Field(20, ge=0, le=3600)
+
+
+class AuditConfig(Part):
+    """The audit log: where it lies, what it calls itself, where its checkpoints are shipped."""
+
+    directory: File = Field(default=Path("audit"), validate_default=True)
+    origin: str = Field("signer/audit", pattern=r"^[!-*,-~]{1,200}$")  # C2SP: no space, no plus
+    mirror: File | None = None
+    segment_bytes: int = Field(64 << 20, ge=1 << 20, le=1 << 30)
+    low_disk_bytes: int = Field(256 << 20, ge=1 << 20)
+    ballast_bytes: int = Field(64 << 20, ge=1 << 20)
+
+
+class OperationsConfig(Part):
+    """Dual control: how many officers must sign an operation, the proposer among them.
+
+    ``officers`` is for every kind that ``kinds`` does not name.
+    """
+
+    officers: int = Field(2, ge=2, le=20)
+    kinds: Annotated[Mapping[str, int], PlainValidator(_kinds)] = Field(default_factory=dict)
+    expire_hours: int = Field(24, ge=1, le=24 * 30)
+
+    def needed(self, kind: str) -> int:
+        """Returns how many officers must sign an operation of a kind."""
+        return self.kinds.get(kind, self.officers)
+
+    def all_needed(self) -> dict[str, int]:
+        """Returns the same for every kind."""
+        return {kind: self.needed(kind) for kind in KINDS}
+
+
+class Config(Part):
+    """The daemon's configuration; every path is absolute.
+
+    ``client`` is the client file for commands that talk to this daemon.
+    """
+
+    listen: Reachable
+    metrics: Reachable
+    tls: TlsConfig
+    registry: Annotated[str, PlainValidator(_registry)]
+    policy: File
+    state: File
+    tokens: tuple[TokenConfig, ...] = Field(strict=False)
+    audit: AuditConfig = Field(default={}, validate_default=True)
+    operations: OperationsConfig = OperationsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    reflection: bool = False
+    client: File | None = None
+
+    @field_validator("tokens")
+    @classmethod
+    def _distinct(cls, tokens: tuple[TokenConfig, ...]) -> tuple[TokenConfig, ...]:
+        if not tokens:
+            raise ValueError("should list at least one token")
+        labels = [token.label for token in tokens]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two tokens {label}: keys name their token by its label")
+        return tokens
+
+
+class ClientConfig(Part):
+    """Where a client finds a daemon, and with which certificate (PEM files)."""
+
+    address: Reachable
+    server_name: str | None = Field(None, min_length=1)
+    ca: File
+    certificate: File
+    key: File

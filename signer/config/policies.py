@@ -1,0 +1,184 @@
+"""Policies as files and as one text, by whose SHA-256 a policy is known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from signer.config.reader import document_of, refuse
+from signer.errors import Violation
+from signer.policy.compile import compile_policy
+from signer.policy.rules import Policy
+
+MAX_POLICY_BYTES = 64 << 20  # all files together
+
+
+class PolicyFile(NamedTuple):
+    """One file of a policy."""
+
+    name: str
+    content: bytes
+
+
+class PolicyText(NamedTuple):
+    """A policy and the bytes that its ``sha256`` is taken over."""
+
+    policy: Policy
+    text: bytes
+
+
+def load_policy(path: Path) -> Policy:
+    """Reads a policy; see ``read_policy``."""
+    return read_policy(path).policy
+
+
+def read_policy(path: Path) -> PolicyText:
+    """Reads a policy: one file, or the ``*.yaml`` of a directory in the order of their names.
+
+    Files are merged section by section; nothing may stand in two of them. Raises
+    ConfigError with all that is wrong.
+    """
+    return _policy_of(_read_files(path), path)
+
+
+def policy_sha256(path: Path) -> str:
+    """Returns the name of the policy that lies in files, without reading what it says."""
+    return hashlib.sha256(policy_text(_read_files(path))).hexdigest()
+
+
+def read_policy_text(text: bytes, source: str = "the policy in force") -> PolicyText:
+    """Reads a policy from its text; raises ConfigError, and ValueError where it is none."""
+    return _policy_of(policy_files(text), Path(source))
+
+
+def policy_text(files: Sequence[PolicyFile]) -> bytes:
+    """Returns the one text of a policy.
+
+    It is made of each file in the order of their names: the length of its name and the
+    name, the length of its bytes and the bytes, each written as the netstring
+    ``LENGTH:BYTES,``.
+    """
+    parts = [part for file in files for part in (file.name.encode(), file.content)]
+    return b"".join(b"%d:%b," % (len(part), part) for part in parts)
+
+
+def policy_files(text: bytes) -> list[PolicyFile]:
+    """Returns the files of which a policy's text is made; raises ValueError."""
+    parts: list[bytes] = []
+    while text:
+        length, colon, rest = text.partition(b":")
+        if not colon or len(length) > 9 or not length.isdigit():
+            raise ValueError("this is no policy's text")
+        size = int(length)
+        if rest[size : size + 1] != b",":
+            raise ValueError("this is no policy's text")
+        parts.append(rest[:size])
+        text = rest[size + 1 :]
+    names, contents = parts[::2], parts[1::2]
+    return [PolicyFile(n.decode(), c) for n, c in zip(names, contents, strict=True)]
+
+
+def write_policy_files(path: Path, text: bytes) -> None:
+    """Has the file or directory at ``path`` hold exactly a policy's files. Raises OSError.
+
+    Each file is replaced as a whole; those that the policy does not have are removed.
+    """
+    files = policy_files(text)
+    if not path.is_dir():
+        [only] = files
+        _replace(path, only.content)
+        return
+    for file in files:
+        target = path / file.name
+        if not target.is_file() or target.read_bytes() != file.content:
+            _replace(target, file.content)
+    kept = {file.name for file in files}
+    for other in _policy_files(path):
+        if other.name not in kept:
+            other.unlink()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _read_files(path: Path) -> list[PolicyFile]:
+    files = []
+    budget = MAX_POLICY_BYTES
+    for file in _policy_files(path):
+        content = read_bounded(file, budget)
+        budget -= len(content)
+        files.append(PolicyFile(file.name, content))
+    return files
+
+
+def _policy_of(files: Sequence[PolicyFile], source: Path) -> PolicyText:
+    read: list[Violation] = []
+    merged: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for file in files:
+        _merge(merged, document_of(file.content, Path(file.name), read), file.name, origins, read)
+    found: list[Violation] = []
+    whole = policy_text(files)
+    policy = compile_policy(merged, hashlib.sha256(whole).hexdigest(), found)
+    if read or found:
+        refuse(source, together(read, found))
+    return PolicyText(policy, whole)
+
+
+def together(read: list[Violation], found: list[Violation]) -> list[Violation]:
+    """Leaves out what is only the consequence of a value that could not be read."""
+    unread = {problem.field for problem in read}
+    return read + [problem for problem in found if problem.field not in unread]
+
+
+def _policy_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    visible = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    strays = [file for file in visible if file.suffix == ".yml"]
+    if strays:
+        refuse(path, [Violation("", f"{file.name} should be named *.yaml") for file in strays])
+    files = [file for file in visible if file.suffix == ".yaml"]
+    if not files:
+        refuse(path, [Violation("", "holds no *.yaml: put the policy there")])
+    return files
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Reads a file of at most ``limit`` bytes; raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        refuse(path, [Violation("", f"cannot be read: {error.strerror}")])
+    if len(content) > limit:
+        refuse(path, [Violation("", f"is larger than allowed: {limit} bytes are left for it")])
+    return content
+
+
+def _merge(
+    merged: dict[str, object],
+    document: Mapping[str, object],
+    file: str,
+    origins: dict[str, str],
+    problems: list[Violation],
+) -> None:
+    """Adds the sections of one file. Lists are put together, mappings name by name."""
+    for section, content in document.items():
+        there = merged.setdefault(section, type(content)())
+        if isinstance(there, list) and isinstance(content, list):
+            there.extend(content)
+        elif isinstance(there, dict) and isinstance(content, dict):
+            for name, part in content.items():
+                path = f"{section}.{name}"
+                if path in origins:
+                    problems.append(Violation(path, f"stands in {origins[path]} and in {file}"))
+                origins[path] = file
+                there[name] = part
+        else:
+            merged[section] = content

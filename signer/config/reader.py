@@ -1,0 +1,157 @@
+"""The plain subset of YAML that is accepted, and how a file of it becomes plain values.
+
+Mappings, lists, texts, true and false, decimal numbers; no anchors, aliases, tags,
+merge keys or empty values, and no key twice. What YAML 1.1 would silently read as
+something else (20:00 is 1200 to it, and NO is false) is refused with the advice to
+put it in quotes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import yaml
+
+from signer.errors import ConfigError, Violation
+from signer.policy.document import dotted
+
+MAX_PROBLEMS = 50  # told at once
+MAX_DEPTH = 16  # of mappings and lists in each other
+
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}")
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-9]+)+")  # 20:00 is 1200 to YAML 1.1, to some 06:00 too
+_TEXT_TAGS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"})
+_ABSENT = object()  # stands for a value that was refused, or is none
+
+_Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def refuse(path: Path, problems: list[Violation]) -> NoReturn:
+    told = problems[:MAX_PROBLEMS]
+    if len(problems) > MAX_PROBLEMS:
+        told.append(Violation("", f"and {len(problems) - MAX_PROBLEMS} more"))
+    raise ConfigError(str(path), told)
+
+
+def document_of(content: bytes, file: Path, problems: list[Violation]) -> dict[str, object]:
+    """Returns the one mapping that a YAML text must be; adds what is wrong with it."""
+    try:
+        document = _Reader(content.decode(), file, problems).document()
+    except UnicodeDecodeError as error:
+        text = f"is not UTF-8: look at byte {error.start}"
+    except yaml.MarkedYAMLError as error:
+        text = f"{error.problem or error.context}{_place(error.problem_mark)}"
+    except yaml.YAMLError as error:
+        text = str(error).splitlines()[0]
+    else:
+        if isinstance(document, dict):
+            return document
+        text = "should be a mapping of names to values"
+    refuse(file, [*problems, Violation("", f"{file.name}: {text}")])
+
+
+class _Mark(Protocol):
+    """A place in the text, of either YAML parser."""
+
+    @property
+    def line(self) -> int:
+        """Counted from 0."""
+
+
+def _place(mark: _Mark | None) -> str:
+    return f" (line {mark.line + 1})" if mark else ""
+
+
+class _Reader:
+    """Builds plain values out of YAML's events and tells what it refuses, with its place."""
+
+    def __init__(self, text: str, file: Path, problems: list[Violation]) -> None:
+        self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_Loader)
+        self._tag: Callable[..., str] = yaml.resolver.Resolver().resolve
+        self._file = file
+        self._problems = problems
+        self._path: list[str | int] = []
+
+    def document(self) -> object:
+        """Returns the value of the one document; raises YAMLError where none can be read."""
+        next(self._events)  # the stream begins
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            return _ABSENT
+        value = self._value(next(self._events))
+        next(self._events)  # the document ends
+        event = next(self._events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            self._wrong(event, "a second document begins here: one file, one document")
+        return value
+
+    def _value(self, event: yaml.Event) -> object:
+        if getattr(event, "anchor", None) is not None:
+            self._wrong(event, "anchors and aliases are not used here: write the value out")
+        if isinstance(event, yaml.AliasEvent):
+            return _ABSENT
+        if getattr(event, "tag", None) is not None:
+            self._wrong(event, "tags are not used here: leave it out")
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        if len(self._path) >= MAX_DEPTH:
+            self._stop(event, "lists and mappings stand too deep in each other")
+        return self._list() if isinstance(event, yaml.SequenceStartEvent) else self._mapping()
+
+    def _list(self) -> list[object]:
+        values: list[object] = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            self._path.append(len(values))
+            value = self._value(event)
+            self._path.pop()
+            if value is not _ABSENT:
+                values.append(value)
+        return values
+
+    def _mapping(self) -> dict[str, object]:
+        values: dict[str, object] = {}
+        seen: set[str] = set()
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                self._stop(event, "a name should be a text")
+            name = event.value
+            self._path.append(name)
+            if not isinstance(self._value(event), str):
+                self._wrong(event, "this name is no text to YAML: put it in quotes")
+            if name in seen:
+                self._wrong(event, "stands twice in one mapping")
+            seen.add(name)
+            value = self._value(next(self._events))
+            self._path.pop()
+            if value is not _ABSENT:
+                values[name] = value
+        return values
+
+    def _scalar(self, event: yaml.ScalarEvent) -> object:
+        text: str = event.value
+        if not event.implicit[0]:  # it stands in quotes
+            return text
+        if text in ("true", "false"):
+            return text == "true"
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if _DECIMAL.fullmatch(text):
+            return float(text)
+        if text in ("", "~", "null"):
+            self._wrong(event, "has no value: write one, or leave the name out")
+            return _ABSENT
+        tag = self._tag(yaml.ScalarNode, text, (True, False))
+        if tag not in _TEXT_TAGS or _SEXAGESIMAL.fullmatch(text):
+            self._wrong(event, f"{text} is no text to every YAML reader: put it in quotes")
+        return text
+
+    def _wrong(self, event: yaml.Event, text: str) -> None:
+        told = f"{self._file.name}: {text}{_place(event.start_mark)}"
+        self._problems.append(Violation(dotted("", self._path), told))
+
+    def _stop(self, event: yaml.Event, text: str) -> NoReturn:
+        self._wrong(event, text)
+        refuse(self._file, self._problems)

@@ -1,0 +1,181 @@
+"""Opening the registry's database: SQLite by default, PostgreSQL by URL, at the right schema."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from signer.errors import OperatorError
+
+_LOCK_WAIT_MS = 10_000
+"""How long a write waits for another process's write to end."""
+
+_STATEMENT_MS = 15_000
+"""How long PostgreSQL works on one statement, its wait for a lock included."""
+
+_IDLE_MS = 60_000
+"""How long PostgreSQL keeps a lock for an appliance that has gone silent in a transaction."""
+
+_ANSWER_S = 20
+"""How long we wait for PostgreSQL's answer: a server that hangs does not keep its own limits."""
+
+_CONNECT_S = 5
+
+_MIGRATION_LOCK = 0x7369676E6572
+"""Our number among PostgreSQL's advisory locks."""
+
+_MAKES_IT = "`signer init --config FILE` makes it"
+
+
+class RegistryError(OperatorError):
+    """The database does not answer, or holds what this release does not understand."""
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns what a database can raise into OperatorError, but for broken constraints."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, sa.exc.TimeoutError) as error:  # the latter: all connections are in use
+        reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+        raise RegistryError(
+            f"cannot {what} the registry: {reason}; check `registry` in the configuration,"
+            " the file's owner and the free space, or that the database server is up"
+        ) from error
+    except (SQLAlchemyError, ValueError) as error:
+        raise RegistryError(
+            f"cannot {what} the registry: it holds what this release does not understand;"
+            " was it written by a newer one, or changed by hand?"
+        ) from error
+
+
+def connect(url: str, *, create: bool) -> sa.Engine:
+    """Returns the engine for a URL; PostgreSQL is not asked for a connection yet."""
+    try:
+        parsed = sa.make_url(url)
+        engine = _engine(parsed)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        # The URL may hold a password: the error does not quote it.
+        raise OperatorError(
+            f"`registry` is no URL of a database we can open: {type(error).__name__};"
+            " expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, and in a"
+            " password %40 for @, %3A for :, %2F for / and %25 for %"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        path = Path(parsed.database or "")
+        if not create and not path.is_file():
+            raise OperatorError(f"there is no registry at {path}; {_MAKES_IT}")
+    return engine
+
+
+def for_reading(engine: sa.Engine) -> sa.Engine:
+    """Returns the engine whose transactions see the database as it was when they began."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine  # SQLite has no other transactions
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url)
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if url.get_backend_name() != "postgresql" or url.get_driver_name() != "psycopg":
+        raise ValueError("another database")
+    if "@" in f"{url.host}{url.database}":
+        # The end of a password with a bare @ in it, which the server's error would quote.
+        raise ValueError("more than one @")
+    limits = {
+        "lock_timeout": _LOCK_WAIT_MS,
+        "statement_timeout": _STATEMENT_MS,
+        "idle_in_transaction_session_timeout": _IDLE_MS,
+    }
+    options = "".join(f"-c {name}={value} " for name, value in limits.items())
+    # What the URL says itself comes last, and holds.
+    arguments = {"connect_timeout": _CONNECT_S} | dict(url.query)
+    arguments["options"] = f"{options}{url.query.get('options', '')}"
+    engine = sa.create_engine(
+        url,
+        connect_args=arguments,
+        # A connection that died in the pool is replaced before anybody meets it.
+        pool_pre_ping=True,
+        # Writers queue at `revision` and then read what the one before wrote. Under any
+        # other level, which a server may have by default, they would fail instead.
+        isolation_level="READ COMMITTED",
+    )
+    sa.event.listen(engine, "connect", _limit_waits)
+    return engine
+
+
+def _limit_waits(connection: Any, _record: object) -> None:
+    """Ends a connection whose server does not answer at all."""
+    wait, seconds = connection.wait, _ANSWER_S
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return wait(*arguments, **{"timeout": seconds} | options)
+        except Exception:
+            if time.monotonic() - began >= seconds:
+                # A rollback would wait as long again.
+                connection.close()
+            raise
+
+    connection.wait = limited
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    # Python's own transaction control would leave reads outside of transactions.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_LOCK_WAIT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
+    """Checks the schema's version, and builds or migrates it where the flags say so."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", "signer.keys:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    if (create or migrate) and connection.dialect.name == "postgresql":
+        # Of two at once the second finds it done.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == head:
+        return
+    if current is None and not create:
+        raise OperatorError(f"the registry is empty; {_MAKES_IT}")
+    if current is not None:
+        if current not in {script.revision for script in scripts.walk_revisions()}:
+            raise OperatorError(
+                f"the registry's schema {current} is newer than this program's {head}:"
+                " use the version of signer that wrote it, or a later one"
+            )
+        if not migrate:
+            raise OperatorError(
+                f"the registry's schema is {current}, this program needs {head}: run"
+                " `signer registry migrate --config FILE` once"
+            )
+    command.upgrade(config, "head")

@@ -1,0 +1,129 @@
+"""The life of a key version: one table, and the moves that keep to it.
+
+Pure: a version and a time go in, the changed version comes out; an illegal move
+raises and changes nothing. States and moves are those of NIST SP 800-57 part 1,
+section 7, as DESIGN section 6 has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from signer.errors import OperatorError
+from signer.model import KeyState, KeyVersion
+
+_S = KeyState
+
+TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = {
+    _S.PRE_ACTIVE: frozenset({_S.ACTIVE, _S.COMPROMISED, _S.DESTROY_SCHEDULED}),
+    _S.ACTIVE: frozenset({_S.SUSPENDED, _S.DEACTIVATED, _S.COMPROMISED}),
+    _S.SUSPENDED: frozenset({_S.ACTIVE, _S.DEACTIVATED, _S.COMPROMISED, _S.DESTROY_SCHEDULED}),
+    _S.DEACTIVATED: frozenset({_S.COMPROMISED, _S.DESTROY_SCHEDULED}),
+    _S.COMPROMISED: frozenset({_S.DESTROY_SCHEDULED}),
+    # Back is to where it came from; that is never ACTIVE, from which nothing is scheduled.
+    _S.DESTROY_SCHEDULED: frozenset(
+        {_S.DESTROYED, _S.COMPROMISED, _S.PRE_ACTIVE, _S.SUSPENDED, _S.DEACTIVATED}
+    ),
+    _S.DESTROYED: frozenset(),
+}
+"""From each state in force to those that it may become."""
+
+
+class IllegalMoveError(OperatorError):
+    """A state does not follow from the one in force, or not at this time."""
+
+
+def activate(version: KeyVersion, at: float, sign_until: float | None, now: float) -> KeyVersion:
+    """Has a version sign from ``at`` on (not before ``now``) until ``sign_until``."""
+    _check(version, _S.ACTIVE, now, _S.PRE_ACTIVE)
+    start = max(at, now)
+    active = replace(
+        version, state=_S.ACTIVE, activate_at=start, sign_until=sign_until, came_from=None
+    )
+    if active.ends_at is not None and active.ends_at <= start:
+        raise IllegalMoveError(
+            f"{version.name} would end before it begins: give a later sign_until"
+        )
+    return active
+
+
+def suspend(version: KeyVersion, now: float) -> KeyVersion:
+    """Stops a version for now. One that waits for its activation loses its time instead.
+
+    ``came_from`` then says that it was to be ACTIVE: the operation that had it so does not
+    activate it again.
+    """
+    if version.state_at(now) is _S.PRE_ACTIVE:
+        if version.activate_at is None:
+            raise IllegalMoveError(f"{version.name} is {_S.PRE_ACTIVE}: there is nothing to stop")
+        return replace(version, state=_S.PRE_ACTIVE, activate_at=None, came_from=_S.ACTIVE)
+    _check(version, _S.SUSPENDED, now, _S.ACTIVE)
+    return replace(version, state=_S.SUSPENDED)
+
+
+def resume(version: KeyVersion, now: float) -> KeyVersion:
+    """Has a suspended version sign again, as long as its times allow."""
+    _check(version, _S.ACTIVE, now, _S.SUSPENDED)
+    return replace(version, state=_S.ACTIVE)
+
+
+def deactivate(
+    version: KeyVersion, at: float, now: float, destroy_at: float | None = None
+) -> KeyVersion:
+    """Ends a version for good at ``at``; with ``destroy_at`` it is then scheduled for that."""
+    _check(version, _S.DEACTIVATED, now, _S.ACTIVE, _S.SUSPENDED)
+    if destroy_at is not None and destroy_at < at:
+        raise IllegalMoveError(f"{version.name} would be destroyed before it ends")
+    ended = replace(version, deactivate_at=max(at, now), destroy_at=destroy_at)
+    if at > now:
+        return ended  # the clock ends it
+    if destroy_at is not None:
+        return replace(ended, state=_S.DESTROY_SCHEDULED, came_from=_S.DEACTIVATED)
+    return replace(ended, state=_S.DEACTIVATED)
+
+
+def compromise(version: KeyVersion, now: float) -> KeyVersion:
+    """Ends a version for good because its signatures are in doubt."""
+    _check(version, _S.COMPROMISED, now)
+    return replace(version, state=_S.COMPROMISED, came_from=None, destroy_at=None)
+
+
+def schedule_destruction(version: KeyVersion, at: float, now: float) -> KeyVersion:
+    """Allows a version to be destroyed from ``at`` on."""
+    _check(version, _S.DESTROY_SCHEDULED, now)
+    return replace(
+        version,
+        state=_S.DESTROY_SCHEDULED,
+        came_from=version.state_at(now),
+        destroy_at=max(at, now),
+    )
+
+
+def restore(version: KeyVersion, now: float) -> KeyVersion:
+    """Takes a scheduled destruction back."""
+    back = version.came_from or _S.DEACTIVATED  # without one the clock has ended it
+    _check(version, back, now, _S.DESTROY_SCHEDULED)
+    restored = replace(version, state=back, came_from=None, destroy_at=None)
+    if back is _S.PRE_ACTIVE:  # and so it stays, whatever was planned for it before
+        return replace(restored, activate_at=None, came_from=_S.DESTROY_SCHEDULED)
+    return restored
+
+
+def destroy(version: KeyVersion, now: float) -> KeyVersion:
+    """Records that a version is gone; only after the time it was scheduled for."""
+    _check(version, _S.DESTROYED, now)
+    if version.destroy_at is None or now < version.destroy_at:
+        raise IllegalMoveError(f"{version.name} is not to be destroyed yet: see its destroy_at")
+    return replace(version, state=_S.DESTROYED)
+
+
+def _check(version: KeyVersion, to: KeyState, now: float, *sources: KeyState) -> None:
+    """Raises IllegalMoveError unless the table has the move, and it begins at one of ``sources``.
+
+    Only a restoration leads back: another move must not take a destruction that is
+    scheduled for one of the states where it may have come from.
+    """
+    state = version.state_at(now)
+    if to not in TRANSITIONS[state] or (sources and state not in sources):
+        raise IllegalMoveError(f"{version.name} is {state}: it cannot become {to}")

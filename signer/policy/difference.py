@@ -1,0 +1,95 @@
+"""What differs between two policies, for the people who approve one in the place of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
+
+from signer.model import Role
+from signer.policy.rules import Facility, Policy, Terms
+
+_TOLD_ELSEWHERE = {"levels", "facility"}
+
+
+def difference(before: Policy, after: Policy) -> list[str]:
+    """Returns what changes from one policy to the other, a line each.
+
+    ``+`` stands before what is new, ``-`` before what goes, ``~`` before what changes.
+    What a rule comes to is compared, not how it is written.
+    """
+    return [
+        *_roles(before, after),
+        *_set(
+            "denied certificate",
+            {f"{number:x}" for number in before.denied_certificates},
+            {f"{number:x}" for number in after.denied_certificates},
+        ),
+        *_groups(before, after),
+        *_facilities(before, after),
+    ]
+
+
+def _roles(before: Policy, after: Policy) -> Iterator[str]:
+    for role in Role:
+        if role is not Role.ISSUER:  # told with facilities and groups
+            yield from _set(str(role), _who(before, role), _who(after, role))
+
+
+def _who(policy: Policy, role: Role) -> set[str]:
+    return {who for who, roles in policy.roles.items() if role in roles}
+
+
+def _groups(before: Policy, after: Policy) -> Iterator[str]:
+    old, new = before.groups, after.groups
+    yield from _set("group", set(old), set(new))
+    for name in sorted(new):
+        were = old[name].clients if name in old else frozenset[str]()
+        yield from _set(f"client of group {name}", were, new[name].clients)
+
+
+def _facilities(before: Policy, after: Policy) -> Iterator[str]:
+    old, new = before.facilities, after.facilities
+    yield from (f"- facility {name}" for name in sorted(old.keys() - new.keys()))
+    for name in sorted(new.keys() - old.keys()):
+        facility = new[name]
+        clients = ", ".join(sorted(facility.clients)) or "no client"
+        group = f", group {facility.terms.group}" if facility.terms.group else ""
+        yield f"+ facility {name}, profile {facility.profile}{group}, for {clients}"
+        yield f"+ facility {name}: {_terms(facility.terms)}"
+        for key in sorted(facility.keys):
+            yield f"+ key {name}/{key}: {_terms(facility.keys[key])}"
+    for name in sorted(old.keys() & new.keys()):
+        if old[name] != new[name]:
+            yield from _facility(name, old[name], new[name])
+
+
+def _facility(name: str, old: Facility, new: Facility) -> Iterator[str]:
+    yield from _set(f"client of facility {name}", old.clients, new.clients)
+    yield from _changed(f"facility {name}", old.terms, new.terms)
+    for key in sorted(old.keys.keys() | new.keys.keys()):
+        yield from _changed(f"key {name}/{key}", old.terms_of(key), new.terms_of(key))
+
+
+def _changed(what: str, old: Terms, new: Terms) -> Iterator[str]:
+    for field in fields(Terms):
+        if field.name in _TOLD_ELSEWHERE:
+            continue
+        was, will = getattr(old, field.name), getattr(new, field.name)
+        if was != will:
+            yield f"~ {what}: {field.name} {_shown(was)} becomes {_shown(will)}"
+
+
+def _terms(terms: Terms) -> str:
+    return f"formats {_shown(terms.formats)}, algorithms {_shown(terms.algorithms)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, frozenset | tuple):
+        return ", ".join(sorted(map(str, value))) or "none"
+    return "none" if value is None else str(value)
+
+
+def _set(what: str, old: AbstractSet[str], new: AbstractSet[str]) -> Iterator[str]:
+    yield from (f"- {what} {each}" for each in sorted(old - new))
+    yield from (f"+ {what} {each}" for each in sorted(new - old))

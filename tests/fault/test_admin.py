@@ -1,0 +1,140 @@
+"""Administrative orders on a module that fails, hangs or dies in the middle of them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+
+from hsm_probe import ask
+from hsm_token import SoftToken, version
+
+from signer.dev import softhsm
+from signer.errors import OperatorError
+from signer.hsm.admin import open_admin
+from signer.model import Algorithm, TokenObject
+
+KEY = (Algorithm.ES256, 0, b"the id", "the label")
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Path:
+    made = tmp_path / "faults"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def token(tmp_path: Path, shim_module: Path, faults: Path) -> SoftToken:
+    made = SoftToken(tmp_path / "hsm")
+    environment = {
+        **made.settings.environment,
+        "SHIM_MODULE": str(softhsm.find_module()),
+        "SHIM_FAULTS": str(faults),
+    }
+    made.settings = replace(made.settings, module=shim_module, environment=environment)
+    return made
+
+
+def objects(token: SoftToken) -> dict[str, int]:
+    return ask("objects", token.spec(), cka_id=KEY[2].hex())
+
+
+def test_a_worker_that_hangs_at_its_start_is_given_up(token: SoftToken, faults: Path) -> None:
+    (faults / "initialize").write_text("hang")
+    with (
+        pytest.raises(OperatorError, match=r"did not answer within 0\.5 s and was killed"),
+        open_admin(token.settings, token.state, start_seconds=0.5),
+    ):
+        pytest.fail("it opened")
+    (faults / "initialize").unlink()
+    with open_admin(token.settings, token.state) as admin:
+        assert admin.inventory() == []
+
+
+def test_a_worker_that_hangs_in_an_order_is_given_up(token: SoftToken, faults: Path) -> None:
+    (faults / "generate").write_text("hang")
+    with open_admin(token.settings, token.state, order_seconds=2.0) as admin:
+        assert admin.inventory() == []
+        with pytest.raises(OperatorError, match="did not answer within 2 s and was killed"):
+            admin.generate(*KEY)
+        with pytest.raises(OperatorError, match="worker of token signer-dev died"):
+            admin.inventory()
+    assert objects(token) == {}
+
+
+def test_a_full_token_names_the_remedy_and_goes_on(token: SoftToken, faults: Path) -> None:
+    (faults / "generate").write_text("fail 0x31")  # CKR_DEVICE_MEMORY
+    with open_admin(token.settings, token.state) as admin:
+        with pytest.raises(OperatorError, match="it is full; destroy keys that nobody needs"):
+            admin.generate(*KEY)
+        (faults / "generate").unlink()
+        assert admin.generate(*KEY)
+
+
+def test_a_refused_order_leaves_the_worker_in_place(token: SoftToken, faults: Path) -> None:
+    (faults / "generate").write_text("fail 0x70")  # CKR_MECHANISM_INVALID
+    with open_admin(token.settings, token.state) as admin:
+        with pytest.raises(OperatorError, match="cannot make ES256 key the label: MechanismInv"):
+            admin.generate(*KEY)
+        assert admin.inventory() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("0x30", "DeviceError"), ("0xb3", "SessionHandleInvalid")]
+)
+def test_after_a_failed_session_the_worker_leaves(
+    token: SoftToken, faults: Path, value: str, name: str
+) -> None:
+    (faults / "generate").write_text(f"fail {value}")
+    with open_admin(token.settings, token.state) as admin:
+        with pytest.raises(OperatorError, match=f"cannot make ES256 key the label: {name}"):
+            admin.generate(*KEY)
+        (faults / "generate").unlink()
+        with pytest.raises(OperatorError, match="worker of token signer-dev died"):
+            admin.generate(*KEY)
+    assert objects(token) == {}
+    with open_admin(token.settings, token.state) as admin:
+        assert admin.generate(*KEY)
+
+
+def test_what_a_dead_worker_made_is_found_again(token: SoftToken, faults: Path) -> None:
+    (faults / "generated").write_text("crash")
+    with (
+        open_admin(token.settings, token.state) as admin,
+        pytest.raises(OperatorError, match="worker of token signer-dev died"),
+    ):
+        admin.generate(*KEY)
+    (faults / "generated").unlink()
+    assert objects(token) == {"PRIVATE_KEY": 1, "PUBLIC_KEY": 1}
+    with open_admin(token.settings, token.state) as admin:
+        spki = admin.generate(*KEY)
+        assert admin.generate(*KEY) == spki
+        assert admin.inventory() == [TokenObject(KEY[2], KEY[3])]
+        key = version(KEY[0], KEY[2], spki)
+        assert len(admin.sign(key.algorithm, key.cka_id, spki, [bytes(32)])) == 1
+    assert objects(token) == {"PRIVATE_KEY": 1, "PUBLIC_KEY": 1}
+
+
+def test_the_public_half_that_a_dead_worker_left_goes_with_the_next_order(
+    token: SoftToken, faults: Path
+) -> None:
+    with open_admin(token.settings, token.state) as admin:
+        admin.generate(*KEY)
+        (faults / "destroyed").write_text("crash")
+        with pytest.raises(OperatorError, match="worker of token signer-dev died"):
+            admin.destroy(KEY[2], KEY[3])
+    (faults / "destroyed").unlink()
+    assert objects(token) == {"PUBLIC_KEY": 1}, "the private half goes first"
+    with open_admin(token.settings, token.state) as admin:
+        assert admin.inventory() == []
+        with pytest.raises(OperatorError, match="nothing was destroyed"):
+            admin.destroy(KEY[2], "another label")
+        assert objects(token) == {"PUBLIC_KEY": 1}
+        admin.destroy(KEY[2], KEY[3])
+        assert objects(token) == {}
+        admin.destroy(KEY[2], KEY[3])

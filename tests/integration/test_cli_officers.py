@@ -1,0 +1,245 @@
+"""Two officers at work with the commands, on a running appliance of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from cryptography import x509
+
+from signer.approval import parse
+from signer.bench.process import DevAppliance
+from signer.cli.main import main
+
+KEY = "facilities/moh/keys/next"
+VERSION = f"{KEY}/versions/1"
+SUBJECT = "CN=DCC signer 1,O=Ministry of Health,C=VN"
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Office:
+    """Officers a and b; ``a(...)`` and ``b(...)`` run a command as one of them."""
+
+    def __init__(self, appliance: DevAppliance, capfd: pytest.CaptureFixture[str]) -> None:
+        self.appliance = appliance
+        self._capfd = capfd
+
+    def run(self, *words: object) -> Done:
+        self._capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = self._capfd.readouterr()
+        assert "Traceback" not in err
+        return Done(int(ended.value.code or 0), out, err)
+
+    def file(self, name: str) -> Path:
+        return self.appliance.dir / f"client-officer-{name}.yaml"
+
+    def identity(self, name: str) -> dict[str, str]:
+        found: dict[str, str] = self.appliance.dev["clients"][f"officer-{name}"]
+        return found
+
+    def a(self, *words: object) -> Done:
+        return self.run(*words, "--client", self.file("a"))
+
+    def b(self, *words: object) -> Done:
+        return self.run(*words, "--client", self.file("b"))
+
+    def propose(self, *words: object) -> str:
+        done = self.a(*words, "--yes", "--json")
+        assert done.code == 0, done.err
+        return str(json.loads(done.out)["id"])
+
+    def approve(self, identity: str) -> dict[str, Any]:
+        done = self.b("operations", "approve", identity, "--yes", "--wait", "--json")
+        assert done.code == 0, done.err + done.out
+        told: dict[str, Any] = json.loads(done.out)
+        return told
+
+    def both(self, *words: object) -> dict[str, Any]:
+        return self.approve(self.propose("operations", "propose", *words))
+
+    def versions(self, facility: str) -> dict[str, dict[str, Any]]:
+        listed = json.loads(self.a("keys", "list", "--facility", facility, "--json").out)
+        return {each["name"]: each for each in listed}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevAppliance]:
+    """One appliance for all tests of this file: each has keys of its own."""
+    with DevAppliance(tmp_path_factory.mktemp("officers") / "dev", ("--workers", "1")) as made:
+        yield made
+
+
+@pytest.fixture
+def office(running: DevAppliance, capfd: pytest.CaptureFixture[str]) -> Office:
+    return Office(running, capfd)
+
+
+@pytest.fixture
+def certify(office: Office, tmp_path: Path) -> Callable[[Path], Path]:
+    """Has ``openssl`` issue a certificate for a request, as an outside authority does."""
+    pki = office.appliance.dir / "pki"
+
+    def issue(request: Path) -> Path:
+        made = request.with_suffix(".pem")
+        command = ["openssl", "x509", "-req", "-in", request, "-CA", pki / "dcc-ca.pem"]
+        command += ["-CAkey", pki / "dcc-ca.key", "-days", "730", "-out", made]
+        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+        return made
+
+    return issue
+
+
+def test_from_a_ceremony_to_a_key_that_signs(
+    office: Office, certify: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    record, ca = tmp_path / "record", office.appliance.dir / "pki" / "dcc-ca.pem"
+    done = office.run(
+        *("ceremony", KEY, "--client", office.file("a"), "--second", office.file("b")),
+        *("--algorithm", "ES256", "--subject", SUBJECT, "--witness", "W", "--out", record, "--yes"),
+    )
+    assert done.code == 0, done.err
+    officers = [
+        word for name in "ab" for word in ("--officer", Path(office.identity(name)["cert"]))
+    ]
+    assert office.run("ceremony", "--verify", record, *officers).code == 0
+    members = json.loads((record / "transcript.json").read_text())
+    assert members["result"]["token"]["serial"]
+    assert members["result"]["attributes"]["extractable"] is False
+
+    csr = office.a("keys", "csr", KEY).out
+    assert csr == (record / "request.csr").read_text() == members["result"]["certification_request"]
+    certificate = certify(record / "request.csr")
+    office.both("import-certificate", VERSION, certificate, "--issuer", ca)
+    office.both("activate", VERSION, "--sign-until", "+180d")
+    shown = office.versions("moh")[VERSION]
+    assert (shown["state"], shown["primary"]) == ("ACTIVE", True)
+    der = x509.load_pem_x509_certificate(certificate.read_bytes())
+    assert shown["certificate"]["serial"] == f"{der.serial_number:x}"
+    assert shown["certificate"]["subject"] == SUBJECT
+
+    bundle = office.a("keys", "export", "--form", "certificates", "--facility", "moh").out
+    assert der in x509.load_pem_x509_certificates(bundle.encode())
+    kids = json.loads(office.a("keys", "export", "--form", "trust-list").out)
+    assert der.fingerprint(der.signature_hash_algorithm).hex() in {k["thumbprint"] for k in kids}  # type: ignore[arg-type]
+
+
+def test_a_rotation_with_certificates(
+    office: Office, certify: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    names = ["facilities/moh/keys/dcc", "facilities/moh/keys/dcc-rsa"]
+    ca = office.appliance.dir / "pki" / "dcc-ca.pem"
+    identity = office.propose(
+        *("keys", "rotate", *names, "--activate-at", "+1s", "--overlap", "1h"),
+        *("--sign-for", "180d", "--destroy-after", "30d"),
+        *("--subject", "CN={key} {version},C=VN", "--issuer", ca),
+    )
+    assert office.approve(identity)["state"] == "WAITING"
+    assert office.a("keys", "requests", identity, "--out", tmp_path / "requests").code == 0
+    files = sorted((tmp_path / "requests").iterdir())
+    assert [file.name for file in files] == ["moh.dcc-rsa.v2.csr", "moh.dcc.v2.csr"]
+    made = [certify(file) for file in files]
+
+    foreign = office.a("keys", "certificates", identity, office.identity("a")["cert"])
+    assert (foreign.code, "OPERATION_REFUSED" in foreign.err) == (1, True)
+    done = office.a("keys", "certificates", identity, made[0], "--wait", "--json")
+    assert (done.code, json.loads(done.out)["state"]) == (0, "WAITING")
+    again = office.a("keys", "requests", identity, "--out", tmp_path / "again", "--json")
+    assert [Path(each["file"]).name for each in json.loads(again.out)] == ["moh.dcc.v2.csr"]
+    done = office.a("keys", "certificates", identity, *made, ca, "--wait", "--json")
+    assert (done.code, json.loads(done.out)["state"]) == (0, "DONE")
+
+    plan = json.loads(office.a("keys", "plan", "--days", 1, "--json").out)
+    assert {each["version"]: each["successor"] for each in plan} == {
+        f"{name}/versions/1": f"{name}/versions/2" for name in names
+    }
+    assert office.a("keys", "plan", "--days", 1, "--names").out == ""
+    assert {*names} <= {*office.a("keys", "plan", "--days", 181, "--names").out.splitlines()}
+
+
+def test_a_smart_card_signs_what_draft_and_show_write(office: Office, tmp_path: Path) -> None:
+    draft, sealed = tmp_path / "draft", tmp_path / "draft.sig"
+    words = ("new-version", "facilities/01-001/keys/records", "--draft", draft)
+    assert office.a("operations", "propose", *words).code == 0
+
+    def sign(name: str, data: Path, out: Path) -> None:
+        key = office.identity(name)["key"]
+        command = ["openssl", "dgst", "-sha256", "-sign", key, "-out", out, data]
+        subprocess.run(command, check=True)
+
+    sign("b", draft, sealed)
+    wrong = office.a("operations", "submit", draft, "--signature", sealed)
+    assert (wrong.code, "APPROVAL_INVALID" in wrong.err) == (1, True)
+    sign("a", draft, sealed)
+    assert office.a("operations", "submit", draft, "--signature", sealed).code == 0
+    identity = parse(draft.read_bytes()).id
+
+    shown, signature = tmp_path / "shown", tmp_path / "shown.sig"
+    shown.write_bytes(office.b("operations", "show", identity, "--bytes").out.encode())
+    assert shown.read_bytes() == draft.read_bytes()
+    sign("b", shown, signature)
+    own = office.a("operations", "approve", identity, "--yes")
+    assert (own.code, "another officer" in own.err) == (1, True)
+    done = office.b("operations", "approve", identity, "--signature", signature, "--wait")
+    assert done.code == 0, done.err
+    assert "facilities/01-001/keys/records/versions/2" in office.versions("01-001")
+
+
+def test_facilities_are_enrolled_from_a_csv(office: Office, tmp_path: Path) -> None:
+    csv, client = tmp_path / "f.csv", office.appliance.dev["clients"]["issuer"]["principal"]
+    head = "facility,group,profile,clients,key,algorithm,bits\n"
+    csv.write_text(head + "".join(f"x-{n},nowhere,none,{client},k,XX,\n" for n in range(15)))
+    done = office.a("operations", "propose", "enrol", csv, "--yes")
+    assert done.code == 1
+    assert len([line for line in done.err.splitlines() if line.startswith("line ")]) == 15
+    csv.write_text(head + "".join(f"x-{n},01,records,{client},k,ES256,\n" for n in range(3)))
+    told = office.both("enrol", csv)
+    assert parse(told["content"].encode()).details["csv_sha256"] == (
+        hashlib.sha256(csv.read_bytes()).hexdigest()
+    )
+    found = [each for n in range(3) for each in office.versions(f"x-{n}").values()]
+    assert [each["state"] for each in found] == ["ACTIVE"] * 3
+
+
+def test_what_one_officer_stops_two_let_go_on(office: Office) -> None:
+    key = "facilities/01-001/keys/records"
+    for target, word in ((key, "SUSPENDED"), ("facilities/01-002", ""), ("groups/01", "")):
+        done = office.a("keys", "suspend", target, "--reason", "because")
+        assert (done.code, word in done.out) == (0, True)
+    suspended = json.loads(office.b("keys", "suspensions", "--json").out)
+    assert {(each["scope"], each["name"], each["reason"]) for each in suspended} == {
+        ("group", "01", "because"),
+        ("facility", "01-002", "because"),
+    }
+    for target in ("groups/01", "facilities/01-002", key):
+        assert office.both("resume", target)["state"] == "DONE"
+    assert office.a("keys", "suspensions", "--json").out == "[]\n"
+    assert office.versions("01-001")[f"{key}/versions/1"]["state"] == "ACTIVE"
+
+    identity = office.propose("operations", "propose", "new-version", key)
+    done = office.b("operations", "reject", identity, "--reason", "no need")
+    assert (done.code, "REJECTED" in done.out) == (0, True)
+    assert office.a("operations", "wait", identity).code == 1
+    listed = json.loads(office.a("operations", "list", "--state", "REJECTED", "--json").out)
+    assert [each["id"] for each in listed] == [identity]
+
+    rsa = "facilities/01-001/keys/records-rsa"
+    office.a("keys", "compromise", rsa, "--reason", "lost")
+    kids = json.loads(office.a("keys", "export", "--form", "jwks").out)["keys"]
+    gone = office.versions("01-001")[f"{rsa}/versions/1"]
+    assert gone["state"] == "COMPROMISED"
+    assert gone["thumbprint"] not in {each["kid"] for each in kids}
+    issuer = office.appliance.dir / "client-issuer.yaml"
+    refused = office.run("keys", "suspend", key, "--reason", "x", "--client", issuer)
+    assert (refused.code, "POLICY_DENIED" in refused.err) == (1, True)

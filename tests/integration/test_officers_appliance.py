@@ -1,0 +1,245 @@
+"""A real appliance from nothing: ``signer init``, ``signer serve``, and officers who decide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import edge
+import officers
+import pytest
+from served import Served, verified
+
+from signer.client import DeniedError, InvalidRequestError
+from signer.dev import free_ports, pki, plan, softhsm, texts
+from signer.dev.files import SECRET, write
+
+SIGNER = [sys.executable, "-m", "signer"]
+KEY = "facilities/clinic/keys/records"
+POLICY = """
+roles:
+  auditor: ["{auditor}"]
+  operator: ["{operator}"]
+groups: {{}}
+profiles:
+  records: {{formats: [JWS, MESSAGE], algorithms: [ES256], max_batch_items: 10}}
+facilities:
+  clinic: {{profile: records, clients: ["{issuer}"]}}
+"""
+
+
+class Place:
+    """The folder of an appliance that nobody has initialised yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = folder
+        for name in ("token", "pki", "state", "policy"):
+            (folder / name).mkdir(mode=0o700)
+        write(folder / "softhsm2.conf", texts.softhsm_conf(folder / "token"))
+        write(folder / "pin", "4711-4711\n", SECRET)
+        module = softhsm.find_module()
+        conf = folder / "softhsm2.conf"
+        serial = softhsm.init_token(module, conf, "4711-4711", "0815-0815")
+        port, metrics = free_ports()
+        self.config = folder / "signer.yaml"
+        text = texts.CONFIGURATION.format(
+            port=port,
+            metrics_port=metrics,
+            label=softhsm.LABEL,
+            serial=serial,
+            module=module,
+            workers=1,
+        )
+        write(self.config, text)
+        pki.server(folder / "pki", pki.authority(folder / "pki", "ca", "servers"))
+        clients = pki.authority(folder / "pki", "client-ca", "clients")
+        for name in plan.CLIENTS:
+            pki.client(folder / "pki", clients, name, plan.principal(name))
+        self.put_policy(
+            POLICY.format(**{n: plan.principal(n) for n in plan.CLIENTS if "-" not in n})
+        )
+        self.dev = {
+            "address": f"127.0.0.1:{port}",
+            "server_name": pki.SERVER_NAME,
+            "ca": str(folder / "pki/ca.pem"),
+            "clients": {
+                name: {"cert": str(self.certificate(name)), "key": str(folder / f"pki/{name}.key")}
+                for name in plan.CLIENTS
+            },
+        }
+
+    def certificate(self, name: str) -> Path:
+        return self.dir / f"pki/{name}.pem"
+
+    def put_policy(self, text: str) -> None:
+        write(self.dir / "policy/policy.yaml", text)
+
+    @property
+    def policy(self) -> str:
+        return (self.dir / "policy/policy.yaml").read_text()
+
+    def signer(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [*SIGNER, *map(str, arguments), "--config", str(self.config)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def init(self, *names: str) -> subprocess.CompletedProcess[str]:
+        options = [word for name in names for word in ("--officer", self.certificate(name))]
+        return self.signer("init", *options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Refused first, for every reason that init has; then begun with two officers."""
+    made = Place(tmp_path_factory.mktemp("appliance"))
+    refusals = {
+        (): "0 officers are named",
+        ("officer-a",): "1 officers are named, operations need 2",
+        ("officer-a", "officer-a"): "1 officers are named",
+        ("officer-a", "issuer"): "is a client in the policy",
+    }
+    for names, told in refusals.items():
+        done = made.init(*names)
+        assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+        assert not (made.dir / "audit").exists()
+    assert made.signer("init", "--join").returncode == 1
+    done = made.init("officer-a", "officer-b")
+    assert done.returncode == 0, done.stderr
+    again = made.init("officer-a", "officer-b")
+    assert (again.returncode, "only once" in again.stderr) == (1, True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(place: Place) -> Iterator[Served]:
+    made = Served(place.config)
+    made.start()
+    yield made
+    assert made.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def office(place: Place, served: Served) -> officers.Office:
+    del served
+    made = officers.Office(place.dev)
+    made.do("create-key", key=KEY, algorithm="ES256", activate=True)
+    return made
+
+
+def items(office: officers.Office, count: int) -> bool:
+    """Whether the policy in force allows a batch of this size."""
+    with office.client("issuer") as client:
+        try:
+            return all(each.ok for each in client.sign_batch(KEY, "JWS", [b"{}"] * count))
+        except InvalidRequestError:
+            return False
+
+
+def reload(office: officers.Office) -> Any:
+    with office.client("operator") as client:
+        return client.reload()
+
+
+def test_an_operator_alone_widens_no_policy(
+    place: Place, served: Served, office: officers.Office
+) -> None:
+    assert not reload(office).policy_changed
+    approved = place.policy
+    place.put_policy(approved.replace("max_batch_items: 10", "max_batch_items: 20"))
+    with pytest.raises(InvalidRequestError) as refused:
+        reload(office)
+    [violation] = refused.value.violations
+    assert "signer operations propose policy" in violation.description
+    assert (items(office, 10), items(office, 11)) == (True, False)
+
+    assert served.stop() == 0
+    served.start()  # neither does a restart take it
+    assert (items(office, 10), items(office, 11)) == (True, False)
+
+    told = office.propose("policy")
+    with office.client("officer-b") as client:
+        lines = client.operations.get(told.id).difference
+    assert "~ facility clinic: max_batch_items 10 becomes 20" in lines
+    office.approve(told.id)
+    assert office.ended(told.id).state == "DONE"
+    assert items(office, 20)
+    assert not reload(office).policy_changed
+
+    place.put_policy(approved)  # what was approved once is not in force again for that
+    with pytest.raises(InvalidRequestError):
+        reload(office)
+    assert items(office, 20)
+    place.put_policy(approved.replace("max_batch_items: 10", "max_batch_items: 20"))
+
+
+def test_a_draft_holds_up_no_new_certificate(place: Place, office: officers.Office) -> None:
+    before = place.policy
+    place.put_policy(before + "# a draft\n")
+    (place.dir / "pki/server.pem").unlink()
+    pki.server(place.dir / "pki", pki.authority(place.dir / "pki", "ca", "servers"))
+    with pytest.raises(InvalidRequestError):
+        reload(office)
+    place.put_policy(before)
+    with office.client("operator") as client:
+        assert not client.reload().certificate_changed  # it was taken with the refused one
+
+
+def test_a_policy_that_changed_since_its_proposal_is_the_one_proposed(
+    place: Place, office: officers.Office
+) -> None:
+    place.put_policy(place.policy.replace("max_batch_items: 20", "max_batch_items: 5"))
+    proposed = office.propose("policy")
+    place.put_policy(place.policy.replace("max_batch_items: 5", "max_batch_items: 4000"))
+    office.approve(proposed.id)
+    assert office.ended(proposed.id).state == "DONE"
+    assert (items(office, 5), items(office, 6)) == (True, False)
+    assert "4000" in place.policy  # somebody's draft is not overwritten
+    place.put_policy(place.policy.replace("max_batch_items: 4000", "max_batch_items: 5"))
+    assert not reload(office).policy_changed
+
+
+def test_a_policy_that_names_an_officer_as_a_client_is_refused(
+    place: Place, office: officers.Office
+) -> None:
+    before = place.policy
+    place.put_policy(before.replace(plan.principal("issuer"), plan.principal("officer-a")))
+    assert any("is a client in the policy" in text for text in office.problems("policy"))
+    place.put_policy(before)
+
+
+def test_no_officer_signs_and_no_issuer_decides(office: officers.Office) -> None:
+    with office.client("officer-a") as client, pytest.raises(DeniedError):
+        client.sign_batch(KEY, "JWS", [b"{}"])
+    for name in ("issuer", "operator", "auditor"):
+        with office.client(name) as client, pytest.raises(DeniedError):
+            client.operations.prepare("policy", {})
+
+
+def test_verify_finds_a_policy_that_was_put_in_force_by_hand(
+    place: Place, served: Served, office: officers.Office
+) -> None:
+    """Runs last: from here on the log is not in order any more, and must not be."""
+    audit = place.dir / "audit"
+    report = verified(audit, "signer/audit")
+    assert (report["problems"], report["development"]) == ([], False)
+    text = place.policy.replace("max_batch_items: 5", "max_batch_items: 4096").encode()
+    content = b"11:policy.yaml,%d:%b," % (len(text), text)
+    sha256 = hashlib.sha256(content).hexdigest()
+    with closing(sqlite3.connect(place.dir / "registry.sqlite")) as connection, connection:
+        connection.execute("INSERT INTO documents VALUES (?, ?)", (sha256, content))
+        connection.execute("UPDATE revision SET value = value + 1, policy = ?", (sha256,))
+    edge.eventually(lambda: items(office, 6), "the daemon follows its registry")
+
+    def found() -> bool:
+        return f"policy {sha256} is in force without an approval" in json.dumps(
+            verified(audit, "signer/audit", whole=False)["problems"]
+        )
+
+    edge.eventually(found, "verify finds it")
+    assert served.ready()

@@ -1,0 +1,170 @@
+"""Facilities by the hundred and the thousand, from one file, served without a restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import edge
+import pytest
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from hsm_token import SoftToken
+from officers import Issuing, Office, check, csv_of
+
+from signer.hsm.admin import open_admin
+from signer.model import Algorithm
+
+A = "facilities/01-001/keys/records"
+HEADER = "facility,group,profile,clients,key,algorithm,bits"
+ISSUER = "spiffe://dev.signer.example/issuer"
+
+
+@pytest.fixture(scope="module")
+def made(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An appliance of this module's own."""
+    with edge.own(appliance, tmp_path_factory.mktemp("enrolment")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def office(made: Any) -> Office:
+    return Office(made.dev)
+
+
+def keys_of(names: list[str]) -> list[str]:
+    return [f"facilities/{name}/keys/records" for name in names]
+
+
+def sign(office: Office, keys: list[str]) -> None:
+    """Each key signs, and its own public key verifies that."""
+    with office.client("issuer") as client:
+        for key in keys:
+            [item] = client.sign_batch(key, "JWS", [b"{}"])
+            assert (item.error, item.key_version) == (None, f"{key}/versions/1")
+            public = load_der_public_key(client.get_key_version(item.key_version).public_key)
+            check(public, "JWS", b"{}", item.signature)
+
+
+def test_two_hundred_facilities_are_served_by_the_same_daemon(office: Office, made: Any) -> None:
+    names = [f"n-{number:03}" for number in range(200)]
+    csv = csv_of(names, ISSUER)
+    process = made.process
+    with Issuing(office, [A], items=5) as issuing:
+        proposed = office.propose("enrol", csv)
+        told = office.get(proposed.id)
+        assert "+ 200 facilities in the policy" in told.difference[0]
+        office.approve(proposed.id)
+        progress = []
+        while (told := office.get(proposed.id)).state in ("APPROVED", "EXECUTING"):
+            progress.append(told.done)
+            time.sleep(0.05)
+        issuing.signing(A)
+    assert (told.state, told.done, told.total) == ("DONE", 200, 200), told.note
+    assert all(one <= two for one, two in pairwise(progress))
+    assert any(0 < done < 200 for done in progress), "it tells how far it is"
+    assert issuing.refusals() == {}
+    sign(office, keys_of(names[::10]))
+    assert made.process is process
+    assert made.running
+
+    file = made.dir / "policy" / f"enrolled-{sha256(csv).hexdigest()[:16]}.yaml"
+    assert all(f'"{name}"' in file.read_text() for name in names)
+    with office.client("operator") as operator:
+        reloaded = operator.reload()
+        assert not reloaded.policy_changed
+        assert told.result is not None
+        assert reloaded.policy_sha256 == told.result["policy_sha256"]
+    sign(office, keys_of(names[:1]))
+
+    again = office.problems("enrol", csv)
+    assert any("facility n-000 is in the policy already" in problem for problem in again)
+
+
+MISTAKES = {
+    "UPPER,01,records,x,records,ES256,": "facility is no id",
+    "w-02,01,records,x,no key,ES256,": "key is no id",
+    "w-03,01,records,x,records,ES512,": "algorithm is none of ES256",
+    "w-04,01,records,x,records,PS256,": "RSA|modulus",
+    "w-05,01,records,x,records,ES256,256": "one key length",
+    "w-06,01,records,,records,ES256,": "clients is empty",
+    "w-07,01,records,x,records": "has 5 cells, expected 7",
+    "w-08,01,records,x,records,ES256,": "stands in the file twice",
+    "w-08,99,records,x,records,ES256,": "has another group, profile or clients than in line 9",
+}
+UNFITTING = {
+    "01-001,01,records,x,more,ES256,": "line 2: facility 01-001 is in the policy already",
+    "w-12,77,records,x,records,ES256,": "line 3: group 77 does not stand in the policy",
+}
+REFUSED_BY_POLICY = {
+    "w-20,01,nothing,x,records,ES256,": "nothing",
+    "w-21,01,records,x y z,records,ES256,": "w-21",
+}
+
+
+@pytest.mark.parametrize("mistakes", [MISTAKES, UNFITTING, REFUSED_BY_POLICY], ids=["a", "b", "c"])
+def test_a_wrong_file_is_refused_with_everything_that_is_wrong(
+    office: Office, made: Any, mistakes: dict[str, str]
+) -> None:
+    good = f"good-1,01,records,{ISSUER},records,ES256,"
+    lines = [HEADER, *(line.replace(",x,", f",{ISSUER},") for line in mistakes), good, ""]
+    csv = "\n".join(lines).encode()
+    before = sorted(path.name for path in (made.dir / "policy").iterdir())
+    problems = office.problems("enrol", csv)
+    for number, text in enumerate(mistakes.values(), start=2):
+        named = [problem for problem in problems if any(t in problem for t in text.split("|"))]
+        assert named, (text, problems)
+        if mistakes is MISTAKES:
+            assert any(problem.startswith(f"line {number}: ") for problem in named), named
+    assert not any("good-1" in problem for problem in problems)
+    assert sorted(path.name for path in (made.dir / "policy").iterdir()) == before
+    with office.client("officer-a") as client:
+        assert not [key for key in client.list_keys() if "/w-" in key.name or "good" in key.name]
+
+
+@pytest.mark.parametrize("csv", [b"", b"\xff\xfe", b"facility,group\n", HEADER.encode() + b"\n"])
+def test_what_is_no_list_of_facilities_is_refused(office: Office, csv: bytes) -> None:
+    [problem] = office.problems("enrol", csv)
+    assert problem.startswith("attachment: ")
+
+
+def softhsm_rate(token: SoftToken, start: int, count: int) -> float:
+    """Keys a second of a plain loop on a token of its own, which has ``start`` keys already."""
+    with open_admin(token.settings, token.state) as admin:
+        began = time.monotonic()
+        for number in range(start, start + count):
+            admin.generate(Algorithm.ES256, 0, sha256(b"%d" % number).digest()[:16], f"k-{number}")
+        return count / (time.monotonic() - began)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(("facilities", "rounds", "least"), [(5000, 10, 0.8)])
+def test_thousands_at_nearly_the_hsm_s_own_rate(
+    appliance: Any, tmp_path: Path, facilities: int, rounds: int, least: float
+) -> None:
+    """Alternating: a part of the facilities, and as many keys of a plain loop."""
+    token = SoftToken(tmp_path / "hsm")
+    part = facilities // rounds
+    ours, plain = [], []
+    with edge.own(appliance, tmp_path) as made:
+        office = Office(made.dev)
+        softhsm_rate(token, 10_000_000, len(made.dev["keys"]) + 1)
+        with Issuing(office, [A], items=1) as issuing:
+            issuing.signing(A)
+        for number in range(rounds):
+            plain.append(softhsm_rate(token, number * part, part))
+            names = [f"t-{number:02}-{n:04}" for n in range(part)]
+            began = time.monotonic()
+            told = office.do("enrol", csv_of(names, ISSUER), seconds=600)
+            ours.append(part / (time.monotonic() - began))
+            assert told.state == "DONE", told.note
+            sign(office, keys_of(names[:: part // 5]))
+    ratio = sum(1 / rate for rate in plain) / sum(1 / rate for rate in ours)
+    rates = ", ".join(f"{one:.0f}/{two:.0f}" for one, two in zip(ours, plain, strict=True))
+    print(  # noqa: T201 - the figures that this is about
+        f"\n{facilities} facilities, keys a second (enrolled/plain): {rates}; ratio {ratio:.2f}"
+    )
+    assert ratio >= least

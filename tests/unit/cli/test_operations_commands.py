@@ -1,0 +1,382 @@
+"""``signer operations`` against an appliance that is played."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from operations_played import NOW, A, B, C, certify
+
+from signer import approval
+from signer.cli.operations import flow
+
+KEY = "facilities/f/keys/k"
+VERSION = f"{KEY}/versions/1"
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Somebody sits at a terminal and writes this."""
+
+    def give(text: str) -> None:
+        monkeypatch.setattr(flow, "terminal", lambda: True)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+    return give
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    file = tmp_path / "ca.pem"
+    ca = certify(ec.generate_private_key(ec.SECP256R1()), "CN=ca,C=VN", ca=True)
+    file.write_bytes(ca.public_bytes(Encoding.PEM))
+    return file
+
+
+PLAIN = [
+    (
+        ("create-key", KEY, "--algorithm", "ES256"),
+        {
+            "key": KEY,
+            "algorithm": "ES256",
+            "bits": 0,
+            "token": "",
+            "activate": False,
+            "sign_until": 0,
+            "subject": "",
+        },
+    ),
+    (
+        (
+            *("create-key", KEY, "--algorithm", "PS256", "--bits", 3072, "--token", "t"),
+            *("--activate", "--sign-until", "2030-01-01T00:00:00Z", "--subject", "CN=x"),
+        ),
+        {
+            "key": KEY,
+            "algorithm": "PS256",
+            "bits": 3072,
+            "token": "t",
+            "activate": True,
+            "sign_until": 1_893_456_000,
+            "subject": "CN=x",
+        },
+    ),
+    (
+        ("new-version", KEY, "--token", "t", "--subject", "CN=x"),
+        {"key": KEY, "token": "t", "subject": "CN=x"},
+    ),
+    (
+        (
+            *("activate", VERSION, "--at", "2030-01-01T07:00:00+07:00"),
+            *("--sign-until", "2030-01-02T00:00:00Z"),
+        ),
+        {"version": VERSION, "at": 1_893_456_000, "sign_until": 1_893_542_400},
+    ),
+    (("activate", VERSION), {"version": VERSION, "at": 0, "sign_until": 0}),
+    (("resume", "groups/01"), {"target": "groups/01"}),
+    (("deactivate", VERSION), {"version": VERSION, "at": 0}),
+    (
+        ("schedule-destruction", VERSION, "--at", "2030-01-01T00:00:00Z"),
+        {"version": VERSION, "at": 1_893_456_000},
+    ),
+    (("destroy", VERSION), {"version": VERSION}),
+    (("restore", VERSION), {"version": VERSION}),
+    (("policy",), {"policy_sha256": ""}),
+    (("policy", "--sha256", "AB"), {"policy_sha256": "ab"}),
+]
+
+
+@pytest.mark.parametrize(("words", "arguments"), PLAIN, ids=[str(words) for words, _ in PLAIN])
+def test_arguments_by_kind(
+    run: Any, played: Any, people: Any, words: tuple[object, ...], arguments: dict[str, Any]
+) -> None:
+    done = run("operations", "propose", *words, "--client", people.a.client, "--yes")
+    assert (done.code, done.err) == (0, "")
+    assert played.operations.asked == [(words[0], arguments, b"")]
+    [(_, content, signature, _)] = played.operations.calls
+    signed = approval.Signature(A, signature, NOW)
+    approval.check_signature(content, signed, people.known, NOW)
+    assert "~ something changes" in done.out
+    assert approval.parse(content).id in done.out
+
+
+def test_certificates_are_read_from_files(
+    run: Any, played: Any, people: Any, authority: Path, tmp_path: Path
+) -> None:
+    above = certify(ec.generate_private_key(ec.SECP256R1()), "CN=root,C=VN", ca=True)
+    both, leaf = tmp_path / "both.pem", tmp_path / "leaf.der"
+    both.write_bytes(authority.read_bytes() + above.public_bytes(Encoding.PEM))
+    one = certify(ec.generate_private_key(ec.SECP256R1()), "CN=leaf,C=VN")
+    leaf.write_bytes(one.public_bytes(Encoding.DER))
+    words = ("import-certificate", VERSION, leaf, "--issuer", both, "--replace")
+    done = run("operations", "propose", *words, "--client", people.a.client, "--yes")
+    assert (done.code, done.err) == (0, "")
+    [(kind, arguments, _)] = played.operations.asked
+    assert (kind, arguments["version"], arguments["replace"]) == (
+        "import-certificate",
+        VERSION,
+        True,
+    )
+    assert x509.load_pem_x509_certificate(arguments["certificate"].encode()) == one
+    issuers = [x509.load_pem_x509_certificate(each.encode()) for each in arguments["issuers"]]
+    assert issuers == x509.load_pem_x509_certificates(both.read_bytes())
+    done = run("operations", "propose", *words[:2], both, *words[3:], "--client", people.a.client)
+    assert (done.code, "has 2 certificates" in done.err) == (1, True)
+
+
+def test_officers_are_changed(run: Any, played: Any, people: Any) -> None:
+    words = ("officers", "--add", people.c.certificate, "--remove", B)
+    done = run("operations", "propose", *words, "--client", people.a.client, "--yes", "--json")
+    assert done.code == 0
+    content = json.loads(done.out)["content"].encode()
+    details = approval.parse(content).details
+    assert details["officers"] == {
+        who: base64.b64encode(der).decode() for who, der in ((A, people.a.der), (C, people.c.der))
+    }
+    assert run("operations", "propose", "officers", "--client", people.a.client).code == 2
+    assert len(played.operations.calls) == 1
+
+
+def test_a_csv_goes_along(run: Any, played: Any, people: Any, tmp_path: Path) -> None:
+    file = tmp_path / "facilities.csv"
+    file.write_bytes(b"facility\r\n\xc3\xa1\r\n")
+    words = ("operations", "propose", "enrol", file, "--client", people.a.client, "--yes")
+    assert run(*words).code == 0
+    assert played.operations.asked == [("enrol", {"token": ""}, file.read_bytes())]
+    [(_, _, _, attachment)] = played.operations.calls
+    assert attachment == file.read_bytes()
+    file.write_bytes(b"x" * 4 * 1024 * 1024)
+    done = run(*words)
+    assert (done.code, "split it" in done.err) == (1, True)
+    assert len(played.operations.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"kind": "restore"}, {"proposer": B}, {"details": {"version": f"{KEY}/versions/2"}}],
+    ids=str,
+)
+def test_nothing_is_signed_that_was_not_asked_for(
+    run: Any, played: Any, people: Any, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    played.operations.tamper = lambda members: members.update(other)
+    words = ("operations", "propose", "destroy", VERSION, "--client", people.a.client)
+    done = run(*words, "--yes")
+    assert (done.code, done.out) == (1, "")
+    assert "nothing was signed" in done.err
+    draft = tmp_path / "draft"
+    assert run(*words, "--draft", draft).code == 1
+    assert not draft.exists()
+    assert played.operations.calls == []
+
+
+def test_without_a_terminal_it_must_be_said(run: Any, played: Any, people: Any) -> None:
+    for words in (("propose", "destroy", VERSION), ("approve", "x")):
+        done = run("operations", *words, "--client", people.a.client)
+        assert (done.code, done.out) == (2, "")
+        assert "--yes" in done.err
+    assert (played.operations.asked, played.operations.calls) == ([], [])
+
+
+@pytest.mark.parametrize(("text", "code", "calls"), [("n\n", 1, 0), ("y\n", 0, 1), ("", 1, 0)])
+def test_on_a_terminal_it_asks(
+    run: Any, played: Any, people: Any, answer: Any, text: str, code: int, calls: int
+) -> None:
+    answer(text)
+    done = run("operations", "propose", "destroy", VERSION, "--client", people.a.client)
+    assert (done.code, len(played.operations.calls)) == (code, calls)
+    assert "~ something changes" in done.out
+    assert "Sign and propose this?" in done.err
+
+
+def test_every_problem_is_told(run: Any, played: Any, people: Any) -> None:
+    played.operations.problems = tuple(f"line {number}: wrong\x1b[2J" for number in range(25))
+    done = run("operations", "propose", "destroy", VERSION, "--client", people.a.client, "--yes")
+    assert (done.code, done.out) == (1, "")
+    lines = done.err.splitlines()
+    assert lines[:25] == [f"line {number}: wrong?[2J" for number in range(25)]
+    assert lines[25].startswith("signer: ")
+    assert played.operations.calls == []
+
+
+@pytest.mark.parametrize("who", ["a", "b"])  # ECDSA and Ed25519
+def test_a_draft_is_signed_by_openssl_and_submitted(
+    run: Any, played: Any, people: Any, tmp_path: Path, who: str
+) -> None:
+    me, csv, draft = getattr(people, who), tmp_path / "f.csv", tmp_path / "draft"
+    played.operations.proposer = me.principal
+    csv.write_text("facility\n")
+    words = ("operations", "propose", "enrol", csv, "--draft", draft, "--client", me.client)
+    said = json.loads(run(*words, "--json").out)
+    assert said["sha256"] == hashlib.sha256(draft.read_bytes()).hexdigest()
+    assert (said["file"], said["attachment"]) == (str(draft), f"{draft}.attachment")
+    done = run(*words)
+    assert done.code == 0
+    assert played.operations.calls == []
+    attachment = draft.with_name("draft.attachment")
+    assert attachment.read_bytes() == b"facility\n"
+    assert f"submit {draft} --signature {draft}.sig --attachment {attachment}" in done.err
+    [told] = [
+        line.split("   ")[0].split()
+        for line in done.err.splitlines()
+        if line.strip().startswith("openssl") and ("Ed25519" in line) == (who == "b")
+    ]
+    subprocess.run([str(me.key) if word == "officer.key" else word for word in told], check=True)
+    signature = Path(f"{draft}.sig")
+    submit = ("operations", "submit", draft, "--signature", signature, "--attachment", attachment)
+    done = run(*submit, "--client", me.client, "--json")
+    assert done.code == 0
+    [(_, content, sent, beside)] = played.operations.calls
+    assert (content, beside) == (draft.read_bytes(), b"facility\n")
+    approval.check_signature(
+        content, approval.Signature(me.principal, sent, NOW), people.known, NOW
+    )
+    assert json.loads(done.out)["id"] == approval.parse(content).id
+
+
+def test_only_ones_own_draft_is_submitted(
+    run: Any, played: Any, people: Any, tmp_path: Path
+) -> None:
+    draft, signature = tmp_path / "draft", tmp_path / "sig"
+    signature.write_bytes(b"s")
+    draft.write_bytes(played.operations.content("destroy", {"version": VERSION}))
+    words = ("operations", "submit", draft, "--signature", signature, "--client")
+    done = run(*words, people.b.client)
+    assert (done.code, "is a proposal of" in done.err) == (1, True)
+    draft.write_bytes(draft.read_bytes() + b"\n")
+    done = run(*words, people.a.client)
+    assert (done.code, "--draft" in done.err) == (1, True)
+    assert played.operations.calls == []
+
+
+def keep(played: Any, **changed: Any) -> str:
+    content = played.operations.content("destroy", {"version": VERSION})
+    return str(played.operations.keep(content, **changed).id)
+
+
+def test_approve_signs_the_bytes_of_the_operation(run: Any, played: Any, people: Any) -> None:
+    identity = keep(played)
+    done = run("operations", "approve", identity, "--client", people.b.client, "--yes")
+    assert done.code == 0
+    [(_, approved, signature)] = played.operations.calls
+    content = played.operations.kept[identity].content
+    assert approved == identity
+    approval.check_signature(content, approval.Signature(B, signature, NOW), people.known, NOW)
+    assert "~ something changes" in done.err
+    assert A in done.err
+
+
+def test_approve_refuses_other_bytes_and_ones_own(run: Any, played: Any, people: Any) -> None:
+    identity = keep(played)
+    other = played.operations.content("destroy", {"version": VERSION})
+    for content, client, text in (
+        (other, people.b.client, "nothing was signed"),
+        (b"x", people.b.client, "nothing was signed"),
+        (played.operations.kept[identity].content, people.a.client, "you proposed it"),
+    ):
+        played.operations.kept[identity] = played.operations.kept[identity]._replace(
+            content=content
+        )
+        if client is people.a.client:
+            identity = keep(played)
+        done = run("operations", "approve", identity, "--client", client, "--yes")
+        assert (done.code, done.out) == (1, "")
+        assert text in done.err
+    assert played.operations.calls == []
+
+
+def test_approve_with_a_signature_from_elsewhere(
+    run: Any, played: Any, people: Any, tmp_path: Path
+) -> None:
+    identity, file = keep(played), tmp_path / "sig"
+    file.write_bytes(b"\x00smart card")
+    words = ("operations", "approve", identity, "--signature", file, "--client", people.b.client)
+    assert run(*words).code == 0
+    assert played.operations.calls == [("approve", identity, b"\x00smart card")]
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("DONE", 0), ("WAITING", 0), ("FAILED", 1), ("REJECTED", 1), ("EXPIRED", 1)],
+)
+def test_the_end_is_the_exit_code(run: Any, played: Any, people: Any, end: str, code: int) -> None:
+    identity = keep(played)
+    played.operations.states = iter(["EXECUTING", end])
+    played.operations.result = {"key_version": VERSION}
+    done = run("operations", "wait", identity, "--client", people.a.client, "--timeout", 5)
+    assert done.code == code
+    assert done.err.splitlines() == ["EXECUTING", end]
+    assert VERSION in done.out
+    assert played.operations.calls == [("wait", identity, 5.0)]
+    played.operations.states = iter([end])
+    words = ("operations", "approve", identity, "--wait", "--yes", "--json")
+    done = run(*words, "--client", people.b.client)
+    assert (done.code, json.loads(done.out)["state"]) == (code, end)
+
+
+def test_show_writes_exactly_the_bytes(run: Any, played: Any, people: Any) -> None:
+    identity = keep(played, note="a\x1b[31mb", result={"x": [1], "y": {"z": True}})
+    words = ("operations", "show", identity, "--client", people.a.client)
+    assert run(*words, "--bytes").out.encode() == played.operations.kept[identity].content
+    shown = run(*words).out
+    assert "a?[31mb" in shown
+    assert "\x1b" not in shown
+    said = json.loads(run(*words, "--json").out)
+    assert (said["id"], said["state"], said["result"]["x"]) == (identity, "PROPOSED", [1])
+    assert run(*words, "--json", "--bytes").code == 2
+
+
+def test_list_and_officers(run: Any, played: Any, people: Any) -> None:
+    first, second = keep(played), keep(played, state="DONE")
+    done = run("operations", "list", "--client", people.a.client)
+    assert done.out.isascii()
+    assert first in done.out
+    assert second in done.out
+    words = ("operations", "list", "--state", "done", "--json", "--client", people.a.client)
+    assert [each["id"] for each in json.loads(run(*words).out)] == [second]
+    said = json.loads(run("operations", "officers", "--json", "--client", people.a.client).out)
+    assert [each["principal"] for each in said["officers"]] == [A, B]
+    assert (said["needed"], said["origin"]) == ({"activate": 2}, "log")
+    assert A in run("operations", "officers", "--client", people.a.client).out
+
+
+def test_reject_and_retry(run: Any, played: Any, people: Any) -> None:
+    identity = keep(played, state="REJECTED", note="rejected: no")
+    found = played.operations.kept[identity]
+    played.operations.answers = {"reject": found, "retry": found._replace(state="APPROVED")}
+    done = run("operations", "reject", identity, "--reason", "no", "--client", people.a.client)
+    assert (done.code, "rejected: no" in done.out) == (0, True)
+    done = run("operations", "retry", identity, "--client", people.a.client)
+    assert f"operations wait {identity}" in done.out
+    assert played.operations.calls == [("reject", identity, "no"), ("retry", identity)]
+    assert run("operations", "reject", identity, "--client", people.a.client).code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("create-key", "facilities/x", "--algorithm", "ES256"),
+        ("create-key", KEY),
+        ("create-key", KEY, "--algorithm", "HS256"),
+        ("activate", KEY),
+        ("activate", VERSION, "--at", "2030-01-01"),
+        ("activate", VERSION, "--sign-until", "tomorrow"),
+        ("schedule-destruction", VERSION),
+        ("import-certificate", VERSION, "absent.pem"),
+    ],
+)
+def test_wrong_usage(run: Any, played: Any, people: Any, words: tuple[str, ...]) -> None:
+    done = run("operations", "propose", *words, "--client", people.a.client, "--yes")
+    assert (done.code, done.out) == (2, "")
+    assert played.operations.asked == []

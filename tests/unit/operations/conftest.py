@@ -1,0 +1,30 @@
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
+
+from opstage import Stage, empty_registry
+from people import Authority
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty registry to copy."""
+    return empty_registry(tmp_path_factory.mktemp("template") / "empty.sqlite")
+
+
+@pytest.fixture
+def stage(tmp_path: Path, template: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path / "stage", template)
+    yield made
+    made.close()
+    assert made.log.control.problems == ()
+    assert made.seen.bugs == []
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()

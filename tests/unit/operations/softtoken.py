@@ -1,0 +1,130 @@
+"""A token in memory, and the end of the program at any point of its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.errors import OperatorError
+from signer.model import Algorithm, TokenObject
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+
+class Crash(BaseException):
+    """The program is gone: nothing catches this, and nothing is done after it."""
+
+
+class Fate:
+    """Ends the program at one point of its work; from then on it can do nothing at all."""
+
+    def __init__(self) -> None:
+        self.points = 0
+        self.dead = False
+        self._left: int | None = None
+
+    def crash_after(self, points: int) -> None:
+        """Lets so many points pass, and ends the program at the next."""
+        self._left = points
+
+    def revive(self) -> None:
+        self.dead, self._left = False, None
+
+    def at(self, point: str) -> None:
+        """Marks a point at which a program can end."""
+        self.points += 1
+        if self._left is not None:
+            self._left -= 1
+            self.dead = self.dead or self._left < 0
+        if self.dead:
+            raise Crash(point)
+
+
+class SoftToken:
+    """Makes, finds, destroys and uses keys as an administrative worker does.
+
+    ``room`` is how many keys still fit, None for any number.
+    """
+
+    token = "soft"
+
+    def __init__(self, fate: Fate) -> None:
+        self._fate = fate
+        self.keys: dict[bytes, tuple[str, PrivateKey]] = {}
+        self.room: int | None = None
+        self.generated = 0
+
+    def describe(self) -> dict[str, str]:
+        return {"label": self.token, "serial": "0001", "model": "memory"}
+
+    def inventory(self) -> list[TokenObject]:
+        return [TokenObject(cka_id, label) for cka_id, (label, _) in self.keys.items()]
+
+    def attributes(self, cka_id: bytes) -> dict[str, bool]:
+        if cka_id not in self.keys:
+            raise OperatorError("there is no such key")
+        return {"sensitive": True, "extractable": False}
+
+    def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
+        self._fate.at("before a key is made")
+        there = self.keys.get(cka_id)
+        if there is None:
+            if any(other == label for other, _ in self.keys.values()):
+                raise OperatorError(f"the token has another key {label}")
+            if self.room is not None and not self.room:
+                raise OperatorError("the token is full")
+            self.room = None if self.room is None else self.room - 1
+            there = self.keys[cka_id] = label, _generate(algorithm, bits)
+            self.generated += 1
+        if there[0] != label:
+            raise OperatorError(f"the token has another key under {cka_id.hex()}")
+        self._fate.at("after a key is made")
+        return spki_of(there[1])
+
+    def destroy(self, cka_id: bytes, label: str) -> None:
+        self._fate.at("before a key is destroyed")
+        if self.keys.get(cka_id, (label,))[0] != label:
+            raise OperatorError("this is another key")
+        self.keys.pop(cka_id, None)
+        self._fate.at("after a key is destroyed")
+
+    def sign(
+        self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
+    ) -> list[bytes]:
+        self._fate.at("before a signature")
+        if cka_id not in self.keys:
+            raise OperatorError("there is no such key")
+        _, key = self.keys[cka_id]
+        assert spki_of(key) == spki
+        return [_sign(algorithm, key, data) for data in inputs]
+
+
+def spki_of(key: PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _generate(algorithm: Algorithm, bits: int) -> PrivateKey:
+    match algorithm:
+        case Algorithm.ES256:
+            return ec.generate_private_key(ec.SECP256R1())
+        case Algorithm.ES384:
+            return ec.generate_private_key(ec.SECP384R1())
+        case Algorithm.EDDSA:
+            return ed25519.Ed25519PrivateKey.generate()
+    return rsa.generate_private_key(65537, bits)
+
+
+def _sign(algorithm: Algorithm, key: PrivateKey, data: bytes) -> bytes:
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return key.sign(data)
+    if isinstance(key, rsa.RSAPrivateKey):
+        pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+        pad = pss if algorithm is Algorithm.PS256 else padding.PKCS1v15()
+        return key.sign(data, pad, utils.Prehashed(hashes.SHA256()))
+    hashed = hashes.SHA256() if algorithm is Algorithm.ES256 else hashes.SHA384()
+    size = key.key_size // 8
+    der = key.sign(data, ec.ECDSA(utils.Prehashed(hashed)))
+    return b"".join(part.to_bytes(size, "big") for part in utils.decode_dss_signature(der))

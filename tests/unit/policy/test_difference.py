@@ -1,0 +1,174 @@
+"""What officers read before they approve a policy: everything that a rule comes to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from signer.errors import Violation
+from signer.policy.compile import compile_policy
+from signer.policy.difference import difference
+from signer.policy.rules import Policy, Terms
+
+AUDITOR, CLINIC, NEW = (f"spiffe://signer.example/{n}" for n in ("auditor", "clinic", "new"))
+
+
+def document() -> dict[str, Any]:
+    """A policy of which a test changes one thing."""
+    return {
+        "roles": {"auditor": [AUDITOR]},
+        "denied_certificates": ["0a"],
+        "groups": {"01": {"name": "Ha Noi", "clients": []}},
+        "profiles": {
+            "clinic": {
+                "formats": ["JWS", "MESSAGE"],
+                "algorithms": ["ES256", "EdDSA"],
+                "max_batch_items": 500,
+                "quotas": ["200 per second"],
+                "check_every": 8,
+            },
+            "ministry": {
+                "formats": ["HCERT"],
+                "algorithms": ["ES256"],
+                "max_batch_items": 10,
+                "hcert": {"issuer": "VN", "validity_days": 365},
+            },
+        },
+        "facilities": {
+            "f": {
+                "profile": "clinic",
+                "group": "01",
+                "clients": [CLINIC],
+                "keys": {"plain": {"formats": ["MESSAGE"]}},
+            },
+            "moh": {"profile": "ministry", "clients": [CLINIC]},
+        },
+    }
+
+
+def compiled(made: dict[str, Any]) -> Policy:
+    problems: list[Violation] = []
+    policy = compile_policy(made, "00" * 32, problems)
+    assert problems == []
+    return policy
+
+
+def changed(path: str, value: Any) -> list[str]:
+    """What differs when one place of the document has another value; None takes it away."""
+    before, after = document(), document()
+    *way, last = path.split("/")
+    place = after
+    for name in way:
+        place = place.setdefault(name, {})
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return difference(compiled(before), compiled(after))
+
+
+def test_nothing_differs_from_itself() -> None:
+    assert difference(compiled(document()), compiled(document())) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "lines"),
+    [
+        ("roles/auditor", [], [f"- auditor {AUDITOR}"]),
+        ("roles/operator", [NEW], [f"+ operator {NEW}"]),
+        ("denied_certificates", ["0b"], ["- denied certificate a", "+ denied certificate b"]),
+        ("groups/02", {"name": "Hue", "clients": []}, ["+ group 02"]),
+        (
+            "groups/02",
+            {"name": "Hue", "clients": [NEW]},
+            ["+ group 02", f"+ client of group 02 {NEW}"],
+        ),
+        ("groups/01/clients", [NEW], [f"+ client of group 01 {NEW}"]),
+        (
+            "facilities/f/clients",
+            [NEW],
+            [f"- client of facility f {CLINIC}", f"+ client of facility f {NEW}"],
+        ),
+        ("facilities/moh", None, ["- facility moh"]),
+        (
+            "facilities/g",
+            {"profile": "clinic", "group": "01", "keys": {"k": {"algorithms": ["EdDSA"]}}},
+            [
+                "+ facility g, profile clinic, group 01, for no client",
+                "+ facility g: formats JWS, MESSAGE, algorithms ES256, EdDSA",
+                "+ key g/k: formats JWS, MESSAGE, algorithms EdDSA",
+            ],
+        ),
+        ("facilities/f/max_batch_items", 7, None),
+        ("facilities/f/group", None, None),
+        ("profiles/ministry/hcert/validity_days", 30, None),
+        ("profiles/ministry/content", {"countries": ["VN"]}, None),
+        ("profiles/clinic/check_every", 1, None),
+        ("profiles/clinic/priority", "high", None),
+        ("profiles/clinic/delegation", True, None),
+        ("profiles/clinic/quotas", ["10 per day"], None),
+        ("profiles/clinic/formats", ["JWS", "MESSAGE", "COSE_SIGN1"], None),
+        ("profiles/clinic/algorithms", ["ES256"], None),
+        ("facilities/f/valid_until", "2030-01-01T00:00:00Z", None),
+        ("facilities/f/valid_from", "2020-01-01T00:00:00Z", None),
+        (
+            "facilities/f/hours",
+            {
+                "time_zone": "Asia/Ho_Chi_Minh",
+                "open": [{"days": "mon", "from": "06:00", "to": "20:00"}],
+            },
+            None,
+        ),
+        ("facilities/f/keys/plain/max_batch_items", 3, None),
+        (
+            "facilities/f/keys/other",
+            {"formats": ["JWS"]},
+            ["~ key f/other: formats JWS, MESSAGE becomes JWS"],
+        ),
+        ("facilities/f/keys/plain", None, ["~ key f/plain: formats MESSAGE becomes JWS, MESSAGE"]),
+    ],
+)
+def test_whatever_changes_is_told(path: str, value: Any, lines: list[str] | None) -> None:
+    told = changed(path, value)
+    assert told
+    if lines is not None:
+        assert told == lines
+
+
+def test_a_change_of_a_profile_is_told_for_every_facility_with_it() -> None:
+    lines = changed("profiles/clinic/max_batch_items", 100)
+    assert lines == [
+        "~ facility f: max_batch_items 500 becomes 100",
+        "~ key f/plain: max_batch_items 500 becomes 100",
+    ]
+
+
+def test_other_words_for_the_same_rules_are_no_difference() -> None:
+    after = copy.deepcopy(document())
+    after["facilities"]["f"]["max_batch_items"] = 500
+    after["denied_certificates"] = ["00:0A"]
+    assert difference(compiled(document()), compiled(after)) == []
+
+
+def test_the_other_way_round_it_is_told_as_well() -> None:
+    after = document()
+    after["facilities"]["f"]["group"] = None
+    del after["facilities"]["f"]["group"]
+    there = difference(compiled(document()), compiled(after))
+    back = difference(compiled(after), compiled(document()))
+    assert there
+    assert len(there) == len(back)
+
+
+def test_no_rule_is_left_out() -> None:
+    """Every member of the terms is told when it alone differs."""
+    before = compiled(document())
+    facility = before.facilities["f"]
+    for name in {field.name for field in fields(Terms)} - {"levels", "facility"}:
+        terms = replace(facility.terms, **{name: "something else"})  # type: ignore[arg-type]
+        other = {**before.facilities, "f": replace(facility, terms=terms)}
+        lines = difference(before, replace(before, facilities=other))
+        assert any(line.startswith(f"~ facility f: {name} ") for line in lines)

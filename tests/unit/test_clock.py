@@ -1,0 +1,48 @@
+"""Time that does not go behind what is on record."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.clock import FlooredClock, SystemClock
+
+MOMENTS = st.floats(0, 4e9)
+
+
+def test_the_systems_clocks_are_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 7.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 8.0)
+    assert (SystemClock().now(), SystemClock().monotonic()) == (7.0, 8.0)
+    assert (FlooredClock().now(), FlooredClock().monotonic()) == (7.0, 8.0)
+
+
+@given(st.lists(st.tuples(MOMENTS, MOMENTS), min_size=1, max_size=20))
+def test_time_is_never_behind_the_floor(moments: list[tuple[float, float]]) -> None:
+    """The machine's clock may jump as it likes; the floor only rises, as a log's last record."""
+    clock, floor = FlooredClock(), 0.0
+    clock.floor = lambda: floor
+    with pytest.MonkeyPatch.context() as patched:
+        for machine, record in moments:
+            floor = max(floor, record)
+            patched.setattr(time, "time", lambda machine=machine: machine)
+            assert clock.now() == max(machine, floor)
+
+
+def test_a_clock_that_was_set_back_stands_still_until_it_has_caught_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, machine = FlooredClock(), iter((100.0, 50.0, 60.0, 99.0, 100.5))
+    clock.floor = lambda: 100.0
+    monkeypatch.setattr(time, "time", lambda: next(machine))
+    assert [clock.now() for _ in range(5)] == [100.0, 100.0, 100.0, 100.0, 100.5]
+
+
+def test_the_floor_does_not_hold_up_durations(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FlooredClock()
+    clock.floor = lambda: 1e12
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    assert clock.monotonic() == 5.0
