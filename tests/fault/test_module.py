@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from daemon import OTHERS, RECORDS, Daemon, Load, until
 
+from signer.audit.segments import Reader, list_segments
 from signer.client import (
     DeadlineError,
     ExhaustedError,
@@ -69,6 +70,20 @@ def check_all(daemon: Daemon) -> None:
         write.put_policy(text)
 
 
+def settle(daemon: Daemon) -> None:
+    """Waits until a checkpoint covers the log: it must not take an order for one signature."""
+    size = Reader(list_segments(daemon.folder / "audit")).size
+
+    def covered() -> bool:
+        with daemon.client("auditor") as client:
+            try:
+                return int(client.get_checkpoint().splitlines()[1]) >= size
+            except SignerClientError:
+                return False  # there is none yet
+
+    until(covered, "a checkpoint covers the log")
+
+
 # --- wrong signatures ---------------------------------------------------------------------
 
 
@@ -76,6 +91,7 @@ def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) 
     check_all(daemon)
     daemon.start()
     assert daemon.sign(300) == {"ok": 300}
+    settle(daemon)
     faults.order("sign.once", "wrong")
     ends = daemon.sign(1)
     assert ends == {"HSM_UNAVAILABLE": 1}
@@ -105,6 +121,7 @@ def test_the_right_ones_of_a_wrong_chunk_may_leave(daemon: Daemon, faults: Fault
     check_all(daemon)
     daemon.configure(token={"workers": 1})
     daemon.start()
+    settle(daemon)
     faults.order("sign.once", "wrong")
     ends = daemon.sign(20)
     assert ends["HSM_UNAVAILABLE"] == 1
@@ -160,6 +177,7 @@ def test_one_failure_is_not_noticed(
     daemon.configure(token={"workers": workers})
     daemon.start()
     assert daemon.sign() == {"ok": 3}
+    settle(daemon)
     faults.order("sign.once", order)
     assert daemon.sign(400) == {"ok": 400}
     assert faults.spent()
