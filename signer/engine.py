@@ -148,9 +148,7 @@ class Engine:
 
             # 3. From payloads to bytes to sign. What does not parse fails its item.
             with self._stage("format"):
-                _check_suspended(snapshot.suspended, terms)
-                version = _find_version(snapshot.keys, request, now)
-                _granted(check_algorithm(terms, request.format, version.algorithm))
+                version = _allowed_version(snapshot, request, terms, now)
                 message_format = FORMATS[request.format]
                 context = FormatContext(version, int(now), terms.hcert, terms.content)
                 self._check_answer(message_format.max_output(request.payloads, context), request)
@@ -350,9 +348,14 @@ def _check_size(request: BatchRequest, terms: Terms) -> None:
         )
 
 
-def _check_suspended(suspended: Suspended, terms: Terms) -> None:
-    if reason := suspended.reason(terms.facility):
+def _allowed_version(
+    snapshot: Snapshot, request: BatchRequest, terms: Terms, now: float
+) -> KeyVersion:
+    if reason := snapshot.suspended.reason(terms.facility):
         raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, reason)
+    version = _find_version(snapshot.keys, request, now)
+    _granted(check_algorithm(terms, request.format, version.algorithm))
+    return version
 
 
 def _find_version(keys: KeyIndex, request: BatchRequest, now: float) -> KeyVersion:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import Field
 
-from signer.approval import officers_sha256
+from signer.approval import officers_sha256, uris_of
 from signer.audit.dual import MAX_OFFICERS_BYTES
 from signer.errors import OperatorError
 from signer.operations.certifying import decoded, read_any, read_text
@@ -141,15 +141,11 @@ def shared_keys(certificates: Mapping[str, x509.Certificate]) -> list[str]:
 
 def principal_of(certificate: x509.Certificate) -> str:
     """Returns the one URI of an officer's certificate; raises Problems."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        uris = []
+    uris = uris_of(certificate)
     if len(uris) != 1:
         raise Problems(f"an officer's certificate has exactly one URI; this one has {len(uris)}")
     try:
-        [who] = principals([str(uris[0])])
+        [who] = principals(uris)
     except ValueError as error:
         raise Problems(f"the URI of an officer's certificate: {error}") from None
     return who

@@ -130,17 +130,13 @@ def certificate_in(path: Path) -> x509.Certificate:
 
 def principal_of(certificate: x509.Certificate) -> str:
     """Returns the one URI that a certificate names; raises OperatorError."""
-    from cryptography import x509
+    from signer.approval import uris_of
 
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        uris = []
+    uris = uris_of(certificate)
     if len(uris) != 1:
         who = certificate.subject.rfc4514_string()
         raise OperatorError(f"the certificate of {who} names {len(uris)} URIs, expected one")
-    return str(uris[0])
+    return uris[0]
 
 
 def plain(text: str) -> str:
