@@ -82,14 +82,15 @@ class Office:
 
     def ended(self, identity: str, seconds: float = SECONDS) -> Told:
         """The operation at its end, or when it waits."""
-        end = time.monotonic() + seconds
+        end, pause = time.monotonic() + seconds, 0.02
         with self.client("officer-b") as client:
             while True:
                 told = client.operations.get(identity)
                 if told.state in ("DONE", "FAILED", "WAITING", "REJECTED"):
                     return told
                 assert time.monotonic() < end, f"{told.kind} is still {told.state}: {told.note}"
-                time.sleep(0.02)
+                time.sleep(pause)
+                pause = min(1.2 * pause, 0.5)  # asking often is work for the daemon, too
 
     def do(
         self, kind: str, attachment: bytes = b"", *, seconds: float = SECONDS, **arguments: Any
