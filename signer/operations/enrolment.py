@@ -210,7 +210,7 @@ def read_rows(content: bytes) -> list[Row]:
     if not lines or tuple(lines[0][1]) != COLUMNS:
         raise Problems(f"attachment: the first line must be {','.join(COLUMNS)}")
     if not 1 < len(lines) <= MAX_ROWS + 1:
-        raise Problems(f"attachment: has {len(lines) - 1} facilities, expected 1 to {MAX_ROWS}")
+        raise Problems(f"attachment: has {len(lines) - 1} rows, expected 1 to {MAX_ROWS}")
     rows: list[Row] = []
     problems: list[str] = []
     for number, cells in lines[1:]:

@@ -75,7 +75,7 @@ def name_of(content: bytes) -> str:
         (b"", "the first line must be facility,group"),
         (table(row(), head="facility;group"), "the first line must be"),
         (table(row(), head=HEAD.upper()), "the first line must be"),
-        (table(), "has 0 facilities"),
+        (table(), "has 0 rows"),
         (table(row() + ",x"), "line 2: has 8 cells, expected 7"),
         (table("n-1"), "line 2: has 1 cells"),
         (table(row(facility="N-1")), "line 2: facility is no id"),
@@ -114,7 +114,7 @@ def name_of(content: bytes) -> str:
         (b"\xff" + table(row()), "is no CSV in UTF-8"),
         (table(row(clients="x" * 200_000)), "is no CSV in UTF-8"),
         (table(row(clients="a\0b")), ""),
-        (table(*([row()] * (MAX_ROWS + 1))), f"has {MAX_ROWS + 1} facilities, expected"),
+        (table(*([row()] * (MAX_ROWS + 1))), f"has {MAX_ROWS + 1} rows, expected"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value[:50],
 )
