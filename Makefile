@@ -2,6 +2,7 @@
 # make test    the whole test suite, under 10 minutes on 2 cores
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs
+# make reference  docs/metrics.md anew, from the code
 # make bench   the table of README, beside a C loop on the same token
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
 
-.PHONY: demo test check torture bench setup proto lock clean
+.PHONY: demo test check torture bench setup proto reference lock clean
 
 setup: $(READY)
 
@@ -42,6 +43,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m signer.observe.reference | cmp - docs/metrics.md
 	mkdir -p build/proto
 	$(PROTOC) -I $(SITE)/grpc_tools/_proto --include_imports --include_source_info \
 		-o build/proto/image.binpb $(PROTOS)
@@ -61,9 +63,12 @@ build/loop: tests/load/loop.c $(TOOLS)
 proto: $(READY)
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
+reference: $(READY)
+	$(BIN)/python -m signer.observe.reference > docs/metrics.md
+
 # Writes requirements.lock anew from pyproject.toml, for the newest releases.
 lock: $(READY)
-	$(BIN)/pip-compile --quiet --upgrade --extra dev --extra postgresql --generate-hashes \
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --extra postgresql --extra tracing --generate-hashes \
 		--allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
 

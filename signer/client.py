@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from signer._client import pipeline
 from signer._client.batches import MESSAGE_BYTES, cut
-from signer._client.calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently
+from signer._client.calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently, traced
 from signer._client.errors import (
     DeadlineError,
     DeniedError,
@@ -157,7 +157,7 @@ class SignerClient:
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._channel = channel
+        self._channel = channel = traced(channel)
         self.operations = Operations(channel)
         self._signing = signing_pb2_grpc.SigningServiceStub(channel)
         self._keys = keys_pb2_grpc.KeyServiceStub(channel)
@@ -367,9 +367,16 @@ class SignerClient:
         return list(ask_patiently(self._evidence.GetConsistencyProof, request, timeout).hashes)
 
     def reload(self, *, timeout: float = DEFAULT_TIMEOUT) -> Reloaded:
-        """Has the daemon read policy and certificates again (for operators)."""
+        """Has the daemon read its files again (for operators)."""
         done = ask(self._control.Reload, control_pb2.ReloadRequest(), timeout)
-        return Reloaded(done.policy_sha256, done.policy_changed, done.certificate_changed)
+        return Reloaded(
+            done.policy_sha256,
+            done.policy_changed,
+            done.certificate_changed,
+            done.log_level,
+            done.log_level_changed,
+            list(done.restart_needed),
+        )
 
     def status(self, busiest: int = 10, *, timeout: float = DEFAULT_TIMEOUT) -> Status:
         """How the daemon is, with its ``busiest`` facilities (for operators)."""

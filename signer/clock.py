@@ -27,6 +27,12 @@ class SystemClock:
         return time.monotonic()
 
 
+JUMP_SECONDS = 10.0
+"""How far the machine's clock may stand from where it was, counted in monotonic seconds."""
+BEHIND_SECONDS = 2.0
+"""How far it may be behind the log: other threads write while it is read."""
+
+
 class FlooredClock(SystemClock):
     """The machine's clock, but never behind ``floor``: seconds since the epoch, asked each time.
 
@@ -36,6 +42,20 @@ class FlooredClock(SystemClock):
 
     def __init__(self) -> None:
         self.floor: Callable[[], float] = lambda: 0.0
+        self._epoch = time.time() - time.monotonic()
 
     def now(self) -> float:
         return max(time.time(), self.floor())
+
+    def doubt(self) -> str:
+        """Why the machine's clock is not to be trusted; empty where nothing speaks against it.
+
+        A jump stays one until a restart. A machine that slept has jumped.
+        """
+        now = time.time()
+        jump = now - time.monotonic() - self._epoch
+        if (behind := self.floor() - now) > BEHIND_SECONDS:
+            return f"the clock is {behind:.0f} s behind the audit log"
+        if abs(jump) > JUMP_SECONDS:
+            return f"the clock has jumped {'forward' if jump > 0 else 'back'} by {abs(jump):.0f} s"
+        return ""

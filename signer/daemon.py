@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from signer.api.control import ControlService, Reloaded
@@ -25,7 +26,7 @@ from signer.api.server import ROLES, Server
 from signer.api.signing import SigningService
 from signer.api.tls import Certificates
 from signer.clock import FlooredClock
-from signer.config import Config, PolicyText, TokenConfig, load_config
+from signer.config import PolicyText, TokenConfig, load_config
 from signer.engine import Engine
 from signer.errors import ConfigError, OperatorError
 from signer.follow import Follower, check_tokens
@@ -39,9 +40,9 @@ from signer.keys.audit import audit_key
 from signer.keys.registry import Registry
 from signer.model import TokenAdmin
 from signer.observe import logs
-from signer.observe.gauges import Reading, audit_readings, operation_readings, readings
+from signer.observe.gauges import Reading, readings, scalars
 from signer.observe.http import HttpPort
-from signer.observe.reports import Reports
+from signer.observe.reports import Reports, tracer
 from signer.operations.acts import Acts
 from signer.operations.desk import Desk
 from signer.operations.execution import Executor, Surroundings
@@ -72,9 +73,7 @@ def run(
     ConfigError and OperatorError where the start is refused.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
-    daemon = Daemon(
-        load_config(config_path), override_audit=override_audit, development=development
-    )
+    daemon = Daemon(config_path, override_audit=override_audit, development=development)
     try:
         daemon.start()
         daemon.serve(on_ready or (lambda: None))
@@ -87,14 +86,16 @@ class Daemon:
     """All parts of one appliance, and their life."""
 
     def __init__(
-        self, config: Config, *, override_audit: bool = False, development: bool = False
+        self, config_path: Path, *, override_audit: bool = False, development: bool = False
     ) -> None:
         """Builds everything and starts nothing; raises ConfigError or OperatorError."""
+        self._config_path = config_path
+        self._config = config = load_config(config_path)
+        self._log_level = config.log_level
         logs.configure(config.log_level)
-        self._config = config
         self._clock = FlooredClock()
         self.started_at = self._clock.now()
-        self._reports = Reports()
+        self._reports = Reports(tracer(config.tracing, config.audit.origin))
         self._registry = Registry.open(config.registry)
         self._certificates = Certificates(config.tls)
         self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
@@ -122,7 +123,7 @@ class Daemon:
             self._hsm,
             self._trail.evidence,
             usage=usage,
-            observer=self._reports.metrics,
+            observer=self._reports,
             clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
@@ -291,10 +292,12 @@ class Daemon:
         return reasons
 
     def reload(self) -> Reloaded:
-        """Reads policy and certificates again; raises ConfigError with what is refused.
+        """Reads its files again; raises ConfigError with what is refused.
 
-        Where officers decide the policy, certificates do not wait for them.
+        Where officers decide the policy, certificates do not wait for them. Of signer.yaml
+        the log's level changes; what else differs is named, and takes a restart.
         """
+        config = load_config(self._config_path)
         draft: PolicyText | None = None
         if self._follower.files_decide:
             draft = self._follower.draft()
@@ -304,12 +307,17 @@ class Daemon:
         else:
             certificate_changed = self._certificates.reload()
             self._follower.draft()
-        changed = Reloaded(draft is not None, certificate_changed)
-        self._reports.reloaded(
-            self._engine.snapshot.policy.sha256,
-            changed.policy_changed,
-            changed.certificate_changed,
+        level_changed = config.log_level != self._log_level
+        self._log_level = config.log_level
+        changed = Reloaded(
+            policy_changed=draft is not None,
+            certificate_changed=certificate_changed,
+            log_level=config.log_level,
+            log_level_changed=level_changed,
+            restart_needed=self._config.changed(config),
         )
+        self._reports.reloaded(self._engine.snapshot.policy.sha256, asdict(changed))
+        self._reports.set_level(config.log_level)
         return changed
 
     def _reload_by_signal(self) -> None:
@@ -367,21 +375,24 @@ class Daemon:
             yield admin
 
     def _readings(self) -> list[Reading]:
-        log = self._trail.log
+        log, now = self._trail.log, self._clock.now()
+        values: dict[str, float] = {
+            "signer_ready": not self.reasons(),
+            "signer_calls_at_work": self._server.calls,
+            "signer_operations_pending": self._executor.pending,
+            "signer_clock_doubtful": bool(self._clock.doubt()),
+            "signer_registry_unreadable": bool(self._follower.error),
+            "signer_audit_stopped": bool(log.refusal),
+            "signer_audit_open_intents": log.open_intents,
+            "signer_audit_commit_started_timestamp_seconds": log.committing_since,
+            "signer_disk_free_bytes": log.free_bytes,
+            "signer_disk_low_bytes": self._config.audit.low_disk_bytes,
+        }
+        if self._trail.checkpoint_time:
+            values["signer_audit_checkpoint_timestamp_seconds"] = self._trail.checkpoint_time
+        expiries = self._certificates.expiries()
+        monotonic = self._clock.monotonic()
         return [
-            *readings(
-                self._engine.snapshot,
-                self._hsm,
-                self._certificates.expiries(),
-                ready=not self.reasons(),
-                now=self._clock.now(),
-                monotonic=self._clock.monotonic(),
-            ),
-            *operation_readings(self._executor.pending),
-            *audit_readings(
-                open_intents=log.open_intents,
-                checkpoint_time=self._trail.checkpoint_time,
-                committing_since=log.committing_since,
-                free_bytes=log.free_bytes,
-            ),
+            *readings(self._engine.snapshot, self._hsm, expiries, now=now, monotonic=monotonic),
+            *scalars(values),
         ]

@@ -8,7 +8,6 @@ counters, of the audit log and of the HSM's queue.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,7 +99,7 @@ class Hsm(Protocol):
 class Observer(Protocol):
     """Who counts what happens here."""
 
-    def stage(self, name: str, seconds: float) -> None: ...
+    def stage(self, name: str, began: float, seconds: float) -> None: ...
     def items(
         self, group: str, requested: Format, algorithm: Algorithm, reasons: Counter[str]
     ) -> None: ...
@@ -243,11 +242,11 @@ class Engine:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        began = self._clock.monotonic()
         try:
             yield
         finally:
-            self._observer.stage(name, time.perf_counter() - started)
+            self._observer.stage(name, began, self._clock.monotonic() - began)
 
 
 class _Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,6 +19,18 @@ DEFAULT_TIMEOUT = 30.0
 PAGE_SIZE = 500
 
 _Response = TypeVar("_Response")
+
+
+def traced(channel: grpc.Channel) -> grpc.Channel:
+    """Has the calls of a channel carry the trace of a program that uses OpenTelemetry.
+
+    One that has not imported it by now does not, and is not made to.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return channel
+    from signer._client.tracing import Traced  # noqa: PLC0415 - its packages are optional
+
+    return grpc.intercept_channel(channel, Traced())
 
 
 def ask(method: Callable[..., _Response], request: object, timeout: float) -> _Response:

@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from threading import Event
 from typing import NamedTuple
 
@@ -176,7 +177,7 @@ def run(batches: Iterable[Batch], job: Job, in_flight: int) -> Iterator[ItemResu
         source = iter(batches)
         while True:
             if failed is None and len(window) < in_flight and (batch := next(source, None)):
-                window.append(executor.submit(deliver, batch, job))
+                window.append(executor.submit(copy_context().run, deliver, batch, job))
                 if not window[0].done():
                     continue
             if not window:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -141,11 +142,14 @@ class LogRecord(NamedTuple):
 
 
 class Reloaded(NamedTuple):
-    """What a reload changed."""
+    """What a reload changed; ``restart_needed`` names settings that take a restart."""
 
     policy_sha256: str
     policy_changed: bool
     certificate_changed: bool
+    log_level: str
+    log_level_changed: bool
+    restart_needed: Sequence[str]
 
 
 def read_time(stamp: Timestamp, present: bool) -> datetime | None:

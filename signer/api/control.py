@@ -20,10 +20,13 @@ MOST_BUSIEST = 100
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What a reload has changed."""
+    """What a reload has changed, and the changed settings that take a restart."""
 
     policy_changed: bool
     certificate_changed: bool
+    log_level: str
+    log_level_changed: bool
+    restart_needed: tuple[str, ...]
 
 
 class Daemon(Protocol):
@@ -62,6 +65,9 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             policy_sha256=self._engine.snapshot.policy.sha256,
             policy_changed=changed.policy_changed,
             certificate_changed=changed.certificate_changed,
+            log_level=changed.log_level,
+            log_level_changed=changed.log_level_changed,
+            restart_needed=changed.restart_needed,
         )
 
     def GetStatus(  # noqa: N802 - the method's name in the API

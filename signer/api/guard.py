@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -56,6 +56,9 @@ class Caller:
 class CallObserver(Protocol):
     """Who counts and logs calls. ``notes`` has the call's id and, once known, the principal."""
 
+    def call(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]]
+    ) -> AbstractContextManager[None]: ...
     def call_done(
         self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
     ) -> None: ...
@@ -91,6 +94,11 @@ class Guard(grpc.ServerInterceptor):
         self._waiting = _Waiting()
         self._observer = observer
         self._clock = clock
+
+    @property
+    def calls(self) -> int:
+        """How many calls are at work, health checks aside."""
+        return self._slots.all_taken
 
     def expire(self, now: float) -> None:
         """Ends the calls whose message should have come by ``now`` (monotonic seconds).
@@ -165,6 +173,15 @@ class Guard(grpc.ServerInterceptor):
     @contextmanager
     def _admitted(self, method: str, context: grpc.ServicerContext) -> Iterator[Caller]:
         """Holds the places of one call; what fails meanwhile becomes its answer and is booked."""
+        with self._observer.call(method, context.invocation_metadata()):
+            status = yield from self._booked(method, context)
+        if status is not None:
+            context.abort_with_status(rpc_status.to_status(status))
+
+    def _booked(
+        self, method: str, context: grpc.ServicerContext
+    ) -> Generator[Caller, None, status_pb2.Status | None]:
+        """Yields once; returns the answer of a call that failed."""
         started = self._clock.monotonic()
         call_id = str(uuid.uuid4())
         notes: dict[str, object] = {"call_id": call_id}
@@ -177,6 +194,7 @@ class Guard(grpc.ServerInterceptor):
         except CallError as error:
             status = wire.call_status(error)
             code, reason = status.code, error.reason
+            notes |= {"rule": error.metadata["rule"]} if "rule" in error.metadata else {}
         except grpc.RpcError:  # gRPC's own, where there is nobody to answer any more
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)
             raise
@@ -187,8 +205,7 @@ class Guard(grpc.ServerInterceptor):
         finally:
             seconds = self._clock.monotonic() - started
             self._observer.call_done(method, wire.code_name(code), reason, seconds, notes)
-        if status is not None:
-            context.abort_with_status(rpc_status.to_status(status))
+        return status
 
     def _message_until(self, caller: Caller) -> float:
         return min(caller.deadline, self._clock.monotonic() + MESSAGE_SECONDS)
@@ -270,6 +287,12 @@ class Places:
         self._limit = limit
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()
+
+    @property
+    def all_taken(self) -> int:
+        """How many places are taken under all names."""
+        with self._lock:
+            return self._taken.total()
 
     @contextmanager
     def taken(self, name: str, refusal: str) -> Iterator[None]:

@@ -136,6 +136,11 @@ class Server:
         self._server.start()
         return int(port)
 
+    @property
+    def calls(self) -> int:
+        """How many calls are at work, health checks aside."""
+        return self._guard.calls
+
     def set_serving(self, serving: bool) -> None:
         """Tells health checks the truth, for the server as a whole and for signing."""
         self._health.set_serving(serving)

@@ -19,7 +19,7 @@ from signer.client import Status, Usage, Worker
 @daemon_options
 @json_option
 def reload(*, client_file: Path, as_json: bool) -> None:
-    """Has the daemon read its policy and certificates again.
+    """Has the daemon read its policy, certificates and log level again.
 
     All of it is in force afterwards, or nothing has changed and what is wrong is
     shown, with exit code 1.
@@ -34,6 +34,9 @@ def reload(*, client_file: Path, as_json: bool) -> None:
         return
     click.echo(f"policy {changed.policy_sha256}: {_changed(changed.policy_changed)}")
     click.echo(f"certificates: {_changed(changed.certificate_changed)}")
+    click.echo(f"log level {changed.log_level}: {_changed(changed.log_level_changed)}")
+    if changed.restart_needed:
+        click.echo(f"changed, and takes a restart: {', '.join(changed.restart_needed)}")
 
 
 def _changed(changed: bool) -> str:

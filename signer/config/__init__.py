@@ -20,6 +20,7 @@ from signer.config.models import (
     OperationsConfig,
     TlsConfig,
     TokenConfig,
+    TracingConfig,
 )
 from signer.config.policies import (
     PolicyFile,
@@ -49,6 +50,7 @@ __all__ = [
     "PolicyText",
     "TlsConfig",
     "TokenConfig",
+    "TracingConfig",
     "load_client",
     "load_config",
     "load_policy",

@@ -162,6 +162,18 @@ class OperationsConfig(Part):
         return {kind: self.needed(kind) for kind in KINDS}
 
 
+class TracingConfig(Part):
+    """Where spans go (OTLP over HTTP), and the part of calls that begin a trace here.
+
+    Calls that continue their caller's trace follow its decision. ``ca``: who issued the
+    collector's certificate, where that is not a public authority.
+    """
+
+    endpoint: str = Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*)?$")
+    sample: float = Field(0.01, ge=0, le=1)
+    ca: File | None = None
+
+
 class Config(Part):
     """The daemon's configuration; every path is absolute.
 
@@ -178,9 +190,18 @@ class Config(Part):
     audit: AuditConfig = Field(default={}, validate_default=True)
     operations: OperationsConfig = OperationsConfig()
     limits: LimitsConfig = LimitsConfig()
+    tracing: TracingConfig | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     reflection: bool = False
     client: File | None = None
+
+    def changed(self, other: Config) -> tuple[str, ...]:
+        """Returns the settings in which ``other`` differs and that a reload does not take."""
+        return tuple(
+            name
+            for name in Config.model_fields
+            if name not in {"log_level", "client"} and getattr(self, name) != getattr(other, name)
+        )
 
     @field_validator("tokens")
     @classmethod

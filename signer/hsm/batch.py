@@ -21,6 +21,7 @@ class Batch:
         self.pending = Pending(job, now)
         self.signed = Signed([b""] * count, {})
         self.attempts = 0
+        self.begun = 0.0  # when its first chunk went to a worker, in monotonic seconds
         self.remaining = count
         self.done = threading.Event()
 

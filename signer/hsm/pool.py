@@ -148,6 +148,7 @@ class Pool:
             self._scheduler.add(batch.pending)
         self._pump()
         batch.done.wait(max(0.0, job.deadline - self._clock.monotonic()))
+        self._observer.stage("queue", now, (batch.begun or self._clock.monotonic()) - now)
         if self._abandon(batch):
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
@@ -311,9 +312,8 @@ class Pool:
                 slot.in_flight[number] = chunk
                 batch = self._batches[chunk.pending]
                 batch.attempts = max(batch.attempts, chunk.attempts + 1)
+                batch.begun = batch.begun or now
                 worker = slot.process
-            if not chunk.start:
-                self._observer.stage("queue", now - chunk.pending.queued_at)
             slot.send_to(worker, Kind.SIGN, *pack_chunk(number, chunk))
 
     def _distrust(self, version: KeyVersion) -> None:

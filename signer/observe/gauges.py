@@ -14,16 +14,17 @@ from prometheus_client.registry import Collector
 from signer import __version__
 from signer.engine import Snapshot
 from signer.hsm.service import Hsm
+from signer.observe.catalogue import BY_NAME
+
+Values = Mapping[tuple[str, ...], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One gauge as it is now: its name, its help, and its values by label values."""
+    """One gauge of the catalogue as it is now: its values by label values."""
 
     name: str
-    help: str
-    labels: tuple[str, ...]
-    values: Mapping[tuple[str, ...], float]
+    values: Values
 
 
 class LiveGauges(Collector):
@@ -34,94 +35,38 @@ class LiveGauges(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for reading in self._read():
-            family = GaugeMetricFamily(reading.name, reading.help, labels=reading.labels)
-            for labels, value in reading.values.items():
-                family.add_metric(labels, value)
-            yield family
+            family = BY_NAME[reading.name]
+            labels = [label.name for label in family.labels]
+            metric = GaugeMetricFamily(family.name, family.text, labels=labels)
+            for values, value in reading.values.items():
+                metric.add_metric(values, value)
+            yield metric
+
+
+def scalars(values: Mapping[str, float]) -> list[Reading]:
+    """Returns the gauges that have no labels."""
+    return [Reading(name, {(): value}) for name, value in values.items()]
 
 
 def readings(
-    snapshot: Snapshot,
-    hsm: Hsm,
-    expiries: Mapping[str, float],
-    *,
-    ready: bool,
-    now: float,
-    monotonic: float,
+    snapshot: Snapshot, hsm: Hsm, expiries: Mapping[str, float], *, now: float, monotonic: float
 ) -> list[Reading]:
-    """Returns every gauge; ``now`` and ``monotonic`` are the two clocks at this moment."""
+    """Returns the gauges with labels; ``now`` and ``monotonic`` are the two clocks.
+
+    ``expiries`` are the ends of the server's certificates, seconds since the epoch.
+    """
+    workers: Values = Counter((worker.token, worker.state) for worker in hsm.status())
+    latched: Values = {(label,): pool.pin_latched for label, pool in hsm.pools.items()}
+    ends: Values = {(name,): expiry for name, expiry in expiries.items()}
     return [
-        Reading("signer_ready", "1 while the daemon serves.", (), {(): ready}),
-        Reading(
-            "signer_workers",
-            "Workers by state.",
-            ("token", "state"),
-            Counter((worker.token, worker.state) for worker in hsm.status()),
-        ),
-        Reading(
-            "signer_pin_latched",
-            "1 while a token waits for an operator because of its PIN.",
-            ("token",),
-            {(label,): pool.pin_latched for label, pool in hsm.pools.items()},
-        ),
+        Reading("signer_workers", workers),
+        Reading("signer_pin_latched", latched),
         *_queue(snapshot, hsm, now - monotonic),
         *_keys(snapshot, now),
-        Reading(
-            "signer_tls_expiry_timestamp_seconds",
-            "notAfter of the certificates that the server uses.",
-            ("certificate",),
-            {(name,): expiry for name, expiry in expiries.items()},
-        ),
-        Reading(
-            "signer_config_info",
-            "The policy in force.",
-            ("sha256",),
-            {(snapshot.policy.sha256,): 1},
-        ),
-        Reading("signer_build_info", "The software.", ("version",), {(__version__,): 1}),
+        Reading("signer_tls_expiry_timestamp_seconds", ends),
+        Reading("signer_config_info", {(snapshot.policy.sha256,): 1}),
+        Reading("signer_build_info", {(__version__,): 1}),
     ]
-
-
-def audit_readings(
-    *, open_intents: int, checkpoint_time: float, committing_since: float, free_bytes: int
-) -> list[Reading]:
-    """Returns the gauges of the audit log.
-
-    ``checkpoint_time`` is 0 before the first, ``committing_since`` where none is under way.
-    """
-    checkpoints: dict[tuple[str, ...], float] = {(): checkpoint_time} if checkpoint_time else {}
-    return [
-        Reading(
-            "signer_audit_open_intents",
-            "Intents whose outcome is not durable yet.",
-            (),
-            {(): open_intents},
-        ),
-        Reading(
-            "signer_audit_checkpoint_timestamp_seconds",
-            "When the audit log was last signed; absent before the first time.",
-            (),
-            checkpoints,
-        ),
-        Reading(
-            "signer_audit_commit_started_timestamp_seconds",
-            "When the commit of the audit log that is under way began; 0 while none is.",
-            (),
-            {(): committing_since},
-        ),
-        Reading(
-            "signer_disk_free_bytes",
-            "Free bytes of the audit log's disk at its last commit.",
-            (),
-            {(): free_bytes},
-        ),
-    ]
-
-
-def operation_readings(pending: int) -> list[Reading]:
-    """Returns the gauge of officers' proposals."""
-    text = "Proposals of officers that wait for signatures."
-    return [Reading("signer_operations_pending", text, (), {(): pending})]
 
 
 def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
@@ -136,13 +81,8 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
             since = waiting.since + epoch
             oldest[label] = min(oldest.get(label, since), since)
     return [
-        Reading("signer_queue_items", "Items that wait for a worker.", ("class",), items),
-        Reading(
-            "signer_queue_oldest_timestamp_seconds",
-            "Since when the oldest of them waits; absent while none does.",
-            ("class",),
-            oldest,
-        ),
+        Reading("signer_queue_items", items),
+        Reading("signer_queue_oldest_timestamp_seconds", oldest),
     ]
 
 
@@ -160,13 +100,8 @@ def _keys(snapshot: Snapshot, now: float) -> list[Reading]:
             label = ((facility.terms.group if facility else None) or "",)
             expiry[label] = min([*ends, expiry.get(label, ends[0])])
     return [
-        Reading("signer_key_versions", "Key versions by the state in force.", ("state",), states),
-        Reading(
-            "signer_key_expiry_timestamp_seconds",
-            "When the first active key version of a group may sign no longer.",
-            ("group",),
-            expiry,
-        ),
+        Reading("signer_key_versions", states),
+        Reading("signer_key_expiry_timestamp_seconds", expiry),
     ]
 
 

@@ -1,7 +1,4 @@
-"""The metrics of DESIGN section 9, as far as their parts exist.
-
-Labels come from closed sets only; the facility is never a label, its group is.
-"""
+"""What is counted and timed as it happens; ``catalogue`` says what each metric tells."""
 
 from __future__ import annotations
 
@@ -17,8 +14,13 @@ from prometheus_client import (
 )
 
 from signer.model import Algorithm, Format
+from signer.observe.catalogue import BY_NAME, OK
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+Exemplar = dict[str, str] | None
+"""What leads from a bucket to one trace, as in {"trace_id": ...}; None where none is kept."""
 
 
 class Metrics:
@@ -29,41 +31,31 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         count, time = self._counter, self._histogram
-        self._requests = count("requests", "Calls by method and gRPC code.", "method", "code")
-        self._items = count(
-            "items",
-            "Items by how they ended: ok, or the reason of their failure.",
-            *("group", "format", "algorithm", "reason"),
-        )
-        self._stages = time("stage", "Time a batch spends in each stage.", "stage")
-        self._durations = time("request", "Time of a call inside the daemon.", "method")
-        self._restarts = count("worker_restarts", "Workers that ended, by cause.", "token", "cause")
-        self._busy = count("worker_busy_seconds", "Time workers spent on chunks.", "token")
-        self._logins = count("login_attempts", "Logins to tokens, by result.", "token", "result")
-        self._calls = time(
-            "hsm_call",
-            "Mean time of one signature in a chunk, its check included.",
-            *("token", "call"),
-        )
-        self._checks = count("signature_checks", "Signatures checked before release.", "result")
-        self._quotas = count("quota_rejections", "Batches refused by a quota.", "group", "window")
+        self._requests = count("requests")
+        self._call_failures = count("call_failures")
+        self._items = count("items")
+        self._stages = time("stage")
+        self._durations = time("request")
+        self._restarts = count("worker_restarts")
+        self._busy = count("worker_busy_seconds")
+        self._logins = count("login_attempts")
+        self._calls = time("hsm_call")
+        self._checks = count("signature_checks")
+        self._quotas = count("quota_rejections")
+        self._commits = time("audit_commit")
+        self._records = count("audit_records")
+        self._audit_failures = count("audit_failures")
+        self._forgotten = count("audit_requests_forgotten")
 
-        self._commits = time("audit_commit", "Time of one group commit of the audit log.")
-        self._records = count("audit_records", "Records written to the audit log.")
-        self._audit_failures = count(
-            "audit_failures", "Checkpoints that could not be made, kept or shipped.", "step"
-        )
-        self._forgotten = count(
-            "audit_requests_forgotten",
-            "Request ids forgotten before their 24 hours, for their caller sends too many.",
-        )
+    def _counter(self, name: str) -> Counter:
+        family = BY_NAME[f"signer_{name}_total"]
+        labels = [label.name for label in family.labels]
+        return Counter(family.name, family.text, labels, registry=self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"signer_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        full = f"signer_{name}_duration_seconds"
-        return Histogram(full, text, labels, buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str) -> Histogram:
+        family = BY_NAME[f"signer_{name}_duration_seconds"]
+        labels = [label.name for label in family.labels]
+        return Histogram(family.name, family.text, labels, buckets=SECONDS, registry=self.registry)
 
     # --- observers of engine, pools and calls ----------------------------------------------
 
@@ -79,8 +71,8 @@ class Metrics:
     def requests_forgotten(self, count: int) -> None:
         self._forgotten.inc(count)
 
-    def stage(self, name: str, seconds: float) -> None:
-        self._stages.labels(name).observe(seconds)
+    def stage(self, name: str, seconds: float, exemplar: Exemplar = None) -> None:
+        self._stages.labels(name).observe(seconds, exemplar)
 
     def items(
         self, group: str, requested: Format, algorithm: Algorithm, reasons: Counts[str]
@@ -91,9 +83,13 @@ class Metrics:
     def quota_rejected(self, group: str, window: str) -> None:
         self._quotas.labels(group, window).inc()
 
-    def request(self, method: str, code: str, seconds: float) -> None:
+    def request(
+        self, method: str, code: str, reason: str, seconds: float, exemplar: Exemplar = None
+    ) -> None:
         self._requests.labels(method, code).inc()
-        self._durations.labels(method).observe(seconds)
+        self._durations.labels(method).observe(seconds, exemplar)
+        if reason != OK:
+            self._call_failures.labels(method, reason).inc()
 
     def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
         self._busy.labels(token).inc(busy)

@@ -6,15 +6,20 @@ info; lines carry ids, names, counts and times, never a payload.
 
 from __future__ import annotations
 
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from signer.audit.checkpoint import Checkpoint
 from signer.errors import CallError, ConfigError, OperatorError, Reason
+from signer.model import Algorithm, Format
+from signer.observe import logs
 from signer.observe.gauges import LiveGauges, Reading
-from signer.observe.logs import logger
 from signer.observe.metrics import Metrics
 
 
@@ -26,12 +31,53 @@ class Journal(Protocol):
     def denied(self, principal: str, key: str, reason: str) -> None: ...
 
 
+class TracingSettings(Protocol):
+    """The section ``tracing`` of the configuration."""
+
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def sample(self) -> float: ...
+    @property
+    def ca(self) -> Path | None: ...
+
+
+class Tracer(Protocol):
+    """Who makes spans; ``note`` and ``stage`` return the trace id, "" where none is kept."""
+
+    def call(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]]
+    ) -> AbstractContextManager[None]: ...
+    def note(self, code: str, notes: Mapping[str, object]) -> str: ...
+    def stage(self, name: str, began: float, seconds: float) -> str: ...
+    def close(self) -> None: ...
+
+
+def tracer(settings: TracingSettings | None, instance: str) -> Tracer | None:
+    """Returns who makes spans for the appliance of this name; nobody where none are wanted.
+
+    Raises OperatorError where the packages are missing, which are optional.
+    """
+    if settings is None:
+        return None
+    if find_spec("opentelemetry") is None:
+        raise OperatorError(
+            "tracing is configured, but its packages are not installed: install signer[tracing], "
+            "or take `tracing` out of the configuration"
+        )
+    from signer.observe.tracing import Tracing  # noqa: PLC0415 - optional, as above
+
+    return Tracing(settings, instance)
+
+
 class Reports:
     """Observer of calls, pools and the daemon."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
         self.metrics = Metrics()
-        self._log = logger()
+        self._tracer = tracer
+        self._thread = threading.local()
+        self._log = logs.logger()
         self._reasons: Sequence[str] | None = None
         self._journal: Journal | None = None
 
@@ -45,10 +91,26 @@ class Reports:
 
     # --- calls -----------------------------------------------------------------------------
 
+    @contextmanager
+    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Iterator[None]:
+        """Has what the calling thread reports belong to this call, while the block lasts."""
+        self._thread.timings = Counter[str]()
+        try:
+            with self._tracer.call(method, metadata) if self._tracer else nullcontext():
+                yield
+        finally:
+            self._thread.timings = None
+
     def call_done(
         self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
     ) -> None:
-        self.metrics.request(method, code, seconds)
+        """Counts and logs a call, from within its ``call``."""
+        if timings := getattr(self._thread, "timings", None):
+            rounded = {name: round(value, 6) for name, value in timings.items()}
+            notes = {**notes, "timings": rounded}
+        if trace_id := self._tracer.note(code, notes) if self._tracer else "":
+            notes = {**notes, "trace_id": trace_id}
+        self.metrics.request(method, code, reason, seconds, _exemplar(trace_id))
         if self._journal is not None and (denied := _denied(reason, notes)):
             principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
             self._journal.denied(principal, key, denied)
@@ -66,10 +128,22 @@ class Reports:
             **notes,
         )
 
-    # --- tokens ----------------------------------------------------------------------------
+    def stage(self, name: str, began: float, seconds: float) -> None:
+        """Books a stage of the calling thread's call; ``began`` is in monotonic seconds."""
+        trace_id = self._tracer.stage(name, began, seconds) if self._tracer else ""
+        self.metrics.stage(name, seconds, _exemplar(trace_id))
+        if (timings := getattr(self._thread, "timings", None)) is not None:
+            timings[name] += seconds
 
-    def stage(self, name: str, seconds: float) -> None:
-        self.metrics.stage(name, seconds)
+    def items(
+        self, group: str, requested: Format, algorithm: Algorithm, reasons: Counter[str]
+    ) -> None:
+        self.metrics.items(group, requested, algorithm, reasons)
+
+    def quota_rejected(self, group: str, window: str) -> None:
+        self.metrics.quota_rejected(group, window)
+
+    # --- tokens ----------------------------------------------------------------------------
 
     def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
         self.metrics.chunk_done(token, busy, items, checked, wrong)
@@ -134,6 +208,13 @@ class Reports:
 
     def stopped(self) -> None:
         self._log.info("stopped")
+        if self._tracer is not None:
+            self._tracer.close()
+
+    def set_level(self, level: str) -> None:
+        """Writes lines of this level and above from now on."""
+        logs.configure(level)
+        self._log = logs.logger()
 
     def readiness(self, reasons: Sequence[str]) -> None:
         """Logs a change, not a state."""
@@ -144,13 +225,8 @@ class Reports:
             else:
                 self._log.info("ready")
 
-    def reloaded(self, policy_sha256: str, policy_changed: bool, certificate_changed: bool) -> None:
-        self._log.info(
-            "reloaded",
-            policy_sha256=policy_sha256,
-            policy_changed=policy_changed,
-            certificate_changed=certificate_changed,
-        )
+    def reloaded(self, policy_sha256: str, changed: Mapping[str, object]) -> None:
+        self._log.info("reloaded", policy_sha256=policy_sha256, **changed)
 
     def reload_refused(self, error: ConfigError) -> None:
         problems = [f"{each.field}: {each.description}" for each in error.problems]
@@ -188,6 +264,10 @@ class Reports:
 
     def registry_unreadable(self, error: Exception) -> None:
         self._log.error("registry_unreadable", text=str(error))
+
+
+def _exemplar(trace_id: str) -> dict[str, str] | None:
+    return {"trace_id": trace_id} if trace_id else None
 
 
 def _places(error: Exception) -> list[str]:

@@ -14,14 +14,20 @@ class ReloadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReloadResponse(_message.Message):
-    __slots__ = ("policy_sha256", "policy_changed", "certificate_changed")
+    __slots__ = ("policy_sha256", "policy_changed", "certificate_changed", "log_level", "log_level_changed", "restart_needed")
     POLICY_SHA256_FIELD_NUMBER: _ClassVar[int]
     POLICY_CHANGED_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    LOG_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LOG_LEVEL_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    RESTART_NEEDED_FIELD_NUMBER: _ClassVar[int]
     policy_sha256: str
     policy_changed: bool
     certificate_changed: bool
-    def __init__(self, policy_sha256: _Optional[str] = ..., policy_changed: _Optional[bool] = ..., certificate_changed: _Optional[bool] = ...) -> None: ...
+    log_level: str
+    log_level_changed: bool
+    restart_needed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policy_sha256: _Optional[str] = ..., policy_changed: _Optional[bool] = ..., certificate_changed: _Optional[bool] = ..., log_level: _Optional[str] = ..., log_level_changed: _Optional[bool] = ..., restart_needed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ("busiest",)

@@ -52,7 +52,7 @@ class ControlServiceServicer:
     """
 
     def Reload(self, request, context):
-        """Reads policy and TLS certificates again, as SIGHUP does. Either all of it
+        """Reads policy, TLS certificates and the log's level again, as SIGHUP does. Either all of it
         is in force afterwards, or nothing has changed and the call says what is
         wrong with it (INVALID_ARGUMENT with field violations). Where officers
         decide the policy, certificates are taken even if the policy is refused.

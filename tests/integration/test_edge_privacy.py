@@ -12,6 +12,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from signer.observe.catalogue import FAMILIES
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2, signing_pb2
 
 MARKER = "Zzyzx-Nguyen-Marker"
@@ -124,6 +125,25 @@ ITEM_REASONS = {
     "KEY_VERSION_NOT_ACTIVE",
     "INTERNAL",
 }
+CALL_REASONS = {
+    "CANCELLED",
+    "PEER_UNKNOWN",
+    "POLICY_DENIED",
+    "KEY_NOT_FOUND",
+    "KEY_VERSION_NOT_ACTIVE",
+    "FIELD_INVALID",
+    "QUOTA_EXCEEDED",
+    "CLOSED_HOURS",
+    "OVERLOADED",
+    "DEADLINE_TOO_SHORT",
+    "AUDIT_UNAVAILABLE",
+    "REQUEST_ID_REUSED",
+    "OPERATION_NOT_FOUND",
+    "OPERATION_REFUSED",
+    "APPROVAL_INVALID",
+    "REGISTRY_UNAVAILABLE",
+    "INTERNAL",
+}
 STATES = {
     "PRE_ACTIVE",
     "ACTIVE",
@@ -139,6 +159,8 @@ ANY = None
 
 LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_requests": {"method": METHODS, "code": CODES},
+    "signer_call_failures": {"method": METHODS, "reason": CALL_REASONS},
+    "signer_calls_at_work": {},
     "signer_items": {
         "group": GROUPS,
         "format": FORMATS,
@@ -171,7 +193,11 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_audit_failures": {"step": {"checkpoint", "shipping"}},
     "signer_audit_requests_forgotten": {},
     "signer_audit_commit_started_timestamp_seconds": {},
+    "signer_audit_stopped": {},
     "signer_disk_free_bytes": {},
+    "signer_disk_low_bytes": {},
+    "signer_clock_doubtful": {},
+    "signer_registry_unreadable": {},
     "signer_ready": {},
     "signer_config_info": {"sha256": ANY},
     "signer_build_info": {"version": ANY},
@@ -193,6 +219,7 @@ def test_metrics_have_the_names_and_labels_of_the_design_and_no_more(appliance: 
     ]
     names = {family.name.removesuffix("_created") for family in found}
     assert names <= LABELS.keys()
+    assert {family.name.removesuffix("_total") for family in FAMILIES} == LABELS.keys()
     assert names >= {"signer_requests", "signer_items", "signer_workers", "signer_ready"}
     for family in found:
         expected = LABELS[family.name.removesuffix("_created")]

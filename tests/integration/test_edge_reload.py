@@ -44,7 +44,8 @@ def operating(mine: Any) -> Iterator[edge.Stubs]:
 @pytest.fixture(autouse=True)
 def as_it_was(mine: Any, operating: edge.Stubs) -> Iterator[None]:
     """Puts policy and server certificate back after each test, whatever it did."""
-    files = [mine.dir / "policy" / "policy.yaml", *(mine.dir / "pki" / n for n in SERVER_FILES)]
+    changed = ("signer.yaml", "policy/policy.yaml", *(f"pki/{name}" for name in SERVER_FILES))
+    files = [mine.dir / name for name in changed]
     before = {path: path.read_bytes() for path in files}
     yield
     for path, content in before.items():
@@ -261,3 +262,34 @@ def test_reflection_is_behind_the_identity_check(mine: Any) -> None:
     with edge.connect(mine.dev, "stranger") as stranger:
         refusal = edge.refused(lambda: reflected(stranger))
     assert (refusal.code, refusal.reason) == ("UNAUTHENTICATED", "PEER_UNKNOWN")
+
+
+def test_the_level_of_the_log_changes_and_what_takes_a_restart_is_named(
+    mine: Any, issuing: edge.Stubs, operating: edge.Stubs
+) -> None:
+    def calls() -> int:
+        return sum(call["method"].endswith("SignBatch") for call in logged(mine, "call"))
+
+    issuing.sign([b"{}"])
+    before = calls()
+    mine.configure({"log_level": "warning", "limits": {"queued_items": 1000}})
+    answer = edge.reload(operating)
+    assert (answer.log_level, answer.log_level_changed) == ("warning", True)
+    assert list(answer.restart_needed) == ["limits"]
+    issuing.sign([b"{}"])
+    assert calls() == before
+    again = edge.reload(operating)
+    assert (again.log_level, again.log_level_changed) == ("warning", False)
+    mine.configure({"log_level": "info"})
+    assert edge.reload(operating).log_level_changed
+    issuing.sign([b"{}"])
+    edge.eventually(lambda: calls() == before + 1, "the call is logged")
+
+
+def test_a_configuration_that_is_refused_changes_nothing(mine: Any, operating: edge.Stubs) -> None:
+    before = edge.status(operating).policy_sha256
+    limit(mine, 3)
+    mine.configure({"log_level": "loud"})
+    refusal = edge.refused(lambda: edge.reload(operating))
+    assert edge.status(operating).policy_sha256 == before
+    assert (refusal.reason, list(refusal.fields)) == ("FIELD_INVALID", ["log_level"])

@@ -46,3 +46,27 @@ def test_the_floor_does_not_hold_up_durations(monkeypatch: pytest.MonkeyPatch) -
     clock.floor = lambda: 1e12
     monkeypatch.setattr(time, "monotonic", lambda: 5.0)
     assert clock.monotonic() == 5.0
+
+
+@pytest.mark.parametrize(
+    ("machine", "monotonic", "record", "doubt"),
+    [
+        (1000.0, 50.0, 1000.0, ""),
+        (1060.0, 110.0, 0.0, ""),
+        (1069.0, 110.0, 0.0, ""),
+        (1071.0, 110.0, 0.0, "the clock has jumped forward by 11 s"),
+        (1000.0, 110.0, 0.0, "the clock has jumped back by 60 s"),
+        (1060.0, 110.0, 1061.0, ""),
+        (1060.0, 110.0, 1090.0, "the clock is 30 s behind the audit log"),
+    ],
+)
+def test_a_clock_is_doubted_that_jumped_or_is_behind_the_log(
+    monkeypatch: pytest.MonkeyPatch, machine: float, monotonic: float, record: float, doubt: str
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    clock = FlooredClock()
+    clock.floor = lambda: record
+    monkeypatch.setattr(time, "time", lambda: machine)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic)
+    assert clock.doubt() == doubt

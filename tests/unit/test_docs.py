@@ -32,6 +32,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "audit": config.AuditConfig,
     "operations": config.OperationsConfig,
     "limits": config.LimitsConfig,
+    "tracing": config.TracingConfig,
     "Client files": config.ClientConfig,
     "roles": document.StaffRules,
     "groups": document.GroupRules,

@@ -38,7 +38,7 @@ VERSION = KeyVersion(
 class Observer:
     forgotten = 0
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, began: float, seconds: float) -> None:
         """Nobody counts here."""
 
     def items(self, group: str, requested: Format, algorithm: Any, reasons: Counter[str]) -> None:

@@ -73,7 +73,7 @@ KEYS = [key_of(algorithm) for algorithm in Algorithm]
 
 
 class Observer:
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, began: float, seconds: float) -> None:
         """Nobody counts here."""
 
     def items(self, group: str, requested: Format, algorithm: Any, reasons: Counter[str]) -> None:

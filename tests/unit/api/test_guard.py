@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
@@ -53,6 +54,9 @@ class Context:
     def auth_context(self) -> Mapping[str, list[bytes]]:
         return {"ssl_tls_version": [b"TLSv1.3"], "peer_uri": [self.uri.encode()]}
 
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [("traceparent", "00-1-2-01")]
+
     def time_remaining(self) -> float | None:
         return self.left
 
@@ -77,13 +81,24 @@ class Context:
 
 class Books:
     def __init__(self) -> None:
+        self.open = 0
         self.calls: list[tuple[str, str, str]] = []
         self.bugs: list[tuple[Exception, Mapping[str, object]]] = []
+
+    @contextmanager
+    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Iterator[None]:
+        assert (method, list(metadata)) == (METHOD, [("traceparent", "00-1-2-01")])
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
 
     def call_done(
         self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
     ) -> None:
         assert seconds >= 0
+        assert self.open  # so that what is told belongs to the call
         self.notes = dict(notes)
         self.calls.append((method, code, reason))
 

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from signer.errors import OperatorError
 from signer.hsm.latch import PinLatch, latch_of, release
 
-PINS = ("1234", "5678", "secret")
+# None of them can stand in a salt or a hash, which are written in hex.
+PINS = ("pin-one", "pin-two", "secret")
 
 
 class Died(Exception):  # noqa: N818 - what happens, not an error

@@ -66,6 +66,8 @@ def test_a_call_is_one_line_and_one_count(capsys: Capture) -> None:
     assert 'signer_requests_total{code="OK",method="/m"} 1.0' in text
     assert 'signer_requests_total{code="NOT_FOUND",method="/m"} 1.0' in text
     assert 'signer_request_duration_seconds_sum{method="/m"} 0.75' in text
+    failures = [line for line in text.splitlines() if "call_failures_total{" in line]
+    assert failures == ['signer_call_failures_total{method="/m",reason="KEY_NOT_FOUND"} 1.0']
 
 
 def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
@@ -137,10 +139,10 @@ def test_items_are_counted_by_how_they_ended() -> None:
 def test_gauges_are_read_when_they_are_asked_for() -> None:
     reports = Reports()
     values: dict[tuple[str, ...], float] = {("a",): 1.0}
-    reports.watch(lambda: [Reading("signer_x", "Help.", ("token",), values)])
-    assert b'signer_x{token="a"} 1.0' in generate_latest(reports.metrics.registry)
+    reports.watch(lambda: [Reading("signer_pin_latched", values)])
+    assert b'signer_pin_latched{token="a"} 1.0' in generate_latest(reports.metrics.registry)
     values[("a",)] = 2.0
-    assert b'signer_x{token="a"} 2.0' in generate_latest(reports.metrics.registry)
+    assert b'signer_pin_latched{token="a"} 2.0' in generate_latest(reports.metrics.registry)
 
 
 def test_a_disk_that_hangs_is_cried_out_and_its_end_told(capsys: Capture) -> None:

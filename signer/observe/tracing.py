@@ -1,0 +1,113 @@
+"""One trace from a caller through authorise, queue, HSM and audit (OpenTelemetry).
+
+A call continues the caller's trace where its metadata carries one (W3C Trace Context).
+The stages report themselves when they are over; their spans are made then, in the thread
+of the call. Only who configures tracing imports this module: its packages are optional.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from signer import __version__
+from signer.observe.reports import TracingSettings
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+_EXPORT_SECONDS = 5
+"""How long the end of the daemon waits for the last spans to be sent."""
+_QUEUED_SPANS = 4096
+"""Spans that wait for the collector; more than these are dropped, never waited for."""
+_W3C = TraceContextTextMapPropagator()
+
+
+class Tracing:
+    """Makes spans, and sends them to a collector from a thread of its own."""
+
+    def __init__(self, settings: TracingSettings, instance: str) -> None:
+        """Takes ``instance``: the name of this appliance among others."""
+        described = {"name": "signer", "version": __version__, "instance.id": instance}
+        self._provider = TracerProvider(
+            resource=Resource({f"service.{name}": value for name, value in described.items()}),
+            sampler=ParentBased(TraceIdRatioBased(settings.sample)),
+            shutdown_on_exit=False,
+        )
+        exporter = OTLPSpanExporter(
+            endpoint=settings.endpoint,
+            certificate_file=str(settings.ca) if settings.ca else None,
+            timeout=_EXPORT_SECONDS,
+        )
+        self._provider.add_span_processor(
+            BatchSpanProcessor(exporter, max_queue_size=_QUEUED_SPANS)
+        )
+        self._tracer = self._provider.get_tracer("signer", __version__)
+        self._thread = threading.local()
+
+    @contextmanager
+    def call(self, method: str, metadata: Metadata) -> Iterator[None]:
+        """Has what the calling thread reports belong to this call, while the block lasts."""
+        carrier = {name: value for name, value in metadata if isinstance(value, str)}
+        # Not the current span of OpenTelemetry: that one would note the text of an exception,
+        # which may quote a payload.
+        span = self._tracer.start_span(
+            method.rpartition("/")[2],
+            context=_W3C.extract(carrier, Context()),
+            kind=SpanKind.SERVER,
+            attributes={"rpc.method": method},
+        )
+        self._thread.span = span if span.is_recording() else None
+        try:
+            yield
+        finally:
+            self._thread.span = None
+            span.end()
+
+    def note(self, code: str, notes: Mapping[str, object]) -> str:
+        """Writes how the call ended into its span; returns the trace id, "" where none is kept."""
+        span = self._span()
+        if span is None:
+            return ""
+        span.set_attribute("rpc.response.status_code", code)
+        for name, value in notes.items():
+            span.set_attribute(f"signer.{name}", value if isinstance(value, int) else str(value))
+        if code != "OK":
+            span.set_status(Status(StatusCode.ERROR, code))
+        return _trace_id(span)
+
+    def stage(self, name: str, began: float, seconds: float) -> str:
+        """Makes the span of a stage that is over; returns the trace id, "" where none is kept.
+
+        ``began`` is in monotonic seconds.
+        """
+        span = self._span()
+        if span is None:
+            return ""
+        start = time.time_ns() - round((time.monotonic() - began) * 1e9)
+        stage = self._tracer.start_span(name, set_span_in_context(span), start_time=start)
+        stage.end(start + round(seconds * 1e9))
+        return _trace_id(span)
+
+    def close(self) -> None:
+        """Sends what is still here, for a bounded time."""
+        self._provider.force_flush(_EXPORT_SECONDS * 1000)
+        self._provider.shutdown()
+
+    def _span(self) -> Span | None:
+        span: Span | None = getattr(self._thread, "span", None)
+        return span
+
+
+def _trace_id(span: Span) -> str:
+    return f"{span.get_span_context().trace_id:032x}"
