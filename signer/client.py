@@ -5,6 +5,10 @@
         for item in client.sign("facilities/01-001/keys/records", "JWS", payloads):
             print(item.signature.decode() if item.ok else item.error)
 
+Two appliances are called in turn, each while it serves, and either may be restarted:
+
+    SignerClient.from_files("10.0.0.1:7443,10.0.0.2:7443", server_name="signer.example", ...)
+
 Everything that users need is in this module; ``signer._client`` is its inside.
 """
 
@@ -12,8 +16,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from os import PathLike
-from pathlib import Path
 from threading import Event
 from types import TracebackType
 from typing import Self
@@ -22,8 +24,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from signer._client import pipeline
-from signer._client.batches import MESSAGE_BYTES, cut
+from signer._client.batches import cut
 from signer._client.calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently, traced
+from signer._client.channels import CHANNEL_OPTIONS, FilePath, secure_channel
 from signer._client.errors import (
     DeadlineError,
     DeniedError,
@@ -111,49 +114,18 @@ __all__ = [
     "sign_operation",
 ]
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    # A dead connection shows within a long call; a ping without a call would be
-    # abuse in the eyes of the server.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.enable_retries", 0),  # retries are ours: gRPC's know no hints
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
-
 _LARGEST_BATCH = 500
-
-_Path = str | PathLike[str]
-
-
-def secure_channel(
-    address: str, *, ca: _Path, certificate: _Path, key: _Path, server_name: str | None = None
-) -> grpc.Channel:
-    """Opens a channel with mutual TLS.
-
-    ``ca``, ``certificate`` and ``key`` are PEM files; ``server_name`` is the name
-    in the server's certificate where it is not the host of ``address``. Raises
-    OSError if a file cannot be read. Nothing is sent before the first call.
-    """
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=Path(ca).read_bytes(),
-        private_key=Path(key).read_bytes(),
-        certificate_chain=Path(certificate).read_bytes(),
-    )
-    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
-    if server_name is not None:
-        options.append(("grpc.ssl_target_name_override", server_name))
-    return grpc.secure_channel(address, credentials, options)
 
 
 class SignerClient:
-    """A connection to one appliance; safe to share between threads.
+    """A connection to one appliance, or to several; safe to share between threads.
 
     Methods raise ``SignerClientError`` (a subclass by gRPC code) when a call
     fails as a whole. ``timeout`` is in seconds everywhere and bounds the call
     with all its retries. ``operations`` has what security officers do.
+
+    Several are for signing, and for what the registry holds. Each has an audit log, a
+    status and answered request ids of its own: operators and auditors ask one by one.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
@@ -170,12 +142,12 @@ class SignerClient:
         cls,
         address: str,
         *,
-        ca: _Path,
-        certificate: _Path,
-        key: _Path,
+        ca: FilePath,
+        certificate: FilePath,
+        key: FilePath,
         server_name: str | None = None,
     ) -> Self:
-        """Opens a connection to ``host:port``; arguments as for ``secure_channel``."""
+        """Connects to one appliance or to several; arguments as for ``secure_channel``."""
         return cls(
             secure_channel(
                 address, ca=ca, certificate=certificate, key=key, server_name=server_name

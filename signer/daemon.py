@@ -8,6 +8,7 @@ up, NOT_SERVING, says why on /readyz, and serves with the first worker.
 
 from __future__ import annotations
 
+import math
 import queue
 import signal
 import sys
@@ -47,7 +48,7 @@ from signer.operations.acts import Acts
 from signer.operations.desk import Desk
 from signer.operations.execution import Executor, Surroundings
 from signer.policy.usage import Usage
-from signer.reconcile import differences
+from signer.reconcile import Reconciler
 from signer.trail import Trail
 
 TICK_SECONDS = 0.25
@@ -109,8 +110,12 @@ class Daemon:
         )
         self._sealing = audit_key(self._registry, self._clock.now())
         check_tokens([self._sealing], self._hsm)
-        self._unreconciled = list(self._hsm.pools)
-        self._differences: list[str] = []
+        self._reconciler = Reconciler(
+            self._hsm,
+            lambda: [*self._engine.snapshot.keys, self._sealing],
+            self._admin,
+            self._reports.token_differences,
+        )
         self._trail = Trail(
             config.audit, self._sealing, self._clock, self._reports, override=override_audit
         )
@@ -231,9 +236,13 @@ class Daemon:
         self._reports.started(str(self._config.listen), self._engine.snapshot.policy.sha256)
 
     def serve(self, on_ready: Callable[[], None]) -> None:
-        """Looks after the running parts until a signal ends it."""
-        announced = False
-        while True:
+        """Looks after the running parts until a signal ends it.
+
+        Health says so first; calls are taken for ``drain_notice_seconds`` more, so that
+        who balances between appliances has turned to another one before one is refused.
+        """
+        announced, leave = False, math.inf
+        while (left := leave - self._clock.monotonic()) > 0:
             reasons = self._tell_health()
             self._server.expire(self._clock.monotonic())
             self._trail.tick()
@@ -242,12 +251,16 @@ class Daemon:
                 announced = True
                 on_ready()
             try:
-                event = self._events.get(timeout=TICK_SECONDS)
+                event = self._events.get(timeout=min(TICK_SECONDS, left))
             except queue.Empty:
                 continue
-            if event is not signal.SIGHUP:
-                return
-            self._reload_by_signal()
+            if event is signal.SIGHUP:
+                self._reload_by_signal()
+            elif self._draining or reasons:
+                return  # told twice, or nobody was sent here anyway
+            else:
+                self._draining = True
+                leave = self._clock.monotonic() + self._config.limits.drain_notice_seconds
 
     def _tell_health(self) -> list[str]:
         """Has health say what is so; returns why the daemon does not serve."""
@@ -280,7 +293,10 @@ class Daemon:
     def differences(self) -> list[str]:
         """Where registry and tokens differ, and why the registry is not followed if so."""
         error = self._follower.error
-        return [*self._differences, *([f"the registry is not followed: {error}"] if error else [])]
+        return [
+            *self._reconciler.found,
+            *([f"the registry is not followed: {error}"] if error else []),
+        ]
 
     def reasons(self) -> list[str]:
         """Why the daemon does not serve; empty where it does."""
@@ -335,29 +351,12 @@ class Daemon:
         while not self._closing.wait(TICK_SECONDS):
             try:
                 self._follower.follow()
-                self._reconcile()
+                self._reconciler.look()
                 if self._clock.monotonic() - swept >= SWEEP_SECONDS:
                     swept = self._clock.monotonic()
                     self._executor.sweep()
             except Exception as error:  # noqa: BLE001 - who no longer follows misses suspensions
                 self._reports.our_bug("follow the registry", error, {})
-
-    def _reconcile(self) -> None:
-        """Names once, as soon as its tokens serve, where they differ from the registry."""
-        for label in [each for each in self._unreconciled if self._hsm.pools[each].inventory]:
-            self._unreconciled.remove(label)
-            try:
-                found = differences(
-                    label,
-                    self._hsm.pools[label].inventory,
-                    [*self._engine.snapshot.keys, self._sealing],
-                    self._admin,
-                )
-            except OperatorError as error:
-                found = [f"token {label} could not be compared with the registry: {error}"]
-            if found:
-                self._differences += found
-                self._reports.token_differences(found)
 
     def _admin(self, label: str) -> AbstractContextManager[TokenAdmin]:
         tokens = {token.label: token for token in self._config.tokens}

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
+from signer.errors import OperatorError
+from signer.hsm.service import Hsm
 from signer.model import (
     KeyState,
     KeyVersion,
@@ -22,6 +24,35 @@ MOST_NAMED = 100
 """Differences that are named; the rest is counted."""
 
 Admin = Callable[[str], AbstractContextManager[TokenAdmin]]
+
+
+class Reconciler:
+    """Compares each token once, as soon as it serves; ``found`` is what differs."""
+
+    def __init__(
+        self,
+        hsm: Hsm,
+        versions: Callable[[], Iterable[KeyVersion]],
+        open_admin: Admin,
+        report: Callable[[Sequence[str]], object],
+    ) -> None:
+        self.found: list[str] = []
+        self._hsm, self._versions = hsm, versions
+        self._open_admin, self._report = open_admin, report
+        self._left = list(hsm.pools)
+
+    def look(self) -> None:
+        """Compares the tokens that serve by now, and reports what differs."""
+        for label in [each for each in self._left if self._hsm.pools[each].inventory]:
+            self._left.remove(label)
+            seen = self._hsm.pools[label].inventory
+            try:
+                found = differences(label, seen, self._versions(), self._open_admin)
+            except OperatorError as error:
+                found = [f"token {label} could not be compared with the registry: {error}"]
+            if found:
+                self.found += found
+                self._report(found)
 
 
 def differences(

@@ -11,7 +11,7 @@ import grpc
 from tenacity import Retrying, retry_if_exception, stop_before_delay
 
 from signer._client import pipeline
-from signer._client.errors import UnavailableError, from_rpc_error
+from signer._client.errors import closed, from_rpc_error
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds; what the appliance gives a call that names no deadline."""
@@ -40,7 +40,7 @@ def ask(method: Callable[..., _Response], request: object, timeout: float) -> _R
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
     except ValueError as error:  # gRPC's way to say that the channel was closed
-        raise UnavailableError("CANCELLED", "CANCELLED", str(error)) from error
+        raise closed(error) from error
 
 
 def ask_patiently(method: Callable[..., _Response], request: object, timeout: float) -> _Response:

@@ -14,6 +14,9 @@ from signer.errors import TABLE, Code, Reason, Violation
 
 DOMAIN = "signer.v1"
 """``ErrorInfo.domain`` of the appliance; reasons of other domains are not ours."""
+CLOSED = "CLOSED"
+"""The reason where the client itself was closed."""
+_LOST = (Code.UNAVAILABLE.name, grpc.StatusCode.CANCELLED.name)
 
 
 class SignerClientError(Exception):
@@ -109,11 +112,12 @@ def is_retryable(code: str, reason: str) -> bool:
     """Whether the same call or item may succeed later.
 
     Reasons this release does not know, and failures of the connection, count as
-    retryable where gRPC says so: UNAVAILABLE.
+    retryable where gRPC says so: UNAVAILABLE, and CANCELLED, which a daemon that is
+    stopping gives to a call that has just come.
     """
     if reason in Reason.__members__:
         return TABLE[Reason(reason)].retryable
-    return code == Code.UNAVAILABLE.name
+    return code in _LOST and reason != CLOSED
 
 
 class _Details(NamedTuple):
@@ -139,10 +143,15 @@ def _read_details(details: Iterable[AnyMessage]) -> _Details:
     return _Details(reason, metadata, retry_after, violations)
 
 
+def closed(error: Exception) -> UnavailableError:
+    """Returns the failure of a call whose channel its own program has closed."""
+    return UnavailableError("CANCELLED", CLOSED, str(error))
+
+
 def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
     """Turns what a stub raised into one of ours."""
     if not isinstance(error, grpc.Call):  # the channel was closed under the call
-        return UnavailableError("CANCELLED", "CANCELLED", str(error))
+        return closed(error)
     try:
         status = rpc_status.from_call(error)
     except ValueError:  # trailers that contradict the status are not the appliance's

@@ -15,9 +15,8 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from signer.errors import CallError, Reason
-
-MAX_WATCHES = 64
+MAX_WATCHES = 500
+"""Every process that balances its calls between appliances watches each of them."""
 Send = Callable[[health_pb2.HealthCheckResponse | None], None]
 """Sends one answer of a watch, None ends it. It blocks until the client has room for it."""
 
@@ -69,11 +68,15 @@ class Health(health_pb2_grpc.HealthServicer):
         context: grpc.ServicerContext,
         send: Send,
     ) -> None:
-        """Has the status sent now and whenever it changes; raises CallError OVERLOADED."""
+        """Has the status sent now and whenever it changes; too many are UNIMPLEMENTED.
+
+        By that code a client that balances learns to use the connection unwatched; by any
+        other one that it must not use it (gRPC proposal A17).
+        """
         with self._changed:
             if len(self._watches) >= MAX_WATCHES:
                 text = f"all watches are taken ({MAX_WATCHES} at once): use Check"
-                raise CallError(Reason.OVERLOADED, text, retry_after=1)
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
             self._watches.add(context)
         if not context.add_callback(lambda: self._leave(context)):
             self._leave(context)

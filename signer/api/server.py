@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from signer.api.control import ControlService
 from signer.api.evidence import EvidenceService
 from signer.api.guard import HEALTH_CALLS, Guard
-from signer.api.health import Health
+from signer.api.health import MAX_WATCHES, Health
 from signer.api.keys import KeyService
 from signer.api.operations import OperationService
 from signer.api.signing import SigningService
@@ -111,7 +111,7 @@ class Server:
             futures.ThreadPoolExecutor(threads, "call"),
             interceptors=[guard],
             options=_options(limits),
-            maximum_concurrent_rpcs=limits.calls * 4 + _SPARE_THREADS,
+            maximum_concurrent_rpcs=limits.calls * 4 + _SPARE_THREADS + MAX_WATCHES,
         )
         self._health = Health(frozenset({health.OVERALL_HEALTH, SIGNING}))
         signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, self._server)

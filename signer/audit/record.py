@@ -41,6 +41,10 @@ class RecordError(Exception):
     """Bytes that are no record, or a record that cannot be written. Never quotes values."""
 
 
+class NewerError(RecordError):
+    """An intact record of a kind that a later version of signer has made."""
+
+
 class FrameError(RecordError):
     """Frames end here: ``offset`` is where the first bytes lie that are no frame."""
 
@@ -57,8 +61,15 @@ class BrokenFrame(FrameError):  # noqa: N818  # the counterpart of TornTail
     """Intact frames follow the bytes at ``offset``: no interruption explains that."""
 
 
+class NewerFrame(FrameError):  # noqa: N818  # neither torn nor broken, and not ours to cut
+    """The frame at ``offset`` is intact, and of a format that a later version has made."""
+
+
+NEWER = "was written by a newer version of signer: read it with that version, or a later one"
+
+
 class Kind(enum.StrEnum):
-    """What a record tells."""
+    """What a record tells. One more is a new format: older versions refuse the whole log."""
 
     START = "start"
     STOP = "stop"
@@ -222,9 +233,11 @@ def parse_head(head: bytes) -> Head:
     seq = _count(fields.pop("seq", None), "seq")
     time_us = _count(fields.pop("time", None), "time")
     name = fields.pop("kind", None)
-    kind = _KINDS.get(name) if type(name) is str else None
+    if type(name) is not str:
+        raise RecordError("the head has no kind")
+    kind = _KINDS.get(name)
     if kind is None:
-        raise RecordError("the head has no known kind")
+        raise NewerError(f"a record of an unknown kind {NEWER}")
     shape = None
     if not _COLUMN_NAMES.isdisjoint(fields):
         count = _count(fields.pop("count", None), "count")

@@ -76,6 +76,7 @@ def open_tail(
         # An override says that the checkpoints, which prove snapshots, may be void.
         smallest = min(checkpoints, key=lambda each: each.size, default=None)
         finding = replay.run(starting_point(segments, None if override else smallest))
+        _refuse_newer(directory, finding)
         problems = _problems(replay, finding, checkpoints)
         if not override:
             _refuse(directory, problems)
@@ -152,6 +153,15 @@ def _problems(
     if finding is not None and not finding.torn:
         problems.append(finding.text)
     return problems
+
+
+def _refuse_newer(directory: Path, finding: Finding | None) -> None:
+    """Cuts nothing that a later version can read, override or not; raises AuditRefused."""
+    if finding is not None and finding.newer:
+        raise AuditRefused(
+            f"the audit log in {directory} is not opened: {finding.text}, or restore the backup"
+            " of before it. Nothing was changed, and no override applies"
+        )
 
 
 def _refuse(directory: Path, problems: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ from signer.audit.record import (
     BrokenFrame,
     FrameError,
     Kind,
+    NewerError,
+    NewerFrame,
     Record,
     RecordError,
     TornTail,
@@ -35,12 +37,14 @@ class Finding(NamedTuple):
     """The log cannot be read beyond ``offset`` of ``segment``.
 
     ``torn``: an interrupted write explains it, and nothing that was durable is missing.
+    ``newer``: a later version of signer wrote it, and can read it.
     """
 
     segment: Segment
     offset: int
     text: str
     torn: bool
+    newer: bool = False
 
 
 class Tip:
@@ -149,7 +153,9 @@ class Replay:
                 # snapshot has lost what the snapshot continued.
                 behind = behind or error.offset > 0 or segment.first == 0
                 torn = isinstance(error, TornTail) and place == len(segments) - 1 and behind
-                return Finding(segment, error.offset, f"{segment.path.name}: {error}", torn)
+                newer = isinstance(error, NewerFrame)
+                text = f"{segment.path.name}: {error}"
+                return Finding(segment, error.offset, text, torn, newer)
         return None
 
     def conclude(self, *, end_elsewhere: bool = False) -> None:
@@ -178,7 +184,8 @@ class Replay:
                     record, leaf = parse_with_leaf(one.body)
                     self._take(record, leaf, starts and not self.index)
                 except RecordError as error:
-                    raise BrokenFrame(one.offset, f"at {one.offset}: {error}") from None
+                    kind = NewerFrame if isinstance(error, NewerError) else BrokenFrame
+                    raise kind(one.offset, f"at {one.offset}: {error}") from None
                 self.tip.chain = one.chain
                 self.index.append(one.offset, leaf)
 

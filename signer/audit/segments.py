@@ -25,8 +25,10 @@ from signer.audit.record import (
     HASH_SIZE,
     LENGTH_SIZE,
     MAX_BODY,
+    NEWER,
     BrokenFrame,
     Frame,
+    NewerFrame,
     Record,
     RecordError,
     TornTail,
@@ -36,6 +38,7 @@ from signer.audit.record import (
 )
 
 _NAME = re.compile(r"([0-9]{16})\.log")
+_FORMATS = re.compile(rb"signer audit log [0-9]{1,9}\n")
 _MAGIC = b"signer audit log 1\n"
 _HEADER = struct.Struct(f">{len(_MAGIC)}s{HASH_SIZE}sQ")  # then the origin, to the end
 _PREVIOUS = slice(LENGTH_SIZE + len(_MAGIC), LENGTH_SIZE + len(_MAGIC) + HASH_SIZE)
@@ -111,6 +114,8 @@ def _parse_header(body: bytes) -> Header:
         origin = body[_HEADER.size :].decode()
     except (struct.error, UnicodeDecodeError):
         magic = b""
+    if magic != _MAGIC and _FORMATS.match(body):
+        raise NewerFrame(0, f"the segment {NEWER}")
     if magic != _MAGIC:
         raise BrokenFrame(0, "the segment begins with another header than ours")
     return Header(origin, first, previous)

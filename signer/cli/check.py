@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from signer.cli.options import config_option, json_option
-from signer.errors import ConfigError, Violation
+from signer.errors import ConfigError
 
 if TYPE_CHECKING:
     from signer.config import Config
@@ -36,6 +33,7 @@ def check(*, config_file: Path, as_json: bool) -> None:
       signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
     """  # noqa: D301, E501  click's \b; a command is one line
     from signer.config import load_config, load_policy
+    from signer.doctor.files import file_problems
 
     errors: list[ConfigError] = []
     policy: Policy | None = None
@@ -81,40 +79,3 @@ def _print_order(config_file: Path, config: Config, policy: Policy) -> None:
     click.echo(f"  sha256  {policy.sha256}")
     click.echo(f"  tokens  {tokens}")
     click.echo("  files   all there, readable, and private where they must be")
-
-
-def file_problems(config: Config) -> Iterator[Violation]:
-    """Yields what is wrong with the files that a configuration names; reads none of them."""
-    yield from _file("tls.certificate", config.tls.certificate)
-    yield from _private("tls.key", config.tls.key)
-    yield from _file("tls.client_ca", config.tls.client_ca)
-    for index, token in enumerate(config.tokens):
-        yield from _file(f"tokens[{index}].module", token.module)
-        yield from _private(f"tokens[{index}].pin_file", token.pin_file)
-    if config.client is not None:
-        yield from _file("client", config.client)
-    yield from _folder("state", config.state)
-    if config.registry.startswith("sqlite"):
-        database = Path(config.registry.partition("///")[2].partition("?")[0])
-        yield from _folder("registry", database.parent)
-
-
-def _file(path: str, file: Path) -> Iterator[Violation]:
-    if not file.is_file():
-        yield Violation(path, f"{file} is no file: put it there, or correct the path")
-    elif not os.access(file, os.R_OK):
-        yield Violation(path, f"{file} cannot be read by this user: change its owner or its mode")
-
-
-def _private(path: str, file: Path) -> Iterator[Violation]:
-    yield from _file(path, file)
-    if file.is_file() and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
-        yield Violation(path, f"{file} is open to others (mode {mode:04o}): chmod 600 {file}")
-
-
-def _folder(path: str, folder: Path) -> Iterator[Violation]:
-    """Checks a folder that is written to."""
-    if not folder.is_dir():
-        yield Violation(path, f"{folder} is no folder: make it with mkdir")
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        yield Violation(path, f"{folder} cannot be written by this user: change its owner or mode")

@@ -47,6 +47,8 @@ def init(
       signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
       signer init --config /etc/signer/second.yaml --join
     """  # noqa: D301  click's \b
+    from signer.audit.places import KEY_FILE
+    from signer.audit.segments import list_segments
     from signer.clock import SystemClock
     from signer.config import load_config, read_policy
     from signer.hsm.admin import open_admin
@@ -59,8 +61,12 @@ def init(
     config = load_config(config_file)
     token = _token(config, label)
     policy = read_policy(config.policy)
-    refuse_second_log(config.audit)
-    with Registry.open(config.registry, create=not join, migrate=True) as registry:
+    # An appliance from before there were officers has a log, and goes on with it.
+    begun = bool(list_segments(config.audit.directory))
+    create = not join and not begun
+    with Registry.open(config.registry, create=create, migrate=True) as registry:
+        if join or registry.state().officers:
+            refuse_second_log(config.audit)
         if not join:
             _name_officers(registry, config, officer_files)
         state = registry.state()
@@ -69,14 +75,20 @@ def init(
         clock = SystemClock()
         with open_admin(token, config.state) as admin:
             key = ensure_audit_key(registry, admin, clock.now())
-        in_force = bytes.fromhex(state.policy)
-        fields = first_officers_fields(state.officers, in_force, development=False)
-        key_file = begin(config.audit, key, fields, clock)
+        if not begun:
+            in_force = bytes.fromhex(state.policy)
+            fields = first_officers_fields(state.officers, in_force, development=False)
+            begin(config.audit, key, fields, clock)
     click.echo(f"officers: {', '.join(sorted(state.officers))}")
     click.echo(f"policy in force: {state.policy}")
     if state.policy != policy.policy.sha256:
         click.echo(f"the policy in {config.policy} is another one and is not in force", err=True)
-    click.echo(f"the audit log is begun; its public key is {key_file}: give the auditor a copy")
+    key_file = config.audit.directory / KEY_FILE
+    click.echo(
+        "the audit log goes on; the next start records the officers in it"
+        if begun
+        else f"the audit log is begun; its public key is {key_file}: give the auditor a copy"
+    )
 
 
 def _name_officers(registry: Registry, config: Config, files: tuple[Path, ...]) -> None:

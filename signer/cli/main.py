@@ -17,6 +17,7 @@ _COMMANDS = {
     "ceremony": "signer.cli.ceremony",
     "check": "signer.cli.check",
     "dev": "signer.cli.dev",
+    "doctor": "signer.cli.doctor",
     "health": "signer.cli.control",
     "init": "signer.cli.init",
     "keys": "signer.cli.keys",

@@ -129,6 +129,7 @@ class LimitsConfig(Part):
     streams_per_connection: int = Field(100, ge=1, le=10_000)
     queued_items: int = Field(200_000, ge=1, le=10_000_000)
     connection_age_seconds: int = Field(3600, ge=1)
+    drain_notice_seconds: float = Field(1.0, ge=0, le=60)
     drain_seconds: int = Field(20, ge=0, le=3600)
 
 

@@ -36,6 +36,9 @@ audit:
   low_disk_bytes: 16777216    # small, for a developer's machine
   ballast_bytes: 1048576
 
+limits:
+  drain_notice_seconds: 0     # nobody balances between this one and others
+
 tokens:
   - label: {label}
     serial: "{serial}"

@@ -30,11 +30,13 @@ from signer.hsm.frames import (
 )
 from signer.hsm.process import WorkerProcess
 from signer.hsm.slot import START_SECONDS
-from signer.hsm.spec import TokenSettings, TokenSpec
+from signer.hsm.spec import PinState, SeenToken, Sight, TokenSettings, TokenSpec
 from signer.model import Algorithm, TokenObject
 
 ORDER_SECONDS = 120.0
 """How long a worker may take for one order."""
+LOOK_SECONDS = 20.0
+"""How long it may take to look: nobody is kept waiting but whoever looks."""
 
 
 class AdminWorker:
@@ -96,6 +98,16 @@ class AdminWorker:
     def wait(self, seconds: float) -> None:
         """Waits until the worker has opened its token."""
         self._hear(Kind.READY, seconds)
+
+    def sight(self) -> Sight:
+        """Returns what a worker that only looks has seen."""
+        with self._understanding():
+            told = unpack_json(self._hear(Kind.DONE, self._seconds))
+        return Sight(
+            tuple(SeenToken(each[0], each[1], frozenset(each[2])) for each in told["tokens"]),
+            PinState(told["pin"]),
+            told["pin_problem"],
+        )
 
     def _order(self, operation: str, **details: Any) -> dict[str, Any]:
         order = pack_json({"operation": operation, **details})
@@ -188,6 +200,21 @@ def _lock_file(token: TokenSettings, state: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def look(token: TokenSettings, state: Path, *, seconds: float = LOOK_SECONDS) -> Sight:
+    """Has a worker look at a module's tokens and at what is known of the PIN; it never logs in.
+
+    Raises OperatorError where it cannot look.
+    """
+    try:
+        process = WorkerProcess.start(TokenSpec.of(token, state, look_only=True))
+    except OSError as error:
+        raise OperatorError(f"no worker can be started: {error.strerror}") from error
+    try:
+        return AdminWorker(process, token.label, seconds).sight()
+    finally:
+        process.end()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from signer.errors import OperatorError
@@ -101,7 +101,13 @@ def latch_of(state: Path, token: str, serial: str) -> PinLatch:
 
 def _read(path: Path) -> _Record:
     try:
-        record = _Record(**json.loads(path.read_text()))
+        told = json.loads(path.read_text())
+        if isinstance(told, dict) and not told.keys() <= {each.name for each in fields(_Record)}:
+            raise OperatorError(
+                f"{path}, the record of rejected PINs, was written by a newer version of signer:"
+                " install that version, or restore the backup of before it; no login is tried"
+            )
+        record = _Record(**told)
         bytes.fromhex(record.salt)
         return replace(record, rejected=tuple(map(str, record.rejected)))
     except FileNotFoundError:

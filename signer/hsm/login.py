@@ -15,7 +15,7 @@ def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool
     that. ``doubtful``: it counts a wrong PIN already. Raises TokenFailure where a
     try could lock the token.
     """
-    pin = _read_pin(Path(spec.pin_file))
+    pin = read_pin(Path(spec.pin_file))
     name = f"token {spec.label}"
     if latch.rejected(pin):
         raise TokenFailure(
@@ -38,7 +38,8 @@ def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool
     return pin
 
 
-def _read_pin(path: Path) -> str:
+def read_pin(path: Path) -> str:
+    """Reads a PIN that nobody else can read; raises TokenFailure."""
     try:
         if path.stat().st_mode & 0o077:
             raise TokenFailure(

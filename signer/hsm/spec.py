@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class TokenSettings(Protocol):
@@ -28,7 +28,10 @@ class TokenSettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenSpec:
-    """Which token to open and how. Paths are absolute; the PIN stays in its file."""
+    """Which token to open and how. Paths are absolute; the PIN stays in its file.
+
+    ``look_only``: nobody logs in, see ``signer.hsm.looking``.
+    """
 
     label: str
     serial: str | None
@@ -38,9 +41,17 @@ class TokenSpec:
     session_copies: bool
     environment: Mapping[str, str]
     read_write: bool = False
+    look_only: bool = False
 
     @classmethod
-    def of(cls, settings: TokenSettings, state: Path, *, read_write: bool = False) -> TokenSpec:
+    def of(
+        cls,
+        settings: TokenSettings,
+        state: Path,
+        *,
+        read_write: bool = False,
+        look_only: bool = False,
+    ) -> TokenSpec:
         """Takes what a worker needs from the configuration."""
         return cls(
             label=settings.label,
@@ -51,10 +62,37 @@ class TokenSpec:
             session_copies=settings.session_copies and not read_write,
             environment=dict(settings.environment),
             read_write=read_write,
+            look_only=look_only,
         )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class PinState(enum.StrEnum):
+    """What is known of the PIN in a token's file, before anybody tries it."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    UNTRIED = "untried"
+    CONFIRMED = "confirmed"
+    UNKNOWN = "unknown"
+
+
+class SeenToken(NamedTuple):
+    """A token that a module shows; ``flags`` by their names in PKCS#11, without CKF."""
+
+    label: str
+    serial: str
+    flags: frozenset[str]
+
+
+class Sight(NamedTuple):
+    """What is seen without a login; ``pin_problem`` says why nothing is known of the PIN."""
+
+    tokens: tuple[SeenToken, ...]
+    pin: PinState
+    pin_problem: str
 
 
 class FailureKind(enum.StrEnum):

@@ -318,7 +318,7 @@ def open_token(spec: TokenSpec) -> Token:
     """
     state = Path(spec.state)
     with start_lock(state, spec.label):
-        token = _find(_load(spec.module).get_tokens(), spec)
+        token = _find(load(spec.module).get_tokens(), spec)
         serial = token.serial.decode(errors="replace").strip()
         try:
             latch = latch_of(state, spec.label, serial)
@@ -328,7 +328,8 @@ def open_token(spec: TokenSpec) -> Token:
     return Token(session, spec)
 
 
-def _load(module: str) -> Any:
+def load(module: str) -> Any:
+    """Loads and initialises a PKCS#11 module; raises TokenFailure."""
     try:
         _ = ctypes.CDLL(module).C_GetFunctionList
     except (AttributeError, OSError) as error:

@@ -36,6 +36,7 @@ from signer.hsm.frames import (
     unpack_json,
     unpack_sign,
 )
+from signer.hsm.looking import look
 from signer.hsm.mechanisms import MECHANISMS, Verifier
 from signer.hsm.orders import carry_out
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
@@ -141,7 +142,11 @@ def run(channel: Channel) -> None:
         kind, body = channel.receive()
         if kind is not Kind.CONFIGURE:
             raise FrameError(f"a {kind.name} frame before CONFIGURE")  # noqa: TRY301 - one exit for all
-        serve(channel, open_token(TokenSpec(**unpack_json(body))))
+        spec = TokenSpec(**unpack_json(body))
+        if spec.look_only:
+            channel.send(Kind.DONE, pack_json(look(spec)))
+            return
+        serve(channel, open_token(spec))
     except Closed:
         return
     except TokenFailure as failure:

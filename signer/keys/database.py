@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,9 @@ _CONNECT_S = 5
 _MIGRATION_LOCK = 0x7369676E6572
 """Our number among PostgreSQL's advisory locks."""
 
-_MAKES_IT = "`signer init --config FILE` makes it"
+_SCHEMA = sa.text("SELECT version_num FROM alembic_version")
+
+_MAKES_IT = "put it back from the backup, or make it with `signer init --config FILE`"
 
 
 class RegistryError(OperatorError):
@@ -153,25 +156,22 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
     """Checks the schema's version, and builds or migrates it where the flags say so."""
-    config = AlembicConfig()
-    config.set_main_option("script_location", "signer.keys:migrations")
-    config.set_main_option("path_separator", "os")
+    config = _alembic()
     config.attributes["connection"] = connection
     if (create or migrate) and connection.dialect.name == "postgresql":
         # Of two at once the second finds it done.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-    scripts = ScriptDirectory.from_config(config)
-    head = scripts.get_current_head()
-    current = MigrationContext.configure(connection).get_current_revision()
+    head, current = newest_schema(), schema_of(connection)
     if current == head:
         return
     if current is None and not create:
         raise OperatorError(f"the registry is empty; {_MAKES_IT}")
     if current is not None:
-        if current not in {script.revision for script in scripts.walk_revisions()}:
+        if is_newer(current):
             raise OperatorError(
-                f"the registry's schema {current} is newer than this program's {head}:"
-                " use the version of signer that wrote it, or a later one"
+                f"the registry was written by a newer version of signer (its schema is {current},"
+                f" this one has {head}): install that version, or restore the backup of before"
+                " it. Nothing was changed"
             )
         if not migrate:
             raise OperatorError(
@@ -179,3 +179,41 @@ def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
                 " `signer registry migrate --config FILE` once"
             )
     command.upgrade(config, "head")
+
+
+def schema_of(connection: sa.Connection) -> str | None:
+    """Returns the version of a registry's schema, None of an empty database."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@functools.cache
+def newest_schema() -> str:
+    """Returns the version of the schema that this program has."""
+    return str(ScriptDirectory.from_config(_alembic()).get_current_head())
+
+
+def is_newer(schema: str) -> bool:
+    """Whether a later program made this schema: those before our own are all known."""
+    known = ScriptDirectory.from_config(_alembic()).walk_revisions()
+    return schema not in {script.revision for script in known}
+
+
+def refuse_to_write_newer(connection: sa.Connection) -> None:
+    """Raises OperatorError where a later program has changed the schema under a running one.
+
+    That goes on reading: changes of the schema only add. It must not write what the later
+    one, which knows more columns, would take for complete.
+    """
+    schema = connection.execute(_SCHEMA).scalar_one()
+    if schema != newest_schema():
+        raise OperatorError(
+            f"the registry was brought to schema {schema} by a newer version of signer: this one"
+            " goes on signing and writes nothing to it; do it at an appliance of that version"
+        )
+
+
+def _alembic() -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", "signer.keys:migrations")
+    config.set_main_option("path_separator", "os")
+    return config

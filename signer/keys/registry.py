@@ -15,7 +15,13 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 
 from signer.errors import OperatorError
-from signer.keys.database import bring_up, connect, explained, for_reading
+from signer.keys.database import (
+    bring_up,
+    connect,
+    explained,
+    for_reading,
+    refuse_to_write_newer,
+)
 from signer.keys.index import KeyIndex
 from signer.keys.schema import documents, key_versions, keys, officers, revision, suspensions
 from signer.keys.writing import Writing
@@ -105,7 +111,9 @@ class Registry:
         counts; writers queue all the same.
         """
         with explained("write"), self._engine.begin() as connection:
-            yield Writing.begin(connection, counts=counts)
+            writing = Writing.begin(connection, counts=counts)
+            refuse_to_write_newer(connection)
+            yield writing
 
     def revision(self) -> int:
         """Returns how many writes there have been. Raises OperatorError."""

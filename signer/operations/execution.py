@@ -180,8 +180,9 @@ class Executor:
             self._around.follow()
             operation = self._get(identity)
             if operation.state in ENDED and not operation.recorded:
-                self._journal.ended(operation)
+                # In this order: what may not be written is not recorded at every sweep, either.
                 with self._registry.writing(counts=False) as write:
+                    self._journal.ended(operation)
                     self._update(write, identity, recorded=True)
                 tell(self._around.observer, operation)
         except (OperatorError, CallError) as error:

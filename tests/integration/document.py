@@ -23,10 +23,12 @@ class Ran(NamedTuple):
 class Document:
     """The commands of a document by the name in the first line of their block.
 
-    They run in ``environment``, where a test puts the places that the document names.
+    They run in ``environment``, where a test puts the places that the document names, and in
+    the folder ``where``.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, where: Path | None = None) -> None:
+        self.where = where
         self.environment: Mapping[str, str] = {}
         self._text = (DOCS / name).read_text()
         found = re.findall(r"(?ms)^( *)```sh\n\1# (\w+)\n(.*?)^\1```", self._text)
@@ -60,6 +62,7 @@ class Document:
         done = subprocess.run(
             command,
             env=self.environment,
+            cwd=self.where,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from http.client import HTTPConnection
@@ -11,6 +12,8 @@ from typing import Any
 
 import edge
 import yaml
+
+from signer.dev import free_ports
 
 SIGNER = [sys.executable, "-m", "signer"]
 
@@ -52,6 +55,27 @@ class Served:
         """What ``signer audit verify`` says once all is signed."""
         audit = self.config.parent / self.settings["audit"]["directory"]
         return verified(audit, self.settings["audit"]["origin"])
+
+
+def beside(made: Any) -> Path:
+    """The configuration of a second appliance on the registry and token of one that is made.
+
+    It has all else of its own; ``signer init --join`` begins its log.
+    """
+    config = yaml.safe_load((made.dir / "signer.yaml").read_text())
+    port, metrics = free_ports()
+    shutil.copytree(made.dir / "policy", made.dir / "policy-2")
+    config |= {
+        "listen": f"127.0.0.1:{port}",
+        "metrics": f"127.0.0.1:{metrics}",
+        "policy": "policy-2",
+        "state": "state-2",
+    }
+    config["audit"] |= {"directory": "audit-2", "origin": "second/audit"}
+    (made.dir / "state-2").mkdir(mode=0o700)
+    path = Path(made.dir / "second.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 def verified(audit: Path, origin: str, *, whole: bool = True) -> dict[str, Any]:

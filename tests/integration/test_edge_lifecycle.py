@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import edge
+import grpc
 import outputs
 import psutil
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2
+from served import verified
 
+from signer.audit.record import Kind
+from signer.audit.segments import Reader, list_segments
 from signer.v1 import signing_pb2
 
 
@@ -138,8 +142,10 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
     assert "cannot be read: Is a directory" in refused(tmp_path)
 
 
-def test_sigterm_lets_calls_at_work_finish(make_appliance: Callable[..., Any]) -> None:
-    made = make_appliance(workers=2)
+def test_sigterm_tells_health_first_and_lets_workers_leave_last(
+    make_appliance: Callable[..., Any],
+) -> None:
+    made = make_appliance(workers=2, config={"limits": {"drain_notice_seconds": 60}})
     workers = children(made)
     assert len(workers) >= 2
     with (
@@ -148,13 +154,16 @@ def test_sigterm_lets_calls_at_work_finish(make_appliance: Callable[..., Any]) -
     ):
         watcher = operator.health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
-        request = signing_pb2.SignBatchRequest(
-            key=edge.RSA, format="FORMAT_MESSAGE", payloads=[b"message"] * 2500
-        )
-        at_work = issuer.signing.SignBatch.future(request, timeout=60)
-        edge.eventually(lambda: edge.status(operator).queued_items > 0, "the batch is at work")
         made.process.send_signal(signal.SIGTERM)
         assert next(watcher).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        # Who has not heard of it yet is answered; what asks for a reason hears it.
+        assert len(issuer.sign().signatures) == 1
+        assert edge.status(operator).reasons == ["the daemon is stopping"]
+        assert made.get("/readyz") == (503, "the daemon is stopping\n")
+        at_work = issuer.signing.SignBatch.future(long_batch(), timeout=60)
+        edge.eventually(lambda: edge.status(operator).queued_items > 0, "the batch is at work")
+        made.process.send_signal(signal.SIGTERM)  # the notice is over
+        edge.eventually(lambda: not answers(issuer), "new calls are refused")
         response = at_work.result()
         assert not response.failures
         for signature in (response.signatures[0], response.signatures[-1]):
@@ -169,6 +178,53 @@ def test_sigterm_lets_calls_at_work_finish(make_appliance: Callable[..., Any]) -
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
     assert '"event": "stopped"' in made.log.read_text()
+    # A worker has signed the last checkpoint when nothing could come any more.
+    audit = made.dir / "audit"
+    reader = Reader(list_segments(audit))
+    [last] = reader.records(reader.size - 1, reader.size)
+    assert last.kind is Kind.STOP
+    assert int((audit / "checkpoints" / "newest").read_text().splitlines()[1]) == reader.size
+
+
+def long_batch() -> signing_pb2.SignBatchRequest:
+    """Takes about a second."""
+    return signing_pb2.SignBatchRequest(
+        key=edge.RSA, format="FORMAT_MESSAGE", payloads=[b"message"] * 2500
+    )
+
+
+def answers(issuer: edge.Stubs) -> bool:
+    try:
+        return len(issuer.sign().signatures) == 1
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            raise
+        return False
+
+
+def test_what_outlasts_the_drain_is_cut_off_and_on_record(
+    make_appliance: Callable[..., Any],
+) -> None:
+    made = make_appliance(workers=1, config={"limits": {"drain_seconds": 0}})
+    workers = children(made)
+    with edge.connect(made.dev) as issuer, edge.connect(made.dev, "operator") as operator:
+        calls = [issuer.signing.SignBatch.future(long_batch(), timeout=60) for _ in range(8)]
+        edge.eventually(lambda: edge.status(operator).queued_items > 2500, "they wait")
+        assert made.stop() == 0
+        codes = {call.code() for call in calls}
+    assert codes - {grpc.StatusCode.OK}, "no call was cut off"
+    assert codes <= {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+    }
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+    assert '"event": "bug"' not in made.log.read_text()
+    assert verified(made.dir / "audit", "signer/audit")["open_intents"] > 0
+    made.start()  # closes as INDETERMINATE what was not released
+    assert made.stop() == 0
+    assert verified(made.dir / "audit", "signer/audit")["open_intents"] == 0
 
 
 def test_sigint_ends_it_as_well_and_it_starts_again(make_appliance: Callable[..., Any]) -> None:

@@ -13,11 +13,9 @@ from typing import Any
 import edge
 import officers
 import pytest
-import yaml
-from served import Served
+from served import Served, beside
 
 from signer.client import NotFoundError, PreconditionError, UnavailableError
-from signer.dev import free_ports
 
 SIGNER = [sys.executable, "-m", "signer"]
 RECORDS = edge.RECORDS
@@ -49,7 +47,7 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
     shutil.rmtree(made.dir / "audit")
     made.configure({"registry": url, "audit": {"directory": "audit", "origin": "first/audit"}})
     made.init()  # the token's keys are found and registered once more
-    second = _second(made)
+    second = beside(made)
     made.start()  # in development the files' policy comes into force with a start
     assert made.stop() == 0
     subprocess.run([*SIGNER, "init", "--config", str(second), "--join"], check=True)
@@ -58,23 +56,6 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
         each.start()
     yield Site(*both, made.dev, postgres)
     assert [each.stop() for each in both] == [0, 0]
-
-
-def _second(made: Any) -> Path:
-    config = yaml.safe_load((made.dir / "signer.yaml").read_text())
-    port, metrics = free_ports()
-    shutil.copytree(made.dir / "policy", made.dir / "policy-2")
-    config |= {
-        "listen": f"127.0.0.1:{port}",
-        "metrics": f"127.0.0.1:{metrics}",
-        "policy": "policy-2",
-        "state": "state-2",
-    }
-    config["audit"] |= {"directory": "audit-2", "origin": "second/audit"}
-    (made.dir / "state-2").mkdir(mode=0o700)
-    path = Path(made.dir / "second.yaml")
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def seen(what: str, happened: Callable[[], bool]) -> None:

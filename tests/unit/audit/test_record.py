@@ -17,6 +17,7 @@ from signer.audit.record import (
     Frame,
     FrameError,
     Kind,
+    NewerError,
     Record,
     RecordError,
     TornTail,
@@ -244,6 +245,14 @@ def test_the_deepest_head_is_read() -> None:
 def test_heads_without_their_members_are_refused(head: bytes) -> None:
     with pytest.raises(RecordError):
         parse_head(head)
+
+
+def test_a_kind_of_a_later_version_is_told_from_damage() -> None:
+    with pytest.raises(NewerError, match="was written by a newer version of signer"):
+        parse_head(a_head(kind="unheard of"))
+    with pytest.raises(RecordError) as told:
+        parse_head(a_head(kind=7))
+    assert not isinstance(told.value, NewerError)
 
 
 @pytest.mark.parametrize(

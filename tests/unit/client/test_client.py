@@ -295,8 +295,9 @@ def test_nobody_listens(stage: Any) -> None:
 def test_a_closed_client_says_so(stage: Any) -> None:
     with stage.client() as client:
         client.close()
-        with pytest.raises(UnavailableError, match="CANCELLED"):
+        with pytest.raises(UnavailableError, match="CLOSED") as caught:
             client.get_key(KEY)
+    assert not caught.value.retryable
 
 
 @pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"batch_items": 0}])

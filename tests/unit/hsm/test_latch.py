@@ -195,3 +195,11 @@ def test_a_crash_while_writing_leaves_the_old_record(
     with pytest.raises(OSError, match="no space"):
         known.accept("1234")
     assert latch_of(tmp_path, "token", "serial").rejected("1234")
+
+
+def test_a_record_of_a_later_version_is_not_read(tmp_path: Path) -> None:
+    latch_of(tmp_path, "token", "1").reject("secret")
+    [path] = tmp_path.glob("pin-*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attempts": 1}))
+    with pytest.raises(OperatorError, match="was written by a newer version of signer"):
+        latch_of(tmp_path, "token", "1")

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +16,15 @@ from signer.keys import schema
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, Algorithm, KeyName, KeyState, KeyVersion
+
+
+def revisions() -> list[Any]:
+    """Every change of the schema, the first one first."""
+    config = Config()
+    config.set_main_option("script_location", "signer.keys:migrations")
+    config.set_main_option("path_separator", "os")
+    return [*reversed(list(ScriptDirectory.from_config(config).walk_revisions()))]
+
 
 REMEDY = "run `signer registry migrate --config FILE` once"
 
@@ -188,6 +198,53 @@ def test_a_schema_of_a_later_program_is_refused(url: str, engine: sa.Engine) -> 
         connection.exec_driver_sql("update alembic_version set version_num = '9999'")
         head = ScriptDirectory.from_config(alembic(connection)).get_current_head()
     for migrate in (False, True):
-        with pytest.raises(OperatorError, match=f"schema 9999 is newer than this program's {head}"):
+        with pytest.raises(OperatorError, match="written by a newer version of signer") as refused:
             Registry.open(url, migrate=migrate)
+        assert f"(its schema is 9999, this one has {head})" in str(refused.value)
+        assert "restore the backup" in str(refused.value)
     assert schema_of(engine) == "9999"
+
+
+def test_who_runs_while_a_later_program_migrates_reads_on_and_writes_nothing(
+    url: str, engine: sa.Engine
+) -> None:
+    with Registry.open(url, create=True) as registry:
+        registry.add_version(make("old"))
+        before = registry.state()
+        with engine.begin() as connection:  # what a migration does that only adds
+            connection.exec_driver_sql("alter table key_versions add column colour varchar(9)")
+            connection.exec_driver_sql("create table ceremonies (id integer primary key)")
+            connection.exec_driver_sql("update alembic_version set version_num = '9999'")
+        with pytest.raises(OperatorError, match="brought to schema 9999 by a newer version"):
+            registry.add_version(make("new"))
+        assert registry.state() == before
+        assert registry.revision() == before.keys.revision
+
+
+@pytest.mark.parametrize("after", [script.revision for script in revisions()[1:]])
+def test_a_migration_only_adds(engine: sa.Engine, after: str) -> None:
+    """So a program of the version before goes on reading until it is restarted."""
+    names = [script.revision for script in revisions()]
+    with engine.begin() as connection:
+        config = alembic(connection)
+        command.upgrade(config, names[names.index(after) - 1])
+        before = columns(connection)
+        command.upgrade(config, after)
+        there = columns(connection)
+    assert before.keys() <= there.keys()
+    for table, known in before.items():
+        assert known.items() <= there[table].items()
+        # Whoever does not know a new column writes rows without it.
+        assert {name for name, free in there[table].items() if not free} <= set(known)
+
+
+def columns(connection: sa.Connection) -> dict[str, dict[str, bool]]:
+    """The columns of each table, and whether a row may be written without them."""
+    inspector = sa.inspect(connection)
+    return {
+        table: {
+            each["name"]: each["nullable"] or each["default"] is not None
+            for each in inspector.get_columns(table)
+        }
+        for table in inspector.get_table_names()
+    }

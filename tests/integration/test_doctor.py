@@ -1,0 +1,355 @@
+"""``signer doctor`` on a real appliance, with each thing broken in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from signer.bench.process import DevAppliance
+from signer.config import load_config
+from signer.dev import pki
+from signer.doctor import examine, worst
+from signer.doctor.finding import Finding, Level
+from signer.errors import OperatorError
+from signer.hsm.admin import look, open_admin
+from signer.hsm.spec import PinState
+
+OK, WARNING, WRONG = Level
+
+
+class Copy:
+    """A stopped appliance of the test's own, to be broken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = folder
+        self.config = folder / "signer.yaml"
+
+    def configure(self, **changes: Any) -> None:
+        settings = yaml.safe_load(self.config.read_text())
+        token = changes.pop("token", {})
+        settings["tokens"][0] |= token
+        for name, value in changes.items():
+            both = isinstance(value, dict)
+            settings[name] = (settings.get(name) or {}) | value if both else value
+        self.config.write_text(yaml.safe_dump(settings))
+
+    def findings(self, later: float = 0.0) -> dict[str, Finding]:
+        """What is found, by what was looked at; ``later`` is where the clock stands instead."""
+        found = examine(self.config, time.time() + later)
+        named = {each.check: each for each in found}
+        assert len(named) == len(found), "one thing has two findings"
+        return named
+
+    def sql(self, statement: str) -> None:
+        with sqlite3.connect(self.dir / "registry.sqlite") as registry:
+            registry.execute(statement)
+
+    def log_in(self) -> None:
+        """Has a worker try the PIN."""
+        config = load_config(self.config)
+        with open_admin(config.tokens[0], config.state):
+            pass
+
+
+@pytest.fixture(scope="module")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An appliance that has signed once, and was stopped."""
+    made = DevAppliance(tmp_path_factory.mktemp("doctor") / "dev", ["--workers", "1"])
+    with made, made.client() as client:
+        assert client.sign_batch("facilities/01-001/keys/records", "JWS", [b"{}"])[0].ok
+    return made.dir
+
+
+@pytest.fixture
+def machine(provisioned: Path, tmp_path: Path) -> Copy:
+    folder = tmp_path / "dev"
+    shutil.copytree(provisioned, folder)
+    conf = folder / "softhsm2.conf"
+    conf.write_text(conf.read_text().replace(str(provisioned), str(folder)))
+    return Copy(folder)
+
+
+def run(config: Path, *options: str, files: int = 1024) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a shell that may have so many files open."""
+    limited = ["sh", "-c", f'ulimit -S -n {files} && exec "$@"', "sh"]
+    command = [sys.executable, "-m", "signer", "doctor", "--config", str(config), *options]
+    return subprocess.run(
+        [*limited, *command], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+# --- in order ----------------------------------------------------------------------------------
+
+USUAL = {"mirror", "clock", "memory", "open files", "core dumps"}
+"""What a development machine may be warned of."""
+
+
+def test_a_machine_in_order(machine: Copy) -> None:
+    found = machine.findings()
+    assert {check for check, each in found.items() if each.level is not OK} <= USUAL
+    assert all(each.seen and each.remedy for each in found.values() if each.level is not OK)
+    assert not any(each.remedy for each in found.values() if each.level is OK)
+    assert "2 officers" in found["registry"].seen
+
+
+def test_before_the_first_start_nothing_is_wrong(machine: Copy) -> None:
+    for path in machine.dir.glob("registry.sqlite*"):
+        path.unlink()
+    shutil.rmtree(machine.dir / "audit")
+    shutil.rmtree(machine.dir / "state")
+    (machine.dir / "state").mkdir(mode=0o700)
+    before = sorted(machine.dir.rglob("*"))
+    found = machine.findings()
+    assert worst(list(found.values())) is WARNING
+    for check in ("registry", "audit"):
+        assert found[check].level is WARNING
+        assert "`signer init" in found[check].remedy
+    assert "not tried yet" in found["pin signer-dev"].seen
+    made = set(machine.dir.rglob("*")) - set(before)
+    assert {path.suffix for path in made} == {".lock"}
+
+
+def test_a_running_daemon_is_told_from_other_programs(appliance: Any) -> None:
+    ran = run(appliance.dir / "signer.yaml", "--json")
+    told = json.loads(ran.stdout)
+    found = {each["check"]: each for each in told["findings"]}
+    assert ran.returncode == 0, ran.stdout
+    assert told["level"] in ("ok", "warning")
+    pid = appliance.process.pid
+    assert found["daemon"]["seen"] == f"it runs (process {pid}) and is ready"
+    for check in ("listen", "metrics"):
+        assert found[check]["seen"].endswith("is in use: the daemon runs")
+    assert "the daemon" in found["open files"]["seen"]
+
+
+def test_the_table_is_plain_ascii_and_its_end_counts(machine: Copy) -> None:
+    machine.configure(token={"label": "khóa"})
+    ran = run(machine.config, files=256)
+    assert ran.returncode == 1, ran.stderr
+    assert ran.stdout.isascii()
+    assert r"| wrong   | token kh\xf3a" in ran.stdout
+    assert "| warning | open files" in ran.stdout
+    assert "256 open files (this shell" in ran.stdout
+    assert ran.stdout.splitlines()[-1].startswith("1 wrong, ")
+
+
+# --- broken ------------------------------------------------------------------------------------
+
+
+def write(name: str, text: str) -> Callable[[Copy], None]:
+    return lambda machine: (machine.dir / name).write_text(text) and None
+
+
+def chmod(name: str, mode: int) -> Callable[[Copy], None]:
+    return lambda machine: (machine.dir / name).chmod(mode)
+
+
+def remove(name: str) -> Callable[[Copy], None]:
+    def removed(machine: Copy) -> None:
+        path = machine.dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return removed
+
+
+def configure(**changes: Any) -> Callable[[Copy], None]:
+    return lambda machine: machine.configure(**changes)
+
+
+def sql(statement: str) -> Callable[[Copy], None]:
+    return lambda machine: machine.sql(statement)
+
+
+def certify(left: timedelta) -> Callable[[Copy], None]:
+    """A server's certificate that ends so soon."""
+
+    def certified(machine: Copy) -> None:
+        folder = machine.dir / "pki"
+        issuer = pki.authority(folder, "ca", "as it is")
+        old = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(old.subject)
+            .issuer_name(issuer.certificate.subject)
+            .public_key(old.public_key())
+            .serial_number(old.serial_number)
+            .not_valid_before(datetime.now(UTC) - timedelta(days=400))
+            .not_valid_after(datetime.now(UTC) + left)
+            .sign(issuer.key, hashes.SHA256())
+        )
+        (folder / "server.pem").write_bytes(made.public_bytes(Encoding.PEM))
+
+    return certified
+
+
+def other_key(machine: Copy) -> None:
+    shutil.copy(machine.dir / "pki" / "issuer.key", machine.dir / "pki" / "server.key")
+
+
+def no_chain(machine: Copy) -> None:
+    chain = machine.dir / "pki" / "server.pem"
+    chain.write_bytes(chain.read_bytes() + (machine.dir / "pki" / "client-ca.pem").read_bytes())
+
+
+def leaf_as_authority(machine: Copy) -> None:
+    shutil.copy(machine.dir / "pki" / "issuer.pem", machine.dir / "pki" / "client-ca.pem")
+
+
+def state_of_all(machine: Copy) -> None:
+    (machine.dir / "state").chmod(0o777)
+
+
+def mirrored(machine: Copy) -> None:
+    (machine.dir / "mirror").mkdir()
+    machine.configure(audit={"mirror": "mirror"})
+
+
+BROKEN = {
+    "configuration": (write("signer.yaml", "listen: 1\n"), "configuration", WRONG, "host:port"),
+    "policy": (write("policy/policy.yaml", "profiles: {}\n"), "policy", WRONG, "facilities"),
+    "certificate-gone": (remove("pki/server.pem"), "tls.certificate", WRONG, "is no file"),
+    "certificate-ends": (certify(timedelta(days=9.5)), "tls.certificate", WARNING, "in 9 days"),
+    "certificate-ended": (certify(timedelta(days=-1)), "tls.certificate", WRONG, "ended on"),
+    "chain": (no_chain, "tls.certificate", WRONG, "was not issued by the one behind it"),
+    "key-of-another": (other_key, "tls", WRONG, "tls.key: is not the key of the first certificate"),
+    "key-open": (chmod("pki/server.key", 0o644), "tls.key", WRONG, "mode 0644"),
+    "client-ca": (leaf_as_authority, "tls.client_ca", WRONG, "is no authority"),
+    "client": (write("client-operator.yaml", "ca: x\n"), "client", WRONG, "address"),
+    "module-gone": (configure(token={"module": "m.so"}), "tokens[0].module", WRONG, "is no file"),
+    "module-other": (
+        configure(token={"module": "/etc/hostname"}),
+        "token signer-dev",
+        WRONG,
+        "cannot be loaded",
+    ),
+    "token-gone": (remove("token"), "token signer-dev", WRONG, ""),
+    "token-other": (configure(token={"serial": "77"}), "token signer-dev", WRONG, "serial 77"),
+    "pin-open": (chmod("pin", 0o640), "tokens[0].pin_file", WRONG, "mode 0640"),
+    "pin-empty": (write("pin", ""), "pin signer-dev", WRONG, "is empty"),
+    "state-gone": (remove("state"), "state", WRONG, "is no folder"),
+    "state-of-all": (state_of_all, "state", WRONG, "can be written by others"),
+    "registry-gone": (remove("registry.sqlite"), "registry", WRONG, "none, but an audit log"),
+    "registry-other": (write("registry.sqlite", "x" * 999), "registry", WRONG, "not a database"),
+    "registry-newer": (
+        sql("update alembic_version set version_num = '9999'"),
+        "registry",
+        WRONG,
+        "by a newer version of signer",
+    ),
+    "registry-older": (
+        sql("update alembic_version set version_num = '0001'"),
+        "registry",
+        WRONG,
+        "schema 0001 is older",
+    ),
+    "registry-nobody": (sql("delete from officers"), "registry", WARNING, "names no officers"),
+    "log-gone": (remove("audit"), "audit", WRONG, "but the registry names officers"),
+    "log-key-gone": (remove("audit/audit.pub.pem"), "audit", WARNING, "is missing"),
+    "disk-low": (
+        configure(audit={"low_disk_bytes": 1 << 50}),
+        "audit disk",
+        WRONG,
+        "nothing is signed below",
+    ),
+    "mirror-gone": (configure(audit={"mirror": "absent"}), "mirror", WRONG, "is no folder"),
+    "mirror-here": (mirrored, "mirror", WARNING, "on the disk of the log itself"),
+    "address-of-another": (configure(listen="192.0.2.1:7443"), "listen", WRONG, "cannot be"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "check", "level", "text"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_found(
+    machine: Copy, break_it: Callable[[Copy], None], check: str, level: Level, text: str
+) -> None:
+    break_it(machine)
+    found = machine.findings()[check]
+    assert found.level is level, found
+    assert text in found.seen
+    assert found.remedy
+
+
+def test_a_port_of_another_program(machine: Copy) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        machine.configure(metrics=f"127.0.0.1:{taken.getsockname()[1]}")
+        found = machine.findings()
+    assert found["metrics"].level is WRONG
+    assert "by another program" in found["metrics"].seen
+    assert found["listen"].level is OK
+
+
+def test_a_clock_behind_the_log(machine: Copy) -> None:
+    found = machine.findings(later=-3600)
+    assert found["clock"].level is WRONG
+    assert "behind the last record of the audit log" in found["clock"].seen
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder on another disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_a_mirror_on_another_disk(machine: Copy, elsewhere: Path) -> None:
+    machine.configure(audit={"mirror": str(elsewhere)})
+    found = machine.findings()["mirror"]
+    assert (found.level, "has no checkpoint" in found.seen) == (WARNING, True), found
+    shutil.copy(machine.dir / "audit" / "checkpoints" / "newest", elsewhere)
+    assert machine.findings()["mirror"].level is OK
+    assert [path.name for path in elsewhere.iterdir()] == ["newest"]
+
+
+def test_whose_files_they_are(machine: Copy) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(machine.dir / "state", 4711, 4711)
+    os.chown(machine.dir / "pin", 4712, 4712)
+    found = machine.findings()
+    assert found["state"].level is found["tokens[0].pin_file"].level is WARNING
+    assert "as the user of the daemon" in found["state"].remedy
+    assert "chown 4711" in found["tokens[0].pin_file"].remedy
+    assert found["tls.key"].level is OK  # root's
+
+
+def test_no_pin_is_ever_tried(machine: Copy) -> None:
+    """Neither a new one, nor one that is latched; the token counts nothing."""
+    config, pin = load_config(machine.config), machine.dir / "pin"
+    right = pin.read_text()
+    pin.write_text("a wrong one\n")
+    records = [path.read_bytes() for path in (machine.dir / "state").glob("pin-*")]
+    for _ in range(3):
+        assert "not tried yet" in machine.findings()["pin signer-dev"].seen
+    sight = look(config.tokens[0], config.state)
+    assert sight.pin is PinState.UNTRIED
+    assert "USER_PIN_COUNT_LOW" not in sight.tokens[0].flags
+    assert [path.read_bytes() for path in (machine.dir / "state").glob("pin-*")] == records
+
+    with pytest.raises(OperatorError, match="rejects the PIN"):
+        machine.log_in()
+    for _ in range(3):
+        found = machine.findings()["pin signer-dev"]
+        assert (found.level, "is latched" in found.seen) == (WRONG, True), found
+    assert "USER_PIN_FINAL_TRY" not in look(config.tokens[0], config.state).tokens[0].flags
+
+    pin.write_text(right)
+    found = machine.findings()["pin signer-dev"]
+    assert (found.level, found.seen) == (WARNING, "the token counts a wrong PIN")
+    machine.log_in()
+    assert machine.findings()["pin signer-dev"].level is OK

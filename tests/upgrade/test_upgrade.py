@@ -1,0 +1,304 @@
+"""The state that earlier versions left is opened, verified and gone on with.
+
+And that of later ones is refused before anything is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import edge
+import pytest
+import yaml
+from document import Document
+from served import Served, verified
+
+from signer.audit import canonical
+from signer.audit.record import frame, read_frames
+from signer.audit.segments import list_segments, open_segment
+from signer.bench.process import connect
+from signer.client import SignerClientError
+from signer.dev import free_ports, pki
+from signer.dev.plan import principal
+from signer.keys.database import newest_schema
+from signer.keys.registry import Registry
+
+HERE = Path(__file__).parent
+STATES = sorted(path.name for path in HERE.glob("schema-*"))
+SIGNER = [sys.executable, "-m", "signer"]
+RECORDS = edge.RECORDS
+
+
+class Machine:
+    """A machine on which an earlier version ran, and today's is installed."""
+
+    def __init__(self, state: str, folder: Path) -> None:
+        self.dir = folder / "signer"
+        shutil.copytree(HERE / state, self.dir)
+        with tarfile.open(self.dir / "token.tar.gz") as archive:
+            archive.extractall(self.dir, filter="data")
+        with sqlite3.connect(self.dir / "registry.sqlite") as registry:
+            registry.executescript((self.dir / "registry.sql").read_text())
+        (self.dir / "pin").chmod(0o600)
+        (self.dir / "softhsm2.conf").write_text(
+            f"directories.tokendir = {self.dir}/token\nobjectstore.backend = file\n"
+        )
+        self.config = self.dir / "signer.yaml"
+        settings = yaml.safe_load(self.config.read_text())
+        listen, metrics = free_ports()
+        settings |= {"listen": f"127.0.0.1:{listen}", "metrics": f"127.0.0.1:{metrics}"}
+        settings |= {"tokens": [settings["tokens"][0] | {"workers": 1}]}
+        del settings["client"]
+        self.config.write_text(yaml.safe_dump(settings))
+        self._certify(settings)
+        for name, file in (("officer-a", "an.pem"), ("officer-b", "binh.pem")):
+            shutil.copy(self.dir / "pki" / f"{name}.pem", folder / file)
+        self.document = Document("upgrade.md", folder)
+        self.document.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HERE": str(self.dir),
+        }
+        self.signed: list[dict[str, str]] = json.loads((self.dir / "signed.json").read_text())
+
+    def _certify(self, settings: dict[str, Any]) -> None:
+        folder = self.dir / "pki"
+        folder.mkdir()
+        pki.server(folder, pki.authority(folder, "ca", "servers"))
+        clients = pki.authority(folder, "client-ca", "clients")
+        for name in ("issuer", "officer-a", "officer-b"):
+            pki.client(folder, clients, name, principal(name))
+        self.dev = {
+            "address": settings["listen"],
+            "server_name": pki.SERVER_NAME,
+            "ca": str(folder / "ca.pem"),
+            "clients": {
+                name: {"cert": str(folder / f"{name}.pem"), "key": str(folder / f"{name}.key")}
+                for name in ("issuer", "officer-a", "officer-b")
+            },
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*SIGNER, *arguments, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def done(self, *arguments: str) -> str:
+        ran = self.run(*arguments)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    def refused(self) -> str:
+        """Why a daemon does not start; nothing was changed."""
+        before = self.contents()
+        ran = self.run("serve")
+        assert ran.returncode == 1, ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert self.contents() == before
+        return ran.stderr
+
+    def contents(self) -> dict[str, str]:
+        """All that the state is, but for the files that each start makes."""
+        kept = [path for name in ("audit", "state") for path in (self.dir / name).rglob("*")]
+        files = {
+            str(path.relative_to(self.dir)): sha256(path.read_bytes()).hexdigest()
+            for path in kept
+            if path.is_file() and path.name not in ("lock", "ballast") and path.suffix != ".lock"
+        }
+        with sqlite3.connect(self.dir / "registry.sqlite") as registry:
+            return files | {"registry": "\n".join(registry.iterdump())}
+
+    def upgrade(self) -> None:
+        """The steps of the document, up to the start."""
+        policy = self.dir / "policy" / "policy.yaml"
+        before_officers = "officer:" in policy.read_text()
+        if before_officers:
+            assert "roles.officer: is not known here" in self.document.block("look").errors
+            document = yaml.safe_load(policy.read_text())
+            del document["roles"]["officer"]
+            policy.write_text(json.dumps(document))
+        self.document.run("look", "migrate")
+        if before_officers:
+            assert "the audit log goes on" in self.document.run("officers")
+
+    def sign(self) -> None:
+        with connect(self.dev, "issuer") as client:
+            for each in self.signed:
+                assert client.sign_batch(each["key"], "JWS", [each["payload"].encode()])[0].ok
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    return Machine(getattr(request, "param", STATES[-1]), tmp_path)
+
+
+@pytest.fixture
+def serving(machine: Machine) -> Iterator[Served]:
+    served = Served(machine.config)
+    served.settings = yaml.safe_load(machine.config.read_text())
+    yield served
+    if served.process is not None and served.process.poll() is None:
+        assert served.stop() == 0
+
+
+def test_every_block_of_the_document_is_run_here() -> None:
+    assert Document("upgrade.md").not_run_in(Path(__file__).read_text()) == []
+
+
+def test_there_is_a_state_of_every_schema() -> None:
+    names = [f"schema-{number:04d}" for number in range(1, len(STATES) + 1)]
+    assert names == STATES
+    assert names[-1] == f"schema-{newest_schema()}"
+
+
+@pytest.mark.parametrize("machine", STATES, indirect=True)
+def test_a_state_is_verified_upgraded_and_gone_on_with(machine: Machine, serving: Served) -> None:
+    audit = machine.dir / "audit"
+    before = verified(audit, "signer/audit")
+    assert before["problems"] == []
+    known = machine.dir / "known"
+    shutil.copy(audit / "checkpoints" / "newest", known)
+    names = keys(machine)
+
+    machine.upgrade()
+    serving.start()
+    machine.sign()
+    assert "0 wrong" in machine.document.run("after")
+    assert serving.stop() == 0
+
+    assert keys(machine).items() >= names.items()
+    told = machine.done("audit", "verify", "--json", "--checkpoint", str(known))
+    after = json.loads(told)
+    assert after["problems"] == []
+    assert after["items"] == before["items"] + len(machine.signed)
+    assert len(after["officers"]) == 2
+    for each in (machine.signed[0], machine.signed[-1]):
+        (machine.dir / "signed").write_text(each["output"])
+        machine.done("audit", "find", "--file", str(machine.dir / "signed"))
+
+
+def keys(machine: Machine) -> dict[str, str]:
+    """The versions that the registry has, by the thumbprint of their public keys."""
+    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+        return dict(registry.execute("select thumbprint, state from key_versions"))
+
+
+@pytest.mark.parametrize("machine", STATES[:-1], indirect=True)
+def test_an_older_registry_is_not_upgraded_by_a_start(machine: Machine) -> None:
+    assert "run `signer registry migrate --config FILE` once" in machine.refused()
+
+
+# --- a downgrade -------------------------------------------------------------------------------
+
+
+def test_a_registry_of_a_later_version_is_refused(machine: Machine) -> None:
+    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+        registry.execute("update alembic_version set version_num = '9999'")
+    text = machine.refused()
+    assert "the registry was written by a newer version of signer (its schema is 9999" in text
+    assert "install that version, or restore the backup" in text
+
+
+def test_a_postgresql_registry_of_a_later_version_is_refused(
+    machine: Machine, postgres: Any
+) -> None:
+    url = postgres.database()
+    with Registry.open(url, create=True) as registry, registry.writing() as write:
+        write.connection.exec_driver_sql("update alembic_version set version_num = '9999'")
+    settings = yaml.safe_load(machine.config.read_text())
+    machine.config.write_text(yaml.safe_dump(settings | {"registry": url}))
+    text = machine.refused()
+    assert "the registry was written by a newer version of signer (its schema is 9999" in text
+    assert url not in text
+
+
+def test_a_log_with_a_record_of_a_later_version_is_refused(machine: Machine) -> None:
+    """Nor does an override cut off what a later version can read."""
+    segment = list_segments(machine.dir / "audit")[-1]
+    with open_segment(segment) as (header, frames):
+        last = list(frames)[-1]
+    head = canonical.encode({"seq": 10**6, "time": 2**60, "kind": "revelation"}, 2)
+    with segment.path.open("ab") as file:
+        file.write(frame(last.chain, canonical.encode([head, None], 1))[0])
+    refusal = "was written by a newer version of signer"
+    assert header.first > 0
+    assert refusal in machine.refused()
+    overridden = machine.run("serve", "--override-audit-log")
+    assert overridden.returncode == 1
+    assert refusal in overridden.stderr
+    assert refusal in machine.run("audit", "verify").stderr
+
+
+def test_a_log_of_a_later_format_is_refused(machine: Machine) -> None:
+    segment = list_segments(machine.dir / "audit")[0]
+    data = segment.path.read_bytes()
+    first = next(read_frames(data, bytes(32)))
+    body = first.body.replace(b"signer audit log 1\n", b"signer audit log 2\n")
+    assert body != first.body
+    segment.path.write_bytes(frame(bytes(32), body)[0])
+    for later in list_segments(machine.dir / "audit")[1:]:
+        later.path.unlink()
+    assert "was written by a newer version of signer" in machine.refused()
+
+
+def test_rejected_pins_of_a_later_version_are_respected(machine: Machine) -> None:
+    [latch] = (machine.dir / "state").glob("pin-*.json")
+    latch.write_text(json.dumps(json.loads(latch.read_text()) | {"attempts": 1}))
+    ran = machine.run("serve")
+    assert ran.returncode == 1
+    assert "the record of rejected PINs, was written by a newer version of signer" in ran.stderr
+
+
+def test_a_configuration_of_a_later_version_is_refused(machine: Machine) -> None:
+    machine.config.write_text(machine.config.read_text() + "ceremonies: true\n")
+    assert "ceremonies: is not known here" in machine.refused()
+
+
+# --- two appliances, one of them upgraded ------------------------------------------------------
+
+
+def test_who_runs_on_while_the_registry_is_migrated_signs_and_follows(
+    machine: Machine, serving: Served
+) -> None:
+    serving.start()
+    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+        registry.execute("alter table suspensions add column until float")
+        registry.execute("update alembic_version set version_num = '9999'")
+    machine.sign()
+    with connect(machine.dev, "officer-a") as client, pytest.raises(SignerClientError) as told:
+        client.operations.suspend_key(RECORDS, "seen forged")
+    assert told.value.reason == "OPERATION_REFUSED"
+    assert "brought to schema 9999 by a newer version of signer" in told.value.message
+    # An appliance of the later version stops a facility: the one before it hears of that.
+    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+        registry.execute("update revision set value = value + 1")
+        registry.execute(
+            "insert into suspensions (scope, name, since, officer, reason, until)"
+            " values ('facility', '01-001', 1.0, 'o', 'r', 2.0)"
+        )
+    with connect(machine.dev, "issuer") as client:
+        edge.eventually(lambda: stopped(client), "the suspension is followed")
+    assert serving.stop() == 0
+    assert "written by a newer version" in machine.refused()
+
+
+def stopped(client: Any) -> bool:
+    try:
+        client.sign_batch(RECORDS, "JWS", [b"{}"])
+    except SignerClientError as error:
+        return error.reason == "KEY_VERSION_NOT_ACTIVE"
+    return False
