@@ -23,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder 
 from appliances import Appliance
 from postgres import Postgres
 
+# Where Python is told to keep no bytecode, every daemon and command would compile all of signer.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # No test asserts a time, Hypothesis's neither: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
