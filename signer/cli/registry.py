@@ -40,13 +40,11 @@ def migrate(*, config_file: Path) -> None:
 
 def _schema(url: str) -> str:
     """Returns the schema's version; raises OperatorError."""
-    from alembic.runtime.migration import MigrationContext
-
-    from signer.keys.database import connect, explained
+    from signer.keys.database import connect, explained, version_of
 
     engine = connect(url, create=False)
     try:
         with explained("read"), engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision() or "empty"
+            return version_of(connection) or "empty"
     finally:
         engine.dispose()

@@ -80,6 +80,8 @@ class HttpPort:
 
     def close(self) -> None:
         """Stops serving."""
+        # Wakes the thread, which by itself looks only twice a second whether it is to end.
+        self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
