@@ -14,6 +14,7 @@ import click
 
 from signer.cli.options import config_option, json_option
 from signer.errors import ConfigError, Violation
+from signer.private import is_private
 
 if TYPE_CHECKING:
     from signer.config import Config
@@ -108,7 +109,8 @@ def _file(path: str, file: Path) -> Iterator[Violation]:
 
 def _private(path: str, file: Path) -> Iterator[Violation]:
     yield from _file(path, file)
-    if file.is_file() and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
+    if file.is_file() and not is_private(found := file.stat()):
+        mode = stat.S_IMODE(found.st_mode)
         yield Violation(path, f"{file} is open to others (mode {mode:04o}): chmod 600 {file}")
 
 
