@@ -94,7 +94,8 @@ def file_problems(config: Config) -> Iterator[Violation]:
         yield from _private(f"tokens[{index}].pin_file", token.pin_file)
     if config.client is not None:
         yield from _file("client", config.client)
-    yield from _folder("state", config.state)
+    state = config.state  # the daemon makes it
+    yield from _folder("state", state if state.exists() else state.parent)
     if config.registry.startswith("sqlite"):
         database = Path(config.registry.partition("///")[2].partition("?")[0])
         yield from _folder("registry", database.parent)
