@@ -34,7 +34,7 @@ def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f'<path class="axis" d="M{_LEFT} {_TOP}H{WIDTH}M{_LEFT} {floor}H{WIDTH}"/>{drawn}'
-        f'<text x="{_LEFT}" y="{_TOP - 3}">{top:g} {escape(unit)}</text>'
+        f'<text x="{_LEFT}" y="{_TOP - 3}">{top:,g} {escape(unit)}</text>'
         f'<text x="{_LEFT}" y="{HEIGHT - 3}">{span / 60:g} minutes ago</text>'
         f'<text x="{WIDTH}" y="{HEIGHT - 3}" text-anchor="end">now</text>'
         f"</svg><p>{keys}</p></figure>"
