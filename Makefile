@@ -2,6 +2,7 @@
 # make test    the whole test suite, under 10 minutes on 2 cores
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs
+# make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
 # make reference  docs/metrics.md anew, from the code
 # make bench   the table of README, beside a C loop on the same token
 
@@ -13,7 +14,7 @@ PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
 
-.PHONY: demo test check torture bench setup proto reference lock clean
+.PHONY: demo test check torture packaging bench setup proto reference lock clean
 
 setup: $(READY)
 
@@ -37,6 +38,10 @@ test: $(TOOLS)
 
 torture: $(TOOLS)
 	$(BIN)/pytest -m torture
+
+packaging: $(READY)
+	.ci/packages packaging
+	$(BIN)/pytest -m packaging
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -41,7 +41,6 @@ from signer.keys.audit import audit_key
 from signer.keys.registry import Registry
 from signer.model import TokenAdmin
 from signer.observe import logs
-from signer.observe.gauges import Reading, readings, scalars
 from signer.observe.http import HttpPort
 from signer.observe.reports import Reports, tracer
 from signer.operations.acts import Acts
@@ -50,6 +49,7 @@ from signer.operations.execution import Executor, Surroundings
 from signer.policy.usage import Usage
 from signer.reconcile import Reconciler
 from signer.trail import Trail
+from signer.vitals import Vitals
 
 TICK_SECONDS = 0.25
 """How often readiness and registry are looked at."""
@@ -138,6 +138,20 @@ class Daemon:
         self._waiting_for_strays = threading.Lock()
         self._executor = Executor(self._surroundings(journal))
         self._server = self._build_server(journal)
+        self._vitals = Vitals(
+            config=config,
+            clock=self._clock,
+            started_at=self.started_at,
+            reasons=self.reasons,
+            engine=self._engine,
+            hsm=self._hsm,
+            trail=self._trail,
+            follower=self._follower,
+            executor=self._executor,
+            server=self._server,
+            certificates=self._certificates,
+            reports=self._reports,
+        )
         self._http: HttpPort | None = None
         self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._telling = threading.Lock()
@@ -225,10 +239,9 @@ class Daemon:
                 raise OperatorError(f"token {label}: {text}")
         self._trail.start(self._hsm, self._tell_health)
         self._hear(signal.SIGTERM, signal.SIGINT)  # who sees it ready may end it: with a drain
-        address = self._config.metrics
-        self._reports.watch(self._readings)
+        self._reports.watch(self._vitals.readings)
         self._http = HttpPort(
-            address.host, address.port, self._reports.metrics.registry, self.reasons
+            self._config.metrics, self._reports.metrics.registry, self.reasons, self._vitals.page
         )
         self._follower.follow()  # what was decided since the constructor, before anybody calls
         self._server.listen(str(self._config.listen), self._certificates)
@@ -246,6 +259,7 @@ class Daemon:
             reasons = self._tell_health()
             self._server.expire(self._clock.monotonic())
             self._trail.tick()
+            self._vitals.tick()
             self._reports.readiness(reasons)
             if not reasons and not announced:
                 announced = True
@@ -291,12 +305,8 @@ class Daemon:
 
     @property
     def differences(self) -> list[str]:
-        """Where registry and tokens differ, and why the registry is not followed if so."""
-        error = self._follower.error
-        return [
-            *self._reconciler.found,
-            *([f"the registry is not followed: {error}"] if error else []),
-        ]
+        """Where registry and tokens differ, and what else is wrong though the daemon serves."""
+        return [*self._reconciler.found, *self._vitals.doubts()]
 
     def reasons(self) -> list[str]:
         """Why the daemon does not serve; empty where it does."""
@@ -372,26 +382,3 @@ class Daemon:
                 self._without_strays.add(label)
         with self._admin(label) as admin:
             yield admin
-
-    def _readings(self) -> list[Reading]:
-        log, now = self._trail.log, self._clock.now()
-        values: dict[str, float] = {
-            "signer_ready": not self.reasons(),
-            "signer_calls_at_work": self._server.calls,
-            "signer_operations_pending": self._executor.pending,
-            "signer_clock_doubtful": bool(self._clock.doubt()),
-            "signer_registry_unreadable": bool(self._follower.error),
-            "signer_audit_stopped": bool(log.refusal),
-            "signer_audit_open_intents": log.open_intents,
-            "signer_audit_commit_started_timestamp_seconds": log.committing_since,
-            "signer_disk_free_bytes": log.free_bytes,
-            "signer_disk_low_bytes": self._config.audit.low_disk_bytes,
-        }
-        if self._trail.checkpoint_time:
-            values["signer_audit_checkpoint_timestamp_seconds"] = self._trail.checkpoint_time
-        expiries = self._certificates.expiries()
-        monotonic = self._clock.monotonic()
-        return [
-            *readings(self._engine.snapshot, self._hsm, expiries, now=now, monotonic=monotonic),
-            *scalars(values),
-        ]

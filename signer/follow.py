@@ -358,13 +358,12 @@ class Follower:
     def _write_files(self, before: PolicyText) -> None:
         """Has the files hold the policy in force, unless somebody is at work on another one."""
         try:
-            if policy_sha256(self.config.policy) == before.policy.sha256:
+            written = policy_sha256(self.config.policy)
+            if written == before.policy.sha256:
                 write_policy_files(self.config.policy, self._text.text)
-            else:
-                text = (
-                    "the files are somebody's draft and were left alone: put what came into force"
-                )
-                self.reports.policy_files_differ(f"{text} into it before it is proposed")
+            elif written != self._text.policy.sha256:
+                text = "the files are somebody's draft and were left alone: put what came into"
+                self.reports.policy_files_differ(f"{text} force into it before it is proposed")
         except (ConfigError, OSError, ValueError) as error:
             self.reports.policy_files_differ(str(error))
 

@@ -9,84 +9,43 @@ configuration. ``make_appliance`` makes one of the test's own.
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, settings
-
-from signer.bench.process import DevAppliance
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
 
+from appliances import Appliance
 from postgres import Postgres
+
+# Where Python is told to keep no bytecode, every daemon and command would compile all of signer.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # No test asserts a time, Hypothesis's neither: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
 
-class Appliance(DevAppliance):
-    """What tests use: besides ``dir``, ``dev``, ``client(name)``, ``process``, ``start``,
-    ``stop`` and ``log`` of DevAppliance, its pages, keys and configuration.
-    """
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a page of the metrics port."""
-        address = urlsplit(self.dev["metrics"])
-        connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    def key(self, name: str) -> dict[str, Any]:
-        """What dev.json says of one key; ``name`` may be short: "01-001/records"."""
-        facility, _, short = name.partition("/")
-        full = name if name.startswith("facilities/") else f"facilities/{facility}/keys/{short}"
-        [key] = [key for key in self.dev["keys"] if key["name"] == full]
-        return dict(key)
-
-    def client_file(self, name: str = "issuer") -> Path:
-        """The file for ``--client``."""
-        return self.dir / f"client-{name}.yaml"
-
-    def configure(self, changes: Mapping[str, Any]) -> None:
-        """Merges ``changes`` into signer.yaml; lists are replaced. Takes effect at a start."""
-        path = self.dir / "signer.yaml"
-        config = yaml.safe_load(path.read_text())
-        _merge(config, changes)
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-
-    def edit_policy(self, edit: Callable[[dict[str, Any]], None]) -> None:
-        """Has ``edit`` change policy.yaml, parsed, in place. Takes effect at a reload or start."""
-        path = self.dir / "policy" / "policy.yaml"
-        policy = yaml.safe_load(path.read_text())
-        edit(policy)
-        # JSON is YAML, with every text in quotes and without anchors.
-        path.write_text(json.dumps(policy, indent=2))
-
-
-def _merge(into: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    for name, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        else:
-            into[name] = value
+@pytest.fixture(scope="session", autouse=True)
+def appliance_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the appliance is that nobody starts and all others are copies of."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # then every process has its own below the run's
+        folder = folder.parent
+    Appliance.template = folder / "template"
+    return Appliance.template
 
 
 @pytest.fixture(scope="session")
 def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     """An appliance that serves; it must end cleanly after the last test."""
     made = Appliance(tmp_path_factory.mktemp("appliance") / "dev")
+    made.init()
     made.start()
     try:
         yield made
@@ -126,16 +85,12 @@ def make_appliance(tmp_path: Path) -> Iterator[Callable[..., Appliance]]:
         environment: Mapping[str, str] | None = None,
         start: bool = True,
     ) -> Appliance:
-        options = {"--workers": workers, "--facilities": facilities}
-        arguments = [
-            word
-            for name, value in options.items()
-            if value is not None
-            for word in (name, str(value))
-        ]
+        arguments = () if facilities is None else ("--facilities", str(facilities))
         one = Appliance(tmp_path / f"dev-{len(made)}", arguments, environment)
         made.append(one)
         one.init()
+        if workers is not None:
+            one.set_workers(workers)
         if config is not None:
             one.configure(config)
         if policy is not None:

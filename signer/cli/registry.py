@@ -40,11 +40,11 @@ def migrate(*, config_file: Path) -> None:
 
 def _schema(url: str) -> str:
     """Returns the schema's version; raises OperatorError."""
-    from signer.keys.database import connect, explained, schema_of
+    from signer.keys.database import connect, explained, version_of
 
     engine = connect(url, create=False)
     try:
         with explained("read"), engine.connect() as connection:
-            return schema_of(connection) or "empty"
+            return version_of(connection) or "empty"
     finally:
         engine.dispose()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from signer.config import Config, TokenConfig
 from signer.doctor.finding import Finding, ok, warning, wrong
 from signer.errors import Violation
+from signer.private import is_private
 
 
 class Problem(NamedTuple):
@@ -26,7 +27,7 @@ def file_problems(config: Config) -> Iterator[Violation]:
         yield from _told(field, file_problem(path))
     for field, path in _secrets(config).items():
         yield from _told(field, secret_problem(path))
-    yield from _told("state", folder_problem(config.state))
+    yield from _told("state", folder_problem(_existing(config.state)))
     if (database := sqlite_file(config.registry)) is not None:
         yield from _told("registry", folder_problem(database.parent))
 
@@ -43,8 +44,10 @@ def examine_files(config: Config) -> Iterator[Finding]:
             yield wrong(field, *problem)
         else:
             yield judge_owner(field, path, path.stat().st_uid, daemon)
-    if problem := folder_problem(config.state):
+    if problem := folder_problem(_existing(config.state)):
         yield wrong("state", *problem)
+    elif not config.state.exists():
+        yield ok("state", f"{config.state} is not there yet: the first start makes it")
     else:
         yield judge_state(config.state, config.state.stat().st_mode, daemon, os.geteuid())
 
@@ -97,7 +100,8 @@ def secret_problem(file: Path) -> Problem | None:
     """Returns why a file cannot be read, or who else can."""
     if problem := file_problem(file):
         return problem
-    if (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
+    if not is_private(found := file.stat()):
+        mode = stat.S_IMODE(found.st_mode)
         return Problem(f"{file} is open to others (mode {mode:04o})", f"chmod 600 {file}")
     return None
 
@@ -109,6 +113,11 @@ def folder_problem(folder: Path) -> Problem | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return Problem(f"{folder} cannot be written by this user", "change its owner or mode")
     return None
+
+
+def _existing(state: Path) -> Path:
+    """The folder that the daemon must be able to write: it makes its own in there."""
+    return state if state.exists() else state.parent
 
 
 def _files(config: Config) -> dict[str, Path]:

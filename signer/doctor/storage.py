@@ -19,8 +19,9 @@ from signer.config import AuditConfig
 from signer.doctor.files import folder_problem, sqlite_file
 from signer.doctor.finding import Finding, ok, warning, wrong
 from signer.errors import OperatorError
-from signer.keys.database import connect, explained, is_newer, newest_schema, schema_of
+from signer.keys.database import connect, explained, is_newer, version_of
 from signer.keys.registry import Registry
+from signer.keys.schema import VERSION
 
 ROOMY = 4
 """So many times ``low_disk_bytes`` should be free."""
@@ -55,10 +56,10 @@ def examine_registry(url: str, *, begun: bool) -> Finding:
         engine = connect(url, create=False)
         try:
             with explained("read"), engine.connect() as connection:
-                schema = schema_of(connection)
+                schema = version_of(connection)
         finally:
             engine.dispose()
-        if schema != newest_schema():
+        if schema != VERSION:
             return judge_schema(schema, begun=begun)
         with Registry.open(url) as registry:
             state = registry.state()
@@ -84,7 +85,7 @@ def judge_schema(schema: str | None, *, begun: bool) -> Finding:
         )
     return wrong(
         "registry",
-        f"schema {schema} is older than this program's {newest_schema()}",
+        f"schema {schema} is older than this program's {VERSION}",
         "stop the daemon, make a backup, then `signer registry migrate --config FILE`",
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from signer.hsm.latch import PinLatch
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.private import is_private
 
 
 def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool) -> str:
@@ -41,7 +42,7 @@ def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool
 def read_pin(path: Path) -> str:
     """Reads a PIN that nobody else can read; raises TokenFailure."""
     try:
-        if path.stat().st_mode & 0o077:
+        if not is_private(path.stat()):
             raise TokenFailure(
                 FailureKind.CONFIGURATION,
                 f"{path} is readable by others: chmod 600 it (and change the PIN)",

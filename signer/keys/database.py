@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from signer.errors import OperatorError
+from signer.keys.schema import VERSION
 
 _LOCK_WAIT_MS = 10_000
 """How long a write waits for another process's write to end."""
@@ -35,7 +31,7 @@ _CONNECT_S = 5
 _MIGRATION_LOCK = 0x7369676E6572
 """Our number among PostgreSQL's advisory locks."""
 
-_SCHEMA = sa.text("SELECT version_num FROM alembic_version")
+_SCHEMA = "SELECT version_num FROM alembic_version"
 
 _MAKES_IT = "put it back from the backup, or make it with `signer init --config FILE`"
 
@@ -156,13 +152,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
     """Checks the schema's version, and builds or migrates it where the flags say so."""
-    config = _alembic()
-    config.attributes["connection"] = connection
     if (create or migrate) and connection.dialect.name == "postgresql":
         # Of two at once the second finds it done.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-    head, current = newest_schema(), schema_of(connection)
-    if current == head:
+    current = version_of(connection)
+    if current == VERSION:
         return
     if current is None and not create:
         raise OperatorError(f"the registry is empty; {_MAKES_IT}")
@@ -170,32 +164,33 @@ def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
         if is_newer(current):
             raise OperatorError(
                 f"the registry was written by a newer version of signer (its schema is {current},"
-                f" this one has {head}): install that version, or restore the backup of before"
+                f" this one has {VERSION}): install that version, or restore the backup of before"
                 " it. Nothing was changed"
             )
         if not migrate:
             raise OperatorError(
-                f"the registry's schema is {current}, this program needs {head}: run"
+                f"the registry's schema is {current}, this program needs {VERSION}: run"
                 " `signer registry migrate --config FILE` once"
             )
-    command.upgrade(config, "head")
+    from signer.keys import migrations  # noqa: PLC0415 - see is_newer
+
+    migrations.run(connection)
 
 
-def schema_of(connection: sa.Connection) -> str | None:
-    """Returns the version of a registry's schema, None of an empty database."""
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-@functools.cache
-def newest_schema() -> str:
-    """Returns the version of the schema that this program has."""
-    return str(ScriptDirectory.from_config(_alembic()).get_current_head())
+def version_of(connection: sa.Connection) -> str | None:
+    """Returns the version of a database's schema, as Alembic notes it; None before the first."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.exec_driver_sql(_SCHEMA).scalar()
+    return version
 
 
 def is_newer(schema: str) -> bool:
     """Whether a later program made this schema: those before our own are all known."""
-    known = ScriptDirectory.from_config(_alembic()).walk_revisions()
-    return schema not in {script.revision for script in known}
+    # Alembic takes a third of a command's start, and only another version needs it.
+    from signer.keys import migrations  # noqa: PLC0415 - see above
+
+    return schema not in migrations.versions()
 
 
 def refuse_to_write_newer(connection: sa.Connection) -> None:
@@ -204,16 +199,9 @@ def refuse_to_write_newer(connection: sa.Connection) -> None:
     That goes on reading: changes of the schema only add. It must not write what the later
     one, which knows more columns, would take for complete.
     """
-    schema = connection.execute(_SCHEMA).scalar_one()
-    if schema != newest_schema():
+    schema = connection.exec_driver_sql(_SCHEMA).scalar()
+    if schema != VERSION:
         raise OperatorError(
             f"the registry was brought to schema {schema} by a newer version of signer: this one"
             " goes on signing and writes nothing to it; do it at an appliance of that version"
         )
-
-
-def _alembic() -> AlembicConfig:
-    config = AlembicConfig()
-    config.set_main_option("script_location", "signer.keys:migrations")
-    config.set_main_option("path_separator", "os")
-    return config

@@ -1,4 +1,4 @@
-"""The second port: /metrics for Prometheus, /livez and /readyz for probes. Plain HTTP."""
+"""The second port, plain HTTP: /metrics, /livez and /readyz for programs, / for people."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from signer.errors import OperatorError
 
 Reasons = Callable[[], Sequence[str]]
+
+_HTML_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    # The page needs nothing but itself, and no other page may frame or read it.
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -41,10 +53,18 @@ class _ThreadingServer6(_ThreadingServer):
 class HttpPort:
     """Serves in a thread of its own until closed."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, reasons: Reasons) -> None:
-        """Binds; raises OperatorError where the port is taken."""
+    def __init__(
+        self,
+        address: tuple[str, int],
+        registry: CollectorRegistry,
+        reasons: Reasons,
+        page: Callable[[], str],
+    ) -> None:
+        """Binds; raises OperatorError where the port is taken. ``page`` gives HTML."""
         self._metrics = make_wsgi_app(registry)
         self._reasons = reasons
+        self._page = page
+        host, port = address
         server = _ThreadingServer6 if host.startswith("[") else _ThreadingServer
         try:
             self._server = make_server(host.strip("[]"), port, self._answer, server, _QuietHandler)
@@ -60,6 +80,8 @@ class HttpPort:
 
     def close(self) -> None:
         """Stops serving."""
+        # Wakes the thread, which by itself looks only twice a second whether it is to end.
+        self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -76,8 +98,11 @@ class HttpPort:
                 if reasons:
                     return _text(start_response, "503 Service Unavailable", reasons)
                 return _text(start_response, "200 OK", ["ready"])
+            case "/":
+                start_response("200 OK", list(_HTML_HEADERS))  # which the server adds to
+                return [self._page().encode()]
             case _:
-                return _text(start_response, "404 Not Found", ["/metrics /livez /readyz"])
+                return _text(start_response, "404 Not Found", ["/ /metrics /livez /readyz"])
 
 
 def _text(start_response: Any, status: str, lines: Sequence[str]) -> Iterable[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
+from collections.abc import Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,15 +13,25 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.samples import Sample
 
 from signer.model import Algorithm, Format
 from signer.observe.catalogue import BY_NAME, OK
+from signer.observe.history import Totals
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 Exemplar = dict[str, str] | None
 """What leads from a bucket to one trace, as in {"trace_id": ...}; None where none is kept."""
+
+
+SIGN_BATCH = "/signer.v1.SigningService/SignBatch"
+_NO_CALLS = (0.0,) * (len(SECONDS) + 1)
+
+
+def _samples(metric: Counter | Histogram, name: str) -> Iterator[Sample]:
+    return (each for family in metric.collect() for each in family.samples if each.name == name)
 
 
 class Metrics:
@@ -56,6 +67,19 @@ class Metrics:
         family = BY_NAME[f"signer_{name}_duration_seconds"]
         labels = [label.name for label in family.labels]
         return Histogram(family.name, family.text, labels, buckets=SECONDS, registry=self.registry)
+
+    def totals(self) -> Totals:
+        """Returns what the status page's history is made of."""
+        items = Counts[bool]()
+        for sample in _samples(self._items, "signer_items_total"):
+            items[sample.labels["reason"] == OK] += int(sample.value)
+        calls = [
+            sample
+            for sample in _samples(self._durations, "signer_request_duration_seconds_bucket")
+            if sample.labels["method"] == SIGN_BATCH
+        ]
+        counts = tuple(sample.value for sample in calls) or _NO_CALLS
+        return Totals(items[True], items[False], SECONDS, counts)
 
     # --- observers of engine, pools and calls ----------------------------------------------
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 from signer.audit.checkpoint import Checkpoint
+from signer.clock import Clock, SystemClock
 from signer.errors import CallError, ConfigError, OperatorError, Reason
 from signer.model import Algorithm, Format
 from signer.observe import logs
+from signer.observe.alarms import Alarms
 from signer.observe.gauges import LiveGauges, Reading
 from signer.observe.metrics import Metrics
 
@@ -73,8 +75,10 @@ def tracer(settings: TracingSettings | None, instance: str) -> Tracer | None:
 class Reports:
     """Observer of calls, pools and the daemon."""
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(self, tracer: Tracer | None = None, clock: Clock | None = None) -> None:
         self.metrics = Metrics()
+        self.alarms = Alarms()
+        self._clock = clock or SystemClock()
         self._tracer = tracer
         self._thread = threading.local()
         self._log = logs.logger()
@@ -119,6 +123,7 @@ class Reports:
 
     def our_bug(self, method: str, error: Exception, notes: Mapping[str, object]) -> None:
         """A defect: its type and places, for its text could quote a payload."""
+        self._alarm("bug", "an internal error: the log has its place")
         self._log.error(
             "bug",
             method=method,
@@ -148,10 +153,12 @@ class Reports:
     def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
         self.metrics.chunk_done(token, busy, items, checked, wrong)
         if wrong:
+            self._alarm("wrong_signatures", f"token {token} made {wrong} wrong signatures")
             self._log.error("wrong_signatures", token=token, wrong=wrong, items=items)
 
     def worker_left(self, token: str, cause: str, text: str) -> None:
         self.metrics.worker_left(token, cause)
+        self._alarm("worker_left", f"token {token}: {text}")
         self._log.warning("worker_left", token=token, cause=cause, text=text)
         if self._journal is not None:
             self._journal.worker_left(token, cause)
@@ -171,10 +178,12 @@ class Reports:
         self.metrics.audit_recorded()
 
     def audit_stopped(self, text: str) -> None:
+        self._alarm("audit_stopped", text)
         self._log.error("audit_stopped", text=text)
 
     def audit_slow(self, since: float) -> None:
         """A commit hangs: calls wait for it, and nobody else would tell before it ends."""
+        self._alarm("audit_slow", "the disk of the audit log hangs: calls wait for it")
         self._log.warning("audit_slow", since=since)
 
     def audit_slow_over(self, seconds: float) -> None:
@@ -192,6 +201,7 @@ class Reports:
 
     def checkpoint_failed(self, text: str) -> None:
         self.metrics.audit_failed("checkpoint")
+        self._alarm("checkpoint_failed", text)
         self._log.error("checkpoint_failed", text=text)
 
     def checkpoint_shipped(self, size: int) -> None:
@@ -199,6 +209,7 @@ class Reports:
 
     def shipping_failed(self, text: str) -> None:
         self.metrics.audit_failed("shipping")
+        self._alarm("shipping_failed", text)
         self._log.error("shipping_failed", text=text)
 
     # --- the daemon ------------------------------------------------------------------------
@@ -211,6 +222,10 @@ class Reports:
         if self._tracer is not None:
             self._tracer.close()
 
+    def _alarm(self, event: str, text: str) -> None:
+        """Puts what the log tells on the status page, without names of keys or facilities."""
+        self.alarms.add(self._clock.now(), event, text)
+
     def set_level(self, level: str) -> None:
         """Writes lines of this level and above from now on."""
         logs.configure(level)
@@ -221,6 +236,7 @@ class Reports:
         if reasons != self._reasons:
             self._reasons = list(reasons)
             if reasons:
+                self._alarm("not_ready", "; ".join(self._reasons))
                 self._log.warning("not_ready", reasons=self._reasons)
             else:
                 self._log.info("ready")
@@ -229,6 +245,7 @@ class Reports:
         self._log.info("reloaded", policy_sha256=policy_sha256, **changed)
 
     def reload_refused(self, error: ConfigError) -> None:
+        self._alarm("reload_refused", "what was in force stays in force: the log has the reasons")
         problems = [f"{each.field}: {each.description}" for each in error.problems]
         self._log.error("reload_refused", source=error.source, problems=problems)
 
@@ -239,17 +256,22 @@ class Reports:
         self._log.info("policy_changed", policy_sha256=policy_sha256)
 
     def policy_files_differ(self, text: str) -> None:
+        self._alarm("policy_files_differ", "the policy's files are not what is in force")
         self._log.warning("policy_files_differ", text=text)
 
     def suspensions_changed(self, suspended: list[str]) -> None:
+        self._alarm("suspensions_changed", f"{len(suspended)} are in force")
         self._log.warning("suspensions_changed", suspended=suspended)
 
     def operation(self, identity: str, kind: str, state: str, note: str) -> None:
         write = self._log.error if state == "FAILED" else self._log.info
+        if state == "FAILED":
+            self._alarm("operation", f"an operation failed ({kind}): the log has the reasons")
         write("operation", operation=identity, kind=kind, state=state, note=note)
 
     def operation_bug(self, identity: str, error: Exception) -> None:
         """An execution that ended otherwise than it may; only our own texts are told."""
+        self._alarm("operation_bug", "an operation ended with an internal error: see the log")
         text = str(error) if isinstance(error, OperatorError | CallError) else ""
         self._log.error(
             "operation_bug",
@@ -260,9 +282,11 @@ class Reports:
         )
 
     def token_differences(self, differences: Sequence[str]) -> None:
+        self._alarm("registry_and_token_differ", f"in {len(differences)} things: see `signer top`")
         self._log.warning("registry_and_token_differ", differences=list(differences))
 
     def registry_unreadable(self, error: Exception) -> None:
+        self._alarm("registry_unreadable", "suspensions made elsewhere are not seen: see the log")
         self._log.error("registry_unreadable", text=str(error))
 
 

@@ -53,6 +53,7 @@ class Guide:
 def guide(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("officers")
     made = type(appliance)(folder / "dev")
+    made.init()
     made.start()
     yield Guide(made, folder)
     assert made.stop() == 0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import verifiers
+from appliances import Appliance
 from auditor import Auditor
 
 from signer.bench.process import DevAppliance
@@ -31,7 +32,7 @@ class Case(NamedTuple):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory, vaccinations: dict[str, bytes]) -> Case:
     folder = tmp_path_factory.mktemp("audited")
-    appliance, auditor = DevAppliance(folder / "dev"), Auditor(folder / "auditor")
+    appliance, auditor = Appliance(folder / "dev"), Auditor(folder / "auditor")
     appliance.init()
     auditor.take_key(appliance.dir)
     payload, messages = next(iter(vaccinations.values())), {}

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from signer.bench.process import connect
 from signer.client import SignerClient, SignerClientError
 
-SECONDS = 30.0
+SECONDS = 120.0
 RECORDS = "facilities/01-001/keys/records"
 OTHERS = "facilities/01-002/keys/records"
 RSA = "facilities/01-001/keys/records-rsa"

@@ -166,9 +166,10 @@ def own(appliance: Any, folder: Path, **changes: Any) -> Iterator[Any]:
     ``config``, ``policy`` and ``workers`` as for ``make_appliance``; ``prepare``
     gets the appliance before it starts.
     """
-    workers = changes.get("workers")
-    made = type(appliance)(folder / "dev", ["--workers", str(workers)] if workers else [])
+    made = type(appliance)(folder / "dev")
     made.init()
+    if "workers" in changes:
+        made.set_workers(changes["workers"])
     if "config" in changes:
         made.configure(changes["config"])
     if "policy" in changes:

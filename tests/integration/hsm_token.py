@@ -119,7 +119,8 @@ class Record:
         with self._lock:
             self.logins.append(result)
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, began: float, seconds: float) -> None:
+        assert began <= time.monotonic()
         assert seconds >= 0
         with self._lock:
             self.counts[f"stage {name}"] += 1

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from appliances import Appliance
 from cryptography import x509
 
 from signer.approval import parse
-from signer.bench.process import DevAppliance
 from signer.cli.main import main
 
 KEY = "facilities/moh/keys/next"
@@ -30,7 +30,7 @@ class Done(NamedTuple):
 class Office:
     """Officers a and b; ``a(...)`` and ``b(...)`` run a command as one of them."""
 
-    def __init__(self, appliance: DevAppliance, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, appliance: Appliance, capfd: pytest.CaptureFixture[str]) -> None:
         self.appliance = appliance
         self._capfd = capfd
 
@@ -75,14 +75,17 @@ class Office:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevAppliance]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     """One appliance for all tests of this file: each has keys of its own."""
-    with DevAppliance(tmp_path_factory.mktemp("officers") / "dev", ("--workers", "1")) as made:
+    made = Appliance(tmp_path_factory.mktemp("officers") / "dev")
+    made.init()
+    made.set_workers(1)
+    with made:
         yield made
 
 
 @pytest.fixture
-def office(running: DevAppliance, capfd: pytest.CaptureFixture[str]) -> Office:
+def office(running: Appliance, capfd: pytest.CaptureFixture[str]) -> Office:
     return Office(running, capfd)
 
 

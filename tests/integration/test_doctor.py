@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 import yaml
+from appliances import Appliance
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.bench.process import DevAppliance
 from signer.config import load_config
 from signer.dev import pki
 from signer.doctor import examine, worst
@@ -71,7 +71,9 @@ class Copy:
 @pytest.fixture(scope="module")
 def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An appliance that has signed once, and was stopped."""
-    made = DevAppliance(tmp_path_factory.mktemp("doctor") / "dev", ["--workers", "1"])
+    made = Appliance(tmp_path_factory.mktemp("doctor") / "dev")
+    made.init()
+    made.set_workers(1)
     with made, made.client() as client:
         assert client.sign_batch("facilities/01-001/keys/records", "JWS", [b"{}"])[0].ok
     return made.dir
@@ -114,7 +116,6 @@ def test_before_the_first_start_nothing_is_wrong(machine: Copy) -> None:
         path.unlink()
     shutil.rmtree(machine.dir / "audit")
     shutil.rmtree(machine.dir / "state")
-    (machine.dir / "state").mkdir(mode=0o700)
     before = sorted(machine.dir.rglob("*"))
     found = machine.findings()
     assert worst(list(found.values())) is WARNING
@@ -122,8 +123,8 @@ def test_before_the_first_start_nothing_is_wrong(machine: Copy) -> None:
         assert found[check].level is WARNING
         assert "`signer init" in found[check].remedy
     assert "not tried yet" in found["pin signer-dev"].seen
-    made = set(machine.dir.rglob("*")) - set(before)
-    assert {path.suffix for path in made} == {".lock"}
+    assert "the first start makes it" in found["state"].seen
+    assert sorted(machine.dir.rglob("*")) == before
 
 
 def test_a_running_daemon_is_told_from_other_programs(appliance: Any) -> None:
@@ -243,7 +244,7 @@ BROKEN = {
     "token-other": (configure(token={"serial": "77"}), "token signer-dev", WRONG, "serial 77"),
     "pin-open": (chmod("pin", 0o640), "tokens[0].pin_file", WRONG, "mode 0640"),
     "pin-empty": (write("pin", ""), "pin signer-dev", WRONG, "is empty"),
-    "state-gone": (remove("state"), "state", WRONG, "is no folder"),
+    "state-nowhere": (configure(state="none/there"), "state", WRONG, "is no folder"),
     "state-of-all": (state_of_all, "state", WRONG, "can be written by others"),
     "registry-gone": (remove("registry.sqlite"), "registry", WRONG, "none, but an audit log"),
     "registry-other": (write("registry.sqlite", "x" * 999), "registry", WRONG, "not a database"),

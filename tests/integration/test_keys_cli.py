@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
+from appliances import Appliance
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.config import Config, load_config
-from signer.dev import provision
 from signer.errors import OperatorError
 from signer.hsm.admin import open_admin
 from signer.keys.making import NewKey, cka_id, create_key
@@ -22,9 +21,9 @@ from signer.model import Algorithm, KeyName
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    folder: Path = tmp_path_factory.mktemp("keys") / "appliance"
-    provision(folder)
-    return load_config(folder / "signer.yaml")
+    appliance = Appliance(tmp_path_factory.mktemp("keys") / "appliance")
+    appliance.init()
+    return load_config(appliance.dir / "signer.yaml")
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)

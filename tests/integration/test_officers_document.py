@@ -39,6 +39,7 @@ class Desk(Document):
 def desk(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("officers")
     made = type(appliance)(folder / "dev")
+    made.init()
     made.start()
     yield Desk(made, folder)
     assert made.stop() == 0

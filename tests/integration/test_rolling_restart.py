@@ -6,7 +6,6 @@ appliances and watch their health.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Self
 import edge
 import grpc
 import pytest
+from appliances import Appliance
 from served import Served, beside
 
 from signer.audit.record import Kind
@@ -56,13 +56,12 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    made = type(appliance)(tmp_path_factory.mktemp("rolling") / "dev", ["--workers", "1"])
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    made = Appliance(tmp_path_factory.mktemp("rolling") / "dev")
     made.init()
-    shutil.rmtree(made.dir / "audit")
-    made.configure({"audit": {"directory": "audit", "origin": "first/audit"}})
+    made.set_workers(1)
+    made.configure({"audit": {"directory": "audit", "origin": "signer/audit"}})
     made.configure({"limits": {"drain_notice_seconds": 1.0}})  # the default
-    made.init()
     second = beside(made)
     subprocess.run([*SIGNER, "init", "--config", str(second), "--join"], check=True)
     with ExitStack() as stack:

@@ -21,7 +21,8 @@ from signer.policy import compile as compiling
 from signer.policy import document, fit
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("softhsm/*.md")])
+FOLDERS = ("*.md", "docs/**/*.md", "softhsm/*.md", "config/**/*.md")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(folder))
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
 

@@ -142,6 +142,14 @@ def test_the_files_hold_what_officers_put_in_force(stage: Stage) -> None:
     assert not reload(stage)
 
 
+def test_files_that_hold_it_already_are_no_draft(stage: Stage) -> None:
+    operation = stage.propose("policy") if edit(stage) else None
+    assert operation is not None
+    stage.approve(operation.id)
+    assert files(stage) == stage.snapshot.policy.sha256
+    assert "policy_files_differ" not in [name for name, _ in stage.seen.told]
+
+
 def test_a_draft_in_the_files_is_nobodys_to_overwrite(stage: Stage) -> None:
     operation = stage.propose("policy") if edit(stage) else None
     assert operation is not None

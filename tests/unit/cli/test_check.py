@@ -51,6 +51,11 @@ def test_all_in_order_as_json(appliance: Path) -> None:
     assert described["problems"] == []
 
 
+def as_a_file(folder: Path) -> None:
+    folder.rmdir()
+    folder.touch()
+
+
 @pytest.mark.parametrize(
     ("break_it", "path", "text"),
     [
@@ -58,7 +63,7 @@ def test_all_in_order_as_json(appliance: Path) -> None:
         (lambda folder: (folder / "tls/server.key").chmod(0o640), "tls.key", "mode 0640"),
         (lambda folder: (folder / "pin").chmod(0o604), "tokens[0].pin_file", "mode 0604"),
         (lambda folder: (folder / "module.so").unlink(), "tokens[0].module", "is no file"),
-        (lambda folder: (folder / "state").rmdir(), "state", "is no folder"),
+        (lambda folder: as_a_file(folder / "state"), "state", "is no folder"),
     ],
 )
 def test_what_is_wrong_with_files(

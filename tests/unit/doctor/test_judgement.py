@@ -22,7 +22,7 @@ from signer.doctor.finding import Level, ok, warning, wrong
 from signer.doctor.machine import Limits
 from signer.doctor.storage import Written
 from signer.hsm.spec import PinState, SeenToken
-from signer.keys.database import newest_schema
+from signer.keys.schema import VERSION
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OK, WARNING, WRONG = Level
@@ -178,7 +178,7 @@ def test_the_folder_of_latches_is_the_daemons_alone(mode: int, user: int, level:
     [
         (None, False, WARNING, "there is none yet"),
         (None, True, WRONG, "there is none, but an audit log"),
-        ("0001", True, WRONG, f"older than this program's {newest_schema()}"),
+        ("0001", True, WRONG, f"older than this program's {VERSION}"),
         ("9999", True, WRONG, "was written by a newer version of signer"),
     ],
 )

@@ -17,7 +17,7 @@ REASONS: list[str] = []
 def port() -> Iterator[int]:
     registry = CollectorRegistry()
     Gauge("signer_ready", "Readiness.", registry=registry).set(1)
-    http = HttpPort("127.0.0.1", 0, registry, lambda: REASONS)
+    http = HttpPort(("127.0.0.1", 0), registry, lambda: REASONS, lambda: "<p>page ế</p>")
     REASONS.clear()
     yield int(http._server.server_port)
     http.close()
@@ -50,19 +50,31 @@ def test_metrics_are_those_of_the_registry(port: int) -> None:
     assert "signer_ready 1.0" in text
 
 
-@pytest.mark.parametrize("path", ["/x", "/metrics/", "/livez/../x", "//"])
+def test_the_page_needs_nothing_but_itself(port: int) -> None:
+    assert get(port, "/") == (200, "<p>page ế</p>")  # the first answer leaves nothing behind
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    assert (response.status, response.read().decode()) == (200, "<p>page ế</p>")
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none';")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    connection.close()
+
+
+@pytest.mark.parametrize("path", ["/x", "/metrics/", "/livez/../x", "/index.html"])
 def test_everything_else_is_not_there(port: int, path: str) -> None:
     assert get(port, path)[0] == 404
 
 
 def test_a_port_in_use_is_refused(port: int) -> None:
     with pytest.raises(OperatorError, match=f"cannot serve metrics on 127.0.0.1:{port}: .*change"):
-        HttpPort("127.0.0.1", port, CollectorRegistry(), list)
+        HttpPort(("127.0.0.1", port), CollectorRegistry(), list, str)
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_an_ipv6_address_is_served() -> None:
-    http = HttpPort("[::1]", 0, CollectorRegistry(), list)
+    http = HttpPort(("[::1]", 0), CollectorRegistry(), list, str)
     try:
         connection = HTTPConnection("::1", int(http._server.server_port), timeout=10)
         connection.request("GET", "/livez")

@@ -187,11 +187,12 @@ def test_an_officer_who_is_none_any_more_does_not_count(stage: Stage) -> None:
 def test_bytes_that_were_changed_in_the_registry_are_not_executed(stage: Stage) -> None:
     """Whoever can write to the database has no officer's key."""
     identity = create_key(stage, 1)
-    content = stage.operation(identity).content.replace(b"-1", b"-2")
+    one, other = f"{CLINIC}-1".encode(), f"{CLINIC}-2".encode()
+    content = stage.operation(identity).content.replace(one, other)
     with stage.registry.writing() as write:
         write.connection.exec_driver_sql("UPDATE operations SET content = ?", (content,))
     with pytest.raises(CallError, match="not by"):
-        stage.desk.approve(B, identity, sign(B, content.replace(b"-2", b"-1")))
+        stage.desk.approve(B, identity, sign(B, content.replace(other, one)))
     stage.desk.approve(B, identity, sign(B, content))  # even where one officer goes along
     assert stage.operation(identity).state is State.PROPOSED
     assert stage.token.keys == {}

@@ -1,0 +1,76 @@
+"""Small line charts as SVG text: no script, no outside resource."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 600, 140
+_LEFT, _TOP, _BOTTOM = 4, 14, 16
+_STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)  # 20: a logarithm may be a hair too small
+
+
+class Line(NamedTuple):
+    """A line of a chart: its values by seconds before now, None where there are none."""
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+
+
+def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
+    """Returns a figure of the last ``span`` seconds; its newest and highest values in words."""
+    values = [value for line in lines for _, value in line.points if value is not None]
+    top = ceiling(max(values, default=0.0))
+    drawn = "".join(_line(line, place, top, span) for place, line in enumerate(lines))
+    words = "; ".join(f"{line.name} {_told(line, unit)}" for line in lines)
+    keys = " ".join(
+        f'<span class="key line{place}">{escape(line.name)}: {escape(_told(line, unit))}</span>'
+        for place, line in enumerate(lines)
+    )
+    label, floor = escape(f"{title}: {words}"), HEIGHT - _BOTTOM
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+        f'<path class="axis" d="M{_LEFT} {_TOP}H{WIDTH}M{_LEFT} {floor}H{WIDTH}"/>{drawn}'
+        f'<text x="{_LEFT}" y="{_TOP - 3}">{top:,g} {escape(unit)}</text>'
+        f'<text x="{_LEFT}" y="{HEIGHT - 3}">{span / 60:g} minutes ago</text>'
+        f'<text x="{WIDTH}" y="{HEIGHT - 3}" text-anchor="end">now</text>'
+        f"</svg><p>{keys}</p></figure>"
+    )
+
+
+def ceiling(value: float) -> float:
+    """Returns the end of an axis that holds a value: 1, 2 or 5 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * step for step in _STEPS if power * step >= value)
+
+
+def _line(line: Line, place: int, top: float, span: float) -> str:
+    """One path; it is lifted where there is no value."""
+    height = HEIGHT - _TOP - _BOTTOM
+    parts, drawing = list[str](), False
+    for age, value in line.points:
+        if value is None or not 0 <= age <= span:
+            drawing = False
+            continue
+        x = WIDTH - (WIDTH - _LEFT) * age / span
+        y = HEIGHT - _BOTTOM - height * min(value, top) / top
+        at = f"{x:.1f} {y:.1f}"
+        parts.append(f"L{at}" if drawing else f"M{at}h0")  # h0: one value is a dot
+        drawing = True
+    return f'<path class="line{place}" d="{"".join(parts)}"/>' if parts else ""
+
+
+def _told(line: Line, unit: str) -> str:
+    values = [value for _, value in line.points if value is not None]
+    if not values:
+        return "nothing yet"
+    return f"now {_short(values[-1])}, highest {_short(max(values))} {unit}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

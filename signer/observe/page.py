@@ -1,0 +1,209 @@
+"""The status page at / of the metrics port: for people who have no dashboard at hand.
+
+Plain HTML without scripts or outside resources. It shows the gauges that every scraper sees,
+what /readyz and the log say of the daemon, and the last hour; nothing of a facility.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import NamedTuple
+
+from signer import __version__
+from signer.hsm.status import WorkerStatus
+from signer.observe.alarms import Alarm
+from signer.observe.charts import Line, chart
+from signer.observe.gauges import Values
+from signer.observe.history import SPAN_SECONDS, Sample
+
+DUE_DAYS = 90
+"""Keys and certificates that end within so many days are shown as falling due."""
+SOON_DAYS = 30
+"""Those within so many days in colour."""
+_DAY = 86_400.0
+
+_STYLE = """
+:root{color-scheme:light dark;--good:#1a7f37;--bad:#cf222e;--soon:#9a6700;--rule:#8888;--l0:#0969da;
+--l1:#cf222e}
+@media(prefers-color-scheme:dark){:root{--good:#3fb950;--bad:#f85149;--soon:#d29922;--l0:#58a6ff;
+--l1:#f85149}}
+body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;padding:0 1rem 2rem;max-width:64rem}
+h1{font-size:1.4rem;margin:1rem 0 .2rem}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
+.good{color:var(--good)}.bad{color:var(--bad)}.soon{color:var(--soon)}
+.quiet{opacity:.75;font-size:.875rem;overflow-wrap:anywhere}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}
+figure{margin:0}figcaption{font-weight:600}figure p{margin:.2rem 0;font-size:.875rem}
+svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:currentColor}
+path{fill:none;stroke-width:1.5;stroke-linecap:round}.axis{stroke:var(--rule)}
+path.line0{stroke:var(--l0)}path.line1{stroke:var(--l1)}
+.key{margin-right:1rem}.key.line0{color:var(--l0)}.key.line1{color:var(--l1)}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;
+padding:.25rem .75rem .25rem 0;border-bottom:1px solid var(--rule)}
+th{font-weight:600}td:last-child{overflow-wrap:anywhere}td{font-variant-numeric:tabular-nums}
+"""
+
+
+class Html(str):
+    """A text that is HTML already; every other text is escaped where it is put into the page."""
+
+    __slots__ = ()
+
+
+class Seen(NamedTuple):
+    """The daemon at one moment; ``now`` and ``started`` are calendar time, ``monotonic`` is not.
+
+    ``gauges`` are the values of each gauge of the catalogue; ``doubts`` are what is wrong
+    though it serves.
+    """
+
+    name: str
+    now: float
+    monotonic: float
+    started: float
+    reasons: Sequence[str]
+    doubts: Sequence[str]
+    gauges: Mapping[str, Values]
+    workers: Sequence[WorkerStatus]
+    samples: Sequence[Sample]
+    alarms: Sequence[Alarm]
+
+
+def page(seen: Seen) -> str:
+    """Returns the page."""
+    state = "NOT SERVING" if seen.reasons else "SERVING"
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{state}: {escape(seen.name)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="30"><style>{_STYLE}</style></head><body>
+{_head(seen, state)}
+<h2>The last hour</h2>
+<div class="charts">{_charts(seen)}</div>
+<h2>Tokens and workers</h2>
+{_workers(seen)}
+<h2>Now</h2>
+{_now(seen)}
+<h2>Falling due within {DUE_DAYS} days</h2>
+{_due(seen)}
+<h2>Newest alarms</h2>
+{_alarms(seen)}
+</body></html>
+"""
+
+
+def _head(seen: Seen, state: str) -> str:
+    tone = "bad" if seen.reasons else "good"
+    [(policy,)] = seen.gauges["signer_config_info"]
+    notes = [*seen.reasons, *seen.doubts]
+    listed = "".join(f'<li class="bad">{escape(note)}</li>' for note in notes)
+    return (
+        f'<h1>Signer <span class="{tone}">{state}</span></h1>'
+        f'<p class="quiet">{escape(seen.name)}, version {escape(__version__)}, '
+        f"up since {_moment(seen.started)}, seen {_moment(seen.now)}, policy {policy[:12]}</p>"
+        + (f"<ul>{listed}</ul>" if listed else "")
+    )
+
+
+def _charts(seen: Seen) -> str:
+    def line(name: str, values: Iterable[float | None]) -> Line:
+        ages = (seen.monotonic - sample.time for sample in seen.samples)
+        return Line(name, list(zip(ages, values, strict=True)))
+
+    def milliseconds(value: float | None) -> float | None:
+        return None if value is None else value * 1000
+
+    signed = line("signed", (sample.signed for sample in seen.samples))
+    failed = line("failed", (sample.failed for sample in seen.samples))
+    half = line("half of them", (milliseconds(sample.p50) for sample in seen.samples))
+    most = line("99 of 100", (milliseconds(sample.p99) for sample in seen.samples))
+    return chart("Items a second", "a second", [signed, failed], SPAN_SECONDS) + chart(
+        "Time of a batch, at most", "ms", [half, most], SPAN_SECONDS
+    )
+
+
+def _workers(seen: Seen) -> str:
+    latched = seen.gauges["signer_pin_latched"]
+    rows = [
+        (
+            worker.token + (" (PIN latched)" if latched.get((worker.token,)) else ""),
+            _toned(worker.state, "good" if worker.state == "serving" else "bad"),
+            f"{worker.items:,}",
+            f"{worker.starts:,}",
+            worker.reason,
+        )
+        for worker in seen.workers
+    ]
+    return _table(("Token", "Worker", "Items", "Starts", "Why"), rows)
+
+
+def _now(seen: Seen) -> str:
+    def value(name: str) -> float:
+        return seen.gauges[name].get((), 0.0)
+
+    checkpoint = value("signer_audit_checkpoint_timestamp_seconds")
+    states = seen.gauges["signer_key_versions"]
+    rows = [
+        ("Items that wait", f"{sum(seen.gauges['signer_queue_items'].values()):,.0f}"),
+        ("Calls at work", f"{value('signer_calls_at_work'):,.0f}"),
+        ("Proposals of officers", f"{value('signer_operations_pending'):,.0f}"),
+        ("Key versions", ", ".join(f"{count:,.0f} {name}" for (name,), count in states.items())),
+        ("Newest checkpoint", _moment(checkpoint) if checkpoint else "none yet"),
+        ("Disk of the audit log", _disk(value)),
+    ]
+    return _table((), rows)
+
+
+def _disk(value: Callable[[str], float]) -> str:
+    free, low = value("signer_disk_free_bytes") / 1e9, value("signer_disk_low_bytes") / 1e9
+    return f"{free:,.3g} GB free; below {low:.3g} GB nothing is signed"
+
+
+def _due(seen: Seen) -> str:
+    keys = seen.gauges["signer_key_expiry_timestamp_seconds"]
+    files = seen.gauges["signer_tls_expiry_timestamp_seconds"]
+    ends = [
+        *((end, f"the first key of {group or 'no group'}") for (group,), end in keys.items()),
+        *((end, f"TLS: {name}") for (name,), end in files.items()),
+    ]
+    rows = [
+        (what, _days((end - seen.now) / _DAY), _moment(end))
+        for end, what in sorted(ends)
+        if end < seen.now + DUE_DAYS * _DAY
+    ]
+    return _table(("What", "Ends in", "On"), rows) if rows else "<p>Nothing.</p>"
+
+
+def _days(days: float) -> Html:
+    tone = "bad" if days < 0 else "soon" if days < SOON_DAYS else ""
+    return _toned(f"{days:,.0f} days", tone)
+
+
+def _alarms(seen: Seen) -> str:
+    rows = [
+        (
+            _moment(alarm.time),
+            alarm.event,
+            f"{alarm.text} ({alarm.times} times)" if alarm.times > 1 else alarm.text,
+        )
+        for alarm in seen.alarms
+    ]
+    return _table(("When", "Event", "What"), rows) if rows else "<p>None since the start.</p>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = _row("th", head) if head else ""
+    return f"<table>{top}{''.join(_row('td', row) for row in rows)}</table>"
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    texts = (cell if isinstance(cell, Html) else escape(cell) for cell in cells)
+    return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
+
+
+def _toned(text: str, tone: str) -> Html:
+    return Html(f'<span class="{tone}">{escape(text)}</span>')
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,96 @@
+"""What people and programs see of the running daemon: gauges, doubts and the status page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from signer.api.server import Server
+from signer.api.tls import Certificates
+from signer.clock import FlooredClock
+from signer.config import Config
+from signer.engine import Engine
+from signer.follow import Follower
+from signer.hsm.service import Hsm
+from signer.observe.gauges import Reading, Values, readings, scalars
+from signer.observe.history import History
+from signer.observe.page import Seen, page
+from signer.observe.reports import Reports
+from signer.operations.execution import Executor
+from signer.trail import Trail
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """Looks at the parts of the daemon, from any thread; ``tick`` belongs to one.
+
+    ``reasons`` says why the daemon does not serve.
+    """
+
+    config: Config
+    clock: FlooredClock
+    started_at: float
+    reasons: Callable[[], Sequence[str]]
+    engine: Engine
+    hsm: Hsm
+    trail: Trail
+    follower: Follower
+    executor: Executor
+    server: Server
+    certificates: Certificates
+    reports: Reports
+    _history: History = field(default_factory=History)
+
+    def tick(self) -> None:
+        """Remembers what the last seconds were like; to be called every now and then."""
+        now = self.clock.monotonic()
+        if self._history.due(now):
+            self._history.look(now, self.reports.metrics.totals())
+
+    def doubts(self) -> list[str]:
+        """What is wrong though the daemon serves."""
+        error = self.follower.error
+        followed = [f"the registry is not followed: {error}"] if error else []
+        return [*followed, *filter(None, [self.clock.doubt()])]
+
+    def readings(self) -> list[Reading]:
+        """Every gauge as it is now."""
+        log, now = self.trail.log, self.clock.now()
+        values: dict[str, float] = {
+            "signer_ready": not self.reasons(),
+            "signer_calls_at_work": self.server.calls,
+            "signer_operations_pending": self.executor.pending,
+            "signer_clock_doubtful": bool(self.clock.doubt()),
+            "signer_registry_unreadable": bool(self.follower.error),
+            "signer_audit_stopped": bool(log.refusal),
+            "signer_audit_open_intents": log.open_intents,
+            "signer_audit_commit_started_timestamp_seconds": log.committing_since,
+            "signer_disk_free_bytes": log.free_bytes,
+            "signer_disk_low_bytes": self.config.audit.low_disk_bytes,
+        }
+        checkpoint = self.trail.checkpoint_time
+        checkpoints: Values = {(): checkpoint} if checkpoint else {}
+        expiries = self.certificates.expiries()
+        monotonic = self.clock.monotonic()
+        return [
+            *readings(self.engine.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
+            *scalars(values),
+            Reading("signer_audit_checkpoint_timestamp_seconds", checkpoints),
+        ]
+
+    def page(self) -> str:
+        """The status page."""
+        return page(
+            Seen(
+                name=self.config.audit.origin,
+                now=self.clock.now(),
+                monotonic=self.clock.monotonic(),
+                started=self.started_at,
+                reasons=self.reasons(),
+                doubts=self.doubts(),
+                gauges={reading.name: reading.values for reading in self.readings()},
+                workers=self.hsm.status(),
+                samples=self._history.samples(),
+                alarms=self.reports.alarms.newest(),
+            )
+        )

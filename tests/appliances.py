@@ -1,0 +1,108 @@
+"""Development appliances for tests: provisioned once a run, and copied for whoever needs one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import yaml
+
+from signer.bench.process import DevAppliance
+from signer.dev import free_ports, texts
+
+SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2.conf", "client-*.yaml")
+"""The files of an appliance that name its folder or its ports."""
+
+
+class Appliance(DevAppliance):
+    """What tests use: besides ``dir``, ``dev``, ``client(name)``, ``process``, ``start``,
+    ``stop`` and ``log`` of DevAppliance, its pages, keys and configuration.
+    """
+
+    template: ClassVar[Path]
+    """What ``init`` copies. All processes of one run share it; the first to ask makes it."""
+
+    def init(self) -> None:
+        """Provisions the folder; a new one as a copy, with its keys, log and certificates.
+
+        Of two appliances only the folder and the ports differ: whoever needs other keys
+        provisions a DevAppliance.
+        """
+        new = not self.dir.exists()
+        if new:
+            self._copy()
+        if self._arguments or not new:
+            super().init()
+
+    def _copy(self) -> None:
+        made = DevAppliance(self.template)
+        with self.template.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (made.dir / "dev.json").exists():  # the last of its files
+                made.init()
+        shutil.copytree(made.dir, self.dir)
+        moved = {str(made.dir): str(self.dir)}
+        config = yaml.safe_load((made.dir / "signer.yaml").read_text())
+        for name, port in zip(("listen", "metrics"), free_ports(), strict=True):
+            moved[str(config[name])] = f"127.0.0.1:{port}"
+        for path in (path for pattern in SAYING_WHERE for path in self.dir.glob(pattern)):
+            text = path.read_text()
+            for old, new in moved.items():
+                text = text.replace(old, new)
+            path.write_text(text)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a page of the metrics port."""
+        address = urlsplit(self.dev["metrics"])
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def key(self, name: str) -> dict[str, Any]:
+        """What dev.json says of one key; ``name`` may be short: "01-001/records"."""
+        facility, _, short = name.partition("/")
+        full = name if name.startswith("facilities/") else f"facilities/{facility}/keys/{short}"
+        [key] = [key for key in self.dev["keys"] if key["name"] == full]
+        return dict(key)
+
+    def client_file(self, name: str = "issuer") -> Path:
+        """The file for ``--client``."""
+        return self.dir / f"client-{name}.yaml"
+
+    def set_workers(self, workers: int) -> None:
+        """Takes effect at a start."""
+        path = self.dir / "signer.yaml"
+        path.write_text(texts.with_workers(path.read_text(), workers))
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        """Merges ``changes`` into signer.yaml; lists are replaced. Takes effect at a start."""
+        path = self.dir / "signer.yaml"
+        config = yaml.safe_load(path.read_text())
+        _merge(config, changes)
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def edit_policy(self, edit: Callable[[dict[str, Any]], None]) -> None:
+        """Has ``edit`` change policy.yaml, parsed, in place. Takes effect at a reload or start."""
+        path = self.dir / "policy" / "policy.yaml"
+        policy = yaml.safe_load(path.read_text())
+        edit(policy)
+        # JSON is YAML, with every text in quotes and without anchors.
+        path.write_text(json.dumps(policy, indent=2))
+
+
+def _merge(into: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from signer.hsm.status import WorkerStatus
+from signer.observe.alarms import KEPT, Alarms
+from signer.observe.history import Sample
+from signer.observe.page import Seen, page
+
+NOW, DAY = 1_800_000_000.0, 86_400.0
+GAUGES: dict[str, dict[tuple[str, ...], float]] = {
+    "signer_config_info": {("ab" * 32,): 1},
+    "signer_pin_latched": {("main",): 0},
+    "signer_queue_items": {("high",): 2, ("normal",): 1500},
+    "signer_key_versions": {("ACTIVE",): 12_345},
+    "signer_key_expiry_timestamp_seconds": {("01",): NOW + 10 * DAY, ("",): NOW + 200 * DAY},
+    "signer_tls_expiry_timestamp_seconds": {("server",): NOW - 2 * DAY},
+    "signer_calls_at_work": {(): 3},
+    "signer_operations_pending": {(): 4},
+    "signer_disk_free_bytes": {(): 5e9},
+    "signer_disk_low_bytes": {(): 2.5e8},
+    "signer_audit_checkpoint_timestamp_seconds": {(): NOW - 1},
+}
+
+
+def seen(**changes: Any) -> Seen:
+    return Seen(
+        **{
+            "name": "signer/audit",
+            "now": NOW,
+            "monotonic": 5000.0,
+            "started": NOW - DAY,
+            "reasons": [],
+            "doubts": [],
+            "gauges": GAUGES,
+            "workers": [WorkerStatus("main", 7, "serving", 1, 1_234_567, "")],
+            "samples": [Sample(4990.0, 100.0, 1.0, 0.01, 0.05)],
+            "alarms": [],
+        }
+        | changes
+    )
+
+
+class Strict(HTMLParser):
+    """Reads a page: its text, and whether every element is closed in its place."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {name for name, _ in attrs} & {"href", "src", "onclick", "onload", "action"}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def text_of(**changes: Any) -> str:
+    return Strict(page(seen(**changes))).text
+
+
+def test_a_healthy_daemon_at_a_glance() -> None:
+    text = text_of()
+    assert text.startswith("SERVING: signer/audit Signer SERVING signer/audit, version ")
+    for part in (
+        "up since 2027-01-14 08:00:00 UTC",
+        "policy abababababab",
+        "signed: now 100, highest 100 a second",
+        "99 of 100: now 50, highest 50 ms",
+        "main serving 1,234,567 1",
+        "Items that wait 1,502",
+        "Calls at work 3",
+        "Proposals of officers 4",
+        "12,345 ACTIVE",
+        "Newest checkpoint 2027-01-15 07:59:59 UTC",
+        "5 GB free; below 0.25 GB nothing is signed",
+        "None since the start.",
+    ):
+        assert part in text
+
+
+def test_what_falls_due_is_listed_the_soonest_first() -> None:
+    text = text_of()
+    assert re.search(r"TLS: server -2 days .* the first key of 01 10 days", text)
+    assert "no group" not in text
+    later = GAUGES | {
+        "signer_key_expiry_timestamp_seconds": {},
+        "signer_tls_expiry_timestamp_seconds": {("server",): NOW + 100 * DAY},
+    }
+    assert "Falling due within 90 days Nothing." in text_of(gauges=later)
+
+
+def test_what_is_wrong_comes_first() -> None:
+    html = page(
+        seen(
+            reasons=["token main: the worker hung and was killed"],
+            doubts=["the clock is 30 s behind the audit log"],
+            gauges=GAUGES | {"signer_pin_latched": {("main",): 1}},
+            workers=[WorkerStatus("main", 0, "failed", 9, 0, "the worker hung and was killed")],
+        )
+    )
+    text = Strict(html).text
+    assert text.startswith(
+        "NOT SERVING: signer/audit Signer NOT SERVING",
+    )
+    assert text.index("token main: the worker hung") < text.index("The last hour")
+    assert text.index("the clock is 30 s behind") < text.index("The last hour")
+    assert "main (PIN latched) failed 0 9 the worker hung and was killed" in text
+    assert '<span class="bad">NOT SERVING</span>' in html
+
+
+@pytest.mark.parametrize("place", ["name", "reasons", "doubts", "why", "alarm"])
+def test_no_text_becomes_html(place: str) -> None:
+    evil = "<script>alert(1)</script>&amp;"
+    alarms = Alarms()
+    alarms.add(NOW, "not_ready", evil)
+    changes: dict[str, Any] = {
+        "name": {"name": evil},
+        "reasons": {"reasons": [evil]},
+        "doubts": {"doubts": [evil]},
+        "why": {"workers": [WorkerStatus("main", 1, "failed", 1, 1, evil)]},
+        "alarm": {"alarms": alarms.newest()},
+    }[place]
+    read = Strict(page(seen(**changes)))
+    assert "script" not in read.tags
+    assert evil in read.text
+
+
+def test_an_empty_daemon_has_a_page() -> None:
+    text = text_of(
+        samples=[],
+        workers=[],
+        gauges={name: {} for name in GAUGES} | {"signer_config_info": {("",): 1}},
+    )
+    assert "signed: nothing yet" in text
+    assert "Newest checkpoint none yet" in text
+
+
+def test_alarms_are_the_newest_ones_and_count_what_comes_again() -> None:
+    alarms = Alarms()
+    for number in range(30):
+        alarms.add(number, "worker_left", f"token {number}")
+    alarms.add(50, "worker_left", "token 29")
+    alarms.add(51, "worker_left", "token 29")
+    newest = alarms.newest()
+    assert len(newest) == KEPT
+    assert newest[0] == (51, "worker_left", "token 29", 3)
+    assert newest[-1].text == "token 10"
+    assert "token 29 (3 times)" in text_of(alarms=newest)
