@@ -3,8 +3,8 @@
 Arguments: the folder, seconds between two looks of the daemon at itself, the
 configuration. While the folder has ``slow``, syncs of the audit log wait; with
 ``failed`` they fail, with ``quick`` they take no time; with ``full`` the disk has no room,
-with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many seconds, ``memory`` has the process
-hold so many bytes more, each once: the file goes with it.
+with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many
+seconds, ``memory`` has the process hold so many bytes more, each once: the file goes with it.
 """
 
 from __future__ import annotations
