@@ -65,6 +65,10 @@ class Daemon:
         described: dict[str, Any] = json.loads((self.folder / "dev.json").read_text())
         return described
 
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     # --- configuration ---------------------------------------------------------------------
 
     def configure(
