@@ -16,7 +16,7 @@ from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
 WRITERS = 4
-SEGMENTS = 40
+SEGMENTS = 24
 """How long the log is when a test ends: it has been verified all the way."""
 
 
