@@ -13,6 +13,9 @@ from signer.doctor.finding import Finding, ok, warning, wrong
 from signer.errors import Violation
 from signer.private import is_private
 
+CREDENTIALS = Path("/run/credentials")
+"""Where systemd puts the secrets of a service for as long as it runs."""
+
 
 class Problem(NamedTuple):
     """What is wrong with a file, and what to do about it."""
@@ -40,7 +43,10 @@ def examine_files(config: Config) -> Iterator[Finding]:
     # The folder of the daemon's own state tells who the daemon is.
     daemon = config.state.stat().st_uid if config.state.is_dir() else os.geteuid()
     for field, path in _secrets(config).items():
-        if problem := secret_problem(path):
+        if not path.exists() and path.is_relative_to(CREDENTIALS):
+            seen = f"{path} is there only while the service runs: systemd hands it over"
+            yield warning(field, seen, "look again when it runs, as its user")
+        elif problem := secret_problem(path):
             yield wrong(field, *problem)
         else:
             yield judge_owner(field, path, path.stat().st_uid, daemon)

@@ -243,6 +243,12 @@ BROKEN = {
     "token-gone": (remove("token"), "token signer-dev", WRONG, ""),
     "token-other": (configure(token={"serial": "77"}), "token signer-dev", WRONG, "serial 77"),
     "pin-open": (chmod("pin", 0o640), "tokens[0].pin_file", WRONG, "mode 0640"),
+    "pin-of-systemd": (
+        configure(token={"pin_file": "/run/credentials/no-such.service/pin"}),
+        "tokens[0].pin_file",
+        WARNING,
+        "only while the service runs",
+    ),
     "pin-empty": (write("pin", ""), "pin signer-dev", WRONG, "is empty"),
     "state-nowhere": (configure(state="none/there"), "state", WRONG, "is no folder"),
     "state-of-all": (state_of_all, "state", WRONG, "can be written by others"),
