@@ -47,6 +47,10 @@ class FlooredClock(SystemClock):
     def now(self) -> float:
         return max(time.time(), self.floor())
 
+    def machine(self) -> float:
+        """What the machine's clock says, right or wrong."""
+        return time.time()
+
     def doubt(self) -> str:
         """Why the machine's clock is not to be trusted; empty where nothing speaks against it.
 

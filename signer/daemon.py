@@ -97,6 +97,7 @@ class Daemon:
         self._clock = FlooredClock()
         self.started_at = self._clock.now()
         self._reports = Reports(tracer(config.tracing, config.audit.origin))
+        self._reports.metrics.from_zero([token.label for token in config.tokens])
         self._registry = Registry.open(config.registry)
         self._certificates = Certificates(config.tls)
         self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})

@@ -89,6 +89,10 @@ TABLE: Mapping[Reason, Meaning] = {
 }
 
 
+CLIENT_LIMIT = "calls_per_client"
+"""``limit`` in the metadata of an OVERLOADED that the caller brings about alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One bad field: its dotted path and what is wrong with it."""
@@ -111,7 +115,7 @@ class CallError(Exception):
     """Why a whole call is refused.
 
     ``message`` says what happened to what and what to do; ``metadata`` goes into
-    ErrorInfo (the rule, for instance); ``retry_after`` is in seconds.
+    ErrorInfo (the rule, or the limit of signer.yaml); ``retry_after`` is in seconds.
     """
 
     reason: Reason

@@ -59,7 +59,9 @@ class Vitals:
         values: dict[str, float] = {
             "signer_ready": not self.reasons(),
             "signer_calls_at_work": self.server.calls,
+            "signer_calls_limit": self.config.limits.calls,
             "signer_operations_pending": self.executor.pending,
+            "signer_time_seconds": self.clock.machine(),
             "signer_clock_doubtful": bool(self.clock.doubt()),
             "signer_registry_unreadable": bool(self.follower.error),
             "signer_audit_stopped": bool(log.refusal),

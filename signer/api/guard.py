@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 from signer.api import wire
 from signer.api.authn import AuthContext, principal_of
 from signer.clock import Clock
-from signer.errors import CallError, Reason, invalid
+from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
 from signer.model import Role
 from signer.policy.decide import UNKNOWN, roles_of
 from signer.policy.rules import Policy
@@ -38,6 +38,8 @@ HEALTH_CALLS = 24
 HEALTH_CALLS_PER_CLIENT = 8
 """and those of one client: a third, so that no client alone hides our health from others."""
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+_NOTED = ("rule", "limit")
+"""What of an error's metadata goes into the log line of its call."""
 _CANCELLED = 1
 """google.rpc.Code of a call that its client, or its time, ended before it began."""
 
@@ -87,8 +89,8 @@ class Guard(grpc.ServerInterceptor):
     ) -> None:
         self._policy = policy
         self._roles = roles
-        self._slots = Places(calls)
-        self._shares = Places(calls_per_client)
+        self._slots = Places(calls, "calls")
+        self._shares = Places(calls_per_client, CLIENT_LIMIT)
         self._health_slots = Places(HEALTH_CALLS)
         self._health_shares = Places(HEALTH_CALLS_PER_CLIENT)
         self._waiting = _Waiting()
@@ -194,7 +196,7 @@ class Guard(grpc.ServerInterceptor):
         except CallError as error:
             status = wire.call_status(error)
             code, reason = status.code, error.reason
-            notes |= {"rule": error.metadata["rule"]} if "rule" in error.metadata else {}
+            notes |= {name: error.metadata[name] for name in _NOTED if name in error.metadata}
         except grpc.RpcError:  # gRPC's own, where there is nobody to answer any more
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)
             raise
@@ -281,10 +283,14 @@ class _Waiting:
 
 
 class Places:
-    """At most ``limit`` calls of one name at work at once; nobody waits for a place."""
+    """At most ``limit`` calls of one name at work at once; nobody waits for a place.
 
-    def __init__(self, limit: int) -> None:
+    ``setting`` of signer.yaml is that limit; empty where it is our own.
+    """
+
+    def __init__(self, limit: int, setting: str = "") -> None:
         self._limit = limit
+        self._metadata = {"limit": setting} if setting else {}
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()
 
@@ -300,7 +306,7 @@ class Places:
         with self._lock:
             if self._taken[name] >= self._limit:
                 text = f"{refusal} ({self._limit} at once): try again"
-                raise CallError(Reason.OVERLOADED, text, retry_after=0.1)
+                raise CallError(Reason.OVERLOADED, text, self._metadata, retry_after=0.1)
             self._taken[name] += 1
         try:
             yield

@@ -216,7 +216,7 @@ class Pool:
         # A batch above the limit passes where nothing waits, or it never could.
         if self._scheduler.items and self._scheduler.items + len(job.inputs) > self._max_queued:
             text = f"{self._scheduler.items} items wait already: try again a little later"
-            raise CallError(Reason.OVERLOADED, text, retry_after=1.0)
+            raise CallError(Reason.OVERLOADED, text, {"limit": "queued_items"}, retry_after=1.0)
         needed = len(job.inputs) * (self._costs.known(job) or 0.0) / max(1, self.serving)
         if job.deadline - now < needed:
             raise CallError(
@@ -371,6 +371,7 @@ class Pool:
             self.token, result.busy_us / 1e6, len(chunk), result.checked, len(result.wrong)
         )
         if result.wrong:
+            self._observer.wrong_signatures(self.token, version.name, len(result.wrong))
             self.drop([version])
         elif failure is not None:  # this chunk may have come behind the order to drop its copy
             slot.send(Kind.DROP, pack_ids([version.cka_id]))

@@ -44,6 +44,7 @@ def _reasons(scope: Scope) -> tuple[str, ...]:
 
 
 OK = "ok"
+OVERLOADED_BY_CLIENT = "OVERLOADED_BY_CLIENT"
 _CODES = "a code of gRPC, as in OK or UNAVAILABLE"
 _TOKEN = Label("token", source="labels of tokens in signer.yaml")
 _GROUP = Label("group", source="groups of facilities in the policy; empty without one")
@@ -62,8 +63,9 @@ FAMILIES = (
     Family(
         "signer_call_failures_total",
         _C,
-        "Calls that were refused or failed as a whole, by the reason of docs/errors.md.",
-        (_METHOD, Label("reason", (*_reasons(Scope.CALL), "CANCELLED"))),
+        "Calls that were refused or failed as a whole, by the reason of docs/errors.md; "
+        f"{OVERLOADED_BY_CLIENT}: the caller alone held all of its own places.",
+        (_METHOD, Label("reason", (*_reasons(Scope.CALL), OVERLOADED_BY_CLIENT, "CANCELLED"))),
     ),
     Family(
         "signer_request_duration_seconds",
@@ -72,6 +74,7 @@ FAMILIES = (
         (_METHOD,),
     ),
     Family("signer_calls_at_work", _G, "Calls that are under way now; health checks do not count."),
+    Family("signer_calls_limit", _G, "Calls that may be under way at once: `limits.calls`."),
     Family(
         "signer_items_total",
         _C,
@@ -182,7 +185,8 @@ FAMILIES = (
     Family(
         "signer_key_expiry_timestamp_seconds",
         _G,
-        "When the first active key version of a group may sign no longer.",
+        "When the first key of a group has no version left that may sign; past for a key that "
+        "has ended by the clock. Keys without an end do not count.",
         (_GROUP,),
     ),
     Family(
@@ -194,6 +198,11 @@ FAMILIES = (
     Family("signer_operations_pending", _G, "Proposals of officers that wait for signatures."),
     # The daemon.
     Family("signer_ready", _G, "1 while the daemon serves; /readyz has the reasons."),
+    Family(
+        "signer_time_seconds",
+        _G,
+        "The machine's clock: seconds since 1970 when it was scraped.",
+    ),
     Family(
         "signer_clock_doubtful",
         _G,
@@ -219,3 +228,9 @@ FAMILIES = (
 )
 
 BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def closed(metric: str, label: str) -> tuple[str, ...]:
+    """Returns the closed set of values of a metric's label."""
+    [found] = [each.values for each in BY_NAME[metric].labels if each.name == label]
+    return found

@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from cryptography import x509
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,9 +15,11 @@ from prometheus_client.registry import Collector
 from signer import __version__
 from signer.engine import Snapshot
 from signer.hsm.service import Hsm
-from signer.observe.catalogue import BY_NAME
+from signer.model import KeyState, KeyVersion
+from signer.observe.catalogue import BY_NAME, closed
 
 Values = Mapping[tuple[str, ...], float]
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,9 @@ def readings(
 
     ``expiries`` are the ends of the server's certificates, seconds since the epoch.
     """
-    workers: Values = Counter((worker.token, worker.state) for worker in hsm.status())
+    states = closed("signer_workers", "state")
+    workers: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(hsm.pools, states), 0))
+    workers.update((worker.token, worker.state) for worker in hsm.status())
     latched: Values = {(label,): pool.pin_latched for label, pool in hsm.pools.items()}
     ends: Values = {(name,): expiry for name, expiry in expiries.items()}
     return [
@@ -71,7 +76,8 @@ def readings(
 
 def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
     """What waits, by priority class; ``epoch`` turns monotonic seconds into calendar time."""
-    items: Counter[tuple[str, ...]] = Counter()
+    classes = closed("signer_queue_items", "class")
+    items: Counter[tuple[str, ...]] = Counter({(each,): 0 for each in classes})
     oldest: dict[tuple[str, ...], float] = {}
     for pool in hsm.pools.values():
         for waiting in pool.waiting():
@@ -87,22 +93,36 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
 
 
 def _keys(snapshot: Snapshot, now: float) -> list[Reading]:
-    """Key versions by the state in force, and the soonest end of a signing certificate."""
+    """Key versions by the state in force, and when the first key of a group ends."""
     states: Counter[tuple[str, ...]] = Counter()
     expiry: dict[tuple[str, ...], float] = {}
-    for version in snapshot.keys:
-        states[(version.state_at(now),)] += 1
-        ends = [version.sign_until] if version.sign_until is not None else []
-        if version.certificate is not None:
-            ends.append(_not_after(version.certificate))
-        if ends and version.active(now):
-            facility = snapshot.policy.facilities.get(version.key.facility)
+    for name in snapshot.keys.names():
+        versions = snapshot.keys.versions(name)
+        states.update((version.state_at(now),) for version in versions)
+        ends = [_end(each) for each in versions if _told_to_sign(each, now)]
+        if ends and (end := max(ends)) < _NEVER:
+            facility = snapshot.policy.facilities.get(name.facility)
             label = ((facility.terms.group if facility else None) or "",)
-            expiry[label] = min([*ends, expiry.get(label, ends[0])])
+            expiry[label] = min(end, expiry.get(label, end))
     return [
         Reading("signer_key_versions", states),
         Reading("signer_key_expiry_timestamp_seconds", expiry),
     ]
+
+
+def _told_to_sign(version: KeyVersion, now: float) -> bool:
+    """Whether a version signs, will, or would if its time had not run out.
+
+    One that was deactivated has ended as its officers wished; one whose time ran out has not.
+    """
+    deactivated = version.deactivate_at is not None and version.deactivate_at <= now
+    return version.state is KeyState.ACTIVE and version.activate_at is not None and not deactivated
+
+
+def _end(version: KeyVersion) -> float:
+    """When a version, or its certificate, ends."""
+    certificate = _NEVER if version.certificate is None else _not_after(version.certificate)
+    return min(certificate, _NEVER if version.ends_at is None else version.ends_at)
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.samples import Sample
 
 from signer.model import Algorithm, Format
-from signer.observe.catalogue import BY_NAME, OK
+from signer.observe.catalogue import BY_NAME, OK, closed
 from signer.observe.history import Totals
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -35,7 +36,12 @@ def _samples(metric: Counter | Histogram, name: str) -> Iterator[Sample]:
 
 
 class Metrics:
-    """Counters and histograms, and the observers that the parts of the daemon report to."""
+    """Counters and histograms, and the observers that the parts of the daemon report to.
+
+    Prometheus sees a counter grow from one scrape to the next. One that begins with its first
+    event has not grown, and nobody is told of that event. So counters of what goes wrong are
+    there at 0 from the start, and those of items with the first of a kind.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -57,6 +63,26 @@ class Metrics:
         self._records = count("audit_records")
         self._audit_failures = count("audit_failures")
         self._forgotten = count("audit_requests_forgotten")
+        self._counted: set[tuple[str, str, str]] = set()
+        self.from_zero(())
+
+    def from_zero(self, tokens: Sequence[str]) -> None:
+        """Has the counters be there at 0 of which the values of all labels are known.
+
+        ``tokens`` are labels, which only the configuration knows.
+        """
+        known = {"token": tokens, "method": (SIGN_BATCH,)}
+        counters = {
+            "signer_call_failures_total": self._call_failures,
+            "signer_worker_restarts_total": self._restarts,
+            "signer_login_attempts_total": self._logins,
+            "signer_signature_checks_total": self._checks,
+            "signer_audit_failures_total": self._audit_failures,
+        }
+        for name, counter in counters.items():
+            sets = [each.values or known.get(each.name, ()) for each in BY_NAME[name].labels]
+            for row in product(*sets):
+                counter.labels(*row)
 
     def _counter(self, name: str) -> Counter:
         family = BY_NAME[f"signer_{name}_total"]
@@ -101,8 +127,13 @@ class Metrics:
     def items(
         self, group: str, requested: Format, algorithm: Algorithm, reasons: Counts[str]
     ) -> None:
+        kind = group, requested, algorithm
+        if kind not in self._counted:
+            self._counted.add(kind)
+            for reason in closed("signer_items_total", "reason"):
+                self._items.labels(*kind, reason)
         for reason, count in reasons.items():
-            self._items.labels(group, requested, algorithm, reason).inc(count)
+            self._items.labels(*kind, reason).inc(count)
 
     def quota_rejected(self, group: str, window: str) -> None:
         self._quotas.labels(group, window).inc()

@@ -18,6 +18,9 @@ The facility is never a label: `signer top` shows operators who is busiest. Time
 names that end in `_timestamp_seconds` are seconds since 1970, so that age is
 `time() - metric`, and a stalled process cannot freeze it.
 
+Which of them wake somebody, and what to do then, is in the [runbook](runbook.md); the rules
+are in [config/prometheus/](../config/prometheus/).
+
 Besides these, `process_*` (CPU, memory, files, start) and `python_*` (version, collections of
 garbage) tell of the front process.
 """

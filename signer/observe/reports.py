@@ -17,10 +17,11 @@ from typing import Protocol
 
 from signer.audit.checkpoint import Checkpoint
 from signer.clock import Clock, SystemClock
-from signer.errors import CallError, ConfigError, OperatorError, Reason
+from signer.errors import CLIENT_LIMIT, CallError, ConfigError, OperatorError, Reason
 from signer.model import Algorithm, Format
 from signer.observe import logs
 from signer.observe.alarms import Alarms
+from signer.observe.catalogue import OVERLOADED_BY_CLIENT
 from signer.observe.gauges import LiveGauges, Reading
 from signer.observe.metrics import Metrics
 
@@ -114,7 +115,9 @@ class Reports:
             notes = {**notes, "timings": rounded}
         if trace_id := self._tracer.note(code, notes) if self._tracer else "":
             notes = {**notes, "trace_id": trace_id}
-        self.metrics.request(method, code, reason, seconds, _exemplar(trace_id))
+        by_client = notes.get("limit") == CLIENT_LIMIT
+        failure = OVERLOADED_BY_CLIENT if by_client else reason
+        self.metrics.request(method, code, failure, seconds, _exemplar(trace_id))
         if self._journal is not None and (denied := _denied(reason, notes)):
             principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
             self._journal.denied(principal, key, denied)
@@ -152,9 +155,10 @@ class Reports:
 
     def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
         self.metrics.chunk_done(token, busy, items, checked, wrong)
-        if wrong:
-            self._alarm("wrong_signatures", f"token {token} made {wrong} wrong signatures")
-            self._log.error("wrong_signatures", token=token, wrong=wrong, items=items)
+
+    def wrong_signatures(self, token: str, key_version: str, wrong: int) -> None:
+        self._alarm("wrong_signatures", f"token {token} made {wrong} wrong signatures")
+        self._log.error("wrong_signatures", token=token, key_version=key_version, wrong=wrong)
 
     def worker_left(self, token: str, cause: str, text: str) -> None:
         self.metrics.worker_left(token, cause)

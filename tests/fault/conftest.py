@@ -22,7 +22,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     appliance.init()
     made = Daemon(appliance.dir)
     yield made
-    if made.process is not None and made.process.poll() is None:
+    if made.running:
         code = made.stop()
         assert code == 0, f"the daemon ended with {code}:\n{made.log.read_text()[-4000:]}"
 

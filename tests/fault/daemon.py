@@ -37,10 +37,11 @@ RSA = "facilities/01-001/keys/records-rsa"
 
 def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
     """Waits for something to become true; fails with ``what`` where it does not."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.02
     while not true():
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.3 * pause, 0.1)  # asking often is work for the daemon, too
 
 
 class Exit(NamedTuple):
@@ -64,6 +65,10 @@ class Daemon:
     def dev(self) -> dict[str, Any]:
         described: dict[str, Any] = json.loads((self.folder / "dev.json").read_text())
         return described
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     # --- configuration ---------------------------------------------------------------------
 

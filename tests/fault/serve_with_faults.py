@@ -1,14 +1,17 @@
-"""``signer serve`` on a disk that does what files in a folder say.
+"""``signer serve`` on a machine that does what files in a folder say.
 
 Arguments: the folder, seconds between two looks of the daemon at itself, the
 configuration. While the folder has ``slow``, syncs of the audit log wait; with
-``failed`` they fail; with ``full`` the disk has no room.
+``failed`` they fail, with ``quick`` they take no time; with ``full`` the disk has no room,
+with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many
+seconds, ``memory`` has the process hold so many bytes more, each once: the file goes with it.
 """
 
 from __future__ import annotations
 
 import errno
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,14 +28,45 @@ def faulty_sync(disk: Disk, descriptor: int) -> None:
         time.sleep(0.005)
     if (FAULTS / "failed").exists():
         raise OSError(errno.EIO, "EIO")
-    sync(disk, descriptor)
+    if not (FAULTS / "quick").exists():
+        sync(disk, descriptor)
 
 
 def faulty_free_bytes(disk: Disk, path: Path) -> int:
-    return 0 if (FAULTS / "full").exists() else free_bytes(disk, path)
+    if (FAULTS / "full").exists():
+        return 0
+    free = FAULTS / "free"
+    return int(free.read_text()) if free.exists() else free_bytes(disk, path)
+
+
+def ordered(name: str) -> int:
+    """The number of an order that comes once; 0 while there is none."""
+    order = FAULTS / name
+    if not order.exists():
+        return 0
+    number = int(order.read_text())
+    order.unlink()
+    return number
+
+
+def jump(seconds: int) -> None:
+    machine = time.time
+    time.time = lambda: machine() + seconds
+
+
+def obey() -> None:
+    """What happens to a machine whether or not the daemon asks for anything."""
+    held = []
+    while True:
+        time.sleep(0.05)
+        if seconds := ordered("clock"):
+            jump(seconds)
+        if size := ordered("memory"):
+            held.append(b"m" * size)
 
 
 Disk.sync = faulty_sync  # type: ignore[method-assign]
 Disk.free_bytes = faulty_free_bytes  # type: ignore[method-assign]
 daemon.TICK_SECONDS = float(sys.argv[2])
+threading.Thread(target=obey, daemon=True).start()
 sys.exit(daemon.run(Path(sys.argv[3])))

@@ -111,8 +111,8 @@ def kill_starting(daemon: Daemon) -> None:
 def test_what_was_answered_survives_kills(daemon: Daemon, times: int) -> None:
     answered: list[tuple[bytes, bytes]] = []
     repeated = 0
+    daemon.start()
     for _ in range(times):
-        daemon.start()
         callers = Callers(daemon)
         with callers:
             time.sleep(0.05 + secrets.randbelow(550) / 1000)
@@ -123,8 +123,8 @@ def test_what_was_answered_survives_kills(daemon: Daemon, times: int) -> None:
         for request_id, messages in callers.open:
             callers.take(messages, request_id)
             repeated += 1
-        assert daemon.stop() == 0
         answered += callers.answered
+    assert daemon.stop() == 0
     recorded = on_record(daemon)
     assert len(answered) >= times * CALLERS
     assert repeated >= times
@@ -134,5 +134,5 @@ def test_what_was_answered_survives_kills(daemon: Daemon, times: int) -> None:
     assert verified.code == 0, verified.errors
     reader = Reader(list_segments(daemon.folder / "audit"))
     kinds = Counter(record.kind for record in reader.records(0, reader.size))
-    assert 2 * times <= kinds[Kind.START] <= 3 * times
-    assert kinds[Kind.STOP] == times
+    assert 1 + times <= kinds[Kind.START] <= 1 + 2 * times
+    assert kinds[Kind.STOP] == 1

@@ -97,13 +97,13 @@ steps = st.lists(st.sampled_from(["sign", "intent", "group", "checkpoint"]), max
 lives = st.builds(Life, steps.map(tuple), st.integers(0, 60), st.booleans())
 
 
-def live(world: World, life: Life, disk: PowerDisk) -> None:
-    """One life, up to its end by fault or after its last step."""
+def live(world: World, life: Life, disk: PowerDisk) -> bool:
+    """One life, up to its end by fault or after its last step; whether it came to open the log."""
     try:
         log = world.open(disk)
     except AuditRefused:
         if disk.off:
-            return
+            return False
         raise
     try:
         for step in life.steps:
@@ -113,6 +113,7 @@ def live(world: World, life: Life, disk: PowerDisk) -> None:
         assert log.failed
     finally:
         log.close()
+    return True
 
 
 def check_lives(folder: Path, histories: list[Life], seed: int) -> None:
@@ -127,12 +128,12 @@ def check_lives(folder: Path, histories: list[Life], seed: int) -> None:
         else:
             disk.restart(life.ends_at)
         try:
-            live(world, life, disk)
+            hole = not live(world, life, disk) and hole
         except AuditRefused as refused:
             check_refusal(world, refused, hole=hole)
             return
         if life.power:
-            hole = disk.lose(random.randrange)
+            hole = disk.lose(random.randrange) or hole
             disk = None
     try:
         log = world.open(Disk())

@@ -100,6 +100,7 @@ def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) 
             client.sign_batch(RECORDS, "MESSAGE", [b"m"])
         assert stopped.value.reason == "KEY_VERSION_NOT_ACTIVE"
     assert daemon.metric("signer_signature_checks_total", result="wrong") == 1
+    assert f'"key_version": "{RECORDS}/versions/1", "wrong": 1' in daemon.log.read_text()
     assert daemon.sign(300, key=OTHERS) == {"ok": 300}
     assert daemon.health() == "SERVING"
     assert daemon.metric("signer_worker_restarts_total") == 0
@@ -108,13 +109,17 @@ def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) 
 def test_one_wrong_signature_has_its_whole_chunk_checked(daemon: Daemon, faults: Faults) -> None:
     daemon.configure(token={"workers": 1})
     daemon.start()  # checks one signature in 64, and a key's first
+    settle(daemon)
+    correct = daemon.metric("signer_signature_checks_total", result="correct")
     faults.order("sign", "wrong")
     ends = daemon.sign(50)
     assert ends["wrong"] == 0
     assert set(ends) <= {"HSM_UNAVAILABLE", "KEY_VERSION_NOT_ACTIVE", "wrong"}
+    assert ends["HSM_UNAVAILABLE"] > 1
     wrong = daemon.metric("signer_signature_checks_total", result="wrong")
-    assert wrong == ends["HSM_UNAVAILABLE"] > 1
-    assert daemon.metric("signer_signature_checks_total", result="correct") == 0
+    # The log's next checkpoint may be among them by now.
+    assert wrong - ends["HSM_UNAVAILABLE"] in {0, 1}
+    assert daemon.metric("signer_signature_checks_total", result="correct") == correct
 
 
 def test_the_right_ones_of_a_wrong_chunk_may_leave(daemon: Daemon, faults: Faults) -> None:
@@ -227,7 +232,7 @@ def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Fau
     faults.order("sign", "crash")
     began = time.monotonic()
     with daemon.client() as client:
-        for _ in range(4):
+        for _ in range(3):
             [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])
             assert item.error is not None
             assert item.error.reason == "HSM_UNAVAILABLE"

@@ -185,12 +185,13 @@ def own(appliance: Any, folder: Path, **changes: Any) -> Iterator[Any]:
     assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
 
 
-def eventually(happened: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def eventually(happened: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
     """Waits until something is so."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.02
     while not happened():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.3 * pause, 0.1)  # asking often is work for the daemon, too
 
 
 class Issued(NamedTuple):

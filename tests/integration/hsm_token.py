@@ -109,6 +109,11 @@ class Record:
         with self._lock:
             self.counts.update(chunks=1, items=items, checked=checked, wrong=wrong)
 
+    def wrong_signatures(self, token: str, key_version: str, wrong: int) -> None:
+        assert token
+        with self._lock:
+            self.counts[f"wrong {key_version}"] += wrong
+
     def worker_left(self, token: str, cause: str, text: str) -> None:
         assert token
         with self._lock:

@@ -139,7 +139,7 @@ class Load:
 @pytest.fixture
 def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
     config = {"audit": {"mirror": str(tmp_path / "mirror"), "segment_bytes": 1 << 20}}
-    return Site(make_appliance(config=config), tmp_path)
+    return Site(make_appliance(workers=1, config=config), tmp_path)
 
 
 def test_every_block_of_the_document_is_run_here() -> None:

@@ -127,6 +127,7 @@ ITEM_REASONS = {
 }
 CALL_REASONS = {
     "CANCELLED",
+    "OVERLOADED_BY_CLIENT",
     "PEER_UNKNOWN",
     "POLICY_DENIED",
     "KEY_NOT_FOUND",
@@ -161,6 +162,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_requests": {"method": METHODS, "code": CODES},
     "signer_call_failures": {"method": METHODS, "reason": CALL_REASONS},
     "signer_calls_at_work": {},
+    "signer_calls_limit": {},
     "signer_items": {
         "group": GROUPS,
         "format": FORMATS,
@@ -196,6 +198,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_audit_stopped": {},
     "signer_disk_free_bytes": {},
     "signer_disk_low_bytes": {},
+    "signer_time_seconds": {},
     "signer_clock_doubtful": {},
     "signer_registry_unreadable": {},
     "signer_ready": {},

@@ -30,6 +30,7 @@ def test_time_is_never_behind_the_floor(moments: list[tuple[float, float]]) -> N
             floor = max(floor, record)
             patched.setattr(time, "time", lambda machine=machine: machine)
             assert clock.now() == max(machine, floor)
+            assert clock.machine() == machine
 
 
 def test_a_clock_that_was_set_back_stands_still_until_it_has_caught_up(

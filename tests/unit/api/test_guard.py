@@ -21,7 +21,7 @@ from signer.api.guard import (
     Guard,
     Places,
 )
-from signer.errors import CallError, Reason
+from signer.errors import CLIENT_LIMIT, CallError, Reason
 from signer.model import Role
 from signer.policy.rules import Policy
 
@@ -407,7 +407,7 @@ def test_checks_without_a_message_are_few_and_short(books: Books) -> None:
 # --- shares -----------------------------------------------------------------------------------
 
 
-def test_a_client_has_its_share_and_others_theirs(guarded: Guarded) -> None:
+def test_a_client_has_its_share_and_others_theirs(guarded: Guarded, books: Books) -> None:
     entered, leave = threading.Semaphore(0), threading.Event()
 
     def wait(*_: object) -> str:
@@ -419,7 +419,10 @@ def test_a_client_has_its_share_and_others_theirs(guarded: Guarded) -> None:
     worker = threading.Thread(target=call, args=(sent(), Context()))
     worker.start()
     assert entered.acquire(timeout=20)
-    assert refusal(call, Context()) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    context = Context()
+    assert refusal(call, context) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    assert context.info.metadata["limit"] == CLIENT_LIMIT
+    assert books.notes["limit"] == CLIENT_LIMIT
     leave.set()
     worker.join(20)
     assert call(sent(), Context()) == "done"
@@ -436,9 +439,17 @@ def test_places_are_counted_by_name_and_given_back() -> None:
         assert caught.value.reason is Reason.OVERLOADED
         assert caught.value.message == "full (2 at once): try again"
         assert caught.value.retry_after
+        assert caught.value.metadata == {}
     assert not places._taken  # names that left take no memory
     with places.taken("a", "full"), places.taken("a", "full"):
         pass
+
+
+def test_a_refusal_names_the_setting_that_limits() -> None:
+    places = Places(1, "calls")
+    with places.taken("", "full"), pytest.raises(CallError) as caught, places.taken("", "full"):
+        pytest.fail("a second place")
+    assert caught.value.metadata == {"limit": "calls"}
 
 
 def test_a_place_is_given_back_after_an_error() -> None:

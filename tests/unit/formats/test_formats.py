@@ -30,7 +30,7 @@ json_values = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.sampled_from([0.1, 1e300, 1e-5]),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=30,
+    max_leaves=15,
 )
 
 
@@ -42,7 +42,7 @@ def dcc_of(extra: dict[str, Any]) -> dict[str, Any]:
     return extra | {"ver": "1.3.0", "nam": {}, "dob": "", "v": [{"co": "VN"}]}
 
 
-certificates = st.dictionaries(st.text(max_size=5), json_values).map(
+certificates = st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(
     lambda extra: dcc_of({"x-" + name: value for name, value in extra.items()})
 )
 dccs = certificates.flatmap(
@@ -53,7 +53,7 @@ dccs = certificates.flatmap(
 good: Mapping[Format, st.SearchStrategy[bytes]] = {
     Format.DIGEST: st.binary(min_size=32, max_size=32),
     Format.MESSAGE: st.binary(),
-    Format.JWS: st.dictionaries(st.text(max_size=5), json_values).map(compact),
+    Format.JWS: st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(compact),
     Format.COSE_SIGN1: st.binary(max_size=300),
     Format.HCERT: dccs,
 }

@@ -66,8 +66,17 @@ def test_a_call_is_one_line_and_one_count(capsys: Capture) -> None:
     assert 'signer_requests_total{code="OK",method="/m"} 1.0' in text
     assert 'signer_requests_total{code="NOT_FOUND",method="/m"} 1.0' in text
     assert 'signer_request_duration_seconds_sum{method="/m"} 0.75' in text
-    failures = [line for line in text.splitlines() if "call_failures_total{" in line]
+    failures = [line for line in text.splitlines() if 'call_failures_total{method="/m"' in line]
     assert failures == ['signer_call_failures_total{method="/m",reason="KEY_NOT_FOUND"} 1.0']
+
+
+def test_a_client_at_its_own_limit_is_not_the_service_at_its_limit() -> None:
+    reports = Reports()
+    for limit in ("calls_per_client", "calls", "queued_items"):
+        reports.call_done("/m", "RESOURCE_EXHAUSTED", "OVERLOADED", 0, {"limit": limit})
+    text = generate_latest(reports.metrics.registry).decode()
+    assert 'signer_call_failures_total{method="/m",reason="OVERLOADED"} 2.0' in text
+    assert 'signer_call_failures_total{method="/m",reason="OVERLOADED_BY_CLIENT"} 1.0' in text
 
 
 def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
@@ -115,10 +124,12 @@ def test_wrong_signatures_are_counted_and_cried_out(capsys: Capture) -> None:
     log = listen(capsys)
     reports = Reports()
     reports.chunk_done("t", 0.5, 10, 5, 0)
-    assert log() == []
     reports.chunk_done("t", 0.5, 10, 10, 2)
+    assert log() == []
+    reports.wrong_signatures("t", "facilities/f/keys/k/versions/1", 2)
     [line] = log()
     assert (line["event"], line["level"], line["wrong"]) == ("wrong_signatures", "error", 2)
+    assert line["key_version"] == "facilities/f/keys/k/versions/1"
     text = generate_latest(reports.metrics.registry).decode()
     assert 'signer_signature_checks_total{result="correct"} 13.0' in text
     assert 'signer_signature_checks_total{result="wrong"} 2.0' in text

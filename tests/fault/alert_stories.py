@@ -1,0 +1,249 @@
+"""What happens to four daemons while Prometheus watches them: each has a story of its own.
+
+Every step of a story is a real fault. A story goes on when Prometheus has seen what it must
+see first: a disk that has failed hangs no more.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from appliances import Appliance
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from daemon import OTHERS, RECORDS, SECONDS, Daemon, until
+from test_audit_daemon import PROGRAM
+from test_module import check_all
+from watching import Alert, Watching
+
+from signer.client import SignerClientError
+from signer.config import load_config
+from signer.dev import pki, softhsm
+from signer.hsm.admin import open_admin
+from signer.keys.audit import audit_key
+from signer.keys.registry import Registry
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+
+from officers import Office
+
+DAY = 86400
+LATE = ("DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED")
+ROOM = 100 << 30
+"""Free bytes of every disk, until a story says otherwise."""
+
+DISK, HSM, PIN, KEYS = "disk", "hsm", "pin", "keys"
+
+
+class Machine(NamedTuple):
+    """A daemon, and the orders for its machine and for its PKCS#11 module."""
+
+    daemon: Daemon
+    orders: Path
+
+    def order(self, name: str, text: object = "") -> None:
+        path = self.orders / f"{name}.new"
+        path.write_text(str(text))
+        path.rename(self.orders / name)
+
+    def cancel(self, name: str) -> None:
+        (self.orders / name).unlink()
+
+    def kill_workers(self) -> None:
+        for worker in self.daemon.workers():
+            worker.kill()
+
+    def sign(self, key: str = RECORDS) -> str:
+        """Signs one item; returns why the call or the item failed, or ok."""
+        try:
+            [end] = self.daemon.sign(1, key)
+        except SignerClientError as error:
+            return error.reason
+        return end
+
+    def sign_until(self, true: Callable[[], object], what: str, key: str = RECORDS) -> None:
+        """Signs again and again, however that ends, until something is so."""
+        end = time.monotonic() + SECONDS
+        while not true():
+            assert time.monotonic() < end, f"not within {SECONDS:g} s: {what}"
+            self.sign(key)
+            time.sleep(0.1)  # a call costs both sides more than a look
+
+
+# --- stories ----------------------------------------------------------------------------------
+
+
+def disk_story(machine: Machine, prometheus: Watching) -> None:
+    """The disk of the audit log fills up, hangs, and fails."""
+    fired = prometheus.fired
+    rooms = iter(range(ROOM, 0, -(1 << 28)))
+
+    def shrinks() -> bool:
+        machine.order("free", next(rooms))
+        return Alert("SignerDiskFilling", DISK) in fired
+
+    machine.sign_until(shrinks, "the disk is seen to fill")
+    low = int(machine.daemon.metric("signer_disk_low_bytes"))
+    machine.order("free", 3 * low)
+    assert machine.sign() == "ok"
+    prometheus.until(Alert("SignerDiskLow", DISK))
+
+    machine.order("slow")
+    with ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(machine.sign) for _ in range(4)]
+        stalled = Alert("SignerAuditStalled", DISK), Alert("SignerCallsNearLimit", DISK)
+        try:
+            prometheus.until(*stalled)
+        finally:
+            machine.cancel("slow")
+        assert {call.result() for call in calls} <= {"ok", *LATE}
+    prometheus.until(Alert("SignerAuditSlow", DISK))
+
+    machine.order("failed")
+    burnt = {Alert("SignerErrorBudgetBurnFast", ""), Alert("SignerErrorBudgetBurnSlow", "")}
+    machine.sign_until(lambda: burnt <= fired.keys(), "the budget burns")
+    prometheus.until(Alert("SignerAuditStopped", DISK), Alert("SignerNotReady", DISK))
+
+
+def hsm_story(machine: Machine, prometheus: Watching) -> None:
+    """The audit key is gone, then the module errs, hangs, and fails."""
+    config = load_config(machine.daemon.folder / "signer.yaml")
+    with Registry.open(config.registry) as registry:
+        key = audit_key(registry, time.time())
+    with open_admin(config.tokens[0], config.state) as admin:
+        admin.destroy(key.cka_id, key.name)
+    machine.kill_workers()  # they have copies of it
+    fired = prometheus.fired
+    unsigned = {Alert("SignerCheckpointOld", HSM), Alert("SignerCheckpointsFailing", HSM)}
+    machine.sign_until(lambda: unsigned <= fired.keys(), "the log is not signed")
+
+    machine.order("sign.once", "wrong")
+    until(lambda: machine.sign(OTHERS) == "KEY_VERSION_NOT_ACTIVE", "the key is stopped")
+
+    machine.order("sign", "hang")
+    with ThreadPoolExecutor(8) as callers:
+        calls = [callers.submit(machine.sign) for _ in range(8)]
+        try:
+            prometheus.until(Alert("SignerQueueOld", HSM))
+        finally:
+            machine.cancel("sign")
+            machine.kill_workers()  # those that hang do so for ever
+        assert {call.result() for call in calls} <= {"ok", *LATE}
+    machine.order("sign", "fail 0x30")  # CKR_DEVICE_ERROR
+    restarts = Alert("SignerWorkerRestarts", HSM)
+    machine.sign_until(lambda: restarts in fired, "workers die")
+
+
+def pin_story(machine: Machine, prometheus: Watching) -> None:
+    """The PIN is changed, workers end, and an operator restarts the daemon in vain."""
+    daemon = machine.daemon
+    (daemon.folder / "pin").write_text(secrets.token_hex(16))
+    machine.kill_workers()
+    alerts = ("LoginFailed", "PinLatched", "TokenDown", "WorkersMissing")
+    prometheus.until(*(Alert(f"Signer{name}", PIN) for name in alerts))
+
+    def started() -> float | None:
+        return prometheus.value(f'process_start_time_seconds{{instance="{PIN}"}}')
+
+    for _ in range(3):
+        before = started()
+        assert daemon.stop() == 0
+        daemon.start(ready=False)
+        until(lambda before=before: started() not in (before, None), "the restart is seen")
+    machine.order("clock", -100)
+    alerts = ("Restarting", "ClockDoubtful", "ClockSkewed")
+    prometheus.until(*(Alert(f"Signer{name}", PIN) for name in alerts))
+    daemon.stop(signal.SIGKILL)
+    prometheus.until(Alert("SignerDown", PIN))
+
+
+def keys_story(machine: Machine, prometheus: Watching) -> None:
+    """What officers and operators have forgotten falls due, and the registry cannot be read."""
+    daemon = machine.daemon
+    renew(daemon, server=20, client_ca=3)
+    now = time.time()
+    change(daemon, "01-001", "records-rsa", f"sign_until = {now + 20 * DAY}")
+    change(daemon, "moh", "digest", f"sign_until = {now + 3 * DAY}")
+    Office(daemon.dev).propose("new-version", key=RECORDS)
+    machine.order("memory", 600 << 20)
+    due = ("CertificateEnding", "CertificateEndingSoon", "KeyEnding", "KeyEndingSoon")
+    alerts = {Alert(f"Signer{name}", KEYS) for name in (*due, "MemoryHigh", "QuotaStorm")}
+    machine.sign_until(lambda: alerts <= prometheus.fired.keys(), f"{alerts} fire", OTHERS)
+    prometheus.until(Alert("SignerOperationsPending", KEYS))
+    change(daemon, "01-001", "records", "state = 'ARCHIVED'")
+    prometheus.until(Alert("SignerRegistryNotFollowed", KEYS))
+
+
+def renew(daemon: Daemon, *, server: int, client_ca: int) -> None:
+    """Gives the server a certificate of so many days, and the clients' CA a companion."""
+    folder = daemon.folder / "pki"
+    old = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    names = list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    issuer = pki.authority(folder, "ca", "")
+
+    def issue(days: int) -> bytes:
+        usage = ExtendedKeyUsageOID.SERVER_AUTH
+        made = issuer.issue(old.public_key(), old.subject, usage, names, days)  # type: ignore[arg-type] # it is one of ours
+        return made.public_bytes(Encoding.PEM)
+
+    (folder / "server.pem").write_bytes(issue(server))
+    with (folder / "client-ca.pem").open("ab") as file:
+        file.write(issue(client_ca))
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+
+
+def change(daemon: Daemon, facility: str, key: str, assignment: str) -> None:
+    """Changes a version in the registry, as another program would: with a new revision."""
+    with closing(sqlite3.connect(daemon.folder / "registry.sqlite")) as registry, registry:
+        registry.execute("UPDATE revision SET value = value + 1")
+        done = registry.execute(
+            f"UPDATE key_versions SET {assignment}, revision = (SELECT value FROM revision)"  # noqa: S608 - our own text
+            " WHERE key_id = (SELECT id FROM keys WHERE facility = ? AND key = ?)",
+            (facility, key),
+        )
+        assert done.rowcount == 1
+
+
+STORIES = {DISK: disk_story, HSM: hsm_story, PIN: pin_story, KEYS: keys_story}
+
+
+# --- the stage --------------------------------------------------------------------------------
+
+
+def set_up(folder: Path, shim_module: Path) -> dict[str, Machine]:
+    """Daemons by their story, on machines that obey; none is started."""
+    machines = {}
+    for name in STORIES:
+        appliance = Appliance(folder / name)
+        appliance.init()
+        machine = Machine(Daemon(appliance.dir), folder / f"{name}-orders")
+        machine.orders.mkdir()
+        machine.order("free", ROOM)
+        machine.order("quick")  # the disk of a busy machine is slow of itself
+        machine.daemon.program = [str(PROGRAM), str(machine.orders), "0.25"]
+        machine.daemon.configure(token={"workers": 1})
+        machines[name] = machine
+    machines[DISK].daemon.configure(limits={"calls": 4, "calls_per_client": 4})
+    shim = {"SHIM_MODULE": str(softhsm.find_module()), "SHIM_FAULTS": str(machines[HSM].orders)}
+    machines[HSM].daemon.configure(
+        token={"module": str(shim_module), "hang_seconds": 600.0, "environment": shim}
+    )
+    policy = machines[KEYS].daemon.folder / "policy" / "policy.yaml"
+    edited = yaml.safe_load(policy.read_text())
+    edited["facilities"]["01-002"]["quotas"] = ["10 per day"]
+    policy.write_text(yaml.safe_dump(edited))
+    for machine in machines.values():
+        check_all(machine.daemon)  # and puts the policy in force
+    return machines

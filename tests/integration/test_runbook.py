@@ -1,0 +1,97 @@
+"""Every command of the runbook does what the runbook says, as it is printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from edge import eventually
+
+from signer.client import SignerClientError
+
+ROOT = Path(__file__).parents[2]
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
+BLOCKS = dict(re.findall(r"(?ms)^ *```sh\n *# (\w+)\n(.*?)^ *```", RUNBOOK))
+REPORTS = (ROOT / "signer/observe/reports.py").read_text()
+
+SHOWN = {
+    "look": ("SERVING", "ready", "signer-dev", '"event": "worker_left"'),
+    "calls": ("1 KEY_NOT_FOUND  spiffe://dev.signer.example/issuer",),
+    "alive": ("alive", '"event"'),
+    "lives": ('"event": "started"',),
+    "clock": ("+00:00",),
+    "registry": (),
+    "workers": ('"cause": "died"', '"event": "login"'),
+    "wrong": (),
+    "audit": ("Filesystem",),
+    "slow": (),
+    "checkpoints": (),
+    "shipping": (),
+    "room": ("Filesystem", "audit"),
+    "reload": ("certificates: as before",),
+    "check": ("signer.yaml",),
+    "ports": ("LISTEN",),
+    "unlatch": (),
+}
+"""What each block shows of an appliance that has lost a worker; nothing of what did not happen."""
+
+
+@pytest.fixture
+def shell(make_appliance: Callable[..., Any]) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a block on an appliance of which a worker has died, and a call failed."""
+    appliance = make_appliance()
+    with appliance.client() as client, pytest.raises(SignerClientError):
+        client.sign_batch("facilities/01-001/keys/nothing", "JWS", [b"{}"])
+    workers = psutil.Process(appliance.process.pid).children()
+    workers[0].kill()
+    eventually(lambda: '"worker_left"' in appliance.log.read_text(), "it is told")
+    eventually(lambda: appliance.get("/readyz")[0] == 200, "it serves")
+    config = appliance.dir / "signer.yaml"
+    names = {"CONFIG": config, "METRICS": appliance.dev["metrics"], "LOG": appliance.log}
+    assert re.findall(r"(?m)^([A-Z]+)=", RUNBOOK) == list(names)
+    return lambda block: run(block, names)
+
+
+def run(block: str, names: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
+    return subprocess.run(
+        ["bash", "-uc", block],
+        env={**environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_every_block_works_as_it_is_printed(
+    shell: Callable[[str], subprocess.CompletedProcess[str]],
+) -> None:
+    for name, shown in SHOWN.items():
+        done = shell(BLOCKS[name])
+        assert done.stderr == "", name
+        for text in shown:
+            assert text in done.stdout, name
+
+
+def test_every_block_has_a_name_and_is_run() -> None:
+    assert len(re.findall(r"(?m)^ *```sh$", RUNBOOK)) == len(BLOCKS) + 1  # that sets the names
+    assert set(BLOCKS) == set(SHOWN)
+
+
+def test_commands_look_for_events_that_there_are() -> None:
+    looked = re.findall(r'"event": "(?:\(([^)]*)\)|([^"(]*))', RUNBOOK)
+    events = {event for either in looked for part in either for event in part.split("|") if event}
+    assert len(events) > 8
+    told = set(re.findall(r'"(\w+)"', REPORTS))
+    assert events <= told
+    named = set(re.findall(r"(?m)`(\w+)`", RUNBOOK))
+    assert {"worker_left", "not_ready", "bug"} <= named & told

@@ -1,0 +1,124 @@
+"""Gauges as they are read: zeros that are told, and when the keys of a group end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from signer.engine import Snapshot
+from signer.hsm.service import Hsm
+from signer.hsm.status import Waiting, WorkerStatus
+from signer.keys.index import KeyIndex
+from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.observe.gauges import readings
+
+NOW, DAY = 1_000_000.0, 86_400.0
+KEY = KeyName("f", "k")
+
+
+def version(number: int = 1, *, key: KeyName = KEY, **changes: Any) -> KeyVersion:
+    """A version that has been signing for a day, and has no end."""
+    made = KeyVersion(
+        key=key,
+        number=number,
+        algorithm=Algorithm.ES256,
+        state=KeyState.ACTIVE,
+        token="t",
+        cka_id=b"",
+        spki=b"",
+        certificate=None,
+        kid=b"",
+        thumbprint="",
+        created=0,
+        activate_at=NOW - DAY,
+        sign_until=None,
+    )
+    return replace(made, **changes)
+
+
+def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, Any]:
+    """What is read of these keys: of facility f in group g, of another facility in none."""
+    facility = SimpleNamespace(terms=SimpleNamespace(group="g", priority="high"))
+    policy = SimpleNamespace(facilities={"f": facility}, sha256="00")
+    pool = SimpleNamespace(pin_latched=False, waiting=lambda: waiting)
+    worker = WorkerStatus("t", 1, "serving", 1, 0, "")
+    hsm = SimpleNamespace(pools={"t": pool, "u": pool}, status=lambda: [worker, worker])
+    found = readings(
+        Snapshot(cast(Any, policy), KeyIndex(versions)), cast(Hsm, hsm), {}, now=NOW, monotonic=NOW
+    )
+    return {each.name: dict(each.values) for each in found}
+
+
+def end(*versions: KeyVersion) -> float | None:
+    """When the keys of group g end."""
+    ends = read(*versions)["signer_key_expiry_timestamp_seconds"]
+    return cast(float | None, ends.get(("g",)))
+
+
+def test_states_without_a_worker_are_zero_and_not_absent() -> None:
+    workers = read()["signer_workers"]
+    assert workers["t", "serving"] == 2
+    others = {pair: count for pair, count in workers.items() if pair != ("t", "serving")}
+    assert set(others.values()) == {0}
+    assert ("u", "serving") in others
+
+
+def test_classes_in_which_nothing_waits_are_zero_and_have_no_oldest() -> None:
+    told = read(waiting=(Waiting("f", 3, NOW - 5),))
+    assert told["signer_queue_items"] == {("high",): 6, ("normal",): 0, ("low",): 0}
+    assert told["signer_queue_oldest_timestamp_seconds"] == {("high",): NOW - 5}
+
+
+def test_a_key_without_an_end_has_none() -> None:
+    assert end(version()) is None
+    assert end() is None
+
+
+@pytest.mark.parametrize("field", ["sign_until", "deactivate_at"])
+def test_a_key_ends_with_its_last_version(field: str) -> None:
+    soon = version(**{field: NOW + DAY})
+    assert end(soon) == NOW + DAY
+    assert end(soon, version(2, sign_until=NOW + 9 * DAY)) == NOW + 9 * DAY
+    assert end(soon, version(2)) is None
+
+
+def test_a_version_that_is_to_follow_counts_and_one_that_waits_to_be_told_does_not() -> None:
+    soon = version(sign_until=NOW + DAY)
+    assert end(soon, version(2, activate_at=NOW + DAY / 2, sign_until=NOW + 9 * DAY)) > NOW + DAY  # type: ignore[operator]
+    for waits in (
+        version(2, activate_at=None),
+        version(2, state=KeyState.PRE_ACTIVE),
+        version(2, state=KeyState.SUSPENDED),
+        version(2, state=KeyState.COMPROMISED),
+    ):
+        assert end(soon, waits) == NOW + DAY
+
+
+def test_a_key_that_the_clock_has_ended_goes_on_being_told() -> None:
+    ended = version(sign_until=NOW - DAY)
+    assert end(ended) == NOW - DAY
+    assert end(ended, version(key=KeyName("f", "other"), sign_until=NOW + DAY)) == NOW - DAY
+    assert end(ended, version(2)) is None
+
+
+def test_a_key_that_its_officers_have_ended_is_not_told() -> None:
+    assert end(version(deactivate_at=NOW - DAY)) is None
+    assert end(version(deactivate_at=NOW - DAY, sign_until=NOW + DAY)) is None
+    assert end(version(state=KeyState.DESTROY_SCHEDULED, sign_until=NOW - DAY)) is None
+
+
+def test_the_first_key_of_a_group_counts_and_others_have_no_group() -> None:
+    told = read(
+        version(sign_until=NOW + 9 * DAY),
+        version(key=KeyName("f", "other"), sign_until=NOW + DAY),
+        version(key=KeyName("elsewhere", "k"), sign_until=NOW + 2 * DAY),
+    )["signer_key_expiry_timestamp_seconds"]
+    assert told == {("g",): NOW + DAY, ("",): NOW + 2 * DAY}
+
+
+def test_key_versions_are_counted_by_the_state_in_force() -> None:
+    told = read(version(), version(2, activate_at=NOW + DAY), version(3, sign_until=NOW - 1))
+    assert told["signer_key_versions"] == {("ACTIVE",): 1, ("PRE_ACTIVE",): 1, ("DEACTIVATED",): 1}

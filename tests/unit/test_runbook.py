@@ -1,0 +1,215 @@
+"""docs/runbook.md has every alert, every refusal to start and every reason for NOT_SERVING.
+
+Refusals and reasons are texts of the program. The runbook quotes them, a line each, with …
+for what differs; here the quotes are compared with the texts that stand in the code.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from signer.errors import ConfigError
+from signer.hsm.spec import FailureKind
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/runbook.md"
+RUNBOOK = re.sub(r"(?ms)^```.*?^```$", "", PAGE.read_text())
+"""Without its blocks of commands and queries: they have lines that begin like headings."""
+RULES = ROOT / "config/prometheus/rules"
+DIFFERS = "…"
+
+SPEAKING = (
+    "api/server.py",
+    "audit/log.py",
+    "audit/recovery.py",
+    "daemon.py",
+    "decisions.py",
+    "follow.py",
+    "hsm/cryptoki.py",
+    "hsm/latch.py",
+    "hsm/login.py",
+    "hsm/objects.py",
+    "hsm/pool.py",
+    "hsm/slot.py",
+    "hsm/token.py",
+    "hsm/worker.py",
+    "keys/audit.py",
+    "keys/database.py",
+    "observe/http.py",
+    "observe/reports.py",
+    "trail.py",
+)
+"""The modules that can refuse a start, or say why the daemon does not serve."""
+SAYING = {
+    *("OperatorError", "AuditRefused", "RegistryError", "TokenFailure"),
+    *("End", "_replace", "_leave", "_halt", "stop_intents", "fail", "__init__"),
+}
+"""What is called there with such a text."""
+ELSEWHERE = {
+    "… holds an audit log: it is begun only once": "signer init",
+    "… cannot be written: …": "signer init",
+    "the audit log could not be begun: …": "signer init",
+    "token … holds no private key with the CKA_ID …": "an operation",
+    "token … holds another key than … with the CKA_ID …": "an operation",
+    "token … holds another private key with the label …": "an operation",
+    "token … made a key whose … is not as demanded": "an operation",
+    "token … holds a private key with the CKA_ID … that was not made for …": "an operation",
+    "token … holds a key for … that is none for …": "an operation",
+    "…: …, then repeat": "an operation",
+    "the registry was brought to schema … by a newer version of signer": "an operation",
+}
+"""How texts begin that stand in these modules and befall others than the start."""
+
+
+def sections(level: int) -> dict[str, str]:
+    """What stands under each heading of a level, up to the next heading of this or a higher one."""
+    marks = "#" * level
+    found = re.findall(rf"(?ms)^{marks} (.+?)\n(.*?)(?=^#{{1,{level}}} |\Z)", RUNBOOK)
+    assert len(dict(found)) == len(found), "a heading stands twice"
+    return dict(found)
+
+
+def under(heading: str) -> dict[str, str]:
+    """The sections of one chapter."""
+    text = sections(2)[heading]
+    return {name: part for name, part in sections(3).items() if f"### {name}\n" in text}
+
+
+def anchors() -> set[str]:
+    """How headings are linked to, as GitHub writes it."""
+    headings = re.findall(r"(?m)^#+ (.+)$", RUNBOOK)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def rules(name: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((RULES / name).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+ALERTS = rules("alerts.yml")
+
+
+# --- alerts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_an_alert_leads_to_its_section(rule: dict[str, Any]) -> None:
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert ROOT / page == PAGE
+    assert anchor in anchors()
+    text = under("Alerts")[rule["alert"]]
+    assert text.lstrip().startswith(f"{rule['labels']['severity'].capitalize()}. ")
+    assert re.search(r"\*\*(Do\b|do\b|Tell)", text), "it does not say what to do"
+
+
+def test_no_section_is_of_an_alert_that_there_is_not() -> None:
+    assert list(under("Alerts")) == [rule["alert"] for rule in ALERTS]
+
+
+def test_links_lead_to_headings() -> None:
+    assert set(re.findall(r"\]\(#([^)]*)\)", RUNBOOK)) <= anchors()
+    shipped = "".join(path.read_text() for path in RULES.glob("*.yml"))
+    assert set(re.findall(r"docs/runbook\.md#([\w-]+)", shipped)) <= anchors()
+
+
+def test_every_cause_of_a_workers_end_is_explained() -> None:
+    text = under("Alerts")["SignerWorkerRestarts"]
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", text))
+    assert set(rows) == set(FailureKind)
+    ending = {cause for cause, row in rows.items() if "Ends a start." in row}
+    assert ending == {kind for kind in FailureKind if kind.ends_start}
+
+
+def test_the_objective_counts_the_reasons_that_are_told_to_be_ours() -> None:
+    rows = re.findall(r"(?m)^\| `(\w+)`( \(items\))? \| yes \|", sections(2)["The objective"])
+    for rule in rules("recording.yml"):
+        if rule["record"].startswith("job:signer_sli_bad:rate"):
+            [counted] = re.findall(r'reason=~"([^"]*)"', rule["expr"])
+            items = rule["labels"]["sli"] == "items"
+            told = {reason for reason, of_items in rows if bool(of_items) == items}
+            assert set(counted.split("|")) == told | ({"INTERNAL"} if items else set())
+
+
+# --- refusals and reasons ---------------------------------------------------------------------
+
+
+def text_of(node: ast.expr) -> str:
+    """A text as the code has it, with … for what is put in."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(map(text_of, values))
+        case _:
+            return DIFFERS
+
+
+def texts() -> Iterator[str]:
+    """Every text of the program that a start can end with, or /readyz can say."""
+    for name in SPEAKING:
+        for node in ast.walk(ast.parse((ROOT / "signer" / name).read_text())):
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if called in SAYING:
+                    said = [*node.args, *(word.value for word in node.keywords)]
+                    yield from filter(has_words, map(text_of, said))
+    yield str(ConfigError(DIFFERS, []))
+    yield "starting"  # Pool.reason, while no worker has an end yet
+
+
+def has_words(text: str) -> bool:
+    return len(re.findall(r"\w+", text)) > 1
+
+
+def says(quote: str, text: str) -> bool:
+    """Whether a quote is this text, or its beginning where it ends with …"""
+    pattern = ".*".join(map(re.escape, quote.split(DIFFERS)))
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def quotes() -> list[str]:
+    chapters = {**under("The daemon does not start"), **under("NOT_SERVING")}
+    for name, part in chapters.items():
+        assert "\n> " in part, f"{name} quotes nothing"
+    return re.findall(r"(?m)^> (.+)$", "".join(chapters.values()))
+
+
+AT_START = sorted(
+    {text for text in texts() if not any(says(f"{known}…", text) for known in ELSEWHERE)}
+)
+
+
+def test_the_texts_are_found() -> None:
+    assert len(AT_START) > 35
+    assert any(text.startswith("the audit log in … is not whole") for text in AT_START)
+    assert any(text.startswith("… has rejected this PIN before") for text in AT_START)
+
+
+@pytest.mark.parametrize("text", AT_START)
+def test_what_the_program_says_is_explained(text: str) -> None:
+    assert any(says(quote, text) for quote in quotes())
+
+
+@pytest.mark.parametrize("quote", quotes())
+def test_what_is_quoted_is_what_the_program_says(quote: str) -> None:
+    assert any(says(quote, text) for text in AT_START)
+
+
+def test_texts_that_befall_others_are_still_there() -> None:
+    all_texts = list(texts())
+    for known in ELSEWHERE:
+        assert any(says(f"{known}…", text) for text in all_texts), known
+
+
+def test_the_comparison_compares() -> None:
+    assert says("the … of …", "the end of … days")
+    assert says("a port …", "a port is taken: … ends it")
+    assert not says("a port", "a port is taken")
+    assert not says("port …", "a port is taken")
