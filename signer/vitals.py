@@ -19,8 +19,11 @@ from signer.observe.reports import Reports
 from signer.operations.execution import Executor
 from signer.trail import Trail
 
+STUCK_SECONDS = 60.0
+"""How long the daemon's main loop may be silent before the process is called dead."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Vitals:
     """Looks at the parts of the daemon, from any thread; ``tick`` belongs to one.
 
@@ -40,18 +43,31 @@ class Vitals:
     certificates: Certificates
     reports: Reports
     _history: History = field(default_factory=History)
+    _ticked: float | None = None
 
     def tick(self) -> None:
         """Remembers what the last seconds were like; to be called every now and then."""
-        now = self.clock.monotonic()
+        self._ticked = now = self.clock.monotonic()
         if self._history.due(now):
             self._history.look(now, self.reports.metrics.totals())
 
+    def rest(self) -> None:
+        """No tick comes any more: the daemon ends."""
+        self._ticked = None
+
+    def stuck(self) -> str:
+        """Why the process is not alive: who looks after health and deadlines does not."""
+        ticked = self._ticked
+        silent = 0.0 if ticked is None else self.clock.monotonic() - ticked
+        return f"the main loop is stuck for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+
     def doubts(self) -> list[str]:
         """What is wrong though the daemon serves."""
-        error = self.follower.error
-        followed = [f"the registry is not followed: {error}"] if error else []
-        return [*followed, *filter(None, [self.clock.doubt()])]
+        return self._doubts(f"the registry is not followed: {self.follower.error}")
+
+    def _doubts(self, unfollowed: str) -> list[str]:
+        registry = unfollowed if self.follower.error else ""
+        return [doubt for doubt in (registry, self.clock.doubt()) if doubt]
 
     def readings(self) -> list[Reading]:
         """Every gauge as it is now."""
@@ -89,7 +105,8 @@ class Vitals:
                 monotonic=self.clock.monotonic(),
                 started=self.started_at,
                 reasons=self.reasons(),
-                doubts=self.doubts(),
+                # Without the database's text: whoever reaches the port reads this.
+                doubts=self._doubts("the registry is not followed: see the log"),
                 gauges={reading.name: reading.values for reading in self.readings()},
                 workers=self.hsm.status(),
                 samples=self._history.samples(),

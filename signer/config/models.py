@@ -93,6 +93,9 @@ def _kinds(value: object) -> dict[str, int]:
     return dict(value)
 
 
+LEVELS = ("debug", "info", "warning", "error")
+"""What is logged: lines of this level and those behind it."""
+
 Reachable = Annotated[Address, PlainValidator(_address)]
 File = Annotated[Path, PlainValidator(_path)]
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from signer.daemon import STARTING, STOPPING
 from signer.errors import ConfigError
 from signer.hsm.spec import FailureKind
 
@@ -161,6 +162,7 @@ def texts() -> Iterator[str]:
                     said = [*node.args, *(word.value for word in node.keywords)]
                     yield from filter(has_words, map(text_of, said))
     yield str(ConfigError(DIFFERS, []))
+    yield from (STARTING, STOPPING)
     yield "starting"  # Pool.reason, while no worker has an end yet
 
 
