@@ -167,7 +167,13 @@ class Daemon:
 
     def _pool(self, token: TokenConfig) -> Pool:
         config = self._config
-        config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise OperatorError(
+                f"the folder of latches and locks cannot be made at {config.state} "
+                f"({error.strerror}): make it, or change `state` in the configuration"
+            ) from error
         return Pool(
             TokenSpec.of(token, config.state),
             workers=token.workers,

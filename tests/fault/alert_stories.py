@@ -22,9 +22,7 @@ from appliances import Appliance
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from daemon import OTHERS, RECORDS, SECONDS, Daemon, until
-from test_audit_daemon import PROGRAM
-from test_module import check_all
+from daemon import OTHERS, RECORDS, SECONDS, Daemon, check_all, until
 from watching import Alert, Watching
 
 from signer.client import SignerClientError
@@ -38,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from officers import Office
 
+PROGRAM = Path(__file__).with_name("serve_with_faults.py")
 DAY = 86400
 LATE = ("DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED")
 ROOM = 100 << 30
