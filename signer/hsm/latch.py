@@ -139,10 +139,31 @@ def release(state: Path, token: str) -> bool:
 @contextmanager
 def start_lock(state: Path, token: str) -> Iterator[None]:
     """Holds the lock under which workers open a token (a label): one process at a time."""
-    path = state / f"start-{token.encode().hex()}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(_lock_file(state, token), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def look_lock(state: Path, token: str) -> Iterator[None]:
+    """Keeps workers from opening a token meanwhile; makes no file, which might be another user's.
+
+    Without a file no worker has opened the token yet.
+    """
+    try:
+        descriptor = os.open(_lock_file(state, token), os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(state: Path, token: str) -> Path:
+    return state / f"start-{token.encode().hex()}.lock"

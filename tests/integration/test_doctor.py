@@ -335,6 +335,29 @@ def test_whose_files_they_are(machine: Copy) -> None:
     assert found["tls.key"].level is OK  # root's
 
 
+def test_root_judges_secrets_as_the_user_of_the_daemon_reads_them(machine: Copy) -> None:
+    """As docs/packaging.md installs them; `chmod 600` would take them from the daemon."""
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(machine.dir / "state", 4711, 4711)
+    for name in ("pki/server.key", "pin"):
+        os.chown(machine.dir / name, 0, 4711)
+        (machine.dir / name).chmod(0o640)
+    found = machine.findings()
+    assert found["tls.key"].level is found["tokens[0].pin_file"].level is OK
+    assert found["pin signer-dev"].level is OK
+    (machine.dir / "pin").chmod(0o644)
+    assert machine.findings()["tokens[0].pin_file"].remedy.startswith("chmod 640 ")
+
+
+def test_who_looks_before_the_first_start_leaves_no_lock(machine: Copy) -> None:
+    state = machine.dir / "state"
+    for path in state.iterdir():
+        path.unlink()
+    assert "not tried yet" in machine.findings()["pin signer-dev"].seen
+    assert list(state.iterdir()) == []
+
+
 def test_no_pin_is_ever_tried(machine: Copy) -> None:
     """Neither a new one, nor one that is latched; the token counts nothing."""
     config, pin = load_config(machine.config), machine.dir / "pin"
