@@ -38,7 +38,10 @@ from signer.model import (
 _VERSIONS = sa.select(keys.c.facility, keys.c.key, keys.c.algorithm, key_versions).join(
     keys, key_versions.c.key_id == keys.c.id
 )
+# Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _REVISION = sa.select(revision)
+_OFFICERS = sa.select(officers)
+_SUSPENSIONS = sa.select(suspensions)
 
 
 class RegistryState(NamedTuple):
@@ -135,10 +138,10 @@ class Registry:
             now = connection.execute(_REVISION).one()
             # A registry that was put back from a backup is another one: nothing is known of it.
             known = KeyIndex() if since is None or now.value < since.revision else since
-            statement = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
             if known.revision:
-                statement = statement.where(key_versions.c.revision > known.revision)
-            rows = connection.execute(statement).all()
+                rows = connection.execute(_NEW, {"since": known.revision}).all()
+            else:
+                rows = connection.execute(_ALL).all()
             return RegistryState(
                 keys=known.updated(map(_version, rows), int(now.value)),
                 officers=_officers(connection),
@@ -182,12 +185,12 @@ class Registry:
 
 
 def _officers(connection: sa.Connection) -> dict[str, bytes]:
-    rows = connection.execute(sa.select(officers))
+    rows = connection.execute(_OFFICERS)
     return {row.principal: bytes(row.certificate) for row in rows}
 
 
 def _suspensions(connection: sa.Connection) -> tuple[Suspension, ...]:
-    rows = connection.execute(sa.select(suspensions))
+    rows = connection.execute(_SUSPENSIONS)
     # Sorted here: databases have their own ideas of the order of text.
     return tuple(
         sorted(
@@ -199,6 +202,10 @@ def _suspensions(connection: sa.Connection) -> tuple[Suspension, ...]:
 
 def _is(name: KeyName) -> sa.ColumnElement[bool]:
     return sa.and_(keys.c.facility == name.facility, keys.c.key == name.key)
+
+
+_ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
+_NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
 
 
 def _version(row: sa.Row[Any]) -> KeyVersion:

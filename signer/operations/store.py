@@ -34,6 +34,14 @@ MOST_DECISIONS = 1000
 """Changes of policy and officers that an appliance can have missed and still follow."""
 ENDED = (State.DONE, State.FAILED, State.WAITING)
 
+# Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
+_FIND = sa.select(operations).where(operations.c.id == sa.bindparam("identity"))
+_SIGNED = (
+    sa.select(signatures)
+    .where(signatures.c.operation == sa.bindparam("operation"))
+    .order_by(signatures.c.at)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -147,7 +155,7 @@ class Store:
 
 def find(connection: sa.Connection, identity: str) -> Operation | None:
     """Returns one operation within a transaction."""
-    row = connection.execute(sa.select(operations).where(operations.c.id == identity)).one_or_none()
+    row = connection.execute(_FIND, {"identity": identity}).one_or_none()
     return None if row is None else _read(connection, row)
 
 
@@ -188,9 +196,7 @@ def update(write: Writing, identity: str, now: float, **values: Any) -> None:
 
 
 def _read(connection: sa.Connection, row: sa.Row[Any]) -> Operation:
-    signed = connection.execute(
-        sa.select(signatures).where(signatures.c.operation == row.id).order_by(signatures.c.at)
-    )
+    signed = connection.execute(_SIGNED, {"operation": row.id})
     content = bytes(row.content)
     return Operation(
         proposal=parse(content),
