@@ -63,6 +63,7 @@ ELSEWHERE = {
     "token … holds a private key with the CKA_ID … that was not made for …": "an operation",
     "token … holds a key for … that is none for …": "an operation",
     "…: …, then repeat": "an operation",
+    "the registry was brought to schema … by a newer version of signer: …": "an operation",
 }
 """How texts begin that stand in these modules and befall others than the start."""
 
