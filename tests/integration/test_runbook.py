@@ -36,6 +36,7 @@ SHOWN = {
     "shipping": (),
     "room": ("Filesystem", "audit"),
     "reload": ("certificates: as before",),
+    "doctor": ("registry", "token"),
     "check": ("signer.yaml",),
     "ports": ("LISTEN",),
     "unlatch": (),
@@ -54,7 +55,12 @@ def shell(make_appliance: Callable[..., Any]) -> Callable[[str], subprocess.Comp
     eventually(lambda: '"worker_left"' in appliance.log.read_text(), "it is told")
     eventually(lambda: appliance.get("/readyz")[0] == 200, "it serves")
     config = appliance.dir / "signer.yaml"
-    names = {"CONFIG": config, "METRICS": appliance.dev["metrics"], "LOG": appliance.log}
+    names = {
+        "CONFIG": config,
+        "METRICS": appliance.dev["metrics"],
+        "AUDIT": appliance.dir / "audit",
+        "LOG": appliance.log,
+    }
     assert re.findall(r"(?m)^([A-Z]+)=", RUNBOOK) == list(names)
     return lambda block: run(block, names)
 
