@@ -43,7 +43,7 @@ def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
 
 def ceiling(value: float) -> float:
     """Returns the end of an axis that holds a value: 1, 2 or 5 times a power of ten."""
-    if value <= 0:
+    if value < 1e-100:  # nothing, or too little to divide by
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * step for step in _STEPS if power * step >= value)

@@ -50,8 +50,9 @@ def scalars(values: Mapping[str, float]) -> list[Reading]:
 def readings(
     snapshot: Snapshot, hsm: Hsm, expiries: Mapping[str, float], *, now: float, monotonic: float
 ) -> list[Reading]:
-    """Returns the gauges with labels, but for those of keys; ``now`` and ``monotonic`` are the two clocks.
+    """Returns the gauges with labels, but for those of keys.
 
+    ``now`` and ``monotonic`` are the two clocks.
     ``expiries`` are the ends of the server's certificates, seconds since the epoch.
     """
     states = closed("signer_workers", "state")
