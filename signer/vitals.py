@@ -14,6 +14,7 @@ from signer.follow import Follower
 from signer.hsm.service import Hsm
 from signer.observe.gauges import Reading, Values, readings, scalars
 from signer.observe.history import History
+from signer.observe.keys import KeyReadings
 from signer.observe.page import Seen, page
 from signer.observe.reports import Reports
 from signer.operations.execution import Executor
@@ -44,6 +45,7 @@ class Vitals:
     reports: Reports
     _history: History = field(default_factory=History)
     _ticked: float | None = None
+    _keys: KeyReadings = field(default_factory=KeyReadings)
 
     def tick(self) -> None:
         """Remembers what the last seconds were like; to be called every now and then."""
@@ -83,6 +85,7 @@ class Vitals:
             "signer_audit_stopped": bool(log.refusal),
             "signer_audit_open_intents": log.open_intents,
             "signer_audit_commit_started_timestamp_seconds": log.committing_since,
+            "signer_audit_unsigned_since_timestamp_seconds": self.trail.unsigned_since,
             "signer_disk_free_bytes": log.free_bytes,
             "signer_disk_low_bytes": self.config.audit.low_disk_bytes,
         }
@@ -92,6 +95,7 @@ class Vitals:
         monotonic = self.clock.monotonic()
         return [
             *readings(self.engine.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
+            *self._keys(self.engine.snapshot, now, monotonic),
             *scalars(values),
             Reading("signer_audit_checkpoint_timestamp_seconds", checkpoints),
         ]

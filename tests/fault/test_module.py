@@ -181,6 +181,7 @@ def test_one_failure_is_not_noticed(
 
 def test_items_fail_when_a_second_worker_dies_over_them(daemon: Daemon, faults: Faults) -> None:
     daemon.start()
+    settle(daemon)
     faults.order("sign", "crash")
     with daemon.client() as client:
         [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])

@@ -99,8 +99,8 @@ def run(config: Path, *options: str, files: int = 1024) -> subprocess.CompletedP
 
 # --- in order ----------------------------------------------------------------------------------
 
-USUAL = {"mirror", "clock", "memory", "open files", "core dumps"}
-"""What a development machine may be warned of."""
+USUAL = {"audit sync", "mirror", "clock", "memory", "open files", "core dumps"}
+"""What a development machine, and a busy one, may be warned of."""
 
 
 def test_a_machine_in_order(machine: Copy) -> None:
