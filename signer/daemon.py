@@ -32,6 +32,7 @@ from signer.engine import Engine
 from signer.errors import ConfigError, OperatorError
 from signer.follow import Follower, check_tokens
 from signer.hsm.admin import open_admin, wait_for_strays
+from signer.hsm.latch import make_state
 from signer.hsm.pool import Pool
 from signer.hsm.service import Hsm
 from signer.hsm.slot import START_SECONDS
@@ -167,13 +168,7 @@ class Daemon:
 
     def _pool(self, token: TokenConfig) -> Pool:
         config = self._config
-        try:
-            config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise OperatorError(
-                f"the folder of latches and locks cannot be made at {config.state} "
-                f"({error.strerror}): make it, or change `state` in the configuration"
-            ) from error
+        make_state(config.state)
         return Pool(
             TokenSpec.of(token, config.state),
             workers=token.workers,

@@ -94,6 +94,17 @@ class PinLatch:
         temporary.replace(self._path)
 
 
+def make_state(folder: Path) -> None:
+    """Makes the folder of latches and locks where it is not there; raises OperatorError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(
+            f"the folder of latches and locks cannot be made at {folder} "
+            f"({error.strerror}): make it, or change `state` in the configuration"
+        ) from error
+
+
 def latch_of(state: Path, token: str, serial: str) -> PinLatch:
     """Returns the latch of one token, by its label and serial number."""
     return PinLatch(state / f"pin-{token.encode().hex()}-{serial.encode().hex()}.json")
