@@ -2,8 +2,8 @@
 #   docker build --tag signer .
 #   docker build --tag signer-softhsm --target softhsm .   to try it out: the image is its own HSM
 #
-# The base image is pinned by its tag. Pin it by digest where you build: a digest stands for
-# one registry's content at one day, and nobody has looked at yours from here.
+# The base image is named by its tag, which moves. Pin it by digest where you build: a digest
+# stands for one registry's content at one day, and nobody has looked at yours from here.
 
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

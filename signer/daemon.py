@@ -27,11 +27,12 @@ from signer.api.server import ROLES, Server
 from signer.api.signing import SigningService
 from signer.api.tls import Certificates
 from signer.clock import FlooredClock
-from signer.config import PolicyText, TokenConfig, load_config
+from signer.config import LEVELS, TokenConfig, load_config
 from signer.engine import Engine
 from signer.errors import ConfigError, OperatorError
 from signer.follow import Follower, check_tokens
 from signer.hsm.admin import open_admin, wait_for_strays
+from signer.hsm.latch import make_state
 from signer.hsm.pool import Pool
 from signer.hsm.service import Hsm
 from signer.hsm.slot import START_SECONDS
@@ -51,6 +52,7 @@ from signer.reconcile import Reconciler
 from signer.trail import Trail
 from signer.vitals import Vitals
 
+STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25
 """How often readiness and registry are looked at."""
 SWEEP_SECONDS = 5.0
@@ -139,8 +141,18 @@ class Daemon:
         self._waiting_for_strays = threading.Lock()
         self._executor = Executor(self._surroundings(journal))
         self._server = self._build_server(journal)
-        self._vitals = Vitals(
-            config=config,
+        self._vitals = self._build_vitals()
+        self._http: HttpPort | None = None
+        self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
+        self._telling = threading.Lock()
+        self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
+        self._closing = threading.Event()
+        self._reloading = threading.Lock()
+        self._listening = self._draining = False
+
+    def _build_vitals(self) -> Vitals:
+        return Vitals(
+            config=self._config,
             clock=self._clock,
             started_at=self.started_at,
             reasons=self.reasons,
@@ -153,16 +165,10 @@ class Daemon:
             certificates=self._certificates,
             reports=self._reports,
         )
-        self._http: HttpPort | None = None
-        self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
-        self._telling = threading.Lock()
-        self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
-        self._closing = threading.Event()
-        self._draining = False
 
     def _pool(self, token: TokenConfig) -> Pool:
         config = self._config
-        config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_state(config.state)
         return Pool(
             TokenSpec.of(token, config.state),
             workers=token.workers,
@@ -242,10 +248,16 @@ class Daemon:
         self._hear(signal.SIGTERM, signal.SIGINT)  # who sees it ready may end it: with a drain
         self._reports.watch(self._vitals.readings)
         self._http = HttpPort(
-            self._config.metrics, self._reports.metrics.registry, self.reasons, self._vitals.page
+            self._config.metrics,
+            self._reports.metrics.registry,
+            reasons=self.reasons,
+            page=self._vitals.page,
+            stuck=self._vitals.stuck,
+            failed=lambda error: self._reports.our_bug("the metrics port", error, {}),
         )
         self._follower.follow()  # what was decided since the constructor, before anybody calls
         self._server.listen(str(self._config.listen), self._certificates)
+        self._listening = True
         self._following.start()
         self._reports.started(str(self._config.listen), self._engine.snapshot.policy.sha256)
 
@@ -292,6 +304,7 @@ class Daemon:
     def stop(self) -> None:
         """Drains: health first, then calls at work, the audit log, workers last."""
         self._draining = True
+        self._vitals.rest()
         self._server.drain(self._config.limits.drain_seconds)
         self._closing.set()
         if self._following.is_alive():
@@ -314,38 +327,41 @@ class Daemon:
         reasons = self._hsm.reasons()
         if refusal := self._trail.log.refusal:
             reasons.append(refusal)
+        if not self._listening:
+            reasons.append(STARTING)
         if self._draining:
-            reasons.append("the daemon is stopping")
+            reasons.append(STOPPING)
         return reasons
 
     def reload(self) -> Reloaded:
         """Reads its files again; raises ConfigError with what is refused.
 
-        Where officers decide the policy, certificates do not wait for them. Of signer.yaml
-        the log's level changes; what else differs is named, and takes a restart.
+        All is in force then, or nothing has changed. But where officers decide the policy,
+        a draft in its files, which is refused, holds up nothing else. Of signer.yaml the
+        log's level changes; what else differs is named, and takes a restart.
         """
-        config = load_config(self._config_path)
-        draft: PolicyText | None = None
-        if self._follower.files_decide:
-            draft = self._follower.draft()
-            certificate_changed = self._certificates.reload()
+        with self._reloading:
+            config = load_config(self._config_path)
+            files_decide = self._follower.files_decide
+            draft = self._follower.draft() if files_decide else None
+            certificates = self._certificates.read()
             if draft is not None:
                 self._follower.put(draft)
-        else:
-            certificate_changed = self._certificates.reload()
-            self._follower.draft()
-        level_changed = config.log_level != self._log_level
-        self._log_level = config.log_level
-        changed = Reloaded(
-            policy_changed=draft is not None,
-            certificate_changed=certificate_changed,
-            log_level=config.log_level,
-            log_level_changed=level_changed,
-            restart_needed=self._config.changed(config),
-        )
-        self._reports.reloaded(self._engine.snapshot.policy.sha256, asdict(changed))
-        self._reports.set_level(config.log_level)
-        return changed
+            changed = Reloaded(
+                policy_changed=draft is not None,
+                certificate_changed=self._certificates.use(certificates),
+                log_level=config.log_level,
+                log_level_changed=config.log_level != self._log_level,
+                restart_needed=self._config.changed(config),
+            )
+            # The line is written under the level that lets more through.
+            self._reports.set_level(min(config.log_level, self._log_level, key=LEVELS.index))
+            self._reports.reloaded(self._engine.snapshot.policy.sha256, asdict(changed))
+            self._reports.set_level(config.log_level)
+            self._log_level = config.log_level
+            if not files_decide:
+                self._follower.draft()
+            return changed
 
     def _reload_by_signal(self) -> None:
         try:

@@ -196,8 +196,9 @@ class KeyVersion:
     @property
     def ends_at(self) -> float | None:
         """When it signs no longer, whatever happens; None where nothing says so."""
-        ends = [each for each in (self.sign_until, self.deactivate_at) if each is not None]
-        return min(ends, default=None)
+        if self.sign_until is None or self.deactivate_at is None:  # of tens of thousands, often
+            return self.deactivate_at if self.sign_until is None else self.sign_until
+        return min(self.sign_until, self.deactivate_at)
 
     def state_at(self, now: float) -> KeyState:
         """The state in force: a function of the record and the clock.

@@ -171,6 +171,8 @@ class Trail:
         self._on_stop: Callable[[], object] = lambda: None
         self._slow_since = 0.0
         self.checkpoint_time = 0.0
+        self.unsigned_since = 0.0
+        self._signed_size = 0
         self.evidence = Evidence(clock, reports)
         if not list_segments(config.directory) and not override:
             raise AuditRefused(
@@ -225,11 +227,12 @@ class Trail:
         return newest[1] if newest else ""
 
     def tick(self) -> None:
-        """Records the denials of the last seconds, and tells of a commit that hangs.
+        """Records the denials of the last seconds, and sees what hangs: a commit, the signing.
 
         To be called every now and then.
         """
         self._watch_commit()
+        self._watch_signing()
         now = self._clock.monotonic()
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now
@@ -248,6 +251,19 @@ class Trail:
         if since and since != self._slow_since and self._clock.now() - since >= SLOW_SECONDS:
             self._slow_since = since
             self._reports.audit_slow(since)
+
+    def _watch_signing(self) -> None:
+        """Sees since when records have waited for the next checkpoint: 0 while none do.
+
+        A log that is always busy is never signed as a whole; each checkpoint begins anew.
+        """
+        newest = self._checkpointer.newest if self._checkpointer else None
+        size = newest[0].size if newest else 0
+        if size >= self.log.size:
+            self.unsigned_since = 0.0
+        elif not self.unsigned_since or size > self._signed_size:
+            self.unsigned_since = self._clock.now()
+        self._signed_size = size
 
     # --- what is recorded ------------------------------------------------------------------
 

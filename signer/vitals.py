@@ -14,13 +14,17 @@ from signer.follow import Follower
 from signer.hsm.service import Hsm
 from signer.observe.gauges import Reading, Values, readings, scalars
 from signer.observe.history import History
+from signer.observe.keys import KeyReadings
 from signer.observe.page import Seen, page
 from signer.observe.reports import Reports
 from signer.operations.execution import Executor
 from signer.trail import Trail
 
+STUCK_SECONDS = 60.0
+"""How long the daemon's main loop may be silent before the process is called dead."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Vitals:
     """Looks at the parts of the daemon, from any thread; ``tick`` belongs to one.
 
@@ -40,18 +44,32 @@ class Vitals:
     certificates: Certificates
     reports: Reports
     _history: History = field(default_factory=History)
+    _ticked: float | None = None
+    _keys: KeyReadings = field(default_factory=KeyReadings)
 
     def tick(self) -> None:
         """Remembers what the last seconds were like; to be called every now and then."""
-        now = self.clock.monotonic()
+        self._ticked = now = self.clock.monotonic()
         if self._history.due(now):
             self._history.look(now, self.reports.metrics.totals())
 
+    def rest(self) -> None:
+        """No tick comes any more: the daemon ends."""
+        self._ticked = None
+
+    def stuck(self) -> str:
+        """Why the process is not alive: who looks after health and deadlines does not."""
+        ticked = self._ticked
+        silent = 0.0 if ticked is None else self.clock.monotonic() - ticked
+        return f"the main loop is stuck for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+
     def doubts(self) -> list[str]:
         """What is wrong though the daemon serves."""
-        error = self.follower.error
-        followed = [f"the registry is not followed: {error}"] if error else []
-        return [*followed, *filter(None, [self.clock.doubt()])]
+        return self._doubts(f"the registry is not followed: {self.follower.error}")
+
+    def _doubts(self, unfollowed: str) -> list[str]:
+        registry = unfollowed if self.follower.error else ""
+        return [doubt for doubt in (registry, self.clock.doubt()) if doubt]
 
     def readings(self) -> list[Reading]:
         """Every gauge as it is now."""
@@ -67,6 +85,7 @@ class Vitals:
             "signer_audit_stopped": bool(log.refusal),
             "signer_audit_open_intents": log.open_intents,
             "signer_audit_commit_started_timestamp_seconds": log.committing_since,
+            "signer_audit_unsigned_since_timestamp_seconds": self.trail.unsigned_since,
             "signer_disk_free_bytes": log.free_bytes,
             "signer_disk_low_bytes": self.config.audit.low_disk_bytes,
         }
@@ -76,6 +95,7 @@ class Vitals:
         monotonic = self.clock.monotonic()
         return [
             *readings(self.engine.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
+            *self._keys(self.engine.snapshot, now, monotonic),
             *scalars(values),
             Reading("signer_audit_checkpoint_timestamp_seconds", checkpoints),
         ]
@@ -89,7 +109,8 @@ class Vitals:
                 monotonic=self.clock.monotonic(),
                 started=self.started_at,
                 reasons=self.reasons(),
-                doubts=self.doubts(),
+                # Without the database's text: whoever reaches the port reads this.
+                doubts=self._doubts("the registry is not followed: see the log"),
                 gauges={reading.name: reading.values for reading in self.readings()},
                 workers=self.hsm.status(),
                 samples=self._history.samples(),

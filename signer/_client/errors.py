@@ -113,7 +113,8 @@ def is_retryable(code: str, reason: str) -> bool:
 
     Reasons this release does not know, and failures of the connection, count as
     retryable where gRPC says so: UNAVAILABLE, and CANCELLED, which a daemon that is
-    stopping gives to a call that has just come.
+    stopping gives to a call that has just come, and to one that outlasts its drain.
+    Items of the latter may be on record as signed, and counted, though nobody got them.
     """
     if reason in Reason.__members__:
         return TABLE[Reason(reason)].retryable

@@ -23,6 +23,10 @@ class TlsFiles(Protocol):
     def client_ca(self) -> Path: ...
 
 
+Content = tuple[bytes, bytes, bytes]
+"""Certificate chain, key and clients' CA, checked."""
+
+
 class Certificates:
     """What new connections are answered with; old ones keep what they began with."""
 
@@ -30,13 +34,17 @@ class Certificates:
         """Reads the files; raises ConfigError."""
         self._files = files
         self._served = b""
-        self._read()
+        self._content = self.read()
 
-    def reload(self) -> bool:
-        """Reads the files again; returns whether they changed. On ConfigError nothing has."""
-        before = self._content
-        self._read()
-        return self._content != before
+    def read(self) -> Content:
+        """Reads the files again, for ``use``; raises ConfigError."""
+        return _read(self._files)
+
+    def use(self, content: Content) -> bool:
+        """Answers new connections with what ``read`` has read; returns whether it is new."""
+        changed = content != self._content
+        self._content = content
+        return changed
 
     def credentials(self) -> grpc.ServerCredentials:
         """Returns credentials for mutual TLS that ask here at every handshake."""
@@ -67,25 +75,25 @@ class Certificates:
         self._served = now
         return self._configuration()
 
-    def _read(self) -> None:
-        files = self._files
-        named = {
-            "tls.certificate": files.certificate,
-            "tls.key": files.key,
-            "tls.client_ca": files.client_ca,
-        }
-        problems, parts = [], []
-        for field, path in named.items():
-            try:
-                parts.append(path.read_bytes())
-            except OSError as error:
-                problems.append(Violation(field, f"{path} cannot be read: {error.strerror}"))
-        if not problems:
-            problems = _problems(*parts)
-        if problems:
-            raise ConfigError("the server's TLS files", problems)
-        chain, key, client_ca = parts
-        self._content = (chain, key, client_ca)
+
+def _read(files: TlsFiles) -> Content:
+    named = {
+        "tls.certificate": files.certificate,
+        "tls.key": files.key,
+        "tls.client_ca": files.client_ca,
+    }
+    problems, parts = [], []
+    for field, path in named.items():
+        try:
+            parts.append(path.read_bytes())
+        except OSError as error:
+            problems.append(Violation(field, f"{path} cannot be read: {error.strerror}"))
+    if not problems:
+        problems = _problems(*parts)
+    if problems:
+        raise ConfigError("the server's TLS files", problems)
+    chain, key, client_ca = parts
+    return chain, key, client_ca
 
 
 def _problems(chain: bytes, key: bytes, client_ca: bytes) -> list[Violation]:

@@ -78,4 +78,5 @@ def _print_order(config_file: Path, config: Config, policy: Policy) -> None:
     click.echo(f"  policy  {len(policy.facilities)} facilities, {len(policy.groups)} groups")
     click.echo(f"  sha256  {policy.sha256}")
     click.echo(f"  tokens  {tokens}")
+    click.echo(f"  stop    takes {config.limits.stop_seconds:.0f} s at most")
     click.echo("  files   all there, readable, and private where they must be")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from signer.config.models import (
+    LEVELS,
     Address,
     AuditConfig,
     ClientConfig,
@@ -40,6 +41,7 @@ from signer.errors import Violation
 from signer.policy.document import Part, problems_of
 
 __all__ = [
+    "LEVELS",
     "Address",
     "AuditConfig",
     "ClientConfig",

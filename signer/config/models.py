@@ -93,6 +93,9 @@ def _kinds(value: object) -> dict[str, int]:
     return dict(value)
 
 
+LEVELS = ("debug", "info", "warning", "error")
+"""What is logged: lines of this level and those behind it."""
+
 Reachable = Annotated[Address, PlainValidator(_address)]
 File = Annotated[Path, PlainValidator(_path)]
 
@@ -120,6 +123,11 @@ class TokenConfig(Part):
     hang_seconds: float = Field(10.0, gt=0, le=600)
 
 
+CLOSE_SECONDS = 50
+"""How long an end takes after its drain, at most: 30 s for a database that hangs, then the
+last calls, the log's last checkpoint, workers and traces, each with a bound of its own."""
+
+
 class LimitsConfig(Part):
     """Bounds of the server; bytes, items and seconds as the names say."""
 
@@ -130,7 +138,12 @@ class LimitsConfig(Part):
     queued_items: int = Field(200_000, ge=1, le=10_000_000)
     connection_age_seconds: int = Field(3600, ge=1)
     drain_notice_seconds: float = Field(1.0, ge=0, le=60)
-    drain_seconds: int = Field(20, ge=0, le=3600)
+    drain_seconds: int = Field(30, ge=0, le=3600)
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long a stop by SIGTERM takes at most; whoever stops the service must wait longer."""
+        return self.drain_notice_seconds + self.drain_seconds + CLOSE_SECONDS
 
 
 class AuditConfig(Part):

@@ -11,7 +11,10 @@ from typing import NamedTuple
 from signer.config import Config, TokenConfig
 from signer.doctor.finding import Finding, ok, warning, wrong
 from signer.errors import Violation
-from signer.private import is_private
+from signer.private import daemon_user, is_private, private_mode
+
+CREDENTIALS = Path("/run/credentials")
+"""Where systemd puts the secrets of a service for as long as it runs."""
 
 
 class Problem(NamedTuple):
@@ -25,8 +28,9 @@ def file_problems(config: Config) -> Iterator[Violation]:
     """Yields what is wrong with the files that a configuration names; reads none of them."""
     for field, path in _files(config).items():
         yield from _told(field, file_problem(path))
+    daemon = daemon_user(config.state)
     for field, path in _secrets(config).items():
-        yield from _told(field, secret_problem(path))
+        yield from _told(field, secret_problem(path, daemon))
     yield from _told("state", folder_problem(_existing(config.state)))
     if (database := sqlite_file(config.registry)) is not None:
         yield from _told("registry", folder_problem(database.parent))
@@ -37,10 +41,12 @@ def examine_files(config: Config) -> Iterator[Finding]:
     for field, path in _files(config).items():
         if problem := file_problem(path):
             yield wrong(field, *problem)
-    # The folder of the daemon's own state tells who the daemon is.
-    daemon = config.state.stat().st_uid if config.state.is_dir() else os.geteuid()
+    daemon = daemon_user(config.state)
     for field, path in _secrets(config).items():
-        if problem := secret_problem(path):
+        if not path.exists() and path.is_relative_to(CREDENTIALS):
+            seen = f"{path} is there only while the service runs: systemd hands it over"
+            yield warning(field, seen, "look again when it runs, as its user")
+        elif problem := secret_problem(path, daemon):
             yield wrong(field, *problem)
         else:
             yield judge_owner(field, path, path.stat().st_uid, daemon)
@@ -96,13 +102,14 @@ def file_problem(file: Path) -> Problem | None:
     return None
 
 
-def secret_problem(file: Path) -> Problem | None:
-    """Returns why a file cannot be read, or who else can."""
+def secret_problem(file: Path, daemon: int) -> Problem | None:
+    """Returns why a file cannot be read, or who else can; ``daemon`` is the user it is for."""
     if problem := file_problem(file):
         return problem
-    if not is_private(found := file.stat()):
+    if not is_private(found := file.stat(), daemon):
         mode = stat.S_IMODE(found.st_mode)
-        return Problem(f"{file} is open to others (mode {mode:04o})", f"chmod 600 {file}")
+        right = private_mode(found.st_uid, daemon)
+        return Problem(f"{file} is open to others (mode {mode:04o})", f"chmod {right:o} {file}")
     return None
 
 

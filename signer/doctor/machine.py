@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import resource
@@ -38,28 +37,18 @@ class Limits(NamedTuple):
 
 
 def running_daemon(audit: Path) -> int | None:
-    """Returns the process that has the audit log open, 0 for one unknown, None for none."""
-    try:
-        descriptor = os.open(audit / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return _holder(os.fstat(descriptor).st_ino)
-    finally:
-        os.close(descriptor)
-    return None
+    """Returns the process that has the audit log open, 0 for one unknown, None for none.
 
-
-def _holder(inode: int) -> int:
-    """The process that holds a lock on a file, 0 where that cannot be told."""
+    The kernel's table is read and the lock never tried: a daemon that starts in that
+    moment would be refused.
+    """
     try:
+        inode = (audit / "lock").stat().st_ino
         locks = Path("/proc/locks").read_text()
     except OSError:
-        return 0
-    found = re.search(rf"(?m)^\d+: FLOCK +\S+ +\S+ +(\d+) +\S+:{inode} ", locks)
-    return int(found[1]) if found else 0
+        return None
+    found = re.search(rf"(?m)^\d+: FLOCK +\S+ +WRITE +(-?\d+) +\S+:{inode} ", locks)
+    return max(0, int(found[1])) if found else None
 
 
 def examine_daemon(daemon: int | None, metrics: Address) -> Finding:
@@ -150,7 +139,10 @@ def judge_port(check: str, address: Address, failure: int, daemon: int | None) -
 
 
 def try_to_bind(address: Address) -> int:
-    """Binds a port for a moment, as a server does; returns the error, 0 for none."""
+    """Binds a port for a moment; returns the error, 0 for none.
+
+    It does not listen: a daemon that starts in this moment can bind it all the same.
+    """
     host = address.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -158,7 +150,6 @@ def try_to_bind(address: Address) -> int:
             # Connections of a daemon that has just ended do not keep another from starting.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, address.port))
-            probe.listen()
     except socket.gaierror:
         return errno.EADDRNOTAVAIL
     except OSError as error:

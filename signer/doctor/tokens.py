@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from signer.config import TokenConfig
+from signer.doctor.files import secret_problem
 from signer.doctor.finding import Finding, ok, warning, wrong
 from signer.errors import OperatorError
 from signer.hsm.admin import look
 from signer.hsm.spec import PinState, SeenToken
+from signer.private import daemon_user
 
 _UNLATCH = "`signer token unlatch --config FILE`"
 
@@ -28,7 +30,7 @@ def examine_token(token: TokenConfig, state: Path) -> Iterator[Finding]:
         if each.label == token.label and token.serial in (None, each.serial)
     ]
     yield judge_presence(token.label, token.serial, found, sight.tokens)
-    if len(found) == 1:
+    if len(found) == 1 and secret_problem(token.pin_file, daemon_user(state)) is None:
         yield judge_pin(token.label, found[0].flags, sight.pin, sight.pin_problem)
 
 

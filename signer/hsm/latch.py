@@ -94,6 +94,17 @@ class PinLatch:
         temporary.replace(self._path)
 
 
+def make_state(folder: Path) -> None:
+    """Makes the folder of latches and locks where it is not there; raises OperatorError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(
+            f"the folder of latches and locks cannot be made at {folder} "
+            f"({error.strerror}): make it, or change `state` in the configuration"
+        ) from error
+
+
 def latch_of(state: Path, token: str, serial: str) -> PinLatch:
     """Returns the latch of one token, by its label and serial number."""
     return PinLatch(state / f"pin-{token.encode().hex()}-{serial.encode().hex()}.json")
@@ -139,10 +150,31 @@ def release(state: Path, token: str) -> bool:
 @contextmanager
 def start_lock(state: Path, token: str) -> Iterator[None]:
     """Holds the lock under which workers open a token (a label): one process at a time."""
-    path = state / f"start-{token.encode().hex()}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(_lock_file(state, token), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def look_lock(state: Path, token: str) -> Iterator[None]:
+    """Keeps workers from opening a token meanwhile; makes no file, which might be another user's.
+
+    Without a file no worker has opened the token yet.
+    """
+    try:
+        descriptor = os.open(_lock_file(state, token), os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(state: Path, token: str) -> Path:
+    return state / f"start-{token.encode().hex()}.lock"

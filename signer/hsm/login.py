@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from signer.hsm.latch import PinLatch
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
-from signer.private import is_private
+from signer.private import is_private, private_mode
 
 
 def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool) -> str:
@@ -16,7 +17,7 @@ def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool
     that. ``doubtful``: it counts a wrong PIN already. Raises TokenFailure where a
     try could lock the token.
     """
-    pin = read_pin(Path(spec.pin_file))
+    pin = read_pin(Path(spec.pin_file), os.geteuid())
     name = f"token {spec.label}"
     if latch.rejected(pin):
         raise TokenFailure(
@@ -39,13 +40,14 @@ def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool
     return pin
 
 
-def read_pin(path: Path) -> str:
-    """Reads a PIN that nobody else can read; raises TokenFailure."""
+def read_pin(path: Path, user: int) -> str:
+    """Reads a PIN that nobody but the daemon's user can read; raises TokenFailure."""
     try:
-        if not is_private(path.stat()):
+        if not is_private(found := path.stat(), user):
+            mode = private_mode(found.st_uid, user)
             raise TokenFailure(
                 FailureKind.CONFIGURATION,
-                f"{path} is readable by others: chmod 600 it (and change the PIN)",
+                f"{path} is readable by others: chmod {mode:o} it (and change the PIN)",
             )
         pin = path.read_text().strip("\r\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -6,15 +6,15 @@ tried nowhere: a look costs no attempt, whatever it finds.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from signer.errors import OperatorError
-from signer.hsm.latch import latch_of, start_lock
+from signer.hsm.latch import latch_of, look_lock
 from signer.hsm.login import read_pin
 from signer.hsm.spec import PinState, TokenFailure, TokenSpec
 from signer.hsm.token import load
+from signer.private import daemon_user
 
 
 def look(spec: TokenSpec) -> dict[str, Any]:
@@ -23,8 +23,7 @@ def look(spec: TokenSpec) -> dict[str, Any]:
     Raises TokenFailure where the module shows nothing.
     """
     state = Path(spec.state)
-    # Before the first start there is no folder, and no worker to race with either.
-    with start_lock(state, spec.label) if state.is_dir() else nullcontext():
+    with look_lock(state, spec.label):
         seen = [_told(token) for token in load(spec.module).get_tokens()]
     tokens = [each for each in seen if "TOKEN_INITIALIZED" in each[2]]
     pin, problem = PinState.UNKNOWN, ""
@@ -45,7 +44,9 @@ def _told(token: Any) -> tuple[str, str, list[str]]:
 
 def _known(spec: TokenSpec, serial: str) -> PinState:
     """What the record of rejected PINs says of the PIN in its file."""
-    pin, latch = read_pin(Path(spec.pin_file)), latch_of(Path(spec.state), spec.label, serial)
+    state = Path(spec.state)
+    pin = read_pin(Path(spec.pin_file), daemon_user(state))
+    latch = latch_of(state, spec.label, serial)
     if latch.rejected(pin):
         return PinState.REJECTED
     if latch.accepted(pin):

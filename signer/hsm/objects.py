@@ -57,8 +57,8 @@ class PrivateKeys:
         if cka_id in self._entries or (label and label in self._labels):
             raise TokenFailure(
                 FailureKind.AMBIGUOUS,
-                f"token {self._token} holds two private keys with the label {label!r} "
-                f"or the CKA_ID {cka_id.hex()}: remove or rename one with the HSM's own tool",
+                f"token {self._token} holds two private keys with the CKA_ID {cka_id.hex()} or "
+                "with its label: remove or rename one with the HSM's own tool",
             )
         self._entries[cka_id] = _Entry(key, label)
         self._ids[key.handle] = cka_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from signer.model import KeyName, KeyVersion
 
@@ -80,6 +80,11 @@ class KeyIndex:
         if limit is not None:
             end = min(end, start + limit)
         return self._keys[start:end]
+
+    def by_key(self) -> Iterator[tuple[KeyName, Collection[KeyVersion]]]:
+        """Yields each key with all its versions, oldest first."""
+        for name, numbered in self._by_key.items():
+            yield name, numbered.values()
 
     def __iter__(self) -> Iterator[KeyVersion]:
         for numbered in self._by_key.values():

@@ -158,6 +158,11 @@ FAMILIES = (
         "When the log was last signed; absent before the first time.",
     ),
     Family(
+        "signer_audit_unsigned_since_timestamp_seconds",
+        _G,
+        "Since when there have been records that no checkpoint covers; 0 while there are none.",
+    ),
+    Family(
         "signer_audit_failures_total",
         _C,
         "Checkpoints that could not be made, kept or shipped.",
@@ -185,8 +190,14 @@ FAMILIES = (
     Family(
         "signer_key_expiry_timestamp_seconds",
         _G,
-        "When the first key of a group has no version left that may sign; past for a key that "
-        "has ended by the clock. Keys without an end do not count.",
+        "When the next key of a group will have no version left that may sign. Keys without an "
+        "end, and those that have ended, do not count.",
+        (_GROUP,),
+    ),
+    Family(
+        "signer_keys_ended",
+        _G,
+        "Keys that sign no longer because their time ran out; not those that officers have ended.",
         (_GROUP,),
     ),
     Family(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 600, 140
 _LEFT, _TOP, _BOTTOM = 4, 14, 16
+_SMALLEST = 1e-9  # what is less is drawn as nothing
 _STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)  # 20: a logarithm may be a hair too small
 
 
@@ -43,7 +44,7 @@ def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
 
 def ceiling(value: float) -> float:
     """Returns the end of an axis that holds a value: 1, 2 or 5 times a power of ten."""
-    if value <= 0:
+    if value < _SMALLEST:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * step for step in _STEPS if power * step >= value)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from cryptography import x509
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from signer import __version__
 from signer.engine import Snapshot
 from signer.hsm.service import Hsm
-from signer.model import KeyState, KeyVersion
 from signer.observe.catalogue import BY_NAME, closed
 
 Values = Mapping[tuple[str, ...], float]
-_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +50,9 @@ def scalars(values: Mapping[str, float]) -> list[Reading]:
 def readings(
     snapshot: Snapshot, hsm: Hsm, expiries: Mapping[str, float], *, now: float, monotonic: float
 ) -> list[Reading]:
-    """Returns the gauges with labels; ``now`` and ``monotonic`` are the two clocks.
+    """Returns the gauges with labels, but for those of keys.
 
+    ``now`` and ``monotonic`` are the two clocks.
     ``expiries`` are the ends of the server's certificates, seconds since the epoch.
     """
     states = closed("signer_workers", "state")
@@ -67,7 +64,6 @@ def readings(
         Reading("signer_workers", workers),
         Reading("signer_pin_latched", latched),
         *_queue(snapshot, hsm, now - monotonic),
-        *_keys(snapshot, now),
         Reading("signer_tls_expiry_timestamp_seconds", ends),
         Reading("signer_config_info", {(snapshot.policy.sha256,): 1}),
         Reading("signer_build_info", {(__version__,): 1}),
@@ -90,41 +86,3 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
         Reading("signer_queue_items", items),
         Reading("signer_queue_oldest_timestamp_seconds", oldest),
     ]
-
-
-def _keys(snapshot: Snapshot, now: float) -> list[Reading]:
-    """Key versions by the state in force, and when the first key of a group ends."""
-    states: Counter[tuple[str, ...]] = Counter()
-    expiry: dict[tuple[str, ...], float] = {}
-    for name in snapshot.keys.names():
-        versions = snapshot.keys.versions(name)
-        states.update((version.state_at(now),) for version in versions)
-        ends = [_end(each) for each in versions if _told_to_sign(each, now)]
-        if ends and (end := max(ends)) < _NEVER:
-            facility = snapshot.policy.facilities.get(name.facility)
-            label = ((facility.terms.group if facility else None) or "",)
-            expiry[label] = min(end, expiry.get(label, end))
-    return [
-        Reading("signer_key_versions", states),
-        Reading("signer_key_expiry_timestamp_seconds", expiry),
-    ]
-
-
-def _told_to_sign(version: KeyVersion, now: float) -> bool:
-    """Whether a version signs, will, or would if its time had not run out.
-
-    One that was deactivated has ended as its officers wished; one whose time ran out has not.
-    """
-    deactivated = version.deactivate_at is not None and version.deactivate_at <= now
-    return version.state is KeyState.ACTIVE and version.activate_at is not None and not deactivated
-
-
-def _end(version: KeyVersion) -> float:
-    """When a version, or its certificate, ends."""
-    certificate = _NEVER if version.certificate is None else _not_after(version.certificate)
-    return min(certificate, _NEVER if version.ends_at is None else version.ends_at)
-
-
-@functools.lru_cache(maxsize=100_000)
-def _not_after(certificate: bytes) -> float:
-    return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -28,16 +31,30 @@ _HTML_HEADERS = (
 )
 
 
-class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # seconds that a client may take to send its request
+MAX_REQUESTS = 16
+"""At work at once; whoever comes then is hung up on. Nobody is asked for an identity here."""
+REQUEST_SECONDS = 15.0
+"""How long a request may take in all, however slowly its client sends or reads."""
 
+
+class _Handler(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
         """Probes come every second; they are no news."""
 
+    def get_stderr(self) -> Any:
+        """Where wsgiref would print about a client that hung up; stderr has the log's lines."""
+        return io.StringIO()
 
-class _ThreadingServer(ThreadingMixIn, WSGIServer):
+
+class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = True
+    block_on_close = False
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
+        super().__init__(*arguments)
 
     def server_bind(self) -> None:
         """Binds without asking DNS for the host's name, as WSGIServer would."""
@@ -45,8 +62,35 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            full = len(self._open) >= MAX_REQUESTS
+            if not full:
+                self._open[request] = time.monotonic() + REQUEST_SECONDS
+        if full:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
 
-class _ThreadingServer6(_ThreadingServer):
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Ends what takes too long; called twice a second."""
+        now = time.monotonic()
+        with self._lock:  # under it no request is closed, and its number given to another
+            for request, until in self._open.items():
+                if until < now:
+                    with suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that sends nothing sensible, or hangs up, is its own matter."""
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -57,17 +101,26 @@ class HttpPort:
         self,
         address: tuple[str, int],
         registry: CollectorRegistry,
+        *,
         reasons: Reasons,
         page: Callable[[], str],
+        stuck: Callable[[], str],
+        failed: Callable[[Exception], None],
     ) -> None:
-        """Binds; raises OperatorError where the port is taken. ``page`` gives HTML."""
+        """Binds; raises OperatorError where the port is taken. ``page`` gives HTML.
+
+        ``stuck`` says why the process is not alive, empty where it is; ``failed`` hears of
+        what an answer failed of.
+        """
         self._metrics = make_wsgi_app(registry)
         self._reasons = reasons
         self._page = page
+        self._stuck = stuck
+        self._failed = failed
         host, port = address
-        server = _ThreadingServer6 if host.startswith("[") else _ThreadingServer
+        server = _Server6 if host.startswith("[") else _Server
         try:
-            self._server = make_server(host.strip("[]"), port, self._answer, server, _QuietHandler)
+            self._server = make_server(host.strip("[]"), port, self._answer, server, _Handler)
         except OSError as error:
             raise OperatorError(
                 f"cannot serve metrics on {host}:{port}: {error.strerror}; stop the other "
@@ -87,20 +140,30 @@ class HttpPort:
         self._thread.join()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        try:
+            return self._page_at(environ, start_response)
+        except Exception as error:  # noqa: BLE001 - its text may quote what is nobody's business
+            self._failed(error)
+            return _text(start_response, "500 Internal Server Error", ["see the log"])
+
+    def _page_at(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):
             case "/metrics":
                 answer: Iterable[bytes] = self._metrics(environ, start_response)
                 return answer
             case "/livez":
-                return _text(start_response, "200 OK", ["alive"])
+                stuck = self._stuck()
+                status = "503 Service Unavailable" if stuck else "200 OK"
+                return _text(start_response, status, [stuck or "alive"])
             case "/readyz":
                 reasons = self._reasons()
                 if reasons:
                     return _text(start_response, "503 Service Unavailable", reasons)
                 return _text(start_response, "200 OK", ["ready"])
             case "/":
+                page = self._page().encode()
                 start_response("200 OK", list(_HTML_HEADERS))  # which the server adds to
-                return [self._page().encode()]
+                return [page]
             case _:
                 return _text(start_response, "404 Not Found", ["/ /metrics /livez /readyz"])
 

@@ -162,11 +162,17 @@ def _disk(value: Callable[[str], float]) -> str:
 def _due(seen: Seen) -> str:
     keys = seen.gauges["signer_key_expiry_timestamp_seconds"]
     files = seen.gauges["signer_tls_expiry_timestamp_seconds"]
+    ended = seen.gauges["signer_keys_ended"]
     ends = [
-        *((end, f"the first key of {group or 'no group'}") for (group,), end in keys.items()),
+        *((end, f"the next key of {group or 'no group'}") for (group,), end in keys.items()),
         *((end, f"TLS: {name}") for (name,), end in files.items()),
     ]
-    rows = [
+    rows: list[tuple[str, str, str]] = [
+        (f"{count:,.0f} keys of {group or 'no group'}", _toned("ended", "bad"), "")
+        for (group,), count in sorted(ended.items())
+        if count
+    ]
+    rows += [
         (what, _days((end - seen.now) / _DAY), _moment(end))
         for end, what in sorted(ends)
         if end < seen.now + DUE_DAYS * _DAY

@@ -162,7 +162,7 @@ class Reports:
 
     def worker_left(self, token: str, cause: str, text: str) -> None:
         self.metrics.worker_left(token, cause)
-        self._alarm("worker_left", f"token {token}: {text}")
+        self._alarm("worker_left", f"token {token}: {cause}")
         self._log.warning("worker_left", token=token, cause=cause, text=text)
         if self._journal is not None:
             self._journal.worker_left(token, cause)

@@ -7,30 +7,82 @@ of the call. Only who configures tracing imports this module: its packages are o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.sdk.trace.sampling import (
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from signer import __version__
+from signer.observe import logs
 from signer.observe.reports import TracingSettings
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
-_EXPORT_SECONDS = 5
+CLOSE_SECONDS = 5.0
 """How long the end of the daemon waits for the last spans to be sent."""
+_EXPORT_SECONDS = 5
+"""How long a collector may take to answer."""
+_CALLERS_A_SECOND = 50
+"""Traces that callers may have kept: whoever holds a certificate could ask for all of them."""
 _QUEUED_SPANS = 4096
 """Spans that wait for the collector; more than these are dropped, never waited for."""
 _W3C = TraceContextTextMapPropagator()
+
+
+class _AtMost(Sampler):
+    """Keeps so many traces a second, and drops the rest."""
+
+    def __init__(self, a_second: float) -> None:
+        self._a_second = self._left = a_second
+        self._then = time.monotonic()
+        self._lock = threading.Lock()
+
+    def should_sample(self, parent_context: Context | None, *_: Any, **__: Any) -> SamplingResult:
+        """Decides about one span that begins a part of a trace here."""
+        with self._lock:
+            now = time.monotonic()
+            earned = (now - self._then) * self._a_second
+            self._left, self._then = min(self._a_second, self._left + earned), now
+            kept = self._left >= 1
+            self._left -= kept
+        decision = Decision.RECORD_AND_SAMPLE if kept else Decision.DROP
+        state = get_current_span(parent_context).get_span_context().trace_state
+        return SamplingResult(decision, trace_state=state)
+
+    def get_description(self) -> str:
+        """Names it in the SDK's own texts."""
+        return f"AtMost{{{self._a_second}}}"
+
+
+class _Told(logging.Handler):
+    """Has what OpenTelemetry complains of be lines of our log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logs.logger().warning("tracing_failed", text=record.getMessage())
 
 
 class Tracing:
@@ -41,7 +93,10 @@ class Tracing:
         described = {"name": "signer", "version": __version__, "instance.id": instance}
         self._provider = TracerProvider(
             resource=Resource({f"service.{name}": value for name, value in described.items()}),
-            sampler=ParentBased(TraceIdRatioBased(settings.sample)),
+            sampler=ParentBased(
+                TraceIdRatioBased(settings.sample),
+                remote_parent_sampled=_AtMost(_CALLERS_A_SECOND),
+            ),
             shutdown_on_exit=False,
         )
         exporter = OTLPSpanExporter(
@@ -52,6 +107,8 @@ class Tracing:
         self._provider.add_span_processor(
             BatchSpanProcessor(exporter, max_queue_size=_QUEUED_SPANS)
         )
+        complaints = logging.getLogger("opentelemetry")
+        complaints.handlers, complaints.propagate = [_Told()], False
         self._tracer = self._provider.get_tracer("signer", __version__)
         self._thread = threading.local()
 
@@ -101,8 +158,10 @@ class Tracing:
 
     def close(self) -> None:
         """Sends what is still here, for a bounded time."""
-        self._provider.force_flush(_EXPORT_SECONDS * 1000)
-        self._provider.shutdown()
+        # The SDK's own limit is a multiple of ours where the collector does not answer.
+        end = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        end.start()
+        end.join(CLOSE_SECONDS)
 
     def _span(self) -> Span | None:
         span: Span | None = getattr(self._thread, "span", None)

@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from signer.bench.process import connect
 from signer.client import SignerClient, SignerClientError
+from signer.config import load_config, read_policy
+from signer.keys.registry import Registry
 
 SECONDS = 120.0
 RECORDS = "facilities/01-001/keys/records"
@@ -229,6 +231,16 @@ class Daemon:
             else:
                 ends["ok" if correct(public, message, result.signature) else "wrong"] += 1
         return ends
+
+
+def check_all(daemon: Daemon) -> None:
+    """Has every signature checked, as is the default outside of development."""
+    path = daemon.folder / "policy" / "policy.yaml"
+    path.write_text(path.read_text().replace("check_every: 64", "check_every: 1"))
+    config = load_config(daemon.folder / "signer.yaml")
+    _, text = read_policy(config.policy)
+    with Registry.open(config.registry) as registry, registry.writing() as write:
+        write.put_policy(text)
 
 
 def correct(public: ec.EllipticCurvePublicKey, message: bytes, signature: bytes) -> bool:

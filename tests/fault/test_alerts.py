@@ -45,6 +45,7 @@ FAULTS = (
     ("SignerCertificateEndingSoon", KEYS),
     ("SignerKeyEnding", KEYS),
     ("SignerKeyEndingSoon", KEYS),
+    ("SignerKeysEnded", KEYS),
     ("SignerOperationsPending", KEYS),
     ("SignerQuotaStorm", KEYS),
     ("SignerMemoryHigh", KEYS),

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from daemon import OTHERS, RECORDS, Daemon, Load, until
+from daemon import OTHERS, RECORDS, Daemon, Load, check_all, until
 
 from signer.audit.segments import Reader, list_segments
 from signer.client import (
@@ -18,9 +18,7 @@ from signer.client import (
     SignerClient,
     SignerClientError,
 )
-from signer.config import load_config, read_policy
 from signer.dev import softhsm
-from signer.keys.registry import Registry
 
 
 class Faults:
@@ -58,16 +56,6 @@ def faults(daemon: Daemon, shim_module: Path, tmp_path: Path) -> Iterator[Faults
     )
     yield made
     made.clear()
-
-
-def check_all(daemon: Daemon) -> None:
-    """Has every signature checked, as is the default outside of development."""
-    path = daemon.folder / "policy" / "policy.yaml"
-    path.write_text(path.read_text().replace("check_every: 64", "check_every: 1"))
-    config = load_config(daemon.folder / "signer.yaml")
-    _, text = read_policy(config.policy)
-    with Registry.open(config.registry) as registry, registry.writing() as write:
-        write.put_policy(text)
 
 
 def settle(daemon: Daemon) -> None:
@@ -193,6 +181,7 @@ def test_one_failure_is_not_noticed(
 
 def test_items_fail_when_a_second_worker_dies_over_them(daemon: Daemon, faults: Faults) -> None:
     daemon.start()
+    settle(daemon)
     faults.order("sign", "crash")
     with daemon.client() as client:
         [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])

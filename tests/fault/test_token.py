@@ -199,6 +199,16 @@ def test_a_bad_pin_file_ends_the_start(daemon: Daemon, fault: str) -> None:
 # --- ambiguous, or no module at all -------------------------------------------------------
 
 
+def test_a_state_that_cannot_be_kept_ends_the_start(daemon: Daemon) -> None:
+    shutil.rmtree(daemon.folder / "state")
+    (daemon.folder / "state").symlink_to(daemon.folder / "nowhere" / "state")
+    (daemon.folder / "nowhere").touch()  # as a disk that is not mounted, whoever runs this
+    refused = daemon.refused()
+    assert refused.code == 1
+    assert "the folder of latches and locks cannot be made" in refused.errors
+    assert "Traceback" not in refused.errors
+
+
 @pytest.mark.parametrize("twice", ["label", "id"])
 def test_two_private_keys_under_one_name_end_the_start(daemon: Daemon, twice: str) -> None:
     name = f"{RECORDS}/versions/1"

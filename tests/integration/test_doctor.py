@@ -99,8 +99,8 @@ def run(config: Path, *options: str, files: int = 1024) -> subprocess.CompletedP
 
 # --- in order ----------------------------------------------------------------------------------
 
-USUAL = {"mirror", "clock", "memory", "open files", "core dumps"}
-"""What a development machine may be warned of."""
+USUAL = {"audit sync", "mirror", "clock", "memory", "open files", "core dumps"}
+"""What a development machine, and a busy one, may be warned of."""
 
 
 def test_a_machine_in_order(machine: Copy) -> None:
@@ -243,6 +243,12 @@ BROKEN = {
     "token-gone": (remove("token"), "token signer-dev", WRONG, ""),
     "token-other": (configure(token={"serial": "77"}), "token signer-dev", WRONG, "serial 77"),
     "pin-open": (chmod("pin", 0o640), "tokens[0].pin_file", WRONG, "mode 0640"),
+    "pin-of-systemd": (
+        configure(token={"pin_file": "/run/credentials/no-such.service/pin"}),
+        "tokens[0].pin_file",
+        WARNING,
+        "only while the service runs",
+    ),
     "pin-empty": (write("pin", ""), "pin signer-dev", WRONG, "is empty"),
     "state-nowhere": (configure(state="none/there"), "state", WRONG, "is no folder"),
     "state-of-all": (state_of_all, "state", WRONG, "can be written by others"),
@@ -327,6 +333,29 @@ def test_whose_files_they_are(machine: Copy) -> None:
     assert "as the user of the daemon" in found["state"].remedy
     assert "chown 4711" in found["tokens[0].pin_file"].remedy
     assert found["tls.key"].level is OK  # root's
+
+
+def test_root_judges_secrets_as_the_user_of_the_daemon_reads_them(machine: Copy) -> None:
+    """As docs/packaging.md installs them; `chmod 600` would take them from the daemon."""
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(machine.dir / "state", 4711, 4711)
+    for name in ("pki/server.key", "pin"):
+        os.chown(machine.dir / name, 0, 4711)
+        (machine.dir / name).chmod(0o640)
+    found = machine.findings()
+    assert found["tls.key"].level is found["tokens[0].pin_file"].level is OK
+    assert found["pin signer-dev"].level is OK
+    (machine.dir / "pin").chmod(0o644)
+    assert machine.findings()["tokens[0].pin_file"].remedy.startswith("chmod 640 ")
+
+
+def test_who_looks_before_the_first_start_leaves_no_lock(machine: Copy) -> None:
+    state = machine.dir / "state"
+    for path in state.iterdir():
+        path.unlink()
+    assert "not tried yet" in machine.findings()["pin signer-dev"].seen
+    assert list(state.iterdir()) == []
 
 
 def test_no_pin_is_ever_tried(machine: Copy) -> None:

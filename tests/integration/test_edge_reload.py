@@ -286,6 +286,17 @@ def test_the_level_of_the_log_changes_and_what_takes_a_restart_is_named(
     edge.eventually(lambda: calls() == before + 1, "the call is logged")
 
 
+def test_the_level_that_lets_more_through_is_that_of_the_line(
+    mine: Any, operating: edge.Stubs
+) -> None:
+    mine.configure({"log_level": "warning"})
+    edge.reload(operating)
+    before = len(logged(mine, "reloaded"))
+    mine.configure({"log_level": "info"})
+    edge.reload(operating)
+    assert len(logged(mine, "reloaded")) == before + 1
+
+
 def test_a_configuration_that_is_refused_changes_nothing(mine: Any, operating: edge.Stubs) -> None:
     before = edge.status(operating).policy_sha256
     limit(mine, 3)

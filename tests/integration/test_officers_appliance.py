@@ -178,8 +178,9 @@ def test_an_operator_alone_widens_no_policy(
     place.put_policy(approved.replace("max_batch_items: 10", "max_batch_items: 20"))
 
 
-def test_a_draft_holds_up_no_new_certificate(place: Place, office: officers.Office) -> None:
-    before = place.policy
+def test_a_draft_holds_up_nothing_else(place: Place, office: officers.Office) -> None:
+    before, config = place.policy, place.dir / "signer.yaml"
+    config.write_text(f"{config.read_text()}log_level: debug\n")
     place.put_policy(before + "# a draft\n")
     (place.dir / "pki/server.pem").unlink()
     pki.server(place.dir / "pki", pki.authority(place.dir / "pki", "ca", "servers"))
@@ -187,7 +188,9 @@ def test_a_draft_holds_up_no_new_certificate(place: Place, office: officers.Offi
         reload(office)
     place.put_policy(before)
     with office.client("operator") as client:
-        assert not client.reload().certificate_changed  # it was taken with the refused one
+        done = client.reload()
+    assert not done.certificate_changed  # it was taken with the refused one
+    assert (done.log_level, done.log_level_changed) == ("debug", False)  # and so was the level
 
 
 def test_a_policy_that_changed_since_its_proposal_is_the_one_proposed(

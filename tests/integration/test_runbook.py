@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from edge import eventually
 
 from signer.client import SignerClientError
@@ -36,6 +37,7 @@ SHOWN = {
     "shipping": (),
     "room": ("Filesystem", "audit"),
     "reload": ("certificates: as before",),
+    "doctor": ("registry", "token"),
     "check": ("signer.yaml",),
     "ports": ("LISTEN",),
     "unlatch": (),
@@ -44,7 +46,9 @@ SHOWN = {
 
 
 @pytest.fixture
-def shell(make_appliance: Callable[..., Any]) -> Callable[[str], subprocess.CompletedProcess[str]]:
+def shell(
+    make_appliance: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
     """Runs a block on an appliance of which a worker has died, and a call failed."""
     appliance = make_appliance()
     with appliance.client() as client, pytest.raises(SignerClientError):
@@ -53,10 +57,31 @@ def shell(make_appliance: Callable[..., Any]) -> Callable[[str], subprocess.Comp
     workers[0].kill()
     eventually(lambda: '"worker_left"' in appliance.log.read_text(), "it is told")
     eventually(lambda: appliance.get("/readyz")[0] == 200, "it serves")
-    config = appliance.dir / "signer.yaml"
-    names = {"CONFIG": config, "METRICS": appliance.dev["metrics"], "LOG": appliance.log}
+    config = configured_elsewhere(appliance.dir, tmp_path_factory.mktemp("etc"))
+    names = {
+        "CONFIG": config,
+        "METRICS": appliance.dev["metrics"],
+        "AUDIT": appliance.dir / "audit",  # CONFIG is in another folder
+        "LOG": appliance.log,
+    }
     assert re.findall(r"(?m)^([A-Z]+)=", RUNBOOK) == list(names)
     return lambda block: run(block, names)
+
+
+def configured_elsewhere(data: Path, folder: Path) -> Path:
+    """An appliance's configuration in another folder, as packages have it, with its data there."""
+    config = yaml.safe_load((data / "signer.yaml").read_text())
+    config["tls"] = {name: str(data / path) for name, path in config["tls"].items()}
+    config["registry"] = f"sqlite:///{data}/registry.sqlite"
+    config["audit"]["directory"] = str(data / "audit")
+    for name in ("policy", "state", "client"):
+        config[name] = str(data / config[name])
+    [token] = config["tokens"]
+    token["pin_file"] = str(data / "pin")
+    token["environment"] = {"SOFTHSM2_CONF": str(data / "softhsm2.conf")}
+    path = folder / "signer.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 def run(block: str, names: Mapping[str, object]) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
+from signer._client.channels import SERVICE_CONFIG
 from signer.config import Config, load_config
 from signer.dev import free_ports, pki, plan, softhsm, texts
 
@@ -141,11 +143,22 @@ def test_all_that_is_written_is_on_the_volume(configurations: list[Config]) -> N
         assert each.registry.startswith("postgresql+psycopg://")
 
 
-def test_a_pod_has_time_to_drain(configurations: list[Config]) -> None:
-    waits_for_the_database = 30
+def test_a_pod_has_time_to_stop(configurations: list[Config]) -> None:
     for each in configurations:
-        needed = each.limits.drain_seconds + waits_for_the_database
-        assert POD["terminationGracePeriodSeconds"] > needed
+        assert POD["terminationGracePeriodSeconds"] > each.limits.stop_seconds
+
+
+def test_calls_are_taken_until_the_probes_have_noticed(configurations: list[Config]) -> None:
+    probe = CONTAINER["readinessProbe"]
+    for each in configurations:
+        noticed = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
+        assert each.limits.drain_notice_seconds > noticed
+
+
+def test_the_guide_has_clients_balance_as_ours_does() -> None:
+    guide = (FOLDER.parents[1] / "docs" / "packaging.md").read_text()
+    shown = guide.partition("```json\n")[2].partition("```")[0]
+    assert json.loads(shown) == json.loads(SERVICE_CONFIG)
 
 
 def test_everything_selects_the_same_pods() -> None:
@@ -206,6 +219,7 @@ class Instance:
         port, self.metrics = free_ports()
         settings = yaml.safe_load(FILES[f"{name}.yaml"].replace(DATA, str(self.at(DATA))))
         settings["tokens"][0].update(site.token)
+        settings["limits"]["drain_notice_seconds"] = 0  # nobody is sent elsewhere here
         settings |= {
             "listen": f"127.0.0.1:{port}",
             "metrics": f"127.0.0.1:{self.metrics}",

@@ -17,8 +17,9 @@ import yaml
 from signer.observe.catalogue import FAMILIES, Kind
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "config/prometheus/prometheus.yml"
-RULES = sorted(CONFIG.parent.glob("rules/*.yml"))
+FOLDER = ROOT / "config/prometheus"
+CONFIGS = sorted(FOLDER.glob("*.yml"))
+RULES = sorted(FOLDER.glob("rules/*.yml"))
 CASES = sorted(Path(__file__).parent.glob("*.yml"))
 _OF_PROMETHEUS = {"process_start_time_seconds", "process_resident_memory_bytes"}
 
@@ -38,12 +39,41 @@ def rules() -> list[dict[str, Any]]:
 ALERTS = [rule for rule in rules() if "alert" in rule]
 
 
-def test_the_configuration_and_all_rules_are_accepted() -> None:
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_is_accepted_and_has_all_rules_and_their_job(
+    path: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load(path.read_text())
+    for job in config["scrape_configs"]:
+        if job.pop("kubernetes_sd_configs", []):  # Debian's promtool was built without it
+            job["static_configs"] = [{"targets": ["127.0.0.1:9464"]}]
+    (tmp_path / "rules").symlink_to(FOLDER / "rules")
+    (tmp_path / path.name).write_text(yaml.safe_dump(config))
+    promtool("check", "config", tmp_path / path.name)  # with the rule files that it names
+    assert sorted(config["rule_files"]) == [f"rules/{each.name}" for each in RULES]
+    assert [job["job_name"] for job in config["scrape_configs"]] == ["signer"]
+
+
+def test_all_rules_are_accepted() -> None:
     assert {path.name for path in RULES} == {"recording.yml", "alerts.yml"}
-    promtool("check", "config", CONFIG)  # with the rule files that it names
+    assert {path.name for path in CONFIGS} == {"prometheus.yml", "kubernetes.yml"}
     promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
-    named = yaml.safe_load(CONFIG.read_text())["rule_files"]
-    assert sorted(named) == [f"rules/{path.name}" for path in RULES]
+
+
+def test_the_job_of_kubernetes_finds_the_pods_of_the_manifests() -> None:
+    [job] = yaml.safe_load((FOLDER / "kubernetes.yml").read_text())["scrape_configs"]
+    [sets] = [
+        each
+        for each in yaml.safe_load_all((ROOT / "config/kubernetes/appliances.yaml").read_text())
+        if each["kind"] == "StatefulSet"
+    ]
+    pod = sets["spec"]["template"]
+    ports = [port["name"] for each in pod["spec"]["containers"] for port in each["ports"]]
+    [discovery] = job["kubernetes_sd_configs"]
+    assert discovery == {"role": "pod", "namespaces": {"names": [sets["metadata"]["namespace"]]}}
+    keep = job["relabel_configs"][0]["regex"]
+    name = pod["metadata"]["labels"]["app.kubernetes.io/name"]
+    assert [port for port in ports if re.fullmatch(keep, f"{name};{port}")] == ["metrics"]
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

@@ -1,4 +1,5 @@
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -9,9 +10,14 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signer import config
+from signer import config, trail
+from signer.api import server
+from signer.api.guard import DEFAULT_SECONDS
 from signer.config import Address, load_client, load_config, load_policy
 from signer.errors import ConfigError, Violation
+from signer.hsm.process import WorkerProcess
+from signer.keys import database as database_of
+from signer.observe import tracing
 
 REPOSITORY = Path(__file__).parents[2]
 BAD = Path(__file__).parent / "bad"
@@ -21,6 +27,20 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "client": load_client,
 }
 SAMPLES = [path for kind in LOADERS for path in sorted((BAD / kind).iterdir())]
+
+
+def test_a_call_without_a_deadline_ends_within_the_drain() -> None:
+    assert config.LimitsConfig().drain_seconds >= DEFAULT_SECONDS
+
+
+def test_a_stop_has_time_for_each_part_that_ends() -> None:
+    limits = config.LimitsConfig()
+    database = database_of._STATEMENT_MS / 1000 + database_of._CONNECT_S
+    worker = inspect.signature(WorkerProcess.end).parameters["seconds"].default
+    traces = tracing._EXPORT_SECONDS
+    closing = database + server._PATIENCE_SECONDS + trail._CLOSE_SECONDS + worker + traces
+    drain = limits.drain_notice_seconds + limits.drain_seconds
+    assert drain + closing <= limits.stop_seconds
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -210,7 +210,7 @@ def test_the_readme_shows_how_to_begin() -> None:
         "signer dev up",
         "signer sign",
         "signer operations propose",
-        "signer token unlatch",
+        "signer doctor",
     ):
         assert any(line.startswith(wanted) for line in shown), wanted
 

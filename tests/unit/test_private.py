@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from signer.private import is_private
+from signer.private import is_private, private_mode
 
 ROOT, SERVICE = 0, 10001
 
@@ -33,8 +33,13 @@ def file(owner: int, mode: int) -> os.stat_result:
         (1000, 0o440, SERVICE, False),  # somebody else's
     ],
 )
-def test_who_may_read_a_secret(
-    monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, us: int, accepted: bool
-) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: us)
-    assert is_private(file(owner, mode)) is accepted
+def test_who_may_read_a_secret(owner: int, mode: int, us: int, accepted: bool) -> None:
+    assert is_private(file(owner, mode), us) is accepted
+
+
+@pytest.mark.parametrize("owner", [ROOT, SERVICE])
+@pytest.mark.parametrize("us", [ROOT, SERVICE])
+def test_the_mode_that_is_advised_is_accepted_and_lets_the_reader_in(owner: int, us: int) -> None:
+    mode = private_mode(owner, us)
+    assert is_private(file(owner, mode), us)
+    assert bool(mode & 0o040) is (us not in {owner, ROOT})

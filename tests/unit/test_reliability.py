@@ -55,8 +55,9 @@ def injections(function: Callable[..., object]) -> Row:
 def _case(names: str | tuple[str, ...], value: Any) -> tuple[int, bool]:
     """How often a parameter's value injects, and whether only ``make torture`` has it."""
     torture = any(mark.name == "torture" for mark in getattr(value, "marks", ()))
-    plain = value.values[0] if hasattr(value, "marks") else value
-    return (plain if names == TIMES else 1), torture
+    named = names.replace(" ", "").split(",") if isinstance(names, str) else list(names)
+    plain = value.values if hasattr(value, "marks") else (value if len(named) > 1 else (value,))
+    return (plain[named.index(TIMES)] if TIMES in named else 1), torture
 
 
 def _combined(ways: list[list[tuple[int, bool]]]) -> Iterator[list[tuple[int, bool]]]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from signer.daemon import STARTING, STOPPING
 from signer.errors import ConfigError
 from signer.hsm.spec import FailureKind
 
@@ -63,6 +64,7 @@ ELSEWHERE = {
     "token … holds a private key with the CKA_ID … that was not made for …": "an operation",
     "token … holds a key for … that is none for …": "an operation",
     "…: …, then repeat": "an operation",
+    "the registry was brought to schema … by a newer version of signer": "an operation",
 }
 """How texts begin that stand in these modules and befall others than the start."""
 
@@ -160,6 +162,7 @@ def texts() -> Iterator[str]:
                     said = [*node.args, *(word.value for word in node.keywords)]
                     yield from filter(has_words, map(text_of, said))
     yield str(ConfigError(DIFFERS, []))
+    yield from (STARTING, STOPPING)
     yield "starting"  # Pool.reason, while no worker has an end yet
 
 

@@ -257,6 +257,57 @@ def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> N
     trail(config).log.close()
 
 
+# --- records that nobody signs -----------------------------------------------------------------
+
+
+class Signing:
+    """In the place of the thread that makes checkpoints: what it has covered."""
+
+    def __init__(self, size: int) -> None:
+        self.newest = Checkpoint(ORIGIN, size, bytes(32)), ""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(
+    config: AuditConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, began = Clock(), 2_000_000_000.0
+    made = trail(config, clock=clock)
+    size = made.log.size
+
+    def since(covered: int, seconds: float) -> float:
+        monkeypatch.setattr(made, "_checkpointer", Signing(covered))
+        clock.time = began + seconds
+        made.tick()
+        return made.unsigned_since
+
+    assert since(size, 0) == 0
+    made.log.append(Kind.WORKER, {})
+    assert since(size, 1) == began + 1
+    assert since(size, 60) == began + 1  # nothing else was recorded, and nothing signed
+    made.log.append(Kind.WORKER, {})
+    assert since(size + 1, 61) == began + 61  # a busy log: the checkpoint has left one behind
+    assert since(size + 1, 62) == began + 61
+    assert since(size + 2, 63) == 0
+    made.close()
+
+
+def test_a_log_that_is_signed_waits_for_nothing(config: AuditConfig) -> None:
+    made, looked = trail(config), threading.Event()
+    made.tick()
+    assert made.unsigned_since > 0  # nothing is signed yet
+    made.start(Token(), lambda: None)
+    for _ in range(3000):
+        made.tick()
+        if made.unsigned_since == 0:
+            break
+        looked.wait(0.01)
+    assert made.unsigned_since == 0
+    made.close()
+
+
 # --- a disk that fails, or is slow -------------------------------------------------------------
 
 

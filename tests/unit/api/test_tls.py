@@ -46,11 +46,11 @@ def test_a_handshake_is_answered_anew_only_after_a_change(files: Files) -> None:
     certificates = Certificates(files)
     certificates.credentials()
     assert certificates._fetch() is None
-    assert certificates.reload() is False
+    assert certificates.use(certificates.read()) is False
     assert certificates._fetch() is None
     files.certificate.write_bytes(files.certificate.read_bytes() + b"\n")
     assert certificates._fetch() is None  # nobody has asked for it yet
-    assert certificates.reload() is True
+    assert certificates.use(certificates.read()) is True
     assert certificates._fetch() is not None
     assert certificates._fetch() is None
 
@@ -75,7 +75,7 @@ def test_files_that_are_wrong_change_nothing(
         path.unlink()
     else:
         path.write_bytes(content)
-    for attempt in (certificates.reload, lambda: Certificates(files)):
+    for attempt in (certificates.read, lambda: Certificates(files)):
         with pytest.raises(ConfigError) as caught:
             attempt()
         [problem] = caught.value.problems

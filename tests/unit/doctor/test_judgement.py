@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -289,6 +292,40 @@ def test_a_port_is_free_or_the_daemons(
 ) -> None:
     found = machine.judge_port("listen", Address("127.0.0.1", 7443), failure, daemon)
     assert (found.level, text in found.seen) == (level, True), found
+
+
+def test_the_holder_of_the_audit_log_is_seen_and_its_lock_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine.running_daemon(tmp_path) is None
+    file = tmp_path / "lock"
+    file.touch()
+    assert machine.running_daemon(tmp_path) is None
+    with file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr(fcntl, "flock", None)  # no more locks
+        assert machine.running_daemon(tmp_path) == os.getpid()
+    assert machine.running_daemon(tmp_path) is None
+
+
+def test_a_daemon_may_listen_while_its_port_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = socket.socket.bind
+
+    def bind_and_start(probe: socket.socket, address: tuple[str, int]) -> None:
+        bind(probe, address)
+        if not started:
+            started.append(grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)]))
+            assert started[0].add_insecure_port(f"127.0.0.1:{port}") == port
+            started[0].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started: list[grpc.Server] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "bind", bind_and_start)
+        assert machine.try_to_bind(Address("127.0.0.1", port)) == 0
+    assert machine.try_to_bind(Address("127.0.0.1", port)) == errno.EADDRINUSE
+    started[0].stop(0).wait()
 
 
 def test_ports_are_tried_as_a_server_does() -> None:

@@ -14,6 +14,7 @@ from signer.hsm.status import Waiting, WorkerStatus
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.observe.gauges import readings
+from signer.observe.keys import CHANGED, INTERVAL, KeyReadings
 
 NOW, DAY = 1_000_000.0, 86_400.0
 KEY = KeyName("f", "k")
@@ -46,16 +47,21 @@ def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, 
     pool = SimpleNamespace(pin_latched=False, waiting=lambda: waiting)
     worker = WorkerStatus("t", 1, "serving", 1, 0, "")
     hsm = SimpleNamespace(pools={"t": pool, "u": pool}, status=lambda: [worker, worker])
-    found = readings(
-        Snapshot(cast(Any, policy), KeyIndex(versions)), cast(Hsm, hsm), {}, now=NOW, monotonic=NOW
-    )
-    return {each.name: dict(each.values) for each in found}
+    snapshot = Snapshot(cast(Any, policy), KeyIndex(versions))
+    found = readings(snapshot, cast(Hsm, hsm), {}, now=NOW, monotonic=NOW)
+    keys = KeyReadings()(snapshot, NOW, NOW)
+    return {each.name: dict(each.values) for each in (*found, *keys)}
 
 
 def end(*versions: KeyVersion) -> float | None:
     """When the keys of group g end."""
     ends = read(*versions)["signer_key_expiry_timestamp_seconds"]
     return cast(float | None, ends.get(("g",)))
+
+
+def ended(*versions: KeyVersion) -> int:
+    """How many keys of group g the clock has ended."""
+    return cast(int, read(*versions)["signer_keys_ended"].get(("g",), 0))
 
 
 def test_states_without_a_worker_are_zero_and_not_absent() -> None:
@@ -97,17 +103,47 @@ def test_a_version_that_is_to_follow_counts_and_one_that_waits_to_be_told_does_n
         assert end(soon, waits) == NOW + DAY
 
 
-def test_a_key_that_the_clock_has_ended_goes_on_being_told() -> None:
-    ended = version(sign_until=NOW - DAY)
-    assert end(ended) == NOW - DAY
-    assert end(ended, version(key=KeyName("f", "other"), sign_until=NOW + DAY)) == NOW - DAY
-    assert end(ended, version(2)) is None
+def test_a_key_that_the_clock_has_ended_is_counted_and_hides_no_other() -> None:
+    over, other = version(sign_until=NOW - DAY), KeyName("f", "other")
+    assert (ended(over), end(over)) == (1, None)
+    two = over, version(key=other, sign_until=NOW + DAY)
+    assert (ended(*two), end(*two)) == (1, NOW + DAY)
+    assert ended(over, version(key=other, sign_until=NOW)) == 2
+    assert (ended(over, version(2)), end(over, version(2))) == (0, None)
+
+
+def test_a_group_of_which_no_key_has_ended_is_zero_and_not_absent() -> None:
+    assert read(version())["signer_keys_ended"] == {("g",): 0}
 
 
 def test_a_key_that_its_officers_have_ended_is_not_told() -> None:
-    assert end(version(deactivate_at=NOW - DAY)) is None
-    assert end(version(deactivate_at=NOW - DAY, sign_until=NOW + DAY)) is None
-    assert end(version(state=KeyState.DESTROY_SCHEDULED, sign_until=NOW - DAY)) is None
+    for over in (
+        version(deactivate_at=NOW - DAY),
+        version(deactivate_at=NOW - DAY, sign_until=NOW + DAY),
+        version(state=KeyState.DESTROY_SCHEDULED, sign_until=NOW - DAY),
+    ):
+        assert (ended(over), end(over)) == (0, None)
+
+
+def test_keys_are_not_looked_through_at_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    by_key = KeyIndex.by_key
+    monkeypatch.setattr(KeyIndex, "by_key", lambda index: looked.append(index) or by_key(index))
+    policy = cast(Any, SimpleNamespace(facilities={}))
+    first = Snapshot(policy, KeyIndex([version(sign_until=NOW + 5)]))
+    second = Snapshot(policy, KeyIndex([version(), version(2)]))
+    keys = KeyReadings()
+
+    def read_at(snapshot: Snapshot, seconds: float) -> tuple[int, Any]:
+        found = {each.name: each.values for each in keys(snapshot, NOW + seconds, 7.0 + seconds)}
+        return len(looked), found["signer_key_versions"]
+
+    assert read_at(first, 0) == (1, {("ACTIVE",): 1})
+    assert read_at(first, INTERVAL - 0.1) == (1, {("ACTIVE",): 1})
+    assert read_at(first, INTERVAL) == (2, {("DEACTIVATED",): 1})  # the clock is seen
+    assert read_at(second, INTERVAL + CHANGED - 0.1)[0] == 2
+    assert read_at(second, INTERVAL + CHANGED) == (3, {("ACTIVE",): 2})
+    assert read_at(second, INTERVAL + CHANGED + 1) == (3, {("ACTIVE",): 2})
 
 
 def test_the_first_key_of_a_group_counts_and_others_have_no_group() -> None:

@@ -18,6 +18,7 @@ GAUGES: dict[str, dict[tuple[str, ...], float]] = {
     "signer_queue_items": {("high",): 2, ("normal",): 1500},
     "signer_key_versions": {("ACTIVE",): 12_345},
     "signer_key_expiry_timestamp_seconds": {("01",): NOW + 10 * DAY, ("",): NOW + 200 * DAY},
+    "signer_keys_ended": {("01",): 0, ("02",): 3, ("",): 0},
     "signer_tls_expiry_timestamp_seconds": {("server",): NOW - 2 * DAY},
     "signer_calls_at_work": {(): 3},
     "signer_operations_pending": {(): 4},
@@ -105,10 +106,11 @@ def test_a_healthy_daemon_at_a_glance() -> None:
 
 def test_what_falls_due_is_listed_the_soonest_first() -> None:
     text = text_of()
-    assert re.search(r"TLS: server -2 days .* the first key of 01 10 days", text)
+    assert re.search(r"3 keys of 02 ended TLS: server -2 days .* the next key of 01 10 days", text)
     assert "no group" not in text
     later = GAUGES | {
         "signer_key_expiry_timestamp_seconds": {},
+        "signer_keys_ended": {("01",): 0},
         "signer_tls_expiry_timestamp_seconds": {("server",): NOW + 100 * DAY},
     }
     assert "Falling due within 90 days Nothing." in text_of(gauges=later)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import structlog
+
+from signer.errors import OperatorError
+from signer.observe import logs, reports, tracing
+from signer.observe.tracing import Tracing
+
+PARENT = f"00-{1:032x}-{2:016x}-01"
+
+
+class Settings(NamedTuple):
+    endpoint: str
+    sample: float = 0.0
+    ca: Path | None = None
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A collector that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1/traces"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    yield
+    logging.getLogger("opentelemetry").handlers.clear()
+    structlog.reset_defaults()
+
+
+def call(traced: Tracing, parent: str = PARENT) -> str:
+    """Makes one call with a stage; returns its trace id."""
+    with traced.call("/signer.v1.SigningService/SignBatch", [("traceparent", parent)]):
+        traced.stage("hsm", 0.0, 0.001)
+        return traced.note("OK", {"items": 3})
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_end(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
+    traced = Tracing(Settings(silent), "signer/test")
+    assert call(traced) == f"{1:032x}"
+    traced.close()
+    assert [
+        each for each in threading.enumerate() if each.name == "traces"
+    ]  # and is not waited for
+
+
+def test_callers_have_only_so_many_traces_kept(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(tracing, "_CALLERS_A_SECOND", 3)
+    monkeypatch.setattr("signer.observe.tracing.time.monotonic", lambda: 1000.0)
+    traced = Tracing(Settings(silent), "signer/test")
+    assert [bool(call(traced)) for _ in range(5)] == [True, True, True, False, False]
+    traced.close()
+
+
+def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
+    silent: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
+    logs.configure("info")
+    traced = Tracing(Settings(silent), "signer/test")
+    logging.getLogger("opentelemetry.sdk").error("Failed to export %s", "spans")
+    traced.close()
+    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["event"], line["text"]) == ("tracing_failed", "Failed to export spans")
+
+
+def test_who_configures_tracing_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reports.tracer(None, "signer/test") is None
+    monkeypatch.setattr(reports, "find_spec", lambda _: None)
+    with pytest.raises(OperatorError, match=r"install signer\[tracing\]"):
+        reports.tracer(Settings("http://127.0.0.1:9/"), "signer/test")
