@@ -146,7 +146,7 @@ def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults:
     assert "3 keys had wrong signatures" in daemon.reason()
     for worker in daemon.workers():
         worker.kill()
-    until(lambda: daemon.metric("signer_login_attempts_total", result="ok") == 4, "new workers")
+    until(lambda: daemon.metric("signer_login_attempts_total", result="ok") >= 4, "new workers")
     assert daemon.health() == "NOT_SERVING"
 
 

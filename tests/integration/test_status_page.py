@@ -93,7 +93,7 @@ def test_it_tells_what_happened(look: Callable[[tuple[int, int]], str], mine: An
     assert re.search(r"signed: now [\d.,]+, highest [\d.,]+ a second", text)
     assert re.search(r"99 of 100: now [\d.,]+, highest [\d.,]+ ms", text)
     assert text.count("signer-dev serving") == 2
-    assert "worker_left token signer-dev: the worker was ended by" in text
+    assert "worker_left token signer-dev: died" in text
     assert "9 ACTIVE" in text
     assert not [name for name in ("01-001", "01-002", "moh", "spiffe") if name in text]
     assert mine.get("/readyz")[0] == 200

@@ -122,8 +122,6 @@ def test_instances_differ_in_their_origin_alone(configurations: list[Config]) ->
 
 def test_ports_are_those_of_the_configuration(configurations: list[Config]) -> None:
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
-    annotations = STATEFUL_SET["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(ports["metrics"])
     for each in configurations:
         assert (each.listen.host, each.metrics.host) == ("0.0.0.0", "0.0.0.0")  # noqa: S104
         assert ports == {"grpc": each.listen.port, "metrics": each.metrics.port}
@@ -300,7 +298,6 @@ def instances(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_what_the_manifests_start_answers_its_probes(instances: list[Instance]) -> None:
-    path = STATEFUL_SET["spec"]["template"]["metadata"]["annotations"]["prometheus.io/path"]
     for pod in instances:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             asked = CONTAINER[probe]["httpGet"]["path"]
@@ -308,12 +305,16 @@ def test_what_the_manifests_start_answers_its_probes(instances: list[Instance]) 
             while (answer := pod.get(asked))[0] != 200:
                 assert time.monotonic() < end, (pod.name, asked, answer)
                 time.sleep(0.05)
-        assert "signer_ready 1.0" in pod.get(path)[1]
+        assert "signer_ready 1.0" in pod.get("/metrics")[1]
 
 
 def test_each_instance_has_begun_a_log_of_its_own(instances: list[Instance]) -> None:
     for pod in instances:
         audit = f"{DATA}/audit"
+        end = time.monotonic() + 120
+        while not pod.at(f"{audit}/checkpoints/newest").exists():  # made once it serves
+            assert time.monotonic() < end, pod.at("/log").read_text()[-3000:]
+            time.sleep(0.05)
         origin = yaml.safe_load(FILES[f"{pod.name}.yaml"])["audit"]["origin"]
         command = [*SIGNER, "audit", "verify", "--dir", audit, "--key", f"{audit}/audit.pub.pem"]
         pod.run([*command, "--origin", origin])
