@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from signer._client import pipeline
 from signer._client.batches import cut
-from signer._client.calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently, traced
+from signer._client.calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently
 from signer._client.channels import CHANNEL_OPTIONS, FilePath, secure_channel
 from signer._client.errors import (
     DeadlineError,
@@ -129,7 +129,7 @@ class SignerClient:
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._channel = channel = traced(channel)
+        self._channel = channel
         self.operations = Operations(channel)
         self._signing = signing_pb2_grpc.SigningServiceStub(channel)
         self._keys = keys_pb2_grpc.KeyServiceStub(channel)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import grpc
@@ -21,22 +22,27 @@ PAGE_SIZE = 500
 _Response = TypeVar("_Response")
 
 
-def traced(channel: grpc.Channel) -> grpc.Channel:
-    """Has the calls of a channel carry the trace of a program that uses OpenTelemetry.
+@contextmanager
+def _traced(request: object) -> Iterator[list[tuple[str, str]] | None]:
+    """Yields metadata that carries the trace of a program that uses OpenTelemetry.
 
-    One that has not imported it by now does not, and is not made to.
+    One that has not imported it by now does not, and is not made to. Not by an interceptor:
+    gRPC's then make a new call object each time, and crash on a channel that was closed.
     """
     if "opentelemetry.trace" not in sys.modules:
-        return channel
-    from signer._client.tracing import Traced  # noqa: PLC0415 - its packages are optional
+        yield None
+        return
+    from signer._client.tracing import span  # noqa: PLC0415 - its packages are optional
 
-    return grpc.intercept_channel(channel, Traced())
+    with span(type(request).__name__.removesuffix("Request")) as metadata:
+        yield metadata
 
 
 def ask(method: Callable[..., _Response], request: object, timeout: float) -> _Response:
     """Makes one call; its failure comes out as a ``SignerClientError``."""
     try:
-        return method(request, timeout=timeout)
+        with _traced(request) as metadata:
+            return method(request, timeout=timeout, metadata=metadata)
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
     except ValueError as error:  # gRPC's way to say that the channel was closed

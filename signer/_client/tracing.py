@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 from opentelemetry import propagate, trace
 
 
-class Traced(grpc.UnaryUnaryClientInterceptor):
-    """Gives every call a span, and sends its context as W3C ``traceparent``."""
-
-    def __init__(self) -> None:
-        self._tracer = trace.get_tracer("signer.client")
-
-    def intercept_unary_unary(
-        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
-    ) -> Any:
-        name = client_call_details.method.rpartition("/")[2]
-        # No text of an exception: it is the appliance's, and the caller has it.
-        with self._tracer.start_as_current_span(
-            name, kind=trace.SpanKind.CLIENT, record_exception=False
-        ) as span:
-            headers: dict[str, str] = {}
-            propagate.inject(headers)
-            metadata = [*(client_call_details.metadata or ()), *headers.items()]
-            call = continuation(client_call_details._replace(metadata=metadata), request)
-            if call.code() is not grpc.StatusCode.OK:
-                span.set_status(trace.Status(trace.StatusCode.ERROR, call.code().name))
-            return call
+@contextmanager
+def span(name: str) -> Iterator[list[tuple[str, str]]]:
+    """Makes the span of a call; yields its context as metadata: W3C ``traceparent``."""
+    tracer = trace.get_tracer("signer.client")
+    # No text of an exception: it is the appliance's, and the caller has it.
+    with tracer.start_as_current_span(
+        name, kind=trace.SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
+    ) as made:
+        headers: dict[str, str] = {}
+        propagate.inject(headers)
+        try:
+            yield list(headers.items())
+        except grpc.RpcError as error:
+            code = error.code().name if isinstance(error, grpc.Call) else ""
+            made.set_status(trace.Status(trace.StatusCode.ERROR, code))
+            raise

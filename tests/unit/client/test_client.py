@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import itertools
 import threading
 import uuid
@@ -292,7 +293,10 @@ def test_nobody_listens(stage: Any) -> None:
     assert caught.value.retryable
 
 
-def test_a_closed_client_says_so(stage: Any) -> None:
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_closed_client_says_so(stage: Any, traced: bool) -> None:
+    if traced:
+        importlib.import_module("opentelemetry.trace")
     with stage.client() as client:
         client.close()
         with pytest.raises(UnavailableError, match="CLOSED") as caught:
