@@ -100,9 +100,10 @@ class Slot:
             process.channel.end()
 
     def join(self) -> None:
-        """Waits until the worker has gone."""
+        """Waits until the worker has gone; of a start that was refused there may be none."""
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def send(self, kind: Kind, *parts: bytes) -> None:
         """Sends in order to the worker that is there, if one is."""

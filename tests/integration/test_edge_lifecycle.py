@@ -100,6 +100,17 @@ def test_a_metrics_port_in_use_is_refused(appliance: Any, tmp_path: Path) -> Non
     assert "change `metrics`" in text
 
 
+def test_a_start_that_is_refused_before_there_are_workers_says_why(
+    appliance: Any, tmp_path: Path
+) -> None:
+    """The policy in force must be kept beside the log before anything is signed under it."""
+    config = copied(appliance, tmp_path)
+    kept = tmp_path / "audit" / "policies"
+    shutil.rmtree(kept)
+    kept.touch()
+    assert f"signer: the policy cannot be kept in {kept} (File exists)" in refused(config)
+
+
 def no_state(folder: Path) -> dict[str, Any]:
     (folder / "a-file").touch()
     return {"tls": {name: str(folder / "absent") for name in ("certificate", "key", "client_ca")}}
