@@ -47,7 +47,6 @@ def faults(daemon: Daemon, shim_module: Path, tmp_path: Path) -> Iterator[Faults
     daemon.configure(
         token={
             "module": str(shim_module),
-            "hang_seconds": 1.0,
             "environment": {
                 "SHIM_MODULE": str(softhsm.find_module()),
                 "SHIM_FAULTS": str(tmp_path / "faults"),
@@ -167,7 +166,8 @@ def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults:
 def test_one_failure_is_not_noticed(
     daemon: Daemon, faults: Faults, order: str, cause: str, workers: int
 ) -> None:
-    daemon.configure(token={"workers": workers})
+    # A worker that only waits for a processor is not to be taken for one that hangs.
+    daemon.configure(token={"workers": workers, "hang_seconds": 1.0 if order == "hang" else 10.0})
     daemon.start()
     assert daemon.sign() == {"ok": 3}
     settle(daemon)
@@ -205,6 +205,7 @@ def test_a_refused_key_fails_its_items_without_a_new_worker(daemon: Daemon, faul
 
 
 def test_a_hang_in_the_middle_of_a_load(daemon: Daemon, faults: Faults) -> None:
+    daemon.configure(token={"hang_seconds": 1.0})
     daemon.start()
     with Load(daemon) as load:
         for _ in range(2):
