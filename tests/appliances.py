@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from signer.bench.process import DevAppliance
-from signer.dev import free_ports, texts
+from signer.tools.dev import free_ports, texts
+from signer.tools.dev.appliance import DevAppliance
 
 SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2.conf", "client-*.yaml")
 """The files of an appliance that name its folder or its ports."""

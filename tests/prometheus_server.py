@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from signer.dev import free_ports
+from signer.tools.dev import free_ports
 
 SECONDS = 60.0
 """How long it may take to start or to stop on a busy machine."""

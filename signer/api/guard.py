@@ -20,7 +20,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from signer.api import wire
-from signer.api.authn import AuthContext, principal_of
+from signer.api.identity import AuthContext, principal_of
 from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
 from signer.model import Role

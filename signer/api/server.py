@@ -11,13 +11,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from signer.api.control import ControlService
-from signer.api.evidence import EvidenceService
+from signer.api.control_service import ControlService
+from signer.api.evidence_service import EvidenceService
 from signer.api.guard import HEALTH_CALLS, Guard
 from signer.api.health import MAX_WATCHES, Health
-from signer.api.keys import KeyService
-from signer.api.operations import OperationService
-from signer.api.signing import SigningService
+from signer.api.key_service import KeyService
+from signer.api.operation_service import OperationService
+from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
 from signer.errors import OperatorError
 from signer.model import Role

@@ -14,8 +14,8 @@ import click
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.bench.cases import Case
-    from signer.bench.run import Bench, Row
+    from signer.tools.bench.cases import Case
+    from signer.tools.bench.run import Bench, Row
 
 _THREAD_SWITCH_SECONDS = 0.0005
 """As in the daemon: with Python's 5 ms two busy threads of the load stretch latencies."""
@@ -90,9 +90,9 @@ def bench(
       signer dev init build/bench-keys --facilities 10000
       signer bench --dir build/bench-keys --case keys-10 --case keys-10000
     """  # noqa: D301  click's \b
-    from signer.bench.run import Bench, misses
-    from signer.bench.yardstick import Loop
     from signer.config import load_config
+    from signer.tools.bench.run import Bench, misses
+    from signer.tools.bench.yardstick import Loop
 
     if config_file is not None:
         directory = config_file.parent
@@ -128,7 +128,7 @@ def _say(text: str) -> None:
 
 
 def _choose(names: tuple[str, ...]) -> list[Case]:
-    from signer.bench.cases import CASES
+    from signer.tools.bench.cases import CASES
 
     known = {case.name: case for case in CASES}
     unknown = [name for name in names if name not in known]
@@ -152,7 +152,7 @@ def _possible(runner: Bench, cases: list[Case]) -> list[Case]:
 @contextmanager
 def _appliance(directory: Path) -> Iterator[dict[str, Any]]:
     """Finds the appliance that serves in ``directory``, or starts it for the bench."""
-    from signer.bench.process import DevAppliance
+    from signer.tools.dev.appliance import DevAppliance
 
     appliance = DevAppliance(directory)
     if _serves(appliance.dir):
@@ -167,8 +167,8 @@ def _appliance(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _serves(directory: Path) -> bool:
-    from signer.bench.process import connect
     from signer.client import SignerClientError
+    from signer.tools.dev.appliance import connect
 
     described = directory / "dev.json"
     if not described.exists():
@@ -181,7 +181,7 @@ def _serves(directory: Path) -> bool:
 
 
 def _tell_memory(dev: dict[str, Any]) -> None:
-    from signer.bench.load import gauge
+    from signer.tools.bench.load import gauge
 
     resident = gauge(dev["metrics"], "process_resident_memory_bytes")
     _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
@@ -198,7 +198,7 @@ def _compare_keys(rows: list[Row]) -> list[str]:
 
 
 def _table(cases: list[Case], rows: list[Row]) -> str:
-    from signer.bench.run import misses
+    from signer.tools.bench.run import misses
 
     head = (
         f"{'case':<12} {'rate/s':>8} {'plain/s':>8} {'best/s':>8} {'/plain':>7} {'/best':>7}"

@@ -33,7 +33,7 @@ def check(*, config_file: Path, as_json: bool) -> None:
       signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
     """  # noqa: D301, E501  click's \b; a command is one line
     from signer.config import load_config, load_policy
-    from signer.doctor.files import file_problems
+    from signer.tools.doctor.file_checks import file_problems
 
     errors: list[ConfigError] = []
     policy: Policy | None = None

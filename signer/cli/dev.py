@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from signer.dev import Progress
+    from signer.tools.dev import Progress
 
 _EVERY = 500
 """Keys between two lines of progress where there is no terminal."""
@@ -82,7 +82,7 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
     \b
       signer dev up /tmp/appliance --workers 2
     """  # noqa: D301  as above
-    from signer import daemon
+    from signer.daemon import app as daemon
 
     described = _provision(directory, facilities, workers)
     sys.exit(
@@ -93,7 +93,7 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
 
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
-    from signer.dev import provision
+    from signer.tools.dev import provision
 
     with _progress() as progress:
         return provision(directory, facilities=facilities, workers=workers, progress=progress)

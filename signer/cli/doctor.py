@@ -12,7 +12,7 @@ import click
 from signer.cli.options import config_option, json_option
 
 if TYPE_CHECKING:
-    from signer.doctor.finding import Finding
+    from signer.tools.doctor.finding import Finding
 
 
 @click.command()
@@ -31,8 +31,8 @@ def doctor(*, config_file: Path, as_json: bool) -> None:
       signer doctor --config /etc/signer/signer.yaml --json | jq '.findings[] | select(.level != "ok")'
     """  # noqa: D301, E501  click's \b; a command is one line
     from signer.clock import SystemClock
-    from signer.doctor import examine, worst
-    from signer.doctor.finding import Level
+    from signer.tools.doctor import examine, worst
+    from signer.tools.doctor.finding import Level
 
     findings = examine(config_file, SystemClock().now())
     level = worst(findings)
@@ -47,7 +47,7 @@ def doctor(*, config_file: Path, as_json: bool) -> None:
 
 def _print(findings: list[Finding]) -> None:
     from signer.cli.tables import print_table
-    from signer.doctor.finding import Level
+    from signer.tools.doctor.finding import Level
 
     rows = [[each.level, each.check, each.seen, each.remedy] for each in findings]
     if not sys.stdout.isatty():

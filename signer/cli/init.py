@@ -47,14 +47,15 @@ def init(
       signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
       signer init --config /etc/signer/second.yaml --join
     """  # noqa: D301  click's \b
-    from signer.audit.places import KEY_FILE
-    from signer.audit.segments import list_segments
+    from signer.audit.format.places import KEY_FILE
+    from signer.audit.format.segments import list_segments
     from signer.clock import SystemClock
     from signer.config import load_config, read_policy
-    from signer.hsm.admin import open_admin
-    from signer.keys.audit import ensure_audit_key
+    from signer.daemon.audit_log import begin, refuse_second_log
+    from signer.hsm.front.admin import open_admin
+    from signer.keys.audit_key import ensure_audit_key
     from signer.keys.registry import Registry
-    from signer.trail import begin, first_officers_fields, refuse_second_log
+    from signer.officers.records import first_officers_fields
 
     if join and officer_files:
         raise click.UsageError("--join takes the officers that the registry has")
@@ -94,7 +95,7 @@ def init(
 def _name_officers(registry: Registry, config: Config, files: tuple[Path, ...]) -> None:
     """Puts the first officers and the first policy into the registry; raises OperatorError."""
     from signer.config import read_policy
-    from signer.operations.people import first_officers
+    from signer.officers.kinds.officer_change import first_officers
     from signer.policy.officers import officer_problems
 
     if registry.state().officers:

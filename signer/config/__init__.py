@@ -23,7 +23,7 @@ from signer.config.models import (
     TokenConfig,
     TracingConfig,
 )
-from signer.config.policies import (
+from signer.config.policy_documents import (
     PolicyFile,
     PolicyText,
     load_policy,

@@ -30,7 +30,7 @@ class TokenSettings(Protocol):
 class TokenSpec:
     """Which token to open and how. Paths are absolute; the PIN stays in its file.
 
-    ``look_only``: nobody logs in, see ``signer.hsm.looking``.
+    ``look_only``: nobody logs in, see ``signer.hsm.worker.inspection``.
     """
 
     label: str

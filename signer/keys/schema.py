@@ -104,7 +104,7 @@ operations = sa.Table(
     metadata,
     sa.Column("id", sa.String(36), primary_key=True),
     sa.Column("kind", sa.String(32), nullable=False),
-    # The canonical bytes that officers sign (signer.approval).
+    # The canonical bytes that officers sign (signer.officers.approval).
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("proposed_at", sa.Double, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),

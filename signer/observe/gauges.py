@@ -11,9 +11,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from signer import __version__
-from signer.engine import Snapshot
-from signer.hsm.service import Hsm
+from signer.hsm.front.service import Hsm
 from signer.observe.catalogue import BY_NAME, closed
+from signer.signing.engine import Snapshot
 
 Values = Mapping[tuple[str, ...], float]
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from signer.audit.checkpoint import Checkpoint
+from signer.audit.format.checkpoint import Checkpoint
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, ConfigError, OperatorError, Reason
 from signer.model import Algorithm, Format

@@ -24,8 +24,8 @@ import verifiers
 from auditor import Auditor
 from samples import vaccinations
 
-from signer.bench.process import DevAppliance
 from signer.client import SignerClient
+from signer.tools.dev.appliance import DevAppliance
 
 _FOLDER = verifiers.ROOT / "build" / "demo"
 _SHOWN = 2000

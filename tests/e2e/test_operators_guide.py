@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from signer.dev import free_ports
+from signer.tools.dev import free_ports
 
 ROOT = Path(__file__).parents[2]
 NOT_HERE = re.compile(r"^(sudo apt-get|make setup) .*\n", re.MULTILINE)

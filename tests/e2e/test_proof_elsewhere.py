@@ -11,7 +11,7 @@ import verifiers
 from appliances import Appliance
 from auditor import Auditor
 
-from signer.bench.process import DevAppliance
+from signer.tools.dev.appliance import DevAppliance
 
 FLIPS_ELSEWHERE = 8
 FLIPS = 3

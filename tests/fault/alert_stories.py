@@ -27,10 +27,10 @@ from watching import Alert, Watching
 
 from signer.client import SignerClientError
 from signer.config import load_config
-from signer.dev import pki, softhsm
-from signer.hsm.admin import open_admin
-from signer.keys.audit import audit_key
+from signer.hsm.front.admin import open_admin
+from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
+from signer.tools.dev import pki, softhsm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 

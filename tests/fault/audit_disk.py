@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from signer.audit.disk import Disk
+from signer.audit.write.disk import Disk
 
 
 class FaultyDisk(Disk):

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from signer.bench.process import connect
 from signer.client import SignerClient, SignerClientError
 from signer.config import load_config, read_policy
 from signer.keys.registry import Registry
+from signer.tools.dev.appliance import connect
 
 SECONDS = 120.0
 RECORDS = "facilities/01-001/keys/records"

@@ -15,8 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-from signer import daemon
-from signer.audit.disk import Disk
+from signer.audit.write.disk import Disk
+from signer.daemon import app as daemon
 
 FAULTS = Path(sys.argv[1])
 sync, free_bytes = Disk.sync, Disk.free_bytes

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from hsm_probe import ask
 from hsm_token import SoftToken, version
 
-from signer.dev import softhsm
 from signer.errors import OperatorError
-from signer.hsm.admin import open_admin
+from signer.hsm.front.admin import open_admin
 from signer.model import Algorithm, TokenObject
+from signer.tools.dev import softhsm
 
 KEY = (Algorithm.ES256, 0, b"the id", "the label")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from daemon import RECORDS, SECONDS, Daemon, correct, until
 
-from signer.audit.record import Kind, Record
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.record import Kind, Record
+from signer.audit.format.segments import Reader, list_segments
 from signer.client import ItemResult, SignerClientError
 
 PROGRAM = Path(__file__).with_name("serve_with_faults.py")

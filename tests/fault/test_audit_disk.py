@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from audit_disk import FaultyDisk
 
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.disk import Disk
-from signer.audit.log import AuditLog, AuditUnavailable
-from signer.audit.record import Column, Kind
-from signer.audit.recovery import AuditRefused
-from signer.audit.segments import list_segments
-from signer.audit.verify import verify_log
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import Column, Kind
+from signer.audit.format.segments import list_segments
+from signer.audit.read.verify import verify_log
+from signer.audit.write.disk import Disk
+from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
@@ -273,8 +273,8 @@ FULL_DISK = """
 import resource
 import sys
 from pathlib import Path
-from signer.audit.log import AuditLog, AuditUnavailable
-from signer.audit.record import Kind
+from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.format.record import Kind
 from signer.clock import SystemClock
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

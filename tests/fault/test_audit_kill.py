@@ -16,8 +16,8 @@ import psutil
 import pytest
 from daemon import RECORDS, SECONDS, Daemon, until
 
-from signer.audit.record import Kind
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.record import Kind
+from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 
 CALLERS = 3

@@ -14,12 +14,12 @@ from audit_disk import PowerDisk
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.disk import Disk
-from signer.audit.log import AuditLog, AuditUnavailable
-from signer.audit.record import Column, Kind, Record
-from signer.audit.recovery import AuditRefused
-from signer.audit.verify import verify_log
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import Column, Kind, Record
+from signer.audit.read.verify import verify_log
+from signer.audit.write.disk import Disk
+from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit import replay
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.log import SEGMENT_BYTES, AuditLog
-from signer.audit.record import Frame, Kind, Record, Value
-from signer.audit.segments import Header, Segment, list_segments, open_segment
-from signer.audit.verify import verify_log
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import Frame, Kind, Record, Value
+from signer.audit.format.segments import Header, Segment, list_segments, open_segment
+from signer.audit.read import replay
+from signer.audit.read.verify import verify_log
+from signer.audit.write.log import SEGMENT_BYTES, AuditLog
 from signer.clock import SystemClock
-from signer.evidence import Evidence, Intent, Ticket, content_hash
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
+from signer.signing.evidence import Evidence, Intent, Ticket, content_hash
 
 ORIGIN = "signer.example/scale"
 FACILITIES = 50

@@ -21,16 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.approval import Proposal
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.dual import DualControl
-from signer.audit.log import AuditLog
-from signer.audit.merkle import root
-from signer.audit.record import Column, Kind, Value, frame
-from signer.audit.recovery import AuditRefused
-from signer.audit.segments import Header, Reader, list_segments, open_segment
-from signer.audit.verify import verify_log
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.merkle import root
+from signer.audit.format.record import Column, Kind, Value, frame
+from signer.audit.format.segments import Header, Reader, list_segments, open_segment
+from signer.audit.read.verify import verify_log
+from signer.audit.write.log import AuditLog
+from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
+from signer.officers.approval import Proposal
+from signer.officers.offline_check import DualControl
 
 ORIGIN = "signer.example/log"
 DAY = 24 * 3600

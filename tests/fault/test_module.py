@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from daemon import OTHERS, RECORDS, Daemon, Load, check_all, until
 
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.segments import Reader, list_segments
 from signer.client import (
     DeadlineError,
     ExhaustedError,
@@ -18,7 +18,7 @@ from signer.client import (
     SignerClient,
     SignerClientError,
 )
-from signer.dev import softhsm
+from signer.tools.dev import softhsm
 
 
 class Faults:

@@ -18,19 +18,21 @@ from officers import Office, csv_of
 
 from signer.client import SignerClientError
 from signer.config import load_config, read_policy
-from signer.dev import softhsm
-from signer.hsm.admin import open_admin
+from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
+from signer.tools.dev import softhsm
 
 KEY = "facilities/01-001/keys/new"
 
 KILLED = """
 import os, signal, sys, pathlib
-from signer import daemon
-from signer.journal import OperationsJournal
+from signer.daemon import app as daemon
+from signer.officers.records import OperationsJournal
 from signer.keys.writing import Writing
-from signer.operations import enrolment, execution, making
-from signer.operations.store import State
+from signer.officers.kinds import enrolment
+from signer.officers import execution
+from signer.officers.kinds import create_key as making
+from signer.officers.store import State
 
 # Ends the daemon at the point that the file names, or at its n-th passage of it.
 order = pathlib.Path(sys.argv[1])

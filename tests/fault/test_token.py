@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from daemon import OTHERS, RECORDS, Daemon, until
 
-from signer.dev import softhsm
+from signer.tools.dev import softhsm
 
 PROBE = Path(__file__).parents[1] / "integration" / "hsm_probe.py"
 sys.path.insert(0, str(PROBE.parent))

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from daemon import Daemon, Load, until
 
-from signer.audit.record import Kind
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.record import Kind
+from signer.audit.format.segments import Reader, list_segments
 
 
 @pytest.mark.parametrize("times", [3])

@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
 
 from signer.client import secure_channel
-from signer.dev import pki
+from signer.tools.dev import pki
 from signer.v1 import (
     control_pb2,
     control_pb2_grpc,

@@ -60,7 +60,7 @@ def attributes(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     import pkcs11  # noqa: PLC0415 - only in this process
     from pkcs11.exceptions import PKCS11Error  # noqa: PLC0415
 
-    from signer.hsm.token import open_token  # noqa: PLC0415
+    from signer.hsm.worker.token import open_token  # noqa: PLC0415
 
     token = open_token(spec)
     answer = {}
@@ -107,8 +107,8 @@ def copies(
     """
     import pkcs11  # noqa: PLC0415 - only in this process
 
-    from signer.hsm import token as token_module  # noqa: PLC0415
-    from signer.hsm.worker import ChunkSigner  # noqa: PLC0415
+    from signer.hsm.worker import token as token_module  # noqa: PLC0415
+    from signer.hsm.worker.__main__ import ChunkSigner  # noqa: PLC0415
 
     token_module.MAX_COPIES = most
     token = token_module.open_token(spec)
@@ -142,8 +142,8 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     """Destroys the first key behind a token's back, then has it sign with all of them."""
     import pkcs11  # noqa: PLC0415 - only in this process
 
-    from signer.hsm.token import open_token  # noqa: PLC0415
-    from signer.hsm.worker import ChunkSigner  # noqa: PLC0415
+    from signer.hsm.worker.__main__ import ChunkSigner  # noqa: PLC0415
+    from signer.hsm.worker.token import open_token  # noqa: PLC0415
 
     token = open_token(spec)
     token.keys.find(bytes.fromhex(keys[0][1])).destroy()

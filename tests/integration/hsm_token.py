@@ -16,12 +16,12 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.clock import SystemClock
-from signer.dev import softhsm, texts
-from signer.hsm.admin import open_admin
+from signer.hsm.front.admin import open_admin
+from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import Verifier
-from signer.hsm.pool import Pool
 from signer.hsm.spec import TokenSpec
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion, SignJob
+from signer.tools.dev import softhsm, texts
 
 SECONDS = 30.0
 """Deadline of every job: what hangs fails its test."""

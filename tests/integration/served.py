@@ -13,7 +13,7 @@ from typing import Any
 import edge
 import yaml
 
-from signer.dev import free_ports
+from signer.tools.dev import free_ports
 
 SIGNER = [sys.executable, "-m", "signer"]
 

@@ -16,7 +16,7 @@ import edge
 import pytest
 from document import Document
 
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.segments import Reader, list_segments
 from signer.v1 import evidence_pb2
 
 SIGNER = f"""#!{sys.executable}

@@ -19,8 +19,8 @@ from typing import Any
 import edge
 import pytest
 
-from signer.audit.record import Kind, Record
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.record import Kind, Record
+from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 from signer.v1 import keys_pb2
 

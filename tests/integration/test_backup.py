@@ -21,8 +21,8 @@ import officers
 import pytest
 from document import Document, Ran
 
-from signer.audit.record import Kind
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.record import Kind
+from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 
 RECORDS = "facilities/01-001/keys/records"

@@ -13,8 +13,8 @@ import pytest
 from appliances import Appliance
 from cryptography import x509
 
-from signer.approval import parse
 from signer.cli.main import main
+from signer.officers.approval import parse
 
 KEY = "facilities/moh/keys/next"
 VERSION = f"{KEY}/versions/1"

@@ -16,10 +16,10 @@ from cryptography.x509 import verification
 
 from signer.cli.dev import dev
 from signer.config import load_client, load_config, load_policy
-from signer.dev import provision, softhsm
 from signer.errors import OperatorError
 from signer.keys.registry import Registry
 from signer.model import Format, KeyName
+from signer.tools.dev import provision, softhsm
 
 CLIENTS = {"issuer", "stranger", "officer-a", "officer-b", "auditor", "operator"}
 

@@ -24,12 +24,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.config import load_config
-from signer.dev import pki
-from signer.doctor import examine, worst
-from signer.doctor.finding import Finding, Level
 from signer.errors import OperatorError
-from signer.hsm.admin import look, open_admin
+from signer.hsm.front.admin import look, open_admin
 from signer.hsm.spec import PinState
+from signer.tools.dev import pki
+from signer.tools.doctor import examine, worst
+from signer.tools.doctor.finding import Finding, Level
 
 OK, WARNING, WRONG = Level
 

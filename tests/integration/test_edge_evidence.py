@@ -11,10 +11,10 @@ from typing import Any
 import edge
 import pytest
 
-from signer.audit import merkle
-from signer.audit.checkpoint import Checkpoint, Verifier, parse_note
-from signer.audit.record import Column, Kind, Record, parse_head
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format import merkle
+from signer.audit.format.checkpoint import Checkpoint, Verifier, parse_note
+from signer.audit.format.record import Column, Kind, Record, parse_head
+from signer.audit.format.segments import Reader, list_segments
 from signer.cli.audit.place import spki_of
 from signer.cli.main import main
 from signer.client import DeniedError, InvalidRequestError, SignerClient

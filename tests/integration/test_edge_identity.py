@@ -15,7 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from signer.dev import pki, plan
+from signer.tools.dev import key_plan as plan
+from signer.tools.dev import pki
 from signer.v1 import control_pb2, keys_pb2
 
 STATUS = "/signer.v1.ControlService/GetStatus"

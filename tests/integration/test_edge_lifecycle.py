@@ -20,8 +20,8 @@ import yaml
 from grpc_health.v1 import health_pb2
 from served import verified
 
-from signer.audit.record import Kind
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format.record import Kind
+from signer.audit.format.segments import Reader, list_segments
 from signer.v1 import signing_pb2
 
 

@@ -13,7 +13,7 @@ import outputs
 import pytest
 from grpc_health.v1 import health_pb2
 
-from signer.dev import plan
+from signer.tools.dev import key_plan as plan
 from signer.v1 import signing_pb2
 
 CALLS, SHARE, BATCH = 3, 2, 2500

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.config import load_config
-from signer.dev import plan
-from signer.hsm.admin import open_admin
-from signer.keys.making import NewKey, create_keys
+from signer.hsm.front.admin import open_admin
+from signer.keys.generation import NewKey, create_keys
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.tools.dev import key_plan as plan
 from signer.v1 import keys_pb2, signing_pb2
 
 DAY = 86_400

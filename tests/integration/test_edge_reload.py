@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from signer.dev import pki
+from signer.tools.dev import pki
 from signer.v1 import keys_pb2
 
 SERVER_FILES = ("server.pem", "server.key")

@@ -9,9 +9,9 @@ from hsm_probe import ask
 from hsm_token import SoftToken, all_correct, inputs_for, job, version
 
 from signer.errors import OperatorError, Reason
-from signer.hsm.admin import open_admin
 from signer.hsm.frames import Kind, pack_json, unpack_json
-from signer.hsm.process import WorkerProcess
+from signer.hsm.front.admin import open_admin
+from signer.hsm.front.process import WorkerProcess
 from signer.model import Algorithm, KeyVersion, TokenObject
 
 

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hsm_token import SoftToken, all_correct, inputs_for, job, public_key, until
 
 from signer.errors import CallError, OperatorError, Reason
-from signer.hsm.admin import open_admin
+from signer.hsm.front.admin import open_admin
+from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import MECHANISMS
-from signer.hsm.pool import Pool
 from signer.model import Algorithm, KeyVersion, Signed
 
 KINDS = [

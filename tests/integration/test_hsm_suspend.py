@@ -13,7 +13,7 @@ import pytest
 from hsm_token import SoftToken, all_correct, inputs_for, job, until
 
 from signer.errors import CallError, Reason
-from signer.hsm.pool import Pool
+from signer.hsm.front.pool import Pool
 from signer.model import Algorithm, KeyName, KeyVersion, Suspended
 
 HALTED = Suspended(facilities={"a": "a is suspended"})

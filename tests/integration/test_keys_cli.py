@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.config import Config, load_config
 from signer.errors import OperatorError
-from signer.hsm.admin import open_admin
-from signer.keys.making import NewKey, cka_id, create_key
+from signer.hsm.front.admin import open_admin
+from signer.keys.generation import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName
 

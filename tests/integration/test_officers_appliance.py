@@ -18,8 +18,9 @@ import pytest
 from served import Served, verified
 
 from signer.client import DeniedError, InvalidRequestError
-from signer.dev import free_ports, pki, plan, softhsm, texts
-from signer.dev.files import SECRET, write
+from signer.tools.dev import free_ports, pki, softhsm, texts
+from signer.tools.dev import key_plan as plan
+from signer.tools.dev.files import SECRET, write
 
 SIGNER = [sys.executable, "-m", "signer"]
 KEY = "facilities/clinic/keys/records"

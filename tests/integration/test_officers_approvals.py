@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from officers import Office
 
-from signer._client.signing import sign_operation
-from signer.approval import parse
 from signer.client import SignerClientError
+from signer.client._signing import sign_operation
+from signer.officers.approval import parse
 
 NEEDED = 3
 """How many must sign create-key here; all else needs two."""

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from hsm_token import SoftToken
 from officers import Issuing, Office, check, csv_of
 
-from signer.hsm.admin import open_admin
+from signer.hsm.front.admin import open_admin
 from signer.model import Algorithm
 
 A = "facilities/01-001/keys/records"

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from google.protobuf import message_factory
 from officers import Answer, Issuing, Office
 
-from signer.audit.checkpoint import Verifier, parse_note
+from signer.audit.format.checkpoint import Verifier, parse_note
 from signer.client import ItemResult, SignerClient, SignerClientError
 from signer.v1 import operations_pb2
 

@@ -23,10 +23,10 @@ import yaml
 from appliances import Appliance
 from served import Served, beside
 
-from signer.audit.record import Kind
-from signer.audit.segments import Reader, list_segments
-from signer.bench.process import connect
+from signer.audit.format.record import Kind
+from signer.audit.format.segments import Reader, list_segments
 from signer.client import secure_channel
+from signer.tools.dev.appliance import connect
 
 SIGNER = [sys.executable, "-m", "signer"]
 PLAIN, LIBRARY = edge.RECORDS, "facilities/01-002/keys/records"

@@ -28,7 +28,7 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from signer.bench.process import connect
+from signer.tools.dev.appliance import connect
 
 with open(sys.argv[1]) as file:
     dev, collector, payload = json.load(file), sys.argv[2], sys.argv[3]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from signer.bench.yardstick import Loop, cka_ids
 from signer.config import Config, load_config
 from signer.errors import OperatorError
 from signer.model import Algorithm, KeyName
+from signer.tools.bench.yardstick import Loop, cka_ids
 
 SOURCE = Path(__file__).parent / "loop.c"
 RECORDS = KeyName("01-001", "records")

@@ -18,9 +18,10 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from signer._client.channels import SERVICE_CONFIG
+from signer.client._channels import SERVICE_CONFIG
 from signer.config import Config, load_config
-from signer.dev import free_ports, pki, plan, softhsm, texts
+from signer.tools.dev import free_ports, pki, softhsm, texts
+from signer.tools.dev import key_plan as plan
 
 FOLDER = Path(__file__).parents[2] / "config" / "kubernetes"
 VERSIONS = ("1.31.0", "1.37.0")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.bench.process import DevAppliance
+from signer.tools.dev.appliance import DevAppliance
 
 ROOT = Path(__file__).parents[2]
 

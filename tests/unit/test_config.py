@@ -10,12 +10,13 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signer import config, trail
+from signer import config
 from signer.api import server
 from signer.api.guard import DEFAULT_SECONDS
 from signer.config import Address, load_client, load_config, load_policy
+from signer.daemon import audit_log as trail
 from signer.errors import ConfigError, Violation
-from signer.hsm.process import WorkerProcess
+from signer.hsm.front.process import WorkerProcess
 from signer.keys import database as database_of
 from signer.observe import tracing
 
@@ -133,7 +134,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config.policies, "MAX_POLICY_BYTES", 100)
+    monkeypatch.setattr(config.policy_documents, "MAX_POLICY_BYTES", 100)
     (tmp_path / "a.yaml").write_text("profiles: {}  #" + "x" * 60)
     (tmp_path / "b.yaml").write_text("facilities: {}  #" + "x" * 60)
     with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*larger than allowed"):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from signer.daemon import STARTING, STOPPING
+from signer.daemon.app import STARTING, STOPPING
 from signer.errors import ConfigError
 from signer.hsm.spec import FailureKind
 
@@ -28,24 +28,24 @@ DIFFERS = "…"
 
 SPEAKING = (
     "api/server.py",
-    "audit/log.py",
-    "audit/recovery.py",
-    "daemon.py",
-    "decisions.py",
-    "follow.py",
-    "hsm/cryptoki.py",
+    "audit/write/log.py",
+    "audit/write/recovery.py",
+    "daemon/app.py",
+    "daemon/catch_up.py",
+    "daemon/serving.py",
+    "hsm/worker/cryptoki.py",
     "hsm/latch.py",
-    "hsm/login.py",
-    "hsm/objects.py",
-    "hsm/pool.py",
-    "hsm/slot.py",
-    "hsm/token.py",
-    "hsm/worker.py",
-    "keys/audit.py",
+    "hsm/worker/login.py",
+    "hsm/worker/objects.py",
+    "hsm/front/pool.py",
+    "hsm/front/slot.py",
+    "hsm/worker/token.py",
+    "hsm/worker/__main__.py",
+    "keys/audit_key.py",
     "keys/database.py",
     "observe/http.py",
     "observe/reports.py",
-    "trail.py",
+    "daemon/audit_log.py",
 )
 """The modules that can refuse a start, or say why the daemon does not serve."""
 SAYING = {

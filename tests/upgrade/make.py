@@ -17,11 +17,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from signer.audit.log import AuditLog
-from signer.audit.record import Kind
-from signer.bench.process import DevAppliance
+from signer.audit.format.record import Kind
+from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
-from signer.evidence import Evidence
+from signer.signing.evidence import Evidence
+from signer.tools.dev.appliance import DevAppliance
 
 KEYS = ("facilities/01-001/keys/records", "facilities/01-001/keys/records-ed25519")
 

@@ -23,15 +23,15 @@ import yaml
 from document import Document
 from served import Served, verified
 
-from signer.audit import canonical
-from signer.audit.record import frame, read_frames
-from signer.audit.segments import list_segments, open_segment
-from signer.bench.process import connect
+from signer.audit.format import canonical
+from signer.audit.format.record import frame, read_frames
+from signer.audit.format.segments import list_segments, open_segment
 from signer.client import SignerClientError
-from signer.dev import free_ports, pki
-from signer.dev.plan import principal
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION
+from signer.tools.dev import free_ports, pki
+from signer.tools.dev.appliance import connect
+from signer.tools.dev.key_plan import principal
 
 HERE = Path(__file__).parent
 STATES = sorted(path.name for path in HERE.glob("schema-*"))

@@ -31,8 +31,8 @@ from signer.cli.tables import print_table, print_values
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.search import Match
-    from signer.audit.segments import Reader
+    from signer.audit.format.segments import Reader
+    from signer.audit.read.search import Match
 
 
 @click.group(commands=[archive, checkpoint, verify])
@@ -65,7 +65,7 @@ def show(
       signer audit show --config /etc/signer/signer.yaml
       signer audit show --config /etc/signer/signer.yaml 4711
     """  # noqa: D301  as above
-    from signer.audit.search import describe
+    from signer.audit.read.search import describe
 
     del key_file  # nothing is signed in what is only shown
     reader, first = open_reader(needed(place))
@@ -150,9 +150,9 @@ def prove(
       signer audit prove --config /etc/signer/signer.yaml --file certificate.txt > proof.json
       signer audit prove --dir copy --record 4711 --item 3 --output proof.json
     """  # noqa: D301  as above
-    from signer.audit import proof
-    from signer.audit.search import locate
-    from signer.audit.search import prove as prove_item
+    from signer.audit.format import proof
+    from signer.audit.read.search import locate
+    from signer.audit.read.search import prove as prove_item
 
     del key_file  # place has it
     place = needed(place)
@@ -185,7 +185,7 @@ def export(
       signer audit export --config /etc/signer/signer.yaml > log.jsonl
       signer audit export --dir copy --from 1000 --to 1999 | jq -c 'select(.kind == "denials")'
     """  # noqa: D301  as above
-    from signer.audit.search import describe
+    from signer.audit.read.search import describe
 
     del key_file  # as in show
     reader, first = open_reader(needed(place))
@@ -199,7 +199,7 @@ def export(
 
 
 def _search(reader: Reader, first: int, wanted: frozenset[bytes]) -> Iterator[Match]:
-    from signer.audit.search import find as find_items
+    from signer.audit.read.search import find as find_items
 
     return find_items(records(reader, first, reader.size, "searching"), wanted)
 
@@ -220,7 +220,7 @@ def _choose(matches: list[Match]) -> Match:
 
 def _found(reader: Reader, match: Match) -> dict[str, Any]:
     """One match, with what its two records say of it."""
-    from signer.audit.search import describe
+    from signer.audit.read.search import describe
 
     (intent,) = reader.records(match.intent, match.intent + 1)
     asked = describe(intent)

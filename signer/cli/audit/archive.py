@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from signer.audit.places import CHECKPOINTS, KEY_FILE, POLICIES
+from signer.audit.format.places import CHECKPOINTS, KEY_FILE, POLICIES
 from signer.cli.audit.place import (
     Place,
     all_checkpoints,
@@ -25,9 +25,9 @@ from signer.cli.tables import print_values
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.checkpoint import Checkpoint
-    from signer.audit.disk import Disk
-    from signer.audit.segments import Segment
+    from signer.audit.format.checkpoint import Checkpoint
+    from signer.audit.format.segments import Segment
+    from signer.audit.write.disk import Disk
     from signer.config import AuditConfig
 
 
@@ -63,8 +63,8 @@ def archive(*, config_file: Path, target: Path, days: int, as_json: bool) -> Non
       signer audit archive --config /etc/signer/signer.yaml --to /mnt/archive --older-than 90
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
     """  # noqa: D301  click's \b
-    from signer.audit.archive import movable, remove
-    from signer.audit.disk import Disk
+    from signer.audit.read.archive import movable, remove
+    from signer.audit.write.disk import Disk
     from signer.clock import SystemClock
     from signer.config import load_config
 
@@ -99,8 +99,8 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _newest(config: AuditConfig) -> frozenset[Checkpoint]:
     """The checkpoints that a start compares the log with, here and in the mirror."""
-    from signer.audit.checkpoint import Verifier, parse_note
-    from signer.audit.shipping import read_newest
+    from signer.audit.format.checkpoint import Verifier, parse_note
+    from signer.audit.write.checkpoints import read_newest
 
     verifier = Verifier.from_spki(config.origin, spki_of(config.directory / KEY_FILE))
     folders = [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]
@@ -115,7 +115,7 @@ def _newest(config: AuditConfig) -> frozenset[Checkpoint]:
 
 def _copy(config: AuditConfig, going: Sequence[Segment], target: Path, disk: Disk) -> None:
     """Copies segments and all that is needed to verify and to read them elsewhere."""
-    from signer.audit.archive import keep_copy
+    from signer.audit.read.archive import keep_copy
 
     here = config.directory
     beside = [here / KEY_FILE, *(here / POLICIES).glob("*[0-9a-f]")]
@@ -134,8 +134,8 @@ def _copy(config: AuditConfig, going: Sequence[Segment], target: Path, disk: Dis
 
 def _verify(config: AuditConfig, segments: Sequence[Segment], going: int, target: Path) -> None:
     """Verifies the copies, and what stays here up to a checkpoint; raises OperatorError."""
-    from signer.audit.segments import Segment
-    from signer.audit.verify import verify_part
+    from signer.audit.format.segments import Segment
+    from signer.audit.read.verify import verify_part
 
     place = Place(config.directory, config.directory / KEY_FILE)
     checkpoints, problems = all_checkpoints(place, (), config.origin, spki_of(place.key))

@@ -14,7 +14,7 @@ from signer.cli.options import json_option
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.checkpoint import Checkpoint
+    from signer.audit.format.checkpoint import Checkpoint
     from signer.client import SignerClient
 
 PROOF_SECONDS = 600.0
@@ -85,7 +85,7 @@ def checkpoint(
 
 
 def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
-    from signer.audit.checkpoint import CheckpointError, Verifier, parse_note
+    from signer.audit.format.checkpoint import CheckpointError, Verifier, parse_note
 
     verifier = Verifier.from_spki(origin, spki)
     try:
@@ -95,7 +95,7 @@ def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
 
 
 def _read(path: Path) -> str:
-    from signer.audit.shipping import read_note
+    from signer.audit.write.checkpoints import read_note
 
     try:
         return read_note(path)
@@ -107,7 +107,7 @@ def _refuse_other_log(
     client: SignerClient, previous: Checkpoint, newest: Checkpoint, note: str
 ) -> None:
     """Raises OperatorError unless the daemon proves that its log begins with the previous one."""
-    from signer.audit.merkle import verify_consistency
+    from signer.audit.format.merkle import verify_consistency
 
     if newest.size < previous.size:
         raise OperatorError(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from signer.audit.places import CHECKPOINTS, KEY_FILE
+from signer.audit.format.places import CHECKPOINTS, KEY_FILE
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.checkpoint import Checkpoint
-    from signer.audit.record import Record
-    from signer.audit.segments import Reader, Segment
+    from signer.audit.format.checkpoint import Checkpoint
+    from signer.audit.format.record import Record
+    from signer.audit.format.segments import Reader, Segment
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -83,11 +83,11 @@ origin_option = click.option(
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    from signer.audit.archive import ArchiveError
-    from signer.audit.checkpoint import CheckpointError
-    from signer.audit.proof import ProofError
-    from signer.audit.record import RecordError
-    from signer.audit.search import SearchError
+    from signer.audit.format.checkpoint import CheckpointError
+    from signer.audit.format.proof import ProofError
+    from signer.audit.format.record import RecordError
+    from signer.audit.read.archive import ArchiveError
+    from signer.audit.read.search import SearchError
 
     try:
         yield
@@ -127,7 +127,7 @@ def spki_of(path: Path) -> bytes:
 
 def open_reader(place: Place) -> tuple[Reader, int]:
     """The records of a log, and the number of the first that is here."""
-    from signer.audit.segments import Reader
+    from signer.audit.format.segments import Reader
 
     segments = segments_of(place)
     return Reader(segments), segments[0].first
@@ -135,7 +135,7 @@ def open_reader(place: Place) -> tuple[Reader, int]:
 
 def segments_of(place: Place) -> list[Segment]:
     """The files of a log, which may be damaged; there is at least one."""
-    from signer.audit.segments import list_segments
+    from signer.audit.format.segments import list_segments
 
     segments = list_segments(place.directory)
     if not segments:
@@ -145,8 +145,8 @@ def segments_of(place: Place) -> list[Segment]:
 
 def origin_of(place: Place) -> str:
     """What the log calls itself. Its checkpoints are signed under that name."""
-    from signer.audit.record import RecordError
-    from signer.audit.segments import open_segment
+    from signer.audit.format.record import RecordError
+    from signer.audit.format.segments import open_segment
 
     segment = segments_of(place)[0]
     try:
@@ -163,8 +163,8 @@ def newest_checkpoint(
     place: Place, files: tuple[Path, ...], origin: str, spki: bytes
 ) -> tuple[Checkpoint, str]:
     """The largest of the checkpoints given, or else the newest in the log's directory."""
-    from signer.audit.checkpoint import Verifier, parse_note
-    from signer.audit.shipping import read_newest, read_note
+    from signer.audit.format.checkpoint import Verifier, parse_note
+    from signer.audit.write.checkpoints import read_newest, read_note
 
     verifier = Verifier.from_spki(origin, spki)
     given = [(parse_note(note, origin, verifier), note) for note in map(read_note, files)]
@@ -186,8 +186,8 @@ def all_checkpoints(
 
     A checkpoint that does not verify is a problem; one from elsewhere as much as ours.
     """
-    from signer.audit.checkpoint import CheckpointError, Verifier, parse_note
-    from signer.audit.shipping import checkpoint_files, read_note
+    from signer.audit.format.checkpoint import CheckpointError, Verifier, parse_note
+    from signer.audit.write.checkpoints import checkpoint_files, read_note
 
     verifier = Verifier.from_spki(origin, spki)
     problems: list[str] = []

@@ -26,7 +26,7 @@ from signer.cli.tables import print_values
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.proof import Proven
+    from signer.audit.format.proof import Proven
 
 
 @click.command()
@@ -105,8 +105,8 @@ class _Elsewhere(NamedTuple):
 def _verify_log(
     place: Place, files: tuple[Path, ...], origin: str | None, elsewhere: _Elsewhere
 ) -> dict[str, Any]:
-    from signer.audit.search import utc
-    from signer.audit.verify import verify_log
+    from signer.audit.read.search import utc
+    from signer.audit.read.verify import verify_log
 
     origin = origin or origin_of(place)
     checkpoints, problems = all_checkpoints(place, files, origin, spki_of(place.key))
@@ -158,7 +158,7 @@ _TOLD = {"whole", "origin", "problems"}
 
 
 def _verify_proof(path: Path, spki: bytes, origin: str | None) -> Proven:
-    from signer.audit import proof
+    from signer.audit.format import proof
 
     # What is no UTF-8 becomes what no proof has, and is refused with the rest.
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -176,7 +176,7 @@ def _origin_in(text: str) -> str:
 
 
 def _proven(proven: Proven) -> dict[str, Any]:
-    from signer.audit.search import utc
+    from signer.audit.read.search import utc
 
     return {
         "log": proven.checkpoint.origin,

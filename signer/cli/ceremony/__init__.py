@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from signer.cli.ceremony.steps import Plan, hold
-from signer.cli.operations.values import (
+from signer.cli.operations.arguments import (
     FILE,
     KEY,
     certificate_in,

@@ -13,6 +13,7 @@ import click
 from signer import __version__
 from signer.cli.connection import connect
 from signer.cli.operations import asked
+from signer.cli.operations.arguments import plain, utc, write_file
 from signer.cli.operations.asked import check_foreign
 from signer.cli.operations.flow import (
     LONG,
@@ -23,8 +24,7 @@ from signer.cli.operations.flow import (
     prepared,
     print_difference,
 )
-from signer.cli.operations.looking import WAIT_SECONDS, follow, result_lines
-from signer.cli.operations.values import plain, utc, write_file
+from signer.cli.operations.queries import WAIT_SECONDS, follow, result_lines
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer import approval
-from signer.approval import ApprovalError, Proposal, Signature
-from signer.cli.operations.values import iso
+from signer.cli.operations.arguments import iso
 from signer.client import Operation
 from signer.errors import OperatorError
+from signer.officers import approval
+from signer.officers.approval import ApprovalError, Proposal, Signature
 
 FORMAT = "signer.v1 key ceremony"
 FILE = "transcript.json"

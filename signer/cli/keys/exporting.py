@@ -9,7 +9,7 @@ import click
 
 from signer.cli.connection import connect, daemon_options
 from signer.cli.keys.publication import FORMS, published, with_certificates
-from signer.cli.operations.values import write_file
+from signer.cli.operations.arguments import write_file
 
 if TYPE_CHECKING:
     from signer.client import KeyVersion

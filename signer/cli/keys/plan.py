@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from signer.cli.connection import connect, daemon_options
-from signer.cli.operations.values import utc
+from signer.cli.operations.arguments import utc
 from signer.cli.options import json_option
 from signer.cli.tables import print_table
 

@@ -14,8 +14,7 @@ import click
 
 from signer.cli.keys.plan import due, key_of, names_due
 from signer.cli.operations import asked
-from signer.cli.operations.flow import How, proposal_options, propose
-from signer.cli.operations.values import (
+from signer.cli.operations.arguments import (
     DURATION,
     FILE,
     KEY,
@@ -23,6 +22,7 @@ from signer.cli.operations.values import (
     certificates_in,
     read_file,
 )
+from signer.cli.operations.flow import How, proposal_options, propose
 from signer.errors import OperatorError
 from signer.model import KeyName
 
@@ -168,7 +168,7 @@ def plan_sha256(keys: Sequence[str], versions: Iterable[KeyVersion]) -> str:
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     from signer.model import Algorithm
-    from signer.operations.rotation import Step, plan_text
+    from signer.officers.kinds.rotation import Step, plan_text
 
     steps: dict[str, Step] = {}
     for key, group in groupby(versions, key=lambda each: key_of(each.name)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli.connection import connect, daemon_options
-from signer.cli.operations.values import KEY_OR_VERSION, iso, plain
+from signer.cli.operations.arguments import KEY_OR_VERSION, iso, plain
 from signer.cli.options import json_option
 from signer.errors import OperatorError
 

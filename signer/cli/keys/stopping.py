@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli.connection import connect, daemon_options
-from signer.cli.operations.values import KEY_OR_VERSION, Text, iso, plain, utc
+from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, plain, utc
 from signer.cli.options import json_option
 from signer.cli.tables import print_table
 from signer.model import parse_key_or_version

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from signer.cli.operations.deciding import approve, reject, retry, submit
-from signer.cli.operations.looking import list_operations, officers, show, wait
 from signer.cli.operations.propose import propose
+from signer.cli.operations.queries import list_operations, officers, show, wait
 
 
 @click.group(

@@ -13,7 +13,7 @@ from signer.errors import OperatorError
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from signer.approval import Proposal
+    from signer.officers.approval import Proposal
 
 FILLED: Mapping[str, frozenset[str]] = {
     "create-key": frozenset({"token"}),
@@ -153,7 +153,7 @@ def check_foreign(content: bytes, identity: str, me: str) -> Proposal:
 
 
 def _parsed(content: bytes) -> Proposal:
-    from signer.approval import ApprovalError, parse
+    from signer.officers.approval import ApprovalError, parse
 
     try:
         return parse(content)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from signer.cli.connection import connect, daemon_options
+from signer.cli.operations.arguments import FILE, plain, read_file
 from signer.cli.operations.asked import check_foreign
 from signer.cli.operations.flow import (
     LONG,
@@ -17,8 +18,7 @@ from signer.cli.operations.flow import (
     only_one,
     print_outcome,
 )
-from signer.cli.operations.looking import finish, follow, print_operation, timeout_option
-from signer.cli.operations.values import FILE, plain, read_file
+from signer.cli.operations.queries import finish, follow, print_operation, timeout_option
 from signer.cli.options import json_option
 from signer.errors import OperatorError
 
@@ -42,7 +42,7 @@ def submit(
       openssl dgst -sha256 -sign officer-a.key -out operation.sig operation
       signer operations submit operation --signature operation.sig --client officer-a.yaml
     """  # noqa: D301  click's \b
-    from signer.approval import ApprovalError, parse
+    from signer.officers.approval import ApprovalError, parse
 
     content = read_file(file)
     try:

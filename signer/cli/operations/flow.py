@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from signer.cli.connection import connect, daemon_options
-from signer.cli.operations.asked import Asked, check_content
-from signer.cli.operations.values import (
+from signer.cli.operations.arguments import (
     certificates_in,
     iso,
     plain,
@@ -24,6 +23,7 @@ from signer.cli.operations.values import (
     utc,
     write_file,
 )
+from signer.cli.operations.asked import Asked, check_content
 from signer.cli.options import json_option
 from signer.errors import OperatorError
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from signer.cli.operations import asked
-from signer.cli.operations.flow import How, proposal_options
-from signer.cli.operations.flow import propose as proposed
-from signer.cli.operations.values import (
+from signer.cli.operations.arguments import (
     FILE,
     KEY,
     TIME,
@@ -20,6 +18,8 @@ from signer.cli.operations.values import (
     principal_of,
     read_file,
 )
+from signer.cli.operations.flow import How, proposal_options
+from signer.cli.operations.flow import propose as proposed
 from signer.model import Algorithm
 
 if TYPE_CHECKING:

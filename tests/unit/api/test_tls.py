@@ -8,8 +8,8 @@ import pytest
 from cryptography import x509
 
 from signer.api.tls import Certificates
-from signer.dev import pki
 from signer.errors import ConfigError
+from signer.tools.dev import pki
 
 
 class Files(NamedTuple):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit.archive import ArchiveError, keep_copy, movable, remove
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.disk import Disk
-from signer.audit.log import AuditLog
-from signer.audit.record import Column, Kind
-from signer.audit.segments import Reader, Segment, list_segments
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import Column, Kind
+from signer.audit.format.segments import Reader, Segment, list_segments
+from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
+from signer.audit.write.disk import Disk
+from signer.audit.write.log import AuditLog
 
 ORIGIN = "signer.example/log"
 DAY_US = 86_400 * 1_000_000

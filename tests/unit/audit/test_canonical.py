@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.audit.canonical import CanonicalError, decode, encode
+from signer.audit.format.canonical import CanonicalError, decode, encode
 
 # The examples of RFC 8949 appendix A that such values can have.
 EXAMPLES: list[tuple[Any, str]] = [

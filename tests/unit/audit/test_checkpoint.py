@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.audit.checkpoint import (
+from signer.audit.format.checkpoint import (
     MAX_NOTE,
     Checkpoint,
     CheckpointError,
@@ -20,7 +20,7 @@ from signer.audit.checkpoint import (
     parse_note,
     sign,
 )
-from signer.audit.merkle import EMPTY_ROOT
+from signer.audit.format.merkle import EMPTY_ROOT
 
 ORIGIN = "audit.example.test/signer"
 CHECKPOINT = Checkpoint(ORIGIN, 20_852_163, bytes(range(32)))

@@ -3,8 +3,8 @@ from collections.abc import Callable
 
 import pytest
 
-from signer.audit.inbox import AuditLate, AuditUnavailable, Entry, Inbox
-from signer.audit.record import Kind
+from signer.audit.format.record import Kind
+from signer.audit.write.inbox import AuditLate, AuditUnavailable, Entry, Inbox
 
 
 def an_inbox(on_stop: Callable[[str], None] = lambda _: None) -> Inbox:

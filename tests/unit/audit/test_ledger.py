@@ -6,15 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.audit.dual import MAX_OFFICERS_BYTES, MAX_OPERATIONS, DualControl
-from signer.audit.ledger import (
+from signer.audit.format.record import (
+    MAX_BODY,
+    Column,
+    Kind,
+    Record,
+    RecordError,
+    Value,
+    encode,
+    parse,
+)
+from signer.audit.read.ledger import (
     MAX_REQUESTS,
     REQUEST_LIFE_US,
     WINDOW_SECONDS,
     Earlier,
     Ledger,
 )
-from signer.audit.record import MAX_BODY, Column, Kind, Record, RecordError, Value, encode, parse
+from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, DualControl
 from signer.policy.usage import Usage
 from signer.policy.values import WINDOWS, Quota
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from signer.audit import merkle
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.disk import Disk
-from signer.audit.log import AuditLog, AuditUnavailable
-from signer.audit.record import MAX_BODY, Column, Kind, Record, RecordError
-from signer.audit.recovery import AuditRefused
-from signer.audit.segments import Index, Reader, list_segments
-from signer.audit.verify import verify_log
+from signer.audit.format import merkle
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import MAX_BODY, Column, Kind, Record, RecordError
+from signer.audit.format.segments import Index, Reader, list_segments
+from signer.audit.read.verify import verify_log
+from signer.audit.write.disk import Disk
+from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.recovery import AuditRefused
 
 ORIGIN = "signer.example/log"
 DIGESTS = Column(32, sha256(b"a").digest() + sha256(b"b").digest())

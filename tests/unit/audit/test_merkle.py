@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.audit.merkle import (
+from signer.audit.format.merkle import (
     EMPTY_ROOT,
     Frontier,
     consistency_proof,

@@ -9,10 +9,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.audit import merkle
-from signer.audit.checkpoint import Checkpoint, Verifier, sign
-from signer.audit.proof import MAX_PROOF, ProofError, Proven, build, verify
-from signer.audit.record import Column, Kind, Record, Value, encode
+from signer.audit.format import merkle
+from signer.audit.format.checkpoint import Checkpoint, Verifier, sign
+from signer.audit.format.proof import MAX_PROOF, ProofError, Proven, build, verify
+from signer.audit.format.record import Column, Kind, Record, Value, encode
 
 ORIGIN = "audit.example.test/signer"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.audit.merkle import EMPTY_ROOT, inclusion_proof, leaf_hash, verify_inclusion
-from signer.audit.record import (
+from signer.audit.format.merkle import EMPTY_ROOT, inclusion_proof, leaf_hash, verify_inclusion
+from signer.audit.format.record import (
     FIRST_CHAIN,
     MAX_BODY,
     MAX_DEPTH,

@@ -7,12 +7,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.audit import checkpoint, proof
-from signer.audit.checkpoint import Checkpoint, Verifier
-from signer.audit.log import AuditLog
-from signer.audit.record import Column, Kind, Record, RecordError, Value
-from signer.audit.search import Match, SearchError, describe, find, locate, prove
-from signer.audit.segments import Reader, list_segments
+from signer.audit.format import checkpoint, proof
+from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.record import Column, Kind, Record, RecordError, Value
+from signer.audit.format.segments import Reader, list_segments
+from signer.audit.read.search import Match, SearchError, describe, find, locate, prove
+from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/test"

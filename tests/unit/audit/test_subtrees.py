@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.audit import merkle, subtrees
-from signer.audit.record import Kind, Record, RecordError
-from signer.audit.subtrees import Subtrees
+from signer.audit.format import merkle
+from signer.audit.format.record import Kind, Record, RecordError
+from signer.audit.read import subtrees
+from signer.audit.read.subtrees import Subtrees
 
 LARGEST = 300
 LEAVES = [merkle.leaf_hash(b"%d" % number) for number in range(LARGEST)]

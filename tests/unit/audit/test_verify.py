@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.log import AuditLog
-from signer.audit.merkle import Frontier, root
-from signer.audit.record import FIRST_CHAIN, Column, Kind, Record, frame
-from signer.audit.segments import Header, Reader, Segment, list_segments
-from signer.audit.verify import verify_log, verify_part
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.merkle import Frontier, root
+from signer.audit.format.record import FIRST_CHAIN, Column, Kind, Record, frame
+from signer.audit.format.segments import Header, Reader, Segment, list_segments
+from signer.audit.read.verify import verify_log, verify_part
+from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
@@ -251,7 +251,7 @@ def test_several_processes_say_what_one_says(
 def test_a_process_that_is_killed_ends_the_reading(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("signer.audit.verify._leave_interrupts", partial(os._exit, 9))
+    monkeypatch.setattr("signer.audit.read.verify._leave_interrupts", partial(os._exit, 9))
     with pytest.raises(OSError, match="was killed"):
         verify_log(folder, ORIGIN, [], processes=2)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit.checkpoint import Checkpoint
-from signer.audit.log import AuditLog
-from signer.audit.record import Column, Kind
-from signer.audit.segments import list_segments
-from signer.audit.verify import verify_log
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import Column, Kind
+from signer.audit.format.segments import list_segments
+from signer.audit.read.verify import verify_log
+from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"

@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from signer.approval import Proposal, parse
 from signer.cli.main import main
 from signer.client import (
     Key,
@@ -37,6 +36,7 @@ from signer.client import (
     SignerClient,
 )
 from signer.keys.certificates import cose_kid, jwk_thumbprint
+from signer.officers.approval import Proposal, parse
 
 NOW = int(datetime.now(UTC).timestamp())
 A, B, C = (f"spiffe://signer.example/officer/{each}" for each in "abc")
@@ -284,7 +284,7 @@ class FakeOperations:
 def _worked_out(
     kind: str, arguments: dict[str, Any], attachment: bytes, played: FakeOperations
 ) -> dict[str, Any]:
-    """What an appliance makes of arguments (signer.operations)."""
+    """What an appliance makes of arguments (signer.officers)."""
 
     def encoded(pem: str) -> str:
         return base64.b64encode(der(x509.load_pem_x509_certificate(pem.encode()))).decode()

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.audit import checkpoint
-from signer.audit.checkpoint import Checkpoint, Verifier
-from signer.audit.log import AuditLog
-from signer.audit.record import Column, Kind, Value
-from signer.audit.segments import list_segments
+from signer.audit.format import checkpoint
+from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.record import Column, Kind, Value
+from signer.audit.format.segments import list_segments
+from signer.audit.write.log import AuditLog
 from signer.cli.main import main
 from signer.clock import SystemClock
 from signer.formats import base45

@@ -20,7 +20,7 @@ from operations_played import NOW, certify, der, of_key, version
 from signer.client import Suspension
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
-from signer.operations.rotation import Step, plan_of, plan_text
+from signer.officers.kinds.rotation import Step, plan_of, plan_text
 
 KEY = "facilities/f/keys/k"
 RSA = "facilities/f/keys/rsa"

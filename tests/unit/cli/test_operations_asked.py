@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from operations_played import NOW, A, B, certify, der
 
-from signer.approval import Proposal
 from signer.cli.keys.rotating import rotation
+from signer.cli.operations.arguments import parse_duration, parse_time
 from signer.cli.operations.asked import (
     FILLED,
     Asked,
@@ -24,9 +24,9 @@ from signer.cli.operations.asked import (
     pem,
     with_certificates,
 )
-from signer.cli.operations.values import parse_duration, parse_time
 from signer.errors import OperatorError
-from signer.operations.kinds import KINDS
+from signer.officers.approval import Proposal
+from signer.officers.kinds.table import KINDS
 
 KEY = "facilities/f/keys/k"
 VERSION = f"{KEY}/versions/1"

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from operations_played import NOW, A, B, C, certify
 
-from signer import approval
 from signer.cli.operations import flow
+from signer.officers import approval
 
 KEY = "facilities/f/keys/k"
 VERSION = f"{KEY}/versions/1"

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 
-from signer._client.errors import ERRORS
 from signer.client import (
     DeniedError,
     ExhaustedError,
@@ -21,6 +20,7 @@ from signer.client import (
     SignerClientError,
     UnavailableError,
 )
+from signer.client._errors import ERRORS
 from signer.errors import TABLE, Code, Reason, Violation
 
 KEY = "facilities/f/keys/k"

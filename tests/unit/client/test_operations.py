@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from signer._client import operations as module
-from signer.approval import Signature, check_signature
 from signer.client import DeadlineError, DeniedError, UnavailableError, sign_operation
+from signer.client import _operations as module
+from signer.officers.approval import Signature, check_signature
 from signer.v1 import keys_pb2
 from signer.v1 import operations_pb2 as pb
 

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from signer._client.channels import target_of
 from signer.client import SignerClient, SignerClientError, UnavailableError
+from signer.client._channels import target_of
 
 KEY = "facilities/f/keys/k"
 PAYLOADS = [b"one"]

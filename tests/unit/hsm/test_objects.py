@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from signer.hsm.objects import PrivateKeys
 from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.worker.objects import PrivateKeys
 from signer.model import TokenObject
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from signer.errors import OperatorError
-from signer.hsm.admin import AdminWorker
 from signer.hsm.frames import Channel, Closed, Kind, pack_json, unpack_json
-from signer.hsm.orders import KEYS_AT_ONCE, carry_out
+from signer.hsm.front.admin import AdminWorker
 from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.worker.orders import KEYS_AT_ONCE, carry_out
 from signer.model import TokenObject
 
 

@@ -13,9 +13,9 @@ import pytest
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.hsm.frames import Kind, ResultFrame, Verdict, unpack_ids, unpack_sign
-from signer.hsm.pool import COPIES_DROPPED_SINGLY, Pool
-from signer.hsm.service import Hsm
-from signer.hsm.slot import End
+from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Pool
+from signer.hsm.front.service import Hsm
+from signer.hsm.front.slot import End
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import (
     AUDIT_KEY,

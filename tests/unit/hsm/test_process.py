@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from signer.hsm.frames import Kind
-from signer.hsm.process import WorkerProcess
+from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import TokenSpec
 
 

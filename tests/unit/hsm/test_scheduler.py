@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from signer.hsm.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Chunk, Pending, Scheduler
+from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Chunk, Pending, Scheduler
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion, SignJob
 
 COSTS = {Algorithm.ES256: 5e-5, Algorithm.EDDSA: 1e-4, Algorithm.PS256: 2e-3, Algorithm.ES384: 0.02}

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.errors import OperatorError
-from signer.keys.making import NewKey, create_key
+from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyVersion
 

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from signer.engine import Snapshot
-from signer.hsm.service import Hsm
-from signer.hsm.status import Waiting, WorkerStatus
+from signer.hsm.front.observer import Waiting, WorkerStatus
+from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.observe.gauges import readings
-from signer.observe.keys import CHANGED, INTERVAL, KeyReadings
+from signer.observe.key_gauges import CHANGED, INTERVAL, KeyReadings
+from signer.signing.engine import Snapshot
 
 NOW, DAY = 1_000_000.0, 86_400.0
 KEY = KeyName("f", "k")

@@ -1,1 +1,0 @@
-"""The insides of ``signer.client``; import that instead."""

@@ -1,0 +1,111 @@
+"""ControlService: for operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from signer import __version__
+from signer.api import wire
+from signer.api.guard import Caller
+from signer.errors import CallError, ConfigError, Reason, invalid
+from signer.hsm.front.service import Hsm
+from signer.signing.engine import Engine
+from signer.v1 import control_pb2, control_pb2_grpc
+
+DEFAULT_BUSIEST = 10
+MOST_BUSIEST = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload has changed, and the changed settings that take a restart."""
+
+    policy_changed: bool
+    certificate_changed: bool
+    log_level: str
+    log_level_changed: bool
+    restart_needed: tuple[str, ...]
+
+
+class Daemon(Protocol):
+    """What the composition root offers to operators."""
+
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def differences(self) -> Sequence[str]: ...
+    def reload(self) -> Reloaded: ...
+    def reasons(self) -> Sequence[str]: ...
+
+
+class ControlService(control_pb2_grpc.ControlServiceServicer):
+    """Looks at the running daemon and has it read its files again."""
+
+    def __init__(self, daemon: Daemon, engine: Engine, hsm: Hsm) -> None:
+        self._daemon = daemon
+        self._engine = engine
+        self._hsm = hsm
+
+    def Reload(  # noqa: N802 - the method's name in the API
+        self, _request: control_pb2.ReloadRequest, caller: Caller
+    ) -> control_pb2.ReloadResponse:
+        """Answers with what is in force afterwards; raises CallError with all that is wrong."""
+        try:
+            changed = self._daemon.reload()
+        except ConfigError as error:
+            raise CallError(
+                Reason.FIELD_INVALID,
+                f"{error.source} is refused: what was in force stays in force",
+                violations=error.problems,
+            ) from error
+        caller.notes |= {"policy_changed": changed.policy_changed}
+        return control_pb2.ReloadResponse(
+            policy_sha256=self._engine.snapshot.policy.sha256,
+            policy_changed=changed.policy_changed,
+            certificate_changed=changed.certificate_changed,
+            log_level=changed.log_level,
+            log_level_changed=changed.log_level_changed,
+            restart_needed=changed.restart_needed,
+        )
+
+    def GetStatus(  # noqa: N802 - the method's name in the API
+        self, request: control_pb2.GetStatusRequest, _caller: Caller
+    ) -> control_pb2.GetStatusResponse:
+        """Answers with what runs and how well; raises CallError."""
+        if not 0 <= request.busiest <= MOST_BUSIEST:
+            raise invalid("busiest", f"is {request.busiest}, expected 0 to {MOST_BUSIEST}")
+        snapshot = self._engine.snapshot
+        reasons = self._daemon.reasons()
+        waiting = self._hsm.waiting()
+        return control_pb2.GetStatusResponse(
+            version=__version__,
+            start_time=wire.timestamp(self._daemon.started_at),
+            ready=not reasons,
+            reasons=reasons,
+            policy_sha256=snapshot.policy.sha256,
+            facilities=len(snapshot.policy.facilities),
+            key_versions=len(snapshot.keys),
+            queued_items=sum(waiting.values()),
+            differences=self._daemon.differences,
+            workers=[
+                control_pb2.WorkerStatus(
+                    token=worker.token,
+                    pid=worker.pid,
+                    state=worker.state,
+                    starts=worker.starts,
+                    items=worker.items,
+                    reason=worker.reason,
+                )
+                for worker in self._hsm.status()
+            ],
+            busiest=[
+                control_pb2.FacilityUsage(
+                    facility=facility, items=items, queued_items=waiting.get(facility, 0)
+                )
+                for facility, items in self._engine.usage.busiest(
+                    request.busiest or DEFAULT_BUSIEST
+                )
+            ],
+        )

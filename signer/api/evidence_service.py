@@ -1,0 +1,204 @@
+"""EvidenceService: the audit log and its proofs, for auditors."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from signer.api.guard import Caller, Places
+from signer.api.pages import PAGE_BYTES, page_size
+from signer.audit.format.merkle import leaf_hash
+from signer.audit.format.record import Kind, Record, RecordError
+from signer.audit.read.subtrees import Subtrees
+from signer.audit.write.log import AuditLog
+from signer.clock import Clock
+from signer.errors import CallError, Reason, invalid
+from signer.v1 import evidence_pb2, evidence_pb2_grpc
+
+AT_ONCE = 4
+"""Calls that read the log: one is at work, the others wait, so that most places are for signing."""
+LONGEST_SECONDS = 15.0
+"""How long one call may compute; less than a drain takes."""
+REST = 2
+"""How much longer a call rests than it works: it holds the interpreter, and signing goes first."""
+_WORK_SECONDS = 0.001
+_LONGEST_WORK_SECONDS = 0.05
+_MARGIN_BYTES = 8192
+"""What an answer has beside the messages of its records."""
+_RETRY_SECONDS = 1.0
+_TOKEN = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
+    """Reads the durable part of the log.
+
+    What auditors ask takes a third of one thread from those who sign, however many
+    ask and however long the log is.
+    """
+
+    def __init__(
+        self, log: AuditLog, newest_note: Callable[[], str], clock: Clock, *, answer_bytes: int
+    ) -> None:
+        """``newest_note`` gives the newest checkpoint, or an empty text before the first."""
+        self._log = log
+        self._newest_note = newest_note
+        self._clock = clock
+        self._longest = answer_bytes - _MARGIN_BYTES
+        self._places = Places(AT_ONCE)
+        self._turn = threading.Lock()
+        self._tree: Subtrees | None = None
+        self._oldest = -1
+        self._until = self._rested = 0.0
+
+    def GetCheckpoint(  # noqa: N802 - the method's name in the API
+        self, _request: evidence_pb2.GetCheckpointRequest, _caller: Caller
+    ) -> evidence_pb2.GetCheckpointResponse:
+        """Answers with the newest checkpoint; raises CallError."""
+        note = self._newest_note()
+        if not note:
+            raise CallError(
+                Reason.AUDIT_UNAVAILABLE,
+                "no checkpoint was signed since the start: try again; if that lasts, the "
+                "appliance's log says why",
+                retry_after=_RETRY_SECONDS,
+            )
+        return evidence_pb2.GetCheckpointResponse(note=note)
+
+    def ListRecords(  # noqa: N802 - the method's name in the API
+        self, request: evidence_pb2.ListRecordsRequest, caller: Caller
+    ) -> evidence_pb2.ListRecordsResponse:
+        """Answers with one page of the log; raises CallError."""
+        log, size = self._log, self._log.size
+        start = _start(request, log.first, size)
+        stop = min(start + page_size(request.page_size), size)
+        kinds = _kinds(request.kinds)
+        found, room, seq = [], min(PAGE_BYTES, self._longest), start
+        with self._reading("start"):
+            while seq < stop:
+                self._rest()
+                [record] = log.records(seq, 1)
+                shown = self._shown(record, omit_items=request.omit_items)
+                room -= shown.ByteSize() + shown.omitted_bytes
+                if room < 0 and seq > start:
+                    break
+                if not kinds or record.kind in kinds:
+                    found.append(shown)
+                seq += 1
+        caller.notes |= {"start": start, "stop": seq}
+        return evidence_pb2.ListRecordsResponse(
+            records=found, next_page_token=str(seq) if seq < size else ""
+        )
+
+    def GetInclusionProof(  # noqa: N802 - the method's name in the API
+        self, request: evidence_pb2.GetInclusionProofRequest, _caller: Caller
+    ) -> evidence_pb2.GetInclusionProofResponse:
+        """Answers with the audit path of one record; raises CallError."""
+        self._check_size(request.size, least=1)
+        if not 0 <= request.seq < request.size:
+            raise invalid("seq", f"is {request.seq}, expected 0 to {request.size - 1}")
+        with self._reading("seq"):
+            hashes = self._subtrees().inclusion_proof(request.seq, request.size)
+        return evidence_pb2.GetInclusionProofResponse(hashes=hashes)
+
+    def GetConsistencyProof(  # noqa: N802 - the method's name in the API
+        self, request: evidence_pb2.GetConsistencyProofRequest, _caller: Caller
+    ) -> evidence_pb2.GetConsistencyProofResponse:
+        """Answers with the proof that one tree begins with another; raises CallError."""
+        self._check_size(request.size, least=0)
+        if not 0 <= request.old_size <= request.size:
+            raise invalid("old_size", f"is {request.old_size}, expected 0 to {request.size}")
+        with self._reading("old_size"):
+            hashes = self._subtrees().consistency_proof(request.old_size, request.size)
+        return evidence_pb2.GetConsistencyProofResponse(hashes=hashes)
+
+    def _check_size(self, size: int, least: int) -> None:
+        durable = self._log.size
+        if not least <= size <= durable:
+            raise invalid(
+                "size", f"is {size}, expected {least} to {durable}, the records of the log"
+            )
+
+    def _subtrees(self) -> Subtrees:
+        """The tree of what is here now; it is computed anew where segments were archived."""
+        oldest = self._log.first
+        if self._tree is None or oldest != self._oldest:
+            self._tree = Subtrees(self._leaf_hashes, self._log.records(oldest, 1)[0])
+            self._oldest = oldest
+        return self._tree
+
+    @contextmanager
+    def _reading(self, field: str) -> Iterator[None]:
+        """Waits for the turn of a call; ``field`` is what names records that may be absent."""
+        try:
+            with self._places.taken("", "all evidence calls are taken"), self._turn:
+                self._rested = self._clock.monotonic()
+                self._until = self._rested + LONGEST_SECONDS
+                yield
+                self._rest()
+        except LookupError:
+            raise invalid(
+                field, "needs records that were archived: look for them in the archive"
+            ) from None
+        except (OSError, RecordError) as error:
+            raise CallError(
+                Reason.AUDIT_UNAVAILABLE,
+                "the audit log cannot be read there: run `signer audit verify` on the appliance",
+            ) from error
+
+    def _leaf_hashes(self, start: int, stop: int) -> Sequence[bytes]:
+        self._rest()
+        if self._clock.monotonic() > self._until:
+            raise CallError(
+                Reason.OVERLOADED,
+                "the tree of so long a log is computed once after a start, and is not ready: "
+                "ask again, it goes on where it stopped",
+                retry_after=_RETRY_SECONDS,
+            )
+        return self._log.leaf_hashes(start, stop)
+
+    def _rest(self) -> None:
+        """Lets others work after each millisecond of work."""
+        worked = self._clock.monotonic() - self._rested
+        if worked >= _WORK_SECONDS:
+            time.sleep(min(worked, _LONGEST_WORK_SECONDS) * REST)
+            self._rested = self._clock.monotonic()
+
+    def _shown(self, record: Record, *, omit_items: bool) -> evidence_pb2.LogRecord:
+        head = record.head()
+        items = record.column.data if record.column else b""
+        whole = len(head) + len(items)
+        message = evidence_pb2.LogRecord(
+            seq=record.seq, kind=str(record.kind), leaf_hash=leaf_hash(head)
+        )
+        message.record_time.FromMicroseconds(record.time_us)
+        if len(head) <= self._longest:
+            message.head = head
+            if whole <= self._longest and not omit_items:
+                message.items = items
+        message.omitted_bytes = whole - len(message.head) - len(message.items)
+        return message
+
+
+def _start(request: evidence_pb2.ListRecordsRequest, first: int, size: int) -> int:
+    """The first record of a page; it may be the one that comes next."""
+    start, field = request.start, "start"
+    if request.page_token:
+        field = "page_token"
+        if not _TOKEN.fullmatch(request.page_token):
+            raise invalid(field, "is none of ours: send next_page_token of the page before")
+        start = int(request.page_token)
+    start = start or first
+    if not 0 <= start <= size:
+        raise invalid(field, f"is {start}, expected 0 to {size}, the records of the log")
+    return start
+
+
+def _kinds(names: Sequence[str]) -> frozenset[Kind]:
+    try:
+        return frozenset(map(Kind, names))
+    except ValueError:
+        known = ", ".join(Kind)
+        raise invalid("kinds", f"has no kind of record: expected some of {known}") from None

@@ -1,0 +1,169 @@
+"""KeyService: what keys there are, and what the caller may do with them."""
+
+from __future__ import annotations
+
+from signer.api import wire
+from signer.api.guard import Caller
+from signer.api.pages import PAGE_BYTES, page_size
+from signer.clock import Clock
+from signer.errors import CallError, Reason, invalid
+from signer.model import IDENTIFIER, KeyName, KeyVersion, Role, parse_key_or_version
+from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
+from signer.signing.engine import Engine, Snapshot
+from signer.v1 import keys_pb2, keys_pb2_grpc
+
+
+class KeyService(keys_pb2_grpc.KeyServiceServicer):
+    """Reads the snapshot that the engine signs with."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def ListKeys(  # noqa: N802 - the method's name in the API
+        self, request: keys_pb2.ListKeysRequest, caller: Caller
+    ) -> keys_pb2.ListKeysResponse:
+        """Answers with one page of the keys that the caller may see; raises CallError."""
+        snapshot = self._engine.snapshot
+        size = page_size(request.page_size)
+        names = _page(snapshot, caller, _prefix(request.parent), request.page_token, size + 1)
+        page, room = [], PAGE_BYTES
+        for name in names[:size]:
+            page.append(self._key(snapshot, name, caller))
+            room -= page[-1].ByteSize()
+            if room < 0:
+                break
+        return keys_pb2.ListKeysResponse(
+            keys=page, next_page_token=page[-1].name if len(page) < len(names) else ""
+        )
+
+    def GetKey(  # noqa: N802 - the method's name in the API
+        self, request: keys_pb2.GetKeyRequest, caller: Caller
+    ) -> keys_pb2.GetKeyResponse:
+        """Answers with one key; raises CallError."""
+        snapshot = self._engine.snapshot
+        name, number = _parse(request.name)
+        if number is not None:
+            raise invalid("name", "is a version's: GetKeyVersion shows it")
+        _allow(snapshot, name, caller)
+        if not snapshot.keys.versions(name):
+            raise CallError(Reason.KEY_NOT_FOUND, f"{name} does not exist")
+        return keys_pb2.GetKeyResponse(key=self._key(snapshot, name, caller))
+
+    def GetKeyVersion(  # noqa: N802 - the method's name in the API
+        self, request: keys_pb2.GetKeyVersionRequest, caller: Caller
+    ) -> keys_pb2.GetKeyVersionResponse:
+        """Answers with one version; raises CallError."""
+        snapshot = self._engine.snapshot
+        name, number = _parse(request.name)
+        if number is None:
+            raise invalid("name", "is a key's: GetKey shows it")
+        _allow(snapshot, name, caller)
+        version = snapshot.keys.version(name, number)
+        if version is None:
+            raise CallError(Reason.KEY_NOT_FOUND, f"{name}/versions/{number} does not exist")
+        shown = self._shown(snapshot, version, caller)
+        shown.certification_request = version.request or ""
+        return keys_pb2.GetKeyVersionResponse(key_version=shown)
+
+    def ListKeyVersions(  # noqa: N802 - the method's name in the API
+        self, request: keys_pb2.ListKeyVersionsRequest, caller: Caller
+    ) -> keys_pb2.ListKeyVersionsResponse:
+        """Answers with the versions of one page of keys; raises CallError."""
+        snapshot = self._engine.snapshot
+        size = page_size(request.page_size)
+        parent, one = request.parent, None
+        if parent.count("/") == 3:
+            one, _ = _parse(parent)
+            parent = f"facilities/{one.facility}"
+        names = _page(snapshot, caller, _prefix(parent), request.page_token, size + 1)
+        if one is not None:
+            _allow(snapshot, one, caller)
+            names = [one] if snapshot.keys.versions(one) else []
+        page, last, room = [], "", PAGE_BYTES
+        for name in names[:size]:
+            versions = [self._shown(snapshot, v, caller) for v in snapshot.keys.versions(name)]
+            page += versions
+            last = str(name)
+            room -= sum(each.ByteSize() for each in versions)
+            if room < 0:
+                break
+        more = bool(names) and last != str(names[-1])
+        return keys_pb2.ListKeyVersionsResponse(
+            key_versions=page, next_page_token=last if more else ""
+        )
+
+    def _shown(
+        self, snapshot: Snapshot, version: KeyVersion, caller: Caller
+    ) -> keys_pb2.KeyVersion:
+        """A version with what is for the caller's eyes."""
+        now = self._clock.now()
+        primary = snapshot.keys.primary(version.key, now)
+        shown = wire.key_version(version, version.state_at(now), primary=version is primary)
+        if caller.roles - {Role.ISSUER}:
+            shown.token = version.token
+        return shown
+
+    def _key(self, snapshot: Snapshot, name: KeyName, caller: Caller) -> keys_pb2.Key:
+        now = self._clock.now()
+        primary = snapshot.keys.primary(name, now)
+        key = keys_pb2.Key(
+            name=str(name),
+            algorithm=wire.ALGORITHMS[snapshot.keys.versions(name)[0].algorithm],
+            primary=self._shown(snapshot, primary, caller) if primary else None,
+        )
+        terms = may_use(snapshot.policy, caller.principal, name)
+        if terms is not None:
+            key.formats.extend(sorted(wire.NUMBERS[each] for each in terms.formats))
+            key.max_batch_items = terms.max_batch_items
+            left = self._engine.usage.remaining(terms.facility, terms.quotas, now)
+            for quota, remaining in zip(terms.quotas, left, strict=True):
+                key.quotas.add(
+                    limit=quota.limit, window_seconds=quota.window_seconds, remaining=remaining
+                )
+        return key
+
+
+def _parse(name: str) -> tuple[KeyName, int | None]:
+    try:
+        return parse_key_or_version(name)
+    except ValueError as error:
+        raise invalid("name", str(error)) from None
+
+
+def _allow(snapshot: Snapshot, name: KeyName, caller: Caller) -> None:
+    visible = visible_facilities(snapshot.policy, caller.principal)
+    if visible is not None and name.facility not in visible:
+        raise CallError(
+            Reason.POLICY_DENIED,
+            "no rule of the policy lets this principal see this key",
+            {"rule": FORBIDDEN.rule},
+        )
+
+
+def _page(snapshot: Snapshot, caller: Caller, prefix: str, after: str, limit: int) -> list[KeyName]:
+    """The first names after one that the caller may see."""
+    visible = visible_facilities(snapshot.policy, caller.principal)
+    if visible is None:
+        return snapshot.keys.names(prefix, after, limit)
+    return _names_of(snapshot, visible, prefix, after, limit)
+
+
+def _names_of(
+    snapshot: Snapshot, visible: frozenset[str], prefix: str, after: str, limit: int
+) -> list[KeyName]:
+    """The first names of these facilities, in the order of all names."""
+    names: list[KeyName] = []
+    for parent in sorted(f"facilities/{facility}/" for facility in visible):
+        if parent.startswith(prefix) and len(names) < limit:
+            names += snapshot.keys.names(parent, after, limit - len(names))
+    return names
+
+
+def _prefix(parent: str) -> str:
+    if not parent:
+        return ""
+    head, _, facility = parent.partition("/")
+    if head != "facilities" or not IDENTIFIER.fullmatch(facility):
+        raise invalid("parent", "expected facilities/{facility}, or nothing")
+    return f"{parent}/"

@@ -1,0 +1,251 @@
+"""OperationService: officers' proposals and approvals, and what stops keys at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from signer.api import wire
+from signer.api.guard import Caller
+from signer.api.pages import page_size
+from signer.clock import Clock
+from signer.errors import invalid
+from signer.model import KeyVersion, Scope
+from signer.officers.approval import MAX_SIGNATURE_BYTES, Officers
+from signer.officers.emergency import Acts
+from signer.officers.proposals import Desk
+from signer.officers.store import Operation, State
+from signer.v1 import keys_pb2, operations_pb2_grpc
+from signer.v1 import operations_pb2 as pb
+
+MOST_CERTIFICATES = 10_000
+MOST_ATTACHED = 3 << 20
+"""Bytes of a document beside the rest of an answer."""
+_STATES: Mapping[int, State] = {
+    number: State(name.removeprefix("OPERATION_STATE_"))
+    for name, number in pb.OperationState.items()
+    if number
+}
+
+
+class OperationService(operations_pb2_grpc.OperationServiceServicer):
+    """Hands what officers ask to the desk, and what they stop to the acts."""
+
+    def __init__(
+        self, desk: Desk, acts: Acts, needed: Mapping[str, int], origin: str, clock: Clock
+    ) -> None:
+        self._desk = desk
+        self._acts = acts
+        self._needed = needed
+        self._origin = origin
+        self._clock = clock
+
+    def PrepareOperation(  # noqa: N802 - the method's name in the API
+        self, request: pb.PrepareOperationRequest, caller: Caller
+    ) -> pb.PrepareOperationResponse:
+        """Answers with the bytes to sign, or with what is wrong; raises CallError."""
+        caller.notes["kind"] = request.kind[:32]
+        made = self._desk.prepare(
+            caller.principal, request.kind, request.arguments, request.attachment
+        )
+        return pb.PrepareOperationResponse(
+            content=made.content, difference=made.difference, problems=made.problems
+        )
+
+    def ProposeOperation(  # noqa: N802 - the method's name in the API
+        self, request: pb.ProposeOperationRequest, caller: Caller
+    ) -> pb.ProposeOperationResponse:
+        """Keeps a signed proposal; raises CallError."""
+        operation = self._desk.propose(
+            caller.principal, request.content, _signature(request.signature), request.attachment
+        )
+        return pb.ProposeOperationResponse(operation=self._told(operation, caller))
+
+    def ApproveOperation(  # noqa: N802 - the method's name in the API
+        self, request: pb.ApproveOperationRequest, caller: Caller
+    ) -> pb.ApproveOperationResponse:
+        """Adds the caller's signature; raises CallError."""
+        operation = self._desk.approve(caller.principal, request.id, _signature(request.signature))
+        return pb.ApproveOperationResponse(operation=self._told(operation, caller))
+
+    def RejectOperation(  # noqa: N802 - the method's name in the API
+        self, request: pb.RejectOperationRequest, caller: Caller
+    ) -> pb.RejectOperationResponse:
+        """Ends a proposal; raises CallError."""
+        operation = self._desk.reject(caller.principal, request.id, request.reason)
+        return pb.RejectOperationResponse(operation=self._told(operation, caller))
+
+    def RetryOperation(  # noqa: N802 - the method's name in the API
+        self, request: pb.RetryOperationRequest, caller: Caller
+    ) -> pb.RetryOperationResponse:
+        """Has a failed operation go on; raises CallError."""
+        return pb.RetryOperationResponse(
+            operation=self._told(self._desk.retry(caller.principal, request.id), caller)
+        )
+
+    def ImportCertificates(  # noqa: N802 - the method's name in the API
+        self, request: pb.ImportCertificatesRequest, caller: Caller
+    ) -> pb.ImportCertificatesResponse:
+        """Gives certificates to a rotation; raises CallError."""
+        if not 1 <= len(request.certificates) <= MOST_CERTIFICATES:
+            raise invalid("certificates", f"expected 1 to {MOST_CERTIFICATES}")
+        operation = self._desk.import_certificates(
+            caller.principal, request.id, list(request.certificates)
+        )
+        return pb.ImportCertificatesResponse(operation=self._told(operation, caller))
+
+    def GetOperation(  # noqa: N802 - the method's name in the API
+        self, request: pb.GetOperationRequest, _caller: Caller
+    ) -> pb.GetOperationResponse:
+        """Answers with one operation and what it changes; raises CallError."""
+        operation, difference = self._desk.get(request.id)
+        shown = self._shown(operation)
+        shown.content = operation.content
+        shown.difference.extend(difference)
+        attachment = self._desk.attachment(operation) if request.attachment else b""
+        if len(attachment) > MOST_ATTACHED:
+            raise invalid("attachment", f"has {len(attachment)} bytes: it does not fit into a call")
+        return pb.GetOperationResponse(operation=shown, attachment=attachment)
+
+    def ListOperations(  # noqa: N802 - the method's name in the API
+        self, request: pb.ListOperationsRequest, _caller: Caller
+    ) -> pb.ListOperationsResponse:
+        """Answers with one page of operations; raises CallError."""
+        if request.state and request.state not in _STATES:
+            raise invalid("state", f"{request.state} is no state of an operation")
+        state = _STATES.get(request.state)
+        size = page_size(request.page_size)
+        page = self._desk.page(state, size + 1, _place(request.page_token))
+        more = page[size - 1] if len(page) > size else None
+        token = f"{more.proposal.proposed_at}/{more.id}" if more else ""
+        now = self._clock.now()
+        shown = [self._shown(each) for each in page[:size] if state in (None, each.state_at(now))]
+        return pb.ListOperationsResponse(operations=shown, next_page_token=token)
+
+    def ListOfficers(  # noqa: N802 - the method's name in the API
+        self, _request: pb.ListOfficersRequest, _caller: Caller
+    ) -> pb.ListOfficersResponse:
+        """Answers with the officers and what they need; raises CallError."""
+        officers: Officers = self._acts.officers()
+        return pb.ListOfficersResponse(
+            officers=[
+                pb.Officer(principal=who, certificate=der) for who, der in sorted(officers.items())
+            ],
+            needed=dict(self._needed),
+            origin=self._origin,
+        )
+
+    # --- at once ---------------------------------------------------------------------------
+
+    def SuspendKey(  # noqa: N802 - the method's name in the API
+        self, request: pb.SuspendKeyRequest, caller: Caller
+    ) -> pb.SuspendKeyResponse:
+        """Stops a key or version at once; raises CallError."""
+        changed = self._stop(self._acts.suspend_key, request.name, request.reason, caller)
+        return pb.SuspendKeyResponse(key_versions=changed)
+
+    def MarkKeyCompromised(  # noqa: N802 - the method's name in the API
+        self, request: pb.MarkKeyCompromisedRequest, caller: Caller
+    ) -> pb.MarkKeyCompromisedResponse:
+        """Ends a key or version for good; raises CallError."""
+        changed = self._stop(self._acts.compromise, request.name, request.reason, caller)
+        return pb.MarkKeyCompromisedResponse(key_versions=changed)
+
+    def SuspendFacility(  # noqa: N802 - the method's name in the API
+        self, request: pb.SuspendFacilityRequest, caller: Caller
+    ) -> pb.SuspendFacilityResponse:
+        """Stops a facility at once; raises CallError."""
+        self._suspend(Scope.FACILITY, request.facility, request.reason, caller)
+        return pb.SuspendFacilityResponse()
+
+    def SuspendGroup(  # noqa: N802 - the method's name in the API
+        self, request: pb.SuspendGroupRequest, caller: Caller
+    ) -> pb.SuspendGroupResponse:
+        """Stops a group at once; raises CallError."""
+        self._suspend(Scope.GROUP, request.group, request.reason, caller)
+        return pb.SuspendGroupResponse()
+
+    def SuspendEverything(  # noqa: N802 - the method's name in the API
+        self, request: pb.SuspendEverythingRequest, caller: Caller
+    ) -> pb.SuspendEverythingResponse:
+        """Stops everything at once; raises CallError."""
+        self._suspend(Scope.EVERYTHING, "", request.reason, caller)
+        return pb.SuspendEverythingResponse()
+
+    def ListSuspensions(  # noqa: N802 - the method's name in the API
+        self, _request: pb.ListSuspensionsRequest, _caller: Caller
+    ) -> pb.ListSuspensionsResponse:
+        """Answers with what is suspended beside keys; raises CallError."""
+        return pb.ListSuspensionsResponse(
+            suspensions=[
+                pb.Suspension(
+                    scope=str(each.scope),
+                    name=each.name,
+                    begin_time=wire.timestamp(each.since),
+                    officer=each.officer,
+                    reason=each.reason,
+                )
+                for each in self._acts.suspensions()
+            ]
+        )
+
+    def _stop(
+        self,
+        act: Callable[[str, str, str], Sequence[KeyVersion]],
+        name: str,
+        reason: str,
+        caller: Caller,
+    ) -> list[keys_pb2.KeyVersion]:
+        caller.notes["key"] = name[:256]
+        now = self._clock.now()
+        changed = act(caller.principal, name, reason)
+        return [wire.key_version(each, each.state_at(now)) for each in changed]
+
+    def _suspend(self, scope: Scope, name: str, reason: str, caller: Caller) -> None:
+        caller.notes |= {"scope": str(scope), "name": name[:64]}
+        self._acts.suspend(caller.principal, scope, name, reason)
+
+    def _told(self, operation: Operation, caller: Caller) -> pb.Operation:
+        """The operation for the caller, and its id for the log."""
+        caller.notes |= {"operation": operation.id, "kind": operation.proposal.kind}
+        return self._shown(operation)
+
+    def _shown(self, operation: Operation) -> pb.Operation:
+        proposal = operation.proposal
+        return pb.Operation(
+            id=operation.id,
+            kind=proposal.kind,
+            state=f"OPERATION_STATE_{operation.state_at(self._clock.now())}",
+            proposer=proposal.proposer,
+            propose_time=wire.timestamp(proposal.proposed_at),
+            expire_time=wire.timestamp(proposal.expires_at),
+            officers=proposal.officers,
+            signatures=[
+                pb.OfficerSignature(
+                    officer=each.officer,
+                    signature=each.signature,
+                    sign_time=wire.timestamp(each.at),
+                )
+                for each in operation.signatures
+            ],
+            done=operation.done,
+            total=operation.total,
+            note=operation.note,
+            result="" if operation.result is None else json.dumps(operation.result),
+            change_time=wire.timestamp(operation.changed_at),
+        )
+
+
+def _signature(data: bytes) -> bytes:
+    if not 1 <= len(data) <= MAX_SIGNATURE_BYTES:
+        raise invalid("signature", f"has {len(data)} bytes, expected 1 to {MAX_SIGNATURE_BYTES}")
+    return data
+
+
+def _place(token: str) -> tuple[float, str] | None:
+    if not token:
+        return None
+    at, slash, identity = token.partition("/")
+    if not slash or not at.isascii() or not at.isdigit() or len(at) > 12:
+        raise invalid("page_token", "is none of ours: send next_page_token of the page before")
+    return float(at), identity

@@ -1,0 +1,79 @@
+"""SigningService: one call in, one pass through the engine, one answer out."""
+
+from __future__ import annotations
+
+import uuid
+
+from signer.api import wire
+from signer.api.guard import Caller
+from signer.errors import invalid
+from signer.model import parse_key_or_version
+from signer.signing.engine import BatchRequest, Engine
+from signer.v1 import signing_pb2, signing_pb2_grpc
+
+MAX_NAME_BYTES = 256
+
+
+class SigningService(signing_pb2_grpc.SigningServiceServicer):
+    """Signs batches."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def SignBatch(  # noqa: N802 - the method's name in the API
+        self, request: signing_pb2.SignBatchRequest, caller: Caller
+    ) -> signing_pb2.SignBatchResponse:
+        """Answers with one signature or one failure for each payload; raises CallError."""
+        batch = _read(request, caller)
+        request_id = batch.request_id or caller.call_id
+        caller.notes |= {
+            "request_id": request_id,
+            "key": str(batch.key),
+            "format": str(batch.format),
+            "items": len(batch.payloads),
+        }
+        result = self._engine.sign_batch(batch)
+        caller.notes |= {
+            "key_version": result.version.name,
+            "rule": result.rule,
+            "failed": len(result.failures),
+        }
+        response = signing_pb2.SignBatchResponse(
+            key_version=result.version.name, signatures=result.outputs, request_id=request_id
+        )
+        for index, failure in result.failures.items():
+            response.failures[index].CopyFrom(wire.item_status(failure))
+        return response
+
+
+def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest:
+    if len(request.key.encode()) > MAX_NAME_BYTES:
+        raise invalid("key", f"is longer than {MAX_NAME_BYTES} bytes")
+    try:
+        key, version = parse_key_or_version(request.key)
+    except ValueError as error:
+        raise invalid("key", str(error)) from None
+    requested = wire.FORMATS.get(request.format)
+    if requested is None:
+        raise invalid("format", f"{request.format} is unspecified, unknown or not offered")
+    return BatchRequest(
+        principal=caller.principal,
+        key=key,
+        version=version,
+        format=requested,
+        payloads=list(request.payloads),
+        deadline=caller.deadline,
+        request_id=_request_id(request.request_id),
+        call_id=caller.call_id,
+    )
+
+
+def _request_id(text: str) -> str:
+    if not text:
+        return ""
+    try:
+        if str(uuid.UUID(text)) == text:
+            return text
+    except ValueError:
+        pass
+    raise invalid("request_id", "is no UUID in its canonical form of 36 lower-case characters")

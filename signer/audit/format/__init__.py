@@ -1,0 +1,1 @@
+"""The format of the log: all that an independent verifier needs. Pure."""

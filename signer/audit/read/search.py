@@ -1,0 +1,171 @@
+"""Questions to a log: where a signature is, the proof of it, and records as JSON.
+
+Answers come from the log's files alone, so they can be had on any machine that
+has a copy. Searching reads every record once: an index by digest would be a
+second store to trust and to protect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from signer.audit.format import proof
+from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.record import Column, Kind, Record, RecordError, Value
+from signer.audit.format.segments import Reader
+from signer.audit.read.subtrees import Subtrees
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class SearchError(Exception):
+    """A question that the log cannot answer; the text says why."""
+
+
+class Match(NamedTuple):
+    """One item: its intent, its place in the batch, and its outcome, None where there is none."""
+
+    intent: int
+    item: int
+    outcome: int | None
+
+
+def find(records: Iterable[Record], wanted: frozenset[bytes]) -> Iterator[Match]:
+    """Yields the items whose digest, or whose raw signature's SHA-256, is wanted.
+
+    ``records`` come in the order of the log. An item comes once its outcome is
+    reached; one that has none, or that was closed as INDETERMINATE, has None.
+    Raises RecordError.
+    """
+    waiting: dict[int, list[int]] = {}
+    for record in records:
+        if record.kind is Kind.INTENT:
+            if places := _places(record.column, wanted):
+                waiting[record.seq] = places
+        elif record.kind in {Kind.OUTCOME, Kind.INDETERMINATE}:
+            intent = _intent_of(record)
+            places = waiting.pop(intent, [])
+            signed = _signed_places(record.column, wanted)
+            outcome = record.seq if record.kind is Kind.OUTCOME else None
+            for index in sorted({*places, *signed}):
+                yield Match(intent, index, outcome)
+    for intent, places in waiting.items():
+        for index in places:
+            yield Match(intent, index, None)
+
+
+def locate(reader: Reader, seq: int, index: int) -> Match:
+    """Returns the item ``index`` of the intent or outcome ``seq``; raises SearchError."""
+    try:
+        record = next(reader.records(seq, seq + 1), None)
+    except LookupError as error:
+        raise SearchError(str(error.args[0])) from None
+    match record:
+        case Record(kind=Kind.INTENT, column=Column() as column) if 0 <= index < column.count:
+            return Match(seq, index, _outcome_of(reader, seq))
+        case Record(kind=Kind.OUTCOME, column=Column() as column) if 0 <= index < column.count:
+            return Match(_intent_of(record), index, seq)
+    raise SearchError(f"record {seq} is no intent or outcome with an item {index}")
+
+
+def prove(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> str:
+    """Returns the proof of one item as JSON, for ``proof.verify``.
+
+    ``note`` is the signed text of the checkpoint. Raises SearchError where the
+    item has no outcome or the checkpoint does not cover it, and ProofError.
+    """
+    if match.outcome is None:
+        raise SearchError(
+            f"item {match.item} of intent {match.intent} has no outcome: nothing was released"
+        )
+    if match.outcome >= checkpoint.size:
+        raise SearchError(
+            f"the checkpoint covers {checkpoint.size} records and the outcome is record "
+            f"{match.outcome}: use a newer checkpoint"
+        )
+    try:
+        (intent,) = reader.records(match.intent, match.intent + 1)
+        (outcome,) = reader.records(match.outcome, match.outcome + 1)
+        (oldest,) = reader.records(reader.first, reader.first + 1)
+        tree = Subtrees(reader.leaf_hashes, oldest)
+        return proof.build(
+            intent,
+            outcome,
+            match.item,
+            intent_path=tree.inclusion_proof(match.intent, checkpoint.size),
+            outcome_path=tree.inclusion_proof(match.outcome, checkpoint.size),
+            checkpoint_note=note,
+        )
+    except LookupError as error:
+        raise SearchError(f"{error.args[0]}: bring all segments of the log together") from None
+
+
+def describe(record: Record) -> dict[str, Any]:
+    """Returns a record as JSON values: bytes in hex, the time in RFC 3339, UTC.
+
+    An operation's ``content`` is the text that officers have signed.
+    """
+    described: dict[str, Any] = {
+        "seq": record.seq,
+        "time": utc(record.time_us),
+        "kind": str(record.kind),
+        "fields": _plain(record.fields),
+    }
+    content = record.fields.get("content")
+    if isinstance(content, bytes) and content.isascii():
+        described["fields"]["content"] = content.decode()
+    if record.column is not None:
+        column = record.column
+        described["items"] = [column.item(index).hex() for index in range(column.count)]
+    return described
+
+
+def utc(time_us: int) -> str:
+    """Returns microseconds since the epoch in RFC 3339."""
+    time = _EPOCH + timedelta(microseconds=time_us)
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, str | int | None):
+        return value
+    if isinstance(value, Sequence):
+        return [_plain(member) for member in value]
+    return {name: _plain(member) for name, member in value.items()}
+
+
+def _places(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
+    # Searching the packed bytes first is a hundred times faster than cutting them up.
+    if column is None or not any(each in column.data for each in wanted):
+        return []
+    return [index for index in range(column.count) if column.item(index) in wanted]
+
+
+def _signed_places(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
+    if column is None:
+        return []
+    data, width = column.data, column.width
+    return [
+        start // width
+        for start in range(0, len(data), width)
+        if sha256(data[start : start + width]).digest() in wanted
+    ]
+
+
+def _intent_of(closing: Record) -> int:
+    intent = closing.fields.get("intent")
+    if not isinstance(intent, int):
+        raise RecordError(f"record {closing.seq} does not say which intent it closes")
+    return intent
+
+
+def _outcome_of(reader: Reader, intent: int) -> int | None:
+    for record in reader.records(intent + 1, reader.size):
+        if record.fields.get("intent") == intent:
+            return record.seq if record.kind is Kind.OUTCOME else None
+    return None

@@ -1,0 +1,101 @@
+"""Channels with mutual TLS, to one appliance or to several that share the calls."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from os import PathLike
+from pathlib import Path
+
+import grpc
+
+from signer.client._batches import MESSAGE_BYTES
+from signer.v1 import signing_pb2
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    # A dead connection shows within a long call; a ping without a call would be
+    # abuse in the eyes of the server.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.enable_retries", 0),  # retries are ours: gRPC's know no hints
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+
+SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {
+            "serviceName": signing_pb2.DESCRIPTOR.services_by_name["SigningService"].full_name
+        },
+    }
+)
+"""Calls go in turn to the appliances whose health says SERVING, and says it still."""
+
+FilePath = str | PathLike[str]
+
+
+def secure_channel(
+    address: str,
+    *,
+    ca: FilePath,
+    certificate: FilePath,
+    key: FilePath,
+    server_name: str | None = None,
+) -> grpc.Channel:
+    """Opens a channel with mutual TLS.
+
+    ``address`` is ``host:port``; or several appliances, which take calls in turn as long as
+    they serve: ``10.0.0.1:7443,10.0.0.2:7443`` (addresses of one family, with a
+    ``server_name``), or ``dns:///signer.example:7443`` for all addresses of one name.
+    ``ca``, ``certificate`` and ``key`` are PEM files; ``server_name`` is the name in the
+    server's certificate where it is not the host of ``address``. Raises OSError if a file
+    cannot be read, ValueError for addresses of another form. Nothing is sent before the
+    first call.
+    """
+    target, shared = target_of(address)
+    if shared and target.startswith("ip") and server_name is None:
+        raise ValueError("several addresses need the name in their certificate: server_name")
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=Path(ca).read_bytes(),
+        private_key=Path(key).read_bytes(),
+        certificate_chain=Path(certificate).read_bytes(),
+    )
+    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if shared:
+        options.append(("grpc.service_config", SERVICE_CONFIG))
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return grpc.secure_channel(target, credentials, options)
+
+
+def target_of(address: str) -> tuple[str, bool]:
+    """Returns an address as gRPC wants it, and whether several appliances share the calls.
+
+    One appliance is called whether it serves or not: its operator must reach it.
+    """
+    if address.startswith("dns:"):
+        return address, True
+    if "," not in address:
+        return address, False
+    places = [place.strip() for place in address.split(",")]
+    versions = {_version(place) for place in places}
+    if versions not in ({4}, {6}):
+        raise ValueError(
+            "several addresses are all IPv4 or all IPv6, as in 10.0.0.1:7443,10.0.0.2:7443 or"
+            " [fd00::1]:7443,[fd00::2]:7443; for one name of several: dns:///signer.example:7443"
+        )
+    return f"ipv{versions.pop()}:{','.join(places)}", True
+
+
+def _version(place: str) -> int:
+    """Which version of IP an address with its port is of; 0 for none."""
+    host, _, port = place.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        version = ipaddress.ip_address(host.strip("[]")).version
+    except ValueError:
+        return 0
+    return version if port.isdigit() and bracketed == (version == 6) else 0

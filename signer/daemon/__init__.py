@@ -1,0 +1,1 @@
+"""The process: composition root, what is served, the open audit log, status."""

@@ -1,0 +1,107 @@
+"""What officers have decided, recorded in the order in which it took effect.
+
+A record of officers or of a policy is judged by the set of officers before it
+(``signer.officers.offline_check``). So an appliance that was not there when several things were
+decided records each of them with its approval, in their order, and not only the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from signer.audit.format.record import Value
+from signer.config import PolicyText
+from signer.daemon.audit_log import Trail
+from signer.errors import OperatorError
+from signer.keys.registry import Registry, RegistryState
+from signer.officers.approval import officers_sha256
+from signer.officers.kinds.officer_change import officers_of
+from signer.officers.records import OperationsJournal, approval
+from signer.officers.store import Operation, Store
+
+_OFFICERS = "officers"
+_POLICIES = ("policy", "enrol")
+
+
+class _Place(NamedTuple):
+    """Which officers and which policy are in force, by their SHA-256."""
+
+    officers: str
+    policy: str
+
+
+class Decisions:
+    """Records of officers and policies in one appliance's log. Raises OperatorError."""
+
+    def __init__(
+        self, registry: Registry, trail: Trail, journal: OperationsJournal, *, development: bool
+    ) -> None:
+        self._registry, self._store = registry, Store(registry)
+        self._trail, self._journal = trail, journal
+        self._development = development
+        self._told: _Place | None = None
+
+    def record(self, state: RegistryState, text: PolicyText, *, files_decide: bool) -> None:
+        """Records what is in force where the log does not know it yet, and how it came to be."""
+        now = _Place(officers_sha256(state.officers), text.policy.sha256)
+        evidence = self._trail.evidence
+        if now == self._told:
+            return
+        self._told = now
+        if evidence.officers is None and state.officers:
+            policy = bytes.fromhex(now.policy)
+            self._journal.first_officers(state.officers, policy, development=self._development)
+        known = _Place(officers_sha256(evidence.officers or {}), evidence.policy.hex())
+        if not state.officers:
+            known = known._replace(officers=now.officers)
+        if files_decide:  # the files' policy needs nobody
+            known = known._replace(policy=now.policy)
+        for operation in self._since(known, now):
+            self._tell(operation)
+        self._trail.policy(now.policy, text.text, self._approval(now.policy))
+
+    def _tell(self, operation: Operation) -> None:
+        if operation.proposal.kind == _OFFICERS:
+            self._journal.officers(officers_of(operation), operation)
+            return
+        sha256 = str(operation.proposal.details["policy_sha256"])
+        content = self._registry.document(sha256)
+        if content is not None:
+            self._trail.policy(sha256, content, approval(operation))
+
+    def _approval(self, policy: str) -> Mapping[str, Value]:
+        done = self._store.newest_done(_POLICIES)
+        found = (o for o in done if o.proposal.details["policy_sha256"] == policy)
+        operation = next(found, None)
+        return {} if operation is None else approval(operation)
+
+    def _since(self, known: _Place, now: _Place) -> list[Operation]:
+        """The operations that led from one place to the other, in their order.
+
+        Backwards, for a place that was in force before may be so again. A policy to which
+        none leads was put there by hand: it is recorded as it is, and verify tells.
+        """
+        place, chain = now, list[Operation]()
+        for operation in self._store.newest_done((_OFFICERS, *_POLICIES)):
+            if place == known:
+                break
+            replaces = str(operation.proposal.details["replaces"])
+            if operation.proposal.kind == _OFFICERS:
+                if officers_sha256(officers_of(operation)) != place.officers:
+                    continue
+                place = place._replace(officers=replaces)
+            else:
+                if operation.proposal.details["policy_sha256"] != place.policy:
+                    continue
+                place = place._replace(policy=replaces)
+            chain.append(operation)
+        if place.officers != known.officers:
+            raise OperatorError(
+                "no operation leads to the officers that the registry has: is it older than the"
+                " audit log? Put the newest registry back"
+            )
+        chain.reverse()
+        if place.policy == known.policy:
+            return chain
+        return [each for each in chain if each.proposal.kind == _OFFICERS]

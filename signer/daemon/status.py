@@ -1,0 +1,119 @@
+"""What people and programs see of the running daemon: gauges, doubts and the status page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from signer.api.server import Server
+from signer.api.tls import Certificates
+from signer.clock import FlooredClock
+from signer.config import Config
+from signer.daemon.audit_log import Trail
+from signer.daemon.serving import Follower
+from signer.hsm.front.service import Hsm
+from signer.observe.gauges import Reading, Values, readings, scalars
+from signer.observe.history import History
+from signer.observe.key_gauges import KeyReadings
+from signer.observe.page import Seen, page
+from signer.observe.reports import Reports
+from signer.officers.execution import Executor
+from signer.signing.engine import Engine
+
+STUCK_SECONDS = 60.0
+"""How long the daemon's main loop may be silent before the process is called dead."""
+
+
+@dataclass
+class Vitals:
+    """Looks at the parts of the daemon, from any thread; ``tick`` belongs to one.
+
+    ``reasons`` says why the daemon does not serve.
+    """
+
+    config: Config
+    clock: FlooredClock
+    started_at: float
+    reasons: Callable[[], Sequence[str]]
+    engine: Engine
+    hsm: Hsm
+    trail: Trail
+    follower: Follower
+    executor: Executor
+    server: Server
+    certificates: Certificates
+    reports: Reports
+    _history: History = field(default_factory=History)
+    _ticked: float | None = None
+    _keys: KeyReadings = field(default_factory=KeyReadings)
+
+    def tick(self) -> None:
+        """Remembers what the last seconds were like; to be called every now and then."""
+        self._ticked = now = self.clock.monotonic()
+        if self._history.due(now):
+            self._history.look(now, self.reports.metrics.totals())
+
+    def rest(self) -> None:
+        """No tick comes any more: the daemon ends."""
+        self._ticked = None
+
+    def stuck(self) -> str:
+        """Why the process is not alive: who looks after health and deadlines does not."""
+        ticked = self._ticked
+        silent = 0.0 if ticked is None else self.clock.monotonic() - ticked
+        return f"the main loop is stuck for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+
+    def doubts(self) -> list[str]:
+        """What is wrong though the daemon serves."""
+        return self._doubts(f"the registry is not followed: {self.follower.error}")
+
+    def _doubts(self, unfollowed: str) -> list[str]:
+        registry = unfollowed if self.follower.error else ""
+        return [doubt for doubt in (registry, self.clock.doubt()) if doubt]
+
+    def readings(self) -> list[Reading]:
+        """Every gauge as it is now."""
+        log, now = self.trail.log, self.clock.now()
+        values: dict[str, float] = {
+            "signer_ready": not self.reasons(),
+            "signer_calls_at_work": self.server.calls,
+            "signer_calls_limit": self.config.limits.calls,
+            "signer_operations_pending": self.executor.pending,
+            "signer_time_seconds": self.clock.machine(),
+            "signer_clock_doubtful": bool(self.clock.doubt()),
+            "signer_registry_unreadable": bool(self.follower.error),
+            "signer_audit_stopped": bool(log.refusal),
+            "signer_audit_open_intents": log.open_intents,
+            "signer_audit_commit_started_timestamp_seconds": log.committing_since,
+            "signer_audit_unsigned_since_timestamp_seconds": self.trail.unsigned_since,
+            "signer_disk_free_bytes": log.free_bytes,
+            "signer_disk_low_bytes": self.config.audit.low_disk_bytes,
+        }
+        checkpoint = self.trail.checkpoint_time
+        checkpoints: Values = {(): checkpoint} if checkpoint else {}
+        expiries = self.certificates.expiries()
+        monotonic = self.clock.monotonic()
+        return [
+            *readings(self.engine.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
+            *self._keys(self.engine.snapshot, now, monotonic),
+            *scalars(values),
+            Reading("signer_audit_checkpoint_timestamp_seconds", checkpoints),
+        ]
+
+    def page(self) -> str:
+        """The status page."""
+        return page(
+            Seen(
+                name=self.config.audit.origin,
+                now=self.clock.now(),
+                monotonic=self.clock.monotonic(),
+                started=self.started_at,
+                reasons=self.reasons(),
+                # Without the database's text: whoever reaches the port reads this.
+                doubts=self._doubts("the registry is not followed: see the log"),
+                gauges={reading.name: reading.values for reading in self.readings()},
+                workers=self.hsm.status(),
+                samples=self._history.samples(),
+                alarms=self.reports.alarms.newest(),
+            )
+        )

@@ -1,0 +1,400 @@
+"""The worker processes of one token, supervised.
+
+One thread a worker starts it, reads its answers and starts another when it has
+gone. Callers block in ``sign`` until their whole batch is done. The lock guards
+the queue and the books; nothing waits for the HSM while holding it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from signer.clock import Clock
+from signer.errors import CallError, Failure, Reason
+from signer.hsm.frames import FrameError, Kind, ResultFrame, Verdict, pack_ids
+from signer.hsm.front.batch import Batch, pack_chunk
+from signer.hsm.front.costs import Costs
+from signer.hsm.front.failures import NOT_SERVING, refusal
+from signer.hsm.front.observer import Observer, Waiting, WorkerStatus
+from signer.hsm.front.scheduler import Chunk, Pending, Scheduler
+from signer.hsm.front.slot import End, Slot
+from signer.hsm.front.stops import Stops
+from signer.hsm.spec import FailureKind, TokenSpec
+from signer.model import KeyVersion, Signed, SignJob, Suspended
+
+CHUNKS_IN_FLIGHT = 2
+ATTEMPTS = 2
+WRONG_SIGNATURES_STOP_TOKEN = 3
+COPIES_DROPPED_SINGLY = 64
+"""Of more versions, a worker drops all copies: each costs about a signature to make again."""
+
+
+class Pool:
+    """All workers of one token."""
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        *,
+        workers: int,
+        hang_seconds: float,
+        max_queued: int,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self.token = spec.label
+        self._max_queued = max_queued
+        self._observer = observer
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._costs = Costs()
+        self._scheduler = Scheduler(self._costs.guess)
+        self._slots = [Slot(n, spec, self, hang_seconds, clock) for n in range(workers)]
+        self._batches: dict[Pending, Batch] = {}
+        self._stops = Stops()
+        self._next_chunk = 0
+        self._failed = ""  # why nobody serves, until somebody does
+        self._halted = ""  # why nobody will serve any more in this daemon's life
+        self._first_outcome = threading.Event()
+        self._first_failure: FailureKind | None = None
+        self._last_cause: FailureKind | None = None
+
+    # --- for the front process -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the workers; does not wait for them."""
+        for slot in self._slots:
+            slot.start()
+
+    def wait_for_outcome(self, seconds: float) -> tuple[FailureKind | None, str]:
+        """Waits until a worker serves or one has failed; returns the failure, if any."""
+        self._first_outcome.wait(seconds)
+        return self._first_failure, self.reason
+
+    def close(self) -> None:
+        """Ends all workers; what still waits, or was with them, fails."""
+        with self._lock:
+            self._halt("the daemon is stopping")
+        for slot in self._slots:
+            slot.close()
+        for slot in self._slots:
+            slot.join()
+        with self._lock:
+            for slot in self._slots:
+                self._lose(slot)
+
+    @property
+    def inventory(self) -> bytes:
+        """Digest of the keys that a worker found at its start; empty before the first."""
+        return next((slot.inventory for slot in self._slots if slot.inventory), b"")
+
+    @property
+    def serving(self) -> int:
+        """How many workers serve."""
+        return sum(slot.state == "serving" for slot in self._slots)
+
+    @property
+    def reason(self) -> str:
+        """Why nobody serves; empty where somebody does."""
+        if self.serving:
+            return ""
+        return (
+            self._halted
+            or self._failed
+            or next((slot.reason for slot in self._slots if slot.reason), "starting")
+        )
+
+    def status(self) -> list[WorkerStatus]:
+        """The workers, one by one."""
+        return [
+            WorkerStatus(self.token, slot.pid, slot.state, slot.starts, slot.items, slot.reason)
+            for slot in self._slots
+        ]
+
+    def waiting(self) -> list[Waiting]:
+        """What waits for a worker, job by job."""
+        with self._lock:
+            return [
+                Waiting(each.job.owner, items, each.queued_at)
+                for each, items in self._scheduler.waiting()
+            ]
+
+    @property
+    def pin_latched(self) -> bool:
+        """Whether the last worker could not log in because of the PIN."""
+        return self._last_cause is not None and self._last_cause.about_pin and not self.serving
+
+    def admit(self, job: SignJob) -> Failure | None:
+        """Returns why no item of a job would be signed now, None where they would.
+
+        Raises CallError: OVERLOADED, DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
+        """
+        with self._lock:
+            return self._admit(job, self._clock.monotonic())
+
+    def sign(self, job: SignJob) -> Signed:
+        """Signs a batch; blocks until every item has its signature or its failure.
+
+        Raises what ``admit`` raises.
+        """
+        now = self._clock.monotonic()
+        batch = Batch(job, now)
+        with self._lock:
+            if (failure := self._admit(job, now)) is not None:
+                return Signed.all_failed(job, failure)
+            self._batches[batch.pending] = batch
+            self._scheduler.add(batch.pending)
+        self._pump()
+        batch.done.wait(max(0.0, job.deadline - self._clock.monotonic()))
+        self._observer.stage("queue", now, (batch.begun or self._clock.monotonic()) - now)
+        if self._abandon(batch):
+            raise CallError(
+                Reason.DEADLINE_TOO_SHORT,
+                f"{batch.remaining} of {len(job.inputs)} items were not signed within the "
+                "deadline: send smaller batches or allow more time",
+            )
+        return batch.signed._replace(attempts=batch.attempts)
+
+    def refresh(self) -> None:
+        """Has every worker look for new keys before it gets another chunk."""
+        for slot in self._slots:
+            slot.refresh()
+
+    def stop_key(self, version: KeyVersion, text: str) -> None:
+        """Stops one version; see stop_keys."""
+        self.stop_keys({version: text})
+
+    def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
+        """Stops versions at once, each for its reason.
+
+        What waits of them fails, session copies go, nothing new signs.
+        """
+        with self._lock:
+            self._stops.stop(versions)
+            self._fail_stopped()
+        self.drop(versions)
+
+    def resume_key(self, version: KeyVersion) -> None:
+        """Lets one version sign again; see resume_keys."""
+        self.resume_keys([version])
+
+    def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
+        """Lets versions sign again; one with a wrong signature stays stopped."""
+        with self._lock:
+            self._stops.resume(versions)
+
+    def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
+        """Stops what is suspended at once, and nothing that was suspended before and no longer is.
+
+        ``stopped`` are the versions on this token that were not suspended before: their
+        session copies go. No signature that comes back after this is released.
+        """
+        with self._lock:
+            self._stops.suspended = suspended
+            self._fail_stopped()
+        self.drop(stopped)
+
+    def drop(self, versions: Collection[KeyVersion]) -> None:
+        """Has workers destroy session copies; a key that still signs is copied again."""
+        if not versions:
+            return
+        # One frame a worker: a hung one whose socket is full must not hold this up.
+        single = len(versions) <= COPIES_DROPPED_SINGLY
+        body = pack_ids(version.cka_id for version in versions) if single else b""
+        for slot in self._slots:
+            slot.send(Kind.DROP, body)
+
+    # --- books (all under the lock) --------------------------------------------------------
+
+    def _admit(self, job: SignJob, now: float) -> Failure | None:
+        if text := self._stops.reason(job.version):
+            raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
+        if self._halted or self._failed:
+            return NOT_SERVING
+        # A batch above the limit passes where nothing waits, or it never could.
+        if self._scheduler.items and self._scheduler.items + len(job.inputs) > self._max_queued:
+            text = f"{self._scheduler.items} items wait already: try again a little later"
+            raise CallError(Reason.OVERLOADED, text, {"limit": "queued_items"}, retry_after=1.0)
+        needed = len(job.inputs) * (self._costs.known(job) or 0.0) / max(1, self.serving)
+        if job.deadline - now < needed:
+            raise CallError(
+                Reason.DEADLINE_TOO_SHORT,
+                f"signing {len(job.inputs)} items takes about {needed:.3f} s, more than the "
+                "deadline leaves: send smaller batches or allow more time",
+            )
+        return None
+
+    def _fail(self, chunk: Chunk, failure: Failure) -> None:
+        if (batch := self._batches.get(chunk.pending)) is not None:
+            batch.fail(chunk, failure)
+            self._settle(batch)
+
+    def _settle(self, batch: Batch) -> None:
+        if not batch.remaining:
+            del self._batches[batch.pending]
+            batch.done.set()
+
+    def _abandon(self, batch: Batch) -> bool:
+        """Gives up what is left of a batch; False where nothing is left."""
+        with self._lock:
+            if batch.done.is_set():
+                return False
+            del self._batches[batch.pending]
+            self._scheduler.remove(lambda pending: pending is batch.pending)
+            return True
+
+    def _fail_all(self) -> None:
+        for chunk in self._scheduler.remove(lambda _: True):
+            self._fail(chunk, NOT_SERVING)
+
+    def _halt(self, text: str) -> None:
+        """Ends the pool's service for good."""
+        self._halted = self._halted or text
+        self._fail_all()
+        for slot in self._slots:
+            slot.state, slot.reason = "failed", self._halted
+
+    def _fail_stopped(self) -> None:
+        """Fails what waits and may not sign any more, in one pass over the queue."""
+        reason = self._stops.reason
+        for chunk in self._scheduler.remove(lambda pending: bool(reason(pending.job.version))):
+            text = reason(chunk.pending.job.version)
+            self._fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
+
+    def _verdict(self, version: KeyVersion) -> Failure | None:
+        """Why nothing of this version may sign or leave any more, if so."""
+        if text := self._stops.reason(version):
+            return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
+        if self._halted:
+            return NOT_SERVING
+        return None
+
+    def _lose(self, slot: Slot) -> None:
+        """Takes the chunks of a worker that has gone: to another one, once, or they fail.
+
+        A worker signs in order, so it left over the first; those behind it are blameless.
+        """
+        lost, slot.in_flight = list(slot.in_flight.values()), {}
+        for place, chunk in enumerate(lost):
+            deaths = chunk.deaths + (place == 0)
+            again = replace(chunk, attempts=chunk.attempts + 1, deaths=deaths)
+            failure = self._verdict(chunk.pending.job.version)
+            if failure is None and deaths >= ATTEMPTS:
+                text = "two workers died over this item: try again"
+                failure = Failure(Reason.HSM_UNAVAILABLE, text, retry_after=1.0)
+            if failure is not None:
+                self._fail(chunk, failure)
+            elif chunk.pending in self._batches:
+                self._scheduler.give_back(again)
+
+    # --- chunks ----------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Sends chunks to the least busy workers while there are both."""
+        while True:
+            with self._lock:
+                free = [
+                    slot
+                    for slot in self._slots
+                    if slot.state == "serving" and len(slot.in_flight) < CHUNKS_IN_FLIGHT
+                ]
+                chunk = self._scheduler.take() if free else None
+                if chunk is None:
+                    return
+                slot = min(free, key=lambda slot: len(slot.in_flight))
+                self._next_chunk += 1
+                number = self._next_chunk
+                now = self._clock.monotonic()
+                if not slot.in_flight:
+                    slot.since = now
+                slot.in_flight[number] = chunk
+                batch = self._batches[chunk.pending]
+                batch.attempts = max(batch.attempts, chunk.attempts + 1)
+                batch.begun = batch.begun or now
+                worker = slot.process
+            slot.send_to(worker, Kind.SIGN, *pack_chunk(number, chunk))
+
+    def _distrust(self, version: KeyVersion) -> None:
+        """Stops the key of a wrong signature; the third such key stops the token.
+
+        Keys are counted, not items: one wrong pin makes every signature of its
+        chunk wrong, and must not take the token from everybody else.
+        """
+        self._stops.distrust(version)
+        self._fail_stopped()
+        if self._stops.wrong >= WRONG_SIGNATURES_STOP_TOKEN:
+            self._halt(
+                f"token {self.token} is stopped: {self._stops.wrong} keys had wrong signatures; "
+                "examine the HSM, then restart the daemon"
+            )
+
+    # --- what slots report -----------------------------------------------------------------
+
+    def ready(self, slot: Slot) -> None:
+        """A worker has logged in: it serves from here on."""
+        self._observer.login(self.token, "ok")
+        with self._lock:
+            self._failed = ""
+            if self._halted:
+                slot.state, slot.reason = "failed", self._halted
+            else:
+                slot.state, slot.reason = "serving", ""
+        self._first_outcome.set()
+        self._pump()
+
+    def result(self, slot: Slot, result: ResultFrame) -> None:
+        """A chunk has come back. Raises FrameError where it is none of ours."""
+        signatures = result.split()
+        with self._lock:
+            chunk = slot.in_flight.get(result.chunk)
+            signed = result.verdict is Verdict.SIGNED
+            if chunk is None or (signed and len(signatures) != len(chunk)):
+                raise FrameError("a result for no chunk of ours")
+            del slot.in_flight[result.chunk]
+            slot.since = self._clock.monotonic()
+            version = chunk.pending.job.version
+            if (failure := self._verdict(version)) is not None:
+                self._fail(chunk, failure)
+            elif signed:
+                slot.items += len(chunk)
+                self._costs.learn(chunk.pending.job, result.busy_us / 1e6 / len(chunk))
+                if result.wrong:
+                    self._distrust(version)
+                if (batch := self._batches.get(chunk.pending)) is not None:  # its caller waits
+                    batch.store(chunk, signatures, result.wrong)
+                    self._settle(batch)
+            else:
+                self._fail(chunk, refusal(result.verdict, version))
+        self._observer.chunk_done(
+            self.token, result.busy_us / 1e6, len(chunk), result.checked, len(result.wrong)
+        )
+        if result.wrong:
+            self._observer.wrong_signatures(self.token, version.name, len(result.wrong))
+            self.drop([version])
+        elif failure is not None:  # this chunk may have come behind the order to drop its copy
+            slot.send(Kind.DROP, pack_ids([version.cka_id]))
+        self._pump()
+
+    def left(self, slot: Slot, end: End, failed_starts: int) -> None:
+        """A worker has gone and is reaped: its chunks are given to others once, then fail.
+
+        What waits goes on waiting for the next worker, unless nobody serves and
+        workers cannot start.
+        """
+        self._observer.worker_left(self.token, end.cause, end.text)
+        if end.cause is FailureKind.PIN_REJECTED:
+            self._observer.login(self.token, end.cause)
+        with self._lock:
+            slot.state, slot.reason = "failed", self._halted or end.text
+            self._last_cause = end.cause
+            self._lose(slot)
+            hopeless = failed_starts > ATTEMPTS or (failed_starts and end.cause.lasting)
+            if hopeless and not self.serving:
+                self._failed = end.text
+                self._fail_all()
+        if not self.serving and failed_starts:
+            self._first_failure = self._first_failure or end.cause
+            self._first_outcome.set()
+        self._pump()

@@ -1,0 +1,203 @@
+"""The place of one worker: starts it, reads its answers, starts another when it has gone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import NamedTuple, Protocol
+
+from signer.clock import Clock
+from signer.hsm.frames import (
+    Closed,
+    FrameError,
+    Kind,
+    ResultFrame,
+    unpack_json,
+    unpack_result,
+)
+from signer.hsm.front.process import WorkerProcess
+from signer.hsm.front.scheduler import Chunk
+from signer.hsm.spec import FailureKind, TokenSpec
+
+START_SECONDS = 60.0
+"""How long a worker may take to open its token."""
+_PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
+"""Seconds before the next start, by how many lives in a row were of no use."""
+
+
+class End(NamedTuple):
+    """How a worker's life ended. ``served``: it had opened its token."""
+
+    cause: FailureKind
+    text: str
+    served: bool = False
+
+
+class Keeper(Protocol):
+    """Who has the chunks: told from the slot's own thread."""
+
+    def ready(self, slot: Slot) -> None: ...
+    def result(self, slot: Slot, result: ResultFrame) -> None: ...
+    def left(self, slot: Slot, end: End, failed_starts: int) -> None: ...
+
+
+class Slot:
+    """One worker after another, one at a time.
+
+    ``state`` (starting, serving, failed, stopping), ``in_flight`` and ``since``
+    belong to the keeper's lock.
+    """
+
+    def __init__(
+        self, number: int, spec: TokenSpec, keeper: Keeper, hang_seconds: float, clock: Clock
+    ) -> None:
+        self.state = "starting"
+        self.reason = ""
+        self.starts = 0
+        self.items = 0
+        self.since = clock.monotonic()
+        """When it last started, answered, or got a chunk while idle."""
+        self.in_flight: dict[int, Chunk] = {}
+        self.inventory = b""
+        """Digest of the keys that the last worker found at its start."""
+        self._spec = spec
+        self._keeper = keeper
+        self._hang_seconds = hang_seconds
+        self._clock = clock
+        self._process: WorkerProcess | None = None
+        self._closing = threading.Event()
+        self._refreshing = threading.Lock()
+        self._introduced = False
+        self._stale = False
+        self._hung: WorkerProcess | None = None
+        name = f"{spec.label}-{number}"
+        self._threads = (
+            threading.Thread(target=self._keep, name=f"worker-{name}", daemon=True),
+            threading.Thread(target=self._watch, name=f"watchdog-{name}", daemon=True),
+        )
+
+    @property
+    def process(self) -> WorkerProcess | None:
+        """The worker of the moment; None while there is none."""
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker; 0 while none runs."""
+        process = self._process
+        return process.process.pid if process else 0
+
+    def start(self) -> None:
+        """Starts the first worker in the background."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Has the worker leave; ``join`` waits for it."""
+        self._closing.set()
+        process = self._process
+        if process is not None:
+            process.channel.end()
+
+    def join(self) -> None:
+        """Waits until the worker has gone; of a start that was refused there may be none."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def send(self, kind: Kind, *parts: bytes) -> None:
+        """Sends in order to the worker that is there, if one is."""
+        self.send_to(self._process, kind, *parts)
+
+    def send_to(self, process: WorkerProcess | None, kind: Kind, *parts: bytes) -> None:
+        """Sends to this worker and no other: a chunk that it leaves is handed on.
+
+        Where the worker has gone, its reader sees to the consequences.
+        """
+        if process is not None:
+            with contextlib.suppress(Closed):
+                process.channel.send(kind, *parts)
+
+    def refresh(self) -> None:
+        """Has the worker look for new keys; one that is still starting does so when ready."""
+        with self._refreshing:
+            self._stale = not self._introduced
+            if self._introduced:
+                self.send(Kind.REFRESH)
+
+    def _introduce(self) -> None:
+        """The worker is ready: what came after it looked for keys is not lost."""
+        with self._refreshing:
+            self._introduced = True
+            if self._stale:
+                self.send(Kind.REFRESH)
+        self._keeper.ready(self)
+
+    def _keep(self) -> None:
+        useless = failed_starts = 0
+        while not self._closing.is_set():
+            self.state, self.starts = "starting", self.starts + 1
+            items = self.items
+            end = self._one_life()
+            if self._closing.is_set():
+                break
+            useless = 0 if self.items > items else useless + 1
+            failed_starts = 0 if end.served else failed_starts + 1
+            self._keeper.left(self, end, failed_starts)
+            self._closing.wait(_PAUSES[min(useless, len(_PAUSES) - 1)])
+        self.state = "stopping"
+
+    def _one_life(self) -> End:
+        """Runs one worker to its end, reaped."""
+        with self._refreshing:
+            self._introduced = self._stale = False
+        self.since = self._clock.monotonic()
+        try:
+            self._process = process = WorkerProcess.start(self._spec)
+        except OSError as error:
+            return End(FailureKind.DIED, f"no worker can be started: {error.strerror}")
+        if self._closing.is_set():
+            process.channel.end()  # close() may have come before this process
+        try:
+            end = self._converse(process)
+        finally:
+            self._process = None
+            process.kill()
+            process.end()
+        if self._hung is process:
+            return end._replace(cause=FailureKind.HANG, text="the worker hung and was killed")
+        return end if end.text else end._replace(text=f"the worker {process.fate}")
+
+    def _converse(self, process: WorkerProcess) -> End:
+        """Hears a worker until it has gone; without a text where it went without a word."""
+        end = End(FailureKind.DIED, "")
+        try:
+            while True:
+                kind, body = process.channel.receive()
+                if kind is Kind.RESULT:
+                    self._keeper.result(self, unpack_result(body))
+                elif kind is Kind.READY:
+                    end = end._replace(served=True)
+                    self.inventory = bytes(body)
+                    self._introduce()
+                elif kind is Kind.FATAL:
+                    report = unpack_json(body)
+                    cause = FailureKind(report["kind"])
+                    end = end._replace(cause=cause, text=str(report["text"]))
+                else:
+                    raise FrameError(f"an unexpected {kind.name}")  # noqa: TRY301 - one exit for all
+        except Closed:
+            return end
+        except (FrameError, ValueError, KeyError) as error:
+            return end._replace(cause=FailureKind.DIED, text=f"the worker sent {error}")
+
+    def _watch(self) -> None:
+        """Kills a worker that hangs: PKCS#11 has no time-outs."""
+        while not self._closing.wait(0.25):
+            # In this order: who gets a chunk after the second line has been silent since then.
+            process, starting = self._process, self.state == "starting"
+            owes = starting or bool(self.in_flight)
+            silent = self._clock.monotonic() - self.since
+            if process and owes and silent > (START_SECONDS if starting else self._hang_seconds):
+                self._hung = process
+                process.kill()

@@ -1,0 +1,186 @@
+"""A worker process: one thread, one session, one PKCS#11 module.
+
+It reads chunks from its socket, signs them, checks signatures with the pinned
+public key, and answers. It knows no policy and no names. Any failure of the
+module that leaves the session in doubt ends the process: the supervisor starts
+another, and recovery is the normal start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from signer.hsm.frames import (
+    Channel,
+    Closed,
+    FrameError,
+    Kind,
+    ResultFrame,
+    SignFrame,
+    Verdict,
+    pack_json,
+    pack_result,
+    unpack_ids,
+    unpack_json,
+    unpack_sign,
+)
+from signer.hsm.mechanisms import MECHANISMS, Verifier
+from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
+from signer.hsm.worker.inspection import look
+from signer.hsm.worker.orders import carry_out
+from signer.hsm.worker.token import Token, open_token
+from signer.model import inventory_digest
+
+
+class ChunkSigner:
+    """Signs chunks and checks what the module returns."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+        self._loop = HotLoop(token.spec.module, token.session.handle)
+        self._verifiers: dict[tuple[bytes, bytes], Verifier] = {}
+        self._signed: dict[tuple[bytes, bytes], int] = {}
+
+    def sign(self, chunk: SignFrame) -> ResultFrame:
+        """Signs one chunk; raises CryptokiError where the session may not go on."""
+        started = time.perf_counter()
+        handle = self._token.private_key(chunk.cka_id)
+        if handle is None:
+            return _refused(chunk, Verdict.NO_KEY)
+        try:
+            verifier = self._verifier(chunk)
+        except ValueError:
+            return _refused(chunk, Verdict.UNSUITABLE)
+        try:
+            signatures = self._loop.sign(handle, MECHANISMS[chunk.algorithm], chunk.inputs)
+        except CryptokiError as error:
+            if error.usable:
+                return _refused(chunk, Verdict.REFUSED)
+            raise
+        checked, wrong = self._check(chunk, signatures)
+        width = verifier.signature_length
+        blank = bytes(width)
+        for index in wrong:
+            signatures[index] = blank
+        busy_us = int((time.perf_counter() - started) * 1e6)
+        blob = memoryview(b"".join(signatures))
+        return ResultFrame(chunk.chunk, Verdict.SIGNED, busy_us, checked, width, wrong, blob)
+
+    def _check(self, chunk: SignFrame, signatures: Sequence[bytes]) -> tuple[int, list[int]]:
+        """Checks one signature in ``check_every``, a key's first always.
+
+        Returns how many were checked and the indexes of the wrong ones; one
+        wrong signature has the whole chunk checked.
+        """
+        verifier = self._verifier(chunk)
+        pinned = (chunk.cka_id, chunk.spki)
+        seen = self._signed.get(pinned, 0)
+        self._signed[pinned] = seen + len(signatures)
+        sample = range(-seen % chunk.check_every, len(signatures), chunk.check_every)
+        width = verifier.signature_length
+        correct, inputs = verifier.correct, chunk.inputs
+        if all(len(signature) == width for signature in signatures) and all(
+            correct(inputs[index], signatures[index]) for index in sample
+        ):
+            return len(sample), []
+        pairs = enumerate(zip(inputs, signatures, strict=True))
+        return len(signatures), [i for i, (item, made) in pairs if not correct(item, made)]
+
+    def _verifier(self, chunk: SignFrame) -> Verifier:
+        pinned = (chunk.cka_id, chunk.spki)
+        verifier = self._verifiers.get(pinned)
+        if verifier is None:
+            verifier = self._verifiers[pinned] = Verifier(chunk.algorithm, chunk.spki)
+        return verifier
+
+
+def _refused(chunk: SignFrame, verdict: Verdict) -> ResultFrame:
+    return ResultFrame(chunk.chunk, verdict, 0, 0, 0, (), memoryview(b""))
+
+
+def serve(channel: Channel, token: Token) -> None:
+    """Answers frames until the front process closes the socket."""
+    signer = ChunkSigner(token)
+    channel.send(Kind.READY, inventory_digest(token.keys.listed()))
+    while True:
+        kind, body = channel.receive()
+        match kind:
+            case Kind.SIGN:
+                channel.send(Kind.RESULT, *pack_result(signer.sign(unpack_sign(body))))
+            case Kind.REFRESH:
+                token.refresh()
+            case Kind.DROP:
+                _drop(token, unpack_ids(body))
+            case Kind.ADMIN if token.spec.read_write:
+                channel.send(Kind.DONE, pack_json(carry_out(token, unpack_json(body))))
+            case _:
+                raise FrameError(f"a {kind.name} frame, which is not for this worker")
+
+
+def _drop(token: Token, ids: Sequence[bytes]) -> None:
+    for cka_id in ids:
+        token.drop(cka_id)
+    if not ids:
+        token.drop_all()
+
+
+def run(channel: Channel) -> None:
+    """One worker's life: configure, open, serve; says why where it has to leave."""
+    try:
+        kind, body = channel.receive()
+        if kind is not Kind.CONFIGURE:
+            raise FrameError(f"a {kind.name} frame before CONFIGURE")  # noqa: TRY301 - one exit for all
+        spec = TokenSpec(**unpack_json(body))
+        if spec.look_only:
+            channel.send(Kind.DONE, pack_json(look(spec)))
+            return
+        serve(channel, open_token(spec))
+    except Closed:
+        return
+    except TokenFailure as failure:
+        _leave(channel, failure.kind, str(failure))
+    except CryptokiError as error:
+        _leave(channel, FailureKind(error.error_class), str(error))
+    except Exception as error:  # noqa: BLE001 - the supervisor must hear of every end
+        # Only type and place: a text of a library could quote what it was given.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+        _leave(channel, FailureKind.MODULE_FATAL, f"{text} in the worker")
+
+
+def _leave(channel: Channel, kind: FailureKind, text: str) -> None:
+    with contextlib.suppress(Closed):
+        channel.send(Kind.FATAL, pack_json({"kind": kind, "text": text}))
+
+
+def harden() -> None:
+    """No core dumps, no tracing by others; signals to the group are for the front process."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pr_set_dumpable = 4  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main() -> NoReturn:
+    """Entry point: ``python -m signer.hsm.worker FD``, the socket inherited."""
+    harden()
+    run(Channel(socket.socket(fileno=int(sys.argv[1]))))
+    # Not sys.exit: a broken module could hang in its own clean-up.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The kinds of operation: ``table`` lists them, ``base`` says what each must answer."""

@@ -1,0 +1,224 @@
+"""The kind import-certificate, and what a certificate must be to stand for a key."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from signer.errors import OperatorError
+from signer.formats.hcert import DCC_USAGES
+from signer.keys.certificates import (
+    extended_key_usages,
+    read_certificate,
+)
+from signer.keys.generation import certified
+from signer.keys.writing import Change
+from signer.model import KeyState, KeyVersion
+from signer.officers.kinds.base import Details, Effects, Kind, Problems, Work, World, found_problems
+from signer.officers.kinds.create_key import hcert_terms
+
+MAX_CHAIN = 5
+
+
+class ImportCertificate(Details):
+    """A version's certificate and those of its issuers, nearest first: PEM, then base64 of DER."""
+
+    version: str
+    certificate: str
+    issuers: list[str]
+    replace: bool = False
+
+
+class ImportCertificateKind(Kind[ImportCertificate]):
+    """Stores a certificate that an outside authority has issued."""
+
+    name = "import-certificate"
+    details = ImportCertificate
+
+    def complete(
+        self, details: ImportCertificate, world: World, attachment: bytes
+    ) -> ImportCertificate:
+        del world, attachment
+        return details.model_copy(
+            update={
+                "certificate": encoded(read_text(details.certificate)),
+                "issuers": [encoded(read_text(each)) for each in details.issuers],
+            }
+        )
+
+    def problems(self, details: ImportCertificate, world: World) -> list[str]:
+        version = world.version(details.version)
+        certificate, issuers = decoded(details.certificate), list(map(decoded, details.issuers))
+        return [
+            *_state_problems(version, world),
+            *certificate_problems(version, certificate, issuers, world),
+            *found_problems(lambda: _certified(details, world)),
+            *_outlived_problems(version, certificate, world),
+        ]
+
+    def difference(self, details: ImportCertificate, world: World) -> list[str]:
+        version, after = world.version(details.version), _certified(details, world)
+        certificate = decoded(details.certificate)
+        lines = [
+            f"~ {version.name} gets a certificate",
+            f"  subject {certificate.subject.rfc4514_string()}",
+            f"  issuer  {certificate.issuer.rfc4514_string()}",
+            f"  valid   from {_said(certificate.not_valid_before_utc)}",
+            f"          to {_said(certificate.not_valid_after_utc)}",
+            f"  kid     {version.kid.hex()} becomes {after.kid.hex()}",
+        ]
+        if version.certificate is not None:
+            lines.append("! another certificate is there: verifiers must know the new one first")
+        return lines
+
+    def execute(self, details: ImportCertificate, work: Work) -> Effects:
+        version, after = work.world.version(details.version), _certified(details, work.world)
+        result = {"key_version": version.name, "kid": after.kid.hex()}
+        return Effects(changes=[Change(version, after)], result=result)
+
+
+def certificate_problems(
+    version: KeyVersion,
+    certificate: x509.Certificate,
+    issuers: Sequence[x509.Certificate],
+    world: World,
+) -> list[str]:
+    """Returns what is wrong with the chain of a certificate, and with its usage."""
+    problems = chain_problems(certificate, issuers, world.now)
+    usages = extended_key_usages(certificate)
+    if hcert_terms(version.key, world) and usages and not DCC_USAGES.keys() & set(usages):
+        problems.append(
+            "its extended key usages have none of health certificates (1.3.6.1.4.1.1847.2021.1.*)"
+        )
+    return problems
+
+
+def chain_problems(
+    certificate: x509.Certificate, issuers: Sequence[x509.Certificate], now: float
+) -> list[str]:
+    """Returns why a certificate is not issued by the first issuer, that one by the next, and so on.
+
+    Every issuer must be an authority's and valid at ``now`` (RFC 5280 section 6.1, without
+    names and policies: the issuers are named one by one and approved).
+    """
+    if not 1 <= len(issuers) <= MAX_CHAIN:
+        return [f"issuers: name the authority, and those above it, 1 to {MAX_CHAIN} in all"]
+    problems = []
+    moment = datetime.fromtimestamp(now, UTC)
+    for child, parent in zip([certificate, *issuers[:-1]], issuers, strict=True):
+        name = parent.subject.rfc4514_string()
+        if not _is_authority(parent):
+            problems.append(f"{name} is no authority: its certificate does not say CA")
+        if not parent.not_valid_before_utc <= moment <= parent.not_valid_after_utc:
+            problems.append(f"the certificate of {name} is not valid now")
+        try:
+            child.verify_directly_issued_by(parent)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+            problems.append(f"{child.subject.rfc4514_string()} was not issued by {name}")
+    return problems
+
+
+def read_text(text: str) -> x509.Certificate:
+    """Reads one certificate from PEM; raises Problems."""
+    return read_any(text.encode())
+
+
+def read_any(data: bytes) -> x509.Certificate:
+    """Reads one certificate from PEM or DER, all of it; raises Problems."""
+    try:
+        certificate = read_certificate(data)
+    except OperatorError as error:
+        raise Problems(str(error)) from None
+    try:
+        # The library reads these only when they are asked for, and then raises.
+        certificate.public_key()
+        names = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
+        times = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        del names, times
+        list(certificate.extensions)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise Problems("the certificate has a part that does not parse") from None
+    return certificate
+
+
+def encoded(certificate: x509.Certificate) -> str:
+    """Returns how details hold a certificate: base64 of its DER."""
+    return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
+
+
+def decoded(text: str) -> x509.Certificate:
+    """Reads what ``encoded`` wrote; raises Problems."""
+    try:
+        return read_any(base64.b64decode(text, validate=True))
+    except (ValueError, binascii.Error):
+        raise Problems("a certificate is no base64 of its DER") from None
+
+
+def activation_problems(
+    version: KeyVersion, at: float, sign_until: float | None, world: World
+) -> list[str]:
+    """Returns why a version may not be activated: what it signs must not outlive its certificate.
+
+    DESIGN section 7: may-sign-until plus the validity of what is made is at most
+    notAfter, and nothing is issued before notBefore.
+    """
+    terms = hcert_terms(version.key, world)
+    if terms is None or terms.hcert is None:
+        return []
+    if version.certificate is None:
+        return [f"{version.name} has no certificate, which HCERT needs"]
+    certificate = x509.load_der_x509_certificate(version.certificate)
+    ends = certificate.not_valid_after_utc.timestamp()
+    problems = []
+    if max(at, world.now) < certificate.not_valid_before_utc.timestamp():
+        problems.append(f"{version.name}: its certificate is not valid yet at the activation")
+    latest = ends - terms.hcert.validity
+    if sign_until is None or sign_until > latest:
+        said = _said(datetime.fromtimestamp(latest, UTC))
+        problems.append(
+            f"{version.name}: what it signs is valid for {terms.hcert.validity // 86_400} days and "
+            f"must not outlive its certificate: sign_until is at most {said}"
+        )
+    return problems
+
+
+def _certified(details: ImportCertificate, world: World) -> KeyVersion:
+    version = world.version(details.version)
+    pem = decoded(details.certificate).public_bytes(Encoding.PEM)
+    return certified(version, pem, world.now, replaces=details.replace)
+
+
+def _said(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _outlived_problems(
+    version: KeyVersion, certificate: x509.Certificate, world: World
+) -> list[str]:
+    """Returns why a version that signs already, or has its time, may not go on with it."""
+    if version.state not in (KeyState.ACTIVE, KeyState.SUSPENDED) or version.activate_at is None:
+        return []
+    after = replace(version, certificate=certificate.public_bytes(Encoding.DER))
+    return activation_problems(after, version.activate_at, version.sign_until, world)
+
+
+def _state_problems(version: KeyVersion, world: World) -> list[str]:
+    state = version.state_at(world.now)
+    if state in (KeyState.PRE_ACTIVE, KeyState.ACTIVE, KeyState.SUSPENDED):
+        return []
+    return [f"{version.name} is {state}: it needs no certificate any more"]
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+    return found.value.ca

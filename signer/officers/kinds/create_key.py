@@ -1,0 +1,246 @@
+"""Kinds that make keys: create-key and new-version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from signer import __version__
+from signer.errors import OperatorError
+from signer.keys import lifecycle
+from signer.keys.certificates import fingerprint
+from signer.keys.csr import make_request
+from signer.keys.generation import NewKey, check_bits, cka_id_of, make_version
+from signer.model import Algorithm, Format, KeyName, KeyVersion, TokenAdmin
+from signer.officers.kinds.base import Details, Effects, Kind, Moment, Work, World, found_problems
+from signer.policy.rules import Terms
+
+_TEST = b"signer.v1 test signature"
+
+
+class CreateKey(Details):
+    """A key and its first version. ``sign_until`` is seconds since the epoch, 0: no end."""
+
+    key: str
+    algorithm: str
+    bits: int = 0
+    token: str = ""
+    activate: bool = False
+    sign_until: Moment = 0
+    subject: str = ""
+
+
+class CreateKeyKind(Kind[CreateKey]):
+    """Makes a key, active at once where ``activate`` says so."""
+
+    name = "create-key"
+    details = CreateKey
+
+    def complete(self, details: CreateKey, world: World, attachment: bytes) -> CreateKey:
+        del attachment
+        return details.model_copy(update={"token": world.token(details.token)})
+
+    def problems(self, details: CreateKey, world: World) -> list[str]:
+        named = found_problems(lambda: world.key(details.key))
+        return [
+            *world.token_problems(details.token),
+            *_algorithm_problems(details),
+            *(named or _name_problems(details.key, world)),
+            *_subject_problems(details.subject),
+            *([] if named else _end_problems(details, world)),
+        ]
+
+    def difference(self, details: CreateKey, world: World) -> list[str]:
+        bits = f" of {details.bits} bits" if details.bits else ""
+        lines = [
+            f"+ {details.key}, a key for {details.algorithm}{bits} on token {details.token}",
+            f"+ {details.key}/versions/1, "
+            + ("ACTIVE at once" if details.activate else "PRE_ACTIVE: it signs nothing yet"),
+        ]
+        if details.subject:
+            lines.append(f"+ a certification request for {details.subject}")
+        return [*lines, *use_of(KeyName.parse(details.key), world)]
+
+    def execute(self, details: CreateKey, work: Work) -> Effects:
+        new = _new(details)
+        with work.admin(details.token) as admin:
+            version = make(admin, new, 1, place=0, subject=details.subject, work=work)
+            result = evidence(admin, version)
+        if details.activate:
+            now = work.clock.now()
+            version = lifecycle.activate(version, now, details.sign_until or None, now)
+        return Effects(added=[version], result=result)
+
+
+class NewVersion(Details):
+    """One more version of a key. ``version`` is its name, ``algorithm`` and ``bits`` the key's."""
+
+    key: str
+    token: str = ""
+    subject: str = ""
+    version: str = ""
+    algorithm: str = ""
+    bits: int = 0
+
+
+class NewVersionKind(Kind[NewVersion]):
+    """Makes the next version of a key, PRE_ACTIVE."""
+
+    name = "new-version"
+    details = NewVersion
+
+    def complete(self, details: NewVersion, world: World, attachment: bytes) -> NewVersion:
+        del attachment
+        key = world.key(details.key)
+        new, number = next_version(key, world.state.keys.versions(key))
+        return details.model_copy(
+            update={
+                "token": world.token(details.token),
+                "version": f"{key}/versions/{number}",
+                "algorithm": str(new.algorithm),
+                "bits": new.bits,
+            }
+        )
+
+    def problems(self, details: NewVersion, world: World) -> list[str]:
+        key = world.key(details.key)
+        ours = cka_id_of(world.made_by, 0) if world.made_by else b""
+        versions = [v for v in world.state.keys.versions(key) if v.cka_id != ours]
+        if not versions:
+            return [f"{key} does not exist: create-key makes it"]
+        new, number = next_version(key, versions)
+        problems = []
+        if (details.algorithm, details.bits) != (new.algorithm, new.bits):
+            problems.append(f"{key} is for {new.algorithm}: leave algorithm and bits to us")
+        if details.version != f"{key}/versions/{number}":
+            problems.append(f"the next version of {key} is {number} now, not {details.version}")
+        return [
+            *problems,
+            *world.token_problems(details.token),
+            *_subject_problems(details.subject),
+        ]
+
+    def difference(self, details: NewVersion, world: World) -> list[str]:
+        key = world.key(details.key)
+        primary = world.state.keys.primary(key, world.now)
+        lines = [f"+ {details.version} on token {details.token}, PRE_ACTIVE: it signs nothing yet"]
+        if details.subject:
+            lines.append(f"+ a certification request for {details.subject}")
+        lines.append(f"  {primary.name if primary else 'nothing'} goes on signing for {key}")
+        return lines
+
+    def execute(self, details: NewVersion, work: Work) -> Effects:
+        new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
+        number = int(details.version.rpartition("/")[2])
+        with work.admin(details.token) as admin:
+            version = make(admin, new, number, place=0, subject=details.subject, work=work)
+            return Effects(added=[version], result=evidence(admin, version))
+
+
+def make(
+    admin: TokenAdmin, new: NewKey, number: int, *, place: int, subject: str, work: Work
+) -> KeyVersion:
+    """Makes one version at a place in an operation, its request, and tries it once."""
+    version = make_version(admin, new, number, cka_id_of(work.id, place), work.clock.now())
+    try_out(admin, version)
+    if subject:
+        version = replace(version, request=make_request(admin, version, subject).decode())
+    return version
+
+
+def try_out(admin: TokenAdmin, version: KeyVersion) -> None:
+    """Has a version sign once; the worker checks it with the pin. Raises OperatorError."""
+    name = version.algorithm.hash_name
+    data = hashlib.new(name, _TEST).digest() if name else _TEST
+    admin.sign(version.algorithm, version.cka_id, version.spki, [data])
+
+
+def stopped(made: int, of: int, error: OperatorError) -> OperatorError:
+    """Returns the error of an operation that makes many keys and could not make the next one."""
+    return OperatorError(
+        f"{made} of {of} keys are made and kept: {error}; mend the cause, then retry this"
+        " operation: it goes on with the next key"
+    )
+
+
+def evidence(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
+    """Returns what a transcript says of a key that was just made."""
+    return {
+        "key_version": version.name,
+        "algorithm": str(version.algorithm),
+        "public_key_sha256": fingerprint(version.spki),
+        "jwk_thumbprint": version.thumbprint,
+        "cka_id": version.cka_id.hex(),
+        "token": admin.describe(),
+        "attributes": admin.attributes(version.cka_id),
+        "certification_request": version.request,
+        "software": f"signer {__version__}",
+    }
+
+
+def next_version(key: KeyName, versions: Sequence[KeyVersion]) -> tuple[NewKey, int]:
+    """Returns what the next version of a key is; the key's first version says the rest."""
+    if not versions:
+        return NewKey(key, Algorithm.ES256), 1  # refused: it does not exist
+    newest = versions[-1]
+    public = load_der_public_key(newest.spki)
+    bits = public.key_size if isinstance(public, rsa.RSAPublicKey) else 0
+    return NewKey(key, newest.algorithm, bits), newest.number + 1
+
+
+def use_of(key: KeyName, world: World) -> list[str]:
+    """Returns what the policy in force has a key do."""
+    terms = world.policy.policy.terms_of(key)
+    if terms is None:
+        return [f"  the policy names no facility {key.facility}: nobody may use it"]
+    formats = ", ".join(sorted(terms.formats)) or "nothing, for it is not listed"
+    return [f"  by the policy it signs {formats}"]
+
+
+def hcert_terms(key: KeyName, world: World) -> Terms | None:
+    """Returns the terms of a key that signs health certificates, None of any other."""
+    terms = world.policy.policy.terms_of(key)
+    return terms if terms is not None and Format.HCERT in terms.formats else None
+
+
+def _new(details: CreateKey) -> NewKey:
+    return NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
+
+
+def _algorithm_problems(details: CreateKey) -> list[str]:
+    if details.algorithm not in list(Algorithm):
+        return [f"algorithm: is none of {', '.join(Algorithm)}"]
+    new = NewKey(KeyName("f", "k"), Algorithm(details.algorithm), details.bits)
+    return found_problems(lambda: check_bits(new))
+
+
+def _name_problems(name: str, world: World) -> list[str]:
+    key = world.key(name)
+    ours = cka_id_of(world.made_by, 0) if world.made_by else b""
+    if any(each.cka_id != ours for each in world.state.keys.versions(key)):
+        return [f"{key} exists: new-version makes another version of it"]
+    return []
+
+
+def _end_problems(details: CreateKey, world: World) -> list[str]:
+    if details.sign_until and not details.activate:
+        return ["sign_until: is for a key that is activated; say it when you activate it"]
+    if details.sign_until and details.sign_until <= world.now:
+        return ["sign_until: is in the past"]
+    if details.activate and hcert_terms(world.key(details.key), world):
+        return ["activate: a key for HCERT needs its certificate first; activate it then"]
+    return []
+
+
+def _subject_problems(subject: str) -> list[str]:
+    try:
+        x509.Name.from_rfc4514_string(subject or "CN=x")
+    except ValueError:
+        return ["subject: is no distinguished name; write it like 'CN=DCC 1,O=Ministry,C=VN'"]
+    return []

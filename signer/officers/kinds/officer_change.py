@@ -1,0 +1,184 @@
+"""The kind officers: who may sign operations."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import Field
+
+from signer.errors import OperatorError
+from signer.officers.approval import officers_sha256, uris_of
+from signer.officers.kinds.base import Details, Effects, Kind, Problems, Work, World
+from signer.officers.kinds.certificates_import import decoded, read_any, read_text
+from signer.officers.offline_check import MAX_OFFICERS_BYTES
+from signer.officers.store import Operation
+from signer.policy.officers import officer_problems
+from signer.policy.values import principals
+
+
+class ChangeOfficers(Details):
+    """Certificates to add (PEM) and principals to remove; worked out to the whole new set.
+
+    ``officers`` has base64 of each one's certificate by principal; ``replaces`` names the
+    set that was in force, ``in_force_since`` the revision that put it there.
+    """
+
+    add: list[str] = Field(default_factory=list)
+    remove: list[str] = Field(default_factory=list)
+    officers: dict[str, str] = Field(default_factory=dict)
+    replaces: str = ""
+    in_force_since: int = 0
+
+
+class ChangeOfficersKind(Kind[ChangeOfficers]):
+    """Puts another set of officers in force."""
+
+    name = "officers"
+    details = ChangeOfficers
+
+    def complete(self, details: ChangeOfficers, world: World, attachment: bytes) -> ChangeOfficers:
+        del attachment
+        before = world.state.officers
+        if unknown := [who for who in details.remove if who not in before]:
+            raise Problems(*(f"remove: {who} is no officer" for who in unknown))
+        after = {who: der for who, der in before.items() if who not in details.remove}
+        added = {
+            principal_of(certificate): certificate for certificate in map(read_text, details.add)
+        }
+        if len(added) < len(details.add):
+            raise Problems("add: two certificates are for one officer: name the one he signs with")
+        after |= {who: each.public_bytes(Encoding.DER) for who, each in added.items()}
+        return ChangeOfficers(
+            officers={who: base64.b64encode(der).decode() for who, der in after.items()},
+            replaces=officers_sha256(before),
+            in_force_since=world.state.officers_since,
+        )
+
+    def problems(self, details: ChangeOfficers, world: World) -> list[str]:
+        if details.add or details.remove:
+            return ["add and remove are worked out when an operation is prepared"]
+        seen = (details.replaces, details.in_force_since)
+        if seen != (officers_sha256(world.state.officers), world.state.officers_since):
+            return ["the officers have changed since this was proposed: propose it again"]
+        if details.officers and _certificates(details) == dict(world.state.officers):
+            return ["these are the officers already: add or remove somebody"]
+        certificates = {who: decoded(text) for who, text in details.officers.items()}
+        needed = max(world.needed.values())
+        problems = []
+        if len(certificates) < needed:
+            problems.append(f"{len(certificates)} officers are left; operations need {needed}")
+        for who, certificate in certificates.items():
+            problems += certificate_problems(who, certificate, world.now)
+        size = sum(len(who) + len(der) for who, der in _certificates(details).items())
+        if size > MAX_OFFICERS_BYTES:
+            problems.append(f"all certificates together have more than {MAX_OFFICERS_BYTES} bytes")
+        problems += shared_keys(certificates)
+        return problems + officer_problems(world.policy.policy, certificates)
+
+    def difference(self, details: ChangeOfficers, world: World) -> list[str]:
+        before, after = world.state.officers, _certificates(details)
+        lines = [f"- {who}" for who in sorted(before.keys() - after.keys())]
+        lines += [f"+ {_shown(who, after[who])}" for who in sorted(after.keys() - before.keys())]
+        lines += [
+            f"~ {_shown(who, after[who])}"
+            for who in sorted(after.keys() & before.keys())
+            if after[who] != before[who]
+        ]
+        return lines
+
+    def execute(self, details: ChangeOfficers, work: Work) -> Effects:
+        del work
+        after = _certificates(details)
+        return Effects(
+            officers=after,
+            officers_since=details.in_force_since,
+            result={"officers": sorted(after)},
+        )
+
+
+def first_officers(certificates: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Reads the certificates of the first officers (PEM or DER, by file name).
+
+    Returns them in DER by principal. Raises OperatorError.
+    """
+    found: dict[str, bytes] = {}
+    now = datetime.now(UTC).timestamp()
+    for name, data in certificates.items():
+        try:
+            certificate = read_any(data)
+            who = principal_of(certificate)
+        except Problems as error:
+            raise OperatorError(f"{name}: {error}") from None
+        if problems := certificate_problems(who, certificate, now):
+            raise OperatorError(f"{name}: {problems[0]}")
+        if who in found:
+            raise OperatorError(f"{name}: {who} has another certificate here already")
+        found[who] = certificate.public_bytes(Encoding.DER)
+    loaded = {who: x509.load_der_x509_certificate(der) for who, der in found.items()}
+    if problems := shared_keys(loaded):
+        raise OperatorError(problems[0])
+    return found
+
+
+def shared_keys(certificates: Mapping[str, x509.Certificate]) -> list[str]:
+    """Returns which officers have one key together: he who holds it would count twice."""
+    holders: dict[bytes, str] = {}
+    problems = []
+    for who, certificate in certificates.items():
+        spki = certificate.public_key().public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+        other = holders.setdefault(spki, who)
+        if other != who:
+            problems.append(f"{other} and {who} have the same key: each needs one of his own")
+    return problems
+
+
+def principal_of(certificate: x509.Certificate) -> str:
+    """Returns the one URI of an officer's certificate; raises Problems."""
+    uris = uris_of(certificate)
+    if len(uris) != 1:
+        raise Problems(f"an officer's certificate has exactly one URI; this one has {len(uris)}")
+    try:
+        [who] = principals(uris)
+    except ValueError as error:
+        raise Problems(f"the URI of an officer's certificate: {error}") from None
+    return who
+
+
+def certificate_problems(who: str, certificate: x509.Certificate, now: float) -> list[str]:
+    """Returns why operations cannot be signed with the key of a certificate."""
+    problems = []
+    if principal_of(certificate) != who:
+        problems.append(f"the certificate of {who} is another principal's")
+    if not isinstance(
+        certificate.public_key(),
+        ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey,
+    ):
+        problems.append(f"the key of {who} is none of ECDSA, RSA, Ed25519")
+    if now > certificate.not_valid_after_utc.timestamp():
+        problems.append(f"the certificate of {who} has expired")
+    if now < certificate.not_valid_before_utc.timestamp():
+        problems.append(f"the certificate of {who} is not valid yet: he could sign nothing")
+    return problems
+
+
+def officers_of(operation: Operation) -> dict[str, bytes]:
+    """Returns the officers that an operation of this kind put in force."""
+    return _certificates(ChangeOfficers.model_validate(operation.proposal.details))
+
+
+def _certificates(details: ChangeOfficers) -> dict[str, bytes]:
+    return {who: decoded(text).public_bytes(Encoding.DER) for who, text in details.officers.items()}
+
+
+def _shown(who: str, der: bytes) -> str:
+    certificate = x509.load_der_x509_certificate(der)
+    return (
+        f"{who}, certificate {certificate.serial_number:x} of {certificate.issuer.rfc4514_string()}"
+    )

@@ -1,0 +1,378 @@
+"""The kind rotate: new versions of one key or of thousands, under one approval.
+
+New versions are made and, where an authority is named, wait for their certificates;
+each is activated at the time of the plan, or as soon as its certificate is there. The
+version before it signs on for the overlap and is then deactivated by the clock. Every
+step finds what an earlier attempt has done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import Field
+
+from signer.errors import OperatorError
+from signer.keys import lifecycle
+from signer.keys.generation import NewKey, certified, cka_id_of
+from signer.keys.writing import Change, ChangedMeanwhileError
+from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.officers.kinds.base import (
+    Details,
+    Effects,
+    Kind,
+    Moment,
+    Problems,
+    Span,
+    Work,
+    World,
+    found_problems,
+    shortened,
+    utc,
+)
+from signer.officers.kinds.certificates_import import (
+    activation_problems,
+    certificate_problems,
+    decoded,
+    encoded,
+    read_any,
+    read_text,
+)
+from signer.officers.kinds.create_key import hcert_terms, make, next_version, stopped
+
+MAX_KEYS = 50_000
+BATCH = 50
+"""Versions of one transaction."""
+
+
+class Rotate(Details):
+    """Seconds; 0 is none. ``plan_sha256`` names the list of versions, worked out from the keys.
+
+    ``subject`` is that of the certification requests, with {facility}, {key} and
+    {version} in it; ``issuers`` are the authority that certifies and those above it.
+    """
+
+    activate_at: Moment
+    overlap_seconds: Span
+    sign_for_seconds: Span = 0
+    destroy_after_seconds: Span = 0
+    subject: str = ""
+    issuers: list[str] = Field(default_factory=list)
+    token: str = ""
+    plan_sha256: str = ""
+    keys: int = 0
+
+
+class Step(NamedTuple):
+    """One key of a plan: its primary version, by number, and the next."""
+
+    key: KeyName
+    old: int
+    new: int
+    algorithm: Algorithm
+    bits: int
+
+
+class RotateKind(Kind[Rotate]):
+    """Replaces the primary versions of keys; nothing fails meanwhile."""
+
+    name = "rotate"
+    details = Rotate
+    names = "plan_sha256"
+
+    def complete(self, details: Rotate, world: World, attachment: bytes) -> Rotate:
+        plan = plan_of(attachment, world)
+        content = plan_text(plan)
+        return details.model_copy(
+            update={
+                "issuers": [encoded(read_text(each)) for each in details.issuers],
+                "token": world.token(details.token),
+                "plan_sha256": hashlib.sha256(content).hexdigest(),
+                "keys": len(plan),
+            }
+        )
+
+    def problems(self, details: Rotate, world: World) -> list[str]:
+        problems = [
+            *world.token_problems(details.token),
+            *found_problems(lambda: [decoded(each) for each in details.issuers]),
+            *found_problems(lambda: subject_of(details.subject, KeyName("f", "k"), 1)),
+        ]
+        if bool(details.issuers) != bool(details.subject):
+            problems.append("subject and issuers go together: certificates need both")
+        return problems
+
+    def documents(self, details: Rotate, world: World, attachment: bytes) -> list[bytes]:
+        plan = plan_of(attachment, world)
+        content = plan_text(plan)
+        if (hashlib.sha256(content).hexdigest(), len(plan)) != (details.plan_sha256, details.keys):
+            raise Problems("the keys have changed since this was prepared: prepare it again")
+        for step in plan:
+            subject_of(details.subject, step.key, step.new)
+        missing = [
+            f"{step.key} signs HCERT and needs a certificate: name subject and issuers"
+            for step in plan
+            if hcert_terms(step.key, world) and not details.issuers
+        ]
+        if missing:
+            raise Problems(*missing)
+        return [content]
+
+    def difference(self, details: Rotate, world: World) -> list[str]:
+        lines = [
+            f"+ the next version of {details.keys} keys on token {details.token}",
+            f"~ it signs from {utc(details.activate_at)} on"
+            + (f" for {details.sign_for_seconds} s" if details.sign_for_seconds else ""),
+            f"~ the version before it signs {details.overlap_seconds} s longer, if named",
+        ]
+        if details.destroy_after_seconds:
+            lines.append(
+                f"~ it may be destroyed {details.destroy_after_seconds} s after that"
+                " (an operation of its own)"
+            )
+        if details.issuers:
+            issuer = decoded(details.issuers[0]).subject.rfc4514_string()
+            lines.append(f"  certificates come from {issuer}, for {details.subject}")
+        content = world.document(details.plan_sha256)
+        if content is None:
+            return lines
+        steps = [
+            f"~ {step.key}: versions/{step.old} is followed by versions/{step.new}"
+            for step in read_plan(content)
+        ]
+        return [*lines, *shortened(steps, "keys")]
+
+    def execute(self, details: Rotate, work: Work) -> Effects:
+        plan = read_plan(work.world.document(details.plan_sha256) or b"[]")
+        self._make(plan, details, work)
+        # As it is now, not as the making began: that takes minutes for thousands of keys.
+        world = work.look()
+        versions = [world.version(f"{step.key}/versions/{step.new}") for step in plan]
+        waiting = [each for each in versions if details.issuers and each.certificate is None]
+        ready = [pair for pair in zip(plan, versions, strict=True) if pair[1] not in waiting]
+        skipped = self._activate(ready, details, world, work)
+        work.progress(2 * len(plan) - len(waiting) - len(skipped), 2 * len(plan))
+        if skipped:
+            raise OperatorError("; ".join(shortened(skipped, "keys")))
+        if waiting:
+            return Effects(waiting=f"{len(waiting)} of {len(plan)} versions wait for certificates")
+        return Effects(result={"key_versions": [each.name for each in versions[:100]]})
+
+    def _make(self, plan: Sequence[Step], details: Rotate, work: Work) -> None:
+        """Makes the versions that are not there yet."""
+        found: set[int] = set()
+        for place, step in enumerate(plan):
+            there = work.world.state.keys.version(step.key, step.new)
+            if there is not None and there.cka_id != cka_id_of(work.id, place):
+                raise OperatorError(f"{there.name} was made by another operation meanwhile")
+            if there is not None:
+                found.add(place)
+        missing = [place for place in range(len(plan)) if place not in found]
+        if not missing:
+            return
+        batch: list[KeyVersion] = []
+        with work.admin(details.token) as admin:
+            try:
+                for place in missing:
+                    work.go_on()
+                    step = plan[place]
+                    new = NewKey(step.key, step.algorithm, step.bits)
+                    subject = details.subject and subject_of(details.subject, step.key, step.new)
+                    made = make(admin, new, step.new, place=place, subject=subject, work=work)
+                    found.add(place)
+                    batch.append(made)
+                    if len(batch) >= BATCH:
+                        work.save(batch, ())
+                        batch = []
+                        work.progress(len(found), 2 * len(plan))
+            except OperatorError as error:
+                raise stopped(len(found), len(plan), error) from error
+            finally:
+                if batch:
+                    work.save(batch, ())
+                work.progress(len(found), 2 * len(plan))
+
+    def _activate(
+        self,
+        ready: Iterable[tuple[Step, KeyVersion]],
+        details: Rotate,
+        world: World,
+        work: Work,
+    ) -> list[str]:
+        """Has the versions sign from their time on; returns why some of them must not."""
+        skipped: list[str] = []
+        batch: list[list[Change]] = []
+        for step, version in ready:
+            if version.state_at(world.now) is not KeyState.PRE_ACTIVE or version.activate_at:
+                continue  # done before, or ended since
+            if version.came_from is not None:
+                skipped.append(f"{version.name} was stopped since: activate it by an operation")
+                continue
+            at = max(float(details.activate_at), world.now)
+            until = at + details.sign_for_seconds if details.sign_for_seconds else None
+            suspended = [
+                each.name
+                for each in world.state.keys.versions(step.key)
+                if each.state_at(world.now) is KeyState.SUSPENDED
+            ]
+            if suspended:
+                skipped.append(f"{suspended[0]} is suspended: resume it, then retry")
+                continue
+            if problems := activation_problems(version, at, until, world):
+                skipped += problems
+                continue
+            activated = lifecycle.activate(version, at, until, world.now)
+            retired = self._retire(step, at, details, world)
+            batch.append([Change(version, activated), *retired])
+            if len(batch) >= BATCH:
+                skipped += _written(batch, work)
+                batch = []
+        return skipped + _written(batch, work)
+
+    def _retire(self, step: Step, at: float, details: Rotate, world: World) -> list[Change]:
+        """Ends the version before after the overlap, unless it ends earlier by itself."""
+        old = world.state.keys.version(step.key, step.old)
+        end = at + details.overlap_seconds
+        if old is None or old.state_at(world.now) is not KeyState.ACTIVE:
+            return []
+        if old.ends_at is not None and old.ends_at <= end:
+            end = old.ends_at
+        destroy_at = end + details.destroy_after_seconds if details.destroy_after_seconds else None
+        return [Change(old, lifecycle.deactivate(old, end, world.now, destroy_at))]
+
+
+def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:
+    """Writes the changes of some keys; returns which were changed by somebody meanwhile.
+
+    One key that an officer has just stopped must not hold up the others.
+    """
+    if not batch:
+        return []
+    try:
+        work.save((), [change for changes in batch for change in changes])
+    except ChangedMeanwhileError as error:
+        if len(batch) == 1:
+            return [str(error)]
+        return [text for changes in batch for text in _written([changes], work)]
+    return []
+
+
+def imports(
+    details: Rotate, certificates: Sequence[bytes], operation: str, world: World
+) -> list[Change]:
+    """Returns the changes that give certificates to the new versions of a rotation.
+
+    Each must be for one of them and issued by the plan's authority. Raises Problems with
+    everything that is wrong.
+    """
+    issuers = [decoded(each) for each in details.issuers]
+    waiting: dict[bytes, KeyVersion] = {}
+    for place, step in enumerate(read_plan(world.document(details.plan_sha256) or b"[]")):
+        version = world.state.keys.version(step.key, step.new)
+        if version is not None and version.cka_id == cka_id_of(operation, place):
+            waiting[version.spki] = version
+    changes, problems = [], []
+    for place, data in enumerate(certificates):
+        try:
+            certificate, version = _match(data, waiting)
+            after = certified(version, data, world.now)
+        except (Problems, OperatorError) as error:
+            problems.append(f"certificates[{place}]: {error}")
+            continue
+        at = max(float(details.activate_at), world.now)
+        until = at + details.sign_for_seconds if details.sign_for_seconds else None
+        wrong = certificate_problems(version, certificate, issuers, world)
+        wrong += activation_problems(after, at, until, world)
+        problems += [f"certificates[{place}]: {each}" for each in wrong]
+        if after is not version:
+            changes.append(Change(version, after))
+            waiting[version.spki] = after
+    if problems:
+        raise Problems(*problems)
+    return changes
+
+
+def _match(data: bytes, waiting: dict[bytes, KeyVersion]) -> tuple[x509.Certificate, KeyVersion]:
+    certificate = read_any(data)
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if spki not in waiting:
+        raise Problems("is for none of the new keys of this rotation")
+    return certificate, waiting[spki]
+
+
+def plan_of(attachment: bytes, world: World) -> list[Step]:
+    """Reads a list of keys, one a line, or a plan's own text; raises Problems.
+
+    Every key must have a primary version, no suspended one, and none that already waits
+    to take over.
+    """
+    if attachment.startswith(b"["):
+        names = [str(step.key) for step in read_plan(attachment)]
+    else:
+        names = attachment.decode(errors="replace").split()
+    if not 1 <= len(names) <= MAX_KEYS:
+        raise Problems(f"attachment: names {len(names)} keys, expected 1 to {MAX_KEYS}")
+    problems: list[str] = []
+    if len(set(names)) < len(names):
+        problems.append("attachment: a key stands twice")
+    steps = []
+    for name in sorted(set(names)):
+        try:
+            steps.append(_step(world.key(name), world))
+        except Problems as error:
+            problems += error.texts
+    if problems:
+        raise Problems(*problems)
+    return steps
+
+
+def _step(key: KeyName, world: World) -> Step:
+    versions = world.state.keys.versions(key)
+    primary = world.state.keys.primary(key, world.now)
+    states = {each.state_at(world.now) for each in versions}
+    if primary is None:
+        raise Problems(f"{key} has no active version to rotate: activate one")
+    if KeyState.SUSPENDED in states:
+        raise Problems(f"{key} has a suspended version: resume or deactivate it first")
+    if KeyState.PRE_ACTIVE in states:
+        raise Problems(f"{key} has a version that is not active yet: activate that one")
+    new, number = next_version(key, versions)
+    return Step(key, primary.number, number, new.algorithm, new.bits)
+
+
+def plan_text(plan: Sequence[Step]) -> bytes:
+    """Returns a plan as it is kept and hashed: JSON, one step a line."""
+    lines = [json.dumps([str(s.key), s.old, s.new, str(s.algorithm), s.bits]) for s in plan]
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
+
+
+def read_plan(content: bytes) -> list[Step]:
+    """Reads what ``plan_text`` wrote; raises Problems."""
+    try:
+        return [
+            Step(KeyName.parse(key), int(old), int(new), Algorithm(algorithm), int(bits))
+            for key, old, new, algorithm, bits in json.loads(content)
+        ]
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise Problems("attachment: is no list of keys") from None
+
+
+def subject_of(template: str, key: KeyName, number: int) -> str:
+    """Returns the subject of one version's request; raises Problems."""
+    subject = (
+        template.replace("{facility}", key.facility)
+        .replace("{key}", key.key)
+        .replace("{version}", str(number))
+    )
+    try:
+        x509.Name.from_rfc4514_string(subject or "CN=x")
+    except ValueError:
+        raise Problems(
+            "subject: is no distinguished name; write it like 'CN={facility} {version},C=VN'"
+        ) from None
+    return subject

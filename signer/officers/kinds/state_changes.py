@@ -1,0 +1,269 @@
+"""Kinds that move a version through its life (keys.lifecycle), one version or key at a time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from pydantic import Field
+
+from signer.errors import OperatorError
+from signer.keys import lifecycle
+from signer.keys.writing import Change
+from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
+from signer.officers.kinds.base import (
+    TIMES,
+    Details,
+    Effects,
+    Kind,
+    Moment,
+    Problems,
+    Work,
+    World,
+    found_problems,
+    utc,
+)
+from signer.officers.kinds.certificates_import import activation_problems
+
+
+class OfVersion(Details):
+    """One version. ``basis`` has the states of its key's versions that the officers looked at."""
+
+    version: str
+    basis: dict[str, str] = Field(default_factory=dict)
+
+
+class AtTime(OfVersion):
+    """The same with a time in seconds since the epoch; 0: when the operation is executed."""
+
+    at: Moment = 0
+
+
+class Activate(AtTime):
+    """``sign_until`` is how long it may sign; 0: no end."""
+
+    sign_until: Moment = 0
+
+
+V = TypeVar("V", bound=OfVersion)
+
+
+class _Moving(Kind[V]):
+    """A kind that changes one version by one move of the life cycle."""
+
+    def complete(self, details: V, world: World, attachment: bytes) -> V:
+        del attachment
+        basis = world.basis(world.version(details.version).key)
+        return details.model_copy(update={"basis": basis})
+
+    def problems(self, details: V, world: World) -> list[str]:
+        version = world.version(details.version)
+        if changed := basis_problems(version.key, details.basis, world):
+            return changed
+        return found_problems(lambda: self.move(details, version, world))
+
+    def difference(self, details: V, world: World) -> list[str]:
+        before = world.version(details.version)
+        return changes_of(before, self.move(details, before, world), world)
+
+    def execute(self, details: V, work: Work) -> Effects:
+        before = work.world.version(details.version)
+        after = self.move(details, before, work.world)
+        return Effects(changes=[Change(before, after)], result=_result([after], work.world.now))
+
+    @abstractmethod
+    def move(self, details: V, version: KeyVersion, world: World) -> KeyVersion:
+        """Returns the version as it is to be; raises OperatorError."""
+
+
+class ActivateKind(_Moving[Activate]):
+    """Has a version sign from a time on; it is the primary then."""
+
+    name = "activate"
+    details = Activate
+
+    def problems(self, details: Activate, world: World) -> list[str]:
+        if found := super().problems(details, world):
+            return found
+        version = world.version(details.version)
+        return activation_problems(version, details.at, details.sign_until or None, world)
+
+    def move(self, details: Activate, version: KeyVersion, world: World) -> KeyVersion:
+        return lifecycle.activate(version, details.at, details.sign_until or None, world.now)
+
+
+class DeactivateKind(_Moving[AtTime]):
+    """Ends a version for good; its signatures stay valid."""
+
+    name = "deactivate"
+    details = AtTime
+
+    def move(self, details: AtTime, version: KeyVersion, world: World) -> KeyVersion:
+        return lifecycle.deactivate(version, float(details.at), world.now)
+
+
+class ScheduleKind(_Moving[AtTime]):
+    """Allows a version to be destroyed from a time on."""
+
+    name = "schedule-destruction"
+    details = AtTime
+
+    def move(self, details: AtTime, version: KeyVersion, world: World) -> KeyVersion:
+        return lifecycle.schedule_destruction(version, float(details.at), world.now)
+
+
+class RestoreKind(_Moving[OfVersion]):
+    """Takes a scheduled destruction back."""
+
+    name = "restore"
+    details = OfVersion
+
+    def move(self, details: OfVersion, version: KeyVersion, world: World) -> KeyVersion:
+        del details
+        return lifecycle.restore(version, world.now)
+
+
+class DestroyKind(_Moving[OfVersion]):
+    """Destroys the key pair on the token. Nothing brings it back."""
+
+    name = "destroy"
+    details = OfVersion
+
+    def move(self, details: OfVersion, version: KeyVersion, world: World) -> KeyVersion:
+        del details
+        return lifecycle.destroy(version, world.now)
+
+    def difference(self, details: OfVersion, world: World) -> list[str]:
+        version = world.version(details.version)
+        return [
+            *super().difference(details, world),
+            f"! the private key {version.cka_id.hex()} on token {version.token} is gone for good",
+        ]
+
+    def execute(self, details: OfVersion, work: Work) -> Effects:
+        version = work.world.version(details.version)
+        with work.admin(version.token) as admin:
+            admin.destroy(version.cka_id, version.name)
+        return super().execute(details, work)
+
+
+class Resume(Details):
+    """``target``: a key or version, ``facilities/F``, ``groups/G`` or ``everything``.
+
+    ``basis`` has the states of the key's versions, ``since`` the time of the flag in
+    microseconds.
+    """
+
+    target: str
+    basis: dict[str, str] = Field(default_factory=dict)
+    since: int = 0
+
+
+class ResumeKind(Kind[Resume]):
+    """Lets what was suspended sign again."""
+
+    name = "resume"
+    details = Resume
+
+    def complete(self, details: Resume, world: World, attachment: bytes) -> Resume:
+        del attachment
+        if (flag := _flag(details.target, world)) is not None:
+            return details.model_copy(update={"since": _microseconds(flag)})
+        key, _ = _key_target(details.target)
+        return details.model_copy(update={"basis": world.basis(key)})
+
+    def problems(self, details: Resume, world: World) -> list[str]:
+        flag = _flag(details.target, world)
+        if flag is not None:
+            if _microseconds(flag) == details.since:
+                return []
+            return [f"{flag} was suspended anew since this was proposed: propose it again"]
+        key, _ = _key_target(details.target)
+        if changed := basis_problems(key, details.basis, world):
+            return changed
+        return found_problems(lambda: self._changes(details, world))
+
+    def difference(self, details: Resume, world: World) -> list[str]:
+        if (flag := _flag(details.target, world)) is not None:
+            said = f"  it was suspended by {flag.officer} on {utc(flag.since)}: {flag.reason}"
+            return [f"~ {flag} may sign again", said]
+        return [
+            line
+            for before, after in self._changes(details, world)
+            for line in changes_of(before, after, world)
+        ]
+
+    def execute(self, details: Resume, work: Work) -> Effects:
+        if (flag := _flag(details.target, work.world)) is not None:
+            return Effects(lifted=[flag], result={"resumed": str(flag)})
+        changes = self._changes(details, work.world)
+        return Effects(changes=changes, result=_result([c.after for c in changes], work.world.now))
+
+    def _changes(self, details: Resume, world: World) -> list[Change]:
+        key, number = _key_target(details.target)
+        suspended = [
+            each
+            for each in world.state.keys.versions(key)
+            if number in (None, each.number) and each.state_at(world.now) is KeyState.SUSPENDED
+        ]
+        if not suspended:
+            raise OperatorError(f"{details.target} has no suspended version")
+        return [Change(each, lifecycle.resume(each, world.now)) for each in suspended]
+
+
+def basis_problems(key: KeyName, basis: Mapping[str, str], world: World) -> list[str]:
+    """Returns where versions of a key are no longer as the officers saw them."""
+    now = world.basis(key)
+    if now == dict(basis):
+        return []
+    names = sorted(name for name in {*now, *basis} if now.get(name) != basis.get(name))
+    changed = ", ".join(
+        f"{n}: {basis.get(n, 'absent')} then, {now.get(n, 'gone')} now" for n in names
+    )
+    return [f"{key} has changed since this was proposed ({changed}): propose it again"]
+
+
+def changes_of(before: KeyVersion, after: KeyVersion, world: World) -> list[str]:
+    """Returns what differs between two forms of one version, for people."""
+    old, new = before.state_at(world.now), after.state_at(world.now)
+    lines = [f"~ {before.name}: {old} becomes {new}" if old != new else f"~ {before.name}: {old}"]
+    for name in TIMES:
+        was, will = getattr(before, name), getattr(after, name)
+        if was != will:
+            lines.append(f"  {name} {utc(was)} becomes {utc(will)}")
+    return lines
+
+
+def _result(versions: Sequence[KeyVersion], now: float) -> dict[str, object]:
+    return {"key_versions": {each.name: str(each.state_at(now)) for each in versions}}
+
+
+def _key_target(target: str) -> tuple[KeyName, int | None]:
+    try:
+        return parse_key_or_version(target)
+    except ValueError as error:
+        raise Problems(
+            f"target: {error}, a version of it, facilities/F, groups/G, or everything"
+        ) from None
+
+
+def _microseconds(flag: Suspension) -> int:
+    return int(flag.since * 1_000_000)
+
+
+def _flag(target: str, world: World) -> Suspension | None:
+    """Returns the suspension that a target names; None where it names a key."""
+    head, _, name = target.partition("/")
+    if target == "everything":
+        scope, name = Scope.EVERYTHING, ""
+    elif head == "groups":
+        scope = Scope.GROUP
+    elif head == "facilities" and "/" not in name:
+        scope = Scope.FACILITY
+    else:
+        return None
+    for each in world.state.suspensions:
+        if (each.scope, each.name) == (scope, name):
+            return each
+    raise Problems(f"{target} is not suspended")

@@ -1,0 +1,1 @@
+"""Programs beside the daemon: development, examination of a machine, measurement."""

@@ -1,0 +1,272 @@
+"""Makes a development appliance in one folder: token, PKI, configuration, policy, keys.
+
+Every step finds what an earlier run made, so a second run changes nothing and
+an interrupted one is completed. Only for development: everybody who can read
+the folder can sign.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate
+
+from signer.audit.format.segments import list_segments
+from signer.clock import SystemClock
+from signer.config import Config, load_config, load_policy, read_policy
+from signer.daemon.audit_log import begin
+from signer.errors import OperatorError
+from signer.hsm.front.admin import open_admin
+from signer.keys.audit_key import ensure_audit_key
+from signer.keys.certificates import public_key_pem
+from signer.keys.generation import NewKey, create_keys, import_certificate
+from signer.keys.index import KeyIndex
+from signer.keys.registry import Registry
+from signer.officers.kinds.officer_change import first_officers
+from signer.officers.records import first_officers_fields
+from signer.tools.dev import key_plan as plan
+from signer.tools.dev import pki, softhsm, texts
+from signer.tools.dev.files import SECRET, write, write_once
+
+DEFAULT_WORKERS = 2
+
+Progress = Callable[[int, int], None]
+"""Hears how many keys are made, and of how many."""
+
+
+def provision(
+    directory: Path,
+    *,
+    facilities: int = 0,
+    workers: int | None = None,
+    progress: Progress = lambda _done, _of: None,
+) -> dict[str, Any]:
+    """Provisions ``directory`` where that is not done yet; returns what dev.json says.
+
+    ``facilities`` more facilities are for load tests; there are never fewer
+    than an earlier run made. ``workers`` None leaves them as they are. Raises
+    OperatorError, also if the folder is not ours or its token not SoftHSM's.
+    """
+    directory = directory.resolve()
+    _refuse_foreign(directory)
+    for folder in (directory, *(directory / name for name in ("token", "pki", "state"))):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(directory / "softhsm2.conf", texts.softhsm_conf(directory / "token"))
+    config = _configuration(directory, workers)
+    signer_authority = _pki(directory / "pki")
+    with Registry.open(config.registry, create=True, migrate=True) as registry:
+        before = registry.snapshot()
+        facilities = max(facilities, _load_facilities(before))
+        keys = plan.dev_keys(facilities)
+        _make_keys(registry, config, keys, before, progress)
+        _certify(registry, keys, signer_authority)
+        _policy(directory / "policy", facilities)
+        _officers(registry, directory / "pki")
+        _put_policy(registry, config)
+        _begin_log(registry, config)
+        index = registry.snapshot()
+    for client in plan.CLIENTS:
+        text = texts.CLIENT.format(port=config.listen.port, client=client)
+        write(directory / f"client-{client}.yaml", text)
+    described = _describe(directory, config, keys, index)
+    write(directory / "dev.json", json.dumps(described, indent=2) + "\n")
+    return described
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise OperatorError(f"{directory} is a file; signer dev needs a folder")
+    marked = (directory / "softhsm2.conf").exists()
+    if directory.exists() and not marked and any(directory.iterdir()):
+        raise OperatorError(
+            f"{directory} has files, and not of signer dev: choose an empty or a new folder"
+        )
+
+
+def _configuration(directory: Path, workers: int | None) -> Config:
+    """Returns the configuration, with the token it names; both are made if absent."""
+    path, softhsm_conf = directory / "signer.yaml", directory / "softhsm2.conf"
+    if not path.exists():
+        module = softhsm.find_module()
+        serial = softhsm.find_token(module, softhsm_conf) or _new_token(directory, module)
+        port, metrics_port = free_ports()
+        text = texts.CONFIGURATION.format(
+            port=port,
+            metrics_port=metrics_port,
+            label=softhsm.LABEL,
+            serial=serial,
+            module=module,
+            workers=workers or DEFAULT_WORKERS,
+        )
+        write(path, text)
+    elif workers is not None:
+        write(path, texts.with_workers(path.read_text(), workers))
+    config = load_config(path)
+    _refuse_other_tokens(config, softhsm_conf)
+    return config
+
+
+def _new_token(directory: Path, module: Path) -> str:
+    pin = secrets.token_hex(16)
+    write(directory / "pin", pin + "\n", SECRET)
+    # The security officer's PIN is for setting a lost user PIN: here one starts again.
+    return softhsm.init_token(
+        module, directory / "softhsm2.conf", pin, so_pin=secrets.token_hex(16)
+    )
+
+
+def _refuse_other_tokens(config: Config, softhsm_conf: Path) -> None:
+    if [token.label for token in config.tokens] != [softhsm.LABEL]:
+        raise OperatorError(
+            f"signer dev works with its own token {softhsm.LABEL} only; for a configuration"
+            " with other tokens use `signer serve`"
+        )
+    [token] = config.tokens
+    if softhsm.find_token(token.module, softhsm_conf) != token.serial:
+        raise OperatorError(
+            f"the token of {softhsm_conf.parent} is gone, and the registry's keys with it:"
+            " delete the folder and start again"
+        )
+
+
+def free_ports() -> tuple[int, int]:
+    """Returns two free ports of 127.0.0.1, below those of outgoing connections."""
+    found: list[int] = []
+    while len(found) < 2:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found[0], found[1]
+
+
+def _pki(folder: Path) -> pki.Authority:
+    """Makes certificates for server and clients; returns the signers' authority."""
+    pki.server(folder, pki.authority(folder, "ca", "Signer development servers"))
+    clients = pki.authority(folder, "client-ca", "Signer development clients")
+    for name in plan.CLIENTS:
+        pki.client(folder, clients, name, plan.principal(name))
+    return pki.authority(folder, "dcc-ca", "Signer development health certificates")
+
+
+def _load_facilities(index: KeyIndex) -> int:
+    return len(index.names(f"facilities/{plan.LOAD_PREFIX}"))
+
+
+def _make_keys(
+    registry: Registry,
+    config: Config,
+    keys: list[plan.DevKey],
+    before: KeyIndex,
+    progress: Progress,
+) -> None:
+    missing = [NewKey(k.name, k.algorithm, k.bits) for k in keys if not before.versions(k.name)]
+    if not missing:
+        return
+    done = 0
+
+    def count(_: object) -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(missing))
+
+    with open_admin(config.tokens[0], config.state) as admin:
+        create_keys(registry, admin, missing, SystemClock(), count)
+
+
+def _begin_log(registry: Registry, config: Config) -> None:
+    """Makes the audit key and the log, unless an earlier run began it."""
+    if list_segments(config.audit.directory):
+        return
+    with open_admin(config.tokens[0], config.state) as admin:
+        key = ensure_audit_key(registry, admin, SystemClock().now())
+    policy = bytes.fromhex(load_policy(config.policy).sha256)
+    officers = first_officers_fields(registry.state().officers, policy, development=True)
+    begin(config.audit, key, officers, SystemClock())
+
+
+def _put_policy(registry: Registry, config: Config) -> None:
+    """Has the registry hold the files' policy, so that `signer serve` serves this folder, too."""
+    policy, text = read_policy(config.policy)
+    if registry.state().policy != policy.sha256:
+        with registry.writing() as write:
+            write.put_policy(text)
+
+
+def _officers(registry: Registry, folder: Path) -> None:
+    """Names the two officers, unless there are some already."""
+    if not registry.state().officers:
+        names = [f"{name}.pem" for name in plan.OFFICERS]
+        found = first_officers({name: (folder / name).read_bytes() for name in names})
+        with registry.writing() as write:
+            write.set_officers(found)
+
+
+def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authority) -> None:
+    index, now = registry.snapshot(), SystemClock().now()
+    for key in keys:
+        version = index.primary(key.name, now)
+        if key.dcc and version is not None and version.certificate is None:
+            certificate = pki.dcc_certificate(authority, version.spki, str(key.name))
+            import_certificate(registry, version, certificate, now)
+
+
+def _policy(folder: Path, facilities: int) -> None:
+    folder.mkdir(exist_ok=True)
+    write_once(folder / "policy.yaml", texts.policy())
+    if facilities:
+        write(folder / "load.yaml", texts.load_policy(facilities))
+
+
+def _describe(
+    directory: Path, config: Config, keys: list[plan.DevKey], index: KeyIndex
+) -> dict[str, Any]:
+    """Returns the content of dev.json (DESIGN section 13); writes the PEM files it names."""
+    certificates = directory / "pki"
+    return {
+        "address": str(config.listen),
+        "server_name": pki.SERVER_NAME,
+        "metrics": f"http://{config.metrics}",
+        "ca": str(certificates / "ca.pem"),
+        "config": str(directory / "signer.yaml"),
+        "clients": {
+            name: {
+                "cert": str(certificates / f"{name}.pem"),
+                "key": str(certificates / f"{name}.key"),
+                "principal": plan.principal(name),
+            }
+            for name in plan.CLIENTS
+        },
+        "keys": [_describe_key(directory / "keys", key, index) for key in keys],
+    }
+
+
+def _describe_key(folder: Path, key: plan.DevKey, index: KeyIndex) -> dict[str, Any]:
+    # Officers may have stopped all of its versions: then the newest one is told.
+    version = index.primary(key.name, SystemClock().now()) or index.versions(key.name)[-1]
+    folder /= key.name.facility
+    folder.mkdir(parents=True, exist_ok=True)
+    public_key, certificate = (
+        folder / f"{key.name.key}.{kind}.pem" for kind in ("public", "certificate")
+    )
+    write(public_key, public_key_pem(version.spki))
+    if version.certificate is not None:
+        pem = load_der_x509_certificate(version.certificate).public_bytes(Encoding.PEM)
+        write(certificate, pem)
+    return {
+        "name": str(key.name),
+        "algorithm": key.algorithm.value,
+        "formats": [format_.value for format_ in key.formats],
+        "public_key": str(public_key),
+        "certificate": None if version.certificate is None else str(certificate),
+    }

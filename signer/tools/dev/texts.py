@@ -1,0 +1,165 @@
+"""The configuration and the policy of a development appliance, as they are written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from signer.tools.dev.key_plan import load_facilities, principal
+
+SOFTHSM_CONF = """\
+# Written by signer dev: the token of this development appliance.
+directories.tokendir = {tokens}
+objectstore.backend = file
+log.level = ERROR
+slots.removable = false
+"""
+
+CONFIGURATION = """\
+# A development appliance, written once by signer dev; edit it as you like.
+# Paths are relative to this file.
+
+listen: 127.0.0.1:{port}
+metrics: 127.0.0.1:{metrics_port}
+
+tls:
+  certificate: pki/server.pem
+  key: pki/server.key
+  client_ca: pki/client-ca.pem
+
+registry: sqlite:///registry.sqlite
+policy: policy
+state: state
+client: client-operator.yaml
+
+audit:
+  low_disk_bytes: 16777216    # small, for a developer's machine
+  ballast_bytes: 1048576
+
+limits:
+  drain_notice_seconds: 0     # nobody balances between this one and others
+
+tokens:
+  - label: {label}
+    serial: "{serial}"
+    module: {module}
+    pin_file: pin
+    workers: {workers}
+    session_copies: true
+    environment:
+      SOFTHSM2_CONF: ./softhsm2.conf
+"""
+
+POLICY = """\
+# The policy of a development appliance, written once by signer dev; edit it as
+# you like. It hinders no load test: the largest batches, quotas out of reach,
+# and of ECDSA and Ed25519 signatures one in 64 is checked.
+
+roles:                          # officers are in the registry, not here
+  auditor:
+    - {auditor}
+  operator:
+    - {operator}
+
+denied_certificates: []
+
+groups:
+  "01":
+    name: Ha Noi
+    clients: []
+  "99":
+    name: load tests
+    clients: []
+
+profiles:
+  records:
+    formats: [JWS, MESSAGE, COSE_SIGN1]
+    algorithms: [ES256, PS256, RS256, EdDSA]
+    max_batch_items: 4096
+    quotas: ["1,000,000 per second", "10,000,000,000 per day"]
+    check_every: 64
+
+  ministry:
+    formats: [HCERT, DIGEST]    # for its keys to choose from: HCERT stands alone
+    blind: [DIGEST]
+    algorithms: [ES256, PS256]
+    max_batch_items: 4096
+    quotas: ["1,000,000 per second", "10,000,000,000 per day"]
+    priority: high
+    check_every: 64
+    hcert:
+      issuer: VN
+      validity_days: 365
+    content:
+      future_dates: false
+
+facilities:
+  01-001:
+    profile: records
+    group: "01"
+    clients: [{issuer}]
+    keys:
+      records-rsa:
+        algorithms: [PS256]
+        check_every: 1          # checking RSA is cheap
+      records-rs256:
+        algorithms: [RS256]
+        check_every: 1
+      records-ed25519:
+        algorithms: [EdDSA]
+  01-002:
+    profile: records
+    group: "01"
+    clients: [{issuer}]
+  strict:
+    profile: records
+    group: "01"
+    clients: [{issuer}]
+    check_every: 1              # every signature, as in production
+  moh:
+    profile: ministry
+    clients: [{issuer}]
+    keys:
+      dcc:
+        formats: [HCERT]
+      dcc-rsa:
+        formats: [HCERT]
+        check_every: 1
+      digest:
+        formats: [DIGEST]
+"""
+
+CLIENT = """\
+# For `signer ... --client FILE`: who calls, and whom.
+address: 127.0.0.1:{port}
+server_name: localhost
+ca: pki/ca.pem
+certificate: pki/{client}.pem
+key: pki/{client}.key
+"""
+
+
+def policy() -> str:
+    """Returns the policy of everything but the facilities for load tests."""
+    named = ("issuer", "auditor", "operator")
+    return POLICY.format(**{name.replace("-", "_"): principal(name) for name in named})
+
+
+def load_policy(count: int) -> str:
+    """Returns the policy file of the facilities for load tests."""
+    lines = ["# Facilities for load tests, rewritten by signer dev --facilities.", "facilities:"]
+    lines += [
+        f'  {facility}: {{profile: records, group: "99", clients: ["{principal("issuer")}"]}}'
+        for facility in load_facilities(count)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_workers(configuration: str, workers: int) -> str:
+    """Returns the configuration with another number of workers, else as it is."""
+    return re.sub(r"(?m)^(    workers: ).*$", rf"\g<1>{workers}", configuration)
+
+
+def softhsm_conf(tokens: Path) -> str:
+    """Returns SoftHSM's configuration for a folder of tokens."""
+    return SOFTHSM_CONF.format(tokens=tokens)

@@ -1,0 +1,73 @@
+"""Examines a machine for ``signer doctor``: what is so, and what to mend.
+
+Each check looks by itself and judges what it saw; nothing is changed, no PIN is tried,
+and the daemon may run meanwhile. A test file is written and removed where the log lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from signer.audit.format.segments import list_segments
+from signer.config import Config, load_config, load_policy
+from signer.errors import ConfigError
+from signer.tools.doctor.file_checks import examine_files
+from signer.tools.doctor.finding import Finding, Level, ok, refused
+from signer.tools.doctor.machine import (
+    examine_daemon,
+    examine_limits,
+    examine_ports,
+    judge_clock,
+    running_daemon,
+    synchronised,
+)
+from signer.tools.doctor.storage import examine_audit, examine_registry, last_record_time
+from signer.tools.doctor.tls_certificates import examine_client, examine_tls
+from signer.tools.doctor.tokens import examine_token
+
+
+def examine(config_file: Path, now: float) -> list[Finding]:
+    """Looks at everything; ``now`` is seconds since the epoch."""
+    try:
+        config = load_config(config_file)
+    except ConfigError as error:
+        return [refused("configuration", error)]
+    return [ok("configuration", f"{config_file} is in order"), *_examined(config, now)]
+
+
+def worst(findings: list[Finding]) -> Level:
+    """The level of the whole."""
+    levels = {each.level for each in findings}
+    return next((each for each in (Level.WRONG, Level.WARNING) if each in levels), Level.OK)
+
+
+def _examined(config: Config, now: float) -> Iterator[Finding]:
+    yield _policy(config)
+    files = list(examine_files(config))
+    yield from files
+    bad = {each.check for each in files if each.level is Level.WRONG}
+    if not any(check.startswith("tls.") for check in bad):
+        yield from examine_tls(config.tls, now)
+    if "client" not in bad:
+        yield from examine_client(config.client, now)
+    for index, token in enumerate(config.tokens):
+        if f"tokens[{index}].module" not in bad:
+            yield from examine_token(token, config.state)
+    audit = config.audit.directory
+    registry = examine_registry(config.registry, begun=bool(list_segments(audit)))
+    yield registry
+    yield from examine_audit(config.audit, officers=registry.level is Level.OK)
+    yield judge_clock(now, last_record_time(audit), synchronised())
+    daemon = running_daemon(audit)
+    yield examine_daemon(daemon, config.metrics)
+    yield from examine_ports(config, daemon)
+    yield from examine_limits(daemon)
+
+
+def _policy(config: Config) -> Finding:
+    try:
+        policy = load_policy(config.policy)
+    except ConfigError as error:
+        return refused("policy", error)
+    return ok("policy", f"{len(policy.facilities)} facilities, sha256 {policy.sha256}")

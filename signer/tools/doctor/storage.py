@@ -1,0 +1,239 @@
+"""Where state lies: the registry, the audit log and its disk, the mirror of its checkpoints."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from signer.audit.format.places import CHECKPOINTS, KEY_FILE
+from signer.audit.format.record import RecordError, TornTail, parse
+from signer.audit.format.segments import list_segments, open_segment
+from signer.audit.write.checkpoints import NEWEST
+from signer.audit.write.disk import Disk
+from signer.config import AuditConfig
+from signer.errors import OperatorError
+from signer.keys.database import connect, explained, is_newer, version_of
+from signer.keys.registry import Registry
+from signer.keys.schema import VERSION
+from signer.tools.doctor.file_checks import folder_problem, sqlite_file
+from signer.tools.doctor.finding import Finding, ok, warning, wrong
+
+ROOMY = 4
+"""So many times ``low_disk_bytes`` should be free."""
+SLOW_SECONDS = 0.1
+"""Every batch waits for two syncs; a good disk needs about a millisecond for one."""
+ANSWER_SECONDS = 10.0
+"""How long a file server may take for an answer."""
+_INIT = "`signer init --config FILE` makes it"
+
+
+class Written(NamedTuple):
+    """How writing to a folder went: ``problem`` says why it did not."""
+
+    seconds: float
+    problem: str = ""
+
+
+# --- the registry ------------------------------------------------------------------------------
+
+
+def examine_registry(url: str, *, begun: bool) -> Finding:
+    """Judges whether the registry answers, and has this program's schema.
+
+    ``begun``: the appliance has an audit log, so there was a registry.
+    """
+    path = sqlite_file(url)
+    if path is not None and (problem := folder_problem(path.parent)):
+        return wrong("registry", *problem)
+    if path is not None and not path.exists():
+        return judge_schema(None, begun=begun)
+    try:
+        engine = connect(url, create=False)
+        try:
+            with explained("read"), engine.connect() as connection:
+                schema = version_of(connection)
+        finally:
+            engine.dispose()
+        if schema != VERSION:
+            return judge_schema(schema, begun=begun)
+        with Registry.open(url) as registry:
+            state = registry.state()
+    except OperatorError as error:
+        return wrong("registry", str(error), "have it answer, or put it back from the backup")
+    if not state.officers:
+        return warning("registry", "it names no officers: nobody can make a key", _INIT)
+    keys = f"{len(state.keys)} key versions" if len(state.keys) else "no keys yet"
+    return ok("registry", f"schema {schema}, {len(state.officers)} officers, {keys}")
+
+
+def judge_schema(schema: str | None, *, begun: bool) -> Finding:
+    """Judges a schema that is not this program's; None: there is no registry."""
+    if schema is None and begun:
+        return wrong("registry", "there is none, but an audit log", "put it back from the backup")
+    if schema is None:
+        return warning("registry", "there is none yet", _INIT)
+    if is_newer(schema):
+        return wrong(
+            "registry",
+            f"schema {schema} was written by a newer version of signer",
+            "install that version, or restore the backup of before it",
+        )
+    return wrong(
+        "registry",
+        f"schema {schema} is older than this program's {VERSION}",
+        "stop the daemon, make a backup, then `signer registry migrate --config FILE`",
+    )
+
+
+# --- the audit log -----------------------------------------------------------------------------
+
+
+def examine_audit(config: AuditConfig, *, officers: bool) -> Iterator[Finding]:
+    """Judges the folder of the log, its disk, and where its checkpoints are shipped.
+
+    ``officers``: the registry names some, so there was a log here or on another machine.
+    """
+    folder = config.directory
+    begun = bool(list_segments(folder))
+    if not folder.exists():
+        yield judge_log(folder, begun=False, officers=officers, key=False)
+        yield judge_space(Disk().free_bytes(_existing(folder)), config.low_disk_bytes)
+    elif problem := folder_problem(folder):
+        yield wrong("audit", *problem)
+    else:
+        key = (folder / KEY_FILE).exists()
+        yield judge_log(folder, begun=begun, officers=officers, key=key)
+        yield judge_space(Disk().free_bytes(folder), config.low_disk_bytes)
+        yield judge_sync(folder, try_to_write(folder))
+    yield _mirror(config, begun=begun)
+
+
+def judge_log(folder: Path, *, begun: bool, officers: bool, key: bool) -> Finding:
+    """Judges what the folder of the log holds."""
+    if not begun and officers:
+        return wrong(
+            "audit",
+            f"{folder} holds no log, but the registry names officers",
+            "put it back from the backup; for a further appliance: `signer init --join`",
+        )
+    if not begun:
+        return warning("audit", f"{folder} holds no log yet", _INIT)
+    if not key:
+        return warning(
+            "audit", f"{folder / KEY_FILE} is missing", "take it from the auditor's copy"
+        )
+    return ok("audit", f"a log is in {folder}; `signer audit verify` tells whether it is whole")
+
+
+def judge_space(free: int, low: int) -> Finding:
+    """Judges the bytes that are free beside the log; below ``low`` nothing is signed."""
+    seen = f"{free >> 20} MiB are free, nothing is signed below {low >> 20}"
+    if free < low:
+        return wrong("audit disk", seen, "make room, or archive: `signer audit archive`")
+    if free < ROOMY * low:
+        return warning("audit disk", seen, "make room before long, or `signer audit archive`")
+    return ok("audit disk", seen)
+
+
+def judge_sync(folder: Path, written: Written) -> Finding:
+    """Judges whether a file can be made durable, and how long that takes."""
+    check = "audit sync"
+    if written.problem:
+        seen = f"{folder} cannot be written: {written.problem}"
+        return wrong(check, seen, "mend the disk or the mount")
+    seen = f"a file was durable after {written.seconds * 1000:.1f} ms"
+    if written.seconds > SLOW_SECONDS:
+        return warning(check, seen, "every batch waits for two of these: take a faster disk")
+    return ok(check, seen)
+
+
+def judge_mirror(mirror: Path, written: Written, *, apart: bool, checkpoints: bool) -> Finding:
+    """Judges the second folder of checkpoints.
+
+    ``apart``: on another disk than the log; ``checkpoints``: it has those that it should.
+    """
+    if written.problem:
+        return wrong(
+            "mirror",
+            f"{mirror} cannot be written: {written.problem}",
+            "mount it, or correct `audit.mirror`: checkpoints must leave the machine",
+        )
+    if not apart:
+        return warning(
+            "mirror",
+            f"{mirror} is on the disk of the log itself",
+            "mount a folder of another machine there: who can change the log can change both",
+        )
+    if not checkpoints:
+        return warning("mirror", f"{mirror} has no checkpoint", "see whether the daemon ships any")
+    return ok("mirror", f"{mirror} can be written")
+
+
+def try_to_write(folder: Path) -> Written:
+    """Makes a small file durable as the log does, and removes it."""
+    disk, began = Disk(), time.perf_counter()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+            file.write(b"examined")
+            file.flush()
+            disk.sync(file.fileno())
+            disk.sync_directory(folder)
+            return Written(time.perf_counter() - began)
+    except OSError as error:
+        return Written(0.0, error.strerror or str(error))
+
+
+def last_record_time(folder: Path) -> float | None:
+    """Returns the time of the log's last whole record, None where none can be read."""
+    for segment in reversed(list_segments(folder)):
+        body = None
+        try:
+            with open_segment(segment) as (_, frames):
+                for each in frames:
+                    body = each.body
+        except TornTail:
+            pass  # the daemon is just writing, or was interrupted
+        except (OSError, RecordError):
+            return None
+        if body is not None:
+            try:
+                return parse(body).time_us / 1e6
+            except RecordError:
+                return None
+    return None
+
+
+def _mirror(config: AuditConfig, *, begun: bool) -> Finding:
+    mirror = config.mirror
+    if mirror is None:
+        return warning(
+            "mirror",
+            f"there is none: checkpoints lie in {config.directory / CHECKPOINTS} only",
+            "set `audit.mirror` to a folder of another machine, or keep the ordinary log elsewhere",
+        )
+    # A file server that does not answer holds up who asks it, and nobody can end that.
+    answers: list[Finding] = []
+    log = _existing(config.directory)
+
+    def ask() -> None:
+        problem = folder_problem(mirror)
+        written = Written(0.0, problem.seen) if problem else try_to_write(mirror)
+        apart = bool(problem) or mirror.stat().st_dev != log.stat().st_dev
+        checkpoints = not begun or (mirror / NEWEST).exists()
+        answers.append(judge_mirror(mirror, written, apart=apart, checkpoints=checkpoints))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    silent = Written(0.0, f"no answer within {ANSWER_SECONDS:g} s")
+    return [*answers, judge_mirror(mirror, silent, apart=True, checkpoints=True)][0]
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return folder if os.path.lexists(folder) else _existing(folder.parent)

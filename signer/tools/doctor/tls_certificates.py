@@ -1,0 +1,97 @@
+"""The certificates of the gRPC port: one another's, for what they are used, and in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from signer.api.tls import Certificates
+from signer.config import TlsConfig, load_client
+from signer.errors import ConfigError
+from signer.tools.doctor.finding import Finding, ok, refused, warning, wrong
+
+SOON = timedelta(days=30)
+
+
+def examine_tls(tls: TlsConfig, now: float) -> Iterator[Finding]:
+    """Judges certificate, key and the clients' authority together; the files can be read."""
+    try:
+        Certificates(tls)
+    except ConfigError as error:
+        yield refused("tls", error)
+        return
+    chain = x509.load_pem_x509_certificates(tls.certificate.read_bytes())
+    yield judge_chain("tls.certificate", chain, now)
+    authorities = x509.load_pem_x509_certificates(tls.client_ca.read_bytes())
+    yield judge_authorities("tls.client_ca", authorities, now)
+
+
+def examine_client(path: Path | None, now: float) -> Iterator[Finding]:
+    """Judges the client file of commands on this machine, where there is one."""
+    if path is None:
+        return
+    try:
+        client = load_client(path)
+        content = client.certificate.read_bytes()
+        yield judge_chain("client", x509.load_pem_x509_certificates(content)[:1], now)
+    except ConfigError as error:
+        yield refused("client", error)
+    except (OSError, ValueError) as error:
+        yield wrong("client", str(error), f"correct {path}, or the files that it names")
+
+
+def judge_chain(check: str, chain: Sequence[x509.Certificate], now: float) -> Finding:
+    """Judges a chain, its own certificate first: each issued by the next one, all in time."""
+    for place, (below, above) in enumerate(pairwise(chain), 1):
+        try:
+            below.verify_directly_issued_by(above)
+        except (InvalidSignature, ValueError, TypeError):
+            return wrong(
+                check,
+                f"certificate {place} of the chain was not issued by the one behind it",
+                "put the chain in order: the server's own first, each followed by its issuer",
+            )
+    return judge_dates(check, chain, now)
+
+
+def judge_authorities(check: str, authorities: Sequence[x509.Certificate], now: float) -> Finding:
+    """Judges those who issue client certificates."""
+    for each in authorities:
+        if not _is_authority(each):
+            return wrong(
+                check,
+                f"{each.subject.rfc4514_string()} is no authority (basicConstraints)",
+                "put the certificate there that issues those of clients",
+            )
+    return judge_dates(check, authorities, now)
+
+
+def judge_dates(check: str, certificates: Sequence[x509.Certificate], now: float) -> Finding:
+    """Judges whether all of them are valid, and still will be in 30 days."""
+    at = datetime.fromtimestamp(now, UTC)
+    begins = max(each.not_valid_before_utc for each in certificates)
+    ends = min(each.not_valid_after_utc for each in certificates)
+    until, remedy = f"{ends:%Y-%m-%d %H:%M} UTC", "put a new one there, then `signer reload`"
+    if begins > at:
+        return wrong(
+            check, f"not valid before {begins:%Y-%m-%d %H:%M} UTC", "correct the clock, or wait"
+        )
+    if ends <= at:
+        return wrong(check, f"ended on {until}", remedy)
+    left = (ends - at).days
+    if ends - at < SOON:
+        return warning(check, f"ends on {until}, in {left} days", remedy)
+    return ok(check, f"valid until {until}, {left} days")
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return found.value.ca

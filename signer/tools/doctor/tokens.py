@@ -1,0 +1,105 @@
+"""Modules and tokens, through a process that only looks: no PIN is tried, no attempt used up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from signer.config import TokenConfig
+from signer.errors import OperatorError
+from signer.files import daemon_user
+from signer.hsm.front.admin import look
+from signer.hsm.spec import PinState, SeenToken
+from signer.tools.doctor.file_checks import secret_problem
+from signer.tools.doctor.finding import Finding, ok, warning, wrong
+
+_UNLATCH = "`signer token unlatch --config FILE`"
+
+
+def examine_token(token: TokenConfig, state: Path) -> Iterator[Finding]:
+    """Looks at one configured token, and at what is known of its PIN."""
+    try:
+        sight = look(token, state)
+    except OperatorError as error:
+        remedy = f"look at {token.module}, at its own configuration and at `environment`"
+        yield wrong(f"token {token.label}", str(error), remedy)
+        return
+    found = [
+        each
+        for each in sight.tokens
+        if each.label == token.label and token.serial in (None, each.serial)
+    ]
+    yield judge_presence(token.label, token.serial, found, sight.tokens)
+    if len(found) == 1 and secret_problem(token.pin_file, daemon_user(state)) is None:
+        yield judge_pin(token.label, found[0].flags, sight.pin, sight.pin_problem)
+
+
+def judge_presence(
+    label: str, serial: str | None, found: Sequence[SeenToken], shown: Sequence[SeenToken]
+) -> Finding:
+    """Judges whether exactly one of the tokens that a module shows is the one that is meant."""
+    check = f"token {label}"
+    wanted = f"label {label!r}" + (f" and serial {serial}" if serial else "")
+    if not found:
+        others = ", ".join(f"{each.label!r} ({each.serial})" for each in shown) or "none"
+        return wrong(
+            check,
+            f"no token with {wanted} is present; the module shows: {others}",
+            "connect it, or correct `label`, `serial` or `environment` of the token",
+        )
+    if len(found) > 1:
+        serials = ", ".join(each.serial for each in found)
+        return wrong(
+            check,
+            f"{len(found)} tokens with {wanted} are present: {serials}",
+            "give `serial` in the configuration",
+        )
+    [token] = found
+    if "WRITE_PROTECTED" in token.flags:
+        return warning(
+            check,
+            f"serial {token.serial} is present and write-protected",
+            "it signs; to make keys, lift the protection with the HSM's own tool",
+        )
+    return ok(check, f"serial {token.serial} is present")
+
+
+def judge_pin(label: str, flags: frozenset[str], pin: PinState, problem: str) -> Finding:
+    """Judges whether the next start may and will log in, as ``signer.hsm.worker.login`` decides."""
+    check, low = f"pin {label}", "USER_PIN_COUNT_LOW" in flags
+    known = pin in (PinState.ACCEPTED, PinState.CONFIRMED)
+    reset = "reset the PIN with the HSM's own tool, then correct the PIN file"
+    obstacles = (
+        (problem, problem, "correct the file"),
+        ("USER_PIN_INITIALIZED" not in flags, "the token has no user PIN", reset),
+        (
+            pin is PinState.REJECTED,
+            "the token has rejected this PIN: it is latched and not tried again",
+            f"correct the PIN file; only if the token was at fault, {_UNLATCH}",
+        ),
+        (
+            flags & {"USER_PIN_LOCKED", "USER_PIN_FINAL_TRY"},
+            "the user PIN is locked, or one try before that",
+            reset,
+        ),
+        (
+            low and not known,
+            "the token counts a wrong PIN, and this one has never worked here",
+            f"check the PIN file, then allow one attempt: {_UNLATCH}",
+        ),
+    )
+    for applies, seen, remedy in obstacles:
+        if applies:
+            return wrong(check, seen, remedy)
+    if low:
+        remedy = "find out who tried it; the next login resets the count"
+        return warning(check, "the token counts a wrong PIN", remedy)
+    return ok(check, _SAID[pin])
+
+
+_SAID = {
+    PinState.ACCEPTED: "it worked the last time",
+    PinState.CONFIRMED: "an operator allowed one attempt: the next start uses it",
+    PinState.UNTRIED: "not tried yet: the first start tries it, once",
+    PinState.UNKNOWN: "nothing is known of it",
+}

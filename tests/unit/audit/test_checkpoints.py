@@ -1,0 +1,447 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
+from signer.audit.format.record import Column, Kind, Record
+from signer.audit.write import checkpoints as shipping
+from signer.audit.write.checkpoints import (
+    MAX_ITEMS_BEHIND,
+    Checkpointer,
+    Folder,
+    Shipper,
+    read_newest,
+    set_aside,
+)
+from signer.audit.write.disk import Disk
+
+ORIGIN = "signer.example/test"
+DEADLINE = 20.0  # seconds; only a hanging test waits so long
+
+
+class FixedClock:
+    def __init__(self, now: float = 1_767_571_200.0) -> None:
+        self.time = now
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+class FailingDisk(Disk):
+    """Fails while ``failing``; counts its attempts."""
+
+    def __init__(self, failing: bool = True) -> None:
+        self.failing = failing
+        self.attempts = 0
+
+    def rename(self, path: Path, target: Path) -> None:
+        self.attempts += 1
+        if self.failing:
+            raise OSError(28, "No space left on device")
+        super().rename(path, target)
+
+
+class Reports:
+    """Remembers what it hears, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.made: list[int] = []
+        self.shipped: list[int] = []
+        self.failures: list[str] = []
+        self.shipping_failures: list[str] = []
+
+    def checkpoint_made(self, checkpoint: Checkpoint, note: str) -> None:
+        assert note == seal(checkpoint)
+        self._add(self.made, checkpoint.size)
+
+    def checkpoint_failed(self, text: str) -> None:
+        self._add(self.failures, text)
+
+    def checkpoint_shipped(self, size: int) -> None:
+        self._add(self.shipped, size)
+
+    def shipping_failed(self, text: str) -> None:
+        self._add(self.shipping_failures, text)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, DEADLINE)
+
+    def wait_made(self, size: int) -> None:
+        self.wait(lambda: self.made[-1:] == [size])
+
+    def _add(self, to: list[Any], value: Any) -> None:
+        with self._changed:
+            to.append(value)
+            self._changed.notify_all()
+
+
+class Log:
+    """A log of which only the size matters."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+
+    def head(self) -> Checkpoint:
+        return checkpoint_of(self.size)
+
+
+def checkpoint_of(size: int, root: bytes = b"") -> Checkpoint:
+    return Checkpoint(ORIGIN, size, root or size.to_bytes(32, "big"))
+
+
+def seal(checkpoint: Checkpoint) -> str:
+    return f"{ORIGIN}\n{checkpoint.size}\n{checkpoint.root.hex()}\n\nsealed\n"
+
+
+def parse(note: str) -> Checkpoint:
+    lines = note.split("\n")
+    if len(lines) != 6 or lines[4] != "sealed":
+        raise CheckpointError("the seal is wrong")
+    return Checkpoint(lines[0], int(lines[1]), bytes.fromhex(lines[2]))
+
+
+def record(items: int = 0) -> Record:
+    column = Column(1, bytes(items)) if items else None
+    return Record(0, 0, Kind.INTENT if items else Kind.START, {}, column)
+
+
+@contextmanager
+def running(
+    log: Log,
+    folder: Folder,
+    reports: Reports,
+    ship_to: Folder | None = None,
+    seal_with: Callable[[Checkpoint], str] = seal,
+) -> Iterator[Checkpointer]:
+    shippers = [Shipper(ship_to, reports)] if ship_to else []
+    checkpointer = Checkpointer(log.head, seal_with, folder, shippers, reports)
+    checkpointer.start()
+    yield checkpointer
+    checkpointer.close(DEADLINE)
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Reports()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "INTERVAL", 0.01)
+    monkeypatch.setattr(shipping, "_RETRY_SECONDS", (0.01,))
+
+
+def sizes(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- one folder ------------------------------------------------------------------------------
+
+
+def test_newest_is_replaced_and_the_first_of_an_hour_stays(tmp_path: Path) -> None:
+    clock = FixedClock()
+    folder = Folder(tmp_path / "made", clock)
+    for size in (1, 2, 3):
+        folder.put(checkpoint_of(size), seal(checkpoint_of(size)))
+    clock.time += 3600
+    folder.put(checkpoint_of(4), seal(checkpoint_of(4)))
+    assert sizes(folder.path) == [f"{1:016d}", f"{4:016d}", "newest"]
+    assert parse((folder.path / "newest").read_text()) == checkpoint_of(4)
+    assert parse((folder.path / f"{1:016d}").read_text()) == checkpoint_of(1)
+
+
+def test_interrupted_put_leaves_the_old_newest_and_is_repeated(tmp_path: Path) -> None:
+    disk = FailingDisk(failing=False)
+    folder = Folder(tmp_path, FixedClock(), disk)
+    folder.put(checkpoint_of(1), seal(checkpoint_of(1)))
+    disk.failing = True
+    with pytest.raises(OSError, match="No space"):
+        folder.put(checkpoint_of(2), seal(checkpoint_of(2)))
+    assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(1)
+    disk.failing = False
+    folder.put(checkpoint_of(3), seal(checkpoint_of(3)))
+    assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(3)
+
+
+# --- making ----------------------------------------------------------------------------------
+
+
+def test_a_start_makes_a_checkpoint_of_what_is_there(tmp_path: Path, reports: Reports) -> None:
+    with running(Log(7), Folder(tmp_path, FixedClock()), reports) as checkpointer:
+        reports.wait(lambda: reports.made == [7])
+    assert checkpointer.newest == (checkpoint_of(7), seal(checkpoint_of(7)))
+    assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(7)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Reports) -> None:
+    with running(Log(7), Folder(tmp_path, FixedClock()), reports):
+        reports.wait(lambda: bool(reports.made))
+        time.sleep(0.1)  # ten intervals
+    assert reports.made == [7]
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_record_is_covered_in_the_end(tmp_path: Path, reports: Reports) -> None:
+    log = Log()
+    with running(log, Folder(tmp_path, FixedClock()), reports) as checkpointer:
+        for size in range(1, 51):
+            log.size = size
+            checkpointer.recorded(record())
+        reports.wait(lambda: reports.made[-1:] == [50])
+    assert reports.made == sorted(set(reports.made))
+
+
+def test_many_items_do_not_wait_for_the_interval(
+    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "INTERVAL", 0.01)
+    log = Log(1)
+    with running(log, Folder(tmp_path, FixedClock()), reports) as checkpointer:
+        reports.wait(lambda: bool(reports.made))
+        monkeypatch.setattr(shipping, "INTERVAL", 10 * DEADLINE)
+        log.size = 2
+        checkpointer.recorded(record(MAX_ITEMS_BEHIND // 2))
+        checkpointer.recorded(record(MAX_ITEMS_BEHIND // 2))
+        reports.wait(lambda: reports.made == [1, 2])
+
+
+def test_closing_covers_the_last_records_at_once(
+    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(1)
+    with running(log, Folder(tmp_path, FixedClock()), reports) as checkpointer:
+        reports.wait(lambda: bool(reports.made))
+        monkeypatch.setattr(shipping, "INTERVAL", 10 * DEADLINE)
+        log.size = 2
+        checkpointer.recorded(record())
+    assert reports.made == [1, 2]
+    assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Reports) -> None:
+    broken = threading.Event()
+    broken.set()
+
+    def seal_or_fail(checkpoint: Checkpoint) -> str:
+        if broken.is_set():
+            raise RuntimeError("the token is away")
+        return seal(checkpoint)
+
+    with running(Log(3), Folder(tmp_path, FixedClock()), reports, seal_with=seal_or_fail):
+        reports.wait(lambda: len(reports.failures) >= 3)
+        assert reports.made == []
+        broken.clear()
+        reports.wait(lambda: reports.made == [3])
+    assert "the token is away" in reports.failures[0]
+
+
+def test_a_token_that_fails_does_not_hold_up_the_stop(tmp_path: Path, reports: Reports) -> None:
+    def fail(_: Checkpoint) -> str:
+        raise RuntimeError("the token is away")
+
+    with running(Log(3), Folder(tmp_path, FixedClock()), reports, seal_with=fail) as checkpointer:
+        pass
+    assert not checkpointer._thread.is_alive()
+    assert reports.failures
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_local_disk_that_fails_does_not_keep_it_from_being_shipped(
+    tmp_path: Path, reports: Reports
+) -> None:
+    disk = FailingDisk()
+    local = Folder(tmp_path / "local", FixedClock(), disk)
+    with running(Log(3), local, reports, Folder(tmp_path / "far", FixedClock())):
+        reports.wait(lambda: len(reports.failures) >= 2 and bool(reports.shipped))
+        disk.failing = False
+    assert read_newest([tmp_path / "far"], parse).checkpoint == checkpoint_of(3)
+    assert read_newest([tmp_path / "local"], parse).checkpoint == checkpoint_of(3)
+
+
+# --- shipping --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_shipping_that_fails_is_told_and_repeated_with_the_newest(
+    tmp_path: Path, reports: Reports
+) -> None:
+    disk = FailingDisk()
+    log = Log(1)
+    far = Folder(tmp_path / "far", FixedClock(), disk)
+    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far) as checkpointer:
+        reports.wait(lambda: len(reports.shipping_failures) >= 3)
+        log.size = 2
+        checkpointer.recorded(record())
+        reports.wait(lambda: reports.made == [1, 2])
+        disk.failing = False
+        reports.wait(lambda: reports.shipped[-1:] == [2])
+    assert "No space left on device" in reports.shipping_failures[0]
+    assert str(far.path) in reports.shipping_failures[0]
+    assert reports.failures == []
+    assert read_newest([far.path], parse).checkpoint == checkpoint_of(2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Reports) -> None:
+    release = threading.Event()
+
+    class HangingDisk(Disk):
+        def sync(self, descriptor: int) -> None:
+            release.wait(DEADLINE)
+            super().sync(descriptor)
+
+    log = Log(1)
+    far = Folder(tmp_path / "far", FixedClock(), HangingDisk())
+    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far) as checkpointer:
+        for size in (2, 3, 4):
+            log.size = size
+            checkpointer.recorded(record())
+            reports.wait_made(size)
+        assert reports.shipped == []
+        release.set()
+        reports.wait(lambda: reports.shipped[-1:] == [4])
+    assert len(reports.shipped) <= 2  # the one that hung, and the newest
+
+
+def test_closing_tries_once_more_and_gives_up(
+    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
+    disk = FailingDisk()
+    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports)
+    shipper.start()
+    shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
+    reports.wait(lambda: len(reports.shipping_failures) == 1)
+    shipper.close(DEADLINE)
+    assert not shipper._thread.is_alive()
+    assert disk.attempts == 2
+
+
+def test_closing_ships_what_waits_when_the_folder_is_back(
+    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
+    disk = FailingDisk()
+    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports)
+    shipper.start()
+    shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
+    reports.wait(lambda: len(reports.shipping_failures) == 1)
+    disk.failing = False
+    shipper.close(DEADLINE)
+    assert reports.shipped == [1]
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+FOUND = st.lists(
+    st.tuples(
+        st.integers(0, 1),  # which of two directories
+        st.booleans(),  # newest, or under its number
+        st.integers(1, 40),
+        st.booleans(),  # whether it verifies
+    ),
+    max_size=12,
+)
+
+
+@given(FOUND)
+def test_the_largest_that_verifies_is_the_newest(
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[int, bool, int, bool]]
+) -> None:
+    root = tmp_path_factory.mktemp("found")
+    directories = [root / "0", root / "1"]
+    written: dict[Path, Checkpoint | None] = {}
+    for which, newest, size, good in found:
+        directories[which].mkdir(exist_ok=True)
+        path = directories[which] / ("newest" if newest else f"{size:016d}")
+        text = seal(checkpoint_of(size))
+        path.write_text(text if good else text.replace("sealed", "forged"))
+        written[path] = checkpoint_of(size) if good else None
+    known = read_newest(directories, parse)
+    verified = [each for each in written.values() if each]
+    assert known.checkpoint == max(verified, key=lambda each: each.size, default=None)
+    if known.checkpoint:
+        assert parse(known.note) == known.checkpoint
+    absent = [directory for directory in directories if not directory.exists()]
+    assert all(any(str(each) in text for text in known.problems) for each in absent)
+    if not found:
+        assert len(known.problems) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"x" * (MAX_NOTE + 1), b"\x00" * 100, b"one line"]
+)
+def test_a_file_that_is_no_checkpoint_is_told_and_passed_over(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "newest").write_bytes(content)
+    (tmp_path / f"{3:016d}").write_text(seal(checkpoint_of(3)))
+    known = read_newest([tmp_path], parse)
+    assert known.checkpoint == checkpoint_of(3)
+    assert len(known.problems) == 1
+    assert str(tmp_path / "newest") in known.problems[0]
+
+
+def put(folder: Path, *named: tuple[str, Checkpoint]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, checkpoint in named:
+        (folder / name).write_text(seal(checkpoint))
+
+
+def test_the_newest_of_each_directory_are_found(tmp_path: Path) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    put(near, ("newest", checkpoint_of(9)), (f"{4:016d}", checkpoint_of(4)))
+    put(far, ("newest", checkpoint_of(7)), (f"{8:016d}", checkpoint_of(8)))
+    known = read_newest([near, far, tmp_path / "absent"], parse)
+    assert known.checkpoint == checkpoint_of(9)
+    assert known.newest == {checkpoint_of(9), checkpoint_of(8)}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_both_of_two_that_contradict_each_other_are_found(tmp_path: Path, together: bool) -> None:
+    one, other = checkpoint_of(5, b"a" * 32), checkpoint_of(5, b"b" * 32)
+    near, far = tmp_path / "near", tmp_path / "far"
+    put(near, ("newest", one))
+    put(near if together else far, (f"{5:016d}", other))
+    known = read_newest([near] if together else [near, far], parse)
+    assert known.newest == {one, other}
+    assert known.problems == ()
+
+
+def test_what_an_override_sets_aside_is_not_read_again(tmp_path: Path) -> None:
+    clock = FixedClock()
+    folder = Folder(tmp_path, clock)
+    for size in (10, 20):
+        folder.put(checkpoint_of(size), seal(checkpoint_of(size)))
+        clock.time += 3600
+    (tmp_path / f"{30:016d}").write_text("no checkpoint")
+    put_away = set_aside(tmp_path, parse, lambda checkpoint: checkpoint.size <= 15)
+    assert sorted(put_away) == [f"{20:016d}", "newest"]
+    assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(10)
+    assert parse((tmp_path / f"{20:016d}.overridden").read_text()) == checkpoint_of(20)
+    assert set_aside(tmp_path / "absent", parse, lambda _: False) == []
+
+
+def test_nothing_that_is_set_aside_replaces_anything(tmp_path: Path) -> None:
+    roots = {b"a" * 32, b"b" * 32}
+    names = ("newest", f"{5:016d}")
+    for name, root in zip(names, roots, strict=True):
+        put(tmp_path, (name, checkpoint_of(5, root)))
+    set_aside(tmp_path, parse, lambda _: False)
+    kept = [parse(path.read_text()).root for path in tmp_path.glob("*.overridden")]
+    assert set(kept) == roots
+    assert len(kept) == 2

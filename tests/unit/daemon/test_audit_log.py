@@ -1,0 +1,390 @@
+"""The log's life in the daemon: what it refuses to start with, and what it tells of."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.audit.format import checkpoint as notes
+from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.merkle import root
+from signer.audit.format.places import CHECKPOINTS
+from signer.audit.format.record import Column, Kind
+from signer.audit.format.segments import Reader, list_segments
+from signer.audit.read.ledger import Ledger
+from signer.audit.read.verify import verify_log
+from signer.audit.write.disk import Disk
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog
+from signer.audit.write.recovery import AuditRefused
+from signer.clock import SystemClock
+from signer.config import AuditConfig
+from signer.daemon.audit_log import SLOW_SECONDS, Trail
+from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob
+
+ORIGIN = "test.example/log"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+VERIFIER = Verifier.from_spki(ORIGIN, SPKI)
+VERSION = KeyVersion(
+    AUDIT_KEY, 1, Algorithm.EDDSA, KeyState.ACTIVE, "t", b"1", SPKI, None, b"", "", 0, 0, None
+)
+INTENT = {"principal": "a", "facility": "f", "key_version": "k", "request_id": "", "now": 1}
+DIGESTS = Column(32, bytes(32))
+
+
+class Clock(SystemClock):
+    """The time of day is what a test says, once it has said something."""
+
+    time: float | None = None
+
+    def now(self) -> float:
+        return self.time if self.time is not None else super().now()
+
+
+class Reports:
+    """Remembers the names of what it hears, and the texts."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.texts: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def hear(*values: Any) -> None:
+            self.heard.append(name)
+            self.texts += map(str, values)
+
+        return hear
+
+
+class Token:
+    """Signs checkpoints."""
+
+    def sign(self, job: SignJob) -> Signed:
+        return Signed([KEY.sign(each) for each in job.inputs], {})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AuditConfig:
+    """A log of six records, with a checkpoint of four beside it and one of six in the mirror."""
+    written = {
+        "origin": ORIGIN,
+        "mirror": "mirror",
+        "low_disk_bytes": 1 << 20,
+        "ballast_bytes": 1 << 20,
+    }
+    made = AuditConfig.model_validate(written, context={"directory": tmp_path})
+    log = AuditLog.open(
+        made.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
+    )
+    for number in range(6):
+        if number == 4:
+            put(made.directory / CHECKPOINTS / "newest", Checkpoint(ORIGIN, *log.tree_head()))
+        log.append(Kind.WORKER, {"number": number})
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, *log.tree_head()))
+    log.close()
+    return made
+
+
+def put(path: Path, checkpoint: Checkpoint) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(notes.sign(checkpoint, VERIFIER, KEY.sign))
+
+
+def trail(config: AuditConfig, reports: Reports | None = None, **options: Any) -> Trail:
+    options.setdefault("clock", SystemClock())
+    return Trail(config, VERSION, options.pop("clock"), reports or Reports(), **options)
+
+
+def size_in(path: Path) -> int:
+    return int(path.read_text().splitlines()[1])
+
+
+# --- checkpoints that contradict ---------------------------------------------------------------
+
+
+def test_a_log_that_bears_out_all_checkpoints_is_opened(config: AuditConfig) -> None:
+    reports = Reports()
+    trail(config, reports).close()
+    assert "audit_problem" not in reports.heard
+
+
+@pytest.mark.parametrize(
+    ("where", "size", "found"),
+    [
+        ("audit/checkpoints/newest", 4, "a checkpoint of 4 records has another root"),
+        ("audit/checkpoints/newest", 6, "two checkpoints of 6 records have different roots"),
+        ("mirror/newest", 3, "a checkpoint of 3 records has another root"),
+        ("mirror/newest", 4, "two checkpoints of 4 records have different roots"),
+        ("mirror/0000000000000006", 6, "two checkpoints of 6 records have different roots"),
+        ("mirror/newest", 7, "the log ends after 6 records, but a checkpoint knows 7"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_refuses_the_start_until_it_is_overridden(
+    config: AuditConfig, tmp_path: Path, where: str, size: int, found: str
+) -> None:
+    put(tmp_path / where, Checkpoint(ORIGIN, size, bytes(32)))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix == ".log"}
+    with pytest.raises(AuditRefused, match=found) as refused:
+        trail(config)
+    assert "--override-audit-log" in str(refused.value)
+    assert {path: path.read_bytes() for path in before} == before
+
+    overridden = trail(config, override=True)
+    [told] = [each for each in overridden.log.records(6, 9) if each.kind is Kind.OVERRIDE]
+    assert found in str(told.fields["problems"])
+    overridden.start(Token(), lambda: None)
+    overridden.close()
+
+    # What contradicts is kept under another name, and no start is measured by it again.
+    kept = list(tmp_path.rglob("*.overridden"))
+    assert size in map(size_in, kept)
+    again = trail(config)
+    head = Checkpoint(ORIGIN, *again.log.tree_head())
+    again.close()
+    assert verify_log(config.directory, ORIGIN, [head]).problems == ()
+
+
+def test_a_fork_is_told_though_the_log_has_neither(config: AuditConfig, tmp_path: Path) -> None:
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 9, bytes(32)))
+    put(config.directory / CHECKPOINTS / "newest", Checkpoint(ORIGIN, 9, bytes([1] * 32)))
+    with pytest.raises(AuditRefused, match="the audit key has signed two logs"):
+        trail(config)
+
+
+def test_an_override_keeps_the_checkpoints_that_the_log_bears_out(
+    config: AuditConfig, tmp_path: Path
+) -> None:
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 5, bytes(32)))
+    trail(config, override=True).close()
+    assert size_in(config.directory / CHECKPOINTS / "newest") == 4
+    assert [path.parent.name for path in tmp_path.rglob("*.overridden")] == ["mirror"]
+
+
+def test_a_second_override_of_a_whole_log_changes_nothing(
+    config: AuditConfig, tmp_path: Path
+) -> None:
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 7, bytes(32)))
+    first = trail(config, override=True)
+    first.start(Token(), lambda: None)
+    first.close()
+    before = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.parent.is_dir() and path.is_file() and path.suffix != ".log"
+    }
+    again = trail(config, override=True)
+    assert again.log.overridden is None
+    again.log.close()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
+    """A log of which only the last segment is here; returns that, and its checkpoint."""
+    log = AuditLog.open(
+        config.directory,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        segment_bytes=400,
+        snapshot=lambda: Ledger().snapshot(),
+    )
+    for number in range(20):
+        log.append(Kind.WORKER, {"number": number})
+    log.close()
+    *older, last = list_segments(config.directory)
+    reader = Reader([*older, last])
+    hashes = reader.leaf_hashes(0, reader.size)
+    for segment in older:
+        segment.path.unlink()
+    for path in config.directory.parent.rglob("newest"):
+        path.unlink()
+    newest = Checkpoint(ORIGIN, len(hashes), root(hashes))
+    put(config.directory / CHECKPOINTS / "newest", newest)
+    return last.path, newest
+
+
+def test_an_override_keeps_what_an_archived_log_bears_out(
+    config: AuditConfig, tmp_path: Path
+) -> None:
+    _, newest = archived(config)
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, newest.size + 5, bytes(32)))
+    trail(config, override=True).log.close()
+    assert size_in(config.directory / CHECKPOINTS / "newest") == newest.size
+    trail(config).log.close()
+
+
+def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
+    config: AuditConfig,
+) -> None:
+    path, _ = archived(config)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1  # in the snapshot, behind the header
+    path.write_bytes(data)
+    with pytest.raises(AuditRefused):
+        trail(config)
+    overridden = trail(config, override=True)
+    assert overridden.log.overridden == 0
+    for number in range(30):
+        overridden.log.append(Kind.WORKER, {"number": number})
+    assert overridden.log.records(0, 1)[0].seq == 0
+    overridden.log.close()
+    assert [segment.first for segment in list_segments(config.directory)] == [0]
+    again = trail(config)
+    assert again.log.size >= 30
+    again.log.close()
+
+
+def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> None:
+    log = AuditLog.open(
+        config.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
+    )
+    log.append(Kind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)
+    log.close()
+    with pytest.raises(AuditRefused):
+        trail(config)
+    overridden = trail(config, override=True)
+    assert overridden.log.overridden == 6
+    overridden.log.close()
+    trail(config).log.close()
+
+
+# --- records that nobody signs -----------------------------------------------------------------
+
+
+class Signing:
+    """In the place of the thread that makes checkpoints: what it has covered."""
+
+    def __init__(self, size: int) -> None:
+        self.newest = Checkpoint(ORIGIN, size, bytes(32)), ""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(
+    config: AuditConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, began = Clock(), 2_000_000_000.0
+    made = trail(config, clock=clock)
+    size = made.log.size
+
+    def since(covered: int, seconds: float) -> float:
+        monkeypatch.setattr(made, "_checkpointer", Signing(covered))
+        clock.time = began + seconds
+        made.tick()
+        return made.unsigned_since
+
+    assert since(size, 0) == 0
+    made.log.append(Kind.WORKER, {})
+    assert since(size, 1) == began + 1
+    assert since(size, 60) == began + 1  # nothing else was recorded, and nothing signed
+    made.log.append(Kind.WORKER, {})
+    assert since(size + 1, 61) == began + 61  # a busy log: the checkpoint has left one behind
+    assert since(size + 1, 62) == began + 61
+    assert since(size + 2, 63) == 0
+    made.close()
+
+
+def test_a_log_that_is_signed_waits_for_nothing(config: AuditConfig) -> None:
+    made, looked = trail(config), threading.Event()
+    made.tick()
+    assert made.unsigned_since > 0  # nothing is signed yet
+    made.start(Token(), lambda: None)
+    for _ in range(3000):
+        made.tick()
+        if made.unsigned_since == 0:
+            break
+        looked.wait(0.01)
+    assert made.unsigned_since == 0
+    made.close()
+
+
+# --- a disk that fails, or is slow -------------------------------------------------------------
+
+
+class Gate:
+    """In the place of ``Disk.sync``: waits, or fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, self.waiting = threading.Event(), threading.Event()
+        self.open.set()
+        self.failing = False
+        sync = Disk.sync
+
+        def gated(disk: Disk, descriptor: int) -> None:
+            if self.failing:
+                raise OSError(errno.EIO, "EIO")
+            if not self.open.is_set():
+                self.waiting.set()
+                assert self.open.wait(30)
+            sync(disk, descriptor)
+
+        monkeypatch.setattr(Disk, "sync", gated)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+def test_whoever_says_that_it_serves_hears_of_a_failure_first(
+    config: AuditConfig, gate: Gate
+) -> None:
+    reports, order = Reports(), []
+    made = trail(config, reports)
+    made.start(Token(), lambda: order.append(f"told: {made.log.refusal}"))
+    gate.failing = True
+    with pytest.raises(AuditUnavailable) as refused:
+        made.log.append(Kind.INTENT, INTENT, DIGESTS)
+    order.append("refused")
+    assert order == [f"told: {refused.value}", "refused"]
+    assert "audit_stopped" in reports.heard
+    made.close()
+
+
+def test_a_commit_that_hangs_is_told_once_while_it_lasts_and_when_it_ends(
+    config: AuditConfig, gate: Gate
+) -> None:
+    clock, reports = Clock(), Reports()
+    made = trail(config, reports, clock=clock)
+    made.tick()
+    gate.open.clear()
+    clock.time = 2_000_000_000.0
+    made.record(Kind.WORKER, {})
+    assert gate.waiting.wait(30)
+    assert made.log.committing_since == clock.time
+    began = clock.time
+    for seconds in (0.5, SLOW_SECONDS, 2.0, 60.0):
+        clock.time = began + seconds
+        made.tick()
+        assert reports.heard.count("audit_slow") == (seconds >= SLOW_SECONDS)
+    assert str(began) in reports.texts
+    assert made.log.refusal == ""
+    gate.open.set()
+    made.close()
+    made.tick()
+    assert made.log.committing_since == 0
+    assert reports.heard.count("audit_slow") == 1
+
+
+def test_the_end_of_a_slow_commit_is_told_with_its_seconds(
+    config: AuditConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = Reports()
+    clock = Clock()
+    made = trail(config, reports, clock=clock)
+    ticks = iter([100.0, 100.0 + 2 * SLOW_SECONDS])
+    monkeypatch.setattr(clock, "monotonic", lambda: next(ticks, 200.0))
+    made.record(Kind.WORKER, {})
+    made.log.close()
+    assert reports.heard.count("audit_slow_over") == 1
+    assert str(2 * SLOW_SECONDS) in reports.texts

@@ -1,0 +1,307 @@
+"""The daemon serves what the registry says: keys, officers, suspensions, the policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "officers"))
+
+from opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
+from people import A, B, C, certificate_of, pem
+
+from signer.audit.format.record import Kind
+from signer.config import read_policy
+from signer.errors import ConfigError, OperatorError
+from signer.keys.database import RegistryError
+from signer.model import Role, Scope
+from signer.policy.decide import roles_of
+
+Make = Callable[..., Stage]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return empty_registry(tmp_path_factory.mktemp("template") / "empty.sqlite")
+
+
+@pytest.fixture
+def make(tmp_path: Path, template: Path) -> Iterator[Make]:
+    made: list[Stage] = []
+
+    def begin(**options: Any) -> Stage:
+        made.append(Stage(tmp_path / str(len(made)), template, **options))
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def stage(make: Make) -> Stage:
+    return make()
+
+
+def edit(stage: Stage, limit: int = 300) -> str:
+    """Writes a draft into the files; returns its hash."""
+    text = POLICY.replace("200 per second", f"{limit} per second")
+    (stage.policy / "policy.yaml").write_text(text)
+    return read_policy(stage.policy).policy.sha256
+
+
+def reload(stage: Stage) -> bool:
+    """What the daemon does where it is told to; returns whether another policy is in force."""
+    draft = stage.follower.draft()
+    if draft is not None:
+        stage.follower.put(draft)
+    return draft is not None
+
+
+def files(stage: Stage) -> str:
+    return read_policy(stage.policy).policy.sha256
+
+
+def told(stage: Stage, what: str) -> list[Any]:
+    """What the HSM was told of one kind since it was last asked."""
+    found = [arguments for name, arguments in stage.hsm.told if name == what]
+    stage.hsm.told = [each for each in stage.hsm.told if each[0] != what]
+    return found
+
+
+# --- who decides which policy is in force -----------------------------------------------------
+
+
+def test_files_decide_where_there_are_no_officers(make: Make) -> None:
+    stage = make(officers={})
+    assert stage.follower.files_decide
+    new = edit(stage)
+    assert reload(stage)
+    assert not reload(stage)
+    assert stage.snapshot.policy.sha256 == new
+    edit(stage, 400)
+    stage.start()
+    assert stage.snapshot.policy.sha256 == files(stage)
+    assert stage.registry.state().policy == files(stage)
+
+
+def test_files_decide_in_development(make: Make) -> None:
+    stage = make(development=True)
+    assert stage.follower.files_decide
+    new = edit(stage)
+    assert reload(stage)
+    assert stage.snapshot.policy.sha256 == new
+    assert stage.log.control.problems == ()
+
+
+def test_officers_decide_once_there_are_some(stage: Stage) -> None:
+    assert not stage.follower.files_decide
+    before = stage.snapshot.policy.sha256
+    assert not reload(stage)
+    draft = edit(stage)
+    with pytest.raises(ConfigError) as refused:
+        reload(stage)
+    text = str(refused.value)
+    assert f"no approved operation puts {draft} in force" in text
+    assert "signer operations propose policy" in text
+    assert f"{before} stays in force" in text
+    assert stage.snapshot.policy.sha256 == before
+    stage.start()
+    assert stage.snapshot.policy.sha256 == before
+
+
+def test_files_that_do_not_read_are_refused_and_do_not_matter_at_a_start(stage: Stage) -> None:
+    (stage.policy / "policy.yaml").write_text("profiles: 7\n")
+    with pytest.raises(ConfigError, match="profiles"):
+        reload(stage)
+    stage.start()
+    assert stage.snapshot.policy.facilities
+
+
+def test_without_the_policy_that_is_in_force_nothing_starts(stage: Stage) -> None:
+    with stage.registry.writing() as write:
+        write.connection.exec_driver_sql("DELETE FROM documents")
+    with pytest.raises(OperatorError, match="does not hold the policy in force"):
+        stage.start()
+    with stage.registry.writing() as write:
+        write.connection.exec_driver_sql("UPDATE revision SET policy = NULL")
+    with pytest.raises(OperatorError, match="does not hold the policy in force"):
+        stage.start()
+
+
+def test_the_files_hold_what_officers_put_in_force(stage: Stage) -> None:
+    client = "spiffe://signer.example/facility/n"
+    head = "facility,group,profile,clients,key,algorithm,bits"
+    stage.done("enrol", f"{head}\nn,,clinic,{client},k,ES256,\n".encode())
+    assert files(stage) == stage.snapshot.policy.sha256
+    assert len(list(stage.policy.glob("enrolled-*.yaml"))) == 1
+    assert not reload(stage)
+
+
+def test_files_that_hold_it_already_are_no_draft(stage: Stage) -> None:
+    operation = stage.propose("policy") if edit(stage) else None
+    assert operation is not None
+    stage.approve(operation.id)
+    assert files(stage) == stage.snapshot.policy.sha256
+    assert "policy_files_differ" not in [name for name, _ in stage.seen.told]
+
+
+def test_a_draft_in_the_files_is_nobodys_to_overwrite(stage: Stage) -> None:
+    operation = stage.propose("policy") if edit(stage) else None
+    assert operation is not None
+    draft = edit(stage, 900)
+    stage.approve(operation.id)
+    assert stage.snapshot.policy.sha256 == operation.proposal.details["policy_sha256"]
+    assert files(stage) == draft
+
+
+def test_files_that_cannot_be_written_are_told(stage: Stage) -> None:
+    operation = stage.propose("policy") if edit(stage) else None
+    assert operation is not None
+    (stage.policy / "policy.yaml").unlink()
+    stage.approve(operation.id)
+    assert stage.snapshot.policy.sha256 == operation.proposal.details["policy_sha256"]
+    assert [name for name, _ in stage.seen.told].count("policy_files_differ") == 1
+
+
+def test_a_policy_in_which_an_officer_signs_is_refused(make: Make) -> None:
+    stage = make(development=True)
+    before = stage.snapshot.policy.sha256
+    text = POLICY.replace("spiffe://signer.example/ministry", A)
+    (stage.policy / "policy.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"{A} is a client in the policy"):
+        reload(stage)
+    assert stage.snapshot.policy.sha256 == before
+    with pytest.raises(ConfigError, match="is a client in the policy"):
+        stage.start()
+
+
+# --- officers ---------------------------------------------------------------------------------
+
+
+def test_the_officers_of_the_registry_have_their_role(stage: Stage) -> None:
+    assert roles_of(stage.snapshot.policy, A) == {Role.OFFICER}
+    stage.done("officers", remove=[C])
+    assert roles_of(stage.snapshot.policy, C) == frozenset()
+    assert len(stage.log.of(Kind.OFFICERS)) == 2
+
+
+def test_a_set_that_no_operation_made_is_not_recorded_as_if_one_had(stage: Stage) -> None:
+    """Somebody has written to the database."""
+    with stage.registry.writing() as write:
+        write.set_officers({A: pem(certificate_of(A)).encode(), B: b"x"})
+    stage.follower.follow()
+    assert len(stage.log.of(Kind.OFFICERS)) == 1
+    with pytest.raises(OperatorError, match="no operation leads to the officers"):
+        stage.start()
+
+
+def test_an_appliance_that_was_away_records_each_set_of_officers(stage: Stage) -> None:
+    follow = stage.follower.follow
+    stage.follower.follow = lambda: None  # type: ignore[method-assign]
+    stage.done("officers", remove=[C])
+    stage.follower.follow = follow  # type: ignore[method-assign]
+    stage.done("officers", add=[pem(certificate_of(C))])
+    assert len(stage.log.of(Kind.OFFICERS)) == 3
+    assert stage.log.control.problems == ()
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+def test_workers_hear_of_new_keys_before_they_are_served(stage: Stage) -> None:
+    seen: list[int] = []
+    count = lambda: seen.append(len(stage.snapshot.keys))  # noqa: E731
+    stage.hsm.refresh = count  # type: ignore[method-assign]
+    stage.key()
+    assert seen == [0]
+    assert len(stage.snapshot.keys) == 1
+    stage.done("deactivate", version=f"{CLINIC}/versions/1", at=int(START) + DAY)
+    assert seen == [0], "no key is new"
+
+
+def test_a_version_that_is_stopped_is_stopped_in_the_hsm_and_resumed_there(stage: Stage) -> None:
+    name = stage.key()
+    told(stage, "resume_keys")
+    stage.acts.suspend_key(A, name, "why")
+    for (stopped,) in told(stage, "stop_keys"):
+        assert {v.name: text for v, text in stopped.items()} == {name: f"{name} is SUSPENDED"}
+    stage.done("resume", target=name)
+    [(resumed,)] = told(stage, "resume_keys")
+    assert [v.name for v in resumed] == [name]
+    stage.acts.compromise(A, name, "why")
+    assert [v.name for v in told(stage, "stop_keys")[-1][0]] == [name]
+
+
+def test_a_suspended_facility_is_stopped_once(stage: Stage) -> None:
+    name = stage.key()
+    told(stage, "suspend")
+    stage.acts.suspend(A, Scope.GROUP, "01", "why")
+    [(suspended, halted)] = told(stage, "suspend")
+    assert suspended.reason("01-001")
+    assert not suspended.reason("02-001")
+    assert not suspended.reason("_audit")
+    assert [v.name for v in halted] == [name]
+    stage.acts.suspend(A, Scope.EVERYTHING, "", "why")
+    [(suspended, halted)] = told(stage, "suspend")
+    assert (suspended.reason("02-001") != "", halted) == (True, [])
+
+
+def test_what_is_suspended_is_so_after_a_restart(stage: Stage) -> None:
+    stage.acts.suspend(A, Scope.FACILITY, "01-001", "why")
+    stage.start()
+    [(suspended, _)] = told(stage, "suspend")
+    assert suspended.reason("01-001")
+    assert stage.snapshot.suspended.reason("01-001")
+
+
+def test_copies_of_all_that_has_ended_are_dropped_when_their_time_comes(stage: Stage) -> None:
+    """Also where two ends come between two looks."""
+    names = [stage.key(f"{CLINIC}-{n}") for n in range(3)]
+    for hours, name in enumerate(names, start=1):
+        stage.done("deactivate", version=name, at=int(START) + hours * HOUR)
+    stage.clock.time = START + 2 * HOUR
+    stage.follower.follow()
+    [(dropped,)] = told(stage, "drop")
+    assert sorted(v.name for v in dropped) == names[:2]
+    stage.follower.follow()
+    assert told(stage, "drop") == []
+    stage.clock.time = START + 9 * HOUR
+    stage.follower.follow()
+    [(dropped,)] = told(stage, "drop")
+    assert [v.name for v in dropped] == names[2:]
+
+
+def test_a_key_on_a_token_that_nobody_named_ends_the_start(stage: Stage) -> None:
+    stage.key()
+    stage.hsm.pools.clear()
+    stage.token.token = "other"
+    with pytest.raises(OperatorError, match="keys on token soft"):
+        stage.start()
+
+
+# --- a registry that cannot be read -----------------------------------------------------------
+
+
+def test_the_last_state_is_served_while_the_registry_cannot_be_read(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = stage.key()
+
+    def gone() -> None:
+        raise RegistryError("cannot read the registry")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.registry, "head", gone)
+        for _ in range(3):
+            stage.follower.follow()
+        assert len(stage.snapshot.keys) == 1
+    names = [what for what, _ in stage.seen.told]
+    assert names.count("registry_unreadable") == 1, "told once, not at every look"
+    stage.acts.suspend_key(A, name, "why")
+    assert stage.states(CLINIC) == ["SUSPENDED"]
+    assert stage.snapshot.keys.primary(stage.version(name).key, stage.clock.now()) is None

@@ -1,0 +1,392 @@
+"""A whole desk on one thread: real registry, follower, desk and executor around a token in memory.
+
+``Fate`` ends the program at any point of its work, as a power cut would; ``Stage.start``
+builds it anew from what was kept: the registry, the token and the log.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor as Lanes
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import copyfile
+from types import SimpleNamespace
+from typing import Any, cast
+
+import sqlalchemy as sa
+from people import OFFICERS, A, B, sign
+from softtoken import Fate, SoftToken
+
+from signer.audit.format.record import Kind, Record, Value, encode, parse
+from signer.audit.write.inbox import AuditUnavailable
+from signer.clock import Clock
+from signer.config import Config, OperationsConfig, read_policy
+from signer.daemon.serving import Follower
+from signer.keys.registry import Registry
+from signer.keys.writing import Writing
+from signer.model import KeyVersion, TokenAdmin, parse_key_or_version
+from signer.officers.approval import Proposal
+from signer.officers.emergency import Acts
+from signer.officers.execution import Executor, Surroundings
+from signer.officers.kinds.base import World
+from signer.officers.offline_check import DualControl
+from signer.officers.proposals import Desk, Prepared
+from signer.officers.records import OperationsJournal, first_officers_fields
+from signer.officers.store import Operation, State
+from signer.signing.engine import Snapshot
+
+ORIGIN = "signer.example/log"
+START = 1_767_571_200.0  # 2026-01-05T00:00:00Z
+HOUR, DAY = 3600, 86_400
+LIFE = 24 * HOUR
+
+POLICY = """\
+groups:
+  "01": {name: Ha Noi, clients: []}
+  "02": {name: Hue, clients: []}
+profiles:
+  clinic:
+    formats: [JWS, MESSAGE]
+    algorithms: [ES256, EdDSA, PS256]
+    max_batch_items: 500
+    quotas: [200 per second]
+  ministry:
+    formats: [HCERT, DIGEST]
+    blind: [DIGEST]
+    algorithms: [ES256]
+    max_batch_items: 4096
+    hcert: {issuer: VN, validity_days: 365}
+  border:
+    formats: [HCERT]
+    algorithms: [ES256]
+    max_batch_items: 10
+    hcert: {issuer: VN, validity_days: 10}
+facilities:
+  01-001:
+    profile: clinic
+    group: "01"
+    clients: [spiffe://signer.example/facility/01-001]
+  02-001:
+    profile: clinic
+    group: "02"
+    clients: [spiffe://signer.example/facility/02-001]
+  moh:
+    profile: ministry
+    clients: [spiffe://signer.example/ministry]
+    keys:
+      dcc: {formats: [HCERT]}
+      digest: {formats: [DIGEST]}
+"""
+CLINIC, MINISTRY = "facilities/01-001/keys/records", "facilities/moh/keys/dcc"
+
+
+class SetClock:
+    """A clock that a test sets; never behind the log's last record, as FlooredClock is."""
+
+    def __init__(self) -> None:
+        self.time = START
+        self.floor: Callable[[], float] = lambda: 0.0
+
+    def now(self) -> float:
+        return max(self.time, self.floor())
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def forward(self, seconds: float) -> None:
+        self.time = self.now() + seconds
+
+
+class MemoryLog:
+    """Records in memory, each judged by the rules of dual control as it comes."""
+
+    def __init__(self, clock: Clock, fate: Fate) -> None:
+        self._clock, self._fate = clock, fate
+        self.control = DualControl()
+        self.records: list[Record] = []
+        self.full = False
+
+    @property
+    def last_time(self) -> int:
+        return self.records[-1].time_us if self.records else 0
+
+    def append(self, kind: Kind, fields: Mapping[str, Value]) -> int:
+        self._fate.at(f"before the record {kind}")
+        if self.full:
+            raise AuditUnavailable("the disk is full")
+        seq = len(self.records)
+        time_us = max(int(self._clock.now() * 1_000_000), self.last_time)
+        record = parse(encode(seq, time_us, kind, fields)[0])
+        self.records.append(record)
+        self.control.apply(record)
+        self._fate.at(f"after the record {kind}")
+        return seq
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def of(self, *kinds: Kind) -> list[Record]:
+        return [each for each in self.records if each.kind in kinds]
+
+
+class MortalRegistry(Registry):
+    """A registry around whose transactions the program can end."""
+
+    fate: Fate
+
+    @contextmanager
+    def writing(self, *, counts: bool = True) -> Iterator[Writing]:
+        self.fate.at("before a transaction")
+        with super().writing(counts=counts) as write:
+            yield write
+            self.fate.at("before a commit")
+        self.fate.at("after a commit")
+
+
+class Inline(Lanes):
+    """Works at once, in the caller's thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+class Seen:
+    """All that is told to logs and metrics."""
+
+    def __init__(self) -> None:
+        self.bugs: list[Exception] = []
+        self.told: list[tuple[str, Any]] = []
+
+    def operation(self, identity: str, kind: str, state: str, note: str) -> None:
+        self.told.append((identity, (kind, state, note)))
+
+    def operation_bug(self, identity: str, error: Exception) -> None:
+        del identity
+        self.bugs.append(error)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.told.append((name, arguments))
+
+
+class FakeHsm:
+    """Remembers what it was told."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.pools = dict.fromkeys(tokens)
+        self.told: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.told.append((name, arguments))
+
+
+class FakeTrail:
+    """The part of the trail that the follower writes to."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    @property
+    def evidence(self) -> Any:
+        control = self._log.control
+        return SimpleNamespace(officers=control.officers, policy=control.policy)
+
+    def policy(self, sha256: str, text: bytes, approval: Mapping[str, Value]) -> None:
+        del text
+        fields = {"policy": bytes.fromhex(sha256), **approval}
+        with suppress(AuditUnavailable):
+            self._log.append(Kind.POLICY, fields)
+
+    def keys_changed(self, before: Any, after: Any) -> None:
+        """Says nothing of dual control."""
+
+
+def empty_registry(path: Path) -> Path:
+    """Makes a registry to copy: building the schema each time would be most of the time."""
+    Registry.open(f"sqlite:///{path}", create=True).close()
+    return path
+
+
+def open_registry(path: Path, fate: Fate) -> MortalRegistry:
+    registry = MortalRegistry.open(f"sqlite:///{path}")
+    registry.fate = fate
+    # No test cuts the power: what is written need not reach the disk.
+    sa.event.listen(registry._engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
+    registry._engine.dispose()
+    return registry
+
+
+class Stage:
+    """One appliance; ``do`` is for operations with one thing changed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        template: Path,
+        *,
+        officers: Mapping[str, bytes] = OFFICERS,
+        needed: OperationsConfig | None = None,
+        development: bool = False,
+        log: Callable[[Clock, Fate], Any] = MemoryLog,
+        lanes: Lanes | None = None,
+    ) -> None:
+        self.fate, self.clock, self.seen = Fate(), SetClock(), Seen()
+        self.token = SoftToken(self.fate)
+        self.policy = folder / "policy"
+        self.policy.mkdir(parents=True)
+        (self.policy / "policy.yaml").write_text(POLICY)
+        self.config = cast(
+            "Config",
+            SimpleNamespace(
+                policy=self.policy,
+                tokens=(SimpleNamespace(label=self.token.token),),
+                operations=needed or OperationsConfig(),
+            ),
+        )
+        self._development = development
+        self._lanes = lanes or Inline()
+        copyfile(template, folder / "registry.sqlite")
+        self.registry = open_registry(folder / "registry.sqlite", self.fate)
+        text = read_policy(self.policy)
+        with self.registry.writing() as write:
+            write.set_officers(officers)
+            write.put_policy(text.text)
+        self.log = log(self.clock, self.fate)
+        self.clock.floor = lambda: self.log.last_time / 1e6
+        sha256 = bytes.fromhex(text.policy.sha256)
+        self.log.append(
+            Kind.OFFICERS, first_officers_fields(officers, sha256, development=development)
+        )
+        self.start()
+
+    def start(self, *, crash_after: int | None = None) -> None:
+        """Begins anew, with what the registry, the token and the log hold."""
+        self.fate.revive()
+        if crash_after is not None:
+            self.fate.crash_after(crash_after)
+        self.hsm = FakeHsm(self.token.token)
+        self.follower = Follower(
+            self.config,
+            self.registry,
+            cast("Any", self.hsm),
+            self.clock,
+            self.seen,
+            development=self._development,
+        )
+        journal = OperationsJournal(cast("Any", self.log))
+        self.engine = SimpleNamespace(snapshot=self.follower.snapshot())
+        self.follower.attach(self.engine, cast("Any", FakeTrail(self.log)), journal)
+        self.follower.begin()
+        around = Surroundings(
+            registry=self.registry,
+            world=self.follower.world,
+            steady=self.follower.steady,
+            admin=self._admin,
+            journal=journal,
+            observer=self.seen,
+            follow=self.follower.follow,
+            clock=self.clock,
+            origin=ORIGIN,
+            expire_seconds=LIFE,
+        )
+        self.executor = Executor(around, self._lanes)
+        self.desk = Desk(around, self.executor)
+        self.acts = Acts(
+            self.registry,
+            journal,
+            lambda: self.snapshot.policy,
+            self.follower.follow,
+            self.clock,
+        )
+        self.executor.sweep()
+
+    def close(self) -> None:
+        self.registry.close()
+        self.log.close()
+
+    @contextmanager
+    def _admin(self, label: str) -> Iterator[TokenAdmin]:
+        assert label == self.token.token
+        self.fate.at("before the administrative worker")
+        yield self.token
+        self.fate.at("after the administrative worker")
+
+    # --- what is so ------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        snapshot: Snapshot = self.engine.snapshot
+        return snapshot
+
+    @property
+    def world(self) -> World:
+        return self.follower.world()
+
+    def version(self, name: str) -> KeyVersion:
+        key, number = parse_key_or_version(name)
+        found = self.registry.state().keys.version(key, number or 1)
+        assert found is not None, f"there is no {name}"
+        return found
+
+    def states(self, key: str) -> list[str]:
+        """The states of a key's versions, oldest first."""
+        name, _ = parse_key_or_version(key)
+        return [str(v.state_at(self.clock.now())) for v in self.registry.versions(name)]
+
+    def operation(self, identity: str) -> Operation:
+        return self.desk.get(identity)[0]
+
+    # --- what officers do ------------------------------------------------------------------
+
+    def prepare(
+        self, kind: str, attachment: bytes = b"", *, by: str = A, **arguments: Any
+    ) -> Prepared:
+        self.clock.forward(0.01)
+        return self.desk.prepare(by, kind, json.dumps(arguments), attachment)
+
+    def problems(self, kind: str, attachment: bytes = b"", **arguments: Any) -> list[str]:
+        return self.prepare(kind, attachment, **arguments).problems
+
+    def propose(
+        self, kind: str, attachment: bytes = b"", *, by: str = A, **arguments: Any
+    ) -> Operation:
+        prepared = self.prepare(kind, attachment, by=by, **arguments)
+        assert not prepared.problems, prepared.problems
+        return self.put(prepared.content, attachment, by=by)
+
+    def put(self, content: bytes, attachment: bytes = b"", *, by: str = A) -> Operation:
+        """Proposes bytes as they are."""
+        return self.desk.propose(by, content, sign(by, content), attachment)
+
+    def crafted(self, kind: str, **members: Any) -> bytes:
+        """The bytes of an operation as an officer might write them himself."""
+        now = int(self.clock.now())
+        proposal = Proposal(ORIGIN, str(uuid.uuid4()), kind, A, now, now + LIFE, 2, members)
+        return proposal.canonical()
+
+    def approve(self, identity: str, *, by: str = B) -> Operation:
+        self.clock.forward(0.01)
+        content = self.operation(identity).content
+        return self.desk.approve(by, identity, sign(by, content))
+
+    def do(self, kind: str, attachment: bytes = b"", **arguments: Any) -> Operation:
+        """Proposes, approves and executes; returns it at its end, whichever that is."""
+        identity = self.propose(kind, attachment, **arguments).id
+        self.approve(identity)
+        return self.operation(identity)
+
+    def done(self, kind: str, attachment: bytes = b"", **arguments: Any) -> Operation:
+        operation = self.do(kind, attachment, **arguments)
+        assert operation.state is State.DONE, operation.note
+        return operation
+
+    def key(self, name: str = CLINIC, **arguments: Any) -> str:
+        """Makes a key, active unless told otherwise; returns its first version's name."""
+        defaults = {"key": name, "algorithm": "ES256", "activate": True}
+        self.done("create-key", **defaults | arguments)
+        return f"{name}/versions/1"

@@ -1,0 +1,54 @@
+"""The real audit log in the place of the one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from softtoken import Fate
+
+from signer.audit.format.record import Kind, Record, Value
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog
+from signer.clock import Clock
+from signer.officers.offline_check import DualControl
+
+
+class DiskLog:
+    """An audit log in a folder, whose records are kept in memory besides."""
+
+    def __init__(self, folder: Path, clock: Clock, fate: Fate) -> None:
+        self._fate = fate
+        self.control = DualControl()
+        self.records: list[Record] = []
+        self.full = False
+        self.log = AuditLog.open(
+            folder,
+            origin="signer.example/log",
+            clock=clock,
+            low_disk_bytes=1 << 20,
+            ballast_bytes=1 << 20,
+            on_record=self._heard,
+        )
+
+    @property
+    def last_time(self) -> int:
+        return self.records[-1].time_us if self.records else 0
+
+    def append(self, kind: Kind, fields: Mapping[str, Value]) -> int:
+        self._fate.at(f"before the record {kind}")
+        if self.full:
+            raise AuditUnavailable("the disk is full")
+        seq = self.log.append(kind, fields)
+        self._fate.at(f"after the record {kind}")
+        return seq
+
+    def of(self, *kinds: Kind) -> list[Record]:
+        return [each for each in self.records if each.kind in kinds]
+
+    def close(self) -> None:
+        self.log.close()
+
+    def _heard(self, record: Record) -> None:
+        self.records.append(record)
+        self.control.apply(record)

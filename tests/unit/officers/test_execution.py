@@ -1,0 +1,347 @@
+"""Executing what was approved: once, whole, and on from wherever it was interrupted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from opstage import CLINIC, START, Stage
+from people import A, B, C, D, pem_of, sign
+from softtoken import Crash
+
+from signer.audit.format.record import Kind
+from signer.errors import CallError, Reason
+from signer.keys.database import RegistryError
+from signer.model import KeyState, Scope
+from signer.officers.execution import MAX_NOTE
+from signer.officers.store import State
+
+HEAD = "facility,group,profile,clients,key,algorithm,bits"
+
+
+def create_key(stage: Stage, n: int) -> str:
+    members = {"key": f"{CLINIC}-{n}", "algorithm": "ES256", "activate": True}
+    return stage.propose("create-key", **members).id
+
+
+def new_version(stage: Stage, n: int) -> str:
+    if not n:
+        stage.key()
+    return stage.propose("new-version", key=CLINIC, subject="CN=x").id
+
+
+def enrol(stage: Stage, n: int) -> str:
+    rows = [f"x{n}-{i},,clinic,spiffe://signer.example/f,records,ES256," for i in range(3)]
+    return stage.propose("enrol", "\n".join([HEAD, *rows]).encode()).id
+
+
+def rotate(stage: Stage, n: int) -> str:
+    keys = [f"facilities/r{n}/keys/{name}" for name in "ab"]
+    for key in keys:
+        stage.key(key)
+    members = {"activate_at": 0, "overlap_seconds": 0}
+    return stage.propose("rotate", "\n".join(keys).encode(), **members).id
+
+
+def destroy(stage: Stage, n: int) -> str:
+    name = stage.key(f"{CLINIC}-{n}", activate=False)
+    stage.done("schedule-destruction", version=name)
+    return stage.propose("destroy", version=name).id
+
+
+def resume(stage: Stage, n: int) -> str:
+    name = stage.key(f"{CLINIC}-{n}")
+    stage.acts.suspend_key(C, name, "why")
+    return stage.propose("resume", target=name).id
+
+
+def lift(stage: Stage, n: int) -> str:
+    del n
+    stage.acts.suspend(C, Scope.EVERYTHING, "", "why")
+    return stage.propose("resume", target="everything").id
+
+
+def officers(stage: Stage, n: int) -> str:
+    members = {"remove": [D]} if n % 2 else {"add": [pem_of(D)]}
+    return stage.propose("officers", **members).id
+
+
+def policy(stage: Stage, n: int) -> str:
+    path = stage.policy / "policy.yaml"
+    path.write_text(path.read_text() + f"# {n}\n")
+    return stage.propose("policy").id
+
+
+MAKERS = [create_key, new_version, enrol, rotate, destroy, resume, lift, officers, policy]
+
+
+def crash_at_points(stage: Stage, make: Callable[[Stage, int], str], step: int) -> None:
+    """Makes one operation for each point at which the program ends, from the first to the last."""
+    points, crashed = step // 2, True
+    while crashed:
+        identity = make(stage, points // step)
+        stage.fate.crash_after(points)
+        try:
+            stage.approve(identity)
+            crashed = False
+        except Crash:
+            stage.start()
+        stage.fate.revive()
+        if stage.operation(identity).state is State.PROPOSED:
+            stage.approve(identity)
+        operation = stage.operation(identity)
+        assert (operation.state, operation.recorded) == (State.DONE, True)
+        registered = {
+            v.cka_id for v in stage.registry.state().keys if v.state is not KeyState.DESTROYED
+        }
+        assert registered == stage.token.keys.keys()
+        points += step
+    assert points > 15
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_a_crash_neither_loses_nor_repeats(stage: Stage, make: Callable[[Stage, int], str]) -> None:
+    crash_at_points(stage, make, 6)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_a_crash_at_any_point_neither_loses_nor_repeats(
+    stage: Stage, make: Callable[[Stage, int], str]
+) -> None:
+    crash_at_points(stage, make, 1)
+
+
+def test_two_officers_race_for_the_last_signature(tmp_path: Path, template: Path) -> None:
+    lanes = ThreadPoolExecutor(4)
+    stage = Stage(tmp_path / "stage", template, lanes=lanes)
+    for round_ in range(5):
+        identity = create_key(stage, round_)
+        content = stage.operation(identity).content
+        ready = threading.Barrier(2)
+
+        def approve(who: str, identity: str = identity, content: bytes = content) -> bool:
+            ready.wait()  # noqa: B023 - used in this round only
+            try:
+                stage.desk.approve(who, identity, sign(who, content))
+            except CallError as error:
+                return "takes no more signatures" not in error.message
+            return True
+
+        with ThreadPoolExecutor(2) as two:
+            heard = sorted(two.map(approve, (B, C)))
+        assert heard == [False, True]
+    lanes.shutdown(wait=True)
+    assert len(stage.token.keys) == 5
+    assert len(stage.log.of(Kind.EXECUTION)) == 5
+    assert {o.state for o in stage.desk.page(None, 10, None)} == {State.DONE}
+    assert stage.log.control.problems == ()
+    stage.close()
+
+
+def test_what_has_ended_is_not_executed_again(stage: Stage) -> None:
+    """A sweep may have found it unfinished just before."""
+    identity = create_key(stage, 1)
+    stage.approve(identity)
+    stage.executor.submit(identity)
+    stage.executor._conclude(identity)
+    assert stage.operation(identity).state is State.DONE
+    assert len(stage.log.of(Kind.EXECUTION)) == len(stage.log.of(Kind.EXECUTED)) == 1
+
+
+@pytest.mark.parametrize("end", ["reject", "expire", "propose"])
+def test_what_is_not_approved_is_not_executed(stage: Stage, end: str) -> None:
+    identity = create_key(stage, 1)
+    if end == "reject":
+        stage.desk.reject(B, identity, "no")
+    if end == "expire":
+        stage.clock.forward(24 * 3600)
+    stage.executor.submit(identity)
+    stage.executor.sweep()
+    assert stage.operation(identity).state_at(stage.clock.now()) is not State.DONE
+    assert stage.token.keys == {}
+    assert stage.log.of(Kind.EXECUTION) == []
+
+
+def test_an_officer_who_is_none_any_more_does_not_count(stage: Stage) -> None:
+    """He had signed while he was one; the program ended, and began after he had left."""
+    identity = stage.propose("create-key", key=CLINIC, algorithm="ES256").id
+    stage.fate.crash_after(6)
+    with pytest.raises(Crash):
+        stage.approve(identity, by=C)
+    stage.fate.revive()
+    assert stage.operation(identity).state is State.APPROVED
+    with stage.registry.writing() as write:
+        write.set_officers({who: der for who, der in stage.acts.officers().items() if who != C})
+    stage.log.control.officers = dict(stage.acts.officers())
+    stage.start()
+    operation = stage.operation(identity)
+    assert operation.state is State.FAILED
+    assert "1 of 2 officers have validly signed" in operation.note
+    assert stage.token.keys == {}
+
+
+def test_bytes_that_were_changed_in_the_registry_are_not_executed(stage: Stage) -> None:
+    """Whoever can write to the database has no officer's key."""
+    identity = create_key(stage, 1)
+    one, other = f"{CLINIC}-1".encode(), f"{CLINIC}-2".encode()
+    content = stage.operation(identity).content.replace(one, other)
+    with stage.registry.writing() as write:
+        write.connection.exec_driver_sql("UPDATE operations SET content = ?", (content,))
+    with pytest.raises(CallError, match="not by"):
+        stage.desk.approve(B, identity, sign(B, content.replace(other, one)))
+    stage.desk.approve(B, identity, sign(B, content))  # even where one officer goes along
+    assert stage.operation(identity).state is State.PROPOSED
+    assert stage.token.keys == {}
+    [problem] = stage.log.control.problems  # and the log tells of it
+    assert "is not by" in problem
+    stage.log.control._problems.clear()
+
+
+def test_an_approved_operation_under_another_id_is_not_executed(stage: Stage) -> None:
+    first = create_key(stage, 1)
+    stage.approve(first)
+    second = create_key(stage, 2)
+    with stage.registry.writing() as write:
+        run = write.connection.exec_driver_sql
+        run(
+            "UPDATE operations SET state = 'APPROVED', appliance = 'signer.example/log', content ="
+            " (SELECT content FROM operations WHERE id = ?) WHERE id = ?",
+            (first, second),
+        )
+        run("DELETE FROM signatures WHERE operation = ?", (second,))
+        run(
+            "INSERT INTO signatures (operation, officer, signature, at) SELECT ?, officer,"
+            " signature, at FROM signatures WHERE operation = ?",
+            (second, first),
+        )
+    stage.executor.submit(second)
+    assert len(stage.log.of(Kind.EXECUTION)) == 1
+    assert len(stage.token.keys) == 1
+
+
+# --- a registry that does not answer, a log that takes nothing -------------------------------
+
+
+@pytest.fixture
+def gone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Has the registry refuse its n-th next write, after the write or instead of it."""
+    writing = stage.registry.writing
+
+    def refuse(after: int) -> None:
+        left = iter(range(after))
+
+        def broken(*, counts: bool = True):  # type: ignore[no-untyped-def] # noqa: ANN202
+            if next(left, None) is None:
+                monkeypatch.setattr(stage.registry, "writing", writing)
+                raise RegistryError("cannot write the registry")
+            return writing(counts=counts)
+
+        monkeypatch.setattr(stage.registry, "writing", broken)
+
+    yield refuse
+    stage.seen.bugs.clear()
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_registry_that_is_gone_for_a_moment(
+    stage: Stage, gone: Callable[[int], None], after: int
+) -> None:
+    identity = create_key(stage, 1)
+    gone(after)
+    try:
+        stage.approve(identity)
+    except CallError as error:
+        if error.reason is not Reason.REGISTRY_UNAVAILABLE:
+            raise
+        stage.approve(identity)
+    stage.executor.sweep()
+    if stage.operation(identity).state is State.FAILED:
+        stage.desk.retry(A, identity)
+    assert stage.operation(identity).state is State.DONE
+    assert stage.states(f"{CLINIC}-1") == ["ACTIVE"]
+    assert len(stage.token.keys) == 1
+
+
+def test_a_commit_whose_answer_got_lost_stays_done(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = stage.executor._finish
+
+    def lost(*arguments: object) -> None:
+        finish(*arguments)  # type: ignore[arg-type]
+        raise RegistryError("the connection was lost")
+
+    monkeypatch.setattr(stage.executor, "_finish", lost)
+    identity = create_key(stage, 1)
+    stage.approve(identity)
+    operation = stage.operation(identity)
+    assert (operation.state, operation.note, operation.recorded) == (State.DONE, "", True)
+
+
+def test_without_a_log_nothing_is_executed(stage: Stage) -> None:
+    identity = create_key(stage, 1)
+    stage.log.full = True
+    with pytest.raises(CallError, match="the audit log takes no record"):
+        stage.approve(identity)
+    assert stage.token.keys == {}
+    stage.log.full = False
+    stage.start()
+    operation = stage.operation(identity)
+    assert operation.state is State.FAILED
+    stage.desk.retry(A, identity)
+    assert stage.operation(identity).state is State.DONE
+    stage.seen.bugs.clear()
+
+
+def test_a_bug_of_ours_ends_the_operation_and_is_told(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stage.token, "generate", broken)
+    identity = create_key(stage, 1)
+    stage.approve(identity)
+    operation = stage.operation(identity)
+    assert operation.state is State.FAILED
+    assert operation.note.startswith("internal error: ZeroDivisionError")
+    [bug] = stage.seen.bugs
+    assert isinstance(bug, ZeroDivisionError)
+    stage.seen.bugs.clear()
+
+
+def test_a_long_note_is_cut(stage: Stage) -> None:
+    rows = [f"x-{i},,clinic,spiffe://signer.example/f,records,ES256," for i in range(200)]
+    content = "\n".join([HEAD, *rows]).encode()
+    identity = stage.propose("enrol", content).id
+    for i in range(3):
+        stage.key(f"facilities/x-{i}/keys/records", activate=False)
+    stage.approve(identity)
+    note = stage.operation(identity).note
+    assert "line 2: facilities/x-0/keys/records exists already" in note
+    assert len(note) <= MAX_NOTE
+
+
+def test_how_far_it_is_is_told_while_it_lasts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"x-{i},,clinic,spiffe://signer.example/f,records,ES256," for i in range(120)]
+    identity = stage.propose("enrol", "\n".join([HEAD, *rows]).encode()).id
+    seen: list[tuple[State, int, int]] = []
+    generate = stage.token.generate
+
+    def watched(*arguments: object) -> bytes:
+        operation = stage.operation(identity)
+        seen.append((operation.state, operation.done, operation.total))
+        return generate(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage.token, "generate", watched)
+    stage.approve(identity)
+    assert (State.EXECUTING, 50, 120) in seen
+    assert (State.EXECUTING, 100, 120) in seen
+    assert stage.operation(identity).done == 120
+    assert stage.clock.now() > START

@@ -1,0 +1,107 @@
+"""The kind policy: a text put in force by its hash."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from opstage import POLICY, Stage
+from people import A
+
+from signer.config import policy_text
+from signer.config.policy_documents import PolicyFile
+from signer.errors import CallError
+from signer.officers.store import State
+
+
+def draft(stage: Stage, old: str, new: str) -> None:
+    assert old in POLICY
+    (stage.policy / "policy.yaml").write_text(POLICY.replace(old, new))
+
+
+def test_a_policy_is_put_in_force(stage: Stage) -> None:
+    draft(stage, "200 per second", "300 per second")
+    before = stage.snapshot.policy.sha256
+    shown = stage.prepare("policy").difference
+    assert "~ facility 01-001: quotas 200 per second becomes 300 per second" in shown
+    operation = stage.done("policy")
+    assert stage.snapshot.policy.sha256 == (operation.result or {})["policy_sha256"]
+    assert operation.proposal.details["replaces"] == before
+    assert stage.log.control.policy.hex() == stage.snapshot.policy.sha256
+
+
+def test_a_policy_that_says_the_same_in_other_words(stage: Stage) -> None:
+    draft(stage, "profiles:", "# a remark\nprofiles:")
+    assert stage.prepare("policy").difference == ["  what the rules come to is the same"]
+    stage.done("policy")
+
+
+def test_a_policy_is_refused(stage: Stage) -> None:
+    assert "in force already" in stage.problems("policy")[0]
+    draft(stage, "[JWS, MESSAGE]", "[JWS, CMS]")
+    assert "profiles.clinic.formats" in "\n".join(stage.problems("policy"))
+    draft(stage, "clients: [spiffe://signer.example/ministry]", f"clients: [{A}]")
+    assert f"{A} is a client in the policy" in stage.problems("policy")[0]
+    draft(stage, "200 per second", "300 per second")
+    [problem] = stage.problems("policy", policy_sha256="0" * 64)
+    assert "the appliance's files hold" in problem
+    assert "takes no attachment" in stage.problems("policy", b"x")[0]
+
+
+def test_what_is_put_in_force_is_what_was_proposed_whatever_the_files_say_then(
+    stage: Stage,
+) -> None:
+    draft(stage, "200 per second", "300 per second")
+    operation = stage.propose("policy")
+    draft(stage, "200 per second", "900 per second")
+    stage.approve(operation.id)
+    assert stage.operation(operation.id).state is State.DONE
+    assert stage.snapshot.policy.sha256 == operation.proposal.details["policy_sha256"]
+    assert str(stage.snapshot.policy.facilities["01-001"].terms.quotas[0]) == "300 per second"
+
+
+def test_a_policy_that_was_put_in_force_since(stage: Stage) -> None:
+    draft(stage, "200 per second", "300 per second")
+    late = stage.propose("policy").id
+    draft(stage, "200 per second", "400 per second")
+    stage.done("policy")
+    stage.approve(late)
+    assert "another policy was put in force since" in stage.operation(late).note
+    assert str(stage.snapshot.policy.facilities["01-001"].terms.quotas[0]) == "400 per second"
+
+
+def document(stage: Stage) -> str:
+    """Keeps a document that is no policy; a CSV of an enrolment is one."""
+    with stage.registry.writing(counts=False) as write:
+        return write.store(b"facility,group\n")
+
+
+def unreadable(stage: Stage) -> str:
+    """Keeps the text of a policy that this release refuses."""
+    with stage.registry.writing(counts=False) as write:
+        return write.store(policy_text([PolicyFile("x.yaml", b"rules: []\n")]))
+
+
+@pytest.mark.parametrize("kept", [document, unreadable, lambda _: "0" * 64])
+def test_what_an_officer_has_written_otherwise(stage: Stage, kept: Any) -> None:
+    """A document that is kept for something else is no policy."""
+    members = {"policy_sha256": kept(stage), "replaces": stage.snapshot.policy.sha256}
+    with pytest.raises(CallError, match="OPERATION_REFUSED"):
+        stage.put(stage.crafted("policy", **members))
+    assert stage.desk.page(None, 10, None) == []
+
+
+def test_the_policy_in_force_cannot_be_put_back_by_an_old_approval(stage: Stage) -> None:
+    first = stage.snapshot.policy.sha256
+    draft(stage, "200 per second", "300 per second")
+    old = stage.done("policy")
+    (stage.policy / "policy.yaml").write_text(POLICY)
+    stage.done("policy")
+    assert stage.snapshot.policy.sha256 == first
+    with pytest.raises(CallError, match=r"is proposed already|was put in force since"):
+        stage.put(old.content)
+    with pytest.raises(CallError, match="is DONE, not FAILED"):
+        stage.desk.retry(A, old.id)
+    assert stage.snapshot.policy.sha256 == first
+    assert sha256(stage.registry.document(first) or b"").hexdigest() == first

@@ -1,0 +1,316 @@
+"""The desk: what it hears, what it keeps, whose signatures it takes, what it lists."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opstage import CLINIC, DAY, LIFE, ORIGIN, START, Stage
+from people import OFFICERS, A, B, C, D, E, sign
+
+from signer.audit.format.record import Kind
+from signer.config import OperationsConfig
+from signer.errors import CallError
+from signer.officers.approval import MAX_BYTES, Proposal, parse
+from signer.officers.kinds.table import KINDS
+from signer.officers.store import Operation, State, Store
+
+KEY = {"key": CLINIC, "algorithm": "ES256", "activate": True}
+
+
+NO_OBJECTS = [
+    *("{", "[]", "7", "null", "nul", "\0", '"x"', "\ufeff{}"),
+    *("[" * 100_000, '{"a":' * 100_000, "9" * 5000),
+    *('{"key": "\\ud800"}', '{"\\udfff": 1}'),
+]
+NONSENSE = [
+    *("", "{}", '{"a": NaN}', '{"version": [[[[[[]]]]]]}', '{"at": 1e999}', '{"target": {}}'),
+    '{"key": 7, "algorithm": null, "version": true, "activate_at": "x"}',
+]
+
+
+def key(stage: Stage, **changed: Any) -> Operation:
+    by = changed.pop("by", A)
+    return stage.propose("create-key", by=by, **KEY | changed)
+
+
+def heard(call: Callable[[], object]) -> CallError:
+    with pytest.raises(CallError) as refused:
+        call()
+    return refused.value
+
+
+# --- arguments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    NO_OBJECTS,
+    ids=range(13),
+)
+def test_arguments_that_are_no_object(stage: Stage, arguments: str) -> None:
+    error = heard(lambda: stage.desk.prepare(A, "create-key", arguments, b""))
+    assert error.message == "arguments: is no JSON object"
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize(
+    "arguments",
+    NONSENSE,
+    ids=range(7),
+)
+@pytest.mark.parametrize("attachment", [b"", b"\0\xff" * 50, b"[[]]"], ids=range(3))
+def test_nonsense_is_told_for_every_kind(
+    stage: Stage, kind: str, arguments: str, attachment: bytes
+) -> None:
+    prepared = stage.desk.prepare(A, kind, arguments, attachment)
+    assert prepared.problems or (kind, attachment) == ("officers", b"")
+    assert bool(prepared.content) is not bool(prepared.problems)
+
+
+def test_a_kind_that_there_is_not(stage: Stage) -> None:
+    error = heard(lambda: stage.desk.prepare(A, "sign-anything", "{}", b""))
+    assert "is none of activate, create-key" in error.message
+
+
+def test_an_operation_that_is_too_long_to_read(stage: Stage) -> None:
+    members = {"version": "x" * MAX_BYTES}
+    assert stage.problems("deactivate", **members)
+    long = {"version": CLINIC, "certificate": "a" * (2 * MAX_BYTES), "issuers": []}
+    assert stage.problems("import-certificate", **long)
+
+
+# --- proposing ------------------------------------------------------------------------------
+
+
+def other(stage: Stage, **members: Any) -> bytes:
+    now = int(stage.clock.now())
+    good: dict[str, Any] = {
+        "origin": ORIGIN,
+        "id": str(uuid.uuid4()),
+        "kind": "create-key",
+        "proposer": A,
+        "proposed_at": now,
+        "expires_at": now + LIFE,
+        "officers": 2,
+        "details": KEY | {"token": "soft"},
+    }
+    return Proposal(**good | members).canonical()
+
+
+def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
+    prepared = stage.prepare("create-key", **KEY)
+    operation = stage.put(prepared.content)
+    assert (operation.content, operation.state) == (prepared.content, State.PROPOSED)
+    assert stage.desk.get(operation.id)[1] == prepared.difference
+    [record] = stage.log.of(Kind.PROPOSAL)
+    assert record.fields["content"] == prepared.content
+    assert stage.put(other(stage)).state is State.PROPOSED
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"origin": "another.example/log"}, "it is for the log another.example/log"),
+        ({"proposer": B}, "only he proposes it"),
+        ({"officers": 3}, "another number of officers"),
+        ({"officers": 1}, "needs 2 officers at least"),
+        ({"proposed_at": int(START) - 2 * LIFE, "expires_at": int(START) - LIFE}, "too long ago"),
+        ({"proposed_at": int(START) + 99, "expires_at": int(START) + 99 + LIFE}, "too long ago"),
+        ({"expires_at": int(START) + 10 * LIFE}, "another life"),
+        ({"expires_at": int(START) + 60}, "another life"),
+        ({"kind": "sign-anything"}, "another number of officers"),
+        ({"details": {}}, "key: is missing"),
+        ({"details": KEY | {"token": "soft", "more": 1}}, "more: is not known"),
+        ({"details": KEY | {"token": "soft", "bits": "0"}}, "whole number"),
+    ],
+)
+def test_a_proposal_is_refused(stage: Stage, members: dict[str, Any], told: str) -> None:
+    assert told in heard(lambda: stage.put(other(stage, **members))).message
+    assert stage.desk.page(None, 10, None) == []
+    assert stage.log.of(Kind.PROPOSAL) == []
+
+
+def test_one_changed_byte_is_refused_wherever_it_is(stage: Stage) -> None:
+    content = stage.prepare("create-key", **KEY).content
+    signature = sign(A, content)
+    for place in range(0, len(content), 3):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        with pytest.raises(CallError):
+            stage.desk.propose(A, bytes(changed), signature, b"")
+    assert stage.desk.page(None, 10, None) == []
+
+
+def test_a_signature_of_somebody_else_proposes_nothing(stage: Stage) -> None:
+    content = stage.prepare("create-key", **KEY).content
+    for signature in (sign(B, content), sign(A, content)[:-1], b"", b"x" * 2000):
+        error = heard(lambda signature=signature: stage.desk.propose(A, content, signature, b""))
+        assert error.reason == "APPROVAL_INVALID"
+    error = heard(lambda: key(stage, by=D))
+    assert f"{D} is no officer" in error.message
+
+
+@pytest.mark.parametrize("end", ["proposed", "done", "rejected", "expired"])
+def test_a_proposal_cannot_be_made_again(stage: Stage, end: str) -> None:
+    operation = key(stage)
+    if end == "done":
+        stage.approve(operation.id)
+    if end == "rejected":
+        stage.desk.reject(A, operation.id, "no")
+    if end == "expired":
+        stage.clock.forward(LIFE)
+    with pytest.raises(CallError, match=r"proposed already|too long ago|exists"):
+        stage.put(operation.content)
+    assert len(stage.log.of(Kind.PROPOSAL)) == 1
+
+
+def test_an_attachment_is_for_kinds_that_take_one(stage: Stage) -> None:
+    assert "takes no attachment" in stage.problems("create-key", b"x", **KEY)[0]
+    content = stage.prepare("create-key", **KEY).content
+    with pytest.raises(CallError, match="takes no attachment"):
+        stage.put(content, b"x")
+
+
+# --- approving ------------------------------------------------------------------------------
+
+
+def test_the_last_signature_has_it_executed(stage: Stage) -> None:
+    operation = key(stage)
+    approved = stage.approve(operation.id)
+    assert approved.signers == {A, B}
+    assert stage.operation(operation.id).state is State.DONE
+    kinds = [record.kind for record in stage.log.records[2:]]
+    assert kinds == [Kind.PROPOSAL, Kind.APPROVAL, Kind.EXECUTION, Kind.EXECUTED]
+
+
+def test_whose_signatures_do_not_count(stage: Stage) -> None:
+    first, second = key(stage), key(stage)
+    wrong = {
+        "nobody approves his own": (A, sign(A, first.content)),
+        f"not by {B}": (B, sign(C, first.content)),
+        f"not by {C}": (C, sign(C, second.content)),
+        f"{D} is no officer": (D, sign(D, first.content)),
+        f"not by {B} ": (B, sign(B, first.content + b"\n")),
+    }
+    for told, (who, signature) in wrong.items():
+        error = heard(lambda w=who, s=signature: stage.desk.approve(w, first.id, s))
+        assert (error.reason, told.strip() in error.message) == ("APPROVAL_INVALID", True)
+    assert stage.operation(first.id).signers == {A}
+    assert stage.log.of(Kind.APPROVAL) == []
+
+
+def test_three_officers_where_three_are_needed(tmp_path: Path, template: Path) -> None:
+    stage = Stage(tmp_path / "stage", template, needed=OperationsConfig(officers=3))
+    operation = key(stage)
+    assert operation.proposal.officers == 3
+    stage.approve(operation.id)
+    assert stage.operation(operation.id).state is State.PROPOSED
+    with pytest.raises(CallError, match=f"{B} has signed it already"):
+        stage.approve(operation.id)
+    stage.approve(operation.id, by=C)
+    assert stage.operation(operation.id).state is State.DONE
+    assert stage.log.control.problems == ()
+    stage.close()
+
+
+def test_an_officer_whose_certificate_has_expired(tmp_path: Path, template: Path) -> None:
+    from people import der_of  # noqa: PLC0415
+
+    stage = Stage(tmp_path / "stage", template, officers=OFFICERS | {E: der_of(E)})
+    stage.approve(key(stage).id, by=E)
+    stage.clock.forward(40 * DAY)
+    late = key(stage, key=f"{CLINIC}-2")
+    error = heard(lambda: stage.approve(late.id, by=E))
+    assert f"the certificate of {E} is not valid at this time" in error.message
+    stage.close()
+
+
+def test_after_its_time_it_takes_no_signatures(stage: Stage) -> None:
+    operation = key(stage)
+    stage.clock.time = operation.proposal.expires_at - 0.02
+    assert stage.operation(operation.id).state_at(stage.clock.now()) is State.PROPOSED
+    stage.clock.time = operation.proposal.expires_at
+    for call in (
+        lambda: stage.approve(operation.id),
+        lambda: stage.desk.reject(B, operation.id, "no"),
+        lambda: stage.desk.retry(B, operation.id),
+    ):
+        assert "is EXPIRED" in heard(call).message
+    assert stage.token.keys == {}
+
+
+def test_what_was_rejected_stays_so(stage: Stage) -> None:
+    operation = key(stage)
+    for reason in ("", " ", "x" * 1001):
+        assert "reason" in heard(lambda r=reason: stage.desk.reject(B, operation.id, r)).message
+    stage.desk.reject(A, operation.id, "a mistake")
+    assert stage.operation(operation.id).note == f"rejected by {A}: a mistake"
+    assert "is REJECTED" in heard(lambda: stage.approve(operation.id)).message
+    assert "is REJECTED" in heard(lambda: stage.desk.retry(A, operation.id)).message
+
+
+@pytest.mark.parametrize(
+    "identity", ["", "x", str(uuid.UUID(int=7)), "' OR 1=1 --", "a" * 5000], ids=range(5)
+)
+def test_operations_that_there_are_not(stage: Stage, identity: str) -> None:
+    desk = stage.desk
+    for call in (
+        lambda: desk.get(identity),
+        lambda: desk.approve(B, identity, b"x"),
+        lambda: desk.reject(B, identity, "no"),
+        lambda: desk.retry(B, identity),
+        lambda: desk.import_certificates(B, identity, [b"x"]),
+    ):
+        assert heard(call).reason == "OPERATION_NOT_FOUND"
+
+
+def test_what_cannot_be_executed_any_more_says_so_when_it_is_shown(stage: Stage) -> None:
+    version = stage.key()
+    operation = stage.propose("deactivate", version=version)
+    stage.acts.compromise(C, version, "lost")
+    _, [line] = stage.desk.get(operation.id)
+    assert line.startswith("! it cannot be executed any more")
+
+
+# --- lists ----------------------------------------------------------------------------------
+
+
+def test_operations_are_listed_newest_first_in_pages(stage: Stage) -> None:
+    made = []
+    for number in range(7):
+        made.append(key(stage, key=f"{CLINIC}-{number}").id)
+        if number % 2:
+            stage.clock.forward(5)
+    found: list[str] = []
+    before: tuple[float, str] | None = None
+    while page := stage.desk.page(None, 2, before):
+        assert len(page) <= 2
+        found += [each.id for each in page]
+        before = (float(page[-1].proposal.proposed_at), page[-1].id)
+    assert sorted(found) == sorted(made)
+    times = [stage.operation(each).proposal.proposed_at for each in found]
+    assert times == sorted(times, reverse=True)
+
+
+def test_operations_are_listed_by_state_and_counted(stage: Stage) -> None:
+    first, second, third = (key(stage, key=f"{CLINIC}-{n}").id for n in range(3))
+    stage.approve(first)
+    stage.desk.reject(B, second, "no")
+    assert Store(stage.registry).pending(stage.clock.now()) == 1
+    for state, identity in ((State.DONE, first), (State.REJECTED, second), (State.PROPOSED, third)):
+        assert [each.id for each in stage.desk.page(state, 9, None)] == [identity]
+    stage.clock.forward(LIFE)
+    assert Store(stage.registry).pending(stage.clock.now()) == 0
+    assert [each.id for each in stage.desk.page(State.EXPIRED, 9, None)] == [third]
+
+
+def test_the_result_is_kept_as_it_was(stage: Stage) -> None:
+    operation = stage.done("create-key", **KEY)
+    assert json.loads(json.dumps(operation.result)) == operation.result
+    assert parse(operation.content) == operation.proposal
+    assert operation.appliance == ORIGIN

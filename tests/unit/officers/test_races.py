@@ -1,0 +1,159 @@
+"""What comes between the proposal, the check and the end of an operation must not get lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opstage import CLINIC, DAY, Stage
+from people import A, B, C
+
+from signer.errors import CallError, OperatorError
+from signer.model import Scope
+from signer.officers.store import State
+
+FACILITY = "facilities/01-001"
+HEAD = "facility,group,profile,clients,key,algorithm,bits"
+
+
+def facilities(prefix: str, count: int = 2) -> bytes:
+    rows = [
+        f"{prefix}-{n},01,clinic,spiffe://signer.example/facility/{prefix}-{n},records,ES256,"
+        for n in range(count)
+    ]
+    return "\n".join([HEAD, *rows]).encode()
+
+
+def while_keys_are_made(stage: Stage, happens: Callable[[], object]) -> None:
+    """Has something happen when the token makes its next key."""
+    generate, waiting = stage.token.generate, [happens]
+
+    def generating(*arguments: Any) -> bytes:
+        if waiting:
+            waiting.pop()()
+        return generate(*arguments)
+
+    stage.token.generate = generating  # type: ignore[method-assign] # a token of tests
+
+
+def remove_client(stage: Stage) -> None:
+    policy = stage.policy / "policy.yaml"
+    client = "clients: [spiffe://signer.example/facility/02-001]"
+    assert client in policy.read_text()
+    policy.write_text(policy.read_text().replace(client, "clients: []"))
+    stage.done("policy")
+
+
+def test_an_enrolment_takes_back_no_policy_of_meanwhile(stage: Stage) -> None:
+    identity = stage.propose("enrol", facilities("n")).id
+    while_keys_are_made(stage, lambda: remove_client(stage))
+    stage.approve(identity)
+    assert stage.operation(identity).state is State.FAILED
+    assert "another policy was put in force" in stage.operation(identity).note
+    assert stage.snapshot.policy.facilities["02-001"].clients == frozenset()
+    assert "n-0" not in stage.snapshot.policy.facilities
+    assert stage.log.control.problems == ()
+
+
+def test_what_such_an_enrolment_made_is_taken_over_by_the_next(stage: Stage) -> None:
+    identity = stage.propose("enrol", facilities("n")).id
+    while_keys_are_made(stage, lambda: remove_client(stage))
+    stage.approve(identity)
+    made = len(stage.token.keys)
+    again = stage.prepare("enrol", facilities("n"))
+    assert "! 2 of the keys exist, from an enrolment that did not end" in again.difference
+    stage.done("enrol", facilities("n"))
+    assert len(stage.token.keys) == made
+    assert {"n-0", "n-1"} <= stage.snapshot.policy.facilities.keys()
+    assert stage.snapshot.policy.facilities["02-001"].clients == frozenset()
+
+
+def test_of_two_enrolments_at_once_none_undoes_the_other(stage: Stage) -> None:
+    first = stage.propose("enrol", facilities("n")).id
+    second = stage.propose("enrol", facilities("m"), by=B).id
+    while_keys_are_made(stage, lambda: stage.approve(second, by=C))
+    stage.approve(first)
+    assert stage.operation(second).state is State.DONE
+    assert stage.operation(first).state is State.FAILED
+    assert "m-0" in stage.snapshot.policy.facilities
+
+
+def test_an_enrolment_during_which_officers_changed_is_approved_anew(stage: Stage) -> None:
+    identity = stage.propose("enrol", facilities("n")).id
+    while_keys_are_made(stage, lambda: stage.done("officers", remove=[C]))
+    stage.approve(identity)
+    assert "the officers were changed" in stage.operation(identity).note
+    stage.desk.retry(A, identity)  # both who signed are officers still
+    assert stage.operation(identity).state is State.DONE
+    assert stage.log.control.problems == ()
+
+
+def test_an_old_failure_is_no_right_for_ever(stage: Stage) -> None:
+    stage.key()
+    stage.acts.suspend_key(A, CLINIC, "a trial")
+    good = stage.propose("resume", target=CLINIC).id
+    late = stage.propose("resume", target=CLINIC, by=B).id
+    stage.approve(good)
+    stage.approve(late, by=A)
+    assert stage.operation(late).state is State.FAILED
+    stage.clock.forward(200 * DAY)
+    stage.acts.suspend_key(C, CLINIC, "forged certificates")
+    with pytest.raises(CallError, match="is over: propose it again"):
+        stage.desk.retry(A, late)
+    assert stage.states(CLINIC) == ["SUSPENDED"]
+
+
+def test_a_suspension_of_today_is_not_that_of_yesterday(stage: Stage) -> None:
+    stage.key()
+    stage.acts.suspend_key(A, CLINIC, "a trial")
+    good = stage.propose("resume", target=CLINIC).id
+    late = stage.propose("resume", target=CLINIC, by=B).id
+    stage.approve(good)
+    stage.acts.suspend_key(C, CLINIC, "forged certificates")
+    stage.approve(late, by=A)
+    assert stage.operation(late).state is State.FAILED
+    assert stage.states(CLINIC) == ["SUSPENDED"]
+
+
+def test_who_suspends_again_is_not_overruled_by_an_older_proposal(stage: Stage) -> None:
+    stage.acts.suspend(A, Scope.FACILITY, "01-001", "something small")
+    identity = stage.propose("resume", target=FACILITY).id
+    stage.clock.forward(1)
+    stage.acts.suspend(C, Scope.FACILITY, "01-001", "forged certificates")
+    stage.approve(identity)
+    assert stage.operation(identity).state is State.FAILED
+    [flag] = stage.registry.suspensions()
+    assert (flag.officer, flag.reason) == (C, "forged certificates")
+
+
+def test_a_policy_of_before_is_not_put_back_by_a_retry(stage: Stage) -> None:
+    before = (stage.policy / "policy.yaml").read_text()
+    (stage.policy / "policy.yaml").write_text(before.replace("200 per second", "9000 per second"))
+    wide = stage.propose("policy").id
+    (stage.policy / "policy.yaml").write_text(before.replace("200 per second", "100 per second"))
+    stage.done("policy")
+    stage.approve(wide)
+    assert stage.operation(wide).state is State.FAILED
+    (stage.policy / "policy.yaml").write_text(before)
+    stage.done("policy")  # as it was when the wide one was proposed
+    stage.desk.retry(A, wide)
+    assert stage.operation(wide).state is State.FAILED
+    assert "another policy was put in force" in stage.operation(wide).note
+
+
+def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = stage.version(stage.key())
+
+    def refuse(*_: object) -> None:
+        raise OperatorError("keys on a token that is not configured")
+
+    monkeypatch.setattr("signer.daemon.serving.check_tokens", refuse)
+    stage.acts.suspend_key(A, CLINIC, "forged certificates")
+    stage.acts.suspend(A, Scope.EVERYTHING, "", "forged certificates")
+    stopped = [set(told[0]) for what, told in stage.hsm.told if what == "stop_keys"]
+    assert {version.cka_id} in [{each.cka_id for each in some} for some in stopped]
+    assert stage.snapshot.suspended.everything
+    assert "not configured" in stage.follower.error

@@ -1,0 +1,290 @@
+"""Plans that replace the primary versions of keys, with and without certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from opstage import CLINIC, DAY, HOUR, MINISTRY, START, Stage
+from people import A, Authority, C, pem
+
+from signer.errors import CallError
+from signer.model import KeyState
+from signer.officers.kinds.rotation import plan_of, plan_text, read_plan
+from signer.officers.store import Operation, State
+
+OTHER = "facilities/02-001/keys/records"
+LATER = int(START) + DAY
+PLAN: dict[str, Any] = {"activate_at": LATER, "overlap_seconds": HOUR}
+
+
+def names(*keys: str) -> bytes:
+    return "\n".join(keys).encode()
+
+
+@pytest.fixture
+def keys(stage: Stage) -> Sequence[str]:
+    stage.key(CLINIC)
+    stage.key(OTHER, algorithm="EdDSA")
+    return CLINIC, OTHER
+
+
+def certified(authority: Authority) -> dict[str, Any]:
+    return PLAN | {"subject": "CN={facility} {key} {version},C=VN", "issuers": [authority.pem]}
+
+
+def requested(stage: Stage, *keys: str) -> list[bytes]:
+    """The public keys for which new versions have requests."""
+    return [stage.version(f"{key}/versions/2").spki for key in keys]
+
+
+def waiting(stage: Stage, authority: Authority, *keys: str) -> Operation:
+    operation = stage.do("rotate", names(*keys), **certified(authority))
+    assert operation.state is State.WAITING
+    return operation
+
+
+def test_keys_are_rotated(stage: Stage, keys: Sequence[str]) -> None:
+    more = {"sign_for_seconds": 30 * DAY, "destroy_after_seconds": 5 * DAY}
+    assert stage.prepare("rotate", names(*keys), **PLAN, **more).difference == [
+        "+ the next version of 2 keys on token soft",
+        "~ it signs from 2026-01-06T00:00:00Z on for 2592000 s",
+        stage.prepare("rotate", names(*keys), **PLAN, **more).difference[2],
+        "~ it may be destroyed 432000 s after that (an operation of its own)",
+        f"~ {CLINIC}: versions/1 is followed by versions/2",
+        f"~ {OTHER}: versions/1 is followed by versions/2",
+    ]
+    stage.done("rotate", names(*keys), **PLAN, **more)
+    for key in keys:
+        assert stage.states(key) == ["ACTIVE", "PRE_ACTIVE"]
+    stage.clock.time = LATER
+    assert stage.states(CLINIC) == ["ACTIVE", "ACTIVE"]
+    primary = stage.snapshot.keys.primary(stage.version(CLINIC).key, stage.clock.now())
+    assert primary is not None
+    assert primary.number == 2
+    stage.clock.time = LATER + HOUR
+    assert stage.states(CLINIC) == ["DESTROY_SCHEDULED", "ACTIVE"]
+    stage.clock.time = LATER + 30 * DAY
+    assert stage.states(CLINIC) == ["DESTROY_SCHEDULED", "DEACTIVATED"]
+
+
+def test_an_end_that_comes_earlier_by_itself_stays(stage: Stage, keys: Sequence[str]) -> None:
+    stage.done("deactivate", version=f"{CLINIC}/versions/1", at=LATER + 60)
+    stage.done("rotate", names(*keys), **PLAN)
+    assert stage.version(f"{CLINIC}/versions/1").deactivate_at == LATER + 60
+    assert stage.version(f"{OTHER}/versions/1").deactivate_at == LATER + HOUR
+
+
+@pytest.mark.parametrize(
+    ("attachment", "told"),
+    [
+        (b"", "names 0 keys"),
+        (b"x", "expected facilities/"),
+        (b"\xff\xfe", "expected facilities/"),
+        (names(f"{CLINIC}/versions/1"), "is a version: name the key"),
+        (names(CLINIC, CLINIC), "a key stands twice"),
+        (names("facilities/9/keys/k"), "has no active version to rotate"),
+        (b"[", "is no list of keys"),
+        (b"[1]", "is no list of keys"),
+        (b'[["facilities/a/keys/k", 1, 2, "ES999", 0]]', "is no list of keys"),
+        (b'[[7, 1, 2, "ES256", 0]]', "is no list of keys"),
+        (b'[["facilities/a/keys/k", 1e999, 2, "ES256", 0]]', "is no list of keys"),
+        (b"[" * 100_000, "is no list of keys"),
+        (b"a " * 50_001, "names 50001 keys"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
+def test_a_list_of_keys_is_refused(
+    stage: Stage, keys: Sequence[str], attachment: bytes, told: str
+) -> None:
+    del keys
+    assert told in "\n".join(stage.problems("rotate", attachment, **PLAN))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"activate_at": LATER * 1000}, "32503680000"),
+        ({"overlap_seconds": -1}, "overlap_seconds"),
+        ({"overlap_seconds": 10**12}, "overlap_seconds"),
+        ({"sign_for_seconds": 1e3}, "sign_for_seconds"),
+        ({"subject": "CN=x"}, "subject and issuers go together"),
+        ({"token": "hard"}, "name one of the tokens"),
+        ({"issuers": ["x"]}, "no X.509 certificate"),
+        ({"plan": []}, "is not known"),
+    ],
+)
+def test_a_plan_is_refused(
+    stage: Stage, keys: Sequence[str], changed: dict[str, Any], told: str
+) -> None:
+    assert told in "\n".join(stage.problems("rotate", names(*keys), **PLAN | changed))
+
+
+@pytest.mark.parametrize("subject", ["me", "CN=" + "x" * 60 + " {facility}", "C={facility}"])
+def test_a_subject_must_suit_every_key(
+    stage: Stage, keys: Sequence[str], authority: Authority, subject: str
+) -> None:
+    members = certified(authority) | {"subject": subject}
+    assert "no distinguished name" in "\n".join(stage.problems("rotate", names(*keys), **members))
+
+
+def test_keys_that_are_in_no_state_to_be_rotated(stage: Stage, keys: Sequence[str]) -> None:
+    stage.done("new-version", key=CLINIC)
+    stage.acts.suspend_key(C, OTHER, "seen elsewhere")
+    problems = stage.problems("rotate", names(*keys), **PLAN)
+    assert len(problems) == 2
+    assert "not active yet" in problems[0]
+    assert OTHER in problems[1]
+
+
+def test_a_plan_reads_as_it_was_written(stage: Stage, keys: Sequence[str]) -> None:
+    plan = plan_of(names(*keys), stage.world)
+    assert read_plan(plan_text(plan)) == plan
+    assert plan_of(plan_text(plan), stage.world) == plan
+
+
+@pytest.mark.parametrize("changed", [{"keys": 1}, {"plan_sha256": "0" * 64}, {"token": ""}])
+def test_what_an_officer_has_written_otherwise(
+    stage: Stage, keys: Sequence[str], changed: dict[str, Any]
+) -> None:
+    attachment = names(*keys)
+    good = stage.propose("rotate", attachment, **PLAN).proposal.details
+    with pytest.raises(CallError, match="OPERATION_REFUSED"):
+        stage.put(stage.crafted("rotate", **good | changed), attachment)
+    assert stage.put(stage.crafted("rotate", **good), attachment).state is State.PROPOSED
+
+
+def test_another_version_that_was_made_since(stage: Stage, keys: Sequence[str]) -> None:
+    identity = stage.propose("rotate", names(*keys), **PLAN).id
+    stage.done("new-version", key=OTHER)
+    stage.approve(identity)
+    assert "was made by another operation" in stage.operation(identity).note
+    assert stage.states(CLINIC) == ["ACTIVE"]
+
+
+# --- certificates ------------------------------------------------------------------------------
+
+
+def test_new_versions_wait_for_their_certificates(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    operation = waiting(stage, authority, *keys)
+    assert operation.note == "2 of 2 versions wait for certificates"
+    first, second = requested(stage, *keys)
+    stage.desk.import_certificates(C, operation.id, [pem(authority.certify(first)).encode()])
+    after = stage.operation(operation.id)
+    assert (after.state, after.note) == (
+        State.WAITING,
+        "1 of 2 versions wait for certificates",
+    )
+    assert stage.version(f"{CLINIC}/versions/2").activate_at == LATER
+    assert stage.version(f"{OTHER}/versions/2").activate_at is None
+    stage.desk.import_certificates(C, operation.id, [pem(authority.certify(second)).encode()])
+    assert stage.operation(operation.id).state is State.DONE
+    with pytest.raises(CallError, match="no rotation that waits"):
+        stage.desk.import_certificates(C, operation.id, [b"x"])
+
+
+def test_certificates_that_are_refused(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    operation = waiting(stage, authority, *keys)
+    good, other = requested(stage, *keys)
+    old = stage.version(f"{CLINIC}/versions/1").spki
+    wrong = {
+        "none of the new keys": authority.certify(old),
+        "was not issued by": Authority().certify(good),
+        "authority": authority.certify(good, ca=True),
+    }
+    certificates = [pem(each).encode() for each in wrong.values()]
+    fine = pem(authority.certify(other)).encode()
+    with pytest.raises(CallError) as refused:
+        stage.desk.import_certificates(C, operation.id, [fine, *certificates, b"x", b"-----x"])
+    for place, told in enumerate([*wrong, "no X.509", "no X.509"], start=1):
+        assert f"certificates[{place}]: " in refused.value.message
+        assert told in refused.value.message
+    assert "certificates[0]" not in refused.value.message
+    # All of them or none.
+    assert stage.version(f"{OTHER}/versions/2").certificate is None
+
+
+def test_two_certificates_for_one_version(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    operation = waiting(stage, authority, *keys)
+    spki = requested(stage, CLINIC)[0]
+    two = [pem(authority.certify(spki)).encode() for _ in range(2)]
+    with pytest.raises(CallError, match=r"certificates\[1\]: .*has another certificate"):
+        stage.desk.import_certificates(C, operation.id, two)
+    stage.desk.import_certificates(C, operation.id, [two[0], two[0]])
+
+
+def test_a_ministry_key_needs_certificates_that_last(stage: Stage, authority: Authority) -> None:
+    stage.key(MINISTRY, activate=False)
+    spki = stage.version(f"{MINISTRY}/versions/1").spki
+    members = {"certificate": pem(authority.certify(spki)), "issuers": [authority.pem]}
+    stage.done("import-certificate", version=f"{MINISTRY}/versions/1", **members)
+    stage.done("activate", version=f"{MINISTRY}/versions/1", sign_until=LATER + 90 * DAY)
+    [problem] = stage.problems("rotate", names(MINISTRY), **PLAN)
+    assert "signs HCERT and needs a certificate" in problem
+    # Without an end it would outlive any certificate.
+    operation = waiting(stage, authority, MINISTRY)
+    answer = [pem(authority.certify(requested(stage, MINISTRY)[0])).encode()]
+    with pytest.raises(CallError, match="must not outlive its certificate"):
+        stage.desk.import_certificates(C, operation.id, answer)
+
+
+def test_a_version_that_an_officer_stopped_is_not_started_by_an_older_approval(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    operation = waiting(stage, authority, *keys)
+    first, second = (pem(authority.certify(s)).encode() for s in requested(stage, *keys))
+    stage.desk.import_certificates(C, operation.id, [first])
+    stage.acts.suspend_key(C, f"{CLINIC}/versions/2", "the ceremony was disturbed")
+    assert stage.version(f"{CLINIC}/versions/2").activate_at is None
+    stage.desk.import_certificates(C, operation.id, [second])
+    after = stage.operation(operation.id)
+    assert after.state is State.FAILED
+    assert f"{CLINIC}/versions/2 was stopped since" in after.note
+    assert stage.version(f"{CLINIC}/versions/2").activate_at is None
+    stage.done("activate", version=f"{CLINIC}/versions/2", at=LATER)
+    stage.desk.retry(A, operation.id)
+    assert stage.operation(operation.id).state is State.DONE
+
+
+def test_a_key_that_is_suspended_meanwhile_is_not_given_a_new_version_that_signs(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    operation = waiting(stage, authority, *keys)
+    stage.acts.suspend_key(C, CLINIC, "seen elsewhere")
+    answers = [pem(authority.certify(s)).encode() for s in requested(stage, *keys)]
+    stage.desk.import_certificates(C, operation.id, answers)
+    assert f"{CLINIC}/versions/1 is suspended" in stage.operation(operation.id).note
+    assert stage.version(f"{CLINIC}/versions/2").activate_at is None
+    stage.done("resume", target=CLINIC)
+    stage.desk.retry(A, operation.id)
+    assert stage.operation(operation.id).state is State.DONE
+
+
+def test_what_officers_no_longer_stand_for_gets_no_certificates(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    operation = waiting(stage, authority, *keys)
+    stage.approve(stage.propose("officers", by=C, remove=[A]).id)
+    answers = [pem(authority.certify(s)).encode() for s in requested(stage, *keys)]
+    with pytest.raises(CallError, match="has not signed it as an officer"):
+        stage.desk.import_certificates(C, operation.id, answers)
+    assert stage.version(f"{CLINIC}/versions/2").certificate is None
+
+
+def test_a_full_token_halfway(stage: Stage, keys: Sequence[str]) -> None:
+    stage.token.room = 1
+    operation = stage.do("rotate", names(*keys), **PLAN)
+    assert operation.state is State.FAILED
+    states = [v.state_at(stage.clock.now()) for v in stage.registry.state().keys]
+    assert states.count(KeyState.PRE_ACTIVE) == 1
+    stage.token.room = None
+    stage.desk.retry(C, operation.id)
+    assert stage.operation(operation.id).state is State.DONE
+    assert stage.states(OTHER) == ["ACTIVE", "PRE_ACTIVE"]

@@ -1,0 +1,343 @@
+"""What the log says of batches: for every algorithm, in time and late."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.audit.format import checkpoint as notes
+from signer.audit.format import proof
+from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.record import Kind, Record
+from signer.audit.format.segments import Reader, list_segments
+from signer.audit.read.search import locate, prove
+from signer.audit.read.verify import verify_log
+from signer.audit.write.disk import Disk
+from signer.audit.write.log import AuditLog
+from signer.clock import SystemClock
+from signer.config import load_policy
+from signer.errors import CallError, Failure, Reason
+from signer.formats.signature import signature_length
+from signer.keys.index import KeyIndex
+from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
+from signer.policy.usage import Usage
+from signer.signing.engine import BatchRequest, Engine, Snapshot
+from signer.signing.evidence import Evidence
+
+ORIGIN = "test.example/log"
+AUDIT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+ALGORITHMS = [each for each in Algorithm if each is not Algorithm.EDDSA]
+POLICY = f"""
+roles: {{operator: []}}
+profiles:
+  all:
+    formats: [MESSAGE, DIGEST]
+    blind: [DIGEST]
+    algorithms: [{", ".join(ALGORITHMS)}]
+    max_batch_items: 9
+  ed25519: {{formats: [MESSAGE], algorithms: [EdDSA], max_batch_items: 9}}
+facilities:
+  "a": {{profile: all, clients: ["spiffe://x/issuer"]}}
+  "ed": {{profile: ed25519, clients: ["spiffe://x/issuer"]}}
+"""
+ID = "6a9b7d3e-0000-4000-8000-000000000001"
+
+
+def spki(key: Any) -> bytes:
+    encoded: bytes = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return encoded
+
+
+RSA = spki(generate_private_key(65537, 2048))
+
+
+def key_of(algorithm: Algorithm) -> KeyVersion:
+    name = KeyName("ed" if algorithm is Algorithm.EDDSA else "a", algorithm.lower())
+    state = KeyState.ACTIVE
+    return KeyVersion(name, 1, algorithm, state, "t", b"1", RSA, None, b"kid", "thumb", 0, 0, None)
+
+
+KEYS = [key_of(algorithm) for algorithm in Algorithm]
+
+
+class Observer:
+    def stage(self, name: str, began: float, seconds: float) -> None:
+        """Nobody counts here."""
+
+    def items(self, group: str, requested: Format, algorithm: Any, reasons: Counter[str]) -> None:
+        """Nobody counts here."""
+
+    def requests_forgotten(self, count: int) -> None:
+        """Nobody counts here."""
+
+    def quota_rejected(self, group: str, window: str) -> None:
+        """Nobody counts here."""
+
+
+class Hsm:
+    """Signs with other bytes every time, as long as signatures of the key are."""
+
+    def __init__(self) -> None:
+        self.signed = 0
+        self.attempts = 1
+
+    def admit(self, _job: SignJob) -> Failure | None:
+        return None
+
+    def sign(self, job: SignJob) -> Signed:
+        signatures = []
+        for _ in job.inputs:
+            self.signed += 1
+            signatures.append(self.signed.to_bytes(signature_length(job.version), "big"))
+        return Signed(signatures, {}, self.attempts)
+
+
+class GatedDisk(Disk):
+    """A disk whose syncs wait for ``gate``."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        if not self.gate.is_set():
+            self.waiting.set()
+            assert self.gate.wait(30)
+        super().sync(descriptor)
+
+
+class Stage:
+    """An engine on a log of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.hsm, self.disk = folder / "audit", Hsm(), GatedDisk()
+        self.evidence = Evidence(SystemClock(), Observer())
+        self.log = AuditLog.open(
+            self.folder,
+            origin=ORIGIN,
+            clock=SystemClock(),
+            low_disk_bytes=0,
+            ballast_bytes=0,
+            on_record=self.evidence.recorded,
+            disk=self.disk,
+        )
+        self.evidence.attach(self.log, Usage())
+        (folder / "policy.yaml").write_text(POLICY)
+        self.engine = Engine(
+            Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(KEYS, 1)),
+            self.hsm,
+            self.evidence,
+            usage=Usage(),
+            observer=Observer(),
+            clock=SystemClock(),
+            answer_bytes=4 << 20,
+        )
+
+    def kinds(self) -> list[Kind]:
+        return [record.kind for record in self.log.records(0, 100)]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.disk.gate.set()
+    made.log.close()
+
+
+def request(
+    algorithm: Algorithm = Algorithm.ES256,
+    requested: Format = Format.MESSAGE,
+    payloads: tuple[bytes, ...] = (b"m", b"n", b"o"),
+    seconds: float = 30.0,
+) -> BatchRequest:
+    deadline = time.monotonic() + seconds
+    key = key_of(algorithm).key
+    return BatchRequest("spiffe://x/issuer", key, None, requested, payloads, deadline, ID)
+
+
+# --- proofs ------------------------------------------------------------------------------------
+
+
+def proven(stage: Stage, index: int) -> proof.Proven:
+    """The proof of an item of the first batch, made from the files and checked without them."""
+    checkpoint = Checkpoint(ORIGIN, *stage.log.tree_head())
+    note = notes.sign(checkpoint, Verifier.from_spki(ORIGIN, spki(AUDIT_KEY)), AUDIT_KEY.sign)
+    reader = Reader(list_segments(stage.folder))
+    return proof.verify(
+        prove(reader, locate(reader, 0, index), checkpoint, note), spki(AUDIT_KEY), ORIGIN
+    )
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_signatures_over_messages_of_every_algorithm_are_proven(
+    stage: Stage, algorithm: Algorithm
+) -> None:
+    batch = request(algorithm)
+    result = stage.engine.sign_batch(batch)
+    for index, payload in enumerate(batch.payloads):
+        found = proven(stage, index)
+        assert found.digest == hashlib.sha256(payload).digest()
+        assert (found.signature, found.failure) == (result.outputs[index], None)
+        assert found.key_version == result.version.name
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_signatures_over_digests_of_every_algorithm_are_proven(
+    stage: Stage, algorithm: Algorithm
+) -> None:
+    hashed = [hashlib.new(algorithm.hash_name or "", each).digest() for each in (b"a", b"b")]
+    result = stage.engine.sign_batch(request(algorithm, Format.DIGEST, tuple(hashed)))
+    for index, digest in enumerate(hashed):
+        found = proven(stage, index)
+        assert (found.digest, found.signature) == (digest, result.outputs[index])
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_repetitions_of_every_algorithm_give_the_same(stage: Stage, algorithm: Algorithm) -> None:
+    batch = request(algorithm)
+    assert stage.engine.sign_batch(batch) == stage.engine.sign_batch(batch)
+    assert stage.hsm.signed == 3
+
+
+# --- attempts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attempts", [0, 1, 2])
+def test_the_outcome_says_how_often_it_was_tried(stage: Stage, attempts: int) -> None:
+    stage.hsm.attempts = attempts
+    stage.engine.sign_batch(request())
+    [outcome] = stage.log.records(1, 1)
+    assert outcome.fields["attempts"] == attempts
+
+
+# --- a slow disk -------------------------------------------------------------------------------
+
+
+def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stage: Stage) -> None:
+    stage.disk.gate.clear()
+    with pytest.raises(CallError) as caught:
+        stage.engine.sign_batch(request(seconds=0.1))
+    assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
+    assert stage.log.refusal == ""
+    assert (stage.kinds(), stage.hsm.signed) == ([], 0)
+
+    # Whoever asks again under this id, while the disk still hangs, comes after the closing.
+    with ThreadPoolExecutor(1) as threads:
+        again = threads.submit(stage.engine.sign_batch, request())
+        while not stage.log._inbox._queue:
+            time.sleep(0.001)
+        stage.disk.gate.set()
+        first = again.result(30)
+    late, signed = (Kind.INTENT, Kind.INDETERMINATE), (Kind.INTENT, Kind.OUTCOME)
+    assert stage.kinds() == [*late, *signed]
+    assert stage.log.records(1, 1)[0].fields == {"intent": 0, "reason": "DEADLINE_TOO_SHORT"}
+    assert stage.engine.sign_batch(request()) == first
+    assert stage.hsm.signed == 3
+
+
+def test_intents_that_did_not_reach_the_disk_in_time_are_not_in_the_log(stage: Stage) -> None:
+    stage.disk.gate.clear()
+    with ThreadPoolExecutor(5) as threads:
+        first = threads.submit(stage.engine.sign_batch, replace(request(), request_id=""))
+        assert stage.disk.waiting.wait(30)
+        late = [
+            threads.submit(stage.engine.sign_batch, replace(request(seconds=0.05), request_id=""))
+            for _ in range(4)
+        ]
+        for call in late:
+            assert isinstance(call.exception(30), CallError)
+        stage.disk.gate.set()
+        assert not first.result(30).failures
+    assert stage.kinds() == [Kind.INTENT, Kind.OUTCOME]
+
+
+def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = stage.hsm.sign
+
+    def slow(job: SignJob) -> Signed:
+        stage.disk.gate.clear()
+        return sign(job)
+
+    monkeypatch.setattr(stage.hsm, "sign", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(stage.engine.sign_batch, request(seconds=1.0))
+        assert stage.disk.waiting.wait(30)
+        # A repetition waits for it, up to its own deadline.
+        refused = threads.submit(stage.engine.sign_batch, request(seconds=0.1)).exception(30)
+        assert isinstance(refused, CallError)
+        assert refused.reason is Reason.DEADLINE_TOO_SHORT
+        time.sleep(1.0)  # beyond the first one's deadline
+        assert not first.done()
+        stage.disk.gate.set()
+        result = first.result(30)
+    assert stage.engine.sign_batch(request()) == result
+    assert stage.hsm.signed == 3
+    assert stage.kinds() == [Kind.INTENT, Kind.OUTCOME]
+
+
+# --- officers ----------------------------------------------------------------------------------
+
+
+def opened(folder: Path, evidence: Evidence, checkpoints: tuple[Checkpoint, ...] = ()) -> AuditLog:
+    return AuditLog.open(
+        folder,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        segment_bytes=600,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        checkpoints=checkpoints,
+        on_record=evidence.recorded,
+        snapshot=evidence.snapshot,
+    )
+
+
+def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_path: Path) -> None:
+    before, after = (Evidence(SystemClock(), Observer()) for _ in range(2))
+    log = opened(tmp_path / "audit", before)
+    officers = [["spiffe://x/a", b"certificate"], ["spiffe://x/b", b"other"]]
+    log.append(Kind.OFFICERS, {"officers": officers, "development": False, "policy": bytes(32)})
+    operation = {"operation": ID, "content": b"nobody signed it", "signatures": []}
+    log.append(Kind.EXECUTION, operation)
+    log.append(Kind.EXECUTED, {"operation": ID, "state": "DONE", "note": ""})
+    while len(list_segments(tmp_path / "audit")) < 3:
+        log.append(Kind.WORKER, {"token": "t", "cause": "c"})
+    known = Checkpoint(ORIGIN, *log.tree_head())
+    log.close()
+    # What people did wrong is told by the verification, and does not stop a start.
+    [problem] = verify_log(tmp_path / "audit", ORIGIN, [known]).problems
+    assert problem.startswith("record 1: ")
+    log = opened(tmp_path / "audit", after, (known,))
+    log.close()
+    control = after.snapshot()["control"]
+    assert control == before.snapshot()["control"]
+    assert isinstance(control, dict)
+    assert control["officers"] == officers
+    assert len(control["operations"]) == 57
+    newest = list_segments(tmp_path / "audit")[-1]
+    [first] = Reader([newest]).records(newest.first, newest.first + 1)
+    assert first.fields["control"] == control
+
+
+def test_a_snapshot_from_before_there_were_officers_is_read() -> None:
+    evidence = Evidence(SystemClock(), Observer())
+    older = {"requests": b"", "used": {}, "frontier": [bytes(32)], "open": []}
+    evidence.recorded(Record(1, 1, Kind.SNAPSHOT, older))
+    assert evidence.snapshot() == Evidence(SystemClock(), Observer()).snapshot()
+    assert set(evidence.snapshot()) == {"requests", "used", "control"}
