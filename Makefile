@@ -30,7 +30,7 @@ $(TOOLS): $(READY)
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python tests/e2e/demo.py
+	$(BIN)/python -m tests.e2e.demo
 
 # Three at a time on two cores: most tests wait for processes of their own. A file stays
 # together; files come in the order of their folders, which has those that take long first.

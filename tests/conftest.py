@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
-
-from appliances import Appliance
-from postgres import Postgres
+from tests.appliances import Appliance
+from tests.postgres import Postgres
 
 # Where Python is told to keep no bytecode, every daemon and command would compile all of signer.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -20,12 +20,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import segno
-import verifiers
-from auditor import Auditor
-from samples import vaccinations
 
 from signer.client import SignerClient
 from signer.tools.dev.appliance import DevAppliance
+from tests.e2e import verifiers
+from tests.e2e.auditor import Auditor
+from tests.e2e.samples import vaccinations
 
 _FOLDER = verifiers.ROOT / "build" / "demo"
 _SHOWN = 2000

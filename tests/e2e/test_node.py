@@ -12,7 +12,8 @@ from typing import Any
 
 import google.rpc
 import pytest
-import verifiers
+
+from tests.e2e import verifiers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import verifiers
 
 from signer.client import DeniedError
+from tests.e2e import verifiers
 
 README = Path(__file__).parents[2] / "README.md"
 KEY = "facilities/moh/keys/dcc2"

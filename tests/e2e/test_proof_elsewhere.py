@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import verifiers
-from appliances import Appliance
-from auditor import Auditor
 
 from signer.tools.dev.appliance import DevAppliance
+from tests.appliances import Appliance
+from tests.e2e import verifiers
+from tests.e2e.auditor import Auditor
 
 FLIPS_ELSEWHERE = 8
 FLIPS = 3

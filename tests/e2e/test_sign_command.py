@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import verifiers
+from tests.e2e import verifiers
 
 
 def run(appliance: Any, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:

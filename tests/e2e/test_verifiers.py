@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import verifiers
+
+from tests.e2e import verifiers
 
 
 def sign(appliance: Any, key: str, message_format: str, payloads: list[bytes]) -> list[bytes]:

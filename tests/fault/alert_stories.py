@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from appliances import Appliance
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from daemon import OTHERS, RECORDS, SECONDS, Daemon, check_all, until
-from watching import Alert, Watching
 
 from signer.client import SignerClientError
 from signer.config import load_config
@@ -31,10 +27,10 @@ from signer.hsm.front.admin import open_admin
 from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
 from signer.tools.dev import pki, softhsm
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-
-from officers import Office
+from tests.appliances import Appliance
+from tests.fault.daemon import OTHERS, RECORDS, SECONDS, Daemon, check_all, until
+from tests.fault.watching import Alert, Watching
+from tests.integration.officers import Office
 
 PROGRAM = Path(__file__).with_name("serve_with_faults.py")
 DAY = 86400

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from appliances import Appliance
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
-
-from daemon import Daemon
+from tests.appliances import Appliance
+from tests.fault.daemon import Daemon
 
 
 @pytest.fixture

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-
-from hsm_probe import ask
-from hsm_token import SoftToken, version
-
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
 from signer.model import Algorithm, TokenObject
 from signer.tools.dev import softhsm
+from tests.integration.hsm_probe import ask
+from tests.integration.hsm_token import SoftToken, version
 
 KEY = (Algorithm.ES256, 0, b"the id", "the label")
 

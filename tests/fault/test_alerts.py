@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from alert_stories import DISK, HSM, KEYS, PIN, STORIES, Machine, set_up
-from daemon import Daemon, until
-from watching import SHIPPED, Alert, Watching, hurried, without_durations
+
+from tests.fault.alert_stories import DISK, HSM, KEYS, PIN, STORIES, Machine, set_up
+from tests.fault.daemon import Daemon, until
+from tests.fault.watching import SHIPPED, Alert, Watching, hurried, without_durations
 
 SERVICE = ""
 FAULTS = (

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from daemon import RECORDS, SECONDS, Daemon, correct, until
 
 from signer.audit.format.record import Kind, Record
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import ItemResult, SignerClientError
+from tests.fault.daemon import RECORDS, SECONDS, Daemon, correct, until
 
 PROGRAM = Path(__file__).with_name("serve_with_faults.py")
 NEVER = "3600"

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from audit_disk import FaultyDisk
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, Kind
@@ -19,6 +18,7 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
+from tests.fault.audit_disk import FaultyDisk
 
 ORIGIN = "signer.example/log"
 DIGESTS = Column(32, bytes(32))

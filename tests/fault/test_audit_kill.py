@@ -14,11 +14,11 @@ from typing import Self
 
 import psutil
 import pytest
-from daemon import RECORDS, SECONDS, Daemon, until
 
 from signer.audit.format.record import Kind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
+from tests.fault.daemon import RECORDS, SECONDS, Daemon, until
 
 CALLERS = 3
 

@@ -10,7 +10,6 @@ from random import Random
 from typing import Any, cast
 
 import pytest
-from audit_disk import PowerDisk
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
+from tests.fault.audit_disk import PowerDisk
 
 ORIGIN = "signer.example/log"
 

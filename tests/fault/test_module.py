@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from daemon import OTHERS, RECORDS, Daemon, Load, check_all, until
 
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import (
@@ -19,6 +18,7 @@ from signer.client import (
     SignerClientError,
 )
 from signer.tools.dev import softhsm
+from tests.fault.daemon import OTHERS, RECORDS, Daemon, Load, check_all, until
 
 
 class Faults:

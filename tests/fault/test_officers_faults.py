@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any
 
 import psutil
 import pytest
-from daemon import Daemon, Load, until
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-
-from officers import Office, csv_of
 
 from signer.client import SignerClientError
 from signer.config import load_config, read_policy
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
 from signer.tools.dev import softhsm
+from tests.fault.daemon import Daemon, Load, until
+from tests.integration.officers import Office, csv_of
 
 KEY = "facilities/01-001/keys/new"
 

@@ -9,8 +9,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from daemon import OTHERS, RECORDS, Daemon, Load, until
-from test_officers_faults import (  # puts the folder of ``officers`` on the path
+
+from tests.fault.daemon import OTHERS, RECORDS, Daemon, Load, until
+from tests.fault.test_officers_faults import (
     KEY,
     approved,
     enrolment,
@@ -20,7 +21,7 @@ from test_officers_faults import (  # puts the folder of ``officers`` on the pat
     with_policy,
 )
 
-from officers import Office, sign_operation  # isort: skip
+from tests.integration.officers import Office, sign_operation  # isort: skip
 from signer.client import Operation, SignerClientError
 
 

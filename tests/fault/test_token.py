@@ -6,23 +6,17 @@ import secrets
 import shutil
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import OTHERS, RECORDS, Daemon, until
 
+from signer.config import load_config
+from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm
-
-PROBE = Path(__file__).parents[1] / "integration" / "hsm_probe.py"
-sys.path.insert(0, str(PROBE.parent))
-
-from hsm_probe import ask  # noqa: E402 - found by the line above
-
-from signer.config import load_config  # noqa: E402 - sorted behind it
-from signer.hsm.spec import TokenSpec  # noqa: E402 - the same
+from tests.fault.daemon import OTHERS, RECORDS, Daemon, until
+from tests.integration.hsm_probe import ask
 
 
 def spec(daemon: Daemon) -> TokenSpec:

@@ -8,10 +8,10 @@ import time
 
 import psutil
 import pytest
-from daemon import Daemon, Load, until
 
 from signer.audit.format.record import Kind
 from signer.audit.format.segments import Reader, list_segments
+from tests.fault.daemon import Daemon, Load, until
 
 
 @pytest.mark.parametrize("times", [3])

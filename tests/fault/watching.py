@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from daemon import until
-from prometheus_server import PrometheusServer
+
+from tests.fault.daemon import until
+from tests.prometheus_server import PrometheusServer
 
 SHIPPED = Path(__file__).parents[2] / "config/prometheus"
 SCRAPE = "2s"

@@ -1,17 +1,13 @@
-"""Lets the tests of this folder import ``edge`` and ``outputs``."""
+"""The session's appliance as each role sees it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
-
-import edge
+from tests.integration import edge
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from signer.model import Algorithm, KeyVersion
 def ask(command: str, spec: TokenSpec, **arguments: Any) -> dict[str, Any]:
     """Runs a command of this program on a token."""
     done = subprocess.run(
-        [sys.executable, __file__, command],
+        [sys.executable, "-m", "tests.integration.hsm_probe", command],
+        cwd=Path(__file__).parents[2],
         input=json.dumps({"spec": spec.to_json(), **arguments}),
         env={**os.environ, **spec.environment},
         capture_output=True,

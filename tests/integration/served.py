@@ -10,10 +10,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import edge
 import yaml
 
 from signer.tools.dev import free_ports
+from tests.integration import edge
 
 SIGNER = [sys.executable, "-m", "signer"]
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
-from document import Document
 
 from signer.audit.format.segments import Reader, list_segments
 from signer.v1 import evidence_pb2
+from tests.integration import edge
+from tests.integration.document import Document
 
 SIGNER = f"""#!{sys.executable}
 import time

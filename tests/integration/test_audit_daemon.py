@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 
 from signer.audit.format.record import Kind, Record
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 from signer.v1 import keys_pb2
+from tests.integration import edge
 
 RECORDS = "facilities/01-001/keys/records"
 DCC = (

@@ -16,14 +16,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-import edge
-import officers
 import pytest
-from document import Document, Ran
 
 from signer.audit.format.record import Kind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
+from tests.integration import edge, officers
+from tests.integration.document import Document, Ran
 
 RECORDS = "facilities/01-001/keys/records"
 LATE = "facilities/01-001/keys/late"

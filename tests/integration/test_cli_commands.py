@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import edge
-import outputs
 import pytest
 import sqlalchemy as sa
 from alembic.command import upgrade
@@ -21,6 +19,7 @@ from alembic.config import Config as AlembicConfig
 from signer.cli.main import cli, main
 from signer.errors import OperatorError
 from signer.keys.registry import Registry
+from tests.integration import edge, outputs
 
 MESSAGE_KEY = ("--key", edge.RECORDS, "--format", "MESSAGE")
 JWS_KEY = ("--key", edge.RECORDS, "--format", "JWS")

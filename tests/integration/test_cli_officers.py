@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from appliances import Appliance
 from cryptography import x509
 
 from signer.cli.main import main
 from signer.officers.approval import parse
+from tests.appliances import Appliance
 
 KEY = "facilities/moh/keys/next"
 VERSION = f"{KEY}/versions/1"

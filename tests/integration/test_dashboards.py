@@ -13,16 +13,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import edge
 import grpc
-import officers
 import psutil
 import pytest
 import yaml
-from grafana import FILES, FOLDER, Dashboard, Query, shows_data
-from prometheus_server import PrometheusServer
 
 from signer.observe.catalogue import BY_NAME, Family, Kind
+from tests.integration import edge, officers
+from tests.integration.grafana import FILES, FOLDER, Dashboard, Query, shows_data
+from tests.prometheus_server import PrometheusServer
 
 DASHBOARDS = [Dashboard(path) for path in FILES]
 EXPECTED = {"facilities-and-keys", "hsm-and-workers", "service-health"}

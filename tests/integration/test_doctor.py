@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from appliances import Appliance
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -30,6 +29,7 @@ from signer.hsm.spec import PinState
 from signer.tools.dev import pki
 from signer.tools.doctor import examine, worst
 from signer.tools.doctor.finding import Finding, Level
+from tests.appliances import Appliance
 
 OK, WARNING, WRONG = Level
 

@@ -9,11 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import cbor2
-import edge
-import outputs
 import pytest
 
 from signer.v1 import control_pb2, signing_pb2
+from tests.integration import edge, outputs
 
 DCC_KEY = "facilities/moh/keys/dcc"
 DIGEST_KEY = "facilities/moh/keys/digest"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 
 from signer.audit.format import merkle
@@ -19,6 +18,7 @@ from signer.cli.audit.place import spki_of
 from signer.cli.main import main
 from signer.client import DeniedError, InvalidRequestError, SignerClient
 from signer.v1 import evidence_pb2
+from tests.integration import edge
 
 ORIGIN = "signer/audit"
 METHODS = {

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import edge
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
@@ -18,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki
 from signer.v1 import control_pb2, keys_pb2
+from tests.integration import edge
 
 STATUS = "/signer.v1.ControlService/GetStatus"
 

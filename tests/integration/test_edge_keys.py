@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
 from signer.v1 import keys_pb2, signing_pb2
+from tests.integration import edge
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import edge
 import grpc
-import outputs
 import psutil
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2
-from served import verified
 
 from signer.audit.format.record import Kind
 from signer.audit.format.segments import Reader, list_segments
 from signer.v1 import signing_pb2
+from tests.integration import edge, outputs
+from tests.integration.served import verified
 
 
 def serve(config: Path) -> subprocess.CompletedProcess[str]:

@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import edge
 import grpc
-import outputs
 import pytest
 from grpc_health.v1 import health_pb2
 
 from signer.tools.dev import key_plan as plan
 from signer.v1 import signing_pb2
+from tests.integration import edge, outputs
 
 CALLS, SHARE, BATCH = 3, 2, 2500
 QUEUED = SHARE * BATCH + 10

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import cbor2
-import edge
-import outputs
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -24,6 +22,7 @@ from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.tools.dev import key_plan as plan
 from signer.v1 import keys_pb2, signing_pb2
+from tests.integration import edge, outputs
 
 DAY = 86_400
 OTHER, PROVINCE = plan.principal("other"), plan.principal("province-01")

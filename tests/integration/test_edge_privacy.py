@@ -7,13 +7,13 @@ import re
 from typing import Any
 
 import cbor2
-import edge
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from signer.observe.catalogue import FAMILIES
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2, signing_pb2
+from tests.integration import edge
 
 MARKER = "Zzyzx-Nguyen-Marker"
 DATA = MARKER.encode()

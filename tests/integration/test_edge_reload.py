@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from signer.tools.dev import pki
 from signer.v1 import keys_pb2
+from tests.integration import edge
 
 SERVER_FILES = ("server.pem", "server.key")
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-import edge
 import grpc
 import psutil
 import pytest
@@ -19,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from signer.api.health import MAX_WATCHES
+from tests.integration import edge
 
 CALLS, SHARE = 3, 2
 STREAMS = 70

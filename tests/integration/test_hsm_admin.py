@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hsm_probe import ask
-from hsm_token import SoftToken, all_correct, inputs_for, job, version
 
 from signer.errors import OperatorError, Reason
 from signer.hsm.frames import Kind, pack_json, unpack_json
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.process import WorkerProcess
 from signer.model import Algorithm, KeyVersion, TokenObject
+from tests.integration.hsm_probe import ask
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, version
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import officers
 import psutil
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from hsm_token import until
 
 from signer.client import NotFoundError
 from signer.hsm.mechanisms import P256_ORDER
+from tests.integration import officers
+from tests.integration.hsm_token import until
 
 Make = Callable[..., Any]
 RECORDS = "facilities/01-001/keys/records"

@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hsm_token import SoftToken, all_correct, inputs_for, job, public_key, until
 
 from signer.errors import CallError, OperatorError, Reason
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import MECHANISMS
 from signer.model import Algorithm, KeyVersion, Signed
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, public_key, until
 
 KINDS = [
     (Algorithm.ES256, 0),

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hsm_token import SoftToken, all_correct, inputs_for, job, until
 
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Pool
 from signer.model import Algorithm, KeyName, KeyVersion, Suspended
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, until
 
 HALTED = Suspended(facilities={"a": "a is suspended"})
 

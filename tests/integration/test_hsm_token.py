@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hsm_probe import ask, key_arguments
-from hsm_token import SoftToken, inputs_for, job
 
 from signer.model import Algorithm
+from tests.integration.hsm_probe import ask, key_arguments
+from tests.integration.hsm_token import SoftToken, inputs_for, job
 
 KINDS = [
     (Algorithm.ES256, 0),

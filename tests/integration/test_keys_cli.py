@@ -6,7 +6,6 @@ import hashlib
 from typing import Any
 
 import pytest
-from appliances import Appliance
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -17,6 +16,7 @@ from signer.hsm.front.admin import open_admin
 from signer.keys.generation import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName
+from tests.appliances import Appliance
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import edge
-import officers
 import pytest
-from served import Served, verified
 
 from signer.client import DeniedError, InvalidRequestError
 from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev.files import SECRET, write
+from tests.integration import edge, officers
+from tests.integration.served import Served, verified
 
 SIGNER = [sys.executable, "-m", "signer"]
 KEY = "facilities/clinic/keys/records"

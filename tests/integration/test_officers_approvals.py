@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -22,11 +21,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from officers import Office
 
 from signer.client import SignerClientError
 from signer.client._signing import sign_operation
 from signer.officers.approval import parse
+from tests.integration import edge
+from tests.integration.officers import Office
 
 NEEDED = 3
 """How many must sign create-key here; all else needs two."""

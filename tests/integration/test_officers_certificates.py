@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cbor2
-import edge
-import outputs
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -23,10 +21,11 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_public_key,
 )
-from officers import Office, csv_of, header
-from test_edge_batches import dcc
 
 from signer.client import SignerClientError
+from tests.integration import edge, outputs
+from tests.integration.officers import Office, csv_of, header
+from tests.integration.test_edge_batches import dcc
 
 DCC = "facilities/moh/keys/dcc"
 RECORDS = [f"facilities/h-{n:02}/keys/records" for n in range(29)]

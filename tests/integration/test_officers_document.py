@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import officers
 import pytest
-from document import Document
+
+from tests.integration import officers
+from tests.integration.document import Document
 
 CSV = """facility,group,profile,clients,key,algorithm,bits
 01-003,01,records,spiffe://dev.signer.example/issuer,records,ES256,

@@ -9,14 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from hsm_token import SoftToken
-from officers import Issuing, Office, check, csv_of
 
 from signer.hsm.front.admin import open_admin
 from signer.model import Algorithm
+from tests.integration import edge
+from tests.integration.hsm_token import SoftToken
+from tests.integration.officers import Issuing, Office, check, csv_of
 
 A = "facilities/01-001/keys/records"
 HEADER = "facility,group,profile,clients,key,algorithm,bits"

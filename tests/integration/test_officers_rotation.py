@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import edge
 import pytest
-from officers import Answer, Issuing, Office
 
 from signer.client import SignerClientError
+from tests.integration import edge
+from tests.integration.officers import Answer, Issuing, Office
 
 KEY = "facilities/01-001/keys/records"
 OTHER = "facilities/01-002/keys/records"

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import edge
-import outputs
 import pytest
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -16,11 +14,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 from google.protobuf import message_factory
-from officers import Answer, Issuing, Office
 
 from signer.audit.format.checkpoint import Verifier, parse_note
 from signer.client import ItemResult, SignerClient, SignerClientError
 from signer.v1 import operations_pb2
+from tests.integration import edge, outputs
+from tests.integration.officers import Answer, Issuing, Office
 
 A, B, STRICT = (f"facilities/{name}/keys/records" for name in ("01-001", "01-002", "strict"))
 NOT_ACTIVE = "KEY_VERSION_NOT_ACTIVE"

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import edge
-import officers
 import pytest
-from served import Served, beside
 
 from signer.client import NotFoundError, PreconditionError, UnavailableError
+from tests.integration import edge, officers
+from tests.integration.served import Served, beside
 
 SIGNER = [sys.executable, "-m", "signer"]
 RECORDS = edge.RECORDS

@@ -16,17 +16,17 @@ from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from typing import Any, Self
 
-import edge
 import grpc
 import pytest
 import yaml
-from appliances import Appliance
-from served import Served, beside
 
 from signer.audit.format.record import Kind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import secure_channel
 from signer.tools.dev.appliance import connect
+from tests.appliances import Appliance
+from tests.integration import edge
+from tests.integration.served import Served, beside
 
 SIGNER = [sys.executable, "-m", "signer"]
 PLAIN, LIBRARY = edge.RECORDS, "facilities/01-002/keys/records"

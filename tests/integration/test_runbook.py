@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from edge import eventually
 
 from signer.client import SignerClientError
+from tests.integration.edge import eventually
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()

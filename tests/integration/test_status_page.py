@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import edge
 import psutil
 import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+
+from tests.integration import edge
 
 SCREEN, PHONE = (1200, 1000), (390, 844)
 

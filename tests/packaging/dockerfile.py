@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import container
+from tests.packaging import container
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
-from dockerfile import ROOT, stages
 
 from signer.cli.main import cli
 from signer.config import load_config
+from tests.packaging.dockerfile import ROOT, stages
 
 TEXT = (ROOT / "Dockerfile").read_text()
 STAGES = stages(TEXT)

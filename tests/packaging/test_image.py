@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 
-import container
 import pytest
-from dockerfile import ROOT, Builder, Image
 
 from signer import __version__
+from tests.packaging import container
+from tests.packaging.dockerfile import ROOT, Builder, Image
 
 pytestmark = pytest.mark.packaging
 

@@ -12,10 +12,11 @@ import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import container
 import pytest
-from dockerfile import ROOT
-from document import Document, Ran
+
+from tests.integration.document import Document, Ran
+from tests.packaging import container
+from tests.packaging.dockerfile import ROOT
 
 pytestmark = pytest.mark.packaging
 

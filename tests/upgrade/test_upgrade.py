@@ -17,11 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import edge
 import pytest
 import yaml
-from document import Document
-from served import Served, verified
 
 from signer.audit.format import canonical
 from signer.audit.format.record import frame, read_frames
@@ -32,6 +29,9 @@ from signer.keys.schema import VERSION
 from signer.tools.dev import free_ports, pki
 from signer.tools.dev.appliance import connect
 from signer.tools.dev.key_plan import principal
+from tests.integration import edge
+from tests.integration.document import Document
+from tests.integration.served import Served, verified
 
 HERE = Path(__file__).parent
 STATES = sorted(path.name for path in HERE.glob("schema-*"))

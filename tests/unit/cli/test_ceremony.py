@@ -17,12 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from operations_played import A, B
 
 from signer.cli.ceremony import transcript
 from signer.cli.operations import flow
 from signer.client import sign_operation
 from signer.officers.approval import Proposal, parse
+from tests.unit.cli.operations_played import A, B
 
 KEY = "facilities/moh/keys/dcc"
 SUBJECT = "CN=DCC 1,O=Ministry,C=VN"

@@ -15,12 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from operations_played import NOW, certify, der, of_key, version
 
 from signer.client import Suspension
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.officers.kinds.rotation import Step, plan_of, plan_text
+from tests.unit.cli.operations_played import NOW, certify, der, of_key, version
 
 KEY = "facilities/f/keys/k"
 RSA = "facilities/f/keys/rsa"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from operations_played import certify, der, version
 
 from signer.cli.keys.plan import due, end_of, names_due
 from signer.client import KeyVersion
+from tests.unit.cli.operations_played import certify, der, version
 
 NOW = datetime.now(UTC)
 K = "facilities/f/keys/k"

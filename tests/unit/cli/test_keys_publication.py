@@ -12,11 +12,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from operations_played import certify, der, of_key, version
 
 from signer.cli.keys.publication import certificates, jwks, published, trust_list
 from signer.client import KeyVersion
 from signer.errors import OperatorError
+from tests.unit.cli.operations_played import certify, der, of_key, version
 
 V = "facilities/f/keys/k/versions/1"
 SOON = datetime(2030, 1, 1, tzinfo=UTC)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from operations_played import NOW, A, B, certify, der
 
 from signer.cli.keys.rotating import rotation
 from signer.cli.operations.arguments import parse_duration, parse_time
@@ -27,6 +26,7 @@ from signer.cli.operations.asked import (
 from signer.errors import OperatorError
 from signer.officers.approval import Proposal
 from signer.officers.kinds.table import KINDS
+from tests.unit.cli.operations_played import NOW, A, B, certify, der
 
 KEY = "facilities/f/keys/k"
 VERSION = f"{KEY}/versions/1"

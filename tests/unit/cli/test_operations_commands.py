@@ -16,10 +16,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from operations_played import NOW, A, B, C, certify
 
 from signer.cli.operations import flow
 from signer.officers import approval
+from tests.unit.cli.operations_played import NOW, A, B, C, certify
 
 KEY = "facilities/f/keys/k"
 VERSION = f"{KEY}/versions/1"

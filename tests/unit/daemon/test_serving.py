@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "officers"))
-
-from opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
-from people import A, B, C, certificate_of, pem
 
 from signer.audit.format.record import Kind
 from signer.config import read_policy
@@ -20,6 +14,8 @@ from signer.errors import ConfigError, OperatorError
 from signer.keys.database import RegistryError
 from signer.model import Role, Scope
 from signer.policy.decide import roles_of
+from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
+from tests.unit.officers.people import A, B, C, certificate_of, pem
 
 Make = Callable[..., Stage]
 

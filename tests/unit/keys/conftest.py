@@ -1,4 +1,3 @@
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +13,6 @@ from signer.errors import OperatorError
 from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyVersion
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from made import make
 
 from signer.errors import OperatorError
 from signer.keys import database
@@ -15,6 +14,7 @@ from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
 from signer.keys.writing import Change
 from signer.model import KeyState, Scope, Suspension
+from tests.unit.keys.made import make
 
 ROUNDS = 25
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import make
 
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.lifecycle import TRANSITIONS, IllegalMoveError
 from signer.model import KeyState, KeyVersion
+from tests.unit.keys.made import make
 
 S = KeyState
 NOW = 1000.0

@@ -9,13 +9,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from made import make
 
 from signer.errors import OperatorError
 from signer.keys import schema
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, Algorithm, KeyName, KeyState, KeyVersion
+from tests.unit.keys.made import make
 
 
 def revisions() -> list[Any]:

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from made import make
-from postgres import Postgres
 
 from signer.keys import database
 from signer.keys.database import RegistryError
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.model import KeyVersion
+from tests.postgres import Postgres
+from tests.unit.keys.made import make
 
 
 @pytest.fixture

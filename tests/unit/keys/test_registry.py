@@ -3,7 +3,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from made import make
 
 from signer.errors import OperatorError
 from signer.keys.database import RegistryError
@@ -11,6 +10,7 @@ from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
 from signer.model import AUDIT_KEY, Algorithm, KeyName, KeyState, KeyVersion
+from tests.unit.keys.made import make
 
 
 def test_a_snapshot_gives_back_what_was_added(registry: Registry) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import make
 
 from signer.errors import OperatorError
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension
+from tests.unit.keys.made import make
 
 
 def change(registry: Registry, before: KeyVersion, **values: Any) -> KeyVersion:

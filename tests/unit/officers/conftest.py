@@ -1,13 +1,10 @@
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder itself
-
-from opstage import Stage, empty_registry
-from people import Authority
+from tests.unit.officers.opstage import Stage, empty_registry
+from tests.unit.officers.people import Authority
 
 
 @pytest.fixture(scope="session")

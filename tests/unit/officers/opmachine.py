@@ -8,17 +8,26 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, invariant
-from opmodel import Between, Oracle, S, Shadow, cka_id, rows_of, signers_of, state_of
-from opmoves import Moves
-from opstage import START, Stage
-from people import Authority
-from softtoken import Crash
 
 from signer.audit.format.record import Kind
 from signer.errors import CallError, Reason
 from signer.model import Format, KeyName, KeyVersion
 from signer.officers.store import Operation, State
 from signer.signing.engine import BatchRequest, _find_version
+from tests.unit.officers.opmodel import (
+    Between,
+    Oracle,
+    S,
+    Shadow,
+    cka_id,
+    rows_of,
+    signers_of,
+    state_of,
+)
+from tests.unit.officers.opmoves import Moves
+from tests.unit.officers.opstage import START, Stage
+from tests.unit.officers.people import Authority
+from tests.unit.officers.softtoken import Crash
 
 AUTHORITY, OTHER = Authority(), Authority("CN=another,C=VN")
 

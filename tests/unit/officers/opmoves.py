@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from opmodel import S, Shadow, state_of
-from opstage import DAY, HOUR, Stage
-from people import E_ENDS, Authority, D, E, certificate_of, pem
-
 from signer.model import KeyState
+from tests.unit.officers.opmodel import S, Shadow, state_of
+from tests.unit.officers.opstage import DAY, HOUR, Stage
+from tests.unit.officers.people import E_ENDS, Authority, D, E, certificate_of, pem
 
 FACILITIES = ("01-001", "02-001")
 

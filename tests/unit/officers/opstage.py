@@ -18,8 +18,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import sqlalchemy as sa
-from people import OFFICERS, A, B, sign
-from softtoken import Fate, SoftToken
 
 from signer.audit.format.record import Kind, Record, Value, encode, parse
 from signer.audit.write.inbox import AuditUnavailable
@@ -38,6 +36,8 @@ from signer.officers.proposals import Desk, Prepared
 from signer.officers.records import OperationsJournal, first_officers_fields
 from signer.officers.store import Operation, State
 from signer.signing.engine import Snapshot
+from tests.unit.officers.people import OFFICERS, A, B, sign
+from tests.unit.officers.softtoken import Fate, SoftToken
 
 ORIGIN = "signer.example/log"
 START = 1_767_571_200.0  # 2026-01-05T00:00:00Z

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from softtoken import Fate
-
 from signer.audit.format.record import Kind, Record, Value
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.officers.offline_check import DualControl
+from tests.unit.officers.softtoken import Fate
 
 
 class DiskLog:

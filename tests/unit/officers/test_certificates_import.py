@@ -9,11 +9,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from opstage import CLINIC, DAY, MINISTRY, START, Stage
-from people import Authority, key_of, pem
-from softtoken import spki_of
 
 from signer.keys.certificates import cose_kid
+from tests.unit.officers.opstage import CLINIC, DAY, MINISTRY, START, Stage
+from tests.unit.officers.people import Authority, key_of, pem
+from tests.unit.officers.softtoken import spki_of
 
 NOW = datetime.fromtimestamp(START, UTC)
 YEAR = 365 * DAY

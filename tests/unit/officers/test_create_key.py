@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from opstage import CLINIC, MINISTRY, START, Stage
 
 from signer.errors import CallError
 from signer.keys.generation import cka_id_of
 from signer.officers.store import State
+from tests.unit.officers.opstage import CLINIC, MINISTRY, START, Stage
 
 KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
 

@@ -6,14 +6,14 @@ import hashlib
 from typing import Any
 
 import pytest
-from opstage import CLINIC, Stage
-from people import C
-from softtoken import Crash
 
 from signer.errors import CallError
 from signer.model import KeyState
 from signer.officers.kinds.enrolment import MAX_ROWS
 from signer.officers.store import State
+from tests.unit.officers.opstage import CLINIC, Stage
+from tests.unit.officers.people import C
+from tests.unit.officers.softtoken import Crash
 
 HEAD = "facility,group,profile,clients,key,algorithm,bits"
 CLIENT = "spiffe://signer.example/facility/n-1"

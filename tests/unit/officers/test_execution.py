@@ -8,9 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from opstage import CLINIC, START, Stage
-from people import A, B, C, D, pem_of, sign
-from softtoken import Crash
 
 from signer.audit.format.record import Kind
 from signer.errors import CallError, Reason
@@ -18,6 +15,9 @@ from signer.keys.database import RegistryError
 from signer.model import KeyState, Scope
 from signer.officers.execution import MAX_NOTE
 from signer.officers.store import State
+from tests.unit.officers.opstage import CLINIC, START, Stage
+from tests.unit.officers.people import A, B, C, D, pem_of, sign
+from tests.unit.officers.softtoken import Crash
 
 HEAD = "facility,group,profile,clients,key,algorithm,bits"
 

@@ -13,8 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
-from opstage import CLINIC, START, Stage
-from people import (
+
+from signer.config import OperationsConfig
+from signer.errors import CallError, OperatorError
+from signer.officers.approval import officers_sha256
+from signer.officers.kinds.officer_change import ChangeOfficers, ChangeOfficersKind, first_officers
+from signer.officers.store import State
+from tests.unit.officers.opstage import CLINIC, START, Stage
+from tests.unit.officers.people import (
     BEGINS,
     ENDS,
     OFFICERS,
@@ -29,12 +35,6 @@ from people import (
     pem,
     pem_of,
 )
-
-from signer.config import OperationsConfig
-from signer.errors import CallError, OperatorError
-from signer.officers.approval import officers_sha256
-from signer.officers.kinds.officer_change import ChangeOfficers, ChangeOfficersKind, first_officers
-from signer.officers.store import State
 
 NOW = datetime.fromtimestamp(START, UTC)
 CLIENT = "spiffe://signer.example/ministry"

@@ -6,13 +6,13 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from opstage import POLICY, Stage
-from people import A
 
 from signer.config import policy_text
 from signer.config.policy_documents import PolicyFile
 from signer.errors import CallError
 from signer.officers.store import State
+from tests.unit.officers.opstage import POLICY, Stage
+from tests.unit.officers.people import A
 
 
 def draft(stage: Stage, old: str, new: str) -> None:

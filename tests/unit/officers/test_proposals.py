@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opstage import CLINIC, DAY, LIFE, ORIGIN, START, Stage
-from people import OFFICERS, A, B, C, D, E, sign
 
 from signer.audit.format.record import Kind
 from signer.config import OperationsConfig
@@ -18,6 +16,8 @@ from signer.errors import CallError
 from signer.officers.approval import MAX_BYTES, Proposal, parse
 from signer.officers.kinds.table import KINDS
 from signer.officers.store import Operation, State, Store
+from tests.unit.officers.opstage import CLINIC, DAY, LIFE, ORIGIN, START, Stage
+from tests.unit.officers.people import OFFICERS, A, B, C, D, E, sign
 
 KEY = {"key": CLINIC, "algorithm": "ES256", "activate": True}
 
@@ -219,7 +219,7 @@ def test_three_officers_where_three_are_needed(tmp_path: Path, template: Path) -
 
 
 def test_an_officer_whose_certificate_has_expired(tmp_path: Path, template: Path) -> None:
-    from people import der_of  # noqa: PLC0415
+    from tests.unit.officers.people import der_of  # noqa: PLC0415
 
     stage = Stage(tmp_path / "stage", template, officers=OFFICERS | {E: der_of(E)})
     stage.approve(key(stage).id, by=E)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from opstage import CLINIC, DAY, Stage
-from people import A, B, C
 
 from signer.errors import CallError, OperatorError
 from signer.model import Scope
 from signer.officers.store import State
+from tests.unit.officers.opstage import CLINIC, DAY, Stage
+from tests.unit.officers.people import A, B, C
 
 FACILITY = "facilities/01-001"
 HEAD = "facility,group,profile,clients,key,algorithm,bits"

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from opstage import CLINIC, DAY, HOUR, MINISTRY, START, Stage
-from people import A, Authority, C, pem
 
 from signer.errors import CallError
 from signer.model import KeyState
 from signer.officers.kinds.rotation import plan_of, plan_text, read_plan
 from signer.officers.store import Operation, State
+from tests.unit.officers.opstage import CLINIC, DAY, HOUR, MINISTRY, START, Stage
+from tests.unit.officers.people import A, Authority, C, pem
 
 OTHER = "facilities/02-001/keys/records"
 LATER = int(START) + DAY

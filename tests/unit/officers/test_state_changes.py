@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from opstage import CLINIC, DAY, HOUR, START, Stage
-from people import C
 
 from signer.errors import CallError
 from signer.model import Scope
 from signer.officers.store import State
+from tests.unit.officers.opstage import CLINIC, DAY, HOUR, START, Stage
+from tests.unit.officers.people import C
 
 LATER = int(START) + DAY
 ONE, TWO = f"{CLINIC}/versions/1", f"{CLINIC}/versions/2"

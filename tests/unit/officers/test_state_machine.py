@@ -20,18 +20,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from opmachine import AUTHORITY, OTHER, Appliance, stopped
-from opmodel import S, Shadow, cka_id, signers_of
-from opmoves import Move
-from opstage import DAY, HOUR, MemoryLog, Stage
-from people import A, B, C, D, E, key_of, pem, sign
-from reallog import DiskLog
-from softtoken import spki_of
 
 from signer.errors import CallError, Reason
 from signer.model import KeyVersion, Scope
 from signer.officers.kinds.table import KINDS
 from signer.officers.store import State
+from tests.unit.officers.opmachine import AUTHORITY, OTHER, Appliance, stopped
+from tests.unit.officers.opmodel import S, Shadow, cka_id, signers_of
+from tests.unit.officers.opmoves import Move
+from tests.unit.officers.opstage import DAY, HOUR, MemoryLog, Stage
+from tests.unit.officers.people import A, B, C, D, E, key_of, pem, sign
+from tests.unit.officers.reallog import DiskLog
+from tests.unit.officers.softtoken import spki_of
 
 EVERYBODY = (A, B, C, D, E)
 OPEN, ENDS = State.PROPOSED, (State.DONE, State.FAILED, State.WAITING)
