@@ -11,7 +11,8 @@ from signer.api import wire
 from signer.api.guard import Caller
 from signer.errors import CallError, ConfigError, Reason, invalid
 from signer.hsm.front.service import Hsm
-from signer.signing.engine import Engine
+from signer.policy.usage import Usage
+from signer.signing.request import Served
 from signer.v1 import control_pb2, control_pb2_grpc
 
 DEFAULT_BUSIEST = 10
@@ -43,9 +44,10 @@ class Daemon(Protocol):
 class ControlService(control_pb2_grpc.ControlServiceServicer):
     """Looks at the running daemon and has it read its files again."""
 
-    def __init__(self, daemon: Daemon, engine: Engine, hsm: Hsm) -> None:
+    def __init__(self, daemon: Daemon, served: Served, usage: Usage, hsm: Hsm) -> None:
         self._daemon = daemon
-        self._engine = engine
+        self._served = served
+        self._usage = usage
         self._hsm = hsm
 
     def Reload(  # noqa: N802 - the method's name in the API
@@ -62,7 +64,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             ) from error
         caller.notes |= {"policy_changed": changed.policy_changed}
         return control_pb2.ReloadResponse(
-            policy_sha256=self._engine.snapshot.policy.sha256,
+            policy_sha256=self._served.snapshot.policy.sha256,
             policy_changed=changed.policy_changed,
             certificate_changed=changed.certificate_changed,
             log_level=changed.log_level,
@@ -76,7 +78,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         """Answers with what runs and how well; raises CallError."""
         if not 0 <= request.busiest <= MOST_BUSIEST:
             raise invalid("busiest", f"is {request.busiest}, expected 0 to {MOST_BUSIEST}")
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         reasons = self._daemon.reasons()
         waiting = self._hsm.waiting()
         return control_pb2.GetStatusResponse(
@@ -104,8 +106,6 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
                 control_pb2.FacilityUsage(
                     facility=facility, items=items, queued_items=waiting.get(facility, 0)
                 )
-                for facility, items in self._engine.usage.busiest(
-                    request.busiest or DEFAULT_BUSIEST
-                )
+                for facility, items in self._usage.busiest(request.busiest or DEFAULT_BUSIEST)
             ],
         )

@@ -25,7 +25,7 @@ from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
 from signer.model import Role
 from signer.policy.decide import UNKNOWN, roles_of
-from signer.policy.rules import Policy
+from signer.signing.request import Served
 
 DEFAULT_SECONDS = 30.0
 """Time of a call that came without a deadline."""
@@ -80,14 +80,14 @@ class Guard(grpc.ServerInterceptor):
     def __init__(
         self,
         *,
-        policy: Callable[[], Policy],
+        served: Served,
         roles: Mapping[str, frozenset[Role]],
         calls: int,
         calls_per_client: int,
         observer: CallObserver,
         clock: Clock,
     ) -> None:
-        self._policy = policy
+        self._served = served
         self._roles = roles
         self._slots = Places(calls, "calls")
         self._shares = Places(calls_per_client, CLIENT_LIMIT)
@@ -220,7 +220,7 @@ class Guard(grpc.ServerInterceptor):
         call_id: str,
         notes: dict[str, object],
     ) -> Caller:
-        policy = self._policy()
+        policy = self._served.snapshot.policy
         principal = principal_of(_auth_context(context), policy.denied_certificates)
         roles = roles_of(policy, principal)
         if not roles:

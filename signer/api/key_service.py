@@ -9,22 +9,23 @@ from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
 from signer.model import IDENTIFIER, KeyName, KeyVersion, Role, parse_key_or_version
 from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
-from signer.signing.engine import Engine, Snapshot
+from signer.policy.usage import Usage
+from signer.signing.request import Served, Snapshot
 from signer.v1 import keys_pb2, keys_pb2_grpc
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
-    """Reads the snapshot that the engine signs with."""
+    """Answers from the snapshot that is served now."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
+    def __init__(self, served: Served, usage: Usage, clock: Clock) -> None:
+        self._served, self._usage = served, usage
         self._clock = clock
 
     def ListKeys(  # noqa: N802 - the method's name in the API
         self, request: keys_pb2.ListKeysRequest, caller: Caller
     ) -> keys_pb2.ListKeysResponse:
         """Answers with one page of the keys that the caller may see; raises CallError."""
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         size = page_size(request.page_size)
         names = _page(snapshot, caller, _prefix(request.parent), request.page_token, size + 1)
         page, room = [], PAGE_BYTES
@@ -41,7 +42,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, request: keys_pb2.GetKeyRequest, caller: Caller
     ) -> keys_pb2.GetKeyResponse:
         """Answers with one key; raises CallError."""
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         name, number = _parse(request.name)
         if number is not None:
             raise invalid("name", "is a version's: GetKeyVersion shows it")
@@ -54,7 +55,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, request: keys_pb2.GetKeyVersionRequest, caller: Caller
     ) -> keys_pb2.GetKeyVersionResponse:
         """Answers with one version; raises CallError."""
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         name, number = _parse(request.name)
         if number is None:
             raise invalid("name", "is a key's: GetKey shows it")
@@ -70,7 +71,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, request: keys_pb2.ListKeyVersionsRequest, caller: Caller
     ) -> keys_pb2.ListKeyVersionsResponse:
         """Answers with the versions of one page of keys; raises CallError."""
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         size = page_size(request.page_size)
         parent, one = request.parent, None
         if parent.count("/") == 3:
@@ -116,7 +117,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         if terms is not None:
             key.formats.extend(sorted(wire.NUMBERS[each] for each in terms.formats))
             key.max_batch_items = terms.max_batch_items
-            left = self._engine.usage.remaining(terms.facility, terms.quotas, now)
+            left = self._usage.remaining(terms.facility, terms.quotas, now)
             for quota, remaining in zip(terms.quotas, left, strict=True):
                 key.quotas.add(
                     limit=quota.limit, window_seconds=quota.window_seconds, remaining=remaining

@@ -8,7 +8,8 @@ from signer.api import wire
 from signer.api.guard import Caller
 from signer.errors import invalid
 from signer.model import parse_key_or_version
-from signer.signing.engine import BatchRequest, Engine
+from signer.signing.engine import Engine
+from signer.signing.request import BatchRequest
 from signer.v1 import signing_pb2, signing_pb2_grpc
 
 MAX_NAME_BYTES = 256

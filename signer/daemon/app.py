@@ -51,6 +51,7 @@ from signer.officers.proposals import Desk
 from signer.officers.records import OperationsJournal
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
+from signer.signing.request import Served
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25
@@ -111,11 +112,12 @@ class Daemon:
             self._reports,
             development=development,
         )
+        self._served = Served(self._follower.snapshot())
         self._sealing = audit_key(self._registry, self._clock.now())
         check_tokens([self._sealing], self._hsm)
         self._reconciler = Reconciler(
             self._hsm,
-            lambda: [*self._engine.snapshot.keys, self._sealing],
+            lambda: [*self._served.snapshot.keys, self._sealing],
             self._admin,
             self._reports.token_differences,
         )
@@ -123,20 +125,20 @@ class Daemon:
             config.audit, self._sealing, self._clock, self._reports, override=override_audit
         )
         self._clock.floor = lambda: self._trail.log.last_time / 1e6
-        usage = Usage()
-        self._trail.evidence.attach(self._trail.log, usage)
+        self._usage = Usage()
+        self._trail.evidence.attach(self._trail.log, self._usage)
         self._reports.keep(self._trail)
         self._engine = Engine(
-            self._follower.snapshot(),
+            self._served,
             self._hsm,
             self._trail.evidence,
-            usage=usage,
+            usage=self._usage,
             observer=self._reports,
             clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
         journal = OperationsJournal(self._trail.log)
-        self._follower.attach(self._engine, self._trail, journal)
+        self._follower.attach(self._served, self._trail, journal)
         self._without_strays: set[str] = set()
         self._waiting_for_strays = threading.Lock()
         self._executor = Executor(self._surroundings(journal))
@@ -156,7 +158,7 @@ class Daemon:
             clock=self._clock,
             started_at=self.started_at,
             reasons=self.reasons,
-            engine=self._engine,
+            served=self._served,
             hsm=self._hsm,
             trail=self._trail,
             follower=self._follower,
@@ -199,7 +201,7 @@ class Daemon:
             Acts(
                 self._registry,
                 journal,
-                lambda: self._engine.snapshot.policy,
+                lambda: self._served.snapshot.policy,
                 self._follower.follow,
                 self._clock,
             ),
@@ -211,7 +213,7 @@ class Daemon:
     def _build_server(self, journal: OperationsJournal) -> Server:
         limits = self._config.limits
         guard = Guard(
-            policy=lambda: self._engine.snapshot.policy,
+            served=self._served,
             roles=ROLES,
             calls=limits.calls,
             calls_per_client=limits.calls_per_client,
@@ -220,7 +222,7 @@ class Daemon:
         )
         return Server(
             signing=SigningService(self._engine),
-            keys=KeyService(self._engine, self._clock),
+            keys=KeyService(self._served, self._usage, self._clock),
             operations=self._operations(journal),
             evidence=EvidenceService(
                 self._trail.log,
@@ -228,7 +230,7 @@ class Daemon:
                 self._clock,
                 answer_bytes=limits.message_bytes,
             ),
-            control=ControlService(self, self._engine, self._hsm),
+            control=ControlService(self, self._served, self._usage, self._hsm),
             guard=guard,
             limits=limits,
             reflect=self._config.reflection,
@@ -237,7 +239,7 @@ class Daemon:
     def start(self) -> None:
         """Starts the parts in their order; raises OperatorError where that cannot go well."""
         self._hear(signal.SIGHUP)  # by default it would end a daemon that is still starting
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         self._follower.begin()
         self._trail.started(snapshot.policy, snapshot.keys)
         self._hsm.start()
@@ -259,7 +261,7 @@ class Daemon:
         self._server.listen(str(self._config.listen), self._certificates)
         self._listening = True
         self._following.start()
-        self._reports.started(str(self._config.listen), self._engine.snapshot.policy.sha256)
+        self._reports.started(str(self._config.listen), self._served.snapshot.policy.sha256)
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Looks after the running parts until a signal ends it.
@@ -356,7 +358,7 @@ class Daemon:
             )
             # The line is written under the level that lets more through.
             self._reports.set_level(min(config.log_level, self._log_level, key=LEVELS.index))
-            self._reports.reloaded(self._engine.snapshot.policy.sha256, asdict(changed))
+            self._reports.reloaded(self._served.snapshot.policy.sha256, asdict(changed))
             self._reports.set_level(config.log_level)
             self._log_level = config.log_level
             if not files_decide:

@@ -35,7 +35,7 @@ from signer.officers.kinds.base import World
 from signer.officers.records import OperationsJournal
 from signer.policy.officers import officer_problems, with_officers
 from signer.policy.rules import Policy
-from signer.signing.engine import Snapshot
+from signer.signing.request import Served, Snapshot
 
 _FOREVER = float("inf")
 _PARSED = 4
@@ -52,12 +52,6 @@ class Reports(Protocol):
     def policy_files_differ(self, text: str) -> None: ...
     def suspensions_changed(self, suspended: list[str]) -> None: ...
     def registry_unreadable(self, error: Exception) -> None: ...
-
-
-class Serving(Protocol):
-    """The engine, as far as it is told what to serve."""
-
-    snapshot: Snapshot
 
 
 class Follower:
@@ -83,7 +77,7 @@ class Follower:
         self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
         self._next_end = _FOREVER
         self._ended_until = clock.now()  # copies of what ended before are gone
-        self._engine: Serving
+        self._served: Served
         self._trail: Trail
         self._decisions: Decisions
         state = registry.state()
@@ -101,9 +95,9 @@ class Follower:
             with_officers(policy, state.officers), state.keys, _suspended(state, policy)
         )
 
-    def attach(self, engine: Serving, trail: Trail, journal: OperationsJournal) -> None:
+    def attach(self, served: Served, trail: Trail, journal: OperationsJournal) -> None:
         """Tells whom to have serve it, and where changes are recorded."""
-        self._engine, self._trail = engine, trail
+        self._served, self._trail = served, trail
         self._decisions = Decisions(self.registry, trail, journal, development=self.development)
 
     def begin(self) -> None:
@@ -112,7 +106,7 @@ class Follower:
         Raises OperatorError where that cannot be kept or recorded.
         """
         self._decisions.record(self._state, self._text, files_decide=self.files_decide)
-        self.hsm.suspend(self._engine.snapshot.suspended, [])
+        self.hsm.suspend(self._served.snapshot.suspended, [])
         self._plan_ends()
         self._look_at_files()
 
@@ -223,7 +217,7 @@ class Follower:
         }
         if stopped:
             self.hsm.stop_keys(stopped)
-        snapshot = self._engine.snapshot
+        snapshot = self._served.snapshot
         more = _suspended(state, self._text.policy)
         both = Suspended(
             snapshot.suspended.everything or more.everything,
@@ -234,7 +228,7 @@ class Follower:
 
     def _suspend(self, before: Snapshot, suspended: Suspended) -> None:
         """Puts other suspensions in force: no new job, then nothing that waits."""
-        self._engine.snapshot = replace(self._engine.snapshot, suspended=suspended)
+        self._served.snapshot = replace(self._served.snapshot, suspended=suspended)
         halted = [
             each
             for each in before.keys
@@ -247,7 +241,7 @@ class Follower:
     def _take(self, state: RegistryState) -> None:
         """Has another state served: what is new after workers know it, what ends at once."""
         check_tokens(state.keys, self.hsm)
-        before, text = self._engine.snapshot, self._text
+        before, text = self._served.snapshot, self._text
         if state.policy not in (None, text.policy.sha256):
             self._text = self._kept(state)
         changed = list(state.keys.changed_since(self._state.keys))
@@ -257,7 +251,7 @@ class Follower:
             # Workers must know a key before the first chunk that needs it, and forget what is gone.
             self.hsm.refresh()
         after = self.snapshot()
-        self._engine.snapshot = after
+        self._served.snapshot = after
         self._enforce(before, after)
         self._plan_ends()
         if changed:

@@ -18,7 +18,7 @@ from signer.observe.key_gauges import KeyReadings
 from signer.observe.page import Seen, page
 from signer.observe.reports import Reports
 from signer.officers.execution import Executor
-from signer.signing.engine import Engine
+from signer.signing.request import Served
 
 STUCK_SECONDS = 60.0
 """How long the daemon's main loop may be silent before the process is called dead."""
@@ -35,7 +35,7 @@ class Vitals:
     clock: FlooredClock
     started_at: float
     reasons: Callable[[], Sequence[str]]
-    engine: Engine
+    served: Served
     hsm: Hsm
     trail: Trail
     follower: Follower
@@ -94,8 +94,8 @@ class Vitals:
         expiries = self.certificates.expiries()
         monotonic = self.clock.monotonic()
         return [
-            *readings(self.engine.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
-            *self._keys(self.engine.snapshot, now, monotonic),
+            *readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
+            *self._keys(self.served.snapshot, now, monotonic),
             *scalars(values),
             Reading("signer_audit_checkpoint_timestamp_seconds", checkpoints),
         ]

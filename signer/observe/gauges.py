@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from signer import __version__
 from signer.hsm.front.service import Hsm
 from signer.observe.catalogue import BY_NAME, closed
-from signer.signing.engine import Snapshot
+from signer.signing.request import Snapshot
 
 Values = Mapping[tuple[str, ...], float]
 

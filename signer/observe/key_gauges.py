@@ -10,7 +10,7 @@ from cryptography import x509
 
 from signer.model import KeyState, KeyVersion
 from signer.observe.gauges import Reading
-from signer.signing.engine import Snapshot
+from signer.signing.request import Snapshot
 
 INTERVAL = 10.0
 """Keys are looked through again after so many seconds, for the clock ends some of them."""

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from signer.clock import Clock
@@ -22,18 +22,17 @@ from signer.model import (
     Algorithm,
     Format,
     FormatContext,
-    KeyName,
     KeyVersion,
     Prepared,
     Signed,
     SignJob,
-    Suspended,
     parse_key_or_version,
 )
 from signer.policy.decide import Decision, check_algorithm, decide
-from signer.policy.rules import Policy, Terms
+from signer.policy.rules import Terms
 from signer.policy.usage import Usage
-from signer.signing.evidence import Answered, Evidence, Intent, Ticket, cannot_repeat, content_hash
+from signer.signing.evidence import Answered, Evidence, Intent, cannot_repeat
+from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """Clients of gRPC refuse larger answers unless told otherwise."""
@@ -42,51 +41,6 @@ FAILURE_BYTES = 400
 _NOTHING = Failure(Reason.INTERNAL, "nothing was to sign")  # befalls no item
 SMALLEST_BUDGET = 0.005
 """Seconds below which no HSM is asked for anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Policy, keys and suspensions that belong together; replaced as a whole."""
-
-    policy: Policy
-    keys: KeyIndex
-    suspended: Suspended = field(default_factory=Suspended)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRequest:
-    """One call of SignBatch; ``version`` None means the primary; ``deadline`` is monotonic.
-
-    ``request_id`` is the caller's, empty where there is none; ``call_id`` is ours.
-    """
-
-    principal: str
-    key: KeyName
-    version: int | None
-    format: Format
-    payloads: Sequence[bytes]
-    deadline: float
-    request_id: str = ""
-    call_id: str = ""
-
-    def ticket(self) -> Ticket:
-        """Returns what tells a repetition of this request from another one."""
-        if not self.request_id:
-            return Ticket(self.principal, "", b"")
-        named = f"{self.key}/versions/{self.version or 0}"
-        content = content_hash(named, self.format, self.payloads)
-        return Ticket(self.principal, self.request_id, content)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """Outputs in the order of the payloads, b"" where ``failures`` has the index."""
-
-    version: KeyVersion
-    terms: Terms
-    rule: str
-    outputs: Sequence[bytes]
-    failures: dict[int, Failure]
 
 
 class Hsm(Protocol):
@@ -107,11 +61,11 @@ class Observer(Protocol):
 
 
 class Engine:
-    """Signs batches. ``snapshot`` is replaced by whoever reloads."""
+    """Signs batches with what is served when they arrive."""
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        served: Served,
         hsm: Hsm,
         evidence: Evidence,
         *,
@@ -121,9 +75,9 @@ class Engine:
         answer_bytes: int,
     ) -> None:
         """Takes ``answer_bytes``: what gRPC lets out; the HSM must not work for more."""
-        self.snapshot = snapshot
+        self._served = served
         self._answer_bytes = min(answer_bytes, MAX_ANSWER_BYTES)
-        self.usage = usage
+        self._usage = usage
         self._hsm = hsm
         self._evidence = evidence
         self._observer = observer
@@ -131,7 +85,7 @@ class Engine:
 
     def sign_batch(self, request: BatchRequest) -> BatchResult:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""
-        snapshot, now = self.snapshot, self._clock.now()
+        snapshot, now = self._served.snapshot, self._clock.now()
 
         # 1. May this principal do this now?
         with self._stage("authorise"):
@@ -217,7 +171,7 @@ class Engine:
             )
 
     def _charge(self, terms: Terms, items: int, now: float) -> None:
-        refusal = self.usage.charge(terms.facility, terms.quotas, items, now)
+        refusal = self._usage.charge(terms.facility, terms.quotas, items, now)
         if refusal is None:
             return
         quota = refusal.quota

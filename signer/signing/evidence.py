@@ -7,12 +7,10 @@ gets what the log says was signed, and of two at the same time one waits.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 from signer.audit.format.record import Column, Kind, Record, Value
@@ -25,17 +23,10 @@ from signer.formats.signature import signature_length
 from signer.model import Format, HcertTerms, KeyVersion, Signed
 from signer.officers.offline_check import DualControl
 from signer.policy.usage import Usage
+from signer.signing.request import Ticket
 
 RETRY_SECONDS = 5.0
 """When a caller may ask again whether the log is back: it takes an operator."""
-
-
-class Ticket(NamedTuple):
-    """Who asks, under which id (empty: none), and the hash of all that is asked."""
-
-    principal: str
-    request_id: str
-    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +260,6 @@ class Evidence:
         if self._log is None:
             raise _unavailable("the audit log is not open")
         return self._log
-
-
-def content_hash(key: str, requested: Format, payloads: Sequence[bytes]) -> bytes:
-    """Returns the SHA-256 of all that a request asks for; every part with its length."""
-    head = f"{key}\n{requested}\n{len(payloads)}\n".encode()
-    lengths = struct.pack(f">{len(payloads)}Q", *map(len, payloads))
-    return sha256(b"".join((head, lengths, *payloads))).digest()
 
 
 def cannot_repeat(why: str) -> CallError:

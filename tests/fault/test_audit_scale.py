@@ -27,7 +27,8 @@ from signer.clock import SystemClock
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
-from signer.signing.evidence import Evidence, Intent, Ticket, content_hash
+from signer.signing.evidence import Evidence, Intent
+from signer.signing.request import Ticket, content_hash
 
 ORIGIN = "signer.example/scale"
 FACILITIES = 50

@@ -22,8 +22,10 @@ from signer.api.guard import (
     Places,
 )
 from signer.errors import CLIENT_LIMIT, CallError, Reason
+from signer.keys.index import KeyIndex
 from signer.model import Role
 from signer.policy.rules import Policy
+from signer.signing.request import Served, Snapshot
 
 ISSUER, OPERATOR = "spiffe://signer.example/issuer", "spiffe://signer.example/operator"
 METHOD = "/signer.v1.Signing/Sign"
@@ -139,7 +141,7 @@ def guarded(books: Books) -> Guarded:
 
 def make_guard(books: Books, calls: int = 4, share: int = 2) -> Guard:
     return Guard(
-        policy=lambda: POLICY,
+        served=Served(Snapshot(POLICY, KeyIndex(()))),
         roles={"signer.v1.Signing": frozenset({Role.ISSUER})},
         calls=calls,
         calls_per_client=share,

@@ -14,7 +14,7 @@ from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.observe.gauges import readings
 from signer.observe.key_gauges import CHANGED, INTERVAL, KeyReadings
-from signer.signing.engine import Snapshot
+from signer.signing.request import Snapshot
 
 NOW, DAY = 1_000_000.0, 86_400.0
 KEY = KeyName("f", "k")

@@ -13,7 +13,8 @@ from signer.audit.format.record import Kind
 from signer.errors import CallError, Reason
 from signer.model import Format, KeyName, KeyVersion
 from signer.officers.store import Operation, State
-from signer.signing.engine import BatchRequest, _find_version
+from signer.signing.engine import _find_version
+from signer.signing.request import BatchRequest
 from tests.unit.officers.opmodel import (
     Between,
     Oracle,

@@ -35,7 +35,7 @@ from signer.officers.offline_check import DualControl
 from signer.officers.proposals import Desk, Prepared
 from signer.officers.records import OperationsJournal, first_officers_fields
 from signer.officers.store import Operation, State
-from signer.signing.engine import Snapshot
+from signer.signing.request import Served, Snapshot
 from tests.unit.officers.people import OFFICERS, A, B, sign
 from tests.unit.officers.softtoken import Fate, SoftToken
 
@@ -279,8 +279,8 @@ class Stage:
             development=self._development,
         )
         journal = OperationsJournal(cast("Any", self.log))
-        self.engine = SimpleNamespace(snapshot=self.follower.snapshot())
-        self.follower.attach(self.engine, cast("Any", FakeTrail(self.log)), journal)
+        self.served = Served(self.follower.snapshot())
+        self.follower.attach(self.served, cast("Any", FakeTrail(self.log)), journal)
         self.follower.begin()
         around = Surroundings(
             registry=self.registry,
@@ -320,8 +320,7 @@ class Stage:
 
     @property
     def snapshot(self) -> Snapshot:
-        snapshot: Snapshot = self.engine.snapshot
-        return snapshot
+        return self.served.snapshot
 
     @property
     def world(self) -> World:

@@ -19,8 +19,9 @@ from signer.errors import CallError, Failure, Reason
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.policy.usage import Usage
-from signer.signing.engine import BatchRequest, Engine, Snapshot
+from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
+from signer.signing.request import BatchRequest, Served, Snapshot
 
 POLICY = """
 roles: {operator: []}
@@ -107,7 +108,7 @@ def engine(tmp_path: Path, hsm: Hsm, evidence: Evidence, log: AuditLog) -> Engin
 
 def make(snapshot: Snapshot, hsm: Hsm, evidence: Evidence, answer_bytes: int) -> Engine:
     return Engine(
-        snapshot,
+        Served(snapshot),
         hsm,
         evidence,
         usage=Usage(),
@@ -127,8 +128,8 @@ def kinds(log: AuditLog) -> list[Kind]:
 
 
 def left(engine: Engine) -> int:
-    terms = engine.snapshot.policy.facilities["a"].terms
-    [remaining] = engine.usage.remaining("a", terms.quotas, SystemClock().now())
+    terms = engine._served.snapshot.policy.facilities["a"].terms
+    [remaining] = engine._usage.remaining("a", terms.quotas, SystemClock().now())
     return remaining
 
 
@@ -296,7 +297,7 @@ def test_of_too_many_ids_the_latest_are_remembered(
         on_record=evidence.recorded,
     )
     evidence.attach(log, Usage())
-    small = make(engine.snapshot, hsm, evidence, 4 << 20)
+    small = make(engine._served.snapshot, hsm, evidence, 4 << 20)
     asked = [replace(request(1), request_id=f"{ID[:-1]}{number}") for number in range(4)]
     first = [small.sign_batch(each) for each in asked]
     assert [record.fields["request_id"] for record in log.records(0, 8)[::2]] == [

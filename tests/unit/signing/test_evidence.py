@@ -33,8 +33,9 @@ from signer.formats.signature import signature_length
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.policy.usage import Usage
-from signer.signing.engine import BatchRequest, Engine, Snapshot
+from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
+from signer.signing.request import BatchRequest, Served, Snapshot
 
 ORIGIN = "test.example/log"
 AUDIT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -137,7 +138,7 @@ class Stage:
         self.evidence.attach(self.log, Usage())
         (folder / "policy.yaml").write_text(POLICY)
         self.engine = Engine(
-            Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(KEYS, 1)),
+            Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(KEYS, 1))),
             self.hsm,
             self.evidence,
             usage=Usage(),
