@@ -12,31 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from signer.algorithms import Algorithm as Algorithm  # noqa: PLC0414 - exported here too
 from signer.errors import Failure
-
-
-class Algorithm(enum.StrEnum):
-    """The closed list of signature algorithms; names as in JOSE (RFC 7518, RFC 8037)."""
-
-    ES256 = "ES256"
-    ES384 = "ES384"
-    RS256 = "RS256"
-    PS256 = "PS256"
-    EDDSA = "EdDSA"
-
-    @property
-    def hash_name(self) -> str | None:
-        """Name for hashlib, or None where the HSM takes the message itself."""
-        return _HASHES[self]
-
-
-_HASHES: Mapping[Algorithm, str | None] = {
-    Algorithm.ES256: "sha256",
-    Algorithm.ES384: "sha384",
-    Algorithm.RS256: "sha256",
-    Algorithm.PS256: "sha256",
-    Algorithm.EDDSA: None,
-}
 
 
 class Format(enum.StrEnum):

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from signer.algorithms import PROPERTIES
 from signer.formats import cbor
 from signer.formats.items import finish_each
 from signer.formats.signature import signature_length
-from signer.model import Algorithm, FormatContext, KeyVersion, Prepared
-
-ALGORITHMS: Mapping[Algorithm, int] = {  # RFC 9053 section 2, RFC 8812 section 2
-    Algorithm.ES256: -7,
-    Algorithm.ES384: -35,
-    Algorithm.EDDSA: -8,
-    Algorithm.PS256: -37,
-    Algorithm.RS256: -257,
-}
+from signer.model import FormatContext, KeyVersion, Prepared
 
 HEADER_ALG = 1
 HEADER_KID = 4
@@ -63,7 +56,7 @@ class Envelope:
 
 def envelope(version: KeyVersion) -> Envelope:
     """Returns the envelope of a key version: protected alg and kid, in deterministic order."""
-    return Envelope({HEADER_ALG: ALGORITHMS[version.algorithm], HEADER_KID: version.kid})
+    return Envelope({HEADER_ALG: PROPERTIES[version.algorithm].cose, HEADER_KID: version.kid})
 
 
 class CoseSign1:

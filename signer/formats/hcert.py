@@ -13,19 +13,18 @@ from functools import lru_cache
 
 from cryptography import x509
 
+from signer.algorithms import PROPERTIES
 from signer.errors import CallError, Reason
 from signer.formats import base45, cbor, cose, dcc, deflate
 from signer.formats.items import denied, finish_each, prepare_each
 from signer.formats.signature import signature_length
-from signer.model import Algorithm, FormatContext, Prepared
+from signer.model import FormatContext, Prepared
 
 CLAIM_ISS = 1
 CLAIM_EXP = 4
 CLAIM_IAT = 6
 
 PREFIX = b"HC1:"
-
-_ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.PS256})
 
 
 class Hcert:
@@ -104,7 +103,7 @@ def _issue(context: FormatContext) -> _Issue:
     version, terms, iat = context.version, context.hcert, context.now
     if terms is None:
         raise _unfit("the policy gives this key no issuer and validity for HCERT")
-    if version.algorithm not in _ALGORITHMS:
+    if not PROPERTIES[version.algorithm].hcert:
         raise _unfit(f"HCERT is signed with ES256 or PS256, not with {version.algorithm}")
     if version.certificate is None:
         raise _unfit("the key version has no certificate: import one before it signs HCERT")

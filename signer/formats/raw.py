@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from signer.algorithms import PROPERTIES
 from signer.errors import invalid
 from signer.formats.items import unreadable
 from signer.formats.signature import signature_length
@@ -40,7 +41,7 @@ class Digest(Message):
 
         Raises CallError for EdDSA, which has no digest.
         """
-        hash_name = context.version.algorithm.hash_name
+        hash_name = PROPERTIES[context.version.algorithm].hash_name
         if hash_name is None:
             raise invalid("format", "is DIGEST, which EdDSA cannot sign: send MESSAGE")
         size = hashlib.new(hash_name).digest_size

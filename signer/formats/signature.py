@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.model import Algorithm, KeyVersion
-
-_FIXED: Mapping[Algorithm, int] = {
-    Algorithm.ES256: 64,  # r and s of 32 bytes each (RFC 7518 section 3.4)
-    Algorithm.ES384: 96,
-    Algorithm.EDDSA: 64,  # Ed25519 (RFC 8032 section 5.1.6)
-}
+from signer.algorithms import PROPERTIES
+from signer.model import KeyVersion
 
 
 def signature_length(version: KeyVersion) -> int:
     """Returns the length in bytes of the raw signatures of a key version."""
-    return _FIXED.get(version.algorithm) or _modulus_length(version.spki)
+    return PROPERTIES[version.algorithm].signature_bytes or _modulus_length(version.spki)
 
 
 @lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.algorithms import PROPERTIES
 from signer.errors import OperatorError
 from signer.model import Algorithm, KeyVersion, TokenAdmin
 
@@ -50,7 +51,7 @@ def make_request(admin: TokenAdmin, version: KeyVersion, subject: str) -> bytes:
             " 'CN=DCC signer 1,O=Ministry of Health,C=VN'"
         ) from None
     info = _der(_SEQUENCE, _VERSION_1, name, version.spki, _der(_ATTRIBUTES))
-    hash_name = version.algorithm.hash_name
+    hash_name = PROPERTIES[version.algorithm].hash_name
     to_sign = hashlib.new(hash_name, info).digest() if hash_name else info
     [signature] = admin.sign(version.algorithm, version.cka_id, version.spki, [to_sign])
     if version.algorithm in (Algorithm.ES256, Algorithm.ES384):

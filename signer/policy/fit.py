@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from signer.algorithms import PROPERTIES
 from signer.errors import Violation
-from signer.model import Algorithm, Format
+from signer.model import Format
 from signer.policy.document import Profile, Rules
 from signer.policy.rules import Terms
 
@@ -32,8 +33,6 @@ CONTENT_OF: Mapping[str, Format] = {
 
 _FREE = frozenset({Format.MESSAGE, Format.DIGEST})
 """Formats in which the caller chooses every byte that is signed."""
-
-_HCERT_ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.PS256})
 
 
 def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
@@ -133,14 +132,16 @@ def _misfits_of_blind(rules: Profile) -> Iterator[tuple[str, str]]:
         yield "blind", f"{item} is not a blind format: leave it out"
     for item in sorted((blind & BLIND) - rules.formats):
         yield "blind", f"{item} is not in formats"
-    if Format.DIGEST in rules.formats and Algorithm.EDDSA in rules.algorithms:
-        yield "algorithms", "EdDSA signs no digests: give DIGEST a profile of its own"
+    if Format.DIGEST in rules.formats:
+        for algorithm in sorted(a for a in rules.algorithms if PROPERTIES[a].hash_name is None):
+            text = f"{algorithm} cannot sign DIGEST: put DIGEST into a profile of its own"
+            yield "algorithms", text
 
 
 def _misfits_of_hcert(rules: Profile) -> Iterator[tuple[str, str]]:
     if Format.HCERT not in rules.formats:
         return
-    for algorithm in sorted(rules.algorithms - _HCERT_ALGORITHMS):
+    for algorithm in sorted(a for a in rules.algorithms if not PROPERTIES[a].hcert):
         yield "algorithms", f"{algorithm} does not sign HCERT, only ES256 and PS256 do"
     hcert = rules.hcert
     if hcert is None:

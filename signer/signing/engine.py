@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from signer.algorithms import PROPERTIES
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
 from signer.formats import FORMATS
@@ -207,7 +208,7 @@ class _Column:
     """The inputs of the HSM for the items that are still good, and their places."""
 
     def __init__(self, prepared: Prepared, algorithm: Algorithm) -> None:
-        self._as_they_are = prepared.prehashed or algorithm.hash_name == "sha256"
+        self._as_they_are = prepared.prehashed or PROPERTIES[algorithm].hash_name == "sha256"
         self._size = len(prepared.to_sign)
         self._places = (
             [i for i in range(self._size) if i not in prepared.failures]
@@ -242,7 +243,7 @@ class _Column:
 
 def _digests(algorithm: Algorithm, messages: Sequence[bytes]) -> Sequence[bytes]:
     """Hashes a column with the key's hash; EdDSA signs messages as they are."""
-    match algorithm.hash_name:
+    match PROPERTIES[algorithm].hash_name:
         case None:
             return messages
         case "sha256":

@@ -15,6 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from signer.algorithms import PROPERTIES
 from signer.clock import SystemClock
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
@@ -165,7 +166,7 @@ def job(
 def inputs_for(key: KeyVersion, count: int) -> list[bytes]:
     """Digests of the key's hash, or messages where it takes those."""
     messages = [b"message %d" % number for number in range(count)]
-    name = key.algorithm.hash_name
+    name = PROPERTIES[key.algorithm].hash_name
     return [hashlib.new(name, m).digest() for m in messages] if name else messages
 
 

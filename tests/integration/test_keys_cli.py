@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from signer.algorithms import PROPERTIES
 from signer.config import Config, load_config
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
@@ -30,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_a_key_is_made_in_the_hsm_and_signs(config: Config, algorithm: Algorithm) -> None:
     rsa = algorithm in (Algorithm.RS256, Algorithm.PS256)
     new = NewKey(KeyName("new", algorithm.lower()), algorithm, 2048 if rsa else 0)
-    digest = hashlib.new(algorithm.hash_name or "sha256", b"message").digest()
+    digest = hashlib.new(PROPERTIES[algorithm].hash_name or "sha256", b"message").digest()
     with (
         Registry.open(config.registry) as registry,
         open_admin(config.tokens[0], config.state) as admin,

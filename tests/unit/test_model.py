@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.algorithms import PROPERTIES
 from signer.model import (
     IDENTIFIER,
     Algorithm,
@@ -121,9 +122,9 @@ def test_a_suspended_version_ends_by_the_clock_all_the_same() -> None:
 
 def test_every_algorithm_has_its_hash() -> None:
     sizes = {
-        algorithm: hashlib.new(algorithm.hash_name).digest_size
+        algorithm: hashlib.new(PROPERTIES[algorithm].hash_name).digest_size
         for algorithm in Algorithm
-        if algorithm.hash_name
+        if PROPERTIES[algorithm].hash_name
     }
     assert sizes == {
         Algorithm.ES256: 32,
@@ -131,4 +132,4 @@ def test_every_algorithm_has_its_hash() -> None:
         Algorithm.RS256: 32,
         Algorithm.PS256: 32,
     }
-    assert Algorithm.EDDSA.hash_name is None
+    assert PROPERTIES[Algorithm.EDDSA].hash_name is None

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from signer.algorithms import PROPERTIES
 from signer.model import SignJob
 
 CHUNK_SECONDS = 0.006
@@ -145,7 +146,8 @@ def _chunk_items(pending: Pending, cost: float) -> int:
     """How many items the next chunk has: at least one, at most a chunk's time and bytes."""
     wanted = max(1, min(pending.left, int(CHUNK_SECONDS / cost)))
     inputs, first = pending.job.inputs, pending.next
-    if len(inputs[first]) <= CHUNK_BYTES // wanted and pending.job.version.algorithm.hash_name:
+    hash_name = PROPERTIES[pending.job.version.algorithm].hash_name
+    if len(inputs[first]) <= CHUNK_BYTES // wanted and hash_name:
         return wanted  # digests are all as short as the first
     size = 0
     for count in range(wanted):

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer import __version__
+from signer.algorithms import PROPERTIES
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import fingerprint
@@ -156,7 +157,7 @@ def make(
 
 def try_out(admin: TokenAdmin, version: KeyVersion) -> None:
     """Has a version sign once; the worker checks it with the pin. Raises OperatorError."""
-    name = version.algorithm.hash_name
+    name = PROPERTIES[version.algorithm].hash_name
     data = hashlib.new(name, _TEST).digest() if name else _TEST
     admin.sign(version.algorithm, version.cka_id, version.spki, [data])
 

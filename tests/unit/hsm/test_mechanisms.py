@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from signer.algorithms import PROPERTIES
 from signer.hsm.mechanisms import (
     MECHANISMS,
     P256_ORDER,
@@ -64,7 +65,7 @@ KEYS: dict[Algorithm, Any] = {
 
 
 def data_for(algorithm: Algorithm, seed: bytes = b"data") -> bytes:
-    name = algorithm.hash_name
+    name = PROPERTIES[algorithm].hash_name
     return seed if name is None else hashlib.new(name, seed).digest()
 
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.algorithms import PROPERTIES
 from signer.audit.format import checkpoint as notes
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint, Verifier
@@ -200,7 +201,9 @@ def test_signatures_over_messages_of_every_algorithm_are_proven(
 def test_signatures_over_digests_of_every_algorithm_are_proven(
     stage: Stage, algorithm: Algorithm
 ) -> None:
-    hashed = [hashlib.new(algorithm.hash_name or "", each).digest() for each in (b"a", b"b")]
+    hashed = [
+        hashlib.new(PROPERTIES[algorithm].hash_name or "", each).digest() for each in (b"a", b"b")
+    ]
     result = stage.engine.sign_batch(request(algorithm, Format.DIGEST, tuple(hashed)))
     for index, digest in enumerate(hashed):
         found = proven(stage, index)
