@@ -50,7 +50,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self._usage = usage
         self._hsm = hsm
 
-    def Reload(  # noqa: N802 - the method's name in the API
+    def Reload(
         self, _request: control_pb2.ReloadRequest, caller: Caller
     ) -> control_pb2.ReloadResponse:
         """Answers with what is in force afterwards; raises CallError with all that is wrong."""
@@ -72,7 +72,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             restart_needed=changed.restart_needed,
         )
 
-    def GetStatus(  # noqa: N802 - the method's name in the API
+    def GetStatus(
         self, request: control_pb2.GetStatusRequest, _caller: Caller
     ) -> control_pb2.GetStatusResponse:
         """Answers with what runs and how well; raises CallError."""

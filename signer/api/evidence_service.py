@@ -53,7 +53,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
         self._oldest = -1
         self._until = self._rested = 0.0
 
-    def GetCheckpoint(  # noqa: N802 - the method's name in the API
+    def GetCheckpoint(
         self, _request: evidence_pb2.GetCheckpointRequest, _caller: Caller
     ) -> evidence_pb2.GetCheckpointResponse:
         """Answers with the newest checkpoint; raises CallError."""
@@ -67,7 +67,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
             )
         return evidence_pb2.GetCheckpointResponse(note=note)
 
-    def ListRecords(  # noqa: N802 - the method's name in the API
+    def ListRecords(
         self, request: evidence_pb2.ListRecordsRequest, caller: Caller
     ) -> evidence_pb2.ListRecordsResponse:
         """Answers with one page of the log; raises CallError."""
@@ -92,7 +92,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
             records=found, next_page_token=str(seq) if seq < size else ""
         )
 
-    def GetInclusionProof(  # noqa: N802 - the method's name in the API
+    def GetInclusionProof(
         self, request: evidence_pb2.GetInclusionProofRequest, _caller: Caller
     ) -> evidence_pb2.GetInclusionProofResponse:
         """Answers with the audit path of one record; raises CallError."""
@@ -103,7 +103,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
             hashes = self._subtrees().inclusion_proof(request.seq, request.size)
         return evidence_pb2.GetInclusionProofResponse(hashes=hashes)
 
-    def GetConsistencyProof(  # noqa: N802 - the method's name in the API
+    def GetConsistencyProof(
         self, request: evidence_pb2.GetConsistencyProofRequest, _caller: Caller
     ) -> evidence_pb2.GetConsistencyProofResponse:
         """Answers with the proof that one tree begins with another; raises CallError."""

@@ -51,7 +51,7 @@ class Health(health_pb2_grpc.HealthServicer):
         for context in watches:
             context.cancel()
 
-    def Check(  # noqa: N802 - the method's name in the API
+    def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         """Answers with the status; NOT_FOUND for a service that is none of ours."""
@@ -62,7 +62,7 @@ class Health(health_pb2_grpc.HealthServicer):
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=status)
 
-    def Watch(  # type: ignore[override] # noqa: N802 - with ``send``, see the guard
+    def Watch(  # type: ignore[override]
         self,
         request: health_pb2.HealthCheckRequest,
         context: grpc.ServicerContext,

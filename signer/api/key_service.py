@@ -21,7 +21,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self._served, self._usage = served, usage
         self._clock = clock
 
-    def ListKeys(  # noqa: N802 - the method's name in the API
+    def ListKeys(
         self, request: keys_pb2.ListKeysRequest, caller: Caller
     ) -> keys_pb2.ListKeysResponse:
         """Answers with one page of the keys that the caller may see; raises CallError."""
@@ -38,9 +38,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             keys=page, next_page_token=page[-1].name if len(page) < len(names) else ""
         )
 
-    def GetKey(  # noqa: N802 - the method's name in the API
-        self, request: keys_pb2.GetKeyRequest, caller: Caller
-    ) -> keys_pb2.GetKeyResponse:
+    def GetKey(self, request: keys_pb2.GetKeyRequest, caller: Caller) -> keys_pb2.GetKeyResponse:
         """Answers with one key; raises CallError."""
         snapshot = self._served.snapshot
         name, number = _parse(request.name)
@@ -51,7 +49,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             raise CallError(Reason.KEY_NOT_FOUND, f"{name} does not exist")
         return keys_pb2.GetKeyResponse(key=self._key(snapshot, name, caller))
 
-    def GetKeyVersion(  # noqa: N802 - the method's name in the API
+    def GetKeyVersion(
         self, request: keys_pb2.GetKeyVersionRequest, caller: Caller
     ) -> keys_pb2.GetKeyVersionResponse:
         """Answers with one version; raises CallError."""
@@ -67,7 +65,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         shown.certification_request = version.request or ""
         return keys_pb2.GetKeyVersionResponse(key_version=shown)
 
-    def ListKeyVersions(  # noqa: N802 - the method's name in the API
+    def ListKeyVersions(
         self, request: keys_pb2.ListKeyVersionsRequest, caller: Caller
     ) -> keys_pb2.ListKeyVersionsResponse:
         """Answers with the versions of one page of keys; raises CallError."""

@@ -40,7 +40,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         self._origin = origin
         self._clock = clock
 
-    def PrepareOperation(  # noqa: N802 - the method's name in the API
+    def PrepareOperation(
         self, request: pb.PrepareOperationRequest, caller: Caller
     ) -> pb.PrepareOperationResponse:
         """Answers with the bytes to sign, or with what is wrong; raises CallError."""
@@ -52,7 +52,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
             content=made.content, difference=made.difference, problems=made.problems
         )
 
-    def ProposeOperation(  # noqa: N802 - the method's name in the API
+    def ProposeOperation(
         self, request: pb.ProposeOperationRequest, caller: Caller
     ) -> pb.ProposeOperationResponse:
         """Keeps a signed proposal; raises CallError."""
@@ -61,21 +61,21 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         )
         return pb.ProposeOperationResponse(operation=self._told(operation, caller))
 
-    def ApproveOperation(  # noqa: N802 - the method's name in the API
+    def ApproveOperation(
         self, request: pb.ApproveOperationRequest, caller: Caller
     ) -> pb.ApproveOperationResponse:
         """Adds the caller's signature; raises CallError."""
         operation = self._desk.approve(caller.principal, request.id, _signature(request.signature))
         return pb.ApproveOperationResponse(operation=self._told(operation, caller))
 
-    def RejectOperation(  # noqa: N802 - the method's name in the API
+    def RejectOperation(
         self, request: pb.RejectOperationRequest, caller: Caller
     ) -> pb.RejectOperationResponse:
         """Ends a proposal; raises CallError."""
         operation = self._desk.reject(caller.principal, request.id, request.reason)
         return pb.RejectOperationResponse(operation=self._told(operation, caller))
 
-    def RetryOperation(  # noqa: N802 - the method's name in the API
+    def RetryOperation(
         self, request: pb.RetryOperationRequest, caller: Caller
     ) -> pb.RetryOperationResponse:
         """Has a failed operation go on; raises CallError."""
@@ -83,7 +83,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
             operation=self._told(self._desk.retry(caller.principal, request.id), caller)
         )
 
-    def ImportCertificates(  # noqa: N802 - the method's name in the API
+    def ImportCertificates(
         self, request: pb.ImportCertificatesRequest, caller: Caller
     ) -> pb.ImportCertificatesResponse:
         """Gives certificates to a rotation; raises CallError."""
@@ -94,7 +94,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         )
         return pb.ImportCertificatesResponse(operation=self._told(operation, caller))
 
-    def GetOperation(  # noqa: N802 - the method's name in the API
+    def GetOperation(
         self, request: pb.GetOperationRequest, _caller: Caller
     ) -> pb.GetOperationResponse:
         """Answers with one operation and what it changes; raises CallError."""
@@ -107,7 +107,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
             raise invalid("attachment", f"has {len(attachment)} bytes: it does not fit into a call")
         return pb.GetOperationResponse(operation=shown, attachment=attachment)
 
-    def ListOperations(  # noqa: N802 - the method's name in the API
+    def ListOperations(
         self, request: pb.ListOperationsRequest, _caller: Caller
     ) -> pb.ListOperationsResponse:
         """Answers with one page of operations; raises CallError."""
@@ -122,7 +122,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         shown = [self._shown(each) for each in page[:size] if state in (None, each.state_at(now))]
         return pb.ListOperationsResponse(operations=shown, next_page_token=token)
 
-    def ListOfficers(  # noqa: N802 - the method's name in the API
+    def ListOfficers(
         self, _request: pb.ListOfficersRequest, _caller: Caller
     ) -> pb.ListOfficersResponse:
         """Answers with the officers and what they need; raises CallError."""
@@ -137,42 +137,40 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
 
     # --- at once ---------------------------------------------------------------------------
 
-    def SuspendKey(  # noqa: N802 - the method's name in the API
-        self, request: pb.SuspendKeyRequest, caller: Caller
-    ) -> pb.SuspendKeyResponse:
+    def SuspendKey(self, request: pb.SuspendKeyRequest, caller: Caller) -> pb.SuspendKeyResponse:
         """Stops a key or version at once; raises CallError."""
         changed = self._stop(self._acts.suspend_key, request.name, request.reason, caller)
         return pb.SuspendKeyResponse(key_versions=changed)
 
-    def MarkKeyCompromised(  # noqa: N802 - the method's name in the API
+    def MarkKeyCompromised(
         self, request: pb.MarkKeyCompromisedRequest, caller: Caller
     ) -> pb.MarkKeyCompromisedResponse:
         """Ends a key or version for good; raises CallError."""
         changed = self._stop(self._acts.compromise, request.name, request.reason, caller)
         return pb.MarkKeyCompromisedResponse(key_versions=changed)
 
-    def SuspendFacility(  # noqa: N802 - the method's name in the API
+    def SuspendFacility(
         self, request: pb.SuspendFacilityRequest, caller: Caller
     ) -> pb.SuspendFacilityResponse:
         """Stops a facility at once; raises CallError."""
         self._suspend(Scope.FACILITY, request.facility, request.reason, caller)
         return pb.SuspendFacilityResponse()
 
-    def SuspendGroup(  # noqa: N802 - the method's name in the API
+    def SuspendGroup(
         self, request: pb.SuspendGroupRequest, caller: Caller
     ) -> pb.SuspendGroupResponse:
         """Stops a group at once; raises CallError."""
         self._suspend(Scope.GROUP, request.group, request.reason, caller)
         return pb.SuspendGroupResponse()
 
-    def SuspendEverything(  # noqa: N802 - the method's name in the API
+    def SuspendEverything(
         self, request: pb.SuspendEverythingRequest, caller: Caller
     ) -> pb.SuspendEverythingResponse:
         """Stops everything at once; raises CallError."""
         self._suspend(Scope.EVERYTHING, "", request.reason, caller)
         return pb.SuspendEverythingResponse()
 
-    def ListSuspensions(  # noqa: N802 - the method's name in the API
+    def ListSuspensions(
         self, _request: pb.ListSuspensionsRequest, _caller: Caller
     ) -> pb.ListSuspensionsResponse:
         """Answers with what is suspended beside keys; raises CallError."""

@@ -21,7 +21,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def SignBatch(  # noqa: N802 - the method's name in the API
+    def SignBatch(
         self, request: signing_pb2.SignBatchRequest, caller: Caller
     ) -> signing_pb2.SignBatchResponse:
         """Answers with one signature or one failure for each payload; raises CallError."""

@@ -89,7 +89,7 @@ def bench(
     With 10,000 keys as well:
       signer dev init build/bench-keys --facilities 10000
       signer bench --dir build/bench-keys --case keys-10 --case keys-10000
-    """  # noqa: D301  click's \b
+    """
     from signer.config import load_config
     from signer.tools.bench.run import Bench, misses
     from signer.tools.bench.yardstick import Loop

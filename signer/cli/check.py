@@ -31,7 +31,7 @@ def check(*, config_file: Path, as_json: bool) -> None:
       signer check --config /etc/signer/signer.yaml && signer reload --config /etc/signer/signer.yaml
     For programs:
       signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
-    """  # noqa: D301, E501  click's \b; a command is one line
+    """  # noqa: E501  a command is one line
     from signer.config import load_config, load_policy
     from signer.tools.doctor.file_checks import file_problems
 

@@ -1,4 +1,4 @@
-"""How commands reach a daemon: ``--client`` or ``--config``, and errors told to people."""
+"""How commands call a daemon: ``--client`` or ``--config``, and failed calls as errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ from signer.errors import OperatorError
 if TYPE_CHECKING:
     from signer.client import SignerClient, SignerClientError
 
+T = TypeVar("T")
 
 _client_option = click.option(
     "--client",
@@ -58,7 +59,7 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
 
 
 def describe(error: SignerClientError) -> str:
-    """One failed call in one text: reason, message, fields, rule, and when to come back."""
+    """Returns a failed call as text: reason, message, fields, rule, and when to try again."""
     lines = [str(error)]
     lines += [f"  {violation.field}: {violation.description}" for violation in error.violations]
     lines += [f"  {name}: {value}" for name, value in sorted(error.metadata.items())]
@@ -67,7 +68,7 @@ def describe(error: SignerClientError) -> str:
     return "\n".join(lines)
 
 
-def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
+def daemon_options(command: Callable[..., T]) -> Callable[..., T]:
     """Adds ``--client`` and ``--config``; the command gets the client file they name.
 
     On the appliance itself ``--config`` is enough: the configuration names the
@@ -83,8 +84,20 @@ def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
         help="On the appliance: its configuration, which names a client file.",
     )
     @functools.wraps(command)
-    def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> None:
-        command(client_file=_client_file(client_file, config_file), **options)
+    def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> T:
+        return command(client_file=_client_file(client_file, config_file), **options)
+
+    return wrapped
+
+
+def client_options(command: Callable[..., T]) -> Callable[..., T]:
+    """As ``daemon_options``, but the command gets ``client``, which is connected."""
+
+    @daemon_options
+    @functools.wraps(command)
+    def wrapped(*, client_file: Path, **options: object) -> T:
+        with connect(client_file) as client:
+            return command(client=client, **options)
 
     return wrapped
 

@@ -45,7 +45,7 @@ def dev() -> None:
     Try it:
       signer dev up /tmp/appliance
       signer health --client /tmp/appliance/client-operator.yaml
-    """  # noqa: D301  click's \b
+    """
 
 
 @dev.command()
@@ -59,7 +59,7 @@ def init(*, directory: Path, facilities: int, workers: int | None, as_json: bool
     \b
       signer dev init /tmp/appliance
       signer dev init /tmp/appliance --facilities 10000
-    """  # noqa: D301  as above
+    """
     described = _provision(directory, facilities, workers)
     if as_json:
         click.echo(json.dumps(described, indent=2))
@@ -81,7 +81,7 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
 
     \b
       signer dev up /tmp/appliance --workers 2
-    """  # noqa: D301  as above
+    """
     from signer.daemon import app as daemon
 
     described = _provision(directory, facilities, workers)

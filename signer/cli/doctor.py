@@ -29,7 +29,7 @@ def doctor(*, config_file: Path, as_json: bool) -> None:
       signer doctor --config /etc/signer/signer.yaml
     For programs:
       signer doctor --config /etc/signer/signer.yaml --json | jq '.findings[] | select(.level != "ok")'
-    """  # noqa: D301, E501  click's \b; a command is one line
+    """  # noqa: E501  a command is one line
     from signer.clock import SystemClock
     from signer.tools.doctor import examine, worst
     from signer.tools.doctor.finding import Level

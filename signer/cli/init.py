@@ -46,7 +46,7 @@ def init(
     \b
       signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
       signer init --config /etc/signer/second.yaml --join
-    """  # noqa: D301  click's \b
+    """
     from signer.audit.format.places import KEY_FILE
     from signer.audit.format.segments import list_segments
     from signer.clock import SystemClock

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from signer import __version__
 from signer.errors import ConfigError, OperatorError
 
+
+class _Entry(NamedTuple):
+    """Where a command is, and its line in the list of commands."""
+
+    module: str
+    summary: str
+
+
 _COMMANDS = {
-    "audit": "signer.cli.audit",
-    "bench": "signer.cli.bench",
-    "ceremony": "signer.cli.ceremony",
-    "check": "signer.cli.check",
-    "dev": "signer.cli.dev",
-    "doctor": "signer.cli.doctor",
-    "health": "signer.cli.control",
-    "init": "signer.cli.init",
-    "keys": "signer.cli.keys",
-    "operations": "signer.cli.operations",
-    "policy": "signer.cli.policy",
-    "registry": "signer.cli.registry",
-    "reload": "signer.cli.control",
-    "serve": "signer.cli.serve",
-    "sign": "signer.cli.sign",
-    "token": "signer.cli.token",
-    "top": "signer.cli.control",
+    "audit": _Entry("signer.cli.audit", "Verifies the audit log, searches it and proves items."),
+    "bench": _Entry("signer.cli.bench", "Measures a development appliance beside a C loop."),
+    "ceremony": _Entry("signer.cli.ceremony", "Makes a key with two officers and a transcript."),
+    "check": _Entry("signer.cli.check", "Checks the configuration, the policy and their files."),
+    "dev": _Entry("signer.cli.dev", "Makes and runs a development appliance on SoftHSM."),
+    "doctor": _Entry("signer.cli.doctor", "Examines the machine and says what to fix."),
+    "health": _Entry("signer.cli.control", "Shows whether the daemon serves."),
+    "init": _Entry("signer.cli.init", "Prepares a new appliance: officers, audit key, audit log."),
+    "keys": _Entry("signer.cli.keys", "Shows, rotates, stops and publishes keys."),
+    "operations": _Entry("signer.cli.operations", "Proposes and approves operations."),
+    "policy": _Entry("signer.cli.policy", "Shows what the policy allows, and which rule says so."),
+    "registry": _Entry("signer.cli.registry", "Migrates the database of keys and officers."),
+    "reload": _Entry("signer.cli.control", "Makes the daemon read policy and certificates again."),
+    "serve": _Entry("signer.cli.serve", "Runs the daemon."),
+    "sign": _Entry("signer.cli.sign", "Signs files, or each line of files."),
+    "token": _Entry("signer.cli.token", "Looks after the tokens that hold the keys."),
+    "top": _Entry("signer.cli.control", "Shows the workers and the facilities that sign most."),
 }
 
 
 class _Commands(click.Group):
-    """Imports a command's module when the command is asked for."""
+    """Imports a command's module when the command runs; the list of commands imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return sorted(_COMMANDS)
@@ -43,11 +51,19 @@ class _Commands(click.Group):
         ctx: click.Context,  # noqa: ARG002  as above
         cmd_name: str,
     ) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
             return None
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        command: click.Command = getattr(importlib.import_module(entry.module), cmd_name)
         return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002  as above
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
 
 
 @click.command(cls=_Commands)
@@ -63,12 +79,12 @@ def cli() -> None:
       signer check --config /etc/signer/signer.yaml
       signer serve --config /etc/signer/signer.yaml
 
-    Exit codes: 0 done, 1 the thing asked for is wrong or was refused, 2 wrong usage.
-    """  # noqa: D301  click's \b
+    Exit codes: 0 done, 1 the thing checked is wrong or was refused, 2 wrong usage.
+    """
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs a command; refusals are told on stderr and end with exit code 1."""
+    """Runs a command; refusals are printed on stderr and end with exit code 1."""
     try:
         result: Any = cli.main(arguments, prog_name="signer", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 config_option = click.option(
     "--config",
     "config_file",
@@ -15,3 +17,7 @@ config_option = click.option(
     help="The daemon's configuration, as in /etc/signer/signer.yaml.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+token_option = click.option(
+    "--token", metavar="LABEL", default="", help="Which token; needed if there are several."
+)
+yes_option = click.option("--yes", is_flag=True, help="Do not ask; for scripts.")

@@ -29,7 +29,7 @@ def policy() -> None:
       signer policy show --config signer.yaml --facility 01-001
       signer policy explain --config signer.yaml --principal spiffe://signer.example/province/01 \\
           --key facilities/01-001/keys/records --format JWS
-    """  # noqa: D301  click's \b
+    """
 
 
 @policy.command()
@@ -46,7 +46,7 @@ def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
       signer policy show --config signer.yaml
       signer policy show --config signer.yaml --facility moh
       signer policy show --config signer.yaml --json | jq '.[] | select(.delegation)'
-    """  # noqa: D301  as above
+    """
     loaded = _loaded(config_file)
     if facility is not None and facility not in loaded.facilities:
         raise OperatorError(
@@ -89,7 +89,7 @@ def explain(
       signer policy explain --config signer.yaml --principal spiffe://signer.example/facility/01-001 \\
           --key facilities/01-001/keys/records
       ... --format JWS --at 2030-01-01T21:00:00+07:00
-    """  # noqa: D301, E501  click's \b; a command is one line
+    """  # noqa: E501  a command is one line
     from signer.policy.decide import decide
 
     key, formats, at = _asked(key_text, format_text, at_text)

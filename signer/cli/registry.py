@@ -24,7 +24,7 @@ def migrate(*, config_file: Path) -> None:
 
     \b
       signer registry migrate --config /etc/signer/signer.yaml
-    """  # noqa: D301  click's \b
+    """
     from signer.config import load_config
     from signer.keys.registry import Registry
 

@@ -25,7 +25,7 @@ def serve(*, config_file: Path, override_audit_log: bool) -> None:
 
     \b
       signer serve --config /etc/signer/signer.yaml
-    """  # noqa: D301  click's \b
+    """
     from signer.daemon import app as daemon
 
     sys.exit(daemon.run(config_file, override_audit=override_audit_log))

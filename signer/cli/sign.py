@@ -125,7 +125,7 @@ def sign(
     The digests that sha256sum prints, signed unseen:
       sha256sum *.pdf | cut -c -64 | signer sign --client moh.yaml \\
         --key facilities/moh/keys/digest --format DIGEST --lines -
-    """  # noqa: D301  click's \b
+    """
     message_format = Format(format_name)
     if lines and out not in (None, _STDIN):
         raise click.UsageError("--lines prints: use > to write a file instead of --out")

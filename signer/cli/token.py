@@ -27,7 +27,7 @@ def unlatch(*, config_file: Path, label: str | None) -> None:
 
     \b
       signer token unlatch --config /etc/signer/signer.yaml --token signer
-    """  # noqa: D301  click's \b
+    """
     from signer.config import load_config
     from signer.hsm.latch import release
 

@@ -207,7 +207,7 @@ def change(daemon: Daemon, facility: str, key: str, assignment: str) -> None:
     with closing(sqlite3.connect(daemon.folder / "registry.sqlite")) as registry, registry:
         registry.execute("UPDATE revision SET value = value + 1")
         done = registry.execute(
-            f"UPDATE key_versions SET {assignment}, revision = (SELECT value FROM revision)"  # noqa: S608 - our own text
+            f"UPDATE key_versions SET {assignment}, revision = (SELECT value FROM revision)"
             " WHERE key_id = (SELECT id FROM keys WHERE facility = ? AND key = ?)",
             (facility, key),
         )

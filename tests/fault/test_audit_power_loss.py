@@ -119,7 +119,7 @@ def live(world: World, life: Life, disk: PowerDisk) -> bool:
 def check_lives(folder: Path, histories: list[Life], seed: int) -> None:
     """Lives one life after the other; then everything acknowledged must be there."""
     shutil.rmtree(folder, ignore_errors=True)
-    world, random = World(folder), Random(seed)  # noqa: S311  # only chooses damage
+    world, random = World(folder), Random(seed)  # only chooses damage
     disk: PowerDisk | None = None
     hole = False
     for life in histories:

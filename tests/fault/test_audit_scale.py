@@ -153,7 +153,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Segment]]:
 
 def say(text: str) -> None:
     """A figure of this machine, for whoever runs the test with -s."""
-    print(f"\n{text}")  # noqa: T201  as above
+    print(f"\n{text}")
 
 
 @pytest.mark.torture

@@ -122,7 +122,9 @@ class Evidence:
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     folders = [tmp_path_factory.mktemp("tampering") / "audit" for _ in range(2)]
-    checkpoint, _ = (make_log(folder, Random(seed)) for seed, folder in enumerate(folders))  # noqa: S311  # only fills columns
+    checkpoint, _ = (
+        make_log(folder, Random(seed)) for seed, folder in enumerate(folders)
+    )  # only fills columns
     files, others = (
         {segment.path.name: segment.path.read_bytes() for segment in list_segments(folder)}
         for folder in folders
@@ -306,7 +308,7 @@ def spans_of(data: bytes) -> list[tuple[int, int]]:
 
 
 def check_change(evidence: Evidence, change: Change, seed: int) -> None:
-    random = Random(seed)  # noqa: S311  # only chooses places
+    random = Random(seed)  # only chooses places
     name = random.choice(sorted(evidence.files))
     data = changed = evidence.files[name]
     while changed == data:  # a frame put in its own place is no change

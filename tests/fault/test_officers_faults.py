@@ -105,7 +105,7 @@ def approved(office: Office, kind: str, attachment: bytes = b"", **arguments: An
     try:
         office.approve(proposed.id)
     except SignerClientError as error:
-        assert error.code == "UNAVAILABLE"  # noqa: PT017 - mostly there is none
+        assert error.code == "UNAVAILABLE"
     return proposed.id
 
 

@@ -58,10 +58,10 @@ def key_arguments(keys: Sequence[KeyVersion]) -> list[list[str]]:
 
 def attributes(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     """What the token says of private keys, and whether their values can be read."""
-    import pkcs11  # noqa: PLC0415 - only in this process
-    from pkcs11.exceptions import PKCS11Error  # noqa: PLC0415
+    import pkcs11
+    from pkcs11.exceptions import PKCS11Error
 
-    from signer.hsm.worker.token import open_token  # noqa: PLC0415
+    from signer.hsm.worker.token import open_token
 
     token = open_token(spec)
     answer = {}
@@ -90,7 +90,7 @@ def attributes(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
 
 def objects(spec: TokenSpec, cka_id: str) -> dict[str, Any]:
     """How many objects of each class have a CKA_ID."""
-    import pkcs11  # noqa: PLC0415 - only in this process
+    import pkcs11
 
     token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
     with token.open(user_pin=Path(spec.pin_file).read_text().strip()) as session:
@@ -106,10 +106,10 @@ def copies(
 
     ``at_once``: the copies are dropped by one order in the end, not key by key.
     """
-    import pkcs11  # noqa: PLC0415 - only in this process
+    import pkcs11
 
-    from signer.hsm.worker import token as token_module  # noqa: PLC0415
-    from signer.hsm.worker.__main__ import ChunkSigner  # noqa: PLC0415
+    from signer.hsm.worker import token as token_module
+    from signer.hsm.worker.__main__ import ChunkSigner
 
     token_module.MAX_COPIES = most
     token = token_module.open_token(spec)
@@ -141,10 +141,10 @@ def copies(
 
 def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     """Destroys the first key behind a token's back, then has it sign with all of them."""
-    import pkcs11  # noqa: PLC0415 - only in this process
+    import pkcs11
 
-    from signer.hsm.worker.__main__ import ChunkSigner  # noqa: PLC0415
-    from signer.hsm.worker.token import open_token  # noqa: PLC0415
+    from signer.hsm.worker.__main__ import ChunkSigner
+    from signer.hsm.worker.token import open_token
 
     token = open_token(spec)
     token.keys.find(bytes.fromhex(keys[0][1])).destroy()
@@ -162,7 +162,7 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
 
 def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
     """Makes a key pair as another program might, without looking for what is there."""
-    import pkcs11  # noqa: PLC0415 - only in this process
+    import pkcs11
 
     token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
     with token.open(rw=True, user_pin=Path(spec.pin_file).read_text().strip()) as session:
@@ -174,7 +174,7 @@ def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
 
 def flags(spec: TokenSpec) -> dict[str, Any]:
     """What the token says of wrong PINs, without a login."""
-    import pkcs11  # noqa: PLC0415 - only in this process
+    import pkcs11
 
     token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
     return {

@@ -167,7 +167,5 @@ def test_thousands_at_nearly_the_hsm_s_own_rate(
             sign(office, keys_of(names[:: part // 5]))
     ratio = sum(1 / rate for rate in plain) / sum(1 / rate for rate in ours)
     rates = ", ".join(f"{one:.0f}/{two:.0f}" for one, two in zip(ours, plain, strict=True))
-    print(  # noqa: T201 - the figures that this is about
-        f"\n{facilities} facilities, keys a second (enrolled/plain): {rates}; ratio {ratio:.2f}"
-    )
+    print(f"\n{facilities} facilities, keys a second (enrolled/plain): {rates}; ratio {ratio:.2f}")
     assert ratio >= least

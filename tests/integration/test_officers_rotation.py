@@ -86,7 +86,7 @@ def under_load(office: Office, times: int, *, delay: int, overlap: int) -> Issui
 
 def test_five_rotations_under_load(office: Office) -> None:
     issuing = under_load(office, 5, delay=1, overlap=1)
-    print(f"\n{len(issuing.answers)} calls, none failed, over 5 rotations")  # noqa: T201
+    print(f"\n{len(issuing.answers)} calls, none failed, over 5 rotations")
 
 
 def test_the_version_before_signs_for_the_overlap_where_it_is_named(office: Office) -> None:
@@ -106,4 +106,4 @@ def test_the_version_before_signs_for_the_overlap_where_it_is_named(office: Offi
 @pytest.mark.parametrize("times", [100])
 def test_many_rotations_without_delay_or_overlap(office: Office, times: int) -> None:
     issuing = under_load(office, times, delay=0, overlap=0)
-    print(f"\n{len(issuing.answers)} calls, none failed, over {times} rotations")  # noqa: T201
+    print(f"\n{len(issuing.answers)} calls, none failed, over {times} rotations")

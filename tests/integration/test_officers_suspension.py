@@ -131,7 +131,7 @@ def test_stopped_under_load(office: Office, made: Any, name: str) -> None:
     assert going_on.refusals() == {}
     cut = [each for key in stopped for each in none_begins(suspended, key, returned)]
     last = max((each.ended for each in suspended if each.signed), default=began)
-    print(  # noqa: T201 - a figure for people
+    print(
         f"\n{name}: returned after {(returned - began) * 1000:.0f} ms, {len(cut)} calls under way,"
         f" {sum(sum(each.failed.values()) for each in cut)} of their items stopped,"
         f" the last signature {(last - returned) * 1000:+.0f} ms from the return"
@@ -186,7 +186,7 @@ def test_a_large_batch_is_cut_off_in_its_middle(office: Office, made: Any) -> No
     assert 0 < len(signed) < 4000
     for item in signed:
         outputs.check_raw(made.key("01-001/records-rs256"), item.signature, payloads[item.index])
-    print(f"\n{len(signed)} of 4096 items were finished when it was stopped")  # noqa: T201
+    print(f"\n{len(signed)} of 4096 items were finished when it was stopped")
     resume(office, SLOW)
 
 

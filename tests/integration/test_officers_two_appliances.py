@@ -62,7 +62,7 @@ def seen(what: str, happened: Callable[[], bool]) -> None:
     began = time.monotonic()
     edge.eventually(happened, what)
     took = time.monotonic() - began
-    print(f"{what}: {took:.3f} s")  # noqa: T201 - a measurement for people
+    print(f"{what}: {took:.3f} s")
 
 
 def test_a_suspension_on_one_stops_the_other(site: Site) -> None:

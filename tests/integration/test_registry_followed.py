@@ -45,7 +45,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 def set_state(appliance: Any, state: str) -> None:
     where = "key_id = (SELECT id FROM keys WHERE facility = '01-001' AND key = 'records')"
-    execute(appliance, f"UPDATE key_versions SET state = '{state}' WHERE {where}")  # noqa: S608 - our own text
+    execute(appliance, f"UPDATE key_versions SET state = '{state}' WHERE {where}")
 
 
 def test_a_suspended_version_stops_and_a_resumed_one_signs(make_appliance: Make) -> None:

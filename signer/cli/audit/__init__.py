@@ -48,7 +48,7 @@ def audit() -> None:
       signer audit find --dir copy --key audit.pub.pem --file certificate.txt
       signer audit prove --dir copy --key audit.pub.pem --file certificate.txt > proof.json
       signer audit verify --proof proof.json --key audit.pub.pem
-    """  # noqa: D301  click's \b
+    """
 
 
 @audit.command()
@@ -64,7 +64,7 @@ def show(
     \b
       signer audit show --config /etc/signer/signer.yaml
       signer audit show --config /etc/signer/signer.yaml 4711
-    """  # noqa: D301  as above
+    """
     from signer.audit.read.search import describe
 
     del key_file  # nothing is signed in what is only shown
@@ -105,7 +105,7 @@ def find(
     \b
       signer audit find --config /etc/signer/signer.yaml --file certificate.txt
       signer audit find --dir copy "$(sha256sum < signature | cut -c1-64)"
-    """  # noqa: D301  as above
+    """
     del key_file  # as in show
     reader, first = open_reader(needed(place))
     found = [
@@ -149,7 +149,7 @@ def prove(
     \b
       signer audit prove --config /etc/signer/signer.yaml --file certificate.txt > proof.json
       signer audit prove --dir copy --record 4711 --item 3 --output proof.json
-    """  # noqa: D301  as above
+    """
     from signer.audit.format import proof
     from signer.audit.read.search import locate
     from signer.audit.read.search import prove as prove_item
@@ -184,7 +184,7 @@ def export(
     \b
       signer audit export --config /etc/signer/signer.yaml > log.jsonl
       signer audit export --dir copy --from 1000 --to 1999 | jq -c 'select(.kind == "denials")'
-    """  # noqa: D301  as above
+    """
     from signer.audit.read.search import describe
 
     del key_file  # as in show

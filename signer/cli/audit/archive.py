@@ -62,7 +62,7 @@ def archive(*, config_file: Path, target: Path, days: int, as_json: bool) -> Non
     \b
       signer audit archive --config /etc/signer/signer.yaml --to /mnt/archive --older-than 90
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
-    """  # noqa: D301  click's \b
+    """
     from signer.audit.read.archive import movable, remove
     from signer.audit.write.disk import Disk
     from signer.clock import SystemClock

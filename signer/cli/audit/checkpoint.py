@@ -60,7 +60,7 @@ def checkpoint(
       signer audit checkpoint --client auditor.yaml --key audit.pub.pem --output last
       signer audit checkpoint --client auditor.yaml --key audit.pub.pem \\
           --previous last --output last
-    """  # noqa: D301  click's \b
+    """
     with errors_told():
         spki = spki_of(key_file)
         with connect(client_file) as client:

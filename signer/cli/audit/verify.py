@@ -75,7 +75,7 @@ def verify(
       signer audit verify --config /etc/signer/signer.yaml --checkpoint from-the-ministry
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
       signer audit verify --proof proof.json --key audit.pub.pem --json
-    """  # noqa: D301  click's \b
+    """
     if proof_file is not None:
         key = key_file or (place and place.key)
         if key is None:

@@ -71,7 +71,7 @@ def ceremony(*, verified: Path | None, officers: tuple[Path, ...], **options: An
     \b
     Anybody checks it afterwards, offline, with the certificates of both officers:
       signer ceremony --verify ceremony-2030-01-01 --officer officer-a.pem --officer officer-b.pem
-    """  # noqa: D301  click's \b
+    """
     if verified is not None:
         given = [option for key, option in _OPTIONS.items() if options[key]]
         if given:

@@ -45,4 +45,4 @@ def keys() -> None:
     \b
     Stop a facility, now:
       signer keys suspend facilities/01-001 --reason "forged certificates" --client officer-a.yaml
-    """  # noqa: D301  click's \b
+    """

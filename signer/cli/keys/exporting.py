@@ -52,7 +52,7 @@ def export(
     \b
       signer keys export --form trust-list --facility moh --out trust.json --client auditor.yaml
       signer keys export --form jwks --client auditor.yaml > jwks.json
-    """  # noqa: D301  click's \b
+    """
     with connect(client_file) as client:
         listed = list(client.list_key_versions(f"facilities/{facility}" if facility else ""))
     found = published(listed, announced=announced)

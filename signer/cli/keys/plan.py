@@ -125,7 +125,7 @@ def plan(*, client_file: Path, days: int, names: bool, as_json: bool) -> None:
       signer keys plan --days 60 --client officer-a.yaml
       signer keys plan --days 60 --names --client officer-a.yaml > due
       signer keys rotate --list due --activate-at +14d --overlap 7d --client officer-a.yaml
-    """  # noqa: D301  click's \b
+    """
     if names and as_json:
         raise click.UsageError("--names and --json: say one of them")
     with connect(client_file) as client:

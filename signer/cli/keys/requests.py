@@ -68,7 +68,7 @@ def requests(
         openssl x509 -req -in "$csr" -CA csca.pem -CAkey csca.key -days 730 -out "${csr%.csr}.pem"
       done
       signer keys certificates requests/*.pem --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     from signer.officers.approval import parse
 
     wanted = None if list_file is None else set(read_list(list_file))
@@ -158,7 +158,7 @@ def certificates(
 
     \b
       signer keys certificates ID requests/*.pem --wait --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     ids = [str(each) for each in files if isinstance(each, uuid.UUID)]
     if len(ids) > 1:
         raise click.UsageError("name one rotation")

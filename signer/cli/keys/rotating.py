@@ -117,7 +117,7 @@ def rotate(
         --issuer csca.pem --client officer-a.yaml
       signer keys rotate --due 60 --activate-at +14d --overlap 7d --destroy-after 30d \\
         --client officer-a.yaml
-    """  # noqa: D301  click's \b
+    """
     if bool(subject) != bool(issuers):
         raise click.UsageError("certificates need both --subject and --issuer")
     if not names and days is None and list_file is None:

@@ -29,7 +29,7 @@ def list_keys(*, client_file: Path, facility: str | None, as_json: bool) -> None
     \b
       signer keys list --client officer-a.yaml
       signer keys list --facility 01-001 --json --config /etc/signer/signer.yaml
-    """  # noqa: D301  click's \b
+    """
     with connect(client_file) as client:
         versions = list(client.list_key_versions(f"facilities/{facility}" if facility else ""))
     if as_json:
@@ -54,7 +54,7 @@ def show(*, client_file: Path, target: str, pem: bool, as_json: bool) -> None:
     \b
       signer keys show facilities/01-001/keys/records --client officer-a.yaml
       signer keys show facilities/01-001/keys/records/versions/1 --pem --client a.yaml > key.pem
-    """  # noqa: D301  as above
+    """
     from signer.keys.certificates import public_key_pem
 
     if pem and as_json:
@@ -82,7 +82,7 @@ def csr(*, client_file: Path, target: str) -> None:
       signer keys csr facilities/moh/keys/dcc --client officer-a.yaml > dcc.csr
       signer operations propose import-certificate facilities/moh/keys/dcc/versions/1 \\
         dcc.pem --issuer csca.pem --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     with connect(client_file) as client:
         name = target if _SEPARATOR in target else _newest(client, target).name
         request = client.get_key_version(name).certification_request

@@ -53,7 +53,7 @@ def suspend(*, client_file: Path, target: str, reason: str, as_json: bool) -> No
       signer keys suspend facilities/01-001 --reason "forged certificates" --client a.yaml
       signer keys suspend groups/01 --reason "province asked for it" --client a.yaml
       signer keys suspend everything --reason "intruder" --client a.yaml
-    """  # noqa: D301  click's \b
+    """
     with connect(client_file) as client:
         changed = _suspended(client, target, reason)
     if as_json:
@@ -89,7 +89,7 @@ def compromise(*, client_file: Path, name: str, reason: str, as_json: bool) -> N
     \b
       signer keys compromise facilities/moh/keys/dcc/versions/1 \\
         --reason "backup tape stolen" --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     with connect(client_file) as client:
         changed = client.operations.mark_compromised(name, reason)
     if as_json:
@@ -109,7 +109,7 @@ def suspensions(*, client_file: Path, as_json: bool) -> None:
 
     \b
       signer keys suspensions --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     with connect(client_file) as client:
         found = client.operations.suspensions()
     if as_json:

@@ -24,4 +24,4 @@ def operations() -> None:
       signer operations list --state PROPOSED --client officer-b.yaml
       signer operations show ID --client officer-b.yaml
       signer operations approve ID --wait --client officer-b.yaml
-    """  # noqa: D301  click's \b
+    """

@@ -41,7 +41,7 @@ def submit(
         --client officer-a.yaml
       openssl dgst -sha256 -sign officer-a.key -out operation.sig operation
       signer operations submit operation --signature operation.sig --client officer-a.yaml
-    """  # noqa: D301  click's \b
+    """
     from signer.officers.approval import ApprovalError, parse
 
     content = read_file(file)
@@ -85,7 +85,7 @@ def approve(
     \b
       signer operations approve --client officer-b.yaml
       signer operations approve ID --signature operation.sig --wait --client officer-b.yaml
-    """  # noqa: D301  as above
+    """
     yes = yes or signature is not None
     if yes and identity is None:
         raise click.UsageError("name the ID of what you sign without being asked")
@@ -121,7 +121,7 @@ def reject(*, client_file: Path, identity: str, reason: str, as_json: bool) -> N
 
     \b
       signer operations reject ID --reason "the wrong facility" --client officer-b.yaml
-    """  # noqa: D301  as above
+    """
     with connect(client_file) as client:
         operation = client.operations.reject(identity, reason)
     print_outcome(operation, as_json=as_json)
@@ -137,7 +137,7 @@ def retry(*, client_file: Path, identity: str, as_json: bool) -> None:
     \b
       signer operations retry ID --client officer-a.yaml
       signer operations wait ID --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     with connect(client_file) as client:
         operation = client.operations.retry(identity)
     print_outcome(operation, as_json=as_json)

@@ -57,7 +57,7 @@ def propose() -> None:
         --subject "CN=DCC 1,O=Ministry of Health,C=VN" --client officer-a.yaml
       signer operations propose activate facilities/moh/keys/dcc/versions/1 \\
         --sign-until +180d --client officer-a.yaml
-    """  # noqa: D301  click's \b
+    """
 
 
 def _propose(how: How, wanted: Asked) -> None:
@@ -96,7 +96,7 @@ def create_key(
         --algorithm ES256 --activate --client officer-a.yaml
       signer operations propose create-key facilities/moh/keys/dcc --algorithm PS256 \\
         --bits 3072 --subject "CN=DCC 1,C=VN" --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     arguments = {
         "key": name,
         "algorithm": algorithm,
@@ -120,7 +120,7 @@ def new_version(*, how: How, name: str, token: str, subject: str) -> None:
     \b
       signer operations propose new-version facilities/moh/keys/dcc \\
         --subject "CN=DCC 2,C=VN" --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("new-version", {"key": name, "token": token, "subject": subject}))
 
 
@@ -146,7 +146,7 @@ def import_certificate(
     \b
       signer operations propose import-certificate facilities/moh/keys/dcc/versions/1 dcc.pem \\
         --issuer csca.pem --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     wanted = asked.with_certificates(
         "import-certificate",
         {"version": version, "replace": replace},
@@ -167,7 +167,7 @@ def activate(*, how: How, version: str, at: int, sign_until: int) -> None:
     \b
       signer operations propose activate facilities/moh/keys/dcc/versions/2 \\
         --at 2030-01-01T00:00:00+07:00 --sign-until 2030-07-01T00:00:00+07:00 --client a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("activate", {"version": version, "at": at, "sign_until": sign_until}))
 
 
@@ -182,7 +182,7 @@ def resume(*, how: How, target: str) -> None:
       signer operations propose resume facilities/01-001 --client officer-a.yaml
       signer operations propose resume groups/01 --client officer-a.yaml
       signer operations propose resume everything --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("resume", {"target": target}))
 
 
@@ -196,7 +196,7 @@ def deactivate(*, how: How, version: str, at: int) -> None:
     \b
       signer operations propose deactivate facilities/moh/keys/dcc/versions/1 \\
         --at +7d --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("deactivate", {"version": version, "at": at}))
 
 
@@ -210,7 +210,7 @@ def schedule_destruction(*, how: How, version: str, at: int) -> None:
     \b
       signer operations propose schedule-destruction facilities/moh/keys/dcc/versions/1 \\
         --at +30d --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("schedule-destruction", {"version": version, "at": at}))
 
 
@@ -224,7 +224,7 @@ def destroy(*, how: How, version: str) -> None:
 
     \b
       signer operations propose destroy facilities/moh/keys/dcc/versions/1 --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("destroy", {"version": version}))
 
 
@@ -236,7 +236,7 @@ def restore(*, how: How, version: str) -> None:
 
     \b
       signer operations propose restore facilities/moh/keys/dcc/versions/1 --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("restore", {"version": version}))
 
 
@@ -251,7 +251,7 @@ def policy(*, how: How, sha256: str) -> None:
 
     \b
       signer operations propose policy --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.ask("policy", {"policy_sha256": sha256.lower()}))
 
 
@@ -269,7 +269,7 @@ def enrol(*, how: How, csv: Path, token: str) -> None:
 
     \b
       signer operations propose enrol facilities.csv --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     _propose(how, asked.enrol(read_file(csv), token))
 
 
@@ -285,7 +285,7 @@ def officers(*, how: How, added: tuple[Path, ...], removed: tuple[str, ...]) -> 
     \b
       signer operations propose officers --add officer-c.pem \\
         --remove spiffe://signer.example/officer/a --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     if not added and not removed:
         raise click.UsageError("nothing would change: say --add FILE or --remove PRINCIPAL")
     certificates: dict[str, Any] = {}

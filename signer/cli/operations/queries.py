@@ -55,7 +55,7 @@ def list_operations(*, client_file: Path, state: str | None, as_json: bool) -> N
     \b
       signer operations list --client officer-b.yaml
       signer operations list --state PROPOSED --client officer-b.yaml
-    """  # noqa: D301  click's \b
+    """
     with connect(client_file) as client:
         found = list(client.operations.list(state))
     if as_json:
@@ -95,7 +95,7 @@ def show(
       signer operations show ID --bytes --client officer-b.yaml > operation
       openssl dgst -sha256 -sign officer-b.key -out operation.sig operation
       signer operations approve ID --signature operation.sig --client officer-b.yaml
-    """  # noqa: D301  as above
+    """
     if as_bytes and as_json:
         raise click.UsageError("--bytes and --json: say one of them")
     with connect(client_file) as client:
@@ -167,7 +167,7 @@ def wait(*, client_file: Path, identity: str, timeout: float, as_json: bool) -> 
 
     \b
       signer operations wait ID --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     with connect(client_file) as client:
         operation = follow(client, identity, timeout)
     finish(operation, as_json=as_json)
@@ -226,7 +226,7 @@ def officers(*, client_file: Path, as_json: bool) -> None:
 
     \b
       signer operations officers --client officer-a.yaml
-    """  # noqa: D301  as above
+    """
     from signer.keys.certificates import describe_certificate
 
     with connect(client_file) as client:

@@ -202,7 +202,7 @@ def test_a_long_log_is_hashed_in_several_calls(
         try:
             proof = stage.inclusion(0, size)
         except CallError as error:
-            assert error.reason is Reason.OVERLOADED  # noqa: PT017  # the others end the test
+            assert error.reason is Reason.OVERLOADED  # the others end the test
             calls += 1
             continue
         break

@@ -106,7 +106,7 @@ class Played(
     most_at_work: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def SignBatch(  # noqa: N802  # named by the .proto
+    def SignBatch(  # named by the .proto
         self, request: signing_pb2.SignBatchRequest, context: grpc.ServicerContext
     ) -> signing_pb2.SignBatchResponse:
         with self.lock:
@@ -123,7 +123,7 @@ class Played(
             with self.lock:
                 self.at_work -= 1
 
-    def GetKey(  # noqa: N802  # named by the .proto
+    def GetKey(  # named by the .proto
         self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.GetKeyResponse:
         if request.name != KEY:
@@ -141,14 +141,14 @@ class Played(
         key.primary.create_time.FromSeconds(1_700_000_000)
         return keys_pb2.GetKeyResponse(key=key)
 
-    def GetKeyVersion(  # noqa: N802  # named by the .proto
+    def GetKeyVersion(  # named by the .proto
         self, request: keys_pb2.GetKeyVersionRequest, context: grpc.ServicerContext
     ) -> keys_pb2.GetKeyVersionResponse:
         del context
         version = keys_pb2.KeyVersion(name=request.name, certificate=b"der")
         return keys_pb2.GetKeyVersionResponse(key_version=version)
 
-    def ListKeys(  # noqa: N802  # named by the .proto
+    def ListKeys(  # named by the .proto
         self, request: keys_pb2.ListKeysRequest, context: grpc.ServicerContext
     ) -> keys_pb2.ListKeysResponse:
         del context
@@ -159,7 +159,7 @@ class Played(
             next_page_token=str(page + 1) if page < 2 else "",
         )
 
-    def ListKeyVersions(  # noqa: N802  # named by the .proto
+    def ListKeyVersions(  # named by the .proto
         self, request: keys_pb2.ListKeyVersionsRequest, context: grpc.ServicerContext
     ) -> keys_pb2.ListKeyVersionsResponse:
         del context
@@ -172,7 +172,7 @@ class Played(
             key_versions=[version], next_page_token=str(page + 1) if page < 2 else ""
         )
 
-    def GetCheckpoint(  # noqa: N802  # named by the .proto
+    def GetCheckpoint(  # named by the .proto
         self, request: evidence_pb2.GetCheckpointRequest, context: grpc.ServicerContext
     ) -> evidence_pb2.GetCheckpointResponse:
         del request
@@ -183,7 +183,7 @@ class Played(
             context.abort_with_status(rpc_status.to_status(refusal.status))
             raise
 
-    def ListRecords(  # noqa: N802  # named by the .proto
+    def ListRecords(  # named by the .proto
         self, request: evidence_pb2.ListRecordsRequest, context: grpc.ServicerContext
     ) -> evidence_pb2.ListRecordsResponse:
         del context
@@ -194,27 +194,27 @@ class Played(
         token = str(seq + 1) if seq < request.start + 2 else ""
         return evidence_pb2.ListRecordsResponse(records=[record], next_page_token=token)
 
-    def GetInclusionProof(  # noqa: N802  # named by the .proto
+    def GetInclusionProof(  # named by the .proto
         self, request: evidence_pb2.GetInclusionProofRequest, context: grpc.ServicerContext
     ) -> evidence_pb2.GetInclusionProofResponse:
         del context
         hashes = [b"inclusion", b"%d" % request.seq, b"%d" % request.size]
         return evidence_pb2.GetInclusionProofResponse(hashes=hashes)
 
-    def GetConsistencyProof(  # noqa: N802  # named by the .proto
+    def GetConsistencyProof(  # named by the .proto
         self, request: evidence_pb2.GetConsistencyProofRequest, context: grpc.ServicerContext
     ) -> evidence_pb2.GetConsistencyProofResponse:
         del context
         hashes = [b"consistency", b"%d" % request.old_size, b"%d" % request.size]
         return evidence_pb2.GetConsistencyProofResponse(hashes=hashes)
 
-    def Reload(  # noqa: N802  # named by the .proto
+    def Reload(  # named by the .proto
         self, request: control_pb2.ReloadRequest, context: grpc.ServicerContext
     ) -> control_pb2.ReloadResponse:
         del request, context
         return control_pb2.ReloadResponse(policy_sha256="ab", policy_changed=True)
 
-    def GetStatus(  # noqa: N802  # named by the .proto
+    def GetStatus(  # named by the .proto
         self, request: control_pb2.GetStatusRequest, context: grpc.ServicerContext
     ) -> control_pb2.GetStatusResponse:
         del context

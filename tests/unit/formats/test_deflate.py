@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from signer.formats import deflate
 
-RANDOM = random.Random(1).randbytes(deflate.MAX_LENGTH)  # noqa: S311 - the same every run
+RANDOM = random.Random(1).randbytes(deflate.MAX_LENGTH)
 
 
 @given(st.binary(max_size=600))

@@ -114,7 +114,7 @@ def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
         try:
             assert type(read(payload)) is dict
         except ItemError as error:
-            assert error.failure.reason is Reason.PAYLOAD_INVALID  # noqa: PT017 - either is right
+            assert error.failure.reason is Reason.PAYLOAD_INVALID
 
 
 @given(st.binary(min_size=1, max_size=60))

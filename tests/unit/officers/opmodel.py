@@ -40,7 +40,7 @@ def rows_of(registry: Registry, *tables: str) -> list[Any]:
         _connections.clear()
         _connections[path] = sqlite3.connect(path, isolation_level=None)
     read = _connections[path].execute
-    return [path, *(read(f"SELECT * FROM {table}").fetchall() for table in tables)]  # noqa: S608
+    return [path, *(read(f"SELECT * FROM {table}").fetchall() for table in tables)]
 
 
 @dataclass(frozen=True)

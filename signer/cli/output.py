@@ -1,0 +1,80 @@
+"""How commands print what they return: for people, or as JSON with ``--json``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from signer.cli.options import json_option
+
+PIPED_COLUMNS = 10_000
+"""Width of a table that goes to a file or a program: no line is folded."""
+
+T = TypeVar("T")
+
+
+def output(
+    as_value: Callable[[T], Any],
+    show: Callable[[T], None],
+    *,
+    ok: Callable[[T], bool] = lambda _: True,
+) -> Callable[[Callable[..., T]], Callable[..., None]]:
+    """Adds ``--json`` to a command that returns what it found or did, and prints that.
+
+    With ``--json`` it prints ``as_value`` of it, else it calls ``show`` with it. The exit
+    code is 1 where it is not ``ok``.
+    """
+
+    def decorate(command: Callable[..., T]) -> Callable[..., None]:
+        @json_option
+        @functools.wraps(command)
+        def wrapped(*, as_json: bool, **options: Any) -> None:
+            result = command(**options)
+            if as_json:
+                print_json(as_value(result))
+            else:
+                show(result)
+            if not ok(result):
+                sys.exit(1)
+
+        return wrapped
+
+    return decorate
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON value on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Prints rows under the names of their columns: ruled on a terminal, ASCII elsewhere."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE if terminal else box.ASCII)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=not terminal)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(width=None if terminal else PIPED_COLUMNS).print(table)
+
+
+def print_values(values: Mapping[str, Any], as_json: bool = False) -> None:
+    """Prints values under their names on stdout, one a line or as one JSON object."""
+    if as_json:
+        print_json(values)
+        return
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if value is not None:
+            text = json.dumps(value) if isinstance(value, dict | list) else value
+            click.echo(f"{name:<{width}}  {text}")
