@@ -372,15 +372,15 @@ class DualControl:
         if officer not in before or record.time_us > until:
             raise ProblemError(f"{officer} acts and is no officer")
 
+    @staticmethod
+    def relevant(record: Record) -> Record | None:
+        """Returns what of a record the fold needs; None where it needs nothing of it.
 
-def relevant(record: Record) -> Record | None:
-    """Returns what of a record the fold needs; None where it needs nothing of it.
-
-    The first record of a log says by its place that nothing came before.
-    """
-    if record.kind is Kind.SNAPSHOT:
-        control = record.fields.get("control")
-        return replace(record, fields={} if control is None else {"control": control})
-    if record.kind in _KINDS:
-        return record
-    return None if record.seq else replace(record, fields={}, column=None)
+        The first record of a log says by its place that nothing came before.
+        """
+        if record.kind is Kind.SNAPSHOT:
+            control = record.fields.get("control")
+            return replace(record, fields={} if control is None else {"control": control})
+        if record.kind in _KINDS:
+            return record
+        return None if record.seq else replace(record, fields={}, column=None)

@@ -116,7 +116,7 @@ class Evidence:
             (self.folder / name).write_bytes(data)
 
     def problems(self) -> tuple[str, ...]:
-        return verify_log(self.folder, ORIGIN, [self.checkpoint]).problems
+        return verify_log(self.folder, ORIGIN, [self.checkpoint], folds=[DualControl]).problems
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
     sign(log, random)
     log.close()
     checkpoint = Checkpoint(ORIGIN, *log.tree_head())
-    report = verify_log(folder, ORIGIN, [checkpoint])
+    report = verify_log(folder, ORIGIN, [checkpoint], folds=[DualControl])
     assert report.problems == ()
     assert {*report.kinds, Kind.SNAPSHOT} == set(Kind)
     return checkpoint

@@ -4,7 +4,7 @@ A long log is read by several processes at once. Each begins where a segment
 begins with a snapshot and believes that; whoever puts their findings together
 reads the seams like any other place: the segment must continue the chain, the
 sequence and the time of the one before, and the snapshot must say what led to it.
-The few records of dual control are collected, and folded in order at the seams.
+The few records that folds want are collected, and folded in order at the seams.
 """
 
 from __future__ import annotations
@@ -19,16 +19,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Kind, Record
 from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import Finding, Replay, Tip, begins_with_snapshot, forks
-from signer.officers.offline_check import DualControl, relevant
 
 Progress = Callable[[int, int], None]
-"""Hears how many bytes of how many were read."""
+"""Is called with the number of bytes that were read, and of all."""
+
+
+class Fold(Protocol):
+    """A further check over a log: it gets the records that it wants, in the log's order.
+
+    Each reading makes its own. ``problems`` are one text each, with the number of the record.
+    """
+
+    @staticmethod
+    def relevant(record: Record) -> Record | None:
+        """Returns what the fold needs of a record, or None. Runs in any process."""
+
+    def apply(self, record: Record) -> None: ...
+
+    @property
+    def problems(self) -> Sequence[str]: ...
+
+
+FoldT = TypeVar("FoldT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +60,7 @@ class Report:
     checkpoint that the records bear out: what comes after it is chained, but
     signed by nobody yet. ``recovered`` and ``overridden`` are the numbers of
     RECOVERY and OVERRIDE records. ``time_us`` is microseconds since the epoch.
-    ``officers`` are those in force at the end, None where the log names none;
-    ``development``: their policies need no approval. ``operations`` were done and
-    ``acts`` of single officers were recorded in what is here.
+    ``folds`` are those of this reading, after the last record.
     """
 
     first: int
@@ -57,15 +73,19 @@ class Report:
     open_intents: int
     recovered: tuple[int, ...]
     overridden: tuple[int, ...]
-    officers: tuple[str, ...] | None
-    development: bool
-    operations: int
-    acts: int
+    folds: tuple[Fold, ...]
     problems: tuple[str, ...]
 
     @property
     def whole(self) -> bool:
         return not self.problems
+
+    def fold(self, kind: type[FoldT]) -> FoldT:
+        """Returns the fold of this class; raises LookupError where none was asked for."""
+        for fold in self.folds:
+            if isinstance(fold, kind):
+                return fold
+        raise LookupError(f"the log was verified without {kind.__name__}")
 
 
 def verify_log(
@@ -74,18 +94,21 @@ def verify_log(
     checkpoints: Iterable[Checkpoint],
     progress: Progress = lambda _done, _total: None,
     *,
+    folds: Sequence[type[Fold]] = (),
     beginning_elsewhere: bool = False,
     end_elsewhere: bool = False,
     processes: int | None = None,
 ) -> Report:
     """Reads every record in a directory and compares the tree with ``checkpoints``.
 
-    The checkpoints' signatures have been verified before. Where the log's beginning
-    is elsewhere, it may begin with a snapshot, if a checkpoint proves it; where its
-    end is, it may end before the newest checkpoint. ``processes`` read at once, as
-    many as there are processors for a long log. Raises OSError.
+    The checkpoints' signatures have been verified before. What ``folds`` find wrong
+    is a problem, too. Where the log's beginning is elsewhere, it may begin with a
+    snapshot, if a checkpoint proves it; where its end is, it may end before the newest
+    checkpoint. ``processes`` read at once, as many as there are processors for a long
+    log. Raises OSError.
     """
-    reading = _read(list_segments(directory), origin, tuple(checkpoints), progress, processes)
+    log = _Part(list_segments(directory), origin, tuple(checkpoints), folds)
+    reading = _read(log, progress, processes)
     return reading.report(beginning_elsewhere=beginning_elsewhere, end_elsewhere=end_elsewhere)
 
 
@@ -97,11 +120,10 @@ def verify_part(
 ) -> Report:
     """Reads some segments in a row, as ``verify_log`` does with both ends elsewhere.
 
-    Its problems are those of the records themselves: whether copies are whole is
-    another question than what officers have allowed.
+    No folds: whether copies are whole does not depend on what officers have approved.
     """
-    reading = _read(segments, origin, tuple(checkpoints), progress, None)
-    return reading.report(beginning_elsewhere=True, end_elsewhere=True, people=False)
+    reading = _read(_Part(segments, origin, tuple(checkpoints), ()), progress, None)
+    return reading.report(beginning_elsewhere=True, end_elsewhere=True)
 
 
 _READINGS = 3
@@ -111,15 +133,9 @@ _LONG = 64 << 20
 """Bytes of a log that are worth the start of more processes."""
 
 
-def _read(
-    segments: Sequence[Segment],
-    origin: str,
-    checkpoints: Sequence[Checkpoint],
-    progress: Progress,
-    processes: int | None,
-) -> _Reading:
+def _read(log: _Part, progress: Progress, processes: int | None) -> _Reading:
     for _ in range(_READINGS):
-        reading = _Reading(segments, origin, checkpoints, progress, processes)
+        reading = _Reading(log, progress, processes)
         if not reading.overtaken():
             break
     return reading
@@ -134,6 +150,7 @@ class _Part(NamedTuple):
     segments: Sequence[Segment]
     origin: str
     checkpoints: Sequence[Checkpoint]
+    folds: Sequence[type[Fold]]
 
 
 class _Ended(NamedTuple):
@@ -148,7 +165,7 @@ class _Ended(NamedTuple):
 
 def _read_part(part: _Part) -> _Ended:
     """Reads a part, perhaps in a process of its own."""
-    counted = _Counted()
+    counted = _Counted(part.folds)
     replay = Replay(part.origin, part.checkpoints, counted.record)
     finding = replay.read(part.segments)
     return _Ended(replay.tip, replay.covered, replay.contradictions, finding, counted)
@@ -157,26 +174,20 @@ def _read_part(part: _Part) -> _Ended:
 class _Reading:
     """One reading of the whole log."""
 
-    def __init__(
-        self,
-        segments: Sequence[Segment],
-        origin: str,
-        checkpoints: Sequence[Checkpoint],
-        progress: Progress,
-        processes: int | None,
-    ) -> None:
+    def __init__(self, log: _Part, progress: Progress, processes: int | None) -> None:
+        segments, origin, checkpoints, folds = log
         self._sizes = {segment: segment.path.stat().st_size for segment in segments}
         # An empty file at the end was just begun, or left so by a crash: nothing was in it.
         if segments and not self._sizes[segments[-1]]:
             del self._sizes[segments[-1]]
             segments = segments[:-1]
-        self._counted = _Counted()
-        self._control = DualControl()
+        self._counted = _Counted(folds)
+        self._folds = tuple(fold() for fold in folds)
         self._forks = forks(checkpoints)
         self._replay = Replay(origin, checkpoints)
         self._finding: Finding | None = None
         parts = [
-            _Part(run, origin, [each for each in checkpoints if each.size > run[0].first + 1])
+            _Part(run, origin, [c for c in checkpoints if c.size > run[0].first + 1], folds)
             for run in _runs(segments)
         ]
         total = sum(self._sizes.values())
@@ -201,8 +212,9 @@ class _Reading:
         replay.covered = max(replay.covered, ended.covered)
         replay.contradictions += ended.contradictions
         self._counted.add(ended.counted)
-        for record in ended.counted.control:
-            self._control.apply(record)
+        for fold, records in zip(self._folds, ended.counted.folded, strict=True):
+            for record in records:
+                fold.apply(record)
         return ended.finding
 
     def overtaken(self) -> bool:
@@ -212,10 +224,8 @@ class _Reading:
             return False
         return finding.segment.path.stat().st_size != self._sizes[finding.segment]
 
-    def report(
-        self, *, beginning_elsewhere: bool, end_elsewhere: bool, people: bool = True
-    ) -> Report:
-        replay, counted, control = self._replay, self._counted, self._control
+    def report(self, *, beginning_elsewhere: bool, end_elsewhere: bool) -> Report:
+        replay, counted = self._replay, self._counted
         problems = [*self._forks, *([self._finding.text] if self._finding else [])]
         first = next((segment.first for segment in self._sizes), None)
         if first is None:
@@ -223,6 +233,9 @@ class _Reading:
         elif first and not beginning_elsewhere:
             problems.append(f"the records before {first} are missing")
         replay.conclude(end_elsewhere=end_elsewhere)
+        problems += replay.contradictions
+        for fold in self._folds:
+            problems += fold.problems
         return Report(
             first=replay.first,
             records=replay.tip.size,
@@ -234,11 +247,8 @@ class _Reading:
             open_intents=len(replay.tip.open),
             recovered=tuple(counted.recovered),
             overridden=tuple(counted.overridden),
-            officers=None if control.officers is None else tuple(sorted(control.officers)),
-            development=control.development,
-            operations=control.executed,
-            acts=control.acts,
-            problems=(*problems, *replay.contradictions, *(control.problems if people else ())),
+            folds=self._folds,
+            problems=tuple(problems),
         )
 
 
@@ -275,18 +285,20 @@ def _leave_interrupts() -> None:
 
 
 class _Counted:
-    """What the report tells of the records; ``control`` is folded where parts are joined."""
+    """What the report counts; ``folded`` are the records for each fold, applied at the seams."""
 
-    def __init__(self) -> None:
+    def __init__(self, folds: Sequence[type[Fold]]) -> None:
         self.items = 0
         self.kinds: Counter[Kind] = Counter()
         self.recovered: list[int] = []
         self.overridden: list[int] = []
-        self.control: list[Record] = []
+        self.folded: list[list[Record]] = [[] for _ in folds]
+        self._folds = folds
 
     def record(self, record: Record) -> None:
-        if (told := relevant(record)) is not None:
-            self.control.append(told)
+        for fold, into in zip(self._folds, self.folded, strict=True):
+            if (needed := fold.relevant(record)) is not None:
+                into.append(needed)
         if record.kind is Kind.SNAPSHOT:
             return
         self.kinds[record.kind] += 1

@@ -107,6 +107,7 @@ def _verify_log(
 ) -> dict[str, Any]:
     from signer.audit.read.search import utc
     from signer.audit.read.verify import verify_log
+    from signer.officers.offline_check import DualControl
 
     origin = origin or origin_of(place)
     checkpoints, problems = all_checkpoints(place, files, origin, spki_of(place.key))
@@ -118,9 +119,11 @@ def _verify_log(
             origin,
             checkpoints,
             advance,
+            folds=[DualControl],
             beginning_elsewhere=elsewhere.beginning,
             end_elsewhere=elsewhere.end,
         )
+    control = report.fold(DualControl)
     return {
         "whole": not (problems or report.problems),
         "origin": origin,
@@ -135,10 +138,10 @@ def _verify_log(
         "open_intents": report.open_intents,
         "recovered": list(report.recovered),
         "overridden": list(report.overridden),
-        "officers": None if report.officers is None else list(report.officers),
-        "development": report.development,
-        "operations": report.operations,
-        "acts": report.acts,
+        "officers": None if control.officers is None else sorted(control.officers),
+        "development": control.development,
+        "operations": control.executed,
+        "acts": control.acts,
         "problems": [*problems, *report.problems],
     }
 
