@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from signer.api.guard import Caller, Places
 from signer.api.pages import PAGE_BYTES, page_size
 from signer.audit.format.merkle import leaf_hash
-from signer.audit.format.record import Kind, Record, RecordError
+from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.read.subtrees import Subtrees
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
@@ -196,9 +196,9 @@ def _start(request: evidence_pb2.ListRecordsRequest, first: int, size: int) -> i
     return start
 
 
-def _kinds(names: Sequence[str]) -> frozenset[Kind]:
+def _kinds(names: Sequence[str]) -> frozenset[RecordKind]:
     try:
-        return frozenset(map(Kind, names))
+        return frozenset(map(RecordKind, names))
     except ValueError:
-        known = ", ".join(Kind)
+        known = ", ".join(RecordKind)
         raise invalid("kinds", f"has no kind of record: expected some of {known}") from None

@@ -18,7 +18,7 @@ from signer import __version__
 from signer.audit.format import checkpoint as notes
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, Verifier
 from signer.audit.format.places import CHECKPOINTS, KEY_FILE, POLICIES
-from signer.audit.format.record import Kind, Record, Value
+from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.write.checkpoints import (
     Checkpointer,
@@ -101,8 +101,8 @@ def begin(
         checkpoints=_known(config, _verifier(config, key)).newest,
     )
     try:
-        log.append(Kind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
-        log.append(Kind.OFFICERS, officers)
+        log.append(RecordKind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
+        log.append(RecordKind.OFFICERS, officers)
     except AuditUnavailable as error:
         raise OperatorError(f"the audit log could not be begun: {error}") from error
     finally:
@@ -223,7 +223,7 @@ class Trail:
     def close(self) -> None:
         """Records the end, closes the log, and signs it once more while the HSM is there."""
         self._flush()
-        self.record(Kind.STOP, {"version": __version__})
+        self.record(RecordKind.STOP, {"version": __version__})
         self.log.close()
         if self._checkpointer is not None:
             self._checkpointer.close(_CLOSE_SECONDS)
@@ -249,7 +249,7 @@ class Trail:
 
     # --- what is recorded ------------------------------------------------------------------
 
-    def record(self, kind: Kind, fields: Mapping[str, Value]) -> None:
+    def record(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:
         """Hands over a record that nobody waits for.
 
         Where the log takes none, nothing is signed either, and its operator has been told.
@@ -260,7 +260,7 @@ class Trail:
     def started(self, policy: Policy, keys: KeyIndex) -> None:
         """Records with what the daemon begins."""
         self.record(
-            Kind.START,
+            RecordKind.START,
             {
                 "version": __version__,
                 "policy": bytes.fromhex(policy.sha256),
@@ -291,14 +291,14 @@ class Trail:
             raise OperatorError(
                 f"the policy cannot be kept in {folder} ({error.strerror}): make room there"
             ) from error
-        self.record(Kind.POLICY, {"policy": bytes.fromhex(sha256), **approval})
+        self.record(RecordKind.POLICY, {"policy": bytes.fromhex(sha256), **approval})
 
     def keys_changed(self, before: KeyIndex, after: KeyIndex) -> None:
         """Records a new revision of the registry, and which versions are new or changed."""
         now = self._clock.now()
         changed = list(after.changed_since(before))
         self.record(
-            Kind.KEYS,
+            RecordKind.KEYS,
             {
                 "registry_revision": after.revision,
                 "changed": {each.name: str(each.state_at(now)) for each in changed[:MAX_CHANGES]},
@@ -307,10 +307,10 @@ class Trail:
         )
 
     def worker_left(self, token: str, cause: str) -> None:
-        self.record(Kind.WORKER, {"token": token, "cause": cause})
+        self.record(RecordKind.WORKER, {"token": token, "cause": cause})
 
     def login(self, token: str, result: str) -> None:
-        self.record(Kind.TOKEN, {"token": token, "login": result})
+        self.record(RecordKind.TOKEN, {"token": token, "login": result})
 
     def denied(self, principal: str, key: str, reason: str) -> None:
         """Counts a refused call; names are added up until the next record, and so bounded."""
@@ -325,7 +325,7 @@ class Trail:
             denials, self._denials = self._denials, Counter()
         if denials:
             rows: list[Value] = [[*name, count] for name, count in denials.items()]
-            self.record(Kind.DENIALS, {"denials": rows})
+            self.record(RecordKind.DENIALS, {"denials": rows})
 
     # --- the log's listeners ---------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
-from signer.audit.format.record import HASH_SIZE, Kind, Record, Value
+from signer.audit.format.record import HASH_SIZE, Record, RecordKind, Value
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Proposal
 from signer.officers.claims import (
@@ -52,13 +52,13 @@ _TEXT = 300
 _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
 _KINDS = frozenset(
     {
-        Kind.OFFICERS,
-        Kind.POLICY,
-        Kind.PROPOSAL,
-        Kind.APPROVAL,
-        Kind.EXECUTION,
-        Kind.EXECUTED,
-        Kind.ACT,
+        RecordKind.OFFICERS,
+        RecordKind.POLICY,
+        RecordKind.PROPOSAL,
+        RecordKind.APPROVAL,
+        RecordKind.EXECUTION,
+        RecordKind.EXECUTED,
+        RecordKind.ACT,
     }
 )
 _POLICY_KINDS = frozenset({"policy", "enrol"})
@@ -122,7 +122,7 @@ class DualControl:
         """
         first, self._heard = not self._heard, True
         try:
-            if record.kind is Kind.SNAPSHOT:
+            if record.kind is RecordKind.SNAPSHOT:
                 self._snapshot(record, first)
             elif record.kind in _KINDS:
                 self._forget(record.time_us)
@@ -147,17 +147,17 @@ class DualControl:
 
     def _take(self, record: Record) -> None:
         match record.kind:
-            case Kind.OFFICERS:
+            case RecordKind.OFFICERS:
                 self._officers(record)
-            case Kind.POLICY:
+            case RecordKind.POLICY:
                 self._policy(record)
-            case Kind.PROPOSAL:
+            case RecordKind.PROPOSAL:
                 self._proposed(record)
-            case Kind.APPROVAL:
+            case RecordKind.APPROVAL:
                 self._approved(record)
-            case Kind.EXECUTION:
+            case RecordKind.EXECUTION:
                 self._execution(record)
-            case Kind.EXECUTED:
+            case RecordKind.EXECUTED:
                 self._executed(record)
             case _:
                 self._act(record)
@@ -378,7 +378,7 @@ class DualControl:
 
         The first record of a log says by its place that nothing came before.
         """
-        if record.kind is Kind.SNAPSHOT:
+        if record.kind is RecordKind.SNAPSHOT:
             control = record.fields.get("control")
             return replace(record, fields={} if control is None else {"control": control})
         if record.kind in _KINDS:

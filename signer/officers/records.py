@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from signer.audit.format.record import Kind, RecordError, Value
+from signer.audit.format.record import RecordError, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.errors import OperatorError
@@ -29,14 +29,14 @@ class OperationsJournal:
     def proposed(self, operation: Operation) -> None:
         [first] = [s for s in operation.signatures if s.officer == operation.proposal.proposer]
         fields = {"content": operation.content, **_signed(operation, first)}
-        self._append(Kind.PROPOSAL, fields)
+        self._append(RecordKind.PROPOSAL, fields)
 
     def approved(self, operation: Operation, signature: Signature) -> None:
-        self._append(Kind.APPROVAL, _signed(operation, signature))
+        self._append(RecordKind.APPROVAL, _signed(operation, signature))
 
     def rejected(self, operation: Operation, officer: str, reason: str) -> None:
         self._append(
-            Kind.REJECTION, {"operation": operation.id, "officer": officer, "reason": reason}
+            RecordKind.REJECTION, {"operation": operation.id, "officer": officer, "reason": reason}
         )
 
     def went_on(self, operation: Operation, officer: str, act: str) -> None:
@@ -45,11 +45,11 @@ class OperationsJournal:
 
     def begun(self, operation: Operation) -> None:
         """The intent: durable before the token is touched."""
-        self._append(Kind.EXECUTION, approval(operation))
+        self._append(RecordKind.EXECUTION, approval(operation))
 
     def ended(self, operation: Operation) -> None:
         self._append(
-            Kind.EXECUTED,
+            RecordKind.EXECUTED,
             {
                 "operation": operation.id,
                 "state": str(operation.state),
@@ -68,19 +68,19 @@ class OperationsJournal:
             "changed": changed,
         }
         with suppress(AuditUnavailable, RecordError):
-            self._log.append(Kind.ACT, fields)
+            self._log.append(RecordKind.ACT, fields)
 
     def officers(self, officers: Officers, operation: Operation | None) -> None:
         """The officers from here on, and the operation that made them so."""
-        self._append(Kind.OFFICERS, {**_rows_of(officers), **approval(operation)})
+        self._append(RecordKind.OFFICERS, {**_rows_of(officers), **approval(operation)})
 
     def first_officers(self, officers: Officers, policy: bytes, *, development: bool) -> None:
         """The officers and the policy (its SHA-256) of which a log knew nothing before."""
         self._append(
-            Kind.OFFICERS, first_officers_fields(officers, policy, development=development)
+            RecordKind.OFFICERS, first_officers_fields(officers, policy, development=development)
         )
 
-    def _append(self, kind: Kind, fields: Mapping[str, Value]) -> None:
+    def _append(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:
         try:
             self._log.append(kind, fields)
         except AuditUnavailable as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from signer.audit.format.record import Column, Kind, Record, Value
+from signer.audit.format.record import Column, Record, RecordKind, Value
 from signer.audit.read.ledger import MAX_REQUESTS, Earlier, Ledger
 from signer.audit.write.inbox import AuditLate, AuditUnavailable
 from signer.audit.write.log import AuditLog
@@ -217,7 +217,7 @@ class Evidence:
         column = Column(len(intent.digests[0]), b"".join(intent.digests))
         log = self._opened()
         try:
-            return log.append(Kind.INTENT, intent.fields(), column, column.root(), deadline)
+            return log.append(RecordKind.INTENT, intent.fields(), column, column.root(), deadline)
         except AuditLate as error:
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT, f"nothing was signed: {error}; allow more time"
@@ -241,7 +241,7 @@ class Evidence:
             "failures": _failures(signed.failures),
         }
         try:
-            self._opened().append(Kind.OUTCOME, fields, column, column.root())
+            self._opened().append(RecordKind.OUTCOME, fields, column, column.root())
         except AuditUnavailable as error:
             raise _unavailable(f"what was signed is not released: {error}") from None
 
@@ -253,7 +253,9 @@ class Evidence:
         except BaseException as error:
             reason = error.reason if isinstance(error, CallError) else Reason.INTERNAL
             with suppress(AuditUnavailable):  # then the next start closes it
-                self._opened().append(Kind.INDETERMINATE, {"intent": seq, "reason": str(reason)})
+                self._opened().append(
+                    RecordKind.INDETERMINATE, {"intent": seq, "reason": str(reason)}
+                )
             raise
 
     def _opened(self) -> AuditLog:

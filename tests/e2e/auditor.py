@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from signer.audit.format.record import Frame, Kind, Record, parse
+from signer.audit.format.record import Frame, Record, RecordKind, parse
 from signer.audit.format.segments import Segment, list_segments, open_segment
 
 
@@ -78,7 +78,7 @@ class Auditor:
             (segment.path, frame.offset, frame.end, record)
             for segment in list_segments(self.copy)
             for frame, record in _records(segment)
-            if record.kind in {Kind.INTENT, Kind.OUTCOME}
+            if record.kind in {RecordKind.INTENT, RecordKind.OUTCOME}
         ]
         quarter = len(signings) // 4
         path, start, end, record = secrets.choice(signings[quarter : len(signings) - quarter])

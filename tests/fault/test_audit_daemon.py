@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit.format.record import Kind, Record
+from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import ItemResult, SignerClientError
 from tests.fault.daemon import RECORDS, SECONDS, Daemon, correct, until
@@ -165,7 +165,7 @@ def assert_on_record(daemon: Daemon, signatures: list[bytes]) -> None:
     recorded = {
         each.column.item(place)
         for each in written
-        if each.kind is Kind.OUTCOME and each.column is not None
+        if each.kind is RecordKind.OUTCOME and each.column is not None
         for place in range(each.column.count)
     }
     assert set(signatures) <= recorded
@@ -173,11 +173,13 @@ def assert_on_record(daemon: Daemon, signatures: list[bytes]) -> None:
     [late] = [
         each.seq
         for each in written
-        if each.kind is Kind.INTENT and each.column is not None and each.column.item(0) == hurried
+        if each.kind is RecordKind.INTENT
+        and each.column is not None
+        and each.column.item(0) == hurried
     ]
     [closed] = [
         each.fields
         for each in written
-        if each.kind is Kind.INDETERMINATE and each.fields["intent"] == late
+        if each.kind is RecordKind.INDETERMINATE and each.fields["intent"] == late
     ]
     assert closed["reason"] == "DEADLINE_TOO_SHORT"

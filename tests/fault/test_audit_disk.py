@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Column, Kind
+from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
@@ -64,9 +64,9 @@ class Callers:
     def _work(self) -> None:
         try:
             while True:
-                intent = self._log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+                intent = self._log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
                 self.answered.append(intent)
-                outcome = self._log.append(Kind.OUTCOME, {"intent": intent, "attempts": 1})
+                outcome = self._log.append(RecordKind.OUTCOME, {"intent": intent, "attempts": 1})
                 self.answered.append(outcome)
                 self.some.set()
         except AuditUnavailable as error:
@@ -108,11 +108,11 @@ def test_a_failed_call_stops_everybody_until_a_restart(
     assert disk.tried.count(call) == 1
     disk.armed = False
     tried = len(disk.tried)
-    for kind in (Kind.INTENT, Kind.TOKEN):
+    for kind in (RecordKind.INTENT, RecordKind.TOKEN):
         with pytest.raises(AuditUnavailable):
             log.append(kind, {})
         with pytest.raises(AuditUnavailable):
-            log.note(Kind.DENIALS, {})
+            log.note(RecordKind.DENIALS, {})
     log.close()
     assert len(disk.tried) == tried
 
@@ -122,7 +122,7 @@ def test_a_failed_call_stops_everybody_until_a_restart(
     assert all(seq < durable for seq in callers.answered)
     log = open_log(folder)
     assert log.records(max(callers.answered), 1)[0].seq == max(callers.answered)
-    assert log.append(Kind.START, {}) == log.size - 1
+    assert log.append(RecordKind.START, {}) == log.size - 1
     assert log.open_intents == 0
     log.close()
     known = [Checkpoint(ORIGIN, *head), Checkpoint(ORIGIN, *log.tree_head())]
@@ -159,7 +159,7 @@ def test_a_disk_that_fails_from_the_start_refuses_the_start(
 
 def test_a_recovery_that_cannot_be_written_refuses_the_start(folder: Path) -> None:
     log = open_log(folder)
-    intent = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    intent = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     log.close()
     disk = FaultyDisk("write", errno.ENOSPC)
     disk.armed = True
@@ -180,7 +180,7 @@ def test_a_start_that_cannot_mend_a_torn_tail_refuses_and_loses_nothing(
 ) -> None:
     log = open_log(folder)
     for number in range(5):
-        log.append(Kind.TOKEN, {"number": number})
+        log.append(RecordKind.TOKEN, {"number": number})
     log.close()
     [segment] = list_segments(folder)
     segment.path.write_bytes(segment.path.read_bytes() + b"torn")
@@ -194,7 +194,7 @@ def test_a_start_that_cannot_put_a_torn_segment_aside_refuses_and_loses_nothing(
 ) -> None:
     log = open_log(folder)
     for number in range(5):
-        log.append(Kind.TOKEN, {"number": number})
+        log.append(RecordKind.TOKEN, {"number": number})
     log.close()
     (folder / f"{5:016d}.log").write_bytes(b"\x00")  # a header that was not finished
     refuse_and_mend(folder, FaultyDisk(call, code), code)
@@ -214,7 +214,7 @@ def refuse_and_mend(folder: Path, disk: FaultyDisk, code: int) -> None:
         )
     log = open_log(folder)
     assert [record.fields.get("number") for record in log.records(0, 5)] == [0, 1, 2, 3, 4]
-    assert log.records(5, 1)[0].kind is Kind.RECOVERY
+    assert log.records(5, 1)[0].kind is RecordKind.RECOVERY
     log.close()
     assert verify_log(folder, ORIGIN, [Checkpoint(ORIGIN, *log.tree_head())]).problems == ()
 
@@ -274,7 +274,7 @@ import resource
 import sys
 from pathlib import Path
 from signer.audit.write.log import AuditLog, AuditUnavailable
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.clock import SystemClock
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -284,7 +284,7 @@ log = AuditLog.open(
 )
 try:
     while True:
-        print(log.append(Kind.TOKEN, {"padding": bytes(1000)}), flush=True)
+        print(log.append(RecordKind.TOKEN, {"padding": bytes(1000)}), flush=True)
 except AuditUnavailable:
     print("refused", flush=True)
 """
@@ -302,5 +302,5 @@ def test_a_real_short_write_by_the_kernel(folder: Path) -> None:
     assert segment.path.stat().st_size == 50_000  # torn in the middle of a record
     log = open_log(folder)
     assert [record.seq for record in log.records(0, len(answered))] == [int(n) for n in answered]
-    assert log.records(len(answered), 1)[0].kind is Kind.RECOVERY
+    assert log.records(len(answered), 1)[0].kind is RecordKind.RECOVERY
     log.close()

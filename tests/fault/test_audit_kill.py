@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 from tests.fault.daemon import RECORDS, SECONDS, Daemon, until
@@ -89,9 +89,9 @@ def on_record(daemon: Daemon) -> dict[bytes, list[bytes]]:
     found: dict[bytes, list[bytes]] = {}
     for record in reader.records(0, reader.size):
         column = record.column
-        if record.kind is Kind.INTENT and column is not None:
+        if record.kind is RecordKind.INTENT and column is not None:
             digests[record.seq] = [column.item(index) for index in range(column.count)]
-        elif record.kind is Kind.OUTCOME and column is not None:
+        elif record.kind is RecordKind.OUTCOME and column is not None:
             for index, digest in enumerate(digests.pop(int(str(record.fields["intent"])))):
                 found.setdefault(digest, []).append(column.item(index))
     return found
@@ -134,5 +134,5 @@ def test_what_was_answered_survives_kills(daemon: Daemon, times: int) -> None:
     assert verified.code == 0, verified.errors
     reader = Reader(list_segments(daemon.folder / "audit"))
     kinds = Counter(record.kind for record in reader.records(0, reader.size))
-    assert 1 + times <= kinds[Kind.START] <= 1 + 2 * times
-    assert kinds[Kind.STOP] == 1
+    assert 1 + times <= kinds[RecordKind.START] <= 1 + 2 * times
+    assert kinds[RecordKind.STOP] == 1

@@ -14,7 +14,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Column, Kind, Record
+from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, AuditUnavailable
@@ -58,10 +58,10 @@ class World:
             disk=disk,
         )
 
-    def append(self, log: AuditLog, kind: Kind, **fields: int) -> int:
+    def append(self, log: AuditLog, kind: RecordKind, **fields: int) -> int:
         self.marker += 1
         marker = self.marker
-        column = Column(32, bytes(32 * 3)) if kind is Kind.INTENT else None
+        column = Column(32, bytes(32 * 3)) if kind is RecordKind.INTENT else None
         seq = log.append(kind, {"marker": marker, **fields}, column)
         self.acknowledged[seq] = marker
         return seq
@@ -69,15 +69,15 @@ class World:
     def step(self, log: AuditLog, name: str) -> None:
         match name:
             case "sign":
-                intent = self.append(log, Kind.INTENT)
-                self.append(log, Kind.OUTCOME, intent=intent)
+                intent = self.append(log, RecordKind.INTENT)
+                self.append(log, RecordKind.OUTCOME, intent=intent)
             case "intent":
-                self.append(log, Kind.INTENT)
+                self.append(log, RecordKind.INTENT)
             case "group":  # one commit of many records, and more than a page
                 with log._inbox._changed:
                     for _ in range(6):
-                        log.note(Kind.DENIALS, {"padding": bytes(900)})
-                self.append(log, Kind.TOKEN)
+                        log.note(RecordKind.DENIALS, {"padding": bytes(900)})
+                self.append(log, RecordKind.TOKEN)
             case _:
                 self.checkpoint = Checkpoint(ORIGIN, *log.tree_head())
 
@@ -158,7 +158,7 @@ def check_lives(folder: Path, histories: list[Life], seed: int) -> None:
 def check_kept_aside(folder: Path, log: AuditLog) -> None:
     """What recovery cut off is where the log says, byte for byte."""
     for record in log.records(0, log.size):
-        if record.kind is Kind.RECOVERY:
+        if record.kind is RecordKind.RECOVERY:
             told = cast("list[dict[str, Any]]", record.fields["cut"])
             assert told
             for file in told:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Frame, Kind, Record, Value
+from signer.audit.format.record import Frame, Record, RecordKind, Value
 from signer.audit.format.segments import Header, Segment, list_segments, open_segment
 from signer.audit.read import replay
 from signer.audit.read.verify import verify_log
@@ -47,7 +47,7 @@ class Site:
     """A log and what is folded from it, as a daemon has them."""
 
     def __init__(self, folder: Path, checkpoint: Checkpoint | None = None) -> None:
-        self.heard: list[tuple[int, Kind]] = []
+        self.heard: list[tuple[int, RecordKind]] = []
         clock = SystemClock()
         self.evidence, self.usage = Evidence(clock, self), Usage()
         self.log = AuditLog.open(
@@ -181,7 +181,7 @@ def test_a_start_after_10_million_items_reads_from_the_newest_snapshot_on(
     say(f"{len(segments)} segments, {size} bytes: open for writing after {seconds:.2f} s")
     assert opened == {segments[-1]}
     assert segments[-1].path.stat().st_size <= SEGMENT_BYTES + LARGEST_SNAPSHOT
-    assert again.heard[0] == (segments[-1].first, Kind.SNAPSHOT)
+    assert again.heard[0] == (segments[-1].first, RecordKind.SNAPSHOT)
     assert len(again.heard) == newest.size - segments[-1].first
     assert (again.folded(), again.used(), again.log.tree_head()) == before
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import root
-from signer.audit.format.record import Column, Kind, Value, frame
+from signer.audit.format.record import Column, RecordKind, Value, frame
 from signer.audit.format.segments import Header, Reader, list_segments, open_segment
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog
@@ -36,7 +36,7 @@ ORIGIN = "signer.example/log"
 DAY = 24 * 3600
 
 
-def approved() -> dict[Kind, dict[str, Value]]:
+def approved() -> dict[RecordKind, dict[str, Value]]:
     """What two officers leave in a log that propose, approve and execute one operation."""
     now, number = int(SystemClock().now()), str(uuid4())
     keys = {name: Ed25519PrivateKey.generate() for name in ("officer-a", "officer-b")}
@@ -59,18 +59,22 @@ def approved() -> dict[Kind, dict[str, Value]]:
         "signatures": signatures,
     }
     return {
-        Kind.OFFICERS: {"officers": officers, "development": False, "policy": bytes(32)},
-        Kind.PROPOSAL: {
+        RecordKind.OFFICERS: {"officers": officers, "development": False, "policy": bytes(32)},
+        RecordKind.PROPOSAL: {
             "operation": number,
             "officer": first,
             "content": content,
             "signature": one,
         },
-        Kind.APPROVAL: {"operation": number, "officer": second, "signature": two},
-        Kind.REJECTION: {"operation": str(uuid4()), "officer": second, "reason": "not asked for"},
-        Kind.EXECUTION: whole,
-        Kind.EXECUTED: {"operation": number, "state": "DONE", "note": ""},
-        Kind.ACT: {
+        RecordKind.APPROVAL: {"operation": number, "officer": second, "signature": two},
+        RecordKind.REJECTION: {
+            "operation": str(uuid4()),
+            "officer": second,
+            "reason": "not asked for",
+        },
+        RecordKind.EXECUTION: whole,
+        RecordKind.EXECUTED: {"operation": number, "state": "DONE", "note": ""},
+        RecordKind.ACT: {
             "act": "suspend",
             "target": "facilities/01-001",
             "officer": first,
@@ -80,19 +84,22 @@ def approved() -> dict[Kind, dict[str, Value]]:
     }
 
 
-OTHER_KINDS: dict[Kind, dict[str, Value]] = {
-    Kind.START: {"version": "1.0", "pid": 17},
-    Kind.DENIALS: {"principal": "spiffe://signer.example/b", "reason": "POLICY_DENIED", "times": 9},
-    Kind.POLICY: {"policy": bytes(range(32))},
-    Kind.TOKEN: {"token": "signer", "event": "removed"},
-    Kind.WORKER: {"token": "signer", "cause": "hung"},
-    Kind.KEYS: {
+OTHER_KINDS: dict[RecordKind, dict[str, Value]] = {
+    RecordKind.START: {"version": "1.0", "pid": 17},
+    RecordKind.DENIALS: {
+        "principal": "spiffe://signer.example/b",
+        "reason": "POLICY_DENIED",
+        "times": 9,
+    },
+    RecordKind.POLICY: {"policy": bytes(range(32))},
+    RecordKind.TOKEN: {"token": "signer", "event": "removed"},
+    RecordKind.WORKER: {"token": "signer", "cause": "hung"},
+    RecordKind.KEYS: {
         "operation": "rotate",
         "proposed_by": "spiffe://signer.example/officer-a",
         "approved_by": ["spiffe://signer.example/officer-b"],
     },
-    Kind.CHECKPOINT: {"size": 12},
-    Kind.STOP: {"reason": "SIGTERM"},
+    RecordKind.STOP: {"reason": "SIGTERM"},
 }
 
 
@@ -140,7 +147,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
     for kind, fields in (OTHER_KINDS | approved()).items():
         log.append(kind, fields)
         sign(log, random)
-    log.append(Kind.INTENT, {"principal": "spiffe://signer.example/a"}, Column(32, bytes(64)))
+    log.append(RecordKind.INTENT, {"principal": "spiffe://signer.example/a"}, Column(32, bytes(64)))
     log.close()
     # A crash in between: INDETERMINATE and RECOVERY are in the log, too.
     with list_segments(folder)[-1].path.open("ab") as file:
@@ -157,7 +164,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
     checkpoint = Checkpoint(ORIGIN, *log.tree_head())
     report = verify_log(folder, ORIGIN, [checkpoint], folds=[DualControl])
     assert report.problems == ()
-    assert {*report.kinds, Kind.SNAPSHOT} == set(Kind)
+    assert {*report.kinds, RecordKind.SNAPSHOT} == set(RecordKind)
     return checkpoint
 
 
@@ -186,9 +193,9 @@ def sign(log: AuditLog, random: Random) -> None:
         "request_id": str(random.getrandbits(64)),
         "now": 1_700_000_000,
     }
-    intent = log.append(Kind.INTENT, fields, Column(32, random.randbytes(96)))
+    intent = log.append(RecordKind.INTENT, fields, Column(32, random.randbytes(96)))
     outcome = {"intent": intent, "attempts": 1, "failures": {}}
-    log.append(Kind.OUTCOME, outcome, Column(64, random.randbytes(192)))
+    log.append(RecordKind.OUTCOME, outcome, Column(64, random.randbytes(192)))
 
 
 # Ways to change one segment's bytes.
@@ -337,8 +344,8 @@ def test_every_one_of_20000_changes_is_found(evidence: Evidence, change: Change,
     check_change(evidence, change, seed)
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_a_change_to_a_record_of_any_kind_is_found(evidence: Evidence, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", RecordKind)
+def test_a_change_to_a_record_of_any_kind_is_found(evidence: Evidence, kind: RecordKind) -> None:
     """One bit in the middle of the first record of the kind."""
     for segment in list_segments(evidence.folder):
         with open_segment(segment) as (_, frames):

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from tests.fault.daemon import Daemon, Load, until
 
@@ -35,7 +35,7 @@ def attempts(daemon: Daemon) -> set[object]:
     """How often batches were tried, as the audit log says."""
     reader = Reader(list_segments(daemon.folder / "audit"))
     written = reader.records(0, reader.size)
-    return {each.fields["attempts"] for each in written if each.kind is Kind.OUTCOME}
+    return {each.fields["attempts"] for each in written if each.kind is RecordKind.OUTCOME}
 
 
 def test_when_all_workers_are_killed_everything_is_answered(daemon: Daemon) -> None:

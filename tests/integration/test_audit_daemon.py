@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.record import Kind, Record
+from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 from signer.v1 import keys_pb2
@@ -79,7 +79,7 @@ def intents(made: Any, request_id: str) -> list[Record]:
     return [
         each
         for each in records(made)
-        if each.kind is Kind.INTENT and each.fields["request_id"] == request_id
+        if each.kind is RecordKind.INTENT and each.fields["request_id"] == request_id
     ]
 
 
@@ -315,10 +315,10 @@ def test_starts_denials_policies_keys_and_ends_are_on_record(
     assert made.stop() == 0
     written = records(made)
     kinds = Counter(each.kind for each in written)
-    assert (kinds[Kind.START], kinds[Kind.STOP], kinds[Kind.POLICY]) == (1, 1, 2)
-    assert kinds[Kind.TOKEN] >= 1  # a worker has logged in
-    assert written[-1].kind is Kind.STOP
-    [denials] = [each for each in written if each.kind is Kind.DENIALS]
+    assert (kinds[RecordKind.START], kinds[RecordKind.STOP], kinds[RecordKind.POLICY]) == (1, 1, 2)
+    assert kinds[RecordKind.TOKEN] >= 1  # a worker has logged in
+    assert written[-1].kind is RecordKind.STOP
+    [denials] = [each for each in written if each.kind is RecordKind.DENIALS]
     issuer = made.dev["clients"]["issuer"]["principal"]
     row = [issuer, "facilities/nowhere/keys/k", "POLICY_DENIED", 3]
     assert row in denials.fields["denials"]  # type: ignore[operator]  # a list of lists
@@ -358,7 +358,7 @@ def signed(made: Any) -> set[bytes]:
     return {
         hashlib.sha256(each.column.item(index)).digest()
         for each in records(made)
-        if each.kind is Kind.OUTCOME and each.column is not None
+        if each.kind is RecordKind.OUTCOME and each.column is not None
         for index in range(each.column.count)
     }
 
@@ -409,7 +409,7 @@ def test_an_override_goes_on_is_recorded_and_lasts(
         overriding.terminate()
         assert overriding.wait(30) == 0
     kinds = Counter(each.kind for each in records(made))
-    assert (kinds[Kind.RECOVERY], kinds[Kind.OVERRIDE]) == (1, 1)
+    assert (kinds[RecordKind.RECOVERY], kinds[RecordKind.OVERRIDE]) == (1, 1)
     made.start()  # it is not measured by what was given up
     with edge.connect(made.dev) as stubs:
         assert stubs.sign().signatures

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import SignerClientError
 from tests.integration import edge, officers
@@ -99,7 +99,7 @@ class Site(Document):
     def found(self, signature: bytes) -> bool:
         return self.signer("audit", "find", sha256(signature).hexdigest()).code == 0
 
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[RecordKind]:
         reader = Reader(list_segments(self.dir / "audit"))
         return [record.kind for record in reader.records(0, reader.size)]
 
@@ -157,7 +157,7 @@ def test_a_lost_machine_comes_back_whole(site: Site) -> None:
             assert site.sign(request_id, items=50) == signatures
         site.sign(str(uuid.uuid4()))
         site.checkpointed()
-    assert Kind.OVERRIDE not in site.kinds()
+    assert RecordKind.OVERRIDE not in site.kinds()
     site.run("missing")
 
 
@@ -180,7 +180,7 @@ def test_a_record_that_the_copy_has_torn_is_cut_and_told(site: Site) -> None:
     assert "but a checkpoint knows" in site.block("line").errors
     with site.serving():
         assert site.sign(request_id) == kept
-    assert Kind.RECOVERY in site.kinds()
+    assert RecordKind.RECOVERY in site.kinds()
     [torn] = (site.dir / "audit").glob("*.torn")
     assert torn.stat().st_size == 100
 
@@ -229,7 +229,7 @@ def test_what_came_after_the_last_copy_is_missed_told_and_overridden(site: Site)
     assert site.signer("init").code == 1
     with site.serving("override"):
         site.sign("")
-    assert site.kinds()[0] is Kind.OVERRIDE
+    assert site.kinds()[0] is RecordKind.OVERRIDE
 
 
 def serves(site: Site, key: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint, Verifier, parse_note
-from signer.audit.format.record import Column, Kind, Record, parse_head
+from signer.audit.format.record import Column, Record, RecordKind, parse_head
 from signer.audit.format.segments import Reader, list_segments
 from signer.cli.audit.place import spki_of
 from signer.cli.main import main
@@ -148,9 +148,9 @@ def test_what_is_shown_is_what_the_checkpoint_signs(auditor: Auditor) -> None:
 
 def test_a_start_a_kind_and_no_items(auditor: Auditor) -> None:
     known = auditor.records()
-    intents = [record for record in known if record.kind is Kind.INTENT][1:]
+    intents = [record for record in known if record.kind is RecordKind.INTENT][1:]
     shown = auditor.client.list_records(
-        intents[0].seq, kinds=iter([Kind.INTENT, Kind.STOP]), omit_items=True
+        intents[0].seq, kinds=iter([RecordKind.INTENT, RecordKind.STOP]), omit_items=True
     )
     for one, record in zip(shown, intents, strict=False):
         assert (one.seq, one.head, one.items) == (record.seq, record.head(), b"")

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.v1 import signing_pb2
 from tests.integration import edge, outputs
@@ -192,7 +192,7 @@ def test_sigterm_tells_health_first_and_lets_workers_leave_last(
     audit = made.dir / "audit"
     reader = Reader(list_segments(audit))
     [last] = reader.records(reader.size - 1, reader.size)
-    assert last.kind is Kind.STOP
+    assert last.kind is RecordKind.STOP
     assert int((audit / "checkpoints" / "newest").read_text().splitlines()[1]) == reader.size
 
 

@@ -20,7 +20,7 @@ import grpc
 import pytest
 import yaml
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.client import secure_channel
 from signer.tools.dev.appliance import connect
@@ -65,7 +65,7 @@ class Pair:
             folder = each.config.parent / each.settings["audit"]["directory"]
             reader = Reader(list_segments(folder))
             for record in reader.records(0, reader.size):
-                if record.kind is Kind.INTENT:
+                if record.kind is RecordKind.INTENT:
                     key = str(record.fields["key_version"]).partition("/versions/")[0]
                     found[key][str(record.fields["request_id"])] += 1
         return found

@@ -17,7 +17,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
 from signer.signing.evidence import Evidence
@@ -66,7 +66,7 @@ def begin_segment(made: DevAppliance) -> None:
         on_record=evidence.recorded,
         snapshot=evidence.snapshot,
     )
-    log.append(Kind.WORKER, {"token": "signer-dev", "cause": "died"})
+    log.append(RecordKind.WORKER, {"token": "signer-dev", "cause": "died"})
     log.close()
 
 

@@ -21,9 +21,9 @@ from signer.audit.format.record import (
     HASH_SIZE,
     MAX_BODY,
     Head,
-    Kind,
     Record,
     RecordError,
+    RecordKind,
     parse_head,
 )
 from signer.model import Format
@@ -118,8 +118,8 @@ def verify(proof: str, audit_spki: bytes, origin: str) -> Proven:
         checkpoint = parse_note(note, origin, Verifier.from_spki(origin, audit_spki))
     except CheckpointError as error:
         raise ProofError(f"the checkpoint is refused: {error}") from None
-    intent = _verify_part(members["intent"], Kind.INTENT, index, checkpoint)
-    outcome = _verify_part(members["outcome"], Kind.OUTCOME, index, checkpoint)
+    intent = _verify_part(members["intent"], RecordKind.INTENT, index, checkpoint)
+    outcome = _verify_part(members["outcome"], RecordKind.OUTCOME, index, checkpoint)
     return _conclude(checkpoint, index, intent, outcome)
 
 
@@ -139,7 +139,7 @@ def _show(record: Record, index: int, path: Sequence[bytes]) -> dict[str, object
     }
 
 
-def _verify_part(value: object, kind: Kind, index: int, checkpoint: Checkpoint) -> _Part:
+def _verify_part(value: object, kind: RecordKind, index: int, checkpoint: Checkpoint) -> _Part:
     members = _object(value, _PART_MEMBERS, f"the {kind}")
     encoded = _bytes(members["head"])
     try:

@@ -68,8 +68,8 @@ class NewerFrame(FrameError):  # noqa: N818  # neither torn nor broken, and not 
 NEWER = "was written by a newer version of signer: read it with that version, or a later one"
 
 
-class Kind(enum.StrEnum):
-    """What a record tells. One more is a new format: older versions refuse the whole log."""
+class RecordKind(enum.StrEnum):
+    """What a record is about. A new kind is a new format: older versions refuse the whole log."""
 
     START = "start"
     STOP = "stop"
@@ -88,13 +88,12 @@ class Kind(enum.StrEnum):
     EXECUTION = "execution"
     EXECUTED = "executed"
     ACT = "act"
-    CHECKPOINT = "checkpoint"
     SNAPSHOT = "snapshot"
     RECOVERY = "recovery"
     OVERRIDE = "override"
 
 
-_KINDS = {str(kind): kind for kind in Kind}
+_KINDS = {str(kind): kind for kind in RecordKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ class Head(NamedTuple):
 
     seq: int
     time_us: int
-    kind: Kind
+    kind: RecordKind
     fields: Mapping[str, Value]
     shape: Shape | None
 
@@ -164,7 +163,7 @@ class Record:
 
     seq: int
     time_us: int
-    kind: Kind
+    kind: RecordKind
     fields: Mapping[str, Value]
     column: Column | None = None
 
@@ -184,7 +183,7 @@ class Record:
 def encode(
     seq: int,
     time_us: int,
-    kind: Kind,
+    kind: RecordKind,
     fields: Mapping[str, Value],
     column: Column | None = None,
     *,
@@ -330,7 +329,7 @@ def _shape(column: Column | None, root: bytes | None = None) -> Shape | None:
 
 
 def _head(
-    seq: int, time_us: int, kind: Kind, fields: Mapping[str, Value], shape: Shape | None
+    seq: int, time_us: int, kind: RecordKind, fields: Mapping[str, Value], shape: Shape | None
 ) -> bytes:
     if not _RESERVED.isdisjoint(fields):
         raise RecordError("a field has a name that the head itself uses")

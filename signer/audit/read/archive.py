@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import Segment
 from signer.audit.read.replay import first_record, starting_point
 from signer.audit.write.disk import Disk
@@ -36,7 +36,7 @@ def movable(
         # Time never goes back in the log, so all before this record is as old.
         if following is None or following.time_us > before_us:
             break
-        if following.kind is Kind.SNAPSHOT:
+        if following.kind is RecordKind.SNAPSHOT:
             going = place
     return segments[:going]
 

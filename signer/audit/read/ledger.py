@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
-from signer.audit.format.record import Kind, Record, RecordError, Value
+from signer.audit.format.record import Record, RecordError, RecordKind, Value
 
 REQUEST_LIFE_US = 24 * 3600 * 1_000_000
 """For how long a request id names one request, in microseconds of the log's time."""
@@ -94,14 +94,14 @@ class Ledger:
         were not, which is when the log is opened from it. Raises RecordError.
         """
         match record.kind:
-            case Kind.SNAPSHOT if not self._used:
+            case RecordKind.SNAPSHOT if not self._used:
                 self._load(record.fields)
-            case Kind.INTENT:
+            case RecordKind.INTENT:
                 items = record.column.count if record.column else 0
                 self.intent(record.seq, record.time_us, record.fields, items)
-            case Kind.OUTCOME:
+            case RecordKind.OUTCOME:
                 self.outcome(_number(record.fields, "intent"), record.seq)
-            case Kind.INDETERMINATE:
+            case RecordKind.INDETERMINATE:
                 self.indeterminate(_number(record.fields, "intent"))
 
     def intent(self, seq: int, time_us: int, fields: Mapping[str, Value], items: int) -> None:

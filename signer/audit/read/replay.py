@@ -17,11 +17,11 @@ from signer.audit.format.record import (
     FIRST_CHAIN,
     BrokenFrame,
     FrameError,
-    Kind,
     NewerError,
     NewerFrame,
     Record,
     RecordError,
+    RecordKind,
     TornTail,
     Value,
     parse,
@@ -30,7 +30,7 @@ from signer.audit.format.record import (
 from signer.audit.format.segments import Header, Index, Segment, open_segment
 
 OnRecord = Callable[[Record], None]
-_CLOSING = frozenset({Kind.OUTCOME, Kind.INDETERMINATE})
+_CLOSING = frozenset({RecordKind.OUTCOME, RecordKind.INDETERMINATE})
 
 
 class Finding(NamedTuple):
@@ -65,16 +65,18 @@ class Tip:
         """How many records the log has: the sequence number of the next."""
         return self.frontier.size
 
-    def check(self, kind: Kind, fields: Mapping[str, Value]) -> None:
+    def check(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:
         """Refuses what may not follow; raises RecordError."""
         if kind in _CLOSING and fields.get("intent") not in self.open:
             raise RecordError(f"an {kind} closes no open intent")
-        if kind is Kind.SNAPSHOT and any(fields.get(n) != v for n, v in self.snapshot().items()):
+        if kind is RecordKind.SNAPSHOT and any(
+            fields.get(n) != v for n, v in self.snapshot().items()
+        ):
             raise RecordError("a snapshot does not say what led to it")
 
     def add(self, record: Record, leaf: bytes) -> None:
         """Takes one more record into account, which ``check`` has let pass."""
-        if record.kind is Kind.INTENT:
+        if record.kind is RecordKind.INTENT:
             self.open.add(record.seq)
         elif record.kind in _CLOSING:
             self.open.remove(record.fields["intent"])  # type: ignore[arg-type]  # check saw it
@@ -92,7 +94,7 @@ class Tip:
         root over these subtrees and the snapshot's own leaf is what was signed.
         """
         peaks, intents = snapshot.fields.get("frontier"), snapshot.fields.get("open")
-        if snapshot.kind is not Kind.SNAPSHOT:
+        if snapshot.kind is not RecordKind.SNAPSHOT:
             raise RecordError("the log does not begin with its first record or a snapshot")
         if not _are(bytes, peaks) or not _are(int, intents):
             raise RecordError("the snapshot has no subtrees and open intents")
@@ -214,7 +216,7 @@ class Replay:
         if record.time_us < tip.time_us:
             raise RecordError("the time goes back")
         tip.check(record.kind, record.fields)
-        if first or record.kind is not Kind.SNAPSHOT:
+        if first or record.kind is not RecordKind.SNAPSHOT:
             self._on_record(record)  # before it counts, for it may be refused here, too
         tip.add(record, leaf)
         if size + 1 in self._awaited:
@@ -258,7 +260,7 @@ def begins_with_snapshot(segment: Segment) -> bool:
         first = first_record(segment)
     except RecordError:
         return False  # an earlier start will come upon the damage and report it
-    return first is not None and first.kind is Kind.SNAPSHOT
+    return first is not None and first.kind is RecordKind.SNAPSHOT
 
 
 def first_record(segment: Segment) -> Record | None:

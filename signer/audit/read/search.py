@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Column, Kind, Record, RecordError, Value
+from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value
 from signer.audit.format.segments import Reader
 from signer.audit.read.subtrees import Subtrees
 
@@ -42,14 +42,14 @@ def find(records: Iterable[Record], wanted: frozenset[bytes]) -> Iterator[Match]
     """
     waiting: dict[int, list[int]] = {}
     for record in records:
-        if record.kind is Kind.INTENT:
+        if record.kind is RecordKind.INTENT:
             if places := _places(record.column, wanted):
                 waiting[record.seq] = places
-        elif record.kind in {Kind.OUTCOME, Kind.INDETERMINATE}:
+        elif record.kind in {RecordKind.OUTCOME, RecordKind.INDETERMINATE}:
             intent = _intent_of(record)
             places = waiting.pop(intent, [])
             signed = _signed_places(record.column, wanted)
-            outcome = record.seq if record.kind is Kind.OUTCOME else None
+            outcome = record.seq if record.kind is RecordKind.OUTCOME else None
             for index in sorted({*places, *signed}):
                 yield Match(intent, index, outcome)
     for intent, places in waiting.items():
@@ -64,9 +64,11 @@ def locate(reader: Reader, seq: int, index: int) -> Match:
     except LookupError as error:
         raise SearchError(str(error.args[0])) from None
     match record:
-        case Record(kind=Kind.INTENT, column=Column() as column) if 0 <= index < column.count:
+        case Record(kind=RecordKind.INTENT, column=Column() as column) if 0 <= index < column.count:
             return Match(seq, index, _outcome_of(reader, seq))
-        case Record(kind=Kind.OUTCOME, column=Column() as column) if 0 <= index < column.count:
+        case Record(kind=RecordKind.OUTCOME, column=Column() as column) if (
+            0 <= index < column.count
+        ):
             return Match(_intent_of(record), index, seq)
     raise SearchError(f"record {seq} is no intent or outcome with an item {index}")
 
@@ -167,5 +169,5 @@ def _intent_of(closing: Record) -> int:
 def _outcome_of(reader: Reader, intent: int) -> int | None:
     for record in reader.records(intent + 1, reader.size):
         if record.fields.get("intent") == intent:
-            return record.seq if record.kind is Kind.OUTCOME else None
+            return record.seq if record.kind is RecordKind.OUTCOME else None
     return None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Kind, Record
+from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import Finding, Replay, Tip, begins_with_snapshot, forks
 
@@ -66,7 +66,7 @@ class Report:
     first: int
     records: int
     items: int
-    kinds: dict[Kind, int]
+    kinds: dict[RecordKind, int]
     root: bytes
     covered: int
     time_us: int
@@ -289,7 +289,7 @@ class _Counted:
 
     def __init__(self, folds: Sequence[type[Fold]]) -> None:
         self.items = 0
-        self.kinds: Counter[Kind] = Counter()
+        self.kinds: Counter[RecordKind] = Counter()
         self.recovered: list[int] = []
         self.overridden: list[int] = []
         self.folded: list[list[Record]] = [[] for _ in folds]
@@ -299,14 +299,14 @@ class _Counted:
         for fold, into in zip(self._folds, self.folded, strict=True):
             if (needed := fold.relevant(record)) is not None:
                 into.append(needed)
-        if record.kind is Kind.SNAPSHOT:
+        if record.kind is RecordKind.SNAPSHOT:
             return
         self.kinds[record.kind] += 1
-        if record.kind is Kind.INTENT and record.column is not None:
+        if record.kind is RecordKind.INTENT and record.column is not None:
             self.items += record.column.count
-        elif record.kind is Kind.RECOVERY:
+        elif record.kind is RecordKind.RECOVERY:
             self.recovered.append(record.seq)
-        elif record.kind is Kind.OVERRIDE:
+        elif record.kind is RecordKind.OVERRIDE:
             self.overridden.append(record.seq)
 
     def add(self, other: _Counted) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
-from signer.audit.format.record import Kind, Record
+from signer.audit.format.record import Record, RecordKind
 from signer.audit.write.disk import Disk, write_file
 from signer.clock import Clock
 
@@ -177,7 +177,7 @@ class Checkpointer:
     def recorded(self, record: Record) -> None:
         """Hears of a record that is durable; called by the log's writer, so it is quick."""
         added = 1
-        if record.kind is Kind.INTENT and record.column is not None:
+        if record.kind is RecordKind.INTENT and record.column is not None:
             added += record.column.count
         with self._changed:
             before = self._behind

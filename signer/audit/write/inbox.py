@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from signer.audit.format.record import Column, Kind, Value
+from signer.audit.format.record import Column, RecordKind, Value
 from signer.errors import Reason
 
 
@@ -27,7 +27,7 @@ class Entry:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: RecordKind,
         fields: Mapping[str, Value],
         column: Column | None = None,
         root: bytes | None = None,
@@ -64,7 +64,7 @@ class Inbox:
         with self._changed:
             if self.failed or self._closing:
                 raise AuditUnavailable(self.failed or "the audit log is closed")
-            if self.low and entry.kind is Kind.INTENT:
+            if self.low and entry.kind is RecordKind.INTENT:
                 raise AuditUnavailable(self.low)
             self._queue.append(entry)
             self._changed.notify()
@@ -105,7 +105,7 @@ class Inbox:
         with self._changed:
             # Ahead of all that was asked for since, perhaps under the same request id.
             self._queue[:0] = [
-                Entry(Kind.INDETERMINATE, {"intent": entry.seq, "reason": reason})
+                Entry(RecordKind.INDETERMINATE, {"intent": entry.seq, "reason": reason})
                 for entry in entries
                 if entry.late
             ]

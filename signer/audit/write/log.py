@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import Frontier
-from signer.audit.format.record import Column, Kind, Record, RecordError, encode
+from signer.audit.format.record import Column, Record, RecordError, RecordKind, encode
 from signer.audit.format.segments import Reader, Segment
 from signer.audit.read.replay import OnRecord, Tip
 from signer.audit.write.disk import Disk
@@ -37,7 +37,9 @@ LOW_DISK_BYTES = 256 << 20
 BALLAST_BYTES = 64 << 20
 _LEAVES = 4096  # hashes held at once while a root is computed
 
-_WITH_ANSWER = frozenset({Kind.INTENT, Kind.OUTCOME, Kind.INDETERMINATE, Kind.SNAPSHOT})
+_WITH_ANSWER = frozenset(
+    {RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE, RecordKind.SNAPSHOT}
+)
 
 
 class TreeHead(NamedTuple):
@@ -156,13 +158,13 @@ class AuditLog:
         except AuditUnavailable as error:
             log.close()
             raise AuditRefused(str(error)) from None
-        if any(kind is Kind.OVERRIDE for kind, _ in opened.firsts):
+        if any(kind is RecordKind.OVERRIDE for kind, _ in opened.firsts):
             log.overridden = left
         return log
 
     def append(
         self,
-        kind: Kind,
+        kind: RecordKind,
         fields: Fields,
         column: Column | None = None,
         root: bytes | None = None,
@@ -180,7 +182,7 @@ class AuditLog:
         left = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
         return self._inbox.wait(entry, left)
 
-    def note(self, kind: Kind, fields: Fields) -> None:
+    def note(self, kind: RecordKind, fields: Fields) -> None:
         """Hands over a record that nobody waits for; the next commit makes it durable.
 
         Raises AuditUnavailable where it cannot even be handed over, and RecordError
@@ -303,7 +305,7 @@ class AuditLog:
             self.commit_seconds, self.committing_since = self._clock.monotonic() - started, 0.0
 
     def _stage(self, entry: Entry) -> Record | None:
-        if self._inbox.low and entry.kind is Kind.INTENT:
+        if self._inbox.low and entry.kind is RecordKind.INTENT:
             entry.refuse(AuditUnavailable(self._inbox.low))
             return None
         time_us = int(self._clock.now() * 1_000_000)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Kind, Value
+from signer.audit.format.record import RecordKind, Value
 from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import Finding, OnRecord, Replay, Tip, forks, starting_point
 from signer.audit.write.disk import Disk, write_file
@@ -49,7 +49,7 @@ class Opened(NamedTuple):
     lock: int
     free_bytes: int
     tail: Tail
-    firsts: list[tuple[Kind, Fields]]
+    firsts: list[tuple[RecordKind, Fields]]
 
 
 def open_tail(
@@ -175,14 +175,14 @@ def _refuse(directory: Path, problems: Sequence[str]) -> None:
 
 def _firsts(
     disk: Disk, directory: Path, tip: Tip, problems: Sequence[str]
-) -> list[tuple[Kind, Fields]]:
+) -> list[tuple[RecordKind, Fields]]:
     """The records that must come first: what was cut, why in spite of what, what is not known."""
-    firsts: list[tuple[Kind, Fields]] = []
+    firsts: list[tuple[RecordKind, Fields]] = []
     if aside := kept_aside(disk, directory, tip.size):
-        firsts.append((Kind.RECOVERY, {"cut": aside}))
+        firsts.append((RecordKind.RECOVERY, {"cut": aside}))
     if problems:
-        firsts.append((Kind.OVERRIDE, {"problems": problems}))
-    firsts += [(Kind.INDETERMINATE, {"intent": intent}) for intent in sorted(tip.open)]
+        firsts.append((RecordKind.OVERRIDE, {"problems": problems}))
+    firsts += [(RecordKind.INDETERMINATE, {"intent": intent}) for intent in sorted(tip.open)]
     return firsts
 
 

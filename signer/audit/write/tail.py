@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from signer.audit.format.record import Column, Kind, Record, RecordError, Value, encode, frame
+from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value, encode, frame
 from signer.audit.format.segments import Header, Index, Segment
 from signer.audit.read.replay import Tip
 from signer.audit.write.disk import Disk, write_whole
@@ -55,7 +55,7 @@ class Tail:
     def stage(
         self,
         time_us: int,
-        kind: Kind,
+        kind: RecordKind,
         fields: Mapping[str, Value],
         column: Column | None = None,
         root: bytes | None = None,
@@ -100,7 +100,7 @@ class Tail:
         # A snapshot that no record can hold costs nothing but a slower start.
         with suppress(RecordError):
             if snapshot is not None:
-                self.stage(time_us, Kind.SNAPSHOT, {**snapshot, **self.tip.snapshot()})
+                self.stage(time_us, RecordKind.SNAPSHOT, {**snapshot, **self.tip.snapshot()})
         self._begin = self._end
         self.commit()
         self._disk.sync_directory(self._directory)

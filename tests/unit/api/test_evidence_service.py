@@ -12,7 +12,7 @@ from signer.api import pages
 from signer.api.evidence_service import AT_ONCE, LONGEST_SECONDS, EvidenceService
 from signer.api.guard import Caller
 from signer.audit.format import merkle
-from signer.audit.format.record import Column, Kind, Record
+from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read import subtrees
 from signer.audit.write.log import AuditLog
@@ -57,8 +57,8 @@ class Stage:
         )
         for number in range(30):
             column = Column(32, bytes(31 * BATCH) + bytes([number]) * BATCH)
-            intent = self.log.append(Kind.INTENT, {"request_id": ""}, column)
-            self.log.append(Kind.OUTCOME, {"intent": intent})
+            intent = self.log.append(RecordKind.INTENT, {"request_id": ""}, column)
+            self.log.append(RecordKind.OUTCOME, {"intent": intent})
         self.service = EvidenceService(
             self.log, lambda: self.note, self.clock, answer_bytes=answer_bytes
         )
@@ -118,9 +118,9 @@ def test_what_is_left_out_counts_for_the_length_of_a_page(
 def test_a_record_that_no_answer_holds_comes_without_its_items_or_head(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "audit", answer_bytes=64 << 10)
     longest = (64 << 10) - 8192
-    head = stage.log.append(Kind.WORKER, {"cause": "x" * longest})
-    items = stage.log.append(Kind.INTENT, {"request_id": ""}, Column(64, bytes(longest)))
-    whole = stage.log.append(Kind.WORKER, {"cause": "x" * (longest - 100)})
+    head = stage.log.append(RecordKind.WORKER, {"cause": "x" * longest})
+    items = stage.log.append(RecordKind.INTENT, {"request_id": ""}, Column(64, bytes(longest)))
+    whole = stage.log.append(RecordKind.WORKER, {"cause": "x" * (longest - 100)})
     found = [stage.page(start=seq).records[0] for seq in (head, items, whole)]
     records = [stage.log.records(seq, 1)[0] for seq in (head, items, whole)]
     stage.log.close()
@@ -137,7 +137,7 @@ def test_a_record_that_no_answer_holds_comes_without_its_items_or_head(tmp_path:
 def test_a_filter_looks_at_no_more_than_a_page(stage: Stage) -> None:
     page = stage.page(page_size=10, kinds=["stop"])
     assert (len(page.records), page.next_page_token) == (0, "10")
-    wanted = {record.seq for record in stage.records() if record.kind is Kind.OUTCOME}
+    wanted = {record.seq for record in stage.records() if record.kind is RecordKind.OUTCOME}
     found, token = set[int](), ""
     while True:
         page = stage.page(page_size=10, kinds=["outcome"], page_token=token)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Column, Kind
+from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import Reader, Segment, list_segments
 from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
 from signer.audit.write.disk import Disk
@@ -54,8 +54,8 @@ def make(folder: Path, snapshot: Callable[[], dict[str, int]] | None = dict) -> 
         snapshot=snapshot,
     )
     while len(list_segments(folder)) < 10:
-        intent = log.append(Kind.INTENT, {"now": 1}, Column(32, bytes(640)))
-        log.append(Kind.OUTCOME, {"intent": intent}, Column(64, bytes(1280)))
+        intent = log.append(RecordKind.INTENT, {"now": 1}, Column(32, bytes(640)))
+        log.append(RecordKind.OUTCOME, {"intent": intent}, Column(64, bytes(1280)))
     return log
 
 
@@ -202,7 +202,7 @@ def test_a_log_that_is_open_goes_on_without_what_was_archived(log: AuditLog, fol
             read()
     with pytest.raises(LookupError, match="archived"):
         log.leaf_hashes(going[2].first, stays + 1)
-    assert log.records(stays, 1)[0].kind is Kind.SNAPSHOT
-    seq = log.append(Kind.START, {})
+    assert log.records(stays, 1)[0].kind is RecordKind.SNAPSHOT
+    seq = log.append(RecordKind.START, {})
     assert log.records(seq, 1)[0].seq == seq
     log.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
-from signer.audit.format.record import Column, Kind, Record
+from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.write import checkpoints as shipping
 from signer.audit.write.checkpoints import (
     MAX_ITEMS_BEHIND,
@@ -114,7 +114,7 @@ def parse(note: str) -> Checkpoint:
 
 def record(items: int = 0) -> Record:
     column = Column(1, bytes(items)) if items else None
-    return Record(0, 0, Kind.INTENT if items else Kind.START, {}, column)
+    return Record(0, 0, RecordKind.INTENT if items else RecordKind.START, {}, column)
 
 
 @contextmanager

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.audit.write.inbox import AuditLate, AuditUnavailable, Entry, Inbox
 
 
@@ -11,7 +11,7 @@ def an_inbox(on_stop: Callable[[str], None] = lambda _: None) -> Inbox:
     return Inbox(on_stop)
 
 
-def put(inbox: Inbox, kind: Kind = Kind.INTENT) -> Entry:
+def put(inbox: Inbox, kind: RecordKind = RecordKind.INTENT) -> Entry:
     entry = Entry(kind, {})
     inbox.put(entry)
     return entry
@@ -26,7 +26,7 @@ def written(inbox: Inbox, entries: list[Entry], first: int = 0) -> None:
 
 def test_who_waits_gets_the_number_of_his_record() -> None:
     inbox = an_inbox()
-    entries = [put(inbox), put(inbox, Kind.TOKEN)]
+    entries = [put(inbox), put(inbox, RecordKind.TOKEN)]
     assert inbox.take() == entries
     written(inbox, entries, 7)
     assert [inbox.wait(entry, None) for entry in entries] == [7, 8]
@@ -49,7 +49,7 @@ def test_a_late_intent_that_is_being_written_is_closed_before_all_that_came_sinc
     again = put(inbox)  # its caller asks again, under the same request id
     written(inbox, taken, 5)
     closing, last = inbox.take()
-    assert (closing.kind, closing.fields["intent"]) == (Kind.INDETERMINATE, 5)
+    assert (closing.kind, closing.fields["intent"]) == (RecordKind.INDETERMINATE, 5)
     assert closing.fields["reason"] == "DEADLINE_TOO_SHORT"
     assert last is again
 
@@ -122,7 +122,7 @@ def test_a_low_disk_takes_all_but_intents() -> None:
     inbox.stop_intents("low")
     with pytest.raises(AuditUnavailable, match="low"):
         put(inbox)
-    outcome = put(inbox, Kind.OUTCOME)
+    outcome = put(inbox, RecordKind.OUTCOME)
     assert inbox.take() == [outcome]
 
 

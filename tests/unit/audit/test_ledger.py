@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from signer.audit.format.record import (
     MAX_BODY,
     Column,
-    Kind,
     Record,
     RecordError,
+    RecordKind,
     Value,
     encode,
     parse,
@@ -50,10 +50,10 @@ def intent(
         "request_id": request_id,
         "now": now,
     }
-    return Record(seq, time_us, Kind.INTENT, fields, Column(32, bytes(32 * items)))
+    return Record(seq, time_us, RecordKind.INTENT, fields, Column(32, bytes(32 * items)))
 
 
-def closing(kind: Kind, seq: int, of: int, time_us: int = START_US) -> Record:
+def closing(kind: RecordKind, seq: int, of: int, time_us: int = START_US) -> Record:
     return Record(seq, time_us, kind, {"intent": of})
 
 
@@ -102,7 +102,7 @@ def history(steps: Sequence[Step]) -> list[Record]:
     for step in steps:
         seq, time_us = len(records), time_us + step.seconds * 1_000_000
         if step.closes is not None and step.closes < len(opened):
-            kind = Kind.INDETERMINATE if step.lost else Kind.OUTCOME
+            kind = RecordKind.INDETERMINATE if step.lost else RecordKind.OUTCOME
             records.append(closing(kind, seq, opened.pop(step.closes), time_us))
             continue
         opened.append(seq)
@@ -122,7 +122,9 @@ def history(steps: Sequence[Step]) -> list[Record]:
 
 def reopened(ledger: Ledger, capacity: int = MAX_REQUESTS) -> Ledger:
     """The ledger after its snapshot went through the log as a record."""
-    body, _ = encode(7, START_US, Kind.SNAPSHOT, {**ledger.snapshot(), "frontier": [bytes(32)]})
+    body, _ = encode(
+        7, START_US, RecordKind.SNAPSHOT, {**ledger.snapshot(), "frontier": [bytes(32)]}
+    )
     return Ledger.from_snapshot(parse(body).fields, capacity)
 
 
@@ -157,7 +159,7 @@ def test_opening_from_a_snapshot_record_and_from_the_start_agree(
     steps: list[Step], cut: int
 ) -> None:
     records = history(steps)
-    snapshot = Record(0, START_US, Kind.SNAPSHOT, fold(records[:cut]).snapshot())
+    snapshot = Record(0, START_US, RecordKind.SNAPSHOT, fold(records[:cut]).snapshot())
     from_snapshot = fold([snapshot, *records[cut:]])
     from_start = fold([*records[:cut], snapshot, *records[cut:]])
     assert from_snapshot.snapshot() == from_start.snapshot() == fold(records).snapshot()
@@ -167,21 +169,21 @@ def test_opening_from_a_snapshot_record_and_from_the_start_agree(
 def test_requests_are_those_that_a_plain_search_of_the_log_finds(steps: list[Step]) -> None:
     records = history(steps)
     now = records[-1].time_us if records else START_US
-    closed = {r.fields["intent"]: r for r in records if r.kind is not Kind.INTENT}
+    closed = {r.fields["intent"]: r for r in records if r.kind is not RecordKind.INTENT}
     expected: dict[tuple[str, str], Earlier] = {}
     latest: dict[tuple[str, str], int] = {}  # when the remembered intent was written
     for record in records:
-        if record.kind is Kind.INDETERMINATE:
+        if record.kind is RecordKind.INDETERMINATE:
             expected = {
                 who: e for who, e in expected.items() if e.intent != record.fields["intent"]
             }
-        if record.kind is not Kind.INTENT or not record.fields["request_id"]:
+        if record.kind is not RecordKind.INTENT or not record.fields["request_id"]:
             continue
         who = (str(record.fields["principal"]), str(record.fields["request_id"]))
         if who in expected and record.time_us - latest[who] < REQUEST_LIFE_US:
             continue
         end = closed.get(record.seq)
-        outcome = end.seq if end and end.kind is Kind.OUTCOME else None
+        outcome = end.seq if end and end.kind is RecordKind.OUTCOME else None
         expected[who], latest[who] = Earlier(record.seq, outcome), record.time_us
     ledger = fold(records)
     for who in {(p, i) for p in (ISSUER, "spiffe://signer.example/province/01") for i in "abc"}:
@@ -197,7 +199,7 @@ def test_restored_usage_is_what_was_charged(steps: list[Step]) -> None:
     latest = 0
     for record in history(steps):
         ledger.apply(record)
-        if record.kind is Kind.INTENT and record.column:
+        if record.kind is RecordKind.INTENT and record.column:
             latest = max(latest, int(str(record.fields["now"])))
             facility = str(record.fields["facility"])
             assert charged.charge(facility, quotas, record.column.count, latest) is None
@@ -218,7 +220,7 @@ def test_request_in_flight_then_done() -> None:
     ledger = fold([intent(3, request_id="a")])
     assert ledger.find(ISSUER, "a", START_US) == Earlier(3, None)
     assert ledger.in_flight == 1
-    ledger.apply(closing(Kind.OUTCOME, 4, of=3))
+    ledger.apply(closing(RecordKind.OUTCOME, 4, of=3))
     assert ledger.find(ISSUER, "a", START_US) == Earlier(3, 4)
     assert ledger.in_flight == 0
     assert ledger.find(ISSUER, "b", START_US) is None
@@ -228,21 +230,21 @@ def test_request_in_flight_then_done() -> None:
 def test_first_of_two_in_flight_under_one_id_counts() -> None:
     ledger = fold([intent(0, request_id="a"), intent(1, request_id="a")])
     assert ledger.find(ISSUER, "a", START_US) == Earlier(0, None)
-    ledger.apply(closing(Kind.OUTCOME, 2, of=1))
+    ledger.apply(closing(RecordKind.OUTCOME, 2, of=1))
     assert ledger.find(ISSUER, "a", START_US) == Earlier(0, None)
-    ledger.apply(closing(Kind.OUTCOME, 3, of=0))
+    ledger.apply(closing(RecordKind.OUTCOME, 3, of=0))
     assert ledger.find(ISSUER, "a", START_US) == Earlier(0, 3)
 
 
 def test_indeterminate_request_may_be_signed_again() -> None:
-    ledger = fold([intent(0, request_id="a"), closing(Kind.INDETERMINATE, 1, of=0)])
+    ledger = fold([intent(0, request_id="a"), closing(RecordKind.INDETERMINATE, 1, of=0)])
     assert ledger.find(ISSUER, "a", START_US) is None
-    fold([intent(2, request_id="a"), closing(Kind.OUTCOME, 3, of=2)], ledger)
+    fold([intent(2, request_id="a"), closing(RecordKind.OUTCOME, 3, of=2)], ledger)
     assert ledger.find(ISSUER, "a", START_US) == Earlier(2, 3)
 
 
 def test_request_lives_24_hours() -> None:
-    ledger = fold([intent(0, request_id="a"), closing(Kind.OUTCOME, 1, of=0)])
+    ledger = fold([intent(0, request_id="a"), closing(RecordKind.OUTCOME, 1, of=0)])
     assert ledger.find(ISSUER, "a", START_US + REQUEST_LIFE_US - 1) == Earlier(0, 1)
     assert ledger.find(ISSUER, "a", START_US + REQUEST_LIFE_US) is None
     ledger.apply(intent(2, request_id="a", time_us=START_US + REQUEST_LIFE_US))
@@ -253,12 +255,12 @@ def test_outcome_of_a_request_that_expired_in_flight_is_passed_over() -> None:
     late = START_US + REQUEST_LIFE_US
     ledger = fold([intent(0, request_id="a"), intent(1, request_id="b", time_us=late)])
     assert ledger.in_flight == 1
-    ledger.apply(closing(Kind.OUTCOME, 2, of=0, time_us=late))
+    ledger.apply(closing(RecordKind.OUTCOME, 2, of=0, time_us=late))
     assert ledger.find(ISSUER, "a", late) is None
 
 
 def test_intents_without_an_id_are_counted_and_not_remembered() -> None:
-    ledger = fold([intent(0, items=5), closing(Kind.OUTCOME, 1, of=0)])
+    ledger = fold([intent(0, items=5), closing(RecordKind.OUTCOME, 1, of=0)])
     assert ledger.find(ISSUER, "", START_US) is None
     assert ledger.totals() == {"01-001": {"records": 5}}
 
@@ -268,7 +270,7 @@ def test_keys_are_counted_over_their_versions_and_apart_from_each_other() -> Non
     second = Record(
         1,
         START_US,
-        Kind.INTENT,
+        RecordKind.INTENT,
         {**first.fields, "key_version": "facilities/01-001/keys/records/versions/2"},
         first.column,
     )
@@ -315,9 +317,9 @@ def test_where_all_is_taken_by_many_the_oldest_of_all_goes() -> None:
 def test_a_request_that_made_room_in_flight_is_passed_over() -> None:
     ledger = fold([intent(seq, request_id=str(seq)) for seq in range(3)], Ledger(capacity=2))
     assert ledger.in_flight == 1
-    ledger.apply(closing(Kind.OUTCOME, 3, of=0))
-    ledger.apply(closing(Kind.INDETERMINATE, 4, of=1))
-    ledger.apply(closing(Kind.OUTCOME, 5, of=2))
+    ledger.apply(closing(RecordKind.OUTCOME, 3, of=0))
+    ledger.apply(closing(RecordKind.INDETERMINATE, 4, of=1))
+    ledger.apply(closing(RecordKind.OUTCOME, 5, of=2))
     assert remembered(ledger, ISSUER, range(3)) == [2]
 
 
@@ -347,11 +349,11 @@ def full_control() -> DualControl:
         [f"{n:0512d}", bytes(MAX_OFFICERS_BYTES // 96 - 512)] for n in range(96)
     ]
     first: dict[str, Value] = {"officers": officers, "policy": bytes(32), "development": False}
-    control.apply(Record(0, START_US, Kind.OFFICERS, first))
+    control.apply(Record(0, START_US, RecordKind.OFFICERS, first))
     assert control.problems == ()
     for number in range(MAX_OPERATIONS + 1):
         fields: dict[str, Value] = {"operation": str(UUID(int=number)), "content": b""}
-        control.apply(Record(number + 1, START_US, Kind.EXECUTION, fields))
+        control.apply(Record(number + 1, START_US, RecordKind.EXECUTION, fields))
     return control
 
 
@@ -364,7 +366,7 @@ def test_full_ledger_fits_into_one_record_and_comes_back() -> None:
         principal = f"spiffe://signer.example/{number % 15_000:0300d}"
         ledger.apply(intent(15_000 + number, principal=principal, request_id=str(number)))
     both = {**ledger.snapshot(), **full_control().snapshot()}
-    body, _ = encode(200_000, START_US, Kind.SNAPSHOT, {**both, "frontier": [bytes(32)] * 64})
+    body, _ = encode(200_000, START_US, RecordKind.SNAPSHOT, {**both, "frontier": [bytes(32)] * 64})
     assert len(body) < MAX_BODY
     assert Ledger.from_snapshot(parse(body).fields).snapshot() == ledger.snapshot()
 
@@ -396,11 +398,16 @@ def test_snapshot_that_holds_no_ledger_is_refused(fields: Mapping[str, Value]) -
 @pytest.mark.parametrize("name", ["principal", "facility", "now", "request_id", "key_version"])
 def test_intent_with_a_field_of_another_type_is_refused(name: str) -> None:
     good = intent(0, request_id="a")
-    bad = Record(0, START_US, Kind.INTENT, {**good.fields, name: [1]}, good.column)
+    bad = Record(0, START_US, RecordKind.INTENT, {**good.fields, name: [1]}, good.column)
     with pytest.raises(RecordError, match=name):
         Ledger().apply(bad)
 
 
 def test_other_kinds_say_nothing_here() -> None:
-    ledger = fold([Record(0, START_US, kind, {}) for kind in (Kind.START, Kind.STOP, Kind.WORKER)])
+    ledger = fold(
+        [
+            Record(0, START_US, kind, {})
+            for kind in (RecordKind.START, RecordKind.STOP, RecordKind.WORKER)
+        ]
+    )
     assert ledger.snapshot() == Ledger().snapshot()

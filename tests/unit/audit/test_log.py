@@ -12,7 +12,7 @@ import pytest
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import MAX_BODY, Column, Kind, Record, RecordError
+from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, RecordKind
 from signer.audit.format.segments import Index, Reader, list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
@@ -82,10 +82,10 @@ def opened(folder: Path) -> Iterator[Opener]:
 def sign(log: AuditLog, number: int = 0) -> tuple[int, int]:
     """Appends an intent and its outcome; returns their numbers."""
     intent = log.append(
-        Kind.INTENT, {"principal": "spiffe://signer.example/a", "now": number}, DIGESTS
+        RecordKind.INTENT, {"principal": "spiffe://signer.example/a", "now": number}, DIGESTS
     )
     outcome = log.append(
-        Kind.OUTCOME, {"intent": intent, "attempts": 1, "failures": {}}, SIGNATURES
+        RecordKind.OUTCOME, {"intent": intent, "attempts": 1, "failures": {}}, SIGNATURES
     )
     return intent, outcome
 
@@ -105,7 +105,7 @@ def head(log: AuditLog) -> Checkpoint:
 
 def test_sequence_numbers_follow_each_other_from_zero(opened: Opener, folder: Path) -> None:
     log = opened()
-    assert [log.append(Kind.START, {"pid": n}) for n in range(5)] == [0, 1, 2, 3, 4]
+    assert [log.append(RecordKind.START, {"pid": n}) for n in range(5)] == [0, 1, 2, 3, 4]
     assert log.size == 5
     assert [record.fields["pid"] for record in log.records(0, 100)] == [0, 1, 2, 3, 4]
     assert whole(folder, head(log))
@@ -136,11 +136,11 @@ def test_64_threads_get_distinct_numbers_and_one_chain(opened: Opener, folder: P
 def test_time_never_goes_back(opened: Opener) -> None:
     clock = SetClock()
     log = opened(clock=clock)
-    log.append(Kind.START, {})
+    log.append(RecordKind.START, {})
     clock.time -= 3600
-    log.append(Kind.TOKEN, {})
+    log.append(RecordKind.TOKEN, {})
     clock.time += 7200
-    log.append(Kind.TOKEN, {})
+    log.append(RecordKind.TOKEN, {})
     first, second, third = (record.time_us for record in log.records(0, 3))
     assert first == second < third == log.last_time
 
@@ -180,7 +180,8 @@ def test_a_slow_sync_holds_up_and_then_covers_all_that_came(opened: Opener, fold
     log = opened(disk=disk)
     done: list[int] = []
     threads = [
-        threading.Thread(target=lambda: done.append(log.append(Kind.TOKEN, {}))) for _ in range(20)
+        threading.Thread(target=lambda: done.append(log.append(RecordKind.TOKEN, {})))
+        for _ in range(20)
     ]
     disk.gate.clear()
     threads[0].start()
@@ -209,22 +210,22 @@ def test_a_note_does_not_wait_and_is_written_before_what_follows(opened: Opener)
     disk = GatedDisk()
     log = opened(disk=disk)
     disk.gate.clear()
-    log.note(Kind.DENIALS, {"refused": 3})
+    log.note(RecordKind.DENIALS, {"refused": 3})
     assert disk.waiting.wait(30)
     assert log.size == 0
     disk.gate.set()
-    assert log.append(Kind.STOP, {}) == 1
-    assert [record.kind for record in log.records(0, 9)] == [Kind.DENIALS, Kind.STOP]
+    assert log.append(RecordKind.STOP, {}) == 1
+    assert [record.kind for record in log.records(0, 9)] == [RecordKind.DENIALS, RecordKind.STOP]
 
 
 def test_close_writes_what_was_handed_over(opened: Opener, folder: Path) -> None:
     log = opened()
     for number in range(100):
-        log.note(Kind.WORKER, {"number": number})
+        log.note(RecordKind.WORKER, {"number": number})
     log.close()
-    assert verify_log(folder, ORIGIN, []).kinds == {Kind.WORKER: 100}
+    assert verify_log(folder, ORIGIN, []).kinds == {RecordKind.WORKER: 100}
     with pytest.raises(AuditUnavailable, match="closed"):
-        log.append(Kind.START, {})
+        log.append(RecordKind.START, {})
 
 
 # What cannot be recorded
@@ -232,16 +233,16 @@ def test_close_writes_what_was_handed_over(opened: Opener, folder: Path) -> None
 
 def test_what_a_record_cannot_hold_is_refused_alone(opened: Opener, folder: Path) -> None:
     log = opened()
-    wrong: list[tuple[Kind, Mapping[str, Any], str]] = [
-        (Kind.START, {"seq": 7}, "name that the head itself uses"),
-        (Kind.START, {"load": 0.5}, "float"),
-        (Kind.OUTCOME, {"intent": 0}, "closes no open intent"),
-        (Kind.INDETERMINATE, {}, "closes no open intent"),
+    wrong: list[tuple[RecordKind, Mapping[str, Any], str]] = [
+        (RecordKind.START, {"seq": 7}, "name that the head itself uses"),
+        (RecordKind.START, {"load": 0.5}, "float"),
+        (RecordKind.OUTCOME, {"intent": 0}, "closes no open intent"),
+        (RecordKind.INDETERMINATE, {}, "closes no open intent"),
     ]
     for kind, fields, text in wrong:
         with pytest.raises(RecordError, match=text):
             log.append(kind, fields)
-    assert log.append(Kind.START, {}) == 0
+    assert log.append(RecordKind.START, {}) == 0
     assert whole(folder, head(log))
 
 
@@ -249,15 +250,15 @@ def test_an_outcome_closes_its_intent_once(opened: Opener) -> None:
     log = opened()
     intent, _ = sign(log)
     with pytest.raises(RecordError, match="closes no open intent"):
-        log.append(Kind.OUTCOME, {"intent": intent})
+        log.append(RecordKind.OUTCOME, {"intent": intent})
 
 
 def test_a_note_is_refused_where_it_could_not_be_recorded(opened: Opener) -> None:
     log = opened()
     with pytest.raises(RecordError, match="float"):
-        log.note(Kind.DENIALS, {"share": 0.5})
+        log.note(RecordKind.DENIALS, {"share": 0.5})
     with pytest.raises(RecordError, match="appended"):
-        log.note(Kind.INTENT, {})
+        log.note(RecordKind.INTENT, {})
 
 
 # Segments
@@ -348,7 +349,7 @@ class Count:
 
     def record(self, record: Record) -> None:
         self.heard.append(record)
-        if record.kind is Kind.SNAPSHOT:
+        if record.kind is RecordKind.SNAPSHOT:
             total = record.fields["total"]
             assert isinstance(total, int)
             self.total = total
@@ -363,7 +364,7 @@ def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener
     count, sizes = Count(), []
     log = opened(on_record=count.record, on_commit=sizes.append)
     for number in range(10):
-        seq = log.append(Kind.TOKEN, {"number": number})
+        seq = log.append(RecordKind.TOKEN, {"number": number})
         assert count.heard[-1].seq == seq
     assert [record.seq for record in count.heard] == list(range(10))
     assert sizes == sorted(sizes)
@@ -386,7 +387,7 @@ def test_opening_starts_at_the_newest_snapshot_under_the_checkpoint(
     resumed = Count()
     log = opened(checkpoints=[checkpoint], on_record=resumed.record, snapshot=resumed.snapshot)
     assert resumed.total == total
-    assert resumed.heard[0].kind is Kind.SNAPSHOT
+    assert resumed.heard[0].kind is RecordKind.SNAPSHOT
     assert resumed.heard[0].seq == list_segments(folder)[-1].first
     assert len(resumed.heard) < 10
     assert log.tree_head() == (checkpoint.size, checkpoint.root)
@@ -435,14 +436,14 @@ def test_a_snapshot_beyond_the_checkpoint_is_not_believed(opened: Opener, folder
 def test_open_intents_survive_a_snapshot(opened: Opener) -> None:
     count = Count()
     log = opened(segment_bytes=500, on_record=count.record, snapshot=count.snapshot)
-    early = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    early = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     for number in range(10):
         sign(log, number)
     checkpoint = head(log)
     log.close()
     log = opened(checkpoints=[checkpoint], segment_bytes=500)
     [closing] = log.records(checkpoint.size, 9)
-    assert (closing.kind, closing.fields) == (Kind.INDETERMINATE, {"intent": early})
+    assert (closing.kind, closing.fields) == (RecordKind.INDETERMINATE, {"intent": early})
 
 
 def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, folder: Path) -> None:
@@ -482,7 +483,7 @@ def test_a_listener_that_fails_stops_the_log(opened: Opener) -> None:
     try:
         log = opened(on_record=broken, on_stop=stopped.append)
         with pytest.raises(AuditUnavailable, match="internal error: KeyError"):
-            log.append(Kind.START, {})
+            log.append(RecordKind.START, {})
         log.close()
     finally:
         threading.excepthook = hook
@@ -495,16 +496,16 @@ def test_a_listener_that_fails_stops_the_log(opened: Opener) -> None:
 
 def test_intents_without_an_outcome_are_closed(opened: Opener, folder: Path) -> None:
     log = opened()
-    first = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    first = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     sign(log)
-    second = log.append(Kind.INTENT, {"principal": "b"}, DIGESTS)
+    second = log.append(RecordKind.INTENT, {"principal": "b"}, DIGESTS)
     assert log.open_intents == 2
     log.close()
     log = opened()
     closed = [(record.kind, record.fields) for record in log.records(4, 9)]
     assert closed == [
-        (Kind.INDETERMINATE, {"intent": first}),
-        (Kind.INDETERMINATE, {"intent": second}),
+        (RecordKind.INDETERMINATE, {"intent": first}),
+        (RecordKind.INDETERMINATE, {"intent": second}),
     ]
     assert log.open_intents == 0
     assert whole(folder, head(log))
@@ -531,7 +532,7 @@ def test_a_torn_tail_is_cut_kept_aside_and_recorded(opened: Opener, folder: Path
     log = opened()
     [record] = log.records(2, 9)
     aside = folder / "0000000000000002-0.torn"
-    assert record.kind is Kind.RECOVERY
+    assert record.kind is RecordKind.RECOVERY
     assert record.fields == {
         "cut": [{"file": aside.name, "bytes": len(torn), "sha256": sha256(torn).digest()}]
     }
@@ -644,20 +645,20 @@ def test_a_low_disk_stops_intents_and_lets_the_rest_be_recorded(
     log = opened(**options, on_stop=stopped.append)
     ballast = folder / "ballast"
     assert ballast.stat().st_blocks * 512 >= 1 << 16  # it occupies what it promises
-    intent = log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+    intent = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
 
     disk.free = (1 << 20) - 1
     with pytest.raises(AuditUnavailable, match="bytes free"):
-        log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+        log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     assert not ballast.exists()
-    log.append(Kind.OUTCOME, {"intent": intent, "attempts": 1, "failures": {}}, SIGNATURES)
-    log.append(Kind.STOP, {})
+    log.append(RecordKind.OUTCOME, {"intent": intent, "attempts": 1, "failures": {}}, SIGNATURES)
+    log.append(RecordKind.STOP, {})
     assert stopped == [log.refusal]
     assert log.failed == ""
 
     disk.free = 1 << 30  # room alone does not resume: a restart does
     with pytest.raises(AuditUnavailable):
-        log.append(Kind.INTENT, {"principal": "a"}, DIGESTS)
+        log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     log.close()
 
     disk.free = 100
@@ -685,13 +686,15 @@ def test_a_start_reads_what_the_disk_has_not_what_the_cache_shows(
     folder: Path, opened: Opener
 ) -> None:
     log = opened()
-    log.append(Kind.WORKER, {"number": 0})
+    log.append(RecordKind.WORKER, {"number": 0})
     [segment] = list_segments(folder)
     on_disk = segment.path.read_bytes()
-    log.append(Kind.WORKER, {"number": 1})  # of this one the sync failed, as far as the disk knows
+    log.append(
+        RecordKind.WORKER, {"number": 1}
+    )  # of this one the sync failed, as far as the disk knows
     log.close()
     again = opened(disk=LyingCache(segment.path, on_disk))
     assert again.size == 1
-    assert again.append(Kind.WORKER, {"number": 2}) == 1
+    assert again.append(RecordKind.WORKER, {"number": 2}) == 1
     again.close()
     assert verify_log(folder, ORIGIN, []).problems == ()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint, Verifier, sign
 from signer.audit.format.proof import MAX_PROOF, ProofError, Proven, build, verify
-from signer.audit.format.record import Column, Kind, Record, Value, encode
+from signer.audit.format.record import Column, Record, RecordKind, Value, encode
 
 ORIGIN = "audit.example.test/signer"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -31,7 +31,7 @@ def an_intent(seq: int, digests: list[bytes] = DIGESTS) -> Record:
         "policy": bytes(range(32)),
         "request_id": None,
     }
-    return Record(seq, 1_000_000 * seq, Kind.INTENT, fields, Column(32, b"".join(digests)))
+    return Record(seq, 1_000_000 * seq, RecordKind.INTENT, fields, Column(32, b"".join(digests)))
 
 
 def an_outcome(seq: int, intent: int, signatures: list[bytes] = SIGNATURES) -> Record:
@@ -41,17 +41,17 @@ def an_outcome(seq: int, intent: int, signatures: list[bytes] = SIGNATURES) -> R
         "failures": {str(FAILED): "HSM_UNAVAILABLE"},
     }
     column = Column(64, b"".join(signatures))
-    return Record(seq, 1_000_000 * seq + 5, Kind.OUTCOME, fields, column)
+    return Record(seq, 1_000_000 * seq + 5, RecordKind.OUTCOME, fields, column)
 
 
 def a_log() -> list[Record]:
     return [
-        Record(0, 0, Kind.START, {}),
+        Record(0, 0, RecordKind.START, {}),
         an_intent(1),
         an_intent(2, DIGESTS[::-1]),
         an_outcome(3, 1),
         an_outcome(4, 2),
-        Record(5, 5_000_000, Kind.STOP, {}),
+        Record(5, 5_000_000, RecordKind.STOP, {}),
     ]
 
 
@@ -132,7 +132,7 @@ def test_an_outcome_without_failures_may_leave_them_out() -> None:
 def test_every_item_of_large_batches_in_large_logs_is_proven() -> None:
     digests = [sha256(n.to_bytes(2, "big")).digest() for n in range(67)]
     signatures = [digest + digest for digest in digests]
-    fillers = [Record(seq, seq, Kind.WORKER, {}) for seq in range(200)]
+    fillers = [Record(seq, seq, RecordKind.WORKER, {}) for seq in range(200)]
     outcome = with_fields(an_outcome(150, 77, signatures), failures={})
     log = [*fillers[:77], an_intent(77, digests), *fillers[78:150], outcome, *fillers[151:]]
     note = note_of(log)
@@ -211,7 +211,9 @@ def test_an_item_of_another_width_than_the_head_says_is_found() -> None:
     log = a_log()
     outcome, forged = log[3], [signature * 2 for signature in SIGNATURES]
     column = Column(128, b"".join(forged))
-    body, leaf = encode(3, 5, Kind.OUTCOME, outcome.fields, outcome.column, root=column.root())
+    body, leaf = encode(
+        3, 5, RecordKind.OUTCOME, outcome.fields, outcome.column, root=column.root()
+    )
     leaves = [*(record.leaf_hash() for record in log[:3]), leaf]
     root = merkle.root(leaves)
     note = sign(Checkpoint(ORIGIN, 4, root), Verifier.from_spki(ORIGIN, SPKI), KEY.sign)
@@ -246,7 +248,7 @@ def test_checkpoints_of_other_logs_and_keys_are_refused() -> None:
     with pytest.raises(ProofError, match="the intent is younger than the checkpoint"):
         check(a_proof(log, note=note_of(log[:1])))
     with pytest.raises(ProofError, match="not in the log of the checkpoint"):
-        check(a_proof(log, note=note_of([*log, Record(6, 0, Kind.START, {})])))
+        check(a_proof(log, note=note_of([*log, Record(6, 0, RecordKind.START, {})])))
 
 
 Change = Callable[[list[Record]], Record]
@@ -265,7 +267,7 @@ Change = Callable[[list[Record]], Record]
         (1, lambda log: replace(log[1], column=Column(48, bytes(5 * 48)))),
         (1, lambda log: replace(with_fields(log[1], format="DIGEST"), column=Column(1, b"abcde"))),
         (1, lambda log: without(log[1], "format")),
-        (1, lambda log: replace(log[1], kind=Kind.DENIALS)),
+        (1, lambda log: replace(log[1], kind=RecordKind.DENIALS)),
         (3, lambda log: with_fields(log[3], intent="1")),
         (3, lambda log: with_fields(log[3], intent=True)),
         (3, lambda log: without(log[3], "intent")),
@@ -274,7 +276,7 @@ Change = Callable[[list[Record]], Record]
         (3, lambda log: with_fields(log[3], failures={"0": "HSM_UNAVAILABLE"})),
         (3, lambda log: replace(log[3], column=None)),
         (3, lambda log: replace(log[3], column=Column(64, bytes(5 * 64)))),
-        (3, lambda log: replace(log[3], kind=Kind.INDETERMINATE)),
+        (3, lambda log: replace(log[3], kind=RecordKind.INDETERMINATE)),
     ],
 )
 def test_records_that_contradict_each_other_prove_nothing(seq: int, change: Change) -> None:
@@ -285,7 +287,7 @@ def test_records_that_contradict_each_other_prove_nothing(seq: int, change: Chan
 
 
 def test_an_outcome_before_its_intent_proves_nothing() -> None:
-    log = [Record(0, 0, Kind.START, {}), an_outcome(1, 2), an_intent(2)]
+    log = [Record(0, 0, RecordKind.START, {}), an_outcome(1, 2), an_intent(2)]
     with pytest.raises(ProofError, match="not the outcome of this intent"):
         check(a_proof(log, intent=2, outcome=1))
 

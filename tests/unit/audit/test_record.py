@@ -16,10 +16,10 @@ from signer.audit.format.record import (
     Column,
     Frame,
     FrameError,
-    Kind,
     NewerError,
     Record,
     RecordError,
+    RecordKind,
     TornTail,
     encode,
     frame,
@@ -52,7 +52,7 @@ records = st.builds(
     Record,
     st.integers(0, 1 << 63),
     st.integers(0, 1 << 60),
-    st.sampled_from(Kind),
+    st.sampled_from(RecordKind),
     fields,
     st.none() | columns,
 )
@@ -76,7 +76,7 @@ def within_depth(record: Record) -> bool:
 INTENT = Record(
     7,
     1_700_000_000_123_456,
-    Kind.INTENT,
+    RecordKind.INTENT,
     {
         "principal": "spiffe://example.test/issuer",
         "key_version": "facilities/01-001/keys/records/versions/1",
@@ -320,21 +320,21 @@ def test_a_column_knows_its_items() -> None:
 )
 def test_what_a_record_cannot_hold_is_refused_before_it_is_written(bad: dict[str, Any]) -> None:
     with pytest.raises(RecordError):
-        encode(0, 0, Kind.START, bad)
+        encode(0, 0, RecordKind.START, bad)
 
 
 def test_records_have_a_number_a_time_and_a_bounded_length() -> None:
     for seq, time_us in ((-1, 0), (0, -1)):
         with pytest.raises(RecordError):
-            encode(seq, time_us, Kind.START, {})
+            encode(seq, time_us, RecordKind.START, {})
     with pytest.raises(RecordError, match="longer than"):
-        encode(0, 0, Kind.START, {"x": bytes(MAX_BODY)})
+        encode(0, 0, RecordKind.START, {"x": bytes(MAX_BODY)})
     with pytest.raises(RecordError, match="longer than"):
         parse(bytes(MAX_BODY + 1))
 
 
 def test_names_of_the_model_and_tuples_are_plain_texts_and_lists() -> None:
-    body, _ = encode(0, 0, Kind.START, {"format": Format.JWS, "windows": (1, 60)})
+    body, _ = encode(0, 0, RecordKind.START, {"format": Format.JWS, "windows": (1, 60)})
 
     assert parse(body).fields == {"format": "JWS", "windows": [1, 60]}
 
@@ -343,7 +343,7 @@ def test_errors_never_quote_values() -> None:
     secret = "Nguyen"
     for bad in ({"x": {secret: 1.5}}, {"x": [secret, {1}]}, {secret + "é": 1}):
         with pytest.raises(RecordError) as caught:
-            encode(0, 0, Kind.START, bad)  # type: ignore[arg-type]  # values that it refuses
+            encode(0, 0, RecordKind.START, bad)  # type: ignore[arg-type]  # values that it refuses
         assert secret not in str(caught.value)
 
 
@@ -352,7 +352,7 @@ def a_log(count: int) -> tuple[bytes, list[int]]:
     data, chain, offsets = b"", FIRST_CHAIN, []
     for seq in range(count):
         offsets.append(len(data))
-        body, _ = encode(seq, seq, Kind.WORKER, {"text": "x" * seq * 7})
+        body, _ = encode(seq, seq, RecordKind.WORKER, {"text": "x" * seq * 7})
         framed, chain = frame(chain, body)
         data += framed
     return data, offsets

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import checkpoint, proof
 from signer.audit.format.checkpoint import Checkpoint, Verifier
-from signer.audit.format.record import Column, Kind, Record, RecordError, Value
+from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value
 from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.search import Match, SearchError, describe, find, locate, prove
 from signer.audit.write.log import AuditLog
@@ -71,13 +71,15 @@ class Written:
             snapshot=lambda: {"used": {}},
         )
         for batch in range(batches):
-            intent = log.append(Kind.INTENT, intent_fields(batch), digests(batch))
+            intent = log.append(RecordKind.INTENT, intent_fields(batch), digests(batch))
             fields: dict[str, Value] = {"intent": intent, "attempts": 1, "failures": {"3": "LOST"}}
             self.intents.append(intent)
-            self.outcomes.append(log.append(Kind.OUTCOME, fields, signatures(batch, failed=[3])))
+            self.outcomes.append(
+                log.append(RecordKind.OUTCOME, fields, signatures(batch, failed=[3]))
+            )
         self.covered = Checkpoint(ORIGIN, *log.tree_head())
         self.note = checkpoint.sign(self.covered, self.verifier, self.key.sign)
-        self.open_intent = log.append(Kind.INTENT, intent_fields(batches), digests(batches))
+        self.open_intent = log.append(RecordKind.INTENT, intent_fields(batches), digests(batches))
         log.close()
         self.directory = directory
         self.reader = Reader(list_segments(directory))
@@ -124,8 +126,8 @@ def test_what_is_not_there_is_not_found(written: Written) -> None:
 
 def test_indeterminate_is_no_outcome() -> None:
     records = [
-        Record(0, 0, Kind.INTENT, intent_fields(0), digests(0)),
-        Record(1, 0, Kind.INDETERMINATE, {"intent": 0}),
+        Record(0, 0, RecordKind.INTENT, intent_fields(0), digests(0)),
+        Record(1, 0, RecordKind.INDETERMINATE, {"intent": 0}),
     ]
     assert list(find(records, frozenset({digest(0, 2)}))) == [Match(0, 2, None)]
 
@@ -200,7 +202,7 @@ def test_records_as_json(written: Written) -> None:
     assert intent["fields"]["policy"] == POLICY.hex()
     assert intent["fields"]["now"] == 1_767_571_200
     assert intent["items"] == [digest(1, item).hex() for item in range(BATCH)]
-    assert "items" not in describe(Record(0, 0, Kind.START, {"version": "1"}))
+    assert "items" not in describe(Record(0, 0, RecordKind.START, {"version": "1"}))
 
 
 def test_values_of_every_kind_as_json() -> None:
@@ -208,7 +210,7 @@ def test_values_of_every_kind_as_json() -> None:
         "items": [1, b"\x01", None, True, ["x"]],
         "nested": {"a": b"\xff", "b": {"c": -1}},
     }
-    assert describe(Record(7, 1_767_571_200_000_001, Kind.START, fields)) == {
+    assert describe(Record(7, 1_767_571_200_000_001, RecordKind.START, fields)) == {
         "seq": 7,
         "time": "2026-01-05T00:00:00.000001Z",
         "kind": "start",
@@ -218,4 +220,4 @@ def test_values_of_every_kind_as_json() -> None:
 
 def test_a_closing_record_that_closes_nothing_is_refused() -> None:
     with pytest.raises(RecordError):
-        list(find([Record(0, 0, Kind.OUTCOME, {})], frozenset({bytes(32)})))
+        list(find([Record(0, 0, RecordKind.OUTCOME, {})], frozenset({bytes(32)})))

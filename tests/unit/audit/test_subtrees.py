@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format import merkle
-from signer.audit.format.record import Kind, Record, RecordError
+from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.read import subtrees
 from signer.audit.read.subtrees import Subtrees
 
@@ -48,7 +48,7 @@ def snapshot(first: int) -> Record:
     frontier = merkle.Frontier()
     for leaf in LEAVES[:first]:
         frontier.append(leaf)
-    return Record(first, 0, Kind.SNAPSHOT, {"frontier": frontier.to_list(), "open": []})
+    return Record(first, 0, RecordKind.SNAPSHOT, {"frontier": frontier.to_list(), "open": []})
 
 
 def test_every_proof_of_every_size_is_that_of_the_tree(span: int) -> None:
@@ -148,9 +148,9 @@ def test_an_older_tree_is_not_larger() -> None:
 @pytest.mark.parametrize(
     "oldest",
     [
-        Record(3, 0, Kind.START, {}),
-        Record(3, 0, Kind.SNAPSHOT, {"frontier": [bytes(32)], "open": []}),
-        Record(3, 0, Kind.SNAPSHOT, {"frontier": "x", "open": []}),
+        Record(3, 0, RecordKind.START, {}),
+        Record(3, 0, RecordKind.SNAPSHOT, {"frontier": [bytes(32)], "open": []}),
+        Record(3, 0, RecordKind.SNAPSHOT, {"frontier": "x", "open": []}),
     ],
 )
 def test_a_log_that_begins_with_no_snapshot_is_refused(oldest: Record) -> None:

@@ -12,15 +12,15 @@ import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import Frontier, root
-from signer.audit.format.record import FIRST_CHAIN, Column, Kind, Record, frame
+from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, frame
 from signer.audit.format.segments import Header, Reader, Segment, list_segments
 from signer.audit.read.verify import verify_log, verify_part
 from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
-INTENT = Record(0, 5, Kind.INTENT, {"now": 1})
-OUTCOME = Record(1, 5, Kind.OUTCOME, {"intent": 0})
+INTENT = Record(0, 5, RecordKind.INTENT, {"now": 1})
+OUTCOME = Record(1, 5, RecordKind.OUTCOME, {"intent": 0})
 PEAK = INTENT.leaf_hash()
 
 
@@ -37,10 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ballast_bytes=0,
         snapshot=dict,
     )
-    log.append(Kind.START, {})
+    log.append(RecordKind.START, {})
     for number in range(20):
-        intent = log.append(Kind.INTENT, {"now": number}, Column(32, bytes(96)))
-        log.append(Kind.OUTCOME, {"intent": intent, "attempts": 1}, Column(64, bytes(192)))
+        intent = log.append(RecordKind.INTENT, {"now": number}, Column(32, bytes(96)))
+        log.append(RecordKind.OUTCOME, {"intent": intent, "attempts": 1}, Column(64, bytes(192)))
     log.close()
     return path
 
@@ -56,7 +56,7 @@ def test_it_counts_what_is_there(folder: Path) -> None:
     report = verify_log(folder, ORIGIN, [known])
     assert report.whole
     assert report.problems == ()
-    assert report.kinds == {Kind.START: 1, Kind.INTENT: 20, Kind.OUTCOME: 20}
+    assert report.kinds == {RecordKind.START: 1, RecordKind.INTENT: 20, RecordKind.OUTCOME: 20}
     assert report.items == 60
     assert report.first == report.open_intents == 0
     assert (report.records, report.root, report.covered) == (known.size, known.root, known.size)
@@ -185,12 +185,12 @@ def snapshot(seq: int, time_us: int, before: list[Record], intents: list[int]) -
     for record in before:
         frontier.append(record.leaf_hash())
     fields = {"frontier": frontier.to_list(), "open": intents}
-    return Record(seq, time_us, Kind.SNAPSHOT, fields)
+    return Record(seq, time_us, RecordKind.SNAPSHOT, fields)
 
 
 def test_a_seam_that_fits_is_passed(tmp_path: Path) -> None:
     seam = snapshot(1, 5, [INTENT], [0])
-    written(tmp_path, [INTENT], [seam, Record(2, 5, Kind.OUTCOME, {"intent": 0})])
+    written(tmp_path, [INTENT], [seam, Record(2, 5, RecordKind.OUTCOME, {"intent": 0})])
     assert verify_log(tmp_path, ORIGIN, []).whole
 
 
@@ -212,7 +212,7 @@ def test_a_seam_that_lies_is_told(
 ) -> None:
     """All that follows agrees with the lie, so that the second segment is right by itself."""
     lie = seam()
-    written(tmp_path, [INTENT], [lie, Record(lie.seq + 1, 9, Kind.START, {})])
+    written(tmp_path, [INTENT], [lie, Record(lie.seq + 1, 9, RecordKind.START, {})])
     [problem] = verify_log(tmp_path, ORIGIN, [], processes=processes).problems
     assert problem.startswith("0000000000000001.log: at ")
     assert text in problem
@@ -221,7 +221,7 @@ def test_a_seam_that_lies_is_told(
 def test_a_segment_of_another_chain_or_after_a_gap_is_told(tmp_path: Path) -> None:
     seam = snapshot(1, 5, [INTENT], [0])
     written(tmp_path / "log", [INTENT], [seam])
-    written(tmp_path / "other", [Record(0, 6, Kind.INTENT, {"now": 2})], [seam])
+    written(tmp_path / "other", [Record(0, 6, RecordKind.INTENT, {"now": 2})], [seam])
     second = Segment.named(tmp_path / "log", 1).path
     second.write_bytes((tmp_path / "other" / second.name).read_bytes())
     [problem] = verify_log(tmp_path / "log", ORIGIN, []).problems
@@ -312,21 +312,24 @@ def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "text"),
     [
-        ([INTENT, Record(2, 5, Kind.START, {})], "record 2 stands where record 1 belongs"),
+        ([INTENT, Record(2, 5, RecordKind.START, {})], "record 2 stands where record 1 belongs"),
         ([INTENT, INTENT], "record 0 stands where record 1 belongs"),
-        ([INTENT, Record(1, 4, Kind.START, {})], "the time goes back"),
-        ([Record(0, 5, Kind.OUTCOME, {"intent": 0})], "closes no open intent"),
-        ([INTENT, OUTCOME, Record(2, 5, Kind.OUTCOME, {"intent": 0})], "closes no open intent"),
+        ([INTENT, Record(1, 4, RecordKind.START, {})], "the time goes back"),
+        ([Record(0, 5, RecordKind.OUTCOME, {"intent": 0})], "closes no open intent"),
         (
-            [INTENT, OUTCOME, Record(2, 5, Kind.INDETERMINATE, {"intent": 0})],
+            [INTENT, OUTCOME, Record(2, 5, RecordKind.OUTCOME, {"intent": 0})],
             "closes no open intent",
         ),
         (
-            [INTENT, Record(1, 5, Kind.SNAPSHOT, {"frontier": [bytes(32)], "open": [0]})],
+            [INTENT, OUTCOME, Record(2, 5, RecordKind.INDETERMINATE, {"intent": 0})],
+            "closes no open intent",
+        ),
+        (
+            [INTENT, Record(1, 5, RecordKind.SNAPSHOT, {"frontier": [bytes(32)], "open": [0]})],
             "does not say what led to it",
         ),
         (
-            [INTENT, Record(1, 5, Kind.SNAPSHOT, {"frontier": [PEAK], "open": []})],
+            [INTENT, Record(1, 5, RecordKind.SNAPSHOT, {"frontier": [PEAK], "open": []})],
             "does not say what led to it",
         ),
     ],
@@ -345,7 +348,7 @@ def test_records_that_do_not_follow_are_told(
 
 def test_a_snapshot_that_says_the_truth_verifies(tmp_path: Path) -> None:
     written, chain = Header(ORIGIN, 0, FIRST_CHAIN).frame()
-    for record in (INTENT, Record(1, 5, Kind.SNAPSHOT, {"frontier": [PEAK], "open": [0]})):
+    for record in (INTENT, Record(1, 5, RecordKind.SNAPSHOT, {"frontier": [PEAK], "open": [0]})):
         framed, chain = frame(chain, record.body())
         written += framed
     Segment.named(tmp_path, 0).path.write_bytes(written)

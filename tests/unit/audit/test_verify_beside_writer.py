@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Column, Kind
+from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog
@@ -47,8 +47,8 @@ class Writer:
 
     def _work(self) -> None:
         while not self._over.is_set():
-            intent = self.log.append(Kind.INTENT, {"principal": "a"}, self._digests)
-            self.log.append(Kind.OUTCOME, {"intent": intent, "attempts": 1}, self._digests)
+            intent = self.log.append(RecordKind.INTENT, {"principal": "a"}, self._digests)
+            self.log.append(RecordKind.OUTCOME, {"intent": intent, "attempts": 1}, self._digests)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

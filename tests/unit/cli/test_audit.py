@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import checkpoint
 from signer.audit.format.checkpoint import Checkpoint, Verifier
-from signer.audit.format.record import Column, Kind, Value
+from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.write.log import AuditLog
 from signer.cli.main import main
@@ -69,7 +69,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ballast_bytes=0,
         snapshot=dict,
     )
-    log.append(Kind.START, {"version": "1"})
+    log.append(RecordKind.START, {"version": "1"})
     for batch in range(BATCHES):
         fields: dict[str, Value] = {
             "principal": PRINCIPAL,
@@ -82,13 +82,13 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "now": 1_767_571_200,
         }
         digests = Column(32, b"".join(digest(batch, item) for item in range(3)))
-        intent = log.append(Kind.INTENT, fields, digests)
+        intent = log.append(RecordKind.INTENT, fields, digests)
         made = Column(64, signature(batch, 0) + signature(batch, 1) + bytes(64))
         outcome: dict[str, Value] = {"intent": intent, "attempts": 1, "failures": {"2": "LOST"}}
-        log.append(Kind.OUTCOME, outcome, made)
+        log.append(RecordKind.OUTCOME, outcome, made)
         if batch == 5:
             (root / "early").write_text(sealed(log, key))
-    log.append(Kind.STOP, {})
+    log.append(RecordKind.STOP, {})
     (root / "audit" / "checkpoints" / "newest").write_text(sealed(log, key))
     log.close()
     assert len(list_segments(root / "audit")) > 2
@@ -253,10 +253,12 @@ def officers(tmp_path: Path) -> Path:
         audit, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
     )
     certificates: list[Value] = [["spiffe://x/a", b"1"], ["spiffe://x/b", b"2"]]
-    log.append(Kind.OFFICERS, {"officers": certificates, "development": False, "policy": bytes(32)})
-    log.append(Kind.ACT, {"act": "suspend", "officer": "spiffe://x/a", "changed": {}})
-    log.append(Kind.EXECUTION, {"operation": OPERATION, "content": CONTENT, "signatures": []})
-    log.append(Kind.EXECUTED, {"operation": OPERATION, "state": "DONE", "note": ""})
+    log.append(
+        RecordKind.OFFICERS, {"officers": certificates, "development": False, "policy": bytes(32)}
+    )
+    log.append(RecordKind.ACT, {"act": "suspend", "officer": "spiffe://x/a", "changed": {}})
+    log.append(RecordKind.EXECUTION, {"operation": OPERATION, "content": CONTENT, "signatures": []})
+    log.append(RecordKind.EXECUTED, {"operation": OPERATION, "state": "DONE", "note": ""})
     (audit / "checkpoints" / "newest").write_text(sealed(log, key))
     log.close()
     return audit

@@ -16,7 +16,7 @@ from signer.audit.format import checkpoint as notes
 from signer.audit.format.checkpoint import Checkpoint, Verifier
 from signer.audit.format.merkle import root
 from signer.audit.format.places import CHECKPOINTS
-from signer.audit.format.record import Column, Kind
+from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
@@ -87,7 +87,7 @@ def config(tmp_path: Path) -> AuditConfig:
     for number in range(6):
         if number == 4:
             put(made.directory / CHECKPOINTS / "newest", Checkpoint(ORIGIN, *log.tree_head()))
-        log.append(Kind.WORKER, {"number": number})
+        log.append(RecordKind.WORKER, {"number": number})
     put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, *log.tree_head()))
     log.close()
     return made
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_contradicts_refuses_the_start_until_it_is_overridden(
     assert {path: path.read_bytes() for path in before} == before
 
     overridden = trail(config, override=True)
-    [told] = [each for each in overridden.log.records(6, 9) if each.kind is Kind.OVERRIDE]
+    [told] = [each for each in overridden.log.records(6, 9) if each.kind is RecordKind.OVERRIDE]
     assert found in str(told.fields["problems"])
     overridden.start(Token(), lambda: None)
     overridden.close()
@@ -198,7 +198,7 @@ def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
         snapshot=lambda: Ledger().snapshot(),
     )
     for number in range(20):
-        log.append(Kind.WORKER, {"number": number})
+        log.append(RecordKind.WORKER, {"number": number})
     log.close()
     *older, last = list_segments(config.directory)
     reader = Reader([*older, last])
@@ -234,7 +234,7 @@ def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
     overridden = trail(config, override=True)
     assert overridden.log.overridden == 0
     for number in range(30):
-        overridden.log.append(Kind.WORKER, {"number": number})
+        overridden.log.append(RecordKind.WORKER, {"number": number})
     assert overridden.log.records(0, 1)[0].seq == 0
     overridden.log.close()
     assert [segment.first for segment in list_segments(config.directory)] == [0]
@@ -247,7 +247,7 @@ def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> N
     log = AuditLog.open(
         config.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
     )
-    log.append(Kind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)
+    log.append(RecordKind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)
     log.close()
     with pytest.raises(AuditRefused):
         trail(config)
@@ -284,10 +284,10 @@ def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(
         return made.unsigned_since
 
     assert since(size, 0) == 0
-    made.log.append(Kind.WORKER, {})
+    made.log.append(RecordKind.WORKER, {})
     assert since(size, 1) == began + 1
     assert since(size, 60) == began + 1  # nothing else was recorded, and nothing signed
-    made.log.append(Kind.WORKER, {})
+    made.log.append(RecordKind.WORKER, {})
     assert since(size + 1, 61) == began + 61  # a busy log: the checkpoint has left one behind
     assert since(size + 1, 62) == began + 61
     assert since(size + 2, 63) == 0
@@ -344,7 +344,7 @@ def test_whoever_says_that_it_serves_hears_of_a_failure_first(
     made.start(Token(), lambda: order.append(f"told: {made.log.refusal}"))
     gate.failing = True
     with pytest.raises(AuditUnavailable) as refused:
-        made.log.append(Kind.INTENT, INTENT, DIGESTS)
+        made.log.append(RecordKind.INTENT, INTENT, DIGESTS)
     order.append("refused")
     assert order == [f"told: {refused.value}", "refused"]
     assert "audit_stopped" in reports.heard
@@ -359,7 +359,7 @@ def test_a_commit_that_hangs_is_told_once_while_it_lasts_and_when_it_ends(
     made.tick()
     gate.open.clear()
     clock.time = 2_000_000_000.0
-    made.record(Kind.WORKER, {})
+    made.record(RecordKind.WORKER, {})
     assert gate.waiting.wait(30)
     assert made.log.committing_since == clock.time
     began = clock.time
@@ -384,7 +384,7 @@ def test_the_end_of_a_slow_commit_is_told_with_its_seconds(
     made = trail(config, reports, clock=clock)
     ticks = iter([100.0, 100.0 + 2 * SLOW_SECONDS])
     monkeypatch.setattr(clock, "monotonic", lambda: next(ticks, 200.0))
-    made.record(Kind.WORKER, {})
+    made.record(RecordKind.WORKER, {})
     made.log.close()
     assert reports.heard.count("audit_slow_over") == 1
     assert str(2 * SLOW_SECONDS) in reports.texts

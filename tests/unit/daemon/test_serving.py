@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.config import read_policy
 from signer.errors import ConfigError, OperatorError
 from signer.keys.database import RegistryError
@@ -183,7 +183,7 @@ def test_the_officers_of_the_registry_have_their_role(stage: Stage) -> None:
     assert roles_of(stage.snapshot.policy, A) == {Role.OFFICER}
     stage.done("officers", remove=[C])
     assert roles_of(stage.snapshot.policy, C) == frozenset()
-    assert len(stage.log.of(Kind.OFFICERS)) == 2
+    assert len(stage.log.of(RecordKind.OFFICERS)) == 2
 
 
 def test_a_set_that_no_operation_made_is_not_recorded_as_if_one_had(stage: Stage) -> None:
@@ -191,7 +191,7 @@ def test_a_set_that_no_operation_made_is_not_recorded_as_if_one_had(stage: Stage
     with stage.registry.writing() as write:
         write.set_officers({A: pem(certificate_of(A)).encode(), B: b"x"})
     stage.follower.follow()
-    assert len(stage.log.of(Kind.OFFICERS)) == 1
+    assert len(stage.log.of(RecordKind.OFFICERS)) == 1
     with pytest.raises(OperatorError, match="no operation leads to the officers"):
         stage.start()
 
@@ -202,7 +202,7 @@ def test_an_appliance_that_was_away_records_each_set_of_officers(stage: Stage) -
     stage.done("officers", remove=[C])
     stage.follower.follow = follow  # type: ignore[method-assign]
     stage.done("officers", add=[pem(certificate_of(C))])
-    assert len(stage.log.of(Kind.OFFICERS)) == 3
+    assert len(stage.log.of(RecordKind.OFFICERS)) == 3
     assert stage.log.control.problems == ()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
 from signer.model import Format, KeyName, KeyVersion
 from signer.officers.store import Operation, State
@@ -183,7 +183,7 @@ class Appliance(RuleBasedStateMachine):
         assert self.stage.log.control.problems == ()
         assert self.stage.seen.bugs == [] or self.stage.log.full or self.forgiven()
         done: set[str] = set()
-        for record in self.stage.log.of(Kind.EXECUTION, Kind.EXECUTED):
+        for record in self.stage.log.of(RecordKind.EXECUTION, RecordKind.EXECUTED):
             identity = str(record.fields["operation"])
             assert identity not in self.over
             # Its end may be told twice, where the program ended in between; it begins only once.
@@ -261,5 +261,5 @@ def _is_stopped(key: KeyName, held: Shadow, snapshot: Any) -> bool:
     return bool(names & held.flags)
 
 
-def _begins(kind: Kind) -> bool:
-    return kind is Kind.EXECUTION
+def _begins(kind: RecordKind) -> bool:
+    return kind is RecordKind.EXECUTION

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from signer.audit.format.record import Kind, Record, Value, encode, parse
+from signer.audit.format.record import Record, RecordKind, Value, encode, parse
 from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import Clock
 from signer.config import Config, OperationsConfig, read_policy
@@ -114,7 +114,7 @@ class MemoryLog:
     def last_time(self) -> int:
         return self.records[-1].time_us if self.records else 0
 
-    def append(self, kind: Kind, fields: Mapping[str, Value]) -> int:
+    def append(self, kind: RecordKind, fields: Mapping[str, Value]) -> int:
         self._fate.at(f"before the record {kind}")
         if self.full:
             raise AuditUnavailable("the disk is full")
@@ -129,7 +129,7 @@ class MemoryLog:
     def close(self) -> None:
         """Nothing is open."""
 
-    def of(self, *kinds: Kind) -> list[Record]:
+    def of(self, *kinds: RecordKind) -> list[Record]:
         return [each for each in self.records if each.kind in kinds]
 
 
@@ -200,7 +200,7 @@ class FakeTrail:
         del text
         fields = {"policy": bytes.fromhex(sha256), **approval}
         with suppress(AuditUnavailable):
-            self._log.append(Kind.POLICY, fields)
+            self._log.append(RecordKind.POLICY, fields)
 
     def keys_changed(self, before: Any, after: Any) -> None:
         """Says nothing of dual control."""
@@ -260,7 +260,7 @@ class Stage:
         self.clock.floor = lambda: self.log.last_time / 1e6
         sha256 = bytes.fromhex(text.policy.sha256)
         self.log.append(
-            Kind.OFFICERS, first_officers_fields(officers, sha256, development=development)
+            RecordKind.OFFICERS, first_officers_fields(officers, sha256, development=development)
         )
         self.start()
 

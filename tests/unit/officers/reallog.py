@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from signer.audit.format.record import Kind, Record, Value
+from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
@@ -34,7 +34,7 @@ class DiskLog:
     def last_time(self) -> int:
         return self.records[-1].time_us if self.records else 0
 
-    def append(self, kind: Kind, fields: Mapping[str, Value]) -> int:
+    def append(self, kind: RecordKind, fields: Mapping[str, Value]) -> int:
         self._fate.at(f"before the record {kind}")
         if self.full:
             raise AuditUnavailable("the disk is full")
@@ -42,7 +42,7 @@ class DiskLog:
         self._fate.at(f"after the record {kind}")
         return seq
 
-    def of(self, *kinds: Kind) -> list[Record]:
+    def of(self, *kinds: RecordKind) -> list[Record]:
         return [each for each in self.records if each.kind in kinds]
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
 from signer.keys.database import RegistryError
 from signer.model import KeyState, Scope
@@ -136,7 +136,7 @@ def test_two_officers_race_for_the_last_signature(tmp_path: Path, template: Path
         assert heard == [False, True]
     lanes.shutdown(wait=True)
     assert len(stage.token.keys) == 5
-    assert len(stage.log.of(Kind.EXECUTION)) == 5
+    assert len(stage.log.of(RecordKind.EXECUTION)) == 5
     assert {o.state for o in stage.desk.page(None, 10, None)} == {State.DONE}
     assert stage.log.control.problems == ()
     stage.close()
@@ -149,7 +149,7 @@ def test_what_has_ended_is_not_executed_again(stage: Stage) -> None:
     stage.executor.submit(identity)
     stage.executor._conclude(identity)
     assert stage.operation(identity).state is State.DONE
-    assert len(stage.log.of(Kind.EXECUTION)) == len(stage.log.of(Kind.EXECUTED)) == 1
+    assert len(stage.log.of(RecordKind.EXECUTION)) == len(stage.log.of(RecordKind.EXECUTED)) == 1
 
 
 @pytest.mark.parametrize("end", ["reject", "expire", "propose"])
@@ -163,7 +163,7 @@ def test_what_is_not_approved_is_not_executed(stage: Stage, end: str) -> None:
     stage.executor.sweep()
     assert stage.operation(identity).state_at(stage.clock.now()) is not State.DONE
     assert stage.token.keys == {}
-    assert stage.log.of(Kind.EXECUTION) == []
+    assert stage.log.of(RecordKind.EXECUTION) == []
 
 
 def test_an_officer_who_is_none_any_more_does_not_count(stage: Stage) -> None:
@@ -219,7 +219,7 @@ def test_an_approved_operation_under_another_id_is_not_executed(stage: Stage) ->
             (second, first),
         )
     stage.executor.submit(second)
-    assert len(stage.log.of(Kind.EXECUTION)) == 1
+    assert len(stage.log.of(RecordKind.EXECUTION)) == 1
     assert len(stage.token.keys) == 1
 
 

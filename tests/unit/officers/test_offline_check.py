@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import Frontier
-from signer.audit.format.record import FIRST_CHAIN, Kind, Record, Value, encode, frame, parse
+from signer.audit.format.record import FIRST_CHAIN, Record, RecordKind, Value, encode, frame, parse
 from signer.audit.format.segments import Header, Segment
 from signer.audit.read.verify import verify_log, verify_part
 from signer.officers.approval import Proposal, officers_sha256
@@ -98,17 +98,17 @@ class History:
         self.records: list[Record] = []
         self.time = START
         self.officers = {who: certificate(who) for who in officers or FIRST}
-        self.add(Kind.KEYS, audit_key=b"key")
+        self.add(RecordKind.KEYS, audit_key=b"key")
         first: dict[str, Value] = {"operation": "", "content": b"", "signatures": []}
         self.add(
-            Kind.OFFICERS,
+            RecordKind.OFFICERS,
             officers=rows(self.officers),
             development=development,
             policy=POLICY,
             **first,
         )
 
-    def add(self, kind: Kind, **fields: Value) -> None:
+    def add(self, kind: RecordKind, **fields: Value) -> None:
         self.time += 1
         self.records.append(Record(len(self.records), self.time * 1_000_000, kind, fields))
 
@@ -129,17 +129,17 @@ class History:
             made = sign(who, operation.content)
             fields: dict[str, Value] = {"operation": operation.id, "officer": who}
             if who == signers[0]:
-                self.add(Kind.PROPOSAL, content=operation.content, signature=made, **fields)
+                self.add(RecordKind.PROPOSAL, content=operation.content, signature=made, **fields)
             else:
-                self.add(Kind.APPROVAL, signature=made, **fields)
+                self.add(RecordKind.APPROVAL, signature=made, **fields)
             operation.signatures.append([who, made, self.time * 1_000_000 - 5])
         return operation
 
     def begin(self, operation: Operation) -> None:
-        self.add(Kind.EXECUTION, **operation.approved())
+        self.add(RecordKind.EXECUTION, **operation.approved())
 
     def end(self, operation: Operation, state: str = "DONE") -> None:
-        self.add(Kind.EXECUTED, operation=operation.id, state=state, note="")
+        self.add(RecordKind.EXECUTED, operation=operation.id, state=state, note="")
 
     def operate(self, *states: str, signers: Sequence[str] = (ANN, BEN)) -> Operation:
         operation = self.propose(signers=signers, key="facilities/01-001/keys/records")
@@ -153,7 +153,7 @@ class History:
     ) -> None:
         operation = self.propose(kind, signers, policy_sha256=policy.hex())
         self.begin(operation)
-        self.add(Kind.POLICY, policy=policy, **operation.approved())
+        self.add(RecordKind.POLICY, policy=policy, **operation.approved())
         self.end(operation)
 
     def change_officers(self, *officers: str, signers: Sequence[str] = (BEN, CAT)) -> Operation:
@@ -163,7 +163,9 @@ class History:
             "officers", signers, officers=encoded, replaces=officers_sha256(self.officers)
         )
         self.begin(operation)
-        self.add(Kind.OFFICERS, officers=rows(after), development=False, **operation.approved())
+        self.add(
+            RecordKind.OFFICERS, officers=rows(after), development=False, **operation.approved()
+        )
         self.officers = after
         self.end(operation)
         return operation
@@ -173,13 +175,13 @@ def whole() -> History:
     """All that officers do, by the rules: seven executions, two new policies, other officers."""
     history = History()
     history.operate("FAILED", "WAITING", "DONE")
-    history.add(Kind.POLICY, policy=POLICY)
+    history.add(RecordKind.POLICY, policy=POLICY)
     history.put_policy(sha256(b"second").digest())
-    history.add(Kind.ACT, act="suspend", target="t", officer=CAT, reason="r", changed={})
+    history.add(RecordKind.ACT, act="suspend", target="t", officer=CAT, reason="r", changed={})
     history.change_officers(ANN, CAT, DAN)
     history.put_policy(sha256(b"third").digest(), "enrol", (DAN, CAT, ANN))
-    history.add(Kind.REJECTION, operation=str(uuid.UUID(int=1)), officer=ANN, reason="r")
-    history.add(Kind.APPROVAL, operation=str(uuid.UUID(int=1)), officer=DAN, signature=b"s")
+    history.add(RecordKind.REJECTION, operation=str(uuid.UUID(int=1)), officer=ANN, reason="r")
+    history.add(RecordKind.APPROVAL, operation=str(uuid.UUID(int=1)), officer=DAN, signature=b"s")
     history.operate(signers=(DAN, ANN))
     return history
 
@@ -206,11 +208,11 @@ def test_what_keeps_to_the_rules_has_no_problem() -> None:
 # --- one thing is wrong ------------------------------------------------------------------------
 
 
-def place_of(records: Sequence[Record], kind: Kind, number: int = 0) -> int:
+def place_of(records: Sequence[Record], kind: RecordKind, number: int = 0) -> int:
     return [each.seq for each in records if each.kind is kind][number]
 
 
-def edited(kind: Kind, number: int = 0, **changes: Any) -> tuple[list[Record], int]:
+def edited(kind: RecordKind, number: int = 0, **changes: Any) -> tuple[list[Record], int]:
     """The whole history with other fields in one record; what is callable makes new from old."""
     records = whole().records
     place = place_of(records, kind, number)
@@ -252,58 +254,63 @@ def another(content: bytes) -> bytes:
 
 NOT_APPROVED = "validly signed"
 WRONG = [
-    (Kind.EXECUTION, 0, {"signatures": flip_signature}, "has not signed it as an officer"),
-    (Kind.EXECUTION, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
-    (Kind.EXECUTION, 0, {"signatures": lambda s: s[1:]}, "who proposed it"),
-    (Kind.EXECUTION, 0, {"signatures": lambda s: [s[0], s[0]]}, NOT_APPROVED),
-    (Kind.EXECUTION, 0, {"signatures": lambda s: [s[0], [CAT, *s[1][1:]]]}, NOT_APPROVED),
-    (Kind.EXECUTION, 0, {"signatures": lambda s: [s[0], [EVE, *s[1][1:]]]}, NOT_APPROVED),
-    (Kind.EXECUTION, 0, {"signatures": later}, "signed it after it was recorded"),
-    (Kind.EXECUTION, 0, {"signatures": in_the_past}, "has not signed it as an officer"),
-    (Kind.EXECUTION, 0, {"signatures": [["who"]]}, "cannot be read"),
-    (Kind.EXECUTION, 0, {"signatures": None}, "has not signed it"),
-    (Kind.EXECUTION, 0, {"content": another}, "had another content before"),
-    (Kind.EXECUTION, 2, {"content": flip}, "had another content before"),
-    (Kind.EXECUTION, 0, {"content": "text"}, "content is missing"),
-    (Kind.EXECUTION, 0, {"operation": str(uuid.UUID(int=5))}, "and carries"),
-    (Kind.EXECUTION, 0, {"operation": "5"}, "is no UUID"),
-    (Kind.EXECUTION, 0, {"operation": uuid.UUID(int=5).hex}, "is no UUID"),
-    (Kind.EXECUTION, 0, {"operation": 5}, "operation is no text"),
-    (Kind.EXECUTED, 0, {"state": "LOST"}, "no known state"),
-    (Kind.EXECUTED, 0, {"state": []}, "state is no text"),
-    (Kind.EXECUTED, 3, {"operation": str(uuid.UUID(int=5))}, "never began"),
-    (Kind.OFFICERS, 0, {"policy": b""}, "without the policy"),
-    (Kind.OFFICERS, 1, {"operation": ""}, "not as the first"),
-    (Kind.OFFICERS, 1, {"officers": swapped}, "not the officers that were approved"),
-    (Kind.OFFICERS, 1, {"officers": lambda o: o[:-1]}, "not the officers that were approved"),
-    (Kind.OFFICERS, 1, {"officers": lambda o: [o[0], *o]}, "cannot be read"),
-    (Kind.OFFICERS, 1, {"officers": []}, "names no officers"),
-    (Kind.OFFICERS, 1, {"officers": None}, "names no officers"),
-    (Kind.OFFICERS, 1, {"officers": [[ANN, bytes(MAX_OFFICERS_BYTES)]]}, "more than can be known"),
-    (Kind.OFFICERS, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
-    (Kind.OFFICERS, 1, {"signatures": flip_signature}, "has not signed"),
-    (Kind.OFFICERS, 1, {"signatures": later}, "after it was recorded"),
-    (Kind.OFFICERS, 1, {"content": flip}, "another content"),
-    (Kind.POLICY, 0, {"policy": flip}, "without an approval"),
-    (Kind.POLICY, 0, {"policy": b"short"}, "no SHA-256"),
-    (Kind.POLICY, 1, {"operation": ""}, "without an approval"),
-    (Kind.POLICY, 1, {"policy": flip}, "does not approve policy"),
-    (Kind.POLICY, 1, {"content": flip}, "another content"),
-    (Kind.ACT, 0, {"officer": EVE}, "acts and is no officer"),
-    (Kind.ACT, 0, {"officer": None}, "officer is no text"),
-    (Kind.PROPOSAL, 0, {"officer": CAT}, "proposes for"),
-    (Kind.PROPOSAL, 0, {"signature": flip}, "over this operation's bytes"),
-    (Kind.PROPOSAL, 1, {"operation": str(uuid.UUID(int=5))}, "and carries"),
-    (Kind.APPROVAL, 0, {"officer": EVE}, "approves and is no officer"),
-    (Kind.APPROVAL, 0, {"officer": CAT}, "over this operation's bytes"),
-    (Kind.APPROVAL, 0, {"signature": flip}, "over this operation's bytes"),
-    (Kind.APPROVAL, 0, {"signature": "text"}, "signature is missing"),
+    (RecordKind.EXECUTION, 0, {"signatures": flip_signature}, "has not signed it as an officer"),
+    (RecordKind.EXECUTION, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
+    (RecordKind.EXECUTION, 0, {"signatures": lambda s: s[1:]}, "who proposed it"),
+    (RecordKind.EXECUTION, 0, {"signatures": lambda s: [s[0], s[0]]}, NOT_APPROVED),
+    (RecordKind.EXECUTION, 0, {"signatures": lambda s: [s[0], [CAT, *s[1][1:]]]}, NOT_APPROVED),
+    (RecordKind.EXECUTION, 0, {"signatures": lambda s: [s[0], [EVE, *s[1][1:]]]}, NOT_APPROVED),
+    (RecordKind.EXECUTION, 0, {"signatures": later}, "signed it after it was recorded"),
+    (RecordKind.EXECUTION, 0, {"signatures": in_the_past}, "has not signed it as an officer"),
+    (RecordKind.EXECUTION, 0, {"signatures": [["who"]]}, "cannot be read"),
+    (RecordKind.EXECUTION, 0, {"signatures": None}, "has not signed it"),
+    (RecordKind.EXECUTION, 0, {"content": another}, "had another content before"),
+    (RecordKind.EXECUTION, 2, {"content": flip}, "had another content before"),
+    (RecordKind.EXECUTION, 0, {"content": "text"}, "content is missing"),
+    (RecordKind.EXECUTION, 0, {"operation": str(uuid.UUID(int=5))}, "and carries"),
+    (RecordKind.EXECUTION, 0, {"operation": "5"}, "is no UUID"),
+    (RecordKind.EXECUTION, 0, {"operation": uuid.UUID(int=5).hex}, "is no UUID"),
+    (RecordKind.EXECUTION, 0, {"operation": 5}, "operation is no text"),
+    (RecordKind.EXECUTED, 0, {"state": "LOST"}, "no known state"),
+    (RecordKind.EXECUTED, 0, {"state": []}, "state is no text"),
+    (RecordKind.EXECUTED, 3, {"operation": str(uuid.UUID(int=5))}, "never began"),
+    (RecordKind.OFFICERS, 0, {"policy": b""}, "without the policy"),
+    (RecordKind.OFFICERS, 1, {"operation": ""}, "not as the first"),
+    (RecordKind.OFFICERS, 1, {"officers": swapped}, "not the officers that were approved"),
+    (RecordKind.OFFICERS, 1, {"officers": lambda o: o[:-1]}, "not the officers that were approved"),
+    (RecordKind.OFFICERS, 1, {"officers": lambda o: [o[0], *o]}, "cannot be read"),
+    (RecordKind.OFFICERS, 1, {"officers": []}, "names no officers"),
+    (RecordKind.OFFICERS, 1, {"officers": None}, "names no officers"),
+    (
+        RecordKind.OFFICERS,
+        1,
+        {"officers": [[ANN, bytes(MAX_OFFICERS_BYTES)]]},
+        "more than can be known",
+    ),
+    (RecordKind.OFFICERS, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
+    (RecordKind.OFFICERS, 1, {"signatures": flip_signature}, "has not signed"),
+    (RecordKind.OFFICERS, 1, {"signatures": later}, "after it was recorded"),
+    (RecordKind.OFFICERS, 1, {"content": flip}, "another content"),
+    (RecordKind.POLICY, 0, {"policy": flip}, "without an approval"),
+    (RecordKind.POLICY, 0, {"policy": b"short"}, "no SHA-256"),
+    (RecordKind.POLICY, 1, {"operation": ""}, "without an approval"),
+    (RecordKind.POLICY, 1, {"policy": flip}, "does not approve policy"),
+    (RecordKind.POLICY, 1, {"content": flip}, "another content"),
+    (RecordKind.ACT, 0, {"officer": EVE}, "acts and is no officer"),
+    (RecordKind.ACT, 0, {"officer": None}, "officer is no text"),
+    (RecordKind.PROPOSAL, 0, {"officer": CAT}, "proposes for"),
+    (RecordKind.PROPOSAL, 0, {"signature": flip}, "over this operation's bytes"),
+    (RecordKind.PROPOSAL, 1, {"operation": str(uuid.UUID(int=5))}, "and carries"),
+    (RecordKind.APPROVAL, 0, {"officer": EVE}, "approves and is no officer"),
+    (RecordKind.APPROVAL, 0, {"officer": CAT}, "over this operation's bytes"),
+    (RecordKind.APPROVAL, 0, {"signature": flip}, "over this operation's bytes"),
+    (RecordKind.APPROVAL, 0, {"signature": "text"}, "signature is missing"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "number", "changes", "text"), WRONG)
 def test_what_breaks_a_rule_is_told_with_its_record(
-    kind: Kind, number: int, changes: dict[str, Any], text: str
+    kind: RecordKind, number: int, changes: dict[str, Any], text: str
 ) -> None:
     records, place = edited(kind, number, **changes)
     told = problems(records)
@@ -318,9 +325,12 @@ def test_what_breaks_a_rule_is_told_with_its_record(
         (lambda h, _: h.operate(signers=(EVE, ANN)), "is no officer"),
         (lambda h, _: h.change_officers(ANN, EVE, signers=(EVE, ANN)), "is no officer"),
         (lambda h, _: h.put_policy(bytes(32), "create-key"), "does not approve"),
-        (lambda h, o: h.add(Kind.POLICY, policy=bytes(32), **o.approved()), "does not approve"),
         (
-            lambda h, o: h.add(Kind.OFFICERS, officers=rows(h.officers), **o.approved()),
+            lambda h, o: h.add(RecordKind.POLICY, policy=bytes(32), **o.approved()),
+            "does not approve",
+        ),
+        (
+            lambda h, o: h.add(RecordKind.OFFICERS, officers=rows(h.officers), **o.approved()),
             "of kind create-key",
         ),
     ],
@@ -341,13 +351,13 @@ def test_a_change_of_officers_counts_under_the_set_that_it_replaces_and_once() -
     history = History()
     change = history.change_officers(ANN, CAT, DAN)
     carried = {"officers": rows(history.officers), "development": False, **change.approved()}
-    history.add(Kind.OFFICERS, **carried)
+    history.add(RecordKind.OFFICERS, **carried)
     [again] = problems(history.records)
     assert again.startswith(f"record {len(history.records) - 1}: ")
     history.records.pop()
     history.change_officers(*FIRST, signers=(DAN, CAT))
     assert problems(history.records) == ()
-    history.add(Kind.OFFICERS, **carried)
+    history.add(RecordKind.OFFICERS, **carried)
     [repeated] = problems(history.records)
     assert "changes the officers again (repeated)" in repeated
     assert sorted(fold(history.records).officers or {}) == list(FIRST)
@@ -365,7 +375,7 @@ def test_a_change_under_another_set_is_none() -> None:
 
 def test_who_was_never_approved_can_allow_nothing_later() -> None:
     history = History()
-    history.add(Kind.OFFICERS, officers=rows({EVE: certificate(EVE), DAN: certificate(DAN)}))
+    history.add(RecordKind.OFFICERS, officers=rows({EVE: certificate(EVE), DAN: certificate(DAN)}))
     history.operate(signers=(EVE, DAN))
     told = problems(history.records)
     assert len(told) == 4  # the set, the proposal, the approval, the execution
@@ -385,11 +395,11 @@ def test_a_policy_that_is_told_again_needs_its_officers_no_longer() -> None:
     history = History()
     policy = sha256(b"second").digest()
     history.put_policy(policy, signers=(ANN, BEN))
-    fields = history.records[place_of(history.records, Kind.POLICY)].fields
+    fields = history.records[place_of(history.records, RecordKind.POLICY)].fields
     history.change_officers(CAT, DAN, signers=(CAT, ANN))
-    history.add(Kind.POLICY, **fields)
+    history.add(RecordKind.POLICY, **fields)
     assert problems(history.records) == ()
-    history.add(Kind.POLICY, policy=POLICY)
+    history.add(RecordKind.POLICY, policy=POLICY)
     [problem] = problems(history.records)
     assert "without an approval" in problem
 
@@ -411,7 +421,7 @@ def test_signatures_count_while_the_certificate_is_valid_and_the_operation_open(
     for at in (history.time, operation.proposal.expires_at):
         late[1][2] = at * 1_000_000
         history.time = max(history.time, at)
-        history.add(Kind.EXECUTION, **{**operation.approved(), "signatures": [*late]})
+        history.add(RecordKind.EXECUTION, **{**operation.approved(), "signatures": [*late]})
         assert "1 of 2" in problems(history.records)[-1]
 
 
@@ -430,11 +440,11 @@ def test_a_policy_that_another_appliance_put_in_force_carries_its_approval(
     policy = bytes(range(32))
     operation = history.propose("policy", policy_sha256=policy.hex())
     carried = operation.approved()
-    history.add(Kind.POLICY, policy=policy, **carried)
+    history.add(RecordKind.POLICY, policy=policy, **carried)
     assert problems(history.records) == ()
     history.records.pop()
     history.add(
-        Kind.POLICY, policy=policy, **{**carried, "signatures": change(carried["signatures"])}
+        RecordKind.POLICY, policy=policy, **{**carried, "signatures": change(carried["signatures"])}
     )
     assert text in problems(history.records)[0]
 
@@ -455,12 +465,12 @@ def test_an_operation_may_fail_before_it_begins() -> None:
 
 def test_in_a_development_log_policies_are_free_and_operations_are_not() -> None:
     history = History(development=True)
-    history.add(Kind.POLICY, policy=bytes(32))
+    history.add(RecordKind.POLICY, policy=bytes(32))
     operation = history.operate()
     assert fold(history.records).policy == bytes(32)
     assert problems(history.records) == ()
-    history.add(Kind.POLICY, policy=POLICY, **operation.approved())
-    history.add(Kind.EXECUTION, **{**history.propose().approved(), "signatures": []})
+    history.add(RecordKind.POLICY, policy=POLICY, **operation.approved())
+    history.add(RecordKind.EXECUTION, **{**history.propose().approved(), "signatures": []})
     told = problems(history.records)
     assert ["does not approve" in told[0], "has not signed" in told[1]] == [True, True]
     assert fold(history.records).policy == POLICY
@@ -471,9 +481,9 @@ def test_in_a_development_log_policies_are_free_and_operations_are_not() -> None
 
 def test_a_log_without_officers_knows_none_and_has_no_problem() -> None:
     records = [
-        Record(0, 1, Kind.START, {}),
-        Record(1, 1, Kind.POLICY, {"policy": POLICY}),
-        Record(2, 1, Kind.POLICY, {"policy": bytes(32)}),
+        Record(0, 1, RecordKind.START, {}),
+        Record(1, 1, RecordKind.POLICY, {"policy": POLICY}),
+        Record(2, 1, RecordKind.POLICY, {"policy": bytes(32)}),
     ]
     control = fold(records)
     assert (control.officers, control.problems) == (None, ())
@@ -481,10 +491,10 @@ def test_a_log_without_officers_knows_none_and_has_no_problem() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [(Kind.EXECUTION, 0), (Kind.PROPOSAL, 0), (Kind.APPROVAL, 0), (Kind.ACT, 0), (Kind.POLICY, 1),
-     (Kind.OFFICERS, 1)],
+    [(RecordKind.EXECUTION, 0), (RecordKind.PROPOSAL, 0), (RecordKind.APPROVAL, 0),
+     (RecordKind.ACT, 0), (RecordKind.POLICY, 1), (RecordKind.OFFICERS, 1)],
 )  # fmt: skip
-def test_nothing_is_done_before_there_are_officers(kind: Kind, number: int) -> None:
+def test_nothing_is_done_before_there_are_officers(kind: RecordKind, number: int) -> None:
     records = whole().records
     [problem] = problems([records[0], records[place_of(records, kind, number)]])
     assert "before any officers are named" in problem
@@ -502,7 +512,7 @@ def test_what_is_done_is_known_for_thirty_days_and_what_was_begun_for_longer() -
     assert "(repeated)" in problems(history.records)[0]
     history.records.pop()
     history.time += 2 * DAY
-    history.add(Kind.POLICY, policy=POLICY)
+    history.add(RecordKind.POLICY, policy=POLICY)
     control = fold(history.records)
     assert [uuid.UUID(bytes=each) for each in control._known] == [uuid.UUID(begun.id)]
     assert control._contents.keys() == control._known.keys()
@@ -518,7 +528,7 @@ def test_memory_and_problems_are_bounded() -> None:
     for number in range(MAX_OPERATIONS + 2):
         name = str(uuid.UUID(int=number))
         fields: dict[str, Value] = {"operation": name, "content": b"", "signatures": []}
-        control.apply(Record(number + 2, history.time * 1_000_000, Kind.EXECUTION, fields))
+        control.apply(Record(number + 2, history.time * 1_000_000, RecordKind.EXECUTION, fields))
     rows_of = control.snapshot()["control"]
     assert isinstance(rows_of, dict)
     assert len(rows_of["operations"]) == 57 * MAX_OPERATIONS
@@ -527,7 +537,7 @@ def test_memory_and_problems_are_bounded() -> None:
 
 
 def test_problems_hold_no_control_characters() -> None:
-    records, _ = edited(Kind.ACT, officer="\x1b[2J" + "x" * 9999)
+    records, _ = edited(RecordKind.ACT, officer="\x1b[2J" + "x" * 9999)
     [problem] = problems(records)
     assert problem.isprintable()
     assert len(problem) <= 300
@@ -543,13 +553,13 @@ _NAMES = ("operation", "content", "signatures", "officers", "policy", "officer",
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(Kind), st.dictionaries(st.sampled_from(_NAMES), _VALUES)),
+        st.tuples(st.sampled_from(RecordKind), st.dictionaries(st.sampled_from(_NAMES), _VALUES)),
         max_size=5,
     ),
     st.booleans(),
 )
 def test_no_record_can_break_the_fold(
-    told: list[tuple[Kind, dict[str, Value]]], checking: bool
+    told: list[tuple[RecordKind, dict[str, Value]]], checking: bool
 ) -> None:
     records = whole().records[:4]
     given_fields = dict(records[3].fields)
@@ -565,7 +575,7 @@ def test_no_record_can_break_the_fold(
 
 def snapshot(control: DualControl, seq: int, time_us: int, /, **fields: Value) -> Record:
     """A snapshot as it comes back from the log."""
-    return parse(encode(seq, time_us, Kind.SNAPSHOT, {**control.snapshot(), **fields})[0])
+    return parse(encode(seq, time_us, RecordKind.SNAPSHOT, {**control.snapshot(), **fields})[0])
 
 
 def check_cut(records: Sequence[Record], place: int) -> None:
@@ -587,7 +597,7 @@ def test_a_history_cut_anywhere_folds_to_the_same(place: int) -> None:
 
 @pytest.mark.parametrize(("kind", "number", "changes", "text"), WRONG)
 def test_the_state_without_checks_is_the_same_in_a_history_that_breaks_rules(
-    kind: Kind, number: int, changes: dict[str, Any], text: str
+    kind: RecordKind, number: int, changes: dict[str, Any], text: str
 ) -> None:
     records, place = edited(kind, number, **changes)
     kept = fold(records, DualControl(checking=False))
@@ -612,7 +622,7 @@ def test_a_snapshot_that_lies_is_told(changes: dict[str, Value], text: str) -> N
     said: dict[str, Value] = {"control": {**control, **changes}}
     if "control" in changes:
         said = {}
-    lie = Record(len(records), records[-1].time_us, Kind.SNAPSHOT, said)
+    lie = Record(len(records), records[-1].time_us, RecordKind.SNAPSHOT, said)
     [problem] = problems([*records, lie])
     assert text in problem
 
@@ -623,11 +633,11 @@ def test_a_snapshot_that_lies_is_told(changes: dict[str, Value], text: str) -> N
 )
 def test_a_snapshot_that_cannot_be_read_is_told_and_stops_nothing(changes: dict[str, Any]) -> None:
     control: Any = fold(whole().records).snapshot()["control"]
-    [problem] = problems([Record(9, 9, Kind.SNAPSHOT, {"control": {**control, **changes}})])
+    [problem] = problems([Record(9, 9, RecordKind.SNAPSHOT, {"control": {**control, **changes}})])
     assert problem.startswith("record 9: ")
-    older = fold([Record(9, 9, Kind.SNAPSHOT, {})])
+    older = fold([Record(9, 9, RecordKind.SNAPSHOT, {})])
     assert (older.problems, older.officers) == ((), None)
-    again = Record(10, 9, Kind.SNAPSHOT, {})
+    again = Record(10, 9, RecordKind.SNAPSHOT, {})
     assert fold([again], older).problems == ()
 
 
@@ -678,7 +688,7 @@ def known(records: Sequence[Record]) -> Checkpoint:
 def test_a_log_in_parts_says_what_one_says(tmp_path: Path, processes: int, broken: bool) -> None:
     records = whole().records
     if broken:
-        records, _ = edited(Kind.EXECUTION, 4, signatures=flip_signature)
+        records, _ = edited(RecordKind.EXECUTION, 4, signatures=flip_signature)
     told = write_log(tmp_path, records, [5, 12, len(records) - 3])
     report = verify_log(tmp_path, ORIGIN, [known(told)], folds=[DualControl], processes=processes)
     control = report.fold(DualControl)
@@ -712,7 +722,7 @@ def test_a_snapshot_in_a_log_that_lies_about_officers_is_told(tmp_path: Path) ->
 
 
 def test_whether_copies_are_whole_does_not_depend_on_people(tmp_path: Path) -> None:
-    records, _ = edited(Kind.EXECUTION, 0, signatures=[])
+    records, _ = edited(RecordKind.EXECUTION, 0, signatures=[])
     told = write_log(tmp_path, records, [])
     assert verify_part([Segment.named(tmp_path, 0)], ORIGIN, [known(told)]).whole
     assert not verify_log(tmp_path, ORIGIN, [known(told)], folds=[DualControl]).whole
@@ -750,9 +760,9 @@ def random_history(steps: Iterable[tuple[str, list[int], int, int]]) -> History:
                 spare = next(who for who in (*FIRST, DAN) if who not in officers)
                 history.change_officers(*officers[1:], spare, signers=signers)
             case "act":
-                history.add(Kind.ACT, act="suspend", officer=signers[0], changed={})
+                history.add(RecordKind.ACT, act="suspend", officer=signers[0], changed={})
             case _:
-                history.add(Kind.POLICY, policy=policy)
+                history.add(RecordKind.POLICY, policy=policy)
     return history
 
 
@@ -779,8 +789,8 @@ def test_random_histories_with_one_thing_changed_have_a_problem(
         each
         for each in records
         if each.fields.get("signatures")
-        and (damage != "set" or each.kind is Kind.OFFICERS)
-        and each.kind is not Kind.POLICY  # its execution was found approved before
+        and (damage != "set" or each.kind is RecordKind.OFFICERS)
+        and each.kind is not RecordKind.POLICY  # its execution was found approved before
     ]
     record = data.draw(st.sampled_from(carrying))
     fields: dict[str, Any] = dict(record.fields)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.record import Kind
+from signer.audit.format.record import RecordKind
 from signer.config import OperationsConfig
 from signer.errors import CallError
 from signer.officers.approval import MAX_BYTES, Proposal, parse
@@ -107,7 +107,7 @@ def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
     operation = stage.put(prepared.content)
     assert (operation.content, operation.state) == (prepared.content, State.PROPOSED)
     assert stage.desk.get(operation.id)[1] == prepared.difference
-    [record] = stage.log.of(Kind.PROPOSAL)
+    [record] = stage.log.of(RecordKind.PROPOSAL)
     assert record.fields["content"] == prepared.content
     assert stage.put(other(stage)).state is State.PROPOSED
 
@@ -132,7 +132,7 @@ def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
 def test_a_proposal_is_refused(stage: Stage, members: dict[str, Any], told: str) -> None:
     assert told in heard(lambda: stage.put(other(stage, **members))).message
     assert stage.desk.page(None, 10, None) == []
-    assert stage.log.of(Kind.PROPOSAL) == []
+    assert stage.log.of(RecordKind.PROPOSAL) == []
 
 
 def test_one_changed_byte_is_refused_wherever_it_is(stage: Stage) -> None:
@@ -166,7 +166,7 @@ def test_a_proposal_cannot_be_made_again(stage: Stage, end: str) -> None:
         stage.clock.forward(LIFE)
     with pytest.raises(CallError, match=r"proposed already|too long ago|exists"):
         stage.put(operation.content)
-    assert len(stage.log.of(Kind.PROPOSAL)) == 1
+    assert len(stage.log.of(RecordKind.PROPOSAL)) == 1
 
 
 def test_an_attachment_is_for_kinds_that_take_one(stage: Stage) -> None:
@@ -185,7 +185,12 @@ def test_the_last_signature_has_it_executed(stage: Stage) -> None:
     assert approved.signers == {A, B}
     assert stage.operation(operation.id).state is State.DONE
     kinds = [record.kind for record in stage.log.records[2:]]
-    assert kinds == [Kind.PROPOSAL, Kind.APPROVAL, Kind.EXECUTION, Kind.EXECUTED]
+    assert kinds == [
+        RecordKind.PROPOSAL,
+        RecordKind.APPROVAL,
+        RecordKind.EXECUTION,
+        RecordKind.EXECUTED,
+    ]
 
 
 def test_whose_signatures_do_not_count(stage: Stage) -> None:
@@ -201,7 +206,7 @@ def test_whose_signatures_do_not_count(stage: Stage) -> None:
         error = heard(lambda w=who, s=signature: stage.desk.approve(w, first.id, s))
         assert (error.reason, told.strip() in error.message) == ("APPROVAL_INVALID", True)
     assert stage.operation(first.id).signers == {A}
-    assert stage.log.of(Kind.APPROVAL) == []
+    assert stage.log.of(RecordKind.APPROVAL) == []
 
 
 def test_three_officers_where_three_are_needed(tmp_path: Path, template: Path) -> None:

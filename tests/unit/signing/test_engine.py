@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.record import Kind, RecordError
+from signer.audit.format.record import RecordError, RecordKind
 from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.clock import SystemClock
 from signer.config import load_policy
@@ -123,7 +123,7 @@ def request(items: int = 4, seconds: float = 30) -> BatchRequest:
     return BatchRequest("spiffe://x/issuer", KEY, None, Format.MESSAGE, [b"m"] * items, deadline)
 
 
-def kinds(log: AuditLog) -> list[Kind]:
+def kinds(log: AuditLog) -> list[RecordKind]:
     return [record.kind for record in log.records(0, 100)]
 
 
@@ -181,7 +181,7 @@ ID = "6a9b7d3e-0000-4000-8000-000000000001"
 def test_intent_and_outcome_stand_around_the_signing(
     engine: Engine, hsm: Hsm, log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[Kind]] = []
+    seen: list[list[RecordKind]] = []
     sign = hsm.sign
 
     def watched(job: SignJob) -> Signed:
@@ -190,8 +190,8 @@ def test_intent_and_outcome_stand_around_the_signing(
 
     monkeypatch.setattr(hsm, "sign", watched)
     engine.sign_batch(request())
-    assert seen == [[Kind.INTENT]]
-    assert kinds(log) == [Kind.INTENT, Kind.OUTCOME]
+    assert seen == [[RecordKind.INTENT]]
+    assert kinds(log) == [RecordKind.INTENT, RecordKind.OUTCOME]
     intent, outcome = log.records(0, 2)
     assert intent.column is not None
     assert outcome.column is not None
@@ -216,7 +216,7 @@ def test_an_intent_that_came_to_nothing_is_closed_and_its_id_is_free(
     asked = replace(request(), request_id=ID)
     with pytest.raises(type(error)):
         engine.sign_batch(asked)
-    assert kinds(log) == [Kind.INTENT, Kind.INDETERMINATE]
+    assert kinds(log) == [RecordKind.INTENT, RecordKind.INDETERMINATE]
     assert log.records(1, 1)[0].fields == {"intent": 0, "reason": reason}
     hsm.error = None
     assert not engine.sign_batch(asked).failures
@@ -230,7 +230,7 @@ def test_signatures_that_no_record_holds_are_not_released_and_the_id_is_free(
     asked = replace(request(), request_id=ID)
     with pytest.raises(RecordError):
         engine.sign_batch(asked)
-    assert kinds(log) == [Kind.INTENT, Kind.INDETERMINATE]
+    assert kinds(log) == [RecordKind.INTENT, RecordKind.INDETERMINATE]
     hsm.length = 64
     outputs = engine.sign_batch(asked).outputs
     assert engine.sign_batch(asked).outputs == outputs
@@ -266,11 +266,11 @@ def test_a_failed_item_fails_again_alike(
     assert engine.sign_batch(asked) == first
 
 
-@pytest.mark.parametrize("failing", [Kind.INTENT, Kind.OUTCOME])
+@pytest.mark.parametrize("failing", [RecordKind.INTENT, RecordKind.OUTCOME])
 def test_nothing_is_signed_or_released_without_the_log(
-    engine: Engine, hsm: Hsm, log: AuditLog, monkeypatch: pytest.MonkeyPatch, failing: Kind
+    engine: Engine, hsm: Hsm, log: AuditLog, monkeypatch: pytest.MonkeyPatch, failing: RecordKind
 ) -> None:
-    def append(kind: Kind, *_: object) -> int:
+    def append(kind: RecordKind, *_: object) -> int:
         if kind is failing:
             raise AuditUnavailable("the disk is gone")
         return 0
@@ -280,7 +280,7 @@ def test_nothing_is_signed_or_released_without_the_log(
         engine.sign_batch(request())
     assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
     assert caught.value.retry_after
-    assert hsm.signed == (0 if failing is Kind.INTENT else 4)
+    assert hsm.signed == (0 if failing is RecordKind.INTENT else 4)
 
 
 def test_of_too_many_ids_the_latest_are_remembered(

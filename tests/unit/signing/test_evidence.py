@@ -21,7 +21,7 @@ from signer.algorithms import PROPERTIES
 from signer.audit.format import checkpoint as notes
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint, Verifier
-from signer.audit.format.record import Kind, Record
+from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.search import locate, prove
 from signer.audit.read.verify import verify_log
@@ -149,7 +149,7 @@ class Stage:
             answer_bytes=4 << 20,
         )
 
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[RecordKind]:
         return [record.kind for record in self.log.records(0, 100)]
 
 
@@ -247,7 +247,10 @@ def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stag
             time.sleep(0.001)
         stage.disk.gate.set()
         first = again.result(30)
-    late, signed = (Kind.INTENT, Kind.INDETERMINATE), (Kind.INTENT, Kind.OUTCOME)
+    late, signed = (
+        (RecordKind.INTENT, RecordKind.INDETERMINATE),
+        (RecordKind.INTENT, RecordKind.OUTCOME),
+    )
     assert stage.kinds() == [*late, *signed]
     assert stage.log.records(1, 1)[0].fields == {"intent": 0, "reason": "DEADLINE_TOO_SHORT"}
     assert stage.engine.sign_batch(request()) == first
@@ -267,7 +270,7 @@ def test_intents_that_did_not_reach_the_disk_in_time_are_not_in_the_log(stage: S
             assert isinstance(call.exception(30), CallError)
         stage.disk.gate.set()
         assert not first.result(30).failures
-    assert stage.kinds() == [Kind.INTENT, Kind.OUTCOME]
+    assert stage.kinds() == [RecordKind.INTENT, RecordKind.OUTCOME]
 
 
 def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
@@ -293,7 +296,7 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
         result = first.result(30)
     assert stage.engine.sign_batch(request()) == result
     assert stage.hsm.signed == 3
-    assert stage.kinds() == [Kind.INTENT, Kind.OUTCOME]
+    assert stage.kinds() == [RecordKind.INTENT, RecordKind.OUTCOME]
 
 
 # --- officers ----------------------------------------------------------------------------------
@@ -317,12 +320,14 @@ def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_
     before, after = (Evidence(SystemClock(), Observer()) for _ in range(2))
     log = opened(tmp_path / "audit", before)
     officers = [["spiffe://x/a", b"certificate"], ["spiffe://x/b", b"other"]]
-    log.append(Kind.OFFICERS, {"officers": officers, "development": False, "policy": bytes(32)})
+    log.append(
+        RecordKind.OFFICERS, {"officers": officers, "development": False, "policy": bytes(32)}
+    )
     operation = {"operation": ID, "content": b"nobody signed it", "signatures": []}
-    log.append(Kind.EXECUTION, operation)
-    log.append(Kind.EXECUTED, {"operation": ID, "state": "DONE", "note": ""})
+    log.append(RecordKind.EXECUTION, operation)
+    log.append(RecordKind.EXECUTED, {"operation": ID, "state": "DONE", "note": ""})
     while len(list_segments(tmp_path / "audit")) < 3:
-        log.append(Kind.WORKER, {"token": "t", "cause": "c"})
+        log.append(RecordKind.WORKER, {"token": "t", "cause": "c"})
     known = Checkpoint(ORIGIN, *log.tree_head())
     log.close()
     # What people did wrong is told by the verification, and does not stop a start.
@@ -344,6 +349,6 @@ def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_
 def test_a_snapshot_from_before_there_were_officers_is_read() -> None:
     evidence = Evidence(SystemClock(), Observer())
     older = {"requests": b"", "used": {}, "frontier": [bytes(32)], "open": []}
-    evidence.recorded(Record(1, 1, Kind.SNAPSHOT, older))
+    evidence.recorded(Record(1, 1, RecordKind.SNAPSHOT, older))
     assert evidence.snapshot() == Evidence(SystemClock(), Observer()).snapshot()
     assert set(evidence.snapshot()) == {"requests", "used", "control"}
