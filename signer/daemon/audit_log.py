@@ -36,6 +36,7 @@ from signer.audit.write.recovery import AuditRefused
 from signer.clock import Clock
 from signer.config import AuditConfig
 from signer.errors import CallError, OperatorError
+from signer.hsm.front.pool import Admission
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion, Signed, SignJob
@@ -68,7 +69,8 @@ class TrailReports(CheckpointReports, Reports, Protocol):
 class Sealer(Protocol):
     """The HSM as far as checkpoints need it."""
 
-    def sign(self, job: SignJob) -> Signed: ...
+    def admit(self, job: SignJob) -> Admission: ...
+    def sign(self, admission: Admission) -> Signed: ...
 
 
 def refuse_second_log(config: AuditConfig) -> None:
@@ -387,7 +389,7 @@ class Trail:
         deadline = self._clock.monotonic() + _SEAL_SECONDS
         job = SignJob(self._key, [data], self._key.key.facility, 1, 1, deadline)
         try:
-            signed = hsm.sign(job)
+            signed = hsm.sign(hsm.admit(job))
         except CallError as error:
             raise CheckpointError(str(error)) from error
         for failure in signed.failures.values():

@@ -18,6 +18,7 @@ from signer.algorithms import PROPERTIES
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
 from signer.formats import FORMATS
+from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex
 from signer.model import (
     Algorithm,
@@ -47,8 +48,8 @@ SMALLEST_BUDGET = 0.005
 class Hsm(Protocol):
     """What the engine asks for signatures."""
 
-    def admit(self, job: SignJob) -> Failure | None: ...
-    def sign(self, job: SignJob) -> Signed: ...
+    def admit(self, job: SignJob) -> Admission: ...
+    def sign(self, admission: Admission) -> Signed: ...
 
 
 class Observer(Protocol):
@@ -112,30 +113,30 @@ class Engine:
             # 4. Where the HSM takes it, it counts: the quota is charged and never refunded.
             job = _job(column.inputs, version, terms, request.deadline)
             self._check_time(request.deadline)
-            refused = self._hsm.admit(job) if job.inputs else None
-            if refused is None:
-                self._charge(terms, len(job.inputs), now)
+            with self._hsm.admit(job) as admission:
+                if admission.refused is None:
+                    self._charge(terms, len(job.inputs), now)
 
-            # 5. The intent is on record, the HSM signs, the outcome is on record.
-            if refused is None and job.inputs:
-                intent = Intent(
-                    ticket=ticket,
-                    call_id=request.call_id,
-                    version=version,
-                    format=request.format,
-                    rule=decision.rule,
-                    policy_sha256=snapshot.policy.sha256,
-                    facility=terms.facility,
-                    group=terms.group or "",
-                    now=context.now,
-                    hcert=context.hcert,
-                    asked=len(request.payloads),
-                    failed=prepared.failures,
-                    digests=column.digests(),
-                )
-                signed = self._sign(job, intent)
-            else:
-                signed = Signed.all_failed(job, refused or _NOTHING)
+                # 5. The intent is on record, the HSM signs, the outcome is on record.
+                if admission.refused is None and job.inputs:
+                    intent = Intent(
+                        ticket=ticket,
+                        call_id=request.call_id,
+                        version=version,
+                        format=request.format,
+                        rule=decision.rule,
+                        policy_sha256=snapshot.policy.sha256,
+                        facility=terms.facility,
+                        group=terms.group or "",
+                        now=context.now,
+                        hcert=context.hcert,
+                        asked=len(request.payloads),
+                        failed=prepared.failures,
+                        digests=column.digests(),
+                    )
+                    signed = self._sign(admission, intent)
+                else:
+                    signed = Signed.all_failed(job, admission.refused or _NOTHING)
 
             # 6. From signatures to finished messages.
             with self._stage("format"):
@@ -145,13 +146,14 @@ class Engine:
         self._count(request.format, version, terms, failures, len(outputs))
         return BatchResult(version, terms, decision.rule, outputs, failures)
 
-    def _sign(self, job: SignJob, intent: Intent) -> Signed:
+    def _sign(self, admission: Admission, intent: Intent) -> Signed:
         """Signs what is on record; whatever happens, what came of it is on record, too."""
+        job = admission.job
         with self._stage("audit"):
             seq = self._evidence.intend(intent, job.deadline)
         with self._evidence.closing(seq):
             with self._stage("hsm"):
-                signed = self._hsm.sign(job)
+                signed = self._hsm.sign(admission)
             with self._stage("audit"):
                 self._evidence.conclude(seq, job.version, signed)
         return signed

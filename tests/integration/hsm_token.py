@@ -21,7 +21,7 @@ from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion, SignJob
+from signer.model import Algorithm, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.tools.dev import softhsm, texts
 
 SECONDS = 30.0
@@ -161,6 +161,10 @@ def job(
     seconds: float = SECONDS,
 ) -> SignJob:
     return SignJob(key, inputs, owner, weight, check_every, time.monotonic() + seconds)
+
+
+def sign(pool: Pool, job: SignJob) -> Signed:
+    return pool.sign(pool.admit(job))
 
 
 def inputs_for(key: KeyVersion, count: int) -> list[bytes]:

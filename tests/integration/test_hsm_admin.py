@@ -12,7 +12,7 @@ from signer.hsm.front.admin import open_admin
 from signer.hsm.front.process import WorkerProcess
 from signer.model import Algorithm, KeyVersion, TokenObject
 from tests.integration.hsm_probe import ask
-from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, version
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign, version
 
 
 @pytest.fixture
@@ -121,15 +121,15 @@ def test_running_workers_forget_a_destroyed_key(token: SoftToken, copies: bool) 
     gone, kept = token.make(*[(Algorithm.ES256, 0)] * 2)
     inputs = inputs_for(gone, 20)
     with token.pool(session_copies=copies) as (pool, record):
-        assert pool.sign(job(gone, inputs)).failures == {}
+        assert sign(pool, job(gone, inputs)).failures == {}
         with open_admin(token.settings, token.state) as admin:
             admin.destroy(gone.cka_id, label(gone))
         pool.refresh()
-        signed = pool.sign(job(gone, inputs))
+        signed = sign(pool, job(gone, inputs))
         assert signed.signatures == [b""] * 20
         assert {failure.reason for failure in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
         assert "does not hold the key" in signed.failures[0].message
-        assert all_correct(kept, inputs, pool.sign(job(kept, inputs)).signatures)
+        assert all_correct(kept, inputs, sign(pool, job(kept, inputs)).signatures)
         assert record.left == []
 
 
@@ -137,14 +137,14 @@ def test_another_key_under_the_id_of_a_destroyed_one_takes_its_place(token: Soft
     [old] = token.make((Algorithm.ES256, 0))
     inputs = inputs_for(old, 20)
     with token.pool() as (pool, record):
-        assert pool.sign(job(old, inputs)).failures == {}
+        assert sign(pool, job(old, inputs)).failures == {}
         with open_admin(token.settings, token.state) as admin:
             admin.destroy(old.cka_id, label(old))
             spki = admin.generate(Algorithm.ES256, 0, old.cka_id, label(old))
         pool.refresh()
         new = replace(version(Algorithm.ES256, old.cka_id, spki), key=old.key)
         assert new.spki != old.spki
-        assert all_correct(new, inputs, pool.sign(job(new, inputs)).signatures)
+        assert all_correct(new, inputs, sign(pool, job(new, inputs)).signatures)
         assert record.left == []
 
 

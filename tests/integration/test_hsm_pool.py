@@ -24,7 +24,15 @@ from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import MECHANISMS
 from signer.model import Algorithm, KeyVersion, Signed
-from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, public_key, until
+from tests.integration.hsm_token import (
+    SoftToken,
+    all_correct,
+    inputs_for,
+    job,
+    public_key,
+    sign,
+    until,
+)
 
 KINDS = [
     (Algorithm.ES256, 0),
@@ -86,7 +94,7 @@ def test_every_algorithm_and_length_signs(
 ) -> None:
     key = keys[name]
     inputs = inputs_for(key, 12)
-    signed = serving.sign(job(key, inputs))
+    signed = sign(serving, job(key, inputs))
     assert signed.failures == {}
     assert len(signed.signatures) == len(inputs)
     for data, signature in zip(inputs, signed.signatures, strict=True):
@@ -97,7 +105,7 @@ def test_every_algorithm_and_length_signs(
 def test_ecdsa_is_always_low_s(serving: Pool, keys: dict[str, KeyVersion], name: str) -> None:
     key = keys[name]
     inputs = inputs_for(key, 250)
-    signed = serving.sign(job(key, inputs, check_every=64))
+    signed = sign(serving, job(key, inputs, check_every=64))
     assert all_correct(key, inputs, signed.signatures)
     order = MECHANISMS[key.algorithm].order
     assert order is not None
@@ -108,7 +116,7 @@ def test_ecdsa_is_always_low_s(serving: Pool, keys: dict[str, KeyVersion], name:
 def test_messages_of_any_length_are_signed(serving: Pool, keys: dict[str, KeyVersion]) -> None:
     key = keys["EdDSA"]
     inputs = [b"", b"x", bytes(1000), bytes(70_000), bytes(300_000), b"y" * 17, b""]
-    signed = serving.sign(job(key, inputs))
+    signed = sign(serving, job(key, inputs))
     assert all_correct(key, inputs, signed.signatures)
 
 
@@ -120,7 +128,7 @@ def test_with_and_without_session_copies(
         for name in NAMES[:5]:
             inputs = inputs_for(keys[name], 8)
             for _ in range(2):
-                signed = pool.sign(job(keys[name], inputs))
+                signed = sign(pool, job(keys[name], inputs))
                 assert all_correct(keys[name], inputs, signed.signatures)
         until(lambda: record.counts["items"] == 80, "all are counted")
         assert record.counts["checked"] == 80
@@ -131,7 +139,7 @@ def test_many_callers_and_keys_at_once(serving: Pool, keys: dict[str, KeyVersion
     def call(number: int) -> bool:
         key = keys[NAMES[number % 4]]
         inputs = inputs_for(key, 1 + number % 60)
-        signed = serving.sign(job(key, inputs, owner=f"owner-{number % 5}", check_every=7))
+        signed = sign(serving, job(key, inputs, owner=f"owner-{number % 5}", check_every=7))
         return all_correct(key, inputs, signed.signatures)
 
     with ThreadPoolExecutor(12) as threads:
@@ -146,7 +154,7 @@ def test_the_first_signature_of_a_key_is_checked_and_one_in_n_after_it(
 
         def checked(key: KeyVersion, count: int, check_every: int) -> int:
             before = record.counts.copy()
-            signed = pool.sign(job(key, inputs_for(key, count), check_every=check_every))
+            signed = sign(pool, job(key, inputs_for(key, count), check_every=check_every))
             assert signed.failures == {}
             until(lambda: record.counts["items"] == before["items"] + count, "it is counted")
             return record.counts["checked"] - before["checked"]
@@ -163,13 +171,13 @@ def test_a_key_that_the_token_lacks_fails_its_items_only(
     absent = replace(key, cka_id=b"nobody has this")
     with token.pool() as (pool, record):
         for _ in range(3):
-            signed = pool.sign(job(absent, inputs_for(absent, 40)))
+            signed = sign(pool, job(absent, inputs_for(absent, 40)))
             assert signed.signatures == [b""] * 40
             assert {f.reason for f in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
             assert "does not hold the key" in signed.failures[0].message
             assert signed.failures[0].retry_after
             inputs = inputs_for(key, 40)
-            assert all_correct(key, inputs, pool.sign(job(key, inputs)).signatures)
+            assert all_correct(key, inputs, sign(pool, job(key, inputs)).signatures)
         assert record.left == []
 
 
@@ -185,10 +193,10 @@ def test_a_pin_of_another_kind_fails_its_items_only(
     ]
     with token.pool() as (pool, record):
         for pin in pins:
-            signed = pool.sign(job(replace(key, spki=pin), inputs_for(key, 3)))
+            signed = sign(pool, job(replace(key, spki=pin), inputs_for(key, 3)))
             assert signed.signatures == [b""] * 3
             assert "pinned" in signed.failures[0].message
-        assert pool.sign(job(key, inputs_for(key, 3))).failures == {}
+        assert sign(pool, job(key, inputs_for(key, 3))).failures == {}
         assert record.left == []
 
 
@@ -199,9 +207,9 @@ def test_items_over_which_two_workers_leave_fail_and_the_others_go_on(
     # SoftHSM takes an EC key for RSA in C_SignInit and fails in C_Sign: the session is lost.
     mixed = replace(keys["RS256-4096"], cka_id=key.cka_id)
     with token.pool() as (pool, record), ThreadPoolExecutor(2) as threads:
-        poison = threads.submit(pool.sign, job(mixed, inputs_for(mixed, 3), owner="p"))
+        poison = threads.submit(sign, pool, job(mixed, inputs_for(mixed, 3), owner="p"))
         inputs = inputs_for(key, 500)
-        assert all_correct(key, inputs, pool.sign(job(key, inputs)).signatures)
+        assert all_correct(key, inputs, sign(pool, job(key, inputs)).signatures)
         signed = poison.result()
         assert signed.signatures == [b""] * 3
         assert {f.message for f in signed.failures.values()} == {
@@ -209,7 +217,7 @@ def test_items_over_which_two_workers_leave_fail_and_the_others_go_on(
         }
         assert {f.reason for f in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
         until(lambda: pool.serving, "another worker serves")
-        assert pool.sign(job(key, inputs[:3])).failures == {}
+        assert sign(pool, job(key, inputs[:3])).failures == {}
         assert [cause for cause, _ in record.left] == ["module_fatal"] * 2
         assert "C_Sign returned 0x00000005" in record.left[0][1]
 
@@ -222,15 +230,15 @@ def test_a_wrong_pin_stops_its_key_and_the_third_such_key_stops_the_token(
         for number, key in enumerate(spoilt, 1):
             altered = replace(key, spki=other.spki)
             inputs = inputs_for(key, 700)
-            signed = pool.sign(job(altered, inputs, check_every=64))
+            signed = sign(pool, job(altered, inputs, check_every=64))
             assert signed.signatures == [b""] * 700, "a wrong signature leaves"
             reasons = {failure.reason for failure in signed.failures.values()}
             assert Reason.HSM_UNAVAILABLE in reasons
             assert reasons <= {Reason.HSM_UNAVAILABLE, Reason.KEY_VERSION_NOT_ACTIVE}
             with pytest.raises(CallError) as refused:
-                pool.sign(job(altered, inputs[:1]))
+                sign(pool, job(altered, inputs[:1]))
             assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
-            rest = pool.sign(job(good, inputs[:5]))
+            rest = sign(pool, job(good, inputs[:5]))
             if number < 3:
                 assert rest.failures == {}
                 assert pool.reason == ""
@@ -247,7 +255,7 @@ def test_a_wrong_pin_stops_its_key_and_the_third_such_key_stops_the_token(
         until(lambda: not pids & {w.pid for w in pool.status()}, "both are replaced")
         until(lambda: len(record.logins) == 4, "both have logged in")
         assert pool.serving == 0
-        assert len(pool.sign(job(good, inputs[:5])).failures) == 5
+        assert len(sign(pool, job(good, inputs[:5])).failures) == 5
 
 
 def test_a_stopped_key_signs_no_more_and_others_go_on(
@@ -258,13 +266,13 @@ def test_a_stopped_key_signs_no_more_and_others_go_on(
     with token.pool() as (pool, _):
         results: list[Signed] = []
         caller = threading.Thread(
-            target=lambda: results.append(pool.sign(job(key, inputs, check_every=1000)))
+            target=lambda: results.append(sign(pool, job(key, inputs, check_every=1000)))
         )
         caller.start()
         until(pool.waiting, "the batch waits")
-        pool.stop_key(key, "this key is suspended")
+        pool.stop_keys({key: "this key is suspended"})
         with pytest.raises(CallError, match="this key is suspended"):
-            pool.sign(job(key, inputs[:1]))
+            sign(pool, job(key, inputs[:1]))
         caller.join()
         [signed] = results
         assert signed.failures, "it was stopped midway"
@@ -273,7 +281,7 @@ def test_a_stopped_key_signs_no_more_and_others_go_on(
         assert {f.reason for f in signed.failures.values()} == {Reason.KEY_VERSION_NOT_ACTIVE}
         done = [i for i, signature in enumerate(signed.signatures) if signature]
         assert all_correct(key, [inputs[i] for i in done], [signed.signatures[i] for i in done])
-        assert pool.sign(job(other, inputs[:10])).failures == {}
+        assert sign(pool, job(other, inputs[:10])).failures == {}
 
 
 def test_keys_made_later_are_found_when_told(token: SoftToken) -> None:
@@ -283,7 +291,7 @@ def test_keys_made_later_are_found_when_told(token: SoftToken) -> None:
             pool.refresh()
             for key in made:
                 inputs = inputs_for(key, 300)  # enough for both workers
-                assert all_correct(key, inputs, pool.sign(job(key, inputs)).signatures)
+                assert all_correct(key, inputs, sign(pool, job(key, inputs)).signatures)
         assert record.left == []
 
 
@@ -295,7 +303,7 @@ def test_keys_made_while_workers_start_are_found(token: SoftToken) -> None:
             slot.process.kill()
             [key] = token.make((Algorithm.ES256, 0))
             pool.refresh()
-            assert pool.sign(job(key, inputs_for(key, 3))).failures == {}
+            assert sign(pool, job(key, inputs_for(key, 3))).failures == {}
         assert [cause for cause, _ in record.left] == ["died"] * 4
 
 
@@ -306,7 +314,7 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_frees_the_queue(
     with token.pool() as (pool, record), ThreadPoolExecutor(4) as threads:
         # The first estimate of RSA is too low for 4096 bits: they are admitted and do not fit.
         late = [
-            threads.submit(pool.sign, job(slow, inputs_for(slow, 300), seconds=0.5))
+            threads.submit(sign, pool, job(slow, inputs_for(slow, 300), seconds=0.5))
             for _ in range(4)
         ]
         for call in late:
@@ -315,7 +323,7 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_frees_the_queue(
             assert refused.value.reason is Reason.DEADLINE_TOO_SHORT
         assert pool.waiting() == []
         inputs = inputs_for(fast, 50)
-        assert all_correct(fast, inputs, pool.sign(job(fast, inputs)).signatures)
+        assert all_correct(fast, inputs, sign(pool, job(fast, inputs)).signatures)
         assert record.left == []
 
 
@@ -325,17 +333,17 @@ def test_the_answer_says_to_how_many_workers_an_item_was_given(
     key = keys["ES256"]
     inputs = inputs_for(key, 20)
     with token.pool() as (pool, _), ThreadPoolExecutor(1) as threads:
-        assert pool.sign(job(key, inputs)).attempts == 1
+        assert sign(pool, job(key, inputs)).attempts == 1
         [slot] = pool._slots
         assert slot.process is not None
         os.kill(slot.pid, signal.SIGSTOP)
-        lost = threads.submit(pool.sign, job(key, inputs))
+        lost = threads.submit(sign, pool, job(key, inputs))
         until(lambda: slot.in_flight, "the worker has the chunk")
         slot.process.kill()
         signed = lost.result(30)
         assert (signed.failures, signed.attempts) == ({}, 2)
         pool.close()
-        assert pool.sign(job(key, inputs)).attempts == 0
+        assert sign(pool, job(key, inputs)).attempts == 0
 
 
 def test_a_full_queue_refuses_at_once_and_takes_more_later(
@@ -343,14 +351,14 @@ def test_a_full_queue_refuses_at_once_and_takes_more_later(
 ) -> None:
     slow = keys["PS256-3072"]
     with token.pool(queued=100) as (pool, _), ThreadPoolExecutor(1) as threads:
-        first = threads.submit(pool.sign, job(slow, inputs_for(slow, 100)))
+        first = threads.submit(sign, pool, job(slow, inputs_for(slow, 100)))
         until(pool.waiting, "the first batch waits")
         with pytest.raises(CallError) as refused:
-            pool.sign(job(slow, inputs_for(slow, 100)))
+            sign(pool, job(slow, inputs_for(slow, 100)))
         assert refused.value.reason is Reason.OVERLOADED
         assert refused.value.retry_after
         assert first.result(30).failures == {}
-        assert pool.sign(job(slow, inputs_for(slow, 100))).failures == {}
+        assert sign(pool, job(slow, inputs_for(slow, 100))).failures == {}
 
 
 def test_a_flood_does_not_hold_up_the_single_items_of_another(
@@ -361,11 +369,11 @@ def test_a_flood_does_not_hold_up_the_single_items_of_another(
     single = inputs_for(key, 1)
     with token.pool(workers=2) as (pool, _), ThreadPoolExecutor(3) as threads:
         floods = [
-            threads.submit(pool.sign, job(key, flood, owner="b", check_every=64)) for _ in range(3)
+            threads.submit(sign, pool, job(key, flood, owner="b", check_every=64)) for _ in range(3)
         ]
         until(lambda: sum(each.items for each in pool.waiting()) > 50_000, "the flood is there")
         for _ in range(20):
-            assert pool.sign(job(key, single, owner="a")).failures == {}
+            assert sign(pool, job(key, single, owner="a")).failures == {}
         left = sum(waiting.items for waiting in pool.waiting())
         assert left > len(flood), "20 single items took as long as two batches of the flood"
         assert all(each.result(60).failures == {} for each in floods)
@@ -374,14 +382,14 @@ def test_a_flood_does_not_hold_up_the_single_items_of_another(
 def test_the_end_answers_everybody(token: SoftToken, keys: dict[str, KeyVersion]) -> None:
     slow = keys["RS256-4096"]
     with token.pool(workers=2) as (pool, _), ThreadPoolExecutor(3) as threads:
-        calls = [threads.submit(pool.sign, job(slow, inputs_for(slow, 500))) for _ in range(3)]
+        calls = [threads.submit(sign, pool, job(slow, inputs_for(slow, 500))) for _ in range(3)]
         until(pool.waiting, "the batches wait")
         pool.close()
         for call in calls:
             signed = call.result(5)  # not at the deadline: at once
             assert signed.failures
             assert {f.reason for f in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
-        late = pool.sign(job(slow, inputs_for(slow, 2)))
+        late = sign(pool, job(slow, inputs_for(slow, 2)))
         assert len(late.failures) == 2
         assert all(worker.pid == 0 for worker in pool.status())
 
@@ -398,7 +406,7 @@ def test_a_start_that_the_system_refuses_is_tried_again(
 
     monkeypatch.setattr("subprocess.Popen", refuse_at_first)
     with token.pool() as (pool, record):
-        assert pool.sign(job(keys["ES256"], inputs_for(keys["ES256"], 2))).failures == {}
+        assert sign(pool, job(keys["ES256"], inputs_for(keys["ES256"], 2))).failures == {}
         assert [text for _, text in record.left] == [
             "no worker can be started: Resource temporarily unavailable"
         ] * 3
@@ -417,4 +425,4 @@ def test_no_second_key_is_made_under_one_id_or_label(tmp_path: Path) -> None:
             admin.generate(Algorithm.PS256, 2048, key.cka_id, label)
         assert admin.generate(Algorithm.ES256, 0, key.cka_id, label) == key.spki
     with token.pool() as (pool, _):  # nothing was made that would stop this start
-        assert pool.sign(job(key, inputs_for(key, 2))).failures == {}
+        assert sign(pool, job(key, inputs_for(key, 2))).failures == {}

@@ -14,7 +14,7 @@ import pytest
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Pool
 from signer.model import Algorithm, KeyName, KeyVersion, Suspended
-from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, until
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign, until
 
 HALTED = Suspended(facilities={"a": "a is suspended"})
 
@@ -52,7 +52,7 @@ class Callers:
         while not self._over.is_set():
             phase = self.phase
             try:
-                signed = self._pool.sign(job(key, inputs, owner=facility, check_every=64))
+                signed = sign(self._pool, job(key, inputs, owner=facility, check_every=64))
             except CallError as error:
                 self.reasons.add(error.reason)
                 self.refused[facility] += 1
@@ -102,7 +102,7 @@ def test_what_the_worker_still_signs_is_not_released(
     inputs = inputs_for(keys["a"], 20_000)
     with token.pool() as (pool, record), ThreadPoolExecutor(2) as threads:
         [slot] = pool._slots
-        call = threads.submit(pool.sign, job(keys["a"], inputs, check_every=1000))
+        call = threads.submit(sign, pool, job(keys["a"], inputs, check_every=1000))
         until(lambda: record.counts["chunks"], "some of it has come back")
         os.kill(slot.pid, signal.SIGSTOP)
         [batch] = pool._batches.values()
@@ -120,7 +120,7 @@ def test_what_the_worker_still_signs_is_not_released(
         done = [index for index, signature in enumerate(left) if signature]
         assert all_correct(keys["a"], [inputs[i] for i in done], [left[i] for i in done])
         other = inputs_for(keys["b"], 50)
-        assert all_correct(keys["b"], other, pool.sign(job(keys["b"], other)).signatures)
+        assert all_correct(keys["b"], other, sign(pool, job(keys["b"], other)).signatures)
         pool.suspend(Suspended(), [])
-        assert all_correct(keys["a"], other, pool.sign(job(keys["a"], other)).signatures)
+        assert all_correct(keys["a"], other, sign(pool, job(keys["a"], other)).signatures)
         assert record.left == []

@@ -6,7 +6,7 @@ import pytest
 
 from signer.model import Algorithm
 from tests.integration.hsm_probe import ask, key_arguments
-from tests.integration.hsm_token import SoftToken, inputs_for, job
+from tests.integration.hsm_token import SoftToken, inputs_for, job, sign
 
 KINDS = [
     (Algorithm.ES256, 0),
@@ -72,7 +72,7 @@ def test_without_copies_there_are_none(token: SoftToken) -> None:
 def test_no_pin_is_in_what_is_kept(token: SoftToken) -> None:
     [key] = token.make((Algorithm.ES256, 0))
     with token.pool() as (pool, _):
-        assert pool.sign(job(key, inputs_for(key, 1))).failures == {}
+        assert sign(pool, job(key, inputs_for(key, 1))).failures == {}
     pin = token.settings.pin_file.read_text()
     kept = [path for path in token.state.rglob("*") if path.is_file()]
     assert any(path.name.startswith("pin-") for path in kept)

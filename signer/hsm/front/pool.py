@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
@@ -29,6 +30,27 @@ ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
 COPIES_DROPPED_SINGLY = 64
 """Of more versions, a worker drops all copies: each costs about a signature to make again."""
+
+
+@dataclass(slots=True, eq=False)
+class Admission:
+    """The answer to a job, which ``sign`` takes: ``refused`` is the failure of every item, or None.
+
+    ``room`` items of the queue are reserved for it. A ``with`` block gives back what has
+    not been used by its end.
+    """
+
+    job: SignJob
+    refused: Failure | None = None
+    room: int = 0
+    pool: Pool | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.release(self)
 
 
 class Pool:
@@ -55,6 +77,7 @@ class Pool:
         self._batches: dict[Pending, Batch] = {}
         self._stops = Stops()
         self._next_chunk = 0
+        self._reserved = 0  # items that are admitted and not queued yet
         self._failed = ""  # why nobody serves, until somebody does
         self._halted = ""  # why nobody will serve any more in this daemon's life
         self._first_outcome = threading.Event()
@@ -126,24 +149,39 @@ class Pool:
         """Whether the last worker could not log in because of the PIN."""
         return self._last_cause is not None and self._last_cause.about_pin and not self.serving
 
-    def admit(self, job: SignJob) -> Failure | None:
-        """Returns why no item of a job would be signed now, None where they would.
+    def admit(self, job: SignJob) -> Admission:
+        """Decides whether a job may be signed now, and reserves its room in the queue.
 
-        Raises CallError: OVERLOADED, DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
+        ``refused`` of the answer is the failure of every item, None where the job is
+        admitted. An empty job always is. Raises CallError: OVERLOADED,
+        DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
         """
+        count = len(job.inputs)
+        if not count:
+            return Admission(job)
         with self._lock:
-            return self._admit(job, self._clock.monotonic())
+            if (refused := self._refusal(job.version)) is not None:
+                return Admission(job, refused)
+            self._check_room(count)
+            self._check_time(job)
+            self._reserved += count
+        return Admission(job, None, count, self)
 
-    def sign(self, job: SignJob) -> Signed:
-        """Signs a batch; blocks until every item has its signature or its failure.
+    def sign(self, admission: Admission) -> Signed:
+        """Signs an admitted batch; blocks until every item has its signature or its failure.
 
-        Raises what ``admit`` raises.
+        Raises CallError: DEADLINE_TOO_SHORT where the deadline passes meanwhile,
+        KEY_VERSION_NOT_ACTIVE where the version was stopped after its admission.
         """
+        job = admission.job
+        if admission.refused is not None:
+            return Signed.all_failed(job, admission.refused)
         now = self._clock.monotonic()
         batch = Batch(job, now)
         with self._lock:
-            if (failure := self._admit(job, now)) is not None:
-                return Signed.all_failed(job, failure)
+            self._give_back(admission)
+            if (refused := self._refusal(job.version)) is not None:
+                return Signed.all_failed(job, refused)
             self._batches[batch.pending] = batch
             self._scheduler.add(batch.pending)
         self._pump()
@@ -157,14 +195,15 @@ class Pool:
             )
         return batch.signed._replace(attempts=batch.attempts)
 
+    def release(self, admission: Admission) -> None:
+        """Gives back the room of an admission that is not used."""
+        with self._lock:
+            self._give_back(admission)
+
     def refresh(self) -> None:
         """Has every worker look for new keys before it gets another chunk."""
         for slot in self._slots:
             slot.refresh()
-
-    def stop_key(self, version: KeyVersion, text: str) -> None:
-        """Stops one version; see stop_keys."""
-        self.stop_keys({version: text})
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions at once, each for its reason.
@@ -175,10 +214,6 @@ class Pool:
             self._stops.stop(versions)
             self._fail_stopped()
         self.drop(versions)
-
-    def resume_key(self, version: KeyVersion) -> None:
-        """Lets one version sign again; see resume_keys."""
-        self.resume_keys([version])
 
     def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
         """Lets versions sign again; one with a wrong signature stays stopped."""
@@ -208,23 +243,31 @@ class Pool:
 
     # --- books (all under the lock) --------------------------------------------------------
 
-    def _admit(self, job: SignJob, now: float) -> Failure | None:
-        if text := self._stops.reason(job.version):
+    def _refusal(self, version: KeyVersion) -> Failure | None:
+        """Returns why the pool takes no job now; raises CallError where the version is stopped."""
+        if text := self._stops.reason(version):
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
-        if self._halted or self._failed:
-            return NOT_SERVING
+        return NOT_SERVING if self._halted or self._failed else None
+
+    def _check_room(self, count: int) -> None:
         # A batch above the limit passes where nothing waits, or it never could.
-        if self._scheduler.items and self._scheduler.items + len(job.inputs) > self._max_queued:
-            text = f"{self._scheduler.items} items wait already: try again a little later"
+        waiting = self._scheduler.items + self._reserved
+        if waiting and waiting + count > self._max_queued:
+            text = f"{waiting} items wait already: try again a little later"
             raise CallError(Reason.OVERLOADED, text, {"limit": "queued_items"}, retry_after=1.0)
+
+    def _check_time(self, job: SignJob) -> None:
         needed = len(job.inputs) * (self._costs.known(job) or 0.0) / max(1, self.serving)
-        if job.deadline - now < needed:
+        if job.deadline - self._clock.monotonic() < needed:
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
                 f"signing {len(job.inputs)} items takes about {needed:.3f} s, more than the "
                 "deadline leaves: send smaller batches or allow more time",
             )
-        return None
+
+    def _give_back(self, admission: Admission) -> None:
+        self._reserved -= admission.room
+        admission.room = 0
 
     def _fail(self, chunk: Chunk, failure: Failure) -> None:
         if (batch := self._batches.get(chunk.pending)) is not None:

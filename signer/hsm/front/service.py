@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from signer.errors import Failure
 from signer.hsm.front.observer import WorkerStatus
-from signer.hsm.front.pool import Pool
+from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.spec import FailureKind
 from signer.model import KeyVersion, Signed, SignJob, Suspended
 
@@ -37,26 +36,18 @@ class Hsm:
         for pool in self._pools.values():
             pool.close()
 
-    def admit(self, job: SignJob) -> Failure | None:
-        """Whether a batch would be signed now; see Pool.admit."""
+    def admit(self, job: SignJob) -> Admission:
+        """Decides whether a batch may be signed now on the token of its key; see Pool.admit."""
         return self._pool(job.version).admit(job)
 
-    def sign(self, job: SignJob) -> Signed:
-        """Signs a batch on the token of its key; see Pool.sign."""
-        return self._pool(job.version).sign(job)
+    def sign(self, admission: Admission) -> Signed:
+        """Signs an admitted batch; see Pool.sign."""
+        return self._pool(admission.job.version).sign(admission)
 
     def refresh(self) -> None:
         """Has all workers look for new keys."""
         for pool in self._pools.values():
             pool.refresh()
-
-    def stop_key(self, version: KeyVersion, text: str) -> None:
-        """Stops a version on its token; see Pool.stop_key."""
-        self._pool(version).stop_key(version, text)
-
-    def resume_key(self, version: KeyVersion) -> None:
-        """Lets a version sign again on its token; see Pool.resume_key."""
-        self._pool(version).resume_key(version)
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions on their tokens; see Pool.stop_keys."""

@@ -27,6 +27,7 @@ from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.config import AuditConfig
 from signer.daemon.audit_log import SLOW_SECONDS, Trail
+from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob
 
 ORIGIN = "test.example/log"
@@ -67,8 +68,11 @@ class Reports:
 class Token:
     """Signs checkpoints."""
 
-    def sign(self, job: SignJob) -> Signed:
-        return Signed([KEY.sign(each) for each in job.inputs], {})
+    def admit(self, job: SignJob) -> Admission:
+        return Admission(job)
+
+    def sign(self, admission: Admission) -> Signed:
+        return Signed([KEY.sign(each) for each in admission.job.inputs], {})
 
 
 @pytest.fixture

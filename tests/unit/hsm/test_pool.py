@@ -13,7 +13,7 @@ import pytest
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.hsm.frames import Kind, ResultFrame, Verdict, unpack_ids, unpack_sign
-from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Pool
+from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import End
 from signer.hsm.spec import FailureKind, TokenSpec
@@ -61,13 +61,13 @@ class Deaf:
 class Driven:
     """A pool with one fake worker, and callers in threads."""
 
-    def __init__(self, threads: ThreadPoolExecutor, label: str = "t") -> None:
+    def __init__(self, threads: ThreadPoolExecutor, label: str = "t", queued: int = 10**6) -> None:
         spec = TokenSpec(label, None, "", "", "", session_copies=True, environment={})
         self.pool = Pool(
             spec,
             workers=1,
             hang_seconds=9.0,
-            max_queued=10**6,
+            max_queued=queued,
             observer=Deaf(),
             clock=SystemClock(),
         )
@@ -76,9 +76,12 @@ class Driven:
         self._threads = threads
 
     def sign(self, key: KeyVersion, count: int) -> Future[Signed]:
-        """Has a thread call; returns when its batch is queued."""
+        """Signs in a thread; returns when the batch is queued."""
+        return self.submit(self.pool.admit(job(key, count)))
+
+    def submit(self, admission: Admission) -> Future[Signed]:
         before = len(self.pool._batches)
-        call = self._threads.submit(self.pool.sign, job(key, count))
+        call = self._threads.submit(self.pool.sign, admission)
         until(lambda: len(self.pool._batches) > before or call.done())
         return call
 
@@ -159,10 +162,9 @@ def test_nothing_of_a_suspended_facility_leaves_after_it(driven: Driven) -> None
     assert len(signed.failures) == left.count(b"")
     assert messages(signed) == {"a is suspended"}
     assert len(driven.slot.of_kind(Kind.SIGN)) == sent
-    for refuse in (driven.pool.sign, driven.pool.admit):
-        with pytest.raises(CallError, match="a is suspended") as refused:
-            refuse(job(key("a", 7), 1))
-        assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
+    with pytest.raises(CallError, match="a is suspended") as refused:
+        driven.pool.admit(job(key("a", 7), 1))
+    assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
 
 
 def test_others_go_on_and_lifting_lets_it_sign_again(driven: Driven) -> None:
@@ -182,7 +184,7 @@ def test_others_go_on_and_lifting_lets_it_sign_again(driven: Driven) -> None:
 def test_when_everything_is_suspended_only_the_audit_key_signs(driven: Driven) -> None:
     driven.pool.suspend(Suspended(everything="all is suspended"), [])
     with pytest.raises(CallError, match="all is suspended"):
-        driven.pool.sign(job(key("a"), 1))
+        driven.pool.admit(job(key("a"), 1))
     audit = driven.sign(replace(key("b"), key=AUDIT_KEY), 1)
     driven.answer_all()
     assert audit.result(20).failures == {}
@@ -205,10 +207,10 @@ def test_lifting_a_suspension_leaves_a_stopped_key_stopped(driven: Driven) -> No
         driven.pool.admit(job(key("a"), 1))
     with pytest.raises(CallError, match="is stopped"):
         driven.pool.admit(job(key("a", 1), 1))
-    assert driven.pool.admit(job(key("a", 2), 1)) is None
+    assert driven.pool.admit(job(key("a", 2), 1)).refused is None
     driven.pool.resume_keys([key("a"), key("a", 1)])
-    assert driven.pool.admit(job(key("a"), 1)) is None
-    assert driven.pool.admit(job(key("a", 1), 1)) is None
+    assert driven.pool.admit(job(key("a"), 1)).refused is None
+    assert driven.pool.admit(job(key("a", 1), 1)).refused is None
 
 
 def test_many_keys_stop_in_one_pass_each_for_its_reason(driven: Driven) -> None:
@@ -252,7 +254,7 @@ def test_dropping_copies_stops_nothing(driven: Driven) -> None:
     hsm.drop([key("a"), key("b")])
     [body] = driven.slot.of_kind(Kind.DROP)
     assert unpack_ids(memoryview(body)) == [b"a-0", b"b-0"]
-    assert hsm.admit(job(key("a"), 1)) is None
+    assert hsm.admit(job(key("a"), 1)).refused is None
 
 
 def test_a_copy_that_was_made_behind_the_order_is_dropped_again(driven: Driven) -> None:
@@ -283,7 +285,7 @@ def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(
             hsm.admit(job(key("a", number, label), 1))
     hsm.resume_keys([key("a", 1, "t"), key("a", 2, "u")])
     for label, number in (("t", 1), ("u", 2)):
-        assert hsm.admit(job(key("a", number, label), 1)) is None
+        assert hsm.admit(job(key("a", number, label), 1)).refused is None
 
 
 def test_a_chunk_is_packed_with_its_items_only(driven: Driven) -> None:
@@ -296,3 +298,54 @@ def test_a_chunk_is_packed_with_its_items_only(driven: Driven) -> None:
     assert {(frame.cka_id, frame.spki, frame.check_every) for frame in frames} == {
         (version.cka_id, version.spki, 1)
     }
+
+
+# --- admission ---------------------------------------------------------------------------------
+
+
+def test_what_is_admitted_and_not_yet_queued_takes_room_in_the_queue(
+    threads: ThreadPoolExecutor,
+) -> None:
+    pool = Driven(threads, queued=100).pool
+    with pool.admit(job(key("a"), 60)) as admission:
+        assert admission.room == 60
+        with pytest.raises(CallError, match="60 items wait already") as refused:
+            pool.admit(job(key("b"), 41))
+        assert refused.value.reason is Reason.OVERLOADED
+        with pool.admit(job(key("b"), 40)):
+            pass
+    assert pool.admit(job(key("b"), 1000)).room == 1000, "all room is free again"
+
+
+def test_room_is_given_back_once_whatever_happens(driven: Driven) -> None:
+    with pytest.raises(ZeroDivisionError), driven.pool.admit(job(key("a"), 60)):
+        raise ZeroDivisionError
+    with driven.pool.admit(job(key("a"), 60)) as admission:
+        call = driven.submit(admission)
+        driven.answer_all()
+        assert call.result(20).failures == {}
+    assert driven.pool._reserved == 0
+
+
+def test_an_admitted_job_whose_key_stops_before_it_is_queued_is_refused(driven: Driven) -> None:
+    admission = driven.pool.admit(job(key("a"), 3))
+    driven.pool.suspend(HALTED, [key("a")])
+    with pytest.raises(CallError, match="a is suspended") as refused:
+        driven.pool.sign(admission)
+    assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
+    assert driven.slot.of_kind(Kind.SIGN) == []
+    assert driven.pool._reserved == 0
+
+
+def test_an_admitted_job_fails_where_the_token_serves_no_more(driven: Driven) -> None:
+    admission = driven.pool.admit(job(key("a"), 3))
+    driven.pool._halt("the token is stopped")
+    for refused in (admission, driven.pool.admit(job(key("a"), 3))):
+        signed = driven.pool.sign(refused)
+        assert {failure.reason for failure in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
+        assert (signed.signatures, signed.attempts) == ([b""] * 3, 0)
+
+
+def test_an_empty_job_is_admitted_even_where_nothing_serves(driven: Driven) -> None:
+    driven.pool.suspend(HALTED, [])
+    assert driven.pool.admit(job(key("a"), 0)).refused is None

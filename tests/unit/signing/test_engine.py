@@ -16,6 +16,7 @@ from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.errors import CallError, Failure, Reason
+from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.policy.usage import Usage
@@ -61,12 +62,13 @@ class Hsm:
         self.signed = 0
         self.length = 64
 
-    def admit(self, _job: SignJob) -> Failure | None:
-        if isinstance(self.refusal, CallError):
+    def admit(self, job: SignJob) -> Admission:
+        if job.inputs and isinstance(self.refusal, CallError):
             raise self.refusal
-        return self.refusal
+        return Admission(job, self.refusal if job.inputs else None)
 
-    def sign(self, job: SignJob) -> Signed:
+    def sign(self, admission: Admission) -> Signed:
+        job = admission.job
         if self.error is not None:
             raise self.error
         self.signed += len(job.inputs)
@@ -255,8 +257,8 @@ def test_a_failed_item_fails_again_alike(
 ) -> None:
     lost = Failure(Reason.HSM_UNAVAILABLE, "two workers died", 1.0)
 
-    def sign(job: SignJob) -> Signed:
-        return Signed([b"", *[bytes([7]) * 64] * (len(job.inputs) - 1)], {0: lost})
+    def sign(admission: Admission) -> Signed:
+        return Signed([b"", *[bytes([7]) * 64] * (len(admission.job.inputs) - 1)], {0: lost})
 
     monkeypatch.setattr(hsm, "sign", sign)
     asked = replace(request(), request_id=ID)

@@ -29,8 +29,9 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog
 from signer.clock import SystemClock
 from signer.config import load_policy
-from signer.errors import CallError, Failure, Reason
+from signer.errors import CallError, Reason
 from signer.formats.signature import signature_length
+from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.officers.offline_check import DualControl
@@ -96,14 +97,15 @@ class Hsm:
         self.signed = 0
         self.attempts = 1
 
-    def admit(self, _job: SignJob) -> Failure | None:
-        return None
+    def admit(self, job: SignJob) -> Admission:
+        return Admission(job)
 
-    def sign(self, job: SignJob) -> Signed:
+    def sign(self, admission: Admission) -> Signed:
         signatures = []
-        for _ in job.inputs:
+        for _ in admission.job.inputs:
             self.signed += 1
-            signatures.append(self.signed.to_bytes(signature_length(job.version), "big"))
+            length = signature_length(admission.job.version)
+            signatures.append(self.signed.to_bytes(length, "big"))
         return Signed(signatures, {}, self.attempts)
 
 
