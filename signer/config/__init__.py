@@ -38,7 +38,7 @@ from signer.config.policy_documents import (
 )
 from signer.config.reader import document_of, refuse
 from signer.errors import Violation
-from signer.policy.document import Part, problems_of
+from signer.strict import StrictModel, problems_of
 
 __all__ = [
     "LEVELS",
@@ -64,7 +64,7 @@ __all__ = [
     "write_policy_files",
 ]
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=StrictModel)
 
 MAX_CONFIG_BYTES = 1 << 20
 

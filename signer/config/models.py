@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from signer.policy.document import Part
+from signer.strict import StrictModel
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(0|[1-9][0-9]{0,4})")
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
@@ -100,7 +100,7 @@ Reachable = Annotated[Address, PlainValidator(_address)]
 File = Annotated[Path, PlainValidator(_path)]
 
 
-class TlsConfig(Part):
+class TlsConfig(StrictModel):
     """The server's certificate chain and key, and who may issue client certificates (PEM)."""
 
     certificate: File
@@ -108,7 +108,7 @@ class TlsConfig(Part):
     client_ca: File
 
 
-class TokenConfig(Part):
+class TokenConfig(StrictModel):
     """One token. A value of ``environment`` that begins with ``./`` is a path as well."""
 
     label: str = Field(min_length=1, max_length=32)  # PKCS#11 v2.40, CK_TOKEN_INFO
@@ -128,7 +128,7 @@ CLOSE_SECONDS = 50
 last calls, the log's last checkpoint, workers and traces, each with a bound of its own."""
 
 
-class LimitsConfig(Part):
+class LimitsConfig(StrictModel):
     """Bounds of the server; bytes, items and seconds as the names say."""
 
     message_bytes: int = Field(4 << 20, ge=64 << 10, le=64 << 20)
@@ -146,7 +146,7 @@ class LimitsConfig(Part):
         return self.drain_notice_seconds + self.drain_seconds + CLOSE_SECONDS
 
 
-class AuditConfig(Part):
+class AuditConfig(StrictModel):
     """The audit log: where it lies, what it calls itself, where its checkpoints are shipped."""
 
     directory: File = Field(default=Path("audit"), validate_default=True)
@@ -157,7 +157,7 @@ class AuditConfig(Part):
     ballast_bytes: int = Field(64 << 20, ge=1 << 20)
 
 
-class OperationsConfig(Part):
+class OperationsConfig(StrictModel):
     """Dual control: how many officers must sign an operation, the proposer among them.
 
     ``officers`` is for every kind that ``kinds`` does not name.
@@ -176,7 +176,7 @@ class OperationsConfig(Part):
         return {kind: self.needed(kind) for kind in KINDS}
 
 
-class TracingConfig(Part):
+class TracingConfig(StrictModel):
     """Where spans go (OTLP over HTTP), and the part of calls that begin a trace here.
 
     Calls that continue their caller's trace follow its decision. ``ca``: who issued the
@@ -188,7 +188,7 @@ class TracingConfig(Part):
     ca: File | None = None
 
 
-class Config(Part):
+class Config(StrictModel):
     """The daemon's configuration; every path is absolute.
 
     ``client`` is the client file for commands that talk to this daemon.
@@ -229,7 +229,7 @@ class Config(Part):
         return tokens
 
 
-class ClientConfig(Part):
+class ClientConfig(StrictModel):
     """Where a client finds a daemon, and with which certificate (PEM files)."""
 
     address: Reachable

@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol
 import yaml
 
 from signer.errors import ConfigError, Violation
-from signer.policy.document import dotted
+from signer.strict import dotted
 
 MAX_PROBLEMS = 50  # told at once
 MAX_DEPTH = 16  # of mappings and lists in each other

@@ -19,19 +19,17 @@ from signer.model import IDENTIFIER, ContentRules, HcertTerms, Role
 from signer.policy.document import (
     FacilityRules,
     GroupRules,
-    Part,
     Profile,
     StaffRules,
-    dotted,
-    problems_of,
 )
 from signer.policy.fit import check_key, check_members, check_profile, check_use, of_unlisted_keys
 from signer.policy.narrow import narrow
 from signer.policy.rules import Facility, Group, Level, Policy, Terms
 from signer.policy.values import serials
 from signer.policy.windows import DAY_SECONDS
+from signer.strict import StrictModel, dotted, problems_of
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=StrictModel)
 
 SECTIONS = ("roles", "denied_certificates", "groups", "profiles", "facilities")
 REQUIRED = ("profiles", "facilities")  # so that a file cut short is no policy

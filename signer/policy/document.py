@@ -6,16 +6,15 @@ Each part is checked by itself here; how parts fit together is checked by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
-from signer.errors import Violation
 from signer.model import Algorithm, ContentRules, Format
 from signer.policy import values
 from signer.policy.windows import Hours, weekly
+from signer.strict import StrictModel
 
 MAX_BATCH_ITEMS = 4096  # of any batch: the API's own limit
 MAX_VALIDITY_DAYS = 365  # of an HCERT: 12 months
@@ -28,13 +27,7 @@ Instant = Annotated[float, PlainValidator(values.instant)]
 Time = Annotated[int, PlainValidator(values.time_of_day)]
 
 
-class Part(BaseModel):
-    """A part of a document: exact types, no keys but these, never changed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Opening(Part):
+class Opening(StrictModel):
     """One line of opening hours: days from Monday (0), seconds of the day."""
 
     days: Annotated[tuple[int, ...], PlainValidator(values.days)]
@@ -48,7 +41,7 @@ class Opening(Part):
         return self
 
 
-class OpeningHours(Part):
+class OpeningHours(StrictModel):
     """When signatures may be made."""
 
     time_zone: Annotated[ZoneInfo, PlainValidator(values.time_zone)]
@@ -59,14 +52,14 @@ class OpeningHours(Part):
         return weekly(self.time_zone, ((line.days, line.start, line.end) for line in self.open))
 
 
-class Hcert(Part):
+class Hcert(StrictModel):
     """Claims of the HCERTs that are made; a profile states both."""
 
     issuer: str | None = Field(None, pattern=r"^[A-Z]{2}$")
     validity_days: int | None = Field(None, ge=1, le=MAX_VALIDITY_DAYS)
 
 
-class Content(Part):
+class Content(StrictModel):
     """What payloads must be; the meaning stands at model.ContentRules."""
 
     countries: Names | None = None
@@ -91,7 +84,7 @@ class Content(Part):
         )
 
 
-class Rules(Part):
+class Rules(StrictModel):
     """What a profile, a facility and a key may state. None: not stated."""
 
     formats: Formats | None = None
@@ -126,45 +119,15 @@ class FacilityRules(Rules):
     keys: dict[str, Rules] = Field(default_factory=dict)
 
 
-class GroupRules(Part):
+class GroupRules(StrictModel):
     """A province; its clients may sign for the facilities that delegate to it."""
 
     name: str = Field(min_length=1, max_length=200)
     clients: Principals = frozenset()
 
 
-class StaffRules(Part):
+class StaffRules(StrictModel):
     """Principals that are no facility's client. Officers are not named here: an operation does."""
 
     auditor: Principals = frozenset()
     operator: Principals = frozenset()
-
-
-def dotted(path: str, parts: Sequence[str | int]) -> str:
-    """Returns a dotted path: ``open`` and 0 below ``hours`` give ``hours.open[0]``."""
-    for part in parts:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
-
-
-def problems_of(error: ValidationError, path: str) -> list[Violation]:
-    """Returns what is wrong with a part that stands at ``path``, in our words."""
-    return [
-        Violation(
-            dotted(path, [part for part in found["loc"] if part != "[key]"]),
-            _WORDS.get(found["type"]) or found["msg"].removeprefix("Value error, "),
-        )
-        for found in error.errors(include_url=False)
-    ]
-
-
-_WORDS = {
-    "extra_forbidden": "is not known here; look for a typing mistake",
-    "missing": "is missing",
-    "string_type": "should be text: put it in quotes",
-    "model_type": "should be a mapping of names to values",
-    "dict_type": "should be a mapping of names to values",
-    "list_type": "should be a list",
-    "bool_type": "should be true or false",
-    "int_type": "should be a whole number, without quotes",
-}

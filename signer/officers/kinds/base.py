@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from signer.clock import Clock
 from signer.config import PolicyText
@@ -22,7 +22,7 @@ from signer.errors import OperatorError
 from signer.keys.registry import RegistryState
 from signer.keys.writing import Change
 from signer.model import KeyName, KeyVersion, Suspension, TokenAdmin, parse_key_or_version
-from signer.policy.document import problems_of
+from signer.strict import StrictModel, problems_of
 
 FACILITIES_SHOWN = 20
 """Lines of a difference for what is alike; the rest is counted."""
@@ -34,10 +34,8 @@ Span = Annotated[int, Field(ge=0, le=3_155_760_000)]
 """Seconds, up to 100 years."""
 
 
-class Details(BaseModel):
-    """What a kind of operation is told: exact types, no members but these."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class Details(StrictModel):
+    """What an operation of some kind asks for."""
 
 
 D = TypeVar("D", bound=Details)
