@@ -31,7 +31,7 @@ from signer.audit.write.checkpoints import (
 )
 from signer.audit.write.disk import Disk, write_file
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import Clock
 from signer.config import AuditConfig
@@ -175,8 +175,7 @@ class Trail:
             ballast_bytes=config.ballast_bytes,
             checkpoints=known.newest,
             override=override,
-            on_record=self._recorded,
-            snapshot=self.evidence.snapshot,
+            listeners=[Listener(self._recorded, snapshot=self.evidence.snapshot)],
             on_commit=self._committed,
             on_stop=self._stopped,
         )

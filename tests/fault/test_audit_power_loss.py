@@ -17,7 +17,7 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from tests.fault.audit_disk import PowerDisk
@@ -53,8 +53,7 @@ class World:
             low_disk_bytes=0,
             ballast_bytes=0,
             checkpoints=[self.checkpoint] if self.checkpoint else [],
-            on_record=counted.record,
-            snapshot=lambda: {"records": counted.records},
+            listeners=[Listener(counted.record, snapshot=lambda: {"records": counted.records})],
             disk=disk,
         )
 

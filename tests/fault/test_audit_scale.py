@@ -22,7 +22,7 @@ from signer.audit.format.record import Frame, Record, RecordKind, Value
 from signer.audit.format.segments import Header, Segment, list_segments, open_segment
 from signer.audit.read import replay
 from signer.audit.read.verify import verify_log
-from signer.audit.write.log import SEGMENT_BYTES, AuditLog
+from signer.audit.write.log import SEGMENT_BYTES, AuditLog, Listener
 from signer.clock import SystemClock
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
@@ -57,8 +57,7 @@ class Site:
             low_disk_bytes=0,
             ballast_bytes=0,
             checkpoints=[checkpoint] if checkpoint else [],
-            on_record=self._recorded,
-            snapshot=self.evidence.snapshot,
+            listeners=[Listener(self._recorded, snapshot=self.evidence.snapshot)],
         )
         self.evidence.attach(self.log, self.usage)
 

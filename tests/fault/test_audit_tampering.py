@@ -26,7 +26,7 @@ from signer.audit.format.merkle import root
 from signer.audit.format.record import Column, RecordKind, Value, frame
 from signer.audit.format.segments import Header, Reader, list_segments, open_segment
 from signer.audit.read.verify import verify_log
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.officers.approval import Proposal
@@ -181,8 +181,10 @@ def open_log(
         ballast_bytes=0,
         checkpoints=[checkpoint] if checkpoint else [],
         override=override,
-        on_record=control.apply,
-        snapshot=lambda: {"used": {"01-001": 7}, **control.snapshot()},
+        listeners=[
+            Listener(control.apply, snapshot=control.snapshot),
+            Listener(lambda _: None, snapshot=lambda: {"used": {"01-001": 7}}),
+        ],
     )
 
 

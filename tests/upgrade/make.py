@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from signer.audit.format.record import RecordKind
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 from signer.signing.evidence import Evidence
 from signer.tools.dev.appliance import DevAppliance
@@ -63,8 +63,7 @@ def begin_segment(made: DevAppliance) -> None:
         segment_bytes=1,
         low_disk_bytes=1,
         ballast_bytes=0,
-        on_record=evidence.recorded,
-        snapshot=evidence.snapshot,
+        listeners=[Listener(evidence.recorded, snapshot=evidence.snapshot)],
     )
     log.append(RecordKind.WORKER, {"token": "signer-dev", "cause": "died"})
     log.close()

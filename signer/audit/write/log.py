@@ -59,11 +59,18 @@ class _Durable(NamedTuple):
     reader: Reader
 
 
-class _Listeners(NamedTuple):
+class Listener(NamedTuple):
+    """Takes the records of ``kinds`` (None: of every kind), in the order of the log.
+
+    ``on_record`` is called with every record from the start of the reading on, and
+    with every new one once it is durable, before its writer is answered; with a
+    SNAPSHOT only where the reading starts with it. ``snapshot`` returns what the
+    listener adds to the fields of a new SNAPSHOT: the result of all its records so far.
+    """
+
     on_record: OnRecord
-    snapshot: Callable[[], Fields] | None
-    on_commit: Callable[[int], None]
-    on_stop: Callable[[str], None]
+    kinds: frozenset[RecordKind] | None = None
+    snapshot: Callable[[], Fields] | None = None
 
 
 class AuditLog:
@@ -74,30 +81,32 @@ class AuditLog:
     (seconds since the epoch), 0 where there is none. ``overridden`` is how many
     records were left where this opening had to go on without others, else None.
 
-    Listeners are called in the writer's thread and hold it up as long as they
-    take; they must not append. ``on_record`` hears every record from the start of
-    the reading on, and every new one once it is durable, before whoever appended
-    it goes on; a SNAPSHOT only where the reading starts with it. ``snapshot``
-    gives the fields of a SNAPSHOT that says what all records heard so far came
-    to; every segment but the first begins with one. ``on_commit`` hears the new
-    size, ``on_stop`` why no intent is taken any more, before anybody is refused for it.
+    Listeners are called side by side, in their order, by the writer's thread, which
+    waits for them; they must not append. Where one adds to snapshots, every segment
+    but the first begins with a SNAPSHOT. ``on_commit`` is called with the new size,
+    ``on_stop`` with the reason why no intent is taken any more, before any is refused.
     """
 
     def __init__(
         self,
         opened: Opened,
         clock: Clock,
+        *,
         segment_bytes: int,
         low_disk_bytes: int,
-        listeners: _Listeners,
+        listeners: Sequence[Listener],
+        on_commit: Callable[[int], None],
+        on_stop: Callable[[str], None],
     ) -> None:
         """Starts the writer. Use ``open``."""
         self._directory, self._disk, self._tail = opened.directory, opened.disk, opened.tail
         self._lock = opened.lock
         self._clock = clock
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
-        self._listeners = listeners
-        self._inbox = Inbox(listeners.on_stop)
+        self._listeners = _by_kind(listeners)
+        self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
+        self._on_commit = on_commit
+        self._inbox = Inbox(on_stop)
         self.free_bytes = opened.free_bytes
         self.commit_seconds = self.committing_since = 0.0
         self.overridden: int | None = None
@@ -120,8 +129,7 @@ class AuditLog:
         ballast_bytes: int = BALLAST_BYTES,
         checkpoints: Iterable[Checkpoint] = (),
         override: bool = False,
-        on_record: OnRecord = lambda _: None,
-        snapshot: Callable[[], Fields] | None = None,
+        listeners: Sequence[Listener] = (),
         on_commit: Callable[[int], None] = lambda _: None,
         on_stop: Callable[[str], None] = lambda _: None,
         disk: Disk | None = None,
@@ -140,6 +148,12 @@ class AuditLog:
 
         Raises AuditRefused; where the log is not whole, nothing has been changed.
         """
+        by_kind = _by_kind(listeners)
+
+        def on_record(record: Record) -> None:
+            for take in by_kind[record.kind]:
+                take(record)
+
         opened = open_tail(
             directory,
             disk or Disk(),
@@ -149,9 +163,16 @@ class AuditLog:
             override=override,
             on_record=on_record,
         )
-        listeners = _Listeners(on_record, snapshot, on_commit, on_stop)
         left = opened.tail.tip.size
-        log = cls(opened, clock, segment_bytes, low_disk_bytes, listeners)
+        log = cls(
+            opened,
+            clock,
+            segment_bytes=segment_bytes,
+            low_disk_bytes=low_disk_bytes,
+            listeners=listeners,
+            on_commit=on_commit,
+            on_stop=on_stop,
+        )
         try:
             for kind, fields in opened.firsts:
                 log.append(kind, fields)
@@ -290,10 +311,11 @@ class AuditLog:
             return
         self._publish()
         for entry, record in written:
-            self._listeners.on_record(record)
+            for on_record in self._listeners[record.kind]:
+                on_record(record)
             entry.seq = record.seq
         self._inbox.answer([entry for entry, _ in written])
-        self._listeners.on_commit(self.size)
+        self._on_commit(self.size)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -316,12 +338,13 @@ class AuditLog:
             return None
 
     def _rotate(self) -> None:
-        make = self._listeners.snapshot
         with self._timed():
-            snapshot = make() if make else None
+            snapshot = None
+            if self._snapshots:
+                snapshot = {name: value for one in self._snapshots for name, value in one().items()}
             self._tail.rotate(int(self._clock.now() * 1_000_000), snapshot)
         self._publish()
-        self._listeners.on_commit(self.size)
+        self._on_commit(self.size)
 
     def _publish(self) -> None:
         """Shows readers what is durable: all that the tail holds."""
@@ -349,3 +372,10 @@ class AuditLog:
             f"the audit log in {self._directory} cannot be written ({cause}): nothing is "
             "signed until the cause is mended and the daemon restarted",
         )
+
+
+def _by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, ...]]:
+    return {
+        kind: tuple(one.on_record for one in listeners if one.kinds is None or kind in one.kinds)
+        for kind in RecordKind
+    }

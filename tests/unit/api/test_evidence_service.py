@@ -15,7 +15,7 @@ from signer.audit.format import merkle
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read import subtrees
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.model import Role
@@ -53,7 +53,7 @@ class Stage:
             segment_bytes=20_000,
             low_disk_bytes=0,
             ballast_bytes=0,
-            snapshot=dict,
+            listeners=[Listener(lambda _: None, snapshot=dict)],
         )
         for number in range(30):
             column = Column(32, bytes(31 * BATCH) + bytes([number]) * BATCH)

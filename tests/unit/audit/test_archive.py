@@ -12,7 +12,7 @@ from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import Reader, Segment, list_segments
 from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 
 ORIGIN = "signer.example/log"
 DAY_US = 86_400 * 1_000_000
@@ -51,7 +51,7 @@ def make(folder: Path, snapshot: Callable[[], dict[str, int]] | None = dict) -> 
         segment_bytes=1000,
         low_disk_bytes=0,
         ballast_bytes=0,
-        snapshot=snapshot,
+        listeners=[Listener(lambda _: None, snapshot=snapshot)],
     )
     while len(list_segments(folder)) < 10:
         intent = log.append(RecordKind.INTENT, {"now": 1}, Column(32, bytes(640)))

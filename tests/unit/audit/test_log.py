@@ -16,7 +16,7 @@ from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, Re
 from signer.audit.format.segments import Index, Reader, list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
 from signer.audit.write.recovery import AuditRefused
 
 ORIGIN = "signer.example/log"
@@ -359,10 +359,13 @@ class Count:
     def snapshot(self) -> Mapping[str, Any]:
         return {"total": self.total}
 
+    def folding(self) -> Listener:
+        return Listener(self.record, snapshot=self.snapshot)
+
 
 def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener) -> None:
     count, sizes = Count(), []
-    log = opened(on_record=count.record, on_commit=sizes.append)
+    log = opened(listeners=[Listener(count.record)], on_commit=sizes.append)
     for number in range(10):
         seq = log.append(RecordKind.TOKEN, {"number": number})
         assert count.heard[-1].seq == seq
@@ -370,22 +373,40 @@ def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener
     assert sizes == sorted(sizes)
     log.close()
     again = Count()
-    opened(on_record=again.record)
+    opened(listeners=[Listener(again.record)])
     assert again.heard == count.heard
+
+
+def test_listeners_get_the_kinds_they_want_side_by_side_and_add_to_one_snapshot(
+    opened: Opener, folder: Path
+) -> None:
+    every, intents = Count(), Count()
+    some = Listener(intents.record, frozenset({RecordKind.INTENT}), lambda: {"intents": 1})
+    log = opened(segment_bytes=1, listeners=[every.folding(), some])
+    sign(log)
+    log.append(RecordKind.TOKEN, {})
+    log.close()
+    assert [record.seq for record in every.heard] == [0, 2, 4]  # the others are snapshots
+    assert [record.seq for record in intents.heard] == [0]
+    [snapshot] = Reader(list_segments(folder)).records(1, 2)
+    assert (snapshot.fields["total"], snapshot.fields["intents"]) == (1, 1)
+    again = Count()
+    opened(listeners=[Listener(again.record, frozenset({RecordKind.OUTCOME}))])
+    assert again.heard == [every.heard[1]]
 
 
 def test_opening_starts_at_the_newest_snapshot_under_the_checkpoint(
     opened: Opener, folder: Path
 ) -> None:
     count = Count()
-    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    log = opened(segment_bytes=1000, listeners=[count.folding()])
     for number in range(30):
         sign(log, number)
     log.close()  # the writer may just have begun a segment
     checkpoint, total = head(log), count.total
 
     resumed = Count()
-    log = opened(checkpoints=[checkpoint], on_record=resumed.record, snapshot=resumed.snapshot)
+    log = opened(checkpoints=[checkpoint], listeners=[resumed.folding()])
     assert resumed.total == total
     assert resumed.heard[0].kind is RecordKind.SNAPSHOT
     assert resumed.heard[0].seq == list_segments(folder)[-1].first
@@ -399,7 +420,7 @@ def test_the_smallest_of_several_checkpoints_decides_where_opening_starts(
     opened: Opener, folder: Path
 ) -> None:
     count = Count()
-    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    log = opened(segment_bytes=1000, listeners=[count.folding()])
     known = []
     for number in range(30):
         sign(log, number)
@@ -407,7 +428,7 @@ def test_the_smallest_of_several_checkpoints_decides_where_opening_starts(
             known.append(head(log))
     log.close()
     resumed = Count()
-    opened(checkpoints=known, on_record=resumed.record).close()
+    opened(checkpoints=known, listeners=[Listener(resumed.record)]).close()
     behind = [segment.first for segment in list_segments(folder) if segment.first < known[0].size]
     assert resumed.heard[0].seq == behind[-1] > 0
     assert resumed.total == count.total
@@ -420,14 +441,14 @@ def test_the_smallest_of_several_checkpoints_decides_where_opening_starts(
 
 def test_a_snapshot_beyond_the_checkpoint_is_not_believed(opened: Opener, folder: Path) -> None:
     count = Count()
-    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    log = opened(segment_bytes=1000, listeners=[count.folding()])
     sign(log)
     checkpoint = head(log)
     for number in range(30):
         sign(log, number)
     log.close()
     resumed = Count()
-    opened(checkpoints=[checkpoint], on_record=resumed.record)
+    opened(checkpoints=[checkpoint], listeners=[Listener(resumed.record)])
     assert resumed.heard[0].seq == 0
     assert resumed.total == count.total
     assert len(list_segments(folder)) > 3
@@ -435,7 +456,7 @@ def test_a_snapshot_beyond_the_checkpoint_is_not_believed(opened: Opener, folder
 
 def test_open_intents_survive_a_snapshot(opened: Opener) -> None:
     count = Count()
-    log = opened(segment_bytes=500, on_record=count.record, snapshot=count.snapshot)
+    log = opened(segment_bytes=500, listeners=[count.folding()])
     early = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     for number in range(10):
         sign(log, number)
@@ -448,7 +469,7 @@ def test_open_intents_survive_a_snapshot(opened: Opener) -> None:
 
 def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, folder: Path) -> None:
     count = Count()
-    log = opened(segment_bytes=1000, on_record=count.record, snapshot=count.snapshot)
+    log = opened(segment_bytes=1000, listeners=[count.folding()])
     for number in range(30):
         sign(log, number)
     log.close()  # the writer may just have begun a segment
@@ -464,7 +485,10 @@ def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, fold
 
 
 def test_a_snapshot_too_large_for_a_record_stops_nothing(opened: Opener, folder: Path) -> None:
-    log = opened(segment_bytes=500, snapshot=lambda: {"state": bytes(MAX_BODY)})
+    log = opened(
+        segment_bytes=500,
+        listeners=[Listener(lambda _: None, snapshot=lambda: {"state": bytes(MAX_BODY)})],
+    )
     for number in range(10):
         sign(log, number)
     log.close()
@@ -481,7 +505,7 @@ def test_a_listener_that_fails_stops_the_log(opened: Opener) -> None:
 
     hook, threading.excepthook = threading.excepthook, lambda args: thrown.append(args.exc_type)
     try:
-        log = opened(on_record=broken, on_stop=stopped.append)
+        log = opened(listeners=[Listener(broken)], on_stop=stopped.append)
         with pytest.raises(AuditUnavailable, match="internal error: KeyError"):
             log.append(RecordKind.START, {})
         log.close()

@@ -12,7 +12,7 @@ from signer.audit.format.checkpoint import Checkpoint, Verifier
 from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value
 from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.search import Match, SearchError, describe, find, locate, prove
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/test"
@@ -68,7 +68,7 @@ class Written:
             segment_bytes=8000,
             low_disk_bytes=0,
             ballast_bytes=0,
-            snapshot=lambda: {"used": {}},
+            listeners=[Listener(lambda _: None, snapshot=lambda: {"used": {}})],
         )
         for batch in range(batches):
             intent = log.append(RecordKind.INTENT, intent_fields(batch), digests(batch))

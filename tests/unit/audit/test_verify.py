@@ -15,7 +15,7 @@ from signer.audit.format.merkle import Frontier, root
 from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, frame
 from signer.audit.format.segments import Header, Reader, Segment, list_segments
 from signer.audit.read.verify import verify_log, verify_part
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         segment_bytes=2000,
         low_disk_bytes=0,
         ballast_bytes=0,
-        snapshot=dict,
+        listeners=[Listener(lambda _: None, snapshot=dict)],
     )
     log.append(RecordKind.START, {})
     for number in range(20):

@@ -11,7 +11,7 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
@@ -34,8 +34,7 @@ class Writer:
             segment_bytes=10 * (300 + 32 * items),
             low_disk_bytes=0,
             ballast_bytes=0,
-            on_record=self._count,
-            snapshot=self._snapshot if snapshots else None,
+            listeners=[Listener(self._count, snapshot=self._snapshot if snapshots else None)],
         )
         self._threads = [threading.Thread(target=self._work) for _ in range(WRITERS)]
 

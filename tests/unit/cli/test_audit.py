@@ -17,7 +17,7 @@ from signer.audit.format import checkpoint
 from signer.audit.format.checkpoint import Checkpoint, Verifier
 from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import list_segments
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.cli.main import main
 from signer.clock import SystemClock
 from signer.formats import base45
@@ -67,7 +67,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
         segment_bytes=4000,
         low_disk_bytes=0,
         ballast_bytes=0,
-        snapshot=dict,
+        listeners=[Listener(lambda _: None, snapshot=dict)],
     )
     log.append(RecordKind.START, {"version": "1"})
     for batch in range(BATCHES):

@@ -22,7 +22,7 @@ from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.config import AuditConfig
@@ -199,7 +199,7 @@ def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
         low_disk_bytes=0,
         ballast_bytes=0,
         segment_bytes=400,
-        snapshot=lambda: Ledger().snapshot(),
+        listeners=[Listener(lambda _: None, snapshot=lambda: Ledger().snapshot())],
     )
     for number in range(20):
         log.append(RecordKind.WORKER, {"number": number})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import Clock
 from signer.officers.offline_check import DualControl
 from tests.unit.officers.softtoken import Fate
@@ -27,7 +27,7 @@ class DiskLog:
             clock=clock,
             low_disk_bytes=1 << 20,
             ballast_bytes=1 << 20,
-            on_record=self._heard,
+            listeners=[Listener(self._heard)],
         )
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signer.audit.format.record import RecordError, RecordKind
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.errors import CallError, Failure, Reason
@@ -88,7 +88,7 @@ def log(tmp_path: Path, evidence: Evidence) -> Iterator[AuditLog]:
         clock=SystemClock(),
         low_disk_bytes=0,
         ballast_bytes=0,
-        on_record=evidence.recorded,
+        listeners=[Listener(evidence.recorded)],
     )
     evidence.attach(opened, Usage())
     yield opened
@@ -296,7 +296,7 @@ def test_of_too_many_ids_the_latest_are_remembered(
         clock=SystemClock(),
         low_disk_bytes=0,
         ballast_bytes=0,
-        on_record=evidence.recorded,
+        listeners=[Listener(evidence.recorded)],
     )
     evidence.attach(log, Usage())
     small = make(engine._served.snapshot, hsm, evidence, 4 << 20)

@@ -26,7 +26,7 @@ from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.search import locate, prove
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.errors import CallError, Reason
@@ -136,7 +136,7 @@ class Stage:
             clock=SystemClock(),
             low_disk_bytes=0,
             ballast_bytes=0,
-            on_record=self.evidence.recorded,
+            listeners=[Listener(self.evidence.recorded)],
             disk=self.disk,
         )
         self.evidence.attach(self.log, Usage())
@@ -313,8 +313,7 @@ def opened(folder: Path, evidence: Evidence, checkpoints: tuple[Checkpoint, ...]
         low_disk_bytes=0,
         ballast_bytes=0,
         checkpoints=checkpoints,
-        on_record=evidence.recorded,
-        snapshot=evidence.snapshot,
+        listeners=[Listener(evidence.recorded, snapshot=evidence.snapshot)],
     )
 
 
