@@ -5,11 +5,11 @@
         for item in client.sign("facilities/01-001/keys/records", "JWS", payloads):
             print(item.signature.decode() if item.ok else item.error)
 
-Two appliances are called in turn, each while it serves, and either may be restarted:
+Two appliances take calls in turn while they serve, and either may be restarted:
 
     SignerClient.from_files("10.0.0.1:7443,10.0.0.2:7443", server_name="signer.example", ...)
 
-Everything that users need is in this module; ``signer.client`` is its inside.
+The public names are those of this module; its submodules are private.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from signer.client import _pipeline as pipeline
 from signer.client._batches import cut
-from signer.client._calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask, ask_patiently
+from signer.client._calls import DEFAULT_TIMEOUT, ask, ask_patiently, pages
 from signer.client._channels import CHANNEL_OPTIONS, FilePath, secure_channel
 from signer.client._errors import (
     DeadlineError,
@@ -49,8 +49,7 @@ from signer.client._operation_values import (
     Prepared,
     Suspension,
 )
-from signer.client._operations import OVER, Operations
-from signer.client._signing import sign_operation
+from signer.client._operations import OVER, Operations, sign_operation
 from signer.client._values import (
     ItemResult,
     Key,
@@ -64,6 +63,7 @@ from signer.client._values import (
     read_key,
     read_key_version,
     read_log_record,
+    read_reloaded,
     read_status,
 )
 from signer.model import Format
@@ -115,6 +115,8 @@ __all__ = [
 ]
 
 _LARGEST_BATCH = 500
+_HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+"""ServingStatus of grpc.health.v1, by number."""
 
 
 class SignerClient:
@@ -122,10 +124,11 @@ class SignerClient:
 
     Methods raise ``SignerClientError`` (a subclass by gRPC code) when a call
     fails as a whole. ``timeout`` is in seconds everywhere and bounds the call
-    with all its retries. ``operations`` has what security officers do.
+    with all its retries. ``operations`` has the calls of security officers.
 
-    Several are for signing, and for what the registry holds. Each has an audit log, a
-    status and answered request ids of its own: operators and auditors ask one by one.
+    A connection to several is for signing and for what the registry contains. Each
+    appliance has its own audit log, status and answered request ids: operators and
+    auditors connect to one at a time.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
@@ -135,7 +138,13 @@ class SignerClient:
         self._keys = keys_pb2_grpc.KeyServiceStub(channel)
         self._evidence = evidence_pb2_grpc.EvidenceServiceStub(channel)
         self._control = control_pb2_grpc.ControlServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
+        # HealthCheckRequest and HealthCheckResponse of grpc.health.v1 have one field each, as
+        # the wrappers do: their bytes are the same, and the client needs no other package.
+        self._health = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=StringValue.SerializeToString,
+            response_deserializer=Int32Value.FromString,
+        )
 
     @classmethod
     def from_files(
@@ -166,7 +175,7 @@ class SignerClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls on their way are cancelled."""
+        """Closes the connection and cancels the calls that are not answered yet."""
         self._channel.close()
 
     def sign(
@@ -182,16 +191,16 @@ class SignerClient:
     ) -> Iterator[ItemResult]:
         """Signs any number of payloads; yields one result each, in their order.
 
-        Payloads are read as they are needed, so millions may stream through:
-        ``in_flight`` batches are on their way, each at most ``batch_items`` long
-        (None: as long as the policy allows this key, at most 500; one more call
-        asks for that) and below the API's 4 MiB. ``timeout`` is for each batch.
+        Payloads are read as they are needed, so there may be millions:
+        ``in_flight`` batches are sent at a time, each of at most ``batch_items``
+        (None: what the policy allows for this key, at most 500; one more call
+        reads that) and below the API's 4 MiB. ``timeout`` is for each batch.
 
-        What can be tried again is, within ``timeout`` and no sooner than the
-        appliance says: calls refused for load or quota, lost connections, single
-        items that an HSM dropped. An item that failed is a result with ``error``.
-        Where a call fails for good, its items and those already on their way
-        still get their results; then ``SignerClientError`` is raised.
+        Calls refused for load or quota, lost connections and single items that
+        an HSM dropped are retried within ``timeout``, no sooner than the
+        appliance says. An item that failed is a result with ``error``. Where a
+        call fails for good, its items and those already sent still get their
+        results; then ``SignerClientError`` is raised.
 
         ``request_id`` names the whole job: repeated with the same payloads it
         repeats the ids of its calls. Raises ValueError for an unknown format or
@@ -246,48 +255,37 @@ class SignerClient:
         return pipeline.Answer(response.key_version, response.signatures, failures)
 
     def get_key(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> Key:
-        """One key with its primary version and what the caller may do with it."""
+        """Returns a key with its primary version and what the caller may do with it."""
         request = keys_pb2.GetKeyRequest(name=name)
         return read_key(ask(self._keys.GetKey, request, timeout).key)
 
     def list_keys(self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Key]:
-        """The keys of ``facilities/{facility}``, or all that the caller may see, by name."""
-        token = ""
-        while True:
-            request = keys_pb2.ListKeysRequest(parent=parent, page_size=PAGE_SIZE, page_token=token)
-            page = ask(self._keys.ListKeys, request, timeout)
-            yield from map(read_key, page.keys)
-            token = page.next_page_token
-            if not token:
-                return
+        """Yields the keys of ``facilities/{facility}``, or all visible ones, by name."""
+        request = keys_pb2.ListKeysRequest(parent=parent)
+        return pages(self._keys.ListKeys, request, "keys", read_key, timeout)
 
     def get_key_version(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> KeyVersion:
-        """One version, ``…/versions/{n}``, with its public key and certificate."""
+        """Returns one version, ``…/versions/{n}``, with its public key and certificate."""
         request = keys_pb2.GetKeyVersionRequest(name=name)
         return read_key_version(ask(self._keys.GetKeyVersion, request, timeout).key_version)
 
     def list_key_versions(
         self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT
     ) -> Iterator[KeyVersion]:
-        """The versions of a key, of a facility, or all that the caller may see.
+        """Yields the versions of a key, of a facility, or all that the caller may see.
 
         In the order of their keys' names, the oldest of a key first; without
         ``certification_request``. ``timeout`` is for each page.
         """
-        request = keys_pb2.ListKeyVersionsRequest(parent=parent, page_size=PAGE_SIZE)
-        while True:
-            page = ask(self._keys.ListKeyVersions, request, timeout)
-            yield from map(read_key_version, page.key_versions)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return
+        request = keys_pb2.ListKeyVersionsRequest(parent=parent)
+        return pages(self._keys.ListKeyVersions, request, "key_versions", read_key_version, timeout)
 
     def get_checkpoint(self, *, timeout: float = DEFAULT_TIMEOUT) -> str:
-        """The newest checkpoint of the audit log, a signed note (for auditors).
+        """Returns the newest checkpoint of the audit log, a signed note (for auditors).
 
-        Refused for a moment after a start; then it is asked for again. So are all
-        questions of auditors that the appliance has no time for.
-        ``signer.audit.format.checkpoint.parse_note`` verifies it with the public audit key.
+        The appliance refuses it for a moment after a start, and refuses auditors' calls
+        while it is busy; within ``timeout`` they are repeated. ``signer audit checkpoint``
+        fetches it and verifies it with the public audit key.
         """
         request = evidence_pb2.GetCheckpointRequest()
         return str(ask_patiently(self._evidence.GetCheckpoint, request, timeout).note)
@@ -300,29 +298,23 @@ class SignerClient:
         omit_items: bool = False,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Iterator[LogRecord]:
-        """The records of the audit log from ``start`` on, in its order (for auditors).
+        """Yields the records of the audit log from ``start`` on, in order (for auditors).
 
-        0 stands for the oldest that was not archived. ``kinds`` are those wanted,
-        none: all. ``omit_items`` leaves out digests and signatures. ``timeout`` is
-        for each page. Ends where the log ended when the last page was asked for.
+        0 is the oldest record that is not archived. ``kinds`` selects kinds; empty: all.
+        ``omit_items`` leaves out digests and signatures. ``timeout`` is for each page.
+        It ends where the log ended when the last page was read.
         """
-        request = evidence_pb2.ListRecordsRequest(
-            start=start, page_size=PAGE_SIZE, kinds=kinds, omit_items=omit_items
-        )
-        while True:
-            page = ask_patiently(self._evidence.ListRecords, request, timeout)
-            yield from map(read_log_record, page.records)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return
+        request = evidence_pb2.ListRecordsRequest(start=start, kinds=kinds, omit_items=omit_items)
+        method = self._evidence.ListRecords
+        return pages(method, request, "records", read_log_record, timeout, call=ask_patiently)
 
     def inclusion_proof(
         self, seq: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
     ) -> list[bytes]:
-        """The proof that record ``seq`` is in the log's first ``size`` records (for auditors).
+        """Returns the proof that record ``seq`` is in the log's first ``size`` records.
 
-        RFC 6962 section 2.1.1; ``signer.audit.format.merkle.verify_inclusion`` checks it
-        against the root of a checkpoint of that size.
+        For auditors: the audit path of RFC 6962 section 2.1.1, to be checked against the
+        root of a checkpoint of that size.
         """
         request = evidence_pb2.GetInclusionProofRequest(seq=seq, size=size)
         return list(ask_patiently(self._evidence.GetInclusionProof, request, timeout).hashes)
@@ -330,34 +322,25 @@ class SignerClient:
     def consistency_proof(
         self, old_size: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
     ) -> list[bytes]:
-        """The proof that the log's first ``old_size`` records are still there (for auditors).
+        """Returns the proof that the log's first ``old_size`` records are unchanged.
 
-        RFC 6962 section 2.1.2; ``signer.audit.format.merkle.verify_consistency`` checks it
-        against the roots of two checkpoints of these sizes.
+        For auditors: RFC 6962 section 2.1.2, to be checked against the roots of two
+        checkpoints of these sizes; ``signer audit checkpoint --previous`` does it.
         """
         request = evidence_pb2.GetConsistencyProofRequest(old_size=old_size, size=size)
         return list(ask_patiently(self._evidence.GetConsistencyProof, request, timeout).hashes)
 
     def reload(self, *, timeout: float = DEFAULT_TIMEOUT) -> Reloaded:
-        """Has the daemon read its files again (for operators)."""
-        done = ask(self._control.Reload, control_pb2.ReloadRequest(), timeout)
-        return Reloaded(
-            done.policy_sha256,
-            done.policy_changed,
-            done.certificate_changed,
-            done.log_level,
-            done.log_level_changed,
-            list(done.restart_needed),
-        )
+        """Makes the daemon read its files again (for operators)."""
+        return read_reloaded(ask(self._control.Reload, control_pb2.ReloadRequest(), timeout))
 
     def status(self, busiest: int = 10, *, timeout: float = DEFAULT_TIMEOUT) -> Status:
-        """How the daemon is, with its ``busiest`` facilities (for operators)."""
+        """Returns the state of the daemon, with its ``busiest`` facilities (for operators)."""
         request = control_pb2.GetStatusRequest(busiest=busiest)
         return read_status(ask(self._control.GetStatus, request, timeout))
 
     def health(self, service: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> str:
-        """``SERVING`` or ``NOT_SERVING``, as grpc.health.v1 says of ``service``."""
-        request = health_pb2.HealthCheckRequest(service=service)
-        check = self._health.Check  # type: ignore[attr-defined] # the stubs forget the method
-        answer = ask(check, request, timeout)
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        """Returns ``SERVING`` or ``NOT_SERVING`` for a service of grpc.health.v1."""
+        request = StringValue(value=service)
+        status = ask(self._health, request, timeout, name="HealthCheck").value
+        return _HEALTH[status] if 0 <= status < len(_HEALTH) else str(status)

@@ -1,4 +1,4 @@
-"""What ``SignerClient.operations`` returns, and the reading of it from the API's messages."""
+"""What ``SignerClient.operations`` returns, and how it is read from the API's messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from signer.client._values import read_enum, read_time
+from signer.client._values import reader
 from signer.v1 import operations_pb2
 
 
 class Prepared(NamedTuple):
-    """What an operation would be: the bytes to sign, and what it changes, a line each.
+    """A prepared operation: the bytes to sign, and what it changes, one line each.
 
     ``content`` is b"" where there are ``problems``.
     """
@@ -23,7 +23,7 @@ class Prepared(NamedTuple):
 
 
 class OfficerSignature(NamedTuple):
-    """One officer's signature over an operation; ``signed`` is when the appliance got it."""
+    """One officer's signature over an operation; ``signed``: when the appliance received it."""
 
     officer: str
     signature: bytes
@@ -33,11 +33,11 @@ class OfficerSignature(NamedTuple):
 class Operation(NamedTuple):
     """One operation.
 
-    ``state`` is a name of ``signer.officers.store.State``, or a newer server's own.
-    ``officers`` is how many must sign, the proposer among them. ``done`` steps of
-    ``total``, which is 0 before it begins. ``note`` says why it failed, was rejected, or
-    what it waits for. ``content`` and ``difference`` come only from ``get``; ``result``
-    is None before its end.
+    ``state`` is PROPOSED, APPROVED, EXECUTING, WAITING (for certificates), DONE, FAILED,
+    REJECTED or EXPIRED, or that of a newer server. ``officers`` is how many must sign, the
+    proposer included. ``done`` counts the finished steps of ``total``, which is 0 before it
+    begins. ``note`` says why it failed or was rejected, or what it waits for. ``content``
+    and ``difference`` come only from ``get``; ``result`` is None before its end.
     """
 
     id: str
@@ -82,48 +82,21 @@ class Suspension(NamedTuple):
     reason: str
 
 
-def read_prepared(message: operations_pb2.PrepareOperationResponse) -> Prepared:
-    return Prepared(message.content, tuple(message.difference), tuple(message.problems))
-
-
-def read_operation(message: operations_pb2.Operation) -> Operation:
-    return Operation(
-        message.id,
-        message.kind,
-        read_enum(operations_pb2.OperationState, message.state, "OPERATION_STATE_"),
-        message.proposer,
-        read_time(message.propose_time, message.HasField("propose_time")),
-        read_time(message.expire_time, message.HasField("expire_time")),
-        message.officers,
-        tuple(
-            OfficerSignature(
-                s.officer, s.signature, read_time(s.sign_time, s.HasField("sign_time"))
-            )
-            for s in message.signatures
-        ),
-        message.content,
-        tuple(message.difference),
-        message.done,
-        message.total,
-        message.note,
-        json.loads(message.result) if message.result else None,
-        read_time(message.change_time, message.HasField("change_time")),
-    )
+read_prepared = reader(Prepared, operations_pb2.PrepareOperationResponse)
+read_operation = reader(
+    Operation,
+    operations_pb2.Operation,
+    proposed="propose_time",
+    expires="expire_time",
+    signatures=reader(OfficerSignature, operations_pb2.OfficerSignature, signed="sign_time"),
+    result=lambda text: json.loads(text) if text else None,
+    changed="change_time",
+)
+read_suspension = reader(Suspension, operations_pb2.Suspension, since="begin_time")
+_read_officer = reader(Officer, operations_pb2.Officer)
 
 
 def read_officers(message: operations_pb2.ListOfficersResponse) -> Officers:
     return Officers(
-        tuple(Officer(each.principal, each.certificate) for each in message.officers),
-        dict(message.needed),
-        message.origin,
-    )
-
-
-def read_suspension(message: operations_pb2.Suspension) -> Suspension:
-    return Suspension(
-        message.scope,
-        message.name,
-        read_time(message.begin_time, message.HasField("begin_time")),
-        message.officer,
-        message.reason,
+        tuple(map(_read_officer, message.officers)), dict(message.needed), message.origin
     )

@@ -1,4 +1,4 @@
-"""``SignerClient.operations``: what security officers ask of an appliance."""
+"""``SignerClient.operations``: the calls of security officers, and their signatures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grpc
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from signer.client._batches import BATCH_BYTES
-from signer.client._calls import DEFAULT_TIMEOUT, PAGE_SIZE, ask
+from signer.client._calls import DEFAULT_TIMEOUT, ask, pages
 from signer.client._errors import DeadlineError, SignerClientError
 from signer.client._operation_values import (
     Officers,
@@ -28,17 +32,17 @@ from signer.v1 import operations_pb2 as pb
 from signer.v1 import operations_pb2_grpc
 
 OVER = frozenset({"DONE", "FAILED", "REJECTED", "EXPIRED"})
-"""States in which an operation stays unless somebody retries it."""
+"""Final states; only a FAILED operation can leave its state, by ``retry``."""
 
 _POLL_SECONDS = 0.5
 _OVERHEAD = 8  # tag and length of one certificate
 
 
 class Operations:
-    """Operations under dual control, and what one officer may do at once.
+    """Operations under dual control, and the stops that one officer may make alone.
 
-    Methods raise ``SignerClientError``; ``timeout`` is in seconds. ``approval.parse``
-    reads ``content``; ``sign_operation`` signs it.
+    Methods raise ``SignerClientError``; ``timeout`` is in seconds. ``sign_operation``
+    signs the ``content`` of an operation, which is text.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
@@ -52,7 +56,7 @@ class Operations:
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Prepared:
-        """Works out an operation without keeping it."""
+        """Prepares an operation; the appliance stores nothing."""
         request = pb.PrepareOperationRequest(
             kind=kind, arguments=json.dumps(arguments), attachment=attachment
         )
@@ -66,7 +70,7 @@ class Operations:
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Operation:
-        """Proposes an operation, with the attachment that it was prepared with."""
+        """Proposes an operation, with the attachment it was prepared with."""
         request = pb.ProposeOperationRequest(
             content=content, signature=signature, attachment=attachment
         )
@@ -75,49 +79,39 @@ class Operations:
     def approve(
         self, identity: str, signature: bytes, *, timeout: float = DEFAULT_TIMEOUT
     ) -> Operation:
-        """Signs somebody else's proposal."""
+        """Approves another officer's proposal."""
         request = pb.ApproveOperationRequest(id=identity, signature=signature)
         return read_operation(ask(self._stub.ApproveOperation, request, timeout).operation)
 
     def reject(self, identity: str, reason: str, *, timeout: float = DEFAULT_TIMEOUT) -> Operation:
-        """Rejects somebody's proposal, or withdraws one's own."""
+        """Rejects another officer's proposal, or withdraws one's own."""
         request = pb.RejectOperationRequest(id=identity, reason=reason)
         return read_operation(ask(self._stub.RejectOperation, request, timeout).operation)
 
     def retry(self, identity: str, *, timeout: float = DEFAULT_TIMEOUT) -> Operation:
-        """Has a failed operation go on from where it stopped."""
+        """Continues a failed operation from where it stopped."""
         request = pb.RetryOperationRequest(id=identity)
         return read_operation(ask(self._stub.RetryOperation, request, timeout).operation)
 
     def get(self, identity: str, *, timeout: float = DEFAULT_TIMEOUT) -> Operation:
-        """One operation with its bytes and what it changes."""
+        """Returns an operation with its bytes and what it changes."""
         request = pb.GetOperationRequest(id=identity)
         return read_operation(ask(self._stub.GetOperation, request, timeout).operation)
 
     def attachment(self, identity: str, *, timeout: float = DEFAULT_TIMEOUT) -> bytes:
-        """What an operation names by its SHA-256 (a CSV, keys, a policy); b"" for nothing."""
+        """Returns what an operation names by its SHA-256 (CSV, keys, policy); b"" if nothing."""
         request = pb.GetOperationRequest(id=identity, attachment=True)
         return bytes(ask(self._stub.GetOperation, request, timeout).attachment)
 
     def list(
         self, state: str | None = None, *, timeout: float = DEFAULT_TIMEOUT
     ) -> Iterator[Operation]:
-        """The operations in a state (as "PROPOSED"), or all of them, the newest first.
+        """Yields the operations in a state (as "PROPOSED"), or all, the newest first.
 
         ``timeout`` is for each page. Raises ValueError for an unknown state.
         """
-        request = pb.ListOperationsRequest(
-            state=f"OPERATION_STATE_{state or 'UNSPECIFIED'}", page_size=PAGE_SIZE
-        )
-        return self._pages(request, timeout)
-
-    def _pages(self, request: pb.ListOperationsRequest, timeout: float) -> Iterator[Operation]:
-        while True:
-            page = ask(self._stub.ListOperations, request, timeout)
-            yield from map(read_operation, page.operations)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return
+        request = pb.ListOperationsRequest(state=f"OPERATION_STATE_{state or 'UNSPECIFIED'}")
+        return pages(self._stub.ListOperations, request, "operations", read_operation, timeout)
 
     def wait(
         self,
@@ -125,10 +119,10 @@ class Operations:
         timeout: float,
         progress: Callable[[Operation], None] = lambda _: None,
     ) -> Operation:
-        """Asks every 0.5 s until the operation is over or waits for certificates.
+        """Polls every 0.5 s until the operation is over or waits for certificates.
 
-        ``progress`` is told every answer. What may pass, a restart of the appliance for
-        instance, is waited out. Raises ``DeadlineError`` after ``timeout`` seconds.
+        ``progress`` is called with every answer. Retryable failures, as during a restart
+        of the appliance, do not end it. Raises ``DeadlineError`` after ``timeout`` seconds.
         """
         end = time.monotonic() + timeout
         while True:
@@ -155,12 +149,12 @@ class Operations:
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Operation:
-        """Gives certificates (DER or PEM) to a rotation, in calls below the API's 4 MiB.
+        """Sends certificates (DER or PEM) to a rotation, in calls below the API's 4 MiB.
 
-        A rotation goes on with each part, and takes the next when it waits again.
-        ``progress`` is told how many have been taken. ``timeout`` is for each call and
-        each wait; a call takes all of its certificates or none. Raises ValueError
-        without any.
+        The rotation continues with each part, and takes the next when it waits again.
+        ``progress`` is called with the number accepted so far. ``timeout`` is for each
+        call and each wait; a call accepts all of its certificates or none. Raises
+        ValueError if there are none.
         """
         operation, taken = None, 0
         for part in _parts(certificates):
@@ -175,7 +169,7 @@ class Operations:
         return operation
 
     def officers(self, *, timeout: float = DEFAULT_TIMEOUT) -> Officers:
-        """Who the officers are, and how many each kind of operation needs."""
+        """Returns the officers, and how many must sign each kind of operation."""
         request = pb.ListOfficersRequest()
         return read_officers(ask(self._stub.ListOfficers, request, timeout))
 
@@ -212,19 +206,46 @@ class Operations:
         return tuple(map(read_key_version, answer.key_versions))
 
     def suspensions(self, *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Suspension, ...]:
-        """What is suspended beside keys: everything first, then groups and facilities."""
+        """Returns suspensions other than of keys: of everything, then groups, facilities."""
         answer = ask(self._stub.ListSuspensions, pb.ListSuspensionsRequest(), timeout)
         return tuple(map(read_suspension, answer.suspensions))
 
 
 def _parts(certificates: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Cuts certificates into calls, in their order."""
+    """Cuts certificates into calls, in order."""
     part, size = list[bytes](), 0
-    for each in certificates:
-        if part and size + len(each) + _OVERHEAD > BATCH_BYTES:
+    for certificate in certificates:
+        if part and size + len(certificate) + _OVERHEAD > BATCH_BYTES:
             yield part
             part, size = [], 0
-        part.append(each)
-        size += len(each) + _OVERHEAD
+        part.append(certificate)
+        size += len(certificate) + _OVERHEAD
     if part:
         yield part
+
+
+def sign_operation(
+    content: bytes, private_key_pem: bytes, *, password: bytes | None = None
+) -> bytes:
+    """Returns the signature over an operation's bytes as appliance and auditors accept it.
+
+    ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519, by the kind of the
+    key. Raises ValueError, which never quotes the key, if it cannot be read or is of
+    another kind.
+    """
+    try:
+        key = load_pem_private_key(private_key_pem, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # Without its cause, whose text could quote the key.
+        raise ValueError(
+            "it is not a private key in PEM, or its password is missing or wrong"
+        ) from None
+    match key:
+        case ec.EllipticCurvePrivateKey():
+            return key.sign(content, ec.ECDSA(hashes.SHA256()))
+        case rsa.RSAPrivateKey():
+            return key.sign(content, padding.PKCS1v15(), hashes.SHA256())
+        case ed25519.Ed25519PrivateKey():
+            return key.sign(content)
+        case _:
+            raise ValueError("the private key must be for ECDSA, RSA or Ed25519")

@@ -1,4 +1,4 @@
-"""Sends batches: several at once, each until it is answered or its time is up."""
+"""Sends batches: several at once, each until it is answered or its time is over."""
 
 from __future__ import annotations
 
@@ -11,23 +11,12 @@ from contextvars import copy_context
 from threading import Event
 from typing import NamedTuple
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    sleep_using_event,
-    stop_before_delay,
-    stop_when_event_set,
-    wait_random_exponential,
-)
-
 from signer.client._batches import Batch, fits
+from signer.client._calls import retry
 from signer.client._errors import InternalError, ItemError, SignerClientError, of_call
 from signer.client._values import ItemResult
 from signer.errors import Code, Reason
 from signer.model import Format
-
-_BACKOFF = wait_random_exponential(multiplier=0.05, max=2)
 
 
 class Answer(NamedTuple):
@@ -61,31 +50,21 @@ class Job(NamedTuple):
 
 
 class _UnfinishedError(Exception):
-    """Some items failed in a way that another try may mend."""
+    """Some items failed in a way that another attempt may fix."""
 
     def __init__(self, retry_after: float | None) -> None:
         super().__init__()
         self.retry_after = retry_after
 
 
-def _may_help(error: BaseException) -> bool:
+def _may_help(error: Exception) -> bool:
     return isinstance(error, _UnfinishedError) or (
         isinstance(error, SignerClientError) and error.retryable
     )
 
 
-def pause(state: RetryCallState) -> float:
-    """Seconds until the next try: the server's hint, and a random part on top.
-
-    Without the random part all clients that were refused together would come
-    back together.
-    """
-    error = state.outcome.exception() if state.outcome is not None else None
-    return (getattr(error, "retry_after", None) or 0.0) + _BACKOFF(state)
-
-
 class _Delivery:
-    """One batch on its way: what is signed stays, what is pending goes out again."""
+    """One batch: signed items are kept, pending ones are sent again."""
 
     def __init__(self, batch: Batch, job: Job) -> None:
         self._batch = batch
@@ -96,13 +75,12 @@ class _Delivery:
         self._deadline = time.monotonic() + job.timeout
 
     def attempt(self) -> None:
-        """Sends what is pending once. Raises what ``_may_help`` decides about.
+        """Sends the pending items once. Raises the errors that ``_may_help`` decides about.
 
-        The request id changes only with the content: after a refused or lost call
-        the same id goes with the same payloads; after an answer the rest is a
-        new call.
+        The request id changes only with the content: a call that was refused or lost is
+        repeated with the same id and payloads; after an answer the rest is a new call.
         """
-        payloads = [self._batch.payloads[place] for place in self._pending]
+        payloads = [self._batch.payloads[position] for position in self._pending]
         request_id = str(uuid.uuid5(self._job.base, f"{self._batch.start}/{self._round}"))
         left = max(0.0, self._deadline - time.monotonic())
         answer = self._job.call(payloads, request_id, left)
@@ -114,11 +92,11 @@ class _Delivery:
 
     def _accept(self, answer: Answer) -> None:
         again, hints = list[int](), list[float]()
-        for place, position in enumerate(self._pending):
-            error = answer.failures.get(place)
+        for index_sent, position in enumerate(self._pending):
+            error = answer.failures.get(index_sent)
             index = self._batch.start + position
             self._results[position] = ItemResult(
-                index, answer.signatures[place], answer.key_version, error
+                index, answer.signatures[index_sent], answer.key_version, error
             )
             if error is not None and error.retryable:
                 again.append(position)
@@ -128,7 +106,7 @@ class _Delivery:
             raise _UnfinishedError(max(hints))
 
     def outcome(self, error: SignerClientError | None) -> Outcome:
-        """All items in order; those without a result failed as the call did."""
+        """Returns all items in order; those without a result failed with the call."""
         if error is not None:
             for position in self._pending:
                 index = self._batch.start + position
@@ -138,24 +116,17 @@ class _Delivery:
 
 
 def deliver(batch: Batch, job: Job) -> Outcome:
-    """Has one batch signed, trying again while that can help and time is left."""
-    if not fits(len(batch.payloads[0]), job.message_format):  # then it stands alone
+    """Sends one batch until it is signed, fails for good or has no time left."""
+    if not fits(len(batch.payloads[0]), job.message_format):  # it is alone in its batch
         size = len(batch.payloads[0])
-        text = f"a payload of {size} bytes passes the limit of 4 MiB for a call or its answer"
+        text = f"a payload of {size} bytes exceeds the limit of 4 MiB for a call or its answer"
         error = ItemError(
             Code.INVALID_ARGUMENT.name, Reason.PAYLOAD_INVALID, text, None, retryable=False
         )
         return Outcome([ItemResult(batch.start, b"", "", error)], None)
     delivery = _Delivery(batch, job)
-    retrying = Retrying(
-        retry=retry_if_exception(_may_help),
-        wait=pause,
-        stop=stop_before_delay(job.timeout) | stop_when_event_set(job.stop),
-        sleep=sleep_using_event(job.stop),
-        reraise=True,
-    )
     try:
-        retrying(delivery.attempt)
+        retry(delivery.attempt, job.timeout, may_help=_may_help, stop=job.stop)
     except _UnfinishedError:
         return delivery.outcome(None)
     except SignerClientError as error:
@@ -164,11 +135,11 @@ def deliver(batch: Batch, job: Job) -> Outcome:
 
 
 def run(batches: Iterable[Batch], job: Job, in_flight: int) -> Iterator[ItemResult]:
-    """Yields the results of all batches in order, ``in_flight`` of them on their way.
+    """Yields the results of all batches in order, with ``in_flight`` calls at a time.
 
     Every payload that was sent gets its result; then, if a call failed for good,
     its error is raised and no more batches are read. ``batches`` is read in the
-    caller's thread. Closing the generator ends the waiting of the others.
+    caller's thread. Closing the generator ends all pauses between attempts.
     """
     window: deque[Future[Outcome]] = deque()
     failed: SignerClientError | None = None

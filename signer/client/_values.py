@@ -1,22 +1,28 @@
-"""What the client returns, and the reading of it from the API's messages."""
+"""What the client returns, and how it is read from the API's messages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from functools import partial
+from operator import methodcaller
+from typing import Any, NamedTuple, TypeVar
 
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from signer.client._errors import ItemError
 from signer.model import Algorithm
-from signer.v1 import control_pb2, evidence_pb2, keys_pb2, signing_pb2
+from signer.v1 import control_pb2, evidence_pb2, keys_pb2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """What became of one payload.
+    """The result of one payload.
 
     ``index`` counts from 0 in the order given. ``signature`` is the finished
     output of the format (text formats as ASCII), b"" where ``error`` is set.
@@ -38,10 +44,10 @@ class KeyVersion(NamedTuple):
     """One version. ``public_key`` (SPKI) and ``certificate`` are DER; times are UTC.
 
     ``algorithm`` and ``state`` are the names of ``signer.model.Algorithm`` and
-    ``KeyState``, or a newer server's own. ``certification_request`` (PEM, "" where
-    none was made) comes only from ``get_key_version``; ``token`` is its label, for
-    officers, auditors and operators; ``primary``: it is the one that signs for its key;
-    ``compromised``: it was marked so, whatever became of it since.
+    ``KeyState``, or of a newer server. ``certification_request`` (PEM, "" where there is
+    none) comes only from ``get_key_version``; ``token`` is its label, shown to officers,
+    auditors and operators; ``primary``: it is the version that signs for its key;
+    ``compromised``: it was once marked as compromised, in whatever state it is now.
     """
 
     name: str
@@ -86,7 +92,7 @@ class Key(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """One worker process; ``pid`` is 0 while none runs."""
+    """One worker process; ``pid`` is 0 while it does not run."""
 
     token: str
     pid: int
@@ -105,9 +111,9 @@ class Usage(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How the daemon is; ``reasons`` says why it is not ready.
+    """The state of the daemon; ``reasons`` says why it is not ready.
 
-    ``differences`` are those between registry and tokens, as found at the start.
+    ``differences`` are those between registry and tokens, found at the start.
     """
 
     version: str
@@ -124,10 +130,10 @@ class Status(NamedTuple):
 
 
 class LogRecord(NamedTuple):
-    """One record of the audit log, as the appliance shows it.
+    """One record of the audit log.
 
     ``leaf_hash`` is its leaf in the log's tree, SHA-256(0x00 ‖ ``head``); ``head``
-    is deterministic CBOR and holds ``seq``, ``time`` (UTC) and ``kind``, too, and
+    is deterministic CBOR with ``seq``, ``time`` (UTC) and ``kind`` again, and with
     count, width and Merkle root of ``items``, which are packed one after the
     other. ``omitted_bytes`` of head and items were left out.
     """
@@ -142,89 +148,85 @@ class LogRecord(NamedTuple):
 
 
 class Reloaded(NamedTuple):
-    """What a reload changed; ``restart_needed`` names settings that take a restart."""
+    """What a reload changed; ``restart_needed`` names changed settings that need a restart."""
 
     policy_sha256: str
     policy_changed: bool
     certificate_changed: bool
     log_level: str
     log_level_changed: bool
-    restart_needed: Sequence[str]
+    restart_needed: tuple[str, ...]
 
 
-def read_time(stamp: Timestamp, present: bool) -> datetime | None:
-    return stamp.ToDatetime(tzinfo=UTC) if present else None
+_EDDSA = Algorithm.EDDSA
 
 
-def _name(enum_name: str, prefix: str) -> str:
-    """``FORMAT_JWS`` → ``JWS``; the algorithm EdDSA keeps its JOSE spelling."""
-    short = enum_name.removeprefix(prefix)
-    return Algorithm.EDDSA.value if short == Algorithm.EDDSA.name else short
+def _enum_name(enum: EnumDescriptor, number: int) -> str:
+    """Returns the short name of an enum value, or its number where a newer server sent it.
+
+    ``FORMAT_JWS`` becomes ``JWS``; the algorithm EdDSA keeps its JOSE spelling.
+    """
+    if number not in enum.values_by_number:
+        return str(number)
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    short = enum.values_by_number[number].name.removeprefix(prefix)
+    return _EDDSA.value if short == _EDDSA.name else short
 
 
-def read_enum(wrapper: object, number: int, prefix: str) -> str:
-    """The short name of an enum value, or its number where it is a newer server's."""
-    values = wrapper.DESCRIPTOR.values_by_number  # type: ignore[attr-defined] # not in the stubs
-    return _name(values[number].name, prefix) if number in values else str(number)
+def _default(field: Any) -> Callable[[Any], Any]:
+    """Returns how the values of a field are read by default."""
+    if field.enum_type is not None:
+        return partial(_enum_name, field.enum_type)
+    if field.message_type is Timestamp.DESCRIPTOR:
+        return methodcaller("ToDatetime", tzinfo=UTC)
+    return lambda value: value
 
 
-def read_key_version(message: keys_pb2.KeyVersion) -> KeyVersion:
-    return KeyVersion(
-        message.name,
-        read_enum(keys_pb2.Algorithm, message.algorithm, "ALGORITHM_"),
-        read_enum(keys_pb2.KeyState, message.state, "KEY_STATE_"),
-        message.public_key,
-        message.certificate or None,
-        message.kid,
-        message.jwk_thumbprint,
-        read_time(message.create_time, message.HasField("create_time")),
-        read_time(message.activate_time, message.HasField("activate_time")),
-        read_time(message.sign_until_time, message.HasField("sign_until_time")),
-        read_time(message.deactivate_time, message.HasField("deactivate_time")),
-        read_time(message.destroy_time, message.HasField("destroy_time")),
-        message.certification_request,
-        message.token,
-        message.primary,
-        message.compromised,
-    )
+def _getter(field: Any, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns the function that reads a field of a message."""
+    name: str = field.name
+    if field.is_repeated:
+        return lambda message: tuple(map(convert, getattr(message, name)))
+    if field.message_type is not None:
+        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
+    return lambda message: convert(getattr(message, name))
 
 
-def read_key(message: keys_pb2.Key) -> Key:
-    return Key(
-        message.name,
-        read_enum(keys_pb2.Algorithm, message.algorithm, "ALGORITHM_"),
-        read_key_version(message.primary) if message.HasField("primary") else None,
-        tuple(read_enum(signing_pb2.Format, number, "FORMAT_") for number in message.formats),
-        message.max_batch_items,
-        tuple(Quota(q.limit, q.window_seconds, q.remaining) for q in message.quotas),
-    )
+def reader(
+    kind: type[T], message: type[Message], **special: str | Callable[[Any], Any]
+) -> Callable[[Any], T]:
+    """Returns the function that makes a ``kind`` (a NamedTuple) of an API message.
+
+    Each field is read from the member of the same name, or of the name in ``special``; a
+    function in ``special`` converts the member's value, of a repeated one each value.
+    Times become UTC, and None where they are absent; enums become their short names.
+    """
+    names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined] # of a NamedTuple
+    getters = []
+    for name in names:
+        how = special.get(name, name)
+        field = message.DESCRIPTOR.fields_by_name[how if isinstance(how, str) else name]
+        getters.append(_getter(field, _default(field) if isinstance(how, str) else how))
+    return lambda source: kind(*(get(source) for get in getters))
 
 
-def read_log_record(message: evidence_pb2.LogRecord) -> LogRecord:
-    return LogRecord(
-        message.seq,
-        message.record_time.ToDatetime(tzinfo=UTC),
-        message.kind,
-        message.leaf_hash,
-        message.head,
-        message.items,
-        message.omitted_bytes,
-    )
-
-
-def read_status(message: control_pb2.GetStatusResponse) -> Status:
-    return Status(
-        message.version,
-        read_time(message.start_time, message.HasField("start_time")),
-        message.ready,
-        tuple(message.reasons),
-        message.policy_sha256,
-        message.facilities,
-        message.key_versions,
-        message.queued_items,
-        tuple(
-            Worker(w.token, w.pid, w.state, w.starts, w.items, w.reason) for w in message.workers
-        ),
-        tuple(Usage(u.facility, u.items, u.queued_items) for u in message.busiest),
-        tuple(message.differences),
-    )
+read_key_version = reader(
+    KeyVersion,
+    keys_pb2.KeyVersion,
+    certificate=lambda der: der or None,
+    created="create_time",
+    activate_at="activate_time",
+    sign_until="sign_until_time",
+    deactivate_at="deactivate_time",
+    destroy_at="destroy_time",
+)
+read_key = reader(Key, keys_pb2.Key, primary=read_key_version, quotas=reader(Quota, keys_pb2.Quota))
+read_log_record = reader(LogRecord, evidence_pb2.LogRecord, time="record_time")
+read_status = reader(
+    Status,
+    control_pb2.GetStatusResponse,
+    started="start_time",
+    workers=reader(Worker, control_pb2.WorkerStatus),
+    busiest=reader(Usage, control_pb2.FacilityUsage),
+)
+read_reloaded = reader(Reloaded, control_pb2.ReloadResponse)

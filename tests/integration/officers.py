@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.client import Operation as Told
-from signer.client import SignerClient, SignerClientError
-from signer.client._signing import sign_operation
+from signer.client import SignerClient, SignerClientError, sign_operation
 
 SECONDS = 60.0
 

@@ -22,8 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from signer.client import SignerClientError
-from signer.client._signing import sign_operation
+from signer.client import SignerClientError, sign_operation
 from signer.officers.approval import parse
 from tests.integration import edge
 from tests.integration.officers import Office
