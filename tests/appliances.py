@@ -91,7 +91,7 @@ class Appliance(DevAppliance):
         _merge(config, changes)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def edit_policy(self, edit: Callable[[dict[str, Any]], None]) -> None:
+    def edit_policy(self, edit: Callable[[dict[str, Any]], object]) -> None:
         """Has ``edit`` change policy.yaml, parsed, in place. Takes effect at a reload or start."""
         path = self.dir / "policy" / "policy.yaml"
         policy = yaml.safe_load(path.read_text())

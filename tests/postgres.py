@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -79,7 +80,7 @@ class Postgres:
     def start(self) -> None:
         """Starts the server and returns when it answers."""
         settings = [word for setting in _SETTINGS for word in ("-c", setting)]
-        command = ["postgres", "-D", self.dir / "data", "-k", self.dir, *settings]
+        command: list[str | Path] = ["postgres", "-D", self.dir / "data", "-k", self.dir, *settings]
         with (self.dir / "log").open("ab") as log:
             self._server = self._popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + SECONDS
@@ -141,7 +142,15 @@ class Postgres:
         secret = self.dir / "password"
         secret.write_text(self.password)
         os.chown(secret, self._user.pw_uid, self._user.pw_gid)
-        command = ["initdb", "-D", self.dir / "data", "-U", "postgres", "--pwfile", secret]
+        command: list[str | Path] = [
+            "initdb",
+            "-D",
+            self.dir / "data",
+            "-U",
+            "postgres",
+            "--pwfile",
+            secret,
+        ]
         command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
         command += ["--locale-provider=icu", "--icu-locale=en-US"]
         made = self._popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -149,11 +158,15 @@ class Postgres:
         if made.returncode:
             raise RuntimeError(output.decode())
 
-    def _popen(self, command: list[str | Path], **streams: object) -> subprocess.Popen[bytes]:
+    def _popen(self, command: list[str | Path], **streams: Any) -> subprocess.Popen[bytes]:
         """Runs one of the programs as the server's user, beyond the reach of a Ctrl-C."""
         program, *arguments = command
-        user = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
-        return subprocess.Popen(
+        user: dict[str, Any] = {
+            "user": self._user.pw_uid,
+            "group": self._user.pw_gid,
+            "extra_groups": [],
+        }
+        made: subprocess.Popen[bytes] = subprocess.Popen(
             [self._programs / program, *arguments],
             cwd=self.dir,
             start_new_session=True,
@@ -161,6 +174,7 @@ class Postgres:
             **(user if os.geteuid() == 0 else {}),
             **streams,
         )
+        return made
 
     def _administer(self, statement: sql.SQL | sql.Composed) -> None:
         with psycopg.connect(

@@ -156,10 +156,10 @@ def pin_story(machine: Machine, prometheus: Watching) -> None:
         before = started()
         assert daemon.stop() == 0
         daemon.start(ready=False)
-        until(lambda before=before: started() not in (before, None), "the restart is seen")
+        until(lambda: started() not in (before, None), "the restart is seen")
     machine.order("clock", -100)
-    alerts = ("Restarting", "ClockDoubtful", "ClockSkewed")
-    prometheus.until(*(Alert(f"Signer{name}", PIN) for name in alerts))
+    clock_alerts = ("Restarting", "ClockDoubtful", "ClockSkewed")
+    prometheus.until(*(Alert(f"Signer{name}", PIN) for name in clock_alerts))
     daemon.stop(signal.SIGKILL)
     prometheus.until(Alert("SignerDown", PIN))
 

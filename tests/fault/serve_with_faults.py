@@ -65,8 +65,8 @@ def obey() -> None:
             held.append(b"m" * size)
 
 
-Disk.sync = faulty_sync  # type: ignore[method-assign]
-Disk.free_bytes = faulty_free_bytes  # type: ignore[method-assign]
+setattr(Disk, "sync", faulty_sync)  # noqa: B010
+setattr(Disk, "free_bytes", faulty_free_bytes)  # noqa: B010
 daemon.TICK_SECONDS = float(sys.argv[2])
 threading.Thread(target=obey, daemon=True).start()
 sys.exit(daemon.run(Path(sys.argv[3])))

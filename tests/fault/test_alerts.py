@@ -8,7 +8,7 @@ alerts have fired, and which have not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +69,7 @@ class Seen(NamedTuple):
     """What Prometheus saw: before anything went wrong, and in the end."""
 
     calm: list[object]
-    fired: dict[Alert, dict[str, str]]
+    fired: Mapping[Alert, Mapping[str, str]]
     queries: dict[str, str]
     """What was wrong with the runbook's queries; empty for those that work."""
 

@@ -15,7 +15,8 @@ from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from tests.fault.audit_disk import FaultyDisk
@@ -257,7 +258,7 @@ def test_a_slow_sync_is_back_pressure_only(folder: Path) -> None:
     callers = Callers(log, 16)
     assert disk.begun.wait(30)
     assert not callers.some.wait(0.2)  # nobody is answered before the sync returns
-    assert callers.answered == callers.refused == []
+    assert (callers.answered, callers.refused) == ([], [])
     assert log.refusal == ""
     disk.quick.set()
     assert callers.some.wait(30)
@@ -273,7 +274,8 @@ FULL_DISK = """
 import resource
 import sys
 from pathlib import Path
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog
 from signer.audit.format.record import RecordKind
 from signer.clock import SystemClock
 

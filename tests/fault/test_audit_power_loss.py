@@ -17,7 +17,8 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from tests.fault.audit_disk import PowerDisk

@@ -196,7 +196,7 @@ def sign(log: AuditLog, random: Random) -> None:
         "now": 1_700_000_000,
     }
     intent = log.append(RecordKind.INTENT, fields, Column(32, random.randbytes(96)))
-    outcome = {"intent": intent, "attempts": 1, "failures": {}}
+    outcome: dict[str, Value] = {"intent": intent, "attempts": 1, "failures": {}}
     log.append(RecordKind.OUTCOME, outcome, Column(64, random.randbytes(192)))
 
 

@@ -182,7 +182,7 @@ def test_a_key_is_made_once_wherever_the_daemon_is_killed(daemon: Daemon, killer
         [version] = office.versions(key).values()
         assert told.result is not None
         assert told.result["jwk_thumbprint"] == version.jwk_thumbprint, point
-        until(lambda op=operation: executions(daemon, op)["executed"], "its end is on record")
+        until(lambda: executions(daemon, operation)["executed"], "its end is on record")
         made[version.name] = bytes.fromhex(told.result["cka_id"])
         with daemon.client() as client:
             assert client.sign_batch(key, "JWS", [b"{}"])[0].error is None

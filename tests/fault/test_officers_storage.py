@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.client import Operation, SignerClientError, sign_operation
 from tests.fault.daemon import OTHERS, RECORDS, Daemon, Load, until
 from tests.fault.test_officers_faults import (
     KEY,
@@ -20,9 +21,7 @@ from tests.fault.test_officers_faults import (
     verified,
     with_policy,
 )
-
-from tests.integration.officers import Office, sign_operation  # isort: skip
-from signer.client import Operation, SignerClientError
+from tests.integration.officers import Office
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ class Watching(PrometheusServer):
     def until(self, *alerts: Alert) -> None:
         """Waits until alerts have been seen firing."""
         for alert in alerts:
-            until(lambda alert=alert: alert in self.fired, f"{alert} fires")
+            until(lambda: alert in self.fired, f"{alert} fires")
 
     def close(self) -> None:
         self._over.set()

@@ -185,7 +185,7 @@ def own(appliance: Any, folder: Path, **changes: Any) -> Iterator[Any]:
     assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
 
 
-def eventually(happened: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+def eventually(happened: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
     """Waits until something is so."""
     end, pause = time.monotonic() + seconds, 0.02
     while not happened():

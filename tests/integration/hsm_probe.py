@@ -147,7 +147,9 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     from signer.hsm.worker.token import open_token
 
     token = open_token(spec)
-    token.keys.find(bytes.fromhex(keys[0][1])).destroy()
+    found = token.keys.find(bytes.fromhex(keys[0][1]))
+    assert found is not None
+    found.destroy()
     signer, verdicts = ChunkSigner(token), []
     for algorithm, cka_id, spki in keys:
         pin, inputs = bytes.fromhex(spki), [bytes(32)]

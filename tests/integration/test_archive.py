@@ -106,9 +106,7 @@ class Site(Document):
         for folder in (self.mirror, self.audit / "checkpoints"):
             newest = folder / "newest"
             edge.eventually(
-                lambda newest=newest: (
-                    newest.exists() and int(newest.read_text().splitlines()[1]) >= reader.size
-                ),
+                lambda: newest.exists() and int(newest.read_text().splitlines()[1]) >= reader.size,
                 "there is a checkpoint of all",
             )
 
@@ -185,7 +183,7 @@ def assert_records_are_gone(site: Site, request_id: str) -> None:
             if known:
                 assert stubs.evidence.GetInclusionProof(ask, timeout=edge.SECONDS).hashes
             else:
-                refusal = edge.refused(lambda ask=ask: stubs.evidence.GetInclusionProof(ask))
+                refusal = edge.refused(lambda: stubs.evidence.GetInclusionProof(ask))
                 assert refusal.reason == "FIELD_INVALID"
 
 

@@ -90,7 +90,7 @@ def new_id() -> str:
 def left(stubs: edge.Stubs) -> int:
     """What the quota of a day still holds."""
     key = stubs.keys.GetKey(keys_pb2.GetKeyRequest(name=RECORDS), timeout=edge.SECONDS).key
-    return min(quota.remaining for quota in key.quotas if quota.window_seconds == 86_400)
+    return min(int(quota.remaining) for quota in key.quotas if quota.window_seconds == 86_400)
 
 
 def proven(made: Any, output: Path, proof: Path) -> bool:

@@ -96,7 +96,15 @@ def certify(office: Office, tmp_path: Path) -> Callable[[Path], Path]:
 
     def issue(request: Path) -> Path:
         made = request.with_suffix(".pem")
-        command = ["openssl", "x509", "-req", "-in", request, "-CA", pki / "dcc-ca.pem"]
+        command: list[str | Path] = [
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            request,
+            "-CA",
+            pki / "dcc-ca.pem",
+        ]
         command += ["-CAkey", pki / "dcc-ca.key", "-days", "730", "-out", made]
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
         return made
@@ -178,7 +186,7 @@ def test_a_smart_card_signs_what_draft_and_show_write(office: Office, tmp_path: 
 
     def sign(name: str, data: Path, out: Path) -> None:
         key = office.identity(name)["key"]
-        command = ["openssl", "dgst", "-sha256", "-sign", key, "-out", out, data]
+        command: list[str | Path] = ["openssl", "dgst", "-sha256", "-sign", key, "-out", out, data]
         subprocess.run(command, check=True)
 
     sign("b", draft, sealed)

@@ -154,8 +154,8 @@ def test_the_table_is_plain_ascii_and_its_end_counts(machine: Copy) -> None:
 # --- broken ------------------------------------------------------------------------------------
 
 
-def write(name: str, text: str) -> Callable[[Copy], None]:
-    return lambda machine: (machine.dir / name).write_text(text) and None
+def write(name: str, text: str) -> Callable[[Copy], object]:
+    return lambda machine: (machine.dir / name).write_text(text)
 
 
 def chmod(name: str, mode: int) -> Callable[[Copy], None]:

@@ -93,7 +93,7 @@ def test_only_auditors_see_the_log(appliance: Any, auditor: Auditor, method: str
     for name, reason in {**expected, "stranger": "PEER_UNKNOWN"}.items():
         with edge.connect(appliance.dev, name) as stubs:
             call = getattr(stubs.evidence, method)
-            refusal = edge.refused(lambda call=call: call(METHODS[method], timeout=edge.SECONDS))
+            refusal = edge.refused(lambda: call(METHODS[method], timeout=edge.SECONDS))
             assert refusal.reason == reason, name
 
 

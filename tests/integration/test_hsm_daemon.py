@@ -138,12 +138,8 @@ def test_keys_made_while_the_daemon_runs_are_served(make_appliance: Make) -> Non
     appliance = make_appliance()
     before = workers(appliance)
     with appliance.client() as client:
-        for number, arguments in enumerate(
-            [
-                {"algorithm": "ES256"},
-                {"algorithm": "PS256", "bits": 3072},
-            ]
-        ):
+        made: list[dict[str, Any]] = [{"algorithm": "ES256"}, {"algorithm": "PS256", "bits": 3072}]
+        for number, arguments in enumerate(made):
             name = f"facilities/01-001/keys/new-{number}"
             assert not serves(client, name)
             create(appliance, name, **arguments)
@@ -217,5 +213,5 @@ def test_thousands_of_keys_are_made_and_served(make_appliance: Make) -> None:
         for number in range(1, 2501, 5):
             name = f"facilities/l-{number:05}/keys/records"
             assert client.sign_batch(name, "MESSAGE", [b"m"])[0].ok
-        create(appliance, "facilities/l-00001/keys/new", "--algorithm", "ES256")
+        create(appliance, "facilities/l-00001/keys/new", algorithm="ES256")
         until(lambda: serves(client, "facilities/l-00001/keys/new"), "it is served", 10)

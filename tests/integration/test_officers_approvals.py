@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -110,7 +111,9 @@ def test_three_officers_of_three_kinds_of_key_make_what_they_approved(office: Of
     ]
     version = office.versions(wanted["key"])[1]
     assert (version.algorithm, version.state) == ("RS256", "ACTIVE")
-    assert load_der_public_key(version.public_key).key_size == wanted["bits"]
+    public_key = load_der_public_key(version.public_key)
+    assert isinstance(public_key, RSAPublicKey)
+    assert public_key.key_size == wanted["bits"]
     assert done.result is not None
     assert done.result["jwk_thumbprint"] == version.jwk_thumbprint
     details = parse(done.content).details
@@ -234,7 +237,7 @@ def test_what_is_rejected_takes_no_more_signatures(office: Office) -> None:
 
 
 def test_what_was_executed_is_not_executed_again(office: Office) -> None:
-    wanted = {"version": "facilities/strict/keys/records/versions/1", "at": 0}
+    wanted: dict[str, Any] = {"version": "facilities/strict/keys/records/versions/1", "at": 0}
     done = office.do("deactivate", **wanted)
     revision = office.versions("facilities/strict/keys/records")
     content = office.get(done.id).content

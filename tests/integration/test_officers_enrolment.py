@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.hsm.front.admin import open_admin
@@ -46,6 +47,7 @@ def sign(office: Office, keys: list[str]) -> None:
             [item] = client.sign_batch(key, "JWS", [b"{}"])
             assert (item.error, item.key_version) == (None, f"{key}/versions/1")
             public = load_der_public_key(client.get_key_version(item.key_version).public_key)
+            assert isinstance(public, EllipticCurvePublicKey)
             check(public, "JWS", b"{}", item.signature)
 
 

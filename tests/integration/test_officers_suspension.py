@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -111,7 +112,7 @@ def test_stopped_under_load(office: Office, made: Any, name: str) -> None:
             issuing.signing(key)
         began, returned = stop(office, act)
         for key in stopped:
-            issuing.wait(lambda a, key=key: a.key == key and a.began > returned, "it asks again")
+            issuing.wait(lambda a: a.key == key and a.began > returned, "it asks again")
         for key in others:
             going_on.signing(key)
         if not others:
@@ -121,7 +122,7 @@ def test_stopped_under_load(office: Office, made: Any, name: str) -> None:
             one_alone(office, target)
         for key in stopped:
             refused = issuing.wait(
-                lambda a, key=key: a.key == key and a.began > still_stopped, "it asks again"
+                lambda a: a.key == key and a.began > still_stopped, "it asks again"
             )
             assert refused.refused == NOT_ACTIVE
         suspended = list(issuing.answers)
@@ -264,10 +265,10 @@ def test_nobody_else_may_call_anything_of_it(made: Any, name: str, code: str, re
     assert len(methods) >= 15
     with edge.connect(made.dev, name) as stubs:
         for method in methods:
-            call = stubs.channel.unary_unary(
+            call: grpc.UnaryUnaryMultiCallable[Any, bytes] = stubs.channel.unary_unary(
                 f"/signer.v1.OperationService/{method.name}",
                 request_serializer=lambda message: message.SerializeToString(),
             )
             request = message_factory.GetMessageClass(method.input_type)()
-            refusal = edge.refused(lambda call=call, request=request: call(request, timeout=10))
+            refusal = edge.refused(lambda: call(request, timeout=10))
             assert (refusal.code, refusal.reason) == (code, reason), method.name

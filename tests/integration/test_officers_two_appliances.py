@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from signer.client import NotFoundError, PreconditionError, UnavailableError
+from signer.tools.dev import pki
 from tests.integration import edge, officers
 from tests.integration.served import Served, beside
 
@@ -104,7 +105,7 @@ def test_both_follow_the_policy_and_their_files_do(site: Site) -> None:
 
 
 def test_new_officers_are_officers_everywhere(site: Site, tmp_path: Path) -> None:
-    authority = edge.pki.authority(site.first.config.parent / "pki", "client-ca", "as it is")
+    authority = pki.authority(site.first.config.parent / "pki", "client-ca", "as it is")
     issued = edge.issue(tmp_path, authority, "officer-c", "spiffe://dev.signer.example/officer-c")
     site.at_first.do("officers", add=[issued.certificate.read_text()])
     dev = site.at_second.dev

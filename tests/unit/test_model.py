@@ -122,9 +122,9 @@ def test_a_suspended_version_ends_by_the_clock_all_the_same() -> None:
 
 def test_every_algorithm_has_its_hash() -> None:
     sizes = {
-        algorithm: hashlib.new(PROPERTIES[algorithm].hash_name).digest_size
+        algorithm: hashlib.new(name).digest_size
         for algorithm in Algorithm
-        if PROPERTIES[algorithm].hash_name
+        if (name := PROPERTIES[algorithm].hash_name)
     }
     assert sizes == {
         Algorithm.ES256: 32,

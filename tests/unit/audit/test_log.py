@@ -16,7 +16,8 @@ from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, Re
 from signer.audit.format.segments import Index, Reader, list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 
 ORIGIN = "signer.example/log"
@@ -64,7 +65,7 @@ def opened(folder: Path) -> Iterator[Opener]:
     logs: list[AuditLog] = []
 
     def open_log(**changes: Any) -> AuditLog:
-        usual = {
+        usual: dict[str, Any] = {
             "origin": ORIGIN,
             "clock": SetClock(),
             "low_disk_bytes": 0,
@@ -256,7 +257,7 @@ def test_an_outcome_closes_its_intent_once(opened: Opener) -> None:
 def test_a_note_is_refused_where_it_could_not_be_recorded(opened: Opener) -> None:
     log = opened()
     with pytest.raises(RecordError, match="float"):
-        log.note(RecordKind.DENIALS, {"share": 0.5})
+        log.note(RecordKind.DENIALS, {"share": 0.5})  # type: ignore[dict-item]
     with pytest.raises(RecordError, match="appended"):
         log.note(RecordKind.INTENT, {})
 
@@ -364,7 +365,8 @@ class Count:
 
 
 def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener) -> None:
-    count, sizes = Count(), []
+    count = Count()
+    sizes: list[int] = []
     log = opened(listeners=[Listener(count.record)], on_commit=sizes.append)
     for number in range(10):
         seq = log.append(RecordKind.TOKEN, {"number": number})
@@ -664,7 +666,8 @@ def test_an_override_of_nothing_is_not_recorded(opened: Opener) -> None:
 def test_a_low_disk_stops_intents_and_lets_the_rest_be_recorded(
     opened: Opener, folder: Path
 ) -> None:
-    disk, stopped = CountingDisk(), []
+    disk = CountingDisk()
+    stopped: list[str] = []
     options = {"disk": disk, "low_disk_bytes": 1 << 20, "ballast_bytes": 1 << 16}
     log = opened(**options, on_stop=stopped.append)
     ballast = folder / "ballast"

@@ -12,7 +12,7 @@ import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import Frontier, root
-from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, frame
+from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, Value, frame
 from signer.audit.format.segments import Header, Reader, Segment, list_segments
 from signer.audit.read.verify import verify_log, verify_part
 from signer.audit.write.log import AuditLog, Listener
@@ -184,7 +184,7 @@ def snapshot(seq: int, time_us: int, before: list[Record], intents: list[int]) -
     frontier = Frontier()
     for record in before:
         frontier.append(record.leaf_hash())
-    fields = {"frontier": frontier.to_list(), "open": intents}
+    fields: dict[str, Value] = {"frontier": frontier.to_list(), "open": intents}
     return Record(seq, time_us, RecordKind.SNAPSHOT, fields)
 
 

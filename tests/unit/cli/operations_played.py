@@ -127,8 +127,8 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> People:
         (folder / f"{name}.yaml").write_text(
             f"address: localhost:1\nca: {name}.pem\ncertificate: {name}.pem\nkey: {name}.key\n"
         )
-        files = (folder / f"{name}.{end}" for end in ("yaml", "pem", "key"))
-        made.append(Person(principal, *files, der(certificate)))
+        yaml, pem, key_file = (folder / f"{name}.{end}" for end in ("yaml", "pem", "key"))
+        made.append(Person(principal, yaml, pem, key_file, der(certificate)))
     a, b, c = made
     return People(a, b, c, folder, {a.principal: a.der, b.principal: b.der})
 
@@ -136,7 +136,8 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> People:
 def version(name: str, state: str = "ACTIVE", **changed: Any) -> KeyVersion:
     """A key version as the client gives it."""
     key = ec.derive_private_key(int.from_bytes(name.encode()) % (1 << 128) + 1, ec.SECP256R1())
-    return of_key(key, "ES256", name, state, **changed)
+    made: KeyVersion = of_key(key, "ES256", name, state, **changed)
+    return made
 
 
 def of_key(key: Any, algorithm: str, name: str, state: str = "ACTIVE", **changed: Any) -> Any:

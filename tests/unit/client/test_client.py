@@ -343,7 +343,7 @@ def test_questions_of_auditors_are_asked_again_when_the_appliance_says_so(stage:
 
 
 def test_a_hint_beyond_the_time_ends_the_question(stage: Any) -> None:
-    def busy(_: int) -> str:
+    def busy(_: int) -> None:
         stage.refuse(grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", retry_after=60)
 
     stage.played.note = busy

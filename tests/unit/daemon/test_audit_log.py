@@ -16,7 +16,7 @@ from signer.audit.format import checkpoint as notes
 from signer.audit.format.checkpoint import Checkpoint, Verifier
 from signer.audit.format.merkle import root
 from signer.audit.format.places import CHECKPOINTS
-from signer.audit.format.record import Column, RecordKind
+from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
@@ -37,7 +37,13 @@ VERIFIER = Verifier.from_spki(ORIGIN, SPKI)
 VERSION = KeyVersion(
     AUDIT_KEY, 1, Algorithm.EDDSA, KeyState.ACTIVE, "t", b"1", SPKI, None, b"", "", 0, 0, None
 )
-INTENT = {"principal": "a", "facility": "f", "key_version": "k", "request_id": "", "now": 1}
+INTENT: dict[str, Value] = {
+    "principal": "a",
+    "facility": "f",
+    "key_version": "k",
+    "request_id": "",
+    "now": 1,
+}
 DIGESTS = Column(32, bytes(32))
 
 

@@ -72,9 +72,12 @@ def test_payload_beyond_the_limit_fails_alone_before_it_is_read(
         return b'{"a":"' + b"x" * (size - 8) + b'"}'
 
     lengths, read = list[int](), parse.json_object
-    monkeypatch.setattr(
-        parse, "json_object", lambda payload: lengths.append(len(payload)) or read(payload)
-    )
+
+    def counted(payload: bytes) -> Any:
+        lengths.append(len(payload))
+        return read(payload)
+
+    monkeypatch.setattr(parse, "json_object", counted)
     payloads = [filled(jws.MAX_BYTES), filled(jws.MAX_BYTES + 1), b"[" * (2 << 20), b"{}"]
     prepared = JWS.prepare(payloads, context())
     assert lengths == [jws.MAX_BYTES, 2]

@@ -18,7 +18,9 @@ def book(*names: tuple[int, bytes, str]) -> PrivateKeys:
 
 def test_keys_are_found_by_id_and_listed_with_their_labels() -> None:
     keys = book((1, b"a", "one"), (2, b"b", ""), (3, b"c", ""))
-    assert keys.find(b"a").handle == 1
+    found = keys.find(b"a")
+    assert found is not None
+    assert found.handle == 1
     assert keys.find(b"x") is None
     assert b"b" in keys
     assert keys.label(b"a") == "one"

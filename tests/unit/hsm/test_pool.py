@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +15,7 @@ from signer.errors import CallError, Reason
 from signer.hsm.frames import Kind, ResultFrame, Verdict, unpack_ids, unpack_sign
 from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
-from signer.hsm.front.slot import End
+from signer.hsm.front.slot import End, Slot
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import (
     AUDIT_KEY,
@@ -72,7 +72,7 @@ class Driven:
             clock=SystemClock(),
         )
         self.slot: Any = FakeSlot()
-        self.pool._slots = [self.slot]
+        self.pool._slots = [cast("Slot", self.slot)]
         self._threads = threads
 
     def sign(self, key: KeyVersion, count: int) -> Future[Signed]:

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.errors import OperatorError
 from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyVersion
+from signer.model import Algorithm, KeyName, KeyVersion, TokenAdmin
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 
@@ -105,7 +105,9 @@ def token() -> SoftToken:
 @pytest.fixture
 def version(registry: Registry, token: SoftToken, now: float) -> KeyVersion:
     """A registered ES256 key."""
-    return create_key(registry, token, NewKey(KeyName("moh", "dcc"), Algorithm.ES256), now)
+    return create_key(
+        registry, cast("TokenAdmin", token), NewKey(KeyName("moh", "dcc"), Algorithm.ES256), now
+    )
 
 
 @pytest.fixture(scope="session")

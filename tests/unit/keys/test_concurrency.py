@@ -23,7 +23,7 @@ def at_once(*tasks: Callable[[], object]) -> None:
     """Runs them all at the same time; what one raises is raised."""
     together = threading.Barrier(len(tasks))
     with ThreadPoolExecutor(len(tasks)) as threads:
-        futures = [threads.submit(lambda task=task: (together.wait(), task())) for task in tasks]
+        futures = [threads.submit(lambda: (together.wait(), task())) for task in tasks]
         for future in futures:
             future.result()
 

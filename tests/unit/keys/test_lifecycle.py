@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ def versions(draw: st.DrawFn) -> KeyVersion:
 def of(state: KeyState, **times: float | None) -> KeyVersion:
     """A version in a state at NOW, by its record alone."""
     began = None if state is S.PRE_ACTIVE else 500.0
-    record: dict[str, float | None] = {"activate_at": began, "sign_until": None}
+    record: dict[str, Any] = {"activate_at": began, "sign_until": None}
     if state is S.DESTROY_SCHEDULED:
         record["destroy_at"] = 900.0
     version = replace(make(), state=state, **(record | times))

@@ -102,6 +102,7 @@ def test_a_database_that_hangs_does_not_hang_us(
                 write.connection.execute(sa.text("select 1"))
             finally:
                 # Nobody waits for it again, as a rollback would.
+                assert connection is not None
                 closed.append(connection.closed)
 
     with ThreadPoolExecutor(2) as aside, Registry.open(url, create=True) as registry:

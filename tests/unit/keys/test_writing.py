@@ -191,7 +191,8 @@ def test_what_is_new_since_an_index_makes_the_whole(
     registry: Registry, steps: list[tuple[int, KeyState, bool]]
 ) -> None:
     # The registry is one for all examples; each has a facility of its own.
-    facility, expected = next(_names), {}
+    facility = next(_names)
+    expected: dict[int, Any] = {}
     index = old = registry.snapshot()
     for number, state, looks in steps:
         with registry.writing() as write:

@@ -85,7 +85,7 @@ def test_a_key_without_an_end_has_none() -> None:
 
 @pytest.mark.parametrize("field", ["sign_until", "deactivate_at"])
 def test_a_key_ends_with_its_last_version(field: str) -> None:
-    soon = version(**{field: NOW + DAY})
+    soon = version(**dict[str, Any]({field: NOW + DAY}))
     assert end(soon) == NOW + DAY
     assert end(soon, version(2, sign_until=NOW + 9 * DAY)) == NOW + 9 * DAY
     assert end(soon, version(2)) is None
@@ -126,9 +126,14 @@ def test_a_key_that_its_officers_have_ended_is_not_told() -> None:
 
 
 def test_keys_are_not_looked_through_at_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
+    looked: list[KeyIndex] = []
     by_key = KeyIndex.by_key
-    monkeypatch.setattr(KeyIndex, "by_key", lambda index: looked.append(index) or by_key(index))
+
+    def counted(index: KeyIndex) -> Any:
+        looked.append(index)
+        return by_key(index)
+
+    monkeypatch.setattr(KeyIndex, "by_key", counted)
     policy = cast(Any, SimpleNamespace(facilities={}))
     first = Snapshot(policy, KeyIndex([version(sign_until=NOW + 5)]))
     second = Snapshot(policy, KeyIndex([version(), version(2)]))

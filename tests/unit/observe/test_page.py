@@ -29,21 +29,19 @@ GAUGES: dict[str, dict[tuple[str, ...], float]] = {
 
 
 def seen(**changes: Any) -> Seen:
-    return Seen(
-        **{
-            "name": "signer/audit",
-            "now": NOW,
-            "monotonic": 5000.0,
-            "started": NOW - DAY,
-            "reasons": [],
-            "doubts": [],
-            "gauges": GAUGES,
-            "workers": [WorkerStatus("main", 7, "serving", 1, 1_234_567, "")],
-            "samples": [Sample(4990.0, 100.0, 1.0, 0.01, 0.05)],
-            "alarms": [],
-        }
-        | changes
-    )
+    usual: dict[str, Any] = {
+        "name": "signer/audit",
+        "now": NOW,
+        "monotonic": 5000.0,
+        "started": NOW - DAY,
+        "reasons": [],
+        "doubts": [],
+        "gauges": GAUGES,
+        "workers": [WorkerStatus("main", 7, "serving", 1, 1_234_567, "")],
+        "samples": [Sample(4990.0, 100.0, 1.0, 0.01, 0.05)],
+        "alarms": [],
+    }
+    return Seen(**usual | changes)
 
 
 class Strict(HTMLParser):
@@ -140,14 +138,14 @@ def test_no_text_becomes_html(place: str) -> None:
     evil = "<script>alert(1)</script>&amp;"
     alarms = Alarms()
     alarms.add(NOW, "not_ready", evil)
-    changes: dict[str, Any] = {
+    places: dict[str, dict[str, Any]] = {
         "name": {"name": evil},
         "reasons": {"reasons": [evil]},
         "doubts": {"doubts": [evil]},
         "why": {"workers": [WorkerStatus("main", 1, "failed", 1, 1, evil)]},
         "alarm": {"alarms": alarms.newest()},
-    }[place]
-    read = Strict(page(seen(**changes)))
+    }
+    read = Strict(page(seen(**places[place])))
     assert "script" not in read.tags
     assert evil in read.text
 

@@ -155,8 +155,8 @@ class Appliance(RuleBasedStateMachine):
             active = state_of(version, now) is S.ACTIVE
             assert (signs is not None) is active, f"{version.name} at {now}"
         for key, versions in by_key.items():
-            active = [v for v in versions if state_of(v, now) is S.ACTIVE]
-            latest = max((v.activate_at or 0.0 for v in active), default=None)
+            signing = [v for v in versions if state_of(v, now) is S.ACTIVE]
+            latest = max((v.activate_at or 0.0 for v in signing), default=None)
             primary = _signs(snapshot.keys, key, None, now)
             assert (primary is None) is (latest is None)
             assert primary is None or primary.activate_at == latest

@@ -13,7 +13,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -57,9 +57,10 @@ class Shadow:
         """Reads all of it; where no row has changed since the last time, that copy again."""
         rows = rows_of(registry, *_HELD)
         if _last.get("rows") == rows:
-            return _last["shadow"]
-        _last["rows"], _last["shadow"] = rows, cls._read(registry)
-        return _last["shadow"]
+            return cast("Shadow", _last["shadow"])
+        read = cls._read(registry)
+        _last["rows"], _last["shadow"] = rows, read
+        return read
 
     @classmethod
     def _read(cls, registry: Registry) -> Shadow:

@@ -214,6 +214,7 @@ def empty_registry(path: Path) -> Path:
 
 def open_registry(path: Path, fate: Fate) -> MortalRegistry:
     registry = MortalRegistry.open(f"sqlite:///{path}")
+    assert isinstance(registry, MortalRegistry)
     registry.fate = fate
     # No test cuts the power: what is written need not reach the disk.
     sa.event.listen(registry._engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
@@ -386,6 +387,6 @@ class Stage:
 
     def key(self, name: str = CLINIC, **arguments: Any) -> str:
         """Makes a key, active unless told otherwise; returns its first version's name."""
-        defaults = {"key": name, "algorithm": "ES256", "activate": True}
+        defaults: dict[str, Any] = {"key": name, "algorithm": "ES256", "activate": True}
         self.done("create-key", **defaults | arguments)
         return f"{name}/versions/1"

@@ -166,7 +166,7 @@ def test_what_an_officer_has_written_otherwise(stage: Stage, changed: dict[str, 
     content = facilities(3)
     good = stage.propose("enrol", content).proposal.details
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
-        stage.put(stage.crafted("enrol", **good | changed), content)
+        stage.put(stage.crafted("enrol", **{**good, **changed}), content)
     with pytest.raises(CallError, match="is not the CSV that the operation names"):
         stage.put(stage.crafted("enrol", **good), facilities(4))
     assert stage.put(stage.crafted("enrol", **good), content).state is State.PROPOSED

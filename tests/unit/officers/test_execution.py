@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ HEAD = "facility,group,profile,clients,key,algorithm,bits"
 
 
 def create_key(stage: Stage, n: int) -> str:
-    members = {"key": f"{CLINIC}-{n}", "algorithm": "ES256", "activate": True}
+    members: dict[str, Any] = {"key": f"{CLINIC}-{n}", "algorithm": "ES256", "activate": True}
     return stage.propose("create-key", **members).id
 
 
@@ -42,7 +43,7 @@ def rotate(stage: Stage, n: int) -> str:
     keys = [f"facilities/r{n}/keys/{name}" for name in "ab"]
     for key in keys:
         stage.key(key)
-    members = {"activate_at": 0, "overlap_seconds": 0}
+    members: dict[str, Any] = {"activate_at": 0, "overlap_seconds": 0}
     return stage.propose("rotate", "\n".join(keys).encode(), **members).id
 
 
@@ -65,7 +66,7 @@ def lift(stage: Stage, n: int) -> str:
 
 
 def officers(stage: Stage, n: int) -> str:
-    members = {"remove": [D]} if n % 2 else {"add": [pem_of(D)]}
+    members: dict[str, Any] = {"remove": [D]} if n % 2 else {"add": [pem_of(D)]}
     return stage.propose("officers", **members).id
 
 
@@ -124,7 +125,7 @@ def test_two_officers_race_for_the_last_signature(tmp_path: Path, template: Path
         ready = threading.Barrier(2)
 
         def approve(who: str, identity: str = identity, content: bytes = content) -> bool:
-            ready.wait()  # noqa: B023 - used in this round only
+            ready.wait()
             try:
                 stage.desk.approve(who, identity, sign(who, content))
             except CallError as error:

@@ -41,7 +41,7 @@ CLIENT = "spiffe://signer.example/ministry"
 
 
 def test_an_officer_is_added_and_another_removed(stage: Stage) -> None:
-    members = {"add": [pem_of(D)], "remove": [C]}
+    members: dict[str, Any] = {"add": [pem_of(D)], "remove": [C]}
     assert stage.prepare("officers", **members).difference == [
         f"- {C}",
         f"+ {D}, certificate b of CN=officer d",
@@ -71,7 +71,8 @@ def test_a_new_certificate_of_an_officer(stage: Stage) -> None:
 
 def test_sets_that_come_back_are_recorded_in_their_order(stage: Stage) -> None:
     """Officers A, B, C; without C; with C again; and on from there."""
-    for members in ({"remove": [C]}, {"add": [pem_of(C)]}, {"remove": [C]}):
+    steps: list[dict[str, Any]] = [{"remove": [C]}, {"add": [pem_of(C)]}, {"remove": [C]}]
+    for members in steps:
         stage.done("officers", **members)
     stage.done("officers", add=[pem_of(D)])
     assert stage.log.control.officers == {who: der_of(who) for who in (A, B, D)}
@@ -128,10 +129,10 @@ def test_sets_that_the_log_could_not_hold(stage: Stage) -> None:
 def test_what_an_officer_has_written_otherwise(stage: Stage, changed: dict[str, Any]) -> None:
     good = stage.propose("officers", remove=[C]).proposal.details
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
-        stage.put(stage.crafted("officers", **good | changed))
+        stage.put(stage.crafted("officers", **{**good, **changed}))
     other = base64.b64encode(der_of(D)).decode()
     with pytest.raises(CallError, match="another principal's"):
-        stage.put(stage.crafted("officers", **good | {"officers": {A: other, B: other}}))
+        stage.put(stage.crafted("officers", **{**good, "officers": {A: other, B: other}}))
 
 
 def test_officers_who_were_changed_since(stage: Stage) -> None:

@@ -19,7 +19,7 @@ from signer.officers.store import Operation, State, Store
 from tests.unit.officers.opstage import CLINIC, DAY, LIFE, ORIGIN, START, Stage
 from tests.unit.officers.people import OFFICERS, A, B, C, D, E, sign
 
-KEY = {"key": CLINIC, "algorithm": "ES256", "activate": True}
+KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
 
 
 NO_OBJECTS = [
@@ -78,9 +78,9 @@ def test_a_kind_that_there_is_not(stage: Stage) -> None:
 
 
 def test_an_operation_that_is_too_long_to_read(stage: Stage) -> None:
-    members = {"version": "x" * MAX_BYTES}
+    members: dict[str, Any] = {"version": "x" * MAX_BYTES}
     assert stage.problems("deactivate", **members)
-    long = {"version": CLINIC, "certificate": "a" * (2 * MAX_BYTES), "issuers": []}
+    long: dict[str, Any] = {"version": CLINIC, "certificate": "a" * (2 * MAX_BYTES), "issuers": []}
     assert stage.problems("import-certificate", **long)
 
 
@@ -149,7 +149,7 @@ def test_one_changed_byte_is_refused_wherever_it_is(stage: Stage) -> None:
 def test_a_signature_of_somebody_else_proposes_nothing(stage: Stage) -> None:
     content = stage.prepare("create-key", **KEY).content
     for signature in (sign(B, content), sign(A, content)[:-1], b"", b"x" * 2000):
-        error = heard(lambda signature=signature: stage.desk.propose(A, content, signature, b""))
+        error = heard(lambda: stage.desk.propose(A, content, signature, b""))
         assert error.reason == "APPROVAL_INVALID"
     error = heard(lambda: key(stage, by=D))
     assert f"{D} is no officer" in error.message
@@ -203,7 +203,7 @@ def test_whose_signatures_do_not_count(stage: Stage) -> None:
         f"not by {B} ": (B, sign(B, first.content + b"\n")),
     }
     for told, (who, signature) in wrong.items():
-        error = heard(lambda w=who, s=signature: stage.desk.approve(w, first.id, s))
+        error = heard(lambda: stage.desk.approve(who, first.id, signature))
         assert (error.reason, told.strip() in error.message) == ("APPROVAL_INVALID", True)
     assert stage.operation(first.id).signers == {A}
     assert stage.log.of(RecordKind.APPROVAL) == []
@@ -226,7 +226,7 @@ def test_three_officers_where_three_are_needed(tmp_path: Path, template: Path) -
 def test_an_officer_whose_certificate_has_expired(tmp_path: Path, template: Path) -> None:
     from tests.unit.officers.people import der_of  # noqa: PLC0415
 
-    stage = Stage(tmp_path / "stage", template, officers=OFFICERS | {E: der_of(E)})
+    stage = Stage(tmp_path / "stage", template, officers={**OFFICERS, E: der_of(E)})
     stage.approve(key(stage).id, by=E)
     stage.clock.forward(40 * DAY)
     late = key(stage, key=f"{CLINIC}-2")
@@ -252,7 +252,7 @@ def test_after_its_time_it_takes_no_signatures(stage: Stage) -> None:
 def test_what_was_rejected_stays_so(stage: Stage) -> None:
     operation = key(stage)
     for reason in ("", " ", "x" * 1001):
-        assert "reason" in heard(lambda r=reason: stage.desk.reject(B, operation.id, r)).message
+        assert "reason" in heard(lambda: stage.desk.reject(B, operation.id, reason)).message
     stage.desk.reject(A, operation.id, "a mistake")
     assert stage.operation(operation.id).note == f"rejected by {A}: a mistake"
     assert "is REJECTED" in heard(lambda: stage.approve(operation.id)).message

@@ -46,7 +46,7 @@ def waiting(stage: Stage, authority: Authority, *keys: str) -> Operation:
 
 
 def test_keys_are_rotated(stage: Stage, keys: Sequence[str]) -> None:
-    more = {"sign_for_seconds": 30 * DAY, "destroy_after_seconds": 5 * DAY}
+    more: dict[str, Any] = {"sign_for_seconds": 30 * DAY, "destroy_after_seconds": 5 * DAY}
     assert stage.prepare("rotate", names(*keys), **PLAN, **more).difference == [
         "+ the next version of 2 keys on token soft",
         "~ it signs from 2026-01-06T00:00:00Z on for 2592000 s",
@@ -151,7 +151,7 @@ def test_what_an_officer_has_written_otherwise(
     attachment = names(*keys)
     good = stage.propose("rotate", attachment, **PLAN).proposal.details
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
-        stage.put(stage.crafted("rotate", **good | changed), attachment)
+        stage.put(stage.crafted("rotate", **{**good, **changed}), attachment)
     assert stage.put(stage.crafted("rotate", **good), attachment).state is State.PROPOSED
 
 
@@ -223,8 +223,12 @@ def test_two_certificates_for_one_version(
 def test_a_ministry_key_needs_certificates_that_last(stage: Stage, authority: Authority) -> None:
     stage.key(MINISTRY, activate=False)
     spki = stage.version(f"{MINISTRY}/versions/1").spki
-    members = {"certificate": pem(authority.certify(spki)), "issuers": [authority.pem]}
-    stage.done("import-certificate", version=f"{MINISTRY}/versions/1", **members)
+    stage.done(
+        "import-certificate",
+        version=f"{MINISTRY}/versions/1",
+        certificate=pem(authority.certify(spki)),
+        issuers=[authority.pem],
+    )
     stage.done("activate", version=f"{MINISTRY}/versions/1", sign_until=LATER + 90 * DAY)
     [problem] = stage.problems("rotate", names(MINISTRY), **PLAN)
     assert "signs HCERT and needs a certificate" in problem

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -222,7 +223,11 @@ class Officers(Appliance):
             issuer = OTHER
         text = pem(issuer.certify(spki, **changed))
         with self.step():
-            arguments = {"version": version.name, "certificate": text, "replace": True}
+            arguments: dict[str, Any] = {
+                "version": version.name,
+                "certificate": text,
+                "replace": True,
+            }
             made = self.stage.prepare("import-certificate", **arguments, issuers=[AUTHORITY.pem])
         assert made.problems
         assert not made.content
@@ -330,7 +335,7 @@ def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool =
         report_multiple_bugs=False,
         print_blob=True,
     )
-    run_state_machine_as_test(lambda: Officers(make), settings=limits)
+    run_state_machine_as_test(lambda: Officers(make), settings=limits)  # type: ignore[arg-type]
 
 
 def test_officers_at_work(tmp_path: Path, template: Path) -> None:

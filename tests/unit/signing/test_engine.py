@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from signer.audit.format.record import RecordError, RecordKind
-from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 from signer.config import load_policy
 from signer.errors import CallError, Failure, Reason
@@ -63,9 +64,10 @@ class Hsm:
         self.length = 64
 
     def admit(self, job: SignJob) -> Admission:
-        if job.inputs and isinstance(self.refusal, CallError):
-            raise self.refusal
-        return Admission(job, self.refusal if job.inputs else None)
+        refusal = self.refusal if job.inputs else None
+        if isinstance(refusal, CallError):
+            raise refusal
+        return Admission(job, refusal)
 
     def sign(self, admission: Admission) -> Signed:
         job = admission.job
@@ -186,9 +188,9 @@ def test_intent_and_outcome_stand_around_the_signing(
     seen: list[list[RecordKind]] = []
     sign = hsm.sign
 
-    def watched(job: SignJob) -> Signed:
+    def watched(admission: Admission) -> Signed:
         seen.append(kinds(log))
-        return sign(job)
+        return sign(admission)
 
     monkeypatch.setattr(hsm, "sign", watched)
     engine.sign_batch(request())

@@ -21,7 +21,7 @@ from signer.algorithms import PROPERTIES
 from signer.audit.format import checkpoint as notes
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint, Verifier
-from signer.audit.format.record import Record, RecordKind
+from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.format.segments import Reader, list_segments
 from signer.audit.read.search import locate, prove
 from signer.audit.read.verify import verify_log
@@ -280,9 +280,9 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
 ) -> None:
     sign = stage.hsm.sign
 
-    def slow(job: SignJob) -> Signed:
+    def slow(admission: Admission) -> Signed:
         stage.disk.gate.clear()
-        return sign(job)
+        return sign(admission)
 
     monkeypatch.setattr(stage.hsm, "sign", slow)
     with ThreadPoolExecutor(2) as threads:
@@ -320,11 +320,12 @@ def opened(folder: Path, evidence: Evidence, checkpoints: tuple[Checkpoint, ...]
 def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_path: Path) -> None:
     before, after = (Evidence(SystemClock(), Observer()) for _ in range(2))
     log = opened(tmp_path / "audit", before)
-    officers = [["spiffe://x/a", b"certificate"], ["spiffe://x/b", b"other"]]
+    officers: list[Value] = [["spiffe://x/a", b"certificate"], ["spiffe://x/b", b"other"]]
     log.append(
         RecordKind.OFFICERS, {"officers": officers, "development": False, "policy": bytes(32)}
     )
-    operation = {"operation": ID, "content": b"nobody signed it", "signatures": []}
+    content = b"nobody signed it"
+    operation: dict[str, Value] = {"operation": ID, "content": content, "signatures": []}
     log.append(RecordKind.EXECUTION, operation)
     log.append(RecordKind.EXECUTED, {"operation": ID, "state": "DONE", "note": ""})
     while len(list_segments(tmp_path / "audit")) < 3:
@@ -349,7 +350,7 @@ def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_
 
 def test_a_snapshot_from_before_there_were_officers_is_read() -> None:
     evidence = Evidence(SystemClock(), Observer())
-    older = {"requests": b"", "used": {}, "frontier": [bytes(32)], "open": []}
+    older: dict[str, Value] = {"requests": b"", "used": {}, "frontier": [bytes(32)], "open": []}
     evidence.recorded(Record(1, 1, RecordKind.SNAPSHOT, older))
     assert evidence.snapshot() == Evidence(SystemClock(), Observer()).snapshot()
     assert set(evidence.snapshot()) == {"requests", "used", "control"}
