@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from signer.errors import Violation
+from signer.text import IS_MISSING, IS_NOT_TEXT, IS_UNKNOWN, dotted
 
 
 class StrictModel(BaseModel):
     """Exact types, no unknown names, never changed once read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def dotted(path: str, parts: Sequence[str | int]) -> str:
-    """Returns a dotted path: ``open`` and 0 below ``hours`` give ``hours.open[0]``."""
-    for part in parts:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
 
 
 def problems_of(error: ValidationError, path: str) -> list[Violation]:
@@ -34,9 +26,9 @@ def problems_of(error: ValidationError, path: str) -> list[Violation]:
 
 
 _WORDS = {
-    "extra_forbidden": "is not known here; check the spelling",
-    "missing": "is missing",
-    "string_type": "should be text: put it in quotes",
+    "extra_forbidden": IS_UNKNOWN,
+    "missing": IS_MISSING,
+    "string_type": IS_NOT_TEXT,
     "model_type": "should be a mapping of names to values",
     "dict_type": "should be a mapping of names to values",
     "list_type": "should be a list",

@@ -1,6 +1,12 @@
-"""How texts for people name numbers of things."""
+"""How texts for people name numbers of things, and members of documents."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+IS_UNKNOWN = "is not known here; check the spelling"
+IS_MISSING = "is missing"
+IS_NOT_TEXT = "should be text: put it in quotes"
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -10,3 +16,10 @@ def count(number: int, one: str, many: str = "") -> str:
     contain a verb: ``count(left, "officer is left", "officers are left")``.
     """
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def dotted(path: str, parts: Sequence[str | int]) -> str:
+    """Returns a dotted path: ``open`` and 0 below ``hours`` give ``hours.open[0]``."""
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path

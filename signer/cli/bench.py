@@ -90,7 +90,7 @@ def bench(
       signer dev init build/bench-keys --facilities 10000
       signer bench --dir build/bench-keys --case keys-10 --case keys-10000
     """
-    from signer.config import load_config
+    from signer.config.loader import load_config
     from signer.tools.bench.run import Bench, misses
     from signer.tools.bench.yardstick import Loop
 

@@ -13,7 +13,7 @@ from signer.cli.options import config_option, json_option
 from signer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from signer.config import Config
+    from signer.config.models import Config
     from signer.policy.rules import Policy
 
 
@@ -32,7 +32,8 @@ def check(*, config_file: Path, as_json: bool) -> None:
     For programs:
       signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
     """  # noqa: E501  a command is one line
-    from signer.config import load_config, load_policy
+    from signer.config.loader import load_config
+    from signer.config.policy_documents import load_policy
     from signer.tools.doctor.file_checks import file_problems
 
     errors: list[ConfigError] = []

@@ -36,7 +36,7 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
     be read or a call inside the block fails.
     """
     from signer.client import SignerClient, SignerClientError
-    from signer.config import load_client
+    from signer.config.client_file import load_client
 
     config = load_client(client_file)
     try:
@@ -103,7 +103,7 @@ def client_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def _client_file(client_file: Path | None, config_file: Path | None) -> Path:
-    from signer.config import load_config
+    from signer.config.loader import load_config
 
     if client_file is not None:
         return client_file

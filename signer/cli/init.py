@@ -11,7 +11,7 @@ from signer.cli.options import config_option
 from signer.errors import ConfigError, OperatorError, Violation
 
 if TYPE_CHECKING:
-    from signer.config import Config, TokenConfig
+    from signer.config.models import Config, TokenConfig
     from signer.keys.registry import Registry
 
 
@@ -50,7 +50,8 @@ def init(
     from signer.audit.format.places import KEY_FILE
     from signer.audit.format.segments import list_segments
     from signer.clock import SystemClock
-    from signer.config import load_config, read_policy
+    from signer.config.loader import load_config
+    from signer.config.policy_documents import read_policy
     from signer.daemon.audit_log import begin, refuse_second_log
     from signer.hsm.front.admin import open_admin
     from signer.keys.audit_key import ensure_audit_key
@@ -94,7 +95,7 @@ def init(
 
 def _name_officers(registry: Registry, config: Config, files: tuple[Path, ...]) -> None:
     """Puts the first officers and the first policy into the registry; raises OperatorError."""
-    from signer.config import read_policy
+    from signer.config.policy_documents import read_policy
     from signer.officers.kinds.officer_change import first_officers
     from signer.policy.officers import officer_problems
 

@@ -110,7 +110,8 @@ def explain(
 
 
 def _loaded(config_file: Path) -> Policy:
-    from signer.config import load_config, load_policy
+    from signer.config.loader import load_config
+    from signer.config.policy_documents import load_policy
 
     return load_policy(load_config(config_file).policy)
 

@@ -25,7 +25,7 @@ def migrate(*, config_file: Path) -> None:
     \b
       signer registry migrate --config /etc/signer/signer.yaml
     """
-    from signer.config import load_config
+    from signer.config.loader import load_config
     from signer.keys.registry import Registry
 
     url = load_config(config_file).registry

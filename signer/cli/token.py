@@ -28,7 +28,7 @@ def unlatch(*, config_file: Path, label: str | None) -> None:
     \b
       signer token unlatch --config /etc/signer/signer.yaml --token signer
     """
-    from signer.config import load_config
+    from signer.config.loader import load_config
     from signer.hsm.latch import release
 
     config = load_config(config_file)

@@ -1,46 +1,26 @@
-"""The shape of ``signer.yaml`` and of client files: frozen models, every path absolute."""
+"""The shape of ``signer.yaml``: frozen models, every path absolute."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
+from signer.config.client_file import Address, read_address, read_path
 from signer.strict import StrictModel
 
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(0|[1-9][0-9]{0,4})")
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-class Address(NamedTuple):
-    """A host (a name, IPv4, or IPv6 in brackets) and a port; port 0: a free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-def _address(value: object) -> Address:
-    match = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
-    if not match or int(match[2]) > 65_535:
-        raise ValueError("should be host:port, as in 127.0.0.1:7443")
-    return Address(match[1], int(match[2]))
-
-
 def _path(value: object, info: ValidationInfo) -> Path:
-    value = str(value) if isinstance(value, Path) else value  # a default
-    if not isinstance(value, str) or not value:
-        raise ValueError("should be a path")
     if not info.context:
         raise ValueError("has no folder to count from")
-    directory: Path = info.context["directory"]
-    return directory / value
+    value = str(value) if isinstance(value, Path) else value  # a default
+    return read_path(value, info.context["directory"])
 
 
 def _registry(value: object, info: ValidationInfo) -> str:
@@ -96,7 +76,7 @@ def _kinds(value: object) -> dict[str, int]:
 LEVELS = ("debug", "info", "warning", "error")
 """What is logged: lines of this level and those behind it."""
 
-Reachable = Annotated[Address, PlainValidator(_address)]
+Reachable = Annotated[Address, PlainValidator(read_address)]
 File = Annotated[Path, PlainValidator(_path)]
 
 
@@ -227,13 +207,3 @@ class Config(StrictModel):
             if labels.count(label) > 1:
                 raise ValueError(f"two tokens {label}: keys name their token by its label")
         return tokens
-
-
-class ClientConfig(StrictModel):
-    """Where a client finds a daemon, and with which certificate (PEM files)."""
-
-    address: Reachable
-    server_name: str | None = Field(None, min_length=1)
-    ca: File
-    certificate: File
-    key: File

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.config.reader import document_of, refuse
+from signer.config.reader import document_of, read_bounded, refuse, together
 from signer.errors import Violation
 from signer.policy.compile import compile_policy
 from signer.policy.rules import Policy
@@ -130,12 +130,6 @@ def _policy_of(files: Sequence[PolicyFile], source: Path) -> PolicyText:
     return PolicyText(policy, whole)
 
 
-def together(read: list[Violation], found: list[Violation]) -> list[Violation]:
-    """Leaves out what is only the consequence of a value that could not be read."""
-    unread = {problem.field for problem in read}
-    return read + [problem for problem in found if problem.field not in unread]
-
-
 def _policy_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
@@ -147,18 +141,6 @@ def _policy_files(path: Path) -> list[Path]:
     if not files:
         refuse(path, [Violation("", "holds no *.yaml: put the policy there")])
     return files
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Reads a file of at most ``limit`` bytes; raises ConfigError."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        refuse(path, [Violation("", f"cannot be read: {error.strerror}")])
-    if len(content) > limit:
-        refuse(path, [Violation("", f"is larger than allowed: {limit} bytes are left for it")])
-    return content
 
 
 def _merge(

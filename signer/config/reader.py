@@ -16,8 +16,9 @@ from typing import NoReturn, Protocol
 import yaml
 
 from signer.errors import ConfigError, Violation
-from signer.strict import dotted
+from signer.text import dotted
 
+MAX_CONFIG_BYTES = 1 << 20
 MAX_PROBLEMS = 50  # told at once
 MAX_DEPTH = 16  # of mappings and lists in each other
 
@@ -35,6 +36,24 @@ def refuse(path: Path, problems: list[Violation]) -> NoReturn:
     if len(problems) > MAX_PROBLEMS:
         told.append(Violation("", f"and {len(problems) - MAX_PROBLEMS} more"))
     raise ConfigError(str(path), told)
+
+
+def together(read: list[Violation], found: list[Violation]) -> list[Violation]:
+    """Leaves out what is only the consequence of a value that could not be read."""
+    unread = {problem.field for problem in read}
+    return read + [problem for problem in found if problem.field not in unread]
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Reads a file of at most ``limit`` bytes; raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        refuse(path, [Violation("", f"cannot be read: {error.strerror}")])
+    if len(content) > limit:
+        refuse(path, [Violation("", f"is larger than allowed: {limit} bytes are left for it")])
+    return content
 
 
 def document_of(content: bytes, file: Path, problems: list[Violation]) -> dict[str, object]:

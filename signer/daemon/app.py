@@ -27,7 +27,8 @@ from signer.api.server import ROLES, Server
 from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
 from signer.clock import FlooredClock
-from signer.config import LEVELS, TokenConfig, load_config
+from signer.config.loader import load_config
+from signer.config.models import LEVELS, TokenConfig
 from signer.daemon.audit_log import Trail
 from signer.daemon.inventory import Reconciler
 from signer.daemon.serving import Follower, check_tokens

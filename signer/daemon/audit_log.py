@@ -34,7 +34,7 @@ from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import Clock
-from signer.config import AuditConfig
+from signer.config.models import AuditConfig
 from signer.errors import CallError, OperatorError
 from signer.hsm.front.pool import Admission
 from signer.keys.certificates import public_key_pem

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from signer.audit.format.record import Value
-from signer.config import PolicyText
+from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import Trail
 from signer.errors import OperatorError
 from signer.keys.registry import Registry, RegistryState

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from signer.clock import Clock
-from signer.config import (
-    Config,
+from signer.config.models import Config
+from signer.config.policy_documents import (
     PolicyText,
     policy_sha256,
     read_policy,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from signer.api.server import Server
 from signer.api.tls import Certificates
 from signer.clock import FlooredClock
-from signer.config import Config
+from signer.config.models import Config
 from signer.daemon.audit_log import Trail
 from signer.daemon.serving import Follower
 from signer.hsm.front.service import Hsm

@@ -27,7 +27,8 @@ from signer.policy.narrow import narrow
 from signer.policy.rules import Facility, Group, Level, Policy, Terms
 from signer.policy.values import serials
 from signer.policy.windows import DAY_SECONDS
-from signer.strict import StrictModel, dotted, problems_of
+from signer.strict import StrictModel, problems_of
+from signer.text import dotted
 
 P = TypeVar("P", bound=StrictModel)
 

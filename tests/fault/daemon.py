@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from signer.client import SignerClient, SignerClientError
-from signer.config import load_config, read_policy
+from signer.config.loader import load_config
+from signer.config.policy_documents import read_policy
 from signer.keys.registry import Registry
 from signer.tools.dev.appliance import connect
 

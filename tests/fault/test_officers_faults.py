@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from signer.client import SignerClientError
-from signer.config import load_config, read_policy
+from signer.config.loader import load_config
+from signer.config.policy_documents import read_policy
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
 from signer.tools.dev import softhsm

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from signer.config import load_config
+from signer.config.loader import load_config
 from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm
 from tests.fault.daemon import OTHERS, RECORDS, Daemon, until

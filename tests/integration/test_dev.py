@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 
 from signer.cli.dev import dev
-from signer.config import load_client, load_config, load_policy
+from signer.config.client_file import load_client
+from signer.config.loader import load_config
+from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.keys.registry import Registry
 from signer.model import Format, KeyName

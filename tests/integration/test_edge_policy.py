@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.config import load_config
+from signer.config.loader import load_config
 from signer.hsm.front.admin import open_admin
 from signer.keys.generation import NewKey, create_keys
 from signer.keys.registry import Registry

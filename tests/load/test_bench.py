@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from signer.config import Config, load_config
+from signer.config.loader import load_config
+from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.model import Algorithm, KeyName
 from signer.tools.bench.yardstick import Loop, cka_ids

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 import yaml
 
 from signer.client._channels import SERVICE_CONFIG
-from signer.config import Config, load_config
+from signer.config.loader import load_config
+from signer.config.models import Config
 from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
 

@@ -10,10 +10,13 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signer import config
 from signer.api import server
 from signer.api.guard import DEFAULT_SECONDS
-from signer.config import Address, load_client, load_config, load_policy
+from signer.config import policy_documents, reader
+from signer.config.client_file import Address, load_client
+from signer.config.loader import load_config
+from signer.config.models import LimitsConfig
+from signer.config.policy_documents import load_policy
 from signer.daemon import audit_log as trail
 from signer.errors import ConfigError, Violation
 from signer.hsm.front.process import WorkerProcess
@@ -31,11 +34,11 @@ SAMPLES = [path for kind in LOADERS for path in sorted((BAD / kind).iterdir())]
 
 
 def test_a_call_without_a_deadline_ends_within_the_drain() -> None:
-    assert config.LimitsConfig().drain_seconds >= DEFAULT_SECONDS
+    assert LimitsConfig().drain_seconds >= DEFAULT_SECONDS
 
 
 def test_a_stop_has_time_for_each_part_that_ends() -> None:
-    limits = config.LimitsConfig()
+    limits = LimitsConfig()
     database = database_of._STATEMENT_MS / 1000 + database_of._CONNECT_S
     worker = inspect.signature(WorkerProcess.end).parameters["seconds"].default
     traces = tracing._EXPORT_SECONDS
@@ -75,7 +78,7 @@ def test_samples_of_the_repository_load() -> None:
     assert token.module == Path("/usr/lib/softhsm/libsofthsm2.so")
     assert token.environment == {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
     assert token.hang_seconds == 10
-    assert loaded.limits == config.LimitsConfig()
+    assert loaded.limits == LimitsConfig()
     assert loaded.client is None
     policy = load_policy(loaded.policy)
     assert sorted(policy.facilities) == ["01-001", "01-002", "moh"]
@@ -134,7 +137,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config.policy_documents, "MAX_POLICY_BYTES", 100)
+    monkeypatch.setattr(policy_documents, "MAX_POLICY_BYTES", 100)
     (tmp_path / "a.yaml").write_text("profiles: {}  #" + "x" * 60)
     (tmp_path / "b.yaml").write_text("facilities: {}  #" + "x" * 60)
     with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*larger than allowed"):
@@ -144,7 +147,7 @@ def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_all_problems_are_told_at_once_up_to_a_bound(tmp_path: Path) -> None:
     lines = "\n".join(f"  f-{n}: {{profile: nowhere, client: []}}" for n in range(60))
     told = text_of(load_policy, tmp_path, f"profiles: {{}}\nfacilities:\n{lines}\n")
-    assert told.count("is not known here") == config.reader.MAX_PROBLEMS
+    assert told.count("is not known here") == reader.MAX_PROBLEMS
     assert "and 10 more" in told
 
 
@@ -211,7 +214,7 @@ PLAIN = st.recursive(
 
 def read(text: str) -> tuple[object, list[Violation]]:
     problems: list[Violation] = []
-    return config.reader._Reader(text, Path("p.yaml"), problems).document(), problems
+    return reader._Reader(text, Path("p.yaml"), problems).document(), problems
 
 
 @given(st.dictionaries(TEXTS, PLAIN, max_size=4))
@@ -255,5 +258,5 @@ def test_what_stands_without_quotes_is_what_it_looks_like(text: str) -> None:
 def test_pure_python_loader_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     file = REPOSITORY / "config" / "policy" / "policy.yaml"
     fast = read(file.read_text())
-    monkeypatch.setattr(config.reader, "_Loader", yaml.SafeLoader)
+    monkeypatch.setattr(reader, "_Loader", yaml.SafeLoader)
     assert read(file.read_text()) == fast

@@ -12,8 +12,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from signer import config
 from signer.cli.main import cli
+from signer.config import models as config
+from signer.config.client_file import ClientFile
 from signer.errors import TABLE, Scope
 from signer.formats import dcc, jws
 from signer.model import Format
@@ -34,7 +35,6 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "operations": config.OperationsConfig,
     "limits": config.LimitsConfig,
     "tracing": config.TracingConfig,
-    "Client files": config.ClientConfig,
     "roles": document.StaffRules,
     "groups": document.GroupRules,
     "Rules": document.Profile,
@@ -95,6 +95,13 @@ def test_the_error_table_is_that_of_the_code() -> None:
 
 
 # --- configuration -----------------------------------------------------------------------------
+
+
+def test_members_of_client_files_are_those_of_the_code() -> None:
+    described = rows(section(CONFIGURATION, "Client files"))
+    assert set(described) == set(ClientFile._fields)
+    required = {name for name, cells in described.items() if "required" in " ".join(cells)}
+    assert required == set(ClientFile._fields) - set(ClientFile._field_defaults)
 
 
 @pytest.mark.parametrize("heading", MODELS)

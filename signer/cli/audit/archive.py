@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from signer.audit.format.checkpoint import Checkpoint
     from signer.audit.format.segments import Segment
     from signer.audit.write.disk import Disk
-    from signer.config import AuditConfig
+    from signer.config.models import AuditConfig
 
 
 @click.command()
@@ -66,7 +66,7 @@ def archive(*, config_file: Path, target: Path, days: int, as_json: bool) -> Non
     from signer.audit.read.archive import movable, remove
     from signer.audit.write.disk import Disk
     from signer.clock import SystemClock
-    from signer.config import load_config
+    from signer.config.loader import load_config
 
     config = load_config(config_file).audit
     if target.resolve().is_relative_to(config.directory.resolve()):

@@ -58,7 +58,7 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
         *, config_file: Path | None, directory: Path | None, key_file: Path | None, **options: Any
     ) -> None:
         if directory is None and config_file is not None:
-            from signer.config import load_config
+            from signer.config.loader import load_config
 
             directory = load_config(config_file).audit.directory
         place = None if directory is None else Place(directory, key_file or directory / KEY_FILE)

@@ -59,7 +59,7 @@ class Officer(NamedTuple):
 
 def officer(client_file: Path) -> Officer:
     """Returns who a client file is; raises ConfigError and OperatorError."""
-    from signer.config import load_client
+    from signer.config.client_file import load_client
 
     config = load_client(client_file)
     # Where the file has a chain, the first certificate is the client's own (RFC 8446 4.4.2).

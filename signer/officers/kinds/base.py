@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 from pydantic import Field, ValidationError
 
 from signer.clock import Clock
-from signer.config import PolicyText
+from signer.config.policy_documents import PolicyText
 from signer.errors import OperatorError
 from signer.keys.registry import RegistryState
 from signer.keys.writing import Change

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from signer.config import PolicyFile, PolicyText, policy_files, policy_text
+from signer.config.policy_documents import PolicyFile, PolicyText, policy_files, policy_text
 from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import fits

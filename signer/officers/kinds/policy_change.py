@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from signer.config import PolicyText
+from signer.config.policy_documents import PolicyText
 from signer.errors import ConfigError
 from signer.officers.kinds.base import Details, Effects, Kind, Problems, Work, World
 from signer.policy.difference import difference

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from signer.config import Config, load_policy
+from signer.config.models import Config
+from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.model import KeyName
 from signer.tools.bench.cases import FLOOD_BATCH, FLOOD_CALLERS, Case, requests

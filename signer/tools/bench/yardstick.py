@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from signer.config import Config
+from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName

@@ -19,7 +19,9 @@ from cryptography.x509 import load_der_x509_certificate
 
 from signer.audit.format.segments import list_segments
 from signer.clock import SystemClock
-from signer.config import Config, load_config, load_policy, read_policy
+from signer.config.loader import load_config
+from signer.config.models import Config
+from signer.config.policy_documents import load_policy, read_policy
 from signer.daemon.audit_log import begin
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin

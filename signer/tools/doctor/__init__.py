@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from signer.audit.format.segments import list_segments
-from signer.config import Config, load_config, load_policy
+from signer.config.loader import load_config
+from signer.config.models import Config
+from signer.config.policy_documents import load_policy
 from signer.errors import ConfigError
 from signer.tools.doctor.file_checks import examine_files
 from signer.tools.doctor.finding import Finding, Level, ok, refused

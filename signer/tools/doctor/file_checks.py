@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.config import Config, TokenConfig
+from signer.config.models import Config, TokenConfig
 from signer.errors import Violation
 from signer.files import daemon_user, is_private, private_mode
 from signer.tools.doctor.finding import Finding, ok, warning, wrong

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signer.clock import BEHIND_SECONDS
-from signer.config import Address, Config
+from signer.config.client_file import Address
+from signer.config.models import Config
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 FILES = 4096

@@ -15,7 +15,7 @@ from signer.audit.format.record import RecordError, TornTail, parse
 from signer.audit.format.segments import list_segments, open_segment
 from signer.audit.write.checkpoints import NEWEST
 from signer.audit.write.disk import Disk
-from signer.config import AuditConfig
+from signer.config.models import AuditConfig
 from signer.errors import OperatorError
 from signer.keys.database import connect, explained, is_newer, version_of
 from signer.keys.registry import Registry

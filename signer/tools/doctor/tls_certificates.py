@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from signer.api.tls import Certificates
-from signer.config import TlsConfig, load_client
+from signer.config.client_file import load_client
+from signer.config.models import TlsConfig
 from signer.errors import ConfigError
 from signer.tools.doctor.finding import Finding, ok, refused, warning, wrong
 

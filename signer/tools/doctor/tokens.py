@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from signer.config import TokenConfig
+from signer.config.models import TokenConfig
 from signer.errors import OperatorError
 from signer.files import daemon_user
 from signer.hsm.front.admin import look

@@ -25,7 +25,7 @@ from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
-from signer.config import AuditConfig
+from signer.config.models import AuditConfig
 from signer.daemon.audit_log import SLOW_SECONDS, Trail
 from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from signer.audit.format.record import RecordKind
-from signer.config import read_policy
+from signer.config.policy_documents import read_policy
 from signer.errors import ConfigError, OperatorError
 from signer.keys.database import RegistryError
 from signer.model import Role, Scope

@@ -22,7 +22,8 @@ import sqlalchemy as sa
 from signer.audit.format.record import Record, RecordKind, Value, encode, parse
 from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import Clock
-from signer.config import Config, OperationsConfig, read_policy
+from signer.config.models import Config, OperationsConfig
+from signer.config.policy_documents import read_policy
 from signer.daemon.serving import Follower
 from signer.keys.registry import Registry
 from signer.keys.writing import Writing

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.config import OperationsConfig
+from signer.config.models import OperationsConfig
 from signer.errors import CallError, OperatorError
 from signer.officers.approval import officers_sha256
 from signer.officers.kinds.officer_change import ChangeOfficers, ChangeOfficersKind, first_officers

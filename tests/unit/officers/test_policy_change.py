@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from signer.config import policy_text
-from signer.config.policy_documents import PolicyFile
+from signer.config.policy_documents import PolicyFile, policy_text
 from signer.errors import CallError
 from signer.officers.store import State
 from tests.unit.officers.opstage import POLICY, Stage

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from signer.audit.format.record import RecordKind
-from signer.config import OperationsConfig
+from signer.config.models import OperationsConfig
 from signer.errors import CallError
 from signer.officers.approval import MAX_BYTES, Proposal, parse
 from signer.officers.kinds.table import KINDS

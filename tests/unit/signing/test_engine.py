@@ -15,7 +15,7 @@ from signer.audit.format.record import RecordError, RecordKind
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
-from signer.config import load_policy
+from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex

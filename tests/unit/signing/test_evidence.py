@@ -28,7 +28,7 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
-from signer.config import load_policy
+from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Reason
 from signer.formats.signature import signature_length
 from signer.hsm.front.pool import Admission

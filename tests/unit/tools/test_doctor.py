@@ -17,7 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from signer.config import Address, AuditConfig
+from signer.config.client_file import Address
+from signer.config.models import AuditConfig
 from signer.hsm.spec import PinState, SeenToken
 from signer.keys.schema import VERSION
 from signer.tools.doctor import machine, storage, tokens, worst
