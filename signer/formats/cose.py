@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from signer import cbor
 from signer.algorithms import PROPERTIES
-from signer.formats import cbor
 from signer.formats.items import finish_each
 from signer.formats.signature import signature_length
 from signer.model import FormatContext, KeyVersion, Prepared

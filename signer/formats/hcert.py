@@ -13,10 +13,11 @@ from functools import lru_cache
 
 from cryptography import x509
 
+from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.errors import CallError, Reason
-from signer.formats import base45, cbor, cose, dcc, deflate
-from signer.formats.items import denied, finish_each, prepare_each
+from signer.formats import base45, cose, dcc, deflate
+from signer.formats.items import denied, finish_each, prepare_each, unreadable
 from signer.formats.signature import signature_length
 from signer.model import FormatContext, Prepared
 
@@ -59,7 +60,11 @@ class Hcert:
                     f"{certificate.type} is not among the extended key usages of the "
                     "signing certificate"
                 )
-            return to_sign(issue.claims + cbor.encode(certificate.document, cbor.deterministic))
+            try:
+                document = cbor.encode(certificate.document, cbor.deterministic)
+            except cbor.CborError as error:
+                raise unreadable(f"payload has {error}") from None
+            return to_sign(issue.claims + document)
 
         return prepare_each(payloads, prepare)
 

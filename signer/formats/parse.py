@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from typing import Any, NoReturn
 
-import cbor2
-
+from signer import cbor
+from signer.cbor import MAX_INTEGER
 from signer.formats.items import unreadable
 
 MAX_DEPTH = 64
 """Containers inside each other, the outermost included."""
-
-MAX_INTEGER = (1 << 64) - 1
-"""Largest magnitude of an integer: what CBOR holds without a tag, JSON readers in a word."""
 
 _MAX_DIGITS = len(str(-MAX_INTEGER))
 
@@ -49,35 +45,13 @@ def cbor_map(payload: bytes) -> dict[Any, Any]:
     beyond MAX_DEPTH, and bytes after the map. Kinds of values and names are
     judged where they are encoded again (``cbor.deterministic``).
     """
-    stream = io.BytesIO(payload)
     try:
-        value = cbor2.load(
-            stream,
-            max_depth=MAX_DEPTH,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-            semantic_decoders=_NO_TAGS,
-        )
-    except cbor2.CBORError:
-        raise unreadable(
-            "payload is not CBOR of maps with text names, without duplicates and tags, "
-            f"nested at most {MAX_DEPTH} deep"
-        ) from None
+        value = cbor.load(payload, MAX_DEPTH)
+    except cbor.CborError as error:
+        raise unreadable(f"payload is not one CBOR map: it has {error}") from None
     if type(value) is not dict:
         raise unreadable("payload is not a CBOR map")
-    if stream.tell() != len(payload):
-        raise unreadable("payload has bytes after its CBOR map")
     return value
-
-
-class _NoTags(dict[int, Any]):
-    """Refuses every tag before the library makes something of its content."""
-
-    def __missing__(self, tag: int) -> NoReturn:
-        raise ValueError("tags are refused")
-
-
-_NO_TAGS = _NoTags()
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from signer import cbor
 from signer.errors import Reason
-from signer.formats import FORMATS, base45, cbor, dcc, hcert
+from signer.formats import FORMATS, base45, dcc, hcert
 from signer.formats.cose import Envelope
 from signer.formats.items import ItemError
 from signer.model import (

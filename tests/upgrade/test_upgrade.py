@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from signer.audit.format import canonical
+from signer import cbor
 from signer.audit.format.record import frame, read_frames
 from signer.audit.format.segments import list_segments, open_segment
 from signer.client import SignerClientError
@@ -231,9 +231,9 @@ def test_a_log_with_a_record_of_a_later_version_is_refused(machine: Machine) -> 
     segment = list_segments(machine.dir / "audit")[-1]
     with open_segment(segment) as (header, frames):
         last = list(frames)[-1]
-    head = canonical.encode({"seq": 10**6, "time": 2**60, "kind": "revelation"}, 2)
+    head = cbor.encode_record({"seq": 10**6, "time": 2**60, "kind": "revelation"}, 2)
     with segment.path.open("ab") as file:
-        file.write(frame(last.chain, canonical.encode([head, None], 1))[0])
+        file.write(frame(last.chain, cbor.encode_record([head, None], 1))[0])
     refusal = "was written by a newer version of signer"
     assert header.first > 0
     assert refusal in machine.refused()

@@ -16,7 +16,8 @@ from hashlib import sha256
 from mmap import mmap
 from typing import Any, NamedTuple, NoReturn
 
-from signer.audit.format import canonical, merkle
+from signer import cbor
+from signer.audit.format import merkle
 
 Value = int | str | bytes | bool | None | Sequence["Value"] | Mapping[str, "Value"]
 """What a field holds. Sequences come back as lists; integers have at most 64 bits and a sign."""
@@ -345,7 +346,7 @@ def _head(
 
 
 def _body(head: bytes, column: Column | None) -> bytes:
-    body = canonical.encode([head, column.data if column else None], 1)
+    body = cbor.encode_record([head, column.data if column else None], 1)
     if len(body) > MAX_BODY:
         raise RecordError(f"a record of {len(body)} bytes is longer than {MAX_BODY}")
     return body
@@ -353,18 +354,18 @@ def _body(head: bytes, column: Column | None) -> bytes:
 
 def _encode(fields: Mapping[str, Value]) -> bytes:
     try:
-        return canonical.encode(fields, MAX_DEPTH)
-    except canonical.CanonicalError as error:
-        raise RecordError(f"a record cannot hold this: {error}") from None
+        return cbor.encode_record(fields, MAX_DEPTH)
+    except cbor.CborError as error:
+        raise RecordError(f"a record cannot hold {error}") from None
 
 
 def _decode(data: bytes, what: str) -> Any:
     if len(data) > MAX_BODY:
         raise RecordError(f"a {what} of {len(data)} bytes is longer than {MAX_BODY}")
     try:
-        return canonical.decode(data, MAX_DEPTH)
-    except canonical.CanonicalError as error:
-        raise RecordError(f"the {what} is refused: {error}") from None
+        return cbor.decode_record(data, MAX_DEPTH)
+    except cbor.CborError as error:
+        raise RecordError(f"the {what} is not deterministic CBOR: it has {error}") from None
 
 
 def _count(value: object, name: str) -> int:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from signer import cbor
 from signer.errors import Reason
-from signer.formats import FORMATS, cbor, dcc, hcert, signature_length
+from signer.formats import FORMATS, dcc, hcert, signature_length
 from signer.model import Algorithm, Format, FormatContext, Prepared
 
 Maker = Callable[..., FormatContext]

@@ -1,0 +1,215 @@
+"""Strict CBOR (RFC 8949), in its deterministic form (section 4.2.1), without tags.
+
+Errors say what is wrong in a form that follows "it has", and never quote values.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import cbor2
+
+MAX_INTEGER = (1 << 64) - 1
+"""Largest magnitude of an integer in payloads: what CBOR holds without a tag."""
+
+Order = Callable[[Any], Any]
+"""Arranges the members of a value and of all values inside it."""
+
+
+class CborError(ValueError):
+    """A value that is not encoded, or bytes that are not read."""
+
+
+# --- payloads and messages -------------------------------------------------------------------
+
+
+def head(major: int, count: int) -> bytes:
+    """Returns the shortest head of a data item (RFC 8949 section 3)."""
+    kind = major << 5
+    if count < 24:
+        return bytes((kind | count,))
+    if count < 1 << 8:
+        return bytes((kind | 24, count))
+    if count < 1 << 16:
+        return bytes((kind | 25,)) + count.to_bytes(2, "big")
+    if count < 1 << 32:
+        return bytes((kind | 26,)) + count.to_bytes(4, "big")
+    return bytes((kind | 27,)) + count.to_bytes(8, "big")
+
+
+def byte_string(data: bytes) -> bytes:
+    """Returns the data as a CBOR byte string."""
+    return head(2, len(data)) + data
+
+
+def load(data: bytes, depth: int) -> Any:
+    """Reads one data item and nothing after it; lengths may be indefinite. Raises CborError.
+
+    Tags, duplicate names and more than ``depth`` maps and lists inside each other are
+    refused; kinds of values and names only by ``deterministic``.
+    """
+    stream = io.BytesIO(data)
+    try:
+        value = cbor2.load(stream, max_depth=depth, **_STRICT)
+    except cbor2.CBORError:
+        raise CborError(f"tags, duplicate names or more than {depth} levels") from None
+    if stream.tell() != len(data):
+        raise CborError("bytes after its first data item")
+    return value
+
+
+def encode(value: object, order: Order) -> bytes:
+    """Encodes a value with its members in the given order and lengths definite.
+
+    Raises CborError for text that is not Unicode and for what the order refuses.
+    """
+    try:
+        return cbor2.dumps(order(value), default=_encode_float)
+    except UnicodeEncodeError:
+        raise CborError("a text with half a surrogate pair") from None
+
+
+def as_given(value: Any) -> Any:
+    """Keeps the order of the members."""
+    return value
+
+
+def deterministic(value: Any) -> Any:
+    """Sorts names by their encoded bytes (RFC 8949 section 4.2.1), in values as JSON has them.
+
+    Raises CborError for names that are not text, integers beyond 64 bits, numbers that
+    are not finite, and kinds of values that JSON does not have, except byte strings.
+    """
+    kind = type(value)
+    if kind is dict:
+        return {
+            name: member if type(member := value[name]) is str else deterministic(member)
+            for name in _sorted_names(*value)
+        }
+    if kind is list:
+        return [deterministic(member) for member in value]
+    if kind in _PLAIN or (kind is int and abs(value) <= MAX_INTEGER):
+        return value
+    if kind is float and math.isfinite(value):
+        return _Shortest(value)
+    raise CborError("a value that JSON does not have, or a number beyond its range")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortest:
+    """A float, to be written in the shortest form that keeps its value."""
+
+    value: float
+
+
+def _encode_float(encoder: cbor2.CBOREncoder, wrapped: Any) -> None:
+    # A marker and the default hook, because cbor2's own canonical mode takes
+    # three times as long and a hook on float slows down every other value.
+    encoder.write(cbor2.dumps(wrapped.value, canonical=True))
+
+
+# --- records: each value has one encoding, and only that is read -----------------------------
+
+
+def encode_record(value: Any, depth: int) -> bytes:
+    """Encodes texts, bytes, booleans, None, integers of 64 bits and a sign, lists and maps.
+
+    Maps have ASCII names, in any order, and at most ``depth`` maps and lists are inside
+    each other. Raises CborError.
+    """
+    try:
+        return cbor2.dumps(_arranged(value, depth))
+    except UnicodeEncodeError:
+        raise CborError("a text with half a surrogate pair") from None
+
+
+def decode_record(data: bytes, depth: int) -> Any:
+    """Reads one value from its one encoding, see ``encode_record``; raises CborError."""
+    try:
+        value = cbor2.loads(data, max_depth=depth, allow_indefinite=False, **_STRICT)
+    except cbor2.CBORError:
+        raise CborError(
+            f"tags, duplicate names, indefinite lengths or more than {depth} levels"
+        ) from None
+    _check(value)
+    # Written again in the order in which it was read: long forms and bytes after it differ.
+    if cbor2.dumps(value) != data:
+        raise CborError("another form than the deterministic one")
+    return value
+
+
+def _check(value: Any) -> None:
+    """Refuses what was read but ``encode_record`` would not write, or not in this order."""
+    kind = type(value)
+    if kind is dict:
+        if _ascii_names(*value) != list(value):
+            raise CborError("names out of order")
+        members: Iterable[Any] = value.values()
+    elif kind is list:
+        members = value
+    elif kind in _READ:
+        return
+    else:
+        raise CborError(f"a {kind.__name__}")
+    for member in members:
+        if type(member) not in _READ:
+            _check(member)
+
+
+def _arranged(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is int:
+        if -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
+            return value
+        raise CborError("an integer beyond 64 bits")
+    if isinstance(value, str):  # a StrEnum
+        return str(value)
+    if not isinstance(value, Mapping | list | tuple):
+        raise CborError(f"a {kind.__name__}")
+    if not depth:
+        raise CborError("too many maps and lists inside each other")
+    if isinstance(value, Mapping):
+        return {name: _arranged(value[name], depth - 1) for name in _ascii_names(*value)}
+    return [_arranged(member, depth - 1) for member in value]
+
+
+@lru_cache(maxsize=32, typed=True)
+def _ascii_names(*names: object) -> list[str]:
+    """Returns the names of a record in order. Records of a kind have the same ones."""
+    in_order = _sorted_names(*names)
+    if not all(map(str.isascii, in_order)):
+        raise CborError("a name that is not ASCII")
+    return in_order
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _sorted_names(*names: object) -> list[str]:
+    """Returns names in the order of their encoded bytes; payloads of one kind share theirs."""
+    if not all(isinstance(name, str) for name in names):
+        raise CborError("a name that is not text")
+    # Code points sort as their UTF-8 does; the head of a name grows with its length.
+    in_order = sorted(str(name) for name in names)
+    return sorted(in_order, key=lambda name: len(name.encode()))
+
+
+class _NoTags(dict[int, Any]):
+    """Refuses every tag before the library makes something of its content."""
+
+    def __missing__(self, tag: int) -> NoReturn:
+        raise ValueError("tags are refused")
+
+
+_STRICT: dict[str, Any] = {
+    "allow_duplicate_keys": False,
+    "strict_hashable_types": True,
+    "semantic_decoders": _NoTags(),
+}
+_PLAIN = frozenset({str, bytes, bool, type(None)})
+_READ = _PLAIN | {int}  # any size: without tags, what is read has 64 bits and a sign
