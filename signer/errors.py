@@ -8,7 +8,8 @@ The edge turns these values into ``google.rpc.Status``; nobody else knows gRPC.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -144,6 +145,21 @@ class ConfigError(Exception):
 
 class OperatorError(Exception):
     """A command that cannot be carried out; the text names the cause and the remedy."""
+
+    def answer(self) -> CallError:
+        """Returns the error of an officer's call that ends with this one."""
+        return CallError(Reason.OPERATION_REFUSED, str(self))
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turns errors for operators that end an officer's call into CallError."""
+    try:
+        yield
+    except OperatorError as error:
+        raise error.answer() from error
+    except ConfigError as error:
+        raise CallError(Reason.OPERATION_REFUSED, str(error)) from error
 
 
 def invalid(field_path: str, description: str) -> CallError:

@@ -12,30 +12,35 @@ from signer.clock import Clock
 from signer.errors import invalid
 from signer.model import KeyVersion, Scope
 from signer.officers.approval import MAX_SIGNATURE_BYTES, Officers
-from signer.officers.emergency import Acts
-from signer.officers.proposals import Desk
-from signer.officers.store import Operation, State
+from signer.officers.emergency import EmergencyStops
+from signer.officers.proposals import Proposals
+from signer.officers.store import OperationState, StoredOperation
 from signer.v1 import keys_pb2, operations_pb2_grpc
 from signer.v1 import operations_pb2 as pb
 
 MOST_CERTIFICATES = 10_000
 MOST_ATTACHED = 3 << 20
 """Bytes of a document beside the rest of an answer."""
-_STATES: Mapping[int, State] = {
-    number: State(name.removeprefix("OPERATION_STATE_"))
+_STATES: Mapping[int, OperationState] = {
+    number: OperationState(name.removeprefix("OPERATION_STATE_"))
     for name, number in pb.OperationState.items()
     if number
 }
 
 
 class OperationService(operations_pb2_grpc.OperationServiceServicer):
-    """Hands what officers ask to the desk, and what they stop to the acts."""
+    """Hands what officers ask to Proposals, and what they stop to EmergencyStops."""
 
     def __init__(
-        self, desk: Desk, acts: Acts, needed: Mapping[str, int], origin: str, clock: Clock
+        self,
+        proposals: Proposals,
+        emergency: EmergencyStops,
+        needed: Mapping[str, int],
+        origin: str,
+        clock: Clock,
     ) -> None:
-        self._desk = desk
-        self._acts = acts
+        self._proposals = proposals
+        self._emergency = emergency
         self._needed = needed
         self._origin = origin
         self._clock = clock
@@ -45,7 +50,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
     ) -> pb.PrepareOperationResponse:
         """Answers with the bytes to sign, or with what is wrong; raises CallError."""
         caller.notes["kind"] = request.kind[:32]
-        made = self._desk.prepare(
+        made = self._proposals.prepare(
             caller.principal, request.kind, request.arguments, request.attachment
         )
         return pb.PrepareOperationResponse(
@@ -56,7 +61,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         self, request: pb.ProposeOperationRequest, caller: Caller
     ) -> pb.ProposeOperationResponse:
         """Keeps a signed proposal; raises CallError."""
-        operation = self._desk.propose(
+        operation = self._proposals.propose(
             caller.principal, request.content, _signature(request.signature), request.attachment
         )
         return pb.ProposeOperationResponse(operation=self._told(operation, caller))
@@ -65,14 +70,16 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         self, request: pb.ApproveOperationRequest, caller: Caller
     ) -> pb.ApproveOperationResponse:
         """Adds the caller's signature; raises CallError."""
-        operation = self._desk.approve(caller.principal, request.id, _signature(request.signature))
+        operation = self._proposals.approve(
+            caller.principal, request.id, _signature(request.signature)
+        )
         return pb.ApproveOperationResponse(operation=self._told(operation, caller))
 
     def RejectOperation(
         self, request: pb.RejectOperationRequest, caller: Caller
     ) -> pb.RejectOperationResponse:
         """Ends a proposal; raises CallError."""
-        operation = self._desk.reject(caller.principal, request.id, request.reason)
+        operation = self._proposals.reject(caller.principal, request.id, request.reason)
         return pb.RejectOperationResponse(operation=self._told(operation, caller))
 
     def RetryOperation(
@@ -80,7 +87,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
     ) -> pb.RetryOperationResponse:
         """Has a failed operation go on; raises CallError."""
         return pb.RetryOperationResponse(
-            operation=self._told(self._desk.retry(caller.principal, request.id), caller)
+            operation=self._told(self._proposals.retry(caller.principal, request.id), caller)
         )
 
     def ImportCertificates(
@@ -89,7 +96,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         """Gives certificates to a rotation; raises CallError."""
         if not 1 <= len(request.certificates) <= MOST_CERTIFICATES:
             raise invalid("certificates", f"expected 1 to {MOST_CERTIFICATES}")
-        operation = self._desk.import_certificates(
+        operation = self._proposals.import_certificates(
             caller.principal, request.id, list(request.certificates)
         )
         return pb.ImportCertificatesResponse(operation=self._told(operation, caller))
@@ -98,11 +105,11 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         self, request: pb.GetOperationRequest, _caller: Caller
     ) -> pb.GetOperationResponse:
         """Answers with one operation and what it changes; raises CallError."""
-        operation, difference = self._desk.get(request.id)
+        operation, difference = self._proposals.get(request.id)
         shown = self._shown(operation)
         shown.content = operation.content
         shown.difference.extend(difference)
-        attachment = self._desk.attachment(operation) if request.attachment else b""
+        attachment = self._proposals.attachment(operation) if request.attachment else b""
         if len(attachment) > MOST_ATTACHED:
             raise invalid("attachment", f"has {len(attachment)} bytes: it does not fit into a call")
         return pb.GetOperationResponse(operation=shown, attachment=attachment)
@@ -115,7 +122,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
             raise invalid("state", f"{request.state} is no state of an operation")
         state = _STATES.get(request.state)
         size = page_size(request.page_size)
-        page = self._desk.page(state, size + 1, _place(request.page_token))
+        page = self._proposals.page(state, size + 1, _place(request.page_token))
         more = page[size - 1] if len(page) > size else None
         token = f"{more.proposal.proposed_at}/{more.id}" if more else ""
         now = self._clock.now()
@@ -126,7 +133,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         self, _request: pb.ListOfficersRequest, _caller: Caller
     ) -> pb.ListOfficersResponse:
         """Answers with the officers and what they need; raises CallError."""
-        officers: Officers = self._acts.officers()
+        officers: Officers = self._emergency.officers()
         return pb.ListOfficersResponse(
             officers=[
                 pb.Officer(principal=who, certificate=der) for who, der in sorted(officers.items())
@@ -139,14 +146,14 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
 
     def SuspendKey(self, request: pb.SuspendKeyRequest, caller: Caller) -> pb.SuspendKeyResponse:
         """Stops a key or version at once; raises CallError."""
-        changed = self._stop(self._acts.suspend_key, request.name, request.reason, caller)
+        changed = self._stop(self._emergency.suspend_key, request.name, request.reason, caller)
         return pb.SuspendKeyResponse(key_versions=changed)
 
     def MarkKeyCompromised(
         self, request: pb.MarkKeyCompromisedRequest, caller: Caller
     ) -> pb.MarkKeyCompromisedResponse:
         """Ends a key or version for good; raises CallError."""
-        changed = self._stop(self._acts.compromise, request.name, request.reason, caller)
+        changed = self._stop(self._emergency.compromise, request.name, request.reason, caller)
         return pb.MarkKeyCompromisedResponse(key_versions=changed)
 
     def SuspendFacility(
@@ -183,7 +190,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
                     officer=each.officer,
                     reason=each.reason,
                 )
-                for each in self._acts.suspensions()
+                for each in self._emergency.suspensions()
             ]
         )
 
@@ -201,14 +208,14 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
 
     def _suspend(self, scope: Scope, name: str, reason: str, caller: Caller) -> None:
         caller.notes |= {"scope": str(scope), "name": name[:64]}
-        self._acts.suspend(caller.principal, scope, name, reason)
+        self._emergency.suspend(caller.principal, scope, name, reason)
 
-    def _told(self, operation: Operation, caller: Caller) -> pb.Operation:
+    def _told(self, operation: StoredOperation, caller: Caller) -> pb.Operation:
         """The operation for the caller, and its id for the log."""
         caller.notes |= {"operation": operation.id, "kind": operation.proposal.kind}
         return self._shown(operation)
 
-    def _shown(self, operation: Operation) -> pb.Operation:
+    def _shown(self, operation: StoredOperation) -> pb.Operation:
         proposal = operation.proposal
         return pb.Operation(
             id=operation.id,

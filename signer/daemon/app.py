@@ -46,10 +46,11 @@ from signer.model import TokenAdmin
 from signer.observe import logs
 from signer.observe.http import HttpPort
 from signer.observe.reports import Reports, tracer
-from signer.officers.emergency import Acts
-from signer.officers.execution import Executor, Surroundings
-from signer.officers.proposals import Desk
-from signer.officers.records import OperationsJournal
+from signer.officers.emergency import EmergencyStops
+from signer.officers.execution import Executor
+from signer.officers.kinds.base import OperationDependencies
+from signer.officers.proposals import Proposals
+from signer.officers.records import OperationRecords
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
 from signer.signing.request import Served
@@ -138,11 +139,11 @@ class Daemon:
             clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
-        journal = OperationsJournal(self._trail.log)
+        journal = OperationRecords(self._trail.log)
         self._follower.attach(self._served, self._trail, journal)
         self._without_strays: set[str] = set()
         self._waiting_for_strays = threading.Lock()
-        self._executor = Executor(self._surroundings(journal))
+        self._executor = Executor(self._dependencies(journal))
         self._server = self._build_server(journal)
         self._vitals = self._build_vitals()
         self._http: HttpPort | None = None
@@ -181,37 +182,32 @@ class Daemon:
             clock=self._clock,
         )
 
-    def _surroundings(self, journal: OperationsJournal) -> Surroundings:
-        return Surroundings(
+    def _dependencies(self, journal: OperationRecords) -> OperationDependencies:
+        return OperationDependencies(
             registry=self._registry,
-            world=self._follower.world,
-            steady=self._follower.steady,
+            serving=self._follower,
             admin=self._admin_alone,
-            journal=journal,
+            records=journal,
             observer=self._reports,
-            follow=self._follower.follow,
             clock=self._clock,
             origin=self._config.audit.origin,
-            expire_seconds=self._config.operations.expire_hours * 3600,
         )
 
-    def _operations(self, journal: OperationsJournal) -> OperationService:
+    def _operations(self, journal: OperationRecords) -> OperationService:
         config = self._config
         return OperationService(
-            Desk(self._surroundings(journal), self._executor),
-            Acts(
-                self._registry,
-                journal,
-                lambda: self._served.snapshot.policy,
-                self._follower.follow,
-                self._clock,
+            Proposals(
+                self._dependencies(journal),
+                self._executor,
+                expire_hours=config.operations.expire_hours,
             ),
+            EmergencyStops(self._registry, journal, self._follower, self._clock),
             config.operations.all_needed(),
             config.audit.origin,
             self._clock,
         )
 
-    def _build_server(self, journal: OperationsJournal) -> Server:
+    def _build_server(self, journal: OperationRecords) -> Server:
         limits = self._config.limits
         guard = Guard(
             served=self._served,

@@ -17,8 +17,8 @@ from signer.errors import OperatorError
 from signer.keys.registry import Registry, RegistryState
 from signer.officers.approval import officers_sha256
 from signer.officers.kinds.officer_change import officers_of
-from signer.officers.records import OperationsJournal, approval
-from signer.officers.store import Operation, Store
+from signer.officers.records import OperationRecords, approval
+from signer.officers.store import OperationStore, StoredOperation
 
 _OFFICERS = "officers"
 _POLICIES = ("policy", "enrol")
@@ -35,9 +35,9 @@ class Decisions:
     """Records of officers and policies in one appliance's log. Raises OperatorError."""
 
     def __init__(
-        self, registry: Registry, trail: Trail, journal: OperationsJournal, *, development: bool
+        self, registry: Registry, trail: Trail, journal: OperationRecords, *, development: bool
     ) -> None:
-        self._registry, self._store = registry, Store(registry)
+        self._registry, self._store = registry, OperationStore(registry)
         self._trail, self._journal = trail, journal
         self._development = development
         self._told: _Place | None = None
@@ -61,7 +61,7 @@ class Decisions:
             self._tell(operation)
         self._trail.policy(now.policy, text.text, self._approval(now.policy))
 
-    def _tell(self, operation: Operation) -> None:
+    def _tell(self, operation: StoredOperation) -> None:
         if operation.proposal.kind == _OFFICERS:
             self._journal.officers(officers_of(operation), operation)
             return
@@ -76,13 +76,13 @@ class Decisions:
         operation = next(found, None)
         return {} if operation is None else approval(operation)
 
-    def _since(self, known: _Place, now: _Place) -> list[Operation]:
+    def _since(self, known: _Place, now: _Place) -> list[StoredOperation]:
         """The operations that led from one place to the other, in their order.
 
         Backwards, for a place that was in force before may be so again. A policy to which
         none leads was put there by hand: it is recorded as it is, and verify tells.
         """
-        place, chain = now, list[Operation]()
+        place, chain = now, list[StoredOperation]()
         for operation in self._store.newest_done((_OFFICERS, *_POLICIES)):
             if place == known:
                 break

@@ -30,9 +30,8 @@ from signer.errors import ConfigError, OperatorError, Violation
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.model import KeyState, KeyVersion, Scope, Suspended
-from signer.officers.emergency import suspended_facilities
-from signer.officers.kinds.base import World
-from signer.officers.records import OperationsJournal
+from signer.officers.kinds.base import OperationContext
+from signer.officers.records import OperationRecords
 from signer.policy.officers import officer_problems, with_officers
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
@@ -71,7 +70,9 @@ class Follower:
         self.config, self.registry, self.hsm = config, registry, hsm
         self.clock, self.reports = clock, reports
         self.development = development
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while what is served changes."""
+        self._needed = config.operations.all_needed()
         self.error = ""
         """Why the registry is not followed; empty while it is."""
         self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
@@ -95,7 +96,7 @@ class Follower:
             with_officers(policy, state.officers), state.keys, _suspended(state, policy)
         )
 
-    def attach(self, served: Served, trail: Trail, journal: OperationsJournal) -> None:
+    def attach(self, served: Served, trail: Trail, journal: OperationRecords) -> None:
         """Tells whom to have serve it, and where changes are recorded."""
         self._served, self._trail = served, trail
         self._decisions = Decisions(self.registry, trail, journal, development=self.development)
@@ -116,24 +117,36 @@ class Follower:
         Returns whether all that the registry has stopped is stopped here: that does not
         wait for what else cannot be taken.
         """
-        stopped = False
         try:
             head = self.registry.head()
             self._parse_early(head.policy)
-            with self._lock:
-                if head.revision != self._state.keys.revision:
-                    state = self.registry.state(self._state.keys)
-                    self._stop(state)
-                    stopped = True
-                    self._take(state)
+            with self.lock:
+                known = self._state
+                new = head.revision != known.keys.revision
+                return self._serve(self.registry.state(known.keys) if new else known)
+        except OperatorError as error:
+            self._not_followed(error)
+            return False
+
+    def _serve(self, state: RegistryState) -> bool:
+        """Serves a state of the registry; returns whether all that it stops is stopped."""
+        stopped = False
+        try:
+            if state.keys.revision != self._state.keys.revision:
+                self._stop(state)
                 stopped = True
-                self._end_by_clock()
-                self.error = ""
+                self._take(state)
+            stopped = True
+            self._end_by_clock()
+            self.error = ""
         except (OperatorError, ConfigError) as error:
-            if not self.error:
-                self.reports.registry_unreadable(error)
-            self.error = str(error)
+            self._not_followed(error)
         return stopped
+
+    def _not_followed(self, error: OperatorError | ConfigError) -> None:
+        if not self.error:
+            self.reports.registry_unreadable(error)
+        self.error = str(error)
 
     def draft(self) -> PolicyText | None:
         """Reads the files; None where they hold the policy in force. Raises ConfigError.
@@ -160,7 +173,7 @@ class Follower:
 
     def put(self, draft: PolicyText) -> None:
         """Puts a draft in force where files decide. Raises ConfigError."""
-        with self._lock:
+        with self.lock:
             try:
                 with self.registry.writing() as write:
                     write.put_policy(draft.text)
@@ -170,19 +183,30 @@ class Follower:
             except OperatorError as error:
                 raise ConfigError(str(self.config.policy), [Violation("", str(error))]) from error
 
-    def world(self) -> World:
-        """Returns what operations depend on, read anew. Raises OperatorError."""
-        # Without the lock: who waits for the database under it must not hold up who only looks.
-        known, text = self._state, self._text
-        state = self.registry.state(known.keys)
+    def context(self) -> OperationContext:
+        """Returns what operations depend on, read now. Raises OperatorError."""
+        # Without the lock: a reader does not wait for a thread that waits for the database.
+        return self._context(self.registry.state(self._state.keys))
+
+    @contextmanager
+    def locked(self, known: OperationContext | None = None) -> Iterator[OperationContext]:
+        """Holds the lock for a block, at the registry's newest state; see ``ServedState``."""
+        with self.lock:
+            if known is None or known.state.keys.revision != self.registry.revision():
+                known = self._context(self.registry.state(self._state.keys))
+            self._serve(known.state)
+            yield known
+
+    def _context(self, state: RegistryState) -> OperationContext:
+        text = self._text
         if state.policy not in (None, text.policy.sha256):
             text = self._kept(state)
-        return World(
+        return OperationContext(
             now=self.clock.now(),
             state=state,
             policy=text,
             tokens=tuple(token.label for token in self.config.tokens),
-            needed=self.config.operations.all_needed(),
+            needed=self._needed,
             draft=self._in_files,
             read_policy=self._parse,
             document=self.registry.document,
@@ -190,20 +214,14 @@ class Follower:
         )
 
     @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._text.policy
+
+    @property
     def files_decide(self) -> bool:
         """Whether the policy's files are in force as they are: officers have no say."""
         return self._files_decide(self._state)
-
-    @contextmanager
-    def steady(self) -> Iterator[World]:
-        """The world, in which officers and policy do not change while the block lasts.
-
-        Whoever checks officers' signatures and records that must do both in one block: the
-        log must judge by the set under which it was done.
-        """
-        with self._lock:
-            self.follow()
-            yield self.world()
 
     # --- changes ---------------------------------------------------------------------------
 
@@ -386,8 +404,16 @@ def check_tokens(keys: Iterable[KeyVersion], hsm: Hsm) -> None:
 
 
 def _suspended(state: RegistryState, policy: Policy) -> Suspended:
-    everything = next((s for s in state.suspensions if s.scope is Scope.EVERYTHING), None)
-    return Suspended(
-        "everything is suspended by the officers" if everything else "",
-        suspended_facilities(state.suspensions, policy),
-    )
+    """Returns what is suspended: everything, and each facility by itself or with its group."""
+    names: dict[Scope, set[str]] = {scope: set() for scope in Scope}
+    for suspension in state.suspensions:
+        names[suspension.scope].add(suspension.name)
+    reasons = {
+        name: f"group {facility.terms.group} is suspended by the officers"
+        for name, facility in policy.facilities.items()
+        if facility.terms.group in names[Scope.GROUP]
+    }
+    for name in names[Scope.FACILITY]:
+        reasons[name] = f"facility {name} is suspended by the officers"
+    everything = "everything is suspended by the officers" if names[Scope.EVERYTHING] else ""
+    return Suspended(everything, reasons)

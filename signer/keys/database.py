@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from signer.errors import OperatorError
+from signer.errors import CallError, OperatorError, Reason
 from signer.keys.schema import VERSION
 
 _LOCK_WAIT_MS = 10_000
@@ -38,6 +38,10 @@ _MAKES_IT = "put it back from the backup, or make it with `signer init --config 
 
 class RegistryError(OperatorError):
     """The database does not answer, or holds what this release does not understand."""
+
+    def answer(self) -> CallError:
+        text = "the registry does not answer: nothing was changed; try again"
+        return CallError(Reason.REGISTRY_UNAVAILABLE, text, retry_after=5.0)
 
 
 @contextmanager

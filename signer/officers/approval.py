@@ -25,6 +25,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
+from signer.errors import CallError, OperatorError, Reason
+
 FIRST_LINE = "signer.v1 approval"
 MAX_BYTES = 1 << 20
 """Of an operation; what is longer goes beside it, named by its SHA-256."""
@@ -40,8 +42,11 @@ _MEMBERS = frozenset({"kind", "proposer", "proposed_at", "expires_at", "officers
 _KIND = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
-class ApprovalError(Exception):
-    """Bytes that are no operation, or a signature that does not count; says why."""
+class ApprovalError(OperatorError):
+    """Bytes that are not an operation, or a signature that does not count; says why."""
+
+    def answer(self) -> CallError:
+        return CallError(Reason.APPROVAL_INVALID, str(self))
 
 
 @dataclass(frozen=True, slots=True)

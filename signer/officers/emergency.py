@@ -6,48 +6,31 @@ Where the log takes no record nothing is signed in any case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from signer.clock import Clock
-from signer.errors import CallError, OperatorError, Reason, invalid
+from signer.errors import CallError, OperatorError, Reason, answered, invalid
 from signer.keys import lifecycle
 from signer.keys.registry import Registry
 from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
 from signer.officers.approval import Officers
-from signer.officers.refusals import answered, check_reason
-from signer.policy.rules import Policy
+from signer.officers.kinds.base import ServedState
+from signer.officers.records import OperationRecords, check_reason
 
 _ENDED = frozenset({KeyState.COMPROMISED, KeyState.DESTROYED})
 
 
-class Journal(Protocol):
-    """The audit log, as far as acts need it; it never refuses."""
-
-    def acted(
-        self, act: str, target: str, officer: str, reason: str, changed: dict[str, str]
-    ) -> None: ...
-
-
-class Acts:
-    """What takes effect with one officer's call. Methods raise CallError."""
+class EmergencyStops:
+    """What one officer stops with one call. Methods raise CallError."""
 
     def __init__(
-        self,
-        registry: Registry,
-        journal: Journal,
-        policy: Callable[[], Policy],
-        follow: Callable[[], bool],
-        clock: Clock,
+        self, registry: Registry, records: OperationRecords, serving: ServedState, clock: Clock
     ) -> None:
-        self._registry = registry
-        self._journal = journal
-        self._policy = policy
-        self._follow = follow
-        self._clock = clock
+        self._registry, self._records = registry, records
+        self._serving, self._clock = serving, clock
 
     def suspend_key(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
         """Suspends what is active of a key or one version; what waits to be loses its time."""
@@ -73,7 +56,7 @@ class Acts:
         check_reason(reason)
         if scope is Scope.EVERYTHING and name:
             raise invalid("name", "everything has no name")  # under one nobody could lift it
-        policy = self._policy()
+        policy = self._serving.policy
         known = {Scope.GROUP: policy.groups, Scope.FACILITY: policy.facilities}.get(scope)
         with answered():
             if known is not None and name not in known and not self._has_keys(scope, name):
@@ -82,7 +65,7 @@ class Acts:
             with self._registry.writing() as write:
                 write.suspend(flag)
         self._stopped()
-        self._journal.acted("suspend", str(flag), officer, reason, {})
+        self._records.acted("suspend", str(flag), officer, reason, {})
 
     def suspensions(self) -> tuple[Suspension, ...]:
         """Returns what is suspended beside keys."""
@@ -115,7 +98,7 @@ class Acts:
         after = [change.after for change in changes]
         now = self._clock.now()
         states_after = {each.name: str(each.state_at(now)) for each in after}
-        self._journal.acted(act, name, officer, reason, states_after)
+        self._records.acted(act, name, officer, reason, states_after)
         return after
 
     @retry(
@@ -148,7 +131,7 @@ class Acts:
         return changes
 
     def _stopped(self) -> None:
-        if not self._follow():
+        if not self._serving.follow():
             raise CallError(
                 Reason.REGISTRY_UNAVAILABLE,
                 "it is in the registry, but this appliance could not read it back and may still"
@@ -160,16 +143,3 @@ class Acts:
         if scope is not Scope.FACILITY:
             return False
         return bool(self._registry.snapshot().names(f"facilities/{name}/", limit=1))
-
-
-def suspended_facilities(suspensions: Sequence[Suspension], policy: Policy) -> dict[str, str]:
-    """Returns why each facility is suspended, by itself or with its group."""
-    reasons: dict[str, str] = {}
-    groups = {each.name: each for each in suspensions if each.scope is Scope.GROUP}
-    for name, facility in policy.facilities.items():
-        if facility.terms.group in groups:
-            reasons[name] = f"group {facility.terms.group} is suspended by the officers"
-    for each in suspensions:
-        if each.scope is Scope.FACILITY:
-            reasons[each.name] = f"facility {each.name} is suspended by the officers"
-    return reasons

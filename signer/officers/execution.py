@@ -1,84 +1,55 @@
-"""The second pipeline: enough signatures, nothing changed, intent, token, registry, outcome.
+"""Executes approved operations: approvals, nothing changed, intent, token, registry, outcome.
 
-``Executor._execute`` is the whole of it. An interruption at any point neither loses nor
-repeats an operation: the same function completes it, for it finds what was made.
+``Executor._execute`` has the steps. An interruption at any point neither loses nor repeats
+an operation: the same function completes it, because it finds what was made before.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor as Lanes
+from concurrent.futures import Executor as Threads
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from signer.clock import Clock
 from signer.errors import CallError, ConfigError, OperatorError
-from signer.keys.registry import Registry
-from signer.keys.writing import Change, Writing
-from signer.model import KeyVersion, TokenAdmin
+from signer.keys.writing import Writing
 from signer.officers import store
-from signer.officers.approval import ApprovalError, Signature, check_approved
-from signer.officers.kinds.base import Effects, Problems, StoppedError, World
-from signer.officers.kinds.table import known_kind
-from signer.officers.refusals import found
-from signer.officers.store import ENDED, UNFINISHED, Operation, State, Store
+from signer.officers.approval import Proposal, check_approved
+from signer.officers.kinds.base import (
+    Details,
+    Effects,
+    OperationDependencies,
+    OperationError,
+    OperationKind,
+    StoppedError,
+    Work,
+)
+from signer.officers.kinds.table import KINDS
+from signer.officers.store import (
+    ENDED,
+    UNFINISHED,
+    OperationState,
+    OperationStore,
+    StoredOperation,
+)
 
 MAX_NOTE = 2000
 """Characters of why an operation failed; a long list of problems is cut."""
-_LANES = 4
-"""Operations executed at once: a long enrolment must not hold up a resumption."""
-
-
-class Journal(Protocol):
-    """The audit log, as far as operations need it. Raises OperatorError where it takes nothing."""
-
-    def proposed(self, operation: Operation) -> None: ...
-    def approved(self, operation: Operation, signature: Signature) -> None: ...
-    def rejected(self, operation: Operation, officer: str, reason: str) -> None: ...
-    def went_on(self, operation: Operation, officer: str, act: str) -> None: ...
-    def begun(self, operation: Operation) -> None: ...
-    def ended(self, operation: Operation) -> None: ...
-
-
-class Observer(Protocol):
-    """Who logs what becomes of operations."""
-
-    def operation(self, identity: str, kind: str, state: str, note: str) -> None: ...
-    def operation_bug(self, identity: str, error: Exception) -> None: ...
-
-
-class Surroundings(NamedTuple):
-    """What the desk is given.
-
-    ``world`` is read anew each time; in a ``steady`` one officers and policy do not change
-    for its block. ``follow`` has the daemon serve what the registry holds now.
-    """
-
-    registry: Registry
-    world: Callable[[], World]
-    steady: Callable[[], AbstractContextManager[World]]
-    admin: Callable[[str], AbstractContextManager[TokenAdmin]]
-    journal: Journal
-    observer: Observer
-    follow: Callable[[], bool]
-    clock: Clock
-    origin: str
-    expire_seconds: int
+_THREADS = 4
+"""Operations executed at once: a long enrolment must not delay a resumption."""
 
 
 class Executor:
     """Executes approved operations in the background, each to its end."""
 
-    def __init__(self, surroundings: Surroundings, lanes: Lanes | None = None) -> None:
-        """Takes the threads to work in; by default its own."""
-        self._around = surroundings
-        self._registry, self._clock = surroundings.registry, surroundings.clock
-        self._journal = surroundings.journal
-        self._store = Store(surroundings.registry)
-        self._lanes = lanes or ThreadPoolExecutor(_LANES, "operation")
+    def __init__(self, dependencies: OperationDependencies, threads: Threads | None = None) -> None:
+        """Works in ``threads``, by default in its own."""
+        self._deps = dependencies
+        self._serving, self._records = dependencies.serving, dependencies.records
+        self._registry, self._clock = dependencies.registry, dependencies.clock
+        self._store = OperationStore(dependencies.registry)
+        self._threads = threads or ThreadPoolExecutor(_THREADS, "operation")
         self._lock = threading.Lock()
         self._at_work: set[str] = set()
         self._stopping = threading.Event()
@@ -86,130 +57,136 @@ class Executor:
         """Proposals that wait for signatures, as the last sweep counted them."""
 
     def sweep(self) -> None:
-        """Goes on, in the background, with what this appliance has begun and not ended.
+        """Resumes, in the background, the operations that this appliance has not completed.
 
-        To be called at the start and every now and then: an interruption or a database that
-        was gone leaves such operations.
+        Called at the start and every few seconds: an interruption, or a database that did
+        not answer, leaves such operations.
         """
-        self._lanes.submit(self._sweep)
+        self._threads.submit(self._sweep)
 
     def close(self) -> None:
-        """Has what is at work stop after its next key; the next start goes on with it."""
+        """Stops the operations at work after their next key; the next start resumes them."""
         self._stopping.set()
-        self._lanes.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _sweep(self) -> None:
         try:
-            for operation in self._store.unrecorded(self._around.origin):
+            for operation in self._store.unrecorded(self._deps.origin):
                 if self._take(operation.id):
                     self._conclude(operation.id)
-            for operation in self._store.unfinished(self._around.origin):
+            for operation in self._store.unfinished(self._deps.origin):
                 self.submit(operation.id)
             self.pending = self._store.pending(self._clock.now())
         except OperatorError:
-            return  # the database is gone: the next sweep finds them
+            return  # the database does not answer: the next sweep finds them
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
-            self._around.observer.operation_bug("", error)
+            self._deps.observer.operation_bug("", error)
 
     def submit(self, identity: str) -> None:
-        """Has an approved operation executed, unless that is under way."""
+        """Executes an approved operation in the background, unless that is under way."""
         if self._take(identity):
-            self._lanes.submit(self._execute, identity)
+            self._threads.submit(self._execute, identity)
 
     def _take(self, identity: str) -> bool:
-        """Whether nobody is at work on an operation; from then on the caller is."""
+        """Returns whether nobody is at work on an operation; then the caller is."""
         with self._lock:
-            mine = identity not in self._at_work
+            free = identity not in self._at_work
             self._at_work.add(identity)
-        return mine
+        return free
 
     def _execute(self, identity: str) -> None:
-        """Executes an approved operation, or goes on with it; never raises."""
-        state, note = State.FAILED, ""
+        """Executes an approved operation, or resumes it; never raises."""
+        failed = ""
         try:
             operation = self._claim(identity)
             if operation is None:
                 self._release(identity)
                 return
-            world = replace(self._around.world(), made_by=identity)
-            check_time(operation, world.now)
-            known, details = known_kind(operation.proposal)
+            context = replace(self._serving.context(), executing=identity)
+            check_time(operation, context.now)
+            kind, details = known_kind(operation.proposal)
 
-            # 1. What they saw is still so; the last transaction refuses what changes from here on.
-            known.check(details, world)
-            with self._around.steady() as steady:
+            # 1. What officers approved is still true; the last transaction refuses later changes.
+            kind.check(details, context)
+            with self._serving.locked(context) as current:
                 # 2. Enough officers, who are officers now, have signed these very bytes.
                 check_approved(
                     operation.proposal,
                     operation.content,
                     operation.signatures,
-                    steady.state.officers,
+                    current.state.officers,
                 )
 
                 # 3. The intent is on record before the token is touched.
-                self._journal.begun(operation)
+                self._records.execution_begun(operation)
 
             # 4. Token first: an interruption leaves keys that the next attempt finds.
-            work = _Work(self._around, identity, world, self._stopping)
-            effects: Effects = known.execute(details, work)
+            work = Work(self._deps, operation, context, self._stopping)
+            effects: Effects = kind.execute(details, work)
 
-            # 5. Then the registry, and with it the operation's end, which is served at once.
-            with self._around.steady():
-                state, note = self._finish(identity, effects)
-                self._around.follow()
+            # 5. Then the registry with the operation's end; both are served at once.
+            with self._serving.lock:
+                self._finish(operation, effects)
+                self._serving.follow()
         except StoppedError:
             self._release(identity)
             return
-        except (Problems, OperatorError, ConfigError, ApprovalError) as error:
-            note = str(error)
+        except (OperatorError, ConfigError) as error:
+            failed = str(error)
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
-            self._around.observer.operation_bug(identity, error)
-            note = f"internal error: {type(error).__name__}; see the log for operation {identity}"
+            self._deps.observer.operation_bug(identity, error)
+            failed = f"internal error: {type(error).__name__}; see the log for operation {identity}"
 
-        # 6. The daemon serves what the registry holds, and the outcome is on record.
-        self._conclude(identity, note if state is State.FAILED else None)
+        # 6. The outcome is on record.
+        self._conclude(identity, failed)
 
-    def _conclude(self, identity: str, failed: str | None = None) -> None:
-        """Ends the work on an operation; what cannot be written now is for the next sweep."""
+    def _conclude(self, identity: str, failed: str = "") -> None:
+        """Ends the work on an operation; what cannot be written now is left to the next sweep."""
         try:
-            if failed is not None:
-                with self._registry.writing() as write:  # counted: what was made is followed now
-                    # It may have ended all the same: the database's answer may have got lost.
-                    if found(store.find(write.connection, identity)).state in UNFINISHED:
-                        self._update(write, identity, state=State.FAILED, note=failed[:MAX_NOTE])
-            self._around.follow()
-            operation = self._get(identity)
-            if operation.state in ENDED and not operation.recorded:
-                # In this order: what may not be written is not recorded at every sweep, either.
-                with self._registry.writing(counts=False) as write:
-                    self._journal.ended(operation)
-                    self._update(write, identity, recorded=True)
-                tell(self._around.observer, operation)
+            if failed:
+                self._fail(identity, failed)
+            with self._registry.writing(counts=False) as write:
+                operation = store.get(write.connection, identity)
+                if operation.state not in ENDED or operation.recorded:
+                    return
+                # Recorded before the commit, and after the first write: where the database
+                # takes no writes, a sweep must not add the same record again and again.
+                operation = self._update(write, operation, recorded=True)
+                self._records.execution_ended(operation)
+            self._deps.report(operation)
         except (OperatorError, CallError) as error:
-            self._around.observer.operation_bug(identity, error)
+            self._deps.observer.operation_bug(identity, error)
         finally:
             self._release(identity)
+
+    def _fail(self, identity: str, note: str) -> None:
+        with self._registry.writing() as write:  # counted: what was made is followed now
+            operation = store.get(write.connection, identity)
+            # It may have ended nevertheless: the database's answer can have been lost.
+            if operation.state in UNFINISHED:
+                self._update(write, operation, state=OperationState.FAILED, note=note[:MAX_NOTE])
+        self._serving.follow()
 
     def _release(self, identity: str) -> None:
         with self._lock:
             self._at_work.discard(identity)
 
-    def _claim(self, identity: str) -> Operation | None:
-        """Has an operation begin; None where it has ended since somebody found it unfinished.
+    def _claim(self, identity: str) -> StoredOperation | None:
+        """Marks an operation as begun; returns None where it has ended since it was found.
 
-        Without that look a sweep could execute again what has just been done.
+        Without that check a sweep could execute again what has just been done.
         """
         with self._registry.writing(counts=False) as write:
-            operation = found(store.find(write.connection, identity))
+            operation = store.get(write.connection, identity)
             if operation.state not in UNFINISHED:
                 return None
             if operation.id != identity:
-                raise OperatorError(f"the registry has {operation.id} in the place of {identity}")
-            self._update(write, identity, state=State.EXECUTING, note="", recorded=False)
-            return found(store.find(write.connection, identity))
+                raise OperatorError(f"the registry has {operation.id} under the id {identity}")
+            return self._update(
+                write, operation, state=OperationState.EXECUTING, note="", recorded=False
+            )
 
-    def _finish(self, identity: str, effects: Effects) -> tuple[State, str]:
-        state = State.WAITING if effects.waiting else State.DONE
+    def _finish(self, operation: StoredOperation, effects: Effects) -> None:
         with self._registry.writing() as write:
             write.add_versions(effects.added)
             write.change(effects.changes)
@@ -223,60 +200,34 @@ class Executor:
                 write.lift(suspension)
             self._update(
                 write,
-                identity,
-                state=state,
+                operation,
+                ended=True,
+                state=OperationState.WAITING if effects.waiting else OperationState.DONE,
                 note=effects.waiting,
                 result=dict(effects.result),
-                ended_revision=write.revision,
             )
-        return state, effects.waiting
 
-    def _update(self, write: Writing, identity: str, **values: Any) -> None:
-        store.update(write, identity, self._clock.now(), **values)
-
-    def _get(self, identity: str) -> Operation:
-        return found(self._store.find(identity))
+    def _update(self, write: Writing, operation: StoredOperation, **values: Any) -> StoredOperation:
+        return store.update(write, operation, self._clock.now(), **values)
 
 
-class _Work:
-    """What executing one operation may use; see kind.Work."""
+def check_time(operation: StoredOperation, now: float) -> None:
+    """Raises OperatorError where an operation has expired before it made anything.
 
-    def __init__(
-        self, around: Surroundings, identity: str, world: World, stopping: threading.Event
-    ) -> None:
-        self.world, self.id = world, identity
-        self.clock, self.admin = around.clock, around.admin
-        self._registry, self._look = around.registry, around.world
-        self._stopping = stopping
-
-    def look(self) -> World:
-        return replace(self._look(), made_by=self.id)
-
-    def go_on(self) -> None:
-        if self._stopping.is_set():
-            raise StoppedError
-
-    def save(self, added: Sequence[KeyVersion], changes: Sequence[Change]) -> None:
-        # New keys alone are followed with the operation's end: until then nobody may use them,
-        # and each following has every worker look through its whole token.
-        with self._registry.writing(counts=bool(changes)) as write:
-            write.add_versions(added)
-            write.change(changes)
-
-    def progress(self, done: int, total: int) -> None:
-        with self._registry.writing(counts=False) as write:
-            store.update(write, self.id, self.clock.now(), done=done, total=total)
-
-
-def check_time(operation: Operation, now: float) -> None:
-    """Raises OperatorError where an operation comes too late to begin.
-
-    One that has made something goes on: else what it made could never be completed.
+    One that has made something is resumed: otherwise nobody could complete it.
     """
     if now >= operation.proposal.expires_at and not operation.done:
-        raise OperatorError(f"the time of operation {operation.id} is over: propose it again")
+        raise OperatorError(f"operation {operation.id} has expired: propose it again")
 
 
-def tell(observer: Observer, operation: Operation) -> None:
-    """Has what became of an operation logged."""
-    observer.operation(operation.id, operation.proposal.kind, str(operation.state), operation.note)
+def known_kind(proposal: Proposal) -> tuple[OperationKind[Any], Details]:
+    """Returns a proposal's kind and its details; raises OperationError."""
+    kind = KINDS.get(proposal.kind)
+    if kind is None:
+        raise OperationError(unknown_kind(proposal.kind))
+    return kind, kind.read(proposal.details)
+
+
+def unknown_kind(name: str) -> str:
+    """Returns the text for a kind that does not exist."""
+    return f'there is no kind of operation "{name[:100]}"; the kinds are {", ".join(sorted(KINDS))}'

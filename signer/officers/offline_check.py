@@ -78,7 +78,7 @@ class _Known(NamedTuple):
     content: bytes  # SHA-256
 
 
-class DualControl:
+class ApprovalFold:
     """The officers in force and the operations under way, folded from records.
 
     ``officers`` are certificates (DER) by principal, None before any are known;

@@ -1,8 +1,7 @@
-"""What officers ask of operations: prepared, proposed, signed, looked at.
+"""The calls of officers about operations: prepare, propose, approve, reject, retry, list.
 
-The bytes that officers sign are made here and checked again when they come back; who
-has approved an operation with the last signature needed has it executed
-(``execution``).
+An operation's bytes are made here, and checked here when an officer has signed them. The
+last signature that an operation needs starts its execution (``execution``).
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from signer.errors import OperatorError, invalid
+from signer.errors import OperatorError, answered, invalid
 from signer.keys.writing import Writing
 from signer.officers import store
 from signer.officers.approval import (
     MAX_BYTES,
+    ApprovalError,
     Proposal,
     Signature,
     check_approved,
@@ -27,171 +27,188 @@ from signer.officers.approval import (
     parse,
     valid_signers,
 )
-from signer.officers.execution import Executor, Surroundings, check_time, tell
+from signer.officers.execution import (
+    Executor,
+    check_time,
+    known_kind,
+    unknown_kind,
+)
 from signer.officers.kinds import rotation
-from signer.officers.kinds.base import Details, Kind, Problems, World, shortened
-from signer.officers.kinds.table import KINDS, known_kind
-from signer.officers.refusals import answered, check_reason, found, not_signed, refused
-from signer.officers.store import Operation, State, Store
+from signer.officers.kinds.base import (
+    Details,
+    OperationContext,
+    OperationDependencies,
+    OperationError,
+    OperationKind,
+    shortened,
+)
+from signer.officers.kinds.table import KINDS
+from signer.officers.records import check_reason
+from signer.officers.store import OperationState, OperationStore, StoredOperation
 
 MOST_PROBLEMS = 200
-"""Told at once: an answer with one for each line of a long CSV would not get out."""
+"""In one answer: a problem for each line of a long CSV would not fit into a message."""
 
 
-class Prepared(NamedTuple):
-    """What an operation would be; without content where there are problems."""
+class PreparedOperation(NamedTuple):
+    """An operation's bytes and what it changes; with problems there is no content."""
 
     content: bytes
     difference: list[str]
     problems: list[str]
 
 
-class Desk:
+class Proposals:
     """Operations under dual control. Methods raise CallError."""
 
-    def __init__(self, surroundings: Surroundings, executor: Executor) -> None:
-        self._around, self._executor = surroundings, executor
-        self._registry, self._clock = surroundings.registry, surroundings.clock
-        self._journal = surroundings.journal
-        self._store = Store(surroundings.registry)
+    def __init__(
+        self, dependencies: OperationDependencies, executor: Executor, *, expire_hours: int
+    ) -> None:
+        self._deps, self._executor, self._hours = dependencies, executor, expire_hours
+        self._serving, self._records = dependencies.serving, dependencies.records
+        self._registry, self._clock = dependencies.registry, dependencies.clock
+        self._store = OperationStore(dependencies.registry)
 
-    def prepare(self, officer: str, kind: str, arguments: str, attachment: bytes) -> Prepared:
-        """Works out an operation: the bytes to sign, or everything that is wrong with it."""
+    def prepare(
+        self, officer: str, kind: str, arguments: str, attachment: bytes
+    ) -> PreparedOperation:
+        """Returns the bytes to sign, or everything that is wrong with the operation."""
         known = KINDS.get(kind)
         if known is None:
-            raise invalid("kind", f"is none of {', '.join(sorted(KINDS))}")
+            raise invalid("kind", unknown_kind(kind))
         with answered():
-            world = self._around.world()
+            context = self._serving.context()
             try:
-                details = known.complete(known.read(_members(arguments)), world, attachment)
-                world = _with_documents(known, details, world, attachment)
-                problems = known.problems(details, world)
-                lines = [] if problems else known.difference(details, world)
-            except Problems as error:
+                details = known.complete(known.read(_members(arguments)), context, attachment)
+                context = _with_documents(known, details, context, attachment)
+                problems = known.problems(details, context)
+                lines = [] if problems else known.difference(details, context)
+            except OperationError as error:
                 problems = list(error.texts)
         if problems:
-            return Prepared(b"", [], shortened(problems, "problems", MOST_PROBLEMS))
+            return PreparedOperation(b"", [], shortened(problems, "problem", MOST_PROBLEMS))
         now = int(self._clock.now())
         proposal = Proposal(
-            origin=self._around.origin,
+            origin=self._deps.origin,
             id=str(uuid.uuid4()),
             kind=kind,
             proposer=officer,
             proposed_at=now,
-            expires_at=now + self._around.expire_seconds,
-            officers=world.needed[kind],
+            expires_at=now + self._hours * 3600,
+            officers=context.needed[kind],
             details=details.model_dump(mode="json"),
         )
         content = proposal.canonical()
         if len(content) > MAX_BYTES:
-            return Prepared(b"", [], [f"the operation is longer than {MAX_BYTES} bytes: split it"])
-        return Prepared(content, lines, [])
+            too_long = f"the operation has {len(content)} bytes, at most {MAX_BYTES}: split it"
+            return PreparedOperation(b"", [], [too_long])
+        return PreparedOperation(content, lines, [])
 
     def propose(
         self, officer: str, content: bytes, signature: bytes, attachment: bytes
-    ) -> Operation:
-        """Keeps an operation that its proposer has signed."""
-        with answered(), self._around.steady() as world:
-            proposal = self._check_proposal(officer, content, world)
+    ) -> StoredOperation:
+        """Stores an operation that its proposer has signed."""
+        with answered(), self._serving.locked() as context:
+            proposal = parse(content)
+            self._check_proposal(officer, proposal, context)
             known, details = known_kind(proposal)
-            documents = known.documents(details, world, attachment)
-            known.check(details, _with_documents(known, details, world, attachment))
+            documents = known.documents(details, context, attachment)
+            known.check(details, _with_documents(known, details, context, attachment))
             first = Signature(officer, signature, self._clock.now())
-            check_signature(content, first, world.state.officers, first.at)
+            check_signature(content, first, context.state.officers, first.at)
             with self._registry.writing(counts=False) as write:
                 if store.find(write.connection, proposal.id) is not None:
-                    raise refused(f"operation {proposal.id} is proposed already")
+                    raise OperatorError(f"operation {proposal.id} is proposed already")
                 for document in documents:
                     write.store(document)
-                store.add(write, proposal, content, first)
-            operation = self._get(proposal.id)
-            self._journal.proposed(operation)
-        self._tell(operation)
+                operation = store.add(write, proposal, content, first)
+            self._records.proposed(operation)
+        self._deps.report(operation)
         return operation
 
-    def approve(self, officer: str, identity: str, signature: bytes) -> Operation:
-        """Adds another officer's signature; the last one needed has the operation executed."""
-        with answered(), self._around.steady() as world:
+    def approve(self, officer: str, identity: str, signature: bytes) -> StoredOperation:
+        """Adds another officer's signature; the last one needed starts the execution."""
+        with answered(), self._serving.locked() as context:
             signed = Signature(officer, signature, self._clock.now())
-            officers = world.state.officers
-            with self._open(identity) as (write, operation):
-                if officer == operation.proposal.proposer:
-                    raise not_signed("nobody approves his own proposal: another officer must")
-                if officer in operation.signers:
-                    raise not_signed(f"{officer} has signed it already")
-                check_signature(operation.content, signed, officers, signed.at)
-                store.sign(write, identity, signed)
-                everyone = [*operation.signatures, signed]
-                signers = valid_signers(operation.content, everyone, officers)
+            officers = context.state.officers
+            with self._open(identity) as (write, proposed):
+                if officer == proposed.proposal.proposer:
+                    raise ApprovalError(
+                        f"{officer} proposed operation {identity}: another officer must approve it"
+                    )
+                if officer in proposed.signers:
+                    raise ApprovalError(f"{officer} has already signed operation {identity}")
+                check_signature(proposed.content, signed, officers, signed.at)
+                operation = store.sign(write, proposed, signed)
+                signers = valid_signers(operation.content, operation.signatures, officers)
                 complete = len(signers) >= operation.proposal.officers
                 if complete:
-                    self._update(
-                        write, identity, state=State.APPROVED, appliance=self._around.origin
-                    )
-            operation = self._get(identity)
+                    operation = self._approved(write, operation)
             try:
-                self._journal.approved(operation, signed)
+                self._records.approved(operation, signed)
             finally:
                 if complete:
                     self._executor.submit(identity)
-        self._tell(operation)
+        self._deps.report(operation)
         return operation
 
-    def reject(self, officer: str, identity: str, reason: str) -> Operation:
+    def reject(self, officer: str, identity: str, reason: str) -> StoredOperation:
         """Ends a proposal for good."""
+        check_reason(reason)
         with answered():
-            check_reason(reason)
-            with self._open(identity) as (write, _):
-                self._update(
-                    write, identity, state=State.REJECTED, note=f"rejected by {officer}: {reason}"
-                )
-            operation = self._get(identity)
-            self._journal.rejected(operation, officer, reason)
-        self._tell(operation)
+            with self._open(identity) as (write, proposed):
+                note = f"rejected by {officer}: {reason}"
+                operation = self._update(write, proposed, state=OperationState.REJECTED, note=note)
+            self._records.rejected(operation, officer, reason)
+        self._deps.report(operation)
         return operation
 
-    def retry(self, officer: str, identity: str) -> Operation:
-        """Has an operation that failed go on; its signatures are checked again."""
+    def retry(self, officer: str, identity: str) -> StoredOperation:
+        """Executes a failed operation again; its signatures are checked again."""
         with answered(), self._registry.writing(counts=False) as write:
-            operation = found(store.find(write.connection, identity))
+            operation = store.get(write.connection, identity)
             state = operation.state_at(self._clock.now())
-            if state is not State.FAILED:
-                raise refused(f"operation {identity} is {state}, not FAILED")
+            if state is not OperationState.FAILED:
+                raise OperatorError(f"operation {identity} is {state}, not FAILED")
             check_time(operation, self._clock.now())
-            self._go_on(write, operation)
-        return self._submitted(identity, officer, "retry")
+            operation = self._approved(write, operation, note="")
+        return self._resumed(operation, officer, "retry")
 
     def import_certificates(
         self, officer: str, identity: str, certificates: Sequence[bytes]
-    ) -> Operation:
-        """Gives certificates to the new versions of a rotation, which then goes on."""
+    ) -> StoredOperation:
+        """Adds certificates to the new versions of a rotation, and resumes the rotation."""
         with answered():
-            operation = self._waiting(self._store.find(identity))
+            operation = self._waiting(self._store.get(identity))
             details = rotation.RotateKind().read(operation.proposal.details)
-            world = self._around.world()
-            self._check_approved(operation, world)
-            changes = rotation.imports(details, certificates, identity, world)
+            context = self._serving.context()
+            check_approved(
+                operation.proposal,
+                operation.content,
+                operation.signatures,
+                context.state.officers,
+            )
+            changes = rotation.imports(details, certificates, identity, context)
             with self._registry.writing() as write:
-                self._waiting(store.find(write.connection, identity))
+                operation = self._waiting(store.get(write.connection, identity))
                 write.change(changes)
-                self._go_on(write, operation)
-        return self._submitted(identity, officer, "import-certificates")
+                operation = self._approved(write, operation, note="")
+        return self._resumed(operation, officer, "import-certificates")
 
-    def get(self, identity: str) -> tuple[Operation, list[str]]:
-        """Returns an operation, and while it is not executed what it would change."""
+    def get(self, identity: str) -> tuple[StoredOperation, list[str]]:
+        """Returns an operation, and what it would change while it is PROPOSED."""
         with answered():
-            operation = self._get(identity)
-            if operation.state_at(self._clock.now()) is not State.PROPOSED:
+            operation = self._store.get(identity)
+            if operation.state_at(self._clock.now()) is not OperationState.PROPOSED:
                 return operation, []
             try:
-                world = self._around.world()
                 known, details = known_kind(operation.proposal)
-                return operation, known.difference(details, world)
-            except (Problems, OperatorError) as error:
-                return operation, [f"! it cannot be executed any more: {error}"]
+                return operation, known.difference(details, self._serving.context())
+            except OperatorError as error:
+                return operation, [f"! it can no longer be executed: {error}"]
 
-    def attachment(self, operation: Operation) -> bytes:
-        """Returns what an operation names by its hash, b"" where it names nothing."""
+    def attachment(self, operation: StoredOperation) -> bytes:
+        """Returns the document that an operation names by its hash, b"" where it names none."""
         known = KINDS.get(operation.proposal.kind)
         if known is None or not known.names:
             return b""
@@ -200,78 +217,82 @@ class Desk:
             return self._registry.document(name) or b""
 
     def page(
-        self, state: State | None, limit: int, before: tuple[float, str] | None
-    ) -> list[Operation]:
-        """Returns the newest operations before a place: a proposal's time and id."""
-        stored = {State.EXPIRED: [State.PROPOSED], None: []}.get(state, [state] if state else [])
+        self, state: OperationState | None, limit: int, before: tuple[float, str] | None
+    ) -> list[StoredOperation]:
+        """Returns the newest operations, or those before a proposal's time and id."""
+        stored = {OperationState.EXPIRED: [OperationState.PROPOSED], None: []}
         with answered():
-            return self._store.page(stored, limit, before)
+            return self._store.page(stored.get(state, [state] if state else []), limit, before)
 
-    def _check_proposal(self, officer: str, content: bytes, world: World) -> Proposal:
-        proposal = parse(content)
-        now = self._clock.now()
+    def _check_proposal(self, officer: str, proposal: Proposal, context: OperationContext) -> None:
+        now, origin = self._clock.now(), self._deps.origin
         if proposal.proposer != officer:
-            raise not_signed(f"it is {proposal.proposer}'s proposal: only he proposes it")
-        if proposal.origin != self._around.origin:
-            raise not_signed(f"it is for the log {proposal.origin}, this is {self._around.origin}")
+            raise ApprovalError(f"its proposer is {proposal.proposer}: {officer} cannot propose it")
+        if proposal.origin != origin:
+            raise ApprovalError(f"it is for the log {proposal.origin}, this is {origin}")
         if not proposal.proposed_at - 1 <= now < proposal.expires_at:
-            raise not_signed("it was prepared too long ago: prepare it again")
-        if proposal.expires_at != proposal.proposed_at + self._around.expire_seconds:
-            raise not_signed("it has another life than operations have here: prepare it again")
-        if proposal.officers != world.needed.get(proposal.kind):
-            raise not_signed("it asks for another number of officers: prepare it again")
-        return proposal
-
-    def _check_approved(self, operation: Operation, world: World) -> None:
-        check_approved(
-            operation.proposal, operation.content, operation.signatures, world.state.officers
-        )
+            raise ApprovalError("it was prepared too long ago: prepare it again")
+        if proposal.expires_at != proposal.proposed_at + self._hours * 3600:
+            raise ApprovalError(
+                f"its expiry is not {self._hours} h after its proposal, as configured here:"
+                " prepare it again"
+            )
+        if proposal.kind not in KINDS:
+            raise ApprovalError(unknown_kind(proposal.kind))
+        needed = context.needed[proposal.kind]
+        if proposal.officers != needed:
+            raise ApprovalError(
+                f"it asks for {proposal.officers} officers, {proposal.kind} needs {needed} here:"
+                " prepare it again"
+            )
 
     @contextmanager
-    def _open(self, identity: str) -> Iterator[tuple[Writing, Operation]]:
+    def _open(self, identity: str) -> Iterator[tuple[Writing, StoredOperation]]:
         """A transaction in which a proposal is still open."""
         with self._registry.writing(counts=False) as write:
-            operation = found(store.find(write.connection, identity))
+            operation = store.get(write.connection, identity)
             state = operation.state_at(self._clock.now())
-            if state is not State.PROPOSED:
-                raise refused(f"operation {identity} is {state}: it takes no more signatures")
+            if state is not OperationState.PROPOSED:
+                raise OperatorError(f"operation {identity} is {state}: it takes no more signatures")
             yield write, operation
 
-    def _waiting(self, operation: Operation | None) -> Operation:
-        rotating = found(operation)
-        state = rotating.state_at(self._clock.now())
-        if rotating.proposal.kind != "rotate" or state not in (State.WAITING, State.FAILED):
-            raise refused(f"operation {rotating.id} is no rotation that waits for certificates")
-        return rotating
-
-    def _go_on(self, write: Writing, operation: Operation) -> None:
-        # From here on it is this appliance's to complete; the other one may be gone.
-        self._update(
-            write, operation.id, state=State.APPROVED, note="", appliance=self._around.origin
-        )
-
-    def _submitted(self, identity: str, officer: str, act: str) -> Operation:
-        with answered():
-            operation = self._get(identity)
-        self._journal.went_on(operation, officer, act)
-        self._tell(operation)
-        self._executor.submit(identity)
+    def _waiting(self, operation: StoredOperation) -> StoredOperation:
+        state = operation.state_at(self._clock.now())
+        if operation.proposal.kind != "rotate" or state not in (
+            OperationState.WAITING,
+            OperationState.FAILED,
+        ):
+            raise OperatorError(
+                f"operation {operation.id} is not a rotation that waits for certificates: it is"
+                f" of the kind {operation.proposal.kind}, and {state}"
+            )
         return operation
 
-    def _update(self, write: Writing, identity: str, **values: Any) -> None:
-        store.update(write, identity, self._clock.now(), **values)
+    def _approved(
+        self, write: Writing, operation: StoredOperation, **values: Any
+    ) -> StoredOperation:
+        """Makes an operation this appliance's to execute; another one may be gone."""
+        return self._update(
+            write, operation, state=OperationState.APPROVED, appliance=self._deps.origin, **values
+        )
 
-    def _get(self, identity: str) -> Operation:
-        return found(self._store.find(identity))
+    def _update(self, write: Writing, operation: StoredOperation, **values: Any) -> StoredOperation:
+        return store.update(write, operation, self._clock.now(), **values)
 
-    def _tell(self, operation: Operation) -> None:
-        tell(self._around.observer, operation)
+    def _resumed(self, operation: StoredOperation, officer: str, act: str) -> StoredOperation:
+        self._records.resumed(operation, officer, act)
+        self._deps.report(operation)
+        self._executor.submit(operation.id)
+        return operation
 
 
-def _with_documents(known: Kind[Any], details: Details, world: World, attachment: bytes) -> World:
-    """The world in which what the operation names by hash is kept already."""
-    found = {sha256(d).hexdigest(): d for d in known.documents(details, world, attachment)}
-    return replace(world, document=lambda name: found.get(name) or world.document(name))
+def _with_documents(
+    known: OperationKind[Any], details: Details, context: OperationContext, attachment: bytes
+) -> OperationContext:
+    """Returns the context as if the documents that the operation names were stored already."""
+    documents = known.documents(details, context, attachment)
+    by_hash = {sha256(document).hexdigest(): document for document in documents}
+    return replace(context, document=lambda name: by_hash.get(name) or context.document(name))
 
 
 def _members(arguments: str) -> dict[str, Any]:
@@ -281,5 +302,5 @@ def _members(arguments: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         members = None
     if not isinstance(members, dict):
-        raise invalid("arguments", "is no JSON object")
+        raise invalid("arguments", "is not a JSON object")
     return members

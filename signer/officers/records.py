@@ -11,12 +11,21 @@ from contextlib import suppress
 from signer.audit.format.record import RecordError, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
-from signer.errors import OperatorError
+from signer.errors import OperatorError, invalid
 from signer.officers.approval import Officers, Signature
-from signer.officers.store import Operation
+from signer.officers.store import StoredOperation
+
+MAX_REASON = 1000
+"""Bytes of the reason that an officer gives."""
 
 
-class OperationsJournal:
+def check_reason(reason: str) -> None:
+    """Raises CallError where an officer gives no reason, or too long a one."""
+    if not reason.strip() or len(reason.encode()) > MAX_REASON:
+        raise invalid("reason", f"say why, in 1 to {MAX_REASON} bytes")
+
+
+class OperationRecords:
     """Writes records of operations. What is recorded is durable when a method returns.
 
     Raises OperatorError where the log takes nothing; ``acted`` never does, for who
@@ -26,28 +35,28 @@ class OperationsJournal:
     def __init__(self, log: AuditLog) -> None:
         self._log = log
 
-    def proposed(self, operation: Operation) -> None:
+    def proposed(self, operation: StoredOperation) -> None:
         [first] = [s for s in operation.signatures if s.officer == operation.proposal.proposer]
         fields = {"content": operation.content, **_signed(operation, first)}
         self._append(RecordKind.PROPOSAL, fields)
 
-    def approved(self, operation: Operation, signature: Signature) -> None:
+    def approved(self, operation: StoredOperation, signature: Signature) -> None:
         self._append(RecordKind.APPROVAL, _signed(operation, signature))
 
-    def rejected(self, operation: Operation, officer: str, reason: str) -> None:
+    def rejected(self, operation: StoredOperation, officer: str, reason: str) -> None:
         self._append(
             RecordKind.REJECTION, {"operation": operation.id, "officer": officer, "reason": reason}
         )
 
-    def went_on(self, operation: Operation, officer: str, act: str) -> None:
+    def resumed(self, operation: StoredOperation, officer: str, act: str) -> None:
         """One officer had an approved operation go on."""
         self.acted(act, operation.id, officer, "", {})
 
-    def begun(self, operation: Operation) -> None:
+    def execution_begun(self, operation: StoredOperation) -> None:
         """The intent: durable before the token is touched."""
         self._append(RecordKind.EXECUTION, approval(operation))
 
-    def ended(self, operation: Operation) -> None:
+    def execution_ended(self, operation: StoredOperation) -> None:
         self._append(
             RecordKind.EXECUTED,
             {
@@ -70,7 +79,7 @@ class OperationsJournal:
         with suppress(AuditUnavailable, RecordError):
             self._log.append(RecordKind.ACT, fields)
 
-    def officers(self, officers: Officers, operation: Operation | None) -> None:
+    def officers(self, officers: Officers, operation: StoredOperation | None) -> None:
         """The officers from here on, and the operation that made them so."""
         self._append(RecordKind.OFFICERS, {**_rows_of(officers), **approval(operation)})
 
@@ -106,7 +115,7 @@ def first_officers_fields(
     }
 
 
-def approval(operation: Operation | None) -> dict[str, Value]:
+def approval(operation: StoredOperation | None) -> dict[str, Value]:
     """Returns the fields that carry an operation with its signatures; none: empty ones."""
     if operation is None:
         return {"operation": "", "content": b"", "signatures": []}
@@ -121,7 +130,7 @@ def _rows(signatures: Iterable[Signature]) -> Sequence[Value]:
     return [[each.officer, each.signature, int(each.at * 1_000_000)] for each in signatures]
 
 
-def _signed(operation: Operation, signature: Signature) -> dict[str, Value]:
+def _signed(operation: StoredOperation, signature: Signature) -> dict[str, Value]:
     return {
         "operation": operation.id,
         "officer": signature.officer,

@@ -1,23 +1,24 @@
-"""Where operations are kept: rows of the registry, written in its transactions."""
+"""Operations as rows of the registry, written in its transactions."""
 
 from __future__ import annotations
 
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
+from signer.errors import CallError, Reason
 from signer.keys.registry import Registry
 from signer.keys.schema import operations, signatures
 from signer.keys.writing import Writing
 from signer.officers.approval import Proposal, Signature, parse
 
 
-class State(enum.StrEnum):
-    """The life of an operation."""
+class OperationState(enum.StrEnum):
+    """The states of an operation; EXPIRED is never stored, it follows from the clock."""
 
     PROPOSED = "PROPOSED"
     APPROVED = "APPROVED"
@@ -29,10 +30,13 @@ class State(enum.StrEnum):
     EXPIRED = "EXPIRED"
 
 
-UNFINISHED = (State.APPROVED, State.EXECUTING)
+UNFINISHED = (OperationState.APPROVED, OperationState.EXECUTING)
 MOST_DECISIONS = 1000
-"""Changes of policy and officers that an appliance can have missed and still follow."""
-ENDED = (State.DONE, State.FAILED, State.WAITING)
+"""Changes of policy and officers that an appliance can miss and still follow."""
+ENDED = (OperationState.DONE, OperationState.FAILED, OperationState.WAITING)
+
+_STORED = ("state", "done", "total", "note", "changed_at", "recorded")
+"""Fields of a new operation that are columns."""
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _FIND = sa.select(operations).where(operations.c.id == sa.bindparam("identity"))
@@ -44,12 +48,16 @@ _SIGNED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """An operation as the registry has it. ``appliance`` executes it; ``note`` is for people."""
+class StoredOperation:
+    """An operation in the registry.
+
+    ``appliance`` is the origin of the appliance that executes it, ``done`` of ``total`` its
+    progress, ``note`` why it failed or what it waits for. ``recorded``: its end is in the log.
+    """
 
     proposal: Proposal
     content: bytes
-    state: State
+    state: OperationState
     signatures: tuple[Signature, ...]
     appliance: str | None
     done: int
@@ -63,40 +71,40 @@ class Operation:
     def id(self) -> str:
         return self.proposal.id
 
-    def state_at(self, now: float) -> State:
-        """The state in force.
+    def state_at(self, now: float) -> OperationState:
+        """Returns the state in force at a time.
 
-        A proposal that was not approved in time has expired; what has ended is at its end
-        when that is on record.
+        A proposal that is not approved in time is EXPIRED. An operation that has ended is
+        EXECUTING until its end is recorded.
         """
-        if self.state is State.PROPOSED and now >= self.proposal.expires_at:
-            return State.EXPIRED
+        if self.state is OperationState.PROPOSED and now >= self.proposal.expires_at:
+            return OperationState.EXPIRED
         if self.state in ENDED and not self.recorded:
-            return State.EXECUTING
+            return OperationState.EXECUTING
         return self.state
 
     @property
     def signers(self) -> frozenset[str]:
-        return frozenset(each.officer for each in self.signatures)
+        return frozenset(signature.officer for signature in self.signatures)
 
 
-class Store:
+class OperationStore:
     """Operations in a registry. Every method raises OperatorError."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def find(self, identity: str) -> Operation | None:
-        """Returns one operation."""
+    def get(self, identity: str) -> StoredOperation:
+        """Returns one operation; raises CallError where it does not exist."""
         with self._registry.reading() as connection:
-            return find(connection, identity)
+            return get(connection, identity)
 
     def page(
-        self, states: Sequence[State], limit: int, before: tuple[float, str] | None
-    ) -> list[Operation]:
-        """Returns the newest operations in these stored states that come ``before`` a place.
+        self, states: Sequence[OperationState], limit: int, before: tuple[float, str] | None
+    ) -> list[StoredOperation]:
+        """Returns the newest operations in these stored states, at most ``limit``.
 
-        A place is ``changed_at``-independent: the time of the proposal and the id.
+        ``before``, the time and id of a proposal, continues after that operation.
         """
         statement = sa.select(operations).order_by(
             operations.c.proposed_at.desc(), operations.c.id.desc()
@@ -114,21 +122,21 @@ class Store:
         with self._registry.reading() as connection:
             return [_read(connection, row) for row in connection.execute(statement.limit(limit))]
 
-    def unfinished(self, appliance: str) -> list[Operation]:
-        """Returns what this appliance has begun or was to begin, the oldest first."""
+    def unfinished(self, appliance: str) -> list[StoredOperation]:
+        """Returns the operations that this appliance is to execute or has begun, oldest first."""
         return self._of(appliance, operations.c.state.in_(UNFINISHED))
 
-    def unrecorded(self, appliance: str) -> list[Operation]:
-        """Returns what has ended here without a word in the log: a crash came between."""
+    def unrecorded(self, appliance: str) -> list[StoredOperation]:
+        """Returns the operations that ended here and, after a crash, are not recorded as ended."""
         return self._of(
             appliance, sa.and_(operations.c.state.in_(ENDED), sa.not_(operations.c.recorded))
         )
 
-    def newest_done(self, kinds: Sequence[str]) -> list[Operation]:
-        """Returns the operations of these kinds that were done, the one in force last first."""
+    def newest_done(self, kinds: Sequence[str]) -> list[StoredOperation]:
+        """Returns the operations of these kinds that are DONE, the last one first."""
         statement = (
             sa.select(operations)
-            .where(operations.c.kind.in_(kinds), operations.c.state == State.DONE)
+            .where(operations.c.kind.in_(kinds), operations.c.state == OperationState.DONE)
             .order_by(operations.c.ended_revision.desc())
             .limit(MOST_DECISIONS)
         )
@@ -136,14 +144,14 @@ class Store:
             return [_read(connection, row) for row in connection.execute(statement)]
 
     def pending(self, now: float) -> int:
-        """Returns how many proposals wait for signatures."""
+        """Returns the number of proposals that wait for signatures."""
         statement = sa.select(sa.func.count()).where(
-            operations.c.state == State.PROPOSED, operations.c.expires_at > now
+            operations.c.state == OperationState.PROPOSED, operations.c.expires_at > now
         )
         with self._registry.reading() as connection:
             return int(connection.execute(statement).scalar_one())
 
-    def _of(self, appliance: str, where: sa.ColumnElement[bool]) -> list[Operation]:
+    def _of(self, appliance: str, where: sa.ColumnElement[bool]) -> list[StoredOperation]:
         statement = (
             sa.select(operations)
             .where(operations.c.appliance == appliance, where)
@@ -153,14 +161,37 @@ class Store:
             return [_read(connection, row) for row in connection.execute(statement)]
 
 
-def find(connection: sa.Connection, identity: str) -> Operation | None:
-    """Returns one operation within a transaction."""
+def find(connection: sa.Connection, identity: str) -> StoredOperation | None:
+    """Returns one operation within a transaction, None where it does not exist."""
     row = connection.execute(_FIND, {"identity": identity}).one_or_none()
     return None if row is None else _read(connection, row)
 
 
-def add(write: Writing, proposal: Proposal, content: bytes, first: Signature) -> None:
-    """Adds a proposal with its proposer's signature."""
+def get(connection: sa.Connection, identity: str) -> StoredOperation:
+    """Returns one operation within a transaction; raises CallError where it does not exist."""
+    operation = find(connection, identity)
+    if operation is None:
+        raise CallError(
+            Reason.OPERATION_NOT_FOUND, "there is no such operation: list them to find its id"
+        )
+    return operation
+
+
+def add(write: Writing, proposal: Proposal, content: bytes, first: Signature) -> StoredOperation:
+    """Adds a proposal with its proposer's signature; returns the operation."""
+    operation = StoredOperation(
+        proposal=proposal,
+        content=content,
+        state=OperationState.PROPOSED,
+        signatures=(),
+        appliance=None,
+        done=0,
+        total=0,
+        note="",
+        result=None,
+        changed_at=proposal.proposed_at,
+        recorded=False,
+    )
     write.connection.execute(
         sa.insert(operations).values(
             id=proposal.id,
@@ -168,40 +199,46 @@ def add(write: Writing, proposal: Proposal, content: bytes, first: Signature) ->
             content=content,
             proposed_at=proposal.proposed_at,
             expires_at=proposal.expires_at,
-            state=State.PROPOSED,
-            done=0,
-            total=0,
-            note="",
-            changed_at=proposal.proposed_at,
-            recorded=False,
+            **{name: getattr(operation, name) for name in _STORED},
         )
     )
-    sign(write, proposal.id, first)
+    return sign(write, operation, first)
 
 
-def sign(write: Writing, identity: str, signature: Signature) -> None:
-    """Adds an officer's signature."""
+def sign(write: Writing, operation: StoredOperation, signature: Signature) -> StoredOperation:
+    """Adds an officer's signature; returns the operation with it."""
     write.connection.execute(
-        sa.insert(signatures).values(operation=identity, **signature._asdict())
+        sa.insert(signatures).values(operation=operation.id, **signature._asdict())
     )
+    return replace(operation, signatures=(*operation.signatures, signature))
 
 
-def update(write: Writing, identity: str, now: float, **values: Any) -> None:
-    """Changes an operation; ``result`` is a mapping."""
-    if values.get("result") is not None:
-        values["result"] = json.dumps(values["result"], sort_keys=True)
+def update(
+    write: Writing, operation: StoredOperation, now: float, *, ended: bool = False, **values: Any
+) -> StoredOperation:
+    """Changes fields of an operation; returns it as it is then.
+
+    ``ended`` stores the revision of this transaction as that of its end.
+    """
+    changed = replace(operation, changed_at=now, **values)
+    stored = {name: getattr(changed, name) for name in ("changed_at", *values)}
+    if stored.get("result") is not None:
+        stored["result"] = json.dumps(stored["result"], sort_keys=True)
+    if ended:
+        stored["ended_revision"] = write.revision
     write.connection.execute(
-        sa.update(operations).where(operations.c.id == identity).values(changed_at=now, **values)
+        sa.update(operations).where(operations.c.id == operation.id).values(stored)
     )
+    return changed
 
 
-def _read(connection: sa.Connection, row: sa.Row[Any]) -> Operation:
+def _read(connection: sa.Connection, row: sa.Row[Any]) -> StoredOperation:
     signed = connection.execute(_SIGNED, {"operation": row.id})
     content = bytes(row.content)
-    return Operation(
+    return StoredOperation(
         proposal=parse(content),
         content=content,
-        state=State(row.state),
+        state=OperationState(row.state),
         signatures=tuple(Signature(s.officer, bytes(s.signature), s.at) for s in signed),
         appliance=row.appliance,
         done=row.done,

@@ -21,7 +21,7 @@ from signer.clock import Clock
 from signer.errors import TABLE, CallError, Failure, Reason
 from signer.formats.signature import signature_length
 from signer.model import Format, HcertTerms, KeyVersion, Signed
-from signer.officers.offline_check import DualControl
+from signer.officers.offline_check import ApprovalFold
 from signer.policy.usage import Usage
 from signer.signing.request import Ticket
 
@@ -113,7 +113,7 @@ class Evidence:
         self._lock = threading.Lock()
         self._ledger = Ledger(capacity)
         # For the snapshots: what people did wrong stops no start, `signer audit verify` tells it.
-        self._control = DualControl(checking=False)
+        self._control = ApprovalFold(checking=False)
         self._claims: dict[tuple[str, str], _Claim] = {}
         self._log: AuditLog | None = None
 

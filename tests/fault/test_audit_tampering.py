@@ -30,7 +30,7 @@ from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.officers.approval import Proposal
-from signer.officers.offline_check import DualControl
+from signer.officers.offline_check import ApprovalFold
 
 ORIGIN = "signer.example/log"
 DAY = 24 * 3600
@@ -123,7 +123,7 @@ class Evidence:
             (self.folder / name).write_bytes(data)
 
     def problems(self) -> tuple[str, ...]:
-        return verify_log(self.folder, ORIGIN, [self.checkpoint], folds=[DualControl]).problems
+        return verify_log(self.folder, ORIGIN, [self.checkpoint], folds=[ApprovalFold]).problems
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
     sign(log, random)
     log.close()
     checkpoint = Checkpoint(ORIGIN, *log.tree_head())
-    report = verify_log(folder, ORIGIN, [checkpoint], folds=[DualControl])
+    report = verify_log(folder, ORIGIN, [checkpoint], folds=[ApprovalFold])
     assert report.problems == ()
     assert {*report.kinds, RecordKind.SNAPSHOT} == set(RecordKind)
     return checkpoint
@@ -171,7 +171,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
 def open_log(
     folder: Path, checkpoint: Checkpoint | None = None, *, override: bool = False
 ) -> AuditLog:
-    control = DualControl(checking=False)
+    control = ApprovalFold(checking=False)
     return AuditLog.open(
         folder,
         origin=ORIGIN,

@@ -24,12 +24,12 @@ KEY = "facilities/01-001/keys/new"
 KILLED = """
 import os, signal, sys, pathlib
 from signer.daemon import app as daemon
-from signer.officers.records import OperationsJournal
+from signer.officers.records import OperationRecords
 from signer.keys.writing import Writing
 from signer.officers.kinds import enrolment
 from signer.officers import execution
 from signer.officers.kinds import create_key as making
-from signer.officers.store import State
+from signer.officers.store import OperationState
 
 # Ends the daemon at the point that the file names, or at its n-th passage of it.
 order = pathlib.Path(sys.argv[1])
@@ -53,13 +53,13 @@ def around(owner, name, before, after):
         return result
     setattr(owner, name, outer)
 
-around(OperationsJournal, "begun", "before the intent", "after the intent")
+around(OperationRecords, "execution_begun", "before the intent", "after the intent")
 around(making, "make_version", "before the key", "after the key")
 around(enrolment, "make_version", "before the key", "after the key")
-around(execution._Work, "save", "before a part", "after a part")
+around(execution.Work, "save", "before a part", "after a part")
 around(Writing, "add_versions", "before the rows", "after the rows")
 around(execution.Executor, "_finish", "before the end", "after the end")
-around(OperationsJournal, "ended", "before the outcome", "after the outcome")
+around(OperationRecords, "execution_ended", "before the outcome", "after the outcome")
 sys.exit(daemon.run(pathlib.Path(sys.argv[2])))
 """
 

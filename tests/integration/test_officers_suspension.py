@@ -118,7 +118,7 @@ def test_stopped_under_load(office: Office, made: Any, name: str) -> None:
         if not others:
             checkpoints_go_on(office, made)
         still_stopped = time.monotonic()
-        with pytest.raises(SignerClientError, match="nobody approves his own proposal"):
+        with pytest.raises(SignerClientError, match="another officer must approve it"):
             one_alone(office, target)
         for key in stopped:
             refused = issuing.wait(

@@ -107,7 +107,7 @@ def _verify_log(
 ) -> dict[str, Any]:
     from signer.audit.read.search import utc
     from signer.audit.read.verify import verify_log
-    from signer.officers.offline_check import DualControl
+    from signer.officers.offline_check import ApprovalFold
 
     origin = origin or origin_of(place)
     checkpoints, problems = all_checkpoints(place, files, origin, spki_of(place.key))
@@ -119,11 +119,11 @@ def _verify_log(
             origin,
             checkpoints,
             advance,
-            folds=[DualControl],
+            folds=[ApprovalFold],
             beginning_elsewhere=elsewhere.beginning,
             end_elsewhere=elsewhere.end,
         )
-    control = report.fold(DualControl)
+    control = report.fold(ApprovalFold)
     return {
         "whole": not (problems or report.problems),
         "origin": origin,

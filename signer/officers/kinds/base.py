@@ -7,22 +7,28 @@ asked when an operation is proposed, the second again before it is executed.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 
 from signer.clock import Clock
 from signer.config.policy_documents import PolicyText
-from signer.errors import OperatorError
-from signer.keys.registry import RegistryState
+from signer.errors import CallError, OperatorError, Reason
+from signer.keys.registry import Registry, RegistryState
 from signer.keys.writing import Change
 from signer.model import KeyName, KeyVersion, Suspension, TokenAdmin, parse_key_or_version
+from signer.officers import store
+from signer.officers.records import OperationRecords
+from signer.officers.store import StoredOperation
+from signer.policy.rules import Policy
 from signer.strict import StrictModel, problems_of
+from signer.text import count
 
 FACILITIES_SHOWN = 20
 """Lines of a difference for what is alike; the rest is counted."""
@@ -41,19 +47,22 @@ class Details(StrictModel):
 D = TypeVar("D", bound=Details)
 
 
-class Problems(Exception):  # noqa: N818 - what is wrong with a proposal, all of it
-    """Why an operation cannot be, a text each."""
+class OperationError(OperatorError):
+    """Why an operation is not possible: everything that is wrong with it, a text each."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
         super().__init__("; ".join(texts))
 
+    def answer(self) -> CallError:
+        return CallError(Reason.OPERATION_REFUSED, "; ".join(self.texts[:10]))
+
 
 @dataclass(frozen=True, slots=True)
-class World:
+class OperationContext:
     """All that operations depend on, at one moment.
 
-    ``made_by`` is the id of the operation at work, empty while it is only proposed:
+    ``executing`` is the id of the operation at work, empty while it is only proposed:
     what it made before an interruption is not in its own way. ``draft`` reads the policy
     that lies in the files, ``read_policy`` a policy's text; both raise ConfigError.
     ``needed`` is how many officers each kind needs.
@@ -68,31 +77,33 @@ class World:
     read_policy: Callable[[bytes], PolicyText]
     document: Callable[[str], bytes | None]
     policy_folder: bool = True
-    made_by: str = ""
+    executing: str = ""
 
     def version(self, name: str) -> KeyVersion:
-        """Returns a version by its name; raises Problems."""
+        """Returns a version by its name; raises OperationError."""
         key, number = _parsed(name)
         version = None if number is None else self.state.keys.version(key, number)
         if number is None:
-            raise Problems(f"{name} is a key: name one version of it, as in {name}/versions/1")
+            raise OperationError(
+                f"{name} is a key: name one version of it, as in {name}/versions/1"
+            )
         if version is None:
-            raise Problems(f"{name} does not exist")
+            raise OperationError(f"{name} does not exist")
         return version
 
     def key(self, name: str) -> KeyName:
-        """Returns a key's name; raises Problems where it is none."""
+        """Returns a key's name; raises OperationError where it is none."""
         key, number = _parsed(name)
         if number is not None:
-            raise Problems(f"{name} is a version: name the key, {key}")
+            raise OperationError(f"{name} is a version: name the key, {key}")
         return key
 
     def token(self, label: str) -> str:
-        """Returns the token to use, the only one where none is said; raises Problems."""
+        """Returns the token to use, the only one where none is said; raises OperationError."""
         if not label and len(self.tokens) == 1:
             return self.tokens[0]
         if label not in self.tokens:
-            raise Problems(*self.token_problems(label))
+            raise OperationError(*self.token_problems(label))
         return label
 
     def token_problems(self, label: str) -> list[str]:
@@ -128,7 +139,7 @@ def _parsed(name: str) -> tuple[KeyName, int | None]:
     try:
         return parse_key_or_version(name)
     except ValueError as error:
-        raise Problems(f"{name[:300]}: {error}") from None
+        raise OperationError(f"{name[:300]}: {error}") from None
 
 
 @dataclass(slots=True)
@@ -155,63 +166,131 @@ class StoppedError(Exception):
     """The daemon is stopping in the middle of an operation."""
 
 
-class Work(Protocol):
-    """What executing an operation may use."""
+class OperationObserver(Protocol):
+    """Logs what becomes of operations."""
+
+    def operation(self, identity: str, kind: str, state: str, note: str) -> None: ...
+    def operation_bug(self, identity: str, error: Exception) -> None: ...
+
+
+class ServedState(Protocol):
+    """What the daemon serves; it implements this, being a layer above."""
 
     @property
-    def world(self) -> World: ...
+    def lock(self) -> AbstractContextManager[object]:
+        """Held while what is served changes."""
+
     @property
-    def id(self) -> str: ...
-    @property
-    def clock(self) -> Clock: ...
-    def admin(self, token: str) -> AbstractContextManager[TokenAdmin]:
-        """Opens an administrative worker that lives for this block."""
+    def policy(self) -> Policy:
+        """The policy in force."""
+
+    def context(self) -> OperationContext:
+        """Reads what operations depend on. Raises OperatorError."""
+
+    def locked(
+        self, known: OperationContext | None = None
+    ) -> AbstractContextManager[OperationContext]:
+        """Holds the lock for a block, at the registry's newest state; that is served first.
+
+        A check of officers' signatures and its record belong into one such block: the log
+        judges the record by the officers at that time. ``known`` is not read again where
+        the registry has not changed since. Raises OperatorError.
+        """
+
+    def follow(self) -> bool:
+        """Serves what the registry holds; returns whether all that it stops is stopped."""
+
+
+class OperationDependencies(NamedTuple):
+    """What proposals and executions work with; ``admin`` opens an administrative worker.
+
+    ``origin`` names this appliance's log, and with it the appliance.
+    """
+
+    registry: Registry
+    serving: ServedState
+    admin: Callable[[str], AbstractContextManager[TokenAdmin]]
+    records: OperationRecords
+    observer: OperationObserver
+    clock: Clock
+    origin: str
+
+    def report(self, operation: StoredOperation) -> None:
+        """Logs an operation's state."""
+        self.observer.operation(
+            operation.id, operation.proposal.kind, str(operation.state), operation.note
+        )
+
+
+class Work:
+    """What the execution of one operation may use; ``id`` is the operation's."""
+
+    def __init__(
+        self,
+        dependencies: OperationDependencies,
+        operation: StoredOperation,
+        context: OperationContext,
+        stopping: threading.Event,
+    ) -> None:
+        self.context, self.id = context, operation.id
+        self.clock, self.admin = dependencies.clock, dependencies.admin
+        self._deps, self._operation, self._stopping = dependencies, operation, stopping
+
+    def current_context(self) -> OperationContext:
+        """Reads the context again: making keys takes minutes."""
+        return replace(self._deps.serving.context(), executing=self.id)
+
+    def check_running(self) -> None:
+        """Raises StoppedError where the daemon is stopping: the next start resumes."""
+        if self._stopping.is_set():
+            raise StoppedError
 
     def save(self, added: Sequence[KeyVersion], changes: Sequence[Change]) -> None:
         """Writes a part of what is done, in a transaction of its own."""
+        # New keys alone are followed with the operation's end: until then nobody may use them,
+        # and each time that they are followed every worker searches its whole token.
+        with self._deps.registry.writing(counts=bool(changes)) as write:
+            write.add_versions(added)
+            write.change(changes)
 
     def progress(self, done: int, total: int) -> None:
-        """Tells how far it is."""
-
-    def look(self) -> World:
-        """Returns the world as it is now; making keys takes minutes."""
-
-    def go_on(self) -> None:
-        """Raises StoppedError where the daemon is stopping: the next start goes on."""
+        """Writes how much is done."""
+        with self._deps.registry.writing(counts=False) as write:
+            store.update(write, self._operation, self.clock.now(), done=done, total=total)
 
 
-class Kind(ABC, Generic[D]):
-    """One kind of operation. Methods raise Problems, OperatorError or ConfigError."""
+class OperationKind(ABC, Generic[D]):
+    """One kind of operation. Methods raise OperationError, OperatorError or ConfigError."""
 
     name: str
     details: type[D]
     names: str = ""
     """The member of the details that names a document by its SHA-256, if one does."""
 
-    def complete(self, details: D, world: World, attachment: bytes) -> D:
+    def complete(self, details: D, context: OperationContext, attachment: bytes) -> D:
         """Adds what the appliance knows; ``attachment`` is what an officer has sent along."""
-        del world, attachment
+        del context, attachment
         return details
 
-    def problems(self, details: D, world: World) -> list[str]:
+    def problems(self, details: D, context: OperationContext) -> list[str]:
         """Returns what is wrong with it, now."""
-        del details, world
+        del details, context
         return []
 
-    def check(self, details: D, world: World) -> None:
-        """Raises Problems with everything that is wrong with it, now."""
-        if problems := self.problems(details, world):
-            raise Problems(*problems)
+    def check(self, details: D, context: OperationContext) -> None:
+        """Raises OperationError with everything that is wrong with it, now."""
+        if problems := self.problems(details, context):
+            raise OperationError(*problems)
 
-    def documents(self, details: D, world: World, attachment: bytes) -> list[bytes]:
+    def documents(self, details: D, context: OperationContext, attachment: bytes) -> list[bytes]:
         """Returns what is to be kept beside the proposal because it is named by hash."""
-        del details, world
+        del details, context
         if attachment:
-            raise Problems(f"{self.name} takes no attachment")
+            raise OperationError(f"{self.name} takes no attachment")
         return []
 
     @abstractmethod
-    def difference(self, details: D, world: World) -> list[str]:
+    def difference(self, details: D, context: OperationContext) -> list[str]:
         """Returns what it changes, a line each, for people."""
 
     @abstractmethod
@@ -222,27 +301,29 @@ class Kind(ABC, Generic[D]):
         """
 
     def read(self, members: Mapping[str, Any]) -> D:
-        """Reads details from plain JSON values; raises Problems."""
+        """Reads details from plain JSON values; raises OperationError."""
         try:
             return self.details.model_validate(members)
         except ValidationError as error:
             texts = [f"{p.field or 'details'}: {p.description}" for p in problems_of(error, "")]
-            raise Problems(*texts) from None
+            raise OperationError(*texts) from None
 
 
 def found_problems(check: Callable[[], object]) -> list[str]:
     """Runs a check that raises; returns what it says, nothing where it passes."""
     try:
         check()
-    except Problems as error:
+    except OperationError as error:
         return list(error.texts)
     except OperatorError as error:
         return str(error).splitlines()
     return []
 
 
-def shortened(lines: Sequence[str], what: str, most: int = FACILITIES_SHOWN) -> list[str]:
-    """Returns the first lines, and how many more there are."""
+def shortened(
+    lines: Sequence[str], what: str, most: int = FACILITIES_SHOWN, hint: str = ""
+) -> list[str]:
+    """Returns the first lines, and a line that says how many more there are."""
     if len(lines) <= most:
         return list(lines)
-    return [*lines[:most], f"... and {len(lines) - most} more {what}"]
+    return [*lines[:most], f"... and {count(len(lines) - most, f'more {what}')}{hint}"]

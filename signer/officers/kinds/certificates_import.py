@@ -21,7 +21,15 @@ from signer.keys.certificates import (
 from signer.keys.generation import certified
 from signer.keys.writing import Change
 from signer.model import KeyState, KeyVersion
-from signer.officers.kinds.base import Details, Effects, Kind, Problems, Work, World, found_problems
+from signer.officers.kinds.base import (
+    Details,
+    Effects,
+    OperationContext,
+    OperationError,
+    OperationKind,
+    Work,
+    found_problems,
+)
 from signer.officers.kinds.create_key import hcert_terms
 
 MAX_CHAIN = 5
@@ -36,16 +44,16 @@ class ImportCertificate(Details):
     replace: bool = False
 
 
-class ImportCertificateKind(Kind[ImportCertificate]):
+class ImportCertificateKind(OperationKind[ImportCertificate]):
     """Stores a certificate that an outside authority has issued."""
 
     name = "import-certificate"
     details = ImportCertificate
 
     def complete(
-        self, details: ImportCertificate, world: World, attachment: bytes
+        self, details: ImportCertificate, context: OperationContext, attachment: bytes
     ) -> ImportCertificate:
-        del world, attachment
+        del context, attachment
         return details.model_copy(
             update={
                 "certificate": encoded(read_text(details.certificate)),
@@ -53,18 +61,18 @@ class ImportCertificateKind(Kind[ImportCertificate]):
             }
         )
 
-    def problems(self, details: ImportCertificate, world: World) -> list[str]:
-        version = world.version(details.version)
+    def problems(self, details: ImportCertificate, context: OperationContext) -> list[str]:
+        version = context.version(details.version)
         certificate, issuers = decoded(details.certificate), list(map(decoded, details.issuers))
         return [
-            *_state_problems(version, world),
-            *certificate_problems(version, certificate, issuers, world),
-            *found_problems(lambda: _certified(details, world)),
-            *_outlived_problems(version, certificate, world),
+            *_state_problems(version, context),
+            *certificate_problems(version, certificate, issuers, context),
+            *found_problems(lambda: _certified(details, context)),
+            *_outlived_problems(version, certificate, context),
         ]
 
-    def difference(self, details: ImportCertificate, world: World) -> list[str]:
-        version, after = world.version(details.version), _certified(details, world)
+    def difference(self, details: ImportCertificate, context: OperationContext) -> list[str]:
+        version, after = context.version(details.version), _certified(details, context)
         certificate = decoded(details.certificate)
         lines = [
             f"~ {version.name} gets a certificate",
@@ -79,7 +87,7 @@ class ImportCertificateKind(Kind[ImportCertificate]):
         return lines
 
     def execute(self, details: ImportCertificate, work: Work) -> Effects:
-        version, after = work.world.version(details.version), _certified(details, work.world)
+        version, after = work.context.version(details.version), _certified(details, work.context)
         result = {"key_version": version.name, "kid": after.kid.hex()}
         return Effects(changes=[Change(version, after)], result=result)
 
@@ -88,12 +96,12 @@ def certificate_problems(
     version: KeyVersion,
     certificate: x509.Certificate,
     issuers: Sequence[x509.Certificate],
-    world: World,
+    context: OperationContext,
 ) -> list[str]:
     """Returns what is wrong with the chain of a certificate, and with its usage."""
-    problems = chain_problems(certificate, issuers, world.now)
+    problems = chain_problems(certificate, issuers, context.now)
     usages = extended_key_usages(certificate)
-    if hcert_terms(version.key, world) and usages and not DCC_USAGES.keys() & set(usages):
+    if hcert_terms(version.key, context) and usages and not DCC_USAGES.keys() & set(usages):
         problems.append(
             "its extended key usages have none of health certificates (1.3.6.1.4.1.1847.2021.1.*)"
         )
@@ -126,16 +134,16 @@ def chain_problems(
 
 
 def read_text(text: str) -> x509.Certificate:
-    """Reads one certificate from PEM; raises Problems."""
+    """Reads one certificate from PEM; raises OperationError."""
     return read_any(text.encode())
 
 
 def read_any(data: bytes) -> x509.Certificate:
-    """Reads one certificate from PEM or DER, all of it; raises Problems."""
+    """Reads one certificate from PEM or DER, all of it; raises OperationError."""
     try:
         certificate = read_certificate(data)
     except OperatorError as error:
-        raise Problems(str(error)) from None
+        raise OperationError(str(error)) from None
     try:
         # The library reads these only when they are asked for, and then raises.
         certificate.public_key()
@@ -144,7 +152,7 @@ def read_any(data: bytes) -> x509.Certificate:
         del names, times
         list(certificate.extensions)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
-        raise Problems("the certificate has a part that does not parse") from None
+        raise OperationError("the certificate has a part that does not parse") from None
     return certificate
 
 
@@ -154,22 +162,22 @@ def encoded(certificate: x509.Certificate) -> str:
 
 
 def decoded(text: str) -> x509.Certificate:
-    """Reads what ``encoded`` wrote; raises Problems."""
+    """Reads what ``encoded`` wrote; raises OperationError."""
     try:
         return read_any(base64.b64decode(text, validate=True))
     except (ValueError, binascii.Error):
-        raise Problems("a certificate is no base64 of its DER") from None
+        raise OperationError("a certificate is no base64 of its DER") from None
 
 
 def activation_problems(
-    version: KeyVersion, at: float, sign_until: float | None, world: World
+    version: KeyVersion, at: float, sign_until: float | None, context: OperationContext
 ) -> list[str]:
     """Returns why a version may not be activated: what it signs must not outlive its certificate.
 
     DESIGN section 7: may-sign-until plus the validity of what is made is at most
     notAfter, and nothing is issued before notBefore.
     """
-    terms = hcert_terms(version.key, world)
+    terms = hcert_terms(version.key, context)
     if terms is None or terms.hcert is None:
         return []
     if version.certificate is None:
@@ -177,7 +185,7 @@ def activation_problems(
     certificate = x509.load_der_x509_certificate(version.certificate)
     ends = certificate.not_valid_after_utc.timestamp()
     problems = []
-    if max(at, world.now) < certificate.not_valid_before_utc.timestamp():
+    if max(at, context.now) < certificate.not_valid_before_utc.timestamp():
         problems.append(f"{version.name}: its certificate is not valid yet at the activation")
     latest = ends - terms.hcert.validity
     if sign_until is None or sign_until > latest:
@@ -189,10 +197,10 @@ def activation_problems(
     return problems
 
 
-def _certified(details: ImportCertificate, world: World) -> KeyVersion:
-    version = world.version(details.version)
+def _certified(details: ImportCertificate, context: OperationContext) -> KeyVersion:
+    version = context.version(details.version)
     pem = decoded(details.certificate).public_bytes(Encoding.PEM)
-    return certified(version, pem, world.now, replaces=details.replace)
+    return certified(version, pem, context.now, replaces=details.replace)
 
 
 def _said(moment: datetime) -> str:
@@ -200,17 +208,17 @@ def _said(moment: datetime) -> str:
 
 
 def _outlived_problems(
-    version: KeyVersion, certificate: x509.Certificate, world: World
+    version: KeyVersion, certificate: x509.Certificate, context: OperationContext
 ) -> list[str]:
     """Returns why a version that signs already, or has its time, may not go on with it."""
     if version.state not in (KeyState.ACTIVE, KeyState.SUSPENDED) or version.activate_at is None:
         return []
     after = replace(version, certificate=certificate.public_bytes(Encoding.DER))
-    return activation_problems(after, version.activate_at, version.sign_until, world)
+    return activation_problems(after, version.activate_at, version.sign_until, context)
 
 
-def _state_problems(version: KeyVersion, world: World) -> list[str]:
-    state = version.state_at(world.now)
+def _state_problems(version: KeyVersion, context: OperationContext) -> list[str]:
+    state = version.state_at(context.now)
     if state in (KeyState.PRE_ACTIVE, KeyState.ACTIVE, KeyState.SUSPENDED):
         return []
     return [f"{version.name} is {state}: it needs no certificate any more"]

@@ -19,7 +19,15 @@ from signer.keys.certificates import fingerprint
 from signer.keys.csr import make_request
 from signer.keys.generation import NewKey, check_bits, cka_id_of, make_version
 from signer.model import Algorithm, Format, KeyName, KeyVersion, TokenAdmin
-from signer.officers.kinds.base import Details, Effects, Kind, Moment, Work, World, found_problems
+from signer.officers.kinds.base import (
+    Details,
+    Effects,
+    Moment,
+    OperationContext,
+    OperationKind,
+    Work,
+    found_problems,
+)
 from signer.policy.rules import Terms
 
 _TEST = b"signer.v1 test signature"
@@ -37,27 +45,29 @@ class CreateKey(Details):
     subject: str = ""
 
 
-class CreateKeyKind(Kind[CreateKey]):
+class CreateKeyKind(OperationKind[CreateKey]):
     """Makes a key, active at once where ``activate`` says so."""
 
     name = "create-key"
     details = CreateKey
 
-    def complete(self, details: CreateKey, world: World, attachment: bytes) -> CreateKey:
+    def complete(
+        self, details: CreateKey, context: OperationContext, attachment: bytes
+    ) -> CreateKey:
         del attachment
-        return details.model_copy(update={"token": world.token(details.token)})
+        return details.model_copy(update={"token": context.token(details.token)})
 
-    def problems(self, details: CreateKey, world: World) -> list[str]:
-        named = found_problems(lambda: world.key(details.key))
+    def problems(self, details: CreateKey, context: OperationContext) -> list[str]:
+        named = found_problems(lambda: context.key(details.key))
         return [
-            *world.token_problems(details.token),
+            *context.token_problems(details.token),
             *_algorithm_problems(details),
-            *(named or _name_problems(details.key, world)),
+            *(named or _name_problems(details.key, context)),
             *_subject_problems(details.subject),
-            *([] if named else _end_problems(details, world)),
+            *([] if named else _end_problems(details, context)),
         ]
 
-    def difference(self, details: CreateKey, world: World) -> list[str]:
+    def difference(self, details: CreateKey, context: OperationContext) -> list[str]:
         bits = f" of {details.bits} bits" if details.bits else ""
         lines = [
             f"+ {details.key}, a key for {details.algorithm}{bits} on token {details.token}",
@@ -66,7 +76,7 @@ class CreateKeyKind(Kind[CreateKey]):
         ]
         if details.subject:
             lines.append(f"+ a certification request for {details.subject}")
-        return [*lines, *use_of(KeyName.parse(details.key), world)]
+        return [*lines, *use_of(KeyName.parse(details.key), context)]
 
     def execute(self, details: CreateKey, work: Work) -> Effects:
         new = _new(details)
@@ -90,29 +100,31 @@ class NewVersion(Details):
     bits: int = 0
 
 
-class NewVersionKind(Kind[NewVersion]):
+class NewVersionKind(OperationKind[NewVersion]):
     """Makes the next version of a key, PRE_ACTIVE."""
 
     name = "new-version"
     details = NewVersion
 
-    def complete(self, details: NewVersion, world: World, attachment: bytes) -> NewVersion:
+    def complete(
+        self, details: NewVersion, context: OperationContext, attachment: bytes
+    ) -> NewVersion:
         del attachment
-        key = world.key(details.key)
-        new, number = next_version(key, world.state.keys.versions(key))
+        key = context.key(details.key)
+        new, number = next_version(key, context.state.keys.versions(key))
         return details.model_copy(
             update={
-                "token": world.token(details.token),
+                "token": context.token(details.token),
                 "version": f"{key}/versions/{number}",
                 "algorithm": str(new.algorithm),
                 "bits": new.bits,
             }
         )
 
-    def problems(self, details: NewVersion, world: World) -> list[str]:
-        key = world.key(details.key)
-        ours = cka_id_of(world.made_by, 0) if world.made_by else b""
-        versions = [v for v in world.state.keys.versions(key) if v.cka_id != ours]
+    def problems(self, details: NewVersion, context: OperationContext) -> list[str]:
+        key = context.key(details.key)
+        ours = cka_id_of(context.executing, 0) if context.executing else b""
+        versions = [v for v in context.state.keys.versions(key) if v.cka_id != ours]
         if not versions:
             return [f"{key} does not exist: create-key makes it"]
         new, number = next_version(key, versions)
@@ -123,13 +135,13 @@ class NewVersionKind(Kind[NewVersion]):
             problems.append(f"the next version of {key} is {number} now, not {details.version}")
         return [
             *problems,
-            *world.token_problems(details.token),
+            *context.token_problems(details.token),
             *_subject_problems(details.subject),
         ]
 
-    def difference(self, details: NewVersion, world: World) -> list[str]:
-        key = world.key(details.key)
-        primary = world.state.keys.primary(key, world.now)
+    def difference(self, details: NewVersion, context: OperationContext) -> list[str]:
+        key = context.key(details.key)
+        primary = context.state.keys.primary(key, context.now)
         lines = [f"+ {details.version} on token {details.token}, PRE_ACTIVE: it signs nothing yet"]
         if details.subject:
             lines.append(f"+ a certification request for {details.subject}")
@@ -195,18 +207,18 @@ def next_version(key: KeyName, versions: Sequence[KeyVersion]) -> tuple[NewKey, 
     return NewKey(key, newest.algorithm, bits), newest.number + 1
 
 
-def use_of(key: KeyName, world: World) -> list[str]:
+def use_of(key: KeyName, context: OperationContext) -> list[str]:
     """Returns what the policy in force has a key do."""
-    terms = world.policy.policy.terms_of(key)
+    terms = context.policy.policy.terms_of(key)
     if terms is None:
         return [f"  the policy names no facility {key.facility}: nobody may use it"]
     formats = ", ".join(sorted(terms.formats)) or "nothing, for it is not listed"
     return [f"  by the policy it signs {formats}"]
 
 
-def hcert_terms(key: KeyName, world: World) -> Terms | None:
+def hcert_terms(key: KeyName, context: OperationContext) -> Terms | None:
     """Returns the terms of a key that signs health certificates, None of any other."""
-    terms = world.policy.policy.terms_of(key)
+    terms = context.policy.policy.terms_of(key)
     return terms if terms is not None and Format.HCERT in terms.formats else None
 
 
@@ -221,20 +233,20 @@ def _algorithm_problems(details: CreateKey) -> list[str]:
     return found_problems(lambda: check_bits(new))
 
 
-def _name_problems(name: str, world: World) -> list[str]:
-    key = world.key(name)
-    ours = cka_id_of(world.made_by, 0) if world.made_by else b""
-    if any(each.cka_id != ours for each in world.state.keys.versions(key)):
+def _name_problems(name: str, context: OperationContext) -> list[str]:
+    key = context.key(name)
+    ours = cka_id_of(context.executing, 0) if context.executing else b""
+    if any(each.cka_id != ours for each in context.state.keys.versions(key)):
         return [f"{key} exists: new-version makes another version of it"]
     return []
 
 
-def _end_problems(details: CreateKey, world: World) -> list[str]:
+def _end_problems(details: CreateKey, context: OperationContext) -> list[str]:
     if details.sign_until and not details.activate:
         return ["sign_until: is for a key that is activated; say it when you activate it"]
-    if details.sign_until and details.sign_until <= world.now:
+    if details.sign_until and details.sign_until <= context.now:
         return ["sign_until: is in the past"]
-    if details.activate and hcert_terms(world.key(details.key), world):
+    if details.activate and hcert_terms(context.key(details.key), context):
         return ["activate: a key for HCERT needs its certificate first; activate it then"]
     return []
 

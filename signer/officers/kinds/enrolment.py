@@ -20,10 +20,10 @@ from signer.officers.kinds.base import (
     FACILITIES_SHOWN,
     Details,
     Effects,
-    Kind,
-    Problems,
+    OperationContext,
+    OperationError,
+    OperationKind,
     Work,
-    World,
     shortened,
 )
 from signer.officers.kinds.create_key import stopped, try_out
@@ -62,40 +62,42 @@ class Row(NamedTuple):
     new: NewKey
 
 
-class EnrolKind(Kind[Enrol]):
+class EnrolKind(OperationKind[Enrol]):
     """Writes one policy file, makes the keys, and puts the policy in force."""
 
     name = "enrol"
     details = Enrol
     names = "csv_sha256"
 
-    def complete(self, details: Enrol, world: World, attachment: bytes) -> Enrol:
+    def complete(self, details: Enrol, context: OperationContext, attachment: bytes) -> Enrol:
         rows = read_rows(attachment)
         sha256 = hashlib.sha256(attachment).hexdigest()
         file = _file_of(sha256)
-        text = enrolled(rows, file, world)
+        text = enrolled(rows, file, context)
         facilities, keys = _counts(rows)
         return Enrol(
-            token=world.token(details.token),
+            token=context.token(details.token),
             csv_sha256=sha256,
             facilities=facilities,
             keys=keys,
             file=file,
             policy_sha256=text.policy.sha256,
-            replaces=world.policy.policy.sha256,
-            in_force_since=world.state.policy_since,
+            replaces=context.policy.policy.sha256,
+            in_force_since=context.state.policy_since,
         )
 
-    def problems(self, details: Enrol, world: World) -> list[str]:
+    def problems(self, details: Enrol, context: OperationContext) -> list[str]:
         if not details.csv_sha256:
             return ["attachment: send the CSV of facilities"]
-        problems = [*replaced_problems(details, world), *world.token_problems(details.token)]
-        if not world.policy_folder:
+        problems = [*replaced_problems(details, context), *context.token_problems(details.token)]
+        if not context.policy_folder:
             problems.append("the policy is one file: make it a folder, to which a file is added")
         return problems
 
-    def documents(self, details: Enrol, world: World, attachment: bytes) -> list[bytes]:
-        del world
+    def documents(
+        self, details: Enrol, context: OperationContext, attachment: bytes
+    ) -> list[bytes]:
+        del context
         rows, sha256 = read_rows(attachment), hashlib.sha256(attachment).hexdigest()
         if (sha256, _file_of(sha256), *_counts(rows)) != (
             details.csv_sha256,
@@ -103,20 +105,20 @@ class EnrolKind(Kind[Enrol]):
             details.facilities,
             details.keys,
         ):
-            raise Problems("attachment: is not the CSV that the operation names")
+            raise OperationError("attachment: is not the CSV that the operation names")
         return [attachment]
 
-    def difference(self, details: Enrol, world: World) -> list[str]:
+    def difference(self, details: Enrol, context: OperationContext) -> list[str]:
         lines = [
             f"+ {details.facilities} facilities in the policy, in the new file {details.file}",
             f"+ {details.keys} keys on token {details.token}, ACTIVE at once",
             f"~ the policy in force becomes {details.policy_sha256}",
         ]
-        content = world.document(details.csv_sha256)
+        content = context.document(details.csv_sha256)
         if content is None:
             return lines
         rows = read_rows(content)
-        if adopted := sum(1 for row in rows if _adopted(row, world)):
+        if adopted := sum(1 for row in rows if _adopted(row, context)):
             lines.append(f"! {adopted} of the keys exist, from an enrolment that did not end")
         alike = Counter((row.group, row.profile, row.clients) for row in rows)
         lines += [
@@ -124,12 +126,12 @@ class EnrolKind(Kind[Enrol]):
             for (group, profile, who), count in alike.most_common(FACILITIES_SHOWN)
         ]
         shown = [f"+ {row.new.name}, {row.new.algorithm}" for row in rows]
-        return [*lines, *shortened(shown, "keys; `show ID --attachment FILE` has them all")]
+        return [*lines, *shortened(shown, "key", hint="; `show ID --attachment FILE` has them all")]
 
     def execute(self, details: Enrol, work: Work) -> Effects:
-        content = work.world.document(details.csv_sha256)
+        content = work.context.document(details.csv_sha256)
         rows = read_rows(content or b"")
-        text = enrolled(rows, details.file, work.world)
+        text = enrolled(rows, details.file, work.context)
         if text.policy.sha256 != details.policy_sha256:
             raise OperatorError("the CSV makes another policy than the one that was approved")
         with work.admin(details.token) as admin:
@@ -137,7 +139,7 @@ class EnrolKind(Kind[Enrol]):
         return Effects(
             policy=text.text,
             policy_since=details.in_force_since,
-            officers_since=work.world.state.officers_since,
+            officers_since=work.context.state.officers_since,
             result={"policy_sha256": details.policy_sha256, "keys": details.keys},
         )
 
@@ -147,14 +149,14 @@ class EnrolKind(Kind[Enrol]):
         done = 0
         try:
             for place, row in enumerate(rows):
-                work.go_on()
+                work.check_running()
                 identifier = cka_id_of(work.id, place)
-                there = work.world.state.keys.version(row.new.name, 1)
+                there = work.context.state.keys.version(row.new.name, 1)
                 if there is None:
                     batch.append(
                         self._one(row, identifier, admin, work, tried=not place % TRIED_EVERY)
                     )
-                elif there.cka_id != identifier and not _adopted(row, work.world):
+                elif there.cka_id != identifier and not _adopted(row, work.context):
                     _refuse(there)
                 done += 1
                 if len(batch) >= BATCH:
@@ -184,33 +186,33 @@ def _refuse(there: KeyVersion) -> None:
     raise OperatorError(f"{there.key} was made by somebody else meanwhile")
 
 
-def _adopted(row: Row, world: World) -> bool:
+def _adopted(row: Row, context: OperationContext) -> bool:
     """Whether a key is there that fits: made by an enrolment that can end no more.
 
     No facility of the policy has its name, or the line would be wrong: nobody can have it sign.
     """
-    versions = world.state.keys.versions(row.new.name)
-    if len(versions) != 1 or row.facility in world.policy.policy.facilities:
+    versions = context.state.keys.versions(row.new.name)
+    if len(versions) != 1 or row.facility in context.policy.policy.facilities:
         return False
     [there] = versions
     return (
-        there.active(world.now)
+        there.active(context.now)
         and there.algorithm is row.new.algorithm
         and fits(there.spki, there.algorithm, row.new.bits or None)
     )
 
 
 def read_rows(content: bytes) -> list[Row]:
-    """Reads a CSV; raises Problems with everything that is wrong with its lines."""
+    """Reads a CSV; raises OperationError with everything that is wrong with its lines."""
     try:
         table = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         lines = [(table.line_num, line) for line in table if line]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Problems(f"attachment: is no CSV in UTF-8: {error}") from None
+        raise OperationError(f"attachment: is no CSV in UTF-8: {error}") from None
     if not lines or tuple(lines[0][1]) != COLUMNS:
-        raise Problems(f"attachment: the first line must be {','.join(COLUMNS)}")
+        raise OperationError(f"attachment: the first line must be {','.join(COLUMNS)}")
     if not 1 < len(lines) <= MAX_ROWS + 1:
-        raise Problems(f"attachment: has {len(lines) - 1} rows, expected 1 to {MAX_ROWS}")
+        raise OperationError(f"attachment: has {len(lines) - 1} rows, expected 1 to {MAX_ROWS}")
     rows: list[Row] = []
     problems: list[str] = []
     for number, cells in lines[1:]:
@@ -220,7 +222,7 @@ def read_rows(content: bytes) -> list[Row]:
             problems.append(f"line {number}: {error}")
     problems += _conflicts(rows)
     if problems:
-        raise Problems(*problems)
+        raise OperationError(*problems)
     return rows
 
 
@@ -259,24 +261,24 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
     return problems
 
 
-def enrolled(rows: Sequence[Row], file: str, world: World) -> PolicyText:
-    """Returns the policy in force with the facilities of a CSV; raises Problems.
+def enrolled(rows: Sequence[Row], file: str, context: OperationContext) -> PolicyText:
+    """Returns the policy in force with the facilities of a CSV; raises OperationError.
 
     Each is checked as if it had been written by hand: names, profiles, groups, clients,
     and that the key's algorithm is allowed.
     """
-    problems = _known(rows, world)
+    problems = _known(rows, context)
     if problems:
-        raise Problems(*problems)
-    files = policy_files(world.policy.text)
+        raise OperationError(*problems)
+    files = policy_files(context.policy.text)
     if any(each.name == file for each in files):
-        raise Problems(f"{file} is in the policy already: this CSV was enrolled before")
+        raise OperationError(f"{file} is in the policy already: this CSV was enrolled before")
     content = _policy_file(rows).encode()
     merged = sorted([*files, PolicyFile(file, content)])
     try:
-        made = world.read_policy(policy_text(merged))
+        made = context.read_policy(policy_text(merged))
     except ConfigError as error:
-        raise Problems(*(f"{p.field}: {p.description}" for p in error.problems)) from None
+        raise OperationError(*(f"{p.field}: {p.description}" for p in error.problems)) from None
     wrong = [
         f"line {row.line}: {row.new.algorithm} is not allowed with profile {row.profile}"
         for row in rows
@@ -290,7 +292,7 @@ def enrolled(rows: Sequence[Row], file: str, world: World) -> PolicyText:
         if (terms := made.policy.terms_of(row.new.name)) and Format.HCERT in terms.formats
     ]
     if wrong:
-        raise Problems(*wrong)
+        raise OperationError(*wrong)
     return made
 
 
@@ -302,18 +304,18 @@ def _counts(rows: Sequence[Row]) -> tuple[int, int]:
     return len({row.facility for row in rows}), len(rows)
 
 
-def _known(rows: Sequence[Row], world: World) -> list[str]:
+def _known(rows: Sequence[Row], context: OperationContext) -> list[str]:
     """Returns which lines name what is there already, or what is not there."""
-    policy, problems = world.policy.policy, []
-    places = {row.new.name: cka_id_of(world.made_by, i) for i, row in enumerate(rows)}
+    policy, problems = context.policy.policy, []
+    places = {row.new.name: cka_id_of(context.executing, i) for i, row in enumerate(rows)}
     for row in rows:
         if row.facility in policy.facilities:
             problems.append(f"line {row.line}: facility {row.facility} is in the policy already")
         if row.group and row.group not in policy.groups:
             problems.append(f"line {row.line}: group {row.group} does not stand in the policy")
-        there = world.state.keys.version(row.new.name, 1)
-        ours = world.made_by and there is not None and there.cka_id == places[row.new.name]
-        if there is not None and not ours and not _adopted(row, world):
+        there = context.state.keys.version(row.new.name, 1)
+        ours = context.executing and there is not None and there.cka_id == places[row.new.name]
+        if there is not None and not ours and not _adopted(row, context):
             problems.append(f"line {row.line}: {row.new.name} exists already")
     return problems
 

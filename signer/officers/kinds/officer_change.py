@@ -13,10 +13,17 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.officers.approval import officers_sha256, uris_of
-from signer.officers.kinds.base import Details, Effects, Kind, Problems, Work, World
+from signer.officers.kinds.base import (
+    Details,
+    Effects,
+    OperationContext,
+    OperationError,
+    OperationKind,
+    Work,
+)
 from signer.officers.kinds.certificates_import import decoded, read_any, read_text
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
-from signer.officers.store import Operation
+from signer.officers.store import StoredOperation
 from signer.policy.officers import officer_problems
 from signer.policy.values import principals
 
@@ -35,53 +42,57 @@ class ChangeOfficers(Details):
     in_force_since: int = 0
 
 
-class ChangeOfficersKind(Kind[ChangeOfficers]):
+class ChangeOfficersKind(OperationKind[ChangeOfficers]):
     """Puts another set of officers in force."""
 
     name = "officers"
     details = ChangeOfficers
 
-    def complete(self, details: ChangeOfficers, world: World, attachment: bytes) -> ChangeOfficers:
+    def complete(
+        self, details: ChangeOfficers, context: OperationContext, attachment: bytes
+    ) -> ChangeOfficers:
         del attachment
-        before = world.state.officers
+        before = context.state.officers
         if unknown := [who for who in details.remove if who not in before]:
-            raise Problems(*(f"remove: {who} is no officer" for who in unknown))
+            raise OperationError(*(f"remove: {who} is no officer" for who in unknown))
         after = {who: der for who, der in before.items() if who not in details.remove}
         added = {
             principal_of(certificate): certificate for certificate in map(read_text, details.add)
         }
         if len(added) < len(details.add):
-            raise Problems("add: two certificates are for one officer: name the one he signs with")
+            raise OperationError(
+                "add: two certificates are for one officer: name the one he signs with"
+            )
         after |= {who: each.public_bytes(Encoding.DER) for who, each in added.items()}
         return ChangeOfficers(
             officers={who: base64.b64encode(der).decode() for who, der in after.items()},
             replaces=officers_sha256(before),
-            in_force_since=world.state.officers_since,
+            in_force_since=context.state.officers_since,
         )
 
-    def problems(self, details: ChangeOfficers, world: World) -> list[str]:
+    def problems(self, details: ChangeOfficers, context: OperationContext) -> list[str]:
         if details.add or details.remove:
             return ["add and remove are worked out when an operation is prepared"]
         seen = (details.replaces, details.in_force_since)
-        if seen != (officers_sha256(world.state.officers), world.state.officers_since):
+        if seen != (officers_sha256(context.state.officers), context.state.officers_since):
             return ["the officers have changed since this was proposed: propose it again"]
-        if details.officers and _certificates(details) == dict(world.state.officers):
+        if details.officers and _certificates(details) == dict(context.state.officers):
             return ["these are the officers already: add or remove somebody"]
         certificates = {who: decoded(text) for who, text in details.officers.items()}
-        needed = max(world.needed.values())
+        needed = max(context.needed.values())
         problems = []
         if len(certificates) < needed:
             problems.append(f"{len(certificates)} officers are left; operations need {needed}")
         for who, certificate in certificates.items():
-            problems += certificate_problems(who, certificate, world.now)
+            problems += certificate_problems(who, certificate, context.now)
         size = sum(len(who) + len(der) for who, der in _certificates(details).items())
         if size > MAX_OFFICERS_BYTES:
             problems.append(f"all certificates together have more than {MAX_OFFICERS_BYTES} bytes")
         problems += shared_keys(certificates)
-        return problems + officer_problems(world.policy.policy, certificates)
+        return problems + officer_problems(context.policy.policy, certificates)
 
-    def difference(self, details: ChangeOfficers, world: World) -> list[str]:
-        before, after = world.state.officers, _certificates(details)
+    def difference(self, details: ChangeOfficers, context: OperationContext) -> list[str]:
+        before, after = context.state.officers, _certificates(details)
         lines = [f"- {who}" for who in sorted(before.keys() - after.keys())]
         lines += [f"+ {_shown(who, after[who])}" for who in sorted(after.keys() - before.keys())]
         lines += [
@@ -112,7 +123,7 @@ def first_officers(certificates: Mapping[str, bytes]) -> dict[str, bytes]:
         try:
             certificate = read_any(data)
             who = principal_of(certificate)
-        except Problems as error:
+        except OperationError as error:
             raise OperatorError(f"{name}: {error}") from None
         if problems := certificate_problems(who, certificate, now):
             raise OperatorError(f"{name}: {problems[0]}")
@@ -140,14 +151,16 @@ def shared_keys(certificates: Mapping[str, x509.Certificate]) -> list[str]:
 
 
 def principal_of(certificate: x509.Certificate) -> str:
-    """Returns the one URI of an officer's certificate; raises Problems."""
+    """Returns the one URI of an officer's certificate; raises OperationError."""
     uris = uris_of(certificate)
     if len(uris) != 1:
-        raise Problems(f"an officer's certificate has exactly one URI; this one has {len(uris)}")
+        raise OperationError(
+            f"an officer's certificate has exactly one URI; this one has {len(uris)}"
+        )
     try:
         [who] = principals(uris)
     except ValueError as error:
-        raise Problems(f"the URI of an officer's certificate: {error}") from None
+        raise OperationError(f"the URI of an officer's certificate: {error}") from None
     return who
 
 
@@ -168,7 +181,7 @@ def certificate_problems(who: str, certificate: x509.Certificate, now: float) ->
     return problems
 
 
-def officers_of(operation: Operation) -> dict[str, bytes]:
+def officers_of(operation: StoredOperation) -> dict[str, bytes]:
     """Returns the officers that an operation of this kind put in force."""
     return _certificates(ChangeOfficers.model_validate(operation.proposal.details))
 

@@ -6,7 +6,14 @@ from typing import Protocol
 
 from signer.config.policy_documents import PolicyText
 from signer.errors import ConfigError
-from signer.officers.kinds.base import Details, Effects, Kind, Problems, Work, World
+from signer.officers.kinds.base import (
+    Details,
+    Effects,
+    OperationContext,
+    OperationError,
+    OperationKind,
+    Work,
+)
 from signer.policy.difference import difference
 from signer.policy.officers import officer_problems
 
@@ -19,71 +26,77 @@ class PutPolicy(Details):
     in_force_since: int = 0
 
 
-class PutPolicyKind(Kind[PutPolicy]):
+class PutPolicyKind(OperationKind[PutPolicy]):
     """Puts the policy that lies in the appliance's files in force."""
 
     name = "policy"
     details = PutPolicy
     names = "policy_sha256"
 
-    def complete(self, details: PutPolicy, world: World, attachment: bytes) -> PutPolicy:
+    def complete(
+        self, details: PutPolicy, context: OperationContext, attachment: bytes
+    ) -> PutPolicy:
         del attachment
-        draft = drafted(world)
+        draft = drafted(context)
         if details.policy_sha256 not in ("", draft.policy.sha256):
-            raise Problems(
+            raise OperationError(
                 f"policy_sha256: the appliance's files hold {draft.policy.sha256}: put the policy"
                 " that you mean there"
             )
         return PutPolicy(
             policy_sha256=draft.policy.sha256,
-            replaces=world.policy.policy.sha256,
-            in_force_since=world.state.policy_since,
+            replaces=context.policy.policy.sha256,
+            in_force_since=context.state.policy_since,
         )
 
-    def problems(self, details: PutPolicy, world: World) -> list[str]:
-        problems = replaced_problems(details, world)
-        if details.policy_sha256 == world.policy.policy.sha256:
+    def problems(self, details: PutPolicy, context: OperationContext) -> list[str]:
+        problems = replaced_problems(details, context)
+        if details.policy_sha256 == context.policy.policy.sha256:
             problems.append("this policy is in force already: change the files first")
-        policy = self._text(details, world).policy
-        return problems + officer_problems(policy, world.state.officers)
+        policy = self._text(details, context).policy
+        return problems + officer_problems(policy, context.state.officers)
 
-    def documents(self, details: PutPolicy, world: World, attachment: bytes) -> list[bytes]:
-        super().documents(details, world, attachment)
-        return [self._text(details, world).text]
+    def documents(
+        self, details: PutPolicy, context: OperationContext, attachment: bytes
+    ) -> list[bytes]:
+        super().documents(details, context, attachment)
+        return [self._text(details, context).text]
 
-    def difference(self, details: PutPolicy, world: World) -> list[str]:
-        lines = difference(world.policy.policy, self._text(details, world).policy)
+    def difference(self, details: PutPolicy, context: OperationContext) -> list[str]:
+        lines = difference(context.policy.policy, self._text(details, context).policy)
         if gone := sum(line.startswith("- facility ") for line in lines):
             lines.insert(0, f"! it removes {gone} facilities")
         return lines or ["  what the rules come to is the same"]
 
     def execute(self, details: PutPolicy, work: Work) -> Effects:
-        text = self._text(details, work.world).text
+        text = self._text(details, work.context).text
         return Effects(
             policy=text,
             policy_since=details.in_force_since,
-            officers_since=work.world.state.officers_since,
+            officers_since=work.context.state.officers_since,
             result={"policy_sha256": details.policy_sha256},
         )
 
-    def _text(self, details: PutPolicy, world: World) -> PolicyText:
+    def _text(self, details: PutPolicy, context: OperationContext) -> PolicyText:
         """The policy meant: kept since the proposal, or before that the one in the files."""
-        kept = world.document(details.policy_sha256)
+        kept = context.document(details.policy_sha256)
         try:
-            found = drafted(world) if kept is None else world.read_policy(kept)
+            found = drafted(context) if kept is None else context.read_policy(kept)
         except (ConfigError, ValueError) as error:
-            raise Problems(f"{details.policy_sha256} is no policy here: {error}") from None
+            raise OperationError(f"{details.policy_sha256} is no policy here: {error}") from None
         if found.policy.sha256 != details.policy_sha256:
-            raise Problems(f"the policy {details.policy_sha256} is neither kept nor in the files")
+            raise OperationError(
+                f"the policy {details.policy_sha256} is neither kept nor in the files"
+            )
         return found
 
 
-def drafted(world: World) -> PolicyText:
-    """Reads the policy in the appliance's files; raises Problems."""
+def drafted(context: OperationContext) -> PolicyText:
+    """Reads the policy in the appliance's files; raises OperationError."""
     try:
-        return world.draft()
+        return context.draft()
     except ConfigError as error:
-        raise Problems(*str(error).splitlines()) from None
+        raise OperationError(*str(error).splitlines()) from None
 
 
 class Replacing(Protocol):
@@ -95,9 +108,9 @@ class Replacing(Protocol):
     def in_force_since(self) -> int: ...
 
 
-def replaced_problems(details: Replacing, world: World) -> list[str]:
+def replaced_problems(details: Replacing, context: OperationContext) -> list[str]:
     """Returns why a change of the policy no longer is the one that officers saw."""
     seen = (details.replaces, details.in_force_since)
-    if seen == (world.policy.policy.sha256, world.state.policy_since):
+    if seen == (context.policy.policy.sha256, context.state.policy_since):
         return []
     return ["another policy was put in force since this was proposed: propose it again"]

@@ -25,12 +25,12 @@ from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.officers.kinds.base import (
     Details,
     Effects,
-    Kind,
     Moment,
-    Problems,
+    OperationContext,
+    OperationError,
+    OperationKind,
     Span,
     Work,
-    World,
     found_problems,
     shortened,
     utc,
@@ -78,28 +78,28 @@ class Step(NamedTuple):
     bits: int
 
 
-class RotateKind(Kind[Rotate]):
+class RotateKind(OperationKind[Rotate]):
     """Replaces the primary versions of keys; nothing fails meanwhile."""
 
     name = "rotate"
     details = Rotate
     names = "plan_sha256"
 
-    def complete(self, details: Rotate, world: World, attachment: bytes) -> Rotate:
-        plan = plan_of(attachment, world)
+    def complete(self, details: Rotate, context: OperationContext, attachment: bytes) -> Rotate:
+        plan = plan_of(attachment, context)
         content = plan_text(plan)
         return details.model_copy(
             update={
                 "issuers": [encoded(read_text(each)) for each in details.issuers],
-                "token": world.token(details.token),
+                "token": context.token(details.token),
                 "plan_sha256": hashlib.sha256(content).hexdigest(),
                 "keys": len(plan),
             }
         )
 
-    def problems(self, details: Rotate, world: World) -> list[str]:
+    def problems(self, details: Rotate, context: OperationContext) -> list[str]:
         problems = [
-            *world.token_problems(details.token),
+            *context.token_problems(details.token),
             *found_problems(lambda: [decoded(each) for each in details.issuers]),
             *found_problems(lambda: subject_of(details.subject, KeyName("f", "k"), 1)),
         ]
@@ -107,23 +107,25 @@ class RotateKind(Kind[Rotate]):
             problems.append("subject and issuers go together: certificates need both")
         return problems
 
-    def documents(self, details: Rotate, world: World, attachment: bytes) -> list[bytes]:
-        plan = plan_of(attachment, world)
+    def documents(
+        self, details: Rotate, context: OperationContext, attachment: bytes
+    ) -> list[bytes]:
+        plan = plan_of(attachment, context)
         content = plan_text(plan)
         if (hashlib.sha256(content).hexdigest(), len(plan)) != (details.plan_sha256, details.keys):
-            raise Problems("the keys have changed since this was prepared: prepare it again")
+            raise OperationError("the keys have changed since this was prepared: prepare it again")
         for step in plan:
             subject_of(details.subject, step.key, step.new)
         missing = [
             f"{step.key} signs HCERT and needs a certificate: name subject and issuers"
             for step in plan
-            if hcert_terms(step.key, world) and not details.issuers
+            if hcert_terms(step.key, context) and not details.issuers
         ]
         if missing:
-            raise Problems(*missing)
+            raise OperationError(*missing)
         return [content]
 
-    def difference(self, details: Rotate, world: World) -> list[str]:
+    def difference(self, details: Rotate, context: OperationContext) -> list[str]:
         lines = [
             f"+ the next version of {details.keys} keys on token {details.token}",
             f"~ it signs from {utc(details.activate_at)} on"
@@ -138,27 +140,27 @@ class RotateKind(Kind[Rotate]):
         if details.issuers:
             issuer = decoded(details.issuers[0]).subject.rfc4514_string()
             lines.append(f"  certificates come from {issuer}, for {details.subject}")
-        content = world.document(details.plan_sha256)
+        content = context.document(details.plan_sha256)
         if content is None:
             return lines
         steps = [
             f"~ {step.key}: versions/{step.old} is followed by versions/{step.new}"
             for step in read_plan(content)
         ]
-        return [*lines, *shortened(steps, "keys")]
+        return [*lines, *shortened(steps, "key")]
 
     def execute(self, details: Rotate, work: Work) -> Effects:
-        plan = read_plan(work.world.document(details.plan_sha256) or b"[]")
+        plan = read_plan(work.context.document(details.plan_sha256) or b"[]")
         self._make(plan, details, work)
         # As it is now, not as the making began: that takes minutes for thousands of keys.
-        world = work.look()
-        versions = [world.version(f"{step.key}/versions/{step.new}") for step in plan]
+        context = work.current_context()
+        versions = [context.version(f"{step.key}/versions/{step.new}") for step in plan]
         waiting = [each for each in versions if details.issuers and each.certificate is None]
         ready = [pair for pair in zip(plan, versions, strict=True) if pair[1] not in waiting]
-        skipped = self._activate(ready, details, world, work)
+        skipped = self._activate(ready, details, context, work)
         work.progress(2 * len(plan) - len(waiting) - len(skipped), 2 * len(plan))
         if skipped:
-            raise OperatorError("; ".join(shortened(skipped, "keys")))
+            raise OperatorError("; ".join(shortened(skipped, "key")))
         if waiting:
             return Effects(waiting=f"{len(waiting)} of {len(plan)} versions wait for certificates")
         return Effects(result={"key_versions": [each.name for each in versions[:100]]})
@@ -167,7 +169,7 @@ class RotateKind(Kind[Rotate]):
         """Makes the versions that are not there yet."""
         found: set[int] = set()
         for place, step in enumerate(plan):
-            there = work.world.state.keys.version(step.key, step.new)
+            there = work.context.state.keys.version(step.key, step.new)
             if there is not None and there.cka_id != cka_id_of(work.id, place):
                 raise OperatorError(f"{there.name} was made by another operation meanwhile")
             if there is not None:
@@ -179,7 +181,7 @@ class RotateKind(Kind[Rotate]):
         with work.admin(details.token) as admin:
             try:
                 for place in missing:
-                    work.go_on()
+                    work.check_running()
                     step = plan[place]
                     new = NewKey(step.key, step.algorithm, step.bits)
                     subject = details.subject and subject_of(details.subject, step.key, step.new)
@@ -201,49 +203,51 @@ class RotateKind(Kind[Rotate]):
         self,
         ready: Iterable[tuple[Step, KeyVersion]],
         details: Rotate,
-        world: World,
+        context: OperationContext,
         work: Work,
     ) -> list[str]:
         """Has the versions sign from their time on; returns why some of them must not."""
         skipped: list[str] = []
         batch: list[list[Change]] = []
         for step, version in ready:
-            if version.state_at(world.now) is not KeyState.PRE_ACTIVE or version.activate_at:
+            if version.state_at(context.now) is not KeyState.PRE_ACTIVE or version.activate_at:
                 continue  # done before, or ended since
             if version.came_from is not None:
                 skipped.append(f"{version.name} was stopped since: activate it by an operation")
                 continue
-            at = max(float(details.activate_at), world.now)
+            at = max(float(details.activate_at), context.now)
             until = at + details.sign_for_seconds if details.sign_for_seconds else None
             suspended = [
                 each.name
-                for each in world.state.keys.versions(step.key)
-                if each.state_at(world.now) is KeyState.SUSPENDED
+                for each in context.state.keys.versions(step.key)
+                if each.state_at(context.now) is KeyState.SUSPENDED
             ]
             if suspended:
                 skipped.append(f"{suspended[0]} is suspended: resume it, then retry")
                 continue
-            if problems := activation_problems(version, at, until, world):
+            if problems := activation_problems(version, at, until, context):
                 skipped += problems
                 continue
-            activated = lifecycle.activate(version, at, until, world.now)
-            retired = self._retire(step, at, details, world)
+            activated = lifecycle.activate(version, at, until, context.now)
+            retired = self._retire(step, at, details, context)
             batch.append([Change(version, activated), *retired])
             if len(batch) >= BATCH:
                 skipped += _written(batch, work)
                 batch = []
         return skipped + _written(batch, work)
 
-    def _retire(self, step: Step, at: float, details: Rotate, world: World) -> list[Change]:
+    def _retire(
+        self, step: Step, at: float, details: Rotate, context: OperationContext
+    ) -> list[Change]:
         """Ends the version before after the overlap, unless it ends earlier by itself."""
-        old = world.state.keys.version(step.key, step.old)
+        old = context.state.keys.version(step.key, step.old)
         end = at + details.overlap_seconds
-        if old is None or old.state_at(world.now) is not KeyState.ACTIVE:
+        if old is None or old.state_at(context.now) is not KeyState.ACTIVE:
             return []
         if old.ends_at is not None and old.ends_at <= end:
             end = old.ends_at
         destroy_at = end + details.destroy_after_seconds if details.destroy_after_seconds else None
-        return [Change(old, lifecycle.deactivate(old, end, world.now, destroy_at))]
+        return [Change(old, lifecycle.deactivate(old, end, context.now, destroy_at))]
 
 
 def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:
@@ -263,37 +267,37 @@ def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:
 
 
 def imports(
-    details: Rotate, certificates: Sequence[bytes], operation: str, world: World
+    details: Rotate, certificates: Sequence[bytes], operation: str, context: OperationContext
 ) -> list[Change]:
     """Returns the changes that give certificates to the new versions of a rotation.
 
-    Each must be for one of them and issued by the plan's authority. Raises Problems with
+    Each must be for one of them and issued by the plan's authority. Raises OperationError with
     everything that is wrong.
     """
     issuers = [decoded(each) for each in details.issuers]
     waiting: dict[bytes, KeyVersion] = {}
-    for place, step in enumerate(read_plan(world.document(details.plan_sha256) or b"[]")):
-        version = world.state.keys.version(step.key, step.new)
+    for place, step in enumerate(read_plan(context.document(details.plan_sha256) or b"[]")):
+        version = context.state.keys.version(step.key, step.new)
         if version is not None and version.cka_id == cka_id_of(operation, place):
             waiting[version.spki] = version
     changes, problems = [], []
     for place, data in enumerate(certificates):
         try:
             certificate, version = _match(data, waiting)
-            after = certified(version, data, world.now)
-        except (Problems, OperatorError) as error:
+            after = certified(version, data, context.now)
+        except (OperationError, OperatorError) as error:
             problems.append(f"certificates[{place}]: {error}")
             continue
-        at = max(float(details.activate_at), world.now)
+        at = max(float(details.activate_at), context.now)
         until = at + details.sign_for_seconds if details.sign_for_seconds else None
-        wrong = certificate_problems(version, certificate, issuers, world)
-        wrong += activation_problems(after, at, until, world)
+        wrong = certificate_problems(version, certificate, issuers, context)
+        wrong += activation_problems(after, at, until, context)
         problems += [f"certificates[{place}]: {each}" for each in wrong]
         if after is not version:
             changes.append(Change(version, after))
             waiting[version.spki] = after
     if problems:
-        raise Problems(*problems)
+        raise OperationError(*problems)
     return changes
 
 
@@ -301,12 +305,12 @@ def _match(data: bytes, waiting: dict[bytes, KeyVersion]) -> tuple[x509.Certific
     certificate = read_any(data)
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if spki not in waiting:
-        raise Problems("is for none of the new keys of this rotation")
+        raise OperationError("is for none of the new keys of this rotation")
     return certificate, waiting[spki]
 
 
-def plan_of(attachment: bytes, world: World) -> list[Step]:
-    """Reads a list of keys, one a line, or a plan's own text; raises Problems.
+def plan_of(attachment: bytes, context: OperationContext) -> list[Step]:
+    """Reads a list of keys, one a line, or a plan's own text; raises OperationError.
 
     Every key must have a primary version, no suspended one, and none that already waits
     to take over.
@@ -316,31 +320,31 @@ def plan_of(attachment: bytes, world: World) -> list[Step]:
     else:
         names = attachment.decode(errors="replace").split()
     if not 1 <= len(names) <= MAX_KEYS:
-        raise Problems(f"attachment: names {len(names)} keys, expected 1 to {MAX_KEYS}")
+        raise OperationError(f"attachment: names {len(names)} keys, expected 1 to {MAX_KEYS}")
     problems: list[str] = []
     if len(set(names)) < len(names):
         problems.append("attachment: a key stands twice")
     steps = []
     for name in sorted(set(names)):
         try:
-            steps.append(_step(world.key(name), world))
-        except Problems as error:
+            steps.append(_step(context.key(name), context))
+        except OperationError as error:
             problems += error.texts
     if problems:
-        raise Problems(*problems)
+        raise OperationError(*problems)
     return steps
 
 
-def _step(key: KeyName, world: World) -> Step:
-    versions = world.state.keys.versions(key)
-    primary = world.state.keys.primary(key, world.now)
-    states = {each.state_at(world.now) for each in versions}
+def _step(key: KeyName, context: OperationContext) -> Step:
+    versions = context.state.keys.versions(key)
+    primary = context.state.keys.primary(key, context.now)
+    states = {each.state_at(context.now) for each in versions}
     if primary is None:
-        raise Problems(f"{key} has no active version to rotate: activate one")
+        raise OperationError(f"{key} has no active version to rotate: activate one")
     if KeyState.SUSPENDED in states:
-        raise Problems(f"{key} has a suspended version: resume or deactivate it first")
+        raise OperationError(f"{key} has a suspended version: resume or deactivate it first")
     if KeyState.PRE_ACTIVE in states:
-        raise Problems(f"{key} has a version that is not active yet: activate that one")
+        raise OperationError(f"{key} has a version that is not active yet: activate that one")
     new, number = next_version(key, versions)
     return Step(key, primary.number, number, new.algorithm, new.bits)
 
@@ -352,18 +356,18 @@ def plan_text(plan: Sequence[Step]) -> bytes:
 
 
 def read_plan(content: bytes) -> list[Step]:
-    """Reads what ``plan_text`` wrote; raises Problems."""
+    """Reads what ``plan_text`` wrote; raises OperationError."""
     try:
         return [
             Step(KeyName.parse(key), int(old), int(new), Algorithm(algorithm), int(bits))
             for key, old, new, algorithm, bits in json.loads(content)
         ]
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise Problems("attachment: is no list of keys") from None
+        raise OperationError("attachment: is no list of keys") from None
 
 
 def subject_of(template: str, key: KeyName, number: int) -> str:
-    """Returns the subject of one version's request; raises Problems."""
+    """Returns the subject of one version's request; raises OperationError."""
     subject = (
         template.replace("{facility}", key.facility)
         .replace("{key}", key.key)
@@ -372,7 +376,7 @@ def subject_of(template: str, key: KeyName, number: int) -> str:
     try:
         x509.Name.from_rfc4514_string(subject or "CN=x")
     except ValueError:
-        raise Problems(
+        raise OperationError(
             "subject: is no distinguished name; write it like 'CN={facility} {version},C=VN'"
         ) from None
     return subject

@@ -16,11 +16,11 @@ from signer.officers.kinds.base import (
     TIMES,
     Details,
     Effects,
-    Kind,
     Moment,
-    Problems,
+    OperationContext,
+    OperationError,
+    OperationKind,
     Work,
-    World,
     found_problems,
     utc,
 )
@@ -49,31 +49,31 @@ class Activate(AtTime):
 V = TypeVar("V", bound=OfVersion)
 
 
-class _Moving(Kind[V]):
+class _Moving(OperationKind[V]):
     """A kind that changes one version by one move of the life cycle."""
 
-    def complete(self, details: V, world: World, attachment: bytes) -> V:
+    def complete(self, details: V, context: OperationContext, attachment: bytes) -> V:
         del attachment
-        basis = world.basis(world.version(details.version).key)
+        basis = context.basis(context.version(details.version).key)
         return details.model_copy(update={"basis": basis})
 
-    def problems(self, details: V, world: World) -> list[str]:
-        version = world.version(details.version)
-        if changed := basis_problems(version.key, details.basis, world):
+    def problems(self, details: V, context: OperationContext) -> list[str]:
+        version = context.version(details.version)
+        if changed := basis_problems(version.key, details.basis, context):
             return changed
-        return found_problems(lambda: self.move(details, version, world))
+        return found_problems(lambda: self.move(details, version, context))
 
-    def difference(self, details: V, world: World) -> list[str]:
-        before = world.version(details.version)
-        return changes_of(before, self.move(details, before, world), world)
+    def difference(self, details: V, context: OperationContext) -> list[str]:
+        before = context.version(details.version)
+        return changes_of(before, self.move(details, before, context), context)
 
     def execute(self, details: V, work: Work) -> Effects:
-        before = work.world.version(details.version)
-        after = self.move(details, before, work.world)
-        return Effects(changes=[Change(before, after)], result=_result([after], work.world.now))
+        before = work.context.version(details.version)
+        after = self.move(details, before, work.context)
+        return Effects(changes=[Change(before, after)], result=_result([after], work.context.now))
 
     @abstractmethod
-    def move(self, details: V, version: KeyVersion, world: World) -> KeyVersion:
+    def move(self, details: V, version: KeyVersion, context: OperationContext) -> KeyVersion:
         """Returns the version as it is to be; raises OperatorError."""
 
 
@@ -83,14 +83,14 @@ class ActivateKind(_Moving[Activate]):
     name = "activate"
     details = Activate
 
-    def problems(self, details: Activate, world: World) -> list[str]:
-        if found := super().problems(details, world):
+    def problems(self, details: Activate, context: OperationContext) -> list[str]:
+        if found := super().problems(details, context):
             return found
-        version = world.version(details.version)
-        return activation_problems(version, details.at, details.sign_until or None, world)
+        version = context.version(details.version)
+        return activation_problems(version, details.at, details.sign_until or None, context)
 
-    def move(self, details: Activate, version: KeyVersion, world: World) -> KeyVersion:
-        return lifecycle.activate(version, details.at, details.sign_until or None, world.now)
+    def move(self, details: Activate, version: KeyVersion, context: OperationContext) -> KeyVersion:
+        return lifecycle.activate(version, details.at, details.sign_until or None, context.now)
 
 
 class DeactivateKind(_Moving[AtTime]):
@@ -99,8 +99,8 @@ class DeactivateKind(_Moving[AtTime]):
     name = "deactivate"
     details = AtTime
 
-    def move(self, details: AtTime, version: KeyVersion, world: World) -> KeyVersion:
-        return lifecycle.deactivate(version, float(details.at), world.now)
+    def move(self, details: AtTime, version: KeyVersion, context: OperationContext) -> KeyVersion:
+        return lifecycle.deactivate(version, float(details.at), context.now)
 
 
 class ScheduleKind(_Moving[AtTime]):
@@ -109,8 +109,8 @@ class ScheduleKind(_Moving[AtTime]):
     name = "schedule-destruction"
     details = AtTime
 
-    def move(self, details: AtTime, version: KeyVersion, world: World) -> KeyVersion:
-        return lifecycle.schedule_destruction(version, float(details.at), world.now)
+    def move(self, details: AtTime, version: KeyVersion, context: OperationContext) -> KeyVersion:
+        return lifecycle.schedule_destruction(version, float(details.at), context.now)
 
 
 class RestoreKind(_Moving[OfVersion]):
@@ -119,9 +119,11 @@ class RestoreKind(_Moving[OfVersion]):
     name = "restore"
     details = OfVersion
 
-    def move(self, details: OfVersion, version: KeyVersion, world: World) -> KeyVersion:
+    def move(
+        self, details: OfVersion, version: KeyVersion, context: OperationContext
+    ) -> KeyVersion:
         del details
-        return lifecycle.restore(version, world.now)
+        return lifecycle.restore(version, context.now)
 
 
 class DestroyKind(_Moving[OfVersion]):
@@ -130,19 +132,21 @@ class DestroyKind(_Moving[OfVersion]):
     name = "destroy"
     details = OfVersion
 
-    def move(self, details: OfVersion, version: KeyVersion, world: World) -> KeyVersion:
+    def move(
+        self, details: OfVersion, version: KeyVersion, context: OperationContext
+    ) -> KeyVersion:
         del details
-        return lifecycle.destroy(version, world.now)
+        return lifecycle.destroy(version, context.now)
 
-    def difference(self, details: OfVersion, world: World) -> list[str]:
-        version = world.version(details.version)
+    def difference(self, details: OfVersion, context: OperationContext) -> list[str]:
+        version = context.version(details.version)
         return [
-            *super().difference(details, world),
+            *super().difference(details, context),
             f"! the private key {version.cka_id.hex()} on token {version.token} is gone for good",
         ]
 
     def execute(self, details: OfVersion, work: Work) -> Effects:
-        version = work.world.version(details.version)
+        version = work.context.version(details.version)
         with work.admin(version.token) as admin:
             admin.destroy(version.cka_id, version.name)
         return super().execute(details, work)
@@ -160,61 +164,63 @@ class Resume(Details):
     since: int = 0
 
 
-class ResumeKind(Kind[Resume]):
+class ResumeKind(OperationKind[Resume]):
     """Lets what was suspended sign again."""
 
     name = "resume"
     details = Resume
 
-    def complete(self, details: Resume, world: World, attachment: bytes) -> Resume:
+    def complete(self, details: Resume, context: OperationContext, attachment: bytes) -> Resume:
         del attachment
-        if (flag := _flag(details.target, world)) is not None:
+        if (flag := _flag(details.target, context)) is not None:
             return details.model_copy(update={"since": _microseconds(flag)})
         key, _ = _key_target(details.target)
-        return details.model_copy(update={"basis": world.basis(key)})
+        return details.model_copy(update={"basis": context.basis(key)})
 
-    def problems(self, details: Resume, world: World) -> list[str]:
-        flag = _flag(details.target, world)
+    def problems(self, details: Resume, context: OperationContext) -> list[str]:
+        flag = _flag(details.target, context)
         if flag is not None:
             if _microseconds(flag) == details.since:
                 return []
             return [f"{flag} was suspended anew since this was proposed: propose it again"]
         key, _ = _key_target(details.target)
-        if changed := basis_problems(key, details.basis, world):
+        if changed := basis_problems(key, details.basis, context):
             return changed
-        return found_problems(lambda: self._changes(details, world))
+        return found_problems(lambda: self._changes(details, context))
 
-    def difference(self, details: Resume, world: World) -> list[str]:
-        if (flag := _flag(details.target, world)) is not None:
+    def difference(self, details: Resume, context: OperationContext) -> list[str]:
+        if (flag := _flag(details.target, context)) is not None:
             said = f"  it was suspended by {flag.officer} on {utc(flag.since)}: {flag.reason}"
             return [f"~ {flag} may sign again", said]
         return [
             line
-            for before, after in self._changes(details, world)
-            for line in changes_of(before, after, world)
+            for before, after in self._changes(details, context)
+            for line in changes_of(before, after, context)
         ]
 
     def execute(self, details: Resume, work: Work) -> Effects:
-        if (flag := _flag(details.target, work.world)) is not None:
+        if (flag := _flag(details.target, work.context)) is not None:
             return Effects(lifted=[flag], result={"resumed": str(flag)})
-        changes = self._changes(details, work.world)
-        return Effects(changes=changes, result=_result([c.after for c in changes], work.world.now))
+        changes = self._changes(details, work.context)
+        return Effects(
+            changes=changes, result=_result([c.after for c in changes], work.context.now)
+        )
 
-    def _changes(self, details: Resume, world: World) -> list[Change]:
+    def _changes(self, details: Resume, context: OperationContext) -> list[Change]:
         key, number = _key_target(details.target)
         suspended = [
             each
-            for each in world.state.keys.versions(key)
-            if number in (None, each.number) and each.state_at(world.now) is KeyState.SUSPENDED
+            for each in context.state.keys.versions(key)
+            if number in (None, each.number) and each.state_at(context.now) is KeyState.SUSPENDED
         ]
         if not suspended:
             raise OperatorError(f"{details.target} has no suspended version")
-        return [Change(each, lifecycle.resume(each, world.now)) for each in suspended]
+        return [Change(each, lifecycle.resume(each, context.now)) for each in suspended]
 
 
-def basis_problems(key: KeyName, basis: Mapping[str, str], world: World) -> list[str]:
+def basis_problems(key: KeyName, basis: Mapping[str, str], context: OperationContext) -> list[str]:
     """Returns where versions of a key are no longer as the officers saw them."""
-    now = world.basis(key)
+    now = context.basis(key)
     if now == dict(basis):
         return []
     names = sorted(name for name in {*now, *basis} if now.get(name) != basis.get(name))
@@ -224,9 +230,9 @@ def basis_problems(key: KeyName, basis: Mapping[str, str], world: World) -> list
     return [f"{key} has changed since this was proposed ({changed}): propose it again"]
 
 
-def changes_of(before: KeyVersion, after: KeyVersion, world: World) -> list[str]:
+def changes_of(before: KeyVersion, after: KeyVersion, context: OperationContext) -> list[str]:
     """Returns what differs between two forms of one version, for people."""
-    old, new = before.state_at(world.now), after.state_at(world.now)
+    old, new = before.state_at(context.now), after.state_at(context.now)
     lines = [f"~ {before.name}: {old} becomes {new}" if old != new else f"~ {before.name}: {old}"]
     for name in TIMES:
         was, will = getattr(before, name), getattr(after, name)
@@ -243,7 +249,7 @@ def _key_target(target: str) -> tuple[KeyName, int | None]:
     try:
         return parse_key_or_version(target)
     except ValueError as error:
-        raise Problems(
+        raise OperationError(
             f"target: {error}, a version of it, facilities/F, groups/G, or everything"
         ) from None
 
@@ -252,7 +258,7 @@ def _microseconds(flag: Suspension) -> int:
     return int(flag.since * 1_000_000)
 
 
-def _flag(target: str, world: World) -> Suspension | None:
+def _flag(target: str, context: OperationContext) -> Suspension | None:
     """Returns the suspension that a target names; None where it names a key."""
     head, _, name = target.partition("/")
     if target == "everything":
@@ -263,7 +269,7 @@ def _flag(target: str, world: World) -> Suspension | None:
         scope = Scope.FACILITY
     else:
         return None
-    for each in world.state.suspensions:
+    for each in context.state.suspensions:
         if (each.scope, each.name) == (scope, name):
             return each
-    raise Problems(f"{target} is not suspended")
+    raise OperationError(f"{target} is not suspended")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from signer.config.models import KINDS as NAMES
-from signer.officers.approval import Proposal
-from signer.officers.kinds.base import Details, Kind, Problems
+from signer.officers.kinds.base import OperationKind
 from signer.officers.kinds.certificates_import import ImportCertificateKind
 from signer.officers.kinds.create_key import CreateKeyKind, NewVersionKind
 from signer.officers.kinds.enrolment import EnrolKind
@@ -23,7 +21,7 @@ from signer.officers.kinds.state_changes import (
     ScheduleKind,
 )
 
-KINDS: Mapping[str, Kind[Any]] = {
+KINDS: Mapping[str, OperationKind[Any]] = {
     kind.name: kind
     for kind in (
         ActivateKind(),
@@ -41,14 +39,3 @@ KINDS: Mapping[str, Kind[Any]] = {
         ScheduleKind(),
     )
 }
-
-if set(KINDS) != set(NAMES):
-    raise AssertionError("the configuration names other kinds than there are")
-
-
-def known_kind(proposal: Proposal) -> tuple[Kind[Any], Details]:
-    """Returns a proposal's kind and its details; raises Problems where they are none of ours."""
-    known = KINDS.get(proposal.kind)
-    if known is None:
-        raise Problems(f"{proposal.kind} is no kind of operation here")
-    return known, known.read(proposal.details)

@@ -23,7 +23,7 @@ from signer.audit.read.ledger import (
     Earlier,
     Ledger,
 )
-from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, DualControl
+from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, ApprovalFold
 from signer.policy.usage import Usage
 from signer.policy.values import WINDOWS, Quota
 
@@ -342,9 +342,9 @@ def test_room_is_made_for_nothing_that_is_expired_or_known() -> None:
     assert len(ledger._requests) == 1
 
 
-def full_control() -> DualControl:
+def full_control() -> ApprovalFold:
     """As many operations and officers as are known at once: they share the record."""
-    control = DualControl()
+    control = ApprovalFold()
     officers: list[Value] = [
         [f"{n:0512d}", bytes(MAX_OFFICERS_BYTES // 96 - 512)] for n in range(96)
     ]

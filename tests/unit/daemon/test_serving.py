@@ -223,32 +223,32 @@ def test_workers_hear_of_new_keys_before_they_are_served(stage: Stage) -> None:
 def test_a_version_that_is_stopped_is_stopped_in_the_hsm_and_resumed_there(stage: Stage) -> None:
     name = stage.key()
     told(stage, "resume_keys")
-    stage.acts.suspend_key(A, name, "why")
+    stage.emergency.suspend_key(A, name, "why")
     for (stopped,) in told(stage, "stop_keys"):
         assert {v.name: text for v, text in stopped.items()} == {name: f"{name} is SUSPENDED"}
     stage.done("resume", target=name)
     [(resumed,)] = told(stage, "resume_keys")
     assert [v.name for v in resumed] == [name]
-    stage.acts.compromise(A, name, "why")
+    stage.emergency.compromise(A, name, "why")
     assert [v.name for v in told(stage, "stop_keys")[-1][0]] == [name]
 
 
 def test_a_suspended_facility_is_stopped_once(stage: Stage) -> None:
     name = stage.key()
     told(stage, "suspend")
-    stage.acts.suspend(A, Scope.GROUP, "01", "why")
+    stage.emergency.suspend(A, Scope.GROUP, "01", "why")
     [(suspended, halted)] = told(stage, "suspend")
     assert suspended.reason("01-001")
     assert not suspended.reason("02-001")
     assert not suspended.reason("_audit")
     assert [v.name for v in halted] == [name]
-    stage.acts.suspend(A, Scope.EVERYTHING, "", "why")
+    stage.emergency.suspend(A, Scope.EVERYTHING, "", "why")
     [(suspended, halted)] = told(stage, "suspend")
     assert (suspended.reason("02-001") != "", halted) == (True, [])
 
 
 def test_what_is_suspended_is_so_after_a_restart(stage: Stage) -> None:
-    stage.acts.suspend(A, Scope.FACILITY, "01-001", "why")
+    stage.emergency.suspend(A, Scope.FACILITY, "01-001", "why")
     stage.start()
     [(suspended, _)] = told(stage, "suspend")
     assert suspended.reason("01-001")
@@ -298,6 +298,6 @@ def test_the_last_state_is_served_while_the_registry_cannot_be_read(
         assert len(stage.snapshot.keys) == 1
     names = [what for what, _ in stage.seen.told]
     assert names.count("registry_unreadable") == 1, "told once, not at every look"
-    stage.acts.suspend_key(A, name, "why")
+    stage.emergency.suspend_key(A, name, "why")
     assert stage.states(CLINIC) == ["SUSPENDED"]
     assert stage.snapshot.keys.primary(stage.version(name).key, stage.clock.now()) is None

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
 from signer.model import Format, KeyName, KeyVersion
-from signer.officers.store import Operation, State
+from signer.officers.store import OperationState, StoredOperation
 from signer.signing.engine import _find_version
 from signer.signing.request import BatchRequest
 from tests.unit.officers.opmodel import (
@@ -44,7 +44,7 @@ class Appliance(RuleBasedStateMachine):
         self.proposed: dict[str, tuple[Shadow, float]] = {}  # what officers saw, and when
         self.looked = START
         self.rows: list[Any] = []
-        self.page: list[Operation] = []
+        self.page: list[StoredOperation] = []
 
     # --- steps -----------------------------------------------------------------------------
 
@@ -99,20 +99,20 @@ class Appliance(RuleBasedStateMachine):
             target = str(oracle.details.get("version") or oracle.details["target"])
             key = target.partition("/versions/")[0]
             assert _looks(key, before, when.last) == _looks(key, *self.proposed[identity])
-        wanted = oracle.expected(done=operation.state is State.DONE)
+        wanted = oracle.expected(done=operation.state is OperationState.DONE)
         assert _differences(wanted, after) == []
         in_time = [s for s in operation.signatures if s.at < operation.proposal.expires_at]
         signers = signers_of(operation.content, in_time, before.officers)
         assert operation.proposal.proposer in signers
         assert len(signers) >= operation.proposal.officers >= 2
 
-    def operations(self, *states: State) -> list[Operation]:
+    def operations(self, *states: OperationState) -> list[StoredOperation]:
         now = self.stage.clock.now()
         rows = rows_of(self.stage.registry, "operations", "signatures")
         if rows != self.rows:
             # In the order in which they came: ids are random, and draws must find the same again.
             came = {row[0]: place for place, row in enumerate(rows[1])}
-            page = self.stage.desk.page(None, 1000, None)
+            page = self.stage.proposals.page(None, 1000, None)
             self.rows, self.page = rows, sorted(page, key=lambda each: came[each.id])
         return [each for each in self.page if not states or each.state_at(now) in states]
 
@@ -165,11 +165,13 @@ class Appliance(RuleBasedStateMachine):
     @invariant()
     def the_registry_is_what_the_token_holds(self) -> None:
         operations = self.operations()
-        assert not [o for o in operations if o.state in (State.APPROVED, State.EXECUTING)]
+        assert not [
+            o for o in operations if o.state in (OperationState.APPROVED, OperationState.EXECUTING)
+        ]
         versions = Shadow.of(self.stage.registry).versions.values()
         registered = {v.cka_id: v.name for v in versions if v.state is not S.DESTROYED}
         there = {each.cka_id: each.label for each in self.stage.token.inventory()}
-        failed = [o.id for o in operations if o.state is State.FAILED]
+        failed = [o.id for o in operations if o.state is OperationState.FAILED]
         left = {cka_id(identity, place) for identity in failed for place in range(20)}
         extra, missing = there.keys() - registered.keys(), registered.keys() - there.keys()
         assert extra <= left
@@ -223,7 +225,7 @@ def _differences(wanted: Shadow, found: Shadow) -> list[tuple[str, Any, Any]]:
 
 
 def _looks(key: str, shadow: Shadow, now: float) -> dict[str, Any]:
-    """State and times of a key's versions, as officers look at them."""
+    """OperationState and times of a key's versions, as officers look at them."""
     return {
         name: (state_of(v, now), v.activate_at, v.sign_until, v.deactivate_at, v.destroy_at)
         for name, v in shadow.versions.items()

@@ -1,4 +1,4 @@
-"""A whole desk on one thread: real registry, follower, desk and executor around a token in memory.
+"""Operations on one thread: real registry and daemon state around a token in memory.
 
 ``Fate`` ends the program at any point of its work, as a power cut would; ``Stage.start``
 builds it anew from what was kept: the registry, the token and the log.
@@ -29,13 +29,13 @@ from signer.keys.registry import Registry
 from signer.keys.writing import Writing
 from signer.model import KeyVersion, TokenAdmin, parse_key_or_version
 from signer.officers.approval import Proposal
-from signer.officers.emergency import Acts
-from signer.officers.execution import Executor, Surroundings
-from signer.officers.kinds.base import World
-from signer.officers.offline_check import DualControl
-from signer.officers.proposals import Desk, Prepared
-from signer.officers.records import OperationsJournal, first_officers_fields
-from signer.officers.store import Operation, State
+from signer.officers.emergency import EmergencyStops
+from signer.officers.execution import Executor
+from signer.officers.kinds.base import OperationContext, OperationDependencies
+from signer.officers.offline_check import ApprovalFold
+from signer.officers.proposals import PreparedOperation, Proposals
+from signer.officers.records import OperationRecords, first_officers_fields
+from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot
 from tests.unit.officers.people import OFFICERS, A, B, sign
 from tests.unit.officers.softtoken import Fate, SoftToken
@@ -107,7 +107,7 @@ class MemoryLog:
 
     def __init__(self, clock: Clock, fate: Fate) -> None:
         self._clock, self._fate = clock, fate
-        self.control = DualControl()
+        self.control = ApprovalFold()
         self.records: list[Record] = []
         self.full = False
 
@@ -280,31 +280,22 @@ class Stage:
             self.seen,
             development=self._development,
         )
-        journal = OperationsJournal(cast("Any", self.log))
+        records = OperationRecords(cast("Any", self.log))
         self.served = Served(self.follower.snapshot())
-        self.follower.attach(self.served, cast("Any", FakeTrail(self.log)), journal)
+        self.follower.attach(self.served, cast("Any", FakeTrail(self.log)), records)
         self.follower.begin()
-        around = Surroundings(
+        deps = OperationDependencies(
             registry=self.registry,
-            world=self.follower.world,
-            steady=self.follower.steady,
+            serving=self.follower,
             admin=self._admin,
-            journal=journal,
+            records=records,
             observer=self.seen,
-            follow=self.follower.follow,
             clock=self.clock,
             origin=ORIGIN,
-            expire_seconds=LIFE,
         )
-        self.executor = Executor(around, self._lanes)
-        self.desk = Desk(around, self.executor)
-        self.acts = Acts(
-            self.registry,
-            journal,
-            lambda: self.snapshot.policy,
-            self.follower.follow,
-            self.clock,
-        )
+        self.executor = Executor(deps, self._lanes)
+        self.proposals = Proposals(deps, self.executor, expire_hours=24)
+        self.emergency = EmergencyStops(self.registry, records, self.follower, self.clock)
         self.executor.sweep()
 
     def close(self) -> None:
@@ -325,8 +316,8 @@ class Stage:
         return self.served.snapshot
 
     @property
-    def world(self) -> World:
-        return self.follower.world()
+    def context(self) -> OperationContext:
+        return self.follower.context()
 
     def version(self, name: str) -> KeyVersion:
         key, number = parse_key_or_version(name)
@@ -339,30 +330,30 @@ class Stage:
         name, _ = parse_key_or_version(key)
         return [str(v.state_at(self.clock.now())) for v in self.registry.versions(name)]
 
-    def operation(self, identity: str) -> Operation:
-        return self.desk.get(identity)[0]
+    def operation(self, identity: str) -> StoredOperation:
+        return self.proposals.get(identity)[0]
 
     # --- what officers do ------------------------------------------------------------------
 
     def prepare(
         self, kind: str, attachment: bytes = b"", *, by: str = A, **arguments: Any
-    ) -> Prepared:
+    ) -> PreparedOperation:
         self.clock.forward(0.01)
-        return self.desk.prepare(by, kind, json.dumps(arguments), attachment)
+        return self.proposals.prepare(by, kind, json.dumps(arguments), attachment)
 
     def problems(self, kind: str, attachment: bytes = b"", **arguments: Any) -> list[str]:
         return self.prepare(kind, attachment, **arguments).problems
 
     def propose(
         self, kind: str, attachment: bytes = b"", *, by: str = A, **arguments: Any
-    ) -> Operation:
+    ) -> StoredOperation:
         prepared = self.prepare(kind, attachment, by=by, **arguments)
         assert not prepared.problems, prepared.problems
         return self.put(prepared.content, attachment, by=by)
 
-    def put(self, content: bytes, attachment: bytes = b"", *, by: str = A) -> Operation:
+    def put(self, content: bytes, attachment: bytes = b"", *, by: str = A) -> StoredOperation:
         """Proposes bytes as they are."""
-        return self.desk.propose(by, content, sign(by, content), attachment)
+        return self.proposals.propose(by, content, sign(by, content), attachment)
 
     def crafted(self, kind: str, **members: Any) -> bytes:
         """The bytes of an operation as an officer might write them himself."""
@@ -370,20 +361,20 @@ class Stage:
         proposal = Proposal(ORIGIN, str(uuid.uuid4()), kind, A, now, now + LIFE, 2, members)
         return proposal.canonical()
 
-    def approve(self, identity: str, *, by: str = B) -> Operation:
+    def approve(self, identity: str, *, by: str = B) -> StoredOperation:
         self.clock.forward(0.01)
         content = self.operation(identity).content
-        return self.desk.approve(by, identity, sign(by, content))
+        return self.proposals.approve(by, identity, sign(by, content))
 
-    def do(self, kind: str, attachment: bytes = b"", **arguments: Any) -> Operation:
+    def do(self, kind: str, attachment: bytes = b"", **arguments: Any) -> StoredOperation:
         """Proposes, approves and executes; returns it at its end, whichever that is."""
         identity = self.propose(kind, attachment, **arguments).id
         self.approve(identity)
         return self.operation(identity)
 
-    def done(self, kind: str, attachment: bytes = b"", **arguments: Any) -> Operation:
+    def done(self, kind: str, attachment: bytes = b"", **arguments: Any) -> StoredOperation:
         operation = self.do(kind, attachment, **arguments)
-        assert operation.state is State.DONE, operation.note
+        assert operation.state is OperationState.DONE, operation.note
         return operation
 
     def key(self, name: str = CLINIC, **arguments: Any) -> str:

@@ -9,7 +9,7 @@ from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import Clock
-from signer.officers.offline_check import DualControl
+from signer.officers.offline_check import ApprovalFold
 from tests.unit.officers.softtoken import Fate
 
 
@@ -18,7 +18,7 @@ class DiskLog:
 
     def __init__(self, folder: Path, clock: Clock, fate: Fate) -> None:
         self._fate = fate
-        self.control = DualControl()
+        self.control = ApprovalFold()
         self.records: list[Record] = []
         self.full = False
         self.log = AuditLog.open(

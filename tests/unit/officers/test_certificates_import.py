@@ -159,7 +159,7 @@ def test_another_certificate_only_where_officers_say_so(
 
 
 def test_what_has_ended_needs_no_certificate(stage: Stage, key: str, authority: Authority) -> None:
-    stage.acts.compromise("spiffe://signer.example/officer/a", key, "lost")
+    stage.emergency.compromise("spiffe://signer.example/officer/a", key, "lost")
     told = stage.problems("import-certificate", **given(stage, authority))
     assert told == [f"{key} is COMPROMISED: it needs no certificate any more"]
 

@@ -10,7 +10,7 @@ from cryptography import x509
 
 from signer.errors import CallError
 from signer.keys.generation import cka_id_of
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, MINISTRY, START, Stage
 
 KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
@@ -129,7 +129,7 @@ def test_a_version_that_an_officer_has_written_otherwise(
     }
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
         stage.put(stage.crafted("new-version", **good | changed))
-    assert stage.put(stage.crafted("new-version", **good)).state is State.PROPOSED
+    assert stage.put(stage.crafted("new-version", **good)).state is OperationState.PROPOSED
 
 
 @pytest.mark.parametrize("token", ["", "hard"])
@@ -144,7 +144,7 @@ def test_of_two_proposals_for_one_version_the_second_is_refused(stage: Stage) ->
     stage.approve(first)
     stage.approve(second)
     refused = stage.operation(second)
-    assert refused.state is State.FAILED
+    assert refused.state is OperationState.FAILED
     assert "the next version" in refused.note
     assert stage.states(CLINIC) == ["ACTIVE", "PRE_ACTIVE"]
     assert len(stage.token.keys) == 2
@@ -153,9 +153,9 @@ def test_of_two_proposals_for_one_version_the_second_is_refused(stage: Stage) ->
 def test_a_token_without_room_is_told_and_tried_again(stage: Stage) -> None:
     stage.token.room = 0
     operation = stage.do("create-key", **KEY)
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     assert "the token is full" in operation.note
     stage.token.room = 1
-    stage.desk.retry(operation.proposal.proposer, operation.id)
-    assert stage.operation(operation.id).state is State.DONE
+    stage.proposals.retry(operation.proposal.proposer, operation.id)
+    assert stage.operation(operation.id).state is OperationState.DONE
     assert stage.states(CLINIC) == ["ACTIVE"]

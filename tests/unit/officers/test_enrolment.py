@@ -10,7 +10,7 @@ import pytest
 from signer.errors import CallError
 from signer.model import KeyState
 from signer.officers.kinds.enrolment import MAX_ROWS
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, Stage
 from tests.unit.officers.people import C
 from tests.unit.officers.softtoken import Crash
@@ -169,7 +169,7 @@ def test_what_an_officer_has_written_otherwise(stage: Stage, changed: dict[str, 
         stage.put(stage.crafted("enrol", **{**good, **changed}), content)
     with pytest.raises(CallError, match="is not the CSV that the operation names"):
         stage.put(stage.crafted("enrol", **good), facilities(4))
-    assert stage.put(stage.crafted("enrol", **good), content).state is State.PROPOSED
+    assert stage.put(stage.crafted("enrol", **good), content).state is OperationState.PROPOSED
 
 
 def test_a_policy_that_was_put_in_force_since(stage: Stage) -> None:
@@ -196,15 +196,15 @@ def test_a_key_that_is_there_already(stage: Stage) -> None:
 def test_a_full_token_halfway_names_what_is_there_and_goes_on_from_it(stage: Stage) -> None:
     stage.token.room = 60
     operation = stage.do("enrol", facilities(70))
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     assert "the token is full" in operation.note
     assert (operation.done, operation.total) == (60, 70)
     registered = {v.cka_id for v in stage.registry.state().keys}
     assert registered == {each.cka_id for each in stage.token.inventory()}
     assert "n-1" not in stage.snapshot.policy.facilities
     stage.token.room = None
-    stage.desk.retry(C, operation.id)
-    assert stage.operation(operation.id).state is State.DONE
+    stage.proposals.retry(C, operation.id)
+    assert stage.operation(operation.id).state is OperationState.DONE
     assert stage.token.generated == 70
     assert len(stage.registry.state().keys) == 70
 
@@ -216,9 +216,9 @@ def test_a_crash_at_any_point_neither_loses_nor_repeats(stage: Stage, points: in
     with pytest.raises(Crash):
         stage.approve(identity)
     stage.start()
-    if stage.operation(identity).state is State.PROPOSED:
+    if stage.operation(identity).state is OperationState.PROPOSED:
         stage.approve(identity)
-    assert stage.operation(identity).state is State.DONE
+    assert stage.operation(identity).state is OperationState.DONE
     assert stage.token.generated == 120
     keys = stage.registry.state().keys
     assert {v.cka_id for v in keys} == stage.token.keys.keys()

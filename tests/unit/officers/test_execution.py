@@ -15,7 +15,7 @@ from signer.errors import CallError, Reason
 from signer.keys.database import RegistryError
 from signer.model import KeyState, Scope
 from signer.officers.execution import MAX_NOTE
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, START, Stage
 from tests.unit.officers.people import A, B, C, D, pem_of, sign
 from tests.unit.officers.softtoken import Crash
@@ -55,13 +55,13 @@ def destroy(stage: Stage, n: int) -> str:
 
 def resume(stage: Stage, n: int) -> str:
     name = stage.key(f"{CLINIC}-{n}")
-    stage.acts.suspend_key(C, name, "why")
+    stage.emergency.suspend_key(C, name, "why")
     return stage.propose("resume", target=name).id
 
 
 def lift(stage: Stage, n: int) -> str:
     del n
-    stage.acts.suspend(C, Scope.EVERYTHING, "", "why")
+    stage.emergency.suspend(C, Scope.EVERYTHING, "", "why")
     return stage.propose("resume", target="everything").id
 
 
@@ -91,10 +91,10 @@ def crash_at_points(stage: Stage, make: Callable[[Stage, int], str], step: int) 
         except Crash:
             stage.start()
         stage.fate.revive()
-        if stage.operation(identity).state is State.PROPOSED:
+        if stage.operation(identity).state is OperationState.PROPOSED:
             stage.approve(identity)
         operation = stage.operation(identity)
-        assert (operation.state, operation.recorded) == (State.DONE, True)
+        assert (operation.state, operation.recorded) == (OperationState.DONE, True)
         registered = {
             v.cka_id for v in stage.registry.state().keys if v.state is not KeyState.DESTROYED
         }
@@ -127,7 +127,7 @@ def test_two_officers_race_for_the_last_signature(tmp_path: Path, template: Path
         def approve(who: str, identity: str = identity, content: bytes = content) -> bool:
             ready.wait()
             try:
-                stage.desk.approve(who, identity, sign(who, content))
+                stage.proposals.approve(who, identity, sign(who, content))
             except CallError as error:
                 return "takes no more signatures" not in error.message
             return True
@@ -138,7 +138,7 @@ def test_two_officers_race_for_the_last_signature(tmp_path: Path, template: Path
     lanes.shutdown(wait=True)
     assert len(stage.token.keys) == 5
     assert len(stage.log.of(RecordKind.EXECUTION)) == 5
-    assert {o.state for o in stage.desk.page(None, 10, None)} == {State.DONE}
+    assert {o.state for o in stage.proposals.page(None, 10, None)} == {OperationState.DONE}
     assert stage.log.control.problems == ()
     stage.close()
 
@@ -149,7 +149,7 @@ def test_what_has_ended_is_not_executed_again(stage: Stage) -> None:
     stage.approve(identity)
     stage.executor.submit(identity)
     stage.executor._conclude(identity)
-    assert stage.operation(identity).state is State.DONE
+    assert stage.operation(identity).state is OperationState.DONE
     assert len(stage.log.of(RecordKind.EXECUTION)) == len(stage.log.of(RecordKind.EXECUTED)) == 1
 
 
@@ -157,12 +157,12 @@ def test_what_has_ended_is_not_executed_again(stage: Stage) -> None:
 def test_what_is_not_approved_is_not_executed(stage: Stage, end: str) -> None:
     identity = create_key(stage, 1)
     if end == "reject":
-        stage.desk.reject(B, identity, "no")
+        stage.proposals.reject(B, identity, "no")
     if end == "expire":
         stage.clock.forward(24 * 3600)
     stage.executor.submit(identity)
     stage.executor.sweep()
-    assert stage.operation(identity).state_at(stage.clock.now()) is not State.DONE
+    assert stage.operation(identity).state_at(stage.clock.now()) is not OperationState.DONE
     assert stage.token.keys == {}
     assert stage.log.of(RecordKind.EXECUTION) == []
 
@@ -174,13 +174,15 @@ def test_an_officer_who_is_none_any_more_does_not_count(stage: Stage) -> None:
     with pytest.raises(Crash):
         stage.approve(identity, by=C)
     stage.fate.revive()
-    assert stage.operation(identity).state is State.APPROVED
+    assert stage.operation(identity).state is OperationState.APPROVED
     with stage.registry.writing() as write:
-        write.set_officers({who: der for who, der in stage.acts.officers().items() if who != C})
-    stage.log.control.officers = dict(stage.acts.officers())
+        write.set_officers(
+            {who: der for who, der in stage.emergency.officers().items() if who != C}
+        )
+    stage.log.control.officers = dict(stage.emergency.officers())
     stage.start()
     operation = stage.operation(identity)
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     assert "1 of 2 officers have validly signed" in operation.note
     assert stage.token.keys == {}
 
@@ -193,9 +195,9 @@ def test_bytes_that_were_changed_in_the_registry_are_not_executed(stage: Stage) 
     with stage.registry.writing() as write:
         write.connection.exec_driver_sql("UPDATE operations SET content = ?", (content,))
     with pytest.raises(CallError, match="not by"):
-        stage.desk.approve(B, identity, sign(B, content.replace(other, one)))
-    stage.desk.approve(B, identity, sign(B, content))  # even where one officer goes along
-    assert stage.operation(identity).state is State.PROPOSED
+        stage.proposals.approve(B, identity, sign(B, content.replace(other, one)))
+    stage.proposals.approve(B, identity, sign(B, content))  # even where one officer goes along
+    assert stage.operation(identity).state is OperationState.PROPOSED
     assert stage.token.keys == {}
     [problem] = stage.log.control.problems  # and the log tells of it
     assert "is not by" in problem
@@ -260,9 +262,9 @@ def test_a_registry_that_is_gone_for_a_moment(
             raise
         stage.approve(identity)
     stage.executor.sweep()
-    if stage.operation(identity).state is State.FAILED:
-        stage.desk.retry(A, identity)
-    assert stage.operation(identity).state is State.DONE
+    if stage.operation(identity).state is OperationState.FAILED:
+        stage.proposals.retry(A, identity)
+    assert stage.operation(identity).state is OperationState.DONE
     assert stage.states(f"{CLINIC}-1") == ["ACTIVE"]
     assert len(stage.token.keys) == 1
 
@@ -280,7 +282,7 @@ def test_a_commit_whose_answer_got_lost_stays_done(
     identity = create_key(stage, 1)
     stage.approve(identity)
     operation = stage.operation(identity)
-    assert (operation.state, operation.note, operation.recorded) == (State.DONE, "", True)
+    assert (operation.state, operation.note, operation.recorded) == (OperationState.DONE, "", True)
 
 
 def test_without_a_log_nothing_is_executed(stage: Stage) -> None:
@@ -292,9 +294,9 @@ def test_without_a_log_nothing_is_executed(stage: Stage) -> None:
     stage.log.full = False
     stage.start()
     operation = stage.operation(identity)
-    assert operation.state is State.FAILED
-    stage.desk.retry(A, identity)
-    assert stage.operation(identity).state is State.DONE
+    assert operation.state is OperationState.FAILED
+    stage.proposals.retry(A, identity)
+    assert stage.operation(identity).state is OperationState.DONE
     stage.seen.bugs.clear()
 
 
@@ -308,7 +310,7 @@ def test_a_bug_of_ours_ends_the_operation_and_is_told(
     identity = create_key(stage, 1)
     stage.approve(identity)
     operation = stage.operation(identity)
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     assert operation.note.startswith("internal error: ZeroDivisionError")
     [bug] = stage.seen.bugs
     assert isinstance(bug, ZeroDivisionError)
@@ -332,7 +334,7 @@ def test_how_far_it_is_is_told_while_it_lasts(
 ) -> None:
     rows = [f"x-{i},,clinic,spiffe://signer.example/f,records,ES256," for i in range(120)]
     identity = stage.propose("enrol", "\n".join([HEAD, *rows]).encode()).id
-    seen: list[tuple[State, int, int]] = []
+    seen: list[tuple[OperationState, int, int]] = []
     generate = stage.token.generate
 
     def watched(*arguments: object) -> bytes:
@@ -342,7 +344,7 @@ def test_how_far_it_is_is_told_while_it_lasts(
 
     monkeypatch.setattr(stage.token, "generate", watched)
     stage.approve(identity)
-    assert (State.EXECUTING, 50, 120) in seen
-    assert (State.EXECUTING, 100, 120) in seen
+    assert (OperationState.EXECUTING, 50, 120) in seen
+    assert (OperationState.EXECUTING, 100, 120) in seen
     assert stage.operation(identity).done == 120
     assert stage.clock.now() > START

@@ -18,7 +18,7 @@ from signer.config.models import OperationsConfig
 from signer.errors import CallError, OperatorError
 from signer.officers.approval import officers_sha256
 from signer.officers.kinds.officer_change import ChangeOfficers, ChangeOfficersKind, first_officers
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, START, Stage
 from tests.unit.officers.people import (
     BEGINS,
@@ -48,8 +48,8 @@ def test_an_officer_is_added_and_another_removed(stage: Stage) -> None:
     ]
     operation = stage.done("officers", **members)
     assert operation.result == {"officers": [A, B, D]}
-    assert stage.acts.officers().keys() == {A, B, D}
-    assert stage.log.control.officers == dict(stage.acts.officers())
+    assert stage.emergency.officers().keys() == {A, B, D}
+    assert stage.log.control.officers == dict(stage.emergency.officers())
     with pytest.raises(CallError, match=f"{C} is no officer"):
         stage.propose("create-key", by=C, **KEY)
     stage.approve(stage.propose("create-key", **KEY).id, by=D)
@@ -64,7 +64,7 @@ def test_a_new_certificate_of_an_officer(stage: Stage) -> None:
     [line] = stage.prepare("officers", add=[pem(new)]).difference
     assert line == f"~ {C}, certificate b of CN=officer c"
     stage.done("officers", add=[pem(new)])
-    assert stage.acts.officers()[C] == new.public_bytes(Encoding.DER)
+    assert stage.emergency.officers()[C] == new.public_bytes(Encoding.DER)
     with pytest.raises(CallError, match="not by"):
         stage.approve(stage.propose("create-key", **KEY).id, by=C)
 
@@ -117,11 +117,11 @@ def test_more_officers_are_needed_where_one_kind_needs_more(tmp_path: Path, temp
 
 def test_sets_that_the_log_could_not_hold(stage: Stage) -> None:
     told = {f"{A}{n}": base64.b64encode(der_of(A)).decode() for n in range(700)}
-    since = stage.world.state.officers_since
+    since = stage.context.state.officers_since
     details = ChangeOfficers(
         officers=told, replaces=officers_sha256(OFFICERS), in_force_since=since
     )
-    problems = ChangeOfficersKind().problems(details, stage.world)
+    problems = ChangeOfficersKind().problems(details, stage.context)
     assert "all certificates together have more than 196608 bytes" in problems
 
 
@@ -140,17 +140,17 @@ def test_officers_who_were_changed_since(stage: Stage) -> None:
     stage.done("officers", add=[pem_of(D)])
     stage.approve(identity)
     assert "the officers have changed since" in stage.operation(identity).note
-    assert C in stage.acts.officers()
+    assert C in stage.emergency.officers()
 
 
 def test_a_proposer_who_was_removed_since(stage: Stage) -> None:
     identity = stage.propose("create-key", by=C, **KEY).id
     stage.done("officers", remove=[C])
     stage.approve(identity, by=A)
-    assert stage.operation(identity).state is State.PROPOSED
+    assert stage.operation(identity).state is OperationState.PROPOSED
     stage.approve(identity, by=B)
     operation = stage.operation(identity)
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     assert f"{C}, who proposed it, has not signed it as an officer" in operation.note
     assert stage.token.keys == {}
 

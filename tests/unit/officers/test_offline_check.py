@@ -30,7 +30,7 @@ from signer.officers.offline_check import (
     MAX_OFFICERS_BYTES,
     MAX_OPERATIONS,
     MAX_PROBLEMS,
-    DualControl,
+    ApprovalFold,
 )
 
 ORIGIN = "signer.example/log"
@@ -186,8 +186,8 @@ def whole() -> History:
     return history
 
 
-def fold(records: Iterable[Record], control: DualControl | None = None) -> DualControl:
-    control = control or DualControl()
+def fold(records: Iterable[Record], control: ApprovalFold | None = None) -> ApprovalFold:
+    control = control or ApprovalFold()
     for record in records:
         control.apply(record)
     return control
@@ -315,7 +315,7 @@ def test_what_breaks_a_rule_is_told_with_its_record(
     records, place = edited(kind, number, **changes)
     told = problems(records)
     assert any(each.startswith(f"record {place}: ") and text in each for each in told), told
-    assert fold(records, DualControl(checking=False)).problems == ()
+    assert fold(records, ApprovalFold(checking=False)).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -566,14 +566,14 @@ def test_no_record_can_break_the_fold(
     for kind, fields in told:
         last = records[-1]
         records.append(Record(last.seq + 1, last.time_us, kind, {**given_fields, **fields}))
-    control = fold(records, DualControl(checking=checking))
+    control = fold(records, ApprovalFold(checking=checking))
     assert sorted(control.officers or {}) == list(FIRST)
 
 
 # --- cuts --------------------------------------------------------------------------------------
 
 
-def snapshot(control: DualControl, seq: int, time_us: int, /, **fields: Value) -> Record:
+def snapshot(control: ApprovalFold, seq: int, time_us: int, /, **fields: Value) -> Record:
     """A snapshot as it comes back from the log."""
     return parse(encode(seq, time_us, RecordKind.SNAPSHOT, {**control.snapshot(), **fields})[0])
 
@@ -584,7 +584,7 @@ def check_cut(records: Sequence[Record], place: int) -> None:
     seam = snapshot(here, place, records[place - 1].time_us)
     rest = fold([seam, *records[place:]])
     straight = fold([*records[:place], seam, *records[place:]])
-    kept = fold([seam, *records[place:]], DualControl(checking=False))
+    kept = fold([seam, *records[place:]], ApprovalFold(checking=False))
     assert straight.problems == fold(records).problems
     assert rest.snapshot() == kept.snapshot() == straight.snapshot()
     assert here.problems + rest.problems == straight.problems
@@ -600,7 +600,7 @@ def test_the_state_without_checks_is_the_same_in_a_history_that_breaks_rules(
     kind: RecordKind, number: int, changes: dict[str, Any], text: str
 ) -> None:
     records, place = edited(kind, number, **changes)
-    kept = fold(records, DualControl(checking=False))
+    kept = fold(records, ApprovalFold(checking=False))
     assert kept.snapshot() == fold(records).snapshot()
     # A part before the rule is broken says nothing of it.
     assert not any(text in each for each in problems(records[:place]))
@@ -654,7 +654,7 @@ def write_log(
 
     Returns the records as they are numbered then. ``lie`` is said in every snapshot.
     """
-    control, frontier, told = DualControl(), Frontier(), list[Record]()
+    control, frontier, told = ApprovalFold(), Frontier(), list[Record]()
     data, chain = Header(ORIGIN, 0, FIRST_CHAIN).frame()
     path = Segment.named(directory, 0).path
     for place, record in enumerate(records):
@@ -690,8 +690,8 @@ def test_a_log_in_parts_says_what_one_says(tmp_path: Path, processes: int, broke
     if broken:
         records, _ = edited(RecordKind.EXECUTION, 4, signatures=flip_signature)
     told = write_log(tmp_path, records, [5, 12, len(records) - 3])
-    report = verify_log(tmp_path, ORIGIN, [known(told)], folds=[DualControl], processes=processes)
-    control = report.fold(DualControl)
+    report = verify_log(tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold], processes=processes)
+    control = report.fold(ApprovalFold)
     assert len(report.problems) == broken
     assert report.problems == problems(told)
     assert sorted(control.officers or ()) == [ANN, CAT, DAN]
@@ -705,10 +705,10 @@ def test_a_log_whose_beginning_is_elsewhere_begins_with_its_snapshot(
     told = write_log(tmp_path, whole().records, [place])
     Segment.named(tmp_path, 0).path.unlink()
     report = verify_log(
-        tmp_path, ORIGIN, [known(told)], folds=[DualControl], beginning_elsewhere=True
+        tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold], beginning_elsewhere=True
     )
     assert report.problems == ()
-    assert sorted(report.fold(DualControl).officers or ()) == [ANN, CAT, DAN]
+    assert sorted(report.fold(ApprovalFold).officers or ()) == [ANN, CAT, DAN]
 
 
 def test_a_snapshot_in_a_log_that_lies_about_officers_is_told(tmp_path: Path) -> None:
@@ -716,7 +716,7 @@ def test_a_snapshot_in_a_log_that_lies_about_officers_is_told(tmp_path: Path) ->
         "control": {"officers": None, "development": True, "policy": b"", "operations": b""}
     }
     told = write_log(tmp_path, whole().records, [1, 9], lie)
-    first, second = verify_log(tmp_path, ORIGIN, [known(told)], folds=[DualControl]).problems
+    first, second = verify_log(tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold]).problems
     assert "record 1: the snapshot does not say" in first
     assert "record 10: the snapshot does not say" in second
 
@@ -725,7 +725,7 @@ def test_whether_copies_are_whole_does_not_depend_on_people(tmp_path: Path) -> N
     records, _ = edited(RecordKind.EXECUTION, 0, signatures=[])
     told = write_log(tmp_path, records, [])
     assert verify_part([Segment.named(tmp_path, 0)], ORIGIN, [known(told)]).whole
-    assert not verify_log(tmp_path, ORIGIN, [known(told)], folds=[DualControl]).whole
+    assert not verify_log(tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold]).whole
 
 
 # --- histories at random -----------------------------------------------------------------------

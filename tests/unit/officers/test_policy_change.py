@@ -9,7 +9,7 @@ import pytest
 
 from signer.config.policy_documents import PolicyFile, policy_text
 from signer.errors import CallError
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import POLICY, Stage
 from tests.unit.officers.people import A
 
@@ -55,7 +55,7 @@ def test_what_is_put_in_force_is_what_was_proposed_whatever_the_files_say_then(
     operation = stage.propose("policy")
     draft(stage, "200 per second", "900 per second")
     stage.approve(operation.id)
-    assert stage.operation(operation.id).state is State.DONE
+    assert stage.operation(operation.id).state is OperationState.DONE
     assert stage.snapshot.policy.sha256 == operation.proposal.details["policy_sha256"]
     assert str(stage.snapshot.policy.facilities["01-001"].terms.quotas[0]) == "300 per second"
 
@@ -88,7 +88,7 @@ def test_what_an_officer_has_written_otherwise(stage: Stage, kept: Any) -> None:
     members = {"policy_sha256": kept(stage), "replaces": stage.snapshot.policy.sha256}
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
         stage.put(stage.crafted("policy", **members))
-    assert stage.desk.page(None, 10, None) == []
+    assert stage.proposals.page(None, 10, None) == []
 
 
 def test_the_policy_in_force_cannot_be_put_back_by_an_old_approval(stage: Stage) -> None:
@@ -101,6 +101,6 @@ def test_the_policy_in_force_cannot_be_put_back_by_an_old_approval(stage: Stage)
     with pytest.raises(CallError, match=r"is proposed already|was put in force since"):
         stage.put(old.content)
     with pytest.raises(CallError, match="is DONE, not FAILED"):
-        stage.desk.retry(A, old.id)
+        stage.proposals.retry(A, old.id)
     assert stage.snapshot.policy.sha256 == first
     assert sha256(stage.registry.document(first) or b"").hexdigest() == first

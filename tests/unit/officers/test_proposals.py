@@ -15,7 +15,7 @@ from signer.config.models import OperationsConfig
 from signer.errors import CallError
 from signer.officers.approval import MAX_BYTES, Proposal, parse
 from signer.officers.kinds.table import KINDS
-from signer.officers.store import Operation, State, Store
+from signer.officers.store import OperationState, OperationStore, StoredOperation
 from tests.unit.officers.opstage import CLINIC, DAY, LIFE, ORIGIN, START, Stage
 from tests.unit.officers.people import OFFICERS, A, B, C, D, E, sign
 
@@ -33,7 +33,7 @@ NONSENSE = [
 ]
 
 
-def key(stage: Stage, **changed: Any) -> Operation:
+def key(stage: Stage, **changed: Any) -> StoredOperation:
     by = changed.pop("by", A)
     return stage.propose("create-key", by=by, **KEY | changed)
 
@@ -53,8 +53,8 @@ def heard(call: Callable[[], object]) -> CallError:
     ids=range(13),
 )
 def test_arguments_that_are_no_object(stage: Stage, arguments: str) -> None:
-    error = heard(lambda: stage.desk.prepare(A, "create-key", arguments, b""))
-    assert error.message == "arguments: is no JSON object"
+    error = heard(lambda: stage.proposals.prepare(A, "create-key", arguments, b""))
+    assert error.message == "arguments: is not a JSON object"
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -67,14 +67,14 @@ def test_arguments_that_are_no_object(stage: Stage, arguments: str) -> None:
 def test_nonsense_is_told_for_every_kind(
     stage: Stage, kind: str, arguments: str, attachment: bytes
 ) -> None:
-    prepared = stage.desk.prepare(A, kind, arguments, attachment)
+    prepared = stage.proposals.prepare(A, kind, arguments, attachment)
     assert prepared.problems or (kind, attachment) == ("officers", b"")
     assert bool(prepared.content) is not bool(prepared.problems)
 
 
 def test_a_kind_that_there_is_not(stage: Stage) -> None:
-    error = heard(lambda: stage.desk.prepare(A, "sign-anything", "{}", b""))
-    assert "is none of activate, create-key" in error.message
+    error = heard(lambda: stage.proposals.prepare(A, "sign-anything", "{}", b""))
+    assert "the kinds are activate, create-key, deactivate" in error.message
 
 
 def test_an_operation_that_is_too_long_to_read(stage: Stage) -> None:
@@ -105,25 +105,28 @@ def other(stage: Stage, **members: Any) -> bytes:
 def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
     prepared = stage.prepare("create-key", **KEY)
     operation = stage.put(prepared.content)
-    assert (operation.content, operation.state) == (prepared.content, State.PROPOSED)
-    assert stage.desk.get(operation.id)[1] == prepared.difference
+    assert (operation.content, operation.state) == (prepared.content, OperationState.PROPOSED)
+    assert stage.proposals.get(operation.id)[1] == prepared.difference
     [record] = stage.log.of(RecordKind.PROPOSAL)
     assert record.fields["content"] == prepared.content
-    assert stage.put(other(stage)).state is State.PROPOSED
+    assert stage.put(other(stage)).state is OperationState.PROPOSED
 
 
 @pytest.mark.parametrize(
     ("members", "told"),
     [
         ({"origin": "another.example/log"}, "it is for the log another.example/log"),
-        ({"proposer": B}, "only he proposes it"),
-        ({"officers": 3}, "another number of officers"),
+        ({"proposer": B}, f"its proposer is {B}"),
+        ({"officers": 3}, "it asks for 3 officers, create-key needs 2 here"),
         ({"officers": 1}, "needs 2 officers at least"),
         ({"proposed_at": int(START) - 2 * LIFE, "expires_at": int(START) - LIFE}, "too long ago"),
         ({"proposed_at": int(START) + 99, "expires_at": int(START) + 99 + LIFE}, "too long ago"),
-        ({"expires_at": int(START) + 10 * LIFE}, "another life"),
-        ({"expires_at": int(START) + 60}, "another life"),
-        ({"kind": "sign-anything"}, "another number of officers"),
+        ({"expires_at": int(START) + 10 * LIFE}, "its expiry is not 24 h after its proposal"),
+        ({"expires_at": int(START) + 60}, "its expiry is not 24 h after its proposal"),
+        (
+            {"kind": "sign-anything"},
+            'no kind of operation "sign-anything"; the kinds are activate, ',
+        ),
         ({"details": {}}, "key: is missing"),
         ({"details": KEY | {"token": "soft", "more": 1}}, "more: is not known"),
         ({"details": KEY | {"token": "soft", "bits": "0"}}, "whole number"),
@@ -131,7 +134,7 @@ def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
 )
 def test_a_proposal_is_refused(stage: Stage, members: dict[str, Any], told: str) -> None:
     assert told in heard(lambda: stage.put(other(stage, **members))).message
-    assert stage.desk.page(None, 10, None) == []
+    assert stage.proposals.page(None, 10, None) == []
     assert stage.log.of(RecordKind.PROPOSAL) == []
 
 
@@ -142,14 +145,14 @@ def test_one_changed_byte_is_refused_wherever_it_is(stage: Stage) -> None:
         changed = bytearray(content)
         changed[place] ^= 1
         with pytest.raises(CallError):
-            stage.desk.propose(A, bytes(changed), signature, b"")
-    assert stage.desk.page(None, 10, None) == []
+            stage.proposals.propose(A, bytes(changed), signature, b"")
+    assert stage.proposals.page(None, 10, None) == []
 
 
 def test_a_signature_of_somebody_else_proposes_nothing(stage: Stage) -> None:
     content = stage.prepare("create-key", **KEY).content
     for signature in (sign(B, content), sign(A, content)[:-1], b"", b"x" * 2000):
-        error = heard(lambda: stage.desk.propose(A, content, signature, b""))
+        error = heard(lambda: stage.proposals.propose(A, content, signature, b""))
         assert error.reason == "APPROVAL_INVALID"
     error = heard(lambda: key(stage, by=D))
     assert f"{D} is no officer" in error.message
@@ -161,7 +164,7 @@ def test_a_proposal_cannot_be_made_again(stage: Stage, end: str) -> None:
     if end == "done":
         stage.approve(operation.id)
     if end == "rejected":
-        stage.desk.reject(A, operation.id, "no")
+        stage.proposals.reject(A, operation.id, "no")
     if end == "expired":
         stage.clock.forward(LIFE)
     with pytest.raises(CallError, match=r"proposed already|too long ago|exists"):
@@ -183,7 +186,7 @@ def test_the_last_signature_has_it_executed(stage: Stage) -> None:
     operation = key(stage)
     approved = stage.approve(operation.id)
     assert approved.signers == {A, B}
-    assert stage.operation(operation.id).state is State.DONE
+    assert stage.operation(operation.id).state is OperationState.DONE
     kinds = [record.kind for record in stage.log.records[2:]]
     assert kinds == [
         RecordKind.PROPOSAL,
@@ -196,14 +199,14 @@ def test_the_last_signature_has_it_executed(stage: Stage) -> None:
 def test_whose_signatures_do_not_count(stage: Stage) -> None:
     first, second = key(stage), key(stage)
     wrong = {
-        "nobody approves his own": (A, sign(A, first.content)),
+        f"{A} proposed operation {first.id}": (A, sign(A, first.content)),
         f"not by {B}": (B, sign(C, first.content)),
         f"not by {C}": (C, sign(C, second.content)),
         f"{D} is no officer": (D, sign(D, first.content)),
         f"not by {B} ": (B, sign(B, first.content + b"\n")),
     }
     for told, (who, signature) in wrong.items():
-        error = heard(lambda: stage.desk.approve(who, first.id, signature))
+        error = heard(lambda: stage.proposals.approve(who, first.id, signature))
         assert (error.reason, told.strip() in error.message) == ("APPROVAL_INVALID", True)
     assert stage.operation(first.id).signers == {A}
     assert stage.log.of(RecordKind.APPROVAL) == []
@@ -214,11 +217,11 @@ def test_three_officers_where_three_are_needed(tmp_path: Path, template: Path) -
     operation = key(stage)
     assert operation.proposal.officers == 3
     stage.approve(operation.id)
-    assert stage.operation(operation.id).state is State.PROPOSED
-    with pytest.raises(CallError, match=f"{B} has signed it already"):
+    assert stage.operation(operation.id).state is OperationState.PROPOSED
+    with pytest.raises(CallError, match=f"{B} has already signed"):
         stage.approve(operation.id)
     stage.approve(operation.id, by=C)
-    assert stage.operation(operation.id).state is State.DONE
+    assert stage.operation(operation.id).state is OperationState.DONE
     assert stage.log.control.problems == ()
     stage.close()
 
@@ -238,12 +241,12 @@ def test_an_officer_whose_certificate_has_expired(tmp_path: Path, template: Path
 def test_after_its_time_it_takes_no_signatures(stage: Stage) -> None:
     operation = key(stage)
     stage.clock.time = operation.proposal.expires_at - 0.02
-    assert stage.operation(operation.id).state_at(stage.clock.now()) is State.PROPOSED
+    assert stage.operation(operation.id).state_at(stage.clock.now()) is OperationState.PROPOSED
     stage.clock.time = operation.proposal.expires_at
     for call in (
         lambda: stage.approve(operation.id),
-        lambda: stage.desk.reject(B, operation.id, "no"),
-        lambda: stage.desk.retry(B, operation.id),
+        lambda: stage.proposals.reject(B, operation.id, "no"),
+        lambda: stage.proposals.retry(B, operation.id),
     ):
         assert "is EXPIRED" in heard(call).message
     assert stage.token.keys == {}
@@ -252,18 +255,18 @@ def test_after_its_time_it_takes_no_signatures(stage: Stage) -> None:
 def test_what_was_rejected_stays_so(stage: Stage) -> None:
     operation = key(stage)
     for reason in ("", " ", "x" * 1001):
-        assert "reason" in heard(lambda: stage.desk.reject(B, operation.id, reason)).message
-    stage.desk.reject(A, operation.id, "a mistake")
+        assert "reason" in heard(lambda: stage.proposals.reject(B, operation.id, reason)).message
+    stage.proposals.reject(A, operation.id, "a mistake")
     assert stage.operation(operation.id).note == f"rejected by {A}: a mistake"
     assert "is REJECTED" in heard(lambda: stage.approve(operation.id)).message
-    assert "is REJECTED" in heard(lambda: stage.desk.retry(A, operation.id)).message
+    assert "is REJECTED" in heard(lambda: stage.proposals.retry(A, operation.id)).message
 
 
 @pytest.mark.parametrize(
     "identity", ["", "x", str(uuid.UUID(int=7)), "' OR 1=1 --", "a" * 5000], ids=range(5)
 )
 def test_operations_that_there_are_not(stage: Stage, identity: str) -> None:
-    desk = stage.desk
+    desk = stage.proposals
     for call in (
         lambda: desk.get(identity),
         lambda: desk.approve(B, identity, b"x"),
@@ -277,9 +280,9 @@ def test_operations_that_there_are_not(stage: Stage, identity: str) -> None:
 def test_what_cannot_be_executed_any_more_says_so_when_it_is_shown(stage: Stage) -> None:
     version = stage.key()
     operation = stage.propose("deactivate", version=version)
-    stage.acts.compromise(C, version, "lost")
-    _, [line] = stage.desk.get(operation.id)
-    assert line.startswith("! it cannot be executed any more")
+    stage.emergency.compromise(C, version, "lost")
+    _, [line] = stage.proposals.get(operation.id)
+    assert line.startswith("! it can no longer be executed")
 
 
 # --- lists ----------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ def test_operations_are_listed_newest_first_in_pages(stage: Stage) -> None:
             stage.clock.forward(5)
     found: list[str] = []
     before: tuple[float, str] | None = None
-    while page := stage.desk.page(None, 2, before):
+    while page := stage.proposals.page(None, 2, before):
         assert len(page) <= 2
         found += [each.id for each in page]
         before = (float(page[-1].proposal.proposed_at), page[-1].id)
@@ -305,13 +308,17 @@ def test_operations_are_listed_newest_first_in_pages(stage: Stage) -> None:
 def test_operations_are_listed_by_state_and_counted(stage: Stage) -> None:
     first, second, third = (key(stage, key=f"{CLINIC}-{n}").id for n in range(3))
     stage.approve(first)
-    stage.desk.reject(B, second, "no")
-    assert Store(stage.registry).pending(stage.clock.now()) == 1
-    for state, identity in ((State.DONE, first), (State.REJECTED, second), (State.PROPOSED, third)):
-        assert [each.id for each in stage.desk.page(state, 9, None)] == [identity]
+    stage.proposals.reject(B, second, "no")
+    assert OperationStore(stage.registry).pending(stage.clock.now()) == 1
+    for state, identity in (
+        (OperationState.DONE, first),
+        (OperationState.REJECTED, second),
+        (OperationState.PROPOSED, third),
+    ):
+        assert [each.id for each in stage.proposals.page(state, 9, None)] == [identity]
     stage.clock.forward(LIFE)
-    assert Store(stage.registry).pending(stage.clock.now()) == 0
-    assert [each.id for each in stage.desk.page(State.EXPIRED, 9, None)] == [third]
+    assert OperationStore(stage.registry).pending(stage.clock.now()) == 0
+    assert [each.id for each in stage.proposals.page(OperationState.EXPIRED, 9, None)] == [third]
 
 
 def test_the_result_is_kept_as_it_was(stage: Stage) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from signer.errors import CallError, OperatorError
 from signer.model import Scope
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, DAY, Stage
 from tests.unit.officers.people import A, B, C
 
@@ -49,7 +49,7 @@ def test_an_enrolment_takes_back_no_policy_of_meanwhile(stage: Stage) -> None:
     identity = stage.propose("enrol", facilities("n")).id
     while_keys_are_made(stage, lambda: remove_client(stage))
     stage.approve(identity)
-    assert stage.operation(identity).state is State.FAILED
+    assert stage.operation(identity).state is OperationState.FAILED
     assert "another policy was put in force" in stage.operation(identity).note
     assert stage.snapshot.policy.facilities["02-001"].clients == frozenset()
     assert "n-0" not in stage.snapshot.policy.facilities
@@ -74,8 +74,8 @@ def test_of_two_enrolments_at_once_none_undoes_the_other(stage: Stage) -> None:
     second = stage.propose("enrol", facilities("m"), by=B).id
     while_keys_are_made(stage, lambda: stage.approve(second, by=C))
     stage.approve(first)
-    assert stage.operation(second).state is State.DONE
-    assert stage.operation(first).state is State.FAILED
+    assert stage.operation(second).state is OperationState.DONE
+    assert stage.operation(first).state is OperationState.FAILED
     assert "m-0" in stage.snapshot.policy.facilities
 
 
@@ -84,45 +84,45 @@ def test_an_enrolment_during_which_officers_changed_is_approved_anew(stage: Stag
     while_keys_are_made(stage, lambda: stage.done("officers", remove=[C]))
     stage.approve(identity)
     assert "the officers were changed" in stage.operation(identity).note
-    stage.desk.retry(A, identity)  # both who signed are officers still
-    assert stage.operation(identity).state is State.DONE
+    stage.proposals.retry(A, identity)  # both who signed are officers still
+    assert stage.operation(identity).state is OperationState.DONE
     assert stage.log.control.problems == ()
 
 
 def test_an_old_failure_is_no_right_for_ever(stage: Stage) -> None:
     stage.key()
-    stage.acts.suspend_key(A, CLINIC, "a trial")
+    stage.emergency.suspend_key(A, CLINIC, "a trial")
     good = stage.propose("resume", target=CLINIC).id
     late = stage.propose("resume", target=CLINIC, by=B).id
     stage.approve(good)
     stage.approve(late, by=A)
-    assert stage.operation(late).state is State.FAILED
+    assert stage.operation(late).state is OperationState.FAILED
     stage.clock.forward(200 * DAY)
-    stage.acts.suspend_key(C, CLINIC, "forged certificates")
-    with pytest.raises(CallError, match="is over: propose it again"):
-        stage.desk.retry(A, late)
+    stage.emergency.suspend_key(C, CLINIC, "forged certificates")
+    with pytest.raises(CallError, match="has expired: propose it again"):
+        stage.proposals.retry(A, late)
     assert stage.states(CLINIC) == ["SUSPENDED"]
 
 
 def test_a_suspension_of_today_is_not_that_of_yesterday(stage: Stage) -> None:
     stage.key()
-    stage.acts.suspend_key(A, CLINIC, "a trial")
+    stage.emergency.suspend_key(A, CLINIC, "a trial")
     good = stage.propose("resume", target=CLINIC).id
     late = stage.propose("resume", target=CLINIC, by=B).id
     stage.approve(good)
-    stage.acts.suspend_key(C, CLINIC, "forged certificates")
+    stage.emergency.suspend_key(C, CLINIC, "forged certificates")
     stage.approve(late, by=A)
-    assert stage.operation(late).state is State.FAILED
+    assert stage.operation(late).state is OperationState.FAILED
     assert stage.states(CLINIC) == ["SUSPENDED"]
 
 
 def test_who_suspends_again_is_not_overruled_by_an_older_proposal(stage: Stage) -> None:
-    stage.acts.suspend(A, Scope.FACILITY, "01-001", "something small")
+    stage.emergency.suspend(A, Scope.FACILITY, "01-001", "something small")
     identity = stage.propose("resume", target=FACILITY).id
     stage.clock.forward(1)
-    stage.acts.suspend(C, Scope.FACILITY, "01-001", "forged certificates")
+    stage.emergency.suspend(C, Scope.FACILITY, "01-001", "forged certificates")
     stage.approve(identity)
-    assert stage.operation(identity).state is State.FAILED
+    assert stage.operation(identity).state is OperationState.FAILED
     [flag] = stage.registry.suspensions()
     assert (flag.officer, flag.reason) == (C, "forged certificates")
 
@@ -134,11 +134,11 @@ def test_a_policy_of_before_is_not_put_back_by_a_retry(stage: Stage) -> None:
     (stage.policy / "policy.yaml").write_text(before.replace("200 per second", "100 per second"))
     stage.done("policy")
     stage.approve(wide)
-    assert stage.operation(wide).state is State.FAILED
+    assert stage.operation(wide).state is OperationState.FAILED
     (stage.policy / "policy.yaml").write_text(before)
     stage.done("policy")  # as it was when the wide one was proposed
-    stage.desk.retry(A, wide)
-    assert stage.operation(wide).state is State.FAILED
+    stage.proposals.retry(A, wide)
+    assert stage.operation(wide).state is OperationState.FAILED
     assert "another policy was put in force" in stage.operation(wide).note
 
 
@@ -151,8 +151,8 @@ def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
         raise OperatorError("keys on a token that is not configured")
 
     monkeypatch.setattr("signer.daemon.serving.check_tokens", refuse)
-    stage.acts.suspend_key(A, CLINIC, "forged certificates")
-    stage.acts.suspend(A, Scope.EVERYTHING, "", "forged certificates")
+    stage.emergency.suspend_key(A, CLINIC, "forged certificates")
+    stage.emergency.suspend(A, Scope.EVERYTHING, "", "forged certificates")
     stopped = [set(told[0]) for what, told in stage.hsm.told if what == "stop_keys"]
     assert {version.cka_id} in [{each.cka_id for each in some} for some in stopped]
     assert stage.snapshot.suspended.everything

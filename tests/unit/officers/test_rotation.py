@@ -10,7 +10,7 @@ import pytest
 from signer.errors import CallError
 from signer.model import KeyState
 from signer.officers.kinds.rotation import plan_of, plan_text, read_plan
-from signer.officers.store import Operation, State
+from signer.officers.store import OperationState, StoredOperation
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, MINISTRY, START, Stage
 from tests.unit.officers.people import A, Authority, C, pem
 
@@ -39,9 +39,9 @@ def requested(stage: Stage, *keys: str) -> list[bytes]:
     return [stage.version(f"{key}/versions/2").spki for key in keys]
 
 
-def waiting(stage: Stage, authority: Authority, *keys: str) -> Operation:
+def waiting(stage: Stage, authority: Authority, *keys: str) -> StoredOperation:
     operation = stage.do("rotate", names(*keys), **certified(authority))
-    assert operation.state is State.WAITING
+    assert operation.state is OperationState.WAITING
     return operation
 
 
@@ -131,7 +131,7 @@ def test_a_subject_must_suit_every_key(
 
 def test_keys_that_are_in_no_state_to_be_rotated(stage: Stage, keys: Sequence[str]) -> None:
     stage.done("new-version", key=CLINIC)
-    stage.acts.suspend_key(C, OTHER, "seen elsewhere")
+    stage.emergency.suspend_key(C, OTHER, "seen elsewhere")
     problems = stage.problems("rotate", names(*keys), **PLAN)
     assert len(problems) == 2
     assert "not active yet" in problems[0]
@@ -139,9 +139,9 @@ def test_keys_that_are_in_no_state_to_be_rotated(stage: Stage, keys: Sequence[st
 
 
 def test_a_plan_reads_as_it_was_written(stage: Stage, keys: Sequence[str]) -> None:
-    plan = plan_of(names(*keys), stage.world)
+    plan = plan_of(names(*keys), stage.context)
     assert read_plan(plan_text(plan)) == plan
-    assert plan_of(plan_text(plan), stage.world) == plan
+    assert plan_of(plan_text(plan), stage.context) == plan
 
 
 @pytest.mark.parametrize("changed", [{"keys": 1}, {"plan_sha256": "0" * 64}, {"token": ""}])
@@ -152,7 +152,7 @@ def test_what_an_officer_has_written_otherwise(
     good = stage.propose("rotate", attachment, **PLAN).proposal.details
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
         stage.put(stage.crafted("rotate", **{**good, **changed}), attachment)
-    assert stage.put(stage.crafted("rotate", **good), attachment).state is State.PROPOSED
+    assert stage.put(stage.crafted("rotate", **good), attachment).state is OperationState.PROPOSED
 
 
 def test_another_version_that_was_made_since(stage: Stage, keys: Sequence[str]) -> None:
@@ -172,18 +172,18 @@ def test_new_versions_wait_for_their_certificates(
     operation = waiting(stage, authority, *keys)
     assert operation.note == "2 of 2 versions wait for certificates"
     first, second = requested(stage, *keys)
-    stage.desk.import_certificates(C, operation.id, [pem(authority.certify(first)).encode()])
+    stage.proposals.import_certificates(C, operation.id, [pem(authority.certify(first)).encode()])
     after = stage.operation(operation.id)
     assert (after.state, after.note) == (
-        State.WAITING,
+        OperationState.WAITING,
         "1 of 2 versions wait for certificates",
     )
     assert stage.version(f"{CLINIC}/versions/2").activate_at == LATER
     assert stage.version(f"{OTHER}/versions/2").activate_at is None
-    stage.desk.import_certificates(C, operation.id, [pem(authority.certify(second)).encode()])
-    assert stage.operation(operation.id).state is State.DONE
-    with pytest.raises(CallError, match="no rotation that waits"):
-        stage.desk.import_certificates(C, operation.id, [b"x"])
+    stage.proposals.import_certificates(C, operation.id, [pem(authority.certify(second)).encode()])
+    assert stage.operation(operation.id).state is OperationState.DONE
+    with pytest.raises(CallError, match="is not a rotation that waits"):
+        stage.proposals.import_certificates(C, operation.id, [b"x"])
 
 
 def test_certificates_that_are_refused(
@@ -200,7 +200,7 @@ def test_certificates_that_are_refused(
     certificates = [pem(each).encode() for each in wrong.values()]
     fine = pem(authority.certify(other)).encode()
     with pytest.raises(CallError) as refused:
-        stage.desk.import_certificates(C, operation.id, [fine, *certificates, b"x", b"-----x"])
+        stage.proposals.import_certificates(C, operation.id, [fine, *certificates, b"x", b"-----x"])
     for place, told in enumerate([*wrong, "no X.509", "no X.509"], start=1):
         assert f"certificates[{place}]: " in refused.value.message
         assert told in refused.value.message
@@ -216,8 +216,8 @@ def test_two_certificates_for_one_version(
     spki = requested(stage, CLINIC)[0]
     two = [pem(authority.certify(spki)).encode() for _ in range(2)]
     with pytest.raises(CallError, match=r"certificates\[1\]: .*has another certificate"):
-        stage.desk.import_certificates(C, operation.id, two)
-    stage.desk.import_certificates(C, operation.id, [two[0], two[0]])
+        stage.proposals.import_certificates(C, operation.id, two)
+    stage.proposals.import_certificates(C, operation.id, [two[0], two[0]])
 
 
 def test_a_ministry_key_needs_certificates_that_last(stage: Stage, authority: Authority) -> None:
@@ -236,7 +236,7 @@ def test_a_ministry_key_needs_certificates_that_last(stage: Stage, authority: Au
     operation = waiting(stage, authority, MINISTRY)
     answer = [pem(authority.certify(requested(stage, MINISTRY)[0])).encode()]
     with pytest.raises(CallError, match="must not outlive its certificate"):
-        stage.desk.import_certificates(C, operation.id, answer)
+        stage.proposals.import_certificates(C, operation.id, answer)
 
 
 def test_a_version_that_an_officer_stopped_is_not_started_by_an_older_approval(
@@ -244,31 +244,31 @@ def test_a_version_that_an_officer_stopped_is_not_started_by_an_older_approval(
 ) -> None:
     operation = waiting(stage, authority, *keys)
     first, second = (pem(authority.certify(s)).encode() for s in requested(stage, *keys))
-    stage.desk.import_certificates(C, operation.id, [first])
-    stage.acts.suspend_key(C, f"{CLINIC}/versions/2", "the ceremony was disturbed")
+    stage.proposals.import_certificates(C, operation.id, [first])
+    stage.emergency.suspend_key(C, f"{CLINIC}/versions/2", "the ceremony was disturbed")
     assert stage.version(f"{CLINIC}/versions/2").activate_at is None
-    stage.desk.import_certificates(C, operation.id, [second])
+    stage.proposals.import_certificates(C, operation.id, [second])
     after = stage.operation(operation.id)
-    assert after.state is State.FAILED
+    assert after.state is OperationState.FAILED
     assert f"{CLINIC}/versions/2 was stopped since" in after.note
     assert stage.version(f"{CLINIC}/versions/2").activate_at is None
     stage.done("activate", version=f"{CLINIC}/versions/2", at=LATER)
-    stage.desk.retry(A, operation.id)
-    assert stage.operation(operation.id).state is State.DONE
+    stage.proposals.retry(A, operation.id)
+    assert stage.operation(operation.id).state is OperationState.DONE
 
 
 def test_a_key_that_is_suspended_meanwhile_is_not_given_a_new_version_that_signs(
     stage: Stage, keys: Sequence[str], authority: Authority
 ) -> None:
     operation = waiting(stage, authority, *keys)
-    stage.acts.suspend_key(C, CLINIC, "seen elsewhere")
+    stage.emergency.suspend_key(C, CLINIC, "seen elsewhere")
     answers = [pem(authority.certify(s)).encode() for s in requested(stage, *keys)]
-    stage.desk.import_certificates(C, operation.id, answers)
+    stage.proposals.import_certificates(C, operation.id, answers)
     assert f"{CLINIC}/versions/1 is suspended" in stage.operation(operation.id).note
     assert stage.version(f"{CLINIC}/versions/2").activate_at is None
     stage.done("resume", target=CLINIC)
-    stage.desk.retry(A, operation.id)
-    assert stage.operation(operation.id).state is State.DONE
+    stage.proposals.retry(A, operation.id)
+    assert stage.operation(operation.id).state is OperationState.DONE
 
 
 def test_what_officers_no_longer_stand_for_gets_no_certificates(
@@ -278,17 +278,17 @@ def test_what_officers_no_longer_stand_for_gets_no_certificates(
     stage.approve(stage.propose("officers", by=C, remove=[A]).id)
     answers = [pem(authority.certify(s)).encode() for s in requested(stage, *keys)]
     with pytest.raises(CallError, match="has not signed it as an officer"):
-        stage.desk.import_certificates(C, operation.id, answers)
+        stage.proposals.import_certificates(C, operation.id, answers)
     assert stage.version(f"{CLINIC}/versions/2").certificate is None
 
 
 def test_a_full_token_halfway(stage: Stage, keys: Sequence[str]) -> None:
     stage.token.room = 1
     operation = stage.do("rotate", names(*keys), **PLAN)
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     states = [v.state_at(stage.clock.now()) for v in stage.registry.state().keys]
     assert states.count(KeyState.PRE_ACTIVE) == 1
     stage.token.room = None
-    stage.desk.retry(C, operation.id)
-    assert stage.operation(operation.id).state is State.DONE
+    stage.proposals.retry(C, operation.id)
+    assert stage.operation(operation.id).state is OperationState.DONE
     assert stage.states(OTHER) == ["ACTIVE", "PRE_ACTIVE"]

@@ -8,7 +8,7 @@ import pytest
 
 from signer.errors import CallError
 from signer.model import Scope
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, START, Stage
 from tests.unit.officers.people import C
 
@@ -92,13 +92,13 @@ def test_an_end_before_the_beginning(stage: Stage) -> None:
 def failed(stage: Stage, identity: str) -> str:
     stage.approve(identity)
     operation = stage.operation(identity)
-    assert operation.state is State.FAILED
+    assert operation.state is OperationState.FAILED
     return operation.note
 
 
 def test_a_version_that_was_stopped_since_is_not_moved(stage: Stage, key: str) -> None:
     identity = stage.propose("deactivate", version=key).id
-    stage.acts.suspend_key(C, key, "seen elsewhere")
+    stage.emergency.suspend_key(C, key, "seen elsewhere")
     note = failed(stage, identity)
     assert f"{key}: ACTIVE" in note
     assert "SUSPENDED" in note
@@ -123,7 +123,7 @@ def test_a_time_that_an_officer_took_away_is_not_given_back(stage: Stage) -> Non
     stage.key(activate=False)
     stage.done("activate", version=ONE, at=LATER)
     identity = stage.propose("activate", version=ONE, at=LATER + HOUR).id
-    stage.acts.suspend_key(C, ONE, "wait")
+    stage.emergency.suspend_key(C, ONE, "wait")
     assert "has changed since" in failed(stage, identity)
     assert stage.version(ONE).activate_at is None
 
@@ -140,7 +140,7 @@ def test_the_clock_changes_what_officers_saw(stage: Stage, key: str) -> None:
 
 def test_a_key_is_resumed_and_a_version(stage: Stage, key: str) -> None:
     for target in (CLINIC, key):
-        stage.acts.suspend_key(C, key, "seen elsewhere")
+        stage.emergency.suspend_key(C, key, "seen elsewhere")
         assert stage.prepare("resume", target=target).difference == [
             f"~ {key}: SUSPENDED becomes ACTIVE"
         ]
@@ -158,12 +158,12 @@ FLAGS = [
 @pytest.mark.parametrize(("scope", "name", "target"), FLAGS)
 def test_a_flag_is_lifted(stage: Stage, key: str, scope: Scope, name: str, target: str) -> None:
     del key
-    stage.acts.suspend(C, scope, name, "a break-in")
+    stage.emergency.suspend(C, scope, name, "a break-in")
     assert stage.snapshot.suspended.reason("01-001")
     _, line = stage.prepare("resume", target=target).difference
     assert line == f"  it was suspended by {C} on 2026-01-05T00:00:00Z: a break-in"
     stage.done("resume", target=target)
-    assert stage.acts.suspensions() == ()
+    assert stage.emergency.suspensions() == ()
     assert not stage.snapshot.suspended.reason("01-001")
     assert "is not suspended" in stage.problems("resume", target=target)[0]
 
@@ -191,12 +191,12 @@ def test_what_was_suspended_anew_is_not_lifted(
     stage: Stage, scope: Scope, name: str, target: str
 ) -> None:
     """Also where both happen within one second."""
-    stage.acts.suspend(C, scope, name, "first")
+    stage.emergency.suspend(C, scope, name, "first")
     old, new = (stage.propose("resume", target=target).id for _ in range(2))
     stage.approve(new)
-    stage.acts.suspend(C, scope, name, "second")
+    stage.emergency.suspend(C, scope, name, "second")
     assert "suspended anew" in failed(stage, old)
-    assert [each.reason for each in stage.acts.suspensions()] == ["second"]
+    assert [each.reason for each in stage.emergency.suspensions()] == ["second"]
 
 
 # --- acts of one officer ----------------------------------------------------------------------
@@ -205,37 +205,37 @@ def test_what_was_suspended_anew_is_not_lifted(
 def test_a_suspension_wants_a_reason_and_a_name(stage: Stage, key: str) -> None:
     for reason in ("", " \n", "x" * 1001, "é" * 501):
         with pytest.raises(CallError, match="reason"):
-            stage.acts.suspend_key(C, key, reason)
+            stage.emergency.suspend_key(C, key, reason)
         with pytest.raises(CallError, match="reason"):
-            stage.acts.suspend(C, Scope.EVERYTHING, "", reason)
+            stage.emergency.suspend(C, Scope.EVERYTHING, "", reason)
     with pytest.raises(CallError, match="KEY_NOT_FOUND"):
-        stage.acts.suspend_key(C, TWO, "x")
+        stage.emergency.suspend_key(C, TWO, "x")
     with pytest.raises(CallError, match="FIELD_INVALID"):
-        stage.acts.suspend_key(C, "everything", "x")
+        stage.emergency.suspend_key(C, "everything", "x")
     for scope, name in ((Scope.GROUP, "99"), (Scope.FACILITY, "9"), (Scope.FACILITY, "../x")):
         with pytest.raises(CallError, match="there is no"):
-            stage.acts.suspend(C, scope, name, "x")
+            stage.emergency.suspend(C, scope, name, "x")
     with pytest.raises(CallError, match="FIELD_INVALID"):
-        stage.acts.suspend(C, Scope.EVERYTHING, "x", "x")
+        stage.emergency.suspend(C, Scope.EVERYTHING, "x", "x")
     assert stage.states(CLINIC) == ["ACTIVE"]
-    assert stage.acts.suspensions() == ()
+    assert stage.emergency.suspensions() == ()
 
 
 def test_a_facility_that_only_has_keys_can_be_stopped(stage: Stage) -> None:
     stage.key("facilities/x/keys/k")
-    stage.acts.suspend(C, Scope.FACILITY, "x", "why")
+    stage.emergency.suspend(C, Scope.FACILITY, "x", "why")
     assert stage.snapshot.suspended.reason("x")
 
 
 def test_what_is_stopped_is_stopped_once_and_compromised_for_good(stage: Stage, key: str) -> None:
     officer = C
-    stage.acts.suspend_key(officer, key, "why")
+    stage.emergency.suspend_key(officer, key, "why")
     with pytest.raises(CallError, match=r"nothing is to be stopped: .*SUSPENDED"):
-        stage.acts.suspend_key(officer, key, "why")
-    stage.acts.compromise(officer, CLINIC, "why")
+        stage.emergency.suspend_key(officer, key, "why")
+    stage.emergency.compromise(officer, CLINIC, "why")
     assert stage.states(CLINIC) == ["COMPROMISED"]
     with pytest.raises(CallError, match="COMPROMISED"):
-        stage.acts.compromise(officer, CLINIC, "why")
+        stage.emergency.compromise(officer, CLINIC, "why")
     assert "no suspended version" in stage.problems("resume", target=CLINIC)[0]
     stage.done("schedule-destruction", version=key)
     assert "is DESTROY_SCHEDULED" in stage.problems("deactivate", version=key)[0]
@@ -256,6 +256,6 @@ def test_who_stops_a_key_does_not_lose_against_who_changes_it(
         return found
 
     monkeypatch.setattr(stage.registry, "versions", changed_after)
-    [stopped] = stage.acts.suspend_key(C, key, "why")
+    [stopped] = stage.emergency.suspend_key(C, key, "why")
     assert stage.states(CLINIC) == ["SUSPENDED"]
     assert stopped.deactivate_at == LATER + 1

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from signer.errors import CallError, Reason
 from signer.model import KeyVersion, Scope
 from signer.officers.kinds.table import KINDS
-from signer.officers.store import State
+from signer.officers.store import OperationState
 from tests.unit.officers.opmachine import AUTHORITY, OTHER, Appliance, stopped
 from tests.unit.officers.opmodel import S, Shadow, cka_id, signers_of
 from tests.unit.officers.opmoves import Move
@@ -35,14 +35,17 @@ from tests.unit.officers.reallog import DiskLog
 from tests.unit.officers.softtoken import spki_of
 
 EVERYBODY = (A, B, C, D, E)
-OPEN, ENDS = State.PROPOSED, (State.DONE, State.FAILED, State.WAITING)
+OPEN, ENDS = (
+    OperationState.PROPOSED,
+    (OperationState.DONE, OperationState.FAILED, OperationState.WAITING),
+)
 CRASHES = st.none() | st.integers(0, 45)
 LIFE = ("activate", "deactivate", "schedule-destruction", "restore", "destroy", "resume", "rotate")
 WAITS = (0, 2 * HOUR, 3 * DAY)
 
 
 class Officers(Appliance):
-    """All that officers, the world and the machine can do."""
+    """All that officers, the context and the machine can do."""
 
     @initialize()
     def keys(self) -> None:
@@ -116,7 +119,7 @@ class Officers(Appliance):
         ended = self.stage.operation(identity)
         assert ended.state in (*ENDS, OPEN), ended.note
         assert ended.state is not OPEN or crashes[0] is not None
-        if ended.state is State.DONE and not full:
+        if ended.state is OperationState.DONE and not full:
             assert ended.recorded
 
     @rule(data=st.data(), who=st.sampled_from(EVERYBODY), what=st.sampled_from([0, 0, 0, 1, 2, 3]))
@@ -142,7 +145,7 @@ class Officers(Appliance):
         )
         with self.step():
             try:
-                self.stage.desk.approve(who, operation.id, signature)
+                self.stage.proposals.approve(who, operation.id, signature)
                 heard = True
             except CallError:
                 heard = False
@@ -158,7 +161,7 @@ class Officers(Appliance):
         operation = data.draw(st.sampled_from(operations))
         with self.step():
             try:
-                self.stage.desk.reject(who, operation.id, "no")
+                self.stage.proposals.reject(who, operation.id, "no")
             except CallError:
                 assert operation.state_at(self.stage.clock.now()) is not OPEN
                 return
@@ -166,13 +169,13 @@ class Officers(Appliance):
 
     @rule(data=st.data(), crashes=st.tuples(CRASHES, CRASHES))
     def retry(self, data: st.DataObject, crashes: tuple[int | None, int | None]) -> None:
-        failed = self.operations(State.FAILED)
+        failed = self.operations(OperationState.FAILED)
         if not failed:
             return
         operation = data.draw(st.sampled_from(failed))
         with self.step(*crashes):
             try:
-                self.stage.desk.retry(self.one(), operation.id)
+                self.stage.proposals.retry(self.one(), operation.id)
             except CallError:  # only what has made something goes on after its time
                 if operation.done or self.stage.clock.now() < operation.proposal.expires_at:
                     raise
@@ -180,7 +183,7 @@ class Officers(Appliance):
     @rule(data=st.data(), crash=CRASHES, wrong=st.booleans())
     def certify(self, data: st.DataObject, crash: int | None, wrong: bool) -> None:
         """The authority, or another one, answers a rotation's requests; not always all of them."""
-        waiting = self.operations(State.WAITING)
+        waiting = self.operations(OperationState.WAITING)
         if not waiting:
             return
         operation = data.draw(st.sampled_from(waiting))
@@ -196,7 +199,7 @@ class Officers(Appliance):
         certificates = [pem(issuer.certify(v.spki)).encode() for v in some]
         with self.step(crash, at=operation.id):
             try:
-                self.stage.desk.import_certificates(
+                self.stage.proposals.import_certificates(
                     operation.proposal.proposer, operation.id, certificates
                 )
             except CallError:
@@ -259,7 +262,7 @@ class Officers(Appliance):
         before = Shadow.of(self.stage.registry)
         now = self.stage.clock.now() + 0.01
         halted = {v.name: after for v in meant if (after := stopped(v, now, end=end))}
-        act = self.stage.acts.compromise if end else self.stage.acts.suspend_key
+        act = self.stage.emergency.compromise if end else self.stage.emergency.suspend_key
         with self.acting(before, replace(before, versions={**before.versions, **halted}), crash):
             try:
                 act(self.one(), name, "it was seen elsewhere")
@@ -282,7 +285,7 @@ class Officers(Appliance):
         before = Shadow.of(self.stage.registry)
         flags = before.flags | {(str(scope[0]), scope[1])}
         with self.acting(before, replace(before, flags=flags), crash):
-            self.stage.acts.suspend(self.one(), *scope, "a break-in")
+            self.stage.emergency.suspend(self.one(), *scope, "a break-in")
 
     # --- the world around ------------------------------------------------------------------
 
@@ -292,7 +295,7 @@ class Officers(Appliance):
             self.stage.clock.forward(seconds)
         # For good only by the log's time: behind that no clock goes back.
         now = self.stage.log.last_time / 1e6
-        self.over |= {o.id for o in self.operations() if o.state_at(now) is State.EXPIRED}
+        self.over |= {o.id for o in self.operations() if o.state_at(now) is OperationState.EXPIRED}
 
     @rule(seconds=st.sampled_from([1, DAY, 400 * DAY]))
     def clock_set_back(self, seconds: int) -> None:

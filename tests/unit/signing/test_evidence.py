@@ -34,7 +34,7 @@ from signer.formats.signature import signature_length
 from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
-from signer.officers.offline_check import DualControl
+from signer.officers.offline_check import ApprovalFold
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
@@ -333,7 +333,7 @@ def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_
     known = Checkpoint(ORIGIN, *log.tree_head())
     log.close()
     # What people did wrong is told by the verification, and does not stop a start.
-    report = verify_log(tmp_path / "audit", ORIGIN, [known], folds=[DualControl])
+    report = verify_log(tmp_path / "audit", ORIGIN, [known], folds=[ApprovalFold])
     [problem] = report.problems
     assert problem.startswith("record 1: ")
     log = opened(tmp_path / "audit", after, (known,))
