@@ -1,8 +1,9 @@
-"""How texts for people name numbers of things, and members of documents."""
+"""How texts for people name numbers of things, members of documents, and times."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 IS_UNKNOWN = "is not known here; check the spelling"
 IS_MISSING = "is missing"
@@ -23,3 +24,8 @@ def dotted(path: str, parts: Sequence[str | int]) -> str:
     for part in parts:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
+
+
+def utc(time: float) -> str:
+    """Returns a time in seconds since the epoch as ``2030-01-01T00:00:00Z``."""
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"

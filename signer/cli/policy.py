@@ -16,7 +16,7 @@ from signer.cli.tables import print_table
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.model import ContentRules, Format, KeyName
+    from signer.model import Format, KeyName
     from signer.policy.decide import Decision
     from signer.policy.rules import Facility, Policy, Terms
 
@@ -151,39 +151,6 @@ def _rows(facility: Facility) -> list[tuple[str, Terms]]:
     return [("*", facility.terms), *sorted(facility.keys.items())]
 
 
-def _rules(terms: Terms) -> dict[str, object]:
-    """Returns the rules by their names in the policy; None where nothing is restricted."""
-    hcert = terms.hcert
-    return {
-        "formats": sorted(terms.formats),
-        "algorithms": sorted(terms.algorithms),
-        "max_batch_items": terms.max_batch_items,
-        "quotas": [str(quota) for quota in terms.quotas],
-        "hours": str(terms.hours) if terms.hours else None,
-        "valid_from": _utc(terms.valid_from),
-        "valid_until": _utc(terms.valid_until),
-        "delegation": terms.delegation,
-        "priority": terms.priority,
-        "check_every": terms.check_every,
-        "hcert": {"issuer": hcert.issuer, "validity_days": hcert.validity // 86_400}
-        if hcert
-        else None,
-        "content": _restrictions(terms.content),
-    }
-
-
-def _restrictions(content: ContentRules) -> dict[str, object]:
-    found = {
-        "countries": sorted(content.countries),
-        "issuers": sorted(content.issuers),
-        "certificate_types": sorted(content.certificate_types),
-        "identifier_prefix": content.identifier_prefix,
-        "required_members": sorted(content.required_members),
-    }
-    stated: dict[str, object] = {name: value for name, value in found.items() if value}
-    return stated if content.future_dates else stated | {"future_dates": False}
-
-
 def _clients(policy: Policy, terms: Terms) -> list[str]:
     """Returns all who may sign: the group's clients too, where it is delegated to them."""
     clients = policy.facilities[terms.facility].clients
@@ -193,7 +160,9 @@ def _clients(policy: Policy, terms: Terms) -> list[str]:
 
 
 def _described(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
-    rules = _rules(terms)
+    from signer.policy.narrow import shown
+
+    rules = shown(terms)
     return {
         "facility": terms.facility,
         "group": terms.group,
@@ -204,28 +173,18 @@ def _described(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
     }
 
 
-def _utc(time: float | None) -> str | None:
-    return None if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_text(part)}" for name, part in value.items()) or "-"
-    if isinstance(value, list):
-        return ", ".join(value) or "-"
-    return "-" if value is None else str(value)
-
-
 def _cell(name: str, value: object) -> str:
-    """Returns a value as it is shown: no formats are none, other empty rules restrict nothing."""
-    return "none" if name == "formats" and not value else _text(value)
+    """Returns a value for people: no formats are none, other empty rules restrict nothing."""
+    from signer.policy.narrow import in_words
+
+    return in_words(value, "none" if name == "formats" else "-")
 
 
 def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
+    from signer.policy.narrow import shown
+
     table = [
-        {"facility": terms.facility, "group": terms.group, "key": key, **_rules(terms)}
+        {"facility": terms.facility, "group": terms.group, "key": key, **shown(terms)}
         for key, terms in rows
     ]
     if table:
@@ -239,10 +198,12 @@ def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
 
 def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:
     """Prints one facility, a line for each rule of each key."""
+    from signer.policy.narrow import shown
+
     lines = []
     for key, terms in rows:
-        lines.append((key, "clients", _text(_clients(policy, terms)), ""))
-        for name, value in _rules(terms).items():
+        lines.append((key, "clients", ", ".join(_clients(policy, terms)) or "-", ""))
+        for name, value in shown(terms).items():
             free = name != "formats" and value in (None, [], {})
             lines.append((key, name, _cell(name, value), "" if free else terms.rule(name)))
     print_table(("key", "what", "value", "rule"), lines)

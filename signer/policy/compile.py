@@ -15,7 +15,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from signer.errors import Violation
-from signer.model import IDENTIFIER, ContentRules, HcertTerms, Role
+from signer.model import IDENTIFIER, Role
 from signer.policy.document import (
     FacilityRules,
     GroupRules,
@@ -23,10 +23,9 @@ from signer.policy.document import (
     StaffRules,
 )
 from signer.policy.fit import check_key, check_members, check_profile, check_use, of_unlisted_keys
-from signer.policy.narrow import narrow
-from signer.policy.rules import Facility, Group, Level, Policy, Terms
+from signer.policy.narrow import narrow, profile_terms
+from signer.policy.rules import Facility, Group, Policy, Terms
 from signer.policy.values import serials
-from signer.policy.windows import DAY_SECONDS
 from signer.strict import StrictModel, problems_of
 from signer.text import dotted
 
@@ -120,29 +119,9 @@ def _is_identifier(path: str, name: str, problems: list[Violation]) -> bool:
 
 
 def _profile(path: str, rules: Profile, problems: list[Violation]) -> Terms:
-    """Returns the terms that a profile gives; what it does not state has the strict default."""
     check_profile(path, rules, problems)
     check_use(path, rules, rules.formats, problems)
-    hcert = rules.hcert
-    return Terms(
-        facility="",
-        group=None,
-        formats=rules.formats,
-        algorithms=rules.algorithms,
-        max_batch_items=rules.max_batch_items,
-        quotas=rules.quotas or (),
-        hours=rules.hours.hours() if rules.hours else None,
-        valid_from=rules.valid_from,
-        valid_until=rules.valid_until,
-        delegation=rules.delegation or False,
-        priority=rules.priority or "normal",
-        check_every=rules.check_every or 1,
-        hcert=HcertTerms(hcert.issuer, hcert.validity_days * DAY_SECONDS)
-        if hcert and hcert.issuer and hcert.validity_days
-        else None,
-        content=rules.content.rules() if rules.content else ContentRules(),
-        levels=(Level(path, rules),),
-    )
+    return profile_terms(path, rules, problems)
 
 
 def _check_names(

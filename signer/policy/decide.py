@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from signer.errors import Reason
 from signer.model import Algorithm, Format, KeyName, Role
 from signer.policy.rules import Policy, Terms
 from signer.policy.windows import Hours
+from signer.text import utc
 
 DEFAULT_DENY = "default.deny"
 """The rule behind a denial that nothing in the policy states."""
@@ -102,12 +102,12 @@ def decide(policy: Policy, principal: str, key: KeyName, requested: Format, now:
     return _not_now(terms, now) or Decision(terms, rule)
 
 
-def check_algorithm(terms: Terms, requested: Format, algorithm: Algorithm) -> Decision:
-    """Decides whether a key of this algorithm may sign, once the key is known."""
-    if algorithm not in terms.algorithms:
-        denier = _denier(terms, "algorithms", lambda algorithms: algorithm not in algorithms)
-        return _denied(denier, f"{requested} is not allowed with a key for {algorithm}")
-    return Decision(terms, terms.rule("algorithms"))
+def check_algorithm(terms: Terms, requested: Format, algorithm: Algorithm) -> Decision | None:
+    """Returns the denial of a key with this algorithm; None where it is allowed."""
+    if algorithm in terms.algorithms:
+        return None
+    denier = _denier(terms, "algorithms", lambda algorithms: algorithm not in algorithms)
+    return _denied(denier, f"{requested} is not allowed with a key for {algorithm}")
 
 
 def _right(policy: Policy, principal: str, key: KeyName) -> tuple[Terms, str] | None:
@@ -115,7 +115,7 @@ def _right(policy: Policy, principal: str, key: KeyName) -> tuple[Terms, str] | 
     facility = policy.facilities.get(key.facility)
     if facility is None:
         return None
-    terms = facility.terms_of(key.key)
+    terms = facility.keys.get(key.key, facility.terms)
     if principal in facility.clients:
         return terms, f"facilities.{key.facility}.clients"
     group = terms.group
@@ -128,10 +128,10 @@ def _not_now(terms: Terms, now: float) -> Decision | None:
     """Returns the denial of a time outside of validity or opening hours."""
     if terms.valid_from is not None and now < terms.valid_from:
         denier = _denier(terms, "valid_from", lambda start: now < start)
-        return _denied(denier, f"signing is allowed from {_utc(terms.valid_from)} on")
+        return _denied(denier, f"signing is allowed from {utc(terms.valid_from)} on")
     if terms.valid_until is not None and now >= terms.valid_until:
         denier = _denier(terms, "valid_until", lambda end: now >= end)
-        return _denied(denier, f"signing was allowed until {_utc(terms.valid_until)}")
+        return _denied(denier, f"signing was allowed until {utc(terms.valid_until)}")
     if terms.hours is not None and not terms.hours.is_open(now):
         return _closed(terms, terms.hours, now)
     return None
@@ -143,7 +143,7 @@ def _closed(terms: Terms, hours: Hours, now: float) -> Decision:
         None,
         _denier(terms, "hours", lambda stated: not stated.hours().is_open(now)),
         Reason.CLOSED_HOURS,
-        f"closed now; signing is allowed again from {_utc(opening)} on",
+        f"closed now; signing is allowed again from {utc(opening)} on",
         retry_after=opening - now,
     )
 
@@ -156,7 +156,3 @@ def _denier(terms: Terms, name: str, denies: Callable[[Any], bool]) -> str:
 
 def _denied(rule: str, message: str) -> Decision:
     return Decision(None, rule, Reason.POLICY_DENIED, message)
-
-
-def _utc(time: float) -> str:
-    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import fields
 
 from signer.model import Role
+from signer.policy.narrow import in_words, shown
 from signer.policy.rules import Facility, Policy, Terms
-
-_TOLD_ELSEWHERE = {"levels", "facility"}
 
 
 def difference(before: Policy, after: Policy) -> list[str]:
@@ -72,22 +70,19 @@ def _facility(name: str, old: Facility, new: Facility) -> Iterator[str]:
 
 
 def _changed(what: str, old: Terms, new: Terms) -> Iterator[str]:
-    for field in fields(Terms):
-        if field.name in _TOLD_ELSEWHERE:
-            continue
-        was, will = getattr(old, field.name), getattr(new, field.name)
-        if was != will:
-            yield f"~ {what}: {field.name} {_shown(was)} becomes {_shown(will)}"
+    if old.group != new.group:
+        yield f"~ {what}: group {old.group or 'none'} becomes {new.group or 'none'}"
+    were, are = shown(old), shown(new)
+    for name, value in are.items():
+        if (was := were[name]) != value:
+            yield f"~ {what}: {name} {in_words(was, 'none')} becomes {in_words(value, 'none')}"
 
 
 def _terms(terms: Terms) -> str:
-    return f"formats {_shown(terms.formats)}, algorithms {_shown(terms.algorithms)}"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, frozenset | tuple):
-        return ", ".join(sorted(map(str, value))) or "none"
-    return "none" if value is None else str(value)
+    rules = shown(terms)
+    return ", ".join(
+        f"{name} {in_words(rules[name], 'none')}" for name in ("formats", "algorithms")
+    )
 
 
 def _set(what: str, old: AbstractSet[str], new: AbstractSet[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, PlainValidator, model_validator
 
-from signer.model import Algorithm, ContentRules, Format
+from signer.model import Algorithm, Format
 from signer.policy import values
 from signer.policy.windows import Hours, weekly
 from signer.strict import StrictModel
@@ -70,18 +70,6 @@ class Content(StrictModel):
     identifier_prefix: str | None = Field(None, min_length=1)
     future_dates: bool | None = None
     required_members: Names | None = None
-
-    def rules(self) -> ContentRules:
-        """Returns these rules by themselves."""
-        nothing: frozenset[str] = frozenset()
-        return ContentRules(
-            countries=self.countries or nothing,
-            issuers=self.issuers or nothing,
-            certificate_types=self.certificate_types or nothing,
-            identifier_prefix=self.identifier_prefix,
-            future_dates=self.future_dates is not False,
-            required_members=self.required_members or nothing,
-        )
 
 
 class Rules(StrictModel):

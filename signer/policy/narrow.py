@@ -1,9 +1,14 @@
-"""How rules narrow the terms that they are stated under. Nothing ever widens."""
+"""The rules, one row each: how an inner statement narrows an outer value, default, and display.
+
+A profile states rules, a facility narrows them, a key of it narrows them again. Nothing
+widens. ``document`` reads what is stated; ``rules.Terms`` holds the values in force.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
 from signer.model import ContentRules, HcertTerms
@@ -11,154 +16,224 @@ from signer.policy.document import Content, Hcert, OpeningHours, Rules
 from signer.policy.rules import WEIGHTS, Level, Terms
 from signer.policy.values import Quota
 from signer.policy.windows import DAY_SECONDS, Hours
+from signer.text import utc
 
-T = TypeVar("T", bound=str)
+N = TypeVar("N", int, bool)
 
-_RULES = frozenset(Rules.model_fields)
+
+class Rule(NamedTuple):
+    """One rule of a policy, under its name in documents and in Terms.
+
+    ``narrow`` takes where the rule is stated, its name, the statement, and the outer value
+    (None in a profile), and returns the value in force. ``default`` is the value of a
+    profile that does not state the rule. ``show`` returns plain values for JSON and
+    for people: None, [] or {} where nothing is restricted.
+    """
+
+    name: str
+    narrow: Callable[[Place, str, Any, Any], object]
+    default: object = None
+    show: Callable[[Any], object] = lambda value: value
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where rules are stated: their dotted path, and the terms around them if they narrow any."""
+
+    path: str
+    outer: Terms | None
+    problems: list[Violation]
+
+    def wrong(self, name: str, text: str) -> None:
+        self.problems.append(Violation(f"{self.path}.{name}", text))
+
+    def wider(self, name: str, text: str) -> None:
+        self.wrong(name, f"{text} {self.around(name)}, which may only be narrowed")
+
+    def around(self, name: str) -> str:
+        """Returns the dotted path of the rule that a statement narrows."""
+        return self.outer.rule(name.partition(".")[0]) if self.outer else self.path
+
+
+def profile_terms(path: str, rules: Rules, problems: list[Violation]) -> Terms:
+    """Returns the terms that a profile gives."""
+    place = Place(path, None, problems)
+    values: dict[str, Any] = {}
+    for rule in RULES:
+        stated = getattr(rules, rule.name)
+        values[rule.name] = (
+            rule.default if stated is None else rule.narrow(place, rule.name, stated, None)
+        )
+    return Terms(facility="", group=None, levels=(Level(path, rules),), **values)
 
 
 def narrow(outer: Terms, path: str, rules: Rules, problems: list[Violation]) -> Terms:
     """Returns what ``rules``, stated at ``path``, leave of the terms ``outer``.
 
-    Where a rule would widen, a problem is added; the result counts no longer.
+    Where a rule would widen, a problem is added, and the result must not be used.
     """
-    if not rules.model_fields_set & _RULES:
+    if not rules.model_fields_set & _NAMES:
         return outer
-    under = _Under(outer, path, problems)
-    valid_from, valid_until = under.validity(rules.valid_from, rules.valid_until)
-    return replace(
-        outer,
-        formats=under.subset("formats", rules.formats, outer.formats),
-        algorithms=under.subset("algorithms", rules.algorithms, outer.algorithms),
-        max_batch_items=under.at_most(
-            "max_batch_items", rules.max_batch_items, outer.max_batch_items
-        ),
-        quotas=under.quotas(rules.quotas or ()),
-        hours=under.hours(rules.hours),
-        valid_from=valid_from,
-        valid_until=valid_until,
-        delegation=under.delegation(rules.delegation),
-        priority=under.priority(rules.priority),
-        check_every=under.at_most("check_every", rules.check_every, outer.check_every),
-        hcert=under.hcert(rules.hcert),
-        content=under.content(rules.content),
-        levels=(*outer.levels, Level(path, rules)),
+    place = Place(path, outer, problems)
+    values: dict[str, Any] = {
+        rule.name: rule.narrow(place, rule.name, stated, getattr(outer, rule.name))
+        for rule in RULES
+        if (stated := getattr(rules, rule.name)) is not None
+    }
+    terms = replace(outer, levels=(*outer.levels, Level(path, rules)), **values)
+    start, end = terms.valid_from, terms.valid_until
+    if start is not None and end is not None and start >= end:
+        name = "valid_until" if rules.valid_until is not None else "valid_from"
+        place.wrong(name, "leaves no time between valid_from and valid_until")
+    return terms
+
+
+def shown(terms: Terms) -> dict[str, object]:
+    """Returns the value of each rule, in plain values."""
+    return {rule.name: rule.show(getattr(terms, rule.name)) for rule in RULES}
+
+
+def in_words(value: object, nothing: str) -> str:
+    """Returns a value of ``shown`` for people; ``nothing`` for one that is empty."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{k}: {in_words(v, nothing)}" for k, v in value.items()) or nothing
+    if isinstance(value, list):
+        return ", ".join(value) or nothing
+    return nothing if value is None else str(value)
+
+
+def _subset(
+    place: Place, name: str, mine: frozenset[str], outer: frozenset[str] | None
+) -> frozenset[str]:
+    if outer is not None and (more := mine - outer):
+        place.wider(name, f"{', '.join(sorted(more))} is not in")
+    return mine
+
+
+def _at_most(place: Place, name: str, mine: N, outer: N | None) -> N:
+    """For numbers, and for flags: false is narrower than true."""
+    if outer is not None and mine > outer:
+        place.wider(name, f"{str(mine).lower()} is more than {str(outer).lower()} of")
+    return mine
+
+
+def _priority(place: Place, name: str, mine: str, outer: str | None) -> str:
+    if outer is not None and WEIGHTS[mine] > WEIGHTS[outer]:
+        place.wider(name, f"{mine} is above {outer} of")
+    return mine
+
+
+def _latest(_place: Place, _name: str, mine: float, outer: float | None) -> float:
+    return mine if outer is None else max(mine, outer)
+
+
+def _earliest(_place: Place, _name: str, mine: float, outer: float | None) -> float:
+    return mine if outer is None else min(mine, outer)
+
+
+def _quotas(
+    place: Place, name: str, mine: tuple[Quota, ...], outer: tuple[Quota, ...] | None
+) -> tuple[Quota, ...]:
+    """All windows apply; of two quotas for one window, the inner one, which must be smaller."""
+    by_window = {quota.window_seconds: quota for quota in outer or ()}
+    for quota in mine:
+        around = by_window.get(quota.window_seconds)
+        if around is not None and quota.limit > around.limit:
+            place.wider(name, f"{quota} is more than {around} of")
+        by_window[quota.window_seconds] = quota
+    return tuple(by_window[window] for window in sorted(by_window))
+
+
+def _hours(place: Place, name: str, mine: OpeningHours, outer: Hours | None) -> Hours | None:
+    """It is open when both are. One time zone, so that the result is the plan of a week again."""
+    if outer is None:
+        return mine.hours()
+    if mine.time_zone.key != outer.zone.key:
+        text = f"should be {outer.zone.key}, as in {place.around(name)}"
+        place.wrong(f"{name}.time_zone", text)
+        return outer
+    both = mine.hours().intersection(outer)
+    if both is None:
+        place.wrong(name, f"is never open at the same time as {place.around(name)}")
+    return both
+
+
+def _hcert(place: Place, name: str, mine: Hcert, outer: HcertTerms | None) -> HcertTerms | None:
+    """A profile states both members (see ``fit``), a facility or key may narrow the validity."""
+    if outer is None:
+        if mine.issuer is None or mine.validity_days is None:
+            return None
+        return HcertTerms(mine.issuer, mine.validity_days * DAY_SECONDS)
+    if mine.issuer not in (None, outer.issuer):
+        place.wrong(f"{name}.issuer", f"should be {outer.issuer}, as in the profile")
+    if mine.validity_days is None:
+        return outer
+    days = _at_most(
+        place, f"{name}.validity_days", mine.validity_days, outer.validity // DAY_SECONDS
+    )
+    return HcertTerms(outer.issuer, days * DAY_SECONDS)
+
+
+def _content(place: Place, name: str, mine: Content, outer: ContentRules | None) -> ContentRules:
+    outer = outer or ContentRules()
+    prefix = mine.identifier_prefix or outer.identifier_prefix or ""
+    if not prefix.startswith(outer.identifier_prefix or ""):
+        place.wrong(f"{name}.identifier_prefix", f"should begin with {outer.identifier_prefix}")
+    future_dates = outer.future_dates
+    if mine.future_dates is not None:
+        future_dates = _at_most(place, f"{name}.future_dates", mine.future_dates, future_dates)
+
+    def among(member: str) -> frozenset[str]:
+        stated, around = getattr(mine, member), getattr(outer, member)
+        # None stated: inherited. An empty set around restricts nothing.
+        return _subset(place, f"{name}.{member}", stated, around or None) if stated else around
+
+    return ContentRules(
+        countries=among("countries"),
+        issuers=among("issuers"),
+        certificate_types=among("certificate_types"),
+        identifier_prefix=prefix or None,
+        future_dates=future_dates,
+        required_members=outer.required_members | (mine.required_members or frozenset()),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Under:
-    """The terms around, where the rules stand that narrow them, and what is wrong there."""
+def _show_hcert(terms: HcertTerms | None) -> dict[str, object] | None:
+    if terms is None:
+        return None
+    return {"issuer": terms.issuer, "validity_days": terms.validity // DAY_SECONDS}
 
-    outer: Terms
-    path: str
-    problems: list[Violation]
 
-    def subset(self, name: str, mine: frozenset[T] | None, theirs: frozenset[T]) -> frozenset[T]:
-        if mine is None:
-            return theirs
-        if more := mine - theirs:
-            self._wider(name, f"{', '.join(sorted(more))} is not in")
-        return mine
+def _show_content(content: ContentRules) -> dict[str, object]:
+    members: Mapping[str, object] = {
+        "countries": sorted(content.countries),
+        "issuers": sorted(content.issuers),
+        "certificate_types": sorted(content.certificate_types),
+        "identifier_prefix": content.identifier_prefix,
+        "required_members": sorted(content.required_members),
+        "future_dates": None if content.future_dates else False,
+    }
+    return {name: value for name, value in members.items() if value not in (None, [])}
 
-    def at_most(self, name: str, mine: int | None, theirs: int) -> int:
-        if mine is None:
-            return theirs
-        if mine > theirs:
-            self._wider(name, f"{mine} is more than {theirs} of")
-        return mine
 
-    def priority(self, mine: str | None) -> str:
-        if mine is None:
-            return self.outer.priority
-        if WEIGHTS[mine] > WEIGHTS[self.outer.priority]:
-            self._wider("priority", f"{mine} is above {self.outer.priority} of")
-        return mine
+def _show_time(time: float | None) -> str | None:
+    return None if time is None else utc(time)
 
-    def quotas(self, mine: tuple[Quota, ...]) -> tuple[Quota, ...]:
-        """Of two quotas for one window the smaller one counts; all windows apply."""
-        by_window = {quota.window_seconds: quota for quota in self.outer.quotas}
-        for quota in mine:
-            around = by_window.get(quota.window_seconds)
-            if around is not None and quota.limit > around.limit:
-                self._wider("quotas", f"{quota} is more than {around} of")
-            by_window[quota.window_seconds] = quota
-        return tuple(by_window[window] for window in sorted(by_window))
 
-    def hours(self, mine: OpeningHours | None) -> Hours | None:
-        """Open is when both are. One zone, so that this is a plan of a week again."""
-        around = self.outer.hours
-        if mine is None or around is None:
-            return mine.hours() if mine else around
-        if mine.time_zone.key != around.zone.key:
-            rule = self.outer.rule("hours")
-            self._wrong("hours.time_zone", f"should be {around.zone.key}, the one of {rule}")
-            return around
-        both = mine.hours().intersection(around)
-        if both is None:
-            self._wrong("hours", f"is never open together with {self.outer.rule('hours')}")
-        return both
-
-    def validity(
-        self, valid_from: float | None, valid_until: float | None
-    ) -> tuple[float | None, float | None]:
-        begins = [time for time in (self.outer.valid_from, valid_from) if time is not None]
-        ends = [time for time in (self.outer.valid_until, valid_until) if time is not None]
-        start, end = max(begins, default=None), min(ends, default=None)
-        if start is not None and end is not None and start >= end:
-            name = "valid_until" if valid_until is not None else "valid_from"
-            self._wrong(name, "leaves no time between valid_from and valid_until")
-        return start, end
-
-    def delegation(self, mine: bool | None) -> bool:
-        if mine and not self.outer.delegation:
-            self._wider("delegation", "true is more than")
-        return self.outer.delegation if mine is None else mine
-
-    def hcert(self, mine: Hcert | None) -> HcertTerms | None:
-        around = self.outer.hcert
-        if mine is None or around is None:  # None around: fit tells that HCERT is not in formats
-            return around
-        if mine.issuer not in (None, around.issuer):
-            self._wrong("hcert.issuer", f"should be {around.issuer}, as in the profile")
-        days = self.at_most(
-            "hcert.validity_days", mine.validity_days, around.validity // DAY_SECONDS
-        )
-        return HcertTerms(around.issuer, days * DAY_SECONDS)
-
-    def content(self, mine: Content | None) -> ContentRules:
-        around = self.outer.content
-        if mine is None:
-            return around
-        prefix = mine.identifier_prefix or around.identifier_prefix or ""
-        if not prefix.startswith(around.identifier_prefix or ""):
-            self._wrong(
-                "content.identifier_prefix", f"should begin with {around.identifier_prefix}"
-            )
-        if mine.future_dates and not around.future_dates:
-            self._wider("content.future_dates", "true is more than")
-        return ContentRules(
-            countries=self._among("countries", mine.countries, around.countries),
-            issuers=self._among("issuers", mine.issuers, around.issuers),
-            certificate_types=self._among(
-                "certificate_types", mine.certificate_types, around.certificate_types
-            ),
-            identifier_prefix=prefix or None,
-            future_dates=around.future_dates and mine.future_dates is not False,
-            required_members=around.required_members | (mine.required_members or frozenset()),
-        )
-
-    def _among(
-        self, name: str, mine: frozenset[str] | None, theirs: frozenset[str]
-    ) -> frozenset[str]:
-        """An empty set around restricts nothing (model.ContentRules)."""
-        if not theirs:
-            return mine or theirs
-        return self.subset(f"content.{name}", mine, theirs)
-
-    def _wider(self, name: str, text: str) -> None:
-        rule = self.outer.rule(name.partition(".")[0])
-        self._wrong(name, f"{text} {rule}, which may only be narrowed")
-
-    def _wrong(self, name: str, text: str) -> None:
-        self.problems.append(Violation(f"{self.path}.{name}", text))
+RULES = (
+    Rule("formats", _subset, show=sorted),
+    Rule("algorithms", _subset, show=sorted),
+    Rule("max_batch_items", _at_most),
+    Rule("quotas", _quotas, (), show=lambda quotas: list(map(str, quotas))),
+    Rule("hours", _hours, show=lambda hours: str(hours) if hours else None),
+    Rule("valid_from", _latest, show=_show_time),
+    Rule("valid_until", _earliest, show=_show_time),
+    Rule("delegation", _at_most, default=False),
+    Rule("priority", _priority, "normal"),
+    Rule("check_every", _at_most, 1),
+    Rule("hcert", _hcert, show=_show_hcert),
+    Rule("content", _content, ContentRules(), show=_show_content),
+)
+_NAMES = frozenset(rule.name for rule in RULES)

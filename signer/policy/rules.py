@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from signer.model import Algorithm, ContentRules, Format, HcertTerms, KeyName, Role
 from signer.policy.document import Rules
@@ -48,11 +48,11 @@ class Terms:
     hcert: HcertTerms | None
     content: ContentRules
     levels: tuple[Level, ...]
+    weight: int = field(init=False)
 
-    @property
-    def weight(self) -> int:
-        """Share of the HSM beside other facilities; see WEIGHTS."""
-        return WEIGHTS[self.priority]
+    def __post_init__(self) -> None:
+        """Works out what the signing path asks for."""
+        object.__setattr__(self, "weight", WEIGHTS[self.priority])
 
     def rule(self, name: str) -> str:
         """Dotted path of the innermost statement of a rule, ``default`` for none.

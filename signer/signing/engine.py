@@ -310,7 +310,8 @@ def _allowed_version(
     if reason := snapshot.suspended.reason(terms.facility):
         raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, reason)
     version = _find_version(snapshot.keys, request, now)
-    _granted(check_algorithm(terms, request.format, version.algorithm))
+    if denial := check_algorithm(terms, request.format, version.algorithm):
+        _granted(denial)
     return version
 
 

@@ -206,8 +206,9 @@ def test_validity_is_from_its_first_second_to_before_its_last(
 
 def test_algorithm_is_checked_once_the_key_is_known() -> None:
     terms = POLICY.facilities["01-001"].terms
-    assert check_algorithm(terms, Format.JWS, Algorithm.ES256).allowed
+    assert check_algorithm(terms, Format.JWS, Algorithm.ES256) is None
     denied = check_algorithm(terms, Format.JWS, Algorithm.RS256)
+    assert denied is not None
     assert (denied.reason, denied.rule) == (Reason.POLICY_DENIED, "profiles.clinic.algorithms")
 
 
