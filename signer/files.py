@@ -1,27 +1,48 @@
-"""When the file of a secret is kept from others well enough."""
+"""Files that are replaced as a whole, and the permissions of files that contain secrets."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+SECRET, PUBLIC = 0o600, 0o644
 _OTHERS = 0o077
 
 
-def is_private(file: os.stat_result, user: int) -> bool:
-    """Returns whether nobody but its owner may touch a file; ``user`` is who reads it.
+def replace_file(
+    path: Path, content: str | bytes, mode: int = PUBLIC, *, durable: bool = False
+) -> None:
+    """Writes a file beside ``path`` and renames it: readers see the old content or the new.
 
-    Of a file of root's, its group may read: so systemd and Kubernetes hand a secret to a
-    service that is not root, by an ACL (which shows as rights of the group) or by fsGroup.
+    The file has its ``mode`` before it has content. A ``durable`` one is on disk on return,
+    its name excepted. Raises OSError.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    draft = path.with_name(f".{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(descriptor)
+    draft.replace(path)
+
+
+def is_private(file: os.stat_result, user: int) -> bool:
+    """Returns whether only the owner of a file may access it; ``user`` reads it.
+
+    The group of a file that root owns may read it: systemd and Kubernetes give a secret to a
+    service that does not run as root by an ACL (shown as rights of the group) or by fsGroup.
     """
     return not file.st_mode & _OTHERS & ~private_mode(file.st_uid, user)
 
 
 def private_mode(owner: int, user: int) -> int:
-    """Returns the mode to give a secret: to its reader alone, who may not be its owner."""
+    """Returns the mode of a secret that ``owner`` owns and only ``user`` reads."""
     return 0o640 if owner == 0 and user != 0 else 0o600
 
 
 def daemon_user(state: Path) -> int:
-    """Returns whose daemon it is: its own folder tells; before the first start, whoever asks."""
+    """Returns the daemon's uid: the owner of ``state``, or our own before the first start."""
     return state.stat().st_uid if state.is_dir() else os.geteuid()

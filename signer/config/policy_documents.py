@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from signer.config.reader import document_of, read_bounded, refuse, together
 from signer.errors import Violation
+from signer.files import replace_file
 from signer.policy.compile import compile_policy
 from signer.policy.rules import Policy
 
@@ -88,22 +89,16 @@ def write_policy_files(path: Path, text: bytes) -> None:
     files = policy_files(text)
     if not path.is_dir():
         [only] = files
-        _replace(path, only.content)
+        replace_file(path, only.content)
         return
     for file in files:
         target = path / file.name
         if not target.is_file() or target.read_bytes() != file.content:
-            _replace(target, file.content)
+            replace_file(target, file.content)
     kept = {file.name for file in files}
     for other in _policy_files(path):
         if other.name not in kept:
             other.unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
-    draft.replace(path)
 
 
 def _read_files(path: Path) -> list[PolicyFile]:

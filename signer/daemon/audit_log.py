@@ -29,7 +29,7 @@ from signer.audit.write.checkpoints import (
     read_newest,
     set_aside,
 )
-from signer.audit.write.disk import Disk, write_file
+from signer.audit.write.disk import Disk, replace_durably
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
@@ -283,11 +283,7 @@ class Trail:
         try:
             if not path.exists():
                 folder.mkdir(mode=0o750, exist_ok=True)
-                draft, disk = path.with_suffix(".draft"), Disk()
-                disk.remove(draft)
-                write_file(disk, draft, text)
-                disk.rename(draft, path)
-                disk.sync_directory(folder)
+                replace_durably(Disk(), path, text)
         except OSError as error:
             raise OperatorError(
                 f"the policy cannot be kept in {folder} ({error.strerror}): make room there"

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from signer.errors import OperatorError
+from signer.files import SECRET, replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,7 @@ class PinLatch:
 
     def _write(self, **changes: tuple[str, ...] | str | bool) -> None:
         self._record = replace(self._record, **changes)  # type: ignore[arg-type] # fields by name
-        temporary = self._path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(self._record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps(asdict(self._record)), SECRET, durable=True)
 
 
 def make_state(folder: Path) -> None:

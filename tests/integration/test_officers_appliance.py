@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from signer.client import DeniedError, InvalidRequestError
+from signer.files import SECRET, replace_file
 from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
-from signer.tools.dev.files import SECRET, write
 from tests.integration import edge, officers
 from tests.integration.served import Served, verified
 
@@ -42,8 +42,8 @@ class Place:
         self.dir = folder
         for name in ("token", "pki", "state", "policy"):
             (folder / name).mkdir(mode=0o700)
-        write(folder / "softhsm2.conf", texts.softhsm_conf(folder / "token"))
-        write(folder / "pin", "4711-4711\n", SECRET)
+        replace_file(folder / "softhsm2.conf", texts.softhsm_conf(folder / "token"))
+        replace_file(folder / "pin", "4711-4711\n", SECRET)
         module = softhsm.find_module()
         conf = folder / "softhsm2.conf"
         serial = softhsm.init_token(module, conf, "4711-4711", "0815-0815")
@@ -57,7 +57,7 @@ class Place:
             module=module,
             workers=1,
         )
-        write(self.config, text)
+        replace_file(self.config, text)
         pki.server(folder / "pki", pki.authority(folder / "pki", "ca", "servers"))
         clients = pki.authority(folder / "pki", "client-ca", "clients")
         for name in plan.CLIENTS:
@@ -79,7 +79,7 @@ class Place:
         return self.dir / f"pki/{name}.pem"
 
     def put_policy(self, text: str) -> None:
-        write(self.dir / "policy/policy.yaml", text)
+        replace_file(self.dir / "policy/policy.yaml", text)
 
     @property
     def policy(self) -> str:

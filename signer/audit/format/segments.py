@@ -36,6 +36,7 @@ from signer.audit.format.record import (
     parse_with_leaf,
     read_frames,
 )
+from signer.files import replace_file
 
 _NAME = re.compile(r"([0-9]{16})\.log")
 _FORMATS = re.compile(rb"signer audit log [0-9]{1,9}\n")
@@ -186,10 +187,8 @@ class Index:
 
     def save(self, segment: Segment) -> None:
         """Writes the index file. Nothing is lost where that fails: it is only derived."""
-        draft = segment.path.with_suffix(".draft")
         with suppress(OSError):
-            draft.write_bytes(self.encode())
-            draft.replace(segment.index_path)
+            replace_file(segment.index_path, self.encode())
 
 
 class Reader:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
 from signer.audit.format.record import Record, RecordKind
-from signer.audit.write.disk import Disk, write_file
+from signer.audit.write.disk import Disk, replace_durably
 from signer.clock import Clock
 
 NEWEST = "newest"
@@ -64,16 +64,9 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         hour = int(self._clock.now() // _KEEP_EVERY)
         if hour != self._hour:
-            self._replace(f"{checkpoint.size:016d}", note)
-        self._replace(NEWEST, note)
+            replace_durably(self._disk, self.path / f"{checkpoint.size:016d}", note.encode())
+        replace_durably(self._disk, self.path / NEWEST, note.encode())
         self._hour = hour
-
-    def _replace(self, name: str, note: str) -> None:
-        draft = self.path / f"{name}.draft"
-        self._disk.remove(draft)
-        write_file(self._disk, draft, note.encode())
-        self._disk.rename(draft, self.path / name)
-        self._disk.sync_directory(self.path)
 
 
 class Shipper:

@@ -83,3 +83,12 @@ def write_file(disk: Disk, path: Path, data: bytes) -> None:
         disk.sync(descriptor)
     finally:
         disk.close(descriptor)
+
+
+def replace_durably(disk: Disk, path: Path, data: bytes) -> None:
+    """Replaces ``path`` durably: readers see the old content or the new. Raises OSError."""
+    draft = path.with_name(f"{path.name}.draft")
+    disk.remove(draft)
+    write_file(disk, draft, data)
+    disk.rename(draft, path)
+    disk.sync_directory(path.parent)

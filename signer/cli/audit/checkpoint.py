@@ -12,6 +12,7 @@ from signer.cli.audit.place import FILE, errors_told, origin_option, spki_of
 from signer.cli.connection import connect, daemon_options
 from signer.cli.options import json_option
 from signer.errors import OperatorError
+from signer.files import replace_file
 
 if TYPE_CHECKING:
     from signer.audit.format.checkpoint import Checkpoint
@@ -72,7 +73,7 @@ def checkpoint(
                 previous = _verified(_read(previous_file), origin, spki, str(previous_file))
                 _refuse_other_log(client, previous, newest, note)
         if output is not None:
-            _replace(output, note)
+            replace_file(output, note)
     if as_json:
         said = {"origin": newest.origin, "size": newest.size, "root": newest.root.hex()}
         before = previous.size if previous else None
@@ -122,10 +123,3 @@ def _refuse_other_log(
             f"{previous.size} of before: records were changed, or this is another log. Keep "
             f"both checkpoints; this is the daemon's:\n{note}"
         )
-
-
-def _replace(path: Path, note: str) -> None:
-    """Writes the file so that it is never half there: it may be all that is kept of the past."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(note, encoding="utf-8")
-    draft.replace(path)

@@ -24,6 +24,7 @@ from signer.config.models import Config
 from signer.config.policy_documents import load_policy, read_policy
 from signer.daemon.audit_log import begin
 from signer.errors import OperatorError
+from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
 from signer.keys.audit_key import ensure_audit_key
 from signer.keys.certificates import public_key_pem
@@ -34,7 +35,6 @@ from signer.officers.kinds.officer_change import first_officers
 from signer.officers.records import first_officers_fields
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, softhsm, texts
-from signer.tools.dev.files import SECRET, write, write_once
 
 DEFAULT_WORKERS = 2
 
@@ -59,7 +59,7 @@ def provision(
     _refuse_foreign(directory)
     for folder in (directory, *(directory / name for name in ("token", "pki", "state"))):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write(directory / "softhsm2.conf", texts.softhsm_conf(directory / "token"))
+    replace_file(directory / "softhsm2.conf", texts.softhsm_conf(directory / "token"))
     config = _configuration(directory, workers)
     signer_authority = _pki(directory / "pki")
     with Registry.open(config.registry, create=True, migrate=True) as registry:
@@ -75,9 +75,9 @@ def provision(
         index = registry.snapshot()
     for client in plan.CLIENTS:
         text = texts.CLIENT.format(port=config.listen.port, client=client)
-        write(directory / f"client-{client}.yaml", text)
+        replace_file(directory / f"client-{client}.yaml", text)
     described = _describe(directory, config, keys, index)
-    write(directory / "dev.json", json.dumps(described, indent=2) + "\n")
+    replace_file(directory / "dev.json", json.dumps(described, indent=2) + "\n")
     return described
 
 
@@ -106,9 +106,9 @@ def _configuration(directory: Path, workers: int | None) -> Config:
             module=module,
             workers=workers or DEFAULT_WORKERS,
         )
-        write(path, text)
+        replace_file(path, text)
     elif workers is not None:
-        write(path, texts.with_workers(path.read_text(), workers))
+        replace_file(path, texts.with_workers(path.read_text(), workers))
     config = load_config(path)
     _refuse_other_tokens(config, softhsm_conf)
     return config
@@ -116,7 +116,7 @@ def _configuration(directory: Path, workers: int | None) -> Config:
 
 def _new_token(directory: Path, module: Path) -> str:
     pin = secrets.token_hex(16)
-    write(directory / "pin", pin + "\n", SECRET)
+    replace_file(directory / "pin", pin + "\n", SECRET)
     # The security officer's PIN is for setting a lost user PIN: here one starts again.
     return softhsm.init_token(
         module, directory / "softhsm2.conf", pin, so_pin=secrets.token_hex(16)
@@ -225,9 +225,10 @@ def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authori
 
 def _policy(folder: Path, facilities: int) -> None:
     folder.mkdir(exist_ok=True)
-    write_once(folder / "policy.yaml", texts.policy())
+    if not (folder / "policy.yaml").exists():
+        replace_file(folder / "policy.yaml", texts.policy())
     if facilities:
-        write(folder / "load.yaml", texts.load_policy(facilities))
+        replace_file(folder / "load.yaml", texts.load_policy(facilities))
 
 
 def _describe(
@@ -261,10 +262,10 @@ def _describe_key(folder: Path, key: plan.DevKey, index: KeyIndex) -> dict[str, 
     public_key, certificate = (
         folder / f"{key.name.key}.{kind}.pem" for kind in ("public", "certificate")
     )
-    write(public_key, public_key_pem(version.spki))
+    replace_file(public_key, public_key_pem(version.spki))
     if version.certificate is not None:
         pem = load_der_x509_certificate(version.certificate).public_bytes(Encoding.PEM)
-        write(certificate, pem)
+        replace_file(certificate, pem)
     return {
         "name": str(key.name),
         "algorithm": key.algorithm.value,

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from signer.tools.dev.files import SECRET, write
+from signer.files import SECRET, replace_file
 
 SERVER_NAME = "localhost"
 
@@ -82,7 +82,7 @@ def authority(folder: Path, name: str, common_name: str) -> Authority:
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    write(path, certificate.public_bytes(Encoding.PEM))
+    replace_file(path, certificate.public_bytes(Encoding.PEM))
     return Authority(certificate, key)
 
 
@@ -118,13 +118,13 @@ def _leaf(
     if not path.exists():
         key = _new_key(folder / f"{name}.key")
         made = issuer.issue(key.public_key(), _name(name), usage, names, _CLIENT_DAYS)
-        write(path, made.public_bytes(Encoding.PEM))
+        replace_file(path, made.public_bytes(Encoding.PEM))
 
 
 def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write(path, pem, SECRET)
+    replace_file(path, pem, SECRET)
     return key
 
 
