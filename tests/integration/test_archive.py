@@ -1,4 +1,4 @@
-"""docs/audit.md, run as it is printed: a log is archived beside its daemon, and proven later."""
+"""docs/archiving.md works as printed: a log is archived beside its daemon, and proven later."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Site(Document):
     """An appliance whose log has several segments, and the places around it."""
 
     def __init__(self, made: Any, folder: Path) -> None:
-        super().__init__("audit.md")
+        super().__init__("archiving.md")
         self.made, self.folder = made, folder
         self.audit, self.archive, self.mirror = made.dir / "audit", folder / "a", folder / "mirror"
         self.archive.mkdir()
@@ -118,7 +118,7 @@ def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
 
 
 def test_every_block_of_the_document_is_run_here() -> None:
-    assert Document("audit.md").not_run_in(Path(__file__).read_text()) == []
+    assert Document("archiving.md").not_run_in(Path(__file__).read_text()) == []
 
 
 def test_a_log_is_archived_beside_its_daemon_and_an_old_signature_proven(site: Site) -> None:

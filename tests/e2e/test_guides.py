@@ -1,0 +1,32 @@
+"""README and the guides of issuing systems, officers and auditors work as printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.terminal import ROOT, SHELLS, Terminal, blocks, check_outputs
+
+GUIDES = ("README.md", "docs/issuing.md", "docs/officers.md", "docs/auditing.md")
+"""These use one appliance, in this order."""
+LANGUAGES = {"sh", "python", "text"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_guides_work_as_printed(shell: str, tmp_path: Path) -> None:
+    terminal = Terminal(shell, tmp_path)
+    with terminal.appliance():
+        for document in GUIDES:
+            check_outputs(document, terminal)
+    assert (tmp_path / "stubbed").read_text().splitlines() == [
+        "make setup",
+        "make demo",
+        "make test",
+    ]
+
+
+@pytest.mark.parametrize("document", [*GUIDES, "docs/operating.md"])
+def test_every_block_says_what_it_is(document: str) -> None:
+    assert {block.language for block in blocks(document)} <= LANGUAGES
+    assert (ROOT / document).read_text().count("```") == 2 * len(blocks(document))
