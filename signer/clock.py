@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 
@@ -34,18 +33,21 @@ BEHIND_SECONDS = 2.0
 
 
 class FlooredClock(SystemClock):
-    """The machine's clock, but never behind ``floor``: seconds since the epoch, asked each time.
+    """The machine's clock, but never before a floor: the time of the audit log's last record.
 
-    A clock that was set back must not bring a version to life that has ended, nor
-    reopen a quota: time does not go behind the log's last record (DESIGN section 6).
+    A clock that was set back must not reactivate a version that has ended, nor reopen a quota.
     """
 
     def __init__(self) -> None:
-        self.floor: Callable[[], float] = lambda: 0.0
+        self._floor = 0.0
         self._epoch = time.time() - time.monotonic()
 
     def now(self) -> float:
-        return max(time.time(), self.floor())
+        return max(time.time(), self._floor)
+
+    def raise_floor(self, seconds: float) -> None:
+        """Moves the floor forward, to seconds since the epoch; one thread calls this."""
+        self._floor = max(self._floor, seconds)
 
     def machine(self) -> float:
         """What the machine's clock says, right or wrong."""
@@ -58,7 +60,7 @@ class FlooredClock(SystemClock):
         """
         now = time.time()
         jump = now - time.monotonic() - self._epoch
-        if (behind := self.floor() - now) > BEHIND_SECONDS:
+        if (behind := self._floor - now) > BEHIND_SECONDS:
             return f"the clock is {behind:.0f} s behind the audit log"
         if abs(jump) > JUMP_SECONDS:
             return f"the clock has jumped {'forward' if jump > 0 else 'back'} by {abs(jump):.0f} s"

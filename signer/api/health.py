@@ -27,16 +27,21 @@ class Health(health_pb2_grpc.HealthServicer):
     def __init__(self, services: frozenset[str]) -> None:
         self._services = services
         self._changed = threading.Condition()  # guards all that follows
-        self._serving = False
-        self._ended = False
+        self._serving = self._failed = self._ended = False
         self._watches: set[grpc.ServicerContext] = set()
 
     def set_serving(self, serving: bool) -> None:
         """Has watchers told of a change; after ``end`` there is none."""
         with self._changed:
-            if not self._ended and serving != self._serving:
+            if not (self._ended or self._failed) and serving != self._serving:
                 self._serving = serving
                 self._changed.notify_all()
+
+    def fail(self) -> None:
+        """Reports NOT_SERVING from now on; ``set_serving`` has no effect any more."""
+        with self._changed:
+            self._serving, self._failed = False, True
+            self._changed.notify_all()
 
     def end(self) -> None:
         """Says NOT_SERVING for good and has all watches ended: a drain must not wait for them."""

@@ -8,7 +8,9 @@ from concurrent import futures
 from typing import Protocol
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import OVERALL_HEALTH
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 
 from signer.api.control_service import ControlService
@@ -49,6 +51,9 @@ ROLES: Mapping[str, frozenset[Role]] = {
     reflection.SERVICE_NAME: frozenset(Role),
 }
 """Who may call which service; what is not here is closed to everybody."""
+
+HEALTH_SERVICES = frozenset({OVERALL_HEALTH, SIGNING})
+"""The names under which health answers."""
 
 _SPARE_THREADS = HEALTH_CALLS + 8
 """Threads beyond the calls at work: they answer health checks and refuse what is too much."""
@@ -101,6 +106,7 @@ class Server:
         operations: OperationService,
         evidence: EvidenceService,
         control: ControlService,
+        health: Health,
         guard: Guard,
         limits: Limits,
         reflect: bool,
@@ -113,7 +119,7 @@ class Server:
             options=_options(limits),
             maximum_concurrent_rpcs=limits.calls * 4 + _SPARE_THREADS + MAX_WATCHES,
         )
-        self._health = Health(frozenset({health.OVERALL_HEALTH, SIGNING}))
+        self._health = health
         signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, self._server)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, self._server)
         operations_pb2_grpc.add_OperationServiceServicer_to_server(operations, self._server)
@@ -121,7 +127,7 @@ class Server:
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
-            names = (*ROLES, health.SERVICE_NAME)
+            names = (*ROLES, HEALTH)
             reflection.enable_server_reflection(names, self._server)
 
     def listen(self, address: str, certificates: Certificates) -> int:
@@ -140,10 +146,6 @@ class Server:
     def calls(self) -> int:
         """How many calls are at work, health checks aside."""
         return self._guard.calls
-
-    def set_serving(self, serving: bool) -> None:
-        """Tells health checks the truth, for the server as a whole and for signing."""
-        self._health.set_serving(serving)
 
     def expire(self, now: float) -> None:
         """Ends calls whose message is late; to be called every now and then."""

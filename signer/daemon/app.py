@@ -21,16 +21,21 @@ from pathlib import Path
 from signer.api.control_service import ControlService, Reloaded
 from signer.api.evidence_service import EvidenceService
 from signer.api.guard import Guard
+from signer.api.health import Health
 from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
-from signer.api.server import ROLES, Server
+from signer.api.server import HEALTH_SERVICES, ROLES, Server
 from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
+from signer.audit.read.ledger import Ledger
+from signer.audit.write.log import Listener
 from signer.clock import FlooredClock
 from signer.config.loader import load_config
 from signer.config.models import LEVELS, TokenConfig
-from signer.daemon.audit_log import Trail
+from signer.daemon.audit_log import DaemonLog, open_log
+from signer.daemon.catch_up import Decisions
 from signer.daemon.inventory import Reconciler
+from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Follower, check_tokens
 from signer.daemon.status import Vitals
 from signer.errors import ConfigError, OperatorError
@@ -49,10 +54,13 @@ from signer.observe.reports import Reports, tracer
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationDependencies
+from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import Proposals
 from signer.officers.records import OperationRecords
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
+from signer.signing.evidence import Evidence
+from signer.signing.repeat import Repeats
 from signer.signing.request import Served
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
@@ -115,32 +123,56 @@ class Daemon:
             development=development,
         )
         self._served = Served(self._follower.snapshot())
-        self._sealing = audit_key(self._registry, self._clock.now())
-        check_tokens([self._sealing], self._hsm)
+        self._audit_key = audit_key(self._registry, self._clock.now())
+        check_tokens([self._audit_key], self._hsm)
         self._reconciler = Reconciler(
             self._hsm,
-            lambda: [*self._served.snapshot.keys, self._sealing],
+            lambda: [*self._served.snapshot.keys, self._audit_key],
             self._admin,
             self._reports.token_differences,
         )
-        self._trail = Trail(
-            config.audit, self._sealing, self._clock, self._reports, override=override_audit
+        self._health = Health(HEALTH_SERVICES)
+        ledger, approvals = Ledger(), ApprovalFold(checking=False)
+        self._log = open_log(
+            config.audit,
+            self._audit_key,
+            self._clock,
+            self._reports,
+            listeners=(
+                Listener(ledger.apply, Ledger.KINDS, ledger.snapshot),
+                Listener(approvals.apply, ApprovalFold.KINDS, approvals.snapshot),
+            ),
+            on_stop=self._health.fail,
+            override=override_audit,
         )
-        self._clock.floor = lambda: self._trail.log.last_time / 1e6
-        self._usage = Usage()
-        self._trail.evidence.attach(self._trail.log, self._usage)
-        self._reports.keep(self._trail)
+        self._daemon_log = DaemonLog(
+            self._log, ledger, config.audit.directory, self._clock, self._reports
+        )
+        self._sealing = Sealing(
+            config.audit,
+            self._log,
+            self._audit_key,
+            hsm=self._hsm,
+            clock=self._clock,
+            reports=self._reports,
+        )
+        self._usage = _restored(ledger)
+        self._reports.keep(self._daemon_log)
         self._engine = Engine(
             self._served,
             self._hsm,
-            self._trail.evidence,
+            Evidence(self._log),
+            Repeats(self._log, ledger, self._clock),
             usage=self._usage,
             observer=self._reports,
             clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
-        journal = OperationRecords(self._trail.log)
-        self._follower.attach(self._served, self._trail, journal)
+        journal = OperationRecords(self._log)
+        decisions = Decisions(
+            self._registry, self._daemon_log, journal, approvals, development=development
+        )
+        self._follower.attach(self._served, self._daemon_log, decisions)
         self._without_strays: set[str] = set()
         self._waiting_for_strays = threading.Lock()
         self._executor = Executor(self._dependencies(journal))
@@ -148,7 +180,6 @@ class Daemon:
         self._vitals = self._build_vitals()
         self._http: HttpPort | None = None
         self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
-        self._telling = threading.Lock()
         self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
         self._closing = threading.Event()
         self._reloading = threading.Lock()
@@ -162,7 +193,8 @@ class Daemon:
             reasons=self.reasons,
             served=self._served,
             hsm=self._hsm,
-            trail=self._trail,
+            log=self._log,
+            sealing=self._sealing,
             follower=self._follower,
             executor=self._executor,
             server=self._server,
@@ -222,12 +254,13 @@ class Daemon:
             keys=KeyService(self._served, self._usage, self._clock),
             operations=self._operations(journal),
             evidence=EvidenceService(
-                self._trail.log,
-                self._trail.newest_note,
+                self._log,
+                self._sealing.newest_note,
                 self._clock,
                 answer_bytes=limits.message_bytes,
             ),
             control=ControlService(self, self._served, self._usage, self._hsm),
+            health=self._health,
             guard=guard,
             limits=limits,
             reflect=self._config.reflection,
@@ -238,12 +271,12 @@ class Daemon:
         self._hear(signal.SIGHUP)  # by default it would end a daemon that is still starting
         snapshot = self._served.snapshot
         self._follower.begin()
-        self._trail.started(snapshot.policy, snapshot.keys)
+        self._daemon_log.started(snapshot.policy, snapshot.keys)
         self._hsm.start()
         for label, (kind, text) in self._hsm.wait_for_outcomes(START_SECONDS).items():
             if kind is not None and kind.ends_start:
                 raise OperatorError(f"token {label}: {text}")
-        self._trail.start(self._hsm, self._tell_health)
+        self._sealing.start()
         self._hear(signal.SIGTERM, signal.SIGINT)  # who sees it ready may end it: with a drain
         self._reports.watch(self._vitals.readings)
         self._http = HttpPort(
@@ -270,7 +303,8 @@ class Daemon:
         while (left := leave - self._clock.monotonic()) > 0:
             reasons = self._tell_health()
             self._server.expire(self._clock.monotonic())
-            self._trail.tick()
+            self._daemon_log.tick()
+            self._sealing.tick()
             self._vitals.tick()
             self._reports.readiness(reasons)
             if not reasons and not announced:
@@ -289,11 +323,9 @@ class Daemon:
                 leave = self._clock.monotonic() + self._config.limits.drain_notice_seconds
 
     def _tell_health(self) -> list[str]:
-        """Has health say what is so; returns why the daemon does not serve."""
-        # Under the lock, or who looked before the audit log failed could speak after it.
-        with self._telling:
-            reasons = self.reasons()
-            self._server.set_serving(not reasons)
+        """Sets the health status; returns why the daemon does not serve."""
+        reasons = self.reasons()
+        self._health.set_serving(not reasons)
         return reasons
 
     def _hear(self, *numbers: signal.Signals) -> None:
@@ -309,7 +341,8 @@ class Daemon:
         if self._following.is_alive():
             self._following.join()
         self._executor.close()
-        self._trail.close()
+        self._daemon_log.close()
+        self._sealing.close()
         self._hsm.close()
         if self._http is not None:
             self._http.close()
@@ -324,7 +357,7 @@ class Daemon:
     def reasons(self) -> list[str]:
         """Why the daemon does not serve; empty where it does."""
         reasons = self._hsm.reasons()
-        if refusal := self._trail.log.refusal:
+        if refusal := self._log.refusal:
             reasons.append(refusal)
         if not self._listening:
             reasons.append(STARTING)
@@ -398,3 +431,11 @@ class Daemon:
                 self._without_strays.add(label)
         with self._admin(label) as admin:
             yield admin
+
+
+def _restored(ledger: Ledger) -> Usage:
+    """Returns the usage that the log's intents add up to."""
+    usage = Usage()
+    totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
+    usage.restore(ledger.windows(), totals)
+    return usage

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from signer.audit.format.record import Value
 from signer.config.policy_documents import PolicyText
-from signer.daemon.audit_log import Trail
+from signer.daemon.audit_log import DaemonLog
 from signer.errors import OperatorError
 from signer.keys.registry import Registry, RegistryState
 from signer.officers.approval import officers_sha256
 from signer.officers.kinds.officer_change import officers_of
+from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OperationRecords, approval
 from signer.officers.store import OperationStore, StoredOperation
 
@@ -35,31 +36,37 @@ class Decisions:
     """Records of officers and policies in one appliance's log. Raises OperatorError."""
 
     def __init__(
-        self, registry: Registry, trail: Trail, journal: OperationRecords, *, development: bool
+        self,
+        registry: Registry,
+        log: DaemonLog,
+        journal: OperationRecords,
+        approvals: ApprovalFold,
+        *,
+        development: bool,
     ) -> None:
         self._registry, self._store = registry, OperationStore(registry)
-        self._trail, self._journal = trail, journal
+        self._log, self._journal, self._approvals = log, journal, approvals
         self._development = development
         self._told: _Place | None = None
 
     def record(self, state: RegistryState, text: PolicyText, *, files_decide: bool) -> None:
         """Records what is in force where the log does not know it yet, and how it came to be."""
         now = _Place(officers_sha256(state.officers), text.policy.sha256)
-        evidence = self._trail.evidence
+        approvals = self._approvals
         if now == self._told:
             return
         self._told = now
-        if evidence.officers is None and state.officers:
+        if approvals.officers is None and state.officers:
             policy = bytes.fromhex(now.policy)
             self._journal.first_officers(state.officers, policy, development=self._development)
-        known = _Place(officers_sha256(evidence.officers or {}), evidence.policy.hex())
+        known = _Place(officers_sha256(approvals.officers or {}), approvals.policy.hex())
         if not state.officers:
             known = known._replace(officers=now.officers)
         if files_decide:  # the files' policy needs nobody
             known = known._replace(policy=now.policy)
         for operation in self._since(known, now):
             self._tell(operation)
-        self._trail.policy(now.policy, text.text, self._approval(now.policy))
+        self._log.policy(now.policy, text.text, self._approval(now.policy))
 
     def _tell(self, operation: StoredOperation) -> None:
         if operation.proposal.kind == _OFFICERS:
@@ -68,7 +75,7 @@ class Decisions:
         sha256 = str(operation.proposal.details["policy_sha256"])
         content = self._registry.document(sha256)
         if content is not None:
-            self._trail.policy(sha256, content, approval(operation))
+            self._log.policy(sha256, content, approval(operation))
 
     def _approval(self, policy: str) -> Mapping[str, Value]:
         done = self._store.newest_done(_POLICIES)

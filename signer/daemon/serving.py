@@ -24,14 +24,13 @@ from signer.config.policy_documents import (
     read_policy_text,
     write_policy_files,
 )
-from signer.daemon.audit_log import Trail
+from signer.daemon.audit_log import DaemonLog
 from signer.daemon.catch_up import Decisions
 from signer.errors import ConfigError, OperatorError, Violation
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.model import KeyState, KeyVersion, Scope, Suspended
 from signer.officers.kinds.base import OperationContext
-from signer.officers.records import OperationRecords
 from signer.policy.officers import officer_problems, with_officers
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
@@ -79,7 +78,7 @@ class Follower:
         self._next_end = _FOREVER
         self._ended_until = clock.now()  # copies of what ended before are gone
         self._served: Served
-        self._trail: Trail
+        self._log: DaemonLog
         self._decisions: Decisions
         state = registry.state()
         check_tokens(state.keys, self.hsm)
@@ -96,10 +95,9 @@ class Follower:
             with_officers(policy, state.officers), state.keys, _suspended(state, policy)
         )
 
-    def attach(self, served: Served, trail: Trail, journal: OperationRecords) -> None:
+    def attach(self, served: Served, log: DaemonLog, decisions: Decisions) -> None:
         """Tells whom to have serve it, and where changes are recorded."""
-        self._served, self._trail = served, trail
-        self._decisions = Decisions(self.registry, trail, journal, development=self.development)
+        self._served, self._log, self._decisions = served, log, decisions
 
     def begin(self) -> None:
         """Records what is served at the start, and stops what is suspended.
@@ -273,7 +271,7 @@ class Follower:
         self._enforce(before, after)
         self._plan_ends()
         if changed:
-            self._trail.keys_changed(before.keys, after.keys)
+            self._log.keys_changed(before.keys, after.keys)
             self.reports.keys_changed(len(after.keys), after.keys.revision)
         self._decisions.record(state, self._text, files_decide=self.files_decide)
         if self._text is not text:

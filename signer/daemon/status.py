@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from signer.api.server import Server
 from signer.api.tls import Certificates
+from signer.audit.write.log import AuditLog
 from signer.clock import FlooredClock
 from signer.config.models import Config
-from signer.daemon.audit_log import Trail
+from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Follower
 from signer.hsm.front.service import Hsm
 from signer.observe.gauges import Reading, Values, readings, scalars
@@ -37,7 +38,8 @@ class Vitals:
     reasons: Callable[[], Sequence[str]]
     served: Served
     hsm: Hsm
-    trail: Trail
+    log: AuditLog
+    sealing: Sealing
     follower: Follower
     executor: Executor
     server: Server
@@ -73,7 +75,7 @@ class Vitals:
 
     def readings(self) -> list[Reading]:
         """Every gauge as it is now."""
-        log, now = self.trail.log, self.clock.now()
+        log, now = self.log, self.clock.now()
         values: dict[str, float] = {
             "signer_ready": not self.reasons(),
             "signer_calls_at_work": self.server.calls,
@@ -85,11 +87,11 @@ class Vitals:
             "signer_audit_stopped": bool(log.refusal),
             "signer_audit_open_intents": log.open_intents,
             "signer_audit_commit_started_timestamp_seconds": log.committing_since,
-            "signer_audit_unsigned_since_timestamp_seconds": self.trail.unsigned_since,
+            "signer_audit_unsigned_since_timestamp_seconds": self.sealing.unsigned_since,
             "signer_disk_free_bytes": log.free_bytes,
             "signer_disk_low_bytes": self.config.audit.low_disk_bytes,
         }
-        checkpoint = self.trail.checkpoint_time
+        checkpoint = self.sealing.checkpoint_time
         checkpoints: Values = {(): checkpoint} if checkpoint else {}
         expiries = self.certificates.expiries()
         monotonic = self.clock.monotonic()

@@ -109,11 +109,9 @@ class Metrics:
 
     # --- observers of engine, pools and calls ----------------------------------------------
 
-    def audit_committed(self, seconds: float) -> None:
+    def audit_committed(self, records: int, seconds: float) -> None:
+        self._records.inc(records)
         self._commits.observe(seconds)
-
-    def audit_recorded(self) -> None:
-        self._records.inc()
 
     def audit_failed(self, step: str) -> None:
         self._audit_failures.labels(step).inc()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, ConfigError, OperatorError, Reason
 from signer.model import Algorithm, Format
@@ -175,11 +176,10 @@ class Reports:
 
     # --- the audit log ---------------------------------------------------------------------
 
-    def audit_committed(self, seconds: float) -> None:
-        self.metrics.audit_committed(seconds)
-
-    def audit_recorded(self) -> None:
-        self.metrics.audit_recorded()
+    def audit_committed(self, records: int, seconds: float) -> None:
+        self.metrics.audit_committed(records, seconds)
+        if seconds >= SLOW_SECONDS:
+            self._log.warning("audit_slow_over", seconds=round(seconds, 3))
 
     def audit_stopped(self, text: str) -> None:
         self._alarm("audit_stopped", text)
@@ -189,9 +189,6 @@ class Reports:
         """A commit hangs: calls wait for it, and nobody else would tell before it ends."""
         self._alarm("audit_slow", "the disk of the audit log hangs: calls wait for it")
         self._log.warning("audit_slow", since=since)
-
-    def audit_slow_over(self, seconds: float) -> None:
-        self._log.warning("audit_slow_over", seconds=round(seconds, 3))
 
     def audit_problem(self, text: str) -> None:
         self._log.warning("audit_problem", text=text)

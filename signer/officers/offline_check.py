@@ -87,6 +87,9 @@ class ApprovalFold:
     was made, operations that were done and acts of single officers.
     """
 
+    KINDS = _KINDS | {RecordKind.SNAPSHOT}
+    """The kinds of records that ``apply`` takes into account."""
+
     def __init__(self, *, checking: bool = True) -> None:
         """Begins before the first record. Without ``checking`` only the state is kept.
 

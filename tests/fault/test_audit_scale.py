@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Frame, Record, RecordKind, Value
+from signer.audit.format.record import Frame, RecordKind, Value
 from signer.audit.format.segments import Header, Segment, list_segments, open_segment
 from signer.audit.read import replay
+from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import SEGMENT_BYTES, AuditLog, Listener
 from signer.clock import SystemClock
@@ -28,7 +29,8 @@ from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signe
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
 from signer.signing.evidence import Evidence, Intent
-from signer.signing.request import Ticket, content_hash
+from signer.signing.repeat import Repeats
+from signer.signing.request import BatchRequest
 
 ORIGIN = "signer.example/scale"
 FACILITIES = 50
@@ -49,7 +51,7 @@ class Site:
     def __init__(self, folder: Path, checkpoint: Checkpoint | None = None) -> None:
         self.heard: list[tuple[int, RecordKind]] = []
         clock = SystemClock()
-        self.evidence, self.usage = Evidence(clock, self), Usage()
+        self.ledger, self.usage = Ledger(), Usage()
         self.log = AuditLog.open(
             folder,
             origin=ORIGIN,
@@ -57,16 +59,14 @@ class Site:
             low_disk_bytes=0,
             ballast_bytes=0,
             checkpoints=[checkpoint] if checkpoint else [],
-            listeners=[Listener(self._recorded, snapshot=self.evidence.snapshot)],
+            listeners=[
+                Listener(lambda record: self.heard.append((record.seq, record.kind))),
+                Listener(self.ledger.apply, Ledger.KINDS, self.ledger.snapshot),
+            ],
         )
-        self.evidence.attach(self.log, self.usage)
-
-    def _recorded(self, record: Record) -> None:
-        self.heard.append((record.seq, record.kind))
-        self.evidence.recorded(record)
-
-    def requests_forgotten(self, count: int) -> None:
-        pytest.fail(f"{count} requests were forgotten")
+        self.evidence = Evidence(self.log)
+        totals = {name: sum(keys.values()) for name, keys in self.ledger.totals().items()}
+        self.usage.restore(self.ledger.windows(), totals)
 
     def sign(self, number: int, items: int, request_id: str = "") -> None:
         """What the pipeline charges and records of one batch."""
@@ -76,7 +76,8 @@ class Site:
         self.evidence.conclude(seq, intent.version, Signed(SIGNATURES[:items], {}))
 
     def folded(self) -> Mapping[str, Value]:
-        return self.evidence.snapshot()
+        assert not self.ledger.forgotten
+        return self.ledger.snapshot()
 
     def used(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """By facility the items ever, and what is left of the quotas."""
@@ -105,23 +106,26 @@ def intent_of(number: int, items: int, request_id: str) -> Intent:
         None,
     )
     payloads = [b"%d" % number]
-    ticket = Ticket(
-        f"spiffe://signer.example/clinic/{facility}",
-        request_id,
-        content_hash(str(version.key), Format.MESSAGE, payloads),
+    request = BatchRequest(
+        principal=f"spiffe://signer.example/clinic/{facility}",
+        key=version.key,
+        version=None,
+        format=Format.MESSAGE,
+        payloads=payloads,
+        deadline=0,
+        request_id=request_id,
+        call_id=str(uuid.UUID(int=number)),
     )
     return Intent(
-        ticket,
-        str(uuid.UUID(int=number)),
+        request,
+        request.content_hash(),
         version,
-        Format.MESSAGE,
         f"facilities.{facility}.clients",
         hashlib.sha256(b"policy").hexdigest(),
         facility,
         "01",
         NOW + min(number, BATCHES) // 10,
         None,
-        items,
         {},
         DIGESTS[:items],
     )
@@ -185,8 +189,9 @@ def test_a_start_after_10_million_items_reads_from_the_newest_snapshot_on(
     assert (again.folded(), again.used(), again.log.tree_head()) == before
 
     # What was answered before the snapshot is answered again.
-    ticket = intent_of(0, 1, names[0]).ticket
-    with again.evidence.once(ticket, time.monotonic() + 60) as answered:
+    request = intent_of(0, 1, names[0]).request
+    repeats = Repeats(again.log, again.ledger, SystemClock())
+    with repeats.once(request, request.content_hash()) as answered:
         assert answered is not None
         assert answered.signed.signatures == SIGNATURES[:1]
     again.sign(SINGLES, 1)

@@ -24,10 +24,10 @@ def test_the_systems_clocks_are_the_machines(monkeypatch: pytest.MonkeyPatch) ->
 def test_time_is_never_behind_the_floor(moments: list[tuple[float, float]]) -> None:
     """The machine's clock may jump as it likes; the floor only rises, as a log's last record."""
     clock, floor = FlooredClock(), 0.0
-    clock.floor = lambda: floor
     with pytest.MonkeyPatch.context() as patched:
         for machine, record in moments:
             floor = max(floor, record)
+            clock.raise_floor(record)
             patched.setattr(time, "time", lambda machine=machine: machine)
             assert clock.now() == max(machine, floor)
             assert clock.machine() == machine
@@ -37,14 +37,14 @@ def test_a_clock_that_was_set_back_stands_still_until_it_has_caught_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, machine = FlooredClock(), iter((100.0, 50.0, 60.0, 99.0, 100.5))
-    clock.floor = lambda: 100.0
+    clock.raise_floor(100.0)
     monkeypatch.setattr(time, "time", lambda: next(machine))
     assert [clock.now() for _ in range(5)] == [100.0, 100.0, 100.0, 100.0, 100.5]
 
 
 def test_the_floor_does_not_hold_up_durations(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FlooredClock()
-    clock.floor = lambda: 1e12
+    clock.raise_floor(1e12)
     monkeypatch.setattr(time, "monotonic", lambda: 5.0)
     assert clock.monotonic() == 5.0
 
@@ -67,7 +67,7 @@ def test_a_clock_is_doubted_that_jumped_or_is_behind_the_log(
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     monkeypatch.setattr(time, "monotonic", lambda: 50.0)
     clock = FlooredClock()
-    clock.floor = lambda: record
+    clock.raise_floor(record)
     monkeypatch.setattr(time, "time", lambda: machine)
     monkeypatch.setattr(time, "monotonic", lambda: monotonic)
     assert clock.doubt() == doubt

@@ -17,7 +17,7 @@ from signer.config.client_file import Address, load_client
 from signer.config.loader import load_config
 from signer.config.models import LimitsConfig
 from signer.config.policy_documents import load_policy
-from signer.daemon import audit_log as trail
+from signer.daemon import sealing
 from signer.errors import ConfigError, Violation
 from signer.hsm.front.process import WorkerProcess
 from signer.keys import database as database_of
@@ -42,7 +42,7 @@ def test_a_stop_has_time_for_each_part_that_ends() -> None:
     database = database_of._STATEMENT_MS / 1000 + database_of._CONNECT_S
     worker = inspect.signature(WorkerProcess.end).parameters["seconds"].default
     traces = tracing._EXPORT_SECONDS
-    closing = database + server._PATIENCE_SECONDS + trail._CLOSE_SECONDS + worker + traces
+    closing = database + server._PATIENCE_SECONDS + sealing.CLOSE_SECONDS + worker + traces
     drain = limits.drain_notice_seconds + limits.drain_seconds
     assert drain + closing <= limits.stop_seconds
 

@@ -18,18 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from signer.audit.format.record import RecordKind
+from signer.audit.read.ledger import Ledger
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
-from signer.signing.evidence import Evidence
+from signer.officers.offline_check import ApprovalFold
 from signer.tools.dev.appliance import DevAppliance
 
 KEYS = ("facilities/01-001/keys/records", "facilities/01-001/keys/records-ed25519")
-
-
-class NoReports:
-    """Hears nothing."""
-
-    def requests_forgotten(self, count: int) -> None: ...
 
 
 def sign(made: DevAppliance, word: str) -> list[dict[str, str]]:
@@ -55,7 +50,6 @@ def operate(made: DevAppliance) -> None:
 
 def begin_segment(made: DevAppliance) -> None:
     """Has the log go on in a second segment, which begins with a snapshot."""
-    evidence = Evidence(SystemClock(), NoReports())
     log = AuditLog.open(
         made.dir / "audit",
         origin="signer/audit",
@@ -63,7 +57,10 @@ def begin_segment(made: DevAppliance) -> None:
         segment_bytes=1,
         low_disk_bytes=1,
         ballast_bytes=0,
-        listeners=[Listener(evidence.recorded, snapshot=evidence.snapshot)],
+        listeners=[
+            Listener(fold.apply, fold.KINDS, fold.snapshot)
+            for fold in (Ledger(), ApprovalFold(checking=False))
+        ],
     )
     log.append(RecordKind.WORKER, {"token": "signer-dev", "cause": "died"})
     log.close()

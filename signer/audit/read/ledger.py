@@ -1,7 +1,8 @@
 """Which requests were answered, and how much was used: a fold over the log's records.
 
 Pure: the same records in the same order give the same ledger, whether folded in
-one go or from a snapshot on. It has no lock; whoever shares it brings one.
+one go or from a snapshot on. One thread applies records (the log's writer); others may
+call ``find`` and read ``forgotten`` meanwhile.
 
 Memory and snapshots are bounded. A request is remembered in 56 bytes of a
 snapshot, and only by its place in the log: what it was and what came of it stand
@@ -75,6 +76,11 @@ class Ledger:
     INDETERMINATE, is 24 hours old, or has to make room. ``forgotten`` counts those
     that made room, since this object was made.
     """
+
+    KINDS = frozenset(
+        {RecordKind.SNAPSHOT, RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE}
+    )
+    """The kinds of records that ``apply`` takes into account."""
 
     def __init__(self, capacity: int = MAX_REQUESTS) -> None:
         self.forgotten = 0

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
-from signer.audit.format.record import Record, RecordKind
 from signer.audit.write.disk import Disk, replace_durably
+from signer.audit.write.log import Growth
 from signer.clock import Clock
 
 NEWEST = "newest"
@@ -137,77 +137,53 @@ class Shipper:
 class Checkpointer:
     """Makes checkpoints while the log grows.
 
-    ``head`` returns the log as far as it is durable; ``seal`` makes the signed
-    note of a checkpoint and may raise anything that a token can do.
+    ``growth`` says when a log has something to cover; ``head`` returns the log as far as it
+    is durable; ``seal`` makes the signed note of a checkpoint and may raise anything that a
+    token can cause.
     """
 
     def __init__(
         self,
+        growth: Growth,
         head: Callable[[], Checkpoint],
         seal: Callable[[Checkpoint], str],
         folder: Folder,
+        *,
         shippers: Iterable[Shipper],
         reports: CheckpointReports,
     ) -> None:
         self.newest: tuple[Checkpoint, str] | None = None
-        self._head = head
+        self._growth, self._head = growth, head
         self._seal = seal
         self._folder = folder
         self._shippers = tuple(shippers)
         self._reports = reports
-        self._changed = threading.Condition()
-        self._behind = 0  # records and items that no checkpoint covers
-        self._closing = False
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
 
     def start(self) -> None:
         """Begins with a checkpoint of what is there."""
         for shipper in self._shippers:
             shipper.start()
-        self._behind = 1
+        self._growth.add(1)
         self._thread.start()
-
-    def recorded(self, record: Record) -> None:
-        """Hears of a record that is durable; called by the log's writer, so it is quick."""
-        added = 1
-        if record.kind is RecordKind.INTENT and record.column is not None:
-            added += record.column.count
-        with self._changed:
-            before = self._behind
-            self._behind += added
-            if not before or before < MAX_ITEMS_BEHIND <= self._behind:
-                self._changed.notify_all()
 
     def close(self, timeout: float) -> None:
         """Makes and ships the last checkpoint; call it when the log writes no more.
 
         Returns after about ``timeout`` seconds in any case.
         """
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+        self._growth.close()
         self._thread.join(timeout)
         for shipper in self._shippers:
             shipper.close(timeout)
 
     def _run(self) -> None:
-        while self._wait():
+        # What is recorded while a checkpoint is made may miss it, so it counts for the next.
+        while self._growth.take(MAX_ITEMS_BEHIND, INTERVAL):
             if not self._make():
-                with self._changed:
-                    if self._closing:
-                        return
-                    self._behind += 1
-
-    def _wait(self) -> bool:
-        """Waits for something to cover, and then for more of it; False when all is done."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._behind or self._closing)
-            self._changed.wait_for(
-                lambda: self._behind >= MAX_ITEMS_BEHIND or self._closing, INTERVAL
-            )
-            # What comes while the checkpoint is made may miss it, so it counts for the next.
-            behind, self._behind = self._behind, 0
-            return behind > 0
+                if self._growth.closed:
+                    return
+                self._growth.add(1)
 
     def _make(self) -> bool:
         """Makes one checkpoint; False where it has to be tried again."""

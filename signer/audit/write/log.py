@@ -35,6 +35,8 @@ from signer.clock import Clock
 SEGMENT_BYTES = 64 << 20
 LOW_DISK_BYTES = 256 << 20
 BALLAST_BYTES = 64 << 20
+SLOW_SECONDS = 1.0
+"""A commit that takes longer is reported to operators."""
 _LEAVES = 4096  # hashes held at once while a root is computed
 
 _WITH_ANSWER = frozenset(
@@ -57,6 +59,44 @@ class _Durable(NamedTuple):
     time_us: int
     open_intents: int
     reader: Reader
+
+
+class Growth:
+    """How much the log has grown since this was last taken: records, and the items of intents."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._units = 0
+        self._enough = 0
+        self._closed = False
+
+    def add(self, units: int) -> None:
+        """Adds what has become durable."""
+        with self._changed:
+            before, self._units = self._units, self._units + units
+            if not before or before < self._enough <= self._units:
+                self._changed.notify_all()
+
+    def take(self, enough: int, seconds: float) -> int:
+        """Waits for a first unit, then for ``enough`` or up to ``seconds``; returns all units.
+
+        Does not wait once it is closed, and returns 0 when nothing is left to take.
+        """
+        with self._changed:
+            self._enough = enough
+            self._changed.wait_for(lambda: self._units or self._closed)
+            self._changed.wait_for(lambda: self._units >= enough or self._closed, seconds)
+            units, self._units = self._units, 0
+            return units
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
 
 class Listener(NamedTuple):
@@ -83,8 +123,11 @@ class AuditLog:
 
     Listeners are called side by side, in their order, by the writer's thread, which
     waits for them; they must not append. Where one adds to snapshots, every segment
-    but the first begins with a SNAPSHOT. ``on_commit`` is called with the new size,
-    ``on_stop`` with the reason why no intent is taken any more, before any is refused.
+    but the first begins with a SNAPSHOT. ``on_commit`` is called with the number of records
+    that became durable and the seconds that this took, ``on_time`` with the time of the
+    newest durable record (seconds since the epoch), ``on_stop`` with the reason why no intent
+    is taken any more, before any is refused. ``growth`` is for the one thread that makes
+    checkpoints.
     """
 
     def __init__(
@@ -95,7 +138,8 @@ class AuditLog:
         segment_bytes: int,
         low_disk_bytes: int,
         listeners: Sequence[Listener],
-        on_commit: Callable[[int], None],
+        on_commit: Callable[[int, float], None],
+        on_time: Callable[[float], None],
         on_stop: Callable[[str], None],
     ) -> None:
         """Starts the writer. Use ``open``."""
@@ -105,8 +149,9 @@ class AuditLog:
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
         self._listeners = _by_kind(listeners)
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
-        self._on_commit = on_commit
+        self._on_commit, self._on_time = on_commit, on_time
         self._inbox = Inbox(on_stop)
+        self.growth = Growth()
         self.free_bytes = opened.free_bytes
         self.commit_seconds = self.committing_since = 0.0
         self.overridden: int | None = None
@@ -130,7 +175,8 @@ class AuditLog:
         checkpoints: Iterable[Checkpoint] = (),
         override: bool = False,
         listeners: Sequence[Listener] = (),
-        on_commit: Callable[[int], None] = lambda _: None,
+        on_commit: Callable[[int, float], None] = lambda _records, _seconds: None,
+        on_time: Callable[[float], None] = lambda _: None,
         on_stop: Callable[[str], None] = lambda _: None,
         disk: Disk | None = None,
     ) -> AuditLog:
@@ -171,6 +217,7 @@ class AuditLog:
             low_disk_bytes=low_disk_bytes,
             listeners=listeners,
             on_commit=on_commit,
+            on_time=on_time,
             on_stop=on_stop,
         )
         try:
@@ -314,8 +361,9 @@ class AuditLog:
             for on_record in self._listeners[record.kind]:
                 on_record(record)
             entry.seq = record.seq
+        self.growth.add(sum(1 + _items(record) for _, record in written))
         self._inbox.answer([entry for entry, _ in written])
-        self._on_commit(self.size)
+        self._on_commit(len(written), self.commit_seconds)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -344,7 +392,7 @@ class AuditLog:
                 snapshot = {name: value for one in self._snapshots for name, value in one().items()}
             self._tail.rotate(int(self._clock.now() * 1_000_000), snapshot)
         self._publish()
-        self._on_commit(self.size)
+        self._on_commit(0, self.commit_seconds)
 
     def _publish(self) -> None:
         """Shows readers what is durable: all that the tail holds."""
@@ -354,6 +402,7 @@ class AuditLog:
             self._segments, self._reader = tail.segments, Reader(tail.segments, tail.index)
         peaks = tip.frontier.to_list()
         self._durable = _Durable(tip.size, peaks, tip.time_us, len(tip.open), self._reader)
+        self._on_time(tip.time_us / 1e6)
 
     def _watch_disk(self) -> None:
         """Stops signing for good when the disk is low, and gives up the ballast for the rest."""
@@ -379,3 +428,9 @@ def _by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, 
         kind: tuple(one.on_record for one in listeners if one.kinds is None or kind in one.kinds)
         for kind in RecordKind
     }
+
+
+def _items(record: Record) -> int:
+    """Returns the items of an intent, 0 for other records."""
+    column = record.column if record.kind is RecordKind.INTENT else None
+    return column.count if column is not None else 0

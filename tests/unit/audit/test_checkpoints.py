@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
-from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.write import checkpoints as shipping
 from signer.audit.write.checkpoints import (
     MAX_ITEMS_BEHIND,
@@ -21,6 +20,7 @@ from signer.audit.write.checkpoints import (
     set_aside,
 )
 from signer.audit.write.disk import Disk
+from signer.audit.write.log import Growth
 
 ORIGIN = "signer.example/test"
 DEADLINE = 20.0  # seconds; only a hanging test waits so long
@@ -92,6 +92,7 @@ class Log:
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
+        self.growth = Growth()
 
     def head(self) -> Checkpoint:
         return checkpoint_of(self.size)
@@ -112,11 +113,6 @@ def parse(note: str) -> Checkpoint:
     return Checkpoint(lines[0], int(lines[1]), bytes.fromhex(lines[2]))
 
 
-def record(items: int = 0) -> Record:
-    column = Column(1, bytes(items)) if items else None
-    return Record(0, 0, RecordKind.INTENT if items else RecordKind.START, {}, column)
-
-
 @contextmanager
 def running(
     log: Log,
@@ -126,7 +122,9 @@ def running(
     seal_with: Callable[[Checkpoint], str] = seal,
 ) -> Iterator[Checkpointer]:
     shippers = [Shipper(ship_to, reports)] if ship_to else []
-    checkpointer = Checkpointer(log.head, seal_with, folder, shippers, reports)
+    checkpointer = Checkpointer(
+        log.growth, log.head, seal_with, folder, shippers=shippers, reports=reports
+    )
     checkpointer.start()
     yield checkpointer
     checkpointer.close(DEADLINE)
@@ -196,10 +194,10 @@ def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Reports) -
 @pytest.mark.usefixtures("quick")
 def test_every_record_is_covered_in_the_end(tmp_path: Path, reports: Reports) -> None:
     log = Log()
-    with running(log, Folder(tmp_path, FixedClock()), reports) as checkpointer:
+    with running(log, Folder(tmp_path, FixedClock()), reports):
         for size in range(1, 51):
             log.size = size
-            checkpointer.recorded(record())
+            log.growth.add(1)
         reports.wait(lambda: reports.made[-1:] == [50])
     assert reports.made == sorted(set(reports.made))
 
@@ -209,12 +207,12 @@ def test_many_items_do_not_wait_for_the_interval(
 ) -> None:
     monkeypatch.setattr(shipping, "INTERVAL", 0.01)
     log = Log(1)
-    with running(log, Folder(tmp_path, FixedClock()), reports) as checkpointer:
+    with running(log, Folder(tmp_path, FixedClock()), reports):
         reports.wait(lambda: bool(reports.made))
         monkeypatch.setattr(shipping, "INTERVAL", 10 * DEADLINE)
         log.size = 2
-        checkpointer.recorded(record(MAX_ITEMS_BEHIND // 2))
-        checkpointer.recorded(record(MAX_ITEMS_BEHIND // 2))
+        log.growth.add(MAX_ITEMS_BEHIND // 2)
+        log.growth.add(MAX_ITEMS_BEHIND // 2)
         reports.wait(lambda: reports.made == [1, 2])
 
 
@@ -222,11 +220,11 @@ def test_closing_covers_the_last_records_at_once(
     tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log(1)
-    with running(log, Folder(tmp_path, FixedClock()), reports) as checkpointer:
+    with running(log, Folder(tmp_path, FixedClock()), reports):
         reports.wait(lambda: bool(reports.made))
         monkeypatch.setattr(shipping, "INTERVAL", 10 * DEADLINE)
         log.size = 2
-        checkpointer.recorded(record())
+        log.growth.add(1)
     assert reports.made == [1, 2]
     assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(2)
 
@@ -282,10 +280,10 @@ def test_shipping_that_fails_is_told_and_repeated_with_the_newest(
     disk = FailingDisk()
     log = Log(1)
     far = Folder(tmp_path / "far", FixedClock(), disk)
-    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far) as checkpointer:
+    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far):
         reports.wait(lambda: len(reports.shipping_failures) >= 3)
         log.size = 2
-        checkpointer.recorded(record())
+        log.growth.add(1)
         reports.wait(lambda: reports.made == [1, 2])
         disk.failing = False
         reports.wait(lambda: reports.shipped[-1:] == [2])
@@ -306,10 +304,10 @@ def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Rep
 
     log = Log(1)
     far = Folder(tmp_path / "far", FixedClock(), HangingDisk())
-    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far) as checkpointer:
+    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far):
         for size in (2, 3, 4):
             log.size = size
-            checkpointer.recorded(record())
+            log.growth.add(1)
             reports.wait_made(size)
         assert reports.shipped == []
         release.set()

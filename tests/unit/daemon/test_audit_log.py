@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,13 +21,15 @@ from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.config.models import AuditConfig
-from signer.daemon.audit_log import SLOW_SECONDS, Trail
+from signer.daemon.audit_log import DaemonLog, open_log
+from signer.daemon.sealing import Sealing
 from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob
+from tests.stand_ins import ManualClock, Recorded
 
 ORIGIN = "test.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -47,30 +48,6 @@ INTENT: dict[str, Value] = {
 DIGESTS = Column(32, bytes(32))
 
 
-class Clock(SystemClock):
-    """The time of day is what a test says, once it has said something."""
-
-    time: float | None = None
-
-    def now(self) -> float:
-        return self.time if self.time is not None else super().now()
-
-
-class Reports:
-    """Remembers the names of what it hears, and the texts."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-        self.texts: list[str] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def hear(*values: Any) -> None:
-            self.heard.append(name)
-            self.texts += map(str, values)
-
-        return hear
-
-
 class Token:
     """Signs checkpoints."""
 
@@ -78,7 +55,7 @@ class Token:
         return Admission(job)
 
     def sign(self, admission: Admission) -> Signed:
-        return Signed([KEY.sign(each) for each in admission.job.inputs], {})
+        return Signed([KEY.sign(data) for data in admission.job.inputs], {})
 
 
 @pytest.fixture
@@ -108,9 +85,40 @@ def put(path: Path, checkpoint: Checkpoint) -> None:
     path.write_text(notes.sign(checkpoint, VERIFIER, KEY.sign))
 
 
-def trail(config: AuditConfig, reports: Reports | None = None, **options: Any) -> Trail:
-    options.setdefault("clock", SystemClock())
-    return Trail(config, VERSION, options.pop("clock"), reports or Reports(), **options)
+class Opened:
+    """The log of a daemon, opened, with the parts that write to it."""
+
+    def __init__(
+        self,
+        config: AuditConfig,
+        reports: Recorded | None = None,
+        *,
+        clock: ManualClock | None = None,
+        override: bool = False,
+    ) -> None:
+        reports, clock, ledger = reports or Recorded(), clock or ManualClock(), Ledger()
+        self.stops: list[str] = []
+        self.log = open_log(
+            config,
+            VERSION,
+            clock,
+            reports,
+            listeners=[Listener(ledger.apply, Ledger.KINDS, ledger.snapshot)],
+            on_stop=lambda: self.stops.append(self.log.refusal),
+            override=override,
+        )
+        self.daemon = DaemonLog(self.log, ledger, config.directory, clock, reports)
+        self.sealing = Sealing(
+            config, self.log, VERSION, hsm=cast("Any", Token()), clock=clock, reports=reports
+        )
+
+    def tick(self) -> None:
+        self.daemon.tick()
+        self.sealing.tick()
+
+    def close(self) -> None:
+        self.daemon.close()
+        self.sealing.close()
 
 
 def size_in(path: Path) -> int:
@@ -121,9 +129,10 @@ def size_in(path: Path) -> int:
 
 
 def test_a_log_that_bears_out_all_checkpoints_is_opened(config: AuditConfig) -> None:
-    reports = Reports()
-    trail(config, reports).close()
-    assert "audit_problem" not in reports.heard
+    reports = Recorded()
+    opened = Opened(config, reports)
+    opened.daemon.close()
+    assert "audit_problem" not in reports.names
 
 
 @pytest.mark.parametrize(
@@ -143,20 +152,20 @@ def test_a_checkpoint_that_contradicts_refuses_the_start_until_it_is_overridden(
     put(tmp_path / where, Checkpoint(ORIGIN, size, bytes(32)))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix == ".log"}
     with pytest.raises(AuditRefused, match=found) as refused:
-        trail(config)
+        Opened(config)
     assert "--override-audit-log" in str(refused.value)
     assert {path: path.read_bytes() for path in before} == before
 
-    overridden = trail(config, override=True)
+    overridden = Opened(config, override=True)
     [told] = [each for each in overridden.log.records(6, 9) if each.kind is RecordKind.OVERRIDE]
     assert found in str(told.fields["problems"])
-    overridden.start(Token(), lambda: None)
+    overridden.sealing.start()
     overridden.close()
 
     # What contradicts is kept under another name, and no start is measured by it again.
     kept = list(tmp_path.rglob("*.overridden"))
     assert size in map(size_in, kept)
-    again = trail(config)
+    again = Opened(config)
     head = Checkpoint(ORIGIN, *again.log.tree_head())
     again.close()
     assert verify_log(config.directory, ORIGIN, [head]).problems == ()
@@ -166,14 +175,14 @@ def test_a_fork_is_told_though_the_log_has_neither(config: AuditConfig, tmp_path
     put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 9, bytes(32)))
     put(config.directory / CHECKPOINTS / "newest", Checkpoint(ORIGIN, 9, bytes([1] * 32)))
     with pytest.raises(AuditRefused, match="the audit key has signed two logs"):
-        trail(config)
+        Opened(config)
 
 
 def test_an_override_keeps_the_checkpoints_that_the_log_bears_out(
     config: AuditConfig, tmp_path: Path
 ) -> None:
     put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 5, bytes(32)))
-    trail(config, override=True).close()
+    Opened(config, override=True).daemon.close()
     assert size_in(config.directory / CHECKPOINTS / "newest") == 4
     assert [path.parent.name for path in tmp_path.rglob("*.overridden")] == ["mirror"]
 
@@ -182,15 +191,15 @@ def test_a_second_override_of_a_whole_log_changes_nothing(
     config: AuditConfig, tmp_path: Path
 ) -> None:
     put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 7, bytes(32)))
-    first = trail(config, override=True)
-    first.start(Token(), lambda: None)
+    first = Opened(config, override=True)
+    first.sealing.start()
     first.close()
     before = {
         path: path.read_bytes()
         for path in tmp_path.rglob("*")
         if path.parent.is_dir() and path.is_file() and path.suffix != ".log"
     }
-    again = trail(config, override=True)
+    again = Opened(config, override=True)
     assert again.log.overridden is None
     again.log.close()
     assert {path: path.read_bytes() for path in before} == before
@@ -227,9 +236,9 @@ def test_an_override_keeps_what_an_archived_log_bears_out(
 ) -> None:
     _, newest = archived(config)
     put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, newest.size + 5, bytes(32)))
-    trail(config, override=True).log.close()
+    Opened(config, override=True).log.close()
     assert size_in(config.directory / CHECKPOINTS / "newest") == newest.size
-    trail(config).log.close()
+    Opened(config).log.close()
 
 
 def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
@@ -240,15 +249,15 @@ def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
     data[200] ^= 1  # in the snapshot, behind the header
     path.write_bytes(data)
     with pytest.raises(AuditRefused):
-        trail(config)
-    overridden = trail(config, override=True)
+        Opened(config)
+    overridden = Opened(config, override=True)
     assert overridden.log.overridden == 0
     for number in range(30):
         overridden.log.append(RecordKind.WORKER, {"number": number})
     assert overridden.log.records(0, 1)[0].seq == 0
     overridden.log.close()
     assert [segment.first for segment in list_segments(config.directory)] == [0]
-    again = trail(config)
+    again = Opened(config)
     assert again.log.size >= 30
     again.log.close()
 
@@ -260,38 +269,28 @@ def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> N
     log.append(RecordKind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)
     log.close()
     with pytest.raises(AuditRefused):
-        trail(config)
-    overridden = trail(config, override=True)
+        Opened(config)
+    overridden = Opened(config, override=True)
     assert overridden.log.overridden == 6
     overridden.log.close()
-    trail(config).log.close()
+    Opened(config).log.close()
 
 
 # --- records that nobody signs -----------------------------------------------------------------
 
 
-class Signing:
-    """In the place of the thread that makes checkpoints: what it has covered."""
-
-    def __init__(self, size: int) -> None:
-        self.newest = Checkpoint(ORIGIN, size, bytes(32)), ""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
 def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(
-    config: AuditConfig, monkeypatch: pytest.MonkeyPatch
+    config: AuditConfig,
 ) -> None:
-    clock, began = Clock(), 2_000_000_000.0
-    made = trail(config, clock=clock)
+    clock, began = ManualClock(), 2_000_000_000.0
+    made = Opened(config, clock=clock)
     size = made.log.size
 
     def since(covered: int, seconds: float) -> float:
-        monkeypatch.setattr(made, "_checkpointer", Signing(covered))
+        made.sealing._checkpointer.newest = Checkpoint(ORIGIN, covered, bytes(32)), ""
         clock.time = began + seconds
         made.tick()
-        return made.unsigned_since
+        return made.sealing.unsigned_since
 
     assert since(size, 0) == 0
     made.log.append(RecordKind.WORKER, {})
@@ -305,16 +304,16 @@ def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(
 
 
 def test_a_log_that_is_signed_waits_for_nothing(config: AuditConfig) -> None:
-    made, looked = trail(config), threading.Event()
+    made, looked = Opened(config), threading.Event()
     made.tick()
-    assert made.unsigned_since > 0  # nothing is signed yet
-    made.start(Token(), lambda: None)
+    assert made.sealing.unsigned_since > 0  # nothing is signed yet
+    made.sealing.start()
     for _ in range(3000):
         made.tick()
-        if made.unsigned_since == 0:
+        if made.sealing.unsigned_since == 0:
             break
         looked.wait(0.01)
-    assert made.unsigned_since == 0
+    assert made.sealing.unsigned_since == 0
     made.close()
 
 
@@ -349,52 +348,49 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def test_whoever_says_that_it_serves_hears_of_a_failure_first(
     config: AuditConfig, gate: Gate
 ) -> None:
-    reports, order = Reports(), []
-    made = trail(config, reports)
-    made.start(Token(), lambda: order.append(f"told: {made.log.refusal}"))
+    reports = Recorded()
+    made = Opened(config, reports)
     gate.failing = True
     with pytest.raises(AuditUnavailable) as refused:
         made.log.append(RecordKind.INTENT, INTENT, DIGESTS)
-    order.append("refused")
-    assert order == [f"told: {refused.value}", "refused"]
-    assert "audit_stopped" in reports.heard
+    assert made.stops == [str(refused.value)]
+    assert "audit_stopped" in reports.names
     made.close()
 
 
 def test_a_commit_that_hangs_is_told_once_while_it_lasts_and_when_it_ends(
     config: AuditConfig, gate: Gate
 ) -> None:
-    clock, reports = Clock(), Reports()
-    made = trail(config, reports, clock=clock)
+    clock, reports = ManualClock(), Recorded()
+    made = Opened(config, reports, clock=clock)
     made.tick()
     gate.open.clear()
     clock.time = 2_000_000_000.0
-    made.record(RecordKind.WORKER, {})
+    made.daemon.worker_left("t", "died")
     assert gate.waiting.wait(30)
     assert made.log.committing_since == clock.time
     began = clock.time
     for seconds in (0.5, SLOW_SECONDS, 2.0, 60.0):
         clock.time = began + seconds
         made.tick()
-        assert reports.heard.count("audit_slow") == (seconds >= SLOW_SECONDS)
-    assert str(began) in reports.texts
+        assert reports.names.count("audit_slow") == (seconds >= SLOW_SECONDS)
+    assert began in reports.values
     assert made.log.refusal == ""
     gate.open.set()
     made.close()
     made.tick()
     assert made.log.committing_since == 0
-    assert reports.heard.count("audit_slow") == 1
+    assert reports.names.count("audit_slow") == 1
 
 
 def test_the_end_of_a_slow_commit_is_told_with_its_seconds(
     config: AuditConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports = Reports()
-    clock = Clock()
-    made = trail(config, reports, clock=clock)
+    reports = Recorded()
+    clock = ManualClock()
+    made = Opened(config, reports, clock=clock)
     ticks = iter([100.0, 100.0 + 2 * SLOW_SECONDS])
     monkeypatch.setattr(clock, "monotonic", lambda: next(ticks, 200.0))
-    made.record(RecordKind.WORKER, {})
+    made.daemon.worker_left("t", "died")
     made.log.close()
-    assert reports.heard.count("audit_slow_over") == 1
-    assert str(2 * SLOW_SECONDS) in reports.texts
+    assert 2 * SLOW_SECONDS in reports.values

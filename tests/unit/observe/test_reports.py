@@ -160,7 +160,7 @@ def test_a_disk_that_hangs_is_cried_out_and_its_end_told(capsys: Capture) -> Non
     log = listen(capsys)
     reports = Reports()
     reports.audit_slow(1_767_571_200.5)
-    reports.audit_slow_over(2.00049)
+    reports.audit_committed(1, 2.00049)
     slow, over = log()
     assert (slow["event"], slow["level"], slow["since"]) == (
         "audit_slow",

@@ -24,6 +24,7 @@ from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import Clock
 from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy
+from signer.daemon.catch_up import Decisions
 from signer.daemon.serving import Follower
 from signer.keys.registry import Registry
 from signer.keys.writing import Writing
@@ -186,16 +187,11 @@ class FakeHsm:
         return lambda *arguments: self.told.append((name, arguments))
 
 
-class FakeTrail:
-    """The part of the trail that the follower writes to."""
+class FakeDaemonLog:
+    """The part of the daemon's log that the follower writes to."""
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
-
-    @property
-    def evidence(self) -> Any:
-        control = self._log.control
-        return SimpleNamespace(officers=control.officers, policy=control.policy)
 
     def policy(self, sha256: str, text: bytes, approval: Mapping[str, Value]) -> None:
         del text
@@ -282,7 +278,11 @@ class Stage:
         )
         records = OperationRecords(cast("Any", self.log))
         self.served = Served(self.follower.snapshot())
-        self.follower.attach(self.served, cast("Any", FakeTrail(self.log)), records)
+        log = cast("Any", FakeDaemonLog(self.log))
+        decisions = Decisions(
+            self.registry, log, records, self.log.control, development=self._development
+        )
+        self.follower.attach(self.served, log, decisions)
         self.follower.begin()
         deps = OperationDependencies(
             registry=self.registry,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,24 +21,18 @@ from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint, Verifier
 from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.format.segments import Reader, list_segments
+from signer.audit.read.ledger import Ledger
 from signer.audit.read.search import locate, prove
 from signer.audit.read.verify import verify_log
-from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
-from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Reason
-from signer.formats.signature import signature_length
 from signer.hsm.front.pool import Admission
-from signer.keys.index import KeyIndex
-from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed, SignJob
+from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
 from signer.officers.offline_check import ApprovalFold
-from signer.policy.usage import Usage
-from signer.signing.engine import Engine
-from signer.signing.evidence import Evidence
-from signer.signing.request import BatchRequest, Served, Snapshot
+from signer.signing.request import BatchRequest
+from tests.unit.signing.stage import CLIENT, ID, ORIGIN, Stage
 
-ORIGIN = "test.example/log"
 AUDIT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 ALGORITHMS = [each for each in Algorithm if each is not Algorithm.EDDSA]
 POLICY = f"""
@@ -56,7 +48,6 @@ facilities:
   "a": {{profile: all, clients: ["spiffe://x/issuer"]}}
   "ed": {{profile: ed25519, clients: ["spiffe://x/issuer"]}}
 """
-ID = "6a9b7d3e-0000-4000-8000-000000000001"
 
 
 def spki(key: Any) -> bytes:
@@ -76,91 +67,11 @@ def key_of(algorithm: Algorithm) -> KeyVersion:
 KEYS = [key_of(algorithm) for algorithm in Algorithm]
 
 
-class Observer:
-    def stage(self, name: str, began: float, seconds: float) -> None:
-        """Nobody counts here."""
-
-    def items(self, group: str, requested: Format, algorithm: Any, reasons: Counter[str]) -> None:
-        """Nobody counts here."""
-
-    def requests_forgotten(self, count: int) -> None:
-        """Nobody counts here."""
-
-    def quota_rejected(self, group: str, window: str) -> None:
-        """Nobody counts here."""
-
-
-class Hsm:
-    """Signs with other bytes every time, as long as signatures of the key are."""
-
-    def __init__(self) -> None:
-        self.signed = 0
-        self.attempts = 1
-
-    def admit(self, job: SignJob) -> Admission:
-        return Admission(job)
-
-    def sign(self, admission: Admission) -> Signed:
-        signatures = []
-        for _ in admission.job.inputs:
-            self.signed += 1
-            length = signature_length(admission.job.version)
-            signatures.append(self.signed.to_bytes(length, "big"))
-        return Signed(signatures, {}, self.attempts)
-
-
-class GatedDisk(Disk):
-    """A disk whose syncs wait for ``gate``."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.waiting = threading.Event()
-
-    def sync(self, descriptor: int) -> None:
-        if not self.gate.is_set():
-            self.waiting.set()
-            assert self.gate.wait(30)
-        super().sync(descriptor)
-
-
-class Stage:
-    """An engine on a log of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.hsm, self.disk = folder / "audit", Hsm(), GatedDisk()
-        self.evidence = Evidence(SystemClock(), Observer())
-        self.log = AuditLog.open(
-            self.folder,
-            origin=ORIGIN,
-            clock=SystemClock(),
-            low_disk_bytes=0,
-            ballast_bytes=0,
-            listeners=[Listener(self.evidence.recorded)],
-            disk=self.disk,
-        )
-        self.evidence.attach(self.log, Usage())
-        (folder / "policy.yaml").write_text(POLICY)
-        self.engine = Engine(
-            Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(KEYS, 1))),
-            self.hsm,
-            self.evidence,
-            usage=Usage(),
-            observer=Observer(),
-            clock=SystemClock(),
-            answer_bytes=4 << 20,
-        )
-
-    def kinds(self) -> list[RecordKind]:
-        return [record.kind for record in self.log.records(0, 100)]
-
-
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
+    made = Stage(tmp_path, POLICY, KEYS)
     yield made
-    made.disk.gate.set()
-    made.log.close()
+    made.close()
 
 
 def request(
@@ -171,7 +82,7 @@ def request(
 ) -> BatchRequest:
     deadline = time.monotonic() + seconds
     key = key_of(algorithm).key
-    return BatchRequest("spiffe://x/issuer", key, None, requested, payloads, deadline, ID)
+    return BatchRequest(CLIENT, key, None, requested, payloads, deadline, ID)
 
 
 # --- proofs ------------------------------------------------------------------------------------
@@ -240,7 +151,7 @@ def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stag
         stage.engine.sign_batch(request(seconds=0.1))
     assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
     assert stage.log.refusal == ""
-    assert (stage.kinds(), stage.hsm.signed) == ([], 0)
+    assert (stage.kinds, stage.hsm.signed) == ([], 0)
 
     # Whoever asks again under this id, while the disk still hangs, comes after the closing.
     with ThreadPoolExecutor(1) as threads:
@@ -253,7 +164,7 @@ def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stag
         (RecordKind.INTENT, RecordKind.INDETERMINATE),
         (RecordKind.INTENT, RecordKind.OUTCOME),
     )
-    assert stage.kinds() == [*late, *signed]
+    assert stage.kinds == [*late, *signed]
     assert stage.log.records(1, 1)[0].fields == {"intent": 0, "reason": "DEADLINE_TOO_SHORT"}
     assert stage.engine.sign_batch(request()) == first
     assert stage.hsm.signed == 3
@@ -272,7 +183,7 @@ def test_intents_that_did_not_reach_the_disk_in_time_are_not_in_the_log(stage: S
             assert isinstance(call.exception(30), CallError)
         stage.disk.gate.set()
         assert not first.result(30).failures
-    assert stage.kinds() == [RecordKind.INTENT, RecordKind.OUTCOME]
+    assert stage.kinds == [RecordKind.INTENT, RecordKind.OUTCOME]
 
 
 def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
@@ -298,13 +209,15 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
         result = first.result(30)
     assert stage.engine.sign_batch(request()) == result
     assert stage.hsm.signed == 3
-    assert stage.kinds() == [RecordKind.INTENT, RecordKind.OUTCOME]
+    assert stage.kinds == [RecordKind.INTENT, RecordKind.OUTCOME]
 
 
 # --- officers ----------------------------------------------------------------------------------
 
 
-def opened(folder: Path, evidence: Evidence, checkpoints: tuple[Checkpoint, ...] = ()) -> AuditLog:
+def opened(
+    folder: Path, control: ApprovalFold, checkpoints: tuple[Checkpoint, ...] = ()
+) -> AuditLog:
     return AuditLog.open(
         folder,
         origin=ORIGIN,
@@ -313,12 +226,12 @@ def opened(folder: Path, evidence: Evidence, checkpoints: tuple[Checkpoint, ...]
         low_disk_bytes=0,
         ballast_bytes=0,
         checkpoints=checkpoints,
-        listeners=[Listener(evidence.recorded, snapshot=evidence.snapshot)],
+        listeners=[Listener(control.apply, ApprovalFold.KINDS, control.snapshot)],
     )
 
 
-def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_path: Path) -> None:
-    before, after = (Evidence(SystemClock(), Observer()) for _ in range(2))
+def test_snapshots_hold_the_officers_and_a_start_continues_from_them(tmp_path: Path) -> None:
+    before, after = ApprovalFold(checking=False), ApprovalFold(checking=False)
     log = opened(tmp_path / "audit", before)
     officers: list[Value] = [["spiffe://x/a", b"certificate"], ["spiffe://x/b", b"other"]]
     log.append(
@@ -333,8 +246,7 @@ def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_
     known = Checkpoint(ORIGIN, *log.tree_head())
     log.close()
     # What people did wrong is told by the verification, and does not stop a start.
-    report = verify_log(tmp_path / "audit", ORIGIN, [known], folds=[ApprovalFold])
-    [problem] = report.problems
+    [problem] = verify_log(tmp_path / "audit", ORIGIN, [known], folds=[ApprovalFold]).problems
     assert problem.startswith("record 1: ")
     log = opened(tmp_path / "audit", after, (known,))
     log.close()
@@ -349,8 +261,7 @@ def test_snapshots_tell_who_the_officers_are_and_a_start_goes_on_from_there(tmp_
 
 
 def test_a_snapshot_from_before_there_were_officers_is_read() -> None:
-    evidence = Evidence(SystemClock(), Observer())
     older: dict[str, Value] = {"requests": b"", "used": {}, "frontier": [bytes(32)], "open": []}
-    evidence.recorded(Record(1, 1, RecordKind.SNAPSHOT, older))
-    assert evidence.snapshot() == Evidence(SystemClock(), Observer()).snapshot()
-    assert set(evidence.snapshot()) == {"requests", "used", "control"}
+    for fold, new in ((Ledger(), Ledger()), (ApprovalFold(), ApprovalFold())):
+        fold.apply(Record(1, 1, RecordKind.SNAPSHOT, older))
+        assert fold.snapshot() == new.snapshot()

@@ -1,0 +1,68 @@
+"""Stand-ins that several test files use: a clock, an HSM, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from signer.clock import FlooredClock
+from signer.errors import CallError, Failure
+from signer.formats.signature import signature_length
+from signer.hsm.front.pool import Admission
+from signer.model import Signed, SignJob
+
+
+class ManualClock(FlooredClock):
+    """The system's clock, until a test sets ``time``: seconds since the epoch."""
+
+    def __init__(self, time: float | None = None) -> None:
+        super().__init__()
+        self.time = time
+
+    def now(self) -> float:
+        return super().now() if self.time is None else max(self.time, self._floor)
+
+
+class Recorded:
+    """Accepts every report; keeps their names in ``names`` and their values in ``values``."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.values: list[Any] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def report(*values: Any) -> None:
+            self.names.append(name)
+            self.values += values
+
+        return report
+
+
+class FakeHsm:
+    """An HSM that signs, fails with ``error``, or admits nothing because of ``refusal``.
+
+    Every signature is another one, of the length that the key's signatures have.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: Failure | CallError | None = None
+        self.error: Exception | None = None
+        self.signed = 0
+        self.attempts = 1
+        self.length: int | None = None
+
+    def admit(self, job: SignJob) -> Admission:
+        if not job.inputs:
+            return Admission(job)
+        if isinstance(self.refusal, CallError):
+            raise self.refusal
+        return Admission(job, self.refusal)
+
+    def sign(self, admission: Admission) -> Signed:
+        job = admission.job
+        if self.error is not None:
+            raise self.error
+        length = signature_length(job.version) if self.length is None else self.length
+        first, self.signed = self.signed + 1, self.signed + len(job.inputs)
+        signatures = [n.to_bytes(length, "big") for n in range(first, self.signed + 1)]
+        return Signed(signatures, {}, self.attempts)

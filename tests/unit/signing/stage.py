@@ -1,0 +1,93 @@
+"""An engine on a log of its own, with a stand-in for the HSM."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from signer.audit.format.record import RecordKind
+from signer.audit.read.ledger import MAX_REQUESTS, Ledger
+from signer.audit.write.disk import Disk
+from signer.audit.write.log import AuditLog, Listener
+from signer.clock import SystemClock
+from signer.config.policy_documents import load_policy
+from signer.keys.index import KeyIndex
+from signer.model import KeyVersion
+from signer.policy.usage import Usage
+from signer.signing.engine import Engine
+from signer.signing.evidence import Evidence
+from signer.signing.repeat import Repeats
+from signer.signing.request import Served, Snapshot
+from tests.stand_ins import FakeHsm, Recorded
+
+ORIGIN = "test.example/log"
+CLIENT = "spiffe://x/issuer"
+ID = "6a9b7d3e-0000-4000-8000-000000000001"
+
+
+class GatedDisk(Disk):
+    """A disk whose syncs wait for ``gate``."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        if not self.gate.is_set():
+            self.waiting.set()
+            assert self.gate.wait(30)
+        super().sync(descriptor)
+
+
+class Stage:
+    """What the engine is built from; ``capacity`` is how many request ids are remembered."""
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: str,
+        keys: Iterable[KeyVersion],
+        *,
+        capacity: int = MAX_REQUESTS,
+        answer_bytes: int = 4 << 20,
+    ) -> None:
+        self.folder, self.hsm, self.disk = folder / "audit", FakeHsm(), GatedDisk()
+        clock = SystemClock()
+        self.ledger, self.usage = Ledger(capacity), Usage()
+        self.log = AuditLog.open(
+            self.folder,
+            origin=ORIGIN,
+            clock=clock,
+            low_disk_bytes=0,
+            ballast_bytes=0,
+            listeners=[Listener(self.ledger.apply, Ledger.KINDS, self.ledger.snapshot)],
+            disk=self.disk,
+        )
+        (folder / "policy.yaml").write_text(policy)
+        self.served = Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(keys, 1)))
+        self.engine = Engine(
+            self.served,
+            self.hsm,
+            Evidence(self.log),
+            Repeats(self.log, self.ledger, clock),
+            usage=self.usage,
+            observer=Recorded(),
+            clock=clock,
+            answer_bytes=answer_bytes,
+        )
+
+    def close(self) -> None:
+        self.disk.gate.set()
+        self.log.close()
+
+    @property
+    def kinds(self) -> list[RecordKind]:
+        return [record.kind for record in self.log.records(0, 100)]
+
+    def left(self, facility: str) -> int:
+        """Items left of the one quota of a facility."""
+        terms = self.served.snapshot.policy.facilities[facility].terms
+        [remaining] = self.usage.remaining(facility, terms.quotas, SystemClock().now())
+        return remaining
