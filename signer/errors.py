@@ -51,8 +51,8 @@ class Reason(enum.StrEnum):
     INTERNAL = "INTERNAL"
 
 
-class Scope(enum.Flag):
-    """What a reason can befall."""
+class Extent(enum.Flag):
+    """What a reason can apply to."""
 
     CALL = enum.auto()
     ITEM = enum.auto()
@@ -63,30 +63,30 @@ class Meaning:
     """How a reason is carried and whether the caller may simply try again."""
 
     code: Code
-    scope: Scope
+    scope: Extent
     retryable: bool = False
 
 
 TABLE: Mapping[Reason, Meaning] = {
-    Reason.PEER_UNKNOWN: Meaning(Code.UNAUTHENTICATED, Scope.CALL),
-    Reason.POLICY_DENIED: Meaning(Code.PERMISSION_DENIED, Scope.CALL),
-    Reason.KEY_NOT_FOUND: Meaning(Code.NOT_FOUND, Scope.CALL),
-    Reason.KEY_VERSION_NOT_ACTIVE: Meaning(Code.FAILED_PRECONDITION, Scope.CALL | Scope.ITEM),
-    Reason.FIELD_INVALID: Meaning(Code.INVALID_ARGUMENT, Scope.CALL),
-    Reason.QUOTA_EXCEEDED: Meaning(Code.RESOURCE_EXHAUSTED, Scope.CALL, retryable=True),
-    Reason.CLOSED_HOURS: Meaning(Code.FAILED_PRECONDITION, Scope.CALL),
-    Reason.OVERLOADED: Meaning(Code.RESOURCE_EXHAUSTED, Scope.CALL, retryable=True),
-    Reason.DEADLINE_TOO_SHORT: Meaning(Code.DEADLINE_EXCEEDED, Scope.CALL),
-    Reason.PAYLOAD_INVALID: Meaning(Code.INVALID_ARGUMENT, Scope.ITEM),
-    Reason.CONTENT_DENIED: Meaning(Code.PERMISSION_DENIED, Scope.ITEM),
-    Reason.HSM_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Scope.ITEM, retryable=True),
-    Reason.AUDIT_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Scope.CALL, retryable=True),
-    Reason.REQUEST_ID_REUSED: Meaning(Code.INVALID_ARGUMENT, Scope.CALL),
-    Reason.OPERATION_NOT_FOUND: Meaning(Code.NOT_FOUND, Scope.CALL),
-    Reason.OPERATION_REFUSED: Meaning(Code.FAILED_PRECONDITION, Scope.CALL),
-    Reason.APPROVAL_INVALID: Meaning(Code.PERMISSION_DENIED, Scope.CALL),
-    Reason.REGISTRY_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Scope.CALL, retryable=True),
-    Reason.INTERNAL: Meaning(Code.INTERNAL, Scope.CALL | Scope.ITEM),
+    Reason.PEER_UNKNOWN: Meaning(Code.UNAUTHENTICATED, Extent.CALL),
+    Reason.POLICY_DENIED: Meaning(Code.PERMISSION_DENIED, Extent.CALL),
+    Reason.KEY_NOT_FOUND: Meaning(Code.NOT_FOUND, Extent.CALL),
+    Reason.KEY_VERSION_NOT_ACTIVE: Meaning(Code.FAILED_PRECONDITION, Extent.CALL | Extent.ITEM),
+    Reason.FIELD_INVALID: Meaning(Code.INVALID_ARGUMENT, Extent.CALL),
+    Reason.QUOTA_EXCEEDED: Meaning(Code.RESOURCE_EXHAUSTED, Extent.CALL, retryable=True),
+    Reason.CLOSED_HOURS: Meaning(Code.FAILED_PRECONDITION, Extent.CALL),
+    Reason.OVERLOADED: Meaning(Code.RESOURCE_EXHAUSTED, Extent.CALL, retryable=True),
+    Reason.DEADLINE_TOO_SHORT: Meaning(Code.DEADLINE_EXCEEDED, Extent.CALL),
+    Reason.PAYLOAD_INVALID: Meaning(Code.INVALID_ARGUMENT, Extent.ITEM),
+    Reason.CONTENT_DENIED: Meaning(Code.PERMISSION_DENIED, Extent.ITEM),
+    Reason.HSM_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Extent.ITEM, retryable=True),
+    Reason.AUDIT_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Extent.CALL, retryable=True),
+    Reason.REQUEST_ID_REUSED: Meaning(Code.INVALID_ARGUMENT, Extent.CALL),
+    Reason.OPERATION_NOT_FOUND: Meaning(Code.NOT_FOUND, Extent.CALL),
+    Reason.OPERATION_REFUSED: Meaning(Code.FAILED_PRECONDITION, Extent.CALL),
+    Reason.APPROVAL_INVALID: Meaning(Code.PERMISSION_DENIED, Extent.CALL),
+    Reason.REGISTRY_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Extent.CALL, retryable=True),
+    Reason.INTERNAL: Meaning(Code.INTERNAL, Extent.CALL | Extent.ITEM),
 }
 
 

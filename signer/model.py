@@ -233,33 +233,16 @@ class FormatContext:
     content: ContentRules = field(default_factory=ContentRules)
 
 
-class Prepared(NamedTuple):
-    """A batch made ready for the HSM.
+class PreparedBatch(NamedTuple):
+    """A batch ready for the HSM.
 
     ``to_sign[i]`` are the bytes to sign of item i, b"" where ``failures`` has i.
-    ``prehashed``: they are digests already. ``carry`` is the format's own: what
-    ``finish`` needs again.
+    ``prehashed``: they are digests already.
     """
 
     to_sign: Sequence[bytes]
     failures: dict[int, Failure]
-    carry: Sequence[object] = ()
     prehashed: bool = False
-
-
-class MessageFormat(Protocol):
-    """One format: pure functions from payloads to bytes to sign to finished messages."""
-
-    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """Upper bound in bytes of all outputs of the batch together."""
-
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
-        """Turns payloads into bytes to sign; what does not parse fails its item."""
-
-    def finish(
-        self, prepared: Prepared, signatures: Sequence[bytes], context: FormatContext
-    ) -> list[bytes]:
-        """Builds the outputs; an empty signature gives an empty output."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from signer.clock import FlooredClock
 from signer.errors import CallError, Failure
-from signer.formats.signature import signature_length
+from signer.formats.payloads import signature_length
 from signer.hsm.front.pool import Admission
 from signer.model import Signed, SignJob
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from signer import cbor
 from signer.algorithms import PROPERTIES
-from signer.formats.items import finish_each
-from signer.formats.signature import signature_length
-from signer.model import FormatContext, KeyVersion, Prepared
+from signer.formats.payloads import finish_each, signature_length
+from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 HEADER_ALG = 1
 HEADER_KID = 4
@@ -69,12 +68,12 @@ class CoseSign1:
         fixed = envelope(context.version).length(longest, signature) - longest
         return len(payloads) * fixed + sum(map(len, payloads))
 
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Makes the Sig_structures; every payload is fit."""
-        return Prepared(list(map(envelope(context.version).to_sign, payloads)), {})
+        return PreparedBatch(list(map(envelope(context.version).to_sign, payloads)), {})
 
     def finish(
-        self, prepared: Prepared, signatures: Sequence[bytes], context: FormatContext
+        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
     ) -> list[bytes]:
         """Makes the tagged messages."""
         return finish_each(prepared, signatures, envelope(context.version).message)

@@ -9,8 +9,7 @@ from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
-from signer.formats import parse
-from signer.formats.items import denied, unreadable
+from signer.formats.payloads import cbor_map, denied, json_object, unreadable
 from signer.model import ContentRules
 
 TYPES = ("v", "t", "r")
@@ -31,13 +30,13 @@ class Dcc(NamedTuple):
 def read(payload: bytes) -> Dcc:
     """Reads a DCC: CBOR if its first byte is of a CBOR map (0xA0 to 0xBF), else JSON.
 
-    Raises ItemError unless it has ``ver``, ``nam`` and ``dob``, and exactly one
+    Raises PayloadError unless it has ``ver``, ``nam`` and ``dob``, and exactly one
     of ``v``, ``t`` and ``r`` has an entry, and only one.
     """
     if len(payload) > MAX_BYTES:
         raise unreadable(f"payload is longer than {MAX_BYTES} bytes")
     is_cbor = 0xA0 <= payload[0] <= 0xBF if payload else False
-    document = parse.cbor_map(payload) if is_cbor else parse.json_object(payload)
+    document = cbor_map(payload) if is_cbor else json_object(payload)
     for name in ("ver", "nam", "dob"):
         if name not in document:
             raise unreadable(f"certificate has no member {name}")
@@ -51,7 +50,7 @@ def read(payload: bytes) -> Dcc:
 
 
 def check(certificate: Dcc, rules: ContentRules, now: datetime) -> None:
-    """Raises ItemError if a content rule of the facility is broken; ``now`` is in UTC."""
+    """Raises PayloadError if a content rule of the facility is broken; ``now`` is in UTC."""
     entry = certificate.entry
     if rules.certificate_types and certificate.type not in rules.certificate_types:
         raise denied(f"content rule certificate_types: {certificate.type} is not allowed")

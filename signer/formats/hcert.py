@@ -17,9 +17,8 @@ from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.errors import CallError, Reason
 from signer.formats import base45, cose, dcc, deflate
-from signer.formats.items import denied, finish_each, prepare_each, unreadable
-from signer.formats.signature import signature_length
-from signer.model import FormatContext, Prepared
+from signer.formats.payloads import denied, finish_each, prepare_each, signature_length, unreadable
+from signer.model import FormatContext, PreparedBatch
 
 CLAIM_ISS = 1
 CLAIM_EXP = 4
@@ -46,7 +45,7 @@ class Hcert:
         # A sum of roundings is at most the rounded sum and one for each item.
         return base45.encoded_length(total) + len(payloads) * (1 + len(PREFIX))
 
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Checks the DCCs and makes the Sig_structures over their CWTs."""
         issue = _issue(context)
         to_sign = cose.envelope(context.version).to_sign
@@ -69,7 +68,7 @@ class Hcert:
         return prepare_each(payloads, prepare)
 
     def finish(
-        self, prepared: Prepared, signatures: Sequence[bytes], context: FormatContext
+        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
     ) -> list[bytes]:
         """Makes the texts."""
         message = cose.envelope(context.version).message

@@ -6,10 +6,15 @@ import base64
 import json
 from collections.abc import Sequence
 
-from signer.formats import parse
-from signer.formats.items import denied, finish_each, prepare_each, unreadable
-from signer.formats.signature import signature_length
-from signer.model import FormatContext, KeyVersion, Prepared
+from signer.formats.payloads import (
+    denied,
+    finish_each,
+    json_object,
+    prepare_each,
+    signature_length,
+    unreadable,
+)
+from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 MAX_BYTES = 256 * 1024
 """Longest payload. The worst of them, of nothing but brackets, takes tens of ms and 11 MiB."""
@@ -24,7 +29,7 @@ class Jws:
         # A sum of roundings is at most the rounded sum and one for each item.
         return len(payloads) * (fixed + 1) + _encoded(sum(map(len, payloads)))
 
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Makes the JWS signing inputs (RFC 7515 section 5.1)."""
         header = _header(context.version)
         required = context.content.required_members
@@ -32,7 +37,7 @@ class Jws:
         def prepare(payload: bytes) -> bytes:
             if len(payload) > MAX_BYTES:
                 raise unreadable(f"payload is longer than {MAX_BYTES} bytes")
-            document = parse.json_object(payload)
+            document = json_object(payload)
             if required and not document.keys() >= required:
                 missing = min(required - document.keys())
                 raise denied(f"content rule required_members: {missing[:64]} is missing")
@@ -42,7 +47,7 @@ class Jws:
 
     def finish(
         self,
-        prepared: Prepared,
+        prepared: PreparedBatch,
         signatures: Sequence[bytes],
         context: FormatContext,  # noqa: ARG002 - the Protocol's signature
     ) -> list[bytes]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from signer.algorithms import PROPERTIES
 from signer.errors import invalid
-from signer.formats.items import unreadable
-from signer.formats.signature import signature_length
-from signer.model import FormatContext, Prepared
+from signer.formats.payloads import signature_length, unreadable
+from signer.model import FormatContext, PreparedBatch
 
 
 class Message:
@@ -19,13 +18,13 @@ class Message:
         """Bytes of all signatures together."""
         return len(payloads) * signature_length(context.version)
 
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:  # noqa: ARG002 - the Protocol's signature
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:  # noqa: ARG002 - the Protocol's signature
         """The payloads are the bytes to sign; an empty one is a message too."""
-        return Prepared(payloads, {})
+        return PreparedBatch(payloads, {})
 
     def finish(
         self,
-        prepared: Prepared,  # noqa: ARG002 - the Protocol's signature
+        prepared: PreparedBatch,  # noqa: ARG002 - the Protocol's signature
         signatures: Sequence[bytes],
         context: FormatContext,  # noqa: ARG002 - the Protocol's signature
     ) -> list[bytes]:
@@ -36,7 +35,7 @@ class Message:
 class Digest(Message):
     """A digest of the key's hash, signed unseen."""
 
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> Prepared:
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Takes digests of exactly the right length: no HSM module checks it for us.
 
         Raises CallError for EdDSA, which has no digest.
@@ -48,4 +47,4 @@ class Digest(Message):
         wrong = unreadable(f"payload is not a {hash_name} digest of {size} bytes").failure
         failures = {i: wrong for i, payload in enumerate(payloads) if len(payload) != size}
         to_sign = [b"" if i in failures else p for i, p in enumerate(payloads)]
-        return Prepared(to_sign, failures, prehashed=True)
+        return PreparedBatch(to_sign, failures, prehashed=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from signer.errors import TABLE, Reason, Scope
+from signer.errors import TABLE, Extent, Reason
 from signer.hsm.spec import FailureKind
 from signer.model import Algorithm, Format, KeyState
 
@@ -39,7 +39,7 @@ class Family(NamedTuple):
     labels: tuple[Label, ...] = ()
 
 
-def _reasons(scope: Scope) -> tuple[str, ...]:
+def _reasons(scope: Extent) -> tuple[str, ...]:
     return tuple(str(reason) for reason in Reason if TABLE[reason].scope & scope)
 
 
@@ -65,7 +65,10 @@ FAMILIES = (
         _C,
         "Calls that were refused or failed as a whole, by the reason of docs/errors.md; "
         f"{OVERLOADED_BY_CLIENT}: the caller alone held all of its own places.",
-        (_METHOD, Label("reason", (*_reasons(Scope.CALL), OVERLOADED_BY_CLIENT, "CANCELLED"))),
+        (
+            _METHOD,
+            Label("reason", (*_reasons(Extent.CALL), OVERLOADED_BY_CLIENT, "CANCELLED")),
+        ),
     ),
     Family(
         "signer_request_duration_seconds",
@@ -83,7 +86,7 @@ FAMILIES = (
             _GROUP,
             Label("format", tuple(map(str, Format))),
             Label("algorithm", tuple(map(str, Algorithm))),
-            Label("reason", (OK, *_reasons(Scope.ITEM))),
+            Label("reason", (OK, *_reasons(Extent.ITEM))),
         ),
     ),
     Family(

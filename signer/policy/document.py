@@ -52,7 +52,7 @@ class OpeningHours(StrictModel):
         return weekly(self.time_zone, ((line.days, line.start, line.end) for line in self.open))
 
 
-class Hcert(StrictModel):
+class HcertRules(StrictModel):
     """Claims of the HCERTs that are made; a profile states both."""
 
     issuer: str | None = Field(None, pattern=r"^[A-Z]{2}$")
@@ -85,7 +85,7 @@ class Rules(StrictModel):
     delegation: bool | None = None
     priority: Literal["high", "normal", "low"] | None = None
     check_every: int | None = Field(None, ge=1, le=1_000_000)
-    hcert: Hcert | None = None
+    hcert: HcertRules | None = None
     content: Content | None = None
 
 

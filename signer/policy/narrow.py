@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
 from signer.model import ContentRules, HcertTerms
-from signer.policy.document import Content, Hcert, OpeningHours, Rules
-from signer.policy.rules import WEIGHTS, Level, Terms
+from signer.policy.document import Content, HcertRules, OpeningHours, Rules
+from signer.policy.rules import WEIGHTS, RuleLevel, Terms
 from signer.policy.values import Quota
 from signer.policy.windows import DAY_SECONDS, Hours
 from signer.text import utc
@@ -31,13 +31,13 @@ class Rule(NamedTuple):
     """
 
     name: str
-    narrow: Callable[[Place, str, Any, Any], object]
+    narrow: Callable[[Narrowing, str, Any, Any], object]
     default: object = None
     show: Callable[[Any], object] = lambda value: value
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Narrowing:
     """Where rules are stated: their dotted path, and the terms around them if they narrow any."""
 
     path: str
@@ -57,14 +57,14 @@ class Place:
 
 def profile_terms(path: str, rules: Rules, problems: list[Violation]) -> Terms:
     """Returns the terms that a profile gives."""
-    place = Place(path, None, problems)
+    at = Narrowing(path, None, problems)
     values: dict[str, Any] = {}
     for rule in RULES:
         stated = getattr(rules, rule.name)
         values[rule.name] = (
-            rule.default if stated is None else rule.narrow(place, rule.name, stated, None)
+            rule.default if stated is None else rule.narrow(at, rule.name, stated, None)
         )
-    return Terms(facility="", group=None, levels=(Level(path, rules),), **values)
+    return Terms(facility="", group=None, levels=(RuleLevel(path, rules),), **values)
 
 
 def narrow(outer: Terms, path: str, rules: Rules, problems: list[Violation]) -> Terms:
@@ -74,17 +74,17 @@ def narrow(outer: Terms, path: str, rules: Rules, problems: list[Violation]) -> 
     """
     if not rules.model_fields_set & _NAMES:
         return outer
-    place = Place(path, outer, problems)
+    at = Narrowing(path, outer, problems)
     values: dict[str, Any] = {
-        rule.name: rule.narrow(place, rule.name, stated, getattr(outer, rule.name))
+        rule.name: rule.narrow(at, rule.name, stated, getattr(outer, rule.name))
         for rule in RULES
         if (stated := getattr(rules, rule.name)) is not None
     }
-    terms = replace(outer, levels=(*outer.levels, Level(path, rules)), **values)
+    terms = replace(outer, levels=(*outer.levels, RuleLevel(path, rules)), **values)
     start, end = terms.valid_from, terms.valid_until
     if start is not None and end is not None and start >= end:
         name = "valid_until" if rules.valid_until is not None else "valid_from"
-        place.wrong(name, "leaves no time between valid_from and valid_until")
+        at.wrong(name, "leaves no time between valid_from and valid_until")
     return terms
 
 
@@ -105,90 +105,90 @@ def in_words(value: object, nothing: str) -> str:
 
 
 def _subset(
-    place: Place, name: str, mine: frozenset[str], outer: frozenset[str] | None
+    at: Narrowing, name: str, mine: frozenset[str], outer: frozenset[str] | None
 ) -> frozenset[str]:
     if outer is not None and (more := mine - outer):
-        place.wider(name, f"{', '.join(sorted(more))} is not in")
+        at.wider(name, f"{', '.join(sorted(more))} is not in")
     return mine
 
 
-def _at_most(place: Place, name: str, mine: N, outer: N | None) -> N:
+def _at_most(at: Narrowing, name: str, mine: N, outer: N | None) -> N:
     """For numbers, and for flags: false is narrower than true."""
     if outer is not None and mine > outer:
-        place.wider(name, f"{str(mine).lower()} is more than {str(outer).lower()} of")
+        at.wider(name, f"{str(mine).lower()} is more than {str(outer).lower()} of")
     return mine
 
 
-def _priority(place: Place, name: str, mine: str, outer: str | None) -> str:
+def _priority(at: Narrowing, name: str, mine: str, outer: str | None) -> str:
     if outer is not None and WEIGHTS[mine] > WEIGHTS[outer]:
-        place.wider(name, f"{mine} is above {outer} of")
+        at.wider(name, f"{mine} is above {outer} of")
     return mine
 
 
-def _latest(_place: Place, _name: str, mine: float, outer: float | None) -> float:
+def _latest(_place: Narrowing, _name: str, mine: float, outer: float | None) -> float:
     return mine if outer is None else max(mine, outer)
 
 
-def _earliest(_place: Place, _name: str, mine: float, outer: float | None) -> float:
+def _earliest(_place: Narrowing, _name: str, mine: float, outer: float | None) -> float:
     return mine if outer is None else min(mine, outer)
 
 
 def _quotas(
-    place: Place, name: str, mine: tuple[Quota, ...], outer: tuple[Quota, ...] | None
+    at: Narrowing, name: str, mine: tuple[Quota, ...], outer: tuple[Quota, ...] | None
 ) -> tuple[Quota, ...]:
     """All windows apply; of two quotas for one window, the inner one, which must be smaller."""
     by_window = {quota.window_seconds: quota for quota in outer or ()}
     for quota in mine:
         around = by_window.get(quota.window_seconds)
         if around is not None and quota.limit > around.limit:
-            place.wider(name, f"{quota} is more than {around} of")
+            at.wider(name, f"{quota} is more than {around} of")
         by_window[quota.window_seconds] = quota
     return tuple(by_window[window] for window in sorted(by_window))
 
 
-def _hours(place: Place, name: str, mine: OpeningHours, outer: Hours | None) -> Hours | None:
+def _hours(at: Narrowing, name: str, mine: OpeningHours, outer: Hours | None) -> Hours | None:
     """It is open when both are. One time zone, so that the result is the plan of a week again."""
     if outer is None:
         return mine.hours()
     if mine.time_zone.key != outer.zone.key:
-        text = f"should be {outer.zone.key}, as in {place.around(name)}"
-        place.wrong(f"{name}.time_zone", text)
+        text = f"should be {outer.zone.key}, as in {at.around(name)}"
+        at.wrong(f"{name}.time_zone", text)
         return outer
     both = mine.hours().intersection(outer)
     if both is None:
-        place.wrong(name, f"is never open at the same time as {place.around(name)}")
+        at.wrong(name, f"is never open at the same time as {at.around(name)}")
     return both
 
 
-def _hcert(place: Place, name: str, mine: Hcert, outer: HcertTerms | None) -> HcertTerms | None:
+def _hcert(
+    at: Narrowing, name: str, mine: HcertRules, outer: HcertTerms | None
+) -> HcertTerms | None:
     """A profile states both members (see ``fit``), a facility or key may narrow the validity."""
     if outer is None:
         if mine.issuer is None or mine.validity_days is None:
             return None
         return HcertTerms(mine.issuer, mine.validity_days * DAY_SECONDS)
     if mine.issuer not in (None, outer.issuer):
-        place.wrong(f"{name}.issuer", f"should be {outer.issuer}, as in the profile")
+        at.wrong(f"{name}.issuer", f"should be {outer.issuer}, as in the profile")
     if mine.validity_days is None:
         return outer
-    days = _at_most(
-        place, f"{name}.validity_days", mine.validity_days, outer.validity // DAY_SECONDS
-    )
+    days = _at_most(at, f"{name}.validity_days", mine.validity_days, outer.validity // DAY_SECONDS)
     return HcertTerms(outer.issuer, days * DAY_SECONDS)
 
 
-def _content(place: Place, name: str, mine: Content, outer: ContentRules | None) -> ContentRules:
+def _content(at: Narrowing, name: str, mine: Content, outer: ContentRules | None) -> ContentRules:
     outer = outer or ContentRules()
     prefix = mine.identifier_prefix or outer.identifier_prefix or ""
     if not prefix.startswith(outer.identifier_prefix or ""):
-        place.wrong(f"{name}.identifier_prefix", f"should begin with {outer.identifier_prefix}")
+        at.wrong(f"{name}.identifier_prefix", f"should begin with {outer.identifier_prefix}")
     future_dates = outer.future_dates
     if mine.future_dates is not None:
-        future_dates = _at_most(place, f"{name}.future_dates", mine.future_dates, future_dates)
+        future_dates = _at_most(at, f"{name}.future_dates", mine.future_dates, future_dates)
 
     def among(member: str) -> frozenset[str]:
         stated, around = getattr(mine, member), getattr(outer, member)
         # None stated: inherited. An empty set around restricts nothing.
-        return _subset(place, f"{name}.{member}", stated, around or None) if stated else around
+        return _subset(at, f"{name}.{member}", stated, around or None) if stated else around
 
     return ContentRules(
         countries=among("countries"),

@@ -15,7 +15,7 @@ WEIGHTS: Mapping[str, int] = {"low": 1, "normal": 2, "high": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class RuleLevel:
     """One place that states rules, by its dotted path: a profile, a facility, one of its keys."""
 
     path: str
@@ -47,7 +47,7 @@ class Terms:
     check_every: int
     hcert: HcertTerms | None
     content: ContentRules
-    levels: tuple[Level, ...]
+    levels: tuple[RuleLevel, ...]
     weight: int = field(init=False)
 
     def __post_init__(self) -> None:

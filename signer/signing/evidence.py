@@ -15,7 +15,7 @@ from signer.audit.format.record import Column, Record, RecordKind, Value
 from signer.audit.write.inbox import AuditLate, AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.errors import TABLE, CallError, Failure, Reason
-from signer.formats.signature import signature_length
+from signer.formats.payloads import signature_length
 from signer.model import HcertTerms, KeyVersion, Signed
 from signer.signing.request import BatchRequest
 

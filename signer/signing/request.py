@@ -11,7 +11,7 @@ from hashlib import sha256
 from signer.algorithms import PROPERTIES
 from signer.errors import Failure
 from signer.keys.index import KeyIndex
-from signer.model import Algorithm, Format, KeyName, KeyVersion, Prepared, Suspended
+from signer.model import Algorithm, Format, KeyName, KeyVersion, PreparedBatch, Suspended
 from signer.policy.rules import Policy, Terms
 
 
@@ -74,7 +74,7 @@ class BatchResult:
 class HsmInputs:
     """The inputs of the HSM for the items that are still good, and their indexes in the batch."""
 
-    def __init__(self, prepared: Prepared, algorithm: Algorithm) -> None:
+    def __init__(self, prepared: PreparedBatch, algorithm: Algorithm) -> None:
         self._size = len(prepared.to_sign)
         self._indexes: Sequence[int] = range(self._size)
         self._good = prepared.to_sign

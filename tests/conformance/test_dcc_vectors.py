@@ -20,7 +20,7 @@ from signer import cbor
 from signer.errors import Reason
 from signer.formats import FORMATS, base45, dcc, hcert
 from signer.formats.cose import Envelope
-from signer.formats.items import ItemError
+from signer.formats.payloads import PayloadError
 from signer.model import (
     Algorithm,
     Format,
@@ -198,7 +198,7 @@ def test_key_usage(path: Path) -> None:
 
 @pytest.mark.parametrize("path", UNDECODABLE, ids=name)
 def test_broken_cbor_is_refused(path: Path) -> None:
-    with pytest.raises(ItemError):
+    with pytest.raises(PayloadError):
         dcc.read(bytes.fromhex(load(path)["CBOR"]))
 
 
@@ -206,7 +206,7 @@ def test_broken_cbor_is_refused(path: Path) -> None:
 def test_several_certificates_in_one_are_refused() -> None:
     vector = load(VECTORS / "common/2DCode/raw/DGC2.json")
     for payload in (payload_of(vector), bytes.fromhex(vector["CBOR"])):
-        with pytest.raises(ItemError):
+        with pytest.raises(PayloadError):
             dcc.read(payload)
 
 

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from signer.cli.main import cli
 from signer.config import models as config
 from signer.config.client_file import ClientFile
-from signer.errors import TABLE, Scope
+from signer.errors import TABLE, Extent
 from signer.formats import dcc, jws
 from signer.model import Format
 from signer.policy import compile as compiling
@@ -37,7 +37,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "roles": document.StaffRules,
     "groups": document.GroupRules,
     "Rules": document.Profile,
-    "hcert": document.Hcert,
+    "hcert": document.HcertRules,
     "content": document.Content,
 }
 """Which heading of the configuration's document describes which model."""
@@ -74,9 +74,9 @@ def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 # --- errors ------------------------------------------------------------------------------------
 
 _BEFALLS = {
-    Scope.CALL: "call",
-    Scope.ITEM: "item",
-    Scope.CALL | Scope.ITEM: "call or item",
+    Extent.CALL: "call",
+    Extent.ITEM: "item",
+    Extent.CALL | Extent.ITEM: "call or item",
 }
 
 

@@ -14,8 +14,8 @@ from signer.errors import (
     CallError,
     Code,
     ConfigError,
+    Extent,
     Reason,
-    Scope,
     Violation,
     invalid,
 )
@@ -47,7 +47,11 @@ CONTRACT = {  # DESIGN section 4
 
 
 def test_the_table_is_the_contract() -> None:
-    words = {Scope.CALL: "call", Scope.ITEM: "item", Scope.CALL | Scope.ITEM: "call item"}
+    words = {
+        Extent.CALL: "call",
+        Extent.ITEM: "item",
+        Extent.CALL | Extent.ITEM: "call item",
+    }
     assert {
         str(reason): (words[meaning.scope], meaning.code.name) for reason, meaning in TABLE.items()
     } == CONTRACT
@@ -78,14 +82,14 @@ def test_trying_again_helps_only_where_something_passes() -> None:
 
 
 MAKERS = {
-    "CallError": Scope.CALL,
-    "Failure": Scope.ITEM,
-    "ItemError": Scope.ITEM,
+    "CallError": Extent.CALL,
+    "Failure": Extent.ITEM,
+    "PayloadError": Extent.ITEM,
 }
 """Who makes errors out of a reason, and what those befall."""
 
 
-def made_errors() -> Iterator[tuple[str, Reason, Scope]]:
+def made_errors() -> Iterator[tuple[str, Reason, Extent]]:
     """Every place in our code that makes an error with a reason written out."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -106,7 +110,7 @@ MADE = list(made_errors())
 
 
 @pytest.mark.parametrize(("place", "reason", "scope"), MADE, ids=str)
-def test_an_error_befalls_what_the_table_says(place: str, reason: Reason, scope: Scope) -> None:
+def test_an_error_befalls_what_the_table_says(place: str, reason: Reason, scope: Extent) -> None:
     assert scope in TABLE[reason].scope, place
 
 

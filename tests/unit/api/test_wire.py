@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.api import wire
-from signer.errors import TABLE, CallError, Failure, Reason, Scope, Violation
+from signer.errors import TABLE, CallError, Extent, Failure, Reason, Violation
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
@@ -45,7 +45,7 @@ def info(status: status_pb2.Status) -> Any:
     return found
 
 
-@pytest.mark.parametrize("reason", [r for r in Reason if Scope.CALL in TABLE[r].scope])
+@pytest.mark.parametrize("reason", [r for r in Reason if Extent.CALL in TABLE[r].scope])
 def test_a_call_has_exactly_one_error_info(reason: Reason) -> None:
     status = wire.call_status(CallError(reason, "what to do", {"rule": "a.b"}))
     assert (status.code, status.message) == (TABLE[reason].code, "what to do")
@@ -55,7 +55,7 @@ def test_a_call_has_exactly_one_error_info(reason: Reason) -> None:
     assert dict(info(status).metadata) == {"rule": "a.b"}
 
 
-@pytest.mark.parametrize("reason", [r for r in Reason if Scope.ITEM in TABLE[r].scope])
+@pytest.mark.parametrize("reason", [r for r in Reason if Extent.ITEM in TABLE[r].scope])
 def test_an_item_has_exactly_one_error_info(reason: Reason) -> None:
     status = wire.item_status(Failure(reason, "what to do"))
     assert (status.code, status.message) == (TABLE[reason].code, "what to do")

@@ -9,7 +9,7 @@ import pytest
 
 from signer.errors import Reason
 from signer.formats import dcc
-from signer.formats.items import ItemError
+from signer.formats.payloads import PayloadError
 from signer.model import ContentRules
 
 NOW = datetime(2022, 1, 15, 12, 0, tzinfo=UTC)
@@ -82,7 +82,7 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("value", REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_certificate(value: object) -> None:
     for payload in encodings(value):
-        with pytest.raises(ItemError) as caught:
+        with pytest.raises(PayloadError) as caught:
             dcc.read(payload)
         assert caught.value.failure.reason is Reason.PAYLOAD_INVALID
 
@@ -92,7 +92,7 @@ def test_what_is_no_certificate(value: object) -> None:
     [b"", b"[]", b"\x80", b"\xa0", b"\xbf\xff", b"\xc0", b"\xd9\xd9\xf7\xa0", b"\xff", b"x"],
 )
 def test_what_is_no_object(payload: bytes) -> None:
-    with pytest.raises(ItemError):
+    with pytest.raises(PayloadError):
         dcc.read(payload)
 
 
@@ -102,7 +102,7 @@ def test_length_is_bounded() -> None:
     longest = json.dumps(document() | {"x": "a" * room}).encode()
     assert len(longest) == dcc.MAX_BYTES
     assert dcc.read(longest).type == "v"
-    with pytest.raises(ItemError, match="longer than 16384 bytes"):
+    with pytest.raises(PayloadError, match="longer than 16384 bytes"):
         dcc.read(longest + b" ")
 
 
@@ -177,7 +177,7 @@ DENIED: dict[str, tuple[ContentRules, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("rules", "rule", "value"), DENIED.values(), ids=DENIED.keys())
 def test_what_a_rule_denies(rules: ContentRules, rule: str, value: dict[str, Any]) -> None:
-    with pytest.raises(ItemError) as caught:
+    with pytest.raises(PayloadError) as caught:
         check(value, rules)
     assert caught.value.failure.reason is Reason.CONTENT_DENIED
     assert f"content rule {rule}:" in caught.value.failure.message
@@ -208,7 +208,7 @@ def test_what_a_rule_denies(rules: ContentRules, rule: str, value: dict[str, Any
 )
 def test_dates_that_cannot_be_judged_are_denied(kind: str, member: str, date: object) -> None:
     rules = ContentRules(future_dates=False)
-    with pytest.raises(ItemError, match=f"future_dates: {member} is not a"):
+    with pytest.raises(PayloadError, match=f"future_dates: {member} is not a"):
         check(document(kind, **{member: date}), rules)
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from signer import cbor
 from signer.errors import Reason
-from signer.formats import FORMATS, dcc, hcert, signature_length
-from signer.model import Algorithm, Format, FormatContext, Prepared
+from signer.formats import FORMATS, dcc, hcert
+from signer.formats.payloads import signature_length
+from signer.model import Algorithm, Format, FormatContext, PreparedBatch
 
 Maker = Callable[..., FormatContext]
 
@@ -65,7 +66,7 @@ bad: Mapping[Format, bytes] = {
 }
 
 
-def finish(format_: Format, prepared: Prepared, context: FormatContext) -> list[bytes]:
+def finish(format_: Format, prepared: PreparedBatch, context: FormatContext) -> list[bytes]:
     size = signature_length(context.version)
     signatures = [
         b"" if i in prepared.failures else bytes([i + 1 & 0xFF or 1]) * size

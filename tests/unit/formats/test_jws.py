@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from signer.errors import Reason
-from signer.formats import FORMATS, jws, parse
+from signer.formats import FORMATS, jws
+from signer.formats.payloads import json_object
 from signer.model import Algorithm, ContentRules, Format, FormatContext
 
 Maker = Callable[..., FormatContext]
@@ -71,13 +72,13 @@ def test_payload_beyond_the_limit_fails_alone_before_it_is_read(
     def filled(size: int) -> bytes:
         return b'{"a":"' + b"x" * (size - 8) + b'"}'
 
-    lengths, read = list[int](), parse.json_object
+    lengths = list[int]()
 
     def counted(payload: bytes) -> Any:
         lengths.append(len(payload))
-        return read(payload)
+        return json_object(payload)
 
-    monkeypatch.setattr(parse, "json_object", counted)
+    monkeypatch.setattr(jws, "json_object", counted)
     payloads = [filled(jws.MAX_BYTES), filled(jws.MAX_BYTES + 1), b"[" * (2 << 20), b"{}"]
     prepared = JWS.prepare(payloads, context())
     assert lengths == [jws.MAX_BYTES, 2]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import cbor2
@@ -9,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.algorithms import Algorithm
 from signer.errors import Reason
-from signer.formats import parse
-from signer.formats.items import ItemError
+from signer.formats import payloads
+from signer.formats.payloads import PayloadError
 
-DEEPEST = parse.MAX_DEPTH
+DEEPEST = payloads.MAX_DEPTH
 
 
 def nested_json(depth: int) -> bytes:
@@ -67,8 +70,8 @@ BAD_JSON = {
 
 @pytest.mark.parametrize("payload", BAD_JSON.values(), ids=BAD_JSON.keys())
 def test_json_that_is_refused(payload: bytes) -> None:
-    with pytest.raises(ItemError) as caught:
-        parse.json_object(payload)
+    with pytest.raises(PayloadError) as caught:
+        payloads.json_object(payload)
     assert caught.value.failure.reason is Reason.PAYLOAD_INVALID
     assert SECRET not in caught.value.failure.message
     assert len(caught.value.failure.message) <= 200
@@ -88,7 +91,7 @@ def test_json_that_is_refused(payload: bytes) -> None:
     ],
 )
 def test_json_that_is_read(payload: bytes) -> None:
-    assert parse.json_object(payload) == json.loads(payload)
+    assert payloads.json_object(payload) == json.loads(payload)
 
 
 json_values = st.recursive(
@@ -105,15 +108,15 @@ json_values = st.recursive(
 @given(st.dictionaries(st.text(), json_values), st.booleans())
 def test_any_json_object_is_read(value: dict[str, Any], ascii_only: bool) -> None:
     payload = json.dumps(value, ensure_ascii=ascii_only).encode()
-    assert parse.json_object(payload) == value
+    assert payloads.json_object(payload) == value
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
-    for read in (parse.json_object, parse.cbor_map):
+    for read in (payloads.json_object, payloads.cbor_map):
         try:
             assert type(read(payload)) is dict
-        except ItemError as error:
+        except PayloadError as error:
             assert error.failure.reason is Reason.PAYLOAD_INVALID
 
 
@@ -121,8 +124,8 @@ def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
 def test_any_bytes_inside_a_cbor_map(inner: bytes) -> None:
     payload = b"\xa1\x61a" + inner
     try:
-        value = parse.cbor_map(payload)
-    except ItemError:
+        value = payloads.cbor_map(payload)
+    except PayloadError:
         return
     stream = io.BytesIO(payload)
     assert repr(cbor2.load(stream)) == repr(value)
@@ -157,8 +160,8 @@ BAD_CBOR = {
 
 @pytest.mark.parametrize("payload", BAD_CBOR.values(), ids=BAD_CBOR.keys())
 def test_cbor_that_is_refused(payload: bytes) -> None:
-    with pytest.raises(ItemError) as caught:
-        parse.cbor_map(payload)
+    with pytest.raises(PayloadError) as caught:
+        payloads.cbor_map(payload)
     assert caught.value.failure.reason is Reason.PAYLOAD_INVALID
     assert len(caught.value.failure.message) <= 200
 
@@ -168,8 +171,8 @@ def test_no_tag_is_read(tag: int) -> None:
     for content in ("text", "2021-01-01", 1, [1, 2], b"\x01", {"a": 1}, "a*b"):
         value = cbor2.dumps(content)
         payload = b"\xa1\x61a" + cbor2.dumps(cbor2.CBORTag(tag, 0))[:-1] + value
-        with pytest.raises(ItemError):
-            parse.cbor_map(payload)
+        with pytest.raises(PayloadError):
+            payloads.cbor_map(payload)
 
 
 @pytest.mark.parametrize(
@@ -182,4 +185,18 @@ def test_no_tag_is_read(tag: int) -> None:
     ],
 )
 def test_cbor_that_is_read(payload: bytes) -> None:
-    assert parse.cbor_map(payload) == cbor2.loads(payload)
+    assert payloads.cbor_map(payload) == cbor2.loads(payload)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_length_is_that_of_real_signatures(
+    keys: Mapping[Algorithm, Any], algorithm: Algorithm
+) -> None:
+    key = keys[algorithm]
+    assert payloads.signature_length(key.version) == len(key.sign(b"message"))
+
+
+def test_wrong_pin_is_our_bug(keys: Mapping[Algorithm, Any]) -> None:
+    version = dataclasses.replace(keys[Algorithm.ES256].version, algorithm=Algorithm.PS256)
+    with pytest.raises(TypeError, match="not RSA"):
+        payloads.signature_length(version)

@@ -1,25 +1,90 @@
-"""Reads payloads of strangers: bounded in nesting and numbers, strict, without extensions."""
+"""What all formats share: items and their failures, payloads in JSON and CBOR, signature lengths.
+
+Payloads are read strictly: bounded in nesting and numbers, without extensions.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
 from signer import cbor
+from signer.algorithms import PROPERTIES
 from signer.cbor import MAX_INTEGER
-from signer.formats.items import unreadable
+from signer.errors import Failure, Reason
+from signer.model import KeyVersion, PreparedBatch
 
 MAX_DEPTH = 64
-"""Containers inside each other, the outermost included."""
+"""Objects and lists inside each other, the outermost included."""
 
 _MAX_DIGITS = len(str(-MAX_INTEGER))
+
+
+class PayloadError(Exception):
+    """Refuses one item. The message names a member or a rule, never a value of the payload."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(reason, message)
+
+
+def unreadable(message: str) -> PayloadError:
+    """Returns the error for a payload that is not what its format says."""
+    return PayloadError(Reason.PAYLOAD_INVALID, message)
+
+
+def denied(message: str) -> PayloadError:
+    """Returns the error for a payload whose content breaks a rule."""
+    return PayloadError(Reason.CONTENT_DENIED, message)
+
+
+def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -> PreparedBatch:
+    """Prepares item by item; an PayloadError fails its own item and no other."""
+    to_sign: list[bytes] = []
+    failures: dict[int, Failure] = {}
+    for index, payload in enumerate(payloads):
+        try:
+            to_sign.append(prepare(payload))
+        except PayloadError as error:
+            to_sign.append(b"")
+            failures[index] = error.failure
+    return PreparedBatch(to_sign, failures)
+
+
+def finish_each(
+    prepared: PreparedBatch, signatures: Sequence[bytes], finish: Callable[[bytes, bytes], bytes]
+) -> list[bytes]:
+    """Builds the outputs from the bytes signed and their signatures; none gives b""."""
+    return [
+        finish(signed, signature) if signature else b""
+        for signed, signature in zip(prepared.to_sign, signatures, strict=True)
+    ]
+
+
+def signature_length(version: KeyVersion) -> int:
+    """Returns the length in bytes of the raw signatures of a key version."""
+    return PROPERTIES[version.algorithm].signature_bytes or _modulus_length(version.spki)
+
+
+@lru_cache(maxsize=1024)
+def _modulus_length(spki: bytes) -> int:
+    """Returns the length in bytes of an RSA modulus (RFC 8017 section 8). Raises TypeError."""
+    key = load_der_public_key(spki)
+    if not isinstance(key, RSAPublicKey):
+        raise TypeError("the pinned public key of an RS256 or PS256 key version is not RSA")
+    return (key.key_size + 7) // 8
 
 
 def json_object(payload: bytes) -> dict[str, Any]:
     """Reads one JSON object (RFC 8259) in UTF-8 without a byte order mark.
 
-    Raises ItemError for anything else, and for duplicate members, NaN,
+    Raises PayloadError for anything else, and for duplicate members, NaN,
     Infinity, numbers beyond 64 bits, and nesting beyond MAX_DEPTH.
     """
     try:
@@ -41,7 +106,7 @@ def json_object(payload: bytes) -> dict[str, Any]:
 def cbor_map(payload: bytes) -> dict[Any, Any]:
     """Reads one CBOR map (RFC 8949); lengths may be indefinite.
 
-    Raises ItemError for anything else, and for duplicate keys, tags, nesting
+    Raises PayloadError for anything else, and for duplicate keys, tags, nesting
     beyond MAX_DEPTH, and bytes after the map. Kinds of values and names are
     judged where they are encoded again (``cbor.deterministic``).
     """
