@@ -9,6 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+DEV := .venv/dev
 TOOLS := .venv/tools
 PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -25,7 +26,12 @@ $(READY): requirements.lock pyproject.toml .ci/packages
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(TOOLS): $(READY)
+# What tests and checks need besides.
+$(DEV): $(READY) requirements-dev.lock
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(TOOLS): $(DEV)
 	.ci/packages tests
 	touch $@
 
@@ -40,11 +46,11 @@ test: $(TOOLS)
 torture: $(TOOLS)
 	$(BIN)/pytest -m torture
 
-packaging: $(READY)
+packaging: $(DEV)
 	.ci/packages packaging
 	$(BIN)/pytest -m packaging
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -66,17 +72,20 @@ build/loop: tests/load/loop.c $(TOOLS)
 	mkdir -p build
 	cc -O2 -Wall -Wextra -Werror -o $@ $< -ldl -lpthread -lcrypto
 
-proto: $(READY)
+proto: $(DEV)
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 reference: $(READY)
 	$(BIN)/python -m signer.observe.reference > docs/metrics.md
 
-# Writes requirements.lock anew from pyproject.toml, for the newest releases.
-lock: $(READY)
-	$(BIN)/pip-compile --quiet --upgrade --extra dev --extra postgresql --extra tracing --generate-hashes \
-		--allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
+# Writes both locks anew from pyproject.toml, for the newest releases.
+COMPILE = $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
+	--no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	--build-deps-for wheel --build-deps-for editable \
+	--extra server --extra postgresql --extra tracing --extra demo
+lock: $(DEV)
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
 	rm -rf build .venv

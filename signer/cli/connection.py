@@ -103,12 +103,12 @@ def client_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def _client_file(client_file: Path | None, config_file: Path | None) -> Path:
-    from signer.config.loader import load_config
-
     if client_file is not None:
         return client_file
     if config_file is None:
         raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
+    from signer.config.loader import load_config  # needs packages of the server
+
     client = load_config(config_file).client
     if client is None:
         raise OperatorError(f"{config_file} names no `client` file: give one with --client FILE")

@@ -98,4 +98,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (ConfigError, OperatorError) as error:
         click.echo(f"signer: {error}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "signer":
+            raise
+        click.echo(
+            f"signer: the Python package {error.name} is missing: commands that do not call a"
+            " running appliance need `pip install 'signer-appliance[server]'`",
+            err=True,
+        )
+        sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -168,7 +168,7 @@ def plan_sha256(keys: Sequence[str], versions: Iterable[KeyVersion]) -> str:
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     from signer.model import Algorithm
-    from signer.officers.kinds.rotation import Step, plan_text
+    from signer.officers.rotation_plan import Step, plan_text
 
     steps: dict[str, Step] = {}
     for key, group in groupby(versions, key=lambda each: key_of(each.name)):

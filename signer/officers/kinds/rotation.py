@@ -9,9 +9,7 @@ step finds what an earlier attempt has done.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -21,7 +19,7 @@ from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.generation import NewKey, certified, cka_id_of
 from signer.keys.writing import Change, ChangedMeanwhileError
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState, KeyVersion
 from signer.officers.kinds.base import (
     Details,
     Effects,
@@ -44,6 +42,7 @@ from signer.officers.kinds.certificates_import import (
     read_text,
 )
 from signer.officers.kinds.create_key import hcert_terms, make, next_version, stopped
+from signer.officers.rotation_plan import Step, parse_plan, plan_text
 
 MAX_KEYS = 50_000
 BATCH = 50
@@ -66,16 +65,6 @@ class Rotate(Details):
     token: str = ""
     plan_sha256: str = ""
     keys: int = 0
-
-
-class Step(NamedTuple):
-    """One key of a plan: its primary version, by number, and the next."""
-
-    key: KeyName
-    old: int
-    new: int
-    algorithm: Algorithm
-    bits: int
 
 
 class RotateKind(OperationKind[Rotate]):
@@ -349,20 +338,11 @@ def _step(key: KeyName, context: OperationContext) -> Step:
     return Step(key, primary.number, number, new.algorithm, new.bits)
 
 
-def plan_text(plan: Sequence[Step]) -> bytes:
-    """Returns a plan as it is kept and hashed: JSON, one step a line."""
-    lines = [json.dumps([str(s.key), s.old, s.new, str(s.algorithm), s.bits]) for s in plan]
-    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
-
-
 def read_plan(content: bytes) -> list[Step]:
     """Reads what ``plan_text`` wrote; raises OperationError."""
     try:
-        return [
-            Step(KeyName.parse(key), int(old), int(new), Algorithm(algorithm), int(bits))
-            for key, old, new, algorithm, bits in json.loads(content)
-        ]
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return parse_plan(content)
+    except ValueError:
         raise OperationError("attachment: is no list of keys") from None
 
 

@@ -33,11 +33,12 @@ class DevAppliance:
         directory: Path,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        python: str | Path = sys.executable,
     ) -> None:
         self.dir = directory.resolve()
         self.log = self.dir.with_name(f"{self.dir.name}.log")
         self.process: subprocess.Popen[str] | None = None
-        self._command = [sys.executable, "-m", "signer", "dev"]
+        self._command = [str(python), "-m", "signer", "dev"]
         self._arguments = tuple(arguments)
         self._environment = {**os.environ, **(environment or {})}
 

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.client import Suspension
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
-from signer.officers.kinds.rotation import Step, plan_of, plan_text
+from signer.officers.kinds.rotation import plan_of
+from signer.officers.rotation_plan import Step, plan_text
 from tests.unit.cli.operations_played import NOW, certify, der, of_key, version
 
 KEY = "facilities/f/keys/k"

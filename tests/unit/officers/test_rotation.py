@@ -9,7 +9,8 @@ import pytest
 
 from signer.errors import CallError
 from signer.model import KeyState
-from signer.officers.kinds.rotation import plan_of, plan_text, read_plan
+from signer.officers.kinds.rotation import plan_of, read_plan
+from signer.officers.rotation_plan import plan_text
 from signer.officers.store import OperationState, StoredOperation
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, MINISTRY, START, Stage
 from tests.unit.officers.people import A, Authority, C, pem
