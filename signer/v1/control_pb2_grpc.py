@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ControlServiceStub:
-    """For operators: looks at the running daemon and has it read its files again.
+    """For operators: shows the running daemon and reloads its files.
     """
 
     def __init__(self, channel):
@@ -48,13 +48,13 @@ class ControlServiceStub:
 
 
 class ControlServiceServicer:
-    """For operators: looks at the running daemon and has it read its files again.
+    """For operators: shows the running daemon and reloads its files.
     """
 
     def Reload(self, request, context):
-        """Reads policy, TLS certificates and the log's level again, as SIGHUP does. Either all of it
-        is in force afterwards, or nothing has changed and the call says what is
-        wrong with it (INVALID_ARGUMENT with field violations). Where officers
+        """Reads policy, TLS certificates and the log's level again, as SIGHUP does. Either all of them
+        are in force afterwards, or nothing has changed and the call says what is
+        wrong (INVALID_ARGUMENT with field violations). Where officers
         decide the policy, certificates are taken even if the policy is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -62,7 +62,7 @@ class ControlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """What runs, since when, and how well.
+        """What is running, since when, and whether it serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +90,7 @@ def add_ControlServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ControlService:
-    """For operators: looks at the running daemon and has it read its files again.
+    """For operators: shows the running daemon and reloads its files.
     """
 
     @staticmethod

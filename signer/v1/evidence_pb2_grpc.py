@@ -29,9 +29,10 @@ class EvidenceServiceStub:
     """For auditors: the audit log, and the proofs that it is one log that only grows.
 
     The log's records are the leaves of one Merkle tree (RFC 6962). A checkpoint is
-    the tree's size and root, signed by the audit key. Whoever keeps a checkpoint
-    proves with GetConsistencyProof that the log has only grown since, and with
-    GetInclusionProof that a record is in it, and need not believe this service.
+    the tree's size and root, signed by the audit key. A caller that keeps
+    a checkpoint can verify with GetConsistencyProof that the log has only grown
+    since, and with GetInclusionProof that a record is in it, without trusting
+    this service.
     Only records that are durable are shown.
     """
 
@@ -67,9 +68,10 @@ class EvidenceServiceServicer:
     """For auditors: the audit log, and the proofs that it is one log that only grows.
 
     The log's records are the leaves of one Merkle tree (RFC 6962). A checkpoint is
-    the tree's size and root, signed by the audit key. Whoever keeps a checkpoint
-    proves with GetConsistencyProof that the log has only grown since, and with
-    GetInclusionProof that a record is in it, and need not believe this service.
+    the tree's size and root, signed by the audit key. A caller that keeps
+    a checkpoint can verify with GetConsistencyProof that the log has only grown
+    since, and with GetInclusionProof that a record is in it, without trusting
+    this service.
     Only records that are durable are shown.
     """
 
@@ -137,9 +139,10 @@ class EvidenceService:
     """For auditors: the audit log, and the proofs that it is one log that only grows.
 
     The log's records are the leaves of one Merkle tree (RFC 6962). A checkpoint is
-    the tree's size and root, signed by the audit key. Whoever keeps a checkpoint
-    proves with GetConsistencyProof that the log has only grown since, and with
-    GetInclusionProof that a record is in it, and need not believe this service.
+    the tree's size and root, signed by the audit key. A caller that keeps
+    a checkpoint can verify with GetConsistencyProof that the log has only grown
+    since, and with GetInclusionProof that a record is in it, without trusting
+    this service.
     Only records that are durable are shown.
     """
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class KeyServiceStub:
-    """Shows keys to those who may use them. Private keys never leave the HSM.
+    """Shows keys to the callers that may use them. Private keys never leave the HSM.
 
     An issuer sees the keys of the facilities it may sign for; officers,
     auditors and operators see all keys. A key that the caller may not see is
@@ -62,7 +62,7 @@ class KeyServiceStub:
 
 
 class KeyServiceServicer:
-    """Shows keys to those who may use them. Private keys never leave the HSM.
+    """Shows keys to the callers that may use them. Private keys never leave the HSM.
 
     An issuer sees the keys of the facilities it may sign for; officers,
     auditors and operators see all keys. A key that the caller may not see is
@@ -130,7 +130,7 @@ def add_KeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KeyService:
-    """Shows keys to those who may use them. Private keys never leave the HSM.
+    """Shows keys to the callers that may use them. Private keys never leave the HSM.
 
     An issuer sees the keys of the facilities it may sign for; officers,
     auditors and operators see all keys. A key that the caller may not see is

@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class OperationServiceStub:
-    """For security officers: what nobody may do alone, and what one may do at once.
+    """For security officers: what nobody may do alone, and what one officer may do at once.
 
     An operation is proposed by one officer and takes effect once as many officers
     as it names have signed its canonical bytes, the proposer among them. A
-    signature is made with the key of the certificate that the appliance knows of
-    an officer: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
+    signature is made with the key of the officer's certificate in the
+    registry: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
     docs/officers.md has the life of an operation and every kind with its arguments.
     """
 
@@ -119,17 +119,17 @@ class OperationServiceStub:
 
 
 class OperationServiceServicer:
-    """For security officers: what nobody may do alone, and what one may do at once.
+    """For security officers: what nobody may do alone, and what one officer may do at once.
 
     An operation is proposed by one officer and takes effect once as many officers
     as it names have signed its canonical bytes, the proposer among them. A
-    signature is made with the key of the certificate that the appliance knows of
-    an officer: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
+    signature is made with the key of the officer's certificate in the
+    registry: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
     docs/officers.md has the life of an operation and every kind with its arguments.
     """
 
     def PrepareOperation(self, request, context):
-        """Works out an operation without keeping it: the bytes to sign, what it would
+        """Computes an operation without storing it: the bytes to sign, what it would
         change, and everything that is wrong with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -144,7 +144,7 @@ class OperationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ApproveOperation(self, request, context):
-        """Signs somebody else's proposal; the last signature it needs has it executed.
+        """Signs another officer's proposal; the last signature it needs starts its execution.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,7 +158,7 @@ class OperationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryOperation(self, request, context):
-        """Has an approved operation that failed go on from where it stopped.
+        """Resumes an approved operation that failed, from where it stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,7 +228,7 @@ class OperationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSuspensions(self, request, context):
-        """What is suspended beside keys: facilities, groups, everything.
+        """What is suspended besides keys: facilities, groups, everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -321,12 +321,12 @@ def add_OperationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationService:
-    """For security officers: what nobody may do alone, and what one may do at once.
+    """For security officers: what nobody may do alone, and what one officer may do at once.
 
     An operation is proposed by one officer and takes effect once as many officers
     as it names have signed its canonical bytes, the proposer among them. A
-    signature is made with the key of the certificate that the appliance knows of
-    an officer: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
+    signature is made with the key of the officer's certificate in the
+    registry: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
     docs/officers.md has the life of an operation and every kind with its arguments.
     """
 
