@@ -123,7 +123,7 @@ def test_before_the_first_start_nothing_is_wrong(machine: Copy) -> None:
         assert found[check].level is WARNING
         assert "`signer init" in found[check].remedy
     assert "not tried yet" in found["pin signer-dev"].seen
-    assert "the first start makes it" in found["state"].seen
+    assert "the first start creates it" in found["state"].seen
     assert sorted(machine.dir.rglob("*")) == before
 
 
@@ -134,9 +134,9 @@ def test_a_running_daemon_is_told_from_other_programs(appliance: Any) -> None:
     assert ran.returncode == 0, ran.stdout
     assert told["level"] in ("ok", "warning")
     pid = appliance.process.pid
-    assert found["daemon"]["seen"] == f"it runs (process {pid}) and is ready"
+    assert found["daemon"]["seen"] == f"it is running (process {pid}) and is ready"
     for check in ("listen", "metrics"):
-        assert found[check]["seen"].endswith("is in use: the daemon runs")
+        assert found[check]["seen"].endswith("is in use by the running daemon")
     assert "the daemon" in found["open files"]["seen"]
 
 
@@ -225,15 +225,20 @@ def mirrored(machine: Copy) -> None:
 BROKEN = {
     "configuration": (write("signer.yaml", "listen: 1\n"), "configuration", WRONG, "host:port"),
     "policy": (write("policy/policy.yaml", "profiles: {}\n"), "policy", WRONG, "facilities"),
-    "certificate-gone": (remove("pki/server.pem"), "tls.certificate", WRONG, "is no file"),
+    "certificate-gone": (remove("pki/server.pem"), "tls.certificate", WRONG, "is not a file"),
     "certificate-ends": (certify(timedelta(days=9.5)), "tls.certificate", WARNING, "in 9 days"),
     "certificate-ended": (certify(timedelta(days=-1)), "tls.certificate", WRONG, "ended on"),
-    "chain": (no_chain, "tls.certificate", WRONG, "was not issued by the one behind it"),
+    "chain": (no_chain, "tls.certificate", WRONG, "was not issued by the next one"),
     "key-of-another": (other_key, "tls", WRONG, "tls.key: is not the key of the first certificate"),
     "key-open": (chmod("pki/server.key", 0o644), "tls.key", WRONG, "mode 0644"),
-    "client-ca": (leaf_as_authority, "tls.client_ca", WRONG, "is no authority"),
+    "client-ca": (leaf_as_authority, "tls.client_ca", WRONG, "is not a CA certificate"),
     "client": (write("client-operator.yaml", "ca: x\n"), "client", WRONG, "address"),
-    "module-gone": (configure(token={"module": "m.so"}), "tokens[0].module", WRONG, "is no file"),
+    "module-gone": (
+        configure(token={"module": "m.so"}),
+        "tokens[0].module",
+        WRONG,
+        "is not a file",
+    ),
     "module-other": (
         configure(token={"module": "/etc/hostname"}),
         "token signer-dev",
@@ -250,9 +255,9 @@ BROKEN = {
         "only while the service runs",
     ),
     "pin-empty": (write("pin", ""), "pin signer-dev", WRONG, "is empty"),
-    "state-nowhere": (configure(state="none/there"), "state", WRONG, "is no folder"),
-    "state-of-all": (state_of_all, "state", WRONG, "can be written by others"),
-    "registry-gone": (remove("registry.sqlite"), "registry", WRONG, "none, but an audit log"),
+    "state-nowhere": (configure(state="none/there"), "state", WRONG, "is not a folder"),
+    "state-of-all": (state_of_all, "state", WRONG, "is writable by other users"),
+    "registry-gone": (remove("registry.sqlite"), "registry", WRONG, "there is an audit log"),
     "registry-other": (write("registry.sqlite", "x" * 999), "registry", WRONG, "not a database"),
     "registry-newer": (
         sql("update alembic_version set version_num = '9999'"),
@@ -266,8 +271,8 @@ BROKEN = {
         WRONG,
         "schema 0001 is older",
     ),
-    "registry-nobody": (sql("delete from officers"), "registry", WARNING, "names no officers"),
-    "log-gone": (remove("audit"), "audit", WRONG, "but the registry names officers"),
+    "registry-nobody": (sql("delete from officers"), "registry", WARNING, "contains no officers"),
+    "log-gone": (remove("audit"), "audit", WRONG, "but the registry contains officers"),
     "log-key-gone": (remove("audit/audit.pub.pem"), "audit", WARNING, "is missing"),
     "disk-low": (
         configure(audit={"low_disk_bytes": 1 << 50}),
@@ -275,7 +280,7 @@ BROKEN = {
         WRONG,
         "nothing is signed below",
     ),
-    "mirror-gone": (configure(audit={"mirror": "absent"}), "mirror", WRONG, "is no folder"),
+    "mirror-gone": (configure(audit={"mirror": "absent"}), "mirror", WRONG, "is not a folder"),
     "mirror-here": (mirrored, "mirror", WARNING, "on the disk of the log itself"),
     "address-of-another": (configure(listen="192.0.2.1:7443"), "listen", WRONG, "cannot be"),
 }
@@ -317,7 +322,7 @@ def elsewhere() -> Iterator[Path]:
 def test_a_mirror_on_another_disk(machine: Copy, elsewhere: Path) -> None:
     machine.configure(audit={"mirror": str(elsewhere)})
     found = machine.findings()["mirror"]
-    assert (found.level, "has no checkpoint" in found.seen) == (WARNING, True), found
+    assert (found.level, "contains no checkpoint" in found.seen) == (WARNING, True), found
     shutil.copy(machine.dir / "audit" / "checkpoints" / "newest", elsewhere)
     assert machine.findings()["mirror"].level is OK
     assert [path.name for path in elsewhere.iterdir()] == ["newest"]

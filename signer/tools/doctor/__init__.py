@@ -1,7 +1,7 @@
-"""Examines a machine for ``signer doctor``: what is so, and what to mend.
+"""Examines a machine for ``signer doctor``: what is found, and what to do about it.
 
-Each check looks by itself and judges what it saw; nothing is changed, no PIN is tried,
-and the daemon may run meanwhile. A test file is written and removed where the log lies.
+The checks are independent of each other. Nothing is changed, no PIN is tried, and the daemon
+may be running. A test file is written to the folder of the log and removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from signer.tools.doctor.tokens import examine_token
 
 
 def examine(config_file: Path, now: float) -> list[Finding]:
-    """Looks at everything; ``now`` is seconds since the epoch."""
+    """Returns the findings of all checks; ``now`` is seconds since the epoch."""
     try:
         config = load_config(config_file)
     except ConfigError as error:
@@ -39,7 +39,7 @@ def examine(config_file: Path, now: float) -> list[Finding]:
 
 
 def worst(findings: list[Finding]) -> Level:
-    """The level of the whole."""
+    """Returns the worst level of the findings."""
     levels = {each.level for each in findings}
     return next((each for each in (Level.WRONG, Level.WARNING) if each in levels), Level.OK)
 

@@ -1,4 +1,4 @@
-"""The files that a configuration names: there, readable, and private where they must be."""
+"""The files that a configuration names: they exist, are readable, and secrets are private."""
 
 from __future__ import annotations
 
@@ -8,86 +8,86 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.config.models import Config, TokenConfig
+from signer.config.models import Config
 from signer.errors import Violation
 from signer.files import daemon_user, is_private, private_mode
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 CREDENTIALS = Path("/run/credentials")
-"""Where systemd puts the secrets of a service for as long as it runs."""
+"""Where systemd puts the secrets of a service while it runs."""
 
 
 class Problem(NamedTuple):
-    """What is wrong with a file, and what to do about it."""
+    """What is wrong with a file, and what to do."""
 
     seen: str
     remedy: str
 
 
-def file_problems(config: Config) -> Iterator[Violation]:
-    """Yields what is wrong with the files that a configuration names; reads none of them."""
-    for field, path in _files(config).items():
-        yield from _told(field, file_problem(path))
-    daemon = daemon_user(config.state)
-    for field, path in _secrets(config).items():
-        yield from _told(field, secret_problem(path, daemon))
-    yield from _told("state", folder_problem(_existing(config.state)))
+def file_problems(config: Config) -> list[Violation]:
+    """Returns what is wrong with the files that a configuration names; reads none of them."""
+    problems = _problems(config)
     if (database := sqlite_file(config.registry)) is not None:
-        yield from _told("registry", folder_problem(database.parent))
+        problems["registry"] = folder_problem(database.parent)
+    return [
+        Violation(field, f"{problem.seen}: {problem.remedy}")
+        for field, problem in problems.items()
+        if problem is not None
+    ]
 
 
 def examine_files(config: Config) -> Iterator[Finding]:
-    """Judges the same files one by one; those whose content is judged later only if wrong."""
-    for field, path in _files(config).items():
-        if problem := file_problem(path):
+    """Judges the same files; of those whose content is judged later, only problems."""
+    problems, daemon = _problems(config), daemon_user(config.state)
+    for field in _files(config):
+        if problem := problems[field]:
             yield wrong(field, *problem)
-    daemon = daemon_user(config.state)
     for field, path in _secrets(config).items():
         if not path.exists() and path.is_relative_to(CREDENTIALS):
-            seen = f"{path} is there only while the service runs: systemd hands it over"
-            yield warning(field, seen, "look again when it runs, as its user")
-        elif problem := secret_problem(path, daemon):
+            seen = f"{path} exists only while the service runs: systemd provides it"
+            yield warning(field, seen, "run this again while the service runs, as its user")
+        elif problem := problems[field]:
             yield wrong(field, *problem)
         else:
             yield judge_owner(field, path, path.stat().st_uid, daemon)
-    if problem := folder_problem(_existing(config.state)):
+    if problem := problems["state"]:
         yield wrong("state", *problem)
     elif not config.state.exists():
-        yield ok("state", f"{config.state} is not there yet: the first start makes it")
+        yield ok("state", f"{config.state} does not exist yet: the first start creates it")
     else:
         yield judge_state(config.state, config.state.stat().st_mode, daemon, os.geteuid())
 
 
 def judge_owner(check: str, path: Path, owner: int, daemon: int) -> Finding:
-    """Judges whose file it is that nobody else may read."""
+    """Judges who owns a file of a secret."""
     if owner in (0, daemon):
         return ok(check, f"{path} is private")
     return warning(
         check,
         f"{path} belongs to user {owner}, who can change it",
-        f"give it to the user of the daemon, or to root: chown {daemon} {path}",
+        f"make the daemon's user or root its owner: chown {daemon} {path}",
     )
 
 
 def judge_state(folder: Path, mode: int, daemon: int, user: int) -> Finding:
-    """Judges the folder of latches and locks; ``user`` looks at it, ``daemon`` owns it."""
+    """Judges the folder of latches and locks; ``daemon`` owns it, ``user`` examines it."""
     if mode & 0o022:
         return wrong(
             "state",
-            f"{folder} can be written by others, who can have a rejected PIN tried again",
+            f"{folder} is writable by other users, who could allow a rejected PIN again",
             f"chmod 700 {folder}",
         )
     if daemon != user:
         return warning(
             "state",
-            f"{folder} belongs to user {daemon}, and user {user} looks at it",
-            "run this as the user of the daemon: what root may, that user may not",
+            f"{folder} belongs to user {daemon}, and user {user} examines it",
+            "run this as the user of the daemon: root may do more than that user",
         )
     return ok("state", f"{folder} can be written")
 
 
 def sqlite_file(registry: str) -> Path | None:
-    """Returns the file of a registry in SQLite, None of another one."""
+    """Returns the file of a registry in SQLite, None for another database."""
     if not registry.startswith("sqlite"):
         return None
     return Path(registry.partition("///")[2].partition("?")[0])
@@ -96,52 +96,51 @@ def sqlite_file(registry: str) -> Path | None:
 def file_problem(file: Path) -> Problem | None:
     """Returns why a file cannot be read."""
     if not file.is_file():
-        return Problem(f"{file} is no file", "put it there, or correct the path")
+        return Problem(f"{file} is not a file", "create it, or correct the path")
     if not os.access(file, os.R_OK):
         return Problem(f"{file} cannot be read by this user", "change its owner or its mode")
     return None
 
 
 def secret_problem(file: Path, daemon: int) -> Problem | None:
-    """Returns why a file cannot be read, or who else can; ``daemon`` is the user it is for."""
+    """Returns why ``daemon`` cannot read a file, or that other users can."""
     if problem := file_problem(file):
         return problem
     if not is_private(found := file.stat(), daemon):
         mode = stat.S_IMODE(found.st_mode)
         right = private_mode(found.st_uid, daemon)
-        return Problem(f"{file} is open to others (mode {mode:04o})", f"chmod {right:o} {file}")
+        return Problem(
+            f"{file} is accessible to other users (mode {mode:04o})", f"chmod {right:o} {file}"
+        )
     return None
 
 
 def folder_problem(folder: Path) -> Problem | None:
     """Returns why a folder cannot be written to."""
     if not folder.is_dir():
-        return Problem(f"{folder} is no folder", "make it with mkdir")
+        return Problem(f"{folder} is not a folder", "create it with mkdir")
     if not os.access(folder, os.W_OK | os.X_OK):
         return Problem(f"{folder} cannot be written by this user", "change its owner or mode")
     return None
 
 
-def _existing(state: Path) -> Path:
-    """The folder that the daemon must be able to write: it makes its own in there."""
-    return state if state.exists() else state.parent
+def _problems(config: Config) -> dict[str, Problem | None]:
+    daemon = daemon_user(config.state)
+    # The daemon makes its own folder of state, where there is none, in the one above.
+    state = config.state if config.state.exists() else config.state.parent
+    return {
+        **{field: file_problem(path) for field, path in _files(config).items()},
+        **{field: secret_problem(path, daemon) for field, path in _secrets(config).items()},
+        "state": folder_problem(state),
+    }
 
 
 def _files(config: Config) -> dict[str, Path]:
     files = {"tls.certificate": config.tls.certificate, "tls.client_ca": config.tls.client_ca}
-    files |= {f"tokens[{index}].module": token.module for index, token in _tokens(config)}
+    files |= {f"tokens[{index}].module": each.module for index, each in enumerate(config.tokens)}
     return files | ({"client": config.client} if config.client is not None else {})
 
 
 def _secrets(config: Config) -> dict[str, Path]:
-    files = {"tls.key": config.tls.key}
-    return files | {f"tokens[{index}].pin_file": token.pin_file for index, token in _tokens(config)}
-
-
-def _tokens(config: Config) -> Iterator[tuple[int, TokenConfig]]:
-    return enumerate(config.tokens)
-
-
-def _told(field: str, problem: Problem | None) -> Iterator[Violation]:
-    if problem is not None:
-        yield Violation(field, f"{problem.seen}: {problem.remedy}")
+    pins = {f"tokens[{index}].pin_file": t.pin_file for index, t in enumerate(config.tokens)}
+    return {"tls.key": config.tls.key, **pins}

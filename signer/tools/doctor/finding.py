@@ -1,4 +1,4 @@
-"""What the examination of a machine says: one finding for each thing that was looked at."""
+"""The result of a check: one finding for each thing that was examined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from signer.errors import ConfigError
 
 
 class Level(enum.StrEnum):
-    """How bad it is."""
+    """How serious a finding is."""
 
     OK = "ok"
     WARNING = "warning"
@@ -17,7 +17,7 @@ class Level(enum.StrEnum):
 
 
 class Finding(NamedTuple):
-    """``check`` names what was looked at, ``seen`` is what is so, ``remedy`` what to do."""
+    """``check`` names what was examined, ``seen`` what was found, ``remedy`` what to do."""
 
     check: str
     level: Level
@@ -30,16 +30,20 @@ def ok(check: str, seen: str) -> Finding:
 
 
 def warning(check: str, seen: str, remedy: str) -> Finding:
-    """It works, and will not for ever, or hides something."""
+    """It works now, but will stop working, or hides a problem."""
     return Finding(check, Level.WARNING, seen, remedy)
 
 
 def wrong(check: str, seen: str, remedy: str) -> Finding:
-    """The daemon does not start or does not serve like this, or cannot be trusted to."""
+    """The daemon does not start, does not serve, or cannot be relied on."""
     return Finding(check, Level.WRONG, seen, remedy)
 
 
 def refused(check: str, error: ConfigError) -> Finding:
-    """Files that are refused as a whole, with all that is wrong in them."""
-    told = "; ".join(f"{each.field}: {each.description}".lstrip(": ") for each in error.problems)
-    return wrong(check, f"{error.source}: {told}", "correct it; `signer check` tells the same")
+    """A file that is refused, with all problems in it."""
+    problems = "; ".join(
+        f"{each.field}: {each.description}".lstrip(": ") for each in error.problems
+    )
+    return wrong(
+        check, f"{error.source}: {problems}", "correct it; `signer check` reports the same"
+    )

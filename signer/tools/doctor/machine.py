@@ -1,4 +1,4 @@
-"""The machine and the process: clock, ports, limits, and whether the daemon runs."""
+"""The machine and the process: clock, ports, limits, and whether the daemon is running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from signer.config.models import Config
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 FILES = 4096
-"""Open files that a busy daemon should be allowed: every connection is one."""
+"""Open files that a busy daemon needs: every connection is one."""
 HTTP_SECONDS = 5.0
 _TIME_ERROR = 5  # linux/timex.h: the kernel's clock is not synchronised
 _UNLIMITED = "unlimited"
@@ -38,10 +38,10 @@ class Limits(NamedTuple):
 
 
 def running_daemon(audit: Path) -> int | None:
-    """Returns the process that has the audit log open, 0 for one unknown, None for none.
+    """Returns the process id that has the audit log open, 0 if unknown, None if there is none.
 
-    The kernel's table is read and the lock never tried: a daemon that starts in that
-    moment would be refused.
+    This reads the kernel's table of locks. Trying the lock could make a daemon that starts at
+    that moment refuse to start.
     """
     try:
         inode = (audit / "lock").stat().st_ino
@@ -53,9 +53,9 @@ def running_daemon(audit: Path) -> int | None:
 
 
 def examine_daemon(daemon: int | None, metrics: Address) -> Finding:
-    """Judges whether the daemon is ready, as it says itself."""
+    """Judges whether the daemon is ready, by its own ``/readyz``."""
     if daemon is None:
-        return ok("daemon", "it does not run")
+        return ok("daemon", "it is not running")
     try:
         with closing(
             HTTPConnection(metrics.host.strip("[]"), metrics.port, timeout=HTTP_SECONDS)
@@ -68,15 +68,17 @@ def examine_daemon(daemon: int | None, metrics: Address) -> Finding:
 
 
 def judge_daemon(pid: int, status: int, text: str) -> Finding:
-    """Judges what ``/readyz`` has said; status 0 and why where it said nothing."""
-    running = f"it runs (process {pid or 'unknown'})"
+    """Judges an answer of ``/readyz``; without an answer, status is 0 and ``text`` says why."""
+    running = f"it is running (process {pid or 'unknown'})"
     if status == 200:  # HTTP's OK
         return ok("daemon", f"{running} and is ready")
     if not status:
-        return wrong("daemon", f"{running}; /readyz: {text}", "look at its log; it may be starting")
+        return wrong("daemon", f"{running}; /readyz: {text}", "read its log; it may be starting")
     reasons = "; ".join(text.split("\n")).strip("; ")
     return wrong(
-        "daemon", f"{running} and is not ready: {reasons}", "README, In trouble: NOT_SERVING"
+        "daemon",
+        f"{running} and is not ready: {reasons}",
+        "see docs/runbook.md, section NOT_SERVING",
     )
 
 
@@ -84,26 +86,28 @@ def judge_daemon(pid: int, status: int, text: str) -> Finding:
 
 
 def judge_clock(now: float, last_record: float | None, synchronised: bool | None) -> Finding:
-    """Judges the clock by the log's last record and by what the kernel says of it."""
+    """Judges the clock by the time of the log's last record and by the kernel's own state."""
     if last_record is not None and last_record - now > BEHIND_SECONDS:
         return wrong(
             "clock",
             f"it is {last_record - now:.0f} s behind the last record of the audit log",
-            "set it right: until then times and quotas stand still",
+            "correct the clock: until then the time in decisions and quotas does not advance",
         )
     if synchronised is None:
-        return warning("clock", "the kernel does not say whether it is synchronised", _SYNC)
+        return warning("clock", "the kernel does not report whether it is synchronised", _SYNC)
     if not synchronised:
-        return warning("clock", "it is synchronised with no other clock", _SYNC)
+        return warning("clock", "no time service synchronises it", _SYNC)
     return ok("clock", "it is synchronised")
 
 
-_SYNC = "run a time service, as chrony: times of signatures and approvals are this clock's"
+_SYNC = (
+    "run a time service such as chrony: signatures and approvals take their time from this clock"
+)
 
 
 def synchronised() -> bool | None:
-    """Whether something keeps the machine's clock in time, as the kernel has it."""
-    timex = ctypes.create_string_buffer(256)  # struct timex, all zero: only asks
+    """Returns whether a time service keeps the clock right, None if that is unknown."""
+    timex = ctypes.create_string_buffer(256)  # struct timex, all zero: reads only
     try:
         state = ctypes.CDLL(None).adjtimex(timex)
     except (AttributeError, OSError):
@@ -115,7 +119,7 @@ def synchronised() -> bool | None:
 
 
 def examine_ports(config: Config, daemon: int | None) -> Iterator[Finding]:
-    """Judges both ports: free, or the running daemon's."""
+    """Judges whether both ports are free or used by the running daemon."""
     for check, address in (("listen", config.listen), ("metrics", config.metrics)):
         yield judge_port(check, address, try_to_bind(address), daemon)
 
@@ -125,12 +129,12 @@ def judge_port(check: str, address: Address, failure: int, daemon: int | None) -
     if not failure:
         return ok(check, f"{address} is free")
     if failure == errno.EADDRINUSE and daemon is not None:
-        return ok(check, f"{address} is in use: the daemon runs")
+        return ok(check, f"{address} is in use by the running daemon")
     if failure == errno.EADDRINUSE:
         return wrong(
             check,
             f"{address} is in use by another program",
-            f"stop that (`ss -ltnp` names it), or change `{check}`",
+            f"stop that program (`ss -ltnp` names it), or change `{check}`",
         )
     return wrong(
         check,
@@ -140,15 +144,15 @@ def judge_port(check: str, address: Address, failure: int, daemon: int | None) -
 
 
 def try_to_bind(address: Address) -> int:
-    """Binds a port for a moment; returns the error, 0 for none.
+    """Binds a port and releases it; returns the error number, 0 for none.
 
-    It does not listen: a daemon that starts in this moment can bind it all the same.
+    It does not listen, so a daemon that starts at this moment can bind the port too.
     """
     host = address.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
-            # Connections of a daemon that has just ended do not keep another from starting.
+            # As the daemon does: connections of one that has just ended do not block the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, address.port))
     except socket.gaierror:
@@ -175,7 +179,9 @@ def examine_limits(daemon: int | None) -> Iterator[Finding]:
 def judge_files(limits: Limits, whose: str) -> Finding:
     seen = f"{limits.files:.0f} open files ({whose})"
     if limits.files < FILES:
-        return warning("open files", seen, f"every connection is one: LimitNOFILE={FILES} or more")
+        return warning(
+            "open files", seen, f"every connection needs one: set LimitNOFILE={FILES} or more"
+        )
     return ok("open files", seen)
 
 
@@ -183,15 +189,15 @@ def judge_core(limits: Limits, whose: str) -> Finding:
     if limits.core:
         return warning(
             "core dumps",
-            f"a crash may write the memory to disk ({whose})",
-            "LimitCORE=0: payloads are in it; workers forbid it by themselves",
+            f"a crash may write memory to disk ({whose})",
+            "set LimitCORE=0: the memory contains payloads; workers disable core dumps themselves",
         )
     return ok("core dumps", f"none ({whose})")
 
 
 def judge_memory(limits: Limits, whose: str, swap: bool) -> Finding:
     locked = "all of it" if limits.locked == float("inf") else f"{limits.locked / 1024:.0f} KiB"
-    seen = f"may be locked: {locked} ({whose})"
+    seen = f"memory that may be locked: {locked} ({whose})"
     if swap:
         return warning(
             "memory",
@@ -208,7 +214,7 @@ def own_limits() -> Limits:
 
 
 def limits_of(pid: int) -> Limits | None:
-    """Returns the limits of another process, None where it may not be asked."""
+    """Returns the limits of another process, None if they cannot be read."""
     try:
         text = Path(f"/proc/{pid}/limits").read_text()
     except OSError:
@@ -223,7 +229,7 @@ def _number(text: str) -> float:
 
 
 def swaps() -> bool:
-    """Whether memory may be written to a disk."""
+    """Returns whether the machine has swap space."""
     try:
         return len(Path("/proc/swaps").read_text().splitlines()) > 1
     except OSError:

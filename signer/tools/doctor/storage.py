@@ -1,4 +1,4 @@
-"""Where state lies: the registry, the audit log and its disk, the mirror of its checkpoints."""
+"""Where state is stored: registry, audit log, its disk, and the mirror of its checkpoints."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from signer.tools.doctor.file_checks import folder_problem, sqlite_file
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 ROOMY = 4
-"""So many times ``low_disk_bytes`` should be free."""
+"""How many times ``low_disk_bytes`` should be free."""
 SLOW_SECONDS = 0.1
-"""Every batch waits for two syncs; a good disk needs about a millisecond for one."""
+"""Every batch waits for two syncs; a good disk takes about a millisecond for each."""
 ANSWER_SECONDS = 10.0
-"""How long a file server may take for an answer."""
-_INIT = "`signer init --config FILE` makes it"
+"""How long a file server may take to answer."""
+_INIT = "`signer init --config FILE` creates it"
 
 
 class Written(NamedTuple):
-    """How writing to a folder went: ``problem`` says why it did not."""
+    """The result of writing to a folder: ``problem`` says why it failed."""
 
     seconds: float
     problem: str = ""
@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
 
 def examine_registry(url: str, *, begun: bool) -> Finding:
-    """Judges whether the registry answers, and has this program's schema.
+    """Judges whether the registry answers and has this program's schema.
 
     ``begun``: the appliance has an audit log, so there was a registry.
     """
@@ -64,19 +64,23 @@ def examine_registry(url: str, *, begun: bool) -> Finding:
         with Registry.open(url) as registry:
             state = registry.state()
     except OperatorError as error:
-        return wrong("registry", str(error), "have it answer, or put it back from the backup")
+        return wrong("registry", str(error), "make it available, or restore it from the backup")
     if not state.officers:
-        return warning("registry", "it names no officers: nobody can make a key", _INIT)
+        return warning("registry", "it contains no officers: nobody can create a key", _INIT)
     keys = f"{len(state.keys)} key versions" if len(state.keys) else "no keys yet"
     return ok("registry", f"schema {schema}, {len(state.officers)} officers, {keys}")
 
 
 def judge_schema(schema: str | None, *, begun: bool) -> Finding:
-    """Judges a schema that is not this program's; None: there is no registry."""
+    """Judges a schema that differs from this program's; None: there is no registry."""
     if schema is None and begun:
-        return wrong("registry", "there is none, but an audit log", "put it back from the backup")
+        return wrong(
+            "registry",
+            "there is no registry, but there is an audit log",
+            "put it back from the backup",
+        )
     if schema is None:
-        return warning("registry", "there is none yet", _INIT)
+        return warning("registry", "there is no registry yet", _INIT)
     if is_newer(schema):
         return wrong(
             "registry",
@@ -94,9 +98,9 @@ def judge_schema(schema: str | None, *, begun: bool) -> Finding:
 
 
 def examine_audit(config: AuditConfig, *, officers: bool) -> Iterator[Finding]:
-    """Judges the folder of the log, its disk, and where its checkpoints are shipped.
+    """Judges the folder of the log, its disk, and the mirror of its checkpoints.
 
-    ``officers``: the registry names some, so there was a log here or on another machine.
+    ``officers``: the registry contains officers, so a log exists here or on another machine.
     """
     folder = config.directory
     begun = bool(list_segments(folder))
@@ -114,29 +118,29 @@ def examine_audit(config: AuditConfig, *, officers: bool) -> Iterator[Finding]:
 
 
 def judge_log(folder: Path, *, begun: bool, officers: bool, key: bool) -> Finding:
-    """Judges what the folder of the log holds."""
+    """Judges the content of the log's folder."""
     if not begun and officers:
         return wrong(
             "audit",
-            f"{folder} holds no log, but the registry names officers",
+            f"{folder} contains no log, but the registry contains officers",
             "put it back from the backup; for a further appliance: `signer init --join`",
         )
     if not begun:
-        return warning("audit", f"{folder} holds no log yet", _INIT)
+        return warning("audit", f"{folder} contains no log yet", _INIT)
     if not key:
         return warning(
-            "audit", f"{folder / KEY_FILE} is missing", "take it from the auditor's copy"
+            "audit", f"{folder / KEY_FILE} is missing", "restore it from the auditor's copy"
         )
-    return ok("audit", f"a log is in {folder}; `signer audit verify` tells whether it is whole")
+    return ok("audit", f"{folder} contains a log; `signer audit verify` checks it")
 
 
 def judge_space(free: int, low: int) -> Finding:
-    """Judges the bytes that are free beside the log; below ``low`` nothing is signed."""
-    seen = f"{free >> 20} MiB are free, nothing is signed below {low >> 20}"
+    """Judges the free bytes on the log's disk; below ``low`` nothing is signed."""
+    seen = f"{free >> 20} MiB are free; nothing is signed below {low >> 20}"
     if free < low:
-        return wrong("audit disk", seen, "make room, or archive: `signer audit archive`")
+        return wrong("audit disk", seen, "free space, or run `signer audit archive`")
     if free < ROOMY * low:
-        return warning("audit disk", seen, "make room before long, or `signer audit archive`")
+        return warning("audit disk", seen, "free space soon, or run `signer audit archive`")
     return ok("audit disk", seen)
 
 
@@ -145,37 +149,39 @@ def judge_sync(folder: Path, written: Written) -> Finding:
     check = "audit sync"
     if written.problem:
         seen = f"{folder} cannot be written: {written.problem}"
-        return wrong(check, seen, "mend the disk or the mount")
+        return wrong(check, seen, "repair the disk or the mount")
     seen = f"a file was durable after {written.seconds * 1000:.1f} ms"
     if written.seconds > SLOW_SECONDS:
-        return warning(check, seen, "every batch waits for two of these: take a faster disk")
+        return warning(check, seen, "every batch waits for two of these: use a faster disk")
     return ok(check, seen)
 
 
 def judge_mirror(mirror: Path, written: Written, *, apart: bool, checkpoints: bool) -> Finding:
     """Judges the second folder of checkpoints.
 
-    ``apart``: on another disk than the log; ``checkpoints``: it has those that it should.
+    ``apart``: it is on another disk than the log; ``checkpoints``: it has the expected ones.
     """
     if written.problem:
         return wrong(
             "mirror",
             f"{mirror} cannot be written: {written.problem}",
-            "mount it, or correct `audit.mirror`: checkpoints must leave the machine",
+            "mount it, or correct `audit.mirror`: another machine must store checkpoints too",
         )
     if not apart:
         return warning(
             "mirror",
             f"{mirror} is on the disk of the log itself",
-            "mount a folder of another machine there: who can change the log can change both",
+            "mount a folder of another machine: a change of both needs one machine only",
         )
     if not checkpoints:
-        return warning("mirror", f"{mirror} has no checkpoint", "see whether the daemon ships any")
+        return warning(
+            "mirror", f"{mirror} contains no checkpoint", "check whether the daemon writes any"
+        )
     return ok("mirror", f"{mirror} can be written")
 
 
 def try_to_write(folder: Path) -> Written:
-    """Makes a small file durable as the log does, and removes it."""
+    """Writes and syncs a small file as the log does, and removes it."""
     disk, began = Disk(), time.perf_counter()
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -189,7 +195,7 @@ def try_to_write(folder: Path) -> Written:
 
 
 def last_record_time(folder: Path) -> float | None:
-    """Returns the time of the log's last whole record, None where none can be read."""
+    """Returns the time of the log's last complete record, None if none can be read."""
     for segment in reversed(list_segments(folder)):
         body = None
         try:
@@ -197,7 +203,7 @@ def last_record_time(folder: Path) -> float | None:
                 for each in frames:
                     body = each.body
         except TornTail:
-            pass  # the daemon is just writing, or was interrupted
+            pass  # the daemon is writing a record, or was interrupted
         except (OSError, RecordError):
             return None
         if body is not None:
@@ -213,10 +219,10 @@ def _mirror(config: AuditConfig, *, begun: bool) -> Finding:
     if mirror is None:
         return warning(
             "mirror",
-            f"there is none: checkpoints lie in {config.directory / CHECKPOINTS} only",
-            "set `audit.mirror` to a folder of another machine, or keep the ordinary log elsewhere",
+            f"none is configured: checkpoints are only in {config.directory / CHECKPOINTS}",
+            "set `audit.mirror` to a folder of another machine, or copy the ordinary log elsewhere",
         )
-    # A file server that does not answer holds up who asks it, and nobody can end that.
+    # A call to a file server that does not answer cannot be interrupted: it gets a thread.
     answers: list[Finding] = []
     log = _existing(config.directory)
 
@@ -235,5 +241,5 @@ def _mirror(config: AuditConfig, *, begun: bool) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Returns the folder, or the nearest existing one above it."""
     return folder if os.path.lexists(folder) else _existing(folder.parent)

@@ -1,4 +1,4 @@
-"""The certificates of the gRPC port: one another's, for what they are used, and in time."""
+"""The certificates of the gRPC port: they match, fit their use, and are valid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOON = timedelta(days=30)
 
 
 def examine_tls(tls: TlsConfig, now: float) -> Iterator[Finding]:
-    """Judges certificate, key and the clients' authority together; the files can be read."""
+    """Judges certificate, key and client CA together; the files are readable."""
     try:
         Certificates(tls)
     except ConfigError as error:
@@ -33,7 +33,7 @@ def examine_tls(tls: TlsConfig, now: float) -> Iterator[Finding]:
 
 
 def examine_client(path: Path | None, now: float) -> Iterator[Finding]:
-    """Judges the client file of commands on this machine, where there is one."""
+    """Judges the client file of commands on this machine, if there is one."""
     if path is None:
         return
     try:
@@ -47,37 +47,37 @@ def examine_client(path: Path | None, now: float) -> Iterator[Finding]:
 
 
 def judge_chain(check: str, chain: Sequence[x509.Certificate], now: float) -> Finding:
-    """Judges a chain, its own certificate first: each issued by the next one, all in time."""
-    for place, (below, above) in enumerate(pairwise(chain), 1):
+    """Judges a chain, leaf first: each certificate is issued by the next one, all are valid."""
+    for position, (below, above) in enumerate(pairwise(chain), 1):
         try:
             below.verify_directly_issued_by(above)
         except (InvalidSignature, ValueError, TypeError):
             return wrong(
                 check,
-                f"certificate {place} of the chain was not issued by the one behind it",
-                "put the chain in order: the server's own first, each followed by its issuer",
+                f"certificate {position} of the chain was not issued by the next one",
+                "order the chain: the server certificate first, each followed by its issuer",
             )
     return judge_dates(check, chain, now)
 
 
 def judge_authorities(check: str, authorities: Sequence[x509.Certificate], now: float) -> Finding:
-    """Judges those who issue client certificates."""
+    """Judges the CA certificates that issue client certificates."""
     for each in authorities:
         if not _is_authority(each):
             return wrong(
                 check,
-                f"{each.subject.rfc4514_string()} is no authority (basicConstraints)",
-                "put the certificate there that issues those of clients",
+                f"{each.subject.rfc4514_string()} is not a CA certificate (basicConstraints)",
+                "put the CA certificate that issues client certificates into the file",
             )
     return judge_dates(check, authorities, now)
 
 
 def judge_dates(check: str, certificates: Sequence[x509.Certificate], now: float) -> Finding:
-    """Judges whether all of them are valid, and still will be in 30 days."""
+    """Judges whether all certificates are valid now and in 30 days."""
     at = datetime.fromtimestamp(now, UTC)
     begins = max(each.not_valid_before_utc for each in certificates)
     ends = min(each.not_valid_after_utc for each in certificates)
-    until, remedy = f"{ends:%Y-%m-%d %H:%M} UTC", "put a new one there, then `signer reload`"
+    until, remedy = f"{ends:%Y-%m-%d %H:%M} UTC", "install a new one, then run `signer reload`"
     if begins > at:
         return wrong(
             check, f"not valid before {begins:%Y-%m-%d %H:%M} UTC", "correct the clock, or wait"

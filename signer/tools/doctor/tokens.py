@@ -1,4 +1,4 @@
-"""Modules and tokens, through a process that only looks: no PIN is tried, no attempt used up."""
+"""Modules and tokens, through a process that does not log in: no PIN attempt is used."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _UNLATCH = "`signer token unlatch --config FILE`"
 
 
 def examine_token(token: TokenConfig, state: Path) -> Iterator[Finding]:
-    """Looks at one configured token, and at what is known of its PIN."""
+    """Judges one configured token, and what is known about its PIN."""
     try:
         sight = look(token, state)
     except OperatorError as error:
-        remedy = f"look at {token.module}, at its own configuration and at `environment`"
+        remedy = f"check {token.module}, its own configuration and `environment`"
         yield wrong(f"token {token.label}", str(error), remedy)
         return
     found = [
@@ -37,15 +37,15 @@ def examine_token(token: TokenConfig, state: Path) -> Iterator[Finding]:
 def judge_presence(
     label: str, serial: str | None, found: Sequence[SeenToken], shown: Sequence[SeenToken]
 ) -> Finding:
-    """Judges whether exactly one of the tokens that a module shows is the one that is meant."""
+    """Judges whether exactly one token of a module matches the configuration."""
     check = f"token {label}"
     wanted = f"label {label!r}" + (f" and serial {serial}" if serial else "")
     if not found:
         others = ", ".join(f"{each.label!r} ({each.serial})" for each in shown) or "none"
         return wrong(
             check,
-            f"no token with {wanted} is present; the module shows: {others}",
-            "connect it, or correct `label`, `serial` or `environment` of the token",
+            f"no token with {wanted} is present; the module lists: {others}",
+            "connect the token, or correct `label`, `serial` or `environment` of the token",
         )
     if len(found) > 1:
         serials = ", ".join(each.serial for each in found)
@@ -59,13 +59,13 @@ def judge_presence(
         return warning(
             check,
             f"serial {token.serial} is present and write-protected",
-            "it signs; to make keys, lift the protection with the HSM's own tool",
+            "it signs; to create keys, remove the protection with the HSM's own tool",
         )
     return ok(check, f"serial {token.serial} is present")
 
 
 def judge_pin(label: str, flags: frozenset[str], pin: PinState, problem: str) -> Finding:
-    """Judges whether the next start may and will log in, as ``signer.hsm.worker.login`` decides."""
+    """Judges whether the next start will log in, by the rules of ``signer.hsm.worker.login``."""
     check, low = f"pin {label}", "USER_PIN_COUNT_LOW" in flags
     known = pin in (PinState.ACCEPTED, PinState.CONFIRMED)
     reset = "reset the PIN with the HSM's own tool, then correct the PIN file"
@@ -75,16 +75,16 @@ def judge_pin(label: str, flags: frozenset[str], pin: PinState, problem: str) ->
         (
             pin is PinState.REJECTED,
             "the token has rejected this PIN: it is latched and not tried again",
-            f"correct the PIN file; only if the token was at fault, {_UNLATCH}",
+            f"correct the PIN file; only if the fault was the token's: {_UNLATCH}",
         ),
         (
             flags & {"USER_PIN_LOCKED", "USER_PIN_FINAL_TRY"},
-            "the user PIN is locked, or one try before that",
+            "the user PIN is locked, or the next wrong attempt locks it",
             reset,
         ),
         (
             low and not known,
-            "the token counts a wrong PIN, and this one has never worked here",
+            "the token counts a wrong PIN, and this PIN has never worked here",
             f"check the PIN file, then allow one attempt: {_UNLATCH}",
         ),
     )
@@ -92,14 +92,14 @@ def judge_pin(label: str, flags: frozenset[str], pin: PinState, problem: str) ->
         if applies:
             return wrong(check, seen, remedy)
     if low:
-        remedy = "find out who tried it; the next login resets the count"
+        remedy = "find out which program tried it; the next login resets the count"
         return warning(check, "the token counts a wrong PIN", remedy)
-    return ok(check, _SAID[pin])
+    return ok(check, _PIN_TEXTS[pin])
 
 
-_SAID = {
-    PinState.ACCEPTED: "it worked the last time",
+_PIN_TEXTS = {
+    PinState.ACCEPTED: "it worked at the last login",
     PinState.CONFIRMED: "an operator allowed one attempt: the next start uses it",
-    PinState.UNTRIED: "not tried yet: the first start tries it, once",
-    PinState.UNKNOWN: "nothing is known of it",
+    PinState.UNTRIED: "not tried yet: the first start tries it once",
+    PinState.UNKNOWN: "nothing is known about it",
 }

@@ -47,15 +47,15 @@ def test_the_worst_finding_is_the_level_of_the_whole() -> None:
 @pytest.mark.parametrize(
     ("flags", "pin", "level", "text"),
     [
-        ((), PinState.ACCEPTED, OK, "it worked the last time"),
-        ((), PinState.UNTRIED, OK, "the first start tries it, once"),
+        ((), PinState.ACCEPTED, OK, "it worked at the last login"),
+        ((), PinState.UNTRIED, OK, "the first start tries it once"),
         ((), PinState.CONFIRMED, OK, "an operator allowed one attempt"),
         ((), PinState.REJECTED, WRONG, "latched"),
         (("USER_PIN_COUNT_LOW",), PinState.ACCEPTED, WARNING, "counts a wrong PIN"),
         (("USER_PIN_COUNT_LOW",), PinState.CONFIRMED, WARNING, "counts a wrong PIN"),
         (("USER_PIN_COUNT_LOW",), PinState.UNTRIED, WRONG, "never worked here"),
         (("USER_PIN_COUNT_LOW",), PinState.REJECTED, WRONG, "latched"),
-        (("USER_PIN_FINAL_TRY",), PinState.ACCEPTED, WRONG, "one try before that"),
+        (("USER_PIN_FINAL_TRY",), PinState.ACCEPTED, WRONG, "next wrong attempt locks"),
         (("USER_PIN_LOCKED",), PinState.ACCEPTED, WRONG, "is locked"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_pin_that_cannot_be_read_or_is_not_set_is_wrong() -> None:
         (["1"], READY, OK, "serial 1 is present"),
         (["1"], READY | {"WRITE_PROTECTED"}, WARNING, "write-protected"),
         (["1", "2"], READY, WRONG, "2 tokens with label 'signer' are present: 1, 2"),
-        ([], READY, WRONG, "the module shows: 'other' (9)"),
+        ([], READY, WRONG, "the module lists: 'other' (9)"),
     ],
 )
 def test_there_is_exactly_one_token_of_the_label(
@@ -147,7 +147,7 @@ def test_a_chain_is_in_order() -> None:
     for chain in ([leaf], [leaf, middle], [leaf, middle, root]):
         assert judge_chain("tls", chain, now).level is OK
     for chain in ([leaf, root], [root, leaf], [leaf, leaf]):
-        assert "was not issued by the one behind it" in judge_chain("tls", chain, now).seen
+        assert "was not issued by the next one" in judge_chain("tls", chain, now).seen
     wrong_key = certificate("leaf", "middle", by=KEY)
     assert judge_chain("tls", [wrong_key, middle], now).level is WRONG
 
@@ -180,8 +180,8 @@ def test_the_folder_of_latches_is_the_daemons_alone(mode: int, user: int, level:
 @pytest.mark.parametrize(
     ("schema", "begun", "level", "text"),
     [
-        (None, False, WARNING, "there is none yet"),
-        (None, True, WRONG, "there is none, but an audit log"),
+        (None, False, WARNING, "there is no registry yet"),
+        (None, True, WRONG, "there is no registry, but there is an audit log"),
         ("0001", True, WRONG, f"older than this program's {VERSION}"),
         ("9999", True, WRONG, "was written by a newer version of signer"),
     ],
@@ -281,8 +281,8 @@ def test_the_kernel_says_whether_the_clock_is_synchronised() -> None:
     ("failure", "daemon", "level", "text"),
     [
         (0, None, OK, "is free"),
-        (errno.EADDRINUSE, 7, OK, "the daemon runs"),
-        (errno.EADDRINUSE, 0, OK, "the daemon runs"),
+        (errno.EADDRINUSE, 7, OK, "the running daemon"),
+        (errno.EADDRINUSE, 0, OK, "the running daemon"),
         (errno.EADDRINUSE, None, WRONG, "by another program"),
         (errno.EADDRNOTAVAIL, 7, WRONG, os.strerror(errno.EADDRNOTAVAIL)),
         (errno.EACCES, None, WRONG, os.strerror(errno.EACCES)),
@@ -340,7 +340,7 @@ def test_ports_are_tried_as_a_server_does() -> None:
 @pytest.mark.parametrize(
     ("status", "text", "level", "seen"),
     [
-        (200, "ready\n", OK, "it runs (process 7) and is ready"),
+        (200, "ready\n", OK, "it is running (process 7) and is ready"),
         (503, "starting\nthe PIN\n", WRONG, "not ready: starting; the PIN"),
         (0, "Connection refused", WRONG, "/readyz: Connection refused"),
     ],
