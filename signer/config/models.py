@@ -67,7 +67,7 @@ def _kinds(value: object) -> dict[str, int]:
         raise ValueError("should be a mapping of kinds to numbers")  # noqa: TRY004  for pydantic
     for kind, officers in value.items():
         if kind not in KINDS:
-            raise ValueError(f"{kind} is no kind of operation; known are {', '.join(KINDS)}")
+            raise ValueError(f"{kind} is not a kind of operation; choose from {', '.join(KINDS)}")
         if type(officers) is not int or not 2 <= officers <= 20:
             raise ValueError(f"{kind} needs 2 to 20 officers")
     return dict(value)
@@ -205,5 +205,6 @@ class Config(StrictModel):
         labels = [token.label for token in tokens]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(f"two tokens {label}: keys name their token by its label")
+                text = f"two tokens have the label {label}, by which keys name their token"
+                raise ValueError(text)
         return tokens

@@ -71,10 +71,10 @@ def policy_files(text: bytes) -> list[PolicyFile]:
     while text:
         length, colon, rest = text.partition(b":")
         if not colon or len(length) > 9 or not length.isdigit():
-            raise ValueError("this is no policy's text")
+            raise ValueError("this is not the text of a policy")
         size = int(length)
         if rest[size : size + 1] != b",":
-            raise ValueError("this is no policy's text")
+            raise ValueError("this is not the text of a policy")
         parts.append(rest[:size])
         text = rest[size + 1 :]
     names, contents = parts[::2], parts[1::2]
@@ -134,7 +134,7 @@ def _policy_files(path: Path) -> list[Path]:
         refuse(path, [Violation("", f"{file.name} should be named *.yaml") for file in strays])
     files = [file for file in visible if file.suffix == ".yaml"]
     if not files:
-        refuse(path, [Violation("", "holds no *.yaml: put the policy there")])
+        refuse(path, [Violation("", "contains no *.yaml file: put the policy there")])
     return files
 
 
@@ -154,7 +154,7 @@ def _merge(
             for name, part in content.items():
                 path = f"{section}.{name}"
                 if path in origins:
-                    problems.append(Violation(path, f"stands in {origins[path]} and in {file}"))
+                    problems.append(Violation(path, f"is in {origins[path]} and in {file}"))
                 origins[path] = file
                 there[name] = part
         else:

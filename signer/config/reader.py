@@ -52,7 +52,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
     except OSError as error:
         refuse(path, [Violation("", f"cannot be read: {error.strerror}")])
     if len(content) > limit:
-        refuse(path, [Violation("", f"is larger than allowed: {limit} bytes are left for it")])
+        refuse(path, [Violation("", f"is too large: at most {limit} bytes are allowed here")])
     return content
 
 
@@ -104,20 +104,20 @@ class _Reader:
         next(self._events)  # the document ends
         event = next(self._events)
         if not isinstance(event, yaml.StreamEndEvent):
-            self._wrong(event, "a second document begins here: one file, one document")
+            self._wrong(event, "a second document begins here: write one document per file")
         return value
 
     def _value(self, event: yaml.Event) -> object:
         if getattr(event, "anchor", None) is not None:
-            self._wrong(event, "anchors and aliases are not used here: write the value out")
+            self._wrong(event, "anchors and aliases are not allowed: write the value out")
         if isinstance(event, yaml.AliasEvent):
             return _ABSENT
         if getattr(event, "tag", None) is not None:
-            self._wrong(event, "tags are not used here: leave it out")
+            self._wrong(event, "tags are not allowed: remove it")
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         if len(self._path) >= MAX_DEPTH:
-            self._stop(event, "lists and mappings stand too deep in each other")
+            self._stop(event, f"lists and mappings are nested deeper than {MAX_DEPTH} levels")
         return self._list() if isinstance(event, yaml.SequenceStartEvent) else self._mapping()
 
     def _list(self) -> list[object]:
@@ -135,13 +135,13 @@ class _Reader:
         seen: set[str] = set()
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                self._stop(event, "a name should be a text")
+                self._stop(event, "a name should be text")
             name = event.value
             self._path.append(name)
             if not isinstance(self._value(event), str):
-                self._wrong(event, "this name is no text to YAML: put it in quotes")
+                self._wrong(event, "YAML does not read this name as text: put it in quotes")
             if name in seen:
-                self._wrong(event, "stands twice in one mapping")
+                self._wrong(event, "is twice in this mapping")
             seen.add(name)
             value = self._value(next(self._events))
             self._path.pop()
@@ -160,11 +160,11 @@ class _Reader:
         if _DECIMAL.fullmatch(text):
             return float(text)
         if text in ("", "~", "null"):
-            self._wrong(event, "has no value: write one, or leave the name out")
+            self._wrong(event, "has no value: write one, or omit the name")
             return _ABSENT
         tag = self._tag(yaml.ScalarNode, text, (True, False))
         if tag not in _TEXT_TAGS or _SEXAGESIMAL.fullmatch(text):
-            self._wrong(event, f"{text} is no text to every YAML reader: put it in quotes")
+            self._wrong(event, f"not every YAML reader takes {text} as text: put it in quotes")
         return text
 
     def _wrong(self, event: yaml.Event, text: str) -> None:

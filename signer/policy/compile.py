@@ -1,8 +1,7 @@
 """From the document to the policy in force, once per load.
 
-A profile gives terms; a facility narrows them, and a key of it narrows them
-again. What would widen is refused, so that reading a profile tells the most
-that any of its facilities may do.
+A profile gives terms; a facility narrows them, and a key narrows its facility's. What
+would widen is refused, so that a profile shows the most that any of its facilities may do.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from signer.text import dotted
 P = TypeVar("P", bound=StrictModel)
 
 SECTIONS = ("roles", "denied_certificates", "groups", "profiles", "facilities")
-REQUIRED = ("profiles", "facilities")  # so that a file cut short is no policy
+REQUIRED = ("profiles", "facilities")  # a truncated file must not be a policy
 
 _ISSUER = frozenset({Role.ISSUER})
 
@@ -40,10 +39,10 @@ _ISSUER = frozenset({Role.ISSUER})
 def compile_policy(
     document: Mapping[str, object], sha256: str, problems: list[Violation]
 ) -> Policy:
-    """Builds the policy out of a document of plain values (dict, list, str, int, bool).
+    """Returns the policy of a document of plain values (dict, list, str, int, bool).
 
-    What is wrong is added to ``problems``; only where there is none may the
-    policy be used. A part with a mistake is left out and does not hide others.
+    Mistakes are added to ``problems``; if there are any, the policy must not be used. A part
+    with a mistake is left out, so that mistakes in other parts are reported too.
     """
     _check_sections(document, problems)
     group_rules = _section(document, "groups", GroupRules, problems)
@@ -75,10 +74,10 @@ def compile_policy(
 
 
 def _check_sections(document: Mapping[str, object], problems: list[Violation]) -> None:
-    known = f"is not known here; known are {', '.join(SECTIONS)}"
+    known = f"is not known here; the sections are {', '.join(SECTIONS)}"
     problems.extend(Violation(name, known) for name in sorted(document.keys() - set(SECTIONS)))
     problems.extend(
-        Violation(name, f"is missing; write {name}: {{}} where there are none")
+        Violation(name, f"is missing; write {name}: {{}} if there are none")
         for name in REQUIRED
         if name not in document
     )
@@ -87,7 +86,7 @@ def _check_sections(document: Mapping[str, object], problems: list[Violation]) -
 def _section(
     document: Mapping[str, object], section: str, kind: type[P], problems: list[Violation]
 ) -> dict[str, P]:
-    """Reads a section of parts by their ids, without those that are wrong."""
+    """Returns the valid parts of a section, by their ids."""
     parts: dict[str, P] = {}
     for name, raw in _named(document, section, problems).items():
         path = f"{section}.{name}"
@@ -113,7 +112,7 @@ def _named(
 def _is_identifier(path: str, name: str, problems: list[Violation]) -> bool:
     if IDENTIFIER.fullmatch(name):
         return True
-    text = "is no id: 1 to 63 of a-z, 0-9, '.', '_' and '-', first and last a letter or digit"
+    text = "is not an id: use 1 to 63 of a-z, 0-9, '.', '_', '-'; begin and end with a-z or 0-9"
     problems.append(Violation(path, text))
     return False
 
@@ -127,15 +126,15 @@ def _profile(path: str, rules: Profile, problems: list[Violation]) -> Terms:
 def _check_names(
     path: str, rules: FacilityRules, document: Mapping[str, object], problems: list[Violation]
 ) -> None:
-    """Checks that the profile and the group of a facility stand in the document.
+    """Checks that the document has the profile and the group of a facility.
 
-    They may stand there with a mistake of their own, which is told elsewhere.
+    A mistake inside of them is reported where they are read.
     """
     for name, section in ((rules.profile, "profiles"), (rules.group, "groups")):
         known = document.get(section, {})
         if name is not None and isinstance(known, dict) and name not in known:
             field = section.removesuffix("s")
-            problems.append(Violation(f"{path}.{field}", f"{name} does not stand in {section}"))
+            problems.append(Violation(f"{path}.{field}", f"{name} is not in {section}"))
 
 
 def _facility(
@@ -183,7 +182,7 @@ def _inverted(clients_of: Mapping[str, frozenset[str]]) -> dict[str, frozenset[s
 
 
 def _staff(document: Mapping[str, object], problems: list[Violation]) -> dict[str, frozenset[Role]]:
-    """Reads who is officer, auditor or operator."""
+    """Returns the roles of auditors and operators by principal. The registry names officers."""
     try:
         rules = StaffRules.model_validate(document.get("roles", {}))
     except ValidationError as error:
@@ -199,13 +198,14 @@ def _check_apart(
     groups: Mapping[str, Group],
     problems: list[Violation],
 ) -> None:
-    """Checks that nobody who watches over signing signs."""
+    """Checks that no auditor or operator is a client."""
     clients = [(f"facilities.{name}.clients", item.clients) for name, item in facilities.items()]
     clients += [(f"groups.{name}.clients", item.clients) for name, item in groups.items()]
     for path, principals in clients:
         for principal in sorted(principals & staff.keys()):
             role = min(staff[principal])
-            problems.append(Violation(path, f"{principal} is {role} in roles: who signs has none"))
+            text = f"{principal} has the role {role}; a client must have no role"
+            problems.append(Violation(path, text))
 
 
 def _denied(document: Mapping[str, object], problems: list[Violation]) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Who may sign what, and when. Pure: values in, a decision out.
 
-What no rule allows is denied. Whoever is no client of a facility gets one and
-the same answer whatever was asked, so that nobody learns what exists.
+What no rule allows is denied. A principal that is not a client of the facility gets the
+same answer whatever it asks for, so that it cannot learn what exists.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ DEFAULT_DENY = "default.deny"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy says, and which rule says it.
+    """What the policy says, and which rule says it, as a dotted path into the policy.
 
-    ``rule`` is a dotted path into the policy. Allowed: ``terms`` are those to
-    sign under. Denied: ``reason`` and ``message`` are for the caller, and
-    ``retry_after`` are the seconds after which asking again can help.
+    Allowed: ``terms`` are the terms to sign under. Denied: ``reason`` and ``message`` are for
+    the caller; ``retry_after`` is the number of seconds after which a retry can succeed.
     """
 
     terms: Terms | None
@@ -52,29 +51,29 @@ FORBIDDEN = Decision(
 )
 
 _UNLISTED = (
-    "this key has no formats: its facility may sign HCERT and more, which no key may do at once; "
-    "list the key under the facility's keys with formats of its own"
+    "this key has no format: its facility has HCERT and others, which no key may combine; "
+    "list the key under the facility's keys, with formats of its own"
 )
 
 
 def roles_of(policy: Policy, principal: str) -> frozenset[Role]:
-    """Returns what a principal is; empty for one that no rule names."""
+    """Returns the roles of a principal; empty for one that no rule names."""
     return policy.roles.get(principal, frozenset())
 
 
 def may_use(policy: Policy, principal: str, key: KeyName) -> Terms | None:
-    """Returns the terms under which a principal may sign with a key, at whatever time.
+    """Returns the terms under which a principal may sign with a key, at any time.
 
-    None where it may not, or where no facility has that name.
+    None where it may not, or where there is no such facility.
     """
     right = _right(policy, principal, key)
     return right[0] if right else None
 
 
 def visible_facilities(policy: Policy, principal: str) -> frozenset[str] | None:
-    """Returns the facilities whose keys a principal may see; None: of all there are.
+    """Returns the facilities whose keys a principal may see; None: all.
 
-    Officers, auditors and operators see also what the policy names no longer.
+    Officers, auditors and operators also see keys that the policy no longer names.
     """
     if roles_of(policy, principal) - {Role.ISSUER}:
         return None
@@ -85,8 +84,8 @@ def visible_facilities(policy: Policy, principal: str) -> frozenset[str] | None:
 def decide(policy: Policy, principal: str, key: KeyName, requested: Format, now: float) -> Decision:
     """Decides whether a principal may sign in a format with a key at ``now``.
 
-    Whether the key exists is not looked at, nor its algorithm (check_algorithm),
-    the size of the batch (Terms.max_batch_items) and the quotas (usage.Usage).
+    Not decided here: whether the key exists, its algorithm (check_algorithm), the size of
+    the batch (Terms.max_batch_items) and the quotas (usage.Usage).
     """
     if not roles_of(policy, principal):
         return UNKNOWN

@@ -1,8 +1,4 @@
-"""The policy as it is written: the shape of each part, without what lies around it.
-
-Each part is checked by itself here; how parts fit together is checked by
-``compile``.
-"""
+"""The shape of each part of a policy document; ``compile`` checks how the parts fit together."""
 
 from __future__ import annotations
 
@@ -37,7 +33,7 @@ class Opening(StrictModel):
     @model_validator(mode="after")
     def _forward(self) -> Self:
         if self.start >= self.end:
-            raise ValueError("from is not before to; write a night as two openings")
+            raise ValueError("from must be before to; write a night as two openings")
         return self
 
 
@@ -60,7 +56,7 @@ class HcertRules(StrictModel):
 
 
 class Content(StrictModel):
-    """What payloads must be; the meaning stands at model.ContentRules."""
+    """What payloads must contain; see model.ContentRules."""
 
     countries: Names | None = None
     issuers: Names | None = None
@@ -90,7 +86,7 @@ class Rules(StrictModel):
 
 
 class Profile(Rules):
-    """Rules that facilities share. What they allow is stated, never assumed."""
+    """Rules that facilities share. Formats, algorithms and batch size have no default."""
 
     formats: Formats
     algorithms: Algorithms
@@ -99,7 +95,7 @@ class Profile(Rules):
 
 
 class FacilityRules(Rules):
-    """A facility: who it is, its clients, and how it narrows its profile."""
+    """A facility: its profile, group and clients, and how it narrows the profile."""
 
     profile: str
     group: str | None = None
@@ -115,7 +111,7 @@ class GroupRules(StrictModel):
 
 
 class StaffRules(StrictModel):
-    """Principals that are no facility's client. Officers are not named here: an operation does."""
+    """Auditors and operators. Officers are not in the policy: an operation changes them."""
 
     auditor: Principals = frozenset()
     operator: Principals = frozenset()

@@ -1,10 +1,9 @@
-"""Whether rules that stand together go together: formats, algorithms, rights and content.
+"""Whether rules are consistent with each other: formats, algorithms and content.
 
-A key that signs HCERT signs nothing else. In COSE_SIGN1 the caller chooses the
-payload under the very header that an HCERT has, and in MESSAGE and DIGEST every
-byte: one such signature could stand in any health certificate, so that claims,
-content rules and usages would bind nobody. JWS and its required members fare
-the same beside MESSAGE and DIGEST, in which a JWS can be made by hand.
+A key for HCERT has no other format. In COSE_SIGN1 the caller chooses the payload under the
+same header that an HCERT has, and in MESSAGE and DIGEST every byte: such a signature could
+be put into any health certificate, past all claims, content rules and key usages. In the
+same way MESSAGE and DIGEST can sign a JWS without the members that JWS requires.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ CONTENT_OF: Mapping[str, Format] = {
     "future_dates": Format.HCERT,
     "required_members": Format.JWS,
 }
-"""Content rules, and the one format whose payloads each looks at."""
+"""Content rules, and the one format to whose payloads each applies."""
 
 _FREE = frozenset({Format.MESSAGE, Format.DIGEST})
 """Formats in which the caller chooses every byte that is signed."""
 
 
 def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
-    """Checks that formats, algorithms and rights go together (DESIGN section 4)."""
+    """Checks that formats, algorithms, blind, hcert and times are consistent."""
     found = [*_misfits_of_blind(rules), *_misfits_of_hcert(rules)]
     start, end = rules.valid_from, rules.valid_until
     if start is not None and end is not None and start >= end:
@@ -47,10 +46,9 @@ def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
 def check_use(
     path: str, rules: Rules, formats: frozenset[Format], problems: list[Violation]
 ) -> None:
-    """Checks that what ``rules`` say of a format can matter under these ``formats``.
+    """Checks that each format-specific rule stated here applies to one of ``formats``.
 
-    What is inherited is not looked at: a key may well use only a part of the
-    formats around it.
+    Inherited rules are not checked: a key may use only some of its facility's formats.
     """
     stated = [("hcert", Format.HCERT)] if rules.hcert is not None else []
     if rules.content is not None:
@@ -60,41 +58,41 @@ def check_use(
             if getattr(rules.content, name) is not None
         ]
     problems.extend(
-        Violation(f"{path}.{name}", f"is of no use: {used_by} is not in formats")
+        Violation(f"{path}.{name}", f"has no effect: {used_by} is not in formats")
         for name, used_by in stated
         if used_by not in formats
     )
 
 
 def mixes_hcert(formats: frozenset[Format]) -> bool:
-    """Whether HCERT stands beside other formats: good for choosing from, not for a key."""
+    """Whether HCERT is combined with other formats: a facility may, a key must not."""
     return Format.HCERT in formats and len(formats) > 1
 
 
 def of_unlisted_keys(terms: Terms) -> Terms:
-    """Returns what a facility's terms leave to keys without rules of their own.
+    """Returns the terms of keys that the facility does not list.
 
-    Formats that no key may have together are for its listed keys to choose
-    from: a key that does not choose has none.
+    Where the facility combines HCERT with other formats, such a key has no format: only a
+    listed key can choose.
     """
     return replace(terms, formats=frozenset()) if mixes_hcert(terms.formats) else terms
 
 
 def check_key(path: str, terms: Terms, problems: list[Violation]) -> None:
-    """Checks that a key that signs HCERT, by the terms it has at ``path``, signs nothing else."""
+    """Checks that a key for HCERT, by its terms at ``path``, has no other format."""
     if mixes_hcert(terms.formats):
         others = ", ".join(sorted(terms.formats - {Format.HCERT}))
         text = (
-            f"HCERT stands beside {others}, but a key that signs HCERT signs nothing else: "
-            "state formats: [HCERT] here, or leave HCERT out and use another key for it"
+            f"HCERT is listed with {others}, but a key for HCERT must have no other format: "
+            "state formats: [HCERT] here, or omit HCERT and use another key for it"
         )
         problems.append(Violation(f"{path}.formats", text))
 
 
 def check_members(in_use: Iterable[Terms], problems: list[Violation]) -> None:
-    """Checks that required members cannot be evaded, in all terms that some key signs under.
+    """Checks that required members cannot be evaded, in the terms of every key.
 
-    It is told where the rules meet, once for all facilities and keys inside.
+    A problem is reported at the level that combines the rules, once for everything below.
     """
     problems.extend(dict.fromkeys(_evaded(terms) for terms in in_use if _evadable(terms)))
 
@@ -115,8 +113,8 @@ def _evaded(terms: Terms) -> Violation:
     free = ", ".join(sorted(terms.formats & _FREE))
     return Violation(
         f"{meeting.path}.{name}",
-        f"required_members is void where {free} can sign a JWS made by hand: "
-        "allow JWS without it, or give it a key of its own",
+        f"required_members has no effect where {free} can sign a hand-made JWS: "
+        "omit it, or use another key for JWS",
     )
 
 
@@ -127,9 +125,9 @@ def _requires_members(rules: Rules) -> bool:
 def _misfits_of_blind(rules: Profile) -> Iterator[tuple[str, str]]:
     blind = rules.blind or frozenset()
     for item in sorted((rules.formats & BLIND) - blind):
-        yield "formats", f"{item} is signing unseen: list it in blind too, if that is meant"
+        yield "formats", f"{item} signs unseen content: if that is intended, list it in blind too"
     for item in sorted(blind - BLIND):
-        yield "blind", f"{item} is not a blind format: leave it out"
+        yield "blind", f"{item} is not a blind format: omit it"
     for item in sorted((blind & BLIND) - rules.formats):
         yield "blind", f"{item} is not in formats"
     if Format.DIGEST in rules.formats:

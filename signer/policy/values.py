@@ -1,7 +1,6 @@
-"""Texts of the policy turned into values: sets, seconds, quotas, serial numbers.
+"""Reads single values of the policy: sets, times, quotas, serial numbers.
 
-Every function takes what stood in the document, of whatever type, and raises
-ValueError with what it should have been.
+Every function takes a value of any type and raises ValueError that says what is expected.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NOT_OFFERED = frozenset({"CMS", "TIMESTAMP"})
 # SPIFFE-ID, sections 2.1 to 2.3: a trust domain, and a path without empty or dotted segments.
 _SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+")
 _SPIFFE_BYTES = 2048  # the same, section 2.3
-_QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per (second|minute|hour|day)")
+_QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per ([a-z]+)")
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
 _SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")  # 20 octets at most: RFC 5280, section 4.1.2.2
 
@@ -50,23 +49,23 @@ class Quota:
 
 
 def texts(value: object) -> list[str]:
-    """Reads a list of texts that differ from each other; it may be empty."""
+    """Reads a list of distinct texts; it may be empty."""
     if not isinstance(value, list):
         raise ValueError("should be a list")  # noqa: TRY004  pydantic collects only ValueError
     for item in value:
         if not isinstance(item, str):
-            raise ValueError(f"{item} is no text: put it in quotes")  # noqa: TRY004  as above
+            raise ValueError(f"{item} is not text: put it in quotes")  # noqa: TRY004  as above
     twice = [text for text, times in Counter(value).items() if times > 1]
     if twice:
-        raise ValueError(f"stands twice: {', '.join(twice)}")
+        raise ValueError(f"lists {', '.join(twice)} twice")
     return value
 
 
 def names(value: object) -> frozenset[str]:
-    """Reads a list of at least one text. Empty would mean: not restricted, or nothing allowed."""
+    """Reads a list of at least one text: an empty one could mean no restriction, or nothing."""
     found = texts(value)
     if not all(found) or not found:
-        raise ValueError("should name at least one; leave it out to restrict nothing")
+        raise ValueError("should list at least one value; omit the rule to restrict nothing")
     return frozenset(found)
 
 
@@ -77,29 +76,29 @@ def members(kind: type[E]) -> Callable[[object], frozenset[E]]:
     def read(value: object) -> frozenset[E]:
         found = names(value)
         for text in sorted(found & NOT_OFFERED):
-            raise ValueError(f"{text} is not offered; known are {known}")
+            raise ValueError(f"{text} is not offered; choose from {known}")
         for text in sorted(found - set(kind)):
-            raise ValueError(f"{text} is not known; known are {known}")
+            raise ValueError(f"{text} is not known; choose from {known}")
         return frozenset(kind(text) for text in found)
 
     return read
 
 
 def certificate_types(value: object) -> frozenset[str]:
-    """Reads kinds of EU certificates: vaccination, test, recovery."""
+    """Reads types of EU certificates: v (vaccination), t (test), r (recovery)."""
     found = names(value)
     if not found <= {"v", "t", "r"}:
-        raise ValueError("should be of v, t, r")
+        raise ValueError("should list only v, t and r")
     return found
 
 
 def principals(value: object) -> frozenset[str]:
-    """Reads a list of SPIFFE URIs; they are compared whole, so patterns are refused."""
+    """Reads a list of SPIFFE URIs. They are compared as a whole; patterns are refused."""
     found = texts(value)
     for text in found:
         if len(text) > _SPIFFE_BYTES or not _SPIFFE.fullmatch(text):
             raise ValueError(
-                f"{text} is no principal: give the whole URI of the certificate, "
+                f"{text} is not a principal: give the whole URI of the certificate, "
                 "spiffe://domain/path, without patterns"
             )
     return frozenset(found)
@@ -111,23 +110,25 @@ def serials(value: object) -> frozenset[int]:
     for text in texts(value):
         digits = text.replace(":", "")
         if not _SERIAL.fullmatch(digits):
-            raise ValueError(f"{text} is no serial number in hex, of 20 bytes at most")
+            raise ValueError(f"{text} is not a serial number: write up to 20 bytes in hex")
         numbers.append(int(digits, 16))
     if len(set(numbers)) < len(numbers):
-        raise ValueError("a serial number stands twice")
+        raise ValueError("lists a serial number twice")
     return frozenset(numbers)
 
 
 def quotas(value: object) -> tuple[Quota, ...]:
-    """Reads quotas such as ``200 per second``, the shortest window first."""
+    """Reads quotas such as ``200 per second``; returns them by window, shortest first."""
     found = []
     for text in texts(value):
         match = _QUOTA.fullmatch(text)
         if not match:
-            raise ValueError(f"{text} is no quota: write for instance 200 per second")
+            raise ValueError(f'quota "{text}": write a number and a unit, as in 200 per second')
+        if match[2] not in WINDOWS:
+            raise ValueError(f'quota "{text}": unit must be second, minute, hour or day')
         found.append(Quota(int(match[1].replace(",", "")), WINDOWS[match[2]]))
     if len({quota.window_seconds for quota in found}) < len(found):
-        raise ValueError("two quotas for one window: leave the larger one out")
+        raise ValueError("has two quotas with the same unit: keep the smaller one")
     return tuple(sorted(found, key=lambda quota: quota.window_seconds))
 
 
@@ -152,7 +153,7 @@ def days(value: object) -> tuple[int, ...]:
             raise ValueError("should name days, as in mon-sat or mon,wed,fri; a week begins on mon")
         found.extend(range(DAYS.index(first), DAYS.index(last) + 1))
     if len(set(found)) < len(found):
-        raise ValueError("a day stands twice")
+        raise ValueError("names a day twice")
     return tuple(found)
 
 

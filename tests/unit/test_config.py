@@ -126,7 +126,7 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_directory_without_policy_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no \*\.yaml"):
+    with pytest.raises(ConfigError, match=r"contains no \*\.yaml"):
         load_policy(tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(policy_documents, "MAX_POLICY_BYTES", 100)
     (tmp_path / "a.yaml").write_text("profiles: {}  #" + "x" * 60)
     (tmp_path / "b.yaml").write_text("facilities: {}  #" + "x" * 60)
-    with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*larger than allowed"):
+    with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*too large"):
         load_policy(tmp_path)
 
 
@@ -154,8 +154,8 @@ def test_all_problems_are_told_at_once_up_to_a_bound(tmp_path: Path) -> None:
 def test_unread_value_and_wrong_part_are_told_together(tmp_path: Path) -> None:
     sample = (BAD / "policy" / "hours-sexagesimal.yaml").read_text()
     told = text_of(load_policy, tmp_path, sample.replace("profile: clinic", "profile: clinik"))
-    assert "hours.open[0].from: file.yaml: 06:00 is no text" in told
-    assert "facilities.01-001.profile: clinik does not stand" in told
+    assert "hours.open[0].from: file.yaml: not every YAML reader takes 06:00 as text" in told
+    assert "facilities.01-001.profile: clinik is not in profiles" in told
 
 
 def policy_files(folder: Path, *texts: tuple[str, str]) -> Path:
@@ -249,7 +249,7 @@ def test_what_stands_without_quotes_is_what_it_looks_like(text: str) -> None:
         assert float(text) == value
     else:
         assert value == text
-        # What another reader might take for something else is no text to us.
+        # What another reader could take for something else is not text here.
         node = yaml.compose(text, yaml.SafeLoader)
         assert node is not None
         assert node.tag.rpartition(":")[2] in ("str", "timestamp")

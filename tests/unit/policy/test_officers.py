@@ -62,4 +62,4 @@ def test_who_decides_signs_nothing(policy: Policy) -> None:
     assert officer_problems(policy, [A, B, OPERATOR]) == []
     problems = officer_problems(policy, [PROVINCE, A, CLINIC])
     assert [problem.split(" ", 1)[0] for problem in problems] == [CLINIC, PROVINCE]
-    assert all("who is an officer signs nothing" in problem for problem in problems)
+    assert all("officers must not be clients" in problem for problem in problems)
