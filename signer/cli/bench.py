@@ -91,8 +91,8 @@ def bench(
       signer bench --dir build/bench-keys --case keys-10 --case keys-10000
     """
     from signer.config.loader import load_config
+    from signer.tools.bench.c_loop import CLoop
     from signer.tools.bench.run import Bench, misses
-    from signer.tools.bench.yardstick import Loop
 
     if config_file is not None:
         directory = config_file.parent
@@ -102,7 +102,7 @@ def bench(
     sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
     with _appliance(directory) as dev:
         config = load_config(Path(dev["config"]))
-        runner = Bench(dev, config, Loop(program, config), seconds)
+        runner = Bench(dev, config, CLoop(program, config), seconds)
         cases = wanted if names else _possible(runner, wanted)
         rows = []
         for case in cases:

@@ -207,7 +207,7 @@ def test_the_pin_is_on_no_command_line_and_in_no_environment(
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").touch()
-    with pytest.raises(OperatorError, match="not of signer dev"):
+    with pytest.raises(OperatorError, match="contains other files"):
         provision(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -223,7 +223,7 @@ def changed_copy(home: Path, target: Path, old: str, new: str) -> Path:
 
 def test_a_configuration_with_another_token_is_refused(home: Path, tmp_path: Path) -> None:
     copy = changed_copy(home, tmp_path / "a", "label: signer-dev", "label: production")
-    with pytest.raises(OperatorError, match="own token signer-dev only"):
+    with pytest.raises(OperatorError, match="only its own token signer-dev"):
         provision(copy)
 
 

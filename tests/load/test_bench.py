@@ -15,7 +15,7 @@ from signer.config.loader import load_config
 from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.model import Algorithm, KeyName
-from signer.tools.bench.yardstick import Loop, cka_ids
+from signer.tools.bench.c_loop import CLoop, cka_ids
 
 SOURCE = Path(__file__).parent / "loop.c"
 RECORDS = KeyName("01-001", "records")
@@ -49,7 +49,7 @@ def test_the_loop_signs_with_every_mechanism(
     program: Path, config: Config, mode: Any, short: str, algorithm: Algorithm
 ) -> None:
     [cka_id] = cka_ids(config, [KeyName("01-001", short)])
-    assert Loop(program, config).rate(mode, algorithm, [cka_id], seconds=0.1) > 0
+    assert CLoop(program, config).rate(mode, algorithm, [cka_id], seconds=0.1) > 0
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.PS256, Algorithm.RS256])
@@ -59,7 +59,7 @@ def test_the_loop_checks_what_it_signs(
     names = {"ES256": "records", "PS256": "records-rsa", "RS256": "records-rs256"}
     key = appliance.key(f"01-001/{names[algorithm]}")
     ids = cka_ids(config, [KeyName.parse(key["name"])])
-    loop, right = Loop(program, config), Path(key["public_key"])
+    loop, right = CLoop(program, config), Path(key["public_key"])
     wrong = Path(appliance.key("01-002/records")["public_key"])
     assert loop.rate("plain", algorithm, ids, seconds=0.1, check=right) > 0
     if algorithm is Algorithm.ES256:
@@ -70,12 +70,12 @@ def test_the_loop_checks_what_it_signs(
 def test_the_loop_goes_round_several_keys(program: Path, config: Config) -> None:
     ids = cka_ids(config, [RECORDS, KeyName("01-002", "records"), KeyName("moh", "digest")])
     assert len(set(ids)) == 3
-    assert Loop(program, config).rate("best", Algorithm.ES256, ids, seconds=0.1, threads=3) > 0
+    assert CLoop(program, config).rate("best", Algorithm.ES256, ids, seconds=0.1, threads=3) > 0
 
 
 def test_the_loop_misses_keys_that_are_not_there(program: Path, config: Config) -> None:
     with pytest.raises(OperatorError, match="lacks a private key"):
-        Loop(program, config).rate("plain", Algorithm.ES256, [b"\xff\xfe"], seconds=0.1)
+        CLoop(program, config).rate("plain", Algorithm.ES256, [b"\xff\xfe"], seconds=0.1)
 
 
 def test_the_pin_is_no_argument(program: Path) -> None:

@@ -1,1 +1,1 @@
-"""``signer bench``: what the appliance signs beside what a C loop signs (DESIGN section 10)."""
+"""``signer bench``: the rate of the appliance beside the rate of a C loop on the same token."""

@@ -1,4 +1,4 @@
-"""The rows of the table: what is signed, with which key, and the goal (DESIGN section 10)."""
+"""The rows of the table: what is signed, with which keys, and the goal."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from signer.tools.bench.load import Requests
 from signer.v1 import signing_pb2
 
 _REQUESTS = 8
-"""Different requests of one caller; it goes round them."""
+"""How many different requests one caller sends in turn."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One row of the table.
 
-    ``keys``: who signs, in turn. ``loop_checks``: the C loop verifies every
-    signature too. ``flood_key`` floods while single items of ``keys`` are timed.
-    ``goals``: for fields of the row, the least ratio, or the most of what is a cost.
+    ``keys`` sign in turn. ``loop_checks``: the C loop verifies every signature too.
+    ``flood_key`` signs large batches while single items of ``keys`` are timed.
+    ``goals``: by field of the row, the minimum of a ratio or the maximum of a cost.
     """
 
     name: str
@@ -86,10 +86,10 @@ FLOOD_BATCH, FLOOD_CALLERS = 4000, 8
 def requests(
     case_format: Format, keys: Sequence[KeyName], batch: int, caller: int, callers: int
 ) -> Requests:
-    """Makes the requests of one caller: a few batches, and the keys in turn.
+    """Returns the requests of one caller: a few batches, with the keys in turn.
 
-    Serialised messages merge when they are concatenated, so that the key can be
-    put before a batch that is serialised once.
+    Serialised messages merge when they are concatenated, so the key is put before a batch
+    that is serialised once.
     """
     source = random.Random(caller)  # noqa: S311  payloads only have to differ
     make = _PAYLOADS[case_format]

@@ -1,7 +1,7 @@
-"""The load generator: calls that cost next to nothing, since it shares the CPUs.
+"""The load generator. It shares the CPUs with the appliance, so its calls are cheap.
 
-Requests are serialised before the clock starts and answers stay bytes; one in
-``_READ_EVERY`` is read, to be sure that it holds signatures and no failures.
+Requests are serialised before the clock starts and answers stay bytes; one in ``_READ_EVERY``
+is parsed, to check that it contains signatures and no failures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Call(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What happened between two moments of steady load."""
+    """Calls and CPU time between two moments of steady load."""
 
     seconds: float
     calls: list[Call]
@@ -44,14 +44,14 @@ class Window(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Calls ended a second."""
+        """Calls that ended, per second."""
         return len(self.calls) / self.seconds
 
     def latency(self, quantile: float) -> float:
         """Seconds that a call took, at a quantile from 0 to 1."""
         took = sorted(call.ended - call.began for call in self.calls)
         if not took:
-            raise OperatorError("no call ended in time: give the bench more --seconds")
+            raise OperatorError("no call ended in time: run the bench with more --seconds")
         return took[min(len(took) - 1, int(quantile * len(took)))]
 
 
@@ -61,7 +61,7 @@ class _Sender(NamedTuple):
     items: int
 
     def run(self, stop: threading.Event, calls: list[Call], errors: list[str]) -> None:
-        """Calls until told to stop or until a call fails."""
+        """Calls until ``stop`` is set or a call fails."""
         number = 0
         try:
             while not stop.is_set():
@@ -120,17 +120,17 @@ class Load:
         self._channel.close()
 
     def wait(self, seconds: float) -> None:
-        """Lets it run; raises OperatorError as soon as a call fails."""
+        """Waits; raises OperatorError as soon as a call fails."""
         if self._stop.wait(seconds):
             raise OperatorError(f"a call of the bench failed: {self._errors[0]}")
 
     def between(self, since: float, until: float) -> list[Call]:
-        """The calls that ended in that time (monotonic seconds)."""
+        """Returns the calls that ended in that time (monotonic seconds)."""
         return [c for calls in self._calls for c in list(calls) if since <= c.ended < until]
 
 
 def measure(load: Load, metrics: str, seconds: float) -> Window:
-    """Measures a load that runs, after a warm-up."""
+    """Measures a running load, after a warm-up."""
     load.wait(WARM_UP_SECONDS)
     cpu, since = front_cpu_seconds(metrics), time.monotonic()
     load.wait(seconds)
@@ -139,12 +139,15 @@ def measure(load: Load, metrics: str, seconds: float) -> Window:
 
 
 def front_cpu_seconds(metrics: str) -> float:
-    """CPU time of the front process so far, from its metrics page."""
+    """Returns the CPU time of the front process so far, from its metrics page."""
     return gauge(metrics, "process_cpu_seconds_total")
 
 
 def gauge(metrics: str, name: str) -> float:
-    """One value without labels from the metrics page at ``metrics`` (http://host:port)."""
+    """Returns one value without labels from the metrics page at ``metrics`` (http://host:port).
+
+    Raises OperatorError.
+    """
     address = urlsplit(metrics)
     connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
     try:
@@ -158,4 +161,4 @@ def gauge(metrics: str, name: str) -> float:
         key, _, value = line.partition(" ")
         if key == name:
             return float(value)
-    raise OperatorError(f"{metrics}/metrics does not tell {name}")
+    raise OperatorError(f"{metrics}/metrics does not contain {name}")

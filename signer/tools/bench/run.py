@@ -13,22 +13,22 @@ from signer.config.models import Config
 from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.model import KeyName
+from signer.tools.bench.c_loop import CLoop, cka_ids
 from signer.tools.bench.cases import FLOOD_BATCH, FLOOD_CALLERS, Case, requests
 from signer.tools.bench.load import Load, Window, measure
-from signer.tools.bench.yardstick import Loop, cka_ids
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case, measured (DESIGN section 13).
+    """The result of one case.
 
     ``rate``, ``plain`` and ``best`` are signatures a second, medians of the rounds;
-    ratios are medians of the rounds' own ratios. ``checks``: one signature in so
-    many was checked by the appliance. ``p50_ms`` and ``p99_ms`` are of calls; in
-    the case ``single`` without the HSM's own time for one signature. In the case
-    ``flood`` the rate is the flood's and the times are the single items'.
+    ratios are medians of the rounds' ratios. The appliance checked one signature in
+    ``checks``. ``p50_ms`` and ``p99_ms`` are times of calls; in the case ``single`` the
+    HSM's own time for one signature is subtracted. In the case ``flood`` the rate is that
+    of the flood, and the times are those of the single items.
     """
 
     case: str
@@ -47,7 +47,7 @@ class Row:
     front_cpu_us_per_item: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The row for JSON."""
+        """Returns the row for JSON."""
         return {
             name: round(value, 4) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -66,7 +66,7 @@ class _Round(NamedTuple):
 class Bench:
     """A bench of the running appliance that ``dev`` (dev.json) and ``config`` describe."""
 
-    def __init__(self, dev: dict[str, Any], config: Config, loop: Loop, seconds: float) -> None:
+    def __init__(self, dev: dict[str, Any], config: Config, loop: CLoop, seconds: float) -> None:
         self._dev = dev
         self._config = config
         self._policy = load_policy(config.policy)
@@ -75,30 +75,30 @@ class Bench:
         self._keys = {key["name"]: key for key in dev["keys"]}
 
     def missing(self, case: Case) -> list[KeyName]:
-        """The keys of a case that this appliance does not have."""
+        """Returns the keys of a case that this appliance does not have."""
         wanted = [*case.keys, *([case.flood_key] if case.flood_key else [])]
         return [key for key in wanted if str(key) not in self._keys]
 
-    def run(self, case: Case, rounds: int, say: Say) -> Row:
-        """Measures one case; ``say`` hears of each round."""
+    def run(self, case: Case, rounds: int, report: Report) -> Row:
+        """Measures one case; ``report`` is called with a line after each round."""
         terms = self._policy.terms_of(case.keys[0])
         ids = cka_ids(self._config, case.keys)
         if self.missing(case) or terms is None or len(ids) < len(case.keys):
             raise OperatorError(
-                f"case {case.name} needs keys that this appliance lacks: {case.keys[0]} and"
-                " the like; `signer dev init DIR --facilities N` makes those for load tests"
+                f"case {case.name} needs keys that this appliance does not have, such as"
+                f" {case.keys[0]}: create them with `signer dev init DIR --facilities N`"
             )
         measured = []
         for number in range(1, rounds + 1):
             measured.append(self._round(case, ids))
             ratio = measured[-1].rate / measured[-1].plain
-            say(f"{case.name}: round {number} of {rounds}: {ratio:.2f} of plain")
+            report(f"{case.name}: round {number} of {rounds}: {ratio:.2f} of plain")
         return _row(case, terms.check_every, measured)
 
     def _round(self, case: Case, ids: Sequence[bytes]) -> _Round:
-        plain = self._yardstick(case, ids, best=False)
+        plain = self._c_loop(case, ids, best=False)
         window, items, flood = self._appliance(case)
-        best = self._yardstick(case, ids, best=True)
+        best = self._c_loop(case, ids, best=True)
         rate = flood if case.flood_key else window.rate * items
         served = rate * window.seconds
         own = 1 / plain if case.name == "single" else 0.0
@@ -111,7 +111,7 @@ class Bench:
             front_cpu=window.front_cpu_seconds / served,
         )
 
-    def _yardstick(self, case: Case, ids: Sequence[bytes], *, best: bool) -> float:
+    def _c_loop(self, case: Case, ids: Sequence[bytes], *, best: bool) -> float:
         public_key = Path(self._keys[str(case.keys[0])]["public_key"])
         return self._loop.rate(
             "best" if best else "plain",
@@ -123,7 +123,7 @@ class Bench:
         )
 
     def _appliance(self, case: Case) -> tuple[Window, int, float]:
-        """Measures the appliance: the window, items a call, and the flood's items a second."""
+        """Returns the window, items per call, and the flood's items per second."""
         with self._load(case.format, case.keys, case.batch, case.callers) as load:
             if case.flood_key is None:
                 window = measure(load, self._dev["metrics"], self._seconds)
@@ -164,7 +164,7 @@ def _row(case: Case, check_every: int, rounds: Sequence[_Round]) -> Row:
 
 
 def misses(case: Case, row: Row) -> list[str]:
-    """The goals of the case that the row does not reach, in words."""
+    """Returns the goals of the case that the row misses, in words."""
     missed = []
     for name, goal in case.goals.items():
         value: float = getattr(row, name)

@@ -1,8 +1,7 @@
-"""Makes a development appliance in one folder: token, PKI, configuration, policy, keys.
+"""Creates a development appliance in one folder: token, PKI, configuration, policy, keys.
 
-Every step finds what an earlier run made, so a second run changes nothing and
-an interrupted one is completed. Only for development: everybody who can read
-the folder can sign.
+Every step finds what an earlier run created: a second run changes nothing, and an interrupted
+run is completed. Only for development: every user who can read the folder can sign.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from signer.tools.dev import pki, softhsm, texts
 DEFAULT_WORKERS = 2
 
 Progress = Callable[[int, int], None]
-"""Hears how many keys are made, and of how many."""
+"""Called with the number of keys created so far and their total."""
 
 
 def provision(
@@ -49,11 +48,11 @@ def provision(
     workers: int | None = None,
     progress: Progress = lambda _done, _of: None,
 ) -> dict[str, Any]:
-    """Provisions ``directory`` where that is not done yet; returns what dev.json says.
+    """Provisions ``directory`` as far as that is not done yet; returns the content of dev.json.
 
-    ``facilities`` more facilities are for load tests; there are never fewer
-    than an earlier run made. ``workers`` None leaves them as they are. Raises
-    OperatorError, also if the folder is not ours or its token not SoftHSM's.
+    ``facilities`` more facilities are for load tests, never fewer than an earlier run created.
+    ``workers`` None keeps their number. Raises OperatorError, also if the folder contains
+    other files or its token is not in SoftHSM.
     """
     directory = directory.resolve()
     _refuse_foreign(directory)
@@ -86,13 +85,11 @@ def _refuse_foreign(directory: Path) -> None:
         raise OperatorError(f"{directory} is a file; signer dev needs a folder")
     marked = (directory / "softhsm2.conf").exists()
     if directory.exists() and not marked and any(directory.iterdir()):
-        raise OperatorError(
-            f"{directory} has files, and not of signer dev: choose an empty or a new folder"
-        )
+        raise OperatorError(f"{directory} contains other files: choose an empty or a new folder")
 
 
 def _configuration(directory: Path, workers: int | None) -> Config:
-    """Returns the configuration, with the token it names; both are made if absent."""
+    """Returns the configuration, and creates it and the token it names if they are absent."""
     path, softhsm_conf = directory / "signer.yaml", directory / "softhsm2.conf"
     if not path.exists():
         module = softhsm.find_module()
@@ -117,7 +114,7 @@ def _configuration(directory: Path, workers: int | None) -> Config:
 def _new_token(directory: Path, module: Path) -> str:
     pin = secrets.token_hex(16)
     replace_file(directory / "pin", pin + "\n", SECRET)
-    # The security officer's PIN is for setting a lost user PIN: here one starts again.
+    # The security officer's PIN resets a lost user PIN; a development token is made anew.
     return softhsm.init_token(
         module, directory / "softhsm2.conf", pin, so_pin=secrets.token_hex(16)
     )
@@ -126,14 +123,14 @@ def _new_token(directory: Path, module: Path) -> str:
 def _refuse_other_tokens(config: Config, softhsm_conf: Path) -> None:
     if [token.label for token in config.tokens] != [softhsm.LABEL]:
         raise OperatorError(
-            f"signer dev works with its own token {softhsm.LABEL} only; for a configuration"
-            " with other tokens use `signer serve`"
+            f"signer dev uses only its own token {softhsm.LABEL}: serve a configuration with"
+            " other tokens by `signer serve`"
         )
     [token] = config.tokens
     if softhsm.find_token(token.module, softhsm_conf) != token.serial:
         raise OperatorError(
-            f"the token of {softhsm_conf.parent} is gone, and the registry's keys with it:"
-            " delete the folder and start again"
+            f"the token of {softhsm_conf.parent} and its keys are missing: delete the folder and"
+            " start again"
         )
 
 
@@ -153,7 +150,7 @@ def free_ports() -> tuple[int, int]:
 
 
 def _pki(folder: Path) -> pki.Authority:
-    """Makes certificates for server and clients; returns the signers' authority."""
+    """Creates certificates for server and clients; returns the CA of signing keys."""
     pki.server(folder, pki.authority(folder, "ca", "Signer development servers"))
     clients = pki.authority(folder, "client-ca", "Signer development clients")
     for name in plan.CLIENTS:
@@ -187,7 +184,7 @@ def _make_keys(
 
 
 def _begin_log(registry: Registry, config: Config) -> None:
-    """Makes the audit key and the log, unless an earlier run began it."""
+    """Creates the audit key and the log, unless an earlier run did."""
     if list_segments(config.audit.directory):
         return
     with open_admin(config.tokens[0], config.state) as admin:
@@ -198,7 +195,7 @@ def _begin_log(registry: Registry, config: Config) -> None:
 
 
 def _put_policy(registry: Registry, config: Config) -> None:
-    """Has the registry hold the files' policy, so that `signer serve` serves this folder, too."""
+    """Stores the files' policy in the registry, so that `signer serve` serves this folder too."""
     policy, text = read_policy(config.policy)
     if registry.state().policy != policy.sha256:
         with registry.writing() as write:
@@ -206,7 +203,7 @@ def _put_policy(registry: Registry, config: Config) -> None:
 
 
 def _officers(registry: Registry, folder: Path) -> None:
-    """Names the two officers, unless there are some already."""
+    """Registers the two officers, unless there are officers already."""
     if not registry.state().officers:
         names = [f"{name}.pem" for name in plan.OFFICERS]
         found = first_officers({name: (folder / name).read_bytes() for name in names})
@@ -234,7 +231,7 @@ def _policy(folder: Path, facilities: int) -> None:
 def _describe(
     directory: Path, config: Config, keys: list[plan.DevKey], index: KeyIndex
 ) -> dict[str, Any]:
-    """Returns the content of dev.json (DESIGN section 13); writes the PEM files it names."""
+    """Returns the content of dev.json; writes the PEM files it names."""
     certificates = directory / "pki"
     return {
         "address": str(config.listen),
@@ -255,7 +252,7 @@ def _describe(
 
 
 def _describe_key(folder: Path, key: plan.DevKey, index: KeyIndex) -> dict[str, Any]:
-    # Officers may have stopped all of its versions: then the newest one is told.
+    # If officers have stopped all its versions, the newest one is described.
     version = index.primary(key.name, SystemClock().now()) or index.versions(key.name)[-1]
     folder /= key.name.facility
     folder.mkdir(parents=True, exist_ok=True)

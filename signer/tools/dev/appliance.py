@@ -44,13 +44,13 @@ class DevAppliance:
 
     @property
     def dev(self) -> dict[str, Any]:
-        """What dev.json says (DESIGN section 13)."""
+        """The content of dev.json."""
         described: dict[str, Any] = json.loads((self.dir / "dev.json").read_text())
         return described
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is running."""
         return self.process is not None and self.process.poll() is None
 
     def init(self) -> None:
@@ -66,10 +66,10 @@ class DevAppliance:
             raise OperatorError(f"signer dev init ended with {done.returncode}:\n{done.stderr}")
 
     def start(self, timeout: float = READY_SECONDS) -> float:
-        """Starts it and waits for ``ready``; returns the seconds that took.
+        """Starts it and waits for ``ready``; returns how many seconds that took.
 
-        Raises OperatorError, with the end of the log, if it exits or is not ready
-        within ``timeout`` seconds; then nothing is left running.
+        Raises OperatorError with the end of the log if it exits or is not ready within
+        ``timeout`` seconds; then no process is left.
         """
         began = time.monotonic()
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,10 @@ class DevAppliance:
         late = threading.Timer(timeout, process.kill)
         late.start()
         try:
-            said = process.stdout.readline() if process.stdout is not None else ""
+            line = process.stdout.readline() if process.stdout is not None else ""
         finally:
             late.cancel()
-        if said.strip() != "ready":
+        if line.strip() != "ready":
             code = self.stop(signal.SIGKILL)
             raise OperatorError(
                 f"signer dev up {self.dir} was not ready within {timeout:g} s (exit code {code});"
@@ -99,9 +99,9 @@ class DevAppliance:
         return time.monotonic() - began
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 60) -> int:
-        """Ends the process that ``start`` started, if it lives; returns its exit code.
+        """Stops the process if it is running; returns its exit code.
 
-        After ``timeout`` seconds it is killed, and the code is that of the kill.
+        After ``timeout`` seconds it is killed, and the code is that of the signal.
         """
         process = self.process
         if process is None:

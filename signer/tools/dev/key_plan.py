@@ -1,4 +1,4 @@
-"""What a development appliance has: its clients, facilities and keys."""
+"""The clients, facilities and keys of a development appliance."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from signer.model import Algorithm, Format, KeyName
 
 CLIENTS = ("issuer", "stranger", "officer-a", "officer-b", "auditor", "operator")
-"""Who gets a certificate. The policy names all of them but the stranger."""
+"""Clients that get a certificate. The policy names all of them except the stranger."""
 
 OFFICERS = ("officer-a", "officer-b")
-"""Those who propose and approve operations."""
+"""Clients that propose and approve operations."""
 
 LOAD_PREFIX = "l-"
 """Facilities for load tests are l-00001, l-00002, and so on."""
@@ -21,7 +21,7 @@ _DCC = (Format.HCERT,)
 
 
 class DevKey(NamedTuple):
-    """A key to make; ``dcc``: it gets a certificate for vaccination certificates."""
+    """A key to create; ``dcc``: it gets a certificate for signing vaccination certificates."""
 
     name: KeyName
     algorithm: Algorithm
@@ -41,7 +41,7 @@ def load_facilities(count: int) -> Iterator[str]:
 
 
 def dev_keys(load: int) -> list[DevKey]:
-    """Returns all keys of an appliance with so many facilities for load tests."""
+    """Returns all keys of an appliance with ``load`` facilities for load tests."""
     keys = [
         DevKey(KeyName("01-001", "records"), Algorithm.ES256, _RECORDS),
         DevKey(KeyName("01-002", "records"), Algorithm.ES256, _RECORDS),

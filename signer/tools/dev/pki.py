@@ -1,7 +1,7 @@
 """The small PKI of a development appliance: three authorities and their certificates.
 
-Private keys are PKCS #8 in PEM, not encrypted, mode 0600, beside their
-certificates. A certificate is written after its key, so where it is, all is.
+Private keys are PKCS #8 in PEM, not encrypted, mode 0600, beside their certificates. A
+certificate is written after its key, so the key exists where the certificate does.
 """
 
 from __future__ import annotations

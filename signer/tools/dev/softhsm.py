@@ -1,4 +1,4 @@
-"""A token in SoftHSM, made with its own tool; no PKCS#11 module is loaded in this process."""
+"""A token in SoftHSM, created by its own tool; this process loads no PKCS#11 module."""
 
 from __future__ import annotations
 
@@ -34,16 +34,14 @@ def find_module() -> Path:
 def find_token(module: Path, configuration: Path) -> str | None:
     """Returns the serial number of our token, None if there is none yet.
 
-    Raises OperatorError if the module is not SoftHSM's or shows two such tokens.
+    Raises OperatorError if the module is not SoftHSM's or has two such tokens.
     """
     if module.name != LIBRARY:
-        raise OperatorError(
-            f"signer dev works with SoftHSM only, and {module.name} is another module"
-        )
+        raise OperatorError(f"signer dev works with SoftHSM only; {module.name} is another module")
     shown = _tool(configuration, "--show-slots", "--module", str(module))
     tokens = shown.split("Token info:")[1:]
     if not tokens or not all(_MANUFACTURER in token for token in tokens):
-        raise OperatorError(f"signer dev works with SoftHSM only, and {module} is something else")
+        raise OperatorError(f"signer dev works with SoftHSM only; {module} is another module")
     serials = [
         match[1]
         for token in tokens
@@ -56,15 +54,15 @@ def find_token(module: Path, configuration: Path) -> str | None:
 
 
 def init_token(module: Path, configuration: Path, pin: str, so_pin: str) -> str:
-    """Makes our token and returns its serial number. Raises OperatorError.
+    """Creates our token and returns its serial number. Raises OperatorError.
 
-    The PINs go to the tool through a terminal of its own, as if typed: on its
-    command line every user of the machine could read them.
+    The tool reads the PINs from a pseudo-terminal: on its command line every user of the
+    machine could read them.
     """
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "wb", buffering=0) as keyboard:
-        tty.setraw(theirs)  # no echo: what the tool says may be shown, what it is told not
-        # Asked for twice each: the security officer's first, then the user's.
+        tty.setraw(theirs)  # no echo: the tool's output may appear in an error, the PINs must not
+        # The tool asks twice for each: the security officer's first, then the user's.
         keyboard.write(f"{so_pin}\n{so_pin}\n{pin}\n{pin}\n".encode())
         with os.fdopen(theirs, "rb", buffering=0) as terminal:
             _tool(
@@ -74,7 +72,7 @@ def init_token(module: Path, configuration: Path, pin: str, so_pin: str) -> str:
             )
     serial = find_token(module, configuration)
     if serial is None:
-        raise OperatorError("softhsm2-util made a token and does not show it: see its messages")
+        raise OperatorError("softhsm2-util created a token but does not list it: read its messages")
     return serial
 
 
@@ -95,8 +93,10 @@ def _tool(configuration: Path, *arguments: str, stdin: int = subprocess.DEVNULL)
             "softhsm2-util is not installed: `apt install softhsm2` on Debian and Ubuntu"
         ) from None
     except subprocess.TimeoutExpired:
-        raise OperatorError(f"softhsm2-util {arguments[0]} did not end in 30 s") from None
+        raise OperatorError(
+            f"softhsm2-util {arguments[0]} did not end within {_TOOL_SECONDS} s"
+        ) from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        raise OperatorError(f"softhsm2-util {arguments[0]} failed: {said}")
+        output = (done.stderr or done.stdout).strip()
+        raise OperatorError(f"softhsm2-util {arguments[0]} failed: {output}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The configuration and the policy of a development appliance, as they are written."""
+"""The texts of a development appliance's configuration and policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ slots.removable = false
 """
 
 CONFIGURATION = """\
-# A development appliance, written once by signer dev; edit it as you like.
+# A development appliance, written once by signer dev; edit it as needed.
 # Paths are relative to this file.
 
 listen: 127.0.0.1:{port}
@@ -37,7 +37,7 @@ audit:
   ballast_bytes: 1048576
 
 limits:
-  drain_notice_seconds: 0     # nobody balances between this one and others
+  drain_notice_seconds: 0     # no load balancer to notify
 
 tokens:
   - label: {label}
@@ -52,8 +52,8 @@ tokens:
 
 POLICY = """\
 # The policy of a development appliance, written once by signer dev; edit it as
-# you like. It hinders no load test: the largest batches, quotas out of reach,
-# and of ECDSA and Ed25519 signatures one in 64 is checked.
+# needed. It does not limit load tests: the largest batches, unreachable quotas,
+# and one in 64 ECDSA and Ed25519 signatures is checked.
 
 roles:                          # officers are in the registry, not here
   auditor:
@@ -130,7 +130,7 @@ facilities:
 """
 
 CLIENT = """\
-# For `signer ... --client FILE`: who calls, and whom.
+# For `signer ... --client FILE`: the address to call and the caller's certificate.
 address: 127.0.0.1:{port}
 server_name: localhost
 ca: pki/ca.pem
@@ -140,7 +140,7 @@ key: pki/{client}.key
 
 
 def policy() -> str:
-    """Returns the policy of everything but the facilities for load tests."""
+    """Returns the policy of all facilities except those for load tests."""
     named = ("issuer", "auditor", "operator")
     return POLICY.format(**{name.replace("-", "_"): principal(name) for name in named})
 
@@ -156,7 +156,7 @@ def load_policy(count: int) -> str:
 
 
 def with_workers(configuration: str, workers: int) -> str:
-    """Returns the configuration with another number of workers, else as it is."""
+    """Returns the configuration with another number of workers."""
     return re.sub(r"(?m)^(    workers: ).*$", rf"\g<1>{workers}", configuration)
 
 

@@ -1,4 +1,4 @@
-"""Runs the C loop (tests/load/loop.c): what the token does without an appliance."""
+"""Runs the C loop (tests/load/loop.c), which signs on the token without an appliance."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ MECHANISMS = {
     Algorithm.PS256: "rsa-pss",
     Algorithm.EDDSA: "eddsa",
 }
-"""The loop's names; it knows no P-384."""
+"""The loop's names; it does not support P-384."""
 
 _SLACK_SECONDS = 120
 
 
 def cka_ids(config: Config, names: Sequence[KeyName]) -> list[bytes]:
-    """The CKA_IDs of the keys' primary versions, from the registry."""
+    """Returns the CKA_IDs of the keys' primary versions, from the registry."""
     with Registry.open(config.registry) as registry:
         index = registry.snapshot()
     versions = [index.primary(name, time.time()) for name in names]
     return [version.cka_id for version in versions if version is not None]
 
 
-class Loop:
+class CLoop:
     """The compiled loop on the first token of ``config``."""
 
     def __init__(self, program: Path, config: Config) -> None:
@@ -56,10 +56,10 @@ class Loop:
         threads: int = 2,
         check: Path | None = None,
     ) -> float:
-        """Signatures a second of all ``threads`` together.
+        """Returns signatures per second of all ``threads`` together.
 
-        ``check``: a public key in PEM; every signature is verified with it. Raises
-        OperatorError with the loop's own text if it fails.
+        ``check`` is a file with a public key in PEM: the loop verifies every signature with
+        it. Raises OperatorError with the loop's error text.
         """
         with tempfile.NamedTemporaryFile("w", suffix=".ids") as file:
             file.write("".join(f"{cka_id.hex()}\n" for cka_id in ids))
