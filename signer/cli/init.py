@@ -47,8 +47,7 @@ def init(
       signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
       signer init --config /etc/signer/second.yaml --join
     """
-    from signer.audit.format.places import KEY_FILE
-    from signer.audit.format.segments import list_segments
+    from signer.audit.format.segments import KEY_FILE, list_segments
     from signer.clock import SystemClock
     from signer.config.loader import load_config
     from signer.config.policy_documents import read_policy

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from signer import __version__
-from signer.audit.format.checkpoint import Checkpoint, Verifier, parse_note
-from signer.audit.format.places import CHECKPOINTS, KEY_FILE, POLICIES
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
 from signer.audit.format.record import RecordKind, Value
-from signer.audit.format.segments import list_segments
+from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_segments
 from signer.audit.read.ledger import Ledger
 from signer.audit.write.checkpoints import Known, read_newest, set_aside
 from signer.audit.write.disk import Disk, replace_durably
@@ -253,7 +252,7 @@ def _folders(config: AuditConfig) -> list[Path]:
 def _known_checkpoints(config: AuditConfig, key: KeyVersion) -> Known:
     ours, *mirrors = _folders(config)
     directories = [ours] if ours.is_dir() else []  # a new log has none
-    verifier = Verifier.from_spki(config.origin, key.spki)
+    verifier = NoteVerifier.from_spki(config.origin, key.spki)
     return read_newest(
         [*directories, *mirrors], lambda note: parse_note(note, config.origin, verifier)
     )
@@ -264,7 +263,7 @@ def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: i
 
     ``remaining`` is the number of records that the override left. Raises OperatorError.
     """
-    verifier = Verifier.from_spki(config.origin, key.spki)
+    verifier = NoteVerifier.from_spki(config.origin, key.spki)
 
     def borne_out(checkpoint: Checkpoint) -> bool:
         if checkpoint.size > remaining:

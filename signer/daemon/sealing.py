@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from signer.audit.format.checkpoint import Checkpoint, CheckpointError, Verifier, sign
-from signer.audit.format.places import CHECKPOINTS
+from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, sign
+from signer.audit.format.segments import CHECKPOINTS
 from signer.audit.write.checkpoints import Checkpointer, CheckpointReports, Folder, Shipper
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
@@ -39,7 +39,7 @@ class Sealing:
         self._started = False
         self._origin, self._log, self._key, self._hsm = config.origin, log, key, hsm
         self._clock = clock
-        self._verifier = Verifier.from_spki(config.origin, key.spki)
+        self._verifier = NoteVerifier.from_spki(config.origin, key.spki)
         shippers = [Shipper(Folder(config.mirror, clock), reports)] if config.mirror else []
         folder = Folder(config.directory / CHECKPOINTS, clock)
         self._checkpointer = Checkpointer(

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from signer.audit.format.record import Frame, Record, RecordKind, parse
-from signer.audit.format.segments import Segment, list_segments, open_segment
+from signer.audit.format.record import Record, RecordKind, parse
+from signer.audit.format.segments import Frame, Segment, list_segments, open_segment
 
 
 class Said(NamedTuple):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.record import Record, RecordKind
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.client import ItemResult, SignerClientError
 from tests.fault.daemon import RECORDS, SECONDS, Daemon, correct, until
 

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from signer.audit.format.record import RecordKind
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
 from tests.fault.daemon import RECORDS, SECONDS, Daemon, until
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Frame, RecordKind, Value
-from signer.audit.format.segments import Header, Segment, list_segments, open_segment
+from signer.audit.format.record import RecordKind, Value
+from signer.audit.format.segments import Frame, Header, Segment, list_segments, open_segment
 from signer.audit.read import replay
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log

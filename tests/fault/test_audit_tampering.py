@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import root
 from signer.audit.format.record import Column, RecordKind, Value, frame
-from signer.audit.format.segments import Header, Reader, list_segments, open_segment
+from signer.audit.format.segments import Header, list_segments, open_segment
+from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
@@ -397,7 +398,7 @@ def test_a_truncation_of_whole_records_is_found_by_the_checkpoint_only(evidence:
     (evidence.folder / last).write_bytes(data[: spans_of(data)[-1][0]])
     assert verify_log(evidence.folder, ORIGIN, []).problems == ()
     [problem] = evidence.problems()
-    assert f"a checkpoint knows {evidence.checkpoint.size}" in problem
+    assert f"a checkpoint covers {evidence.checkpoint.size}" in problem
     with pytest.raises(AuditRefused, match="not whole"):
         open_log(evidence.folder, evidence.checkpoint)
     evidence.restore()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.client import (
     DeadlineError,
     ExhaustedError,

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.v1 import evidence_pb2
 from tests.integration import edge
 from tests.integration.document import Document
@@ -154,7 +155,7 @@ def test_a_log_is_archived_beside_its_daemon_and_an_old_signature_proven(site: S
     assert "are missing" in gone.errors
     early = site.sh('signer audit verify --dir "$ARCHIVE" --checkpoint "$MIRROR/newest"')
     assert early.code == 1
-    assert "but a checkpoint knows" in early.errors
+    assert "but a checkpoint covers" in early.errors
 
     site.run("together")
     site.run("prove")

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from signer.audit.format.record import Record, RecordKind
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
 from signer.v1 import keys_pb2
 from tests.integration import edge

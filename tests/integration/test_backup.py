@@ -19,7 +19,8 @@ from typing import Any, Self
 import pytest
 
 from signer.audit.format.record import RecordKind
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
 from tests.integration import edge, officers
 from tests.integration.document import Document, Ran
@@ -177,7 +178,7 @@ def test_a_record_that_the_copy_has_torn_is_cut_and_told(site: Site) -> None:
     site.lose()
     shutil.rmtree(site.mirror)  # so that nothing but the ordinary log knows of the record
     site.run("restore")
-    assert "but a checkpoint knows" in site.block("line").errors
+    assert "but a checkpoint covers" in site.block("line").errors
     with site.serving():
         assert site.sign(request_id) == kept
     assert RecordKind.RECOVERY in site.kinds()
@@ -200,11 +201,11 @@ def test_what_came_after_the_last_copy_is_missed_told_and_overridden(site: Site)
     seen = site.block("missing")
     assert seen.code == 1
     assert re.search(
-        rf"the log ends after \d+ records, but a checkpoint knows {knows}", seen.errors
+        rf"the log ends after \d+ records, but a checkpoint covers {knows}", seen.errors
     )
     refused = site.block("start")
     assert refused.code == 1
-    assert f"a checkpoint knows {knows}" in refused.errors
+    assert f"a checkpoint covers {knows}" in refused.errors
     with site.serving("override"):
         assert site.sign(before) == kept
         assert site.sign(after) != missing  # it is signed again
@@ -221,7 +222,7 @@ def test_what_came_after_the_last_copy_is_missed_told_and_overridden(site: Site)
     assert told.code == 0, told.errors
     [overridden] = re.findall(r"overridden +\[(\d+)\]", told.out)
     assert f'"seq": {overridden}' in told.out
-    assert f"a checkpoint knows {knows}" in told.out
+    assert f"a checkpoint covers {knows}" in told.out
     for checkpoint in site.mirror.glob("*.overridden"):
         assert site.signer("audit", "verify", "--checkpoint", str(checkpoint)).code == 1
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from signer.audit.format import merkle
-from signer.audit.format.checkpoint import Checkpoint, Verifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
 from signer.audit.format.record import Column, Record, RecordKind, parse_head
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.cli.audit.place import spki_of
 from signer.cli.main import main
 from signer.client import DeniedError, InvalidRequestError, SignerClient
@@ -35,7 +36,9 @@ class Auditor:
     def __init__(self, made: Any, client: SignerClient) -> None:
         self.made = made
         self.client = client
-        self.verifier = Verifier.from_spki(ORIGIN, spki_of(made.dir / "audit" / "audit.pub.pem"))
+        self.verifier = NoteVerifier.from_spki(
+            ORIGIN, spki_of(made.dir / "audit" / "audit.pub.pem")
+        )
 
     def checkpoint(self) -> Checkpoint:
         return parse_note(self.client.get_checkpoint(), ORIGIN, self.verifier)

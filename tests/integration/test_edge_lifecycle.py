@@ -18,7 +18,8 @@ import yaml
 from grpc_health.v1 import health_pb2
 
 from signer.audit.format.record import RecordKind
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.v1 import signing_pb2
 from tests.integration import edge, outputs
 from tests.integration.served import verified

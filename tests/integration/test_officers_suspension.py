@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from google.protobuf import message_factory
 
-from signer.audit.format.checkpoint import Verifier, parse_note
+from signer.audit.format.checkpoint import NoteVerifier, parse_note
 from signer.client import ItemResult, SignerClient, SignerClientError
 from signer.v1 import operations_pb2
 from tests.integration import edge, outputs
@@ -155,7 +155,7 @@ def checkpoints_go_on(office: Office, made: Any) -> None:
     """The audit key is nobody's to suspend: what was refused is under a signed checkpoint."""
     public = load_pem_public_key((made.dir / "audit" / "audit.pub.pem").read_bytes())
     spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    verifier = Verifier.from_spki("signer/audit", spki)
+    verifier = NoteVerifier.from_spki("signer/audit", spki)
 
     def size() -> int:
         with office.client("auditor") as client:

@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from signer.audit.format.record import RecordKind
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.client import secure_channel
 from signer.tools.dev.appliance import connect
 from tests.appliances import Appliance

@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from signer import cbor
-from signer.audit.format.record import frame, read_frames
-from signer.audit.format.segments import list_segments, open_segment
+from signer.audit.format.record import frame
+from signer.audit.format.segments import list_segments, open_segment, read_frames
 from signer.client import SignerClientError
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION

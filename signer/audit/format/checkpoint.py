@@ -1,8 +1,8 @@
-"""Checkpoints: the log's size and root in the note form of C2SP (tlog-checkpoint, signed-note).
+"""Checkpoints: the log's size and root as a signed note of C2SP (tlog-checkpoint, signed-note).
 
-A note is a text, an empty line and signature lines ``— name base64(key id ‖
-signature)``. The name of the log's key is the log's origin. Signatures are
-Ed25519 (type 0x01) or ECDSA with P-256 and SHA-256 (type 0x02, in DER).
+A note is a text, an empty line and signature lines ``— name base64(key id ‖ signature)``.
+The name of the log's key is the log's origin. Signatures are Ed25519 (type 0x01) or ECDSA
+with P-256 and SHA-256 (type 0x02, in DER).
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from cryptography.hazmat.primitives.serialization import (
 from signer.audit.format.merkle import EMPTY_ROOT
 
 MAX_NOTE = 1 << 16
-"""Characters of a note, all its signatures included."""
+"""Characters of a note at most, all its signatures included."""
 
 _KEY_ID_SIZE = 4
-_RAW_SIGNATURE_SIZE = 64  # r‖s of P-256 and R‖S of Ed25519 alike
+_RAW_SIGNATURE_SIZE = 64  # r‖s of P-256 as well as R‖S of Ed25519
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 _NAME = re.compile(r"[^\s+]{1,255}")
-_FOREIGN = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # control characters, no Unicode
+_FOREIGN = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # control characters and surrogates
 _SIGNATURE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")
 
 
 class CheckpointError(Exception):
-    """A checkpoint, note or audit key that is refused; the text says why."""
+    """A checkpoint, note or audit key is refused; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The tree's ``size`` in records and its 32-byte ``root``, of the log named ``origin``.
 
-    Raises CheckpointError for an origin that cannot be a key's name (empty,
-    white space, a plus sign) and for impossible sizes and roots.
+    Raises CheckpointError for an origin that cannot be a key's name (empty, with white
+    space or a plus sign) and for impossible sizes and roots.
     """
 
     origin: str
@@ -61,12 +61,12 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.origin) or not self.origin.isprintable():
             raise CheckpointError(
-                "the log's origin must have 1 to 255 characters without white space and plus"
+                "the log's origin must have 1 to 255 characters, none of them white space or plus"
             )
         if not _SIZE.fullmatch(str(self.size)) or len(self.root) != len(EMPTY_ROOT):
-            raise CheckpointError("a checkpoint has a size from 0 on and a root of 32 bytes")
+            raise CheckpointError("a checkpoint must have a size from 0 on and a root of 32 bytes")
         if self.size == 0 and self.root != EMPTY_ROOT:
-            raise CheckpointError("a checkpoint of an empty log has the root of the empty tree")
+            raise CheckpointError("a checkpoint of size 0 must have the root of the empty tree")
 
     def text(self) -> str:
         """Returns the note's text (tlog-checkpoint, "Note text"): what the signature covers."""
@@ -74,8 +74,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Verifier:
-    """The log's public key: ``key_type`` and ``encoded`` as in its verifier key (vkey)."""
+class NoteVerifier:
+    """The log's public key; ``key_type`` and ``encoded`` as in its verifier key (vkey)."""
 
     name: str
     key: Ed25519PublicKey | EllipticCurvePublicKey
@@ -83,7 +83,7 @@ class Verifier:
     encoded: bytes
 
     @classmethod
-    def from_spki(cls, name: str, spki: bytes) -> Verifier:
+    def from_spki(cls, name: str, spki: bytes) -> NoteVerifier:
         """Reads a SubjectPublicKeyInfo in DER; raises CheckpointError unless Ed25519 or P-256."""
         try:
             key = load_der_public_key(spki)
@@ -98,23 +98,19 @@ class Verifier:
 
     @property
     def key_id(self) -> bytes:
-        """The 4 bytes that begin this key's signatures (signed-note, "Signature types")."""
+        """The first 4 bytes of this key's signatures (signed-note, "Signature types")."""
         if self.key_type == 0x02:
             return sha256(self.encoded).digest()[:_KEY_ID_SIZE]
         hashed = self.name.encode() + b"\n" + bytes((self.key_type,)) + self.encoded
         return sha256(hashed).digest()[:_KEY_ID_SIZE]
 
-    def vkey(self) -> str:
-        """Returns the key as other programs for notes take it: ``name+key id+base64``."""
-        return f"{self.name}+{self.key_id.hex()}+{_base64(bytes((self.key_type,)) + self.encoded)}"
-
     def to_sign(self, text: str) -> bytes:
-        """Returns what the token signs: the text, or its SHA-256 for ECDSA."""
+        """Returns the bytes that the token signs: the text, or its SHA-256 for ECDSA."""
         data = text.encode()
         return data if isinstance(self.key, Ed25519PublicKey) else sha256(data).digest()
 
     def note_signature(self, raw: bytes) -> bytes:
-        """Returns a token's signature (R‖S or r‖s, 64 bytes) in the form that notes carry.
+        """Returns a token's signature (R‖S or r‖s, 64 bytes) in the form of notes.
 
         Raises CheckpointError for another length.
         """
@@ -127,7 +123,7 @@ class Verifier:
         return encode_dss_signature(r, s)
 
     def verify(self, signature: bytes, text: str) -> bool:
-        """Says whether a note's signature (without key id) is this key's over the text."""
+        """Returns whether this is the key's signature (without key id) of the text."""
         try:
             if isinstance(self.key, Ed25519PublicKey):
                 self.key.verify(signature, text.encode())
@@ -138,14 +134,14 @@ class Verifier:
         return True
 
 
-def sign(checkpoint: Checkpoint, verifier: Verifier, signer: Callable[[bytes], bytes]) -> str:
-    """Returns the checkpoint as a note with one signature, which has been checked.
+def sign(checkpoint: Checkpoint, verifier: NoteVerifier, signer: Callable[[bytes], bytes]) -> str:
+    """Returns the checkpoint as a note with one signature, which was verified.
 
-    ``signer`` gets ``verifier.to_sign(text)`` and returns the raw signature, 64
-    bytes. Raises CheckpointError where that is not the key's signature.
+    ``signer`` gets ``verifier.to_sign(text)`` and returns the raw signature, 64 bytes.
+    Raises CheckpointError if that is not the key's signature.
     """
     if verifier.name != checkpoint.origin:
-        raise CheckpointError("the audit key has another name than the log's origin")
+        raise CheckpointError("the name of the audit key differs from the log's origin")
     text = checkpoint.text()
     signature = verifier.note_signature(signer(verifier.to_sign(text)))
     if not verifier.verify(signature, text):
@@ -153,12 +149,12 @@ def sign(checkpoint: Checkpoint, verifier: Verifier, signer: Callable[[bytes], b
     return f"{text}\n— {verifier.name} {_base64(verifier.key_id + signature)}\n"
 
 
-def parse_note(note: str, origin: str, verifier: Verifier) -> Checkpoint:
-    """Reads a signed checkpoint of the log ``origin``; extension lines are ignored.
+def parse_note(note: str, origin: str, verifier: NoteVerifier) -> Checkpoint:
+    """Reads a signed checkpoint of the log ``origin``; ignores extension lines.
 
-    Signatures of other keys are ignored, one of this key must be there, and
-    all of this key must be right (signed-note, "Signatures"). Raises
-    CheckpointError; nothing of the text is read before it is verified.
+    Signatures of other keys are ignored. At least one of this key must be present, and all
+    of this key must be valid (signed-note, "Signatures"). Raises CheckpointError. The text
+    is read only after it is verified.
     """
     if len(note) > MAX_NOTE:
         raise CheckpointError(f"the note is longer than {MAX_NOTE} characters")
@@ -167,7 +163,7 @@ def parse_note(note: str, origin: str, verifier: Verifier) -> Checkpoint:
     if not separator or not signatures.endswith("\n") or _FOREIGN.search(note):
         raise CheckpointError("the note is not a text, an empty line and signature lines")
     text += "\n"
-    known = 0
+    ours = 0
     for line in signatures[:-1].split("\n"):
         matched = _SIGNATURE.fullmatch(line)
         encoded = matched and _from_base64(matched[2])
@@ -176,9 +172,9 @@ def parse_note(note: str, origin: str, verifier: Verifier) -> Checkpoint:
         key_id, signature = encoded[:_KEY_ID_SIZE], encoded[_KEY_ID_SIZE:]
         if (matched[1], key_id) == (verifier.name, verifier.key_id):
             if not verifier.verify(signature, text):
-                raise CheckpointError("the note has a wrong signature of the audit key")
-            known += 1
-    if not known:
+                raise CheckpointError("a signature of the audit key on the note is not valid")
+            ours += 1
+    if not ours:
         raise CheckpointError("the note has no signature of the audit key")
     return _parse_text(text, origin)
 
@@ -200,7 +196,7 @@ def _base64(data: bytes) -> str:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes, or None unless the text is their one encoding (RFC 4648 section 3.5)."""
+    """Returns the bytes, None unless the text is their one encoding (RFC 4648 section 3.5)."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

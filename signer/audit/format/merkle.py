@@ -1,7 +1,7 @@
 """The Merkle tree of RFC 6962 section 2.1: roots, inclusion and consistency proofs.
 
-Hashes are 32 bytes (SHA-256). Leaves are given by their leaf hashes. RFC 9162
-sections 2.1.3 and 2.1.4 give the verifying algorithms for the same tree.
+Hashes are 32 bytes (SHA-256). Leaves are given by their leaf hashes. RFC 9162 sections
+2.1.3 and 2.1.4 define how proofs for the same tree are verified.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 EMPTY_ROOT = sha256().digest()
-"""Root of the tree without leaves."""
+"""The root of the tree without leaves."""
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -27,8 +27,8 @@ def root(leaf_hashes: Sequence[bytes]) -> bytes:
     """Returns MTH (RFC 6962 section 2.1) of the leaves with these hashes."""
     if not leaf_hashes:
         return EMPTY_ROOT
-    # Level by level: pairing from the left with an odd node carried up makes
-    # the same tree as splitting at the largest power of two.
+    # Level by level: pairing from the left and moving an odd node up makes the same tree
+    # as splitting at the largest power of two.
     level, hashed = list(leaf_hashes), sha256
     while len(level) > 1:
         above = [
@@ -44,7 +44,7 @@ def root(leaf_hashes: Sequence[bytes]) -> bytes:
 def inclusion_ranges(index: int, size: int) -> list[tuple[int, int]]:
     """Returns the ranges [start, stop) of leaves whose roots are the inclusion proof.
 
-    PATH of RFC 6962 section 2.1.1, the sibling nearest to the leaf first.
+    PATH of RFC 6962 section 2.1.1; the sibling of the leaf is first.
     Raises IndexError unless 0 ≤ index < size.
     """
     if not 0 <= index < size:
@@ -64,11 +64,11 @@ def inclusion_ranges(index: int, size: int) -> list[tuple[int, int]]:
 def consistency_ranges(old_size: int, size: int) -> list[tuple[int, int]]:
     """Returns the ranges [start, stop) of leaves whose roots are the consistency proof.
 
-    PROOF of RFC 6962 section 2.1.2; empty where ``old_size`` is 0 or ``size``.
+    PROOF of RFC 6962 section 2.1.2; empty if ``old_size`` is 0 or ``size``.
     Raises IndexError unless 0 ≤ old_size ≤ size.
     """
     if not 0 <= old_size <= size:
-        raise IndexError(f"a tree of {old_size} is no beginning of a tree of {size}")
+        raise IndexError(f"a tree of {old_size} leaves cannot begin a tree of {size}")
     if old_size in {0, size}:
         return []
     ranges, start, stop = [], 0, size
@@ -80,7 +80,7 @@ def consistency_ranges(old_size: int, size: int) -> list[tuple[int, int]]:
         else:
             ranges.append((start, middle))
             start = middle
-    # The verifier knows the root of [0, old_size) already: it is the old root.
+    # The root of [0, old_size) is the old root, which the verifier has.
     if start:
         ranges.append((start, stop))
     return ranges[::-1]
@@ -101,9 +101,9 @@ def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> list[bytes
 def verify_inclusion(
     leaf: bytes, index: int, size: int, proof: Sequence[bytes], tree_root: bytes
 ) -> bool:
-    """Says whether the leaf hash ``leaf`` is leaf ``index`` of the tree of ``size`` leaves.
+    """Returns whether the leaf hash ``leaf`` is leaf ``index`` of the tree of ``size`` leaves.
 
-    RFC 9162 section 2.1.3.2; the ranges say on which side each sibling stands.
+    RFC 9162 section 2.1.3.2; the ranges show on which side each sibling is.
     """
     if not 0 <= index < size:
         return False
@@ -119,9 +119,9 @@ def verify_inclusion(
 def verify_consistency(
     old_size: int, size: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
 ) -> bool:
-    """Says whether the tree of ``size`` leaves begins with the tree of ``old_size`` leaves.
+    """Returns whether the tree of ``size`` leaves begins with the tree of ``old_size`` leaves.
 
-    RFC 9162 section 2.1.4.2; the ranges say which roots the old tree has, too.
+    RFC 9162 section 2.1.4.2; the ranges show which roots belong to the old tree, too.
     """
     if not 0 <= old_size <= size:
         return False
@@ -133,8 +133,8 @@ def verify_consistency(
     if old_size == size:
         return old_root == new_root
     nodes = [(start, node) for (start, _), node in zip(ranges, proof, strict=True)]
-    # Both trees grow from the last subtree of the old one: the first root of
-    # the proof, or the whole old tree, which the proof leaves out.
+    # Both trees grow from the last subtree of the old one: the first root of the proof, or
+    # the whole old tree, which the proof omits.
     old = new = old_root if nodes[0][0] >= old_size else nodes.pop(0)[1]
     for start, node in nodes:
         if start < old_size:
@@ -145,14 +145,14 @@ def verify_consistency(
 
 
 class Frontier:
-    """A growing tree of which only the roots of its perfect subtrees are kept."""
+    """A growing tree; only the roots of its perfect subtrees are kept."""
 
     def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
         """Continues a tree of ``size`` leaves from its ``to_list()``; raises ValueError."""
         if size < 0 or len(peaks) != size.bit_count() or any(len(peak) != 32 for peak in peaks):
-            raise ValueError(f"a tree of {size} leaves does not have these subtrees")
+            raise ValueError(f"these are not the subtrees of a tree of {size} leaves")
         self.size = size
-        self._peaks = list(peaks)  # the largest subtree first, one for each bit of size
+        self._peaks = list(peaks)  # the largest subtree first, one for each bit that is set in size
 
     def append(self, leaf: bytes) -> None:
         """Adds one leaf by its leaf hash."""
@@ -185,6 +185,6 @@ class Frontier:
 def split(size: int) -> int:
     """Returns the largest power of two smaller than ``size``, which is at least 2.
 
-    That is where RFC 6962 section 2.1 parts the leaves of a tree.
+    RFC 6962 section 2.1 splits the leaves of a tree there.
     """
     return 1 << (size - 1).bit_length() - 1

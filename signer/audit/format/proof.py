@@ -1,57 +1,56 @@
-"""The proof of one signature, as JSON: checked with a checkpoint and nothing else of the log.
+"""The proof of one signature, as JSON: it is verified without the rest of the log.
 
-Two records tell of a signature: the intent (for whom, under which rule, what
-digest) and the outcome (the signature, or why there is none). The proof holds
-the head of each, the item in its column, the item's path to the column's root
-in the head, the head's path to the root in the checkpoint, and the checkpoint.
-Bytes are in lower-case hex.
+Two records are about a signature: the intent (for whom, under which rule, which digest)
+and the outcome (the signature, or the failure). The proof holds the head of each, the item
+in its column, the item's path to the column's root in the head, the head's path to the
+root in the checkpoint, and the checkpoint. Bytes are in lower-case hex.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from hashlib import sha384
 from typing import Any
 
 from signer.audit.format import merkle
-from signer.audit.format.checkpoint import Checkpoint, CheckpointError, Verifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, parse_note
+from signer.audit.format.entries import IntentRecord, OutcomeRecord
 from signer.audit.format.record import (
     HASH_SIZE,
     MAX_BODY,
-    Head,
     Record,
     RecordError,
+    RecordHead,
     RecordKind,
     parse_head,
 )
 from signer.model import Format
 
 FORM = "signer.v1 proof"
-"""First member of every proof, ``form``."""
+"""Value of ``form``, the first member of every proof."""
 
 MAX_PROOF = 5 * MAX_BODY
-"""Bytes of a proof: two heads in hex and their paths."""
+"""Characters of a proof at most: two heads in hex and their paths."""
 
 _MEMBERS = frozenset({"form", "checkpoint", "index", "intent", "outcome"})
-_PART_MEMBERS = frozenset({"head", "path", "item", "item_path"})
+_RECORD_MEMBERS = frozenset({"head", "path", "item", "item_path"})
 
 
 class ProofError(Exception):
-    """A proof that does not prove, or cannot be built; the text says where it fails."""
+    """A proof that is not valid, or cannot be built; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof proves of item ``index`` of one batch.
+    """What a proof says of item ``index`` of one batch.
 
-    ``intent`` and ``outcome`` are the numbers of the two records, ``intent_us``
-    and ``outcome_us`` their times in microseconds since the epoch: the
-    signature was made between them. ``policy`` is the SHA-256 of the policy in
-    force, ``digest`` the SHA-256 of the bytes signed, or in the format DIGEST the
-    digest itself, ``signature`` raw. Exactly one of ``signature`` and ``failure``
-    is None.
+    ``intent`` and ``outcome`` are the numbers of the two records, ``intent_us`` and
+    ``outcome_us`` their times in microseconds since the epoch: the signature was made
+    between them. ``policy`` is the SHA-256 of the policy in force. ``digest`` is the SHA-256
+    of the bytes that were signed; in the format DIGEST it is the digest in the request.
+    ``signature`` is raw. Exactly one of ``signature`` and ``failure`` is None.
     """
 
     checkpoint: Checkpoint
@@ -71,10 +70,10 @@ class Proven:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A record as far as the proof shows it; ``item`` is None where it has no column."""
+class _ShownRecord:
+    """The part of a record that the proof shows; ``item`` is None without a column."""
 
-    head: Head
+    head: RecordHead
     item: bytes | None
 
 
@@ -89,9 +88,9 @@ def build(
 ) -> str:
     """Returns the proof of item ``index``, one line of JSON.
 
-    The paths lead from the records' leaves to the root in the checkpoint.
-    Raises ProofError where a record's column has no such item. ``verify`` the
-    proof before handing it out: only that compares the parts with each other.
+    The paths lead from the records' leaves to the root in the checkpoint. Raises ProofError
+    if a record's column has no such item. Call ``verify`` with the result before it is
+    used: ``build`` does not compare the parts with each other.
     """
     proof = {
         "form": FORM,
@@ -104,22 +103,22 @@ def build(
 
 
 def verify(proof: str, audit_spki: bytes, origin: str) -> Proven:
-    """Checks a proof against the audit key (SubjectPublicKeyInfo in DER) of the log ``origin``.
+    """Verifies a proof with the audit key (SubjectPublicKeyInfo in DER) of the log ``origin``.
 
     Raises ProofError.
     """
     members = _object(_json(proof), _MEMBERS, "the proof")
     if members["form"] != FORM:
-        raise ProofError(f"the proof is not of the form {FORM!r}")
+        raise ProofError(f"the form of the proof is not {FORM!r}")
     note, index = members["checkpoint"], members["index"]
     if type(note) is not str or type(index) is not int:
-        raise ProofError("the proof's checkpoint is not a text or its index not a number")
+        raise ProofError("the proof's checkpoint is not text, or its index is not a number")
     try:
-        checkpoint = parse_note(note, origin, Verifier.from_spki(origin, audit_spki))
+        checkpoint = parse_note(note, origin, NoteVerifier.from_spki(origin, audit_spki))
     except CheckpointError as error:
         raise ProofError(f"the checkpoint is refused: {error}") from None
-    intent = _verify_part(members["intent"], RecordKind.INTENT, index, checkpoint)
-    outcome = _verify_part(members["outcome"], RecordKind.OUTCOME, index, checkpoint)
+    intent = _verify_record(members["intent"], RecordKind.INTENT, index, checkpoint)
+    outcome = _verify_record(members["outcome"], RecordKind.OUTCOME, index, checkpoint)
     return _conclude(checkpoint, index, intent, outcome)
 
 
@@ -139,17 +138,19 @@ def _show(record: Record, index: int, path: Sequence[bytes]) -> dict[str, object
     }
 
 
-def _verify_part(value: object, kind: RecordKind, index: int, checkpoint: Checkpoint) -> _Part:
-    members = _object(value, _PART_MEMBERS, f"the {kind}")
+def _verify_record(
+    value: object, kind: RecordKind, index: int, checkpoint: Checkpoint
+) -> _ShownRecord:
+    members = _object(value, _RECORD_MEMBERS, f"the {kind}")
     encoded = _bytes(members["head"])
     try:
         head = parse_head(encoded)
     except RecordError as error:
         raise ProofError(f"the {kind} is refused: {error}") from None
     if head.kind is not kind:
-        raise ProofError(f"the {kind} is a record of another kind")
+        raise ProofError(f"the {kind} of the proof is a record of another kind")
     if head.seq >= checkpoint.size:
-        raise ProofError(f"the {kind} is younger than the checkpoint: take a newer checkpoint")
+        raise ProofError(f"the {kind} is not covered by the checkpoint: use a newer checkpoint")
     path, leaf = _path(members["path"]), merkle.leaf_hash(encoded)
     if not merkle.verify_inclusion(leaf, head.seq, checkpoint.size, path, checkpoint.root):
         raise ProofError(f"the {kind} is not in the log of the checkpoint")
@@ -157,27 +158,33 @@ def _verify_part(value: object, kind: RecordKind, index: int, checkpoint: Checkp
     if head.shape is None:
         if members["item"] is not None or item_path:
             raise ProofError(f"the {kind} has no items, but the proof shows one")
-        return _Part(head, None)
+        return _ShownRecord(head, None)
     item, shape = _bytes(members["item"]), head.shape
     leaf = merkle.leaf_hash(item)
     if len(item) != shape.width or not merkle.verify_inclusion(
         leaf, index, shape.count, item_path, shape.root
     ):
-        raise ProofError(f"the item is not item {index} of the {kind}")
-    return _Part(head, item)
+        raise ProofError(f"the item of the proof is not item {index} of the {kind}")
+    return _ShownRecord(head, item)
 
 
-def _conclude(checkpoint: Checkpoint, index: int, intent: _Part, outcome: _Part) -> Proven:
-    """Compares the two records with each other and reads what they say."""
+def _conclude(
+    checkpoint: Checkpoint, index: int, intent: _ShownRecord, outcome: _ShownRecord
+) -> Proven:
+    """Compares the two records with each other, and returns what they say."""
     asked, done = intent.head, outcome.head
-    answered = done.fields.get("intent")
-    if type(answered) is not int or answered != asked.seq or done.seq <= asked.seq:
-        raise ProofError("the outcome is not the outcome of this intent")
-    if intent.item is None or len(intent.item) not in _digest_sizes(asked):
+    try:
+        request = IntentRecord.from_fields(asked.fields)
+        answer = OutcomeRecord.from_fields(done.fields)
+    except RecordError as error:
+        raise ProofError(f"a record of the proof is refused: {error}") from None
+    if answer.intent != asked.seq or done.seq <= asked.seq:
+        raise ProofError("the outcome belongs to another intent")
+    if intent.item is None or len(intent.item) not in _digest_sizes(request.format):
         raise ProofError("the intent does not hold digests of the size that its format has")
     if asked.shape and done.shape and asked.shape.count != done.shape.count:
         raise ProofError("the outcome has another number of items than the intent")
-    failure = _failure(done, index)
+    failure = answer.failures.get(index)
     signature = outcome.item if failure is None else None
     if failure is None and not any(signature or b""):
         raise ProofError("the outcome holds neither a signature nor a failure of the item")
@@ -190,46 +197,22 @@ def _conclude(checkpoint: Checkpoint, index: int, intent: _Part, outcome: _Part)
         index=index,
         intent_us=asked.time_us,
         outcome_us=done.time_us,
-        principal=_text(asked, "principal"),
-        key_version=_text(asked, "key_version"),
-        format=_text(asked, "format"),
-        rule=_text(asked, "rule"),
-        policy=_hash(asked, "policy"),
+        principal=request.principal,
+        key_version=request.key_version,
+        format=request.format,
+        rule=request.rule,
+        policy=request.policy,
         digest=intent.item,
         signature=signature,
         failure=failure,
     )
 
 
-def _digest_sizes(intent: Head) -> Container[int]:
-    """Bytes of an item's digest: SHA-256, but where callers bring their own."""
-    if _text(intent, "format") != Format.DIGEST:
+def _digest_sizes(message_format: str) -> Container[int]:
+    """Returns the bytes of an item's digest: SHA-256, except in the format DIGEST."""
+    if message_format != Format.DIGEST:
         return {HASH_SIZE}
     return {HASH_SIZE, sha384().digest_size}
-
-
-def _failure(outcome: Head, index: int) -> str | None:
-    failures = outcome.fields.get("failures", {})
-    if not isinstance(failures, Mapping):
-        raise ProofError("the outcome's failures are not a map")
-    reason = failures.get(str(index))
-    if reason is not None and type(reason) is not str:
-        raise ProofError("the outcome's failure is not a text")
-    return reason
-
-
-def _text(head: Head, name: str) -> str:
-    value = head.fields.get(name)
-    if type(value) is not str:
-        raise ProofError(f"the {head.kind} has no {name}")
-    return value
-
-
-def _hash(head: Head, name: str) -> bytes:
-    value = head.fields.get(name)
-    if type(value) is not bytes or len(value) != HASH_SIZE:
-        raise ProofError(f"the {head.kind} has no {name}")
-    return value
 
 
 def _json(proof: str) -> object:
@@ -238,13 +221,13 @@ def _json(proof: str) -> object:
     try:
         return json.loads(proof, object_pairs_hook=_members)
     except (ValueError, RecursionError):
-        raise ProofError("the proof is not JSON with each member once") from None
+        raise ProofError("the proof is not JSON, or has a member twice") from None
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member stands twice")
+        raise ValueError("a member occurs twice")
     return members
 
 
@@ -256,20 +239,20 @@ def _object(value: object, names: frozenset[str], what: str) -> dict[str, Any]:
 
 def _bytes(value: object) -> bytes:
     if type(value) is not str:
-        raise ProofError("the proof has something else where bytes in hex belong")
+        raise ProofError("a member of the proof is not bytes in hex")
     try:
         data = bytes.fromhex(value)
     except ValueError:
         data = b""
-    if data.hex() != value:  # upper case, white space, or no hex at all
-        raise ProofError("the proof has bytes that are not in lower-case hex")
+    if data.hex() != value:  # upper case, white space, or not hex
+        raise ProofError("a member of the proof is not in lower-case hex")
     return data
 
 
 def _path(value: object) -> list[bytes]:
     if type(value) is not list:
-        raise ProofError("the proof has something else where a path belongs")
+        raise ProofError("a path of the proof is not a list")
     path = [_bytes(node) for node in value]
     if any(len(node) != HASH_SIZE for node in path):
-        raise ProofError("the proof has a path whose hashes do not have 32 bytes")
+        raise ProofError("a hash in a path of the proof does not have 32 bytes")
     return path

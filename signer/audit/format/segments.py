@@ -1,42 +1,36 @@
-"""Segments: the files of the log, their headers and links, and reading records out of them.
+"""The files of the log: segments, their headers and links, and the frames in them.
 
-``NNNNNNNNNNNNNNNN.log`` is named after its first record (16 digits). It begins
-with a frame that is no record but the header, which continues the chain of the
-segment before; the first record continues the header. Beside a closed segment
-lies ``NNNNNNNNNNNNNNNN.index``: where each record is and its leaf hash. It is
-derived, checked when it is read, and made anew where it is missing or wrong.
+``NNNNNNNNNNNNNNNN.log`` is named after its first record (16 digits). Its first frame is
+the header, which continues the chain of the segment before; the first record continues
+the header. A frame is a length, a body and the chain hash SHA-256(previous ‖ body).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from signer.audit.format.record import (
     HASH_SIZE,
     LENGTH_SIZE,
     MAX_BODY,
     NEWER,
-    BrokenFrame,
-    Frame,
-    NewerFrame,
-    Record,
     RecordError,
-    TornTail,
     frame,
-    parse_with_leaf,
-    read_frames,
 )
-from signer.files import replace_file
+
+KEY_FILE = "audit.pub.pem"
+"""The file of the public audit key, in the log's directory."""
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints there: the newest, and one of every hour under its size."""
+POLICIES = "policies"
+"""The folder of all policies that were in force, each under its SHA-256."""
 
 _NAME = re.compile(r"([0-9]{16})\.log")
 _FORMATS = re.compile(rb"signer audit log [0-9]{1,9}\n")
@@ -45,8 +39,28 @@ _HEADER = struct.Struct(f">{len(_MAGIC)}s{HASH_SIZE}sQ")  # then the origin, to 
 _PREVIOUS = slice(LENGTH_SIZE + len(_MAGIC), LENGTH_SIZE + len(_MAGIC) + HASH_SIZE)
 
 
+class SegmentError(RecordError):
+    """A segment cannot be read from ``offset`` on."""
+
+    def __init__(self, offset: int, text: str) -> None:
+        super().__init__(text)
+        self.offset = offset
+
+
+class TornTail(SegmentError):  # noqa: N818  # recovery handles it
+    """No intact frame follows ``offset``: an interrupted write leaves this."""
+
+
+class BrokenFrame(SegmentError):  # noqa: N818  # the counterpart of TornTail
+    """Intact frames follow the bytes at ``offset``: an interrupted write does not explain it."""
+
+
+class NewerFrame(SegmentError):  # noqa: N818  # neither torn nor broken: it must not be cut
+    """The frame at ``offset`` is intact, in a format that only a later version knows."""
+
+
 class Segment(NamedTuple):
-    """One file of the log; ``first`` is the sequence number of its first record."""
+    """A file of the log; ``first`` is the sequence number of its first record."""
 
     path: Path
     first: int
@@ -61,7 +75,7 @@ class Segment(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a segment's first frame says: the log's name, and where the segment continues it."""
+    """The first frame of a segment: the log's name, the first record, the chain hash before."""
 
     origin: str
     first: int
@@ -74,20 +88,19 @@ class Header(NamedTuple):
 
 
 def list_segments(directory: Path) -> list[Segment]:
-    """Returns the segments in a directory in their order; none where it does not exist."""
+    """Returns the segments in a directory in their order; none if it does not exist."""
     if not directory.is_dir():
         return []
-    found = ((path, _NAME.fullmatch(path.name)) for path in directory.iterdir())
-    return sorted(
-        (Segment(path, int(name[1])) for path, name in found if name), key=lambda item: item.first
-    )
+    names = ((path, _NAME.fullmatch(path.name)) for path in directory.iterdir())
+    segments = [Segment(path, int(name[1])) for path, name in names if name]
+    return sorted(segments, key=lambda segment: segment.first)
 
 
 @contextmanager
 def open_segment(segment: Segment) -> Iterator[tuple[Header, Iterator[Frame]]]:
-    """Gives a segment's header and the frames of its records.
+    """Yields a segment's header and the frames of its records.
 
-    Raises TornTail or BrokenFrame, also from the iterator, and OSError.
+    Raises SegmentError, also from the iterator, and OSError.
     """
     with (
         segment.path.open("rb") as file,
@@ -118,156 +131,69 @@ def _parse_header(body: bytes) -> Header:
     if magic != _MAGIC and _FORMATS.match(body):
         raise NewerFrame(0, f"the segment {NEWER}")
     if magic != _MAGIC:
-        raise BrokenFrame(0, "the segment begins with another header than ours")
+        raise BrokenFrame(0, "the segment does not begin with a header of an audit log")
     return Header(origin, first, previous)
 
 
-class Index:
-    """Where each record of one segment lies, and its leaf hash, in the order of the log."""
+class Frame(NamedTuple):
+    """One record on disk: the offset of its frame, its body, and the chain hash after it."""
 
-    _ENTRY = 8 + HASH_SIZE
+    offset: int
+    body: bytes
+    chain: bytes
 
-    def __init__(self, entries: memoryview | None = None) -> None:
-        """Begins an index that grows, or has these ``entries``: they can be 20 MB, so no copy."""
-        self._grown = bytearray()
-        self._entries = self._grown if entries is None else entries
-
-    def __len__(self) -> int:
-        return len(self._entries) // self._ENTRY
-
-    def append(self, offset: int, leaf: bytes) -> None:
-        self._grown += offset.to_bytes(8, "big") + leaf
-
-    def offset(self, place: int) -> int:
-        start = place * self._ENTRY
-        return int.from_bytes(self._entries[start : start + 8], "big")
-
-    def leaves(self, start: int, stop: int) -> list[bytes]:
-        """Returns the leaf hashes of the records at the places [start, stop)."""
-        entries = bytes(self._entries[start * self._ENTRY : stop * self._ENTRY])
-        return [entries[at : at + HASH_SIZE] for at in range(8, len(entries), self._ENTRY)]
-
-    def encode(self) -> bytes:
-        """Returns the content of an index file: the entries and their SHA-256."""
-        return bytes(self._entries) + sha256(self._entries).digest()
-
-    @classmethod
-    def decode(cls, data: bytes) -> Index:
-        """Reads the content of an index file; raises ValueError where it is damaged."""
-        view = memoryview(data)
-        entries, checksum = view[:-HASH_SIZE], view[-HASH_SIZE:]
-        if len(entries) % cls._ENTRY or sha256(entries).digest() != checksum:
-            raise ValueError("the index is damaged")
-        return cls(entries)
-
-    @classmethod
-    def of(cls, segment: Segment, records: int) -> Index:
-        """Reads the index file of a closed segment of ``records``, or makes it from the segment.
-
-        Raises RecordError where the segment itself is damaged, and OSError.
-        """
-        with suppress(OSError, ValueError):
-            index = cls.decode(segment.index_path.read_bytes())
-            if len(index) == records:
-                return index
-        index = cls.scan(segment)
-        if len(index) != records:
-            raise RecordError(f"{segment.path.name} does not hold {records} intact records")
-        index.save(segment)
-        return index
-
-    @classmethod
-    def scan(cls, segment: Segment) -> Index:
-        """Makes the index from the segment, up to a torn tail; raises RecordError, OSError."""
-        index = cls()
-        with suppress(TornTail), open_segment(segment) as (_, frames):
-            for one in frames:
-                index.append(one.offset, parse_with_leaf(one.body)[1])
-        return index
-
-    def save(self, segment: Segment) -> None:
-        """Writes the index file. Nothing is lost where that fails: it is only derived."""
-        with suppress(OSError):
-            replace_file(segment.index_path, self.encode())
+    @property
+    def end(self) -> int:
+        """Where the next frame begins."""
+        return self.offset + LENGTH_SIZE + len(self.body) + HASH_SIZE
 
 
-class Reader:
-    """Finds records by their sequence number.
+def read_frames(
+    data: bytes | memoryview | mmap, previous: bytes, offset: int = 0
+) -> Generator[Frame, None, None]:
+    """Yields the frames from ``offset`` on; ``previous`` is the chain hash before them.
 
-    ``tail`` is the index of the last segment, which its writer keeps; without
-    it the last segment is read once, up to a torn tail. Segments may be archived
-    while it reads: then their records are absent. Raises RecordError.
+    Bodies are not parsed. Raises TornTail or BrokenFrame at the first bytes that are not
+    a frame of this chain.
     """
-
-    def __init__(self, segments: Sequence[Segment], tail: Index | None = None) -> None:
-        self._segments = tuple(segments)
-        if tail is None:
-            tail = Index.scan(self._segments[-1]) if segments else Index()
-        self._tail = tail
-        # An index takes up to 10 MB; what reads on stays in one or two segments.
-        self._closed = lru_cache(maxsize=2)(Index.of)
-
-    @property
-    def first(self) -> int:
-        """The number of the oldest record that is here; those before it were archived."""
-        here = (segment.first for segment in self._segments if segment.path.exists())
-        return next(here, self.size)
-
-    @property
-    def size(self) -> int:
-        """How many records the log has."""
-        return self._segments[-1].first + len(self._tail) if self._segments else 0
-
-    def records(self, start: int, stop: int) -> Iterator[Record]:
-        """Yields the records [start, stop); raises RecordError, LookupError where one is absent."""
-        for segment, index, begin, end in self._parts(start, stop):
-            try:
-                file = segment.path.open("rb")
-            except FileNotFoundError:
-                raise _archived(segment.first + begin) from None
-            with file:
-                for place in range(begin, end):
-                    yield _read(file.fileno(), index.offset(place), segment.first + place)
-
-    def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
-        """Returns the leaf hashes of the records [start, stop); raises as ``records``."""
-        return [
-            leaf
-            for _, index, begin, end in self._parts(start, stop)
-            for leaf in index.leaves(begin, end)
-        ]
-
-    def _parts(self, start: int, stop: int) -> Iterator[tuple[Segment, Index, int, int]]:
-        """The segments that hold [start, stop), their indices, and the places in them."""
-        firsts = [segment.first for segment in self._segments]
-        while start < stop:
-            number = bisect_right(firsts, start) - 1
-            if number < 0:
-                raise _archived(start)
-            segment, index = self._segments[number], self._tail
-            if number < len(firsts) - 1:
-                try:
-                    index = self._closed(segment, firsts[number + 1] - segment.first)
-                except FileNotFoundError:
-                    raise _archived(start) from None
-            end = min(stop - segment.first, len(index))
-            if end <= start - segment.first:
-                raise LookupError(f"record {start} is not in the log")
-            yield segment, index, start - segment.first, end
-            start = segment.first + end
+    size = len(data)
+    while offset < size:
+        frame_here = _frame_at(data, previous, offset)
+        if frame_here is None:
+            _refuse(data, offset)
+        yield frame_here
+        previous, offset = frame_here.chain, frame_here.end
 
 
-def _archived(seq: int) -> LookupError:
-    return LookupError(f"record {seq} is not here: its segment was archived")
+def _frame_at(data: bytes | memoryview | mmap, previous: bytes, offset: int) -> Frame | None:
+    """Returns the frame at ``offset``, or None if none there continues ``previous``."""
+    begin = offset + LENGTH_SIZE
+    length = int.from_bytes(data[offset:begin], "big")
+    end = begin + length
+    if not 0 < length <= MAX_BODY or end + HASH_SIZE > len(data):
+        return None
+    body, chain = bytes(data[begin:end]), bytes(data[end : end + HASH_SIZE])
+    return Frame(offset, body, chain) if sha256(previous + body).digest() == chain else None
 
 
-def _read(descriptor: int, offset: int, seq: int) -> Record:
-    """Reads one record and checks that its frame continues the hash before it."""
-    window = os.pread(descriptor, HASH_SIZE + LENGTH_SIZE, offset - HASH_SIZE)
-    length = min(int.from_bytes(window[HASH_SIZE:], "big"), MAX_BODY)
-    rest = os.pread(descriptor, length + HASH_SIZE, offset + LENGTH_SIZE)
-    [one] = read_frames(window[HASH_SIZE:] + rest, window[:HASH_SIZE])
-    record, _ = parse_with_leaf(one.body)
-    if record.seq != seq:
-        raise RecordError(f"record {record.seq} stands where record {seq} belongs")
-    return record
+def _refuse(data: bytes | memoryview | mmap, offset: int) -> NoReturn:
+    """Raises BrokenFrame if an intact frame follows, TornTail otherwise."""
+    rest = bytes(data[offset:])
+    budget = _SEARCH_BYTES
+    # A frame can be checked by itself: it continues the hash before it.
+    for candidate in _FRAME_BEGINNING.finditer(rest, HASH_SIZE):
+        start = candidate.start()
+        budget -= int.from_bytes(rest[start : start + LENGTH_SIZE], "big")
+        if budget < 0 or _frame_at(rest, rest[start - HASH_SIZE : start], start) is not None:
+            raise BrokenFrame(
+                offset,
+                f"the bytes at {offset} are not a frame of this chain, but frames follow them",
+            )
+    raise TornTail(offset, f"the bytes from {offset} to the end are not a frame of this chain")
+
+
+_FRAME_BEGINNING = re.compile(rb"(?=[\x00][\x00-\x80]..\x82[\x58-\x5a])", re.DOTALL)
+"""A length up to MAX_BODY, an array of two, a byte string as long as a head (24 or more)."""
+
+_SEARCH_BYTES = 1 << 30
+"""Bytes hashed in search of an intact frame; beyond, a break is assumed, which is stricter."""

@@ -1,4 +1,4 @@
-"""Moving closed segments elsewhere: which may go, and how none is lost on the way."""
+"""Moves closed segments to another directory: which ones may go, and safe copies of them."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from signer.audit.write.disk import Disk
 
 
 class ArchiveError(Exception):
-    """Why nothing was moved; the text says what to do."""
+    """Nothing was moved; the text says why and what to do."""
 
 
 def movable(
     segments: Sequence[Segment], checkpoints: Iterable[Checkpoint], before_us: int
 ) -> Sequence[Segment]:
-    """Returns the oldest segments that the appliance does not read any more.
+    """Returns the oldest segments that the appliance no longer reads.
 
-    A start reads from the newest snapshot under all ``checkpoints`` on; records
-    from ``before_us`` (microseconds since the epoch) on may be asked for by who
-    repeats a request. What stays begins with a snapshot, so it verifies by itself.
-    Raises RecordError, OSError.
+    A start reads from the newest snapshot on that all ``checkpoints`` cover; a repeated
+    request reads records from ``before_us`` (microseconds since the epoch) on. The segments
+    that stay begin with a snapshot, so that they verify by themselves. Raises RecordError,
+    OSError.
     """
-    smallest = min(checkpoints, key=lambda each: each.size, default=None)
+    smallest = min(checkpoints, key=lambda checkpoint: checkpoint.size, default=None)
     closed = len(segments) - len(starting_point(segments, smallest))
     going = 0
-    for place in range(1, closed + 1):
-        following = first_record(segments[place])
-        # Time never goes back in the log, so all before this record is as old.
+    for number in range(1, closed + 1):
+        following = first_record(segments[number])
+        # Time never goes back in the log, so all records before this one are as old.
         if following is None or following.time_us > before_us:
             break
         if following.kind is RecordKind.SNAPSHOT:
-            going = place
+            going = number
     return segments[:going]
 
 
 def keep_copy(source: Path, target: Path, disk: Disk) -> None:
-    """Sees to a durable copy of a file, which has been read back and compared.
+    """Makes a durable copy of a file, reads it back and compares it.
 
-    A copy that is there is only compared; one that is not whole never has its
-    final name. Raises ArchiveError where the two differ, and OSError.
+    An existing copy is only compared. A copy gets its final name when it is whole. Raises
+    ArchiveError if the two differ, and OSError.
     """
     copied = target
     if not target.exists():
@@ -55,14 +55,14 @@ def keep_copy(source: Path, target: Path, disk: Disk) -> None:
     descriptor = disk.open(copied)
     try:
         disk.sync(descriptor)
-        # What is compared below comes from the disk, not from what was just written.
+        # The comparison below reads from the disk, not from the page cache.
         disk.forget(descriptor)
     finally:
         disk.close(descriptor)
     if not filecmp.cmp(source, copied, shallow=False):
         raise ArchiveError(
-            f"{copied} differs from {source}: nothing was removed. Find out which of the two is "
-            "right (`signer audit verify` knows), move the other away, then archive again"
+            f"{copied} differs from {source}: nothing was removed. Find out with `signer audit "
+            "verify` which of the two is intact, move the other away, then archive again"
         )
     if copied != target:
         disk.rename(copied, target)
@@ -70,7 +70,7 @@ def keep_copy(source: Path, target: Path, disk: Disk) -> None:
 
 
 def remove(segments: Sequence[Segment], disk: Disk) -> None:
-    """Removes segments whose copies are kept, the oldest first, so that no gap can be left."""
+    """Removes segments that were copied, the oldest first: an interruption leaves no gap."""
     for segment in segments:
         disk.remove(segment.index_path)
         disk.remove(segment.path)

@@ -1,8 +1,7 @@
-"""Questions to a log: where a signature is, the proof of it, and records as JSON.
+"""Finds signatures in a log, proves them, and shows records as JSON.
 
-Answers come from the log's files alone, so they can be had on any machine that
-has a copy. Searching reads every record once: an index by digest would be a
-second store to trust and to protect.
+Only the log's files are needed, so this works on any machine with a copy. A search reads
+every record once: an index by digest would be a second store to trust and to protect.
 """
 
 from __future__ import annotations
@@ -14,19 +13,20 @@ from typing import Any, NamedTuple
 
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value
-from signer.audit.format.segments import Reader
+from signer.audit.format.entries import CLOSING, number
+from signer.audit.format.record import Column, Record, RecordKind, Value
+from signer.audit.read.reader import Reader
 from signer.audit.read.subtrees import Subtrees
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class SearchError(Exception):
-    """A question that the log cannot answer; the text says why."""
+    """The log has no answer; the text says why."""
 
 
 class Match(NamedTuple):
-    """One item: its intent, its place in the batch, and its outcome, None where there is none."""
+    """One item: its intent, its index in the batch, and its outcome, if there is one."""
 
     intent: int
     item: int
@@ -36,24 +36,22 @@ class Match(NamedTuple):
 def find(records: Iterable[Record], wanted: frozenset[bytes]) -> Iterator[Match]:
     """Yields the items whose digest, or whose raw signature's SHA-256, is wanted.
 
-    ``records`` come in the order of the log. An item comes once its outcome is
-    reached; one that has none, or that was closed as INDETERMINATE, has None.
-    Raises RecordError.
+    ``records`` are in the order of the log. An item is yielded when its outcome is reached;
+    without an outcome, or closed as INDETERMINATE, it has None. Raises RecordError.
     """
     waiting: dict[int, list[int]] = {}
     for record in records:
         if record.kind is RecordKind.INTENT:
-            if places := _places(record.column, wanted):
-                waiting[record.seq] = places
-        elif record.kind in {RecordKind.OUTCOME, RecordKind.INDETERMINATE}:
-            intent = _intent_of(record)
-            places = waiting.pop(intent, [])
-            signed = _signed_places(record.column, wanted)
+            if digests := _digests(record.column, wanted):
+                waiting[record.seq] = digests
+        elif record.kind in CLOSING:
+            intent = number(record.fields, "intent")
+            indices = {*waiting.pop(intent, ()), *_signatures(record.column, wanted)}
             outcome = record.seq if record.kind is RecordKind.OUTCOME else None
-            for index in sorted({*places, *signed}):
+            for index in sorted(indices):
                 yield Match(intent, index, outcome)
-    for intent, places in waiting.items():
-        for index in places:
+    for intent, unanswered in waiting.items():
+        for index in unanswered:
             yield Match(intent, index, None)
 
 
@@ -69,15 +67,15 @@ def locate(reader: Reader, seq: int, index: int) -> Match:
         case Record(kind=RecordKind.OUTCOME, column=Column() as column) if (
             0 <= index < column.count
         ):
-            return Match(_intent_of(record), index, seq)
-    raise SearchError(f"record {seq} is no intent or outcome with an item {index}")
+            return Match(number(record.fields, "intent"), index, seq)
+    raise SearchError(f"record {seq} is not an intent or outcome with an item {index}")
 
 
 def prove(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> str:
     """Returns the proof of one item as JSON, for ``proof.verify``.
 
-    ``note`` is the signed text of the checkpoint. Raises SearchError where the
-    item has no outcome or the checkpoint does not cover it, and ProofError.
+    ``note`` is the signed text of the checkpoint. Raises SearchError if the item has no
+    outcome or the checkpoint does not cover it, and ProofError.
     """
     if match.outcome is None:
         raise SearchError(
@@ -102,13 +100,15 @@ def prove(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> st
             checkpoint_note=note,
         )
     except LookupError as error:
-        raise SearchError(f"{error.args[0]}: bring all segments of the log together") from None
+        raise SearchError(
+            f"{error.args[0]}: put all segments of the log into one directory"
+        ) from None
 
 
 def describe(record: Record) -> dict[str, Any]:
     """Returns a record as JSON values: bytes in hex, the time in RFC 3339, UTC.
 
-    An operation's ``content`` is the text that officers have signed.
+    The ``content`` of an operation is the text that officers have signed.
     """
     described: dict[str, Any] = {
         "seq": record.seq,
@@ -141,14 +141,14 @@ def _plain(value: Value) -> Any:
     return {name: _plain(member) for name, member in value.items()}
 
 
-def _places(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
-    # Searching the packed bytes first is a hundred times faster than cutting them up.
-    if column is None or not any(each in column.data for each in wanted):
+def _digests(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
+    # Searching the packed bytes first is a hundred times faster than separating the items.
+    if column is None or not any(digest in column.data for digest in wanted):
         return []
     return [index for index in range(column.count) if column.item(index) in wanted]
 
 
-def _signed_places(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
+def _signatures(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
     if column is None:
         return []
     data, width = column.data, column.width
@@ -157,13 +157,6 @@ def _signed_places(column: Column | None, wanted: frozenset[bytes]) -> list[int]
         for start in range(0, len(data), width)
         if sha256(data[start : start + width]).digest() in wanted
     ]
-
-
-def _intent_of(closing: Record) -> int:
-    intent = closing.fields.get("intent")
-    if not isinstance(intent, int):
-        raise RecordError(f"record {closing.seq} does not say which intent it closes")
-    return intent
 
 
 def _outcome_of(reader: Reader, intent: int) -> int | None:

@@ -1,10 +1,10 @@
-"""Verifying a whole log offline, by the same functions that open it.
+"""Verifies a whole log offline, with the code that opens it.
 
-A long log is read by several processes at once. Each begins where a segment
-begins with a snapshot and believes that; whoever puts their findings together
-reads the seams like any other place: the segment must continue the chain, the
-sequence and the time of the one before, and the snapshot must say what led to it.
-The few records that folds want are collected, and folded in order at the seams.
+Several processes read a long log at once. Each starts at a segment that begins with a
+snapshot, and trusts the snapshot. The calling process then checks the seams: every
+segment must continue the chain, the sequence and the time of the one before, and its
+snapshot must match the records before it. The few records that folds need are collected,
+and applied in order at the seams.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.entries import Tip
 from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import Segment, list_segments
-from signer.audit.read.replay import Finding, Replay, Tip, begins_with_snapshot, forks
+from signer.audit.read.replay import Replay, Unreadable, begins_with_snapshot, forks
 
 Progress = Callable[[int, int], None]
-"""Is called with the number of bytes that were read, and of all."""
+"""Is called with the number of bytes read so far, and of all."""
 
 
 class Fold(Protocol):
-    """A further check over a log: it gets the records that it wants, in the log's order.
+    """A further check over a log: it gets the records that it needs, in the log's order.
 
-    Each reading makes its own. ``problems`` are one text each, with the number of the record.
+    Every reading makes its own. ``problems`` has one text for each, with the record's number.
     """
 
     @staticmethod
@@ -51,16 +52,14 @@ FoldT = TypeVar("FoldT")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a log holds, and every reason not to believe it.
+    """What a log holds, and every reason not to trust it.
 
-    ``first`` is the number of the first record that is here (0, or of a snapshot
-    where older segments were archived), ``records`` that of the next. ``kinds``
-    counts records, the snapshots aside, ``items`` what intents wanted signed;
-    ``covered`` is the size of the largest
-    checkpoint that the records bear out: what comes after it is chained, but
-    signed by nobody yet. ``recovered`` and ``overridden`` are the numbers of
-    RECOVERY and OVERRIDE records. ``time_us`` is microseconds since the epoch.
-    ``folds`` are those of this reading, after the last record.
+    ``first`` is the number of its first record (0, or that of a snapshot if older segments
+    were archived), ``records`` the number of the next record. ``kinds`` counts records
+    except snapshots, ``items`` the items of all intents. ``covered`` is the size of the
+    largest checkpoint that the records confirm: later records are chained, but not signed
+    yet. ``recovered`` and ``overridden`` are the numbers of RECOVERY and OVERRIDE records.
+    ``time_us`` is microseconds since the epoch. ``folds`` have applied all records.
     """
 
     first: int
@@ -81,7 +80,7 @@ class Report:
         return not self.problems
 
     def fold(self, kind: type[FoldT]) -> FoldT:
-        """Returns the fold of this class; raises LookupError where none was asked for."""
+        """Returns the fold of this class; raises LookupError if there is none."""
         for fold in self.folds:
             if isinstance(fold, kind):
                 return fold
@@ -101,13 +100,12 @@ def verify_log(
 ) -> Report:
     """Reads every record in a directory and compares the tree with ``checkpoints``.
 
-    The checkpoints' signatures have been verified before. What ``folds`` find wrong
-    is a problem, too. Where the log's beginning is elsewhere, it may begin with a
-    snapshot, if a checkpoint proves it; where its end is, it may end before the newest
-    checkpoint. ``processes`` read at once, as many as there are processors for a long
-    log. Raises OSError.
+    The caller has verified the checkpoints' signatures. The problems of ``folds`` are added
+    to those of the records. ``beginning_elsewhere`` allows a log that begins with a snapshot
+    which a checkpoint proves, ``end_elsewhere`` one that ends before the newest checkpoint.
+    ``processes`` read at once; by default one per processor for a long log. Raises OSError.
     """
-    log = _Part(list_segments(directory), origin, tuple(checkpoints), folds)
+    log = _Run(list_segments(directory), origin, tuple(checkpoints), folds)
     reading = _read(log, progress, processes)
     return reading.report(beginning_elsewhere=beginning_elsewhere, end_elsewhere=end_elsewhere)
 
@@ -118,22 +116,22 @@ def verify_part(
     checkpoints: Iterable[Checkpoint],
     progress: Progress = lambda _done, _total: None,
 ) -> Report:
-    """Reads some segments in a row, as ``verify_log`` does with both ends elsewhere.
+    """Verifies consecutive segments, as ``verify_log`` does with both ends elsewhere.
 
-    No folds: whether copies are whole does not depend on what officers have approved.
+    Without folds: whether copies are whole does not depend on what officers have approved.
     """
-    reading = _read(_Part(segments, origin, tuple(checkpoints), ()), progress, None)
+    reading = _read(_Run(segments, origin, tuple(checkpoints), ()), progress, None)
     return reading.report(beginning_elsewhere=True, end_elsewhere=True)
 
 
 _READINGS = 3
-"""How often a log is read whose writer is at work: what it is just writing looks torn."""
+"""How often a log is read while a writer appends: a frame that it is writing looks torn."""
 
 _LONG = 64 << 20
-"""Bytes of a log that are worth the start of more processes."""
+"""Bytes from which on a log is read by several processes."""
 
 
-def _read(log: _Part, progress: Progress, processes: int | None) -> _Reading:
+def _read(log: _Run, progress: Progress, processes: int | None) -> _Reading:
     for _ in range(_READINGS):
         reading = _Reading(log, progress, processes)
         if not reading.overtaken():
@@ -141,10 +139,10 @@ def _read(log: _Part, progress: Progress, processes: int | None) -> _Reading:
     return reading
 
 
-class _Part(NamedTuple):
-    """Segments that can be read by themselves, for the first begins with a snapshot (or the log).
+class _Run(NamedTuple):
+    """Consecutive segments, of which the first begins the log or begins with a snapshot.
 
-    ``checkpoints`` are those that the first record does not settle.
+    ``checkpoints`` are those of more records than the first.
     """
 
     segments: Sequence[Segment]
@@ -154,30 +152,30 @@ class _Part(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """How the reading of a part ended."""
+    """The result of reading a part."""
 
     tip: Tip
     covered: int
     contradictions: list[str]
-    finding: Finding | None
+    unreadable: Unreadable | None
     counted: _Counted
 
 
-def _read_part(part: _Part) -> _Ended:
-    """Reads a part, perhaps in a process of its own."""
+def _read_run(part: _Run) -> _Ended:
+    """Reads a part; runs in any process."""
     counted = _Counted(part.folds)
     replay = Replay(part.origin, part.checkpoints, counted.record)
-    finding = replay.read(part.segments)
-    return _Ended(replay.tip, replay.covered, replay.contradictions, finding, counted)
+    unreadable = replay.read(part.segments)
+    return _Ended(replay.tip, replay.covered, replay.contradictions, unreadable, counted)
 
 
 class _Reading:
     """One reading of the whole log."""
 
-    def __init__(self, log: _Part, progress: Progress, processes: int | None) -> None:
+    def __init__(self, log: _Run, progress: Progress, processes: int | None) -> None:
         segments, origin, checkpoints, folds = log
         self._sizes = {segment: segment.path.stat().st_size for segment in segments}
-        # An empty file at the end was just begun, or left so by a crash: nothing was in it.
+        # An empty file at the end was just created, or a crash left it: it held nothing.
         if segments and not self._sizes[segments[-1]]:
             del self._sizes[segments[-1]]
             segments = segments[:-1]
@@ -185,9 +183,9 @@ class _Reading:
         self._folds = tuple(fold() for fold in folds)
         self._forks = forks(checkpoints)
         self._replay = Replay(origin, checkpoints)
-        self._finding: Finding | None = None
+        self._unreadable: Unreadable | None = None
         parts = [
-            _Part(run, origin, [c for c in checkpoints if c.size > run[0].first + 1], folds)
+            _Run(run, origin, [c for c in checkpoints if c.size > run[0].first + 1], folds)
             for run in _runs(segments)
         ]
         total = sum(self._sizes.values())
@@ -195,19 +193,19 @@ class _Reading:
             processes = len(os.sched_getaffinity(0)) if total > _LONG else 1
         done = 0
         with _readers(min(processes, len(parts))) as read_all:
-            for part, ended in zip(parts, read_all(_read_part, parts), strict=True):
-                self._finding = self._join(part, ended)
+            for part, ended in zip(parts, read_all(_read_run, parts), strict=True):
+                self._unreadable = self._join(part, ended)
                 done += sum(self._sizes[segment] for segment in part.segments)
                 progress(done, total)
-                if self._finding is not None:
+                if self._unreadable is not None:
                     break
 
-    def _join(self, part: _Part, ended: _Ended) -> Finding | None:
-        """Goes on over the seam before a part, and then from where the part ends."""
+    def _join(self, part: _Run, ended: _Ended) -> Unreadable | None:
+        """Checks the seam before a part, then continues at the end of the part."""
         replay = self._replay
-        finding = replay.read(part.segments[:1], 1)
-        if finding is not None:
-            return finding
+        unreadable = replay.read(part.segments[:1], 1)
+        if unreadable is not None:
+            return unreadable
         replay.tip = ended.tip
         replay.covered = max(replay.covered, ended.covered)
         replay.contradictions += ended.contradictions
@@ -215,21 +213,21 @@ class _Reading:
         for fold, records in zip(self._folds, ended.counted.folded, strict=True):
             for record in records:
                 fold.apply(record)
-        return ended.finding
+        return ended.unreadable
 
     def overtaken(self) -> bool:
-        """Whether the tail is torn, but has grown since: then it was only not finished."""
-        finding = self._finding
-        if finding is None or not finding.torn:
+        """Returns whether a torn tail has grown since: then a writer was appending to it."""
+        unreadable = self._unreadable
+        if unreadable is None or not unreadable.torn:
             return False
-        return finding.segment.path.stat().st_size != self._sizes[finding.segment]
+        return unreadable.segment.path.stat().st_size != self._sizes[unreadable.segment]
 
     def report(self, *, beginning_elsewhere: bool, end_elsewhere: bool) -> Report:
         replay, counted = self._replay, self._counted
-        problems = [*self._forks, *([self._finding.text] if self._finding else [])]
+        problems = [*self._forks, *([self._unreadable.text] if self._unreadable else [])]
         first = next((segment.first for segment in self._sizes), None)
         if first is None:
-            problems.append("the directory holds no segment of a log")
+            problems.append("the directory contains no segment of a log")
         elif first and not beginning_elsewhere:
             problems.append(f"the records before {first} are missing")
         replay.conclude(end_elsewhere=end_elsewhere)
@@ -253,7 +251,7 @@ class _Reading:
 
 
 def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """The segments in runs, of which all but the first begin with a snapshot."""
+    """Returns the segments in runs; each but the first begins with a snapshot."""
     runs: list[list[Segment]] = []
     for segment in segments:
         if not runs or begins_with_snapshot(segment):
@@ -265,12 +263,12 @@ def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
 @contextmanager
 def _readers(
     processes: int,
-) -> Iterator[Callable[[Callable[[_Part], _Ended], list[_Part]], Iterator[_Ended]]]:
-    """Gives what reads parts and yields how they ended, in their order."""
+) -> Iterator[Callable[[Callable[[_Run], _Ended], list[_Run]], Iterator[_Ended]]]:
+    """Yields a function like ``map`` that reads parts in several processes."""
     if processes < 2:
         yield map
         return
-    # Spawned, for a fork would copy whatever threads the caller has.
+    # Spawned, because a fork would copy the state of the caller's threads.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _leave_interrupts)
     try:
         yield pool.map
@@ -281,11 +279,11 @@ def _readers(
 
 
 def _leave_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle: it ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the pool
 
 
 class _Counted:
-    """What the report counts; ``folded`` are the records for each fold, applied at the seams."""
+    """Counts for the report; ``folded`` has the records for each fold."""
 
     def __init__(self, folds: Sequence[type[Fold]]) -> None:
         self.items = 0

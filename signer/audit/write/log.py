@@ -16,20 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.entries import Tip
 from signer.audit.format.merkle import Frontier
 from signer.audit.format.record import Column, Record, RecordError, RecordKind, encode
-from signer.audit.format.segments import Reader, Segment
-from signer.audit.read.replay import OnRecord, Tip
+from signer.audit.format.segments import Segment
+from signer.audit.read.reader import Reader
+from signer.audit.read.replay import OnRecord
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
-from signer.audit.write.recovery import (
-    AuditRefused,
-    Fields,
-    Opened,
-    Space,
-    ballast_path,
-    open_tail,
-)
+from signer.audit.write.recovery import AuditRefused, Fields, Opened, Space, ballast_path, open_tail
 from signer.clock import Clock
 
 SEGMENT_BYTES = 64 << 20

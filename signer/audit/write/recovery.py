@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
+from signer.audit.format.entries import Tip
 from signer.audit.format.record import RecordKind, Value
 from signer.audit.format.segments import Segment, list_segments
-from signer.audit.read.replay import Finding, OnRecord, Replay, Tip, forks, starting_point
+from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
 from signer.audit.write.disk import Disk, write_file
 from signer.audit.write.tail import Tail
 from signer.errors import OperatorError
@@ -146,7 +147,7 @@ def _provide_space(directory: Path, disk: Disk, space: Space) -> int:
 
 
 def _problems(
-    replay: Replay, finding: Finding | None, checkpoints: Sequence[Checkpoint]
+    replay: Replay, finding: Unreadable | None, checkpoints: Sequence[Checkpoint]
 ) -> list[str]:
     """Returns what no interrupted write explains."""
     problems = [*forks(checkpoints), *replay.contradictions]
@@ -155,7 +156,7 @@ def _problems(
     return problems
 
 
-def _refuse_newer(directory: Path, finding: Finding | None) -> None:
+def _refuse_newer(directory: Path, finding: Unreadable | None) -> None:
     """Cuts nothing that a later version can read, override or not; raises AuditRefused."""
     if finding is not None and finding.newer:
         raise AuditRefused(
@@ -186,7 +187,7 @@ def _firsts(
     return firsts
 
 
-def cut(disk: Disk, segments: Sequence[Segment], finding: Finding, size: int) -> list[Segment]:
+def cut(disk: Disk, segments: Sequence[Segment], finding: Unreadable, size: int) -> list[Segment]:
     """Cuts the log where ``finding`` says, after ``size`` good records; raises OSError.
 
     Returns the segments that remain. Nothing is deleted before its copy is durable.

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from signer.audit.format.entries import Tip
 from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value, encode, frame
-from signer.audit.format.segments import Header, Index, Segment
-from signer.audit.read.replay import Tip
+from signer.audit.format.segments import Header, Segment
+from signer.audit.read.reader import Index
 from signer.audit.write.disk import Disk, write_whole
 
 

@@ -31,7 +31,7 @@ from signer.cli.tables import print_table, print_values
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
-    from signer.audit.format.segments import Reader
+    from signer.audit.read.reader import Reader
     from signer.audit.read.search import Match
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from signer.audit.format.places import CHECKPOINTS, KEY_FILE, POLICIES
+from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES
 from signer.cli.audit.place import (
     Place,
     all_checkpoints,
@@ -99,10 +99,10 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _newest(config: AuditConfig) -> frozenset[Checkpoint]:
     """The checkpoints that a start compares the log with, here and in the mirror."""
-    from signer.audit.format.checkpoint import Verifier, parse_note
+    from signer.audit.format.checkpoint import NoteVerifier, parse_note
     from signer.audit.write.checkpoints import read_newest
 
-    verifier = Verifier.from_spki(config.origin, spki_of(config.directory / KEY_FILE))
+    verifier = NoteVerifier.from_spki(config.origin, spki_of(config.directory / KEY_FILE))
     folders = [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]
     known = read_newest(folders, lambda note: parse_note(note, config.origin, verifier))
     if known.problems:

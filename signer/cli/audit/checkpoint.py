@@ -86,9 +86,9 @@ def checkpoint(
 
 
 def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
-    from signer.audit.format.checkpoint import CheckpointError, Verifier, parse_note
+    from signer.audit.format.checkpoint import CheckpointError, NoteVerifier, parse_note
 
-    verifier = Verifier.from_spki(origin, spki)
+    verifier = NoteVerifier.from_spki(origin, spki)
     try:
         return parse_note(note, origin, verifier)
     except CheckpointError as error:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from signer.audit.format.places import CHECKPOINTS, KEY_FILE
+from signer.audit.format.segments import CHECKPOINTS, KEY_FILE
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
     from signer.audit.format.checkpoint import Checkpoint
     from signer.audit.format.record import Record
-    from signer.audit.format.segments import Reader, Segment
+    from signer.audit.format.segments import Segment
+    from signer.audit.read.reader import Reader
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -127,7 +128,7 @@ def spki_of(path: Path) -> bytes:
 
 def open_reader(place: Place) -> tuple[Reader, int]:
     """The records of a log, and the number of the first that is here."""
-    from signer.audit.format.segments import Reader
+    from signer.audit.read.reader import Reader
 
     segments = segments_of(place)
     return Reader(segments), segments[0].first
@@ -163,10 +164,10 @@ def newest_checkpoint(
     place: Place, files: tuple[Path, ...], origin: str, spki: bytes
 ) -> tuple[Checkpoint, str]:
     """The largest of the checkpoints given, or else the newest in the log's directory."""
-    from signer.audit.format.checkpoint import Verifier, parse_note
+    from signer.audit.format.checkpoint import NoteVerifier, parse_note
     from signer.audit.write.checkpoints import read_newest, read_note
 
-    verifier = Verifier.from_spki(origin, spki)
+    verifier = NoteVerifier.from_spki(origin, spki)
     given = [(parse_note(note, origin, verifier), note) for note in map(read_note, files)]
     if given:
         return max(given, key=lambda each: each[0].size)
@@ -186,10 +187,10 @@ def all_checkpoints(
 
     A checkpoint that does not verify is a problem; one from elsewhere as much as ours.
     """
-    from signer.audit.format.checkpoint import CheckpointError, Verifier, parse_note
+    from signer.audit.format.checkpoint import CheckpointError, NoteVerifier, parse_note
     from signer.audit.write.checkpoints import checkpoint_files, read_note
 
-    verifier = Verifier.from_spki(origin, spki)
+    verifier = NoteVerifier.from_spki(origin, spki)
     problems: list[str] = []
     checkpoints = []
     for path in (*checkpoint_files(place.directory / CHECKPOINTS, problems), *files):

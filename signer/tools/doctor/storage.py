@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.audit.format.places import CHECKPOINTS, KEY_FILE
-from signer.audit.format.record import RecordError, TornTail, parse
-from signer.audit.format.segments import list_segments, open_segment
+from signer.audit.format.record import RecordError, parse
+from signer.audit.format.segments import (
+    CHECKPOINTS,
+    KEY_FILE,
+    TornTail,
+    list_segments,
+    open_segment,
+)
 from signer.audit.write.checkpoints import NEWEST
 from signer.audit.write.disk import Disk
 from signer.config.models import AuditConfig

@@ -9,8 +9,9 @@ import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, RecordKind
-from signer.audit.format.segments import Reader, Segment, list_segments
+from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
+from signer.audit.read.reader import Reader
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
 

@@ -16,13 +16,7 @@ from signer.audit.format.record import (
     encode,
     parse,
 )
-from signer.audit.read.ledger import (
-    MAX_REQUESTS,
-    REQUEST_LIFE_US,
-    WINDOW_SECONDS,
-    Earlier,
-    Ledger,
-)
+from signer.audit.read.ledger import MAX_REQUESTS, REQUEST_LIFE_US, WINDOW_SECONDS, Earlier, Ledger
 from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, ApprovalFold
 from signer.policy.usage import Usage
 from signer.policy.values import WINDOWS, Quota

@@ -13,7 +13,8 @@ import pytest
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, RecordKind
-from signer.audit.format.segments import Index, Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable
@@ -235,10 +236,10 @@ def test_close_writes_what_was_handed_over(opened: Opener, folder: Path) -> None
 def test_what_a_record_cannot_hold_is_refused_alone(opened: Opener, folder: Path) -> None:
     log = opened()
     wrong: list[tuple[RecordKind, Mapping[str, Any], str]] = [
-        (RecordKind.START, {"seq": 7}, "name that the head itself uses"),
+        (RecordKind.START, {"seq": 7}, "name that is reserved for the head"),
         (RecordKind.START, {"load": 0.5}, "float"),
-        (RecordKind.OUTCOME, {"intent": 0}, "closes no open intent"),
-        (RecordKind.INDETERMINATE, {}, "closes no open intent"),
+        (RecordKind.OUTCOME, {"intent": 0}, "closes an intent that is not open"),
+        (RecordKind.INDETERMINATE, {}, "closes an intent that is not open"),
     ]
     for kind, fields, text in wrong:
         with pytest.raises(RecordError, match=text):
@@ -250,7 +251,7 @@ def test_what_a_record_cannot_hold_is_refused_alone(opened: Opener, folder: Path
 def test_an_outcome_closes_its_intent_once(opened: Opener) -> None:
     log = opened()
     intent, _ = sign(log)
-    with pytest.raises(RecordError, match="closes no open intent"):
+    with pytest.raises(RecordError, match="closes an intent that is not open"):
         log.append(RecordKind.OUTCOME, {"intent": intent})
 
 
@@ -318,7 +319,7 @@ def test_an_index_of_something_else_finds_no_wrong_record(opened: Opener, folder
     for place in range(len(index)):
         lie.append(index.offset(len(index) - 1 - place), index.leaves(place, place + 1)[0])
     segments[0].index_path.write_bytes(lie.encode())
-    with pytest.raises(RecordError, match="stands where record 0 belongs"):
+    with pytest.raises(RecordError, match="is in the position of record 0"):
         list(Reader(segments).records(0, 1))
 
 
@@ -575,7 +576,7 @@ def test_a_log_behind_its_checkpoint_is_refused_unchanged(opened: Opener, folder
     [segment] = list_segments(folder)
     cut = segment.path.read_bytes()[:-10]
     segment.path.write_bytes(cut)
-    with pytest.raises(AuditRefused, match="ends after 3 records, but a checkpoint knows 4"):
+    with pytest.raises(AuditRefused, match="ends after 3 records, but a checkpoint covers 4"):
         opened(checkpoints=[checkpoint])
     assert segment.path.read_bytes() == cut
     assert not list(folder.glob("*.torn"))
@@ -606,7 +607,7 @@ def test_a_log_of_another_origin_is_refused(opened: Opener) -> None:
     log = opened()
     sign(log)
     log.close()
-    with pytest.raises(AuditRefused, match="belongs to another log"):
+    with pytest.raises(AuditRefused, match="is from another log"):
         opened(origin="other.example/log")
 
 
@@ -617,7 +618,7 @@ def test_a_missing_segment_is_refused(opened: Opener, folder: Path) -> None:
     log.close()
     middle = list_segments(folder)[2]
     middle.path.unlink()
-    with pytest.raises(AuditRefused, match=f"{middle.first} is the next"):
+    with pytest.raises(AuditRefused, match=f"instead of {middle.first}"):
         opened()
 
 
@@ -645,7 +646,7 @@ def test_an_override_goes_on_keeps_what_it_cut_and_is_recorded(
     assert report.whole
     assert len(report.overridden) == 1
     [told] = log.records(report.overridden[0], 1)
-    assert f"a checkpoint knows {checkpoint.size}" in str(told.fields["problems"])
+    assert f"a checkpoint covers {checkpoint.size}" in str(told.fields["problems"])
     aside = b"".join(path.read_bytes() for path in sorted(folder.glob("*.torn")))
     assert data[-5:] in aside
     assert all(before[segment.path.name] in aside for segment in segments[3:])

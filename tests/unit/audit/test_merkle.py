@@ -186,7 +186,7 @@ def test_a_frontier_continues_from_its_list(kept: int, more: int) -> None:
     ("size", "peaks"), [(-1, []), (0, [WRONG]), (3, [WRONG]), (4, []), (1, [b"short"])]
 )
 def test_a_frontier_refuses_a_list_of_another_size(size: int, peaks: list[bytes]) -> None:
-    with pytest.raises(ValueError, match="does not have these subtrees"):
+    with pytest.raises(ValueError, match="are not the subtrees"):
         Frontier.from_list(size, peaks)
 
 

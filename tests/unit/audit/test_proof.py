@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import merkle
-from signer.audit.format.checkpoint import Checkpoint, Verifier, sign
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, sign
 from signer.audit.format.proof import MAX_PROOF, ProofError, Proven, build, verify
 from signer.audit.format.record import Column, Record, RecordKind, Value, encode
 
@@ -29,7 +29,7 @@ def an_intent(seq: int, digests: list[bytes] = DIGESTS) -> Record:
         "format": "JWS",
         "rule": "facilities.01-001",
         "policy": bytes(range(32)),
-        "request_id": None,
+        "request_id": "",
     }
     return Record(seq, 1_000_000 * seq, RecordKind.INTENT, fields, Column(32, b"".join(digests)))
 
@@ -58,7 +58,7 @@ def a_log() -> list[Record]:
 def note_of(log: list[Record], origin: str = ORIGIN, key: Ed25519PrivateKey = KEY) -> str:
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     root = merkle.root([record.leaf_hash() for record in log])
-    return sign(Checkpoint(origin, len(log), root), Verifier.from_spki(origin, spki), key.sign)
+    return sign(Checkpoint(origin, len(log), root), NoteVerifier.from_spki(origin, spki), key.sign)
 
 
 def a_proof(
@@ -177,7 +177,7 @@ def test_parts_that_do_not_belong_together_are_found() -> None:
         check(json.dumps(mixed))
     with pytest.raises(ProofError, match="not item 1 of the intent"):
         check(json.dumps({**parts[0], "index": 1}))
-    with pytest.raises(ProofError, match="not the outcome of this intent"):
+    with pytest.raises(ProofError, match="belongs to another intent"):
         check(a_proof(log, outcome=4))
     swapped = {**parts[0], "intent": parts[0]["outcome"], "outcome": parts[0]["intent"]}
     with pytest.raises(ProofError, match="another kind"):
@@ -216,7 +216,7 @@ def test_an_item_of_another_width_than_the_head_says_is_found() -> None:
     )
     leaves = [*(record.leaf_hash() for record in log[:3]), leaf]
     root = merkle.root(leaves)
-    note = sign(Checkpoint(ORIGIN, 4, root), Verifier.from_spki(ORIGIN, SPKI), KEY.sign)
+    note = sign(Checkpoint(ORIGIN, 4, root), NoteVerifier.from_spki(ORIGIN, SPKI), KEY.sign)
     members = json.loads(a_proof(log))
     members["checkpoint"] = note
     members["intent"]["path"] = [node.hex() for node in merkle.inclusion_proof(leaves, 1)]
@@ -232,7 +232,7 @@ def test_an_item_of_another_width_than_the_head_says_is_found() -> None:
 
 def test_paths_hold_hashes_and_nothing_else() -> None:
     for path in ([""], ["00"], ["00" * 33]):
-        with pytest.raises(ProofError, match="do not have 32 bytes"):
+        with pytest.raises(ProofError, match="does not have 32 bytes"):
             check(changed_intent(item_path=path))
 
 
@@ -245,7 +245,7 @@ def test_checkpoints_of_other_logs_and_keys_are_refused() -> None:
             check(a_proof(log, note=note))
     with pytest.raises(ProofError, match="the checkpoint is refused: the audit key"):
         verify(a_proof(log), b"no key", ORIGIN)
-    with pytest.raises(ProofError, match="the intent is younger than the checkpoint"):
+    with pytest.raises(ProofError, match="the intent is not covered by the checkpoint"):
         check(a_proof(log, note=note_of(log[:1])))
     with pytest.raises(ProofError, match="not in the log of the checkpoint"):
         check(a_proof(log, note=note_of([*log, Record(6, 0, RecordKind.START, {})])))
@@ -288,7 +288,7 @@ def test_records_that_contradict_each_other_prove_nothing(seq: int, change: Chan
 
 def test_an_outcome_before_its_intent_proves_nothing() -> None:
     log = [Record(0, 0, RecordKind.START, {}), an_outcome(1, 2), an_intent(2)]
-    with pytest.raises(ProofError, match="not the outcome of this intent"):
+    with pytest.raises(ProofError, match="belongs to another intent"):
         check(a_proof(log, intent=2, outcome=1))
 
 

@@ -12,21 +12,17 @@ from signer.audit.format.record import (
     FIRST_CHAIN,
     MAX_BODY,
     MAX_DEPTH,
-    BrokenFrame,
     Column,
-    Frame,
-    FrameError,
     NewerError,
     Record,
     RecordError,
     RecordKind,
-    TornTail,
     encode,
     frame,
     parse,
     parse_head,
-    read_frames,
 )
+from signer.audit.format.segments import BrokenFrame, Frame, SegmentError, TornTail, read_frames
 from signer.model import Format
 
 RESERVED = ("seq", "time", "kind", "count", "width", "root")
@@ -116,7 +112,7 @@ def test_a_given_root_saves_hashing_and_changes_nothing() -> None:
 
     assert encode(*arguments, root=INTENT.column.root()) == encode(*arguments)
     wrong, _ = encode(*arguments, root=bytes(32))
-    with pytest.raises(RecordError, match="does not have the root"):
+    with pytest.raises(RecordError, match="the root of the record's column differs"):
         parse(wrong)
 
 
@@ -358,12 +354,12 @@ def a_log(count: int) -> tuple[bytes, list[int]]:
     return data, offsets
 
 
-def read(data: bytes, previous: bytes = FIRST_CHAIN) -> tuple[list[Frame], FrameError | None]:
+def read(data: bytes, previous: bytes = FIRST_CHAIN) -> tuple[list[Frame], SegmentError | None]:
     frames = []
     try:
         for each in read_frames(data, previous):
             frames.append(each)  # noqa: PERF402  # what came before the error counts
-    except FrameError as error:
+    except SegmentError as error:
         return frames, error
     return frames, None
 
@@ -440,7 +436,7 @@ def test_frames_of_another_chain_are_no_continuation() -> None:
     for spoilt in (without_second, swapped):
         frames, error = read(spoilt)
         assert len(frames) == 1
-        assert isinstance(error, FrameError)
+        assert isinstance(error, SegmentError)
         assert error.offset == offsets[1]
     assert isinstance(read(data, bytes([1]) * 32)[1], BrokenFrame)
 

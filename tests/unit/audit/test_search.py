@@ -8,9 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import checkpoint, proof
-from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
 from signer.audit.read.search import Match, SearchError, describe, find, locate, prove
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
@@ -58,7 +59,7 @@ class Written:
         self.spki = self.key.public_key().public_bytes(
             Encoding.DER, PublicFormat.SubjectPublicKeyInfo
         )
-        self.verifier = Verifier.from_spki(ORIGIN, self.spki)
+        self.verifier = NoteVerifier.from_spki(ORIGIN, self.spki)
         self.intents: list[int] = []
         self.outcomes: list[int] = []
         log = AuditLog.open(

@@ -13,7 +13,8 @@ import pytest
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import Frontier, root
 from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, Value, frame
-from signer.audit.format.segments import Header, Reader, Segment, list_segments
+from signer.audit.format.segments import Header, Segment, list_segments
+from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log, verify_part
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
@@ -114,7 +115,7 @@ def test_a_fork_is_told_where_nothing_here_can_be_compared(
 def test_a_directory_without_a_log_is_no_log(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     [problem] = verify_log(tmp_path / name, ORIGIN, []).problems
-    assert "holds no segment" in problem
+    assert "contains no segment" in problem
 
 
 def test_the_end_of_a_log_verifies_only_as_such(folder: Path, tmp_path: Path) -> None:
@@ -145,14 +146,14 @@ def test_an_archive_may_end_early_but_only_where_that_is_said(folder: Path, tmp_
         (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
     known = [checkpoint(folder, 7), checkpoint(folder)]
     [problem] = verify_log(tmp_path, ORIGIN, known).problems
-    assert f"ends after {last.first} records, but a checkpoint knows {known[1].size}" in problem
+    assert f"ends after {last.first} records, but a checkpoint covers {known[1].size}" in problem
     report = verify_log(tmp_path, ORIGIN, known, end_elsewhere=True)
     assert (report.problems, report.records, report.covered) == ((), last.first, 7)
     lie = Checkpoint(ORIGIN, 8, bytes(32))
     [problem] = verify_log(tmp_path, ORIGIN, [*known, lie], end_elsewhere=True).problems
     assert "another root" in problem
     [problem] = verify_log(tmp_path, ORIGIN, known[1:], end_elsewhere=True).problems
-    assert problem == "no checkpoint proves any of the records that are here"
+    assert problem == "no checkpoint proves any of these records"
 
 
 def test_a_part_from_the_middle_verifies_by_itself(folder: Path) -> None:
@@ -197,12 +198,16 @@ def test_a_seam_that_fits_is_passed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seam", "text"),
     [
-        pytest.param(lambda: snapshot(1, 5, [INTENT], []), "does not say what led", id="open"),
-        pytest.param(lambda: snapshot(1, 5, [INTENT], [0, 1]), "does not say what led", id="more"),
-        pytest.param(lambda: snapshot(1, 5, [OUTCOME], [0]), "does not say what led", id="tree"),
+        pytest.param(lambda: snapshot(1, 5, [INTENT], []), "differs from the records", id="open"),
+        pytest.param(
+            lambda: snapshot(1, 5, [INTENT], [0, 1]), "differs from the records", id="more"
+        ),
+        pytest.param(lambda: snapshot(1, 5, [OUTCOME], [0]), "differs from the records", id="tree"),
         pytest.param(lambda: snapshot(1, 4, [INTENT], [0]), "the time goes back", id="time"),
         pytest.param(
-            lambda: snapshot(2, 5, [INTENT, OUTCOME], []), "stands where record 1", id="number"
+            lambda: snapshot(2, 5, [INTENT, OUTCOME], []),
+            "in the position of record 1",
+            id="number",
         ),
     ],
 )
@@ -229,7 +234,7 @@ def test_a_segment_of_another_chain_or_after_a_gap_is_told(tmp_path: Path) -> No
     written(tmp_path / "gap", [INTENT])
     written(tmp_path / "gap", [snapshot(2, 5, [INTENT, OUTCOME], [])], first=2)
     [problem] = verify_log(tmp_path / "gap", ORIGIN, []).problems
-    assert problem.endswith("the segment begins with record 2, 1 is the next")
+    assert problem.endswith("the segment begins with record 2 instead of 1")
 
 
 @pytest.mark.parametrize("damage", [None, 1, 3])
@@ -303,7 +308,7 @@ def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
     with list_segments(tmp_path)[-1].path.open("ab") as file:
         file.write(b"torn")
     [problem] = verify_log(tmp_path, ORIGIN, [checkpoint(folder)]).problems
-    assert "no frame" in problem
+    assert "are not a frame" in problem
 
 
 # Records that follow the chain, but not each other
@@ -312,25 +317,25 @@ def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "text"),
     [
-        ([INTENT, Record(2, 5, RecordKind.START, {})], "record 2 stands where record 1 belongs"),
-        ([INTENT, INTENT], "record 0 stands where record 1 belongs"),
+        ([INTENT, Record(2, 5, RecordKind.START, {})], "record 2 is in the position of record 1"),
+        ([INTENT, INTENT], "record 0 is in the position of record 1"),
         ([INTENT, Record(1, 4, RecordKind.START, {})], "the time goes back"),
-        ([Record(0, 5, RecordKind.OUTCOME, {"intent": 0})], "closes no open intent"),
+        ([Record(0, 5, RecordKind.OUTCOME, {"intent": 0})], "closes an intent that is not open"),
         (
             [INTENT, OUTCOME, Record(2, 5, RecordKind.OUTCOME, {"intent": 0})],
-            "closes no open intent",
+            "closes an intent that is not open",
         ),
         (
             [INTENT, OUTCOME, Record(2, 5, RecordKind.INDETERMINATE, {"intent": 0})],
-            "closes no open intent",
+            "closes an intent that is not open",
         ),
         (
             [INTENT, Record(1, 5, RecordKind.SNAPSHOT, {"frontier": [bytes(32)], "open": [0]})],
-            "does not say what led to it",
+            "differs from the records before it",
         ),
         (
             [INTENT, Record(1, 5, RecordKind.SNAPSHOT, {"frontier": [PEAK], "open": []})],
-            "does not say what led to it",
+            "differs from the records before it",
         ),
     ],
 )

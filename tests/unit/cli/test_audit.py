@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import checkpoint
-from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.write.log import AuditLog, Listener
@@ -38,7 +38,7 @@ def signature(batch: int, item: int) -> bytes:
 
 def sealed(log: AuditLog, key: Ed25519PrivateKey) -> str:
     covered = Checkpoint(ORIGIN, *log.tree_head())
-    return checkpoint.sign(covered, Verifier.from_spki(ORIGIN, spki(key)), key.sign)
+    return checkpoint.sign(covered, NoteVerifier.from_spki(ORIGIN, spki(key)), key.sign)
 
 
 def spki(key: Ed25519PrivateKey) -> bytes:

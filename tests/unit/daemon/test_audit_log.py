@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import checkpoint as notes
-from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.merkle import root
-from signer.audit.format.places import CHECKPOINTS
 from signer.audit.format.record import Column, RecordKind, Value
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import CHECKPOINTS, list_segments
 from signer.audit.read.ledger import Ledger
+from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable
@@ -34,7 +34,7 @@ from tests.stand_ins import ManualClock, Recorded
 ORIGIN = "test.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-VERIFIER = Verifier.from_spki(ORIGIN, SPKI)
+VERIFIER = NoteVerifier.from_spki(ORIGIN, SPKI)
 VERSION = KeyVersion(
     AUDIT_KEY, 1, Algorithm.EDDSA, KeyState.ACTIVE, "t", b"1", SPKI, None, b"", "", 0, 0, None
 )
@@ -143,7 +143,7 @@ def test_a_log_that_bears_out_all_checkpoints_is_opened(config: AuditConfig) -> 
         ("mirror/newest", 3, "a checkpoint of 3 records has another root"),
         ("mirror/newest", 4, "two checkpoints of 4 records have different roots"),
         ("mirror/0000000000000006", 6, "two checkpoints of 6 records have different roots"),
-        ("mirror/newest", 7, "the log ends after 6 records, but a checkpoint knows 7"),
+        ("mirror/newest", 7, "the log ends after 6 records, but a checkpoint covers 7"),
     ],
 )
 def test_a_checkpoint_that_contradicts_refuses_the_start_until_it_is_overridden(

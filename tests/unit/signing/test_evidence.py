@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.algorithms import PROPERTIES
 from signer.audit.format import checkpoint as notes
 from signer.audit.format import proof
-from signer.audit.format.checkpoint import Checkpoint, Verifier
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Record, RecordKind, Value
-from signer.audit.format.segments import Reader, list_segments
+from signer.audit.format.segments import list_segments
 from signer.audit.read.ledger import Ledger
+from signer.audit.read.reader import Reader
 from signer.audit.read.search import locate, prove
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
@@ -91,7 +92,7 @@ def request(
 def proven(stage: Stage, index: int) -> proof.Proven:
     """The proof of an item of the first batch, made from the files and checked without them."""
     checkpoint = Checkpoint(ORIGIN, *stage.log.tree_head())
-    note = notes.sign(checkpoint, Verifier.from_spki(ORIGIN, spki(AUDIT_KEY)), AUDIT_KEY.sign)
+    note = notes.sign(checkpoint, NoteVerifier.from_spki(ORIGIN, spki(AUDIT_KEY)), AUDIT_KEY.sign)
     reader = Reader(list_segments(stage.folder))
     return proof.verify(
         prove(reader, locate(reader, 0, index), checkpoint, note), spki(AUDIT_KEY), ORIGIN
