@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -16,17 +17,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
+from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError
-from signer.model import Algorithm, KeyVersion
-
-RSA_BITS = (2048, 3072, 4096)
-"""Lengths of an RSA modulus that we make and accept."""
+from signer.model import KeyVersion
+from signer.x509 import PEM_BEGIN, is_authority, read_certificates, spki_of
 
 MAX_CERTIFICATE_BYTES = 65_536
-_PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 _CRV = {"secp256r1": "P-256", "secp384r1": "P-384"}  # RFC 7518 section 6.2.1.1
-_CURVES = {Algorithm.ES256: ec.SECP256R1, Algorithm.ES384: ec.SECP384R1}
 
 
 def fingerprint(der: bytes) -> str:
@@ -37,7 +35,7 @@ def fingerprint(der: bytes) -> str:
 def cose_kid(spki: bytes, certificate: bytes | None) -> bytes:
     """Returns the key id of COSE messages: 8 bytes of the SHA-256 of the certificate.
 
-    Without a certificate, of the public key (DESIGN section 7).
+    Without a certificate, of the public key.
     """
     return hashlib.sha256(spki if certificate is None else certificate).digest()[:8]
 
@@ -81,16 +79,16 @@ def fits(spki: bytes, algorithm: Algorithm, bits: int | None = None) -> bool:
         key = load_der_public_key(spki)
     except (ValueError, UnsupportedAlgorithm):
         return False
-    match algorithm:
-        case Algorithm.ES256 | Algorithm.ES384:
-            return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
-                key.curve, _CURVES[algorithm]
-            )
-        case Algorithm.RS256 | Algorithm.PS256:
+    match key:
+        case rsa.RSAPublicKey():
             allowed = RSA_BITS if bits is None else (bits,)
-            return isinstance(key, rsa.RSAPublicKey) and key.key_size in allowed
-        case Algorithm.EDDSA:
-            return isinstance(key, ed25519.Ed25519PublicKey)
+            return PROPERTIES[algorithm].curve is None and key.key_size in allowed
+        case ec.EllipticCurvePublicKey():
+            return PROPERTIES[algorithm].curve == key.curve.name
+        case ed25519.Ed25519PublicKey():
+            return algorithm is Algorithm.EDDSA
+        case _:
+            return False
 
 
 def read_certificate(data: bytes) -> x509.Certificate:
@@ -100,26 +98,46 @@ def read_certificate(data: bytes) -> x509.Certificate:
             f"the certificate file has {len(data)} bytes; {MAX_CERTIFICATE_BYTES} are allowed:"
             " give the signing certificate alone"
         )
-    if data.count(_PEM_BEGIN) > 1:
+    if data.count(PEM_BEGIN) > 1:
         raise OperatorError(
             "the file has several certificates: give the signing certificate alone,"
             " without those of its issuers"
         )
     try:
-        if _PEM_BEGIN in data:
-            return x509.load_pem_x509_certificate(data)
-        return x509.load_der_x509_certificate(data)
+        return read_certificates(data)[0]
     except ValueError:
-        raise OperatorError("the file is no X.509 certificate in PEM or DER") from None
+        raise OperatorError("the file is not an X.509 certificate in PEM or DER") from None
+
+
+def certified(
+    version: KeyVersion, data: bytes, now: float, *, replaces: bool = False
+) -> KeyVersion:
+    """Returns the version with a certificate (PEM or DER), or itself if it has that one.
+
+    The certificate becomes the version's COSE key id, under which verifiers look it up;
+    another one takes its place only with ``replaces``. Raises OperatorError.
+    """
+    certificate = read_certificate(data)
+    der = certificate.public_bytes(Encoding.DER)
+    if der == version.certificate:
+        return version
+    check_certificate(certificate, version, now)
+    if version.certificate is not None and not replaces:
+        raise OperatorError(
+            f"{version.name} has another certificate, under whose key id its messages are verified;"
+            " publish the new one to verifiers first, then repeat with --replace"
+        )
+    return replace(version, certificate=der, kid=cose_kid(version.spki, der))
 
 
 def check_certificate(certificate: x509.Certificate, version: KeyVersion, now: float) -> None:
-    """Checks that a certificate may stand for a key version from ``now`` on.
-
-    Raises OperatorError that lists everything wrong with it.
-    """
+    """Raises OperatorError with every reason why a key version cannot have a certificate."""
     problems = []
-    if _spki(certificate) != version.spki:
+    try:
+        spki = spki_of(certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm):
+        spki = b""
+    if spki != version.spki:
         problems.append("its public key is not this version's; ask for one with `signer keys csr`")
     moment = datetime.fromtimestamp(now, UTC)
     if moment < certificate.not_valid_before_utc:
@@ -144,15 +162,12 @@ def extended_key_usages(certificate: x509.Certificate) -> tuple[str, ...]:
 
 def public_key_pem(spki: bytes) -> str:
     """Returns a public key as PEM text."""
-    return (
-        load_der_public_key(spki)
-        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        .decode()
-    )
+    key = load_der_public_key(spki)
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def describe_certificate(der: bytes) -> dict[str, str | list[str]]:
-    """Returns what people and programs ask of a certificate; times in ISO 8601 (UTC)."""
+    """Returns the parts of a certificate that commands print; times in ISO 8601 (UTC)."""
     certificate = x509.load_der_x509_certificate(der)
     return {
         "subject": certificate.subject.rfc4514_string(),
@@ -171,22 +186,14 @@ def _extension_problems(certificate: x509.Certificate) -> list[str]:
         extensions = certificate.extensions
     except (ValueError, x509.DuplicateExtension):
         return ["its extensions do not parse"]
-    problems = []
-    for extension in extensions:
-        value = extension.value
-        if isinstance(value, x509.KeyUsage) and not value.digital_signature:
-            problems.append("its key usage (RFC 5280, 4.2.1.3) is without digitalSignature")
-        if isinstance(value, x509.BasicConstraints) and value.ca:
-            problems.append("it is the certificate of an authority (CA), not of a signing key")
+    problems = [
+        "its key usage (RFC 5280, 4.2.1.3) is without digitalSignature"
+        for extension in extensions
+        if isinstance(extension.value, x509.KeyUsage) and not extension.value.digital_signature
+    ]
+    if is_authority(certificate):
+        problems.append("it is the certificate of an authority (CA), not of a signing key")
     return problems
-
-
-def _spki(certificate: x509.Certificate) -> bytes | None:
-    try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _b64u(data: bytes) -> str:

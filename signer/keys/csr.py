@@ -1,39 +1,65 @@
-"""Certification requests (PKCS #10, RFC 2986) that a key in an HSM signs.
-
-The library's builder wants the private key itself; ours is out of reach, so
-the few DER structures around its signature are put together here.
-"""
+"""Certification requests (PKCS #10, RFC 2986) that a key in an HSM signs."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import OperatorError
-from signer.model import Algorithm, KeyVersion, TokenAdmin
+from signer.model import KeyVersion, TokenAdmin
 
-_SEQUENCE, _BIT_STRING, _ATTRIBUTES = 0x30, 0x03, 0xA0
-_VERSION_1 = bytes.fromhex("020100")
 
-_ALGORITHM_IDENTIFIERS = {
-    # ecdsa-with-SHA256 and -SHA384: RFC 5758 section 3.2
-    Algorithm.ES256: bytes.fromhex("300a06082a8648ce3d040302"),
-    Algorithm.ES384: bytes.fromhex("300a06082a8648ce3d040303"),
-    # sha256WithRSAEncryption: RFC 8017 appendix C
-    Algorithm.RS256: bytes.fromhex("300d06092a864886f70d01010b0500"),
-    # id-RSASSA-PSS with SHA-256, MGF1 with SHA-256, salt of 32: RFC 4055 section 3.1
-    Algorithm.PS256: bytes.fromhex(
-        "304106092a864886f70d01010a3034"
-        "a00f300d06096086480165030402010500"
-        "a11c301a06092a864886f70d010108300d06096086480165030402010500"
-        "a203020120"
-    ),
-    # id-Ed25519: RFC 8410 section 3
-    Algorithm.EDDSA: bytes.fromhex("300506032b6570"),
+class _TokenKey:
+    """A private key as the library's builder uses one: it has the token sign."""
+
+    def __init__(self, admin: TokenAdmin, version: KeyVersion) -> None:
+        self._admin, self._version = admin, version
+
+    def public_key(self) -> PublicKeyTypes:
+        return load_der_public_key(self._version.spki)
+
+    def sign(self, data: bytes, *_: object) -> bytes:
+        """Signs with the version's algorithm; the builder is given the same one."""
+        version = self._version
+        name = PROPERTIES[version.algorithm].hash_name
+        to_sign = hashlib.new(name, data).digest() if name else data
+        [signature] = self._admin.sign(version.algorithm, version.cka_id, version.spki, [to_sign])
+        if isinstance(self, ec.EllipticCurvePrivateKey):
+            half = len(signature) // 2
+            r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
+            return encode_dss_signature(r, s)
+        return signature
+
+
+# The builder tells kinds of keys apart by these classes of the library.
+@ec.EllipticCurvePrivateKey.register
+class _EcKey(_TokenKey): ...
+
+
+@rsa.RSAPrivateKey.register
+class _RsaKey(_TokenKey): ...
+
+
+@ed25519.Ed25519PrivateKey.register
+class _Ed25519Key(_TokenKey): ...
+
+
+_PSS = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
+_BUILDER: Mapping[Algorithm, tuple[Any, Any, Any]] = {  # key, hash and padding for the builder
+    Algorithm.ES256: (_EcKey, hashes.SHA256(), None),
+    Algorithm.ES384: (_EcKey, hashes.SHA384(), None),
+    Algorithm.RS256: (_RsaKey, hashes.SHA256(), padding.PKCS1v15()),
+    Algorithm.PS256: (_RsaKey, hashes.SHA256(), _PSS),
+    Algorithm.EDDSA: (_Ed25519Key, None, None),
 }
 
 
@@ -44,40 +70,18 @@ def make_request(admin: TokenAdmin, version: KeyVersion, subject: str) -> bytes:
     Raises OperatorError if it does not parse or the token does not sign.
     """
     try:
-        name = x509.Name.from_rfc4514_string(subject).public_bytes()
+        name = x509.Name.from_rfc4514_string(subject)
     except ValueError:
         raise OperatorError(
-            "the subject is no distinguished name of RFC 4514; write it like"
+            "the subject is not a distinguished name of RFC 4514; write it like"
             " 'CN=DCC signer 1,O=Ministry of Health,C=VN'"
         ) from None
-    info = _der(_SEQUENCE, _VERSION_1, name, version.spki, _der(_ATTRIBUTES))
-    hash_name = PROPERTIES[version.algorithm].hash_name
-    to_sign = hashlib.new(hash_name, info).digest() if hash_name else info
-    [signature] = admin.sign(version.algorithm, version.cka_id, version.spki, [to_sign])
-    if version.algorithm in (Algorithm.ES256, Algorithm.ES384):
-        half = len(signature) // 2
-        r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
-        signature = encode_dss_signature(r, s)
-    der = _der(
-        _SEQUENCE,
-        info,
-        _ALGORITHM_IDENTIFIERS[version.algorithm],
-        _der(_BIT_STRING, b"\x00", signature),  # no unused bits
-    )
-    request = x509.load_der_x509_csr(der)
+    key, hashed, padded = _BUILDER[version.algorithm]
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    request = builder.sign(key(admin, version), hashed, rsa_padding=padded)
     if not request.is_signature_valid:
         raise OperatorError(
             f"the token's signature for {version.name} is not by the key that the registry pins:"
             " do not use this key before you know why"
         )
     return request.public_bytes(Encoding.PEM)
-
-
-def _der(tag: int, *parts: bytes) -> bytes:
-    """Encodes one value with its length in the shortest form (X.690 section 10.1)."""
-    content = b"".join(parts)
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + content

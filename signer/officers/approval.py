@@ -225,12 +225,3 @@ def officers_sha256(officers: Officers) -> str:
     """Returns a name for a set of officers and their certificates."""
     lines = [f"{who} {hashlib.sha256(der).hexdigest()}" for who, der in sorted(officers.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def uris_of(certificate: x509.Certificate) -> list[str]:
-    """Returns the URIs that a certificate names: an officer's has one, his principal."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return list(names.get_values_for_type(x509.UniformResourceIdentifier))
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return []

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.config.loader import load_config
 from signer.hsm.front.admin import open_admin
-from signer.keys.generation import NewKey, create_keys
+from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.tools.dev import key_plan as plan
@@ -96,18 +96,11 @@ def prepare(made: Any) -> None:
     new.append(NewKey(UNLISTED, Algorithm.ES256))
     with Registry.open(config.registry) as registry:
         with open_admin(config.tokens[0], config.state) as admin:
-            create_keys(registry, admin, new, Clock(), lambda _: None)
+            for wanted in new:
+                create_key(registry, admin, wanted, time.time())
         [sample] = registry.versions(names[0])
         for number, changes in NEVER_ACTIVE.items():
             registry.add_version(unmade(sample, number, changes))
-
-
-class Clock:
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
 
 def unmade(sample: KeyVersion, number: int, changes: dict[str, Any]) -> KeyVersion:

@@ -224,7 +224,7 @@ BAD: dict[str, tuple[Callable[[Plan, Any], bytes], str]] = {
         lambda plan, own: authority("Outside issuer", plan.root).certify(own),
         "was not issued by",
     ),
-    "no certificate": (lambda _plan, _own: b"\x30\x03\x02\x01\x01", "is no X.509 certificate"),
+    "no certificate": (lambda _plan, _own: b"\x30\x03\x02\x01\x01", "is not an X.509 certificate"),
 }
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.cli.operations.arguments import iso
 from signer.client import Operation
 from signer.errors import OperatorError
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Proposal, Signature
+from signer.x509 import spki_of
 
 FORMAT = "signer.v1 key ceremony"
 FILE = "transcript.json"
@@ -207,7 +207,7 @@ def _request_problems(result: Mapping[str, Any], proposal: Proposal) -> list[str
         return []
     try:
         read = x509.load_pem_x509_csr(str(request).encode())
-        spki = read.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        spki = spki_of(read.public_key())
         signed, name = read.is_signature_valid, x509.Name.from_rfc4514_string(str(subject))
     except (ValueError, TypeError):
         return ["there is no certification request in it that can be read"]

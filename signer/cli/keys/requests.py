@@ -182,19 +182,14 @@ def certificates(
 
 def end_entities(files: Iterable[Path]) -> list[bytes]:
     """Returns the certificates of files in DER, each once, without those of authorities."""
-    from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
+
+    from signer.x509 import is_authority
 
     found: dict[bytes, None] = {}
     for file in files:
         for certificate in certificates_in(file):
-            try:
-                extensions = certificate.extensions
-                constraints = extensions.get_extension_for_class(x509.BasicConstraints)
-                authority = constraints.value.ca
-            except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-                authority = False
-            if not authority:
+            if not is_authority(certificate):
                 found[certificate.public_bytes(Encoding.DER)] = None
     return list(found)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile(r"([0-9]{1,6})([dhms])")
 _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-_PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 T = TypeVar("T")
 
@@ -109,13 +108,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 def certificates_in(path: Path) -> list[x509.Certificate]:
     """Reads every certificate of a file: PEM with one or several, or DER. Raises OperatorError."""
-    from cryptography import x509
+    from signer.x509 import read_certificates
 
-    data = read_file(path)
     try:
-        if _PEM_BEGIN in data:
-            return x509.load_pem_x509_certificates(data)
-        return [x509.load_der_x509_certificate(data)]
+        return read_certificates(read_file(path))
     except ValueError:
         raise OperatorError(f"{path} has no certificate in PEM or DER that can be read") from None
 
@@ -130,7 +126,7 @@ def certificate_in(path: Path) -> x509.Certificate:
 
 def principal_of(certificate: x509.Certificate) -> str:
     """Returns the one URI that a certificate names; raises OperatorError."""
-    from signer.officers.approval import uris_of
+    from signer.x509 import uris_of
 
     uris = uris_of(certificate)
     if len(uris) != 1:

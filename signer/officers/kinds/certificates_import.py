@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.errors import OperatorError
 from signer.formats.hcert import DCC_USAGES
 from signer.keys.certificates import (
+    certified,
     extended_key_usages,
     read_certificate,
 )
-from signer.keys.generation import certified
 from signer.keys.writing import Change
 from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.base import (
@@ -31,6 +31,7 @@ from signer.officers.kinds.base import (
     found_problems,
 )
 from signer.officers.kinds.create_key import hcert_terms
+from signer.x509 import is_authority
 
 MAX_CHAIN = 5
 
@@ -122,7 +123,7 @@ def chain_problems(
     moment = datetime.fromtimestamp(now, UTC)
     for child, parent in zip([certificate, *issuers[:-1]], issuers, strict=True):
         name = parent.subject.rfc4514_string()
-        if not _is_authority(parent):
+        if not is_authority(parent):
             problems.append(f"{name} is no authority: its certificate does not say CA")
         if not parent.not_valid_before_utc <= moment <= parent.not_valid_after_utc:
             problems.append(f"the certificate of {name} is not valid now")
@@ -222,11 +223,3 @@ def _state_problems(version: KeyVersion, context: OperationContext) -> list[str]
     if state in (KeyState.PRE_ACTIVE, KeyState.ACTIVE, KeyState.SUSPENDED):
         return []
     return [f"{version.name} is {state}: it needs no certificate any more"]
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return False
-    return found.value.ca

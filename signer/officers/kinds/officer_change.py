@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 
 from signer.errors import OperatorError
-from signer.officers.approval import officers_sha256, uris_of
+from signer.officers.approval import officers_sha256
 from signer.officers.kinds.base import (
     Details,
     Effects,
@@ -26,6 +26,7 @@ from signer.officers.offline_check import MAX_OFFICERS_BYTES
 from signer.officers.store import StoredOperation
 from signer.policy.officers import officer_problems
 from signer.policy.values import principals
+from signer.x509 import spki_of, uris_of
 
 
 class ChangeOfficers(Details):
@@ -141,10 +142,7 @@ def shared_keys(certificates: Mapping[str, x509.Certificate]) -> list[str]:
     holders: dict[bytes, str] = {}
     problems = []
     for who, certificate in certificates.items():
-        spki = certificate.public_key().public_bytes(
-            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-        )
-        other = holders.setdefault(spki, who)
+        other = holders.setdefault(spki_of(certificate.public_key()), who)
         if other != who:
             problems.append(f"{other} and {who} have the same key: each needs one of his own")
     return problems

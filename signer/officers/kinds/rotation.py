@@ -12,12 +12,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.keys import lifecycle
-from signer.keys.generation import NewKey, certified, cka_id_of
+from signer.keys.certificates import certified
+from signer.keys.generation import NewKey, cka_id_of
 from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion
 from signer.officers.kinds.base import (
@@ -43,6 +43,7 @@ from signer.officers.kinds.certificates_import import (
 )
 from signer.officers.kinds.create_key import hcert_terms, make, next_version, stopped
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
+from signer.x509 import spki_of
 
 MAX_KEYS = 50_000
 BATCH = 50
@@ -292,7 +293,7 @@ def imports(
 
 def _match(data: bytes, waiting: dict[bytes, KeyVersion]) -> tuple[x509.Certificate, KeyVersion]:
     certificate = read_any(data)
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = spki_of(certificate.public_key())
     if spki not in waiting:
         raise OperationError("is for none of the new keys of this rotation")
     return certificate, waiting[spki]

@@ -26,10 +26,11 @@ from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
 from signer.keys.audit_key import ensure_audit_key
-from signer.keys.certificates import public_key_pem
-from signer.keys.generation import NewKey, create_keys, import_certificate
+from signer.keys.certificates import certified, public_key_pem
+from signer.keys.generation import NewKey, create_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
+from signer.keys.writing import Change
 from signer.officers.kinds.officer_change import first_officers
 from signer.officers.records import first_officers_fields
 from signer.tools.dev import key_plan as plan
@@ -172,15 +173,10 @@ def _make_keys(
     missing = [NewKey(k.name, k.algorithm, k.bits) for k in keys if not before.versions(k.name)]
     if not missing:
         return
-    done = 0
-
-    def count(_: object) -> None:
-        nonlocal done
-        done += 1
-        progress(done, len(missing))
-
     with open_admin(config.tokens[0], config.state) as admin:
-        create_keys(registry, admin, missing, SystemClock(), count)
+        for done, new in enumerate(missing, 1):
+            create_key(registry, admin, new, SystemClock().now())
+            progress(done, len(missing))
 
 
 def _begin_log(registry: Registry, config: Config) -> None:
@@ -217,7 +213,8 @@ def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authori
         version = index.primary(key.name, now)
         if key.dcc and version is not None and version.certificate is None:
             certificate = pki.dcc_certificate(authority, version.spki, str(key.name))
-            import_certificate(registry, version, certificate, now)
+            with registry.writing() as write:
+                write.change([Change(version, certified(version, certificate, now))])
 
 
 def _policy(folder: Path, facilities: int) -> None:

@@ -15,6 +15,7 @@ from signer.config.client_file import load_client
 from signer.config.models import TlsConfig
 from signer.errors import ConfigError
 from signer.tools.doctor.finding import Finding, ok, refused, warning, wrong
+from signer.x509 import is_authority
 
 SOON = timedelta(days=30)
 
@@ -63,7 +64,7 @@ def judge_chain(check: str, chain: Sequence[x509.Certificate], now: float) -> Fi
 def judge_authorities(check: str, authorities: Sequence[x509.Certificate], now: float) -> Finding:
     """Judges the CA certificates that issue client certificates."""
     for each in authorities:
-        if not _is_authority(each):
+        if not is_authority(each):
             return wrong(
                 check,
                 f"{each.subject.rfc4514_string()} is not a CA certificate (basicConstraints)",
@@ -88,11 +89,3 @@ def judge_dates(check: str, certificates: Sequence[x509.Certificate], now: float
     if ends - at < SOON:
         return warning(check, f"ends on {until}, in {left} days", remedy)
     return ok(check, f"valid until {until}, {left} days")
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, ValueError):
-        return False
-    return found.value.ca

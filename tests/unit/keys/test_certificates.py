@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from signer.errors import OperatorError
 from signer.keys.certificates import (
+    certified,
     check_certificate,
     cose_kid,
     describe_certificate,
@@ -126,9 +127,9 @@ def test_what_is_no_single_certificate_is_refused(version: KeyVersion, certify: 
     pem = certify(load_der_public_key(version.spki))
     for data, message in [
         (pem + pem, "several"),
-        (b"", "no X.509"),
-        (b"\x30\x03\x02\x01", "no X.509"),
-        (pem[: len(pem) // 2], "no X.509"),
+        (b"", "not an X.509"),
+        (b"\x30\x03\x02\x01", "not an X.509"),
+        (pem[: len(pem) // 2], "not an X.509"),
         (pem + b"\n" * 70_000, "65536 are allowed"),
     ]:
         with pytest.raises(OperatorError, match=message):
@@ -189,3 +190,22 @@ def test_a_description_says_what_verifiers_ask(certify: Any) -> None:
 def test_public_keys_in_pem() -> None:
     pem = public_key_pem(P256)
     assert pem.startswith("-----BEGIN PUBLIC KEY-----\n")
+
+
+def test_a_certificate_becomes_the_kid(version: KeyVersion, certify: Any, now: float) -> None:
+    pem = certify(load_der_public_key(version.spki))
+    der = read_certificate(pem).public_bytes(Encoding.DER)
+    changed = certified(version, pem, now)
+    assert (changed.certificate, changed.kid) == (der, hashlib.sha256(der).digest()[:8])
+    assert certified(changed, der, now) is changed
+
+
+def test_another_certificate_replaces_it_only_where_asked(
+    version: KeyVersion, certify: Any, now: float
+) -> None:
+    key = load_der_public_key(version.spki)
+    changed = certified(version, certify(key), now)
+    other = certify(key, key_usage=False)
+    with pytest.raises(OperatorError, match="--replace"):
+        certified(changed, other, now)
+    assert certified(changed, other, now, replaces=True).kid != changed.kid

@@ -1,3 +1,4 @@
+import subprocess
 from typing import Any
 
 import pytest
@@ -25,8 +26,11 @@ def test_a_request_is_signed_by_the_key(
 ) -> None:
     bits = 2048 if algorithm in (Algorithm.RS256, Algorithm.PS256) else 0
     version = create_key(registry, token, NewKey(KeyName("moh", "k"), algorithm, bits), now)
-    request = x509.load_pem_x509_csr(make_request(token, version, SUBJECT))
+    pem = make_request(token, version, SUBJECT)
+    request = x509.load_pem_x509_csr(pem)
     assert request.is_signature_valid
+    command = ["openssl", "req", "-verify", "-noout"]
+    subprocess.run(command, input=pem, check=True, capture_output=True)
     assert request.subject.rfc4514_string() == SUBJECT
     assert (
         request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -34,13 +38,6 @@ def test_a_request_is_signed_by_the_key(
     )
     pss = isinstance(request.signature_algorithm_parameters, padding.PSS)
     assert pss == (algorithm is Algorithm.PS256)
-
-
-def test_a_long_subject_has_long_lengths(token: Any, version: KeyVersion) -> None:
-    subject = ",".join(f"OU={letter * 60}" for letter in "abcdefgh")
-    request = x509.load_pem_x509_csr(make_request(token, version, subject))
-    assert request.is_signature_valid
-    assert len(request.subject.rdns) == 8
 
 
 @pytest.mark.parametrize("subject", ["no name", "CN", "XX=1"])

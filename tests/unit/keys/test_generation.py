@@ -2,31 +2,15 @@ import hashlib
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from signer.errors import OperatorError
-from signer.keys.certificates import cose_kid, fits, jwk_thumbprint, read_certificate
-from signer.keys.generation import NewKey, cka_id, create_key, create_keys, import_certificate
+from signer.keys.certificates import cose_kid, fits, jwk_thumbprint
+from signer.keys.generation import NewKey, cka_id, create_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import Algorithm, KeyName, KeyState
 
 NAME = KeyName("01-001", "records")
-
-
-class Ticking:
-    """A clock that counts how often it was read."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> float:
-        self.time += 1
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
@@ -71,7 +55,7 @@ def test_impossible_lengths_are_refused(
 
 def test_a_key_is_not_made_twice(registry: Registry, token: Any) -> None:
     version = create_key(registry, token, NewKey(NAME, Algorithm.ES256), 1.0)
-    with pytest.raises(OperatorError, match="exists"):
+    with pytest.raises(OperatorError, match=r"the registry has that version|it has such a key"):
         create_key(registry, token, NewKey(NAME, Algorithm.ES256), 2.0)
     assert registry.snapshot() == KeyIndex([version], 1)
     assert len(token.private) == 1
@@ -90,65 +74,6 @@ def test_a_key_of_another_kind_is_not_registered(registry: Registry, token: Any)
             del algorithm
             return super().generate(Algorithm.ES384, bits, cka_id, label)  # type: ignore[no-any-return]
 
-    with pytest.raises(OperatorError, match="none for ES256"):
+    with pytest.raises(OperatorError, match="does not fit ES256"):
         create_key(registry, Confused(), NewKey(NAME, Algorithm.ES256), 1.0)
     assert registry.revision() == 0
-
-
-def test_many_keys_are_made_once(registry: Registry, token: Any) -> None:
-    wanted = [NewKey(KeyName(f"l-{n}", "records"), Algorithm.ES256) for n in range(5)]
-    made: list[KeyVersion] = []
-    create_keys(registry, token, wanted[:3], Ticking(), made.append)
-    create_keys(registry, token, wanted, Ticking(), made.append)
-    assert [v.key for v in made] == [new.name for new in wanted]
-    assert [v.created for v in made] == [1.0, 2.0, 3.0, 1.0, 2.0]
-    assert registry.snapshot() == KeyIndex(made, 5)
-    assert len(token.private) == 5
-
-
-def test_a_name_taken_by_another_algorithm_stops_the_rest(registry: Registry, token: Any) -> None:
-    create_key(registry, token, NewKey(NAME, Algorithm.ES256), 1.0)
-    with pytest.raises(OperatorError, match="exists for ES256, not EdDSA"):
-        create_keys(registry, token, [NewKey(NAME, Algorithm.EDDSA)], Ticking())
-
-
-def test_a_certificate_becomes_the_kid(
-    registry: Registry, version: KeyVersion, certify: Any, now: float
-) -> None:
-    pem = certify(load_der_public_key(version.spki))
-    der = read_certificate(pem).public_bytes(Encoding.DER)
-    changed = import_certificate(registry, version, pem, now)
-    assert (changed.certificate, changed.kid) == (der, hashlib.sha256(der).digest()[:8])
-    assert registry.snapshot() == KeyIndex([changed], 2)
-
-
-def test_the_same_certificate_again_changes_nothing(
-    registry: Registry, version: KeyVersion, certify: Any, now: float
-) -> None:
-    pem = certify(load_der_public_key(version.spki))
-    changed = import_certificate(registry, version, pem, now)
-    assert import_certificate(registry, changed, pem, now) == changed
-    assert registry.revision() == 2
-
-
-def test_another_certificate_replaces_it_only_if_told(
-    registry: Registry, version: KeyVersion, certify: Any, now: float
-) -> None:
-    key = load_der_public_key(version.spki)
-    changed = import_certificate(registry, version, certify(key), now)
-    other = certify(key, key_usage=False)
-    with pytest.raises(OperatorError, match="--replace"):
-        import_certificate(registry, changed, other, now)
-    again = import_certificate(registry, changed, other, now, replaces=True)
-    assert again.kid != changed.kid
-    assert registry.snapshot() == KeyIndex([again], 3)
-
-
-def test_a_certificate_of_another_key_changes_nothing(
-    registry: Registry, version: KeyVersion, certify: Any, now: float
-) -> None:
-    stranger = ec.generate_private_key(ec.SECP256R1()).public_key()
-    assert stranger.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != version.spki
-    with pytest.raises(OperatorError, match="public key"):
-        import_certificate(registry, version, certify(stranger), now)
-    assert registry.snapshot() == KeyIndex([version], 1)

@@ -97,7 +97,7 @@ def name_of(content: bytes) -> str:
         (table(row(clients=f"{CLIENT} {CLIENT}")), " twice"),
         (table(row(algorithm="es256")), "line 2: algorithm is none of"),
         (table(row(algorithm="ES384")), "line 2: ES384 is not allowed with profile clinic"),
-        (table(row(bits="256")), "line 2: ES256 has one key length"),
+        (table(row(bits="256")), "line 2: ES256 has a fixed key length"),
         (table(row(algorithm="PS256")), "line 2: PS256 needs a modulus"),
         (table(row(algorithm="PS256", bits="99")), "line 2: PS256 needs a modulus"),
         (table(row(bits="1e3")), "line 2: bits is no number"),

@@ -98,7 +98,7 @@ def test_an_officer_is_refused(stage: Stage, make: Callable[[], Any], told: str)
 
 
 def test_what_else_is_refused(stage: Stage) -> None:
-    assert "is no X.509 certificate" in stage.problems("officers", add=["x"])[0]
+    assert "is not an X.509 certificate" in stage.problems("officers", add=["x"])[0]
     assert stage.problems("officers", remove=[D, E]) == [
         f"remove: {D} is no officer",
         f"remove: {E} is no officer",
@@ -167,7 +167,7 @@ def test_the_first_officers_are_read_by_file(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("second", "told"),
     [
-        (b"x", "b.pem: the file is no X.509"),
+        (b"x", "b.pem: the file is not an X.509"),
         (pem(certificate_of(A, key=key_of("y"))).encode(), "b.pem: .*another certificate"),
         (pem(certificate_of(B, key=key_of(A))).encode(), "have the same key"),
         (pem(certificate_of(B, uris=[])).encode(), "b.pem: .*exactly one URI"),
