@@ -6,15 +6,14 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import yaml
 
 from signer.tools.dev import free_ports, texts
 from signer.tools.dev.appliance import DevAppliance
+from tests.daemon import get
 
 SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2.conf", "client-*.yaml")
 """The files of an appliance that name its folder or its ports."""
@@ -59,14 +58,7 @@ class Appliance(DevAppliance):
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a page of the metrics port."""
-        address = urlsplit(self.dev["metrics"])
-        connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
+        return get(self.dev["metrics"] + path)
 
     def key(self, name: str) -> dict[str, Any]:
         """What dev.json says of one key; ``name`` may be short: "01-001/records"."""

@@ -28,7 +28,8 @@ from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
 from signer.tools.dev import pki, softhsm
 from tests.appliances import Appliance
-from tests.fault.daemon import OTHERS, RECORDS, SECONDS, Daemon, check_all, until
+from tests.daemon import RECORDS, SECONDS, Daemon, until
+from tests.fault.daemon import OTHERS, check_all
 from tests.fault.watching import Alert, Watching
 from tests.integration.officers import Office
 
@@ -226,7 +227,7 @@ def set_up(folder: Path, shim_module: Path) -> dict[str, Machine]:
     for name in STORIES:
         appliance = Appliance(folder / name)
         appliance.init()
-        machine = Machine(Daemon(appliance.dir), folder / f"{name}-orders")
+        machine = Machine(Daemon(appliance.dir / "signer.yaml"), folder / f"{name}-orders")
         machine.orders.mkdir()
         machine.order("free", ROOM)
         machine.order("quick")  # the disk of a busy machine is slow of itself

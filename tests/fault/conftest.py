@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.appliances import Appliance
-from tests.fault.daemon import Daemon
+from tests.daemon import Daemon
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon of the test's own, not started; it must end cleanly if it still lives."""
     appliance = Appliance(tmp_path / "dev")
     appliance.init()
-    made = Daemon(appliance.dir)
+    made = Daemon(appliance.dir / "signer.yaml")
     yield made
     if made.running:
         code = made.stop()

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from tests.daemon import Daemon, until
 from tests.fault.alert_stories import DISK, HSM, KEYS, PIN, STORIES, Machine, set_up
-from tests.fault.daemon import Daemon, until
 from tests.fault.watching import SHIPPED, Alert, Watching, hurried, without_durations
 
 SERVICE = ""

@@ -15,7 +15,7 @@ from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.client import ItemResult, SignerClientError
-from tests.fault.daemon import RECORDS, SECONDS, Daemon, correct, until
+from tests.daemon import RECORDS, SECONDS, Daemon, correct, until
 
 PROGRAM = Path(__file__).with_name("serve_with_faults.py")
 NEVER = "3600"

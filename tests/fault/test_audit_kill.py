@@ -19,7 +19,7 @@ from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
-from tests.fault.daemon import RECORDS, SECONDS, Daemon, until
+from tests.daemon import RECORDS, SECONDS, Daemon, until
 
 CALLERS = 3
 

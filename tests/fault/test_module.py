@@ -19,7 +19,8 @@ from signer.client import (
     SignerClientError,
 )
 from signer.tools.dev import softhsm
-from tests.fault.daemon import OTHERS, RECORDS, Daemon, Load, check_all, until
+from tests.daemon import RECORDS, Daemon, until
+from tests.fault.daemon import OTHERS, Load, check_all
 
 
 class Faults:

@@ -16,7 +16,8 @@ from signer.config.policy_documents import read_policy
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
 from signer.tools.dev import softhsm
-from tests.fault.daemon import Daemon, Load, until
+from tests.daemon import Daemon, until
+from tests.fault.daemon import Load
 from tests.integration.officers import Office, csv_of
 
 KEY = "facilities/01-001/keys/new"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from signer.client import Operation, SignerClientError, sign_operation
-from tests.fault.daemon import OTHERS, RECORDS, Daemon, Load, until
+from tests.daemon import RECORDS, Daemon, until
+from tests.fault.daemon import OTHERS, Load
 from tests.fault.test_officers_faults import (
     KEY,
     approved,

@@ -15,7 +15,8 @@ import pytest
 from signer.config.loader import load_config
 from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm
-from tests.fault.daemon import OTHERS, RECORDS, Daemon, until
+from tests.daemon import RECORDS, Daemon, until
+from tests.fault.daemon import OTHERS
 from tests.integration.hsm_probe import ask
 
 

@@ -12,7 +12,8 @@ import pytest
 from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
-from tests.fault.daemon import Daemon, Load, until
+from tests.daemon import Daemon, until
+from tests.fault.daemon import Load
 
 
 @pytest.mark.parametrize("times", [3])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tests.fault.daemon import until
+from tests.daemon import until
 from tests.prometheus_server import PrometheusServer
 
 SHIPPED = Path(__file__).parents[2] / "config/prometheus"

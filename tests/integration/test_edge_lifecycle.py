@@ -21,8 +21,8 @@ from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.v1 import signing_pb2
+from tests.daemon import verified
 from tests.integration import edge, outputs
-from tests.integration.served import verified
 
 
 def serve(config: Path) -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,8 @@ from signer.client import DeniedError, InvalidRequestError
 from signer.files import SECRET, replace_file
 from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
+from tests.daemon import Daemon, verified
 from tests.integration import edge, officers
-from tests.integration.served import Served, verified
 
 SIGNER = [sys.executable, "-m", "signer"]
 KEY = "facilities/clinic/keys/records"
@@ -117,15 +117,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def served(place: Place) -> Iterator[Served]:
-    made = Served(place.config)
+def served(place: Place) -> Iterator[Daemon]:
+    made = Daemon(place.config)
     made.start()
     yield made
     assert made.stop() == 0
 
 
 @pytest.fixture(scope="module")
-def office(place: Place, served: Served) -> officers.Office:
+def office(place: Place, served: Daemon) -> officers.Office:
     del served
     made = officers.Office(place.dev)
     made.do("create-key", key=KEY, algorithm="ES256", activate=True)
@@ -147,7 +147,7 @@ def reload(office: officers.Office) -> Any:
 
 
 def test_an_operator_alone_widens_no_policy(
-    place: Place, served: Served, office: officers.Office
+    place: Place, served: Daemon, office: officers.Office
 ) -> None:
     assert not reload(office).policy_changed
     approved = place.policy
@@ -225,7 +225,7 @@ def test_no_officer_signs_and_no_issuer_decides(office: officers.Office) -> None
 
 
 def test_verify_finds_a_policy_that_was_put_in_force_by_hand(
-    place: Place, served: Served, office: officers.Office
+    place: Place, served: Daemon, office: officers.Office
 ) -> None:
     """Runs last: from here on the log is not in order any more, and must not be."""
     audit = place.dir / "audit"
@@ -245,4 +245,4 @@ def test_verify_finds_a_policy_that_was_put_in_force_by_hand(
         )
 
     edge.eventually(found, "verify finds it")
-    assert served.ready()
+    assert served.reason() == ""

@@ -14,8 +14,8 @@ import pytest
 
 from signer.client import NotFoundError, PreconditionError, UnavailableError
 from signer.tools.dev import pki
+from tests.daemon import Daemon, beside
 from tests.integration import edge, officers
-from tests.integration.served import Served, beside
 
 SIGNER = [sys.executable, "-m", "signer"]
 RECORDS = edge.RECORDS
@@ -25,7 +25,7 @@ OTHER = "facilities/01-002/keys/records"
 class Site:
     """Both appliances, and the officers as each of them sees them."""
 
-    def __init__(self, first: Served, second: Served, dev: dict[str, Any], database: Any) -> None:
+    def __init__(self, first: Daemon, second: Daemon, dev: dict[str, Any], database: Any) -> None:
         self.first, self.second, self.database = first, second, database
         self.at_first = officers.Office(dev)
         self.at_second = officers.Office({**dev, "address": second.settings["listen"]})
@@ -51,7 +51,7 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
     made.start()  # in development the files' policy comes into force with a start
     assert made.stop() == 0
     subprocess.run([*SIGNER, "init", "--config", str(second), "--join"], check=True)
-    both = Served(made.dir / "signer.yaml"), Served(second)
+    both = Daemon(made.dir / "signer.yaml"), Daemon(second)
     for each in both:
         each.start()
     yield Site(*both, made.dev, postgres)

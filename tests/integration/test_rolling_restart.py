@@ -26,8 +26,8 @@ from signer.audit.read.reader import Reader
 from signer.client import secure_channel
 from signer.tools.dev.appliance import connect
 from tests.appliances import Appliance
+from tests.daemon import Daemon, beside
 from tests.integration import edge
-from tests.integration.served import Served, beside
 
 SIGNER = [sys.executable, "-m", "signer"]
 PLAIN, LIBRARY = edge.RECORDS, "facilities/01-002/keys/records"
@@ -43,7 +43,7 @@ NOTICE = 5.0
 class Pair:
     """Both appliances, and how callers reach them as one."""
 
-    def __init__(self, both: tuple[Served, Served], dev: dict[str, Any]) -> None:
+    def __init__(self, both: tuple[Daemon, Daemon], dev: dict[str, Any]) -> None:
         self.both = both
         addresses = ",".join(each.settings["listen"] for each in both)
         self.dev = {**dev, "address": addresses}
@@ -82,7 +82,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     second = beside(made)
     subprocess.run([*SIGNER, "init", "--config", str(second), "--join"], check=True)
     with ExitStack() as stack:
-        both = Served(made.dir / "signer.yaml"), Served(second)
+        both = Daemon(made.dir / "signer.yaml"), Daemon(second)
         for each in both:
             each.start()
             stack.callback(each.stop)
@@ -141,7 +141,7 @@ class Calls:
                 told = error.code().name if isinstance(error, grpc.Call) else repr(error)
                 self.failures[key].append(told)
 
-    def reach(self, served: Served) -> None:
+    def reach(self, served: Daemon) -> None:
         """Waits until calls of both kinds are answered by an appliance that has just started."""
         edge.eventually(
             lambda: {"MESSAGE", "JWS"} <= formats_signed(served),
@@ -150,7 +150,7 @@ class Calls:
         )
 
 
-def formats_signed(served: Served) -> set[str]:
+def formats_signed(served: Daemon) -> set[str]:
     host, _, port = served.settings["metrics"].partition(":")
     with closing(HTTPConnection(host, int(port), timeout=20)) as connection:
         connection.request("GET", "/metrics")

@@ -29,9 +29,9 @@ from signer.keys.schema import VERSION
 from signer.tools.dev import free_ports, pki
 from signer.tools.dev.appliance import connect
 from signer.tools.dev.key_plan import principal
+from tests.daemon import Daemon, verified
 from tests.integration import edge
 from tests.integration.document import Document
-from tests.integration.served import Served, verified
 
 HERE = Path(__file__).parent
 STATES = sorted(path.name for path in HERE.glob("schema-*"))
@@ -147,9 +147,8 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
 
 
 @pytest.fixture
-def serving(machine: Machine) -> Iterator[Served]:
-    served = Served(machine.config)
-    served.settings = yaml.safe_load(machine.config.read_text())
+def serving(machine: Machine) -> Iterator[Daemon]:
+    served = Daemon(machine.config)
     yield served
     if served.process is not None and served.process.poll() is None:
         assert served.stop() == 0
@@ -166,7 +165,7 @@ def test_there_is_a_state_of_every_schema() -> None:
 
 
 @pytest.mark.parametrize("machine", STATES, indirect=True)
-def test_a_state_is_verified_upgraded_and_gone_on_with(machine: Machine, serving: Served) -> None:
+def test_a_state_is_verified_upgraded_and_gone_on_with(machine: Machine, serving: Daemon) -> None:
     audit = machine.dir / "audit"
     before = verified(audit, "signer/audit")
     assert before["problems"] == []
@@ -272,7 +271,7 @@ def test_a_configuration_of_a_later_version_is_refused(machine: Machine) -> None
 
 
 def test_who_runs_on_while_the_registry_is_migrated_signs_and_follows(
-    machine: Machine, serving: Served
+    machine: Machine, serving: Daemon
 ) -> None:
     serving.start()
     with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
