@@ -17,7 +17,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The clocks of the machine."""
 
     def now(self) -> float:
         return time.time()
@@ -27,13 +27,13 @@ class SystemClock:
 
 
 JUMP_SECONDS = 10.0
-"""How far the machine's clock may stand from where it was, counted in monotonic seconds."""
+"""How far the system clock may drift from monotonic time since the start, in seconds."""
 BEHIND_SECONDS = 2.0
-"""How far it may be behind the log: other threads write while it is read."""
+"""How far it may be behind the log, in seconds: other threads append meanwhile."""
 
 
 class FlooredClock(SystemClock):
-    """The machine's clock, but never before a floor: the time of the audit log's last record.
+    """The system clock, but never before a floor: the time of the audit log's last record.
 
     A clock that was set back must not reactivate a version that has ended, nor reopen a quota.
     """
@@ -50,13 +50,13 @@ class FlooredClock(SystemClock):
         self._floor = max(self._floor, seconds)
 
     def machine(self) -> float:
-        """What the machine's clock says, right or wrong."""
+        """Returns the time of the system clock, right or wrong."""
         return time.time()
 
     def doubt(self) -> str:
-        """Why the machine's clock is not to be trusted; empty where nothing speaks against it.
+        """Returns a reason to distrust the system clock, or "".
 
-        A jump stays one until a restart. A machine that slept has jumped.
+        A jump counts until the process restarts. A suspended machine counts as a jump.
         """
         now = time.time()
         jump = now - time.monotonic() - self._epoch

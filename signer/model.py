@@ -1,4 +1,4 @@
-"""The values that everybody shares. This module imports nothing of ours but errors.
+"""Values that all layers share.
 
 Times are seconds since the epoch in UTC; names are resource names of the API.
 """
@@ -17,7 +17,7 @@ from signer.errors import Failure
 
 
 class Format(enum.StrEnum):
-    """What a payload is and what comes back for it (DESIGN section 7)."""
+    """What a payload is, and what is returned for it; ``formats`` has one file for each."""
 
     DIGEST = "DIGEST"
     MESSAGE = "MESSAGE"
@@ -39,7 +39,7 @@ class KeyState(enum.StrEnum):
 
 
 class Scope(enum.StrEnum):
-    """How much a suspension stops at once, apart from the states of keys."""
+    """What a suspension stops, whatever the states of the keys."""
 
     EVERYTHING = "everything"
     GROUP = "group"
@@ -47,7 +47,7 @@ class Scope(enum.StrEnum):
 
 
 class Suspension(NamedTuple):
-    """A flag that stops keys whatever their state; ``name`` is empty for everything."""
+    """Stops all keys, a group's or a facility's; ``name`` is that of the group or facility."""
 
     scope: Scope
     name: str
@@ -61,20 +61,20 @@ class Suspension(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """What suspensions come to: why everything stands still, and why single facilities do."""
+    """Which suspensions are in force: the reason for everything, or reasons by facility."""
 
     everything: str = ""
     facilities: Mapping[str, str] = field(default_factory=dict)
 
     def reason(self, facility: str) -> str:
-        """Why a facility's keys may not sign; empty where they may. The audit key always may."""
+        """Returns why a facility's keys may not sign; empty: they may. The audit key always may."""
         if facility == AUDIT_KEY.facility:
             return ""
         return self.everything or self.facilities.get(facility, "")
 
 
 class Role(enum.StrEnum):
-    """What a principal may be."""
+    """What a principal is allowed to do, apart from signing with single keys."""
 
     ISSUER = "issuer"
     OFFICER = "officer"
@@ -83,7 +83,7 @@ class Role(enum.StrEnum):
 
 
 IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
-"""Ids of facilities and keys: 1 to 63 characters, lower case."""
+"""Ids of facilities, groups, profiles and keys: 1 to 63 characters, lower case."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -112,7 +112,7 @@ class KeyName:
 
 
 AUDIT_KEY = KeyName("_audit", "checkpoint")
-"""Signs the audit log's checkpoints. No id begins with an underscore: nothing else can name it."""
+"""Signs checkpoints of the audit log. No id begins with "_", so no request can name it."""
 
 
 def parse_key_or_version(name: str) -> tuple[KeyName, int | None]:
@@ -131,15 +131,15 @@ def parse_key_or_version(name: str) -> tuple[KeyName, int | None]:
 class KeyVersion:
     """One version of a key as the registry knows it.
 
-    ``spki`` is the pin: SubjectPublicKeyInfo in DER, against which signatures
-    are checked. ``cka_id`` finds the private key on ``token`` (a label).
-    ``kid`` is the COSE key id, ``thumbprint`` the JWS key id (RFC 7638).
+    ``spki`` is the pin: SubjectPublicKeyInfo in DER, with which signatures are checked.
+    ``cka_id`` is the id of the private key on ``token`` (a label). ``kid`` is the COSE
+    key id, ``thumbprint`` the JWS key id (RFC 7638).
 
-    ``activate_at``: from when it signs. ``sign_until``: how long it may, apart from
-    its certificate's end. ``deactivate_at``: when its successor takes over for good.
-    ``destroy_at``: before which it is not destroyed. ``came_from``: the state before
-    DESTROY_SCHEDULED. ``request`` is the certification request in PEM, if one was made.
-    ``revision`` is the registry's that wrote it last.
+    ``activate_at``: it signs from then on. ``sign_until``: it may sign until then,
+    whatever its certificate says. ``deactivate_at``: its overlap with its successor ends.
+    ``destroy_at``: it is not destroyed before. ``came_from``: the state before
+    DESTROY_SCHEDULED. ``request``: the certification request in PEM, if one was made.
+    ``revision``: that of the registry when this was written.
     """
 
     key: KeyName
@@ -167,21 +167,21 @@ class KeyVersion:
 
     @property
     def compromised(self) -> bool:
-        """Whether its signatures are in doubt, whatever became of it since."""
+        """Whether it is COMPROMISED, or was before its destruction was scheduled."""
         return KeyState.COMPROMISED in (self.state, self.came_from)
 
     @property
     def ends_at(self) -> float | None:
-        """When it signs no longer, whatever happens; None where nothing says so."""
-        if self.sign_until is None or self.deactivate_at is None:  # of tens of thousands, often
+        """The time from which it no longer signs; None: no such time is set."""
+        if self.sign_until is None or self.deactivate_at is None:  # faster than min() of a list
             return self.deactivate_at if self.sign_until is None else self.sign_until
         return min(self.sign_until, self.deactivate_at)
 
     def state_at(self, now: float) -> KeyState:
-        """The state in force: a function of the record and the clock.
+        """Returns the state in force, a function of the record and the clock.
 
-        The clock activates what was told to be, and ends it. It destroys nothing: a
-        version with a ``destroy_at`` is scheduled for it once it has ended.
+        The clock activates and ends a version. It destroys nothing: a version with a
+        ``destroy_at`` becomes DESTROY_SCHEDULED when it ends.
         """
         if self.state not in (KeyState.ACTIVE, KeyState.SUSPENDED):
             return self.state
@@ -198,13 +198,12 @@ class KeyVersion:
 
 @dataclass(frozen=True, slots=True)
 class ContentRules:
-    """What a facility's HCERT and JSON payloads must be. None or empty: not restricted.
+    """What HCERT and JWS payloads of a key must contain. None or empty: not restricted.
 
-    ``countries`` and ``issuers`` are the allowed values of ``co`` and ``is`` of
-    the entry; ``certificate_types`` are of v, t, r; ``identifier_prefix`` is what
-    ``ci`` (the UVCI) starts with; ``future_dates`` False refuses a vaccination
-    date that has begun nowhere on Earth; ``required_members`` are names of members that the
-    JSON object of a JWS must have.
+    ``countries`` and ``issuers``: allowed values of ``co`` and ``is`` in the entry.
+    ``certificate_types``: some of v, t, r. ``identifier_prefix``: ``ci`` (the UVCI) must
+    begin with it. ``future_dates`` False refuses an event on a day that has not begun
+    anywhere on Earth. ``required_members``: the JSON object of a JWS must have them.
     """
 
     countries: frozenset[str] = frozenset()
@@ -217,7 +216,7 @@ class ContentRules:
 
 @dataclass(frozen=True, slots=True)
 class HcertTerms:
-    """``iss`` (ISO 3166 alpha-2 country) and life in seconds of the certificates made."""
+    """``iss`` (ISO 3166 alpha-2 country) and validity in seconds of health certificates."""
 
     issuer: str
     validity: int
@@ -225,7 +224,7 @@ class HcertTerms:
 
 @dataclass(frozen=True, slots=True)
 class FormatContext:
-    """All that formats depend on besides the payloads: same context, same bytes."""
+    """All that a format depends on besides the payloads: same context, same bytes."""
 
     version: KeyVersion
     now: int
@@ -249,10 +248,9 @@ class PreparedBatch(NamedTuple):
 class SignJob:
     """One batch for the HSM layer, in columns.
 
-    ``inputs``: digests of the key's hash, or messages for EdDSA. ``owner`` shares
-    the HSM fairly with other owners, ``weight`` times as fast as a weight of 1.
-    ``check_every``: one signature in so many is checked with the pinned public
-    key (1: every one). ``deadline`` is monotonic seconds.
+    ``inputs``: digests of the key's hash, or messages for EdDSA. Owners share the HSM in
+    proportion to their ``weight``. ``check_every``: one signature in this many is checked
+    with the pinned public key (1: every one). ``deadline`` is in monotonic seconds.
     """
 
     version: KeyVersion
@@ -266,7 +264,7 @@ class SignJob:
 class Signed(NamedTuple):
     """Raw signatures in the order of the inputs, b"" where ``failures`` has the index.
 
-    ``attempts``: to how many workers the same item was given at most, one after
+    ``attempts``: the largest number of workers that the same item was sent to, one after
     the other; 0 where nothing reached an HSM.
     """
 
@@ -276,7 +274,7 @@ class Signed(NamedTuple):
 
     @classmethod
     def all_failed(cls, job: SignJob, failure: Failure) -> Signed:
-        """Returns a batch of which every item has failed alike."""
+        """Returns a batch of which every item has failed in the same way."""
         count = len(job.inputs)
         return cls([b""] * count, dict.fromkeys(range(count), failure), 0)
 
@@ -289,7 +287,7 @@ class TokenObject(NamedTuple):
 
 
 def inventory_digest(keys: Iterable[TokenObject]) -> bytes:
-    """Returns a digest of which keys a token holds, whatever their order."""
+    """Returns a digest of the keys on a token; their order does not matter."""
     lines = sorted(f"{key.cka_id.hex()} {key.label}" for key in keys)
     return hashlib.sha256("\n".join(lines).encode()).digest()
 

@@ -74,14 +74,14 @@ def _kinds(value: object) -> dict[str, int]:
 
 
 LEVELS = ("debug", "info", "warning", "error")
-"""What is logged: lines of this level and those behind it."""
+"""Log levels: one logs its own lines and those of the levels after it."""
 
 Reachable = Annotated[Address, PlainValidator(read_address)]
 File = Annotated[Path, PlainValidator(_path)]
 
 
 class TlsConfig(StrictModel):
-    """The server's certificate chain and key, and who may issue client certificates (PEM)."""
+    """The certificate chain and key of the server, and the issuers of client certificates."""
 
     certificate: File
     key: File
@@ -104,12 +104,12 @@ class TokenConfig(StrictModel):
 
 
 CLOSE_SECONDS = 50
-"""How long an end takes after its drain, at most: 30 s for a database that hangs, then the
-last calls, the log's last checkpoint, workers and traces, each with a bound of its own."""
+"""Upper bound of a stop after the drain: 30 s for a database that hangs, then the last calls,
+the last checkpoint of the log, workers and traces, each with its own limit."""
 
 
 class LimitsConfig(StrictModel):
-    """Bounds of the server; bytes, items and seconds as the names say."""
+    """Limits of the server, in the units that the names say."""
 
     message_bytes: int = Field(4 << 20, ge=64 << 10, le=64 << 20)
     calls: int = Field(32, ge=1, le=1024)
@@ -122,12 +122,12 @@ class LimitsConfig(StrictModel):
 
     @property
     def stop_seconds(self) -> float:
-        """How long a stop by SIGTERM takes at most; whoever stops the service must wait longer."""
+        """The most seconds that a stop by SIGTERM takes; a service manager must wait longer."""
         return self.drain_notice_seconds + self.drain_seconds + CLOSE_SECONDS
 
 
 class AuditConfig(StrictModel):
-    """The audit log: where it lies, what it calls itself, where its checkpoints are shipped."""
+    """The audit log: its directory, its name, and where its checkpoints are copied."""
 
     directory: File = Field(default=Path("audit"), validate_default=True)
     origin: str = Field("signer/audit", pattern=r"^[!-*,-~]{1,200}$")  # C2SP: no space, no plus
@@ -138,9 +138,9 @@ class AuditConfig(StrictModel):
 
 
 class OperationsConfig(StrictModel):
-    """Dual control: how many officers must sign an operation, the proposer among them.
+    """Dual control: how many officers must sign an operation, including the proposer.
 
-    ``officers`` is for every kind that ``kinds`` does not name.
+    ``officers`` applies to every kind that is not in ``kinds``.
     """
 
     officers: int = Field(2, ge=2, le=20)
@@ -157,10 +157,10 @@ class OperationsConfig(StrictModel):
 
 
 class TracingConfig(StrictModel):
-    """Where spans go (OTLP over HTTP), and the part of calls that begin a trace here.
+    """Where spans are sent (OTLP over HTTP), and the share of calls that begin a trace here.
 
-    Calls that continue their caller's trace follow its decision. ``ca``: who issued the
-    collector's certificate, where that is not a public authority.
+    A call that continues its caller's trace follows the caller's decision. ``ca``: the issuer
+    of the collector's certificate, if it is not a public one.
     """
 
     endpoint: str = Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*)?$")
@@ -190,7 +190,7 @@ class Config(StrictModel):
     client: File | None = None
 
     def changed(self, other: Config) -> tuple[str, ...]:
-        """Returns the settings in which ``other`` differs and that a reload does not take."""
+        """Returns the settings that differ in ``other`` and that a reload cannot change."""
         return tuple(
             name
             for name in Config.model_fields

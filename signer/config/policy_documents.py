@@ -1,4 +1,4 @@
-"""Policies as files and as one text, by whose SHA-256 a policy is known."""
+"""Policies as files and as one text, whose SHA-256 identifies the policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PolicyFile(NamedTuple):
 
 
 class PolicyText(NamedTuple):
-    """A policy and the bytes that its ``sha256`` is taken over."""
+    """A policy and the bytes whose SHA-256 is its ``sha256``."""
 
     policy: Policy
     text: bytes
@@ -38,35 +38,34 @@ def load_policy(path: Path) -> Policy:
 def read_policy(path: Path) -> PolicyText:
     """Reads a policy: one file, or the ``*.yaml`` of a directory in the order of their names.
 
-    Files are merged section by section; nothing may stand in two of them. Raises
-    ConfigError with all that is wrong.
+    Files are merged section by section; no name may be in two of them. Raises ConfigError
+    with all mistakes.
     """
     return _policy_of(_read_files(path), path)
 
 
 def policy_sha256(path: Path) -> str:
-    """Returns the name of the policy that lies in files, without reading what it says."""
+    """Returns the SHA-256 of the policy in files, without parsing it."""
     return hashlib.sha256(policy_text(_read_files(path))).hexdigest()
 
 
 def read_policy_text(text: bytes, source: str = "the policy in force") -> PolicyText:
-    """Reads a policy from its text; raises ConfigError, and ValueError where it is none."""
+    """Reads a policy from its text; raises ConfigError, or ValueError for another text."""
     return _policy_of(policy_files(text), Path(source))
 
 
 def policy_text(files: Sequence[PolicyFile]) -> bytes:
     """Returns the one text of a policy.
 
-    It is made of each file in the order of their names: the length of its name and the
-    name, the length of its bytes and the bytes, each written as the netstring
-    ``LENGTH:BYTES,``.
+    For each file, in the order of their names, it has the name and the content, each as
+    the netstring ``LENGTH:BYTES,``.
     """
     parts = [part for file in files for part in (file.name.encode(), file.content)]
     return b"".join(b"%d:%b," % (len(part), part) for part in parts)
 
 
 def policy_files(text: bytes) -> list[PolicyFile]:
-    """Returns the files of which a policy's text is made; raises ValueError."""
+    """Returns the files in a policy's text; raises ValueError."""
     parts: list[bytes] = []
     while text:
         length, colon, rest = text.partition(b":")
@@ -82,9 +81,9 @@ def policy_files(text: bytes) -> list[PolicyFile]:
 
 
 def write_policy_files(path: Path, text: bytes) -> None:
-    """Has the file or directory at ``path`` hold exactly a policy's files. Raises OSError.
+    """Makes the file or directory at ``path`` contain exactly a policy's files.
 
-    Each file is replaced as a whole; those that the policy does not have are removed.
+    Each file is replaced as a whole; other ``*.yaml`` files are removed. Raises OSError.
     """
     files = policy_files(text)
     if not path.is_dir():
@@ -145,7 +144,7 @@ def _merge(
     origins: dict[str, str],
     problems: list[Violation],
 ) -> None:
-    """Adds the sections of one file. Lists are put together, mappings name by name."""
+    """Adds the sections of one file: lists are joined, mappings merged name by name."""
     for section, content in document.items():
         there = merged.setdefault(section, type(content)())
         if isinstance(there, list) and isinstance(content, list):

@@ -1,4 +1,4 @@
-"""The plain subset of YAML that is accepted, and how a file of it becomes plain values.
+"""Reads the plain subset of YAML that is accepted into plain values.
 
 Mappings, lists, texts, true and false, decimal numbers; no anchors, aliases, tags,
 merge keys or empty values, and no key twice. What YAML 1.1 would silently read as
@@ -19,27 +19,27 @@ from signer.errors import ConfigError, Violation
 from signer.text import dotted
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_PROBLEMS = 50  # told at once
+MAX_PROBLEMS = 50  # reported at once
 MAX_DEPTH = 16  # of mappings and lists in each other
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}")
-_SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-9]+)+")  # 20:00 is 1200 to YAML 1.1, to some 06:00 too
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-9]+)+")  # YAML 1.1 reads 20:00 as 1200
 _TEXT_TAGS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"})
-_ABSENT = object()  # stands for a value that was refused, or is none
+_ABSENT = object()  # in place of a refused or missing value
 
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def refuse(path: Path, problems: list[Violation]) -> NoReturn:
-    told = problems[:MAX_PROBLEMS]
+    reported = problems[:MAX_PROBLEMS]
     if len(problems) > MAX_PROBLEMS:
-        told.append(Violation("", f"and {len(problems) - MAX_PROBLEMS} more"))
-    raise ConfigError(str(path), told)
+        reported.append(Violation("", f"and {len(problems) - MAX_PROBLEMS} more"))
+    raise ConfigError(str(path), reported)
 
 
 def together(read: list[Violation], found: list[Violation]) -> list[Violation]:
-    """Leaves out what is only the consequence of a value that could not be read."""
+    """Joins problems, without those that only follow from a value that could not be read."""
     unread = {problem.field for problem in read}
     return read + [problem for problem in found if problem.field not in unread]
 
@@ -57,13 +57,13 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def document_of(content: bytes, file: Path, problems: list[Violation]) -> dict[str, object]:
-    """Returns the one mapping that a YAML text must be; adds what is wrong with it."""
+    """Returns the mapping that a YAML text must be; adds mistakes to ``problems``."""
     try:
         document = _Reader(content.decode(), file, problems).document()
     except UnicodeDecodeError as error:
         text = f"is not UTF-8: look at byte {error.start}"
     except yaml.MarkedYAMLError as error:
-        text = f"{error.problem or error.context}{_place(error.problem_mark)}"
+        text = f"{error.problem or error.context}{_line(error.problem_mark)}"
     except yaml.YAMLError as error:
         text = str(error).splitlines()[0]
     else:
@@ -74,19 +74,19 @@ def document_of(content: bytes, file: Path, problems: list[Violation]) -> dict[s
 
 
 class _Mark(Protocol):
-    """A place in the text, of either YAML parser."""
+    """A position in the text, of either YAML parser."""
 
     @property
     def line(self) -> int:
         """Counted from 0."""
 
 
-def _place(mark: _Mark | None) -> str:
+def _line(mark: _Mark | None) -> str:
     return f" (line {mark.line + 1})" if mark else ""
 
 
 class _Reader:
-    """Builds plain values out of YAML's events and tells what it refuses, with its place."""
+    """Builds plain values from the events of YAML, and reports refused ones with their lines."""
 
     def __init__(self, text: str, file: Path, problems: list[Violation]) -> None:
         self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_Loader)
@@ -96,7 +96,7 @@ class _Reader:
         self._path: list[str | int] = []
 
     def document(self) -> object:
-        """Returns the value of the one document; raises YAMLError where none can be read."""
+        """Returns the value of the one document; raises YAMLError where the syntax is wrong."""
         next(self._events)  # the stream begins
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return _ABSENT
@@ -151,7 +151,7 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> object:
         text: str = event.value
-        if not event.implicit[0]:  # it stands in quotes
+        if not event.implicit[0]:  # in quotes
             return text
         if text in ("true", "false"):
             return text == "true"
@@ -168,8 +168,8 @@ class _Reader:
         return text
 
     def _wrong(self, event: yaml.Event, text: str) -> None:
-        told = f"{self._file.name}: {text}{_place(event.start_mark)}"
-        self._problems.append(Violation(dotted("", self._path), told))
+        description = f"{self._file.name}: {text}{_line(event.start_mark)}"
+        self._problems.append(Violation(dotted("", self._path), description))
 
     def _stop(self, event: yaml.Event, text: str) -> NoReturn:
         self._wrong(event, text)

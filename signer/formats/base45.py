@@ -1,4 +1,4 @@
-"""Base45 (RFC 9285): two bytes are three characters of the QR code's alphanumeric mode."""
+"""Base45 (RFC 9285): two bytes become three characters of a QR code's alphanumeric mode."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def encode(data: bytes) -> bytes:
     triples = _triples()
     count, odd = divmod(len(data), 2)
     pairs = struct.unpack_from(f">{count}H", data)
-    # One call looks all pairs up; for fewer than two it would return no tuple.
+    # One call for all pairs; with fewer than two, itemgetter does not return a tuple.
     text = b"".join(itemgetter(*pairs)(triples) if count > 1 else [triples[p] for p in pairs])
-    # A byte alone is two characters: the first two of the three it would have as a pair.
+    # A single byte is two characters: the first two of its value as a pair.
     return text + triples[data[-1]][:2] if odd else text
 
 
 def encoded_length(length: int) -> int:
-    """Returns how many characters so many bytes take."""
+    """Returns how many characters ``length`` bytes take."""
     return (3 * length + 1) // 2
 
 
 @cache
 def _triples() -> list[bytes]:
-    """The characters of each 16-bit number, the least significant first: 5 ms, once."""
+    """Returns the characters of each 16-bit number, least significant first: 5 ms, once."""
     digits = [bytes((character,)) for character in _ALPHABET]
     low = [first + second for second in digits for first in digits]
     # 33 * 45**2 is the first such multiple above 65,535.

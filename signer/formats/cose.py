@@ -1,4 +1,4 @@
-"""COSE_Sign1 (RFC 9052 sections 4.2 and 4.4), by concatenation of CBOR heads."""
+"""COSE_Sign1 (RFC 9052 sections 4.2 and 4.4), concatenated from encoded parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HEADER_KID = 4
 
 
 class Envelope:
-    """COSE_Sign1 around any payload: everything that a batch shares, made once.
+    """COSE_Sign1 around any payload: the parts that a batch shares, encoded once.
 
-    The headers keep the order they are given in; an empty protected header is
-    a byte string of length 0 (RFC 9052 section 3). ``external`` is external_aad.
+    The headers keep their order; an empty protected header is a byte string of length 0
+    (RFC 9052 section 3). ``external`` is external_aad.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Envelope:
         return self._signed + cbor.byte_string(payload)
 
     def message(self, to_sign: bytes, signature: bytes) -> bytes:
-        """Returns the tagged COSE_Sign1; both structures hold the payload as one byte string."""
+        """Returns the tagged COSE_Sign1; both structures contain the payload as a byte string."""
         return self._message + to_sign[len(self._signed) :] + cbor.byte_string(signature)
 
     def length(self, payload: int, signature: int) -> int:
-        """Returns the length in bytes of a message with a payload and a signature so long."""
+        """Returns the length of a message with a payload and a signature of these lengths."""
         return (
             len(self._message)
             + len(cbor.head(2, payload))
@@ -62,18 +62,18 @@ class CoseSign1:
     """Any bytes as payload."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """All messages together, each with a payload head as long as the longest needs."""
+        """Gives each message a payload head as long as that of the longest."""
         longest = max(map(len, payloads), default=0)
         signature = signature_length(context.version)
         fixed = envelope(context.version).length(longest, signature) - longest
         return len(payloads) * fixed + sum(map(len, payloads))
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
-        """Makes the Sig_structures; every payload is fit."""
+        """Returns the Sig_structures; every payload is accepted."""
         return PreparedBatch(list(map(envelope(context.version).to_sign, payloads)), {})
 
     def finish(
         self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
     ) -> list[bytes]:
-        """Makes the tagged messages."""
+        """Returns the tagged messages."""
         return finish_each(prepared, signatures, envelope(context.version).message)

@@ -1,6 +1,6 @@
-"""The EU Digital COVID Certificate inside an HCERT: what it must be and which rules hold.
+"""The EU Digital COVID Certificate inside an HCERT: its structure and content rules.
 
-The published schema is not enforced: unknown members are carried unchanged.
+The published schema is not enforced; unknown members are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_BYTES = 16_384
 
 
 class Dcc(NamedTuple):
-    """A certificate: the whole object, its type (of TYPES), and its one entry."""
+    """A DCC: the whole object, its type (one of TYPES), and its one entry."""
 
     document: dict[str, Any]
     type: str
@@ -30,8 +30,8 @@ class Dcc(NamedTuple):
 def read(payload: bytes) -> Dcc:
     """Reads a DCC: CBOR if its first byte is of a CBOR map (0xA0 to 0xBF), else JSON.
 
-    Raises PayloadError unless it has ``ver``, ``nam`` and ``dob``, and exactly one
-    of ``v``, ``t`` and ``r`` has an entry, and only one.
+    Raises PayloadError unless it has ``ver``, ``nam``, ``dob``, and exactly one entry in
+    one of ``v``, ``t`` and ``r``.
     """
     if len(payload) > MAX_BYTES:
         raise unreadable(f"payload is longer than {MAX_BYTES} bytes")
@@ -73,15 +73,15 @@ def _check_member(entry: dict[str, Any], member: str, allowed: Collection[str], 
 
 
 _FARTHEST_EAST = timedelta(hours=14)
-"""The time zone in which a day begins first is UTC+14."""
+"""A day begins first in the time zone UTC+14."""
 
 
 def _check_date(certificate: Dcc, now: datetime) -> None:
     """Refuses an event after now: vaccination ``dt``, sample ``sc``, first positive test ``fr``.
 
-    ``df`` of a recovery is left alone: from when it is valid lies ahead as a rule.
-    A date has no time zone: it is in the future only where no place on Earth has
-    that day yet, so that no clinic is refused on its own morning.
+    ``df`` of a recovery is not checked: its validity usually begins in the future. A date
+    has no time zone: it is in the future only if that day has not begun anywhere on Earth,
+    so that no clinic is refused in its own morning.
     """
     member = {"v": "dt", "t": "sc", "r": "fr"}[certificate.type]
     value = certificate.entry.get(member)

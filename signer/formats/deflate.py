@@ -1,14 +1,13 @@
 """A zlib stream (RFC 1950) of a short message.
 
-Most of a signed health certificate is its signature, identifiers and texts too
-short to repeat. Over the schema's sample payloads (390 bytes of COSE on average)
-zlib at level 9 makes 400.9 bytes in 18 µs, a stored block 401.6 bytes in 1 µs;
-over the EU's vectors deflate saves 7 bytes on average and 14 at most (4 %). So
-short messages are stored, which every inflater reads; longer ones, where
-compression pays, are deflated.
+A signed health certificate is mostly signature, identifiers and short texts without
+repetitions. For the schema's sample payloads (390 bytes of COSE on average) zlib at level 9
+makes 400.9 bytes in 18 µs, a stored block 401.6 bytes in 1 µs; for the EU's vectors deflate
+saves 7 bytes on average and 14 at most (4 %). So short messages are stored, which every
+inflater reads; longer ones are deflated.
 
-The first byte is always 0x78, a window of 32 KiB, though ours is smaller:
-published verifiers take anything else for a message without compression.
+The first byte is always 0x78, a window of 32 KiB, although ours is smaller: published
+verifiers treat any other first byte as a message without compression.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ MAX_LENGTH = 65_535
 """Longest message in bytes: one stored block (RFC 1951 section 3.2.4)."""
 
 OVERHEAD = 11
-"""Bytes that a stream is longer than its message at most: header 2, block head 5, check 4."""
+"""By how many bytes a stream is at most longer: header 2, block head 5, check 4."""
 
 _PAYS_FROM = 448  # about 50 bytes more than the usual certificate
 

@@ -28,13 +28,13 @@ PREFIX = b"HC1:"
 
 
 class Hcert:
-    """A DCC as JSON or CBOR becomes the text of a QR code."""
+    """A DCC in JSON or CBOR becomes the text of a QR code."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """All texts together; raises CallError where the context suits no certificate.
+        """Bounds the texts; raises CallError where no certificate can be signed.
 
-        The DCC in CBOR is hardly longer than its payload (``_growth``), its zlib
-        stream at most ``deflate.OVERHEAD`` longer, and Base45 is 3 for 2.
+        The DCC in CBOR is at most ``_growth`` longer than its payload, its zlib stream at
+        most ``deflate.OVERHEAD`` longer than that, and Base45 makes 3 characters of 2 bytes.
         """
         issue = _issue(context)
         length = cose.envelope(context.version).length
@@ -46,7 +46,7 @@ class Hcert:
         return base45.encoded_length(total) + len(payloads) * (1 + len(PREFIX))
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
-        """Checks the DCCs and makes the Sig_structures over their CWTs."""
+        """Checks the DCCs and returns the Sig_structures over their CWTs."""
         issue = _issue(context)
         to_sign = cose.envelope(context.version).to_sign
         now = datetime.fromtimestamp(context.now, UTC)
@@ -70,7 +70,7 @@ class Hcert:
     def finish(
         self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
     ) -> list[bytes]:
-        """Makes the texts."""
+        """Returns the texts."""
         message = cose.envelope(context.version).message
 
         def finish(to_sign: bytes, signature: bytes) -> bytes:
@@ -92,17 +92,17 @@ def text(message: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Issue:
-    """What all certificates of a batch share: the head of the CWT, and the types allowed."""
+    """What the certificates of a batch share: the CWT up to the DCC, and the allowed types."""
 
     claims: bytes
     types: frozenset[str]
 
 
 def _issue(context: FormatContext) -> _Issue:
-    """Returns what the batch's certificates share; raises CallError where there can be none.
+    """Returns what the batch's certificates share; raises CallError if none can be signed.
 
-    A DCC must not outlive the certificate that verifies it: where activation
-    saw to that (DESIGN section 7), the last reason never applies.
+    A DCC must not be valid for longer than the certificate that verifies it. An activated
+    key version is limited by ``sign_until``, so that the last check passes.
     """
     version, terms, iat = context.version, context.hcert, context.now
     if terms is None:
@@ -137,7 +137,7 @@ _MARKS = bytes.maketrans(b"123456789.E", b"000000000ee")
 
 
 def _growth(payloads: Sequence[bytes]) -> int:
-    """By how many bytes at most the DCCs in CBOR are longer than their payloads together.
+    """Returns an upper bound of how much longer DCCs in CBOR are than their payloads together.
 
     JSON: charge each name and value with the bracket, comma or colon before it.
     - A float has 3 characters and its separator, and takes 9 bytes: 5 more.
@@ -158,29 +158,29 @@ def _growth(payloads: Sequence[bytes]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Certificate:
-    """What a signing certificate says: validity in epoch seconds, types of DCC."""
+    """Validity of a signing certificate in epoch seconds, and the types of DCC it allows."""
 
     not_before: float
     not_after: float
     types: frozenset[str]
 
 
-# Types of DCC that an extended key usage allows. The second arc is a misprint
-# of the early specification that is found in certificates in use.
+# Types of DCC that an extended key usage allows. The second arc is a misprint in an early
+# version of the specification; certificates in use have it.
 DCC_USAGES: Mapping[str, str] = {
     f"{arc}.{number}": kind
     for arc in ("1.3.6.1.4.1.1847.2021.1", "1.3.6.1.4.1.0.1847.2021.1")
     for number, kind in (("1", "t"), ("2", "v"), ("3", "r"))
 }
 
-# The extension extKeyUsage with an empty list: certificates have it against
-# RFC 5280 section 4.2.1.12, and the library refuses to read them.
+# The extension extKeyUsage with an empty list. RFC 5280 section 4.2.1.12 forbids it and the
+# library refuses to read it, but certificates in use have it.
 _NO_USAGES = bytes.fromhex("0603551d25 0402 3000")
 
 
 @lru_cache(maxsize=64)
 def _read_certificate(der: bytes) -> _Certificate:
-    """Reads a signing certificate (ValueError); one without usages of ours suits all types."""
+    """Reads a signing certificate; without a usage for DCCs it allows all types. ValueError."""
     certificate = x509.load_der_x509_certificate(der)
     oids: list[str] = []
     try:

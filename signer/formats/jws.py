@@ -17,20 +17,20 @@ from signer.formats.payloads import (
 from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 MAX_BYTES = 256 * 1024
-"""Longest payload. The worst of them, of nothing but brackets, takes tens of ms and 11 MiB."""
+"""Longest payload. The slowest, of only brackets, takes tens of ms and 11 MiB."""
 
 
 class Jws:
-    """Carries the payload's bytes unchanged, under a header of alg and kid."""
+    """The payload's bytes unchanged, under a header of alg and kid."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """Header, two dots, and 4 characters for each 3 bytes begun."""
+        """Adds header, two dots, and 4 characters for each 3 bytes or part of them."""
         fixed = len(_header(context.version)) + 1 + _encoded(signature_length(context.version))
         # A sum of roundings is at most the rounded sum and one for each item.
         return len(payloads) * (fixed + 1) + _encoded(sum(map(len, payloads)))
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
-        """Makes the JWS signing inputs (RFC 7515 section 5.1)."""
+        """Returns the JWS signing inputs (RFC 7515 section 5.1)."""
         header = _header(context.version)
         required = context.content.required_members
 
@@ -51,7 +51,7 @@ class Jws:
         signatures: Sequence[bytes],
         context: FormatContext,  # noqa: ARG002 - the Protocol's signature
     ) -> list[bytes]:
-        """Appends the signatures to their signing inputs."""
+        """Returns the signing inputs with their signatures."""
         return finish_each(prepared, signatures, _compact)
 
 
@@ -60,16 +60,16 @@ def _compact(signing_input: bytes, signature: bytes) -> bytes:
 
 
 def _header(version: KeyVersion) -> bytes:
-    """The first part of the message and its dot."""
+    """Returns the first part of the message with its dot."""
     header = {"alg": version.algorithm.value, "kid": version.thumbprint}
     return _base64url(json.dumps(header, separators=(",", ":")).encode()) + b"."
 
 
 def _base64url(data: bytes) -> bytes:
-    """Base64url without padding (RFC 7515 section 2)."""
+    """Returns base64url without padding (RFC 7515 section 2)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
 def _encoded(length: int) -> int:
-    """Characters that so many bytes take in base64url."""
+    """Returns how many characters ``length`` bytes take in base64url."""
     return (4 * length + 2) // 3

@@ -45,7 +45,7 @@ def denied(message: str) -> PayloadError:
 
 
 def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -> PreparedBatch:
-    """Prepares item by item; an PayloadError fails its own item and no other."""
+    """Prepares item by item; a PayloadError fails only its own item."""
     to_sign: list[bytes] = []
     failures: dict[int, Failure] = {}
     for index, payload in enumerate(payloads):
@@ -60,7 +60,7 @@ def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -
 def finish_each(
     prepared: PreparedBatch, signatures: Sequence[bytes], finish: Callable[[bytes, bytes], bytes]
 ) -> list[bytes]:
-    """Builds the outputs from the bytes signed and their signatures; none gives b""."""
+    """Returns the outputs of the signed bytes and their signatures; b"" for an empty signature."""
     return [
         finish(signed, signature) if signature else b""
         for signed, signature in zip(prepared.to_sign, signatures, strict=True)

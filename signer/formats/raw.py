@@ -12,14 +12,14 @@ from signer.model import FormatContext, PreparedBatch
 
 
 class Message:
-    """Any bytes; the key's hash is applied to them by us."""
+    """Any bytes; the appliance hashes them."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """Bytes of all signatures together."""
+        """Returns the length of all signatures together."""
         return len(payloads) * signature_length(context.version)
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:  # noqa: ARG002 - the Protocol's signature
-        """The payloads are the bytes to sign; an empty one is a message too."""
+        """Returns the payloads; an empty one is a message too."""
         return PreparedBatch(payloads, {})
 
     def finish(
@@ -28,17 +28,17 @@ class Message:
         signatures: Sequence[bytes],
         context: FormatContext,  # noqa: ARG002 - the Protocol's signature
     ) -> list[bytes]:
-        """The signatures are the outputs."""
+        """Returns the signatures."""
         return list(signatures)
 
 
 class Digest(Message):
-    """A digest of the key's hash, signed unseen."""
+    """A digest by the hash of the key's algorithm; its message is not seen."""
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
-        """Takes digests of exactly the right length: no HSM module checks it for us.
+        """Accepts digests of exactly the right length: no PKCS#11 module checks it.
 
-        Raises CallError for EdDSA, which has no digest.
+        Raises CallError for EdDSA, which signs messages.
         """
         hash_name = PROPERTIES[context.version.algorithm].hash_name
         if hash_name is None:

@@ -1,4 +1,4 @@
-"""What differs between two policies, for the people who approve one in the place of the other."""
+"""What differs between two policies, for the officers who approve a new one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from signer.policy.rules import Facility, Policy, Terms
 
 
 def difference(before: Policy, after: Policy) -> list[str]:
-    """Returns what changes from one policy to the other, a line each.
+    """Returns a line for each change: ``+`` added, ``-`` removed, ``~`` changed.
 
-    ``+`` stands before what is new, ``-`` before what goes, ``~`` before what changes.
-    What a rule comes to is compared, not how it is written.
+    The values in force are compared, not how they are written.
     """
     return [
         *_roles(before, after),
@@ -30,7 +29,7 @@ def difference(before: Policy, after: Policy) -> list[str]:
 
 def _roles(before: Policy, after: Policy) -> Iterator[str]:
     for role in Role:
-        if role is not Role.ISSUER:  # told with facilities and groups
+        if role is not Role.ISSUER:  # listed with facilities and groups
             yield from _set(str(role), _who(before, role), _who(after, role))
 
 

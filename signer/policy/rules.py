@@ -1,4 +1,4 @@
-"""The policy in force, ready to decide: everything is worked out when it loads."""
+"""The policy in force: plain values, all computed when it is loaded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from signer.policy.values import Quota
 from signer.policy.windows import Hours
 
 WEIGHTS: Mapping[str, int] = {"low": 1, "normal": 2, "high": 4}
-"""Priority classes and how fast each is served beside the others."""
+"""Priority classes, and the share of the HSM that each gets."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleLevel:
-    """One place that states rules, by its dotted path: a profile, a facility, one of its keys."""
+    """A profile, a facility or a key that states rules, by its dotted path."""
 
     path: str
     rules: Rules
@@ -26,11 +26,10 @@ class RuleLevel:
 class Terms:
     """What may be done with a key, after all narrowing.
 
-    ``quotas`` are counted per facility and apply all at once. Times are seconds
-    since the epoch: valid from the first, no longer at the second. ``levels``
-    are the places that state these rules, from the profile inwards; they tell
-    which rule denied. ``formats`` is empty for the keys that a facility does not
-    list although it leaves them to choose (fit.of_unlisted_keys).
+    ``quotas`` are counted per facility and all apply. Times are seconds since the epoch;
+    ``valid_until`` is exclusive. ``levels`` state these rules, from the profile inwards, and
+    show which one denies. ``formats`` is empty for a key that its facility must list but
+    does not (fit.of_unlisted_keys). ``weight`` is the share of the HSM, see WEIGHTS.
     """
 
     facility: str
@@ -51,13 +50,13 @@ class Terms:
     weight: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Works out what the signing path asks for."""
+        """Sets the weight of the priority once, not for each batch."""
         object.__setattr__(self, "weight", WEIGHTS[self.priority])
 
     def rule(self, name: str) -> str:
-        """Dotted path of the innermost statement of a rule, ``default`` for none.
+        """Returns the dotted path of the innermost statement of a rule, else ``default.NAME``.
 
-        Where there are no formats, the statement is that the key is not listed.
+        Where there are no formats, that is the list in which the key is missing.
         """
         if name == "formats" and not self.formats:
             return f"facilities.{self.facility}.keys"
@@ -69,7 +68,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Facility:
-    """A facility: its clients, the terms of its ``keys`` that it lists, and of all others."""
+    """A facility: its clients, the terms of the ``keys`` that it lists, and those of all others."""
 
     profile: str
     clients: frozenset[str]
@@ -77,13 +76,13 @@ class Facility:
     keys: Mapping[str, Terms]
 
     def terms_of(self, key: str) -> Terms:
-        """Returns the terms of a key, whether or not the key exists."""
+        """Returns the terms of a key; the key need not exist."""
         return self.keys.get(key, self.terms)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A province: its clients may sign for ``facilities``, those that delegate."""
+    """A province: its clients may sign for those ``facilities`` that delegate."""
 
     name: str
     clients: frozenset[str]
@@ -92,11 +91,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy, whole.
+    """A whole policy.
 
-    ``sha256`` names its texts (see config.load_policy); ``roles`` has every
-    principal that any rule names; ``denied_certificates`` are serial numbers;
-    ``facilities_of`` and ``groups_of`` lead from a client to where it is one.
+    ``sha256`` identifies its text (config.policy_documents); ``roles`` has every principal
+    that a rule names; ``denied_certificates`` are serial numbers; ``facilities_of`` and
+    ``groups_of`` list by client the facilities and groups that name it.
     """
 
     sha256: str

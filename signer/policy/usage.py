@@ -1,13 +1,11 @@
-"""How much of its quotas each facility has used: counters in memory, seeded at the start.
+"""How much of its quotas each facility has used: counters in memory.
 
-Windows are fixed and aligned to the epoch: a minute begins with second 0, a
-``day`` is a day in UTC. So no more than the limit passes in any such window,
-while two windows that touch can together pass twice the limit within less than
-their length. A restart loses nothing: ``restore`` takes what the audit log's
-intents add up to.
+Windows are fixed and aligned to the epoch: a minute begins with second 0, a day is a day in
+UTC. No more than the limit passes in one window; around the border of two windows, up to
+twice the limit passes within the length of one. A restart loses nothing: ``restore`` takes
+the sums of the audit log's intents.
 
-Memory: one entry for each facility ever charged, of at most one counter for
-each kind of window.
+Memory: an entry for each facility ever charged, with a counter for each window in use.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from signer.policy.values import Quota
 
 @dataclass(frozen=True, slots=True)
 class QuotaRefusal:
-    """The quota that does not hold a batch, and the seconds until it can.
+    """The quota that a batch exceeds, and the seconds until it would fit.
 
-    ``retry_after`` None: it never can, for the batch alone is above the limit.
+    ``retry_after`` None: never, because the batch alone exceeds the limit.
     """
 
     quota: Quota
@@ -33,9 +31,9 @@ class QuotaRefusal:
 
 @dataclass(slots=True)
 class _Entry:
-    """Items of one facility: ever, and by window length in the latest window.
+    """Items of one facility: ever, and the latest window of each length.
 
-    The latest window goes by its number, counted from the epoch.
+    A window is its number, counted from the epoch, and its items.
     """
 
     total: int = 0
@@ -47,10 +45,10 @@ class _Entry:
 
 
 class Usage:
-    """Counts items by facility and window. Safe to use from many threads.
+    """Counts items by facility and window. Thread-safe.
 
-    Time never goes back here: a clock that is set back meets the windows that
-    were open at the latest time seen, so that it refills nothing.
+    Time never goes back here: a clock that is set back continues the windows of the latest
+    time seen, so that it refills no quota.
     """
 
     def __init__(self) -> None:
@@ -63,10 +61,10 @@ class Usage:
         windows: Mapping[str, Mapping[int, tuple[int, int]]],
         totals: Mapping[str, int],
     ) -> None:
-        """Continues from earlier counts, by facility; what was counted here before is dropped.
+        """Replaces all counts by earlier ones, by facility.
 
-        ``windows`` holds by window length in seconds the latest window's number,
-        counted from the epoch, and its items; ``totals`` the items ever charged.
+        ``windows``: by length in seconds, the latest window's number, counted from the epoch,
+        and its items. ``totals``: the items ever charged.
         """
         with self._lock:
             self._entries = {
@@ -87,7 +85,7 @@ class Usage:
     ) -> QuotaRefusal | None:
         """Counts ``items`` in the windows of all ``quotas``, or in none of them.
 
-        Returns None where they fit, else the quota that takes longest to make room.
+        Returns None where they fit, else the exceeded quota with the longest wait.
         """
         with self._lock:
             self._latest = latest = max(self._latest, now)
@@ -111,7 +109,7 @@ class Usage:
             return None
 
     def remaining(self, facility: str, quotas: Sequence[Quota], now: float) -> tuple[int, ...]:
-        """Returns for each quota, in their order, the items left in the window that runs now."""
+        """Returns the items left in the current window of each quota, in their order."""
         with self._lock:
             latest = max(self._latest, now)
             entry = self._entries.get(facility, _Entry())
@@ -122,7 +120,7 @@ class Usage:
             )
 
     def busiest(self, count: int) -> list[tuple[str, int]]:
-        """Returns up to ``count`` facilities and their items ever, most first."""
+        """Returns up to ``count`` facilities with the most items ever, most first."""
         with self._lock:
             totals = [(name, entry.total) for name, entry in self._entries.items() if entry.total]
         return heapq.nsmallest(count, totals, key=lambda one: (-one[1], one[0]))

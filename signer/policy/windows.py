@@ -1,9 +1,8 @@
 """Opening hours: weekly spans on the wall clock of a time zone.
 
-A span never crosses midnight, so one opening is one line in a week's plan.
-A time is open when the wall clock shows an open time: where clocks are set
-back, an hour that repeats is open twice, and where they are set forward, an
-hour that is skipped does not open.
+A span never crosses midnight. A time is open when the wall clock shows an open time: an
+hour that repeats when clocks are set back is open twice, and an hour that is skipped when
+they are set forward does not open.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ DAY_SECONDS = 86_400
 WEEK_SECONDS = 7 * DAY_SECONDS
 
 Span = tuple[int, int]
-"""Seconds since Monday 00:00 on the wall clock; the end does not belong to it."""
+"""Seconds since Monday 00:00 on the wall clock; the end is exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +29,18 @@ class Hours:
     spans: tuple[Span, ...]
 
     def is_open(self, now: float) -> bool:
-        """Whether ``now`` (seconds since the epoch) lies in a span."""
+        """Whether ``now`` (seconds since the epoch) is in a span."""
         return self._wait(math.floor(now)) == 0
 
     def next_opening(self, now: float) -> float:
-        """Returns ``now`` where it is open, else the first second that is."""
+        """Returns ``now`` where it is open, else the first open second after it."""
         if self.is_open(now):
             return now
         at = math.floor(now)
         while (wait := self._wait(at)) > 0:
-            # Until the clocks change, the wall clock runs like the clock; a step
-            # of a day at most holds one change at most.
-            at += self._steady(at, min(wait, DAY_SECONDS))
+            # Until the clocks change, the wall clock advances like the clock. A step of
+            # a day at most contains one change at most.
+            at += self._until_change(at, min(wait, DAY_SECONDS))
         return float(at)
 
     def intersection(self, other: Hours) -> Hours | None:
@@ -66,7 +65,7 @@ class Hours:
         return f"{plan} {self.zone.key}"
 
     def _wait(self, at: int) -> int:
-        """Seconds on the wall clock until it is open; 0 where it is."""
+        """Returns the seconds on the wall clock until it opens; 0 where it is open."""
         local = datetime.fromtimestamp(at, self.zone)
         wall = ((local.weekday() * 24 + local.hour) * 60 + local.minute) * 60 + local.second
         for start, end in self.spans:
@@ -74,8 +73,8 @@ class Hours:
                 return max(0, start - wall)
         return self.spans[0][0] + WEEK_SECONDS - wall
 
-    def _steady(self, at: int, step: int) -> int:
-        """Returns ``step``, or the seconds to the change of clocks that comes first."""
+    def _until_change(self, at: int, step: int) -> int:
+        """Returns ``step``, or the seconds to a change of clocks if that comes first."""
         before = self._offset(at)
         if self._offset(at + step) == before:
             return step
@@ -94,9 +93,9 @@ class Hours:
 
 
 def weekly(zone: ZoneInfo, openings: Iterable[tuple[Iterable[int], int, int]]) -> Hours:
-    """Builds hours out of openings: days (0 is Monday), from and to in seconds of the day.
+    """Returns the hours of openings: days (0 is Monday), from and to in seconds of the day.
 
-    Openings that overlap become one. Raises ValueError where nothing is open.
+    Overlapping openings are joined. Raises ValueError where nothing is open.
     """
     spans: list[Span] = []
     for start, end in sorted(
