@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from signer.clock import FlooredClock
 from signer.errors import CallError, Failure
+from signer.events import EVENTS, Event, Events
 from signer.formats.payloads import signature_length
 from signer.hsm.front.pool import Admission
 from signer.model import Signed, SignJob
+
+E = TypeVar("E", bound=Event)
 
 
 class ManualClock(FlooredClock):
@@ -23,19 +27,27 @@ class ManualClock(FlooredClock):
         return super().now() if self.time is None else max(self.time, self._floor)
 
 
-class Recorded:
-    """Accepts every report; keeps their names in ``names`` and their values in ``values``."""
+class Recorder:
+    """Keeps the events of ``events``, from any thread."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.values: list[Any] = []
+        self.seen: list[Event] = []
+        self.events = Events(dict.fromkeys(EVENTS, self._keep))
+        self._changed = threading.Condition()
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def report(*values: Any) -> None:
-            self.names.append(name)
-            self.values += values
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of a type so far, in their order."""
+        return [event for event in self.seen if isinstance(event, kind)]
 
-        return report
+    def wait(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        """Waits until a condition over the events holds."""
+        with self._changed:
+            assert self._changed.wait_for(condition, seconds)
+
+    def _keep(self, event: Event) -> None:
+        with self._changed:
+            self.seen.append(event)
+            self._changed.notify_all()
 
 
 class FakeHsm:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,6 +23,7 @@ from signer.api import wire
 from signer.api.identity import AuthContext, principal_of
 from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
+from signer.events import Bug, CallBegan, CallEnded, Events
 from signer.model import Role
 from signer.policy.decide import UNKNOWN, roles_of
 from signer.signing.request import Served
@@ -55,18 +56,6 @@ class Caller:
     notes: dict[str, object]
 
 
-class CallObserver(Protocol):
-    """Who counts and logs calls. ``notes`` has the call's id and, once known, the principal."""
-
-    def call(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]]
-    ) -> AbstractContextManager[None]: ...
-    def call_done(
-        self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
-    ) -> None: ...
-    def our_bug(self, method: str, error: Exception, notes: Mapping[str, object]) -> None: ...
-
-
 class Guard(grpc.ServerInterceptor):
     """Wraps the handlers of all services.
 
@@ -84,7 +73,7 @@ class Guard(grpc.ServerInterceptor):
         roles: Mapping[str, frozenset[Role]],
         calls: int,
         calls_per_client: int,
-        observer: CallObserver,
+        events: Events,
         clock: Clock,
     ) -> None:
         self._served = served
@@ -94,7 +83,7 @@ class Guard(grpc.ServerInterceptor):
         self._health_slots = Places(HEALTH_CALLS)
         self._health_shares = Places(HEALTH_CALLS_PER_CLIENT)
         self._waiting = _Waiting()
-        self._observer = observer
+        self._events = events
         self._clock = clock
 
     @property
@@ -175,8 +164,8 @@ class Guard(grpc.ServerInterceptor):
     @contextmanager
     def _admitted(self, method: str, context: grpc.ServicerContext) -> Iterator[Caller]:
         """Holds the places of one call; what fails meanwhile becomes its answer and is booked."""
-        with self._observer.call(method, context.invocation_metadata()):
-            status = yield from self._booked(method, context)
+        self._events.emit(CallBegan(method, context.invocation_metadata()))
+        status = yield from self._booked(method, context)
         if status is not None:
             context.abort_with_status(rpc_status.to_status(status))
 
@@ -201,12 +190,12 @@ class Guard(grpc.ServerInterceptor):
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)
             raise
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the caller
-            self._observer.our_bug(method, error, notes)
+            self._events.emit(Bug(method, error, notes))
             status = _internal(call_id)
             code, reason = status.code, Reason.INTERNAL
         finally:
             seconds = self._clock.monotonic() - started
-            self._observer.call_done(method, wire.code_name(code), reason, seconds, notes)
+            self._events.emit(CallEnded(method, wire.code_name(code), reason, seconds, notes))
         return status
 
     def _message_until(self, caller: Caller) -> float:

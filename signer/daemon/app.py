@@ -39,6 +39,7 @@ from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Follower, check_tokens
 from signer.daemon.status import Vitals
 from signer.errors import ConfigError, OperatorError
+from signer.events import Bug, Events, NotReady, Ready, ReloadEnded, ReloadRefused, Started, Stopped
 from signer.hsm.front.admin import open_admin, wait_for_strays
 from signer.hsm.front.pool import Pool
 from signer.hsm.front.service import Hsm
@@ -48,9 +49,9 @@ from signer.hsm.spec import TokenSpec
 from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
 from signer.model import TokenAdmin
-from signer.observe import logs
+from signer.observe import logs, open_tracing
 from signer.observe.http import HttpPort
-from signer.observe.reports import Reports, tracer
+from signer.observe.reports import Reports
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationDependencies
@@ -109,35 +110,31 @@ class Daemon:
         logs.configure(config.log_level)
         self._clock = FlooredClock()
         self.started_at = self._clock.now()
-        self._reports = Reports(tracer(config.tracing, config.audit.origin))
-        self._reports.metrics.from_zero([token.label for token in config.tokens])
+        tracing = open_tracing(config.tracing, config.audit.origin)
+        self._reports = Reports(
+            [token.label for token in config.tokens], tracing.trace_id if tracing else str
+        )
+        listeners = [self._reports.handlers, *([tracing.handlers] if tracing else [])]
+        self._events = Events(*listeners)
         self._registry = Registry.open(config.registry)
         self._certificates = Certificates(config.tls)
-        self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
         self._follower = Follower(
             config,
             self._registry,
-            self._hsm,
             self._clock,
-            self._reports,
+            self._events,
             development=development,
         )
         self._served = Served(self._follower.snapshot())
         self._audit_key = audit_key(self._registry, self._clock.now())
-        check_tokens([self._audit_key], self._hsm)
-        self._reconciler = Reconciler(
-            self._hsm,
-            lambda: [*self._served.snapshot.keys, self._audit_key],
-            self._admin,
-            self._reports.token_differences,
-        )
+        check_tokens([self._audit_key], config)
         self._health = Health(HEALTH_SERVICES)
         ledger, approvals = Ledger(), ApprovalFold(checking=False)
         self._log = open_log(
             config.audit,
             self._audit_key,
             self._clock,
-            self._reports,
+            self._events,
             listeners=(
                 Listener(ledger.apply, Ledger.KINDS, ledger.snapshot),
                 Listener(approvals.apply, ApprovalFold.KINDS, approvals.snapshot),
@@ -146,7 +143,16 @@ class Daemon:
             override=override_audit,
         )
         self._daemon_log = DaemonLog(
-            self._log, ledger, config.audit.directory, self._clock, self._reports
+            self._log, ledger, config.audit.directory, self._clock, self._events
+        )
+        # What calls and workers emit is recorded in the log as well.
+        self._recorded_events = Events(*listeners, self._daemon_log.handlers)
+        self._hsm = Hsm({token.label: self._pool(token) for token in config.tokens})
+        self._reconciler = Reconciler(
+            self._hsm,
+            lambda: [*self._served.snapshot.keys, self._audit_key],
+            self._admin,
+            self._events,
         )
         self._sealing = Sealing(
             config.audit,
@@ -154,17 +160,16 @@ class Daemon:
             self._audit_key,
             hsm=self._hsm,
             clock=self._clock,
-            reports=self._reports,
+            events=self._events,
         )
         self._usage = _restored(ledger)
-        self._reports.keep(self._daemon_log)
         self._engine = Engine(
             self._served,
             self._hsm,
             Evidence(self._log),
             Repeats(self._log, ledger, self._clock),
             usage=self._usage,
-            observer=self._reports,
+            events=self._events,
             clock=self._clock,
             answer_bytes=config.limits.message_bytes,
         )
@@ -172,14 +177,14 @@ class Daemon:
         decisions = Decisions(
             self._registry, self._daemon_log, journal, approvals, development=development
         )
-        self._follower.attach(self._served, self._daemon_log, decisions)
+        self._follower.attach(self._hsm, self._served, self._daemon_log, decisions)
         self._without_strays: set[str] = set()
         self._waiting_for_strays = threading.Lock()
         self._executor = Executor(self._dependencies(journal))
         self._server = self._build_server(journal)
         self._vitals = self._build_vitals()
         self._http: HttpPort | None = None
-        self._events: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
+        self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
         self._closing = threading.Event()
         self._reloading = threading.Lock()
@@ -210,7 +215,7 @@ class Daemon:
             workers=token.workers,
             hang_seconds=token.hang_seconds,
             max_queued=config.limits.queued_items,
-            observer=self._reports,
+            events=self._recorded_events,
             clock=self._clock,
         )
 
@@ -220,7 +225,7 @@ class Daemon:
             serving=self._follower,
             admin=self._admin_alone,
             records=journal,
-            observer=self._reports,
+            events=self._events,
             clock=self._clock,
             origin=self._config.audit.origin,
         )
@@ -246,7 +251,7 @@ class Daemon:
             roles=ROLES,
             calls=limits.calls,
             calls_per_client=limits.calls_per_client,
-            observer=self._reports,
+            events=self._recorded_events,
             clock=self._clock,
         )
         return Server(
@@ -278,20 +283,20 @@ class Daemon:
                 raise OperatorError(f"token {label}: {text}")
         self._sealing.start()
         self._hear(signal.SIGTERM, signal.SIGINT)  # who sees it ready may end it: with a drain
-        self._reports.watch(self._vitals.readings)
         self._http = HttpPort(
             self._config.metrics,
             self._reports.metrics.registry,
+            self._vitals.readings,
             reasons=self.reasons,
             page=self._vitals.page,
             stuck=self._vitals.stuck,
-            failed=lambda error: self._reports.our_bug("the metrics port", error, {}),
+            events=self._events,
         )
         self._follower.follow()  # what was decided since the constructor, before anybody calls
         self._server.listen(str(self._config.listen), self._certificates)
         self._listening = True
         self._following.start()
-        self._reports.started(str(self._config.listen), self._served.snapshot.policy.sha256)
+        self._events.emit(Started(str(self._config.listen), self._served.snapshot.policy.sha256))
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Looks after the running parts until a signal ends it.
@@ -300,18 +305,21 @@ class Daemon:
         who balances between appliances has turned to another one before one is refused.
         """
         announced, leave = False, math.inf
+        logged: list[str] | None = None
         while (left := leave - self._clock.monotonic()) > 0:
             reasons = self._tell_health()
             self._server.expire(self._clock.monotonic())
             self._daemon_log.tick()
             self._sealing.tick()
             self._vitals.tick()
-            self._reports.readiness(reasons)
+            if reasons != logged:
+                logged = reasons
+                self._events.emit(NotReady(reasons) if reasons else Ready())
             if not reasons and not announced:
                 announced = True
                 on_ready()
             try:
-                event = self._events.get(timeout=min(TICK_SECONDS, left))
+                event = self._signals.get(timeout=min(TICK_SECONDS, left))
             except queue.Empty:
                 continue
             if event is signal.SIGHUP:
@@ -330,7 +338,7 @@ class Daemon:
 
     def _hear(self, *numbers: signal.Signals) -> None:
         for number in numbers:
-            signal.signal(number, lambda received, _: self._events.put(signal.Signals(received)))
+            signal.signal(number, lambda received, _: self._signals.put(signal.Signals(received)))
 
     def stop(self) -> None:
         """Drains: health first, then calls at work, the audit log, workers last."""
@@ -347,7 +355,7 @@ class Daemon:
         if self._http is not None:
             self._http.close()
         self._registry.close()
-        self._reports.stopped()
+        self._events.emit(Stopped())
 
     @property
     def differences(self) -> list[str]:
@@ -388,7 +396,8 @@ class Daemon:
             )
             # The line is written under the level that lets more through.
             self._reports.set_level(min(config.log_level, self._log_level, key=LEVELS.index))
-            self._reports.reloaded(self._served.snapshot.policy.sha256, asdict(changed))
+            sha256 = self._served.snapshot.policy.sha256
+            self._events.emit(ReloadEnded(sha256, asdict(changed)))
             self._reports.set_level(config.log_level)
             self._log_level = config.log_level
             if not files_decide:
@@ -399,7 +408,8 @@ class Daemon:
         try:
             self.reload()
         except ConfigError as error:
-            self._reports.reload_refused(error)
+            problems = [f"{each.field}: {each.description}" for each in error.problems]
+            self._events.emit(ReloadRefused(error.source, problems))
 
     def _follow(self) -> None:
         """Follows the registry, and has operations go on that were left; in its own thread.
@@ -415,7 +425,7 @@ class Daemon:
                     swept = self._clock.monotonic()
                     self._executor.sweep()
             except Exception as error:  # noqa: BLE001 - who no longer follows misses suspensions
-                self._reports.our_bug("follow the registry", error, {})
+                self._events.emit(Bug("follow the registry", error, {}))
 
     def _admin(self, label: str) -> AbstractContextManager[TokenAdmin]:
         tokens = {token.label: token for token in self._config.tokens}

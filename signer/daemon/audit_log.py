@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from signer import __version__
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
@@ -26,6 +25,18 @@ from signer.audit.write.recovery import AuditRefused
 from signer.clock import Clock, FlooredClock
 from signer.config.models import AuditConfig
 from signer.errors import OperatorError
+from signer.events import (
+    AuditCommitted,
+    AuditProblem,
+    AuditSlow,
+    AuditStopped,
+    CallEnded,
+    Events,
+    Handlers,
+    LoginEnded,
+    RequestsForgotten,
+    WorkerLeft,
+)
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
@@ -78,21 +89,11 @@ def begin(
     return path
 
 
-class LogReports(Protocol):
-    """Counts and logs what happens to the log."""
-
-    def audit_slow(self, since: float) -> None: ...
-    def requests_forgotten(self, count: int) -> None: ...
-    def audit_committed(self, records: int, seconds: float) -> None: ...
-    def audit_stopped(self, text: str) -> None: ...
-    def audit_problem(self, text: str) -> None: ...
-
-
 def open_log(
     config: AuditConfig,
     key: KeyVersion,
     clock: FlooredClock,
-    reports: LogReports,
+    events: Events,
     *,
     listeners: Sequence[Listener],
     on_stop: Callable[[], object],
@@ -112,11 +113,11 @@ def open_log(
 
     def stopped(text: str) -> None:
         on_stop()
-        reports.audit_stopped(text)
+        events.emit(AuditStopped(text))
 
     known = _known_checkpoints(config, key)
     for text in known.problems:
-        reports.audit_problem(text)
+        events.emit(AuditProblem(text))
     log = AuditLog.open(
         config.directory,
         origin=config.origin,
@@ -127,13 +128,13 @@ def open_log(
         checkpoints=known.newest,
         override=override,
         listeners=listeners,
-        on_commit=reports.audit_committed,
+        on_commit=lambda records, seconds: events.emit(AuditCommitted(records, seconds)),
         on_time=clock.raise_floor,
         on_stop=stopped,
     )
     if log.overridden is not None:
         for path in _set_aside(config, key, log, log.overridden):
-            reports.audit_problem(f"{path} was overridden and put aside")
+            events.emit(AuditProblem(f"{path} was overridden and put aside"))
     return log
 
 
@@ -144,12 +145,12 @@ class DaemonLog:
     """
 
     def __init__(
-        self, log: AuditLog, ledger: Ledger, directory: Path, clock: Clock, reports: LogReports
+        self, log: AuditLog, ledger: Ledger, directory: Path, clock: Clock, events: Events
     ) -> None:
         """``directory`` is that of the log; the texts of policies are kept in it."""
         self._ledger, self._forgotten = ledger, ledger.forgotten
         self._log, self._directory, self._clock = log, directory, clock
-        self._reports = reports
+        self._events = events
         self._slow_since = 0.0
         self._lock = threading.Lock()
         self._denials: Counter[tuple[str, str, str]] = Counter()
@@ -160,10 +161,10 @@ class DaemonLog:
         since = self._log.committing_since
         if since and since != self._slow_since and self._clock.now() - since >= SLOW_SECONDS:
             self._slow_since = since
-            self._reports.audit_slow(since)
+            self._events.emit(AuditSlow(since))
         if forgotten := self._ledger.forgotten - self._forgotten:
             self._forgotten += forgotten
-            self._reports.requests_forgotten(forgotten)
+            self._events.emit(RequestsForgotten(forgotten))
         now = self._clock.monotonic()
         if now - self._flushed >= FLUSH_SECONDS:
             self._flushed = now
@@ -219,15 +220,29 @@ class DaemonLog:
             },
         )
 
-    def worker_left(self, token: str, cause: str) -> None:
-        self._record(RecordKind.WORKER, {"token": token, "cause": cause})
+    @property
+    def handlers(self) -> Handlers:
+        """What is recorded of events: ended workers, logins, and refused calls."""
+        return {
+            WorkerLeft: self._worker_left,
+            LoginEnded: self._login_ended,
+            CallEnded: self._call_ended,
+        }
 
-    def login(self, token: str, result: str) -> None:
-        self._record(RecordKind.TOKEN, {"token": token, "login": result})
+    def _worker_left(self, event: WorkerLeft) -> None:
+        self._record(RecordKind.WORKER, {"token": event.token, "cause": event.cause})
 
-    def denied(self, principal: str, key: str, reason: str) -> None:
-        """Counts a refused call until the next record of denials."""
-        name = principal, key, reason
+    def _login_ended(self, event: LoginEnded) -> None:
+        self._record(RecordKind.TOKEN, {"token": event.token, "login": event.result})
+
+    def _call_ended(self, event: CallEnded) -> None:
+        """Counts a refused call, or one whose items all failed, until the next record."""
+        notes, reason = event.notes, event.reason
+        if reason == "ok":
+            if not notes.get("failed") or notes["failed"] != notes["items"]:
+                return
+            reason = "ALL_ITEMS_FAILED"
+        name = str(notes.get("principal", "")), str(notes.get("key", "")), reason
         with self._lock:
             if name not in self._denials and len(self._denials) >= MAX_DENIALS:
                 name = "", "", reason

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from signer.errors import OperatorError
+from signer.events import Events, TokenDiffers
 from signer.hsm.front.service import Hsm
 from signer.model import (
     KeyState,
@@ -34,11 +35,11 @@ class Reconciler:
         hsm: Hsm,
         versions: Callable[[], Iterable[KeyVersion]],
         open_admin: Admin,
-        report: Callable[[Sequence[str]], object],
+        events: Events,
     ) -> None:
         self.found: list[str] = []
         self._hsm, self._versions = hsm, versions
-        self._open_admin, self._report = open_admin, report
+        self._open_admin, self._events = open_admin, events
         self._left = list(hsm.pools)
 
     def look(self) -> None:
@@ -52,7 +53,7 @@ class Reconciler:
                 found = [f"token {label} could not be compared with the registry: {error}"]
             if found:
                 self.found += found
-                self._report(found)
+                self._events.emit(TokenDiffers(found))
 
 
 def differences(

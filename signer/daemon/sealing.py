@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, sign
 from signer.audit.format.segments import CHECKPOINTS
-from signer.audit.write.checkpoints import Checkpointer, CheckpointReports, Folder, Shipper
+from signer.audit.write.checkpoints import Checkpointer, Folder, Shipper
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.config.models import AuditConfig
 from signer.errors import CallError
+from signer.events import Events
 from signer.hsm.front.service import Hsm
 from signer.model import KeyVersion, SignJob
 
@@ -31,7 +32,7 @@ class Sealing:
         *,
         hsm: Hsm,
         clock: Clock,
-        reports: CheckpointReports,
+        events: Events,
     ) -> None:
         self.checkpoint_time = 0.0
         self.unsigned_since = 0.0
@@ -40,10 +41,10 @@ class Sealing:
         self._origin, self._log, self._key, self._hsm = config.origin, log, key, hsm
         self._clock = clock
         self._verifier = NoteVerifier.from_spki(config.origin, key.spki)
-        shippers = [Shipper(Folder(config.mirror, clock), reports)] if config.mirror else []
+        shippers = [Shipper(Folder(config.mirror, clock), events)] if config.mirror else []
         folder = Folder(config.directory / CHECKPOINTS, clock)
         self._checkpointer = Checkpointer(
-            log.growth, self._head, self._seal, folder, shippers=shippers, reports=reports
+            log.growth, self._head, self._seal, folder, shippers=shippers, events=events
         )
 
     def start(self) -> None:

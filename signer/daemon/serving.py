@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Protocol
 
 from signer.clock import Clock
 from signer.config.models import Config
@@ -27,6 +26,14 @@ from signer.config.policy_documents import (
 from signer.daemon.audit_log import DaemonLog
 from signer.daemon.catch_up import Decisions
 from signer.errors import ConfigError, OperatorError, Violation
+from signer.events import (
+    Events,
+    KeysChanged,
+    PolicyChanged,
+    PolicyFilesDiffer,
+    RegistryUnreadable,
+    SuspensionsChanged,
+)
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.model import KeyState, KeyVersion, Scope, Suspended
@@ -42,16 +49,6 @@ _STOPPED = frozenset({KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROY
 """States in which nothing more leaves, not even of batches that began before."""
 
 
-class Reports(Protocol):
-    """Who logs what has changed."""
-
-    def keys_changed(self, versions: int, revision: int) -> None: ...
-    def policy_changed(self, policy_sha256: str) -> None: ...
-    def policy_files_differ(self, text: str) -> None: ...
-    def suspensions_changed(self, suspended: list[str]) -> None: ...
-    def registry_unreadable(self, error: Exception) -> None: ...
-
-
 class Follower:
     """The state of the registry that is served, and its changes. Safe to call from any thread."""
 
@@ -59,15 +56,14 @@ class Follower:
         self,
         config: Config,
         registry: Registry,
-        hsm: Hsm,
         clock: Clock,
-        reports: Reports,
+        events: Events,
         *,
         development: bool,
     ) -> None:
         """Reads what is to be served; raises ConfigError and OperatorError."""
-        self.config, self.registry, self.hsm = config, registry, hsm
-        self.clock, self.reports = clock, reports
+        self.config, self.registry = config, registry
+        self.clock, self.events = clock, events
         self.development = development
         self.lock = threading.RLock()
         """Held while what is served changes."""
@@ -77,11 +73,12 @@ class Follower:
         self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
         self._next_end = _FOREVER
         self._ended_until = clock.now()  # copies of what ended before are gone
+        self.hsm: Hsm
         self._served: Served
         self._log: DaemonLog
         self._decisions: Decisions
         state = registry.state()
-        check_tokens(state.keys, self.hsm)
+        check_tokens(state.keys, config)
         self._text = self._in_force(state)
         self._state = registry.state(state.keys)
         self._refuse_clients(self._text.policy, self._state)
@@ -95,9 +92,9 @@ class Follower:
             with_officers(policy, state.officers), state.keys, _suspended(state, policy)
         )
 
-    def attach(self, served: Served, log: DaemonLog, decisions: Decisions) -> None:
+    def attach(self, hsm: Hsm, served: Served, log: DaemonLog, decisions: Decisions) -> None:
         """Tells whom to have serve it, and where changes are recorded."""
-        self._served, self._log, self._decisions = served, log, decisions
+        self.hsm, self._served, self._log, self._decisions = hsm, served, log, decisions
 
     def begin(self) -> None:
         """Records what is served at the start, and stops what is suspended.
@@ -143,7 +140,7 @@ class Follower:
 
     def _not_followed(self, error: OperatorError | ConfigError) -> None:
         if not self.error:
-            self.reports.registry_unreadable(error)
+            self.events.emit(RegistryUnreadable(str(error)))
         self.error = str(error)
 
     def draft(self) -> PolicyText | None:
@@ -252,11 +249,12 @@ class Follower:
             and not before.suspended.reason(each.key.facility)
         ]
         self.hsm.suspend(suspended, halted)
-        self.reports.suspensions_changed([str(each) for each in self._state.suspensions])
+        suspensions = [str(each) for each in self._state.suspensions]
+        self.events.emit(SuspensionsChanged(suspensions))
 
     def _take(self, state: RegistryState) -> None:
         """Has another state served: what is new after workers know it, what ends at once."""
-        check_tokens(state.keys, self.hsm)
+        check_tokens(state.keys, self.config)
         before, text = self._served.snapshot, self._text
         if state.policy not in (None, text.policy.sha256):
             self._text = self._kept(state)
@@ -272,11 +270,11 @@ class Follower:
         self._plan_ends()
         if changed:
             self._log.keys_changed(before.keys, after.keys)
-            self.reports.keys_changed(len(after.keys), after.keys.revision)
+            self.events.emit(KeysChanged(len(after.keys), after.keys.revision))
         self._decisions.record(state, self._text, files_decide=self.files_decide)
         if self._text is not text:
             self._write_files(text)
-            self.reports.policy_changed(self._text.policy.sha256)
+            self.events.emit(PolicyChanged(self._text.policy.sha256))
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
         """Has sign what may, and lets go of what has ended; what was stopped is stopped already."""
@@ -373,16 +371,17 @@ class Follower:
                 write_policy_files(self.config.policy, self._text.text)
             elif written != self._text.policy.sha256:
                 text = "the files are somebody's draft and were left alone: put what came into"
-                self.reports.policy_files_differ(f"{text} force into it before it is proposed")
+                text = f"{text} force into it before it is proposed"
+                self.events.emit(PolicyFilesDiffer(text))
         except (ConfigError, OSError, ValueError) as error:
-            self.reports.policy_files_differ(str(error))
+            self.events.emit(PolicyFilesDiffer(str(error)))
 
     def _look_at_files(self) -> None:
         """Tells at the start where the files are a draft, or no policy at all."""
         try:
             self.draft()
         except ConfigError as error:
-            self.reports.policy_files_differ(str(error))
+            self.events.emit(PolicyFilesDiffer(str(error)))
 
     # --- checks ----------------------------------------------------------------------------
 
@@ -391,9 +390,9 @@ class Follower:
             raise ConfigError(str(self.config.policy), [Violation("", p) for p in problems])
 
 
-def check_tokens(keys: Iterable[KeyVersion], hsm: Hsm) -> None:
+def check_tokens(keys: Iterable[KeyVersion], config: Config) -> None:
     """Raises OperatorError where a key is on a token that the configuration does not name."""
-    unknown = {version.token for version in keys} - set(hsm.pools)
+    unknown = {version.token for version in keys} - {token.label for token in config.tokens}
     if unknown:
         raise OperatorError(
             f"the registry has keys on token {', '.join(sorted(unknown))}, which the "

@@ -1,1 +1,29 @@
-"""What operators see: metrics and logs."""
+"""What operators see of the daemon: metrics, log lines, alarms, traces and the status page."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from signer.errors import OperatorError
+
+if TYPE_CHECKING:
+    from signer.config.models import TracingConfig
+    from signer.observe.tracing import Tracing
+
+
+def open_tracing(settings: TracingConfig | None, instance: str) -> Tracing | None:
+    """Returns the tracing of the appliance ``instance``; None where it is not configured.
+
+    Raises OperatorError where its packages, which are optional, are missing.
+    """
+    if settings is None:
+        return None
+    if find_spec("opentelemetry") is None:
+        raise OperatorError(
+            "tracing is configured, but its packages are not installed: install signer[tracing], "
+            "or take `tracing` out of the configuration"
+        )
+    from signer.observe.tracing import Tracing  # noqa: PLC0415 - optional, as above
+
+    return Tracing(settings, instance)

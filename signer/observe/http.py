@@ -15,6 +15,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from signer.errors import OperatorError
+from signer.events import Bug, Events
+from signer.observe.gauges import LiveGauges, Reading
 
 Reasons = Callable[[], Sequence[str]]
 
@@ -101,22 +103,24 @@ class HttpPort:
         self,
         address: tuple[str, int],
         registry: CollectorRegistry,
+        readings: Callable[[], Iterable[Reading]],
         *,
         reasons: Reasons,
         page: Callable[[], str],
         stuck: Callable[[], str],
-        failed: Callable[[Exception], None],
+        events: Events,
     ) -> None:
-        """Binds; raises OperatorError where the port is taken. ``page`` gives HTML.
+        """Binds; raises OperatorError where the port is taken.
 
-        ``stuck`` says why the process is not alive, empty where it is; ``failed`` hears of
-        what an answer failed of.
+        ``readings`` returns the gauges that are added to the registry, ``page`` HTML, and
+        ``stuck`` why the process is not alive, or "".
         """
+        registry.register(LiveGauges(readings))
         self._metrics = make_wsgi_app(registry)
         self._reasons = reasons
         self._page = page
         self._stuck = stuck
-        self._failed = failed
+        self._events = events
         host, port = address
         server = _Server6 if host.startswith("[") else _Server
         try:
@@ -143,7 +147,7 @@ class HttpPort:
         try:
             return self._page_at(environ, start_response)
         except Exception as error:  # noqa: BLE001 - its text may quote what is nobody's business
-            self._failed(error)
+            self._events.emit(Bug("the metrics port", error, {}))
             return _text(start_response, "500 Internal Server Error", ["see the log"])
 
     def _page_at(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -1,7 +1,7 @@
-"""Where the parts of the daemon report to: metrics are counted, log lines written.
+"""What each event does: the metric that it counts in, its log line, its alarm.
 
 A call that was refused or failed is one log line at level warning, any other at
-info; lines carry ids, names, counts and times, never a payload.
+info. Lines carry ids, names, counts and times, never a payload.
 """
 
 from __future__ import annotations
@@ -9,290 +9,89 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, TypeVar
 
-from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
-from signer.errors import CLIENT_LIMIT, CallError, ConfigError, OperatorError, Reason
-from signer.model import Algorithm, Format
+from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
+from signer.events import (
+    AuditCommitted,
+    AuditProblem,
+    AuditSlow,
+    AuditStopped,
+    Bug,
+    CallBegan,
+    CallEnded,
+    CheckpointFailed,
+    CheckpointMade,
+    CheckpointShipped,
+    ChunkEnded,
+    Event,
+    Handlers,
+    ItemsEnded,
+    KeysChanged,
+    LoginEnded,
+    NotReady,
+    OperationBug,
+    OperationChanged,
+    OperationFailed,
+    PolicyChanged,
+    PolicyFilesDiffer,
+    QuotaRefused,
+    Ready,
+    RegistryUnreadable,
+    ReloadEnded,
+    ReloadRefused,
+    RequestsForgotten,
+    ShippingFailed,
+    StageEnded,
+    Started,
+    Stopped,
+    SuspensionsChanged,
+    TokenDiffers,
+    WorkerLeft,
+    WrongSignatures,
+)
 from signer.observe import logs
 from signer.observe.alarms import Alarms
-from signer.observe.catalogue import OVERLOADED_BY_CLIENT
-from signer.observe.gauges import LiveGauges, Reading
+from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT, closed
 from signer.observe.metrics import Metrics
 
+DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
 
-class Journal(Protocol):
-    """The audit log, for what happens beside signatures."""
-
-    def worker_left(self, token: str, cause: str) -> None: ...
-    def login(self, token: str, result: str) -> None: ...
-    def denied(self, principal: str, key: str, reason: str) -> None: ...
+E = TypeVar("E", bound=Event)
 
 
-class TracingSettings(Protocol):
-    """The section ``tracing`` of the configuration."""
-
-    @property
-    def endpoint(self) -> str: ...
-    @property
-    def sample(self) -> float: ...
-    @property
-    def ca(self) -> Path | None: ...
+Alarm = str | Callable[[E], str]
 
 
-class Tracer(Protocol):
-    """Who makes spans; ``note`` and ``stage`` return the trace id, "" where none is kept."""
+class Reaction(NamedTuple):
+    """What an event does here; empty parts do nothing.
 
-    def call(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]]
-    ) -> AbstractContextManager[None]: ...
-    def note(self, code: str, notes: Mapping[str, object]) -> str: ...
-    def stage(self, name: str, began: float, seconds: float) -> str: ...
-    def close(self) -> None: ...
-
-
-def tracer(settings: TracingSettings | None, instance: str) -> Tracer | None:
-    """Returns who makes spans for the appliance of this name; nobody where none are wanted.
-
-    Raises OperatorError where the packages are missing, which are optional.
+    ``line`` names the log line and ``fields`` returns its fields; without it they are those of
+    the event. ``alarm`` is shown on the status page, so it names no key and no facility.
     """
-    if settings is None:
-        return None
-    if find_spec("opentelemetry") is None:
-        raise OperatorError(
-            "tracing is configured, but its packages are not installed: install signer[tracing], "
-            "or take `tracing` out of the configuration"
-        )
-    from signer.observe.tracing import Tracing  # noqa: PLC0415 - optional, as above
 
-    return Tracing(settings, instance)
+    measure: Callable[[Metrics, Any], object] | None
+    line: str
+    level: str
+    fields: Callable[[Any], Mapping[str, object]] | None
+    alarm: Alarm[Any]
 
 
-class Reports:
-    """Observer of calls, pools and the daemon."""
-
-    def __init__(self, tracer: Tracer | None = None, clock: Clock | None = None) -> None:
-        self.metrics = Metrics()
-        self.alarms = Alarms()
-        self._clock = clock or SystemClock()
-        self._tracer = tracer
-        self._thread = threading.local()
-        self._log = logs.logger()
-        self._reasons: Sequence[str] | None = None
-        self._journal: Journal | None = None
-
-    def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
-        """Adds the gauges that are read when Prometheus asks."""
-        self.metrics.registry.register(LiveGauges(read))
-
-    def keep(self, journal: Journal) -> None:
-        """Has what evidence is made of recorded as well, from now on."""
-        self._journal = journal
-
-    # --- calls -----------------------------------------------------------------------------
-
-    @contextmanager
-    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Iterator[None]:
-        """Has what the calling thread reports belong to this call, while the block lasts."""
-        self._thread.timings = Counter[str]()
-        try:
-            with self._tracer.call(method, metadata) if self._tracer else nullcontext():
-                yield
-        finally:
-            self._thread.timings = None
-
-    def call_done(
-        self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
-    ) -> None:
-        """Counts and logs a call, from within its ``call``."""
-        if timings := getattr(self._thread, "timings", None):
-            rounded = {name: round(value, 6) for name, value in timings.items()}
-            notes = {**notes, "timings": rounded}
-        if trace_id := self._tracer.note(code, notes) if self._tracer else "":
-            notes = {**notes, "trace_id": trace_id}
-        by_client = notes.get("limit") == CLIENT_LIMIT
-        failure = OVERLOADED_BY_CLIENT if by_client else reason
-        self.metrics.request(method, code, failure, seconds, _exemplar(trace_id))
-        if self._journal is not None and (denied := _denied(reason, notes)):
-            principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
-            self._journal.denied(principal, key, denied)
-        write = self._log.info if reason == "ok" else self._log.warning
-        write("call", method=method, code=code, reason=reason, seconds=round(seconds, 6), **notes)
-
-    def our_bug(self, method: str, error: Exception, notes: Mapping[str, object]) -> None:
-        """A defect: its type and places, for its text could quote a payload."""
-        self._alarm("bug", "an internal error: the log has its place")
-        self._log.error(
-            "bug",
-            method=method,
-            reason=Reason.INTERNAL,
-            error=type(error).__name__,
-            places=_places(error),
-            **notes,
-        )
-
-    def stage(self, name: str, began: float, seconds: float) -> None:
-        """Books a stage of the calling thread's call; ``began`` is in monotonic seconds."""
-        trace_id = self._tracer.stage(name, began, seconds) if self._tracer else ""
-        self.metrics.stage(name, seconds, _exemplar(trace_id))
-        if (timings := getattr(self._thread, "timings", None)) is not None:
-            timings[name] += seconds
-
-    def items(
-        self, group: str, requested: Format, algorithm: Algorithm, reasons: Counter[str]
-    ) -> None:
-        self.metrics.items(group, requested, algorithm, reasons)
-
-    def quota_rejected(self, group: str, window: str) -> None:
-        self.metrics.quota_rejected(group, window)
-
-    # --- tokens ----------------------------------------------------------------------------
-
-    def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
-        self.metrics.chunk_done(token, busy, items, checked, wrong)
-
-    def wrong_signatures(self, token: str, key_version: str, wrong: int) -> None:
-        self._alarm("wrong_signatures", f"token {token} made {wrong} wrong signatures")
-        self._log.error("wrong_signatures", token=token, key_version=key_version, wrong=wrong)
-
-    def worker_left(self, token: str, cause: str, text: str) -> None:
-        self.metrics.worker_left(token, cause)
-        self._alarm("worker_left", f"token {token}: {cause}")
-        self._log.warning("worker_left", token=token, cause=cause, text=text)
-        if self._journal is not None:
-            self._journal.worker_left(token, cause)
-
-    def login(self, token: str, result: str) -> None:
-        self.metrics.login(token, result)
-        self._log.info("login", token=token, result=result)
-        if self._journal is not None:
-            self._journal.login(token, result)
-
-    # --- the audit log ---------------------------------------------------------------------
-
-    def audit_committed(self, records: int, seconds: float) -> None:
-        self.metrics.audit_committed(records, seconds)
-        if seconds >= SLOW_SECONDS:
-            self._log.warning("audit_slow_over", seconds=round(seconds, 3))
-
-    def audit_stopped(self, text: str) -> None:
-        self._alarm("audit_stopped", text)
-        self._log.error("audit_stopped", text=text)
-
-    def audit_slow(self, since: float) -> None:
-        """A commit hangs: calls wait for it, and nobody else would tell before it ends."""
-        self._alarm("audit_slow", "the disk of the audit log hangs: calls wait for it")
-        self._log.warning("audit_slow", since=since)
-
-    def audit_problem(self, text: str) -> None:
-        self._log.warning("audit_problem", text=text)
-
-    def requests_forgotten(self, count: int) -> None:
-        self.metrics.requests_forgotten(count)
-
-    def checkpoint_made(self, checkpoint: Checkpoint, note: str) -> None:
-        """The line that shows elsewhere when records are cut off here."""
-        self._log.info("checkpoint", size=checkpoint.size, note=note)
-
-    def checkpoint_failed(self, text: str) -> None:
-        self.metrics.audit_failed("checkpoint")
-        self._alarm("checkpoint_failed", text)
-        self._log.error("checkpoint_failed", text=text)
-
-    def checkpoint_shipped(self, size: int) -> None:
-        self._log.debug("checkpoint_shipped", size=size)
-
-    def shipping_failed(self, text: str) -> None:
-        self.metrics.audit_failed("shipping")
-        self._alarm("shipping_failed", text)
-        self._log.error("shipping_failed", text=text)
-
-    # --- the daemon ------------------------------------------------------------------------
-
-    def started(self, address: str, policy_sha256: str) -> None:
-        self._log.info("started", address=address, policy_sha256=policy_sha256)
-
-    def stopped(self) -> None:
-        self._log.info("stopped")
-        if self._tracer is not None:
-            self._tracer.close()
-
-    def _alarm(self, event: str, text: str) -> None:
-        """Puts what the log tells on the status page, without names of keys or facilities."""
-        self.alarms.add(self._clock.now(), event, text)
-
-    def set_level(self, level: str) -> None:
-        """Writes lines of this level and above from now on."""
-        logs.configure(level)
-        self._log = logs.logger()
-
-    def readiness(self, reasons: Sequence[str]) -> None:
-        """Logs a change, not a state."""
-        if reasons != self._reasons:
-            self._reasons = list(reasons)
-            if reasons:
-                self._alarm("not_ready", "; ".join(self._reasons))
-                self._log.warning("not_ready", reasons=self._reasons)
-            else:
-                self._log.info("ready")
-
-    def reloaded(self, policy_sha256: str, changed: Mapping[str, object]) -> None:
-        self._log.info("reloaded", policy_sha256=policy_sha256, **changed)
-
-    def reload_refused(self, error: ConfigError) -> None:
-        self._alarm("reload_refused", "what was in force stays in force: the log has the reasons")
-        problems = [f"{each.field}: {each.description}" for each in error.problems]
-        self._log.error("reload_refused", source=error.source, problems=problems)
-
-    def keys_changed(self, versions: int, revision: int) -> None:
-        self._log.info("keys_changed", versions=versions, revision=revision)
-
-    def policy_changed(self, policy_sha256: str) -> None:
-        self._log.info("policy_changed", policy_sha256=policy_sha256)
-
-    def policy_files_differ(self, text: str) -> None:
-        self._alarm("policy_files_differ", "the policy's files are not what is in force")
-        self._log.warning("policy_files_differ", text=text)
-
-    def suspensions_changed(self, suspended: list[str]) -> None:
-        self._alarm("suspensions_changed", f"{len(suspended)} are in force")
-        self._log.warning("suspensions_changed", suspended=suspended)
-
-    def operation(self, identity: str, kind: str, state: str, note: str) -> None:
-        write = self._log.error if state == "FAILED" else self._log.info
-        if state == "FAILED":
-            self._alarm("operation", f"an operation failed ({kind}): the log has the reasons")
-        write("operation", operation=identity, kind=kind, state=state, note=note)
-
-    def operation_bug(self, identity: str, error: Exception) -> None:
-        """An execution that ended otherwise than it may; only our own texts are told."""
-        self._alarm("operation_bug", "an operation ended with an internal error: see the log")
-        text = str(error) if isinstance(error, OperatorError | CallError) else ""
-        self._log.error(
-            "operation_bug",
-            operation=identity,
-            error=type(error).__name__,
-            places=_places(error),
-            text=text,
-        )
-
-    def token_differences(self, differences: Sequence[str]) -> None:
-        self._alarm("registry_and_token_differ", f"in {len(differences)} things: see `signer top`")
-        self._log.warning("registry_and_token_differ", differences=list(differences))
-
-    def registry_unreadable(self, error: Exception) -> None:
-        self._alarm("registry_unreadable", "suspensions made elsewhere are not seen: see the log")
-        self._log.error("registry_unreadable", text=str(error))
-
-
-def _exemplar(trace_id: str) -> dict[str, str] | None:
-    return {"trace_id": trace_id} if trace_id else None
+def _on(
+    kind: type[E],
+    line: str = "",
+    level: str = INFO,
+    *,
+    count: Callable[[Metrics, E], object] | None = None,
+    fields: Callable[[E], Mapping[str, object]] | None = None,
+    alarm: Alarm[E] = "",
+) -> tuple[type[Any], Reaction]:
+    return kind, Reaction(count, line, level, fields, alarm)
 
 
 def _places(error: Exception) -> list[str]:
@@ -302,8 +101,236 @@ def _places(error: Exception) -> list[str]:
     ]
 
 
-def _denied(reason: str, notes: Mapping[str, object]) -> str:
-    """The reason to record of a call: why it was refused, or that all its items were."""
-    if reason != "ok":
-        return reason
-    return "ALL_ITEMS_FAILED" if notes.get("failed") and notes["failed"] == notes["items"] else ""
+def _chunk_ended(metrics: Metrics, event: ChunkEnded) -> None:
+    metrics.busy[event.token,].inc(event.busy)
+    metrics.signatures[event.token, "C_Sign"].observe(event.busy / event.items)
+    metrics.checks["correct",].inc(event.checked - event.wrong)
+    metrics.checks["wrong",].inc(event.wrong)
+
+
+def _items_ended(metrics: Metrics, event: ItemsEnded) -> None:
+    items, (*labels, reasons) = metrics.items, event
+    if (*labels, OK) not in items:  # the first of a kind: all its reasons begin at 0
+        for reason in closed("signer_items_total", "reason"):
+            items[*labels, reason]
+    for reason, count in reasons.items():
+        items[*labels, reason].inc(count)
+
+
+REACTIONS: Mapping[type[Any], Reaction] = dict(
+    (
+        # Calls; their begin, stages and end are below.
+        _on(ItemsEnded, count=_items_ended),
+        _on(
+            QuotaRefused,
+            count=lambda metrics, event: metrics.quotas[event.group, event.window].inc(),
+        ),
+        _on(
+            Bug,
+            "bug",
+            ERROR,
+            # Its type and places, but not its text, which could quote a payload.
+            fields=lambda event: {
+                "method": event.where,
+                "reason": Reason.INTERNAL,
+                "error": type(event.error).__name__,
+                "places": _places(event.error),
+                **event.notes,
+            },
+            alarm="an internal error: the log has its place",
+        ),
+        # Tokens.
+        _on(ChunkEnded, count=_chunk_ended),
+        _on(
+            WrongSignatures,
+            "wrong_signatures",
+            ERROR,
+            alarm=lambda event: f"token {event.token} made {event.wrong} wrong signatures",
+        ),
+        _on(
+            WorkerLeft,
+            "worker_left",
+            WARNING,
+            count=lambda metrics, event: metrics.restarts[event.token, event.cause].inc(),
+            alarm=lambda event: f"token {event.token}: {event.cause}",
+        ),
+        _on(
+            LoginEnded,
+            "login",
+            count=lambda metrics, event: metrics.logins[event.token, event.result].inc(),
+        ),
+        # The audit log.
+        _on(AuditStopped, "audit_stopped", ERROR, alarm=lambda event: event.text),
+        _on(
+            AuditSlow,
+            "audit_slow",
+            WARNING,
+            alarm="the disk of the audit log hangs: calls wait for it",
+        ),
+        _on(AuditProblem, "audit_problem", WARNING),
+        _on(RequestsForgotten, count=lambda metrics, event: metrics.forgotten.inc(event.requests)),
+        _on(CheckpointMade, "checkpoint"),
+        _on(
+            CheckpointFailed,
+            "checkpoint_failed",
+            ERROR,
+            count=lambda metrics, _: metrics.audit_failures["checkpoint",].inc(),
+            alarm=lambda event: event.text,
+        ),
+        _on(CheckpointShipped, "checkpoint_shipped", DEBUG),
+        _on(
+            ShippingFailed,
+            "shipping_failed",
+            ERROR,
+            count=lambda metrics, _: metrics.audit_failures["shipping",].inc(),
+            alarm=lambda event: event.text,
+        ),
+        # The daemon.
+        _on(Started, "started"),
+        _on(Stopped, "stopped"),
+        _on(Ready, "ready"),
+        _on(NotReady, "not_ready", WARNING, alarm=lambda event: "; ".join(event.reasons)),
+        _on(
+            ReloadEnded,
+            "reloaded",
+            fields=lambda event: {"policy_sha256": event.policy_sha256, **event.changed},
+        ),
+        _on(
+            ReloadRefused,
+            "reload_refused",
+            ERROR,
+            alarm="what was in force stays in force: the log has the reasons",
+        ),
+        _on(KeysChanged, "keys_changed"),
+        _on(PolicyChanged, "policy_changed"),
+        _on(
+            PolicyFilesDiffer,
+            "policy_files_differ",
+            WARNING,
+            alarm="the policy's files are not what is in force",
+        ),
+        _on(
+            SuspensionsChanged,
+            "suspensions_changed",
+            WARNING,
+            alarm=lambda event: f"{len(event.suspended)} are in force",
+        ),
+        _on(
+            RegistryUnreadable,
+            "registry_unreadable",
+            ERROR,
+            alarm="suspensions made elsewhere are not seen: see the log",
+        ),
+        _on(
+            TokenDiffers,
+            "registry_and_token_differ",
+            WARNING,
+            alarm=lambda event: f"in {len(event.differences)} things: see `signer top`",
+        ),
+        # Operations of officers.
+        _on(OperationChanged, "operation"),
+        _on(
+            OperationFailed,
+            "operation",
+            ERROR,
+            alarm=lambda event: f"an operation failed ({event.kind}): the log has the reasons",
+        ),
+        _on(
+            OperationBug,
+            "operation_bug",
+            ERROR,
+            # Of other errors than ours the text could quote a payload.
+            fields=lambda event: {
+                "operation": event.operation,
+                "error": type(event.error).__name__,
+                "places": _places(event.error),
+                "text": str(event.error)
+                if isinstance(event.error, OperatorError | CallError)
+                else "",
+            },
+            alarm="an operation ended with an internal error: see the log",
+        ),
+    )
+)
+
+
+class Reports:
+    """Counts events in the metrics, writes their log lines, and keeps their alarms."""
+
+    def __init__(
+        self,
+        tokens: Sequence[str] = (),
+        trace_id: Callable[[], str] = str,
+        clock: Clock | None = None,
+    ) -> None:
+        """Takes the tokens' labels; ``trace_id`` returns that of this thread's call, or ""."""
+        self.metrics = Metrics(tokens)
+        self.alarms = Alarms()
+        self._trace_id = trace_id
+        self._clock = clock or SystemClock()
+        self._log = logs.logger()
+        self._call = threading.local()
+        self.handlers: Handlers = {
+            **{kind: self._reacting(each) for kind, each in REACTIONS.items()},
+            CallBegan: self._call_began,
+            StageEnded: self._stage_ended,
+            CallEnded: self._call_ended,
+            AuditCommitted: self._audit_committed,
+        }
+
+    def set_level(self, level: str) -> None:
+        """Writes lines of this level and above from now on."""
+        logs.configure(level)
+        self._log = logs.logger()
+
+    def _reacting(self, reaction: Reaction) -> Callable[[Any], object]:
+        measure, line, level, fields, alarm = reaction
+        if measure is not None and not line:
+            return partial(measure, self.metrics)
+
+        def react(event: Any) -> None:
+            if measure is not None:
+                measure(self.metrics, event)
+            if alarm:
+                text = alarm if isinstance(alarm, str) else alarm(event)
+                self.alarms.add(self._clock.now(), line, text)
+            written = event._asdict() if fields is None else fields(event)
+            getattr(self._log, level)(line, **written)
+
+        return react
+
+    def _call_began(self, _: CallBegan) -> None:
+        self._call.timings = Counter[str]()
+
+    def _stage_ended(self, event: StageEnded) -> None:
+        self.metrics.stages[event.stage,].observe(event.seconds, self._exemplar())
+        if (timings := getattr(self._call, "timings", None)) is not None:
+            timings[event.stage] += event.seconds
+
+    def _call_ended(self, event: CallEnded) -> None:
+        method, code, reason, seconds, notes = event
+        metrics, fields = self.metrics, dict(notes)
+        by_client = notes.get("limit") == CLIENT_LIMIT
+        metrics.requests[method, code].inc()
+        metrics.durations[method,].observe(seconds, self._exemplar())
+        if reason != OK:
+            failure = OVERLOADED_BY_CLIENT if by_client else reason
+            metrics.call_failures[method, failure].inc()
+        if timings := getattr(self._call, "timings", None):
+            fields["timings"] = {stage: round(value, 6) for stage, value in timings.items()}
+        self._call.timings = None
+        if trace_id := self._trace_id():
+            fields["trace_id"] = trace_id
+        write = self._log.info if reason == OK else self._log.warning
+        write("call", method=method, code=code, reason=reason, seconds=round(seconds, 6), **fields)
+
+    def _audit_committed(self, event: AuditCommitted) -> None:
+        self.metrics.records.inc(event.records)
+        self.metrics.commits.observe(event.seconds)
+        if event.seconds >= SLOW_SECONDS:
+            self._log.warning("audit_slow_over", seconds=round(event.seconds, 3))
+
+    def _exemplar(self) -> dict[str, str] | None:
+        """Leads from a bucket of a histogram to one trace."""
+        trace_id = self._trace_id()
+        return {"trace_id": trace_id} if trace_id else None

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry.context import Context
@@ -37,10 +35,9 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from signer import __version__
+from signer.config.models import TracingConfig
+from signer.events import CallBegan, CallEnded, Handlers, StageEnded, Stopped
 from signer.observe import logs
-from signer.observe.reports import TracingSettings
-
-Metadata = Iterable[tuple[str, str | bytes]]
 
 CLOSE_SECONDS = 5.0
 """How long the end of the daemon waits for the last spans to be sent."""
@@ -88,7 +85,7 @@ class _Told(logging.Handler):
 class Tracing:
     """Makes spans, and sends them to a collector from a thread of its own."""
 
-    def __init__(self, settings: TracingSettings, instance: str) -> None:
+    def __init__(self, settings: TracingConfig, instance: str) -> None:
         """Takes ``instance``: the name of this appliance among others."""
         described = {"name": "signer", "version": __version__, "instance.id": instance}
         self._provider = TracerProvider(
@@ -111,62 +108,55 @@ class Tracing:
         complaints.handlers, complaints.propagate = [_Told()], False
         self._tracer = self._provider.get_tracer("signer", __version__)
         self._thread = threading.local()
+        self.handlers: Handlers = {
+            CallBegan: self._call_began,
+            StageEnded: self._stage_ended,
+            CallEnded: self._call_ended,
+            Stopped: lambda _: self.close(),
+        }
 
-    @contextmanager
-    def call(self, method: str, metadata: Metadata) -> Iterator[None]:
-        """Has what the calling thread reports belong to this call, while the block lasts."""
-        carrier = {name: value for name, value in metadata if isinstance(value, str)}
+    def trace_id(self) -> str:
+        """Returns the trace id of this thread's call, "" where no trace is kept."""
+        span: Span | None = getattr(self._thread, "span", None)
+        return "" if span is None else f"{span.get_span_context().trace_id:032x}"
+
+    def _call_began(self, event: CallBegan) -> None:
+        carrier = {name: value for name, value in event.metadata if isinstance(value, str)}
         # Not the current span of OpenTelemetry: that one would note the text of an exception,
         # which may quote a payload.
         span = self._tracer.start_span(
-            method.rpartition("/")[2],
+            event.method.rpartition("/")[2],
             context=_W3C.extract(carrier, Context()),
             kind=SpanKind.SERVER,
-            attributes={"rpc.method": method},
+            attributes={"rpc.method": event.method},
         )
         self._thread.span = span if span.is_recording() else None
-        try:
-            yield
-        finally:
-            self._thread.span = None
-            span.end()
 
-    def note(self, code: str, notes: Mapping[str, object]) -> str:
-        """Writes how the call ended into its span; returns the trace id, "" where none is kept."""
-        span = self._span()
+    def _stage_ended(self, event: StageEnded) -> None:
+        """Makes the span of a stage, which is over."""
+        span: Span | None = getattr(self._thread, "span", None)
         if span is None:
-            return ""
-        span.set_attribute("rpc.response.status_code", code)
-        for name, value in notes.items():
+            return
+        start = time.time_ns() - round((time.monotonic() - event.began) * 1e9)
+        stage = self._tracer.start_span(event.stage, set_span_in_context(span), start_time=start)
+        stage.end(start + round(event.seconds * 1e9))
+
+    def _call_ended(self, event: CallEnded) -> None:
+        """Writes how the call ended into its span, and ends it."""
+        span: Span | None = getattr(self._thread, "span", None)
+        if span is None:
+            return
+        self._thread.span = None
+        span.set_attribute("rpc.response.status_code", event.code)
+        for name, value in event.notes.items():
             span.set_attribute(f"signer.{name}", value if isinstance(value, int) else str(value))
-        if code != "OK":
-            span.set_status(Status(StatusCode.ERROR, code))
-        return _trace_id(span)
-
-    def stage(self, name: str, began: float, seconds: float) -> str:
-        """Makes the span of a stage that is over; returns the trace id, "" where none is kept.
-
-        ``began`` is in monotonic seconds.
-        """
-        span = self._span()
-        if span is None:
-            return ""
-        start = time.time_ns() - round((time.monotonic() - began) * 1e9)
-        stage = self._tracer.start_span(name, set_span_in_context(span), start_time=start)
-        stage.end(start + round(seconds * 1e9))
-        return _trace_id(span)
+        if event.code != "OK":
+            span.set_status(Status(StatusCode.ERROR, event.code))
+        span.end()
 
     def close(self) -> None:
-        """Sends what is still here, for a bounded time."""
+        """Sends the spans that are left, for CLOSE_SECONDS at most."""
         # The SDK's own limit is a multiple of ours where the collector does not answer.
         end = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         end.start()
         end.join(CLOSE_SECONDS)
-
-    def _span(self) -> Span | None:
-        span: Span | None = getattr(self._thread, "span", None)
-        return span
-
-
-def _trace_id(span: Span) -> str:
-    return f"{span.get_span_context().trace_id:032x}"

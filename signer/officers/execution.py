@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from signer.errors import CallError, ConfigError, OperatorError
+from signer.events import OperationBug
 from signer.keys.writing import Writing
 from signer.officers import store
 from signer.officers.approval import Proposal, check_approved
@@ -80,7 +81,7 @@ class Executor:
         except OperatorError:
             return  # the database does not answer: the next sweep finds them
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
-            self._deps.observer.operation_bug("", error)
+            self._deps.events.emit(OperationBug("", error))
 
     def submit(self, identity: str) -> None:
         """Executes an approved operation in the background, unless that is under way."""
@@ -134,7 +135,7 @@ class Executor:
         except (OperatorError, ConfigError) as error:
             failed = str(error)
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
-            self._deps.observer.operation_bug(identity, error)
+            self._deps.events.emit(OperationBug(identity, error))
             failed = f"internal error: {type(error).__name__}; see the log for operation {identity}"
 
         # 6. The outcome is on record.
@@ -155,7 +156,7 @@ class Executor:
                 self._records.execution_ended(operation)
             self._deps.report(operation)
         except (OperatorError, CallError) as error:
-            self._deps.observer.operation_bug(identity, error)
+            self._deps.events.emit(OperationBug(identity, error))
         finally:
             self._release(identity)
 

@@ -14,11 +14,11 @@ from typing import Protocol
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
+from signer.events import Events, ItemsEnded, QuotaRefused, StageEnded
 from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex
 from signer.model import (
-    Algorithm,
     Format,
     FormatContext,
     KeyVersion,
@@ -48,16 +48,6 @@ class Hsm(Protocol):
     def sign(self, admission: Admission) -> Signed: ...
 
 
-class Observer(Protocol):
-    """Counts what happens here."""
-
-    def stage(self, name: str, began: float, seconds: float) -> None: ...
-    def items(
-        self, group: str, requested: Format, algorithm: Algorithm, reasons: Counter[str]
-    ) -> None: ...
-    def quota_rejected(self, group: str, window: str) -> None: ...
-
-
 class Engine:
     """Signs batches with what is served when they arrive."""
 
@@ -69,7 +59,7 @@ class Engine:
         repeats: Repeats,
         *,
         usage: Usage,
-        observer: Observer,
+        events: Events,
         clock: Clock,
         answer_bytes: int,
     ) -> None:
@@ -79,7 +69,7 @@ class Engine:
         self._usage = usage
         self._hsm = hsm
         self._evidence, self._repeats = evidence, repeats
-        self._observer = observer
+        self._events = events
         self._clock = clock
 
     def sign_batch(self, request: BatchRequest) -> BatchResult:
@@ -181,7 +171,7 @@ class Engine:
         quota = refusal.quota
         if refusal.retry_after is None:
             raise invalid("payloads", f"has {items} items to sign, the quota is {quota}: split it")
-        self._observer.quota_rejected(terms.group or "", quota.window)
+        self._events.emit(QuotaRefused(terms.group or "", quota.window))
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} does not hold {items} more items: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
@@ -196,7 +186,8 @@ class Engine:
     ) -> None:
         reasons = Counter(str(failure.reason) for failure in failures.values())
         reasons["ok"] = items - len(failures)
-        self._observer.items(terms.group or "", requested, version.algorithm, reasons)
+        group = terms.group or ""
+        self._events.emit(ItemsEnded(group, requested, version.algorithm, reasons))
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -204,7 +195,7 @@ class Engine:
         try:
             yield
         finally:
-            self._observer.stage(name, began, self._clock.monotonic() - began)
+            self._events.emit(StageEnded(name, began, self._clock.monotonic() - began))
 
 
 def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +16,14 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.algorithms import PROPERTIES
 from signer.clock import SystemClock
+from signer.events import ChunkEnded, LoginEnded, WorkerLeft
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.tools.dev import softhsm, texts
+from tests.stand_ins import Recorder
 
 SECONDS = 30.0
 """Deadline of every job: what hangs fails its test."""
@@ -84,7 +85,7 @@ class SoftToken:
             workers=workers,
             hang_seconds=hang,
             max_queued=queued,
-            observer=record,
+            events=record.events,
             clock=SystemClock(),
         )
         pool.start()
@@ -95,41 +96,26 @@ class SoftToken:
             pool.close()
 
 
-class Record:
-    """An observer that remembers."""
+class Record(Recorder):
+    """What a pool has emitted."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
-        self.left: list[tuple[str, str]] = []
-        self.logins: list[str] = []
+    @property
+    def counts(self) -> Counter[str]:
+        """Chunks, their items, checked and wrong signatures."""
+        counts: Counter[str] = Counter()
+        for chunk in self.of(ChunkEnded):
+            counts.update(chunks=1, items=chunk.items, checked=chunk.checked, wrong=chunk.wrong)
+        return counts
 
-    def chunk_done(self, token: str, busy: float, items: int, checked: int, wrong: int) -> None:
-        assert token
-        assert busy >= 0
-        with self._lock:
-            self.counts.update(chunks=1, items=items, checked=checked, wrong=wrong)
+    @property
+    def left(self) -> list[tuple[str, str]]:
+        """Cause and text of each worker that has ended."""
+        return [(event.cause, event.text) for event in self.of(WorkerLeft)]
 
-    def wrong_signatures(self, token: str, key_version: str, wrong: int) -> None:
-        assert token
-        with self._lock:
-            self.counts[f"wrong {key_version}"] += wrong
-
-    def worker_left(self, token: str, cause: str, text: str) -> None:
-        assert token
-        with self._lock:
-            self.left.append((cause, text))
-
-    def login(self, token: str, result: str) -> None:
-        assert token
-        with self._lock:
-            self.logins.append(result)
-
-    def stage(self, name: str, began: float, seconds: float) -> None:
-        assert began <= time.monotonic()
-        assert seconds >= 0
-        with self._lock:
-            self.counts[f"stage {name}"] += 1
+    @property
+    def logins(self) -> list[str]:
+        """The results of logins."""
+        return [event.result for event in self.of(LoginEnded)]
 
 
 def version(algorithm: Algorithm, cka_id: bytes, spki: bytes) -> KeyVersion:

@@ -44,7 +44,7 @@ SPEAKING = (
     "keys/audit_key.py",
     "keys/database.py",
     "observe/http.py",
-    "observe/reports.py",
+    "observe/__init__.py",
     "daemon/audit_log.py",
 )
 """The modules that can refuse a start, or say why the daemon does not serve."""

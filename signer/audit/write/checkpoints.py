@@ -17,12 +17,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
 from signer.audit.write.disk import Disk, replace_durably
 from signer.audit.write.log import Growth
 from signer.clock import Clock
+from signer.events import (
+    CheckpointFailed,
+    CheckpointMade,
+    CheckpointShipped,
+    Events,
+    ShippingFailed,
+)
 
 NEWEST = "newest"
 MAX_ITEMS_BEHIND = 10_000
@@ -32,22 +39,6 @@ INTERVAL = 0.5
 _KEEP_EVERY = 3600
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 _NUMBERED = re.compile(r"[0-9]{16}")
-
-
-class CheckpointReports(Protocol):
-    """Who hears what becomes of checkpoints; called from threads of this module."""
-
-    def checkpoint_made(self, checkpoint: Checkpoint, note: str) -> None:
-        """A new one is signed: ``note`` belongs into the ordinary log."""
-
-    def checkpoint_failed(self, text: str) -> None:
-        """None could be signed or kept; it is tried again."""
-
-    def checkpoint_shipped(self, size: int) -> None:
-        """The second directory has the checkpoint of so many records."""
-
-    def shipping_failed(self, text: str) -> None:
-        """The second directory could not be written; it is tried again."""
 
 
 class Folder:
@@ -76,9 +67,9 @@ class Shipper:
     else. A checkpoint that waits gives way to the next: the newest covers all.
     """
 
-    def __init__(self, folder: Folder, reports: CheckpointReports) -> None:
+    def __init__(self, folder: Folder, events: Events) -> None:
         self._folder = folder
-        self._reports = reports
+        self._events = events
         self._changed = threading.Condition()
         self._waiting: tuple[Checkpoint, str] | None = None
         self._closing = False
@@ -117,12 +108,13 @@ class Shipper:
         try:
             self._folder.put(checkpoint, note)
         except OSError as error:
-            self._reports.shipping_failed(
+            text = (
                 f"checkpoint {checkpoint.size} could not be written to {self._folder.path}: "
                 f"{error.strerror or error}; it is tried again"
             )
+            self._events.emit(ShippingFailed(text))
             return False
-        self._reports.checkpoint_shipped(checkpoint.size)
+        self._events.emit(CheckpointShipped(checkpoint.size))
         return True
 
     def _put_back(self, taken: tuple[Checkpoint, str], seconds: float) -> None:
@@ -150,14 +142,14 @@ class Checkpointer:
         folder: Folder,
         *,
         shippers: Iterable[Shipper],
-        reports: CheckpointReports,
+        events: Events,
     ) -> None:
         self.newest: tuple[Checkpoint, str] | None = None
         self._growth, self._head = growth, head
         self._seal = seal
         self._folder = folder
         self._shippers = tuple(shippers)
-        self._reports = reports
+        self._events = events
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
 
     def start(self) -> None:
@@ -191,19 +183,21 @@ class Checkpointer:
             checkpoint = self._head()
             note = self._seal(checkpoint)
         except Exception as error:  # noqa: BLE001  whatever the token does, signing goes on
-            self._reports.checkpoint_failed(f"the log could not be signed: {error}; tried again")
+            text = f"the log could not be signed: {error}; tried again"
+            self._events.emit(CheckpointFailed(text))
             return False
         self.newest = checkpoint, note
-        self._reports.checkpoint_made(checkpoint, note)
+        self._events.emit(CheckpointMade(checkpoint.size, note))
         for shipper in self._shippers:
             shipper.offer(checkpoint, note)
         try:
             self._folder.put(checkpoint, note)
         except OSError as error:
-            self._reports.checkpoint_failed(
+            text = (
                 f"checkpoint {checkpoint.size} could not be written to {self._folder.path}: "
                 f"{error.strerror or error}; tried again"
             )
+            self._events.emit(CheckpointFailed(text))
             return False
         return True
 

@@ -14,11 +14,12 @@ from typing import Self
 
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
+from signer.events import ChunkEnded, Events, LoginEnded, StageEnded, WorkerLeft, WrongSignatures
 from signer.hsm.frames import FrameError, Kind, ResultFrame, Verdict, pack_ids
 from signer.hsm.front.batch import Batch, pack_chunk
 from signer.hsm.front.costs import Costs
 from signer.hsm.front.failures import NOT_SERVING, refusal
-from signer.hsm.front.observer import Observer, Waiting, WorkerStatus
+from signer.hsm.front.observer import Waiting, WorkerStatus
 from signer.hsm.front.scheduler import Chunk, Pending, Scheduler
 from signer.hsm.front.slot import End, Slot
 from signer.hsm.front.stops import Stops
@@ -63,12 +64,12 @@ class Pool:
         workers: int,
         hang_seconds: float,
         max_queued: int,
-        observer: Observer,
+        events: Events,
         clock: Clock,
     ) -> None:
         self.token = spec.label
         self._max_queued = max_queued
-        self._observer = observer
+        self._events = events
         self._clock = clock
         self._lock = threading.Lock()
         self._costs = Costs()
@@ -186,7 +187,8 @@ class Pool:
             self._scheduler.add(batch.pending)
         self._pump()
         batch.done.wait(max(0.0, job.deadline - self._clock.monotonic()))
-        self._observer.stage("queue", now, (batch.begun or self._clock.monotonic()) - now)
+        queued = (batch.begun or self._clock.monotonic()) - now
+        self._events.emit(StageEnded("queue", now, queued))
         if self._abandon(batch):
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
@@ -377,7 +379,7 @@ class Pool:
 
     def ready(self, slot: Slot) -> None:
         """A worker has logged in: it serves from here on."""
-        self._observer.login(self.token, "ok")
+        self._events.emit(LoginEnded(self.token, "ok"))
         with self._lock:
             self._failed = ""
             if self._halted:
@@ -410,11 +412,10 @@ class Pool:
                     self._settle(batch)
             else:
                 self._fail(chunk, refusal(result.verdict, version))
-        self._observer.chunk_done(
-            self.token, result.busy_us / 1e6, len(chunk), result.checked, len(result.wrong)
-        )
+        busy, wrong = result.busy_us / 1e6, len(result.wrong)
+        self._events.emit(ChunkEnded(self.token, busy, len(chunk), result.checked, wrong))
         if result.wrong:
-            self._observer.wrong_signatures(self.token, version.name, len(result.wrong))
+            self._events.emit(WrongSignatures(self.token, version.name, wrong))
             self.drop([version])
         elif failure is not None:  # this chunk may have come behind the order to drop its copy
             slot.send(Kind.DROP, pack_ids([version.cka_id]))
@@ -426,9 +427,9 @@ class Pool:
         What waits goes on waiting for the next worker, unless nobody serves and
         workers cannot start.
         """
-        self._observer.worker_left(self.token, end.cause, end.text)
+        self._events.emit(WorkerLeft(self.token, end.cause, end.text))
         if end.cause is FailureKind.PIN_REJECTED:
-            self._observer.login(self.token, end.cause)
+            self._events.emit(LoginEnded(self.token, end.cause))
         with self._lock:
             slot.state, slot.reason = "failed", self._halted or end.text
             self._last_cause = end.cause

@@ -20,12 +20,13 @@ from pydantic import Field, ValidationError
 from signer.clock import Clock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
+from signer.events import Events, OperationChanged, OperationFailed
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.writing import Change
 from signer.model import KeyName, KeyVersion, Suspension, TokenAdmin, parse_key_or_version
 from signer.officers import store
 from signer.officers.records import OperationRecords
-from signer.officers.store import StoredOperation
+from signer.officers.store import OperationState, StoredOperation
 from signer.policy.rules import Policy
 from signer.strict import StrictModel, problems_of
 from signer.text import count
@@ -166,13 +167,6 @@ class StoppedError(Exception):
     """The daemon is stopping in the middle of an operation."""
 
 
-class OperationObserver(Protocol):
-    """Logs what becomes of operations."""
-
-    def operation(self, identity: str, kind: str, state: str, note: str) -> None: ...
-    def operation_bug(self, identity: str, error: Exception) -> None: ...
-
-
 class ServedState(Protocol):
     """What the daemon serves; it implements this, being a layer above."""
 
@@ -211,15 +205,16 @@ class OperationDependencies(NamedTuple):
     serving: ServedState
     admin: Callable[[str], AbstractContextManager[TokenAdmin]]
     records: OperationRecords
-    observer: OperationObserver
+    events: Events
     clock: Clock
     origin: str
 
     def report(self, operation: StoredOperation) -> None:
-        """Logs an operation's state."""
-        self.observer.operation(
-            operation.id, operation.proposal.kind, str(operation.state), operation.note
-        )
+        """Emits an operation's state."""
+        failed = operation.state is OperationState.FAILED
+        event = OperationFailed if failed else OperationChanged
+        kind, state = operation.proposal.kind, str(operation.state)
+        self.events.emit(event(operation.id, kind, state, operation.note))
 
 
 class Work:

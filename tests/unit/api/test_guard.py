@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
@@ -22,10 +21,12 @@ from signer.api.guard import (
     Places,
 )
 from signer.errors import CLIENT_LIMIT, CallError, Reason
+from signer.events import Bug, CallBegan, CallEnded
 from signer.keys.index import KeyIndex
 from signer.model import Role
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
+from tests.stand_ins import Recorder
 
 ISSUER, OPERATOR = "spiffe://signer.example/issuer", "spiffe://signer.example/operator"
 METHOD = "/signer.v1.Signing/Sign"
@@ -82,33 +83,26 @@ class Context:
         return error_details_pb2.ErrorInfo.FromString(infos[0].value)
 
 
-class Books:
-    def __init__(self) -> None:
-        self.open = 0
-        self.calls: list[tuple[str, str, str]] = []
-        self.bugs: list[tuple[Exception, Mapping[str, object]]] = []
+class Books(Recorder):
+    """The calls that were booked."""
 
-    @contextmanager
-    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Iterator[None]:
-        assert method in (METHOD, CLOSED)
-        assert list(metadata) == [("traceparent", "00-1-2-01")]
-        self.open += 1
-        try:
-            yield
-        finally:
-            self.open -= 1
+    @property
+    def calls(self) -> list[tuple[str, str, str]]:
+        for began in self.of(CallBegan):
+            assert list(began.metadata) == [("traceparent", "00-1-2-01")]
+        ended = self.of(CallEnded)
+        assert len(ended) <= len(self.of(CallBegan))
+        assert all(event.seconds >= 0 for event in ended)
+        return [(event.method, event.code, event.reason) for event in ended]
 
-    def call_done(
-        self, method: str, code: str, reason: str, seconds: float, notes: Mapping[str, object]
-    ) -> None:
-        assert seconds >= 0
-        assert self.open  # so that what is told belongs to the call
-        self.notes = dict(notes)
-        self.calls.append((method, code, reason))
+    @property
+    def notes(self) -> dict[str, object]:
+        """Those of the last call."""
+        return dict(self.of(CallEnded)[-1].notes)
 
-    def our_bug(self, method: str, error: Exception, notes: Mapping[str, object]) -> None:
-        assert method == METHOD
-        self.bugs.append((error, dict(notes)))
+    @property
+    def bugs(self) -> list[tuple[Exception, dict[str, object]]]:
+        return [(bug.error, dict(bug.notes)) for bug in self.of(Bug)]
 
 
 class Clock:
@@ -145,7 +139,7 @@ def make_guard(books: Books, calls: int = 4, share: int = 2) -> Guard:
         roles={"signer.v1.Signing": frozenset({Role.ISSUER})},
         calls=calls,
         calls_per_client=share,
-        observer=books,
+        events=books.events,
         clock=Clock(),
     )
 

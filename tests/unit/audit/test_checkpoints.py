@@ -3,7 +3,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +20,8 @@ from signer.audit.write.checkpoints import (
 )
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import Growth
+from signer.events import CheckpointFailed, CheckpointMade, CheckpointShipped, ShippingFailed
+from tests.stand_ins import Recorder
 
 ORIGIN = "signer.example/test"
 DEADLINE = 20.0  # seconds; only a hanging test waits so long
@@ -51,40 +52,26 @@ class FailingDisk(Disk):
         super().rename(path, target)
 
 
-class Reports:
-    """Remembers what it hears, and lets a test wait for it."""
+class Checkpoints(Recorder):
+    """What became of checkpoints."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.made: list[int] = []
-        self.shipped: list[int] = []
-        self.failures: list[str] = []
-        self.shipping_failures: list[str] = []
+    @property
+    def made(self) -> list[int]:
+        for event in self.of(CheckpointMade):
+            assert event.note == seal(checkpoint_of(event.size))
+        return [event.size for event in self.of(CheckpointMade)]
 
-    def checkpoint_made(self, checkpoint: Checkpoint, note: str) -> None:
-        assert note == seal(checkpoint)
-        self._add(self.made, checkpoint.size)
+    @property
+    def shipped(self) -> list[int]:
+        return [event.size for event in self.of(CheckpointShipped)]
 
-    def checkpoint_failed(self, text: str) -> None:
-        self._add(self.failures, text)
+    @property
+    def failures(self) -> list[str]:
+        return [event.text for event in self.of(CheckpointFailed)]
 
-    def checkpoint_shipped(self, size: int) -> None:
-        self._add(self.shipped, size)
-
-    def shipping_failed(self, text: str) -> None:
-        self._add(self.shipping_failures, text)
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(condition, DEADLINE)
-
-    def wait_made(self, size: int) -> None:
-        self.wait(lambda: self.made[-1:] == [size])
-
-    def _add(self, to: list[Any], value: Any) -> None:
-        with self._changed:
-            to.append(value)
-            self._changed.notify_all()
+    @property
+    def shipping_failures(self) -> list[str]:
+        return [event.text for event in self.of(ShippingFailed)]
 
 
 class Log:
@@ -117,13 +104,13 @@ def parse(note: str) -> Checkpoint:
 def running(
     log: Log,
     folder: Folder,
-    reports: Reports,
+    reports: Checkpoints,
     ship_to: Folder | None = None,
     seal_with: Callable[[Checkpoint], str] = seal,
 ) -> Iterator[Checkpointer]:
-    shippers = [Shipper(ship_to, reports)] if ship_to else []
+    shippers = [Shipper(ship_to, reports.events)] if ship_to else []
     checkpointer = Checkpointer(
-        log.growth, log.head, seal_with, folder, shippers=shippers, reports=reports
+        log.growth, log.head, seal_with, folder, shippers=shippers, events=reports.events
     )
     checkpointer.start()
     yield checkpointer
@@ -131,8 +118,8 @@ def running(
 
 
 @pytest.fixture
-def reports() -> Reports:
-    return Reports()
+def reports() -> Checkpoints:
+    return Checkpoints()
 
 
 @pytest.fixture
@@ -176,7 +163,7 @@ def test_interrupted_put_leaves_the_old_newest_and_is_repeated(tmp_path: Path) -
 # --- making ----------------------------------------------------------------------------------
 
 
-def test_a_start_makes_a_checkpoint_of_what_is_there(tmp_path: Path, reports: Reports) -> None:
+def test_a_start_makes_a_checkpoint_of_what_is_there(tmp_path: Path, reports: Checkpoints) -> None:
     with running(Log(7), Folder(tmp_path, FixedClock()), reports) as checkpointer:
         reports.wait(lambda: reports.made == [7])
     assert checkpointer.newest == (checkpoint_of(7), seal(checkpoint_of(7)))
@@ -184,7 +171,7 @@ def test_a_start_makes_a_checkpoint_of_what_is_there(tmp_path: Path, reports: Re
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Reports) -> None:
+def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Checkpoints) -> None:
     with running(Log(7), Folder(tmp_path, FixedClock()), reports):
         reports.wait(lambda: bool(reports.made))
         time.sleep(0.1)  # ten intervals
@@ -192,7 +179,7 @@ def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Reports) -
 
 
 @pytest.mark.usefixtures("quick")
-def test_every_record_is_covered_in_the_end(tmp_path: Path, reports: Reports) -> None:
+def test_every_record_is_covered_in_the_end(tmp_path: Path, reports: Checkpoints) -> None:
     log = Log()
     with running(log, Folder(tmp_path, FixedClock()), reports):
         for size in range(1, 51):
@@ -203,7 +190,7 @@ def test_every_record_is_covered_in_the_end(tmp_path: Path, reports: Reports) ->
 
 
 def test_many_items_do_not_wait_for_the_interval(
-    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipping, "INTERVAL", 0.01)
     log = Log(1)
@@ -217,7 +204,7 @@ def test_many_items_do_not_wait_for_the_interval(
 
 
 def test_closing_covers_the_last_records_at_once(
-    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log(1)
     with running(log, Folder(tmp_path, FixedClock()), reports):
@@ -230,7 +217,7 @@ def test_closing_covers_the_last_records_at_once(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Reports) -> None:
+def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Checkpoints) -> None:
     broken = threading.Event()
     broken.set()
 
@@ -247,7 +234,7 @@ def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Reports) -> 
     assert "the token is away" in reports.failures[0]
 
 
-def test_a_token_that_fails_does_not_hold_up_the_stop(tmp_path: Path, reports: Reports) -> None:
+def test_a_token_that_fails_does_not_hold_up_the_stop(tmp_path: Path, reports: Checkpoints) -> None:
     def fail(_: Checkpoint) -> str:
         raise RuntimeError("the token is away")
 
@@ -259,7 +246,7 @@ def test_a_token_that_fails_does_not_hold_up_the_stop(tmp_path: Path, reports: R
 
 @pytest.mark.usefixtures("quick")
 def test_a_local_disk_that_fails_does_not_keep_it_from_being_shipped(
-    tmp_path: Path, reports: Reports
+    tmp_path: Path, reports: Checkpoints
 ) -> None:
     disk = FailingDisk()
     local = Folder(tmp_path / "local", FixedClock(), disk)
@@ -275,7 +262,7 @@ def test_a_local_disk_that_fails_does_not_keep_it_from_being_shipped(
 
 @pytest.mark.usefixtures("quick")
 def test_shipping_that_fails_is_told_and_repeated_with_the_newest(
-    tmp_path: Path, reports: Reports
+    tmp_path: Path, reports: Checkpoints
 ) -> None:
     disk = FailingDisk()
     log = Log(1)
@@ -294,7 +281,7 @@ def test_shipping_that_fails_is_told_and_repeated_with_the_newest(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Reports) -> None:
+def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Checkpoints) -> None:
     release = threading.Event()
 
     class HangingDisk(Disk):
@@ -308,7 +295,7 @@ def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Rep
         for size in (2, 3, 4):
             log.size = size
             log.growth.add(1)
-            reports.wait_made(size)
+            reports.wait(lambda: reports.made[-1:] == [log.size])
         assert reports.shipped == []
         release.set()
         reports.wait(lambda: reports.shipped[-1:] == [4])
@@ -316,11 +303,11 @@ def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Rep
 
 
 def test_closing_tries_once_more_and_gives_up(
-    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
     disk = FailingDisk()
-    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports)
+    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports.events)
     shipper.start()
     shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
     reports.wait(lambda: len(reports.shipping_failures) == 1)
@@ -330,11 +317,11 @@ def test_closing_tries_once_more_and_gives_up(
 
 
 def test_closing_ships_what_waits_when_the_folder_is_back(
-    tmp_path: Path, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
     disk = FailingDisk()
-    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports)
+    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports.events)
     shipper.start()
     shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
     reports.wait(lambda: len(reports.shipping_failures) == 1)

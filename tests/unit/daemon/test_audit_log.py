@@ -27,9 +27,10 @@ from signer.clock import SystemClock
 from signer.config.models import AuditConfig
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.sealing import Sealing
+from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
 from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob
-from tests.stand_ins import ManualClock, Recorded
+from tests.stand_ins import ManualClock, Recorder
 
 ORIGIN = "test.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -91,25 +92,25 @@ class Opened:
     def __init__(
         self,
         config: AuditConfig,
-        reports: Recorded | None = None,
+        recorder: Recorder | None = None,
         *,
         clock: ManualClock | None = None,
         override: bool = False,
     ) -> None:
-        reports, clock, ledger = reports or Recorded(), clock or ManualClock(), Ledger()
+        events, clock, ledger = (recorder or Recorder()).events, clock or ManualClock(), Ledger()
         self.stops: list[str] = []
         self.log = open_log(
             config,
             VERSION,
             clock,
-            reports,
+            events,
             listeners=[Listener(ledger.apply, Ledger.KINDS, ledger.snapshot)],
             on_stop=lambda: self.stops.append(self.log.refusal),
             override=override,
         )
-        self.daemon = DaemonLog(self.log, ledger, config.directory, clock, reports)
+        self.daemon = DaemonLog(self.log, ledger, config.directory, clock, events)
         self.sealing = Sealing(
-            config, self.log, VERSION, hsm=cast("Any", Token()), clock=clock, reports=reports
+            config, self.log, VERSION, hsm=cast("Any", Token()), clock=clock, events=events
         )
 
     def tick(self) -> None:
@@ -129,10 +130,10 @@ def size_in(path: Path) -> int:
 
 
 def test_a_log_that_bears_out_all_checkpoints_is_opened(config: AuditConfig) -> None:
-    reports = Recorded()
-    opened = Opened(config, reports)
+    recorder = Recorder()
+    opened = Opened(config, recorder)
     opened.daemon.close()
-    assert "audit_problem" not in reports.names
+    assert recorder.of(AuditProblem) == []
 
 
 @pytest.mark.parametrize(
@@ -348,49 +349,49 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def test_whoever_says_that_it_serves_hears_of_a_failure_first(
     config: AuditConfig, gate: Gate
 ) -> None:
-    reports = Recorded()
-    made = Opened(config, reports)
+    recorder = Recorder()
+    made = Opened(config, recorder)
     gate.failing = True
     with pytest.raises(AuditUnavailable) as refused:
         made.log.append(RecordKind.INTENT, INTENT, DIGESTS)
     assert made.stops == [str(refused.value)]
-    assert "audit_stopped" in reports.names
+    assert len(recorder.of(AuditStopped)) == 1
     made.close()
 
 
 def test_a_commit_that_hangs_is_told_once_while_it_lasts_and_when_it_ends(
     config: AuditConfig, gate: Gate
 ) -> None:
-    clock, reports = ManualClock(), Recorded()
-    made = Opened(config, reports, clock=clock)
+    clock, recorder = ManualClock(), Recorder()
+    made = Opened(config, recorder, clock=clock)
     made.tick()
     gate.open.clear()
     clock.time = 2_000_000_000.0
-    made.daemon.worker_left("t", "died")
+    made.daemon.handlers[WorkerLeft](WorkerLeft("t", "died", ""))
     assert gate.waiting.wait(30)
     assert made.log.committing_since == clock.time
     began = clock.time
     for seconds in (0.5, SLOW_SECONDS, 2.0, 60.0):
         clock.time = began + seconds
         made.tick()
-        assert reports.names.count("audit_slow") == (seconds >= SLOW_SECONDS)
-    assert began in reports.values
+        assert len(recorder.of(AuditSlow)) == (seconds >= SLOW_SECONDS)
+    assert recorder.of(AuditSlow) == [AuditSlow(began)]
     assert made.log.refusal == ""
     gate.open.set()
     made.close()
     made.tick()
     assert made.log.committing_since == 0
-    assert reports.names.count("audit_slow") == 1
+    assert len(recorder.of(AuditSlow)) == 1
 
 
 def test_the_end_of_a_slow_commit_is_told_with_its_seconds(
     config: AuditConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports = Recorded()
+    recorder = Recorder()
     clock = ManualClock()
-    made = Opened(config, reports, clock=clock)
+    made = Opened(config, recorder, clock=clock)
     ticks = iter([100.0, 100.0 + 2 * SLOW_SECONDS])
     monkeypatch.setattr(clock, "monotonic", lambda: next(ticks, 200.0))
-    made.daemon.worker_left("t", "died")
+    made.daemon.handlers[WorkerLeft](WorkerLeft("t", "died", ""))
     made.log.close()
-    assert 2 * SLOW_SECONDS in reports.values
+    assert AuditCommitted(1, 2 * SLOW_SECONDS) in recorder.seen

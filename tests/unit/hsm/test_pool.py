@@ -12,6 +12,7 @@ import pytest
 
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
+from signer.events import Events
 from signer.hsm.frames import Kind, ResultFrame, Verdict, unpack_ids, unpack_sign
 from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
@@ -51,13 +52,6 @@ class FakeSlot:
         return [body for sent, body in self.sent if sent is kind]
 
 
-class Deaf:
-    """An observer that hears nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
-
-
 class Driven:
     """A pool with one fake worker, and callers in threads."""
 
@@ -68,7 +62,7 @@ class Driven:
             workers=1,
             hang_seconds=9.0,
             max_queued=queued,
-            observer=Deaf(),
+            events=Events(),
             clock=SystemClock(),
         )
         self.slot: Any = FakeSlot()

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from signer.errors import OperatorError
+from signer.events import Bug, Events
 from signer.observe.http import MAX_REQUESTS, HttpPort
 
 REASONS: list[str] = []
@@ -29,10 +30,11 @@ def served(host: str = "127.0.0.1", port: int = 0) -> HttpPort:
     return HttpPort(
         (host, port),
         registry,
+        list,
         reasons=lambda: REASONS,
         page=page,
         stuck=lambda: "".join(STUCK),
-        failed=FAILED.append,
+        events=Events({Bug: lambda bug: FAILED.append(bug.error)}),
     )
 
 

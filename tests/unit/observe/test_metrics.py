@@ -6,10 +6,12 @@ from collections import Counter
 
 from prometheus_client import generate_latest
 
+from signer.events import ItemsEnded
 from signer.hsm.spec import FailureKind
 from signer.model import Algorithm, Format
 from signer.observe.catalogue import BY_NAME, closed
 from signer.observe.metrics import SIGN_BATCH, Metrics
+from signer.observe.reports import Reports
 
 
 def samples(metrics: Metrics, name: str) -> dict[str, float]:
@@ -33,8 +35,7 @@ def test_what_needs_no_configuration_is_there_at_once() -> None:
 
 
 def test_tokens_come_from_the_configuration() -> None:
-    metrics = Metrics()
-    metrics.from_zero(["one", "two"])
+    metrics = Metrics(["one", "two"])
     restarts = samples(metrics, "signer_worker_restarts_total")
     assert len(restarts) == 2 * len(FailureKind)
     assert set(restarts.values()) == {0}
@@ -46,9 +47,11 @@ def test_tokens_come_from_the_configuration() -> None:
 
 
 def test_all_reasons_of_items_come_with_the_first_of_a_kind() -> None:
-    metrics = Metrics()
+    reports = Reports()
+    metrics = reports.metrics
     for _ in range(2):
-        metrics.items("01", Format.JWS, Algorithm.ES256, Counter({"ok": 7}))
+        event = ItemsEnded("01", Format.JWS, Algorithm.ES256, Counter({"ok": 7}))
+        reports.handlers[ItemsEnded](event)
     kind = 'algorithm="ES256",format="JWS",group="01"'
     assert samples(metrics, "signer_items_total") == {
         f'{{{kind},reason="{reason}"}}': 14 * (reason == "ok")

@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 import structlog
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
-from signer.errors import ConfigError, Violation
+from signer.events import (
+    AuditCommitted,
+    AuditSlow,
+    Bug,
+    CallEnded,
+    ChunkEnded,
+    Event,
+    ItemsEnded,
+    QuotaRefused,
+    ReloadRefused,
+    RequestsForgotten,
+    WrongSignatures,
+)
 from signer.model import Algorithm, Format
 from signer.observe import logs
-from signer.observe.gauges import Reading
+from signer.observe.gauges import LiveGauges, Reading
 from signer.observe.reports import Reports
 
 
@@ -40,6 +52,10 @@ def listen(capsys: Capture) -> Callable[[], list[dict[str, Any]]]:
     return lines
 
 
+def emit(reports: Reports, event: Event) -> None:
+    reports.handlers[type(event)](event)
+
+
 def test_lines_are_json_with_time_and_level(capsys: Capture) -> None:
     log = listen(capsys)
     logs.logger().info("something", text='two\nlines and "quotes"', number=1)
@@ -57,8 +73,8 @@ def test_lines_are_json_with_time_and_level(capsys: Capture) -> None:
 def test_a_call_is_one_line_and_one_count(capsys: Capture) -> None:
     log = listen(capsys)
     reports = Reports()
-    reports.call_done("/m", "OK", "ok", 0.25, {"principal": "p"})
-    reports.call_done("/m", "NOT_FOUND", "KEY_NOT_FOUND", 0.5, {})
+    emit(reports, CallEnded("/m", "OK", "ok", 0.25, {"principal": "p"}))
+    emit(reports, CallEnded("/m", "NOT_FOUND", "KEY_NOT_FOUND", 0.5, {}))
     good, bad = log()
     assert (good["level"], good["principal"], good["seconds"]) == ("info", "p", 0.25)
     assert (bad["level"], bad["code"], bad["reason"]) == ("warning", "NOT_FOUND", "KEY_NOT_FOUND")
@@ -73,7 +89,7 @@ def test_a_call_is_one_line_and_one_count(capsys: Capture) -> None:
 def test_a_client_at_its_own_limit_is_not_the_service_at_its_limit() -> None:
     reports = Reports()
     for limit in ("calls_per_client", "calls", "queued_items"):
-        reports.call_done("/m", "RESOURCE_EXHAUSTED", "OVERLOADED", 0, {"limit": limit})
+        emit(reports, CallEnded("/m", "RESOURCE_EXHAUSTED", "OVERLOADED", 0, {"limit": limit}))
     text = generate_latest(reports.metrics.registry).decode()
     assert 'signer_call_failures_total{method="/m",reason="OVERLOADED"} 2.0' in text
     assert 'signer_call_failures_total{method="/m",reason="OVERLOADED_BY_CLIENT"} 1.0' in text
@@ -88,7 +104,7 @@ def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
     try:
         fail()
     except ValueError as error:
-        Reports().our_bug("/m", error, {"call_id": "an-id", "principal": "someone"})
+        emit(Reports(), Bug("/m", error, {"call_id": "an-id", "principal": "someone"}))
     [line] = log()
     assert "Nguyen" not in str(line)
     assert (line["event"], line["call_id"], line["error"]) == ("bug", "an-id", "ValueError")
@@ -96,22 +112,9 @@ def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
     assert [place.partition(":")[0] for place in line["places"]] == ["test_reports.py"] * 2
 
 
-def test_readiness_is_news_only_when_it_changes(capsys: Capture) -> None:
-    log = listen(capsys)
-    reports = Reports()
-    for reasons in (["starting"], ["starting"], [], [], ["lost"], []):
-        reports.readiness(reasons)
-    assert [(line["event"], line.get("reasons")) for line in log()] == [
-        ("not_ready", ["starting"]),
-        ("ready", None),
-        ("not_ready", ["lost"]),
-        ("ready", None),
-    ]
-
-
 def test_a_refused_reload_names_every_problem(capsys: Capture) -> None:
     log = listen(capsys)
-    Reports().reload_refused(ConfigError("policy", [Violation("a.b", "is missing")]))
+    emit(Reports(), ReloadRefused("policy", ["a.b: is missing"]))
     [line] = log()
     assert (line["level"], line["source"], line["problems"]) == (
         "error",
@@ -123,10 +126,10 @@ def test_a_refused_reload_names_every_problem(capsys: Capture) -> None:
 def test_wrong_signatures_are_counted_and_cried_out(capsys: Capture) -> None:
     log = listen(capsys)
     reports = Reports()
-    reports.chunk_done("t", 0.5, 10, 5, 0)
-    reports.chunk_done("t", 0.5, 10, 10, 2)
+    emit(reports, ChunkEnded("t", 0.5, 10, 5, 0))
+    emit(reports, ChunkEnded("t", 0.5, 10, 10, 2))
     assert log() == []
-    reports.wrong_signatures("t", "facilities/f/keys/k/versions/1", 2)
+    emit(reports, WrongSignatures("t", "facilities/f/keys/k/versions/1", 2))
     [line] = log()
     assert (line["event"], line["level"], line["wrong"]) == ("wrong_signatures", "error", 2)
     assert line["key_version"] == "facilities/f/keys/k/versions/1"
@@ -137,10 +140,10 @@ def test_wrong_signatures_are_counted_and_cried_out(capsys: Capture) -> None:
 
 
 def test_items_are_counted_by_how_they_ended() -> None:
-    metrics = Reports().metrics
-    metrics.items("01", Format.JWS, Algorithm.ES256, Counter({"ok": 7, "PAYLOAD_INVALID": 2}))
-    metrics.quota_rejected("01", "day")
-    text = generate_latest(metrics.registry).decode()
+    reports, reasons = Reports(), Counter({"ok": 7, "PAYLOAD_INVALID": 2})
+    emit(reports, ItemsEnded("01", Format.JWS, Algorithm.ES256, reasons))
+    emit(reports, QuotaRefused("01", "day"))
+    text = generate_latest(reports.metrics.registry).decode()
     labels = 'algorithm="ES256",format="JWS",group="01"'
     assert f'signer_items_total{{{labels},reason="ok"}} 7.0' in text
     assert f'signer_items_total{{{labels},reason="PAYLOAD_INVALID"}} 2.0' in text
@@ -148,19 +151,19 @@ def test_items_are_counted_by_how_they_ended() -> None:
 
 
 def test_gauges_are_read_when_they_are_asked_for() -> None:
-    reports = Reports()
+    registry = CollectorRegistry()
     values: dict[tuple[str, ...], float] = {("a",): 1.0}
-    reports.watch(lambda: [Reading("signer_pin_latched", values)])
-    assert b'signer_pin_latched{token="a"} 1.0' in generate_latest(reports.metrics.registry)
+    registry.register(LiveGauges(lambda: [Reading("signer_pin_latched", values)]))
+    assert b'signer_pin_latched{token="a"} 1.0' in generate_latest(registry)
     values[("a",)] = 2.0
-    assert b'signer_pin_latched{token="a"} 2.0' in generate_latest(reports.metrics.registry)
+    assert b'signer_pin_latched{token="a"} 2.0' in generate_latest(registry)
 
 
 def test_a_disk_that_hangs_is_cried_out_and_its_end_told(capsys: Capture) -> None:
     log = listen(capsys)
     reports = Reports()
-    reports.audit_slow(1_767_571_200.5)
-    reports.audit_committed(1, 2.00049)
+    emit(reports, AuditSlow(1_767_571_200.5))
+    emit(reports, AuditCommitted(1, 2.00049))
     slow, over = log()
     assert (slow["event"], slow["level"], slow["since"]) == (
         "audit_slow",
@@ -172,7 +175,7 @@ def test_a_disk_that_hangs_is_cried_out_and_its_end_told(capsys: Capture) -> Non
 
 def test_forgotten_request_ids_are_counted() -> None:
     reports = Reports()
-    reports.requests_forgotten(3)
-    reports.requests_forgotten(1)
+    emit(reports, RequestsForgotten(3))
+    emit(reports, RequestsForgotten(1))
     counted = generate_latest(reports.metrics.registry).decode()
     assert "signer_audit_requests_forgotten_total 4.0" in counted

@@ -5,23 +5,18 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import structlog
 
+from signer import observe
+from signer.config.models import TracingConfig
 from signer.errors import OperatorError
-from signer.observe import logs, reports, tracing
+from signer.events import CallBegan, CallEnded, Events, StageEnded
+from signer.observe import logs, open_tracing, tracing
 from signer.observe.tracing import Tracing
 
 PARENT = f"00-{1:032x}-{2:016x}-01"
-
-
-class Settings(NamedTuple):
-    endpoint: str
-    sample: float = 0.0
-    ca: Path | None = None
 
 
 @pytest.fixture
@@ -40,16 +35,20 @@ def as_it_was() -> Iterator[None]:
 
 def call(traced: Tracing, parent: str = PARENT) -> str:
     """Makes one call with a stage; returns its trace id."""
-    with traced.call("/signer.v1.SigningService/SignBatch", [("traceparent", parent)]):
-        traced.stage("hsm", 0.0, 0.001)
-        return traced.note("OK", {"items": 3})
+    method, events = "/signer.v1.SigningService/SignBatch", Events(traced.handlers)
+    events.emit(CallBegan(method, [("traceparent", parent)]))
+    events.emit(StageEnded("hsm", 0.0, 0.001))
+    trace_id = traced.trace_id()
+    events.emit(CallEnded(method, "OK", "ok", 0.002, {"items": 3}))
+    assert traced.trace_id() == ""
+    return trace_id
 
 
 def test_a_collector_that_does_not_answer_holds_up_no_end(
     silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
-    traced = Tracing(Settings(silent), "signer/test")
+    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
     assert call(traced) == f"{1:032x}"
     traced.close()
     assert [
@@ -63,7 +62,7 @@ def test_callers_have_only_so_many_traces_kept(
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
     monkeypatch.setattr(tracing, "_CALLERS_A_SECOND", 3)
     monkeypatch.setattr("signer.observe.tracing.time.monotonic", lambda: 1000.0)
-    traced = Tracing(Settings(silent), "signer/test")
+    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
     assert [bool(call(traced)) for _ in range(5)] == [True, True, True, False, False]
     traced.close()
 
@@ -73,7 +72,7 @@ def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
 ) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
     logs.configure("info")
-    traced = Tracing(Settings(silent), "signer/test")
+    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
     logging.getLogger("opentelemetry.sdk").error("Failed to export %s", "spans")
     traced.close()
     [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -81,7 +80,7 @@ def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
 
 
 def test_who_configures_tracing_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reports.tracer(None, "signer/test") is None
-    monkeypatch.setattr(reports, "find_spec", lambda _: None)
+    assert open_tracing(None, "signer/test") is None
+    monkeypatch.setattr(observe, "find_spec", lambda _: None)
     with pytest.raises(OperatorError, match=r"install signer\[tracing\]"):
-        reports.tracer(Settings("http://127.0.0.1:9/"), "signer/test")
+        open_tracing(TracingConfig(endpoint="http://127.0.0.1:9/"), "signer/test")

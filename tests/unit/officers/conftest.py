@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.events import OperationBug
 from tests.unit.officers.opstage import Stage, empty_registry
 from tests.unit.officers.people import Authority
 
@@ -19,7 +20,7 @@ def stage(tmp_path: Path, template: Path) -> Iterator[Stage]:
     yield made
     made.close()
     assert made.log.control.problems == ()
-    assert made.seen.bugs == []
+    assert made.seen.of(OperationBug) == []
 
 
 @pytest.fixture(scope="session")

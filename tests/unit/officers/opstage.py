@@ -38,6 +38,7 @@ from signer.officers.proposals import PreparedOperation, Proposals
 from signer.officers.records import OperationRecords, first_officers_fields
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot
+from tests.stand_ins import Recorder
 from tests.unit.officers.people import OFFICERS, A, B, sign
 from tests.unit.officers.softtoken import Fate, SoftToken
 
@@ -158,24 +159,6 @@ class Inline(Lanes):
         return done
 
 
-class Seen:
-    """All that is told to logs and metrics."""
-
-    def __init__(self) -> None:
-        self.bugs: list[Exception] = []
-        self.told: list[tuple[str, Any]] = []
-
-    def operation(self, identity: str, kind: str, state: str, note: str) -> None:
-        self.told.append((identity, (kind, state, note)))
-
-    def operation_bug(self, identity: str, error: Exception) -> None:
-        del identity
-        self.bugs.append(error)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: self.told.append((name, arguments))
-
-
 class FakeHsm:
     """Remembers what it was told."""
 
@@ -233,7 +216,7 @@ class Stage:
         log: Callable[[Clock, Fate], Any] = MemoryLog,
         lanes: Lanes | None = None,
     ) -> None:
-        self.fate, self.clock, self.seen = Fate(), SetClock(), Seen()
+        self.fate, self.clock, self.seen = Fate(), SetClock(), Recorder()
         self.token = SoftToken(self.fate)
         self.policy = folder / "policy"
         self.policy.mkdir(parents=True)
@@ -271,9 +254,8 @@ class Stage:
         self.follower = Follower(
             self.config,
             self.registry,
-            cast("Any", self.hsm),
             self.clock,
-            self.seen,
+            self.seen.events,
             development=self._development,
         )
         records = OperationRecords(cast("Any", self.log))
@@ -282,14 +264,14 @@ class Stage:
         decisions = Decisions(
             self.registry, log, records, self.log.control, development=self._development
         )
-        self.follower.attach(self.served, log, decisions)
+        self.follower.attach(cast("Any", self.hsm), self.served, log, decisions)
         self.follower.begin()
         deps = OperationDependencies(
             registry=self.registry,
             serving=self.follower,
             admin=self._admin,
             records=records,
-            observer=self.seen,
+            events=self.seen.events,
             clock=self.clock,
             origin=ORIGIN,
         )

@@ -12,6 +12,7 @@ import pytest
 
 from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
+from signer.events import OperationBug
 from signer.keys.database import RegistryError
 from signer.model import KeyState, Scope
 from signer.officers.execution import MAX_NOTE
@@ -246,7 +247,7 @@ def gone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[in
         monkeypatch.setattr(stage.registry, "writing", broken)
 
     yield refuse
-    stage.seen.bugs.clear()
+    stage.seen.seen.clear()
 
 
 @pytest.mark.parametrize("after", range(6))
@@ -297,7 +298,7 @@ def test_without_a_log_nothing_is_executed(stage: Stage) -> None:
     assert operation.state is OperationState.FAILED
     stage.proposals.retry(A, identity)
     assert stage.operation(identity).state is OperationState.DONE
-    stage.seen.bugs.clear()
+    stage.seen.seen.clear()
 
 
 def test_a_bug_of_ours_ends_the_operation_and_is_told(
@@ -312,9 +313,9 @@ def test_a_bug_of_ours_ends_the_operation_and_is_told(
     operation = stage.operation(identity)
     assert operation.state is OperationState.FAILED
     assert operation.note.startswith("internal error: ZeroDivisionError")
-    [bug] = stage.seen.bugs
-    assert isinstance(bug, ZeroDivisionError)
-    stage.seen.bugs.clear()
+    [bug] = stage.seen.of(OperationBug)
+    assert isinstance(bug.error, ZeroDivisionError)
+    stage.seen.seen.clear()
 
 
 def test_a_long_note_is_cut(stage: Stage) -> None:

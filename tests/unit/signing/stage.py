@@ -12,6 +12,7 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
+from signer.events import Events
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
 from signer.policy.usage import Usage
@@ -19,7 +20,7 @@ from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
 from signer.signing.repeat import Repeats
 from signer.signing.request import Served, Snapshot
-from tests.stand_ins import FakeHsm, Recorded
+from tests.stand_ins import FakeHsm
 
 ORIGIN = "test.example/log"
 CLIENT = "spiffe://x/issuer"
@@ -73,7 +74,7 @@ class Stage:
             Evidence(self.log),
             Repeats(self.log, self.ledger, clock),
             usage=self.usage,
-            observer=Recorded(),
+            events=Events(),
             clock=clock,
             answer_bytes=answer_bytes,
         )

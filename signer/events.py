@@ -1,0 +1,316 @@
+"""What happens in the appliance: one record for each event, and the dispatch to listeners.
+
+A part emits events and does not know who listens. The composition root wires the listeners
+side by side: metrics, log lines and alarms (``signer.observe.reports``), traces
+(``signer.observe.tracing``) and the audit log (``signer.daemon.audit_log``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+
+class CallBegan(NamedTuple):
+    """A call of the API; until CallEnded, other events of this thread belong to it."""
+
+    method: str
+    metadata: Iterable[tuple[str, str | bytes]]
+
+
+class CallEnded(NamedTuple):
+    """The end of a call: gRPC code, reason ("ok" or one of the error table), seconds.
+
+    ``notes`` has the call's id and, once known, the principal and what was asked for.
+    """
+
+    method: str
+    code: str
+    reason: str
+    seconds: float
+    notes: Mapping[str, object]
+
+
+class StageEnded(NamedTuple):
+    """A stage of this thread's call; ``began`` is in monotonic seconds."""
+
+    stage: str
+    began: float
+    seconds: float
+
+
+class ItemsEnded(NamedTuple):
+    """The items of a batch, counted by reason: "ok" or the reason of the failure."""
+
+    group: str
+    format: str
+    algorithm: str
+    reasons: Counter[str]
+
+
+class QuotaRefused(NamedTuple):
+    """A batch that a quota refused."""
+
+    group: str
+    window: str
+
+
+class Bug(NamedTuple):
+    """An exception that nothing in ``where`` expects."""
+
+    where: str
+    error: Exception
+    notes: Mapping[str, object]
+
+
+class ChunkEnded(NamedTuple):
+    """A chunk that a worker answered: busy seconds, and signatures checked and wrong."""
+
+    token: str
+    busy: float
+    items: int
+    checked: int
+    wrong: int
+
+
+class WrongSignatures(NamedTuple):
+    """Signatures of one chunk that did not verify."""
+
+    token: str
+    key_version: str
+    wrong: int
+
+
+class WorkerLeft(NamedTuple):
+    """The end of a worker process."""
+
+    token: str
+    cause: str
+    text: str
+
+
+class LoginEnded(NamedTuple):
+    """A worker's login to its token; ``result`` is "ok" or a failure kind."""
+
+    token: str
+    result: str
+
+
+class AuditCommitted(NamedTuple):
+    """A group commit of the audit log."""
+
+    records: int
+    seconds: float
+
+
+class AuditStopped(NamedTuple):
+    """The audit log takes no record until a restart."""
+
+    text: str
+
+
+class AuditSlow(NamedTuple):
+    """A commit that hangs, while it hangs; ``since`` is in seconds since the epoch."""
+
+    since: float
+
+
+class AuditProblem(NamedTuple):
+    """Something about the audit log's files that an operator should look at."""
+
+    text: str
+
+
+class RequestsForgotten(NamedTuple):
+    """Request ids that were forgotten before their 24 hours."""
+
+    requests: int
+
+
+class CheckpointMade(NamedTuple):
+    """A signed checkpoint; outside the log, ``note`` proves later that records were cut off."""
+
+    size: int
+    note: str
+
+
+class CheckpointFailed(NamedTuple):
+    """A checkpoint that could not be signed or stored; it is tried again."""
+
+    text: str
+
+
+class CheckpointShipped(NamedTuple):
+    """A checkpoint written to the second directory."""
+
+    size: int
+
+
+class ShippingFailed(NamedTuple):
+    """A checkpoint that could not be written to the second directory; it is tried again."""
+
+    text: str
+
+
+class Started(NamedTuple):
+    """The daemon listens."""
+
+    address: str
+    policy_sha256: str
+
+
+class Stopped(NamedTuple):
+    """The daemon has ended; the last event."""
+
+
+class Ready(NamedTuple):
+    """The daemon has begun to serve."""
+
+
+class NotReady(NamedTuple):
+    """The daemon does not serve, or for other reasons than before."""
+
+    reasons: Sequence[str]
+
+
+class ReloadEnded(NamedTuple):
+    """A reload that succeeded; ``changed`` says what it changed."""
+
+    policy_sha256: str
+    changed: Mapping[str, object]
+
+
+class ReloadRefused(NamedTuple):
+    """A reload that was refused; what was in force stays in force."""
+
+    source: str
+    problems: Sequence[str]
+
+
+class KeysChanged(NamedTuple):
+    """Another revision of the registry is served."""
+
+    versions: int
+    revision: int
+
+
+class PolicyChanged(NamedTuple):
+    """Another policy is in force."""
+
+    policy_sha256: str
+
+
+class PolicyFilesDiffer(NamedTuple):
+    """The policy's files hold something else than the policy in force."""
+
+    text: str
+
+
+class SuspensionsChanged(NamedTuple):
+    """The suspensions in force have changed; these are all."""
+
+    suspended: Sequence[str]
+
+
+class RegistryUnreadable(NamedTuple):
+    """The registry cannot be followed."""
+
+    text: str
+
+
+class TokenDiffers(NamedTuple):
+    """The keys on a token are not those in the registry."""
+
+    differences: Sequence[str]
+
+
+class OperationChanged(NamedTuple):
+    """Another state of an operation of officers."""
+
+    operation: str
+    kind: str
+    state: str
+    note: str
+
+
+class OperationFailed(NamedTuple):
+    """An operation of officers whose execution failed."""
+
+    operation: str
+    kind: str
+    state: str
+    note: str
+
+
+class OperationBug(NamedTuple):
+    """An exception that the execution of an operation does not expect."""
+
+    operation: str
+    error: Exception
+
+
+Event = (
+    CallBegan
+    | CallEnded
+    | StageEnded
+    | ItemsEnded
+    | QuotaRefused
+    | Bug
+    | ChunkEnded
+    | WrongSignatures
+    | WorkerLeft
+    | LoginEnded
+    | AuditCommitted
+    | AuditStopped
+    | AuditSlow
+    | AuditProblem
+    | RequestsForgotten
+    | CheckpointMade
+    | CheckpointFailed
+    | CheckpointShipped
+    | ShippingFailed
+    | Started
+    | Stopped
+    | Ready
+    | NotReady
+    | ReloadEnded
+    | ReloadRefused
+    | KeysChanged
+    | PolicyChanged
+    | PolicyFilesDiffer
+    | SuspensionsChanged
+    | RegistryUnreadable
+    | TokenDiffers
+    | OperationChanged
+    | OperationFailed
+    | OperationBug
+)
+EVENTS: tuple[type[Event], ...] = get_args(Event)
+Handlers = Mapping[type[Any], Callable[[Any], object]]
+"""What to call for an event, by its type; types that are missing are not listened to."""
+
+
+class Events:
+    """Calls the listeners of an event in the emitting thread, in the order of the arguments.
+
+    A listener that raises does not disturb the emitter or the other listeners; its exception
+    is emitted as a Bug.
+    """
+
+    def __init__(self, *listeners: Handlers) -> None:
+        calls: defaultdict[type[Any], list[Callable[[Any], object]]] = defaultdict(list)
+        for listener in listeners:
+            for kind, call in listener.items():
+                calls[kind].append(call)
+        self._calls = {kind: tuple(found) for kind, found in calls.items()}
+
+    def emit(self, event: Event) -> None:
+        """Hands an event to its listeners."""
+        kind = type(event)
+        for call in self._calls.get(kind, ()):
+            try:
+                call(event)
+            except Exception as error:  # noqa: BLE001 - a listener must not break the emitter
+                if kind is not Bug:
+                    self.emit(Bug(f"a listener of {kind.__name__}", error, {}))
