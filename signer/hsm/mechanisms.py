@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.model import Algorithm
+from signer.algorithms import RSA_BITS, Algorithm
 
 CKM_RSA_PKCS = 0x00000001
 CKM_RSA_PKCS_PSS = 0x0000000D
@@ -33,8 +33,6 @@ P384_ORDER = int(
     "c7634d81f4372ddf581a0db248b0a77aecec196accc52973",
     16,
 )
-RSA_BITS = range(2048, 4097)
-"""Sizes of RSA keys that we sign with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +104,11 @@ def _scheme(algorithm: Algorithm, key: object) -> tuple[int, _Verify]:
             return 96, _ecdsa(key, ec.ECDSA(Prehashed(hashes.SHA384())))
         case Algorithm.EDDSA, ed25519.Ed25519PublicKey():
             return 64, key.verify
-        case Algorithm.RS256, rsa.RSAPublicKey(key_size=bits) if _allowed(bits):
+        case Algorithm.RS256, rsa.RSAPublicKey(key_size=bits) if bits in RSA_BITS:
             return bits // 8, _rsa(key, padding.PKCS1v15())
-        case Algorithm.PS256, rsa.RSAPublicKey(key_size=bits) if _allowed(bits):
+        case Algorithm.PS256, rsa.RSAPublicKey(key_size=bits) if bits in RSA_BITS:
             return bits // 8, _rsa(key, padding.PSS(padding.MGF1(hashes.SHA256()), 32))
     raise ValueError(f"the pinned public key does not suit {algorithm}")
-
-
-def _allowed(bits: int) -> bool:
-    return bits in RSA_BITS and bits % 8 == 0
 
 
 def _ecdsa(key: ec.EllipticCurvePublicKey, scheme: ec.ECDSA) -> _Verify:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import cbor2
@@ -41,32 +40,16 @@ def packed(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def tomorrow_and_more() -> str:
-    return f"{datetime.now(UTC) + timedelta(days=3):%Y-%m-%d}"
-
-
 INVALID, DENIED = ("INVALID_ARGUMENT", "PAYLOAD_INVALID"), ("PERMISSION_DENIED", "CONTENT_DENIED")
 
+# tests/unit/formats has every way in which a payload can be malformed.
 JWS_ITEMS = {
     b'{"a":1}': None,
     b"": INVALID,
-    b"not JSON": INVALID,
-    b'{"a":1': INVALID,
-    b'{"a":1,"a":2}': INVALID,
     b'{"a":{"b":1,"b":1}}': INVALID,
-    b'{"a":' * 65 + b"1" + b"}" * 65: INVALID,
-    b'{"a":' * 20_000 + b"1" + b"}" * 20_000: INVALID,
-    b'{"a":[{"b":[{}]}]}': None,
     b'{"a":"' + b"x" * 262_136 + b'"}': None,
     b'{"a":"' + b"x" * 262_137 + b'"}': INVALID,
-    b"[1]": INVALID,
-    b"1": INVALID,
-    b'"text"': INVALID,
-    b'{"a":NaN}': INVALID,
-    b'{"a":1e999}': INVALID,
-    b'{"a":' + b"9" * 5000 + b"}": INVALID,
     b'{"a":"\xff"}': INVALID,
-    b'\xef\xbb\xbf{"a":1}': INVALID,
     ' { "tên" : "Nguyễn" } '.encode(): None,
 }
 
@@ -99,32 +82,13 @@ def verdicts(
 def test_hcert_good_and_bad(appliance: Any, issuer: edge.Stubs, name: str) -> None:
     key = appliance.key(f"moh/{name}")
     good = dcc()
-    deep: Any = 1
-    for _ in range(70):
-        deep = [deep]
     items = [
         (packed(good), None),
         (cbor2.dumps(good), None),
-        (b"", INVALID),
         (packed(good)[:-1], INVALID),
-        (cbor2.dumps(good)[:-1], INVALID),
         (cbor2.dumps(good) + b"\0", INVALID),
-        (b"\xa1\x01", INVALID),
-        (b"\xa2\x61a\x01\x61a\x02", INVALID),
-        (b"\xbf\x61a", INVALID),
-        (cbor2.dumps(dcc(extra=deep)), INVALID),
-        (packed(dcc(extra=deep)), INVALID),
-        (b"\xa1\x63ver\xdb" + b"\xff" * 8, INVALID),
-        (b"\xbb" + b"\xff" * 8, INVALID),
-        (packed({}), INVALID),
-        (packed(dcc(v=[])), INVALID),
-        (packed(dcc(v=[{}, {}])), INVALID),
         (packed(dcc(t=[{}])), INVALID),
-        (packed({name: value for name, value in good.items() if name != "dob"}), INVALID),
-        (packed(dcc(extra="x" * 17_000)), INVALID),
-        (packed(dcc(entry={"dt": tomorrow_and_more()})), DENIED),
         (packed(dcc(entry={"dt": "in May"})), DENIED),
-        (packed(dcc(v=None, r=[{"fr": "2022-01-01"}])), DENIED),
         (packed(dcc(unknown={"kept": ["as", 1, "is"]})), None),
     ]
     response = issuer.sign(
@@ -141,8 +105,6 @@ def test_digests_of_the_wrong_length_fail_alone(appliance: Any, issuer: edge.Stu
     right = hashlib.sha256(message).digest()
     items = [
         (right, None),
-        (b"", INVALID),
-        (right[:20], INVALID),
         (right[:31], INVALID),
         (right + b"\0", INVALID),
         (hashlib.sha384(message).digest(), INVALID),
@@ -202,23 +164,9 @@ def field_invalid(issuer: edge.Stubs, field: str, **changes: Any) -> edge.Refusa
     "name",
     [
         "",
-        "records",
         "facilities/01-001",
-        "facilities/01-001/keys/",
-        "facilities//keys/records",
-        "facilities/01-001/keys/records/",
-        "facilities/01-001/keys/records/versions",
-        "facilities/01-001/keys/records/versions/",
         "facilities/01-001/keys/records/versions/0",
-        "facilities/01-001/keys/records/versions/01",
-        "facilities/01-001/keys/records/versions/-1",
-        "facilities/01-001/keys/records/versions/9999999999",
-        "facilities/01-001/keys/records/versions/1/versions/1",
         "facilities/01-001/keys/RECORDS",
-        "facilities/01-001/keys/../records",
-        "facilities/01-001/keys/records\n",
-        "facilities/01-001/keys/" + "k" * 64,
-        "facilities/01-001/keys/ké",
     ],
 )
 def test_names_that_are_none(issuer: edge.Stubs, name: str) -> None:
