@@ -55,7 +55,7 @@ def init(
     from signer.hsm.front.admin import open_admin
     from signer.keys.audit_key import ensure_audit_key
     from signer.keys.registry import Registry
-    from signer.officers.records import first_officers_fields
+    from signer.officers.records import OfficersRecord
 
     if join and officer_files:
         raise click.UsageError("--join takes the officers that the registry has")
@@ -78,7 +78,7 @@ def init(
             key = ensure_audit_key(registry, admin, clock.now())
         if not begun:
             in_force = bytes.fromhex(state.policy)
-            fields = first_officers_fields(state.officers, in_force, development=False)
+            fields = OfficersRecord(state.officers, policy=in_force).to_fields()
             begin(config.audit, key, fields, clock)
     click.echo(f"officers: {', '.join(sorted(state.officers))}")
     click.echo(f"policy in force: {state.policy}")

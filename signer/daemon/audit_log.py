@@ -40,6 +40,7 @@ from signer.events import (
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
+from signer.officers.records import ApprovedOperation, PolicyRecord
 from signer.policy.rules import Policy
 
 FLUSH_SECONDS = 10.0
@@ -61,7 +62,7 @@ def begin(
 ) -> Path:
     """Writes the public audit key's file, and begins a log with the key and the first officers.
 
-    ``officers`` is the result of ``first_officers_fields``. Returns the path of the key's file.
+    ``officers`` are the fields of an ``OfficersRecord``. Returns the path of the key's file.
     Raises OperatorError, AuditRefused.
     """
     path = config.directory / KEY_FILE
@@ -188,11 +189,11 @@ class DaemonLog:
             },
         )
 
-    def policy(self, sha256: str, text: bytes, approval: Mapping[str, Value]) -> None:
+    def policy(self, sha256: str, text: bytes, approved: ApprovedOperation | None) -> None:
         """Stores a policy's text under its hash, and records that it is in force from now on.
 
-        ``approval`` is the operation that approved it, with its signatures; empty without one.
-        Raises OperatorError if the text cannot be stored: a policy that cannot be read later
+        ``approved`` is the operation that approved it; None without one. Raises
+        OperatorError if the text cannot be stored: a policy that cannot be read later
         must not decide now.
         """
         folder = self._directory / POLICIES
@@ -205,7 +206,8 @@ class DaemonLog:
             raise OperatorError(
                 f"the policy cannot be kept in {folder} ({error.strerror}): make room there"
             ) from error
-        self._record(RecordKind.POLICY, {"policy": bytes.fromhex(sha256), **approval})
+        record = PolicyRecord(bytes.fromhex(sha256), approved)
+        self._record(RecordKind.POLICY, record.to_fields())
 
     def keys_changed(self, before: KeyIndex, after: KeyIndex) -> None:
         """Records a new revision of the registry, and which versions are new or changed."""

@@ -7,10 +7,8 @@ decided records each of them with its approval, in their order, and not only the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from signer.audit.format.record import Value
 from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import DaemonLog
 from signer.errors import OperatorError
@@ -18,7 +16,7 @@ from signer.keys.registry import Registry, RegistryState
 from signer.officers.approval import officers_sha256
 from signer.officers.kinds.officer_change import officers_of
 from signer.officers.offline_check import ApprovalFold
-from signer.officers.records import OperationRecords, approval
+from signer.officers.records import ApprovedOperation, OfficersRecord, OperationRecords
 from signer.officers.store import OperationStore, StoredOperation
 
 _OFFICERS = "officers"
@@ -58,7 +56,8 @@ class Decisions:
         self._told = now
         if approvals.officers is None and state.officers:
             policy = bytes.fromhex(now.policy)
-            self._journal.first_officers(state.officers, policy, development=self._development)
+            first = OfficersRecord(state.officers, development=self._development, policy=policy)
+            self._journal.officers(first)
         known = _Place(officers_sha256(approvals.officers or {}), approvals.policy.hex())
         if not state.officers:
             known = known._replace(officers=now.officers)
@@ -70,18 +69,19 @@ class Decisions:
 
     def _tell(self, operation: StoredOperation) -> None:
         if operation.proposal.kind == _OFFICERS:
-            self._journal.officers(officers_of(operation), operation)
+            approved = ApprovedOperation.of(operation)
+            self._journal.officers(OfficersRecord(officers_of(operation), approved))
             return
         sha256 = str(operation.proposal.details["policy_sha256"])
         content = self._registry.document(sha256)
         if content is not None:
-            self._log.policy(sha256, content, approval(operation))
+            self._log.policy(sha256, content, ApprovedOperation.of(operation))
 
-    def _approval(self, policy: str) -> Mapping[str, Value]:
+    def _approval(self, policy: str) -> ApprovedOperation | None:
         done = self._store.newest_done(_POLICIES)
         found = (o for o in done if o.proposal.details["policy_sha256"] == policy)
         operation = next(found, None)
-        return {} if operation is None else approval(operation)
+        return None if operation is None else ApprovedOperation.of(operation)
 
     def _since(self, known: _Place, now: _Place) -> list[StoredOperation]:
         """The operations that led from one place to the other, in their order.

@@ -1,13 +1,12 @@
 """What officers sign: the canonical bytes of an operation, and who has signed them.
 
-Pure, and used on both sides: the server accepts signatures with these functions,
-and whoever verifies the audit log offline does so with the same ones. The proposer's
-signature is the first; an operation takes effect when ``officers`` different
-officers have signed the very same bytes.
+Pure, and used on both sides: the server accepts signatures with these functions, and an
+offline check of the audit log uses the same ones. The proposer's signature is the first; an
+operation takes effect when ``officers`` different officers have signed the same bytes.
 
-The bytes are text, so that an officer can read what he signs with any tool: the
-line ``signer.v1 approval``, the origin of the log, the operation's id, and JSON
-with its members in order, two spaces a level and ASCII only.
+The bytes are text, so that officers can read what they sign with any program: the line
+``signer.v1 approval``, the origin of the log, the operation's id, and JSON with its members
+in order, two spaces a level and ASCII only.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from signer.errors import CallError, OperatorError, Reason
 
 FIRST_LINE = "signer.v1 approval"
 MAX_BYTES = 1 << 20
-"""Of an operation; what is longer goes beside it, named by its SHA-256."""
+"""Of an operation; longer content is stored beside it and named by its SHA-256."""
 MAX_DEPTH = 16
 """Of JSON in an operation: two spaces a level on every line, so depth costs as much as length."""
 MAX_NUMBER = 1 << 53
 """Of times and officers: integers below it are the same in every program that reads JSON."""
 MAX_SIGNATURE_BYTES = 1024
 FEWEST_OFFICERS = 2
-"""Nothing under dual control is ever done by fewer."""
+"""The lowest number of officers for an operation."""
 
 _MEMBERS = frozenset({"kind", "proposer", "proposed_at", "expires_at", "officers", "details"})
 _KIND = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -53,7 +52,7 @@ class ApprovalError(OperatorError):
 class Proposal:
     """An operation as it was proposed. Times are whole seconds since the epoch.
 
-    ``officers`` is how many must sign, the proposer among them.
+    ``officers`` is the number who must sign, the proposer included.
     """
 
     origin: str
@@ -80,7 +79,7 @@ def parse(data: bytes) -> Proposal:
         proposal = _read(data)
         again = proposal.canonical()
     except (ValueError, TypeError, RecursionError, AttributeError):
-        raise ApprovalError("these bytes are no operation") from None
+        raise ApprovalError("these bytes are not an operation") from None
     if again != data:
         raise ApprovalError("the operation is not in its canonical form")
     return proposal
@@ -100,12 +99,12 @@ def _read(data: bytes) -> Proposal:
 
 
 def _refused(number: str) -> NoReturn:
-    """Fractions, exponents and NaN: every program writes them in another way."""
+    """Fractions, exponents and NaN have no encoding that all programs share."""
     raise ValueError(number)
 
 
 def _check_values(value: object, depth: int = MAX_DEPTH) -> None:
-    """Refuses what JSON nests too deep, and texts that no other encoding can hold."""
+    """Refuses JSON that is nested too deep, and text that UTF-8 cannot encode."""
     match value:
         case dict():
             members: list[object] = [*value, *value.values()]
@@ -131,9 +130,9 @@ def _check_types(proposal: Proposal) -> None:
         and isinstance(proposal.details, dict)
         and all(type(number) is int and 0 <= number < MAX_NUMBER for number in numbers)
     ):
-        raise ApprovalError("the operation has members of other types")
+        raise ApprovalError("a member of the operation has another type")
     if proposal.officers < FEWEST_OFFICERS:
-        raise ApprovalError(f"an operation needs {FEWEST_OFFICERS} officers at least")
+        raise ApprovalError(f"an operation needs at least {FEWEST_OFFICERS} officers")
 
 
 class Signature(NamedTuple):
@@ -145,23 +144,23 @@ class Signature(NamedTuple):
 
 
 Officers = Mapping[str, bytes]
-"""Every officer's certificate (DER) by his principal."""
+"""The certificates (DER) of officers by principal."""
 
 
 def check_signature(data: bytes, signature: Signature, officers: Officers, at: float) -> None:
-    """Checks that a signature is by one who is an officer, with a certificate valid at ``at``.
+    """Checks that a signature is by an officer whose certificate is valid at ``at``.
 
-    ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519, as the
-    certificate's key has it: what ``openssl dgst -sha256 -sign`` and ``openssl pkeyutl
-    -sign -rawin`` make. Raises ApprovalError.
+    The certificate's key decides: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or
+    Ed25519, as ``openssl dgst -sha256 -sign`` and ``openssl pkeyutl -sign -rawin`` make them.
+    Raises ApprovalError.
     """
     der = officers.get(signature.officer)
     if der is None:
-        raise ApprovalError(f"{signature.officer} is no officer")
+        raise ApprovalError(f"{signature.officer} is not an officer")
     try:
         certificate = x509.load_der_x509_certificate(der)
     except ValueError:
-        raise ApprovalError(f"the certificate of {signature.officer} is none") from None
+        raise ApprovalError(f"the certificate of {signature.officer} is not valid DER") from None
     begins = certificate.not_valid_before_utc.timestamp()
     ends = certificate.not_valid_after_utc.timestamp()
     if not begins <= at <= ends:
@@ -193,35 +192,35 @@ def _verified(certificate: x509.Certificate, data: bytes, signature: bytes) -> b
 def valid_signers(
     data: bytes, signatures: Iterable[Signature], officers: Officers
 ) -> frozenset[str]:
-    """Returns the officers whose signatures count: each once, and only who is one now."""
-    found = set()
+    """Returns the officers whose signatures are valid, each once."""
+    signers = set()
     for signature in signatures:
         try:
             check_signature(data, signature, officers, signature.at)
         except ApprovalError:
             continue
-        found.add(signature.officer)
-    return frozenset(found)
+        signers.add(signature.officer)
+    return frozenset(signers)
 
 
 def check_approved(
     proposal: Proposal, data: bytes, signatures: Iterable[Signature], officers: Officers
 ) -> None:
     """Checks that enough different officers have signed, in time. Raises ApprovalError."""
-    in_time = [each for each in signatures if each.at < proposal.expires_at]
+    in_time = [s for s in signatures if s.at < proposal.expires_at]
     signers = valid_signers(data, in_time, officers)
     if proposal.proposer not in signers:
         raise ApprovalError(
-            f"{proposal.proposer}, who proposed it, has not signed it as an officer"
+            f"its proposer {proposal.proposer} has not validly signed operation {proposal.id}"
         )
     if len(signers) < proposal.officers:
         raise ApprovalError(
-            f"{len(signers)} of {proposal.officers} officers have validly signed operation "
-            f"{proposal.id}"
+            f"{len(signers)} of {proposal.officers} officers have validly signed operation"
+            f" {proposal.id}"
         )
 
 
 def officers_sha256(officers: Officers) -> str:
-    """Returns a name for a set of officers and their certificates."""
+    """Returns a SHA-256 that names a set of officers and their certificates."""
     lines = [f"{who} {hashlib.sha256(der).hexdigest()}" for who, der in sorted(officers.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

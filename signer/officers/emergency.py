@@ -18,7 +18,7 @@ from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import ServedState
-from signer.officers.records import OperationRecords, check_reason
+from signer.officers.records import ActRecord, OperationRecords, check_reason
 
 _ENDED = frozenset({KeyState.COMPROMISED, KeyState.DESTROYED})
 
@@ -65,7 +65,7 @@ class EmergencyStops:
             with self._registry.writing() as write:
                 write.suspend(flag)
         self._stopped()
-        self._records.acted("suspend", str(flag), officer, reason, {})
+        self._records.acted(ActRecord("suspend", str(flag), officer, reason, {}))
 
     def suspensions(self) -> tuple[Suspension, ...]:
         """Returns what is suspended beside keys."""
@@ -98,7 +98,7 @@ class EmergencyStops:
         after = [change.after for change in changes]
         now = self._clock.now()
         states_after = {each.name: str(each.state_at(now)) for each in after}
-        self._records.acted(act, name, officer, reason, states_after)
+        self._records.acted(ActRecord(act, name, officer, reason, states_after))
         return after
 
     @retry(

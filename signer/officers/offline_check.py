@@ -1,51 +1,54 @@
-"""Dual control as the log tells it: who the officers are, and what was done by enough of them.
+"""Checks offline that enough officers approved what a log records.
 
-Pure: a fold over the few records that tell of officers, operations and policies. The
-same records in the same order give the same state, whether folded in one go or from
-a snapshot on. What a record does that officers have not allowed is a problem, in
-words, and never an error: a log is whole or it is not, and this is about people.
-So the daemon starts whatever the problems are; ``signer audit verify`` tells them.
+Pure: a fold over the few records about officers, operations and policies. The same records
+in the same order give the same state, whether folded in one go or from a snapshot on. A
+record that officers have not allowed is a problem, as text, and never an error: whether the
+log is whole is another question. So the daemon starts in spite of problems, and
+``signer audit verify`` reports them.
 
-A set of officers or a policy that is not validly approved does not come into force
-here: otherwise one wrong record would make all that follow it look right.
+Officers and policies that are not validly approved do not come into force here: otherwise
+one wrong record would make all that follow it look right.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
+import uuid
 from base64 import b64encode
 from collections import OrderedDict
 from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
-from signer.audit.format.record import HASH_SIZE, Record, RecordKind, Value
+from signer.audit.format.entries import text
+from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind, Value
 from signer.officers import approval
-from signer.officers.approval import ApprovalError, Proposal
-from signer.officers.claims import (
-    SKEW_US,
-    ProblemError,
-    bytes_of,
-    certificates_of,
-    identity_of,
-    name_of,
-    signature_of,
-    signatures_of,
-    text_of,
+from signer.officers.approval import ApprovalError, Officers, Proposal, Signature
+from signer.officers.records import (
+    ApprovedOperation,
+    ExecutedRecord,
+    OfficersRecord,
+    PolicyRecord,
+    SignedRecord,
+    read_officers,
+    rows_of,
 )
 
+SKEW_US = 5_000_000
+"""How far the clocks of two appliances on one registry may be apart, in microseconds."""
+
 MEMORY_US = 30 * 24 * 3600 * 1_000_000
-"""For how long an operation that is not under way is known, in microseconds of the log's time."""
+"""How long an operation that is not under way is remembered, in microseconds of the log's time."""
 
 MAX_OPERATIONS = 4096
-"""Operations known at once; the oldest go first."""
+"""Operations remembered at once; the oldest are forgotten first."""
 
 MAX_OFFICERS_BYTES = 192 << 10
-"""Of all principals and certificates; with the operations they fit beside a full ledger."""
+"""Of all principals and certificates; with the operations they fit into a full snapshot."""
 
 MAX_PROBLEMS = 1000
-"""Problems told one by one; the rest is counted."""
+"""Problems reported one by one; the rest is counted."""
 
 _ROW = struct.Struct(f">16sBQ{HASH_SIZE}s")  # the operation, its stage, its time, its content
 _TEXT = 300
@@ -62,6 +65,14 @@ _KINDS = frozenset(
     }
 )
 _POLICY_KINDS = frozenset({"policy", "enrol"})
+
+
+Carried = ApprovedOperation | SignedRecord
+"""The records that carry an operation's bytes."""
+
+
+class ProblemError(Exception):
+    """A record that officers have not allowed; the text lacks the record's number."""
 
 
 class _Stage(enum.IntFlag):
@@ -82,9 +93,9 @@ class ApprovalFold:
     """The officers in force and the operations under way, folded from records.
 
     ``officers`` are certificates (DER) by principal, None before any are known;
-    ``development``: policies need no approval; ``policy`` is the SHA-256 of the one in
-    force, empty while nobody knows. ``executed`` and ``acts`` count, since this object
-    was made, operations that were done and acts of single officers.
+    ``development``: policies need no approval; ``policy`` is the SHA-256 of the policy in
+    force, empty while it is unknown. ``executed`` and ``acts`` count the operations that are
+    DONE and the acts of single officers since this object was made.
     """
 
     KINDS = _KINDS | {RecordKind.SNAPSHOT}
@@ -93,8 +104,8 @@ class ApprovalFold:
     def __init__(self, *, checking: bool = True) -> None:
         """Begins before the first record. Without ``checking`` only the state is kept.
 
-        Then nobody is told of problems, and signatures are only verified on which the
-        state depends: the daemon checked them all before it wrote them.
+        Then problems are not collected, and only those signatures are verified on which the
+        state depends: the daemon checked all of them before it wrote them.
         """
         self.officers: dict[str, bytes] | None = None
         self.development = False
@@ -102,44 +113,41 @@ class ApprovalFold:
         self.executed = 0
         self.acts = 0
         self._checking = checking
-        self._heard = False
+        self._begun = False
         self._problems: list[str] = []
-        self._untold = 0
-        # In the order of their times, so that the oldest stand in front.
+        self._unlisted = 0
+        # In the order of their times: the oldest first.
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        # Who was an officer until a moment ago may have been at work on an act.
+        # An act of an officer who was removed a moment ago may still be recorded.
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
         self._contents: dict[bytes, bytes] = {}  # of proposals, for their approvals
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong, a text with the record's number each, in the log's order."""
-        more = [f"and {self._untold} more about operations"] if self._untold else []
+        """One text for each problem, with the record's number, in the log's order."""
+        more = [f"and {self._unlisted} more about operations"] if self._unlisted else []
         return (*self._problems, *more)
 
     def apply(self, record: Record) -> None:
-        """Takes the next record into account; kinds that say nothing here are passed over.
+        """Applies the next record; kinds outside KINDS change nothing.
 
-        The first one tells where the fold begins: with a snapshot, which is believed,
-        or with the log. A later snapshot must say what led to it.
+        A snapshot as the first record is where the fold begins, and is trusted. A later
+        snapshot must hold what the records before it come to.
         """
-        first, self._heard = not self._heard, True
+        first, self._begun = not self._begun, True
         try:
             if record.kind is RecordKind.SNAPSHOT:
                 self._snapshot(record, first)
             elif record.kind in _KINDS:
                 self._forget(record.time_us)
                 self._take(record)
-        except (ProblemError, ApprovalError) as error:
-            self._tell(f"record {record.seq}: {error}")
+        except (ProblemError, RecordError, ApprovalError) as error:
+            self._report(f"record {record.seq}: {error}")
 
     def snapshot(self) -> dict[str, Value]:
-        """Returns the fields that a SNAPSHOT record has for this: one, ``control``."""
-        officers: Value = None
-        if self.officers is not None:
-            officers = [[who, der] for who, der in sorted(self.officers.items())]
+        """Returns the field of a SNAPSHOT record that holds this state, ``control``."""
         control: dict[str, Value] = {
-            "officers": officers,
+            "officers": None if self.officers is None else rows_of(self.officers),
             "development": self.development,
             "policy": self.policy,
             "operations": b"".join(
@@ -165,35 +173,35 @@ class ApprovalFold:
             case _:
                 self._act(record)
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if not self._checking:
             return
         if len(self._problems) >= MAX_PROBLEMS:
-            self._untold += 1
+            self._unlisted += 1
             return
-        # What a record says may be anything, and this goes to a terminal.
+        # The text may quote anything from a record, and is printed on a terminal.
         self._problems.append("".join(c if c.isprintable() else "?" for c in text[:_TEXT]))
 
     # --- snapshots -------------------------------------------------------------------------
 
     def _snapshot(self, record: Record, first: bool) -> None:
-        said = record.fields.get("control")
+        control = record.fields.get("control")
         if not first:
-            nothing = said is None and self.officers is None  # made before there were officers
-            if not nothing and said != self.snapshot()["control"]:
+            empty = control is None and self.officers is None  # made before there were officers
+            if not empty and control != self.snapshot()["control"]:
                 raise ProblemError("the snapshot does not say which officers led to it")
-        elif said is not None:
-            self._load(said)
+        elif control is not None:
+            self._load(control)
 
-    def _load(self, said: Value) -> None:
-        match said:
+    def _load(self, control: Value) -> None:
+        match control:
             case {
                 "officers": None | list() as officers,
                 "development": bool(development),
                 "policy": bytes(policy),
                 "operations": bytes(rows),
             } if len(rows) % _ROW.size == 0:
-                self.officers = None if officers is None else certificates_of(officers)
+                self.officers = None if officers is None else read_officers(officers)
                 self.development, self.policy = development, policy
                 for identity, *known in _ROW.iter_unpack(rows):
                     self._known[identity] = _Known(*known)
@@ -214,13 +222,12 @@ class ApprovalFold:
             else:
                 self._contents.pop(identity, None)
 
-    def _note(self, record: Record, stage: int = 0) -> _Known | None:
-        """Remembers the operation of a record; returns what was known of it before.
+    def _remember(self, record: Record, carried: Carried, stage: int = 0) -> _Known | None:
+        """Remembers the operation that a record carries; returns what was known of it before.
 
         Raises ProblemError where it had another content then: that remains.
         """
-        identity, content = identity_of(record), bytes_of(record, "content")
-        digest = sha256(content).digest()
+        identity, digest = _identity(carried.operation), sha256(carried.content).digest()
         before = self._known.pop(identity, None)
         known = before or _Known(0, 0, digest)
         self._known[identity] = known._replace(stage=known.stage | stage, time_us=record.time_us)
@@ -228,94 +235,88 @@ class ApprovalFold:
             oldest, _ = self._known.popitem(last=False)
             self._contents.pop(oldest, None)
         if known.content != digest:
-            raise ProblemError(f"operation {name_of(record)} had another content before")
+            raise ProblemError(f"operation {carried.operation} had another content before")
         return before
 
-    def _proposal(self, record: Record) -> Proposal:
-        """Reads the operation that a record carries; raises ProblemError, ApprovalError."""
-        proposal = approval.parse(bytes_of(record, "content"))
-        if proposal.id != name_of(record):
-            raise ProblemError(f"it names operation {name_of(record)} and carries {proposal.id}")
-        return proposal
-
-    def _set(self, what: str) -> dict[str, bytes]:
+    def _known_officers(self, what: str) -> dict[str, bytes]:
         if self.officers is None:
             raise ProblemError(f"{what} stands before any officers are named")
         return self.officers
 
-    def _check_approved(self, record: Record, what: str) -> Proposal:
-        """Checks that enough officers of the set in force have signed what a record carries."""
-        officers = self._set(what)
-        proposal = self._proposal(record)
-        signatures = signatures_of(record)
-        approval.check_approved(proposal, bytes_of(record, "content"), signatures, officers)
+    def _check_approved(self, record: Record, approved: ApprovedOperation, what: str) -> Proposal:
+        """Checks that enough officers in force have signed the operation of a record."""
+        officers = self._known_officers(what)
+        proposal = _proposal(approved)
+        for signature in approved.signatures:
+            if signature.at * 1_000_000 > record.time_us + SKEW_US:
+                raise ProblemError(f"{signature.officer} signed it after it was recorded")
+        approval.check_approved(proposal, approved.content, approved.signatures, officers)
         return proposal
 
     def _officers(self, record: Record) -> None:
-        said = record.fields.get("officers")
-        officers = certificates_of(said if isinstance(said, list | tuple) else [])
-        if not said or sum(len(w) + len(der) for w, der in officers.items()) > MAX_OFFICERS_BYTES:
+        said = OfficersRecord.from_fields(record.fields)
+        officers = dict(said.officers)
+        size = sum(len(who) + len(der) for who, der in officers.items())
+        if not 0 < size <= MAX_OFFICERS_BYTES:
             raise ProblemError("it names no officers, or more than can be known")
-        if not record.fields.get("operation"):
-            self._first_officers(record, officers)
+        if not said.approved.operation:
+            self._first_officers(said)
             return
-        before = self._note(record)
-        proposal = self._check_approved(record, "a change of officers")
+        before = self._remember(record, said.approved)
+        proposal = self._check_approved(record, said.approved, "a change of officers")
         if proposal.kind != "officers":
             raise ProblemError(f"officers are changed by an operation of kind {proposal.kind}")
-        if proposal.details.get("replaces") != approval.officers_sha256(self._set("")):
+        if proposal.details.get("replaces") != approval.officers_sha256(self.officers or {}):
             raise ProblemError("the officers that were to be replaced are not those in force")
         if proposal.details.get("officers") != {
             who: b64encode(der).decode() for who, der in officers.items()
         }:
             raise ProblemError("these are not the officers that were approved")
-        # The set before it may come back, and with it this approval would count again.
+        # The officers before may come back, and with them this approval would count again.
         if before is not None and before.stage & _Stage.IN_FORCE:
             raise ProblemError(f"operation {proposal.id} changes the officers again (repeated)")
-        self._note(record, _Stage.IN_FORCE)
+        self._remember(record, said.approved, _Stage.IN_FORCE)
         self._before = record.time_us + SKEW_US, frozenset(self.officers or ())
         self.officers = officers
 
-    def _first_officers(self, record: Record, officers: dict[str, bytes]) -> None:
+    def _first_officers(self, said: OfficersRecord) -> None:
         if self.officers is not None:
             raise ProblemError("officers are named without an operation, and not as the first")
-        self.officers = officers
-        self.development = record.fields.get("development") is True
-        policy = record.fields.get("policy")
-        if type(policy) is not bytes or len(policy) != HASH_SIZE:
+        self.officers, self.development = dict(said.officers), said.development
+        if said.policy is None or len(said.policy) != HASH_SIZE:
             raise ProblemError("the first officers are named without the policy in force")
-        self.policy = policy
+        self.policy = said.policy
 
     def _policy(self, record: Record) -> None:
         if self.officers is None and not record.fields.get("operation"):
             return
-        policy = bytes_of(record, "policy")
-        if len(policy) != HASH_SIZE:
-            raise ProblemError("its policy is no SHA-256")
+        said = PolicyRecord.from_fields(record.fields)
+        if len(said.policy) != HASH_SIZE:
+            raise ProblemError("its policy is not a SHA-256")
         try:
-            self._check_policy(record, policy)
+            self._check_policy(record, said)
         except (ProblemError, ApprovalError):
             if self.development:
-                self.policy = policy
+                self.policy = said.policy
             raise
-        self.policy = policy
+        self.policy = said.policy
 
-    def _check_policy(self, record: Record, policy: bytes) -> None:
-        same = policy == self.policy
-        if not record.fields.get("operation"):
+    def _check_policy(self, record: Record, said: PolicyRecord) -> None:
+        same, policy = said.policy == self.policy, said.policy.hex()
+        if said.approved is None:
             if not same and not self.development:
-                raise ProblemError(f"policy {policy.hex()} is in force without an approval")
+                raise ProblemError(f"policy {policy} is in force without an approval")
             return
-        before = self._note(record)
-        # One that is told again changes nothing, and those who approved it may have left. The
-        # same holds where its execution was found approved, and officers changed meanwhile.
+        before = self._remember(record, said.approved)
+        # Recording the policy in force again needs no valid approval: its approvers may since
+        # have been removed. Nor does one whose EXECUTION was already verified.
         if same or (before is not None and before.stage & _Stage.BEGUN):
-            proposal = self._proposal(record)
+            proposal = _proposal(said.approved)
         else:
-            proposal = self._check_approved(record, "the approval of a policy")
+            proposal = self._check_approved(record, said.approved, "the approval of a policy")
         approved = proposal.kind in _POLICY_KINDS and proposal.details.get("policy_sha256")
-        if approved != policy.hex():
-            raise ProblemError(f"operation {proposal.id} does not approve policy {policy.hex()}")
+        if approved != policy:
+            raise ProblemError(f"operation {proposal.id} does not approve policy {policy}")
         replaces = proposal.details.get("replaces", self.policy.hex())
         if not same and not self.development and replaces != self.policy.hex():
             raise ProblemError(
@@ -323,63 +324,66 @@ class ApprovalFold:
             )
 
     def _proposed(self, record: Record) -> None:
-        officers = self._set("a proposal")
-        self._note(record)
+        officers = self._known_officers("a proposal")
+        said = SignedRecord.from_fields(record.fields)
+        if not said.content:
+            raise ProblemError("it carries no operation")
+        self._remember(record, said)
         if not self._checking:
             return
-        content = bytes_of(record, "content")
-        self._contents[identity_of(record)] = content
-        proposal = self._proposal(record)
-        signature = signature_of(record)
-        if signature.officer != proposal.proposer:
-            raise ProblemError(f"{signature.officer} proposes for {proposal.proposer}")
-        approval.check_signature(content, signature, officers, signature.at)
+        self._contents[_identity(said.operation)] = said.content
+        proposal = _proposal(said)
+        if said.officer != proposal.proposer:
+            raise ProblemError(f"{said.officer} proposes for {proposal.proposer}")
+        _check_signature(record, said, said.content, officers)
 
     def _approved(self, record: Record) -> None:
-        officers = self._set("an approval")
-        signature = signature_of(record)
-        if signature.officer not in officers:
-            raise ProblemError(f"{signature.officer} approves and is no officer")
-        content = self._contents.get(identity_of(record))
+        officers = self._known_officers("an approval")
+        said = SignedRecord.from_fields(record.fields)
+        if said.officer not in officers:
+            raise ProblemError(f"{said.officer} approves and is not an officer")
+        content = self._contents.get(_identity(said.operation))
         if content is not None:  # otherwise it was proposed before this log, or its part here
-            approval.check_signature(content, signature, officers, signature.at)
+            _check_signature(record, said, content, officers)
 
     def _execution(self, record: Record) -> None:
-        before = self._note(record, _Stage.BEGUN)
+        approved = ApprovedOperation.from_fields(record.fields)
+        before = self._remember(record, approved, _Stage.BEGUN)
         if before is not None and before.stage & _Stage.DONE:
-            raise ProblemError(f"operation {name_of(record)} was done before (repeated)")
+            raise ProblemError(f"operation {approved.operation} was done before (repeated)")
         if self._checking:
-            self._check_approved(record, "an execution")
+            self._check_approved(record, approved, "an execution")
 
     def _executed(self, record: Record) -> None:
-        identity, state = identity_of(record), text_of(record, "state")
+        said = ExecutedRecord.from_fields(record.fields)
+        identity = _identity(said.operation)
         known = self._known.get(identity)
-        if state not in _ENDS:
-            raise ProblemError(f"operation {name_of(record)} ends in no known state")
-        if state == "FAILED":
+        if said.state not in _ENDS:
+            raise ProblemError(f"operation {said.operation} ends in no known state")
+        if said.state == "FAILED":
             return  # perhaps before it began: officers had changed, for instance
         if known is None or not known.stage & _Stage.BEGUN:
-            raise ProblemError(f"operation {name_of(record)} ends, and its execution never began")
-        if state != "DONE" or known.stage & _Stage.DONE:
-            return  # an interruption may have the same end told twice; it is executed once
+            raise ProblemError(f"operation {said.operation} ends, and its execution never began")
+        if said.state != "DONE" or known.stage & _Stage.DONE:
+            return  # after an interruption the same end may be recorded twice; it counts once
         self.executed += 1
         self._known[identity] = _Known(known.stage | _Stage.DONE, record.time_us, known.content)
         self._known.move_to_end(identity)
 
     def _act(self, record: Record) -> None:
         self.acts += 1
-        officer = text_of(record, "officer")
-        if officer in self._set("an act"):
+        officer = text(record.fields, "officer")
+        if officer in self._known_officers("an act"):
             return
         until, before = self._before
         if officer not in before or record.time_us > until:
-            raise ProblemError(f"{officer} acts and is no officer")
+            raise ProblemError(f"{officer} acts and is not an officer")
 
     @staticmethod
     def relevant(record: Record) -> Record | None:
-        """Returns what of a record the fold needs; None where it needs nothing of it.
+        """Returns the part of a record that the fold needs, None where it needs nothing.
 
-        The first record of a log says by its place that nothing came before.
+        The first record of a log is needed because nothing precedes it.
         """
         if record.kind is RecordKind.SNAPSHOT:
             control = record.fields.get("control")
@@ -387,3 +391,29 @@ class ApprovalFold:
         if record.kind in _KINDS:
             return record
         return None if record.seq else replace(record, fields={}, column=None)
+
+
+def _identity(operation: str) -> bytes:
+    """Returns an operation's id in 16 bytes; raises ProblemError."""
+    try:
+        identity = uuid.UUID(operation)
+    except ValueError:
+        identity = None
+    if identity is None or str(identity) != operation:
+        raise ProblemError("its operation is not a UUID")
+    return identity.bytes
+
+
+def _proposal(carried: Carried) -> Proposal:
+    """Reads the operation that a record carries; raises ProblemError, ApprovalError."""
+    proposal = approval.parse(carried.content)
+    if proposal.id != carried.operation:
+        raise ProblemError(f"it names operation {carried.operation} and carries {proposal.id}")
+    return proposal
+
+
+def _check_signature(
+    record: Record, said: SignedRecord, content: bytes, officers: Officers
+) -> None:
+    at = record.time_us / 1_000_000  # a signature counts as of the record's time
+    approval.check_signature(content, Signature(said.officer, said.signature, at), officers, at)

@@ -1,13 +1,16 @@
-"""What the audit log says of officers: their operations, who they are, what they stopped.
+"""The audit log's records of officers: what each kind holds, written and read.
 
-``signer.officers.offline_check`` reads it back and proves offline that enough of them signed.
+``OperationRecords`` writes them while operations run; ``signer.officers.offline_check``
+reads them and checks that enough officers signed. Readers raise RecordError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import NamedTuple
 
+from signer.audit.format.entries import Fields, octets, text
 from signer.audit.format.record import RecordError, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
@@ -25,11 +28,144 @@ def check_reason(reason: str) -> None:
         raise invalid("reason", f"say why, in 1 to {MAX_REASON} bytes")
 
 
-class OperationRecords:
-    """Writes records of operations. What is recorded is durable when a method returns.
+class ApprovedOperation(NamedTuple):
+    """An operation's id, its bytes, and the signatures under them; all empty without one.
 
-    Raises OperatorError where the log takes nothing; ``acted`` never does, for who
-    stops a key must not fail with the log.
+    These fields are an EXECUTION, and part of OFFICERS and POLICY.
+    """
+
+    operation: str = ""
+    content: bytes = b""
+    signatures: tuple[Signature, ...] = ()
+
+    @classmethod
+    def of(cls, operation: StoredOperation) -> ApprovedOperation:
+        return cls(operation.id, operation.content, operation.signatures)
+
+    def to_fields(self) -> dict[str, Value]:
+        rows: list[Value] = [
+            [s.officer, s.signature, int(s.at * 1_000_000)] for s in self.signatures
+        ]
+        return {"operation": self.operation, "content": self.content, "signatures": rows}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ApprovedOperation:
+        signatures = []
+        rows = fields.get("signatures")
+        for row in rows if isinstance(rows, list | tuple) else ():
+            match row:
+                case [str(officer), bytes(signature), int(at_us)]:
+                    signatures.append(Signature(officer, signature, at_us / 1_000_000))
+                case _:
+                    raise RecordError("its signatures cannot be read")
+        return cls(text(fields, "operation"), octets(fields, "content"), tuple(signatures))
+
+
+class SignedRecord(NamedTuple):
+    """A PROPOSAL (with ``content``) or an APPROVAL: one officer's signature."""
+
+    operation: str
+    officer: str
+    signature: bytes
+    content: bytes = b""
+
+    def to_fields(self) -> dict[str, Value]:
+        fields: dict[str, Value] = dict(self._asdict())
+        if not self.content:
+            del fields["content"]
+        return fields
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> SignedRecord:
+        return cls(
+            text(fields, "operation"),
+            text(fields, "officer"),
+            octets(fields, "signature"),
+            octets(fields, "content", b""),
+        )
+
+
+class ExecutedRecord(NamedTuple):
+    """An EXECUTED: how the execution of an operation ended."""
+
+    operation: str
+    state: str
+    note: str = ""
+
+    def to_fields(self) -> dict[str, Value]:
+        return dict(self._asdict())
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ExecutedRecord:
+        return cls(text(fields, "operation"), text(fields, "state"))
+
+
+class OfficersRecord(NamedTuple):
+    """An OFFICERS: the officers from here on, and the operation that put them in force.
+
+    ``policy``, the SHA-256 of the policy in force, is only in the first one of a log, which
+    nobody has approved. ``development``: the policy's files are in force without approval.
+    """
+
+    officers: Officers
+    approved: ApprovedOperation = ApprovedOperation()
+    development: bool = False
+    policy: bytes | None = None
+
+    def to_fields(self) -> dict[str, Value]:
+        fields: dict[str, Value] = {
+            "officers": rows_of(self.officers),
+            "development": self.development,
+            **self.approved.to_fields(),
+        }
+        return fields if self.policy is None else {**fields, "policy": self.policy}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> OfficersRecord:
+        policy = fields.get("policy")
+        return cls(
+            read_officers(fields.get("officers")),
+            ApprovedOperation.from_fields(fields)
+            if fields.get("operation")
+            else ApprovedOperation(),
+            fields.get("development") is True,
+            policy if type(policy) is bytes else None,
+        )
+
+
+class PolicyRecord(NamedTuple):
+    """A POLICY: the SHA-256 of the policy from here on, and the operation that approved it."""
+
+    policy: bytes
+    approved: ApprovedOperation | None
+
+    def to_fields(self) -> dict[str, Value]:
+        return {"policy": self.policy, **(self.approved.to_fields() if self.approved else {})}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> PolicyRecord:
+        approved = ApprovedOperation.from_fields(fields) if fields.get("operation") else None
+        return cls(octets(fields, "policy"), approved)
+
+
+class ActRecord(NamedTuple):
+    """An ACT: what one officer did alone; ``changed`` has the states of versions after it."""
+
+    act: str
+    target: str
+    officer: str
+    reason: str
+    changed: Mapping[str, str]
+
+    def to_fields(self) -> dict[str, Value]:
+        return dict(self._asdict())
+
+
+class OperationRecords:
+    """Writes records of operations; a record is durable when its method returns.
+
+    Raises OperatorError where the log does not accept a record; ``acted`` raises nothing, because
+    a stop of a key must not fail with the log.
     """
 
     def __init__(self, log: AuditLog) -> None:
@@ -37,57 +173,36 @@ class OperationRecords:
 
     def proposed(self, operation: StoredOperation) -> None:
         [first] = [s for s in operation.signatures if s.officer == operation.proposal.proposer]
-        fields = {"content": operation.content, **_signed(operation, first)}
-        self._append(RecordKind.PROPOSAL, fields)
+        record = SignedRecord(operation.id, first.officer, first.signature, operation.content)
+        self._append(RecordKind.PROPOSAL, record.to_fields())
 
     def approved(self, operation: StoredOperation, signature: Signature) -> None:
-        self._append(RecordKind.APPROVAL, _signed(operation, signature))
+        record = SignedRecord(operation.id, signature.officer, signature.signature)
+        self._append(RecordKind.APPROVAL, record.to_fields())
 
     def rejected(self, operation: StoredOperation, officer: str, reason: str) -> None:
-        self._append(
-            RecordKind.REJECTION, {"operation": operation.id, "officer": officer, "reason": reason}
-        )
+        fields = {"operation": operation.id, "officer": officer, "reason": reason}
+        self._append(RecordKind.REJECTION, fields)
 
     def resumed(self, operation: StoredOperation, officer: str, act: str) -> None:
-        """One officer had an approved operation go on."""
-        self.acted(act, operation.id, officer, "", {})
+        """Records that one officer resumed an approved operation."""
+        self.acted(ActRecord(act, operation.id, officer, "", {}))
 
     def execution_begun(self, operation: StoredOperation) -> None:
-        """The intent: durable before the token is touched."""
-        self._append(RecordKind.EXECUTION, approval(operation))
+        """Records the intent: durable before the token is touched."""
+        self._append(RecordKind.EXECUTION, ApprovedOperation.of(operation).to_fields())
 
     def execution_ended(self, operation: StoredOperation) -> None:
-        self._append(
-            RecordKind.EXECUTED,
-            {
-                "operation": operation.id,
-                "state": str(operation.state),
-                "note": operation.note,
-            },
-        )
+        record = ExecutedRecord(operation.id, str(operation.state), operation.note)
+        self._append(RecordKind.EXECUTED, record.to_fields())
 
-    def acted(
-        self, act: str, target: str, officer: str, reason: str, changed: dict[str, str]
-    ) -> None:
-        fields: dict[str, Value] = {
-            "act": act,
-            "target": target,
-            "officer": officer,
-            "reason": reason,
-            "changed": changed,
-        }
+    def acted(self, record: ActRecord) -> None:
         with suppress(AuditUnavailable, RecordError):
-            self._log.append(RecordKind.ACT, fields)
+            self._log.append(RecordKind.ACT, record.to_fields())
 
-    def officers(self, officers: Officers, operation: StoredOperation | None) -> None:
-        """The officers from here on, and the operation that made them so."""
-        self._append(RecordKind.OFFICERS, {**_rows_of(officers), **approval(operation)})
-
-    def first_officers(self, officers: Officers, policy: bytes, *, development: bool) -> None:
-        """The officers and the policy (its SHA-256) of which a log knew nothing before."""
-        self._append(
-            RecordKind.OFFICERS, first_officers_fields(officers, policy, development=development)
-        )
+    def officers(self, record: OfficersRecord) -> None:
+        """Records the officers from here on."""
+        self._append(RecordKind.OFFICERS, record.to_fields())
 
     def _append(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:
         try:
@@ -98,45 +213,18 @@ class OperationRecords:
             raise OperatorError(f"this cannot be recorded: {error}") from error
 
 
-def first_officers_fields(
-    officers: Officers, policy: bytes, *, development: bool
-) -> dict[str, Value]:
-    """Returns the fields of the first record of officers in a log: nobody has approved it.
-
-    ``policy`` is the SHA-256 of the policy in force. In development files change it.
-    """
-    return {
-        "officers": [[who, der] for who, der in sorted(officers.items())],
-        "development": development,
-        "policy": policy,
-        "operation": "",
-        "content": b"",
-        "signatures": [],
-    }
+def rows_of(officers: Officers) -> list[Value]:
+    """Returns officers as records and snapshots hold them."""
+    return [[who, der] for who, der in sorted(officers.items())]
 
 
-def approval(operation: StoredOperation | None) -> dict[str, Value]:
-    """Returns the fields that carry an operation with its signatures; none: empty ones."""
-    if operation is None:
-        return {"operation": "", "content": b"", "signatures": []}
-    return {
-        "operation": operation.id,
-        "content": operation.content,
-        "signatures": _rows(operation.signatures),
-    }
-
-
-def _rows(signatures: Iterable[Signature]) -> Sequence[Value]:
-    return [[each.officer, each.signature, int(each.at * 1_000_000)] for each in signatures]
-
-
-def _signed(operation: StoredOperation, signature: Signature) -> dict[str, Value]:
-    return {
-        "operation": operation.id,
-        "officer": signature.officer,
-        "signature": signature.signature,
-    }
-
-
-def _rows_of(officers: Officers) -> dict[str, Value]:
-    return {"officers": [[who, der] for who, der in sorted(officers.items())], "development": False}
+def read_officers(rows: object) -> dict[str, bytes]:
+    """Reads what ``rows_of`` returns; raises RecordError."""
+    officers: dict[str, bytes] = {}
+    for row in rows if isinstance(rows, Iterable) else ():
+        match row:
+            case [str(who), bytes(der)] if who not in officers:
+                officers[who] = der
+            case _:
+                raise RecordError("its officers cannot be read")
+    return officers

@@ -55,7 +55,7 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
         del attachment
         before = context.state.officers
         if unknown := [who for who in details.remove if who not in before]:
-            raise OperationError(*(f"remove: {who} is no officer" for who in unknown))
+            raise OperationError(*(f"remove: {who} is not an officer" for who in unknown))
         after = {who: der for who, der in before.items() if who not in details.remove}
         added = {
             principal_of(certificate): certificate for certificate in map(read_text, details.add)

@@ -32,7 +32,7 @@ from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.keys.writing import Change
 from signer.officers.kinds.officer_change import first_officers
-from signer.officers.records import first_officers_fields
+from signer.officers.records import OfficersRecord
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, softhsm, texts
 
@@ -186,8 +186,8 @@ def _begin_log(registry: Registry, config: Config) -> None:
     with open_admin(config.tokens[0], config.state) as admin:
         key = ensure_audit_key(registry, admin, SystemClock().now())
     policy = bytes.fromhex(load_policy(config.policy).sha256)
-    officers = first_officers_fields(registry.state().officers, policy, development=True)
-    begin(config.audit, key, officers, SystemClock())
+    officers = OfficersRecord(registry.state().officers, development=True, policy=policy)
+    begin(config.audit, key, officers.to_fields(), SystemClock())
 
 
 def _put_policy(registry: Registry, config: Config) -> None:

@@ -184,10 +184,10 @@ def approved(members: dict[str, Any], **changed: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "are no operation": lambda m: m.update(approved="x"),
+    "are not an operation": lambda m: m.update(approved="x"),
     "(0|1) of 2 officers have": lambda m: m["approvals"].pop(),
-    "has not signed": lambda m: m["approvals"].reverse() or m["approvals"].pop(),
-    "who proposed it, has not": lambda m: approved(m, details={"key": KEY}),
+    "has not validly signed": lambda m: m["approvals"].reverse() or m["approvals"].pop(),
+    "proposer .* has not validly signed": lambda m: approved(m, details={"key": KEY}),
     "approved was": lambda m: m.update(operation="6f2f1d5e-6b39-4bd2-b1b4-9a1f0c5b4f00"),
     "1 participants": lambda m: m["participants"].pop(),
     "it made .*other": lambda m: m["result"].update(key_version="facilities/moh/keys/other"),

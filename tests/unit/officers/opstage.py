@@ -35,7 +35,12 @@ from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationContext, OperationDependencies
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import PreparedOperation, Proposals
-from signer.officers.records import OperationRecords, first_officers_fields
+from signer.officers.records import (
+    ApprovedOperation,
+    OfficersRecord,
+    OperationRecords,
+    PolicyRecord,
+)
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot
 from tests.stand_ins import Recorder
@@ -176,9 +181,9 @@ class FakeDaemonLog:
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
 
-    def policy(self, sha256: str, text: bytes, approval: Mapping[str, Value]) -> None:
+    def policy(self, sha256: str, text: bytes, approved: ApprovedOperation | None) -> None:
         del text
-        fields = {"policy": bytes.fromhex(sha256), **approval}
+        fields = PolicyRecord(bytes.fromhex(sha256), approved).to_fields()
         with suppress(AuditUnavailable):
             self._log.append(RecordKind.POLICY, fields)
 
@@ -240,9 +245,8 @@ class Stage:
         self.log = log(self.clock, self.fate)
         self.clock.floor = lambda: self.log.last_time / 1e6
         sha256 = bytes.fromhex(text.policy.sha256)
-        self.log.append(
-            RecordKind.OFFICERS, first_officers_fields(officers, sha256, development=development)
-        )
+        first = OfficersRecord(officers, development=development, policy=sha256)
+        self.log.append(RecordKind.OFFICERS, first.to_fields())
         self.start()
 
     def start(self, *, crash_after: int | None = None) -> None:

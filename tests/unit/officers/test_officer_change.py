@@ -50,7 +50,7 @@ def test_an_officer_is_added_and_another_removed(stage: Stage) -> None:
     assert operation.result == {"officers": [A, B, D]}
     assert stage.emergency.officers().keys() == {A, B, D}
     assert stage.log.control.officers == dict(stage.emergency.officers())
-    with pytest.raises(CallError, match=f"{C} is no officer"):
+    with pytest.raises(CallError, match=f"{C} is not an officer"):
         stage.propose("create-key", by=C, **KEY)
     stage.approve(stage.propose("create-key", **KEY).id, by=D)
     assert stage.states(CLINIC) == ["ACTIVE"]
@@ -100,8 +100,8 @@ def test_an_officer_is_refused(stage: Stage, make: Callable[[], Any], told: str)
 def test_what_else_is_refused(stage: Stage) -> None:
     assert "is not an X.509 certificate" in stage.problems("officers", add=["x"])[0]
     assert stage.problems("officers", remove=[D, E]) == [
-        f"remove: {D} is no officer",
-        f"remove: {E} is no officer",
+        f"remove: {D} is not an officer",
+        f"remove: {E} is not an officer",
     ]
     assert "1 officers are left; operations need 2" in stage.problems("officers", remove=[B, C])[0]
     two = [pem_of(D), pem(certificate_of(D, key=key_of("other")))]
@@ -151,7 +151,7 @@ def test_a_proposer_who_was_removed_since(stage: Stage) -> None:
     stage.approve(identity, by=B)
     operation = stage.operation(identity)
     assert operation.state is OperationState.FAILED
-    assert f"{C}, who proposed it, has not signed it as an officer" in operation.note
+    assert f"its proposer {C} has not validly signed" in operation.note
     assert stage.token.keys == {}
 
 

@@ -254,25 +254,25 @@ def another(content: bytes) -> bytes:
 
 NOT_APPROVED = "validly signed"
 WRONG = [
-    (RecordKind.EXECUTION, 0, {"signatures": flip_signature}, "has not signed it as an officer"),
+    (RecordKind.EXECUTION, 0, {"signatures": flip_signature}, "has not validly signed"),
     (RecordKind.EXECUTION, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
-    (RecordKind.EXECUTION, 0, {"signatures": lambda s: s[1:]}, "who proposed it"),
+    (RecordKind.EXECUTION, 0, {"signatures": lambda s: s[1:]}, "its proposer"),
     (RecordKind.EXECUTION, 0, {"signatures": lambda s: [s[0], s[0]]}, NOT_APPROVED),
     (RecordKind.EXECUTION, 0, {"signatures": lambda s: [s[0], [CAT, *s[1][1:]]]}, NOT_APPROVED),
     (RecordKind.EXECUTION, 0, {"signatures": lambda s: [s[0], [EVE, *s[1][1:]]]}, NOT_APPROVED),
     (RecordKind.EXECUTION, 0, {"signatures": later}, "signed it after it was recorded"),
-    (RecordKind.EXECUTION, 0, {"signatures": in_the_past}, "has not signed it as an officer"),
+    (RecordKind.EXECUTION, 0, {"signatures": in_the_past}, "has not validly signed"),
     (RecordKind.EXECUTION, 0, {"signatures": [["who"]]}, "cannot be read"),
-    (RecordKind.EXECUTION, 0, {"signatures": None}, "has not signed it"),
+    (RecordKind.EXECUTION, 0, {"signatures": None}, "has not validly signed"),
     (RecordKind.EXECUTION, 0, {"content": another}, "had another content before"),
     (RecordKind.EXECUTION, 2, {"content": flip}, "had another content before"),
-    (RecordKind.EXECUTION, 0, {"content": "text"}, "content is missing"),
+    (RecordKind.EXECUTION, 0, {"content": "text"}, "content is not a byte string"),
     (RecordKind.EXECUTION, 0, {"operation": str(uuid.UUID(int=5))}, "and carries"),
-    (RecordKind.EXECUTION, 0, {"operation": "5"}, "is no UUID"),
-    (RecordKind.EXECUTION, 0, {"operation": uuid.UUID(int=5).hex}, "is no UUID"),
-    (RecordKind.EXECUTION, 0, {"operation": 5}, "operation is no text"),
+    (RecordKind.EXECUTION, 0, {"operation": "5"}, "is not a UUID"),
+    (RecordKind.EXECUTION, 0, {"operation": uuid.UUID(int=5).hex}, "is not a UUID"),
+    (RecordKind.EXECUTION, 0, {"operation": 5}, "operation is not text"),
     (RecordKind.EXECUTED, 0, {"state": "LOST"}, "no known state"),
-    (RecordKind.EXECUTED, 0, {"state": []}, "state is no text"),
+    (RecordKind.EXECUTED, 0, {"state": []}, "state is not text"),
     (RecordKind.EXECUTED, 3, {"operation": str(uuid.UUID(int=5))}, "never began"),
     (RecordKind.OFFICERS, 0, {"policy": b""}, "without the policy"),
     (RecordKind.OFFICERS, 1, {"operation": ""}, "not as the first"),
@@ -288,23 +288,23 @@ WRONG = [
         "more than can be known",
     ),
     (RecordKind.OFFICERS, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
-    (RecordKind.OFFICERS, 1, {"signatures": flip_signature}, "has not signed"),
+    (RecordKind.OFFICERS, 1, {"signatures": flip_signature}, "has not validly signed"),
     (RecordKind.OFFICERS, 1, {"signatures": later}, "after it was recorded"),
     (RecordKind.OFFICERS, 1, {"content": flip}, "another content"),
     (RecordKind.POLICY, 0, {"policy": flip}, "without an approval"),
-    (RecordKind.POLICY, 0, {"policy": b"short"}, "no SHA-256"),
+    (RecordKind.POLICY, 0, {"policy": b"short"}, "not a SHA-256"),
     (RecordKind.POLICY, 1, {"operation": ""}, "without an approval"),
     (RecordKind.POLICY, 1, {"policy": flip}, "does not approve policy"),
     (RecordKind.POLICY, 1, {"content": flip}, "another content"),
-    (RecordKind.ACT, 0, {"officer": EVE}, "acts and is no officer"),
-    (RecordKind.ACT, 0, {"officer": None}, "officer is no text"),
+    (RecordKind.ACT, 0, {"officer": EVE}, "acts and is not an officer"),
+    (RecordKind.ACT, 0, {"officer": None}, "officer is not text"),
     (RecordKind.PROPOSAL, 0, {"officer": CAT}, "proposes for"),
     (RecordKind.PROPOSAL, 0, {"signature": flip}, "over this operation's bytes"),
     (RecordKind.PROPOSAL, 1, {"operation": str(uuid.UUID(int=5))}, "and carries"),
-    (RecordKind.APPROVAL, 0, {"officer": EVE}, "approves and is no officer"),
+    (RecordKind.APPROVAL, 0, {"officer": EVE}, "approves and is not an officer"),
     (RecordKind.APPROVAL, 0, {"officer": CAT}, "over this operation's bytes"),
     (RecordKind.APPROVAL, 0, {"signature": flip}, "over this operation's bytes"),
-    (RecordKind.APPROVAL, 0, {"signature": "text"}, "signature is missing"),
+    (RecordKind.APPROVAL, 0, {"signature": "text"}, "signature is not a byte string"),
 ]
 
 
@@ -322,8 +322,8 @@ def test_what_breaks_a_rule_is_told_with_its_record(
     ("change", "text"),
     [
         (lambda h, o: h.begin(o), "(repeated)"),
-        (lambda h, _: h.operate(signers=(EVE, ANN)), "is no officer"),
-        (lambda h, _: h.change_officers(ANN, EVE, signers=(EVE, ANN)), "is no officer"),
+        (lambda h, _: h.operate(signers=(EVE, ANN)), "is not an officer"),
+        (lambda h, _: h.change_officers(ANN, EVE, signers=(EVE, ANN)), "is not an officer"),
         (lambda h, _: h.put_policy(bytes(32), "create-key"), "does not approve"),
         (
             lambda h, o: h.add(RecordKind.POLICY, policy=bytes(32), **o.approved()),
@@ -428,7 +428,7 @@ def test_signatures_count_while_the_certificate_is_valid_and_the_operation_open(
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (flip_signature, "has not signed"),
+        (flip_signature, "has not validly signed"),
         (lambda s: s[:1], NOT_APPROVED),
         (later, "after it was recorded"),
     ],
@@ -472,7 +472,7 @@ def test_in_a_development_log_policies_are_free_and_operations_are_not() -> None
     history.add(RecordKind.POLICY, policy=POLICY, **operation.approved())
     history.add(RecordKind.EXECUTION, **{**history.propose().approved(), "signatures": []})
     told = problems(history.records)
-    assert ["does not approve" in told[0], "has not signed" in told[1]] == [True, True]
+    assert ["does not approve" in told[0], "has not validly signed" in told[1]] == [True, True]
     assert fold(history.records).policy == POLICY
 
 

@@ -118,7 +118,7 @@ def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
         ({"origin": "another.example/log"}, "it is for the log another.example/log"),
         ({"proposer": B}, f"its proposer is {B}"),
         ({"officers": 3}, "it asks for 3 officers, create-key needs 2 here"),
-        ({"officers": 1}, "needs 2 officers at least"),
+        ({"officers": 1}, "needs at least 2 officers"),
         ({"proposed_at": int(START) - 2 * LIFE, "expires_at": int(START) - LIFE}, "too long ago"),
         ({"proposed_at": int(START) + 99, "expires_at": int(START) + 99 + LIFE}, "too long ago"),
         ({"expires_at": int(START) + 10 * LIFE}, "its expiry is not 24 h after its proposal"),
@@ -155,7 +155,7 @@ def test_a_signature_of_somebody_else_proposes_nothing(stage: Stage) -> None:
         error = heard(lambda: stage.proposals.propose(A, content, signature, b""))
         assert error.reason == "APPROVAL_INVALID"
     error = heard(lambda: key(stage, by=D))
-    assert f"{D} is no officer" in error.message
+    assert f"{D} is not an officer" in error.message
 
 
 @pytest.mark.parametrize("end", ["proposed", "done", "rejected", "expired"])
@@ -202,7 +202,7 @@ def test_whose_signatures_do_not_count(stage: Stage) -> None:
         f"{A} proposed operation {first.id}": (A, sign(A, first.content)),
         f"not by {B}": (B, sign(C, first.content)),
         f"not by {C}": (C, sign(C, second.content)),
-        f"{D} is no officer": (D, sign(D, first.content)),
+        f"{D} is not an officer": (D, sign(D, first.content)),
         f"not by {B} ": (B, sign(B, first.content + b"\n")),
     }
     for told, (who, signature) in wrong.items():
