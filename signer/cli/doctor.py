@@ -46,7 +46,7 @@ def doctor(*, config_file: Path, as_json: bool) -> None:
 
 
 def _print(findings: list[Finding]) -> None:
-    from signer.cli.tables import print_table
+    from signer.cli.output import print_table
     from signer.tools.doctor.finding import Level
 
     rows = [[each.level, each.check, each.seen, each.remedy] for each in findings]

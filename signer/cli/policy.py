@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from signer.cli.options import config_option, json_option
-from signer.cli.tables import print_table
+from signer.cli.output import print_table
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:

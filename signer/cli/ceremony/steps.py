@@ -6,34 +6,32 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from signer import __version__
+from signer.cli.ceremony import transcript
 from signer.cli.connection import connect
-from signer.cli.operations import asked
 from signer.cli.operations.arguments import plain, utc, write_file
-from signer.cli.operations.asked import check_foreign
 from signer.cli.operations.flow import (
     LONG,
-    Officer,
+    OfficerKey,
     confirm,
     must_confirm,
     officer,
-    prepared,
+    prepare,
     print_difference,
+    signed_count,
 )
 from signer.cli.operations.queries import WAIT_SECONDS, follow, result_lines
+from signer.cli.operations.requested import check_foreign, request
+from signer.client import Operation
 from signer.errors import OperatorError
-
-if TYPE_CHECKING:
-    from signer.client import Operation
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a ceremony is to make, by whom, and where its record goes."""
+class CeremonyPlan:
+    """The key that a ceremony makes, its officers and witnesses, and the folder of its record."""
 
     name: str
     first: Path
@@ -47,13 +45,13 @@ class Plan:
     yes: bool
 
 
-def hold(plan: Plan) -> None:
-    """Holds the ceremony; raises OperatorError where it cannot go on."""
+def hold(plan: CeremonyPlan) -> None:
+    """Holds the ceremony; raises OperatorError if it cannot continue."""
     must_confirm(yes=plan.yes)
     began = datetime.now(UTC)
     one, two = officer(plan.first), officer(plan.second)
     if one.principal == two.principal:
-        raise OperatorError(f"both client files are of {one.principal}: two officers are needed")
+        raise OperatorError(f"both client files belong to {one.principal}: two officers are needed")
     _make_folder(plan.out)
     officers = _officers(plan, one, two)
     _say(f"This makes the key {plan.name} ({plan.algorithm}) with two officers:")
@@ -71,7 +69,7 @@ def _say(text: str) -> None:
 
 
 def _make_folder(out: Path) -> None:
-    """Makes the folder for the record, before anything is made that needs one."""
+    """Makes the folder for the record, before the key."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
@@ -80,16 +78,16 @@ def _make_folder(out: Path) -> None:
         raise OperatorError(f"{out} cannot be made: {error.strerror}") from error
 
 
-def _officers(plan: Plan, *both: Officer) -> dict[str, bytes]:
+def _officers(plan: CeremonyPlan, *both: OfficerKey) -> dict[str, bytes]:
     """Returns the certificates of all officers, by principal: others may have to approve too."""
     with connect(plan.first) as client:
-        known = {each.principal: each.certificate for each in client.operations.officers().officers}
-    if unknown := [each.principal for each in both if each.principal not in known]:
-        raise OperatorError(f"the appliance knows no officer {', '.join(unknown)}")
-    return known
+        officers = dict(client.operations.officers().officers)
+    if unknown := [one.principal for one in both if one.principal not in officers]:
+        raise OperatorError(f"not an officer of the appliance: {', '.join(unknown)}")
+    return officers
 
 
-def _propose(plan: Plan, me: Officer) -> str:
+def _propose(plan: CeremonyPlan, me: OfficerKey) -> str:
     _say("")
     _say(f"Step 1: {me.principal} proposes. This is what would change:")
     arguments = {
@@ -102,15 +100,15 @@ def _propose(plan: Plan, me: Officer) -> str:
         "subject": plan.subject,
     }
     with connect(plan.first) as client:
-        content = prepared(client, asked.ask("create-key", arguments), me, to_stderr=False)
+        content = prepare(client, request("create-key", arguments), me, to_stderr=False)
         _say(f"The bytes to sign have the SHA-256 {hashlib.sha256(content).hexdigest()}")
         confirm("Does the first officer sign and propose this?", yes=plan.yes)
         operation = client.operations.propose(content, me.sign(content), timeout=LONG)
-    _say(f"It is proposed as operation {operation.id}.")
+    _say(f"It is proposed: operation {operation.id}.")
     return operation.id
 
 
-def _approve(plan: Plan, me: Officer, identity: str) -> None:
+def _approve(plan: CeremonyPlan, me: OfficerKey, identity: str) -> None:
     _say("")
     _say(f"Step 2: {me.principal} reads it from the appliance. This is what would change:")
     with connect(plan.second) as client:
@@ -123,12 +121,12 @@ def _approve(plan: Plan, me: Officer, identity: str) -> None:
         operation = client.operations.approve(identity, me.sign(operation.content), timeout=LONG)
     if operation.state == "PROPOSED":
         _say(
-            f"{len(operation.signatures)} of {operation.officers} officers have signed it; the"
-            f" ceremony goes on when others do: signer operations approve {identity}"
+            f"{signed_count(operation)}; the ceremony continues when others approve:"
+            f" signer operations approve {identity}"
         )
 
 
-def _await(plan: Plan, identity: str) -> Operation:
+def _await(plan: CeremonyPlan, identity: str) -> Operation:
     _say("")
     _say("Step 3: the appliance makes the key inside the HSM.")
     with connect(plan.first) as client:
@@ -146,45 +144,43 @@ def _await(plan: Plan, identity: str) -> Operation:
 
 
 def _write(
-    plan: Plan,
+    plan: CeremonyPlan,
     operation: Operation,
     began: datetime,
-    both: tuple[Officer, Officer],
+    both: tuple[OfficerKey, OfficerKey],
     officers: dict[str, bytes],
 ) -> None:
-    from signer.cli.ceremony import transcript
-
     _say("")
     _say("Step 4: both officers sign the transcript of what was done.")
-    signed = [each.signed for each in operation.signatures if each.signed is not None]
+    signed = [signature.signed for signature in operation.signatures if signature.signed]
     times = {
         "began": began,
         "proposed": operation.proposed,
         "approved": max(signed, default=None),
         "made": operation.changed,
     }
-    participants = {each.principal: officers[each.principal] for each in both}
+    participants = {one.principal: officers[one.principal] for one in both}
     text = transcript.make(
         operation, participants, plan.witnesses, times, software=f"signer {__version__}"
     )
     _say(f"The transcript has the SHA-256 {hashlib.sha256(text).hexdigest()}")
     confirm("Do both officers sign the transcript?", yes=plan.yes)
     write_file(plan.out / transcript.FILE, text)
-    for each in both:
-        write_file(plan.out / transcript.signature_file(each.principal), each.sign(text))
-    request = (operation.result or {}).get("certification_request")
-    if request:
-        write_file(plan.out / transcript.REQUEST, str(request).encode())
+    for one in both:
+        write_file(plan.out / transcript.signature_file(one.principal), one.sign(text))
+    csr = (operation.result or {}).get("certification_request")
+    if csr:
+        write_file(plan.out / transcript.REQUEST, str(csr).encode())
     transcript.verify(plan.out, officers)
 
 
-def _say_next(plan: Plan, operation: Operation) -> None:
+def _say_next(plan: CeremonyPlan, operation: Operation) -> None:
     version = f"{plan.name}/versions/1"
     _say("")
-    _say(f"It is done at {utc(datetime.now(UTC))}; {plan.out} has the record:")
+    _say(f"Done at {utc(datetime.now(UTC))}; the record is in {plan.out}:")
     for file in sorted(plan.out.iterdir()):
         _say(f"  {file.name}")
-    _say("Keep a copy with the auditors. Anybody checks it with:")
+    _say("Give a copy to the auditors. Anyone can check it with:")
     _say(f"  signer ceremony --verify {plan.out} --officer A.pem --officer B.pem")
     _say(f"The key signs nothing yet: {version} is PRE_ACTIVE. Next:")
     if (operation.result or {}).get("certification_request"):
@@ -195,4 +191,4 @@ def _say_next(plan: Plan, operation: Operation) -> None:
         _say(f"  3. signer operations propose activate {version} --at TIME --sign-until TIME")
     else:
         _say(f"  signer operations propose activate {version} --at TIME --sign-until TIME")
-    _say("and before it signs, give verifiers: signer keys export --form trust-list")
+    _say("and before it signs, give verifiers the output of: signer keys export --form trust-list")

@@ -1,8 +1,8 @@
-"""The transcript of a key ceremony: what it says, and the checks of it. Pure but for files.
+"""The transcript of a key ceremony: its content and its checks. Pure, except for files.
 
-Both officers sign the very bytes of ``transcript.json``, with the keys that sign
-operations. It holds the bytes that they approved and their signatures over those, so that
-an auditor needs nothing but the folder and the officers' certificates.
+Both officers sign the bytes of ``transcript.json`` with the keys that sign operations.
+It contains the bytes that they approved and their signatures over those, so that an
+auditor needs only the folder and the officers' certificates.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from signer.client import Operation
 from signer.errors import OperatorError
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Proposal, Signature
+from signer.text import count
 from signer.x509 import spki_of
 
 FORMAT = "signer.v1 key ceremony"
@@ -32,7 +33,7 @@ REQUEST = "request.csr"
 MAX_BYTES = 1 << 20
 
 _DEMANDED = {"sensitive": True, "extractable": False}
-"""What a private key must be by the attributes that were read back (PKCS #11, section 4.9)."""
+"""Attributes that the token must report for the private key (PKCS #11, section 4.9)."""
 
 
 def make(
@@ -44,8 +45,8 @@ def make(
 ) -> bytes:
     """Returns the bytes of a transcript.
 
-    ``participants`` have the certificates (DER) of those who sign it. The same arguments
-    give the same bytes.
+    ``participants`` are the officers who sign it, with their certificates (DER). The same
+    arguments give the same bytes.
     """
     members = {
         "format": FORMAT,
@@ -53,19 +54,19 @@ def make(
         "approved": operation.content.decode("ascii"),
         "approvals": [
             {
-                "officer": each.officer,
-                "signature": base64.b64encode(each.signature).decode(),
-                "time": iso(each.signed),
+                "officer": approved.officer,
+                "signature": base64.b64encode(approved.signature).decode(),
+                "time": iso(approved.signed),
             }
-            for each in operation.signatures
+            for approved in operation.signatures
         ],
         "participants": [
             {
-                "officer": who,
+                "officer": principal,
                 "certificate_sha256": hashlib.sha256(der).hexdigest(),
-                "signature_file": signature_file(who),
+                "signature_file": signature_file(principal),
             }
-            for who, der in sorted(participants.items())
+            for principal, der in sorted(participants.items())
         ],
         "witnesses": list(witnesses),
         "result": operation.result,
@@ -88,8 +89,8 @@ def signature_file(officer: str) -> str:
 def verify(folder: Path, officers: Mapping[str, bytes]) -> dict[str, Any]:
     """Checks a transcript with the certificates (DER) of officers, by principal.
 
-    Returns its members. Raises OperatorError with everything that is wrong: who has not
-    signed it, that it holds no approved operation, or that the key is another than that.
+    Returns its members. Raises OperatorError with everything that is wrong: missing
+    signatures, an operation that was not approved, or another key than the approved one.
     """
     data = _read(folder / FILE)
     members = _members(data)
@@ -119,13 +120,13 @@ def _members(data: bytes) -> dict[str, Any]:
     try:
         members = json.loads(data)
         texts = [members["format"], members["operation"], members["approved"]]
-        texts += [each[name] for each in members["approvals"] for name in ("officer", "time")]
-        texts += [each["officer"] for each in members["participants"]]
+        texts += [one[name] for one in members["approvals"] for name in ("officer", "time")]
+        texts += [one["officer"] for one in members["participants"]]
         fits = all(isinstance(text, str) for text in texts) and _encoded(members) == data
     except (ValueError, TypeError, KeyError, RecursionError):
         fits = False
     if not fits or members["format"] != FORMAT:
-        raise OperatorError(f"{FILE} is no transcript as `signer ceremony` writes it")
+        raise OperatorError(f"{FILE} was not written by `signer ceremony`")
     return dict(members)
 
 
@@ -133,71 +134,72 @@ def _signature_problems(
     folder: Path, data: bytes, members: Mapping[str, Any], officers: Mapping[str, bytes]
 ) -> list[str]:
     problems = []
-    signers = {each["officer"] for each in members["participants"]}
+    signers = {one["officer"] for one in members["participants"]}
     if len(signers) < approval.FEWEST_OFFICERS:
-        problems.append(f"it names {len(signers)} participants, expected two")
+        problems.append(f"it names {count(len(signers), 'participant')}, expected two")
     try:
         at = datetime.fromisoformat(members["times"]["made"]).timestamp()
     except (TypeError, KeyError, ValueError):
         return [*problems, "it does not say when the key was made"]
-    for who in sorted(signers):
-        if who not in officers:
-            problems.append(f"{who} took part: give that certificate too, with --officer")
+    for principal in sorted(signers):
+        if principal not in officers:
+            problems.append(f"{principal} took part: give that certificate too, with --officer")
             continue
         try:
-            signature = _read(folder / signature_file(who))
-            approval.check_signature(data, Signature(who, signature, at), officers, at)
+            signature = _read(folder / signature_file(principal))
+            approval.check_signature(data, Signature(principal, signature, at), officers, at)
         except OperatorError as error:
             problems.append(str(error))
         except ApprovalError:
-            problems.append(f"{signature_file(who)} is no signature by {who} over {FILE}")
+            name = signature_file(principal)
+            problems.append(f"{name} is not a valid signature of {principal} over {FILE}")
     return problems
 
 
 def _approval_problems(members: Mapping[str, Any], officers: Mapping[str, bytes]) -> list[str]:
-    """Checks that it holds the canonical bytes of an operation, signed by enough officers."""
+    """Checks that it has the canonical bytes of an operation, signed by enough officers."""
     try:
         content = members["approved"].encode("ascii")
         proposal = approval.parse(content)
         signatures = [
             Signature(
-                each["officer"],
-                base64.b64decode(each["signature"], validate=True),
-                datetime.fromisoformat(each["time"]).timestamp(),
+                one["officer"],
+                base64.b64decode(one["signature"], validate=True),
+                datetime.fromisoformat(one["time"]).timestamp(),
             )
-            for each in members["approvals"]
+            for one in members["approvals"]
         ]
         approval.check_approved(proposal, content, signatures, officers)
     except (ApprovalError, ValueError, TypeError, KeyError, binascii.Error) as error:
-        return [f"the approval in it does not hold: {error}"]
-    took_part = {each["officer"] for each in members["participants"]}
+        return [f"its approval is not valid: {error}"]
+    took_part = {one["officer"] for one in members["participants"]}
     signed = approval.valid_signers(content, signatures, officers)
     problems = []
     if not took_part <= signed:
         problems.append(f"{', '.join(sorted(took_part - signed))} did not approve the operation")
     if proposal.id != members["operation"]:
-        problems.append(f"it is of operation {members['operation']}, approved was {proposal.id}")
+        problems.append(f"its operation is {members['operation']}, but {proposal.id} was approved")
     return problems
 
 
 def result_problems(members: Mapping[str, Any]) -> list[str]:
-    """Returns where the key that was made is not the one that was approved."""
+    """Returns the differences between the key that was made and the approved one."""
     try:
         proposal = approval.parse(members["approved"].encode("ascii"))
     except (ApprovalError, ValueError):
-        return []  # told by the check of the approval
+        return []  # the check of the approval reports it
     result, details = members.get("result"), proposal.details
     if proposal.kind != "create-key" or not isinstance(result, dict):
-        return ["it is not about a key that was made"]
+        return ["it does not describe a key that was made"]
     problems = []
     if result.get("key_version") != f"{details.get('key')}/versions/1":
-        problems.append(f"it made {result.get('key_version')}, approved was {details.get('key')}")
+        problems.append(f"it made {result.get('key_version')}, approved: {details.get('key')}")
     if result.get("algorithm") != details.get("algorithm"):
         problems.append(f"the algorithm is {result.get('algorithm')}, not the approved one")
     attributes = result.get("attributes")
     for name, value in _DEMANDED.items():
         if not isinstance(attributes, dict) or attributes.get(name) is not value:
-            problems.append(f"the private key's attribute {name} was not read back as {value}")
+            problems.append(f"the token did not report the private key's {name} as {value}")
     return problems + _request_problems(result, proposal)
 
 
@@ -210,7 +212,7 @@ def _request_problems(result: Mapping[str, Any], proposal: Proposal) -> list[str
         spki = spki_of(read.public_key())
         signed, name = read.is_signature_valid, x509.Name.from_rfc4514_string(str(subject))
     except (ValueError, TypeError):
-        return ["there is no certification request in it that can be read"]
+        return ["its certification request cannot be read"]
     problems = []
     if not signed or hashlib.sha256(spki).hexdigest() != result.get("public_key_sha256"):
         problems.append("the certification request is not signed by the key that was made")

@@ -1,4 +1,4 @@
-"""``signer keys``: shows keys, plans their rotation, stops them, publishes them."""
+"""``signer keys``: shows keys, plans and proposes their rotation, stops and publishes them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from signer.cli.keys.stopping import compromise, suspend, suspensions
 def keys() -> None:
     """Shows keys, plans and rotates them, stops them, and publishes them.
 
-    Private keys are made inside the HSM and never leave it. What makes or changes keys is
-    proposed by one officer and approved by another: see `signer operations --help`.
+    Private keys are made inside the HSM and never leave it. An operation that makes or
+    changes keys is proposed by one officer and approved by another: see
+    `signer operations --help`.
 
     \b
-    What there is, and what ends soon:
+    All keys, and those that end soon:
       signer keys list --client officer-a.yaml
       signer keys plan --days 60 --client officer-a.yaml
 
     \b
-    New versions for all that end soon:
+    New versions of all keys that end soon:
       signer keys rotate --due 60 --activate-at +14d --overlap 7d --client officer-a.yaml
 
     \b

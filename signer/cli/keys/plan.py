@@ -1,23 +1,21 @@
-"""What falls due: versions that end soon, and whether another one takes over."""
+"""``signer keys plan``: versions that end soon, and whether another one takes over."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
+from cryptography import x509
 
-from signer.cli.connection import connect, daemon_options
+from signer.cli.connection import client_options
 from signer.cli.operations.arguments import utc
 from signer.cli.options import json_option
-from signer.cli.tables import print_table
-
-if TYPE_CHECKING:
-    from signer.client import KeyVersion
+from signer.cli.output import print_json, print_table
+from signer.client import KeyVersion, SignerClient
+from signer.text import count
 
 _WORKING = frozenset({"ACTIVE", "SUSPENDED", "PRE_ACTIVE"})
 
@@ -25,9 +23,9 @@ _WORKING = frozenset({"ACTIVE", "SUSPENDED", "PRE_ACTIVE"})
 class Due(NamedTuple):
     """A version that ends at ``ends`` because of ``cause``.
 
-    ``successor`` is the version of its key that goes on signing then, or None;
-    ``prepared`` one that was made to, but was not told when, or None. ``rotatable``:
-    no version of the key is suspended or still to begin, which a rotation refuses.
+    ``successor`` is the version of its key that signs after that, or None; ``prepared``
+    one that was made but has no planned activation, or None. ``rotatable``: no version of
+    the key is suspended or not active yet, which a rotation refuses.
     """
 
     version: str
@@ -50,14 +48,14 @@ def key_of(version: str) -> str:
 def due(versions: Iterable[KeyVersion], now: datetime, days: int) -> list[Due]:
     """Returns the versions in use that end within ``days`` days, or have ended; soonest first.
 
-    In use are those that sign, are suspended, or are told when to sign. ``versions``
-    come in the order of their keys, as the appliance lists them.
+    In use are those that sign, are suspended, or have a planned activation. ``versions``
+    must be in the order of their keys, as the appliance lists them.
     """
     latest = now + timedelta(days=days)
     found = []
-    for _, group in groupby(versions, key=lambda each: key_of(each.name)):
-        siblings = [each for each in group if each.state in _WORKING]
-        rotatable = all(each.state == "ACTIVE" for each in siblings)
+    for _, group in groupby(versions, key=lambda version: key_of(version.name)):
+        siblings = [version for version in group if version.state in _WORKING]
+        rotatable = all(version.state == "ACTIVE" for version in siblings)
         for version in siblings:
             if version.state == "PRE_ACTIVE" and version.activate_at is None:
                 continue
@@ -65,13 +63,11 @@ def due(versions: Iterable[KeyVersion], now: datetime, days: int) -> list[Due]:
             if ends is not None and ends <= latest:
                 successor, prepared = _followers(version, ends, siblings)
                 found.append(Due(version.name, ends, cause, successor, prepared, rotatable))
-    return sorted(found, key=lambda each: (each.ends, each.version))
+    return sorted(found, key=lambda version: (version.ends, version.version))
 
 
 def end_of(version: KeyVersion) -> tuple[datetime | None, str]:
-    """Returns when a version ends, and which of its times says so; None: no time does."""
-    from cryptography import x509
-
+    """Returns when a version ends and the cause, or None and "" if it has no end."""
     ends = [(version.sign_until, "sign_until"), (version.deactivate_at, "deactivate_at")]
     if version.certificate is not None:
         certificate = x509.load_der_x509_certificate(version.certificate)
@@ -85,25 +81,25 @@ def end_of(version: KeyVersion) -> tuple[datetime | None, str]:
 def _followers(
     version: KeyVersion, ends: datetime, siblings: Sequence[KeyVersion]
 ) -> tuple[str | None, str | None]:
-    """Returns the version that signs when another ends, and one that only waits to be told."""
+    """Returns the version that signs when another ends, and one without planned activation."""
     successor = prepared = None
-    for each in siblings:
-        theirs = end_of(each)[0]
-        if each is version or each.state == "SUSPENDED" or (theirs is not None and theirs <= ends):
+    for other in siblings:
+        end = end_of(other)[0]
+        if other is version or other.state == "SUSPENDED" or (end is not None and end <= ends):
             continue
-        if each.activate_at is None:
-            prepared = each.name
-        elif each.activate_at <= ends:
-            successor = each.name
+        if other.activate_at is None:
+            prepared = other.name
+        elif other.activate_at <= ends:
+            successor = other.name
     return successor, prepared
 
 
 def names_due(found: Iterable[Due]) -> list[str]:
-    """Returns the keys that a rotation is for: nothing has been done about them yet."""
-    return sorted({each.key for each in found if each.successor is None and each.rotatable})
+    """Returns the keys to rotate: those that have no successor and can be rotated."""
+    return sorted({one.key for one in found if one.successor is None and one.rotatable})
 
 
-@click.command()
+@click.command(short_help="Shows which versions end soon, and their successors.")
 @click.option(
     "--days",
     metavar="N",
@@ -113,9 +109,9 @@ def names_due(found: Iterable[Due]) -> list[str]:
     help="How far to look ahead.",
 )
 @click.option("--names", is_flag=True, help="Print only the keys to rotate, one a line.")
-@daemon_options
+@client_options
 @json_option
-def plan(*, client_file: Path, days: int, names: bool, as_json: bool) -> None:
+def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None:
     """Shows which versions end in the next days, and whether another one takes over.
 
     A version ends when it may no longer sign, when it is deactivated, or when its
@@ -127,27 +123,25 @@ def plan(*, client_file: Path, days: int, names: bool, as_json: bool) -> None:
       signer keys rotate --list due --activate-at +14d --overlap 7d --client officer-a.yaml
     """
     if names and as_json:
-        raise click.UsageError("--names and --json: say one of them")
-    with connect(client_file) as client:
-        found = due(client.list_key_versions(), datetime.now(UTC), days)
+        raise click.UsageError("give --names or --json, not both")
+    found = due(client.list_key_versions(), datetime.now(UTC), days)
     if names:
         for name in names_due(found):
             click.echo(name)
     elif as_json:
-        said = [{**each._asdict(), "ends": each.ends.isoformat()} for each in found]
-        click.echo(json.dumps(said, indent=2))
+        print_json([{**one._asdict(), "ends": one.ends.isoformat()} for one in found])
     elif found:
         print_table(
             ("version", "ends", "because of", "successor"),
-            ((each.version, utc(each.ends), each.cause, _successor(each)) for each in found),
+            ((one.version, utc(one.ends), one.cause, _successor(one)) for one in found),
         )
     else:
-        click.echo(f"nothing ends in the next {days} days")
+        click.echo(f"nothing ends in the next {count(days, 'day')}")
 
 
 def _successor(found: Due) -> str:
     if found.successor is not None:
         return found.successor
     if found.prepared is not None:
-        return f"none: {found.prepared} is not told when to sign"
+        return f"none: {found.prepared} has no planned activation"
     return "none"

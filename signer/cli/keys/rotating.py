@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.cli.keys.plan import due, key_of, names_due
-from signer.cli.operations import asked
-from signer.cli.operations.arguments import (
-    DURATION,
-    FILE,
-    KEY,
-    TIME,
-    certificates_in,
-    read_file,
-)
-from signer.cli.operations.flow import How, proposal_options, propose
+from signer.cli.operations.arguments import DURATION, KEY, TIME, certificates_in, read_file
+from signer.cli.operations.flow import proposal_options
+from signer.cli.operations.requested import OperationRequest, request_with_certificates
+from signer.cli.options import FILE, token_option
+from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
-from signer.model import KeyName
-
-if TYPE_CHECKING:
-    from cryptography import x509
-
-    from signer.cli.operations.asked import Asked
-    from signer.client import KeyVersion, SignerClient
+from signer.model import Algorithm, KeyName
+from signer.officers.rotation_plan import Step, plan_text
+from signer.text import count
 
 _ONE_BY_ONE = 50
-"""So many keys are asked for one by one; for more all are listed."""
+"""Up to this many keys are read one by one; for more, all versions are listed."""
 
 list_option = click.option(
     "--list",
@@ -44,7 +38,7 @@ list_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Proposes new versions of keys, for one or thousands.")
 @click.argument("names", metavar="[NAME]...", nargs=-1, type=KEY)
 @click.option(
     "--due",
@@ -62,16 +56,24 @@ list_option = click.option(
 )
 @click.option(
     "--overlap",
+    "overlap_seconds",
     type=DURATION,
     required=True,
-    help="How much longer the old ones may be named, as in 7d.",
+    help="How long the old ones still sign where a call names them, as in 7d.",
 )
-@click.option("--sign-for", type=DURATION, default=0, help="As in 365d; without: no end.")
 @click.option(
-    "--destroy-after",
+    "--sign-for",
+    "sign_for_seconds",
     type=DURATION,
     default=0,
-    help="Schedule the old ones' destruction, so long after they end.",
+    help="As in 365d; without: no end.",
+)
+@click.option(
+    "--destroy-after",
+    "destroy_after_seconds",
+    type=DURATION,
+    default=0,
+    help="Schedule the destruction of the old ones this long after they end.",
 )
 @click.option(
     "--subject",
@@ -85,29 +87,21 @@ list_option = click.option(
     metavar="FILE",
     type=FILE,
     multiple=True,
-    help="The authority of the certificates, then who certifies it.",
+    help="The certificate of the authority, then that of its issuer.",
 )
-@click.option(
-    "--token", metavar="LABEL", default="", help="Which token; needed if there are several."
-)
+@token_option
 @proposal_options
 def rotate(
     *,
-    how: How,
     names: tuple[str, ...],
     days: int | None,
     list_file: Path | None,
-    activate_at: int,
-    overlap: int,
-    sign_for: int,
-    destroy_after: int,
-    subject: str,
     issuers: tuple[Path, ...],
-    token: str,
-) -> None:
+    **arguments: Any,
+) -> Callable[[SignerClient], OperationRequest]:
     """Proposes to replace the versions that sign, for one key or for thousands at once.
 
-    One approval covers the whole: new versions are made, take over at the given time, and
+    One approval covers everything: new versions are made, take over at the given time, and
     the old ones end after the overlap. With --subject and --issuer each new version first
     waits for a certificate: see `signer keys requests` and `signer keys certificates`.
 
@@ -118,31 +112,23 @@ def rotate(
       signer keys rotate --due 60 --activate-at +14d --overlap 7d --destroy-after 30d \\
         --client officer-a.yaml
     """
-    if bool(subject) != bool(issuers):
+    if bool(arguments["subject"]) != bool(issuers):
         raise click.UsageError("certificates need both --subject and --issuer")
     if not names and days is None and list_file is None:
-        raise click.UsageError("which keys? Name them, or say --due DAYS or --list FILE")
-    arguments: dict[str, Any] = {
-        "activate_at": activate_at,
-        "overlap_seconds": overlap,
-        "sign_for_seconds": sign_for,
-        "destroy_after_seconds": destroy_after,
-        "subject": subject,
-        "token": token,
-    }
-    authority = [each for file in issuers for each in certificates_in(file)]
+        raise click.UsageError("name the keys to rotate, or give --due DAYS or --list FILE")
+    authority = [certificate for file in issuers for certificate in certificates_in(file)]
     named = {*names, *(() if list_file is None else read_list(list_file))}
 
-    def build(client: SignerClient) -> Asked:
-        found = set[str]()
+    def build(client: SignerClient) -> OperationRequest:
+        ending = set[str]()
         if days is not None:
-            found = set(names_due(due(client.list_key_versions(), datetime.now(UTC), days)))
-        keys = sorted(named | found)
+            ending = set(names_due(due(client.list_key_versions(), datetime.now(UTC), days)))
+        keys = sorted(named | ending)
         if not keys:
-            raise OperatorError(f"there is nothing to rotate in the next {days or 0} days")
+            raise OperatorError(f"nothing to rotate in the next {count(days or 0, 'day')}")
         return rotation(arguments, authority, keys, _versions(client, keys))
 
-    propose(how, build)
+    return build
 
 
 def rotation(
@@ -150,12 +136,12 @@ def rotation(
     issuers: Sequence[x509.Certificate],
     keys: Sequence[str],
     versions: Iterable[KeyVersion],
-) -> Asked:
-    """Asks for a rotation of ``keys``, sorted, of which ``versions`` are all there is.
+) -> OperationRequest:
+    """Requests a rotation of ``keys``, sorted; ``versions`` are all versions of these keys.
 
-    Officers sign the hash of the plan, and it must be that of these keys.
+    Officers sign the hash of the plan, which must be that of these keys.
     """
-    wanted = asked.with_certificates(
+    wanted = request_with_certificates(
         "rotate", arguments, "".join(f"{key}\n" for key in keys).encode(), issuers=list(issuers)
     )
     plan = {"plan_sha256": plan_sha256(keys, versions), "keys": len(keys)}
@@ -163,28 +149,17 @@ def rotation(
 
 
 def plan_sha256(keys: Sequence[str], versions: Iterable[KeyVersion]) -> str:
-    """Returns the hash of the plan that rotates ``keys``; "" where one of them cannot be."""
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-    from signer.model import Algorithm
-    from signer.officers.rotation_plan import Step, plan_text
-
+    """Returns the hash of the plan that rotates ``keys``; "" if one of them has no primary."""
     steps: dict[str, Step] = {}
-    for key, group in groupby(versions, key=lambda each: key_of(each.name)):
+    for key, group in groupby(versions, key=lambda version: key_of(version.name)):
         siblings = list(group)
-        primary = next((_number(each.name) for each in siblings if each.primary), None)
+        primary = next((_number(version.name) for version in siblings if version.primary), None)
         newest = siblings[-1]
         public = load_der_public_key(newest.public_key)
         bits = public.key_size if isinstance(public, rsa.RSAPublicKey) else 0
         if primary is not None:
-            steps[key] = Step(
-                KeyName.parse(key),
-                primary,
-                _number(newest.name) + 1,
-                Algorithm(newest.algorithm),
-                bits,
-            )
+            new = _number(newest.name) + 1
+            steps[key] = Step(KeyName.parse(key), primary, new, Algorithm(newest.algorithm), bits)
     if not all(key in steps for key in keys):
         return ""
     return hashlib.sha256(plan_text([steps[key] for key in keys])).hexdigest()
@@ -203,13 +178,13 @@ def _versions(client: SignerClient, keys: Sequence[str]) -> Iterator[KeyVersion]
 
 
 def read_list(file: Path) -> list[str]:
-    """Reads keys, one a line; raises OperatorError that names a wrong line."""
+    """Reads keys, one a line; raises OperatorError, which names the first wrong line."""
     data = sys.stdin.buffer.read() if str(file) == "-" else read_file(file)
-    found = []
+    keys = []
     for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         if line.strip():
             try:
-                found.append(str(KeyName.parse(line.strip())))
+                keys.append(str(KeyName.parse(line.strip())))
             except ValueError as error:
                 raise OperatorError(f"{file}, line {number}: {error}") from None
-    return found
+    return keys

@@ -1,30 +1,39 @@
-"""``signer keys`` suspend, compromise and suspensions: what one officer does at once."""
+"""``signer keys`` suspend, compromise and suspensions: stops that one officer makes at once."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import click
 
-from signer.cli.connection import connect, daemon_options
+from signer.cli.connection import client_options
 from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, plain, utc
-from signer.cli.options import json_option
-from signer.cli.tables import print_table
+from signer.cli.output import output, print_table
+from signer.client import KeyVersion, SignerClient, Suspension
 from signer.model import parse_key_or_version
 
-if TYPE_CHECKING:
-    from signer.client import KeyVersion, SignerClient
-
 _reason_option = click.option(
-    "--reason", metavar="TEXT", required=True, help="Why, for the others; it goes on record."
+    "--reason", metavar="TEXT", required=True, help="Why, for the other officers; it is recorded."
 )
 
 
+class _Stopped(NamedTuple):
+    """What was stopped, and the key versions whose state was changed."""
+
+    target: str
+    versions: Sequence[KeyVersion] = ()
+
+    def states(self) -> dict[str, str]:
+        return {version.name: version.state for version in self.versions}
+
+    def print_states(self) -> None:
+        for name, state in self.states().items():
+            click.echo(f"  {name} is {state}")
+
+
 def read_target(text: str) -> str:
-    """Checks what can be suspended; raises ValueError."""
+    """Reads the target of a suspension; raises ValueError."""
     scope, _, name = text.partition("/")
     if text == "everything" or (scope in ("groups", "facilities") and name and "/" not in name):
         return text
@@ -37,12 +46,17 @@ def read_target(text: str) -> str:
     return text
 
 
-@click.command()
+def _print_suspended(stopped: _Stopped) -> None:
+    click.echo(f"{stopped.target} is suspended")
+    stopped.print_states()
+
+
+@click.command(short_help="Stops a key, a version, a facility, a group or everything.")
 @click.argument("target", metavar="TARGET", type=Text("TARGET", read_target))
 @_reason_option
-@daemon_options
-@json_option
-def suspend(*, client_file: Path, target: str, reason: str, as_json: bool) -> None:
+@client_options
+@output(lambda it: {"suspended": it.target, "key_versions": it.states()}, _print_suspended)
+def suspend(*, client: SignerClient, target: str, reason: str) -> _Stopped:
     """Stops a key, one version, a facility, a group or everything, at once.
 
     Nothing more is signed from the next chunk on. `signer operations propose resume`
@@ -54,16 +68,6 @@ def suspend(*, client_file: Path, target: str, reason: str, as_json: bool) -> No
       signer keys suspend groups/01 --reason "province asked for it" --client a.yaml
       signer keys suspend everything --reason "intruder" --client a.yaml
     """
-    with connect(client_file) as client:
-        changed = _suspended(client, target, reason)
-    if as_json:
-        click.echo(json.dumps({"suspended": target, "key_versions": _states(changed)}, indent=2))
-        return
-    click.echo(f"{target} is suspended")
-    _print_states(changed)
-
-
-def _suspended(client: SignerClient, target: str, reason: str) -> Sequence[KeyVersion]:
     scope, _, name = target.partition("/")
     if target == "everything":
         client.operations.suspend_everything(reason)
@@ -72,37 +76,60 @@ def _suspended(client: SignerClient, target: str, reason: str) -> Sequence[KeyVe
     elif "/" not in name:
         client.operations.suspend_facility(name, reason)
     else:
-        return client.operations.suspend_key(target, reason)
-    return ()
+        return _Stopped(target, client.operations.suspend_key(target, reason))
+    return _Stopped(target)
 
 
-@click.command()
+def _print_compromised(stopped: _Stopped) -> None:
+    click.echo(
+        f"{stopped.target} is marked as compromised; give verifiers a new `signer keys export`"
+    )
+    stopped.print_states()
+
+
+@click.command(short_help="Ends a key or version for good: its signatures are in doubt.")
 @click.argument("name", metavar="NAME", type=KEY_OR_VERSION)
 @_reason_option
-@daemon_options
-@json_option
-def compromise(*, client_file: Path, name: str, reason: str, as_json: bool) -> None:
+@client_options
+@output(lambda it: {"compromised": it.target, "key_versions": it.states()}, _print_compromised)
+def compromise(*, client: SignerClient, name: str, reason: str) -> _Stopped:
     """Ends a key or one version at once and for good, because its signatures are in doubt.
 
-    Nothing takes it back. To stop a key for now, suspend it.
+    This cannot be undone. To stop a key for now, suspend it.
 
     \b
       signer keys compromise facilities/moh/keys/dcc/versions/1 \\
         --reason "backup tape stolen" --client officer-a.yaml
     """
-    with connect(client_file) as client:
-        changed = client.operations.mark_compromised(name, reason)
-    if as_json:
-        click.echo(json.dumps({"compromised": name, "key_versions": _states(changed)}, indent=2))
+    return _Stopped(name, client.operations.mark_compromised(name, reason))
+
+
+def _suspensions_value(suspensions: Sequence[Suspension]) -> list[dict[str, Any]]:
+    return [{**one._asdict(), "since": iso(one.since)} for one in suspensions]
+
+
+def _print_suspensions(suspensions: Sequence[Suspension]) -> None:
+    if not suspensions:
+        click.echo("no facility and no group is suspended")
         return
-    click.echo(f"{name} is marked as compromised; give verifiers a new `signer keys export`")
-    _print_states(changed)
+    print_table(
+        ("what", "since", "by", "reason"),
+        (
+            (
+                f"{one.scope} {one.name}".strip(),
+                utc(one.since),
+                plain(one.officer),
+                plain(one.reason),
+            )
+            for one in suspensions
+        ),
+    )
 
 
-@click.command()
-@daemon_options
-@json_option
-def suspensions(*, client_file: Path, as_json: bool) -> None:
+@click.command(short_help="Shows the suspended facilities and groups.")
+@client_options
+@output(_suspensions_value, _print_suspensions)
+def suspensions(*, client: SignerClient) -> Sequence[Suspension]:
     """Shows which facilities and groups are suspended, since when and why.
 
     Suspended keys are in `signer keys list`.
@@ -110,32 +137,4 @@ def suspensions(*, client_file: Path, as_json: bool) -> None:
     \b
       signer keys suspensions --client officer-a.yaml
     """
-    with connect(client_file) as client:
-        found = client.operations.suspensions()
-    if as_json:
-        said = [{**each._asdict(), "since": iso(each.since)} for each in found]
-        click.echo(json.dumps(said, indent=2))
-    elif found:
-        print_table(
-            ("what", "since", "by", "reason"),
-            (
-                (
-                    f"{each.scope} {each.name}".strip(),
-                    utc(each.since),
-                    plain(each.officer),
-                    plain(each.reason),
-                )
-                for each in found
-            ),
-        )
-    else:
-        click.echo("no facility and no group is suspended")
-
-
-def _states(versions: Sequence[KeyVersion]) -> dict[str, Any]:
-    return {each.name: each.state for each in versions}
-
-
-def _print_states(versions: Sequence[KeyVersion]) -> None:
-    for each in versions:
-        click.echo(f"  {each.name} is {each.state}")
+    return client.operations.suspensions()

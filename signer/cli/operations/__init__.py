@@ -1,4 +1,4 @@
-"""``signer operations``: what security officers do together."""
+"""``signer operations``: what security officers propose and approve."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from signer.cli.operations.queries import list_operations, officers, show, wait
     commands=[approve, list_operations, officers, propose, reject, retry, show, submit, wait]
 )
 def operations() -> None:
-    """Proposes and approves what nobody may do alone.
+    """Proposes and approves operations, which need more than one officer.
 
-    One officer proposes and signs, another looks at what it changes and signs the same
-    bytes; then the appliance does it. Stopping a key needs one officer: see
+    One officer proposes and signs, another sees what it changes and signs the same
+    bytes; then the appliance executes it. Stopping a key needs one officer: see
     `signer keys suspend`.
 
     \b

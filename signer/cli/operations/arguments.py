@@ -1,4 +1,4 @@
-"""What officers write on the command line: times, durations, names and certificates."""
+"""Values on the command line (times, durations, names, certificates), and values as shown."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
+from cryptography import x509
 
 from signer.errors import OperatorError
 from signer.model import KeyName, parse_key_or_version
-
-if TYPE_CHECKING:
-    from cryptography import x509
+from signer.text import count
+from signer.x509 import read_certificates, uris_of
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile(r"([0-9]{1,6})([dhms])")
@@ -26,16 +26,16 @@ T = TypeVar("T")
 
 def parse_duration(text: str) -> int:
     """Reads ``7d``, ``12h``, ``30m`` or ``45s``; returns seconds. Raises ValueError."""
-    found = _DURATION.fullmatch(text)
-    if found is None:
+    match = _DURATION.fullmatch(text)
+    if match is None:
         raise ValueError("expected a number of days, hours, minutes or seconds, as in 7d or 12h")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def parse_time(text: str, now: float) -> int:
     """Reads ISO 8601 with an offset, or ``+7d`` from ``now``; returns seconds since the epoch.
 
-    Raises ValueError. A time without an offset would be another moment for every reader.
+    Raises ValueError. A time without an offset would be a different moment for each reader.
     """
     if text.startswith("+"):
         return int(now) + parse_duration(text[1:])
@@ -73,10 +73,6 @@ def _version(text: str) -> str:
     return text
 
 
-def _key(text: str) -> str:
-    return str(KeyName.parse(text))
-
-
 def _key_or_version(text: str) -> str:
     parse_key_or_version(text)
     return text
@@ -84,10 +80,9 @@ def _key_or_version(text: str) -> str:
 
 TIME = Text("TIME", lambda text: parse_time(text, time.time()))
 DURATION = Text("DURATION", parse_duration)
-KEY = Text("NAME", _key)
+KEY = Text("NAME", lambda text: str(KeyName.parse(text)))
 VERSION = Text("VERSION", _version)
 KEY_OR_VERSION = Text("NAME", _key_or_version)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def read_file(path: Path) -> bytes:
@@ -108,8 +103,6 @@ def write_file(path: Path, content: bytes) -> None:
 
 def certificates_in(path: Path) -> list[x509.Certificate]:
     """Reads every certificate of a file: PEM with one or several, or DER. Raises OperatorError."""
-    from signer.x509 import read_certificates
-
     try:
         return read_certificates(read_file(path))
     except ValueError:
@@ -117,27 +110,27 @@ def certificates_in(path: Path) -> list[x509.Certificate]:
 
 
 def certificate_in(path: Path) -> x509.Certificate:
-    """Reads the one certificate of a file; raises OperatorError."""
-    found = certificates_in(path)
-    if len(found) > 1:
-        raise OperatorError(f"{path} has {len(found)} certificates: give the one alone")
-    return found[0]
+    """Reads the only certificate of a file; raises OperatorError."""
+    certificates = certificates_in(path)
+    if len(certificates) > 1:
+        raise OperatorError(f"{path} has {len(certificates)} certificates: give a file with one")
+    return certificates[0]
 
 
 def principal_of(certificate: x509.Certificate) -> str:
     """Returns the one URI that a certificate names; raises OperatorError."""
-    from signer.x509 import uris_of
-
     uris = uris_of(certificate)
     if len(uris) != 1:
-        who = certificate.subject.rfc4514_string()
-        raise OperatorError(f"the certificate of {who} names {len(uris)} URIs, expected one")
+        subject = certificate.subject.rfc4514_string()
+        raise OperatorError(
+            f"the certificate of {subject} names {count(len(uris), 'URI')}, expected one"
+        )
     return uris[0]
 
 
 def plain(text: str) -> str:
-    """Returns a text that somebody else wrote, without what would steer a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    """Returns a text from elsewhere without characters that control a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def utc(moment: datetime | None) -> str:

@@ -1,15 +1,14 @@
-"""How an operation is proposed: prepare, look, check, sign, propose."""
+"""How an operation is proposed: prepare, show, check, sign, propose."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -23,12 +22,13 @@ from signer.cli.operations.arguments import (
     utc,
     write_file,
 )
-from signer.cli.operations.asked import Asked, check_content
-from signer.cli.options import json_option
+from signer.cli.operations.requested import OperationRequest, check_content
+from signer.cli.options import json_option, yes_option
+from signer.cli.output import output, print_json
+from signer.client import Operation, SignerClient, sign_operation
+from signer.config.client_file import load_client
 from signer.errors import OperatorError
-
-if TYPE_CHECKING:
-    from signer.client import Operation, SignerClient
+from signer.text import count
 
 LONG = 300.0
 """Seconds for calls that check thousands of facilities or keys."""
@@ -37,50 +37,53 @@ _LARGEST = 4 * 1024 * 1024 - 128 * 1024
 """Bytes of an attachment that fit into a call with the rest of it."""
 
 
-class Officer(NamedTuple):
-    """Who signs, and the file with the key of the client file's certificate."""
+class OfficerKey(NamedTuple):
+    """The officer of a client file: the principal and the file of the private key."""
 
     principal: str
     key: Path
 
     def sign(self, content: bytes) -> bytes:
         """Signs an operation's bytes; raises OperatorError."""
-        from signer.client import sign_operation
-
         try:
             return sign_operation(content, read_file(self.key))
         except ValueError as error:
             raise OperatorError(f"{self.key}: {error}") from None
 
     def may_sign(self, operation: Operation) -> bool:
-        """Whether an operation waits for this officer's signature."""
-        return self.principal not in {each.officer for each in operation.signatures}
+        """Whether this officer has not signed an operation yet."""
+        return self.principal not in {signature.officer for signature in operation.signatures}
 
 
-def officer(client_file: Path) -> Officer:
-    """Returns who a client file is; raises ConfigError and OperatorError."""
-    from signer.config.client_file import load_client
-
+def officer(client_file: Path) -> OfficerKey:
+    """Returns the officer of a client file; raises ConfigError and OperatorError."""
     config = load_client(client_file)
     # Where the file has a chain, the first certificate is the client's own (RFC 8446 4.4.2).
-    return Officer(principal_of(certificates_in(config.certificate)[0]), config.key)
+    return OfficerKey(principal_of(certificates_in(config.certificate)[0]), config.key)
 
 
-class How(NamedTuple):
-    """How a proposal is made: asked about or not, signed or only written down."""
-
-    client_file: Path
-    yes: bool
-    draft: Path | None
-    as_json: bool
-    only_id: bool = False
-
-
-def proposal_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of every proposal; the command gets them as ``how``."""
+def officer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--client`` and ``--config``; the command gets ``client`` and ``me``, an OfficerKey."""
 
     @daemon_options
-    @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
+    @functools.wraps(command)
+    def wrapped(*, client_file: Path, **options: Any) -> Any:
+        with connect(client_file) as client:
+            return command(client=client, me=officer(client_file), **options)
+
+    return wrapped
+
+
+def proposal_options(
+    command: Callable[..., OperationRequest | Callable[[SignerClient], OperationRequest]],
+) -> Callable[..., None]:
+    """Adds the options of every proposal to a command, and proposes the request it returns.
+
+    The command may return a function instead, which makes the request with the client.
+    """
+
+    @daemon_options
+    @yes_option
     @click.option(
         "--draft",
         metavar="FILE",
@@ -100,48 +103,50 @@ def proposal_options(command: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         if only_id and (as_json or draft is not None):
-            raise click.UsageError("--id stands without --json and --draft")
-        command(how=How(client_file, yes, draft, as_json, only_id), **options)
+            raise click.UsageError("--id cannot be combined with --json or --draft")
+        requested = command(**options)
+        if draft is None:
+            must_confirm(yes=yes)
+        with connect(client_file) as client:
+            me = officer(client_file)
+            requested = requested(client) if callable(requested) else requested
+            content = prepare(client, requested, me, to_stderr=as_json or only_id)
+            if draft is not None:
+                write_draft(draft, content, requested.attachment, as_json=as_json)
+                return
+            confirm("Sign and propose this?", yes=yes)
+            operation = client.operations.propose(
+                content, me.sign(content), requested.attachment, timeout=LONG
+            )
+        if only_id:
+            click.echo(operation.id)
+        elif as_json:
+            print_json(operation_value(operation))
+        else:
+            print_outcome(operation)
 
     return wrapped
 
 
-def propose(how: How, build: Callable[[SignerClient], Asked]) -> None:
-    """Proposes what ``build`` asks for, or writes it down; prints what is to be done next."""
-    if how.draft is None:
-        must_confirm(yes=how.yes)
-    with connect(how.client_file) as client:
-        me = officer(how.client_file)
-        asked = build(client)
-        if len(asked.attachment) > _LARGEST:
-            raise OperatorError(
-                f"the list has {len(asked.attachment)} bytes, a call takes {_LARGEST}: split it"
-            )
-        content = prepared(client, asked, me, to_stderr=how.as_json or how.only_id)
-        if how.draft is not None:
-            write_draft(how.draft, content, asked.attachment, as_json=how.as_json)
-            return
-        confirm("Sign and propose this?", yes=how.yes)
-        operation = client.operations.propose(
-            content, me.sign(content), asked.attachment, timeout=LONG
-        )
-    if how.only_id:
-        click.echo(operation.id)
-    else:
-        print_outcome(operation, as_json=how.as_json)
-
-
-def prepared(client: SignerClient, asked: Asked, me: Officer, *, to_stderr: bool) -> bytes:
+def prepare(
+    client: SignerClient, requested: OperationRequest, me: OfficerKey, *, to_stderr: bool
+) -> bytes:
     """Prepares an operation, prints what it changes, and returns its checked bytes.
 
-    Everything that is wrong with it is told on stderr and ends with exit code 1.
+    All that is wrong with it is printed on stderr; the exit code is then 1.
     """
-    answer = client.operations.prepare(asked.kind, asked.arguments, asked.attachment, timeout=LONG)
+    if len(requested.attachment) > _LARGEST:
+        raise OperatorError(
+            f"the list has {len(requested.attachment)} bytes, but a call takes {_LARGEST}: split it"
+        )
+    answer = client.operations.prepare(
+        requested.kind, requested.arguments, requested.attachment, timeout=LONG
+    )
     if answer.problems:
         for problem in answer.problems:
             click.echo(plain(problem), err=True)
-        raise OperatorError("this cannot be proposed; the reasons stand above")
-    check_content(answer.content, asked, me.principal)
+        raise OperatorError("this cannot be proposed, for the reasons above")
+    check_content(answer.content, requested, me.principal)
     print_difference(answer.difference, to_stderr=to_stderr)
     return answer.content
 
@@ -152,14 +157,14 @@ def print_difference(lines: Iterable[str], *, to_stderr: bool = False) -> None:
 
 
 def terminal() -> bool:
-    """Whether somebody can answer."""
+    """Whether there is a terminal to ask at."""
     return sys.stdin.isatty()
 
 
 def must_confirm(*, yes: bool) -> None:
-    """Refuses, as wrong usage, what nobody can be asked about."""
+    """Refuses, as wrong usage, to ask where there is no terminal."""
     if not yes and not terminal():
-        raise click.UsageError("this is no terminal to ask at: say --yes to go on without asking")
+        raise click.UsageError("there is no terminal to ask for confirmation: give --yes")
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -170,65 +175,63 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def write_draft(file: Path, content: bytes, attachment: bytes, *, as_json: bool) -> None:
-    """Writes the bytes to sign, and says how to sign and submit them."""
+    """Writes the bytes to sign, and prints how to sign and submit them."""
     write_file(file, content)
     beside = file.with_name(f"{file.name}.attachment") if attachment else None
     if beside is not None:
         write_file(beside, attachment)
     if as_json:
-        said = {
+        written = {
             "file": str(file),
             "sha256": hashlib.sha256(content).hexdigest(),
             "attachment": None if beside is None else str(beside),
         }
-        click.echo(json.dumps(said, indent=2))
+        print_json(written)
         return
     more = "" if beside is None else f" --attachment {beside}"
-    click.echo(f"{file} has the bytes to sign. Sign them with your key, for instance:", err=True)
-    click.echo(signing_help(file), err=True)
-    click.echo("then propose them:", err=True)
-    click.echo(f"  signer operations submit {file} --signature {file}.sig{more}", err=True)
-
-
-def signing_help(file: Path) -> str:
-    """Says how ``openssl`` makes a signature that the appliance accepts."""
-    return (
+    click.echo(
+        f"{file} has the bytes to sign. Sign them with your key, for instance:\n"
         f"  openssl dgst -sha256 -sign officer.key -out {file}.sig {file}\n"
         f"  openssl pkeyutl -sign -rawin -inkey officer.key -in {file} -out {file}.sig"
-        "   (Ed25519)"
+        "   (Ed25519)\n"
+        "then propose them:\n"
+        f"  signer operations submit {file} --signature {file}.sig{more}",
+        err=True,
     )
 
 
-def print_outcome(operation: Operation, *, as_json: bool) -> None:
-    """Prints an operation that was just changed, and what it needs next."""
-    if as_json:
-        click.echo(json.dumps(described(operation), indent=2))
-        return
+def print_outcome(operation: Operation) -> None:
+    """Prints an operation that was just changed, and its next step."""
     click.echo(f"operation {operation.id} ({operation.kind}) is {operation.state}")
     if operation.note:
         click.echo(f"  {plain(operation.note)}")
     click.echo(next_step(operation))
 
 
+def signed_count(operation: Operation) -> str:
+    """Returns how many officers have signed, as a sentence."""
+    officers = count(operation.officers, "officer has", "officers have")
+    return f"{len(operation.signatures)} of {officers} signed it"
+
+
 def next_step(operation: Operation) -> str:
-    """Says in one sentence what an operation needs."""
-    signed = len(operation.signatures)
+    """Returns one sentence on what an operation needs next."""
     match operation.state:
         case "PROPOSED":
             return (
-                f"{signed} of {operation.officers} officers have signed it; another one approves"
-                f" it before {utc(operation.expires)}: signer operations approve {operation.id}"
+                f"{signed_count(operation)}; another one approves it before"
+                f" {utc(operation.expires)}: signer operations approve {operation.id}"
             )
         case "WAITING":
             return (
                 f"write its requests with `signer keys requests {operation.id} --out DIR`, then"
-                f" give it certificates with `signer keys certificates {operation.id} FILES...`"
+                f" import its certificates with `signer keys certificates {operation.id} FILES...`"
             )
         case "APPROVED" | "EXECUTING":
             return f"follow it with: signer operations wait {operation.id}"
         case "FAILED":
             return (
-                "what it has done so far stays; when the cause is mended:"
+                "what it has done so far stays; when the cause is fixed:"
                 f" signer operations retry {operation.id}"
             )
         case "DONE":
@@ -237,7 +240,7 @@ def next_step(operation: Operation) -> str:
             return "it changes nothing: propose it again if it is still wanted"
 
 
-def described(operation: Operation) -> dict[str, Any]:
+def operation_value(operation: Operation) -> dict[str, Any]:
     """Returns what `--json` shows of an operation: texts, times in ISO 8601 (UTC)."""
     return {
         "id": operation.id,
@@ -249,11 +252,11 @@ def described(operation: Operation) -> dict[str, Any]:
         "officers": operation.officers,
         "signatures": [
             {
-                "officer": each.officer,
-                "signed": iso(each.signed),
-                "signature": base64.b64encode(each.signature).decode(),
+                "officer": signature.officer,
+                "signed": iso(signature.signed),
+                "signature": base64.b64encode(signature.signature).decode(),
             }
-            for each in operation.signatures
+            for signature in operation.signatures
         ],
         "content": operation.content.decode("ascii", "replace") or None,
         "difference": list(operation.difference),
@@ -265,10 +268,16 @@ def described(operation: Operation) -> dict[str, Any]:
     }
 
 
+changed_output = output(operation_value, print_outcome)
+"""Adds ``--json`` to a command that returns the operation it changed."""
+
+
 def only_one(client: SignerClient, state: str, wanted: Callable[[Operation], bool]) -> str:
-    """Returns the id of the one operation in a state that is wanted; raises OperatorError."""
-    found = [each for each in client.operations.list(state) if wanted(each)]
-    if len(found) == 1:
-        return found[0].id
-    said = "".join(f"\n  {each.id}  {each.kind}" for each in found) or "; there is none"
-    raise OperatorError(f"{len(found)} operations are {state} that you could mean: name one{said}")
+    """Returns the id of the only wanted operation in a state; raises OperatorError."""
+    candidates = [found for found in client.operations.list(state) if wanted(found)]
+    if len(candidates) == 1:
+        return candidates[0].id
+    if not candidates:
+        raise OperatorError(f"no operation that this command is for is {state}: name its ID")
+    listed = "".join(f"\n  {candidate.id}  {candidate.kind}" for candidate in candidates)
+    raise OperatorError(f"{len(candidates)} operations are {state}: name the ID of one{listed}")

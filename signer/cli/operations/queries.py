@@ -1,26 +1,25 @@
-"""``signer operations`` list, show, wait and officers: what there is, and how far it is."""
+"""``signer operations`` list, show, wait and officers."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from signer.cli.connection import connect, daemon_options
+from signer.cli.connection import client_options
 from signer.cli.operations.arguments import plain, utc, write_file
-from signer.cli.operations.flow import described, next_step
+from signer.cli.operations.flow import next_step, operation_value, print_outcome, signed_count
 from signer.cli.options import json_option
-from signer.cli.tables import print_table
+from signer.cli.output import output, print_json, print_table
+from signer.cli.progress import progress
+from signer.client import Officers, Operation, SignerClient
 from signer.errors import OperatorError
-
-if TYPE_CHECKING:
-    from signer.client import Operation, SignerClient
+from signer.keys.certificates import describe_certificate
 
 STATES = (
     "PROPOSED",
@@ -32,10 +31,9 @@ STATES = (
     "REJECTED",
     "EXPIRED",
 )
-WRONG_ENDS = frozenset({"FAILED", "REJECTED", "EXPIRED"})
 WAIT_SECONDS = 3_600.0
 
-timeout_option = click.option(
+_timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 604_800),
@@ -45,34 +43,34 @@ timeout_option = click.option(
 )
 
 
+def _print_list(operations: list[Operation]) -> None:
+    # No table: an id that a narrow terminal folds cannot be copied.
+    click.echo(f"{'ID':<36}  {'KIND':<20}  {'STATE':<9}  SIGNED  {'PROPOSED':<20}  PROPOSER")
+    for operation in operations:
+        click.echo(
+            f"{operation.id}  {operation.kind:<20}  {operation.state:<9}"
+            f"  {len(operation.signatures)} of {operation.officers}  {utc(operation.proposed)}"
+            f"  {plain(operation.proposer)}"
+        )
+        if operation.note:
+            click.echo(f"  {plain(operation.note)}")
+
+
 @click.command("list")
 @click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only these.")
-@daemon_options
-@json_option
-def list_operations(*, client_file: Path, state: str | None, as_json: bool) -> None:
+@client_options
+@output(lambda operations: list(map(operation_value, operations)), _print_list)
+def list_operations(*, client: SignerClient, state: str | None) -> list[Operation]:
     """Lists operations, the newest first.
 
     \b
       signer operations list --client officer-b.yaml
       signer operations list --state PROPOSED --client officer-b.yaml
     """
-    with connect(client_file) as client:
-        found = list(client.operations.list(state))
-    if as_json:
-        click.echo(json.dumps([described(each) for each in found], indent=2))
-        return
-    # No table: an id that a narrow terminal folds cannot be copied.
-    click.echo(f"{'ID':<36}  {'KIND':<20}  {'STATE':<9}  SIGNED  {'PROPOSED':<20}  PROPOSER")
-    for each in found:
-        click.echo(
-            f"{each.id}  {each.kind:<20}  {each.state:<9}  {len(each.signatures)} of"
-            f" {each.officers}  {utc(each.proposed)}  {plain(each.proposer)}"
-        )
-        if each.note:
-            click.echo(f"  {plain(each.note)}")
+    return list(client.operations.list(state))
 
 
-@click.command()
+@click.command(short_help="Shows an operation: changes, signatures, result.")
 @click.argument("identity", metavar="ID")
 @click.option("--bytes", "as_bytes", is_flag=True, help="Write exactly the bytes that are signed.")
 @click.option(
@@ -81,12 +79,17 @@ def list_operations(*, client_file: Path, state: str | None, as_json: bool) -> N
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write what it names by its SHA-256 to FILE: a CSV, a list of keys, a policy.",
 )
-@daemon_options
+@client_options
 @json_option
 def show(
-    *, client_file: Path, identity: str, as_bytes: bool, attachment: Path | None, as_json: bool
+    *,
+    client: SignerClient,
+    identity: str,
+    as_bytes: bool,
+    attachment: Path | None,
+    as_json: bool,
 ) -> None:
-    """Shows an operation: what it changes, who has signed it, and what came of it.
+    """Shows an operation: what it changes, who has signed it, and its result.
 
     \b
       signer operations show ID --client officer-b.yaml
@@ -97,152 +100,153 @@ def show(
       signer operations approve ID --signature operation.sig --client officer-b.yaml
     """
     if as_bytes and as_json:
-        raise click.UsageError("--bytes and --json: say one of them")
-    with connect(client_file) as client:
-        operation = client.operations.get(identity)
-        if attachment is not None:
-            write_file(attachment, _named(client.operations.attachment(identity), operation))
+        raise click.UsageError("give --bytes or --json, not both")
+    operation = client.operations.get(identity)
+    if attachment is not None:
+        write_file(attachment, _named(client.operations.attachment(identity), operation))
     if as_bytes:
         click.echo(operation.content, nl=False)
     elif as_json:
-        click.echo(json.dumps(described(operation), indent=2))
+        print_json(operation_value(operation))
     else:
         print_operation(operation)
 
 
 def _named(content: bytes, operation: Operation) -> bytes:
-    """Returns a document that stands in an operation by its SHA-256; raises OperatorError."""
+    """Returns a document if the operation names its SHA-256; raises OperatorError."""
     if hashlib.sha256(content).hexdigest().encode() not in operation.content:
-        raise OperatorError(f"operation {operation.id} names nothing, or not what was sent")
+        raise OperatorError(
+            f"operation {operation.id} has no attachment, or the appliance returned another one"
+        )
     return content
 
 
 def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
     """Prints an operation for people."""
-
-    def line(text: str) -> None:
-        click.echo(plain(text), err=to_stderr)
-
-    line(f"operation {operation.id} ({operation.kind}) is {operation.state}")
-    line(f"proposed by {operation.proposer} at {utc(operation.proposed)}")
-    for each in operation.signatures:
-        line(f"signed by {each.officer} at {utc(each.signed)}")
-    line(f"{len(operation.signatures)} of {operation.officers} officers have signed it")
+    lines = [
+        f"operation {operation.id} ({operation.kind}) is {operation.state}",
+        f"proposed by {operation.proposer} at {utc(operation.proposed)}",
+        *(
+            f"signed by {signature.officer} at {utc(signature.signed)}"
+            for signature in operation.signatures
+        ),
+        signed_count(operation),
+    ]
     if operation.total:
-        line(f"{operation.done} of {operation.total} steps are done")
+        lines.append(f"{operation.done} of {operation.total} steps are done")
     if operation.note:
-        line(operation.note)
-    for text in operation.difference:
-        line(text)
-    for text in result_lines(operation.result or {}):
-        line(text)
+        lines.append(operation.note)
+    lines += [*operation.difference, *result_lines(operation.result or {})]
     if not to_stderr:
-        line(next_step(operation))
+        lines.append(next_step(operation))
+    for line in lines:
+        click.echo(plain(line), err=to_stderr)
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
-    """Lays out what came of an operation: one value a line, without longer texts."""
+    """Lays out the result of an operation: one value a line, without longer texts."""
     lines = []
     for name, value in sorted(result.items()):
         label = name.replace("_", " ")
         if isinstance(value, dict):
-            lines += [label, *(f"  {each}" for each in result_lines(value))]
+            lines += [label, *(f"  {line}" for line in result_lines(value))]
         elif isinstance(value, list):
-            lines += [label, *(f"  {each}" for each in value)]
+            lines += [label, *(f"  {item}" for item in value)]
         elif not (isinstance(value, str) and "\n" in value):
             shown = ("yes" if value else "no") if isinstance(value, bool) else value
             lines.append(f"{label:<20} {'-' if value is None else shown}")
     return lines
 
 
-@click.command()
+def _as_expected(operation: Operation) -> bool:
+    return operation.state not in ("FAILED", "REJECTED", "EXPIRED")
+
+
+@click.command(short_help="Waits until an operation is over or waits for certificates.")
 @click.argument("identity", metavar="ID")
-@timeout_option
-@daemon_options
-@json_option
-def wait(*, client_file: Path, identity: str, timeout: float, as_json: bool) -> None:
-    """Follows an operation until it is over, or waits for certificates.
+@_timeout_option
+@client_options
+@output(operation_value, print_operation, ok=_as_expected)
+def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
+    """Waits until an operation is over, or waits for certificates.
 
     The exit code is 1 where it failed, was rejected or has expired.
 
     \b
       signer operations wait ID --client officer-a.yaml
     """
-    with connect(client_file) as client:
-        operation = follow(client, identity, timeout)
-    finish(operation, as_json=as_json)
+    return follow(client, identity, timeout)
 
 
 def follow(client: SignerClient, identity: str, timeout: float) -> Operation:
     """Waits for an operation, with a bar on a terminal and lines elsewhere (on stderr)."""
-    with _progress() as progress:
-        return client.operations.wait(identity, timeout, progress)
 
+    def line(done: int, total: int | None, state: str) -> str:
+        return f"{state}, {done} of {total} steps" if total else state
 
-def finish(operation: Operation, *, as_json: bool) -> None:
-    """Prints an operation at its end; the exit code says whether that is the right one."""
-    if as_json:
-        click.echo(json.dumps(described(operation), indent=2))
-    else:
-        print_operation(operation)
-    if operation.state in WRONG_ENDS:
-        sys.exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Operation], None]]:
-    if not sys.stderr.isatty():
-        last = ""
-
-        def line(operation: Operation) -> None:
-            nonlocal last
-            steps = f", {operation.done} of {operation.total} steps" if operation.total else ""
-            text = f"{operation.state}{steps}"
-            if text != last:
-                click.echo(text, err=True)
-                last = text
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-        yield lambda operation: bars.update(
-            task,
-            description=operation.state,
-            completed=operation.done,
-            total=operation.total or None,
+    with progress("", line=line) as advance:
+        return client.operations.wait(
+            identity,
+            timeout,
+            lambda operation: advance(operation.done, operation.total or None, operation.state),
         )
 
 
-@click.command()
-@daemon_options
-@json_option
-def officers(*, client_file: Path, as_json: bool) -> None:
-    """Shows who the officers are, and how many each kind of operation needs.
+def follow_options(command: Callable[..., Operation]) -> Callable[..., None]:
+    """Adds ``--wait``, ``--timeout`` and ``--json`` to a command that returns an operation."""
+
+    @click.option("--wait", "waits", is_flag=True, help="Wait for its end and exit as `wait` does.")
+    @_timeout_option
+    @json_option
+    @functools.wraps(command)
+    def wrapped(
+        *, client: SignerClient, waits: bool, timeout: float, as_json: bool, **options: Any
+    ) -> None:
+        operation = command(client=client, **options)
+        if waits:
+            operation = follow(client, operation.id, timeout)
+        if as_json:
+            print_json(operation_value(operation))
+        else:
+            (print_operation if waits else print_outcome)(operation)
+        if waits and not _as_expected(operation):
+            sys.exit(1)
+
+    return wrapped
+
+
+def _officers_value(answer: Officers) -> dict[str, Any]:
+    return {
+        "origin": answer.origin,
+        "needed": dict(sorted(answer.needed.items())),
+        "officers": [
+            {"principal": principal, "certificate": describe_certificate(certificate)}
+            for principal, certificate in answer.officers
+        ],
+    }
+
+
+def _print_officers(answer: Officers) -> None:
+    value = _officers_value(answer)
+    certificates = [(one["principal"], one["certificate"]) for one in value["officers"]]
+    click.echo(f"log origin: {answer.origin}")
+    print_table(
+        ("officer", "certificate", "issuer", "valid until"),
+        (
+            (who, shown["serial"], shown["issuer"], shown["not_after"])
+            for who, shown in certificates
+        ),
+    )
+    print_table(("kind", "officers needed"), value["needed"].items())
+
+
+@click.command(short_help="Shows the officers, and how many each kind of operation needs.")
+@client_options
+@output(_officers_value, _print_officers)
+def officers(*, client: SignerClient) -> Officers:
+    """Shows the officers, and how many each kind of operation needs.
 
     \b
       signer operations officers --client officer-a.yaml
     """
-    from signer.keys.certificates import describe_certificate
-
-    with connect(client_file) as client:
-        answer = client.operations.officers()
-    found = [(each.principal, describe_certificate(each.certificate)) for each in answer.officers]
-    if as_json:
-        said = {
-            "origin": answer.origin,
-            "needed": dict(sorted(answer.needed.items())),
-            "officers": [{"principal": who, "certificate": what} for who, what in found],
-        }
-        click.echo(json.dumps(said, indent=2))
-        return
-    click.echo(f"log origin: {answer.origin}")
-    print_table(
-        ("officer", "certificate", "issuer", "valid until"),
-        ((who, what["serial"], what["issuer"], what["not_after"]) for who, what in found),
-    )
-    print_table(("kind", "officers needed"), sorted(answer.needed.items()))
+    return client.operations.officers()

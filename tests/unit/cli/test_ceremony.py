@@ -150,7 +150,7 @@ def test_nothing_begins_that_cannot_end(
     done = run(*words, "--yes")
     assert (done.code, "not empty" in done.err) == (1, True)
     (tmp_path / "record" / "old").unlink()
-    for second, text in ((people.c.client, "knows no officer"), (people.a.client, "two officers")):
+    for second, text in ((people.c.client, "not an officer"), (people.a.client, "two officers")):
         done = run(*words, "--second", second, "--yes")
         assert (done.code, text in done.err) == (1, True)
     assert (played.operations.asked, played.operations.calls) == ([], [])
@@ -188,21 +188,21 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "(0|1) of 2 officers have": lambda m: m["approvals"].pop(),
     "has not validly signed": lambda m: m["approvals"].reverse() or m["approvals"].pop(),
     "proposer .* has not validly signed": lambda m: approved(m, details={"key": KEY}),
-    "approved was": lambda m: m.update(operation="6f2f1d5e-6b39-4bd2-b1b4-9a1f0c5b4f00"),
-    "1 participants": lambda m: m["participants"].pop(),
+    "was approved": lambda m: m.update(operation="6f2f1d5e-6b39-4bd2-b1b4-9a1f0c5b4f00"),
+    "1 participant,": lambda m: m["participants"].pop(),
     "it made .*other": lambda m: m["result"].update(key_version="facilities/moh/keys/other"),
     "the algorithm is ES384": lambda m: m["result"].update(algorithm="ES384"),
-    "extractable was not": lambda m: m["result"]["attributes"].update(extractable=True),
-    "sensitive was not": lambda m: m["result"]["attributes"].pop("sensitive"),
-    "no certification request": lambda m: m["result"].update(certification_request=None),
+    "extractable as False": lambda m: m["result"]["attributes"].update(extractable=True),
+    "sensitive as True": lambda m: m["result"]["attributes"].pop("sensitive"),
+    "request cannot be read": lambda m: m["result"].update(certification_request=None),
     "not signed by the key": lambda m: m["result"].update(public_key_sha256="00"),
     "request is not for": lambda m: m.update(
         result=result_of(ec.generate_private_key(ec.SECP256R1()), "CN=other")
     ),
-    "not about a key": lambda m: m.update(result=None),
+    "does not describe a key": lambda m: m.update(result=None),
     "when the key was made": lambda m: m["times"].pop("made"),
-    "is no transcript": lambda m: m.pop("approvals"),
-    "as `signer ceremony` writes": lambda m: m.update(format="other"),
+    "was not written by `signer": lambda m: m.pop("approvals"),
+    "not written by `signer ceremony`": lambda m: m.update(format="other"),
 }
 
 

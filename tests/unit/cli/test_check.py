@@ -60,11 +60,11 @@ def as_a_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "path", "text"),
     [
-        (lambda folder: (folder / "tls/server.pem").unlink(), "tls.certificate", "is no file"),
+        (lambda folder: (folder / "tls/server.pem").unlink(), "tls.certificate", "is not a file"),
         (lambda folder: (folder / "tls/server.key").chmod(0o640), "tls.key", "mode 0640"),
         (lambda folder: (folder / "pin").chmod(0o604), "tokens[0].pin_file", "mode 0604"),
-        (lambda folder: (folder / "module.so").unlink(), "tokens[0].module", "is no file"),
-        (lambda folder: as_a_file(folder / "state"), "state", "is no folder"),
+        (lambda folder: (folder / "module.so").unlink(), "tokens[0].module", "is not a file"),
+        (lambda folder: as_a_file(folder / "state"), "state", "is not a folder"),
     ],
 )
 def test_what_is_wrong_with_files(
@@ -85,8 +85,8 @@ def test_client_and_registry_are_looked_at(appliance: Path) -> None:
     appliance.write_text(text + "client: client.yaml\n")
     result = run(appliance)
     assert result.exit_code == 1
-    assert f"client: {appliance.parent}/client.yaml is no file" in result.stderr
-    assert f"registry: {appliance.parent}/absent is no folder" in result.stderr
+    assert f"client: {appliance.parent}/client.yaml is not a file" in result.stderr
+    assert f"registry: {appliance.parent}/absent is not a folder" in result.stderr
 
 
 def test_policy_and_files_are_told_together(appliance: Path) -> None:

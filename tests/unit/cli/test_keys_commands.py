@@ -217,11 +217,11 @@ def test_requests_are_written_for_what_waits(
     file = tmp_path / "list"
     file.write_text("facilities/f4/keys/k\n")
     done = run(*words[:-1], tmp_path / "some", "--list", file, "--client", people.a.client)
-    assert "1 requests" in done.out
+    assert "1 request is in" in done.out
     assert [each.name for each in (tmp_path / "some").iterdir()] == ["f4.k.v2.csr"]
 
 
-def test_more_requests_than_keys_are_told(
+def test_more_requests_than_keys_are_reported(
     run: Any, waiting: Any, people: Any, tmp_path: Path
 ) -> None:
     details = {"subject": "CN={facility} {key} {version}", "issuers": ["x"], "keys": 1}
@@ -231,7 +231,7 @@ def test_more_requests_than_keys_are_told(
     assert (done.code, "--list" in done.err) == (1, True)
     other = waiting.operations.keep(waiting.operations.content("destroy", {})).id
     done = run("keys", "requests", other, *words)
-    assert (done.code, "is no rotation" in done.err) == (1, True)
+    assert (done.code, "is not a rotation" in done.err) == (1, True)
 
 
 def test_certificates_are_sent_once_each_and_without_authorities(

@@ -283,7 +283,7 @@ def test_approve_refuses_other_bytes_and_ones_own(run: Any, played: Any, people:
     for content, client, text in (
         (other, people.b.client, "nothing was signed"),
         (b"x", people.b.client, "nothing was signed"),
-        (played.operations.kept[identity].content, people.a.client, "you proposed it"),
+        (played.operations.kept[identity].content, people.a.client, "you proposed this operation"),
     ):
         played.operations.kept[identity] = played.operations.kept[identity]._replace(
             content=content

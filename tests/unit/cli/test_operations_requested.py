@@ -1,7 +1,8 @@
-"""The bytes that an officer is given to sign are what he asked for, or nothing is signed."""
+"""The bytes that an officer gets to sign are as requested, or nothing is signed."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,17 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from signer.cli.keys.rotating import rotation
 from signer.cli.operations.arguments import parse_duration, parse_time
-from signer.cli.operations.asked import (
+from signer.cli.operations.requested import (
     FILLED,
-    Asked,
-    ask,
-    change_officers,
+    OperationRequest,
     check_content,
     check_foreign,
     der64,
-    enrol,
+    officers_request,
     pem,
-    with_certificates,
+    request,
+    request_with_certificates,
 )
 from signer.errors import OperatorError
 from signer.officers.approval import Proposal
@@ -34,7 +34,7 @@ ONE = certify(ec.generate_private_key(ec.SECP256R1()), "CN=one,C=VN")
 TWO = certify(ec.generate_private_key(ec.SECP256R1()), "CN=two,C=VN")
 
 ASKED = [
-    ask(
+    request(
         "create-key",
         {
             "key": KEY,
@@ -46,22 +46,22 @@ ASKED = [
             "subject": "CN=x",
         },
     ),
-    ask("new-version", {"key": KEY, "token": "", "subject": "CN=x"}),
-    with_certificates(
+    request("new-version", {"key": KEY, "token": "", "subject": "CN=x"}),
+    request_with_certificates(
         "import-certificate",
         {"version": VERSION, "replace": False},
         certificate=ONE,
         issuers=[TWO],
     ),
-    ask("activate", {"version": VERSION, "at": 7, "sign_until": 0}),
-    ask("resume", {"target": "groups/g"}),
-    ask("deactivate", {"version": VERSION, "at": 0}),
-    ask("schedule-destruction", {"version": VERSION, "at": 7}),
-    ask("destroy", {"version": VERSION}),
-    ask("restore", {"version": VERSION}),
-    ask("policy", {"policy_sha256": "ab"}),
-    enrol(b"csv", ""),
-    change_officers({A: der(ONE), B: der(TWO)}, {B: ONE}, []),
+    request("activate", {"version": VERSION, "at": 7, "sign_until": 0}),
+    request("resume", {"target": "groups/g"}),
+    request("deactivate", {"version": VERSION, "at": 0}),
+    request("schedule-destruction", {"version": VERSION, "at": 7}),
+    request("destroy", {"version": VERSION}),
+    request("restore", {"version": VERSION}),
+    request("policy", {"policy_sha256": "ab"}),
+    request("enrol", {"token": ""}, b"csv", csv_sha256=hashlib.sha256(b"csv").hexdigest()),
+    officers_request({A: der(ONE), B: der(TWO)}, {B: ONE}, []),
     rotation(
         {
             "activate_at": 7,
@@ -79,7 +79,7 @@ ASKED = [
 KIND_IDS = [asked.kind for asked in ASKED]
 
 
-def content(asked: Asked, **changed: Any) -> bytes:
+def content(asked: OperationRequest, **changed: Any) -> bytes:
     filled = dict.fromkeys(FILLED[asked.kind], "x")
     members: dict[str, Any] = {
         "origin": "log",
@@ -106,7 +106,7 @@ def test_every_kind_is_tried() -> None:
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=KIND_IDS)
-def test_what_is_sent_and_expected_fits_the_appliance(asked: Asked) -> None:
+def test_what_is_sent_and_expected_fits_the_appliance(asked: OperationRequest) -> None:
     members = KINDS[asked.kind].details.model_fields
     assert {*asked.expected, *FILLED[asked.kind]} == set(members)
     KINDS[asked.kind].read(asked.arguments)
@@ -114,7 +114,7 @@ def test_what_is_sent_and_expected_fits_the_appliance(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=KIND_IDS)
-def test_the_bytes_asked_for_are_accepted(asked: Asked) -> None:
+def test_the_bytes_asked_for_are_accepted(asked: OperationRequest) -> None:
     assert check_content(content(asked), asked, A).kind == asked.kind
 
 
@@ -138,7 +138,7 @@ def others(value: Any) -> list[Any]:
     [(asked, name) for asked in ASKED for name in asked.expected],
     ids=[f"{asked.kind}-{name}" for asked in ASKED for name in asked.expected],
 )
-def test_another_value_is_refused(asked: Asked, name: str) -> None:
+def test_another_value_is_refused(asked: OperationRequest, name: str) -> None:
     def told(details: Mapping[str, Any]) -> str:
         return refusal(lambda: check_content(content(asked, details=details), asked, A))
 
@@ -149,35 +149,35 @@ def test_another_value_is_refused(asked: Asked, name: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=KIND_IDS)
-def test_other_operations_are_refused(asked: Asked) -> None:
+def test_other_operations_are_refused(asked: OperationRequest) -> None:
     def told(data: bytes) -> str:
         return refusal(lambda: check_content(data, asked, A))
 
     assert "its proposer is" in told(content(asked, proposer=B))
-    assert "it is of kind other" in told(content(asked, kind="other"))
+    assert "its kind is other" in told(content(asked, kind="other"))
     more = {**asked.expected, "more": 1}
-    assert "more was not asked for" in told(content(asked, details=more))
+    assert "more was not requested" in told(content(asked, details=more))
     assert "canonical" in told(content(asked).replace(b"  ", b"   ", 1))
     assert "no operation" in told(content(asked).replace(b"approval", b"payment"))
 
 
 def test_what_the_appliance_fills_is_its_own_only_where_nothing_was_said() -> None:
-    free = ask("new-version", {"key": KEY, "token": "", "subject": ""})
-    said = ask("new-version", {"key": KEY, "token": "t", "subject": ""})
+    free = request("new-version", {"key": KEY, "token": "", "subject": ""})
+    said = request("new-version", {"key": KEY, "token": "t", "subject": ""})
     other = {"key": KEY, "token": "u", "subject": ""}
     check_content(content(free, details=other), free, A)
     assert "token is " in refusal(lambda: check_content(content(said, details=other), said, A))
 
 
 def test_certificates_are_sent_as_text_and_expected_as_they_are_kept() -> None:
-    asked = with_certificates("import-certificate", {}, certificate=ONE, issuers=[TWO, ONE])
+    asked = request_with_certificates("import-certificate", {}, certificate=ONE, issuers=[TWO, ONE])
     assert asked.arguments == {"certificate": pem(ONE), "issuers": [pem(TWO), pem(ONE)]}
     assert asked.expected == {"certificate": der64(ONE), "issuers": [der64(TWO), der64(ONE)]}
     assert x509.load_pem_x509_certificate(pem(ONE).encode()) == ONE
 
 
 def test_officers_are_worked_out_here() -> None:
-    asked = change_officers({A: der(ONE), B: der(TWO)}, {A: TWO}, [B])
+    asked = officers_request({A: der(ONE), B: der(TWO)}, {A: TWO}, [B])
     assert asked.arguments == {"add": [pem(TWO)], "remove": [B]}
     assert asked.expected == {"add": [], "remove": [], "officers": {A: der64(TWO)}}
 
@@ -186,7 +186,7 @@ def test_what_another_officer_proposed_is_checked_before_it_is_approved() -> Non
     data = content(ASKED[0])
     identity = "6f2f1d5e-6b39-4bd2-b1b4-9a1f0c5b4f00"
     assert check_foreign(data, identity, B).proposer == A
-    with pytest.raises(OperatorError, match="you proposed it"):
+    with pytest.raises(OperatorError, match="you proposed this"):
         check_foreign(data, identity, A)
     assert identity in refusal(lambda: check_foreign(data, identity.replace("6f", "7f"), B))
     assert "no operation" in refusal(lambda: check_foreign(data[1:], identity, B))
