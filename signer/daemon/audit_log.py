@@ -19,9 +19,8 @@ from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_s
 from signer.audit.read.ledger import Ledger
 from signer.audit.write.checkpoints import Known, read_newest, set_aside
 from signer.audit.write.disk import Disk, replace_durably
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener
-from signer.audit.write.recovery import AuditRefused
+from signer.audit.write.log import SLOW_SECONDS, AuditLog, AuditUnavailable, Listener
+from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import Clock, FlooredClock
 from signer.config.models import AuditConfig
 from signer.errors import OperatorError
@@ -71,7 +70,7 @@ def begin(
         path.write_text(public_key_pem(key.spki))
     except OSError as error:
         raise OperatorError(f"{path} cannot be written: {error.strerror}") from error
-    log = AuditLog.open(
+    log = open_audit_log(
         config.directory,
         origin=config.origin,
         clock=clock,
@@ -119,7 +118,7 @@ def open_log(
     known = _known_checkpoints(config, key)
     for text in known.problems:
         events.emit(AuditProblem(text))
-    log = AuditLog.open(
+    log = open_audit_log(
         config.directory,
         origin=config.origin,
         clock=clock,

@@ -21,8 +21,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
-from signer.audit.format.entries import text
-from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind, Value
+from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind, Value, text
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Officers, Proposal, Signature
 from signer.officers.records import (

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from signer.audit.format.entries import Fields, octets, text
-from signer.audit.format.record import RecordError, RecordKind, Value
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
+from signer.audit.format.record import Fields, RecordError, RecordKind, Value, octets, text
+from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.errors import OperatorError, invalid
 from signer.officers.approval import Officers, Signature
 from signer.officers.store import StoredOperation

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from signer.audit.format.record import Column, Record, RecordKind, Value
-from signer.audit.write.inbox import AuditLate, AuditUnavailable
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditLate, AuditLog, AuditUnavailable
 from signer.errors import TABLE, CallError, Failure, Reason
 from signer.formats.payloads import signature_length
 from signer.model import HcertTerms, KeyVersion, Signed

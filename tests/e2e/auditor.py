@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from signer.audit.format.record import Record, RecordKind, parse
+from signer.audit.format.parse import parse
+from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import Frame, Segment, list_segments, open_segment
 
 

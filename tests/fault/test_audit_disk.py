@@ -15,9 +15,8 @@ from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
-from signer.audit.write.recovery import AuditRefused
+from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import SystemClock
 from tests.fault.audit_disk import FaultyDisk
 
@@ -39,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def open_log(folder: Path, disk: Disk | None = None, segment_bytes: int = 1 << 20) -> AuditLog:
-    return AuditLog.open(
+    return open_audit_log(
         folder,
         origin=ORIGIN,
         clock=SystemClock(),
@@ -85,7 +84,7 @@ def test_a_failed_call_stops_everybody_until_a_restart(
 ) -> None:
     stopped = threading.Event()
     disk = FaultyDisk(call, code)
-    log = AuditLog.open(
+    log = open_audit_log(
         folder,
         origin=ORIGIN,
         clock=SystemClock(),
@@ -101,9 +100,9 @@ def test_a_failed_call_stops_everybody_until_a_restart(
     assert stopped.is_set()
 
     # Every one of them was told why, and what to do.
-    assert callers.refused == [log.failed] * 8
-    assert "restarted" in log.failed
-    assert (errno.errorcode[code] if code else "bytes were written") in log.failed
+    assert callers.refused == [log.refusal] * 8
+    assert "restarted" in log.refusal
+    assert (errno.errorcode[code] if code else "bytes were written") in log.refusal
 
     # The disk works again, but nothing is tried again: no second sync, no write.
     assert disk.tried.count(call) == 1
@@ -138,7 +137,7 @@ def test_a_segment_that_cannot_begin_stops_the_log(folder: Path, call: str, code
     assert callers.some.wait(30)
     disk.armed = True
     callers.join()
-    assert errno.errorcode[code] in log.failed
+    assert errno.errorcode[code] in log.refusal
     log.close()
     log = open_log(folder)
     assert log.records(max(callers.answered), 1)[0].seq == max(callers.answered)
@@ -205,7 +204,7 @@ def refuse_and_mend(folder: Path, disk: FaultyDisk, code: int) -> None:
     """A start on a failing disk is refused; the next one has all records and tells of the cut."""
     disk.armed = True
     with pytest.raises(AuditRefused, match=errno.errorcode[code]):
-        AuditLog.open(
+        open_audit_log(
             folder,
             origin=ORIGIN,
             clock=SystemClock(),
@@ -229,7 +228,7 @@ def test_a_ballast_that_cannot_be_given_up_stops_the_log(folder: Path, code: int
     disk.armed = True
     log._low_disk_bytes = 1 << 62
     callers.join()
-    assert errno.errorcode[code] in log.failed
+    assert errno.errorcode[code] in log.refusal
     log.close()
     log = open_log(folder)
     assert log.records(max(callers.answered), 1)[0].seq == max(callers.answered)
@@ -264,7 +263,7 @@ def test_a_slow_sync_is_back_pressure_only(folder: Path) -> None:
     assert callers.some.wait(30)
     log.close()
     callers.join()
-    assert log.failed == ""
+    assert log.refusal == ""
     assert callers.refused == ["the audit log is closed"] * 16
     assert set(callers.answered) == set(range(log.size))
     assert verify_log(folder, ORIGIN, [Checkpoint(ORIGIN, *log.tree_head())]).problems == ()
@@ -274,13 +273,13 @@ FULL_DISK = """
 import resource
 import sys
 from pathlib import Path
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
+from signer.audit.write.log import AuditUnavailable
+from signer.audit.write.recovery import open_audit_log
 from signer.audit.format.record import RecordKind
 from signer.clock import SystemClock
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-log = AuditLog.open(
+log = open_audit_log(
     Path(sys.argv[1]), origin="signer.example/log", clock=SystemClock(),
     low_disk_bytes=0, ballast_bytes=0,
 )

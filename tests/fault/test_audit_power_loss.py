@@ -17,9 +17,8 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog, Listener
-from signer.audit.write.recovery import AuditRefused
+from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
+from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import SystemClock
 from tests.fault.audit_disk import PowerDisk
 
@@ -46,7 +45,7 @@ class World:
 
     def open(self, disk: Disk) -> AuditLog:
         counted = Fold()
-        return AuditLog.open(
+        return open_audit_log(
             self.folder,
             origin=ORIGIN,
             clock=SystemClock(),
@@ -110,7 +109,7 @@ def live(world: World, life: Life, disk: PowerDisk) -> bool:
             world.step(log, step)
     except AuditUnavailable:
         assert disk.off
-        assert log.failed
+        assert log.refusal
     finally:
         log.close()
     return True
@@ -171,7 +170,7 @@ def check_refusal(world: World, refused: AuditRefused, *, hole: bool) -> None:
     event("refused")
     assert hole
     assert "frames follow" in str(refused)
-    log = AuditLog.open(
+    log = open_audit_log(
         world.folder,
         origin=ORIGIN,
         clock=SystemClock(),

@@ -23,7 +23,8 @@ from signer.audit.format.segments import Frame, Header, Segment, list_segments, 
 from signer.audit.read import replay
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
-from signer.audit.write.log import SEGMENT_BYTES, AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import SEGMENT_BYTES, open_audit_log
 from signer.clock import SystemClock
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
@@ -52,7 +53,7 @@ class Site:
         self.heard: list[tuple[int, RecordKind]] = []
         clock = SystemClock()
         self.ledger, self.usage = Ledger(), Usage()
-        self.log = AuditLog.open(
+        self.log = open_audit_log(
             folder,
             origin=ORIGIN,
             clock=clock,

@@ -28,7 +28,7 @@ from signer.audit.format.segments import Header, list_segments, open_segment
 from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
-from signer.audit.write.recovery import AuditRefused
+from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import SystemClock
 from signer.officers.approval import Proposal
 from signer.officers.offline_check import ApprovalFold
@@ -173,7 +173,7 @@ def open_log(
     folder: Path, checkpoint: Checkpoint | None = None, *, override: bool = False
 ) -> AuditLog:
     control = ApprovalFold(checking=False)
-    return AuditLog.open(
+    return open_audit_log(
         folder,
         origin=ORIGIN,
         clock=SystemClock(),

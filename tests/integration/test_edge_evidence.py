@@ -12,7 +12,8 @@ import pytest
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
-from signer.audit.format.record import Column, Record, RecordKind, parse_head
+from signer.audit.format.parse import parse_head
+from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.cli.audit.place import spki_of

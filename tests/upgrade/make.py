@@ -19,7 +19,8 @@ from typing import Any
 
 from signer.audit.format.record import RecordKind
 from signer.audit.read.ledger import Ledger
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.officers.offline_check import ApprovalFold
 from signer.tools.dev.appliance import DevAppliance
@@ -50,7 +51,7 @@ def operate(made: DevAppliance) -> None:
 
 def begin_segment(made: DevAppliance) -> None:
     """Has the log go on in a second segment, which begins with a snapshot."""
-    log = AuditLog.open(
+    log = open_audit_log(
         made.dir / "audit",
         origin="signer/audit",
         clock=SystemClock(),

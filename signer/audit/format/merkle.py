@@ -176,11 +176,6 @@ class Frontier:
         """Returns the roots of the perfect subtrees, the largest first."""
         return list(self._peaks)
 
-    @classmethod
-    def from_list(cls, size: int, peaks: Sequence[bytes]) -> Frontier:
-        """Continues the tree of ``size`` leaves whose ``to_list()`` was ``peaks``."""
-        return cls(size, peaks)
-
 
 def split(size: int) -> int:
     """Returns the largest power of two smaller than ``size``, which is at least 2.

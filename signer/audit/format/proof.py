@@ -16,15 +16,15 @@ from typing import Any
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, parse_note
-from signer.audit.format.entries import IntentRecord, OutcomeRecord
+from signer.audit.format.parse import RecordHead, parse_head
 from signer.audit.format.record import (
     HASH_SIZE,
     MAX_BODY,
+    IntentRecord,
+    OutcomeRecord,
     Record,
     RecordError,
-    RecordHead,
     RecordKind,
-    parse_head,
 )
 from signer.model import Format
 

@@ -1,9 +1,12 @@
-"""Records of the audit log: their canonical bytes and hashes, and their frames on disk.
+"""Records of the audit log: what they hold, their canonical bytes, and how they follow each other.
 
 A record is a head, one deterministic CBOR map (RFC 8949 section 4.2.1), and optionally
 a column: items of one width, packed, whose count, width and Merkle root are in the head.
 A record's leaf in the log's tree is the hash of its head alone, so that a head can be
 shown with the path of one item and without the other items.
+
+The fields of INTENT, OUTCOME and INDETERMINATE, and the log's own fields of SNAPSHOT, are
+written and read here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 from signer import cbor
 from signer.audit.format import merkle
+from signer.audit.format.merkle import Frontier
+from signer.model import HcertTerms
 
 Value = int | str | bytes | bool | None | Sequence["Value"] | Mapping[str, "Value"]
 """The value of a field. Sequences are read as lists; integers have 64 bits and a sign."""
+
+Fields = Mapping[str, Value]
 
 MAX_BODY = 8 << 20
 """Bytes of a record's body at most."""
@@ -32,19 +39,12 @@ LENGTH_SIZE = 4
 FIRST_CHAIN = bytes(HASH_SIZE)
 """The chain hash before the first frame of a log."""
 
-_COLUMN_NAMES = frozenset({"count", "width", "root"})
-_RESERVED = frozenset({"seq", "time", "kind"}) | _COLUMN_NAMES
+COLUMN_NAMES = frozenset({"count", "width", "root"})
+_RESERVED = frozenset({"seq", "time", "kind"}) | COLUMN_NAMES
 
 
 class RecordError(Exception):
     """Bytes that are not a record, or a record that cannot be written. Never quotes values."""
-
-
-class NewerError(RecordError):
-    """An intact record of a kind that only a later version of signer knows."""
-
-
-NEWER = "was written by a newer version of signer: read it with that version or a later one"
 
 
 class RecordKind(enum.StrEnum):
@@ -70,9 +70,6 @@ class RecordKind(enum.StrEnum):
     SNAPSHOT = "snapshot"
     RECOVERY = "recovery"
     OVERRIDE = "override"
-
-
-_KINDS = {str(kind): kind for kind in RecordKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +119,6 @@ class Shape:
     root: bytes
 
 
-class RecordHead(NamedTuple):
-    """A record without the items of its column."""
-
-    seq: int
-    time_us: int
-    kind: RecordKind
-    fields: Mapping[str, Value]
-    shape: Shape | None
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record. ``seq`` counts from 0 and is the index of its leaf in the log's tree.
@@ -143,7 +130,7 @@ class Record:
     seq: int
     time_us: int
     kind: RecordKind
-    fields: Mapping[str, Value]
+    fields: Fields
     column: Column | None = None
 
     def head(self) -> bytes:
@@ -163,7 +150,7 @@ def encode(
     seq: int,
     time_us: int,
     kind: RecordKind,
-    fields: Mapping[str, Value],
+    fields: Fields,
     column: Column | None = None,
     *,
     root: bytes | None = None,
@@ -176,57 +163,6 @@ def encode(
     return _body(head, column), merkle.leaf_hash(head)
 
 
-def parse(body: bytes) -> Record:
-    """Reads a record from its canonical bytes; raises RecordError for any other bytes.
-
-    The column is compared with the count, width and root in the head.
-    """
-    return parse_with_leaf(body)[0]
-
-
-def parse_with_leaf(body: bytes) -> tuple[Record, bytes]:
-    """Does the same as ``parse``, and returns the record's leaf hash with the record."""
-    parts = _decode(body, "record")
-    if type(parts) is not list or len(parts) != 2 or type(parts[0]) is not bytes:
-        raise RecordError("the record does not consist of a head and a column")
-    encoded, data = parts
-    seq, time_us, kind, fields, shape = parse_head(encoded)
-    column = None
-    if shape is not None:
-        if type(data) is not bytes or len(data) != shape.count * shape.width:
-            raise RecordError("the size of the record's column differs from its head")
-        column = Column(shape.width, data)
-        if column.root() != shape.root:
-            raise RecordError("the root of the record's column differs from its head")
-    elif data is not None:
-        raise RecordError("the record has a column, but its head describes none")
-    return Record(seq, time_us, kind, fields, column), merkle.leaf_hash(encoded)
-
-
-def parse_head(head: bytes) -> RecordHead:
-    """Reads a head from its canonical bytes; raises RecordError for any other bytes."""
-    fields = _decode(head, "head")
-    if type(fields) is not dict:
-        raise RecordError("the head is not a map")
-    seq = _count(fields.pop("seq", None), "seq")
-    time_us = _count(fields.pop("time", None), "time")
-    name = fields.pop("kind", None)
-    if type(name) is not str:
-        raise RecordError("the head has no kind")
-    kind = _KINDS.get(name)
-    if kind is None:
-        raise NewerError(f"a record of an unknown kind {NEWER}")
-    shape = None
-    if not _COLUMN_NAMES.isdisjoint(fields):
-        count = _count(fields.pop("count", None), "count")
-        width = _count(fields.pop("width", None), "width")
-        root = fields.pop("root", None)
-        if type(root) is not bytes or len(root) != HASH_SIZE or not width:
-            raise RecordError("the head has no root and width of its column")
-        shape = Shape(count, width, root)
-    return RecordHead(seq, time_us, kind, fields, shape)
-
-
 def frame(previous: bytes, body: bytes) -> tuple[bytes, bytes]:
     """Returns the bytes of a frame and its chain hash, SHA-256(previous ‖ body).
 
@@ -236,20 +172,224 @@ def frame(previous: bytes, body: bytes) -> tuple[bytes, bytes]:
     return len(body).to_bytes(LENGTH_SIZE, "big") + body + chain, chain
 
 
+# --- what records of signing hold ------------------------------------------------------------
+
+CLOSING = frozenset({RecordKind.OUTCOME, RecordKind.INDETERMINATE})
+"""Records that close an intent; ``intent`` is its sequence number."""
+
+
+def text(fields: Fields, name: str, default: str | None = None) -> str:
+    """Returns a field that is text; ``default`` if it is missing."""
+    value = fields.get(name, default)
+    if not isinstance(value, str):
+        raise RecordError(f"{name} is not text")
+    return value
+
+
+def number(fields: Fields, name: str, default: int | None = None) -> int:
+    """Returns a field that is an integer; ``default`` if it is missing."""
+    value = fields.get(name, default)
+    if type(value) is not int:
+        raise RecordError(f"{name} is not a number")
+    return value
+
+
+def octets(fields: Fields, name: str, default: bytes | None = None) -> bytes:
+    """Returns a field that is a byte string; ``default`` if it is missing."""
+    value = fields.get(name, default)
+    if type(value) is not bytes:
+        raise RecordError(f"{name} is not a byte string")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class IntentRecord:
+    """An INTENT: what is about to be signed, for whom, and under which rule.
+
+    Its column holds the digests of the items that go to the HSM. ``payload_hash`` is the
+    hash of the whole request, ``asked`` its number of payloads, ``now`` the time in messages
+    (seconds since the epoch), ``policy`` a SHA-256. ``failed`` has the items that were
+    refused before, by their index among the payloads, as ``REASON: message``.
+    """
+
+    principal: str
+    request_id: str
+    call_id: str
+    payload_hash: bytes
+    key_version: str
+    kid: bytes
+    format: str
+    rule: str
+    policy: bytes
+    facility: str
+    group: str
+    now: int
+    hcert: HcertTerms | None
+    asked: int
+    failed: Mapping[int, str]
+
+    def to_fields(self) -> dict[str, Value]:
+        fields: dict[str, Value] = {name: getattr(self, name) for name in self.__slots__}
+        hcert = self.hcert
+        fields["hcert"] = None if hcert is None else [hcert.issuer, hcert.validity]
+        fields["failed"] = _by_name(self.failed)
+        return fields
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> IntentRecord:
+        """Reads the fields; those that a proof does not show may be missing."""
+        policy = octets(fields, "policy")
+        if len(policy) != HASH_SIZE:
+            raise RecordError("policy is not a SHA-256")
+        hcert = None
+        match fields.get("hcert"):
+            case [str(issuer), int(validity)]:
+                hcert = HcertTerms(issuer, validity)
+        return cls(
+            principal=text(fields, "principal"),
+            request_id=text(fields, "request_id", ""),
+            call_id=text(fields, "call_id", ""),
+            payload_hash=octets(fields, "payload_hash", b""),
+            key_version=text(fields, "key_version"),
+            kid=octets(fields, "kid", b""),
+            format=text(fields, "format"),
+            rule=text(fields, "rule"),
+            policy=policy,
+            facility=text(fields, "facility", ""),
+            group=text(fields, "group", ""),
+            now=number(fields, "now", 0),
+            hcert=hcert,
+            asked=number(fields, "asked", 0),
+            failed=_by_index(fields, "failed"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRecord:
+    """An OUTCOME: what became of an intent.
+
+    Its column holds a signature for each digest of the intent, zeros for those in
+    ``failures``, by their index there. ``attempts`` is how often the HSM was asked.
+    """
+
+    intent: int
+    attempts: int
+    failures: Mapping[int, str]
+
+    def to_fields(self) -> dict[str, Value]:
+        return {
+            "intent": self.intent,
+            "attempts": self.attempts,
+            "failures": _by_name(self.failures),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> OutcomeRecord:
+        return cls(
+            number(fields, "intent"),
+            number(fields, "attempts", 0),
+            _by_index(fields, "failures"),
+        )
+
+
+def indeterminate(intent: int, reason: str = "") -> dict[str, Value]:
+    """Returns the fields of an INDETERMINATE: nothing of the intent is released.
+
+    ``reason`` is empty if a start closes what an earlier process has left open.
+    """
+    return {"intent": intent, "reason": reason} if reason else {"intent": intent}
+
+
+def _by_name(texts: Mapping[int, str]) -> dict[str, Value]:
+    return {str(index): written for index, written in texts.items()}
+
+
+def _by_index(fields: Fields, name: str) -> dict[int, str]:
+    written = fields.get(name, {})
+    if not isinstance(written, Mapping) or not all(map(str.isdecimal, written)):
+        raise RecordError(f"{name} is not a map of indices")
+    return {int(index): text(written, index) for index in written}
+
+
+class Tip:
+    """The end of the log: what the next record has to continue.
+
+    ``chain`` is the chain hash of the last frame, ``time_us`` the time of the last record,
+    ``frontier`` the tree so far, and ``open`` the numbers of intents without an outcome.
+    """
+
+    def __init__(self) -> None:
+        self.chain = FIRST_CHAIN
+        self.time_us = 0
+        self.frontier = Frontier()
+        self.open: set[int] = set()
+
+    @property
+    def size(self) -> int:
+        """How many records the log has: the sequence number of the next."""
+        return self.frontier.size
+
+    def check(self, kind: RecordKind, fields: Fields) -> None:
+        """Raises RecordError if such a record may not be the next."""
+        if kind in CLOSING and fields.get("intent") not in self.open:
+            raise RecordError(f"an {kind} closes an intent that is not open")
+        if kind is RecordKind.SNAPSHOT and any(
+            fields.get(name) != value for name, value in self.snapshot().items()
+        ):
+            raise RecordError("a snapshot differs from the records before it")
+
+    def add(self, record: Record, leaf: bytes) -> None:
+        """Adds the next record, which ``check`` has accepted."""
+        if record.kind is RecordKind.INTENT:
+            self.open.add(record.seq)
+        elif record.kind in CLOSING:
+            self.open.remove(record.fields["intent"])  # type: ignore[arg-type]  # checked
+        self.time_us = record.time_us
+        self.frontier.append(leaf)
+
+    def snapshot(self) -> dict[str, Value]:
+        """Returns the fields of a SNAPSHOT record that describe the log itself."""
+        return {"frontier": self.frontier.to_list(), "open": sorted(self.open)}
+
+    def continue_from(self, snapshot: Record) -> None:
+        """Starts before a SNAPSHOT record that begins a segment; raises RecordError.
+
+        The snapshot is unproven until a checkpoint beyond it has been compared: the
+        checkpoint's root covers these subtrees and the snapshot's own leaf.
+        """
+        if snapshot.kind is not RecordKind.SNAPSHOT:
+            raise RecordError("the log begins neither with record 0 nor with a snapshot")
+        peaks = _list_of(bytes, snapshot.fields, "frontier")
+        try:
+            self.frontier = Frontier(snapshot.seq, peaks)
+        except ValueError as error:
+            raise RecordError(f"the snapshot is wrong: {error}") from None
+        self.open = set(_list_of(int, snapshot.fields, "open"))
+        self.time_us = snapshot.time_us
+
+
+def _list_of(kind: type, fields: Fields, name: str) -> list[Any]:
+    values = fields.get(name)
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
+        raise RecordError(f"{name} of the snapshot is not a list of the expected kind")
+    return values
+
+
+# --- encoding ----------------------------------------------------------------------------------
+
+
 def _shape(column: Column | None, root: bytes | None = None) -> Shape | None:
     if column is None:
         return None
     return Shape(column.count, column.width, root or column.root())
 
 
-def _head(
-    seq: int, time_us: int, kind: RecordKind, fields: Mapping[str, Value], shape: Shape | None
-) -> bytes:
+def _head(seq: int, time_us: int, kind: RecordKind, fields: Fields, shape: Shape | None) -> bytes:
     if not _RESERVED.isdisjoint(fields):
         raise RecordError("a field has a name that is reserved for the head")
     named: dict[str, Value] = {
-        "seq": _count(seq, "seq"),
-        "time": _count(time_us, "time"),
+        "seq": count_of(seq, "seq"),
+        "time": count_of(time_us, "time"),
         "kind": kind.value,
         **fields,
     }
@@ -265,23 +405,14 @@ def _body(head: bytes, column: Column | None) -> bytes:
     return body
 
 
-def _encode(fields: Mapping[str, Value]) -> bytes:
+def _encode(fields: Fields) -> bytes:
     try:
         return cbor.encode_record(fields, MAX_DEPTH)
     except cbor.CborError as error:
         raise RecordError(f"a record cannot hold {error}") from None
 
 
-def _decode(data: bytes, what: str) -> Any:
-    if len(data) > MAX_BODY:
-        raise RecordError(f"a {what} of {len(data)} bytes is longer than the limit of {MAX_BODY}")
-    try:
-        return cbor.decode_record(data, MAX_DEPTH)
-    except cbor.CborError as error:
-        raise RecordError(f"the {what} is not deterministic CBOR: it has {error}") from None
-
-
-def _count(value: object, name: str) -> int:
+def count_of(value: object, name: str) -> int:
     if type(value) is not int or value < 0:
         raise RecordError(f"{name} is not a number from 0 on")
     return value

@@ -16,14 +16,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from signer.audit.format.record import (
-    HASH_SIZE,
-    LENGTH_SIZE,
-    MAX_BODY,
-    NEWER,
-    RecordError,
-    frame,
-)
+from signer.audit.format.parse import NEWER
+from signer.audit.format.record import HASH_SIZE, LENGTH_SIZE, MAX_BODY, RecordError, frame
 
 KEY_FILE = "audit.pub.pem"
 """The file of the public audit key, in the log's directory."""

@@ -15,14 +15,8 @@ from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 
-from signer.audit.format.record import (
-    HASH_SIZE,
-    LENGTH_SIZE,
-    MAX_BODY,
-    Record,
-    RecordError,
-    parse_with_leaf,
-)
+from signer.audit.format.parse import parse_with_leaf
+from signer.audit.format.record import HASH_SIZE, LENGTH_SIZE, MAX_BODY, Record, RecordError
 from signer.audit.format.segments import Segment, TornTail, open_segment, read_frames
 from signer.files import replace_file
 

@@ -12,15 +12,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.entries import Tip
-from signer.audit.format.record import (
-    NewerError,
-    Record,
-    RecordError,
-    RecordKind,
-    parse,
-    parse_with_leaf,
-)
+from signer.audit.format.parse import NewerError, parse, parse_with_leaf
+from signer.audit.format.record import Record, RecordError, RecordKind, Tip
 from signer.audit.format.segments import (
     BrokenFrame,
     Header,

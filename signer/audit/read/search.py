@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.entries import CLOSING, number
-from signer.audit.format.record import Column, Record, RecordKind, Value
+from signer.audit.format.record import CLOSING, Column, Record, RecordKind, Value, number
 from signer.audit.read.reader import Reader
 from signer.audit.read.subtrees import Subtrees
 

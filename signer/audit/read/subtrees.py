@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from signer.audit.format import merkle
-from signer.audit.format.entries import Tip
-from signer.audit.format.record import Record
+from signer.audit.format.record import Record, Tip
 
 LeafHashes = Callable[[int, int], Sequence[bytes]]
 """Returns the leaf hashes of the records [start, stop), as ``Reader.leaf_hashes`` does."""

@@ -1,38 +1,56 @@
-"""The system calls of the log's writer: one small object, so that tests make each of them fail."""
+"""The files of the log as its writer sees them: the system calls, and the growing end.
+
+``Disk`` is one object with all system calls, so that tests can make each of them fail.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from signer.audit.format.record import (
+    Column,
+    Fields,
+    Record,
+    RecordError,
+    RecordKind,
+    Tip,
+    encode,
+    frame,
+)
+from signer.audit.format.segments import Header, Segment
+from signer.audit.read.reader import INDEX_ENTRY, Index
 
 _MODE = 0o640
 
 
 class Disk:
-    """Files as the log writes them. Every method raises OSError.
+    """The system calls. Every method raises OSError.
 
-    What is written is durable only after ``sync``; a name that appears, changes
-    or goes is durable only after ``sync_directory``.
+    Data is durable only after ``sync``; a new, changed or removed name is durable only after
+    ``sync_directory``.
     """
 
     def create(self, path: Path) -> int:
-        """Makes a new file and returns its descriptor; what is written goes to its end."""
+        """Creates a file and returns its descriptor; data is written to its end."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         return os.open(path, flags, _MODE)
 
     def open(self, path: Path) -> int:
-        """Opens a file that exists; what is written goes to its end."""
+        """Opens a file that exists; data is written to its end."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def write(self, descriptor: int, data: bytes) -> int:
-        """Returns how many bytes were taken: fewer than given where the disk is full."""
+        """Returns how many bytes were written: fewer than given if the disk is full."""
         return os.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)
 
     def forget(self, descriptor: int) -> None:
-        """Has the next reading of a synced file come from the disk, not from the page cache."""
+        """Makes the next read of a synced file come from the disk, not from the page cache."""
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, descriptor: int, size: int) -> None:
@@ -55,7 +73,7 @@ class Disk:
             os.close(descriptor)
 
     def reserve(self, path: Path, size: int) -> None:
-        """Makes a file that occupies ``size`` bytes."""
+        """Creates a file that occupies ``size`` bytes."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _MODE)
         try:
             os.posix_fallocate(descriptor, 0, size)
@@ -63,20 +81,20 @@ class Disk:
             os.close(descriptor)
 
     def free_bytes(self, path: Path) -> int:
-        """Returns what a process without privileges can still write beside ``path``."""
+        """Returns the bytes that a process without privileges can still write beside ``path``."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 
 
 def write_whole(disk: Disk, descriptor: int, data: bytes) -> None:
-    """Writes all of ``data`` by one call; a short write is an error. Raises OSError."""
+    """Writes all of ``data`` by one call; raises OSError, also for a short write."""
     written = disk.write(descriptor, data)
     if written != len(data):
         raise OSError(f"only {written} of {len(data)} bytes were written")
 
 
 def write_file(disk: Disk, path: Path, data: bytes) -> None:
-    """Makes a new file with this content, durable but for its name. Raises OSError."""
+    """Creates a file with this content, durable except for its name. Raises OSError."""
     descriptor = disk.create(path)
     try:
         write_whole(disk, descriptor, data)
@@ -92,3 +110,103 @@ def replace_durably(disk: Disk, path: Path, data: bytes) -> None:
     write_file(disk, draft, data)
     disk.rename(draft, path)
     disk.sync_directory(path.parent)
+
+
+class Tail:
+    """The open segment, and the ``tip`` that the next record continues. For one thread.
+
+    Records are staged, then written and synced by one ``commit``. After an OSError from
+    ``commit`` or ``rotate`` the state of the file is unknown: neither may be called again.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        origin: str,
+        *,
+        tip: Tip,
+        segments: Sequence[Segment],
+        index: Index,
+    ) -> None:
+        """Continues the last of ``segments``, whose index is ``index``, or begins the first one."""
+        self._disk, self._directory, self._origin = disk, directory, origin
+        self.tip = tip
+        self.segments = tuple(segments)
+        self.index = index
+        self._staged: list[bytes] = []
+        self._descriptor: int | None = None
+        if self.segments:
+            path = self.segments[-1].path
+            self._end = path.stat().st_size
+            self._descriptor = disk.open(path)
+            # A killed writer may have left data and the file's name in the page cache only.
+            # From now on both must be durable.
+            disk.sync(self._descriptor)
+            disk.sync_directory(directory)
+        else:
+            self.rotate(0, None)
+        self._begin = 0
+
+    def due(self, segment_bytes: int) -> bool:
+        """Returns whether the open segment is full; its first snapshot does not count."""
+        return self.tip.size > self.segments[-1].first and self._end - self._begin >= segment_bytes
+
+    def stage(
+        self,
+        time_us: int,
+        kind: RecordKind,
+        fields: Fields,
+        column: Column | None = None,
+        root: bytes | None = None,
+    ) -> Record:
+        """Adds a record after all others, with a time that is not before theirs.
+
+        Raises RecordError; then nothing is staged.
+        """
+        tip = self.tip
+        tip.check(kind, fields)
+        record = Record(tip.size, max(time_us, tip.time_us), kind, fields, column)
+        body, leaf = encode(record.seq, record.time_us, kind, fields, column, root=root)
+        framed, tip.chain = frame(tip.chain, body)
+        tip.add(record, leaf)
+        self.index.grown += INDEX_ENTRY.pack(self._end, leaf)
+        self._staged.append(framed)
+        self._end += len(framed)
+        return record
+
+    def commit(self) -> None:
+        """Makes all staged records durable; raises OSError."""
+        if self._descriptor is None:
+            raise OSError("the segment is closed")
+        write_whole(self._disk, self._descriptor, b"".join(self._staged))
+        self._staged.clear()
+        self._disk.sync(self._descriptor)
+
+    def rotate(self, time_us: int, snapshot: Fields | None) -> None:
+        """Begins the next segment, with a snapshot if there is one; raises OSError.
+
+        Header and name are durable before any record, so a segment with a torn header
+        holds no record that was acknowledged.
+        """
+        self.close()
+        if self.segments:
+            self.index.save(self.segments[-1])
+        segment = Segment.named(self._directory, self.tip.size)
+        framed, self.tip.chain = Header(self._origin, segment.first, self.tip.chain).frame()
+        self._descriptor = self._disk.create(segment.path)
+        self._staged, self._end, self.index = [framed], len(framed), Index()
+        self.segments = (*self.segments, segment)
+        # A snapshot that is too large for a record only makes the next start slower.
+        with suppress(RecordError):
+            if snapshot is not None:
+                self.stage(time_us, RecordKind.SNAPSHOT, {**snapshot, **self.tip.snapshot()})
+        self._begin = self._end
+        self.commit()
+        self._disk.sync_directory(self._directory)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            # Once, even if it fails: the number may belong to another file by then.
+            self._disk.close(descriptor)

@@ -1,59 +1,203 @@
-"""The audit log: one writer, one order, nobody is answered before his record is durable.
+"""The audit log while it grows: one writer, one order, group commit.
 
-Whoever appends waits until one ``fdatasync`` has covered his record, together
-with all records that came while the one before was under way (group commit). A
-write or sync that fails leaves the file in a state that nobody knows: the log
-stops for good, and only opening it again, which reads what is there, goes on.
+``append`` returns when one ``fdatasync`` has covered the record, together with all records
+that arrived during the sync before. After a failed write or sync the state of the file is
+unknown: the log stops until it is opened again, which reads what is on the disk.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.entries import Tip
 from signer.audit.format.merkle import Frontier
-from signer.audit.format.record import Column, Record, RecordError, RecordKind, encode
+from signer.audit.format.record import (
+    Column,
+    Fields,
+    Record,
+    RecordError,
+    RecordKind,
+    Tip,
+    encode,
+    indeterminate,
+)
 from signer.audit.format.segments import Segment
 from signer.audit.read.reader import Reader
 from signer.audit.read.replay import OnRecord
-from signer.audit.write.disk import Disk
-from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
-from signer.audit.write.recovery import AuditRefused, Fields, Opened, Space, ballast_path, open_tail
+from signer.audit.write.disk import Disk, Tail
 from signer.clock import Clock
+from signer.errors import Reason
 
-SEGMENT_BYTES = 64 << 20
-LOW_DISK_BYTES = 256 << 20
-BALLAST_BYTES = 64 << 20
 SLOW_SECONDS = 1.0
 """A commit that takes longer is reported to operators."""
-_LEAVES = 4096  # hashes held at once while a root is computed
 
+_LEAVES = 4096  # hashes held at once while a root is computed
 _WITH_ANSWER = frozenset(
     {RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE, RecordKind.SNAPSHOT}
 )
 
 
+class AuditUnavailable(Exception):  # noqa: N818  # named after the reason that callers get
+    """The record may not be in the log: nothing that it covers may be released."""
+
+
+class AuditLate(Exception):  # noqa: N818  # not an error of the log
+    """The wait for an intent is over: it was withdrawn, or will be closed as INDETERMINATE."""
+
+
+class Entry:
+    """A record in the queue; ``done`` is set when it is durable or refused.
+
+    ``seq`` is its number when it is durable, -1 before. ``late``: its waiter timed out.
+    """
+
+    __slots__ = ("column", "done", "error", "fields", "kind", "late", "root", "seq")
+
+    def __init__(
+        self,
+        kind: RecordKind,
+        fields: Fields,
+        column: Column | None = None,
+        root: bytes | None = None,
+    ) -> None:
+        self.kind, self.fields, self.column, self.root = kind, fields, column, root
+        self.done = threading.Event()
+        self.error: Exception | None = None
+        self.seq = -1
+        self.late = False
+
+    def refuse(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Inbox:
+    """The queue of the writer.
+
+    ``failed`` is the reason why no record is accepted, ``low`` why no intent is; both are
+    normally empty. ``on_stop`` is called with either before any record is refused for it;
+    it must not call ``put``.
+    """
+
+    def __init__(self, on_stop: Callable[[str], None]) -> None:
+        self.failed = self.low = ""
+        self._on_stop = on_stop
+        self._changed = threading.Condition()
+        self._queue: list[Entry] = []
+        self._closing = False
+
+    def put(self, entry: Entry) -> None:
+        """Queues a record; raises AuditUnavailable."""
+        # Under the lock, so that the writer sees every accepted entry before it ends.
+        with self._changed:
+            if self.failed or self._closing:
+                raise AuditUnavailable(self.failed or "the audit log is closed")
+            if self.low and entry.kind is RecordKind.INTENT:
+                raise AuditUnavailable(self.low)
+            self._queue.append(entry)
+            self._changed.notify()
+
+    def wait(self, entry: Entry, seconds: float | None) -> int:
+        """Returns the number of a record when it is durable; raises the reason if it is refused.
+
+        After ``seconds`` AuditLate is raised: an intent that the writer has not begun is
+        withdrawn, another is closed as INDETERMINATE when it is durable.
+        """
+        if not entry.done.wait(seconds):
+            self._give_up(entry)
+        if entry.error is not None:
+            raise entry.error
+        return entry.seq
+
+    def _give_up(self, entry: Entry) -> None:
+        with self._changed:
+            if entry.done.is_set() or entry.seq >= 0:
+                return
+            if entry in self._queue:
+                self._queue.remove(entry)
+            entry.late = True
+        raise AuditLate("the disk of the audit log was too slow to record this in time")
+
+    def take(self) -> list[Entry]:
+        """Waits for entries and returns them all; none when the inbox is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            taken, self._queue = self._queue, []
+            return taken
+
+    def answer(self, entries: Sequence[Entry]) -> None:
+        """Wakes the waiters of durable entries; closes those whose waiters timed out."""
+        reason = str(Reason.DEADLINE_TOO_SHORT)
+        with self._changed:
+            # Before all newer entries, which may have the same request id.
+            self._queue[:0] = [
+                Entry(RecordKind.INDETERMINATE, indeterminate(entry.seq, reason))
+                for entry in entries
+                if entry.late
+            ]
+        for entry in entries:
+            entry.done.set()
+
+    def stop_intents(self, reason: str) -> None:
+        """Refuses all further intents."""
+        with self._changed:
+            self.low = reason
+            self._on_stop(reason)
+
+    def fail(self, taken: Sequence[Entry], reason: str) -> None:
+        """Refuses all further entries, those in the queue, and those that were ``taken``."""
+        waiting: list[Entry] = []
+        try:
+            with self._changed:
+                self.failed = reason
+                waiting, self._queue = self._queue, []
+                self._on_stop(reason)
+        finally:
+            for entry in (*taken, *waiting):
+                if not entry.done.is_set():
+                    entry.refuse(AuditUnavailable(reason))
+
+    def close(self) -> None:
+        """Refuses all further entries; those in the queue are still written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+
 class TreeHead(NamedTuple):
-    """The tree over all durable records: what a checkpoint says."""
+    """The tree over all durable records, as a checkpoint states it."""
 
     size: int
     root: bytes
 
 
 class _Durable(NamedTuple):
-    """What readers may see; replaced as a whole at every commit."""
+    """The state that readers see; replaced as a whole at every commit."""
 
     size: int
     peaks: list[bytes]
-    time_us: int
     open_intents: int
     reader: Reader
+
+
+class Opened(NamedTuple):
+    """A log that was read and recovered; see ``signer.audit.write.recovery``.
+
+    ``lock`` is the descriptor that keeps other processes out. ``firsts`` are the records to
+    append first. ``overridden`` is the number of records that an override left, else None.
+    """
+
+    directory: Path
+    disk: Disk
+    lock: int
+    free_bytes: int
+    tail: Tail
+    firsts: list[tuple[RecordKind, Fields]]
+    overridden: int | None
 
 
 class Growth:
@@ -66,7 +210,7 @@ class Growth:
         self._closed = False
 
     def add(self, units: int) -> None:
-        """Adds what has become durable."""
+        """Adds the records and items of a commit."""
         with self._changed:
             before, self._units = self._units, self._units + units
             if not before or before < self._enough <= self._units:
@@ -97,10 +241,10 @@ class Growth:
 class Listener(NamedTuple):
     """Takes the records of ``kinds`` (None: of every kind), in the order of the log.
 
-    ``on_record`` is called with every record from the start of the reading on, and
-    with every new one once it is durable, before its writer is answered; with a
-    SNAPSHOT only where the reading starts with it. ``snapshot`` returns what the
-    listener adds to the fields of a new SNAPSHOT: the result of all its records so far.
+    ``on_record`` is called with every record that is read at the start, and with every new
+    one when it is durable, before its ``append`` returns; with a SNAPSHOT only if the reading
+    starts with it. ``snapshot`` returns the listener's part of the fields of a new SNAPSHOT:
+    the result of all its records so far.
     """
 
     on_record: OnRecord
@@ -109,20 +253,19 @@ class Listener(NamedTuple):
 
 
 class AuditLog:
-    """The log in a directory, of which there is one writer at a time.
+    """The open log in a directory; made by ``recovery.open_audit_log``.
 
-    ``free_bytes`` of its disk were found by the last commit, which took
-    ``commit_seconds``; ``committing_since`` is when the one under way began
-    (seconds since the epoch), 0 where there is none. ``overridden`` is how many
-    records were left where this opening had to go on without others, else None.
+    ``free_bytes`` is the free space at the last commit, which took ``commit_seconds``;
+    ``committing_since`` is when the present commit began (seconds since the epoch), 0 if
+    there is none. ``overridden`` is the number of records that an override left when the
+    log was opened, else None.
 
-    Listeners are called side by side, in their order, by the writer's thread, which
-    waits for them; they must not append. Where one adds to snapshots, every segment
-    but the first begins with a SNAPSHOT. ``on_commit`` is called with the number of records
-    that became durable and the seconds that this took, ``on_time`` with the time of the
-    newest durable record (seconds since the epoch), ``on_stop`` with the reason why no intent
-    is taken any more, before any is refused. ``growth`` is for the one thread that makes
-    checkpoints.
+    The writer's thread calls listeners one after the other and waits for them; they must
+    not append. If one adds to snapshots, every segment but the first begins with a SNAPSHOT.
+    ``on_commit`` is called with the number of new durable records and the seconds of the
+    commit, ``on_time`` with the time of the newest durable record (seconds since the epoch),
+    ``on_stop`` with the reason why intents are refused from now on, before any is refused.
+    ``growth`` is for the one thread that makes checkpoints.
     """
 
     def __init__(
@@ -137,93 +280,30 @@ class AuditLog:
         on_time: Callable[[float], None],
         on_stop: Callable[[str], None],
     ) -> None:
-        """Starts the writer. Use ``open``."""
+        """Starts the writer's thread, and appends ``opened.firsts``; raises AuditUnavailable."""
         self._directory, self._disk, self._tail = opened.directory, opened.disk, opened.tail
         self._lock = opened.lock
         self._clock = clock
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
-        self._listeners = _by_kind(listeners)
+        self._listeners = by_kind(listeners)
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
         self._on_commit, self._on_time = on_commit, on_time
         self._inbox = Inbox(on_stop)
         self.growth = Growth()
-        self.free_bytes = opened.free_bytes
+        self.free_bytes, self.overridden = opened.free_bytes, opened.overridden
         self.commit_seconds = self.committing_since = 0.0
-        self.overridden: int | None = None
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
         self._publish()
-        # A daemon thread: what nobody waits for must not keep a process alive.
+        # A daemon thread: a hanging disk must not keep a process alive.
         self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
         self._thread.start()
-
-    @classmethod
-    def open(
-        cls,
-        directory: Path,
-        *,
-        origin: str,
-        clock: Clock,
-        segment_bytes: int = SEGMENT_BYTES,
-        low_disk_bytes: int = LOW_DISK_BYTES,
-        ballast_bytes: int = BALLAST_BYTES,
-        checkpoints: Iterable[Checkpoint] = (),
-        override: bool = False,
-        listeners: Sequence[Listener] = (),
-        on_commit: Callable[[int, float], None] = lambda _records, _seconds: None,
-        on_time: Callable[[float], None] = lambda _: None,
-        on_stop: Callable[[str], None] = lambda _: None,
-        disk: Disk | None = None,
-    ) -> AuditLog:
-        """Verifies the log from the newest snapshot under all ``checkpoints`` on, and opens it.
-
-        It must bear out every one of them, so the smallest decides how much is read.
-        A directory without a log gets one, unless a checkpoint knows better. A torn
-        tail is cut, kept aside and recorded; intents without an outcome are closed
-        as INDETERMINATE. ``override`` goes on where this would refuse: what cannot
-        be read is cut and kept aside, too, and an OVERRIDE record says why.
-
-        Signing stops when the disk has less than ``low_disk_bytes`` free; the
-        ballast of ``ballast_bytes`` is given up then, so that what was begun can
-        still be recorded.
-
-        Raises AuditRefused; where the log is not whole, nothing has been changed.
-        """
-        by_kind = _by_kind(listeners)
-
-        def on_record(record: Record) -> None:
-            for take in by_kind[record.kind]:
-                take(record)
-
-        opened = open_tail(
-            directory,
-            disk or Disk(),
-            Space(low_disk_bytes, ballast_bytes),
-            origin=origin,
-            checkpoints=tuple(checkpoints),
-            override=override,
-            on_record=on_record,
-        )
-        left = opened.tail.tip.size
-        log = cls(
-            opened,
-            clock,
-            segment_bytes=segment_bytes,
-            low_disk_bytes=low_disk_bytes,
-            listeners=listeners,
-            on_commit=on_commit,
-            on_time=on_time,
-            on_stop=on_stop,
-        )
         try:
             for kind, fields in opened.firsts:
-                log.append(kind, fields)
-        except AuditUnavailable as error:
-            log.close()
-            raise AuditRefused(str(error)) from None
-        if any(kind is RecordKind.OVERRIDE for kind, _ in opened.firsts):
-            log.overridden = left
-        return log
+                self.append(kind, fields)
+        except BaseException:
+            self.close()
+            raise
 
     def append(
         self,
@@ -235,36 +315,30 @@ class AuditLog:
     ) -> int:
         """Returns the sequence number of a new record when it is durable.
 
-        ``root`` is the column's, where the caller has it. ``deadline`` (monotonic
-        seconds) is for an INTENT only: what was signed is recorded however long it
-        takes. Raises AuditLate, AuditUnavailable, and RecordError for what a record
-        cannot hold or what may not follow.
+        ``root`` is the column's, if already computed. ``deadline`` (monotonic seconds) is for
+        an INTENT only: an outcome is recorded however long it takes. Raises AuditLate,
+        AuditUnavailable, and RecordError for fields that a record cannot hold and for a
+        record that may not be the next.
         """
         entry = Entry(kind, fields, column, root)
         self._inbox.put(entry)
-        left = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
-        return self._inbox.wait(entry, left)
+        seconds = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
+        return self._inbox.wait(entry, seconds)
 
     def note(self, kind: RecordKind, fields: Fields) -> None:
-        """Hands over a record that nobody waits for; the next commit makes it durable.
+        """Appends a record without waiting; the next commit makes it durable.
 
-        Raises AuditUnavailable where it cannot even be handed over, and RecordError
-        for what a record cannot hold.
+        Raises AuditUnavailable, and RecordError for fields that a record cannot hold.
         """
         if kind in _WITH_ANSWER:
             raise RecordError(f"an {kind} is appended, not noted")
-        encode(0, 0, kind, fields)  # what cannot be recorded is refused here, not lost there
+        encode(0, 0, kind, fields)  # the writer could only drop a record that is not valid
         self._inbox.put(Entry(kind, fields))
 
     @property
     def refusal(self) -> str:
-        """Why no intent is taken: the log has failed or the disk is low. Empty while it works."""
+        """Why intents are refused: the log has failed, or the disk is low. Normally empty."""
         return self._inbox.failed or self._inbox.low
-
-    @property
-    def failed(self) -> str:
-        """Why nothing can be written any more, empty while it can."""
-        return self._inbox.failed
 
     @property
     def size(self) -> int:
@@ -273,37 +347,27 @@ class AuditLog:
 
     @property
     def first(self) -> int:
-        """The number of the oldest record that is here; those before it were archived."""
+        """The number of the oldest record in the directory; older ones were archived."""
         return self._durable.reader.first
-
-    @property
-    def last_time(self) -> int:
-        """Microseconds since the epoch of the last durable record, 0 before the first."""
-        return self._durable.time_us
 
     @property
     def open_intents(self) -> int:
         """Durable intents whose outcome is not durable yet."""
         return self._durable.open_intents
 
-    def root(self) -> bytes:
-        """Returns the root of the tree over all durable records."""
-        return self.tree_head().root
-
     def tree_head(self) -> TreeHead:
-        """Returns size and root that belong together."""
+        """Returns a size and the root of so many records."""
         durable = self._durable  # read once: the writer replaces it as a whole
-        root = Frontier.from_list(durable.size, durable.peaks).root()
-        return TreeHead(durable.size, root)
+        return TreeHead(durable.size, Frontier(durable.size, durable.peaks).root())
 
     def root_of(self, size: int) -> bytes:
         """Returns the root of the first ``size`` records, of which the oldest may be archived.
 
-        Raises LookupError where the oldest that is here comes after them.
+        Raises LookupError if more than these were archived.
         """
         first, tip = self.first, Tip()
         if size < first:
-            raise LookupError(f"the first {size} records are not here: they were archived")
+            raise LookupError(f"the first {size} records are not in this directory any more")
         if first:
             tip.continue_from(self.records(first, 1)[0])
         for start in range(first, size, _LEAVES):
@@ -322,7 +386,7 @@ class AuditLog:
         return list(durable.reader.records(start, min(start + limit, durable.size)))
 
     def close(self) -> None:
-        """Writes what was handed over, and ends. Nothing can be appended any more."""
+        """Writes the records in the queue and ends; further records are refused."""
         self._inbox.close()
         self._thread.join()
         self._tail.close()
@@ -330,7 +394,7 @@ class AuditLog:
             os.close(self._lock)
 
     def _run(self) -> None:
-        """The writer: takes all that wait, makes them durable, and so on."""
+        """Is the writer's thread: takes the entries in the queue and makes them durable."""
         batch: list[Entry] = []
         try:
             while batch := self._inbox.take():
@@ -362,7 +426,7 @@ class AuditLog:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Shows from outside that the disk is at work, and for how long it was."""
+        """Sets ``committing_since`` and ``commit_seconds``."""
         self.committing_since, started = self._clock.now(), self._clock.monotonic()
         try:
             yield
@@ -390,23 +454,23 @@ class AuditLog:
         self._on_commit(0, self.commit_seconds)
 
     def _publish(self) -> None:
-        """Shows readers what is durable: all that the tail holds."""
+        """Makes all records of the tail visible to readers."""
         tail, tip = self._tail, self._tail.tip
         if self._segments is not tail.segments:
-            # One reader a segment, for it keeps what it has read of the closed ones.
+            # One reader per segment, because it caches the indices of closed segments.
             self._segments, self._reader = tail.segments, Reader(tail.segments, tail.index)
         peaks = tip.frontier.to_list()
-        self._durable = _Durable(tip.size, peaks, tip.time_us, len(tip.open), self._reader)
+        self._durable = _Durable(tip.size, peaks, len(tip.open), self._reader)
         self._on_time(tip.time_us / 1e6)
 
     def _watch_disk(self) -> None:
-        """Stops signing for good when the disk is low, and gives up the ballast for the rest."""
+        """Refuses intents from now on if the disk is low, and frees the ballast for outcomes."""
         self.free_bytes = self._disk.free_bytes(self._directory)
         if self._inbox.low or self.free_bytes >= self._low_disk_bytes:
             return
         self._inbox.stop_intents(
             f"the disk of the audit log has {self.free_bytes} bytes free, less than "
-            f"{self._low_disk_bytes}: nothing is signed until there is room and a restart"
+            f"{self._low_disk_bytes}: nothing is signed; make room, then restart"
         )
         self._disk.remove(ballast_path(self._directory))
 
@@ -414,11 +478,16 @@ class AuditLog:
         self._inbox.fail(
             batch,
             f"the audit log in {self._directory} cannot be written ({cause}): nothing is "
-            "signed until the cause is mended and the daemon restarted",
+            "signed until the cause is fixed and the daemon restarted",
         )
 
 
-def _by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, ...]]:
+def ballast_path(directory: Path) -> Path:
+    return directory / "ballast"
+
+
+def by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, ...]]:
+    """Returns what to call with a record of each kind."""
     return {
         kind: tuple(one.on_record for one in listeners if one.kinds is None or kind in one.kinds)
         for kind in RecordKind

@@ -1,105 +1,150 @@
-"""Opening the log: the lock, the room on the disk, and what an interrupted write left behind.
+"""Opens the log: the lock, free space on the disk, and recovery from an interrupted write.
 
-What cannot be read is cut off, kept aside and recorded. A file kept aside is
-named after the record that tells of it: the number of the first record after the
-cut. So a crash between the cut and its record loses nothing: the next start
-finds the file and records it then.
+Data that cannot be read is cut off, kept in another file and recorded. That file is named
+after the number of the first record after the cut, which is the record about it. So a crash
+between the cut and its record loses nothing: the next start finds the file and records it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.entries import Tip
-from signer.audit.format.record import RecordKind, Value
+from signer.audit.format.record import Fields, Record, RecordKind, Tip, Value, indeterminate
 from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
-from signer.audit.write.disk import Disk, write_file
-from signer.audit.write.tail import Tail
+from signer.audit.write.disk import Disk, Tail, write_file
+from signer.audit.write.log import (
+    AuditLog,
+    AuditUnavailable,
+    Listener,
+    Opened,
+    ballast_path,
+    by_kind,
+)
+from signer.clock import Clock
 from signer.errors import OperatorError
 
-Fields = Mapping[str, Value]
+SEGMENT_BYTES = 64 << 20
+LOW_DISK_BYTES = 256 << 20
+BALLAST_BYTES = 64 << 20
 
 
-class AuditRefused(OperatorError):  # noqa: N818  # what open() does, not a fault of it
-    """The log is not opened: the text says what was found and what to do."""
+class AuditRefused(OperatorError):  # noqa: N818  # the decision not to open, not an error in it
+    """The log is not opened: the text says what is wrong and what to do."""
 
 
-class Space(NamedTuple):
-    """How many bytes must be free to begin, beside the file that occupies so many."""
-
-    low: int
-    ballast: int
-
-
-class Opened(NamedTuple):
-    """A log that was read and mended: its end, and the records that must come first.
-
-    ``lock`` is the descriptor that keeps other processes out.
-    """
-
-    directory: Path
-    disk: Disk
-    lock: int
-    free_bytes: int
-    tail: Tail
-    firsts: list[tuple[RecordKind, Fields]]
-
-
-def open_tail(
+def open_audit_log(
     directory: Path,
-    disk: Disk,
-    space: Space,
     *,
     origin: str,
-    checkpoints: Sequence[Checkpoint],
-    override: bool,
-    on_record: OnRecord,
-) -> Opened:
-    """Locks the directory, sees to its room, reads the log and cuts what is torn.
+    clock: Clock,
+    segment_bytes: int = SEGMENT_BYTES,
+    low_disk_bytes: int = LOW_DISK_BYTES,
+    ballast_bytes: int = BALLAST_BYTES,
+    checkpoints: Iterable[Checkpoint] = (),
+    override: bool = False,
+    listeners: Sequence[Listener] = (),
+    on_commit: Callable[[int, float], None] = lambda _records, _seconds: None,
+    on_time: Callable[[float], None] = lambda _: None,
+    on_stop: Callable[[str], None] = lambda _: None,
+    disk: Disk | None = None,
+) -> AuditLog:
+    """Verifies the log from the newest snapshot on that all ``checkpoints`` cover, and opens it.
 
-    Raises AuditRefused.
+    The records must confirm every checkpoint, so the smallest decides how much is read. A
+    directory without a log gets a new one, unless there is a checkpoint of an earlier one.
+    A torn tail is cut, kept and recorded; intents without an outcome are closed as
+    INDETERMINATE. ``override`` opens a log that is not whole: the unreadable part is cut and
+    kept, too, and an OVERRIDE record holds the problems.
+
+    Intents are refused when the disk has less than ``low_disk_bytes`` free; the ballast of
+    ``ballast_bytes`` is then removed, so that outcomes can still be recorded.
+
+    Raises AuditRefused; if the log is not whole, nothing has been changed.
     """
+    disk, listeners_of = disk or Disk(), by_kind(listeners)
+
+    def on_record(record: Record) -> None:
+        for listener in listeners_of[record.kind]:
+            listener(record)
+
     lock = None
     try:
         lock = _lock(directory, disk)
-        free_bytes = _provide_space(directory, disk, space)
-        segments = list_segments(directory)
-        _settle(disk, segments)
-        replay = Replay(origin, checkpoints, on_record)
-        # An override says that the checkpoints, which prove snapshots, may be void.
-        smallest = min(checkpoints, key=lambda each: each.size, default=None)
-        finding = replay.run(starting_point(segments, None if override else smallest))
-        _refuse_newer(directory, finding)
-        problems = _problems(replay, finding, checkpoints)
-        if not override:
-            _refuse(directory, problems)
-        if finding is not None:
-            segments = cut(disk, segments, finding, replay.tip.size)
-        tip = replay.tip if segments else Tip()  # where nothing is left, a log begins
-        firsts = _firsts(disk, directory, tip, problems)
-        tail = Tail(disk, directory, origin, tip=tip, segments=segments, index=replay.index)
+        free_bytes = _provide_space(directory, disk, low_disk_bytes, ballast_bytes)
+        tail, problems = _recover(
+            directory, disk, origin, tuple(checkpoints), on_record, override=override
+        )
+        opened = Opened(
+            directory,
+            disk,
+            lock,
+            free_bytes,
+            tail,
+            firsts=_firsts(disk, directory, tail.tip, problems),
+            overridden=tail.tip.size if problems else None,
+        )
     except BaseException as error:
         if lock is not None:
             os.close(lock)
         if isinstance(error, OSError):
             raise AuditRefused(
-                f"the audit log in {directory} cannot be opened ({error}): mend the disk, then "
+                f"the audit log in {directory} cannot be opened ({error}): repair the disk, then "
                 "start again"
             ) from error
         raise
-    return Opened(directory, disk, lock, free_bytes, tail, firsts)
+    try:
+        return AuditLog(
+            opened,
+            clock,
+            segment_bytes=segment_bytes,
+            low_disk_bytes=low_disk_bytes,
+            listeners=listeners,
+            on_commit=on_commit,
+            on_time=on_time,
+            on_stop=on_stop,
+        )
+    except AuditUnavailable as error:
+        raise AuditRefused(str(error)) from None
 
 
-def ballast_path(directory: Path) -> Path:
-    return directory / "ballast"
+def _recover(
+    directory: Path,
+    disk: Disk,
+    origin: str,
+    checkpoints: Sequence[Checkpoint],
+    on_record: OnRecord,
+    *,
+    override: bool,
+) -> tuple[Tail, list[str]]:
+    """Reads the log and cuts what is torn; returns its end, and the problems overridden."""
+    segments = list_segments(directory)
+    _sync_last(disk, segments)
+    replay = Replay(origin, checkpoints, on_record)
+    # With an override even the checkpoints, which prove snapshots, may be wrong.
+    smallest = min(checkpoints, key=lambda checkpoint: checkpoint.size, default=None)
+    unreadable = replay.run(starting_point(segments, None if override else smallest))
+    _refuse_newer(directory, unreadable)
+    problems = [*forks(checkpoints), *replay.contradictions]
+    if unreadable is not None and not unreadable.torn:
+        problems.append(unreadable.text)
+    if problems and not override:
+        raise AuditRefused(
+            f"the audit log in {directory} is not whole: {'; '.join(problems)}. Nothing was "
+            "changed. Restore the missing files, or start once with "
+            "`signer serve --override-audit-log`, which continues without them and is recorded"
+        )
+    if unreadable is not None:
+        segments = cut(disk, segments, unreadable, replay.tip.size)
+    tip = replay.tip if segments else Tip()  # without any segment left, a new log begins
+    tail = Tail(disk, directory, origin, tip=tip, segments=segments, index=replay.index)
+    return tail, problems
 
 
 def _lock(directory: Path, disk: Disk) -> int:
@@ -112,17 +157,17 @@ def _lock(directory: Path, disk: Disk) -> int:
     except BlockingIOError:
         os.close(lock)
         raise AuditRefused(
-            f"the audit log in {directory} is open in another process: stop that one first"
+            f"the audit log in {directory} is open in another process: stop that process first"
         ) from None
     return lock
 
 
-def _settle(disk: Disk, segments: Sequence[Segment]) -> None:
-    """Has the last segment read as the disk has it; raises OSError.
+def _sync_last(disk: Disk, segments: Sequence[Segment]) -> None:
+    """Makes the next read of the last segment come from the disk; raises OSError.
 
-    Only there can bytes be that never were durable. What a killed writer left to
-    the page cache becomes so now. After a sync that failed the cache may hold, as
-    if it were clean, what the disk has not: it must not be read again.
+    Only the last segment can have bytes that are not durable. The sync makes the data durable
+    that a killed writer left in the page cache. After a sync that failed, the cache may hold
+    data as clean that the disk does not have: it must not be read again.
     """
     for segment in segments[-1:]:
         descriptor = disk.open(segment.path)
@@ -133,83 +178,69 @@ def _settle(disk: Disk, segments: Sequence[Segment]) -> None:
             disk.close(descriptor)
 
 
-def _provide_space(directory: Path, disk: Disk, space: Space) -> int:
-    """Sees to the ballast; returns the free bytes beside it. Raises AuditRefused, OSError."""
-    if space.ballast:
-        disk.reserve(ballast_path(directory), space.ballast)
+def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
+    """Makes the ballast; returns the free bytes beside it. Raises AuditRefused, OSError."""
+    if ballast:
+        disk.reserve(ballast_path(directory), ballast)
     free = disk.free_bytes(directory)
-    if free < space.low:
+    if free < low:
         raise AuditRefused(
-            f"the disk of the audit log in {directory} has {free} bytes free, {space.low} are "
+            f"the disk of the audit log in {directory} has {free} bytes free, {low} are "
             "needed: make room, then start again"
         )
     return free
 
 
-def _problems(
-    replay: Replay, finding: Unreadable | None, checkpoints: Sequence[Checkpoint]
-) -> list[str]:
-    """Returns what no interrupted write explains."""
-    problems = [*forks(checkpoints), *replay.contradictions]
-    if finding is not None and not finding.torn:
-        problems.append(finding.text)
-    return problems
-
-
-def _refuse_newer(directory: Path, finding: Unreadable | None) -> None:
-    """Cuts nothing that a later version can read, override or not; raises AuditRefused."""
-    if finding is not None and finding.newer:
+def _refuse_newer(directory: Path, unreadable: Unreadable | None) -> None:
+    """Raises AuditRefused for records of a later version, which must not be cut."""
+    if unreadable is not None and unreadable.newer:
         raise AuditRefused(
-            f"the audit log in {directory} is not opened: {finding.text}, or restore the backup"
-            " of before it. Nothing was changed, and no override applies"
-        )
-
-
-def _refuse(directory: Path, problems: Sequence[str]) -> None:
-    if problems:
-        raise AuditRefused(
-            f"the audit log in {directory} is not whole: {'; '.join(problems)}. Nothing was "
-            "changed. Put back the missing files, or start once with "
-            "`signer serve --override-audit-log`, which goes on without them and is recorded"
+            f"the audit log in {directory} is not opened: {unreadable.text}, or restore the "
+            "backup from before the upgrade. Nothing was changed, and no override applies"
         )
 
 
 def _firsts(
     disk: Disk, directory: Path, tip: Tip, problems: Sequence[str]
 ) -> list[tuple[RecordKind, Fields]]:
-    """The records that must come first: what was cut, why in spite of what, what is not known."""
+    """Returns the records to append first.
+
+    RECOVERY (what was cut), OVERRIDE (the problems), INDETERMINATE (open intents).
+    """
     firsts: list[tuple[RecordKind, Fields]] = []
-    if aside := kept_aside(disk, directory, tip.size):
-        firsts.append((RecordKind.RECOVERY, {"cut": aside}))
+    if kept := kept_aside(disk, directory, tip.size):
+        firsts.append((RecordKind.RECOVERY, {"cut": kept}))
     if problems:
         firsts.append((RecordKind.OVERRIDE, {"problems": problems}))
-    firsts += [(RecordKind.INDETERMINATE, {"intent": intent}) for intent in sorted(tip.open)]
+    firsts += [(RecordKind.INDETERMINATE, indeterminate(intent)) for intent in sorted(tip.open)]
     return firsts
 
 
-def cut(disk: Disk, segments: Sequence[Segment], finding: Unreadable, size: int) -> list[Segment]:
-    """Cuts the log where ``finding`` says, after ``size`` good records; raises OSError.
+def cut(
+    disk: Disk, segments: Sequence[Segment], unreadable: Unreadable, size: int
+) -> list[Segment]:
+    """Cuts the unreadable part off, after ``size`` intact records; raises OSError.
 
-    Returns the segments that remain. Nothing is deleted before its copy is durable.
+    Returns the segments that remain. Data is deleted only when its copy is durable.
     """
-    place = segments.index(finding.segment)
-    kept, later = list(segments[:place]), segments[place + 1 :]
-    # From the end, so that a crash midway leaves no gap.
+    position = segments.index(unreadable.segment)
+    kept, later = list(segments[:position]), segments[position + 1 :]
+    # From the end, so that a crash in between leaves no gap.
     for segment in reversed(later):
         _set_aside(disk, segment, size)
-    # Nothing of it was read: records before a snapshot that is lost cannot be continued.
-    if finding.offset == 0 or finding.segment.first > size:
-        _set_aside(disk, finding.segment, size)
+    # Without its first record, a snapshot, the rest of the segment cannot be continued.
+    if unreadable.offset == 0 or unreadable.segment.first > size:
+        _set_aside(disk, unreadable.segment, size)
         return kept
-    _cut_tail(disk, finding.segment, finding.offset, size)
-    return [*kept, finding.segment]
+    _cut_tail(disk, unreadable.segment, unreadable.offset, size)
+    return [*kept, unreadable.segment]
 
 
 def kept_aside(disk: Disk, directory: Path, size: int) -> list[Value]:
-    """Returns what a record says of the files that were cut off after ``size`` records.
+    """Returns name, size and hash of each file that was cut off after ``size`` records.
 
-    They are made durable first, for what is said of them must outlast a loss of
-    power, and an interrupted writer may never have synced them. Raises OSError.
+    The files are made durable first: an interrupted writer may not have synced them, and the
+    record about them must stay true after a loss of power. Raises OSError.
     """
     paths = sorted(directory.glob(f"{size:016d}-*.torn"))
     for path in paths:

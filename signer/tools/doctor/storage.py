@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.audit.format.record import RecordError, parse
+from signer.audit.format.parse import parse
+from signer.audit.format.record import RecordError
 from signer.audit.format.segments import (
     CHECKPOINTS,
     KEY_FILE,

@@ -15,7 +15,8 @@ from signer.audit.format import merkle
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read import subtrees
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.model import Role
@@ -46,7 +47,7 @@ class Stage:
         self.directory = directory
         self.clock = Clock()
         self.note = "a note"
-        self.log = AuditLog.open(
+        self.log = open_audit_log(
             directory,
             origin="signer.example/test",
             clock=self.clock,

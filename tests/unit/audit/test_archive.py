@@ -14,6 +14,7 @@ from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
 from signer.audit.read.reader import Reader
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.recovery import open_audit_log
 
 ORIGIN = "signer.example/log"
 DAY_US = 86_400 * 1_000_000
@@ -45,7 +46,7 @@ def log(folder: Path) -> AuditLog:
 
 def make(folder: Path, snapshot: Callable[[], dict[str, int]] | None = dict) -> AuditLog:
     """A log of ten segments, one batch each; not closed."""
-    log = AuditLog.open(
+    log = open_audit_log(
         folder,
         origin=ORIGIN,
         clock=Days(),

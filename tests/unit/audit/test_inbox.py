@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from signer.audit.format.record import RecordKind
-from signer.audit.write.inbox import AuditLate, AuditUnavailable, Entry, Inbox
+from signer.audit.write.log import AuditLate, AuditUnavailable, Entry, Inbox
 
 
 def an_inbox(on_stop: Callable[[str], None] = lambda _: None) -> Inbox:

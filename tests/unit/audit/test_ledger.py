@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.audit.format.parse import parse
 from signer.audit.format.record import (
     MAX_BODY,
     Column,
@@ -14,7 +15,6 @@ from signer.audit.format.record import (
     RecordKind,
     Value,
     encode,
-    parse,
 )
 from signer.audit.read.ledger import MAX_REQUESTS, REQUEST_LIFE_US, WINDOW_SECONDS, Earlier, Ledger
 from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, ApprovalFold

@@ -174,7 +174,7 @@ def test_a_frontier_continues_from_its_list(kept: int, more: int) -> None:
     frontier = Frontier()
     for leaf in LEAVES[:kept]:
         frontier.append(leaf)
-    continued = Frontier.from_list(frontier.size, frontier.to_list())
+    continued = Frontier(frontier.size, frontier.to_list())
     for leaf in LEAVES[kept : kept + more]:
         continued.append(leaf)
 
@@ -187,7 +187,7 @@ def test_a_frontier_continues_from_its_list(kept: int, more: int) -> None:
 )
 def test_a_frontier_refuses_a_list_of_another_size(size: int, peaks: list[bytes]) -> None:
     with pytest.raises(ValueError, match="are not the subtrees"):
-        Frontier.from_list(size, peaks)
+        Frontier(size, peaks)
 
 
 def test_leaves_and_sizes_that_do_not_exist_are_refused() -> None:

@@ -8,19 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer.audit.format.merkle import EMPTY_ROOT, inclusion_proof, leaf_hash, verify_inclusion
+from signer.audit.format.parse import NewerError, parse, parse_head
 from signer.audit.format.record import (
     FIRST_CHAIN,
     MAX_BODY,
     MAX_DEPTH,
     Column,
-    NewerError,
     Record,
     RecordError,
     RecordKind,
     encode,
     frame,
-    parse,
-    parse_head,
 )
 from signer.audit.format.segments import BrokenFrame, Frame, SegmentError, TornTail, read_frames
 from signer.model import Format

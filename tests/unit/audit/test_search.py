@@ -13,7 +13,8 @@ from signer.audit.format.record import Column, Record, RecordError, RecordKind, 
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.audit.read.search import Match, SearchError, describe, find, locate, prove
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/test"
@@ -62,7 +63,7 @@ class Written:
         self.verifier = NoteVerifier.from_spki(ORIGIN, self.spki)
         self.intents: list[int] = []
         self.outcomes: list[int] = []
-        log = AuditLog.open(
+        log = open_audit_log(
             directory,
             origin=ORIGIN,
             clock=SystemClock(),

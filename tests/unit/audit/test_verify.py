@@ -16,7 +16,8 @@ from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, 
 from signer.audit.format.segments import Header, Segment, list_segments
 from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log, verify_part
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
@@ -29,7 +30,7 @@ PEAK = INTENT.leaf_hash()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log of 20 signed batches of 3, in segments that begin with snapshots."""
     path = tmp_path_factory.mktemp("verify") / "audit"
-    log = AuditLog.open(
+    log = open_audit_log(
         path,
         origin=ORIGIN,
         clock=SystemClock(),

@@ -11,7 +11,8 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 
 ORIGIN = "signer.example/log"
@@ -27,7 +28,7 @@ class Writer:
         self._records = 0
         self._digests = Column(32, bytes(32 * items))
         self._over = threading.Event()
-        self.log = AuditLog.open(
+        self.log = open_audit_log(
             folder,
             origin=ORIGIN,
             clock=SystemClock(),

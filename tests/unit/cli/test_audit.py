@@ -18,6 +18,7 @@ from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.cli.main import main
 from signer.clock import SystemClock
 from signer.formats import base45
@@ -60,7 +61,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "audit" / "checkpoints").mkdir(parents=True)
     (root / "audit" / "audit.pub.pem").write_bytes(pem(key))
     shutil.copy(SAMPLE, root / "signer.yaml")
-    log = AuditLog.open(
+    log = open_audit_log(
         root / "audit",
         origin=ORIGIN,
         clock=SystemClock(),
@@ -249,7 +250,7 @@ def officers(tmp_path: Path) -> Path:
     audit = tmp_path / "audit"
     (audit / "checkpoints").mkdir(parents=True)
     (audit / "audit.pub.pem").write_bytes(pem(key))
-    log = AuditLog.open(
+    log = open_audit_log(
         audit, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
     )
     certificates: list[Value] = [["spiffe://x/a", b"1"], ["spiffe://x/b", b"2"]]

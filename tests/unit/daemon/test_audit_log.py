@@ -20,9 +20,8 @@ from signer.audit.read.ledger import Ledger
 from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener
-from signer.audit.write.recovery import AuditRefused
+from signer.audit.write.log import SLOW_SECONDS, AuditUnavailable, Listener
+from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import SystemClock
 from signer.config.models import AuditConfig
 from signer.daemon.audit_log import DaemonLog, open_log
@@ -69,7 +68,7 @@ def config(tmp_path: Path) -> AuditConfig:
         "ballast_bytes": 1 << 20,
     }
     made = AuditConfig.model_validate(written, context={"directory": tmp_path})
-    log = AuditLog.open(
+    log = open_audit_log(
         made.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
     )
     for number in range(6):
@@ -208,7 +207,7 @@ def test_a_second_override_of_a_whole_log_changes_nothing(
 
 def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
     """A log of which only the last segment is here; returns that, and its checkpoint."""
-    log = AuditLog.open(
+    log = open_audit_log(
         config.directory,
         origin=ORIGIN,
         clock=SystemClock(),
@@ -264,7 +263,7 @@ def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
 
 
 def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> None:
-    log = AuditLog.open(
+    log = open_audit_log(
         config.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
     )
     log.append(RecordKind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from signer.audit.format.record import Record, RecordKind, Value
-from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import AuditUnavailable, Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import Clock
 from signer.officers.offline_check import ApprovalFold
 from tests.unit.officers.softtoken import Fate
@@ -21,7 +21,7 @@ class DiskLog:
         self.control = ApprovalFold()
         self.records: list[Record] = []
         self.full = False
-        self.log = AuditLog.open(
+        self.log = open_audit_log(
             folder,
             origin="signer.example/log",
             clock=clock,

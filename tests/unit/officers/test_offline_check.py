@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.merkle import Frontier
-from signer.audit.format.record import FIRST_CHAIN, Record, RecordKind, Value, encode, frame, parse
+from signer.audit.format.parse import parse
+from signer.audit.format.record import FIRST_CHAIN, Record, RecordKind, Value, encode, frame
 from signer.audit.format.segments import Header, Segment
 from signer.audit.read.verify import verify_log, verify_part
 from signer.officers.approval import Proposal, officers_sha256

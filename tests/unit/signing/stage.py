@@ -9,7 +9,8 @@ from pathlib import Path
 from signer.audit.format.record import RecordKind
 from signer.audit.read.ledger import MAX_REQUESTS, Ledger
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
 from signer.events import Events
@@ -57,7 +58,7 @@ class Stage:
         self.folder, self.hsm, self.disk = folder / "audit", FakeHsm(), GatedDisk()
         clock = SystemClock()
         self.ledger, self.usage = Ledger(capacity), Usage()
-        self.log = AuditLog.open(
+        self.log = open_audit_log(
             self.folder,
             origin=ORIGIN,
             clock=clock,

@@ -26,6 +26,7 @@ from signer.audit.read.reader import Reader
 from signer.audit.read.search import locate, prove
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Admission
@@ -219,7 +220,7 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
 def opened(
     folder: Path, control: ApprovalFold, checkpoints: tuple[Checkpoint, ...] = ()
 ) -> AuditLog:
-    return AuditLog.open(
+    return open_audit_log(
         folder,
         origin=ORIGIN,
         clock=SystemClock(),
