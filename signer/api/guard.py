@@ -25,7 +25,7 @@ from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
 from signer.events import Bug, CallBegan, CallEnded, Events
 from signer.model import Role
-from signer.policy.decide import UNKNOWN, roles_of
+from signer.policy.decide import UNKNOWN
 from signer.signing.request import Served
 
 DEFAULT_SECONDS = 30.0
@@ -211,7 +211,7 @@ class Guard(grpc.ServerInterceptor):
     ) -> Caller:
         policy = self._served.snapshot.policy
         principal = principal_of(_auth_context(context), policy.denied_certificates)
-        roles = roles_of(policy, principal)
+        roles = policy.roles.get(principal)
         if not roles:
             raise CallError(Reason.PEER_UNKNOWN, UNKNOWN.message, {"rule": UNKNOWN.rule})
         service = method.split("/")[1]

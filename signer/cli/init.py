@@ -96,7 +96,6 @@ def _name_officers(registry: Registry, config: Config, files: tuple[Path, ...]) 
     """Puts the first officers and the first policy into the registry; raises OperatorError."""
     from signer.config.policy_documents import read_policy
     from signer.officers.kinds.officer_change import first_officers
-    from signer.policy.officers import officer_problems
 
     if registry.state().officers:
         raise OperatorError(
@@ -112,7 +111,7 @@ def _name_officers(registry: Registry, config: Config, files: tuple[Path, ...]) 
             " for each"
         )
     policy, text = read_policy(config.policy)
-    if problems := officer_problems(policy, officers):
+    if problems := policy.officer_problems(officers):
         raise ConfigError(str(config.policy), [Violation("", each) for each in problems])
     with registry.writing() as write:
         write.set_officers(officers)

@@ -38,7 +38,6 @@ from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.model import KeyState, KeyVersion, Scope, Suspended
 from signer.officers.kinds.base import OperationContext
-from signer.policy.officers import officer_problems, with_officers
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 
@@ -88,9 +87,7 @@ class Follower:
     def snapshot(self) -> Snapshot:
         """Returns what is to be served now."""
         state, policy = self._state, self._text.policy
-        return Snapshot(
-            with_officers(policy, state.officers), state.keys, _suspended(state, policy)
-        )
+        return Snapshot(policy.with_officers(state.officers), state.keys, _suspended(state, policy))
 
     def attach(self, hsm: Hsm, served: Served, log: DaemonLog, decisions: Decisions) -> None:
         """Tells whom to have serve it, and where changes are recorded."""
@@ -386,7 +383,7 @@ class Follower:
     # --- checks ----------------------------------------------------------------------------
 
     def _refuse_clients(self, policy: Policy, state: RegistryState) -> None:
-        if problems := officer_problems(policy, state.officers):
+        if problems := policy.officer_problems(state.officers):
             raise ConfigError(str(self.config.policy), [Violation("", p) for p in problems])
 
 

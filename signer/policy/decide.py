@@ -56,11 +56,6 @@ _UNLISTED = (
 )
 
 
-def roles_of(policy: Policy, principal: str) -> frozenset[Role]:
-    """Returns the roles of a principal; empty for one that no rule names."""
-    return policy.roles.get(principal, frozenset())
-
-
 def may_use(policy: Policy, principal: str, key: KeyName) -> Terms | None:
     """Returns the terms under which a principal may sign with a key, at any time.
 
@@ -75,7 +70,7 @@ def visible_facilities(policy: Policy, principal: str) -> frozenset[str] | None:
 
     Officers, auditors and operators also see keys that the policy no longer names.
     """
-    if roles_of(policy, principal) - {Role.ISSUER}:
+    if policy.roles.get(principal, frozenset()) - {Role.ISSUER}:
         return None
     delegating = (policy.groups[name].facilities for name in policy.groups_of.get(principal, ()))
     return policy.facilities_of.get(principal, frozenset[str]()).union(*delegating)
@@ -87,7 +82,7 @@ def decide(policy: Policy, principal: str, key: KeyName, requested: Format, now:
     Not decided here: whether the key exists, its algorithm (check_algorithm), the size of
     the batch (Terms.max_batch_items) and the quotas (usage.Usage).
     """
-    if not roles_of(policy, principal):
+    if principal not in policy.roles:
         return UNKNOWN
     right = _right(policy, principal, key)
     if right is None:

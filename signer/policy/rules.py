@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from signer.model import Algorithm, ContentRules, Format, HcertTerms, KeyName, Role
 from signer.policy.document import Rules
@@ -110,3 +110,16 @@ class Policy:
         """Returns the terms of a key, None where no facility has that name."""
         facility = self.facilities.get(key.facility)
         return facility.terms_of(key.key) if facility else None
+
+    def officer_problems(self, officers: Iterable[str]) -> list[str]:
+        """Returns a problem for each officer that is a client of a facility or a group."""
+        return [
+            f"{officer} is a client in the policy; officers must not be clients"
+            for officer in sorted(officers)
+            if Role.ISSUER in self.roles.get(officer, ())
+        ]
+
+    def with_officers(self, officers: Iterable[str]) -> Policy:
+        """Returns the policy with these officers added to the roles that it gives."""
+        added = {who: self.roles.get(who, frozenset()) | {Role.OFFICER} for who in officers}
+        return replace(self, roles={**self.roles, **added})

@@ -24,7 +24,6 @@ from signer.officers.kinds.base import (
 from signer.officers.kinds.certificates_import import decoded, read_any, read_text
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
 from signer.officers.store import StoredOperation
-from signer.policy.officers import officer_problems
 from signer.policy.values import principals
 from signer.x509 import spki_of, uris_of
 
@@ -90,7 +89,7 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
         if size > MAX_OFFICERS_BYTES:
             problems.append(f"all certificates together have more than {MAX_OFFICERS_BYTES} bytes")
         problems += shared_keys(certificates)
-        return problems + officer_problems(context.policy.policy, certificates)
+        return problems + context.policy.policy.officer_problems(certificates)
 
     def difference(self, details: ChangeOfficers, context: OperationContext) -> list[str]:
         before, after = context.state.officers, _certificates(details)

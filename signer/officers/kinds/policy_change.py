@@ -15,7 +15,6 @@ from signer.officers.kinds.base import (
     Work,
 )
 from signer.policy.difference import difference
-from signer.policy.officers import officer_problems
 
 
 class PutPolicy(Details):
@@ -54,7 +53,7 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         if details.policy_sha256 == context.policy.policy.sha256:
             problems.append("this policy is in force already: change the files first")
         policy = self._text(details, context).policy
-        return problems + officer_problems(policy, context.state.officers)
+        return problems + policy.officer_problems(context.state.officers)
 
     def documents(
         self, details: PutPolicy, context: OperationContext, attachment: bytes

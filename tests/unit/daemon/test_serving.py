@@ -14,7 +14,6 @@ from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable
 from signer.keys.database import RegistryError
 from signer.model import Role, Scope
-from signer.policy.decide import roles_of
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
 from tests.unit.officers.people import A, B, C, certificate_of, pem
 
@@ -181,9 +180,9 @@ def test_a_policy_in_which_an_officer_signs_is_refused(make: Make) -> None:
 
 
 def test_the_officers_of_the_registry_have_their_role(stage: Stage) -> None:
-    assert roles_of(stage.snapshot.policy, A) == {Role.OFFICER}
+    assert stage.snapshot.policy.roles[A] == {Role.OFFICER}
     stage.done("officers", remove=[C])
-    assert roles_of(stage.snapshot.policy, C) == frozenset()
+    assert C not in stage.snapshot.policy.roles
     assert len(stage.log.of(RecordKind.OFFICERS)) == 2
 
 

@@ -13,7 +13,6 @@ from signer.policy.decide import (
     check_algorithm,
     decide,
     may_use,
-    roles_of,
     visible_facilities,
 )
 from signer.policy.rules import Policy
@@ -107,7 +106,7 @@ def test_delegation_can_be_switched_off_for_a_facility_and_a_key() -> None:
 
 @pytest.mark.parametrize("principal", [STRANGER, IDLE_PROVINCE, "", CLINIC.upper(), CLINIC + "/"])
 def test_unknown_principal(principal: str) -> None:
-    assert roles_of(POLICY, principal) == frozenset()
+    assert principal not in POLICY.roles
     assert decide(POLICY, principal, KEY, Format.JWS, MONDAY_NOON) == UNKNOWN
 
 
@@ -222,7 +221,7 @@ def test_algorithm_is_checked_once_the_key_is_known() -> None:
     ],
 )
 def test_roles(principal: str, roles: set[Role]) -> None:
-    assert roles_of(POLICY, principal) == roles
+    assert POLICY.roles.get(principal, set()) == roles
 
 
 @pytest.mark.parametrize(
@@ -251,3 +250,21 @@ def test_one_client_of_two_facilities() -> None:
     changed = document()
     changed["facilities"]["01-002"]["clients"] = [CLINIC]
     assert visible_facilities(compiled(changed), CLINIC) == frozenset({"01-001", "01-002"})
+
+
+def test_officers_are_added_to_the_roles() -> None:
+    officer = "spiffe://signer.example/officer"
+    after = POLICY.with_officers([officer, WATCHER])
+    assert after.roles[officer] == {Role.OFFICER}
+    assert after.roles[WATCHER] == {Role.OFFICER, Role.OPERATOR, Role.AUDITOR}
+    assert after.roles[CLINIC] == {Role.ISSUER}
+    assert officer not in POLICY.roles
+    assert after.sha256 == POLICY.sha256
+    assert POLICY.with_officers([]) == POLICY
+
+
+def test_clients_cannot_be_officers() -> None:
+    assert POLICY.officer_problems([STRANGER, WATCHER]) == []
+    problems = POLICY.officer_problems([PROVINCE, STRANGER, CLINIC])
+    assert [problem.split(" ", 1)[0] for problem in problems] == [CLINIC, PROVINCE]
+    assert all("officers must not be clients" in problem for problem in problems)
