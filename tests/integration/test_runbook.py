@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import pytest
 import yaml
 
 from signer.client import SignerClientError
+from tests.integration.document import Document
 from tests.integration.edge import eventually
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
-BLOCKS = dict(re.findall(r"(?ms)^ *```sh\n *# (\w+)\n(.*?)^ *```", RUNBOOK))
 REPORTS = (ROOT / "signer/observe/reports.py").read_text()
 
 SHOWN = {
@@ -46,10 +45,10 @@ SHOWN = {
 
 
 @pytest.fixture
-def shell(
+def runbook(
     make_appliance: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """Runs a block on an appliance of which a worker has died, and a call failed."""
+) -> Document:
+    """The runbook beside an appliance of which a worker has died, and a call failed."""
     appliance = make_appliance()
     with appliance.client() as client, pytest.raises(SignerClientError):
         client.sign_batch("facilities/01-001/keys/nothing", "JWS", [b"{}"])
@@ -65,7 +64,11 @@ def shell(
         "LOG": appliance.log,
     }
     assert re.findall(r"(?m)^([A-Z]+)=", RUNBOOK) == list(names)
-    return lambda block: run(block, names)
+    document = Document("runbook.md")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    document.environment = os.environ | {key: str(value) for key, value in names.items()}
+    document.environment |= {"PATH": path}
+    return document
 
 
 def configured_elsewhere(data: Path, folder: Path) -> Path:
@@ -84,32 +87,16 @@ def configured_elsewhere(data: Path, folder: Path) -> Path:
     return path
 
 
-def run(block: str, names: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
-    return subprocess.run(
-        ["bash", "-uc", block],
-        env={**environment, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-def test_every_block_works_as_it_is_printed(
-    shell: Callable[[str], subprocess.CompletedProcess[str]],
-) -> None:
+def test_every_block_works_as_it_is_printed(runbook: Document) -> None:
     for name, shown in SHOWN.items():
-        done = shell(BLOCKS[name])
-        assert done.stderr == "", name
+        done = runbook.command(["bash", "-uc", runbook.blocks[name]])
+        assert done.errors == "", name
         for text in shown:
-            assert text in done.stdout, name
+            assert text in done.out, name
 
 
-def test_every_block_has_a_name_and_is_run() -> None:
-    assert len(re.findall(r"(?m)^ *```sh$", RUNBOOK)) == len(BLOCKS) + 1  # that sets the names
-    assert set(BLOCKS) == set(SHOWN)
+def test_every_block_is_run() -> None:
+    assert Document("runbook.md").not_run_in(Path(__file__).read_text()) == []
 
 
 def test_commands_look_for_events_that_there_are() -> None:

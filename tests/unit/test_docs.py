@@ -1,4 +1,4 @@
-"""What the documents say is what the code does, as far as a program can tell."""
+"""Documents agree with the code: tables, commands, links, names of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from signer.config import models as config
 from signer.config.client_file import ClientFile
 from signer.errors import TABLE, Extent
 from signer.formats import dcc, jws
-from signer.model import Format
 from signer.policy import compile as compiling
 from signer.policy import document, fit
 
@@ -47,23 +46,18 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next one of any level."""
-    found = re.search(rf"(?ms)^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text)
-    assert found, heading
-    return found[1]
-
-
-def rows(text: str) -> dict[str, list[str]]:
-    """The other cells of each table row whose first cell is code, by that code."""
+def rows(text: str, heading: str) -> dict[str, list[str]]:
+    """Of the table under a heading, the cells of each row whose first cell is code, by that."""
+    section = re.search(rf"(?ms)^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text)
+    assert section, heading
     cells = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for line in text.splitlines()
+        for line in section[1].splitlines()
         if line.startswith("| `")
     ]
-    found = {row[0].strip("`"): row[1:] for row in cells}
-    assert len(found) == len(cells), "a row stands twice"
-    return found
+    table = {row[0].strip("`"): row[1:] for row in cells}
+    assert len(table) == len(cells), "two rows have the same name"
+    return table
 
 
 def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -73,7 +67,7 @@ def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 # --- errors ------------------------------------------------------------------------------------
 
-_BEFALLS = {
+_EXTENTS = {
     Extent.CALL: "call",
     Extent.ITEM: "item",
     Extent.CALL | Extent.ITEM: "call or item",
@@ -81,12 +75,11 @@ _BEFALLS = {
 
 
 def test_the_error_table_is_that_of_the_code() -> None:
-    table = rows(section((ROOT / "docs/errors.md").read_text(), "The table"))
-    said = {reason: (cells[0], cells[1], cells[-1]) for reason, cells in table.items()}
-    assert said == {
+    table = rows((ROOT / "docs/errors.md").read_text(), "The table")
+    assert {reason: (row[0], row[1], row[-1]) for reason, row in table.items()} == {
         str(reason): (
             meaning.code.name,
-            _BEFALLS[meaning.scope],
+            _EXTENTS[meaning.scope],
             "yes" if meaning.retryable else "no",
         )
         for reason, meaning in TABLE.items()
@@ -96,50 +89,39 @@ def test_the_error_table_is_that_of_the_code() -> None:
 # --- configuration -----------------------------------------------------------------------------
 
 
-def test_members_of_client_files_are_those_of_the_code() -> None:
-    described = rows(section(CONFIGURATION, "Client files"))
-    assert set(described) == set(ClientFile._fields)
-    required = {name for name, cells in described.items() if "required" in " ".join(cells)}
-    assert required == set(ClientFile._fields) - set(ClientFile._field_defaults)
+KEYS = {
+    **{heading: set(names_of(model)) for heading, model in MODELS.items()},
+    "Client files": set(ClientFile._fields),
+    "hours": {*names_of(document.OpeningHours), *names_of(document.Opening)},
+    "facilities": set(names_of(document.FacilityRules)) - set(names_of(document.Rules)),
+    "Policy": set(compiling.SECTIONS),
+}
 
 
-@pytest.mark.parametrize("heading", MODELS)
+@pytest.mark.parametrize("heading", KEYS)
 def test_every_key_is_described_and_no_other(heading: str) -> None:
-    assert set(rows(section(CONFIGURATION, heading))) == set(names_of(MODELS[heading]))
+    assert set(rows(CONFIGURATION, heading)) == KEYS[heading]
 
 
-def test_the_keys_of_opening_hours_and_facilities_are_described() -> None:
-    hours = {*names_of(document.OpeningHours), *names_of(document.Opening)}
-    assert set(rows(section(CONFIGURATION, "hours"))) == hours
-    own = set(names_of(document.FacilityRules)) - set(names_of(document.Rules))
-    assert set(rows(section(CONFIGURATION, "facilities"))) == own
+def test_what_is_required_is_described_as_required() -> None:
+    client = {name: " ".join(row) for name, row in rows(CONFIGURATION, "Client files").items()}
+    required = {name for name, row in client.items() if "required" in row}
+    assert required == set(ClientFile._fields) - set(ClientFile._field_defaults)
+    sections = rows(CONFIGURATION, "Policy").items()
+    assert {name for name, row in sections if row[-1] == "yes"} == set(compiling.REQUIRED)
 
 
-def test_the_sections_of_the_policy_are_described() -> None:
-    said = {name: cells[-1] for name, cells in rows(section(CONFIGURATION, "Policy")).items()}
-    assert said == {
-        name: "yes" if name in compiling.REQUIRED else "no" for name in compiling.SECTIONS
-    }
+def test_content_rules_are_described_with_their_formats() -> None:
+    described = {name: row[0] for name, row in rows(CONFIGURATION, "content").items()}
+    assert described == {name: str(used_by) for name, used_by in fit.CONTENT_OF.items()}
 
 
-def test_content_rules_apply_to_the_formats_that_are_told() -> None:
-    said = {name: cells[0] for name, cells in rows(section(CONFIGURATION, "content")).items()}
-    assert said == {name: str(used_by) for name, used_by in fit.CONTENT_OF.items()}
-
-
-def test_the_largest_payloads_are_those_of_the_code() -> None:
-    told = {
-        Format.JWS: (jws.MAX_BYTES, "one JSON object"),
-        Format.HCERT: (dcc.MAX_BYTES, "an EU Digital COVID Certificate"),
-    }
+@pytest.mark.parametrize(("name", "size"), [("JWS", jws.MAX_BYTES), ("HCERT", dcc.MAX_BYTES)])
+def test_the_largest_payloads_are_those_of_the_code(name: str, size: int) -> None:
     proto = (ROOT / "proto/signer/v1/signing.proto").read_text()
-    for size, payload in told.values():
-        kib = f"at most {size // 1024} KiB"
-        comment = next(part for part in proto.split("// Payload: ") if part.startswith(payload))
-        assert kib in comment.partition("FORMAT_")[0]
-    row = " ".join(rows(section(CONFIGURATION, "Rules"))["formats"])
-    for name, (size, _) in told.items():
-        assert f"{name} {size // 1024} KiB" in row
+    comment = proto[: proto.index(f"FORMAT_{name} =")].rpartition("// Payload: ")[2]
+    assert f"at most {size // 1024} KiB" in comment
+    assert f"{name} {size // 1024} KiB" in " ".join(rows(CONFIGURATION, "Rules")["formats"])
 
 
 FIELDS = [
@@ -154,7 +136,7 @@ _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length")
 def test_defaults_and_bounds_are_those_of_the_models(
     heading: str, name: str, info: FieldInfo
 ) -> None:
-    row = " ".join(rows(section(CONFIGURATION, heading))[name])
+    row = " ".join(rows(CONFIGURATION, heading)[name])
     numbers = set(re.findall(r"\d+", row))
     bounds = [getattr(limit, bound, None) for limit in info.metadata for bound in _BOUNDS]
     assert {f"{bound:.0f}" for bound in bounds if bound is not None} <= numbers

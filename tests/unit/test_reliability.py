@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,16 +38,16 @@ def rows() -> list[Row]:
 def injections(function: Callable[..., object]) -> Row:
     """Counts the cases of a test: its parameters, their ``times``, Hypothesis's examples."""
     marks = getattr(function, "pytestmark", [])
-    ways: list[list[tuple[int, bool]]] = [
+    parameters = [
         [_case(names, value) for value in values]
-        for names, values in (each.args[:2] for each in marks if each.name == "parametrize")
+        for names, values in (mark.args[:2] for mark in marks if mark.name == "parametrize")
     ]
-    long = any(each.name == "torture" for each in marks)
+    long = any(mark.name == "torture" for mark in marks)
     examples = 1
     if is_hypothesis_test(function):
         examples = function._hypothesis_internal_use_settings.max_examples  # type: ignore[attr-defined]  # it has no public name
     counted = {False: 0, True: 0}
-    for case in _combined(ways):
+    for case in product(*parameters):
         counted[long or any(torture for _, torture in case)] += examples * prod(n for n, _ in case)
     return Row(function.__name__, counted[False], counted[True])
 
@@ -60,37 +60,11 @@ def _case(names: str | tuple[str, ...], value: Any) -> tuple[int, bool]:
     return (plain[named.index(TIMES)] if TIMES in named else 1), torture
 
 
-def _combined(ways: list[list[tuple[int, bool]]]) -> Iterator[list[tuple[int, bool]]]:
-    if not ways:
-        yield []
-        return
-    for rest in _combined(ways[1:]):
-        for case in ways[0]:
-            yield [case, *rest]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Imports a file of tests, which finds its helpers beside it."""
-
-    def loaded(name: str) -> Any:
-        path = ROOT / name
-        monkeypatch.syspath_prepend(path.parent)
-        spec = spec_from_file_location(f"counted_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
-        spec.loader.exec_module(module)
-        return module
-
-    return loaded
-
-
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.test.partition("::")[2])
-def test_the_table_counts_what_the_test_injects(row: Row, load: Callable[[str], Any]) -> None:
+def test_the_table_counts_what_the_test_injects(row: Row) -> None:
     file, _, name = row.test.partition("::")
-    assert injections(getattr(load(file), name))[1:] == row[1:]
+    module = import_module(file.removesuffix(".py").replace("/", "."))
+    assert injections(getattr(module, name))[1:] == row[1:]
 
 
 def test_no_test_stands_twice_and_every_file_of_faults_is_named() -> None:
