@@ -1,8 +1,8 @@
-"""What officers have decided, recorded in the order in which it took effect.
+"""Records what officers decided, also while this appliance was away.
 
-A record of officers or of a policy is judged by the set of officers before it
-(``signer.officers.offline_check``). So an appliance that was not there when several things were
-decided records each of them with its approval, in their order, and not only the last.
+The log judges a record of officers or of a policy by the set of officers before it
+(``signer.officers.offline_check``). So an appliance that missed several decisions records each
+with its approval, in their order, and not only the last.
 """
 
 from __future__ import annotations
@@ -23,54 +23,55 @@ _OFFICERS = "officers"
 _POLICIES = ("policy", "enrol")
 
 
-class _Place(NamedTuple):
+class _InForce(NamedTuple):
     """Which officers and which policy are in force, by their SHA-256."""
 
     officers: str
     policy: str
 
 
-class Decisions:
-    """Records of officers and policies in one appliance's log. Raises OperatorError."""
+class CatchUp:
+    """Brings one appliance's log up to date with officers and policy. Raises OperatorError."""
 
     def __init__(
         self,
         registry: Registry,
         log: DaemonLog,
-        journal: OperationRecords,
+        records: OperationRecords,
         approvals: ApprovalFold,
         *,
         development: bool,
     ) -> None:
+        """``approvals`` is what the log's records so far say."""
         self._registry, self._store = registry, OperationStore(registry)
-        self._log, self._journal, self._approvals = log, journal, approvals
+        self._log, self._records, self._approvals = log, records, approvals
         self._development = development
-        self._told: _Place | None = None
+        self._recorded: _InForce | None = None
 
     def record(self, state: RegistryState, text: PolicyText, *, files_decide: bool) -> None:
-        """Records what is in force where the log does not know it yet, and how it came to be."""
-        now = _Place(officers_sha256(state.officers), text.policy.sha256)
-        approvals = self._approvals
-        if now == self._told:
+        """Records what is in force and not yet in the log, and the approvals that led to it."""
+        now = _InForce(officers_sha256(state.officers), text.policy.sha256)
+        if now == self._recorded:
             return
-        self._told = now
+        self._recorded = now
+        approvals = self._approvals
         if approvals.officers is None and state.officers:
             policy = bytes.fromhex(now.policy)
             first = OfficersRecord(state.officers, development=self._development, policy=policy)
-            self._journal.officers(first)
-        known = _Place(officers_sha256(approvals.officers or {}), approvals.policy.hex())
+            self._records.officers(first)
+        logged = _InForce(officers_sha256(approvals.officers or {}), approvals.policy.hex())
         if not state.officers:
-            known = known._replace(officers=now.officers)
-        if files_decide:  # the files' policy needs nobody
-            known = known._replace(policy=now.policy)
-        for operation in self._since(known, now):
-            self._tell(operation)
+            logged = logged._replace(officers=now.officers)
+        if files_decide:  # the policy in the files needs no approval
+            logged = logged._replace(policy=now.policy)
+        for operation in self._between(logged, now):
+            self._record(operation)
         self._log.policy(now.policy, text.text, self._approval(now.policy))
 
-    def _tell(self, operation: StoredOperation) -> None:
+    def _record(self, operation: StoredOperation) -> None:
         if operation.proposal.kind == _OFFICERS:
             approved = ApprovedOperation.of(operation)
-            self._journal.officers(OfficersRecord(officers_of(operation), approved))
+            self._records.officers(OfficersRecord(officers_of(operation), approved))
             return
         sha256 = str(operation.proposal.details["policy_sha256"])
         content = self._registry.document(sha256)
@@ -78,37 +79,39 @@ class Decisions:
             self._log.policy(sha256, content, ApprovedOperation.of(operation))
 
     def _approval(self, policy: str) -> ApprovedOperation | None:
-        done = self._store.newest_done(_POLICIES)
-        found = (o for o in done if o.proposal.details["policy_sha256"] == policy)
-        operation = next(found, None)
-        return None if operation is None else ApprovedOperation.of(operation)
+        """Returns the newest operation that approved a policy, None without one."""
+        for operation in self._store.newest_done(_POLICIES):
+            if operation.proposal.details["policy_sha256"] == policy:
+                return ApprovedOperation.of(operation)
+        return None
 
-    def _since(self, known: _Place, now: _Place) -> list[StoredOperation]:
-        """The operations that led from one place to the other, in their order.
+    def _between(self, logged: _InForce, now: _InForce) -> list[StoredOperation]:
+        """Returns the operations that led from one state to the other, in their order.
 
-        Backwards, for a place that was in force before may be so again. A policy to which
-        none leads was put there by hand: it is recorded as it is, and verify tells.
+        They are searched from the newest back, because an earlier state may come into force
+        again. A policy to which no operation leads was put there by hand: it is recorded without
+        an approval, and ``signer audit verify`` reports it.
         """
-        place, chain = now, list[StoredOperation]()
+        at, chain = now, list[StoredOperation]()
         for operation in self._store.newest_done((_OFFICERS, *_POLICIES)):
-            if place == known:
+            if at == logged:
                 break
             replaces = str(operation.proposal.details["replaces"])
             if operation.proposal.kind == _OFFICERS:
-                if officers_sha256(officers_of(operation)) != place.officers:
+                if officers_sha256(officers_of(operation)) != at.officers:
                     continue
-                place = place._replace(officers=replaces)
+                at = at._replace(officers=replaces)
             else:
-                if operation.proposal.details["policy_sha256"] != place.policy:
+                if operation.proposal.details["policy_sha256"] != at.policy:
                     continue
-                place = place._replace(policy=replaces)
+                at = at._replace(policy=replaces)
             chain.append(operation)
-        if place.officers != known.officers:
+        if at.officers != logged.officers:
             raise OperatorError(
                 "no operation leads to the officers that the registry has: is it older than the"
                 " audit log? Put the newest registry back"
             )
         chain.reverse()
-        if place.policy == known.policy:
+        if at.policy == logged.policy:
             return chain
-        return [each for each in chain if each.proposal.kind == _OFFICERS]
+        return [operation for operation in chain if operation.proposal.kind == _OFFICERS]

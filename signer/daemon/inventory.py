@@ -1,6 +1,6 @@
-"""Registry and token compared at the start: what either has and the other has not.
+"""Registry and token compared at the start: the keys that only one of them has.
 
-Nothing is mended here. A key on the token that the registry does not know never signs;
+Nothing is repaired here. A key on the token that the registry does not know never signs;
 a version whose key is not on the token fails its callers with HSM_UNAVAILABLE. What an
 interrupted operation has left is completed by that operation.
 """
@@ -20,6 +20,7 @@ from signer.model import (
     TokenObject,
     inventory_digest,
 )
+from signer.signing.request import Served
 
 MOST_NAMED = 100
 """Differences that are named; the rest is counted."""
@@ -27,64 +28,60 @@ MOST_NAMED = 100
 Admin = Callable[[str], AbstractContextManager[TokenAdmin]]
 
 
-class Reconciler:
-    """Compares each token once, as soon as it serves; ``found`` is what differs."""
+class Inventory:
+    """Compares each token once, as soon as it serves; ``differences`` has a line for each."""
 
     def __init__(
-        self,
-        hsm: Hsm,
-        versions: Callable[[], Iterable[KeyVersion]],
-        open_admin: Admin,
-        events: Events,
+        self, hsm: Hsm, served: Served, audit_key: KeyVersion, open_admin: Admin, events: Events
     ) -> None:
-        self.found: list[str] = []
-        self._hsm, self._versions = hsm, versions
+        self.differences: list[str] = []
+        self._hsm, self._served, self._audit_key = hsm, served, audit_key
         self._open_admin, self._events = open_admin, events
         self._left = list(hsm.pools)
 
-    def look(self) -> None:
-        """Compares the tokens that serve by now, and reports what differs."""
-        for label in [each for each in self._left if self._hsm.pools[each].inventory]:
+    def compare(self) -> None:
+        """Compares the tokens that serve by now, and reports the differences."""
+        for label in [label for label in self._left if self._hsm.pools[label].inventory]:
             self._left.remove(label)
-            seen = self._hsm.pools[label].inventory
+            digest = self._hsm.pools[label].inventory
+            versions = [*self._served.snapshot.keys, self._audit_key]
             try:
-                found = differences(label, seen, self._versions(), self._open_admin)
+                lines = differences(label, digest, versions, self._open_admin)
             except OperatorError as error:
-                found = [f"token {label} could not be compared with the registry: {error}"]
-            if found:
-                self.found += found
-                self._events.emit(TokenDiffers(found))
+                lines = [f"token {label} could not be compared with the registry: {error}"]
+            if lines:
+                self.differences += lines
+                self._events.emit(TokenDiffers(lines))
 
 
 def differences(
-    token: str, seen: bytes, versions: Iterable[KeyVersion], open_admin: Admin
+    token: str, digest: bytes, versions: Iterable[KeyVersion], open_admin: Admin
 ) -> list[str]:
-    """Returns how a token differs from the registry's versions, a line each.
+    """Returns how a token differs from the registry's versions, a line for each difference.
 
-    ``seen`` is the digest of the keys that a worker has found: where it is the expected
-    one the token is not asked again. Raises OperatorError where it cannot be asked.
+    ``digest`` is of the keys that a worker has found: if it is the expected one, the token is
+    not read again. Raises OperatorError if the token cannot be read.
     """
     expected = {
         version.cka_id: version
         for version in versions
         if version.token == token and version.state is not KeyState.DESTROYED
     }
-    wanted = (TokenObject(v.cka_id, v.name) for v in expected.values())
-    if seen == inventory_digest(wanted):
+    if digest == inventory_digest(TokenObject(v.cka_id, v.name) for v in expected.values()):
         return []
     with open_admin(token) as admin:
-        there = {each.cka_id: each.label for each in admin.inventory()}
+        present = {key.cka_id: key.label for key in admin.inventory()}
     lines = [
         f"token {token} does not hold the key of {version.name}: restore the token's backup, or"
         " schedule the destruction of the version"
         for cka_id, version in expected.items()
-        if cka_id not in there
+        if cka_id not in present
     ]
     lines += [
         f"token {token} holds a key that the registry does not know: CKA_ID {cka_id.hex()},"
         f" label {label[:200]!r}; an operation that is not ended may have made it (list them:"
         " `signer operations list --state FAILED`), else remove it with the HSM's own tool"
-        for cka_id, label in there.items()
+        for cka_id, label in present.items()
         if cka_id not in expected
     ]
     return _bounded(lines, token)

@@ -1,36 +1,23 @@
-"""Has the daemon serve what the registry and its files say, at the start and ever after.
-
-The registry decides which keys there are, who the officers are, what is suspended and,
-once there are officers, which policy is in force. Files decide the policy only where
-there are none yet, and in development.
-"""
+"""What is served now: keys, policy and suspensions, kept in step with the registry."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from signer.clock import Clock
 from signer.config.models import Config
-from signer.config.policy_documents import (
-    PolicyText,
-    policy_sha256,
-    read_policy,
-    read_policy_text,
-    write_policy_files,
-)
+from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import DaemonLog
-from signer.daemon.catch_up import Decisions
-from signer.errors import ConfigError, OperatorError, Violation
+from signer.daemon.catch_up import CatchUp
+from signer.daemon.policy_in_force import PolicyInForce
+from signer.errors import ConfigError, OperatorError
 from signer.events import (
     Events,
     KeysChanged,
     PolicyChanged,
-    PolicyFilesDiffer,
     RegistryUnreadable,
     SuspensionsChanged,
 )
@@ -42,86 +29,127 @@ from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 
 _FOREVER = float("inf")
-_PARSED = 4
-"""Policies that are kept as they were read."""
 _STOPPED = frozenset({KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROYED})
-"""States in which nothing more leaves, not even of batches that began before."""
+"""States that also stop batches which began before."""
 
 
-class Follower:
-    """The state of the registry that is served, and its changes. Safe to call from any thread."""
+class Serving:
+    """Makes the daemon serve the registry's newest state. Safe to call from any thread.
+
+    ``error`` says why the registry is not followed; it is empty while it is.
+    """
 
     def __init__(
         self,
         config: Config,
         registry: Registry,
+        state: RegistryState,
+        *,
+        policies: PolicyInForce,
+        served: Served,
+        hsm: Hsm,
+        log: DaemonLog,
+        catch_up: CatchUp,
         clock: Clock,
         events: Events,
-        *,
-        development: bool,
     ) -> None:
-        """Reads what is to be served; raises ConfigError and OperatorError."""
-        self.config, self.registry = config, registry
-        self.clock, self.events = clock, events
-        self.development = development
+        """``state`` is the state of the registry that ``served`` holds."""
         self.lock = threading.RLock()
         """Held while what is served changes."""
-        self._needed = config.operations.all_needed()
         self.error = ""
-        """Why the registry is not followed; empty while it is."""
-        self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
-        self._next_end = _FOREVER
-        self._ended_until = clock.now()  # copies of what ended before are gone
-        self.hsm: Hsm
-        self._served: Served
-        self._log: DaemonLog
-        self._decisions: Decisions
-        state = registry.state()
-        check_tokens(state.keys, config)
-        self._text = self._in_force(state)
-        self._state = registry.state(state.keys)
-        self._refuse_clients(self._text.policy, self._state)
+        self._registry, self._state = registry, state
+        self._policies, self._served, self._hsm = policies, served, hsm
+        self._log, self._catch_up = log, catch_up
+        self._clock, self._events = clock, events
+        self._tokens = tuple(token.label for token in config.tokens)
+        self._needed = config.operations.all_needed()
+        self._ended_until = clock.now()  # session copies of versions that ended before are gone
+        self._next_end = self._end_after(self._ended_until)
 
-    # --- life ------------------------------------------------------------------------------
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._policies.text.policy
 
-    def snapshot(self) -> Snapshot:
-        """Returns what is to be served now."""
-        state, policy = self._state, self._text.policy
-        return Snapshot(policy.with_officers(state.officers), state.keys, _suspended(state, policy))
-
-    def attach(self, hsm: Hsm, served: Served, log: DaemonLog, decisions: Decisions) -> None:
-        """Tells whom to have serve it, and where changes are recorded."""
-        self.hsm, self._served, self._log, self._decisions = hsm, served, log, decisions
+    @property
+    def files_decide(self) -> bool:
+        """Whether the policy's files are in force as they are, without an approval."""
+        return self._policies.files_decide(self._state)
 
     def begin(self) -> None:
         """Records what is served at the start, and stops what is suspended.
 
-        Raises OperatorError where that cannot be kept or recorded.
+        Raises OperatorError if that cannot be stored or recorded.
         """
-        self._decisions.record(self._state, self._text, files_decide=self.files_decide)
-        self.hsm.suspend(self._served.snapshot.suspended, [])
-        self._plan_ends()
-        self._look_at_files()
+        self._record()
+        self._hsm.suspend(self._served.snapshot.suspended, [])
+        self._policies.report_files(self._state)
 
     def follow(self) -> bool:
         """Serves what the registry holds now; the last state stays while it cannot be read.
 
-        Returns whether all that the registry has stopped is stopped here: that does not
-        wait for what else cannot be taken.
+        Returns whether everything that the registry has stopped is stopped here; that does
+        not depend on the other changes.
         """
         try:
-            head = self.registry.head()
-            self._parse_early(head.policy)
+            head = self._registry.head()
+            self._policies.parse_early(head.policy)
             with self.lock:
                 known = self._state
                 new = head.revision != known.keys.revision
-                return self._serve(self.registry.state(known.keys) if new else known)
+                return self._serve(self._registry.state(known.keys) if new else known)
         except OperatorError as error:
-            self._not_followed(error)
+            self._report(error)
             return False
 
+    def draft(self) -> PolicyText | None:
+        """Returns the policy in the files if it is another one; see ``PolicyInForce.draft``."""
+        return self._policies.draft(self._state)
+
+    def put(self, draft: PolicyText) -> None:
+        """Puts a draft in force where the files decide. Raises ConfigError."""
+        with self.lock:
+            try:
+                with self._registry.writing() as write:
+                    write.put_policy(draft.text)
+                state = self._registry.state(self._state.keys)
+                self._stop(state)
+                self._take(state)
+            except OperatorError as error:
+                raise self._policies.refusal(str(error)) from error
+
+    def context(self) -> OperationContext:
+        """Returns what operations depend on, read now. Raises OperatorError."""
+        # Without the lock: a reader does not wait for a thread that waits for the database.
+        return self._context(self._registry.state(self._state.keys))
+
+    @contextmanager
+    def locked(self, known: OperationContext | None = None) -> Iterator[OperationContext]:
+        """Holds the lock for a block, at the registry's newest state; see ``ServedState``."""
+        with self.lock:
+            if known is None or known.state.keys.revision != self._registry.revision():
+                known = self._context(self._registry.state(self._state.keys))
+            self._serve(known.state)
+            yield known
+
+    def _context(self, state: RegistryState) -> OperationContext:
+        policies = self._policies
+        return OperationContext(
+            now=self._clock.now(),
+            state=state,
+            policy=policies.of(state),
+            tokens=self._tokens,
+            needed=self._needed,
+            draft=policies.in_files,
+            read_policy=policies.parse,
+            document=self._registry.document,
+            policy_folder=policies.folder.is_dir(),
+        )
+
+    # --- changes ---------------------------------------------------------------------------
+
     def _serve(self, state: RegistryState) -> bool:
-        """Serves a state of the registry; returns whether all that it stops is stopped."""
+        """Serves a state of the registry; returns whether everything that it stops is stopped."""
         stopped = False
         try:
             if state.keys.revision != self._state.keys.revision:
@@ -132,103 +160,26 @@ class Follower:
             self._end_by_clock()
             self.error = ""
         except (OperatorError, ConfigError) as error:
-            self._not_followed(error)
+            self._report(error)
         return stopped
 
-    def _not_followed(self, error: OperatorError | ConfigError) -> None:
+    def _report(self, error: OperatorError | ConfigError) -> None:
         if not self.error:
-            self.events.emit(RegistryUnreadable(str(error)))
+            self._events.emit(RegistryUnreadable(str(error)))
         self.error = str(error)
 
-    def draft(self) -> PolicyText | None:
-        """Reads the files; None where they hold the policy in force. Raises ConfigError.
-
-        Where there are officers, that is all that they may hold.
-        """
-        draft = self._in_files()
-        if draft.policy.sha256 == self._text.policy.sha256:
-            return None
-        if not self.files_decide:
-            raise ConfigError(
-                str(self.config.policy),
-                [
-                    Violation(
-                        "",
-                        f"no approved operation puts {draft.policy.sha256} in force: propose"
-                        " it with `signer operations propose policy`, or put the files back;"
-                        f" {self._text.policy.sha256} stays in force",
-                    )
-                ],
-            )
-        self._refuse_clients(draft.policy, self._state)
-        return draft
-
-    def put(self, draft: PolicyText) -> None:
-        """Puts a draft in force where files decide. Raises ConfigError."""
-        with self.lock:
-            try:
-                with self.registry.writing() as write:
-                    write.put_policy(draft.text)
-                state = self.registry.state(self._state.keys)
-                self._stop(state)
-                self._take(state)
-            except OperatorError as error:
-                raise ConfigError(str(self.config.policy), [Violation("", str(error))]) from error
-
-    def context(self) -> OperationContext:
-        """Returns what operations depend on, read now. Raises OperatorError."""
-        # Without the lock: a reader does not wait for a thread that waits for the database.
-        return self._context(self.registry.state(self._state.keys))
-
-    @contextmanager
-    def locked(self, known: OperationContext | None = None) -> Iterator[OperationContext]:
-        """Holds the lock for a block, at the registry's newest state; see ``ServedState``."""
-        with self.lock:
-            if known is None or known.state.keys.revision != self.registry.revision():
-                known = self._context(self.registry.state(self._state.keys))
-            self._serve(known.state)
-            yield known
-
-    def _context(self, state: RegistryState) -> OperationContext:
-        text = self._text
-        if state.policy not in (None, text.policy.sha256):
-            text = self._kept(state)
-        return OperationContext(
-            now=self.clock.now(),
-            state=state,
-            policy=text,
-            tokens=tuple(token.label for token in self.config.tokens),
-            needed=self._needed,
-            draft=self._in_files,
-            read_policy=self._parse,
-            document=self.registry.document,
-            policy_folder=self.config.policy.is_dir(),
-        )
-
-    @property
-    def policy(self) -> Policy:
-        """The policy in force."""
-        return self._text.policy
-
-    @property
-    def files_decide(self) -> bool:
-        """Whether the policy's files are in force as they are: officers have no say."""
-        return self._files_decide(self._state)
-
-    # --- changes ---------------------------------------------------------------------------
-
     def _stop(self, state: RegistryState) -> None:
-        """Stops what another state has stopped, before anything that could be refused."""
-        now = self.clock.now()
+        """Stops what a new state has stopped, before any change that could be refused."""
+        now = self._clock.now()
         stopped = {
             new: f"{new.name} is {new.state_at(now)}"
             for new in state.keys.changed_since(self._state.keys)
-            if new.state_at(now) in _STOPPED and new.token in self.hsm.pools
+            if new.state_at(now) in _STOPPED and new.token in self._tokens
         }
         if stopped:
-            self.hsm.stop_keys(stopped)
+            self._hsm.stop_keys(stopped)
         snapshot = self._served.snapshot
-        more = _suspended(state, self._text.policy)
+        more = _suspended(state, self.policy)
         both = Suspended(
             snapshot.suspended.everything or more.everything,
             {**more.facilities, **snapshot.suspended.facilities},
@@ -237,45 +188,47 @@ class Follower:
             self._suspend(snapshot, both)
 
     def _suspend(self, before: Snapshot, suspended: Suspended) -> None:
-        """Puts other suspensions in force: no new job, then nothing that waits."""
+        """Puts other suspensions in force: first for new jobs, then for those that wait."""
         self._served.snapshot = replace(self._served.snapshot, suspended=suspended)
         halted = [
-            each
-            for each in before.keys
-            if suspended.reason(each.key.facility)
-            and not before.suspended.reason(each.key.facility)
+            version
+            for version in before.keys
+            if suspended.reason(version.key.facility)
+            and not before.suspended.reason(version.key.facility)
         ]
-        self.hsm.suspend(suspended, halted)
-        suspensions = [str(each) for each in self._state.suspensions]
-        self.events.emit(SuspensionsChanged(suspensions))
+        self._hsm.suspend(suspended, halted)
+        suspensions = [str(suspension) for suspension in self._state.suspensions]
+        self._events.emit(SuspensionsChanged(suspensions))
 
     def _take(self, state: RegistryState) -> None:
-        """Has another state served: what is new after workers know it, what ends at once."""
-        check_tokens(state.keys, self.config)
-        before, text = self._served.snapshot, self._text
-        if state.policy not in (None, text.policy.sha256):
-            self._text = self._kept(state)
+        """Serves another state: workers know new keys before callers do."""
+        check_tokens(state.keys, self._tokens)
+        before, before_text = self._served.snapshot, self._policies.text
+        self._policies.text = text = self._policies.of(state)
         changed = list(state.keys.changed_since(self._state.keys))
-        made = any(self._state.keys.version(v.key, v.number) is None for v in changed)
+        new = any(self._state.keys.version(v.key, v.number) is None for v in changed)
         self._state = state
-        if made or any(v.state is KeyState.DESTROYED for v in changed):
-            # Workers must know a key before the first chunk that needs it, and forget what is gone.
-            self.hsm.refresh()
-        after = self.snapshot()
+        if new or any(v.state is KeyState.DESTROYED for v in changed):
+            # Workers must find a key before the first chunk that needs it, and drop destroyed ones.
+            self._hsm.refresh()
+        after = snapshot_of(state, text.policy)
         self._served.snapshot = after
         self._enforce(before, after)
-        self._plan_ends()
+        self._next_end = self._end_after(self._ended_until)
         if changed:
             self._log.keys_changed(before.keys, after.keys)
-            self.events.emit(KeysChanged(len(after.keys), after.keys.revision))
-        self._decisions.record(state, self._text, files_decide=self.files_decide)
-        if self._text is not text:
-            self._write_files(text)
-            self.events.emit(PolicyChanged(self._text.policy.sha256))
+            self._events.emit(KeysChanged(len(after.keys), after.keys.revision))
+        self._record()
+        if text is not before_text:
+            self._policies.write_files(before_text)
+            self._events.emit(PolicyChanged(text.policy.sha256))
+
+    def _record(self) -> None:
+        self._catch_up.record(self._state, self._policies.text, files_decide=self.files_decide)
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
-        """Has sign what may, and lets go of what has ended; what was stopped is stopped already."""
-        now = self.clock.now()
+        """Resumes versions that may sign, and drops those that have ended."""
+        now = self._clock.now()
         ended: list[KeyVersion] = []
         resumed: list[KeyVersion] = []
         for new in after.keys.changed_since(before.keys):
@@ -284,117 +237,47 @@ class Follower:
             if state is KeyState.ACTIVE:
                 resumed.append(new)
             elif state not in _STOPPED and old is not None and old.active(now):
-                ended.append(new)  # batches at work keep their right, as where the clock ends it
+                ended.append(new)  # admitted batches may finish, as where the clock ends it
         if resumed:
-            self.hsm.resume_keys(resumed)
+            self._hsm.resume_keys(resumed)
         if ended:
-            self.hsm.drop(ended)
+            self._hsm.drop(ended)
         if before.suspended != after.suspended:
             self._suspend(before, after.suspended)
 
-    def _plan_ends(self) -> None:
-        ends = (v.ends_at for v in self._state.keys if v.ends_at is not None)
-        self._next_end = min((at for at in ends if at > self._ended_until), default=_FOREVER)
+    def _end_after(self, time: float) -> float:
+        """Returns when the next version ends after a time, both in seconds since the epoch."""
+        ends = (version.ends_at for version in self._state.keys)
+        return min((at for at in ends if at is not None and at > time), default=_FOREVER)
 
     def _end_by_clock(self) -> None:
-        """Drops the copies of versions that have just ended; batches at work keep their right."""
-        now = self.clock.now()
+        """Drops session copies of versions that just expired; admitted batches may finish."""
+        now = self._clock.now()
         if now < self._next_end:
             return
         ended = [
-            v
-            for v in self._state.keys
-            if v.ends_at is not None and self._ended_until < v.ends_at <= now
+            version
+            for version in self._state.keys
+            if version.ends_at is not None and self._ended_until < version.ends_at <= now
         ]
         self._ended_until = now
-        self.hsm.drop(ended)
-        self._plan_ends()
-
-    # --- the policy ------------------------------------------------------------------------
-
-    def _files_decide(self, state: RegistryState) -> bool:
-        return self.development or not state.officers
-
-    def _in_force(self, state: RegistryState) -> PolicyText:
-        if not self._files_decide(state):
-            return self._kept(state)
-        text = read_policy(self.config.policy)
-        if state.policy != text.policy.sha256:
-            with self.registry.writing() as write:
-                write.put_policy(text.text)
-        return text
-
-    def _kept(self, state: RegistryState) -> PolicyText:
-        content = None if state.policy is None else self.registry.document(state.policy)
-        if content is None:
-            raise OperatorError(
-                "the registry does not hold the policy in force: put it back from the backup"
-            )
-        try:
-            return self._parse(content)
-        except ValueError as error:
-            raise OperatorError(f"the policy in force cannot be read: {error}") from error
-
-    def _parse(self, content: bytes) -> PolicyText:
-        """Reads a policy's text, each once: that of 15,000 facilities takes seconds."""
-        known = self._parsed.get(hashlib.sha256(content).hexdigest())
-        return self._keep(read_policy_text(content) if known is None else known)
-
-    def _in_files(self) -> PolicyText:
-        """Reads the files; what was read of the same ones before is not read again."""
-        known = self._parsed.get(policy_sha256(self.config.policy))
-        return self._keep(read_policy(self.config.policy) if known is None else known)
-
-    def _keep(self, text: PolicyText) -> PolicyText:
-        self._parsed[text.policy.sha256] = text
-        if len(self._parsed) > _PARSED:
-            self._parsed.popitem(last=False)
-        return text
-
-    def _parse_early(self, sha256: str | None) -> None:
-        """Reads the policy that is to be taken, while nobody waits for the lock."""
-        if sha256 is None or sha256 == self._text.policy.sha256 or sha256 in self._parsed:
-            return
-        with suppress(OperatorError, ConfigError, ValueError):  # told when it is taken
-            content = self.registry.document(sha256)
-            if content is not None:
-                self._parse(content)
-
-    def _write_files(self, before: PolicyText) -> None:
-        """Has the files hold the policy in force, unless somebody is at work on another one."""
-        try:
-            written = policy_sha256(self.config.policy)
-            if written == before.policy.sha256:
-                write_policy_files(self.config.policy, self._text.text)
-            elif written != self._text.policy.sha256:
-                text = "the files are somebody's draft and were left alone: put what came into"
-                text = f"{text} force into it before it is proposed"
-                self.events.emit(PolicyFilesDiffer(text))
-        except (ConfigError, OSError, ValueError) as error:
-            self.events.emit(PolicyFilesDiffer(str(error)))
-
-    def _look_at_files(self) -> None:
-        """Tells at the start where the files are a draft, or no policy at all."""
-        try:
-            self.draft()
-        except ConfigError as error:
-            self.events.emit(PolicyFilesDiffer(str(error)))
-
-    # --- checks ----------------------------------------------------------------------------
-
-    def _refuse_clients(self, policy: Policy, state: RegistryState) -> None:
-        if problems := policy.officer_problems(state.officers):
-            raise ConfigError(str(self.config.policy), [Violation("", p) for p in problems])
+        self._hsm.drop(ended)
+        self._next_end = self._end_after(now)
 
 
-def check_tokens(keys: Iterable[KeyVersion], config: Config) -> None:
-    """Raises OperatorError where a key is on a token that the configuration does not name."""
-    unknown = {version.token for version in keys} - {token.label for token in config.tokens}
+def check_tokens(keys: Iterable[KeyVersion], tokens: Collection[str]) -> None:
+    """Raises OperatorError if a key is on a token that the configuration does not name."""
+    unknown = {version.token for version in keys}.difference(tokens)
     if unknown:
         raise OperatorError(
             f"the registry has keys on token {', '.join(sorted(unknown))}, which the "
             "configuration does not name: add it under `tokens`"
         )
+
+
+def snapshot_of(state: RegistryState, policy: Policy) -> Snapshot:
+    """Returns what is served of a state of the registry under a policy."""
+    return Snapshot(policy.with_officers(state.officers), state.keys, _suspended(state, policy))
 
 
 def _suspended(state: RegistryState, policy: Policy) -> Suspended:

@@ -1,4 +1,4 @@
-"""What people and programs see of the running daemon: gauges, doubts and the status page."""
+"""What operators and monitoring see of the running daemon: gauges, doubts and the status page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from signer.audit.write.log import AuditLog
 from signer.clock import FlooredClock
 from signer.config.models import Config
 from signer.daemon.sealing import Sealing
-from signer.daemon.serving import Follower
+from signer.daemon.serving import Serving
 from signer.hsm.front.service import Hsm
 from signer.observe.gauges import Reading, Values, readings, scalars
 from signer.observe.history import History
@@ -22,14 +22,14 @@ from signer.officers.execution import Executor
 from signer.signing.request import Served
 
 STUCK_SECONDS = 60.0
-"""How long the daemon's main loop may be silent before the process is called dead."""
+"""How long the daemon's main loop may be silent before the process is reported as dead."""
 
 
 @dataclass
-class Vitals:
-    """Looks at the parts of the daemon, from any thread; ``tick`` belongs to one.
+class StatusReader:
+    """Reads the state of the daemon's parts, from any thread; one thread calls ``tick``.
 
-    ``reasons`` says why the daemon does not serve.
+    ``reasons`` returns why the daemon does not serve.
     """
 
     config: Config
@@ -40,7 +40,7 @@ class Vitals:
     hsm: Hsm
     log: AuditLog
     sealing: Sealing
-    follower: Follower
+    serving: Serving
     executor: Executor
     server: Server
     certificates: Certificates
@@ -50,31 +50,31 @@ class Vitals:
     _keys: KeyReadings = field(default_factory=KeyReadings)
 
     def tick(self) -> None:
-        """Remembers what the last seconds were like; to be called every now and then."""
+        """Samples the totals of the metrics when that is due; the main loop calls this."""
         self._ticked = now = self.clock.monotonic()
         if self._history.due(now):
             self._history.look(now, self.reports.metrics.totals())
 
     def rest(self) -> None:
-        """No tick comes any more: the daemon ends."""
+        """Expects no further tick: the daemon is stopping."""
         self._ticked = None
 
     def stuck(self) -> str:
-        """Why the process is not alive: who looks after health and deadlines does not."""
+        """Returns why the process counts as dead, "" if it is alive."""
         ticked = self._ticked
         silent = 0.0 if ticked is None else self.clock.monotonic() - ticked
         return f"the main loop is stuck for {silent:.0f} s" if silent > STUCK_SECONDS else ""
 
     def doubts(self) -> list[str]:
-        """What is wrong though the daemon serves."""
-        return self._doubts(f"the registry is not followed: {self.follower.error}")
+        """Returns what is wrong although the daemon serves."""
+        return self._doubts(f"the registry is not followed: {self.serving.error}")
 
     def _doubts(self, unfollowed: str) -> list[str]:
-        registry = unfollowed if self.follower.error else ""
+        registry = unfollowed if self.serving.error else ""
         return [doubt for doubt in (registry, self.clock.doubt()) if doubt]
 
     def readings(self) -> list[Reading]:
-        """Every gauge as it is now."""
+        """Returns every gauge as it is now."""
         log, now = self.log, self.clock.now()
         values: dict[str, float] = {
             "signer_ready": not self.reasons(),
@@ -83,7 +83,7 @@ class Vitals:
             "signer_operations_pending": self.executor.pending,
             "signer_time_seconds": self.clock.machine(),
             "signer_clock_doubtful": bool(self.clock.doubt()),
-            "signer_registry_unreadable": bool(self.follower.error),
+            "signer_registry_unreadable": bool(self.serving.error),
             "signer_audit_stopped": bool(log.refusal),
             "signer_audit_open_intents": log.open_intents,
             "signer_audit_commit_started_timestamp_seconds": log.committing_since,
@@ -103,7 +103,7 @@ class Vitals:
         ]
 
     def page(self) -> str:
-        """The status page."""
+        """Returns the status page as HTML."""
         return page(
             Seen(
                 name=self.config.audit.origin,
@@ -111,7 +111,7 @@ class Vitals:
                 monotonic=self.clock.monotonic(),
                 started=self.started_at,
                 reasons=self.reasons(),
-                # Without the database's text: whoever reaches the port reads this.
+                # Without the database's text: everyone who reaches the port can read this.
                 doubts=self._doubts("the registry is not followed: see the log"),
                 gauges={reading.name: reading.values for reading in self.readings()},
                 workers=self.hsm.status(),

@@ -52,9 +52,9 @@ def edit(stage: Stage, limit: int = 300) -> str:
 
 def reload(stage: Stage) -> bool:
     """What the daemon does where it is told to; returns whether another policy is in force."""
-    draft = stage.follower.draft()
+    draft = stage.serving.draft()
     if draft is not None:
-        stage.follower.put(draft)
+        stage.serving.put(draft)
     return draft is not None
 
 
@@ -74,7 +74,7 @@ def told(stage: Stage, what: str) -> list[Any]:
 
 def test_files_decide_where_there_are_no_officers(make: Make) -> None:
     stage = make(officers={})
-    assert stage.follower.files_decide
+    assert stage.serving.files_decide
     new = edit(stage)
     assert reload(stage)
     assert not reload(stage)
@@ -87,7 +87,7 @@ def test_files_decide_where_there_are_no_officers(make: Make) -> None:
 
 def test_files_decide_in_development(make: Make) -> None:
     stage = make(development=True)
-    assert stage.follower.files_decide
+    assert stage.serving.files_decide
     new = edit(stage)
     assert reload(stage)
     assert stage.snapshot.policy.sha256 == new
@@ -95,7 +95,7 @@ def test_files_decide_in_development(make: Make) -> None:
 
 
 def test_officers_decide_once_there_are_some(stage: Stage) -> None:
-    assert not stage.follower.files_decide
+    assert not stage.serving.files_decide
     before = stage.snapshot.policy.sha256
     assert not reload(stage)
     draft = edit(stage)
@@ -190,17 +190,17 @@ def test_a_set_that_no_operation_made_is_not_recorded_as_if_one_had(stage: Stage
     """Somebody has written to the database."""
     with stage.registry.writing() as write:
         write.set_officers({A: pem(certificate_of(A)).encode(), B: b"x"})
-    stage.follower.follow()
+    stage.serving.follow()
     assert len(stage.log.of(RecordKind.OFFICERS)) == 1
     with pytest.raises(OperatorError, match="no operation leads to the officers"):
         stage.start()
 
 
 def test_an_appliance_that_was_away_records_each_set_of_officers(stage: Stage) -> None:
-    follow = stage.follower.follow
-    stage.follower.follow = lambda: False  # type: ignore[method-assign]
+    follow = stage.serving.follow
+    stage.serving.follow = lambda: False  # type: ignore[method-assign]
     stage.done("officers", remove=[C])
-    stage.follower.follow = follow  # type: ignore[method-assign]
+    stage.serving.follow = follow  # type: ignore[method-assign]
     stage.done("officers", add=[pem(certificate_of(C))])
     assert len(stage.log.of(RecordKind.OFFICERS)) == 3
     assert stage.log.control.problems == ()
@@ -261,13 +261,13 @@ def test_copies_of_all_that_has_ended_are_dropped_when_their_time_comes(stage: S
     for hours, name in enumerate(names, start=1):
         stage.done("deactivate", version=name, at=int(START) + hours * HOUR)
     stage.clock.time = START + 2 * HOUR
-    stage.follower.follow()
+    stage.serving.follow()
     [(dropped,)] = told(stage, "drop")
     assert sorted(v.name for v in dropped) == names[:2]
-    stage.follower.follow()
+    stage.serving.follow()
     assert told(stage, "drop") == []
     stage.clock.time = START + 9 * HOUR
-    stage.follower.follow()
+    stage.serving.follow()
     [(dropped,)] = told(stage, "drop")
     assert [v.name for v in dropped] == names[2:]
 
@@ -294,7 +294,7 @@ def test_the_last_state_is_served_while_the_registry_cannot_be_read(
     with monkeypatch.context() as patched:
         patched.setattr(stage.registry, "head", gone)
         for _ in range(3):
-            stage.follower.follow()
+            stage.serving.follow()
         assert len(stage.snapshot.keys) == 1
     assert len(stage.seen.of(RegistryUnreadable)) == 1, "once, not at every look"
     stage.emergency.suspend_key(A, name, "why")

@@ -146,7 +146,7 @@ class Appliance(RuleBasedStateMachine):
 
     @invariant()
     def no_version_signs_that_is_not_active(self) -> None:
-        self.stage.follower.follow()
+        self.stage.serving.follow()
         now, snapshot = self.stage.clock.now(), self.stage.snapshot
         held = Shadow.of(self.stage.registry)
         by_key: dict[KeyName, list[KeyVersion]] = {}

@@ -25,8 +25,9 @@ from signer.audit.write.log import AuditUnavailable
 from signer.clock import Clock
 from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy
-from signer.daemon.catch_up import Decisions
-from signer.daemon.serving import Follower
+from signer.daemon.catch_up import CatchUp
+from signer.daemon.policy_in_force import PolicyInForce
+from signer.daemon.serving import Serving, check_tokens, snapshot_of
 from signer.keys.registry import Registry
 from signer.keys.writing import Writing
 from signer.model import KeyVersion, TokenAdmin, parse_key_or_version
@@ -177,7 +178,7 @@ class FakeHsm:
 
 
 class FakeDaemonLog:
-    """The part of the daemon's log that the follower writes to."""
+    """The part of the daemon's log that serving writes to."""
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
@@ -256,24 +257,30 @@ class Stage:
         if crash_after is not None:
             self.fate.crash_after(crash_after)
         self.hsm = FakeHsm(self.token.token)
-        self.follower = Follower(
-            self.config,
-            self.registry,
-            self.clock,
-            self.seen.events,
-            development=self._development,
-        )
+        registry, events, development = self.registry, self.seen.events, self._development
         records = OperationRecords(cast("Any", self.log))
-        self.served = Served(self.follower.snapshot())
         log = cast("Any", FakeDaemonLog(self.log))
-        decisions = Decisions(
-            self.registry, log, records, self.log.control, development=self._development
+        state = registry.state()
+        check_tokens(state.keys, [token.label for token in self.config.tokens])
+        policies = PolicyInForce(self.policy, registry, state, events, development=development)
+        state = registry.state(state.keys)
+        self.served = Served(snapshot_of(state, policies.text.policy))
+        self.serving = Serving(
+            self.config,
+            registry,
+            state,
+            policies=policies,
+            served=self.served,
+            hsm=cast("Any", self.hsm),
+            log=log,
+            catch_up=CatchUp(registry, log, records, self.log.control, development=development),
+            clock=self.clock,
+            events=events,
         )
-        self.follower.attach(cast("Any", self.hsm), self.served, log, decisions)
-        self.follower.begin()
+        self.serving.begin()
         deps = OperationDependencies(
             registry=self.registry,
-            serving=self.follower,
+            serving=self.serving,
             admin=self._admin,
             records=records,
             events=self.seen.events,
@@ -282,7 +289,7 @@ class Stage:
         )
         self.executor = Executor(deps, self._lanes)
         self.proposals = Proposals(deps, self.executor, expire_hours=24)
-        self.emergency = EmergencyStops(self.registry, records, self.follower, self.clock)
+        self.emergency = EmergencyStops(self.registry, records, self.serving, self.clock)
         self.executor.sweep()
 
     def close(self) -> None:
@@ -304,7 +311,7 @@ class Stage:
 
     @property
     def context(self) -> OperationContext:
-        return self.follower.context()
+        return self.serving.context()
 
     def version(self, name: str) -> KeyVersion:
         key, number = parse_key_or_version(name)

@@ -156,4 +156,4 @@ def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
     stopped = [set(told[0]) for what, told in stage.hsm.told if what == "stop_keys"]
     assert {version.cka_id} in [{each.cka_id for each in some} for some in stopped]
     assert stage.snapshot.suspended.everything
-    assert "not configured" in stage.follower.error
+    assert "not configured" in stage.serving.error

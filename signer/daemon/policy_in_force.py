@@ -1,0 +1,151 @@
+"""Which policy is in force: the one in the files, or the one that officers have approved.
+
+The files decide only while there are no officers, and in development. Otherwise the registry
+names the policy in force, and the files are a copy of it or somebody's draft of the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+from signer.config.policy_documents import (
+    PolicyText,
+    policy_sha256,
+    read_policy,
+    read_policy_text,
+    write_policy_files,
+)
+from signer.errors import ConfigError, OperatorError, Violation
+from signer.events import Events, PolicyFilesDiffer
+from signer.keys.registry import Registry, RegistryState
+from signer.policy.rules import Policy
+
+_PARSED = 4
+"""Policies that are kept parsed."""
+
+
+class PolicyInForce:
+    """The policy in force, ``text``, and what the files hold.
+
+    Only ``Serving`` replaces ``text``. ``folder`` is a file or a folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        registry: Registry,
+        state: RegistryState,
+        events: Events,
+        *,
+        development: bool,
+    ) -> None:
+        """Reads the policy in force at the start; one from the files is put into the registry.
+
+        ``state`` is what the registry holds. Raises ConfigError and OperatorError.
+        """
+        self.folder = folder
+        self._registry, self._events, self._development = registry, events, development
+        self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
+        self.text = self._read_files() if self.files_decide(state) else self._stored(state)
+        self._check_clients(self.text.policy, state)
+        if state.policy != self.text.policy.sha256:
+            with registry.writing() as write:
+                write.put_policy(self.text.text)
+
+    def files_decide(self, state: RegistryState) -> bool:
+        """Returns whether the files are in force as they are, without an approval."""
+        return self._development or not state.officers
+
+    def of(self, state: RegistryState) -> PolicyText:
+        """Returns the policy that a state puts in force; raises OperatorError if it has no text."""
+        return self.text if state.policy in (None, self.text.policy.sha256) else self._stored(state)
+
+    def write_files(self, before: PolicyText) -> None:
+        """Writes the policy in force into the files, unless they hold a draft.
+
+        ``before`` is the policy that was in force until now.
+        """
+        try:
+            written = policy_sha256(self.folder)
+            if written == before.policy.sha256:
+                write_policy_files(self.folder, self.text.text)
+            elif written != self.text.policy.sha256:
+                text = "the files are somebody's draft and were left alone: put what came into"
+                text = f"{text} force into it before it is proposed"
+                self._events.emit(PolicyFilesDiffer(text))
+        except (ConfigError, OSError, ValueError) as error:
+            self._events.emit(PolicyFilesDiffer(str(error)))
+
+    def draft(self, state: RegistryState) -> PolicyText | None:
+        """Returns what the files hold, None if that is the policy in force. Raises ConfigError.
+
+        Where officers decide, any other policy in the files is refused.
+        """
+        draft = self.in_files()
+        if draft.policy.sha256 == self.text.policy.sha256:
+            return None
+        if not self.files_decide(state):
+            raise self.refusal(
+                f"no approved operation puts {draft.policy.sha256} in force: propose"
+                " it with `signer operations propose policy`, or put the files back;"
+                f" {self.text.policy.sha256} stays in force"
+            )
+        self._check_clients(draft.policy, state)
+        return draft
+
+    def report_files(self, state: RegistryState) -> None:
+        """Reports files that hold a draft, or no valid policy."""
+        try:
+            self.draft(state)
+        except ConfigError as error:
+            self._events.emit(PolicyFilesDiffer(str(error)))
+
+    def refusal(self, *texts: str) -> ConfigError:
+        """Returns the error that refuses the policy in the files."""
+        return ConfigError(str(self.folder), [Violation("", text) for text in texts])
+
+    def parse(self, content: bytes) -> PolicyText:
+        """Reads a policy's text, each once: 15,000 facilities take seconds. Raises ConfigError."""
+        known = self._parsed.get(hashlib.sha256(content).hexdigest())
+        return self._keep(read_policy_text(content) if known is None else known)
+
+    def parse_early(self, sha256: str | None) -> None:
+        """Reads the policy that comes into force next, before anybody waits for it."""
+        if sha256 is None or sha256 == self.text.policy.sha256 or sha256 in self._parsed:
+            return
+        with suppress(OperatorError, ConfigError, ValueError):  # reported when it is put in force
+            content = self._registry.document(sha256)
+            if content is not None:
+                self.parse(content)
+
+    def in_files(self) -> PolicyText:
+        """Reads the files, each content once. Raises ConfigError."""
+        known = self._parsed.get(policy_sha256(self.folder))
+        return self._read_files() if known is None else self._keep(known)
+
+    def _read_files(self) -> PolicyText:
+        return self._keep(read_policy(self.folder))
+
+    def _stored(self, state: RegistryState) -> PolicyText:
+        content = None if state.policy is None else self._registry.document(state.policy)
+        if content is None:
+            raise OperatorError(
+                "the registry does not hold the policy in force: put it back from the backup"
+            )
+        try:
+            return self.parse(content)
+        except ValueError as error:
+            raise OperatorError(f"the policy in force cannot be read: {error}") from error
+
+    def _keep(self, text: PolicyText) -> PolicyText:
+        self._parsed[text.policy.sha256] = text
+        if len(self._parsed) > _PARSED:
+            self._parsed.popitem(last=False)
+        return text
+
+    def _check_clients(self, policy: Policy, state: RegistryState) -> None:
+        if problems := policy.officer_problems(state.officers):
+            raise self.refusal(*problems)
