@@ -4,7 +4,7 @@
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
 # make reference  docs/metrics.md anew, from the code
-# make bench   the table of README, beside a C loop on the same token
+# make bench   the table of docs/performance.md, beside a C loop on the same token
 
 PYTHON ?= python3
 BIN := .venv/bin

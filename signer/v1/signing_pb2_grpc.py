@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SigningServiceStub:
-    """Signs batches of payloads with keys that live in an HSM.
+    """Signs batches of payloads with keys in an HSM.
 
     Every call is made over mutual TLS. The caller is the one URI of its
     certificate (SPIFFE form). A call without a deadline gets 30 s. Errors carry
@@ -48,7 +48,7 @@ class SigningServiceStub:
 
 
 class SigningServiceServicer:
-    """Signs batches of payloads with keys that live in an HSM.
+    """Signs batches of payloads with keys in an HSM.
 
     Every call is made over mutual TLS. The caller is the one URI of its
     certificate (SPIFFE form). A call without a deadline gets 30 s. Errors carry
@@ -84,7 +84,7 @@ def add_SigningServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SigningService:
-    """Signs batches of payloads with keys that live in an HSM.
+    """Signs batches of payloads with keys in an HSM.
 
     Every call is made over mutual TLS. The caller is the one URI of its
     certificate (SPIFFE form). A call without a deadline gets 30 s. Errors carry

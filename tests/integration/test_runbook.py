@@ -25,7 +25,7 @@ SHOWN = {
     "look": ("SERVING", "ready", "signer-dev", '"event": "worker_left"'),
     "calls": ("1 KEY_NOT_FOUND  spiffe://dev.signer.example/issuer",),
     "alive": ("alive", '"event"'),
-    "lives": ('"event": "started"',),
+    "runs": ('"event": "started"',),
     "clock": ("+00:00",),
     "registry": (),
     "workers": ('"cause": "died"', '"event": "login"'),
