@@ -17,7 +17,8 @@ from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
 from signer.audit.format.record import RecordKind, Value
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_segments
 from signer.audit.read.ledger import Ledger
-from signer.audit.write.checkpoints import Known, read_newest, set_aside
+from signer.audit.read.notes import KnownCheckpoints, read_newest
+from signer.audit.write.checkpoints import set_aside
 from signer.audit.write.disk import Disk, replace_durably
 from signer.audit.write.log import SLOW_SECONDS, AuditLog, AuditUnavailable, Listener
 from signer.audit.write.recovery import AuditRefused, open_audit_log
@@ -265,7 +266,7 @@ def _folders(config: AuditConfig) -> list[Path]:
     return [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]
 
 
-def _known_checkpoints(config: AuditConfig, key: KeyVersion) -> Known:
+def _known_checkpoints(config: AuditConfig, key: KeyVersion) -> KnownCheckpoints:
     ours, *mirrors = _folders(config)
     directories = [ours] if ours.is_dir() else []  # a new log has none
     verifier = NoteVerifier.from_spki(config.origin, key.spki)

@@ -11,7 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from signer.audit.format.record import Column, Record, RecordKind, Value
+from signer.audit.format.record import (
+    Column,
+    IntentRecord,
+    OutcomeRecord,
+    Record,
+    RecordKind,
+    indeterminate,
+)
 from signer.audit.write.log import AuditLate, AuditLog, AuditUnavailable
 from signer.errors import TABLE, CallError, Failure, Reason
 from signer.formats.payloads import signature_length
@@ -42,26 +49,26 @@ class Intent:
     failed: Mapping[int, Failure]
     digests: Sequence[bytes]
 
-    def fields(self) -> dict[str, Value]:
-        """Returns the fields of the intent's record."""
-        request, hcert = self.request, self.hcert
-        return {
-            "principal": request.principal,
-            "request_id": request.request_id,
-            "call_id": request.call_id,
-            "payload_hash": self.content,
-            "key_version": self.version.name,
-            "kid": self.version.kid,
-            "format": str(request.format),
-            "rule": self.rule,
-            "policy": bytes.fromhex(self.policy_sha256),
-            "facility": self.facility,
-            "group": self.group,
-            "now": self.now,
-            "hcert": None if hcert is None else [hcert.issuer, hcert.validity],
-            "asked": len(request.payloads),
-            "failed": _failures(self.failed),
-        }
+    def record(self) -> IntentRecord:
+        """Returns what the intent's record holds beside the digests."""
+        request = self.request
+        return IntentRecord(
+            principal=request.principal,
+            request_id=request.request_id,
+            call_id=request.call_id,
+            payload_hash=self.content,
+            key_version=self.version.name,
+            kid=self.version.kid,
+            format=str(request.format),
+            rule=self.rule,
+            policy=bytes.fromhex(self.policy_sha256),
+            facility=self.facility,
+            group=self.group,
+            now=self.now,
+            hcert=self.hcert,
+            asked=len(request.payloads),
+            failed=_failure_texts(self.failed),
+        )
 
 
 class Evidence:
@@ -79,7 +86,7 @@ class Evidence:
         column = Column(len(intent.digests[0]), b"".join(intent.digests))
         try:
             return self._log.append(
-                RecordKind.INTENT, intent.fields(), column, column.root(), deadline
+                RecordKind.INTENT, intent.record().to_fields(), column, column.root(), deadline
             )
         except AuditLate as error:
             raise CallError(
@@ -98,13 +105,9 @@ class Evidence:
         if signed.failures:
             signatures = [signature or bytes(width) for signature in signatures]
         column = Column(width, b"".join(signatures))
-        fields: dict[str, Value] = {
-            "intent": seq,
-            "attempts": signed.attempts,
-            "failures": _failures(signed.failures),
-        }
+        outcome = OutcomeRecord(seq, signed.attempts, _failure_texts(signed.failures))
         try:
-            self._log.append(RecordKind.OUTCOME, fields, column, column.root())
+            self._log.append(RecordKind.OUTCOME, outcome.to_fields(), column, column.root())
         except AuditUnavailable as error:
             raise _unavailable(f"the signatures are not released: {error}") from None
 
@@ -116,7 +119,7 @@ class Evidence:
         except BaseException as error:
             reason = error.reason if isinstance(error, CallError) else Reason.INTERNAL
             with suppress(AuditUnavailable):  # the next start closes it
-                self._log.append(RecordKind.INDETERMINATE, {"intent": seq, "reason": str(reason)})
+                self._log.append(RecordKind.INDETERMINATE, indeterminate(seq, str(reason)))
             raise
 
 
@@ -126,22 +129,17 @@ class EarlierAnswer(NamedTuple):
     ``signed`` is for the items that went to the HSM, in their order.
     """
 
-    key_version: str
-    kid: bytes
-    rule: str
-    now: int
-    hcert: HcertTerms | None
+    intent: IntentRecord
     failed: dict[int, Failure]
     digests: bytes
     signed: Signed
 
 
 def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
-    """Reads the records that ``intend`` and ``conclude`` have written."""
-    fields = intent.fields
-    kid, now = fields["kid"], fields["now"]
-    attempts = outcome.fields.get("attempts")
-    failures = _read_failures(outcome.fields["failures"])
+    """Reads the records that ``intend`` and ``conclude`` have written; raises RecordError."""
+    asked = IntentRecord.from_fields(intent.fields)
+    done = OutcomeRecord.from_fields(outcome.fields)
+    failures = _read_failures(done.failures)
     signatures = []
     if outcome.column is not None:
         signatures = [
@@ -149,14 +147,10 @@ def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
             for index in range(outcome.column.count)
         ]
     return EarlierAnswer(
-        key_version=str(fields["key_version"]),
-        kid=kid if isinstance(kid, bytes) else b"",
-        rule=str(fields["rule"]),
-        now=now if isinstance(now, int) else 0,
-        hcert=_read_hcert(fields["hcert"]),
-        failed=_read_failures(fields["failed"]),
+        intent=asked,
+        failed=_read_failures(asked.failed),
         digests=intent.column.data if intent.column else b"",
-        signed=Signed(signatures, failures, attempts if isinstance(attempts, int) else 0),
+        signed=Signed(signatures, failures, done.attempts),
     )
 
 
@@ -164,22 +158,14 @@ def _unavailable(text: str) -> CallError:
     return CallError(Reason.AUDIT_UNAVAILABLE, text, retry_after=RETRY_SECONDS)
 
 
-def _failures(failures: Mapping[int, Failure]) -> dict[str, Value]:
-    return {str(index): f"{f.reason}: {f.message}" for index, f in failures.items()}
+def _failure_texts(failures: Mapping[int, Failure]) -> dict[int, str]:
+    return {index: f"{f.reason}: {f.message}" for index, f in failures.items()}
 
 
-def _read_failures(written: Value) -> dict[int, Failure]:
+def _read_failures(texts: Mapping[int, str]) -> dict[int, Failure]:
     failures: dict[int, Failure] = {}
-    if isinstance(written, Mapping):
-        for index, text in written.items():
-            reason, _, message = str(text).partition(": ")
-            again = 1.0 if TABLE[Reason(reason)].retryable else None
-            failures[int(index)] = Failure(Reason(reason), message, again)
+    for index, text in texts.items():
+        reason, _, message = text.partition(": ")
+        again = 1.0 if TABLE[Reason(reason)].retryable else None
+        failures[index] = Failure(Reason(reason), message, again)
     return failures
-
-
-def _read_hcert(value: Value) -> HcertTerms | None:
-    match value:
-        case [str(issuer), int(validity)]:
-            return HcertTerms(issuer, validity)
-    return None

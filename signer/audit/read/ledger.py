@@ -1,14 +1,13 @@
 """Which requests were answered, and how much was used: a fold over the log's records.
 
-Pure: the same records in the same order give the same ledger, whether folded in
-one go or from a snapshot on. One thread applies records (the log's writer); others may
-call ``find`` and read ``forgotten`` meanwhile.
+Pure: the same records in the same order give the same ledger, from the first record or from
+a snapshot on. One thread applies records (the log's writer); others may call ``find`` and
+read ``forgotten`` at the same time.
 
-Memory and snapshots are bounded. A request is remembered in 56 bytes of a
-snapshot, and only by its place in the log: what it was and what came of it stand
-in the records there. It is remembered for 24 hours, unless its principal sends so
-many that its own oldest have to go (ADR 15). Usage is one row for each facility
-that ever signed and one number for each of its keys.
+Memory and snapshots are bounded. A request takes 56 bytes of a snapshot: only the numbers of
+its records are kept. It is kept for 24 hours, unless its principal sends so many that its
+oldest have to make room (ADR 15). Usage is one row for each facility that ever signed and
+one number for each of its keys.
 """
 
 from __future__ import annotations
@@ -20,26 +19,25 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
-from signer.audit.format.record import Record, RecordError, RecordKind, Value
+from signer.audit.format.record import Fields, Record, RecordError, RecordKind, Value, number, text
 
 REQUEST_LIFE_US = 24 * 3600 * 1_000_000
-"""For how long a request id names one request, in microseconds of the log's time."""
+"""How long a request id names one request, in microseconds of the log's time."""
 
 MAX_REQUESTS = 100_000
-"""Requests remembered at once: so many fit into one SNAPSHOT record beside 15,000 facilities."""
+"""Requests kept at most: so many fit into one SNAPSHOT record beside 15,000 facilities."""
 
 WINDOW_SECONDS = (1, 60, 3600, 86_400)
-"""The windows that quotas may have, aligned to the epoch (DESIGN section 5)."""
+"""The windows that quotas may have, aligned to the epoch."""
 
 _ROW = struct.Struct(">32sQQQ")  # the request, its intent, its outcome or 0, its time
 _ID_BYTES = 16
 
 
 class Earlier(NamedTuple):
-    """A request that came before under the same id.
+    """An earlier request with the same id, by the numbers of its records.
 
-    ``intent`` and ``outcome`` are sequence numbers of its records; ``outcome``
-    is None as long as it is in flight.
+    ``outcome`` is None while the request is in flight.
     """
 
     intent: int
@@ -48,7 +46,7 @@ class Earlier(NamedTuple):
 
 class _Request(NamedTuple):
     intent: int
-    outcome: int  # 0: none yet, for no outcome is the first record of a log
+    outcome: int  # 0: none yet; an outcome is never record 0
     time_us: int
 
 
@@ -61,20 +59,19 @@ class _Used:
     keys: Counter[str] = field(default_factory=Counter)
 
     def charge(self, key: str, items: int, now: int) -> None:
-        for place, length in enumerate(WINDOW_SECONDS):
+        for index, length in enumerate(WINDOW_SECONDS):
             same = now // length == self.last // length
-            self.windows[place] = items + (self.windows[place] if same else 0)
+            self.windows[index] = items + (self.windows[index] if same else 0)
         self.last = now
         self.keys[key] += items
 
 
 class Ledger:
-    """Requests of the last 24 hours and the items that every facility has used.
+    """Requests of the last 24 hours, and the items that every facility has used.
 
-    An intent without ``request_id`` (or with an empty one) is not remembered as
-    a request. Of two intents with one id the first counts until it is closed as
-    INDETERMINATE, is 24 hours old, or has to make room. ``forgotten`` counts those
-    that made room, since this object was made.
+    An intent with an empty or missing ``request_id`` is not kept as a request. Of two intents
+    with one id the first counts until it is closed as INDETERMINATE, is 24 hours old, or has
+    to make room. ``forgotten`` counts those that made room since this object was made.
     """
 
     KINDS = frozenset(
@@ -85,19 +82,19 @@ class Ledger:
     def __init__(self, capacity: int = MAX_REQUESTS) -> None:
         self.forgotten = 0
         self._capacity = capacity
-        # In the order of the log, so that what expires stands in front.
+        # In the order of the log, so that the first one expires first.
         self._requests: OrderedDict[bytes, _Request] = OrderedDict()
         self._open: dict[int, bytes] = {}  # requests in flight, by their intent
-        # The same by principal, in the same order; an ordered set each.
+        # The same by principal, in the same order; each value is an ordered set.
         self._held: dict[bytes, OrderedDict[bytes, None]] = {}
         self._used: dict[str, _Used] = {}
-        self._latest = 0  # seconds; a clock set back refills nothing, as in policy.usage
+        self._latest = 0  # seconds; a clock that is set back refills no quota, as in policy.usage
 
     def apply(self, record: Record) -> None:
-        """Takes the next record into account; kinds that say nothing here are passed over.
+        """Applies the next record; ignores kinds that are not in ``KINDS``.
 
-        A snapshot is what the records before it fold to: it is read where those
-        were not, which is when the log is opened from it. Raises RecordError.
+        A snapshot is the result of the records before it: it is read only if those were not,
+        which is when the log is opened from it. Raises RecordError.
         """
         match record.kind:
             case RecordKind.SNAPSHOT if not self._used:
@@ -106,52 +103,47 @@ class Ledger:
                 items = record.column.count if record.column else 0
                 self.intent(record.seq, record.time_us, record.fields, items)
             case RecordKind.OUTCOME:
-                self.outcome(_number(record.fields, "intent"), record.seq)
+                self.outcome(number(record.fields, "intent"), record.seq)
             case RecordKind.INDETERMINATE:
-                self.indeterminate(_number(record.fields, "intent"))
+                self.indeterminate(number(record.fields, "intent"))
 
-    def intent(self, seq: int, time_us: int, fields: Mapping[str, Value], items: int) -> None:
-        """Takes an intent to sign ``items`` items into account."""
+    def intent(self, seq: int, time_us: int, fields: Fields, items: int) -> None:
+        """Applies an intent to sign ``items`` items."""
         self._expire(time_us)
-        key, _, _ = _text(fields, "key_version").partition("/versions/")
-        self._latest = now = max(self._latest, _number(fields, "now"))
-        used = self._used.setdefault(_text(fields, "facility"), _Used(now))
+        key, _, _ = text(fields, "key_version", "").partition("/versions/")
+        self._latest = now = max(self._latest, number(fields, "now"))
+        used = self._used.setdefault(text(fields, "facility", ""), _Used(now))
         used.charge(key.rpartition("/")[2], items, now)
-        request_id = _text(fields, "request_id")
+        request_id = text(fields, "request_id", "")
         if request_id:
-            identity = _identity(_text(fields, "principal"), request_id)
+            identity = _identity(text(fields, "principal", ""), request_id)
             if identity not in self._requests:
                 self._make_room(_principal(identity))
                 self._remember(identity, _Request(seq, 0, time_us))
 
     def outcome(self, intent: int, seq: int) -> None:
-        """Takes the outcome of an intent into account."""
+        """Applies the outcome ``seq`` of an intent."""
         identity = self._open.pop(intent, None)
         if identity is not None:
             self._requests[identity] = self._requests[identity]._replace(outcome=seq)
 
     def indeterminate(self, intent: int) -> None:
-        """Forgets an intent whose outcome nobody knows: nothing of it was released."""
+        """Forgets an intent without an outcome: nothing of it was released."""
         identity = self._open.get(intent)
         if identity is not None:
             self._forget(identity)
 
     def find(self, principal: str, request_id: str, time_us: int) -> Earlier | None:
         """Returns the request that this one repeats at ``time_us``, if there is one."""
-        known = self._requests.get(_identity(principal, request_id))
-        if known is None or _expired(known, time_us):
+        request = self._requests.get(_identity(principal, request_id))
+        if request is None or _expired(request, time_us):
             return None
-        return Earlier(known.intent, known.outcome or None)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests with an id whose outcome is not in the log yet."""
-        return len(self._open)
+        return Earlier(request.intent, request.outcome or None)
 
     def windows(self) -> dict[str, dict[int, tuple[int, int]]]:
         """Returns by facility and window length the latest window: its number and its items.
 
-        Windows are numbered from the epoch; this is what ``policy.usage.Usage.restore`` takes.
+        Windows are numbered from the epoch, as ``policy.usage.Usage.restore`` expects.
         """
         return {
             facility: {
@@ -166,7 +158,7 @@ class Ledger:
         return {facility: dict(used.keys) for facility, used in self._used.items()}
 
     def snapshot(self) -> dict[str, Value]:
-        """Returns the fields of a SNAPSHOT record that ``from_snapshot`` reads."""
+        """Returns the ledger's fields of a SNAPSHOT record."""
         return {
             "requests": b"".join(
                 _ROW.pack(identity, *request) for identity, request in self._requests.items()
@@ -177,17 +169,10 @@ class Ledger:
             },
         }
 
-    @classmethod
-    def from_snapshot(cls, fields: Mapping[str, Value], capacity: int = MAX_REQUESTS) -> Ledger:
-        """Continues a ledger from a SNAPSHOT record's fields; raises RecordError."""
-        ledger = cls(capacity)
-        ledger._load(fields)
-        return ledger
-
-    def _load(self, fields: Mapping[str, Value]) -> None:
+    def _load(self, fields: Fields) -> None:
         rows, used = fields.get("requests"), fields.get("used")
         if not isinstance(rows, bytes) or len(rows) % _ROW.size or not isinstance(used, Mapping):
-            raise RecordError("the snapshot holds no requests and usage")
+            raise RecordError("the snapshot has no requests and usage")
         for identity, *request in _ROW.iter_unpack(rows):
             self._remember(identity, _Request(*request))
         self._used = {facility: _read_used(row) for facility, row in used.items()}
@@ -208,11 +193,11 @@ class Ledger:
             self._forget(identity)
 
     def _make_room(self, principal: bytes) -> None:
-        """Sees to room for one more request of a principal.
+        """Makes room for one more request of a principal.
 
-        Each may hold as many as are still free: one alone takes half of all at most,
-        n alike take 1/(n+1) each. Beyond that its own oldest go, for what is repeated
-        is what was sent last; whoever is new finds room, at worst that of the oldest.
+        Each may hold as many as are still free: a single one at most half of all, n equal
+        ones 1/(n+1) each. Beyond that its own oldest make room, because the latest requests
+        are the ones repeated; a new principal takes the room of the oldest of all.
         """
         while True:
             own = self._held.get(principal)
@@ -234,7 +219,7 @@ def _expired(request: _Request, time_us: int) -> bool:
 
 
 def _identity(principal: str, request_id: str) -> bytes:
-    """Whose request it is and which: half of a SHA-256 each, for a URI may have 2,048 bytes."""
+    """Returns half of the SHA-256 of principal and id each: a URI may have 2,048 bytes."""
     return b"".join(sha256(text.encode()).digest()[:_ID_BYTES] for text in (principal, request_id))
 
 
@@ -249,17 +234,3 @@ def _read_used(row: Value) -> _Used:
             if len(items) == len(keys):
                 return _Used(last, [second, minute, hour, day], Counter(items))
     raise RecordError("the snapshot's usage cannot be read")
-
-
-def _text(fields: Mapping[str, Value], name: str) -> str:
-    value = fields.get(name, "")
-    if not isinstance(value, str):
-        raise RecordError(f"{name} of a record is no text")
-    return value
-
-
-def _number(fields: Mapping[str, Value], name: str) -> int:
-    value = fields.get(name)
-    if not isinstance(value, int):
-        raise RecordError(f"{name} of a record is no number")
-    return value

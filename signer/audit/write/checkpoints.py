@@ -1,25 +1,23 @@
-"""Checkpoints of a growing log: made soon, kept beside it, and sent where its operator is not.
+"""Makes checkpoints while the log grows, and writes them to one or two directories.
 
-The log's tree is signed at most a second or 10,000 items after they were
-written, whichever is sooner. Every checkpoint becomes the file ``newest`` of a
-directory beside the log and a line of the ordinary log; the first of every hour
-also stays under its size, 16 digits, for whoever wants an older one. A second
-directory, elsewhere, gets the same files.
+The log's tree is signed at most a second or 10,000 items after they were written. Every
+checkpoint becomes the file ``newest`` in a directory beside the log, and a line of the
+daemon's ordinary log; the first of every hour is also kept under its size, 16 digits. A
+second directory, on another machine, gets the same files.
 
-Nothing here stops signing. What fails is counted, told and tried again, and the
-time of the last checkpoint, which is watched, tells the rest.
+Nothing here stops signing. Failures are reported and retried; an alert watches the time of
+the last checkpoint.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
-from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
+from signer.audit.format.checkpoint import Checkpoint, CheckpointError
+from signer.audit.read.notes import NEWEST, checkpoint_files, read_note
 from signer.audit.write.disk import Disk, replace_durably
 from signer.audit.write.log import Growth
 from signer.clock import Clock
@@ -31,14 +29,12 @@ from signer.events import (
     ShippingFailed,
 )
 
-NEWEST = "newest"
 MAX_ITEMS_BEHIND = 10_000
 INTERVAL = 0.5
-"""Seconds that a checkpoint waits for more to cover: the rest of its second is for the token."""
+"""Seconds that a checkpoint waits for more records: the rest of its second is for the token."""
 
 _KEEP_EVERY = 3600
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
-_NUMBERED = re.compile(r"[0-9]{16}")
 
 
 class Folder:
@@ -51,7 +47,7 @@ class Folder:
         self._hour = -1
 
     def put(self, checkpoint: Checkpoint, note: str) -> None:
-        """Makes a checkpoint the newest, durably; whoever reads sees the old one or the new."""
+        """Makes a checkpoint the newest, durably; readers see the old one or the new one."""
         self.path.mkdir(parents=True, exist_ok=True)
         hour = int(self._clock.now() // _KEEP_EVERY)
         if hour != self._hour:
@@ -61,10 +57,10 @@ class Folder:
 
 
 class Shipper:
-    """Puts the newest checkpoint into a folder that may be slow, full or away.
+    """Writes the newest checkpoint to a folder that may be slow, full or unreachable.
 
-    It has a thread of its own, so that a hanging file server holds up nothing
-    else. A checkpoint that waits gives way to the next: the newest covers all.
+    It has a thread of its own, so that only that thread waits for a file server. A waiting
+    checkpoint is replaced by the next one, which covers it.
     """
 
     def __init__(self, folder: Folder, events: Events) -> None:
@@ -79,13 +75,13 @@ class Shipper:
         self._thread.start()
 
     def offer(self, checkpoint: Checkpoint, note: str) -> None:
-        """Takes a checkpoint that is newer than all before; does not wait."""
+        """Takes a checkpoint that is newer than all before, without waiting."""
         with self._changed:
             self._waiting = checkpoint, note
             self._changed.notify_all()
 
     def close(self, timeout: float) -> None:
-        """Tries what waits once more and ends, after ``timeout`` seconds in any case."""
+        """Tries the waiting checkpoint once more; returns after ``timeout`` seconds at most."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -118,7 +114,10 @@ class Shipper:
         return True
 
     def _put_back(self, taken: tuple[Checkpoint, str], seconds: float) -> None:
-        """Waits, and lets a newer one pass; on the way out there is one more try, at once."""
+        """Waits before the next try; a newer checkpoint replaces this one.
+
+        The last try follows at once when the shipper is closed.
+        """
         with self._changed:
             was_closing = self._closing
             self._changed.wait_for(lambda: self._closing, seconds)
@@ -153,7 +152,7 @@ class Checkpointer:
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
 
     def start(self) -> None:
-        """Begins with a checkpoint of what is there."""
+        """Starts with a checkpoint of the present log."""
         for shipper in self._shippers:
             shipper.start()
         self._growth.add(1)
@@ -202,76 +201,27 @@ class Checkpointer:
         return True
 
 
-class Known(NamedTuple):
-    """The newest checkpoint that verifies, its note, and what else was found, in words.
-
-    ``newest`` are those of the largest size of each directory: what a log must
-    bear out. Two of one size that differ are both among them.
-    """
-
-    checkpoint: Checkpoint | None
-    note: str
-    newest: frozenset[Checkpoint]
-    problems: tuple[str, ...]
-
-
-def read_newest(directories: Iterable[Path], parse: Callable[[str], Checkpoint]) -> Known:
-    """Returns the checkpoint with the largest size that verifies, of all directories.
-
-    ``parse`` verifies a note and raises CheckpointError. A directory that is
-    absent and a file that does not verify are problems, told and passed over:
-    neither must keep an appliance from starting, nor be able to hide a newer one.
-    """
-    notes: dict[Checkpoint, str] = {}
-    newest: set[Checkpoint] = set()
-    problems: list[str] = []
-    for directory in directories:
-        found = dict(_verified(directory, parse, problems))
-        largest = max((each.size for each in found), default=0)
-        newest |= {each for each in found if each.size == largest}
-        notes |= found
-    best = max(newest, key=lambda each: each.size, default=None)
-    note = notes[best] if best else ""
-    return Known(best, note, frozenset(newest), tuple(problems))
-
-
-def _verified(
-    directory: Path, parse: Callable[[str], Checkpoint], problems: list[str]
-) -> Iterator[tuple[Checkpoint, str]]:
-    """The checkpoint named newest, and the numbered one with the largest number that verifies."""
-    for path in checkpoint_files(directory, problems):
-        try:
-            note = read_note(path)
-            yield parse(note), note
-        except (OSError, UnicodeDecodeError, CheckpointError) as error:
-            problems.append(f"{path} is no checkpoint of this log: {error}")
-            continue
-        if path.name != NEWEST:
-            return  # those with lower numbers are older
-
-
 def set_aside(
     directory: Path,
     parse: Callable[[str], Checkpoint],
-    borne_out: Callable[[Checkpoint], bool],
+    confirmed: Callable[[Checkpoint], bool],
 ) -> list[str]:
-    """Renames the checkpoints that the log does not bear out, up to the first that it does.
+    """Renames the checkpoints that the log does not confirm, up to the first that it does.
 
-    For an override only: the log goes on in spite of them. They stay as evidence,
-    ``SIZE.overridden``, but no start is measured by them again. Returns their old
-    names. Raises OSError.
+    For an override only. The files are kept as evidence, ``SIZE.overridden``, but no start
+    compares the log with them again. Returns their old names. Raises OSError.
     """
     names = []
     for path in checkpoint_files(directory, []):
         try:
             checkpoint = parse(read_note(path))
         except (UnicodeDecodeError, CheckpointError):
-            continue  # no start is measured by it anyway
-        if not borne_out(checkpoint):
+            continue  # no start compares the log with it anyway
+        if not confirmed(checkpoint):
             _put_away(path, checkpoint.size)
             names.append(path.name)
         elif path.name != NEWEST:
-            break  # those with lower numbers are older
+            break  # files with lower numbers are older
     return names
 
 
@@ -281,24 +231,3 @@ def _put_away(path: Path, size: int) -> None:
         if not target.exists() or target.read_bytes() == path.read_bytes():
             path.rename(target)
             return
-
-
-def checkpoint_files(directory: Path, problems: list[str]) -> Iterator[Path]:
-    """Yields the newest checkpoint of a directory and the numbered ones, the largest first.
-
-    A directory that cannot be read has none and is one more of the problems.
-    """
-    try:
-        names = sorted((path.name for path in directory.iterdir()), reverse=True)
-    except OSError as error:
-        problems.append(f"{directory} cannot be read: {error.strerror}")
-        return
-    if NEWEST in names:
-        yield directory / NEWEST
-    yield from (directory / name for name in names if _NUMBERED.fullmatch(name))
-
-
-def read_note(path: Path) -> str:
-    """Returns the text of a checkpoint's file; raises OSError, UnicodeDecodeError."""
-    with path.open("rb") as file:
-        return file.read(MAX_NOTE + 1).decode()

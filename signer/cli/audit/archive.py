@@ -100,7 +100,7 @@ def _alone(directory: Path) -> Iterator[None]:
 def _newest(config: AuditConfig) -> frozenset[Checkpoint]:
     """The checkpoints that a start compares the log with, here and in the mirror."""
     from signer.audit.format.checkpoint import NoteVerifier, parse_note
-    from signer.audit.write.checkpoints import read_newest
+    from signer.audit.read.notes import read_newest
 
     verifier = NoteVerifier.from_spki(config.origin, spki_of(config.directory / KEY_FILE))
     folders = [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]

@@ -96,7 +96,7 @@ def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
 
 
 def _read(path: Path) -> str:
-    from signer.audit.write.checkpoints import read_note
+    from signer.audit.read.notes import read_note
 
     try:
         return read_note(path)

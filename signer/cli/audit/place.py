@@ -165,7 +165,7 @@ def newest_checkpoint(
 ) -> tuple[Checkpoint, str]:
     """The largest of the checkpoints given, or else the newest in the log's directory."""
     from signer.audit.format.checkpoint import NoteVerifier, parse_note
-    from signer.audit.write.checkpoints import read_newest, read_note
+    from signer.audit.read.notes import read_newest, read_note
 
     verifier = NoteVerifier.from_spki(origin, spki)
     given = [(parse_note(note, origin, verifier), note) for note in map(read_note, files)]
@@ -188,7 +188,7 @@ def all_checkpoints(
     A checkpoint that does not verify is a problem; one from elsewhere as much as ours.
     """
     from signer.audit.format.checkpoint import CheckpointError, NoteVerifier, parse_note
-    from signer.audit.write.checkpoints import checkpoint_files, read_note
+    from signer.audit.read.notes import checkpoint_files, read_note
 
     verifier = NoteVerifier.from_spki(origin, spki)
     problems: list[str] = []

@@ -19,7 +19,7 @@ from signer.audit.format.segments import (
     list_segments,
     open_segment,
 )
-from signer.audit.write.checkpoints import NEWEST
+from signer.audit.read.notes import NEWEST
 from signer.audit.write.disk import Disk
 from signer.config.models import AuditConfig
 from signer.errors import OperatorError

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError
+from signer.audit.read.notes import read_newest
 from signer.audit.write import checkpoints as shipping
 from signer.audit.write.checkpoints import (
     MAX_ITEMS_BEHIND,
     Checkpointer,
     Folder,
     Shipper,
-    read_newest,
     set_aside,
 )
 from signer.audit.write.disk import Disk
