@@ -40,7 +40,7 @@ def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
     """Prints what may be done with the keys of every facility.
 
     Keys with rules of their own have a row; "*" stands for all others, which
-    have no formats where HCERT stands beside other formats.
+    have no formats where the facility has HCERT and other formats.
 
     \b
       signer policy show --config signer.yaml
@@ -96,16 +96,16 @@ def explain(
     loaded = _loaded(config_file)
     decisions = [(one, decide(loaded, principal, key, one, at)) for one in formats]
     if as_json:
-        click.echo(json.dumps([_decision(str(one), found) for one, found in decisions], indent=2))
+        click.echo(json.dumps([_decision(str(one), answer) for one, answer in decisions], indent=2))
     else:
         print_table(
             ("format", "decision", "rule", "why"),
             (
-                (str(one), "allowed" if found.allowed else "denied", found.rule, found.message)
-                for one, found in decisions
+                (str(one), "allowed" if answer.allowed else "denied", answer.rule, answer.message)
+                for one, answer in decisions
             ),
         )
-    if not any(found.allowed for _, found in decisions):
+    if not any(answer.allowed for _, answer in decisions):
         sys.exit(1)
 
 
@@ -128,7 +128,7 @@ def _asked(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--key") from error
     if format_text is not None and format_text not in set(Format):
-        raise click.BadParameter(f"known are {', '.join(Format)}", param_hint="--format")
+        raise click.BadParameter(f"choose from {', '.join(Format)}", param_hint="--format")
     try:
         at = datetime.now(UTC).timestamp() if at_text is None else instant(at_text)
     except ValueError as error:

@@ -111,16 +111,18 @@ def _read_files(path: Path) -> list[PolicyFile]:
 
 
 def _policy_of(files: Sequence[PolicyFile], source: Path) -> PolicyText:
-    read: list[Violation] = []
+    unread: list[Violation] = []
     merged: dict[str, object] = {}
     origins: dict[str, str] = {}
     for file in files:
-        _merge(merged, document_of(file.content, Path(file.name), read), file.name, origins, read)
-    found: list[Violation] = []
+        _merge(
+            merged, document_of(file.content, Path(file.name), unread), file.name, origins, unread
+        )
+    problems: list[Violation] = []
     whole = policy_text(files)
-    policy = compile_policy(merged, hashlib.sha256(whole).hexdigest(), found)
-    if read or found:
-        refuse(source, together(read, found))
+    policy = compile_policy(merged, hashlib.sha256(whole).hexdigest(), problems)
+    if unread or problems:
+        refuse(source, together(unread, problems))
     return PolicyText(policy, whole)
 
 
@@ -133,7 +135,7 @@ def _policy_files(path: Path) -> list[Path]:
         refuse(path, [Violation("", f"{file.name} should be named *.yaml") for file in strays])
     files = [file for file in visible if file.suffix == ".yaml"]
     if not files:
-        refuse(path, [Violation("", "contains no *.yaml file: put the policy there")])
+        refuse(path, [Violation("", "contains no *.yaml file: put the policy existing")])
     return files
 
 
@@ -146,15 +148,15 @@ def _merge(
 ) -> None:
     """Adds the sections of one file: lists are joined, mappings merged name by name."""
     for section, content in document.items():
-        there = merged.setdefault(section, type(content)())
-        if isinstance(there, list) and isinstance(content, list):
-            there.extend(content)
-        elif isinstance(there, dict) and isinstance(content, dict):
+        existing = merged.setdefault(section, type(content)())
+        if isinstance(existing, list) and isinstance(content, list):
+            existing.extend(content)
+        elif isinstance(existing, dict) and isinstance(content, dict):
             for name, part in content.items():
                 path = f"{section}.{name}"
                 if path in origins:
                     problems.append(Violation(path, f"is in {origins[path]} and in {file}"))
                 origins[path] = file
-                there[name] = part
+                existing[name] = part
         else:
             merged[section] = content

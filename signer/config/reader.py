@@ -20,7 +20,7 @@ from signer.text import dotted
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PROBLEMS = 50  # reported at once
-MAX_DEPTH = 16  # of mappings and lists in each other
+MAX_DEPTH = 16  # of mappings and lists inside each other
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}")
@@ -38,10 +38,10 @@ def refuse(path: Path, problems: list[Violation]) -> NoReturn:
     raise ConfigError(str(path), reported)
 
 
-def together(read: list[Violation], found: list[Violation]) -> list[Violation]:
+def together(unread: list[Violation], problems: list[Violation]) -> list[Violation]:
     """Joins problems, without those that only follow from a value that could not be read."""
-    unread = {problem.field for problem in read}
-    return read + [problem for problem in found if problem.field not in unread]
+    fields = {problem.field for problem in unread}
+    return unread + [problem for problem in problems if problem.field not in fields]
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

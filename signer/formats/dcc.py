@@ -40,13 +40,13 @@ def read(payload: bytes) -> Dcc:
     for name in ("ver", "nam", "dob"):
         if name not in document:
             raise unreadable(f"certificate has no member {name}")
-    found = [kind for kind in TYPES if document.get(kind) not in (None, [])]
-    if len(found) != 1:
+    types = [kind for kind in TYPES if document.get(kind) not in (None, [])]
+    if len(types) != 1:
         raise unreadable("certificate needs exactly one of v, t and r that is not empty")
-    entries = document[found[0]]
+    entries = document[types[0]]
     if type(entries) is not list or len(entries) != 1 or type(entries[0]) is not dict:
-        raise unreadable(f"{found[0]} is not a list of one object")
-    return Dcc(document, found[0], entries[0])
+        raise unreadable(f"{types[0]} is not a list of one object")
+    return Dcc(document, types[0], entries[0])
 
 
 def check(certificate: Dcc, rules: ContentRules, now: datetime) -> None:

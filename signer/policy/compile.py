@@ -74,8 +74,8 @@ def compile_policy(
 
 
 def _check_sections(document: Mapping[str, object], problems: list[Violation]) -> None:
-    known = f"is not known here; the sections are {', '.join(SECTIONS)}"
-    problems.extend(Violation(name, known) for name in sorted(document.keys() - set(SECTIONS)))
+    text = f"is not known here; the sections are {', '.join(SECTIONS)}"
+    problems.extend(Violation(name, text) for name in sorted(document.keys() - set(SECTIONS)))
     problems.extend(
         Violation(name, f"is missing; write {name}: {{}} if there are none")
         for name in REQUIRED
@@ -131,8 +131,8 @@ def _check_names(
     A mistake inside of them is reported where they are read.
     """
     for name, section in ((rules.profile, "profiles"), (rules.group, "groups")):
-        known = document.get(section, {})
-        if name is not None and isinstance(known, dict) and name not in known:
+        defined = document.get(section, {})
+        if name is not None and isinstance(defined, dict) and name not in defined:
             field = section.removesuffix("s")
             problems.append(Violation(f"{path}.{field}", f"{name} is not in {section}"))
 
@@ -178,7 +178,7 @@ def _inverted(clients_of: Mapping[str, frozenset[str]]) -> dict[str, frozenset[s
     for name, clients in clients_of.items():
         for client in clients:
             names[client].add(name)
-    return {client: frozenset(found) for client, found in names.items()}
+    return {client: frozenset(own) for client, own in names.items()}
 
 
 def _staff(document: Mapping[str, object], problems: list[Violation]) -> dict[str, frozenset[Role]]:

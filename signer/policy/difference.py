@@ -85,5 +85,5 @@ def _terms(terms: Terms) -> str:
 
 
 def _set(what: str, old: AbstractSet[str], new: AbstractSet[str]) -> Iterator[str]:
-    yield from (f"- {what} {each}" for each in sorted(old - new))
-    yield from (f"+ {what} {each}" for each in sorted(new - old))
+    yield from (f"- {what} {name}" for name in sorted(old - new))
+    yield from (f"+ {what} {name}" for name in sorted(new - old))

@@ -36,11 +36,11 @@ _FREE = frozenset({Format.MESSAGE, Format.DIGEST})
 
 def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
     """Checks that formats, algorithms, blind, hcert and times are consistent."""
-    found = [*_misfits_of_blind(rules), *_misfits_of_hcert(rules)]
+    texts = [*_blind_problems(rules), *_hcert_problems(rules)]
     start, end = rules.valid_from, rules.valid_until
     if start is not None and end is not None and start >= end:
-        found.append(("valid_until", "is not after valid_from"))
-    problems.extend(Violation(f"{path}.{name}", text) for name, text in found)
+        texts.append(("valid_until", "is not after valid_from"))
+    problems.extend(Violation(f"{path}.{name}", text) for name, text in texts)
 
 
 def check_use(
@@ -122,7 +122,7 @@ def _requires_members(rules: Rules) -> bool:
     return rules.content is not None and rules.content.required_members is not None
 
 
-def _misfits_of_blind(rules: Profile) -> Iterator[tuple[str, str]]:
+def _blind_problems(rules: Profile) -> Iterator[tuple[str, str]]:
     blind = rules.blind or frozenset()
     for item in sorted((rules.formats & BLIND) - blind):
         yield "formats", f"{item} signs unseen content: if that is intended, list it in blind too"
@@ -136,7 +136,7 @@ def _misfits_of_blind(rules: Profile) -> Iterator[tuple[str, str]]:
             yield "algorithms", text
 
 
-def _misfits_of_hcert(rules: Profile) -> Iterator[tuple[str, str]]:
+def _hcert_problems(rules: Profile) -> Iterator[tuple[str, str]]:
     if Format.HCERT not in rules.formats:
         return
     for algorithm in sorted(a for a in rules.algorithms if not PROPERTIES[a].hcert):

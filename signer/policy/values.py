@@ -63,45 +63,45 @@ def texts(value: object) -> list[str]:
 
 def names(value: object) -> frozenset[str]:
     """Reads a list of at least one text: an empty one could mean no restriction, or nothing."""
-    found = texts(value)
-    if not all(found) or not found:
+    listed = texts(value)
+    if not all(listed) or not listed:
         raise ValueError("should list at least one value; omit the rule to restrict nothing")
-    return frozenset(found)
+    return frozenset(listed)
 
 
 def members(kind: type[E]) -> Callable[[object], frozenset[E]]:
     """Returns the function that reads a list of members of an enumeration."""
-    known = ", ".join(kind)
+    choices = ", ".join(kind)
 
     def read(value: object) -> frozenset[E]:
-        found = names(value)
-        for text in sorted(found & NOT_OFFERED):
-            raise ValueError(f"{text} is not offered; choose from {known}")
-        for text in sorted(found - set(kind)):
-            raise ValueError(f"{text} is not known; choose from {known}")
-        return frozenset(kind(text) for text in found)
+        listed = names(value)
+        for text in sorted(listed & NOT_OFFERED):
+            raise ValueError(f"{text} is not offered; choose from {choices}")
+        for text in sorted(listed - set(kind)):
+            raise ValueError(f"{text} is not known; choose from {choices}")
+        return frozenset(kind(text) for text in listed)
 
     return read
 
 
 def certificate_types(value: object) -> frozenset[str]:
     """Reads types of EU certificates: v (vaccination), t (test), r (recovery)."""
-    found = names(value)
-    if not found <= {"v", "t", "r"}:
+    listed = names(value)
+    if not listed <= {"v", "t", "r"}:
         raise ValueError("should list only v, t and r")
-    return found
+    return listed
 
 
 def principals(value: object) -> frozenset[str]:
     """Reads a list of SPIFFE URIs. They are compared as a whole; patterns are refused."""
-    found = texts(value)
-    for text in found:
+    listed = texts(value)
+    for text in listed:
         if len(text) > _SPIFFE_BYTES or not _SPIFFE.fullmatch(text):
             raise ValueError(
                 f"{text} is not a principal: give the whole URI of the certificate, "
                 "spiffe://domain/path, without patterns"
             )
-    return frozenset(found)
+    return frozenset(listed)
 
 
 def serials(value: object) -> frozenset[int]:
@@ -119,17 +119,17 @@ def serials(value: object) -> frozenset[int]:
 
 def quotas(value: object) -> tuple[Quota, ...]:
     """Reads quotas such as ``200 per second``; returns them by window, shortest first."""
-    found = []
+    read = []
     for text in texts(value):
         match = _QUOTA.fullmatch(text)
         if not match:
             raise ValueError(f'quota "{text}": write a number and a unit, as in 200 per second')
         if match[2] not in WINDOWS:
             raise ValueError(f'quota "{text}": unit must be second, minute, hour or day')
-        found.append(Quota(int(match[1].replace(",", "")), WINDOWS[match[2]]))
-    if len({quota.window_seconds for quota in found}) < len(found):
+        read.append(Quota(int(match[1].replace(",", "")), WINDOWS[match[2]]))
+    if len({quota.window_seconds for quota in read}) < len(read):
         raise ValueError("has two quotas with the same unit: keep the smaller one")
-    return tuple(sorted(found, key=lambda quota: quota.window_seconds))
+    return tuple(sorted(read, key=lambda quota: quota.window_seconds))
 
 
 def instant(value: object) -> float:
@@ -145,16 +145,16 @@ def instant(value: object) -> float:
 
 def days(value: object) -> tuple[int, ...]:
     """Reads days such as ``mon-sat`` or ``mon,wed,fri``; 0 is Monday."""
-    found: list[int] = []
+    numbers: list[int] = []
     for part in value.split(",") if isinstance(value, str) else [""]:
         first, dash, last = part.strip().partition("-")
         last = last if dash else first
         if first not in DAYS or last not in DAYS or DAYS.index(first) > DAYS.index(last):
             raise ValueError("should name days, as in mon-sat or mon,wed,fri; a week begins on mon")
-        found.extend(range(DAYS.index(first), DAYS.index(last) + 1))
-    if len(set(found)) < len(found):
+        numbers.extend(range(DAYS.index(first), DAYS.index(last) + 1))
+    if len(set(numbers)) < len(numbers):
         raise ValueError("names a day twice")
-    return tuple(found)
+    return tuple(numbers)
 
 
 def time_of_day(value: object) -> int:

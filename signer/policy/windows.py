@@ -61,7 +61,7 @@ class Hours:
             day, start_of_day = divmod(start, DAY_SECONDS)
             times = f"{_clock(start_of_day)}-{_clock(end - day * DAY_SECONDS)}"
             days.setdefault(times, []).append(day)
-        plan = "; ".join(f"{_days(found)} {times}" for times, found in days.items())
+        plan = "; ".join(f"{_days(open_on)} {times}" for times, open_on in days.items())
         return f"{plan} {self.zone.key}"
 
     def _wait(self, at: int) -> int:

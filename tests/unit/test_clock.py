@@ -13,7 +13,7 @@ from signer.clock import FlooredClock, SystemClock
 MOMENTS = st.floats(0, 4e9)
 
 
-def test_the_systems_clocks_are_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_system_clock_reads_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 7.0)
     monkeypatch.setattr(time, "monotonic", lambda: 8.0)
     assert (SystemClock().now(), SystemClock().monotonic()) == (7.0, 8.0)
@@ -33,7 +33,7 @@ def test_time_is_never_behind_the_floor(moments: list[tuple[float, float]]) -> N
             assert clock.machine() == machine
 
 
-def test_a_clock_that_was_set_back_stands_still_until_it_has_caught_up(
+def test_a_clock_that_was_set_back_waits_until_it_has_caught_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, machine = FlooredClock(), iter((100.0, 50.0, 60.0, 99.0, 100.5))

@@ -49,8 +49,8 @@ def test_a_stop_has_time_for_each_part_that_ends() -> None:
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_bad_sample_is_refused_with_its_path(sample: Path) -> None:
-    told = sample / "a.yaml" if sample.is_dir() else sample
-    lines = [line for line in told.read_text().splitlines() if line.startswith("# expect: ")]
+    file = sample / "a.yaml" if sample.is_dir() else sample
+    lines = [line for line in file.read_text().splitlines() if line.startswith("# expect: ")]
     expected = [line.removeprefix("# expect: ").partition(": ")[::2] for line in lines]
     with pytest.raises(ConfigError) as refused:
         LOADERS[sample.parent.name](sample)
@@ -144,18 +144,18 @@ def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_policy(tmp_path)
 
 
-def test_all_problems_are_told_at_once_up_to_a_bound(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_up_to_a_limit(tmp_path: Path) -> None:
     lines = "\n".join(f"  f-{n}: {{profile: nowhere, client: []}}" for n in range(60))
-    told = text_of(load_policy, tmp_path, f"profiles: {{}}\nfacilities:\n{lines}\n")
-    assert told.count("is not known here") == reader.MAX_PROBLEMS
-    assert "and 10 more" in told
+    text = text_of(load_policy, tmp_path, f"profiles: {{}}\nfacilities:\n{lines}\n")
+    assert text.count("is not known here") == reader.MAX_PROBLEMS
+    assert "and 10 more" in text
 
 
-def test_unread_value_and_wrong_part_are_told_together(tmp_path: Path) -> None:
+def test_unread_values_and_wrong_parts_are_reported_together(tmp_path: Path) -> None:
     sample = (BAD / "policy" / "hours-sexagesimal.yaml").read_text()
-    told = text_of(load_policy, tmp_path, sample.replace("profile: clinic", "profile: clinik"))
-    assert "hours.open[0].from: file.yaml: not every YAML reader takes 06:00 as text" in told
-    assert "facilities.01-001.profile: clinik is not in profiles" in told
+    text = text_of(load_policy, tmp_path, sample.replace("profile: clinic", "profile: clinik"))
+    assert "hours.open[0].from: file.yaml: not every YAML reader takes 06:00 as text" in text
+    assert "facilities.01-001.profile: clinik is not in profiles" in text
 
 
 def policy_files(folder: Path, *texts: tuple[str, str]) -> Path:
@@ -235,7 +235,7 @@ def test_json_is_read_as_it_is(document: dict[str, object]) -> None:
 @example("~")
 @example("2030-01-01")
 @example("12.50")
-def test_what_stands_without_quotes_is_what_it_looks_like(text: str) -> None:
+def test_unquoted_text_is_read_as_it_looks(text: str) -> None:
     document, problems = read(f"a: {text}")
     if problems:
         assert [problem.field for problem in problems] == ["a"]

@@ -43,7 +43,7 @@ def test_names_are_read_as_they_are_written(facility: str, key: str, number: int
 
 
 @given(st.text(max_size=80) | st.from_regex(r"facilities/.{0,70}/keys/.{0,70}", fullmatch=True))
-def test_what_is_no_name_is_a_value_error(text: str) -> None:
+def test_malformed_names_raise_value_error(text: str) -> None:
     whole, separator, number = text.partition("/versions/")
     parts = whole.split("/")
     good = (
@@ -66,7 +66,7 @@ def test_identifiers(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "A", "-a", "a-", ".", "a" * 64, "a/b", "a\n", "é", "a b"])
-def test_what_is_no_identifier(text: str) -> None:
+def test_malformed_identifiers(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         KeyName.parse(f"facilities/{text}/keys/k")
     with pytest.raises(ValueError, match="expected"):
@@ -74,7 +74,7 @@ def test_what_is_no_identifier(text: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["", "0", "-1", "01", "1.0", "x", "1" * 10, "1/versions/1"])
-def test_what_is_no_version(number: str) -> None:
+def test_malformed_versions(number: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_key_or_version(f"facilities/f/keys/k/versions/{number}")
 
@@ -112,7 +112,7 @@ def test_other_states_do_not_follow_the_clock(state: KeyState, now: float) -> No
     assert not version.active(now)
 
 
-def test_a_suspended_version_ends_by_the_clock_all_the_same() -> None:
+def test_a_suspended_version_ends_by_the_clock_too() -> None:
     suspended = replace(VERSION, state=KeyState.SUSPENDED)
     assert [suspended.state_at(now) for now in (150.0, 300.0)] == [
         KeyState.SUSPENDED,

@@ -80,7 +80,7 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("value", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_certificate(value: object) -> None:
+def test_refused_certificates(value: object) -> None:
     for payload in encodings(value):
         with pytest.raises(PayloadError) as caught:
             dcc.read(payload)
@@ -91,7 +91,7 @@ def test_what_is_no_certificate(value: object) -> None:
     "payload",
     [b"", b"[]", b"\x80", b"\xa0", b"\xbf\xff", b"\xc0", b"\xd9\xd9\xf7\xa0", b"\xff", b"x"],
 )
-def test_what_is_no_object(payload: bytes) -> None:
+def test_refused_payloads(payload: bytes) -> None:
     with pytest.raises(PayloadError):
         dcc.read(payload)
 

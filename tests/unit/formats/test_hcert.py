@@ -187,5 +187,5 @@ def test_usages_that_are_an_empty_list(context: Maker, certified: Callable[..., 
     assert not HCERT.prepare([of_type(kind) for kind in "vtr"], ctx).failures
 
 
-def test_usages_that_are_no_list(context: Maker, certified: Callable[..., Any]) -> None:
+def test_malformed_usages(context: Maker, certified: Callable[..., Any]) -> None:
     refused(context(version=certified(raw_usages=b"\x05\x00")), "cannot be read")

@@ -196,7 +196,7 @@ def test_length_is_that_of_real_signatures(
     assert payloads.signature_length(key.version) == len(key.sign(b"message"))
 
 
-def test_wrong_pin_is_our_bug(keys: Mapping[Algorithm, Any]) -> None:
+def test_a_pin_that_is_not_rsa_raises_type_error(keys: Mapping[Algorithm, Any]) -> None:
     version = dataclasses.replace(keys[Algorithm.ES256].version, algorithm=Algorithm.PS256)
     with pytest.raises(TypeError, match="not RSA"):
         payloads.signature_length(version)

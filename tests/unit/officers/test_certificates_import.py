@@ -140,7 +140,7 @@ def test_a_certificate_with_a_part_that_does_not_parse(
 
 
 @pytest.mark.parametrize("text", ["", "x", "-----BEGIN CERTIFICATE-----", "a" * 70_000])
-def test_what_is_no_certificate(stage: Stage, key: str, authority: Authority, text: str) -> None:
+def test_refused_certificates(stage: Stage, key: str, authority: Authority, text: str) -> None:
     del key
     assert stage.problems("import-certificate", **given(stage, authority) | {"certificate": text})
 

@@ -164,7 +164,7 @@ def test_denied_format_names_the_outermost_rule(key: str, requested: Format, rul
     assert decision.terms is None
 
 
-def test_closed_hours_tell_when_to_come_again() -> None:
+def test_closed_hours_return_the_next_opening() -> None:
     decision = decide(POLICY, CLINIC, KEY, Format.JWS, MONDAY_NOON + 9 * HOUR)
     assert (decision.reason, decision.rule) == (Reason.CLOSED_HOURS, "profiles.clinic.hours")
     assert decision.retry_after == 9 * HOUR

@@ -133,14 +133,14 @@ def test_nothing_differs_from_itself() -> None:
         ("facilities/f/keys/plain", None, ["~ key f/plain: formats MESSAGE becomes JWS, MESSAGE"]),
     ],
 )
-def test_whatever_changes_is_told(path: str, value: Any, lines: list[str] | None) -> None:
-    told = changed(path, value)
-    assert told
+def test_every_change_is_listed(path: str, value: Any, lines: list[str] | None) -> None:
+    changes = changed(path, value)
+    assert changes
     if lines is not None:
-        assert told == lines
+        assert changes == lines
 
 
-def test_a_change_of_a_profile_is_told_for_every_facility_with_it() -> None:
+def test_a_change_of_a_profile_is_listed_for_each_of_its_facilities() -> None:
     lines = changed("profiles/clinic/max_batch_items", 100)
     assert lines == [
         "~ facility f: max_batch_items 500 becomes 100",
@@ -148,14 +148,14 @@ def test_a_change_of_a_profile_is_told_for_every_facility_with_it() -> None:
     ]
 
 
-def test_other_words_for_the_same_rules_are_no_difference() -> None:
+def test_the_same_values_written_differently_are_equal() -> None:
     after = copy.deepcopy(document())
     after["facilities"]["f"]["max_batch_items"] = 500
     after["denied_certificates"] = ["00:0A"]
     assert difference(compiled(document()), compiled(after)) == []
 
 
-def test_the_other_way_round_it_is_told_as_well() -> None:
+def test_the_reverse_change_has_as_many_lines() -> None:
     after = document()
     after["facilities"]["f"]["group"] = None
     del after["facilities"]["f"]["group"]

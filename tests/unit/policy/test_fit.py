@@ -74,7 +74,7 @@ def test_listed_keys_sign_in_the_formats_that_they_choose() -> None:
 @pytest.mark.parametrize("principal", [MINISTRY, PROVINCE])
 @pytest.mark.parametrize("requested", Format)
 @pytest.mark.parametrize("keys", [{}, LISTED])
-def test_beside_hcert_a_key_that_is_not_listed_signs_nothing(
+def test_an_unlisted_key_signs_nothing_where_hcert_is_combined(
     principal: str, requested: Format, keys: dict[str, Any]
 ) -> None:
     policy, name = loaded(ALL, keys=keys), KeyName("moh", "other")
@@ -88,13 +88,13 @@ def test_beside_hcert_a_key_that_is_not_listed_signs_nothing(
     assert terms.rule("algorithms") == "profiles.ministry.algorithms"
 
 
-def test_who_is_no_client_does_not_learn_that_a_key_is_not_listed() -> None:
+def test_other_principals_do_not_learn_that_a_key_is_unlisted() -> None:
     name = KeyName("moh", "other")
     assert decide(loaded(ALL), STRANGER, name, Format.HCERT, NOW) == FORBIDDEN
 
 
 @pytest.mark.parametrize("formats", [["HCERT"], ["JWS", "COSE_SIGN1"], ["DIGEST"]])
-def test_where_no_formats_meet_keys_need_not_be_listed(formats: list[str]) -> None:
+def test_keys_need_not_be_listed_where_hcert_is_not_combined(formats: list[str]) -> None:
     assert allowed(loaded(formats), "any") == {Format(one) for one in formats}
     assert allowed(loaded(ALL, formats=formats), "any") == {Format(one) for one in formats}
 
@@ -133,7 +133,7 @@ def test_content_is_inherited_without_complaint() -> None:
     assert policy.facilities["moh"].keys["records"].content.required_members == {"id"}
 
 
-def test_required_members_of_many_facilities_are_told_once() -> None:
+def test_required_members_of_many_facilities_are_reported_once() -> None:
     made = document(["JWS", "MESSAGE"])
     made["profiles"]["ministry"]["content"] = {"required_members": ["id"]}
     made["facilities"] |= {f"f-{number}": made["facilities"]["moh"] for number in range(20)}

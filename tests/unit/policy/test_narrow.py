@@ -172,7 +172,7 @@ def test_stating_the_profile_again_changes_nothing(profile: dict[str, Any]) -> N
         assert getattr(again, name) == getattr(plain, name)
 
 
-def test_nothing_stated_costs_nothing() -> None:
+def test_without_statements_the_terms_are_shared() -> None:
     profile = {"formats": ["JWS"], "algorithms": ["ES256"], "max_batch_items": 5}
     policy, problems = compiled(profile, {}, {})
     assert problems == []
@@ -181,7 +181,7 @@ def test_nothing_stated_costs_nothing() -> None:
     assert facility.terms.levels is policy.facilities["whole"].terms.levels
 
 
-def test_what_is_not_stated_is_strict() -> None:
+def test_defaults_are_strict() -> None:
     profile = {"formats": ["JWS"], "algorithms": ["ES256"], "max_batch_items": 5}
     terms = compiled(profile, {})[0].facilities["f"].terms
     assert terms.check_every == 1
@@ -190,7 +190,7 @@ def test_what_is_not_stated_is_strict() -> None:
     assert terms.rule("delegation") == "default.delegation"
 
 
-def test_every_rule_is_narrowed_and_tells_where_it_stands() -> None:
+def test_every_rule_is_narrowed_and_names_its_statement() -> None:
     profile = {
         "formats": ["HCERT", "JWS"],
         "algorithms": ["ES256", "PS256"],

@@ -46,7 +46,7 @@ def test_no_window_ever_holds_more_than_its_limit(
 
 
 @given(QUOTAS.filter(bool), CHARGES)
-def test_a_refused_batch_passes_after_the_time_told(
+def test_a_refused_batch_passes_after_the_returned_time(
     quotas: tuple[Quota, ...], charges: list[tuple[int, float]]
 ) -> None:
     usage = Usage()
@@ -72,7 +72,7 @@ def test_all_windows_or_none() -> None:
     assert usage.charge("f", quotas, 5, MONDAY + 1) is None
 
 
-def test_of_two_full_windows_the_longer_wait_is_told() -> None:
+def test_of_two_full_windows_the_longer_wait_is_returned() -> None:
     usage = Usage()
     quotas = (Quota(5, 1), Quota(5, 60))
     usage.charge("f", quotas, 5, MONDAY)

@@ -39,7 +39,7 @@ def at(text: str) -> float:
 
 
 def open_by_hand(hours: Hours, now: float) -> bool:
-    """Says what a person says who looks at a clock on the wall and at the plan."""
+    """Reads the wall clock and the plan as a person would."""
     local = datetime.fromtimestamp(now, hours.zone).replace(tzinfo=None)
     monday = datetime.combine(local.date() - timedelta(days=local.weekday()), datetime.min.time())
     seconds = (local - monday).total_seconds()
