@@ -21,7 +21,7 @@ MOST_BUSIEST = 100
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What a reload has changed, and the changed settings that take a restart."""
+    """What a reload has changed, and the changed settings that need a restart."""
 
     policy_changed: bool
     certificate_changed: bool
@@ -31,7 +31,7 @@ class Reloaded:
 
 
 class Daemon(Protocol):
-    """What the composition root offers to operators."""
+    """The running daemon, a layer above."""
 
     @property
     def started_at(self) -> float: ...
@@ -42,7 +42,7 @@ class Daemon(Protocol):
 
 
 class ControlService(control_pb2_grpc.ControlServiceServicer):
-    """Looks at the running daemon and has it read its files again."""
+    """Shows the state of the daemon, and reloads its files."""
 
     def __init__(self, daemon: Daemon, served: Served, usage: Usage, hsm: Hsm) -> None:
         self._daemon = daemon
@@ -53,7 +53,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     def Reload(
         self, _request: control_pb2.ReloadRequest, caller: Caller
     ) -> control_pb2.ReloadResponse:
-        """Answers with what is in force afterwards; raises CallError with all that is wrong."""
+        """Answers with what is in force afterwards; raises CallError with all problems."""
         try:
             changed = self._daemon.reload()
         except ConfigError as error:
@@ -75,7 +75,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     def GetStatus(
         self, request: control_pb2.GetStatusRequest, _caller: Caller
     ) -> control_pb2.GetStatusResponse:
-        """Answers with what runs and how well; raises CallError."""
+        """Answers with the state of the daemon; raises CallError."""
         if not 0 <= request.busiest <= MOST_BUSIEST:
             raise invalid("busiest", f"is {request.busiest}, expected 0 to {MOST_BUSIEST}")
         snapshot = self._served.snapshot

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from signer.api.guard import Caller, Places
-from signer.api.pages import PAGE_BYTES, page_size
+from signer.api.guard import Caller, CallLimit
+from signer.api.wire import PAGE_BYTES, bad_token, page_size
 from signer.audit.format.merkle import leaf_hash
 from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.read.subtrees import Subtrees
@@ -19,15 +19,15 @@ from signer.errors import CallError, Reason, invalid
 from signer.v1 import evidence_pb2, evidence_pb2_grpc
 
 AT_ONCE = 4
-"""Calls that read the log: one is at work, the others wait, so that most places are for signing."""
+"""Calls for evidence at once: one reads the log, the others wait."""
 LONGEST_SECONDS = 15.0
-"""How long one call may compute; less than a drain takes."""
+"""How long one call may compute: shorter than a drain."""
 REST = 2
-"""How much longer a call rests than it works: it holds the interpreter, and signing goes first."""
+"""Seconds of sleep for each second of work, which holds the interpreter: signing goes first."""
 _WORK_SECONDS = 0.001
 _LONGEST_WORK_SECONDS = 0.05
 _MARGIN_BYTES = 8192
-"""What an answer has beside the messages of its records."""
+"""Bytes of an answer besides the messages of its records."""
 _RETRY_SECONDS = 1.0
 _TOKEN = re.compile(r"0|[1-9][0-9]{0,17}")
 
@@ -35,19 +35,19 @@ _TOKEN = re.compile(r"0|[1-9][0-9]{0,17}")
 class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
     """Reads the durable part of the log.
 
-    What auditors ask takes a third of one thread from those who sign, however many
-    ask and however long the log is.
+    All calls together take at most a third of one thread's time from signing, however long
+    the log is.
     """
 
     def __init__(
         self, log: AuditLog, newest_note: Callable[[], str], clock: Clock, *, answer_bytes: int
     ) -> None:
-        """``newest_note`` gives the newest checkpoint, or an empty text before the first."""
+        """``newest_note`` returns the newest checkpoint, or "" before the first."""
         self._log = log
         self._newest_note = newest_note
         self._clock = clock
         self._longest = answer_bytes - _MARGIN_BYTES
-        self._places = Places(AT_ONCE)
+        self._limit = CallLimit(AT_ONCE)
         self._turn = threading.Lock()
         self._tree: Subtrees | None = None
         self._oldest = -1
@@ -61,7 +61,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
         if not note:
             raise CallError(
                 Reason.AUDIT_UNAVAILABLE,
-                "no checkpoint was signed since the start: try again; if that lasts, the "
+                "no checkpoint was signed since the start: try again; if this persists, the "
                 "appliance's log says why",
                 retry_after=_RETRY_SECONDS,
             )
@@ -122,7 +122,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
             )
 
     def _subtrees(self) -> Subtrees:
-        """The tree of what is here now; it is computed anew where segments were archived."""
+        """Returns the tree of the log; it is computed again after segments were archived."""
         oldest = self._log.first
         if self._tree is None or oldest != self._oldest:
             self._tree = Subtrees(self._leaf_hashes, self._log.records(oldest, 1)[0])
@@ -131,21 +131,20 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
 
     @contextmanager
     def _reading(self, field: str) -> Iterator[None]:
-        """Waits for the turn of a call; ``field`` is what names records that may be absent."""
+        """Waits for the call's turn; ``field`` names the record in the error if it is absent."""
         try:
-            with self._places.taken("", "all evidence calls are taken"), self._turn:
+            with self._limit.acquire("", "too many calls for evidence"), self._turn:
                 self._rested = self._clock.monotonic()
                 self._until = self._rested + LONGEST_SECONDS
                 yield
                 self._rest()
         except LookupError:
-            raise invalid(
-                field, "needs records that were archived: look for them in the archive"
-            ) from None
+            raise invalid(field, "needs records that were archived: search the archive") from None
         except (OSError, RecordError) as error:
             raise CallError(
                 Reason.AUDIT_UNAVAILABLE,
-                "the audit log cannot be read there: run `signer audit verify` on the appliance",
+                "the audit log cannot be read at these records: run `signer audit verify` on the "
+                "appliance",
             ) from error
 
     def _leaf_hashes(self, start: int, stop: int) -> Sequence[bytes]:
@@ -153,14 +152,14 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
         if self._clock.monotonic() > self._until:
             raise CallError(
                 Reason.OVERLOADED,
-                "the tree of so long a log is computed once after a start, and is not ready: "
-                "ask again, it goes on where it stopped",
+                "the tree of the log is still being computed, once after a start: try again; the "
+                "computation continues where it stopped",
                 retry_after=_RETRY_SECONDS,
             )
         return self._log.leaf_hashes(start, stop)
 
     def _rest(self) -> None:
-        """Lets others work after each millisecond of work."""
+        """Sleeps after each millisecond of work, so that other threads run."""
         worked = self._clock.monotonic() - self._rested
         if worked >= _WORK_SECONDS:
             time.sleep(min(worked, _LONGEST_WORK_SECONDS) * REST)
@@ -183,12 +182,12 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
 
 
 def _start(request: evidence_pb2.ListRecordsRequest, first: int, size: int) -> int:
-    """The first record of a page; it may be the one that comes next."""
+    """Returns the first record of a page; it may be the next record of the log."""
     start, field = request.start, "start"
     if request.page_token:
         field = "page_token"
         if not _TOKEN.fullmatch(request.page_token):
-            raise invalid(field, "is none of ours: send next_page_token of the page before")
+            raise bad_token()
         start = int(request.page_token)
     start = start or first
     if not 0 <= start <= size:
@@ -200,5 +199,5 @@ def _kinds(names: Sequence[str]) -> frozenset[RecordKind]:
     try:
         return frozenset(map(RecordKind, names))
     except ValueError:
-        known = ", ".join(RecordKind)
-        raise invalid("kinds", f"has no kind of record: expected some of {known}") from None
+        kinds = ", ".join(RecordKind)
+        raise invalid("kinds", f"contains an unknown kind: the kinds are {kinds}") from None

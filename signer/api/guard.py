@@ -1,7 +1,7 @@
 """What every call passes: admission, identity, role, the message, deadline, errors.
 
-Services get a ``Caller`` in the place of gRPC's context; they return a message
-or raise CallError, and never see gRPC.
+Services get a ``Caller`` instead of gRPC's context; they return a message or raise
+CallError, and do not use gRPC.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from signer.policy.decide import UNKNOWN
 from signer.signing.request import Served
 
 DEFAULT_SECONDS = 30.0
-"""Time of a call that came without a deadline."""
+"""Deadline of a call that has none."""
 MESSAGE_SECONDS = 60.0
-"""How long the message of a call may be under way, whatever the call's deadline."""
+"""How long a call waits for its message, whatever its deadline."""
 HEALTH_MESSAGE_SECONDS = 2.0
-"""The same of a health check: its message is a few bytes."""
+"""The same for a health check, whose message is a few bytes."""
 HEALTH_CALLS = 24
-"""Health checks that wait for their message at once,"""
+"""Health checks that may wait for their message at once."""
 HEALTH_CALLS_PER_CLIENT = 8
-"""and those of one client: a third, so that no client alone hides our health from others."""
+"""Those of one client: a third, so that one client cannot block the checks of others."""
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 _NOTED = ("rule", "limit")
-"""What of an error's metadata goes into the log line of its call."""
+"""Metadata of an error that goes into the log line of its call."""
 _CANCELLED = 1
-"""google.rpc.Code of a call that its client, or its time, ended before it began."""
+"""google.rpc.Code of a call that was cancelled, or whose deadline passed, before it began."""
 
 
 @dataclass(slots=True)
 class Caller:
-    """Who calls and until when. ``notes`` go into the log line of the call."""
+    """The caller and its deadline (monotonic seconds); ``notes`` go into the call's log line."""
 
     principal: str
     roles: frozenset[Role]
@@ -59,11 +59,11 @@ class Caller:
 class Guard(grpc.ServerInterceptor):
     """Wraps the handlers of all services.
 
-    For a unary handler gRPC has a thread wait for the message before anything of ours
-    runs; a client that sends none would hold the thread for ever. So every handler is
-    given to gRPC as one of a stream of messages (the bytes on the wire are the same),
-    and takes the one message itself: after admission, and for a bounded time.
-    ``roles`` names for each service the roles that may call it; health is open to all.
+    For a unary handler, gRPC waits for the message in a thread before it calls us: a client
+    that sends none would hold the thread for ever. So every handler is registered as one for
+    a stream of messages (the bytes on the wire are the same) and reads the one message
+    itself, after admission and for a limited time. ``roles`` has the roles that may call each
+    service; health is open to all.
     """
 
     def __init__(
@@ -78,25 +78,25 @@ class Guard(grpc.ServerInterceptor):
     ) -> None:
         self._served = served
         self._roles = roles
-        self._slots = Places(calls, "calls")
-        self._shares = Places(calls_per_client, CLIENT_LIMIT)
-        self._health_slots = Places(HEALTH_CALLS)
-        self._health_shares = Places(HEALTH_CALLS_PER_CLIENT)
-        self._waiting = _Waiting()
+        self._calls = CallLimit(calls, "calls")
+        self._calls_per_client = CallLimit(calls_per_client, CLIENT_LIMIT)
+        self._health_calls = CallLimit(HEALTH_CALLS)
+        self._health_calls_per_client = CallLimit(HEALTH_CALLS_PER_CLIENT)
+        self._timeouts = _MessageTimeouts()
         self._events = events
         self._clock = clock
 
     @property
     def calls(self) -> int:
-        """How many calls are at work, health checks aside."""
-        return self._slots.all_taken
+        """Returns the number of calls in progress, without health checks."""
+        return self._calls.held
 
     def expire(self, now: float) -> None:
-        """Ends the calls whose message should have come by ``now`` (monotonic seconds).
+        """Cancels the calls whose message was due by ``now`` (monotonic seconds).
 
-        Somebody must call this every now and then; infinity ends all that wait.
+        Infinity cancels all that wait for a message.
         """
-        self._waiting.expire(now)
+        self._timeouts.expire(now)
 
     def intercept_service(
         self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails
@@ -119,26 +119,26 @@ class Guard(grpc.ServerInterceptor):
     def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with self._admitted(method, context) as caller:
-                with self._waiting.until(context, self._message_until(caller)):
+                with self._timeouts.until(context, self._message_until(caller)):
                     request = _only(messages, handler.request_deserializer)
                 return handler.unary_unary(request, caller)
 
         return call
 
     def _stream(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        """Reflection: it waits for messages as long as it lives."""
+        """Reflection, which waits for messages until its deadline."""
 
         def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with (
                 self._admitted(method, context) as caller,
-                self._waiting.until(context, self._message_until(caller)),
+                self._timeouts.until(context, self._message_until(caller)),
             ):
                 yield from behaviour(requests, context)
 
         return call
 
     def _health(self, handler: Any) -> Any:
-        """Checks have a behaviour of (request, context), watches of (request, context, send)."""
+        """A check's behaviour takes (request, context), a watch's (request, context, send)."""
         behaviour = handler.unary_unary or handler.unary_stream
 
         def call(messages: Iterator[bytes], context: grpc.ServicerContext, *send: Any) -> Any:
@@ -146,9 +146,9 @@ class Guard(grpc.ServerInterceptor):
             until = self._clock.monotonic() + HEALTH_MESSAGE_SECONDS
             try:
                 with (
-                    self._health_slots.taken("", "all health checks are taken"),
-                    self._health_shares.taken(client, "all your health checks are taken"),
-                    self._waiting.until(context, until),
+                    self._health_calls.acquire("", "too many health checks"),
+                    self._health_calls_per_client.acquire(client, "too many of your health checks"),
+                    self._timeouts.until(context, until),
                 ):
                     request = _only(messages, handler.request_deserializer)
                 return behaviour(request, context, *send)
@@ -157,13 +157,13 @@ class Guard(grpc.ServerInterceptor):
 
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(call, None, handler.response_serializer)
-        # gRPC then hands ``send`` over, in the place of a thread that waits for answers.
+        # gRPC then passes ``send`` instead of waiting for answers in a thread.
         call.experimental_non_blocking = True  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
     @contextmanager
     def _admitted(self, method: str, context: grpc.ServicerContext) -> Iterator[Caller]:
-        """Holds the places of one call; what fails meanwhile becomes its answer and is booked."""
+        """Admits one call for a block; an exception in it becomes the call's answer."""
         self._events.emit(CallBegan(method, context.invocation_metadata()))
         status = yield from self._booked(method, context)
         if status is not None:
@@ -172,24 +172,24 @@ class Guard(grpc.ServerInterceptor):
     def _booked(
         self, method: str, context: grpc.ServicerContext
     ) -> Generator[Caller, None, status_pb2.Status | None]:
-        """Yields once; returns the answer of a call that failed."""
+        """Yields once; returns the status of a call that failed."""
         started = self._clock.monotonic()
         call_id = str(uuid.uuid4())
         notes: dict[str, object] = {"call_id": call_id}
         code, reason, status = 0, "ok", None
         try:
-            with self._slots.taken("", "all calls are taken"):
+            with self._calls.acquire("", "too many calls"):
                 caller = self._identify(method, context, started, call_id, notes)
-                with self._shares.taken(caller.principal, "all your calls are taken"):
+                with self._calls_per_client.acquire(caller.principal, "too many of your calls"):
                     yield caller
         except CallError as error:
             status = wire.call_status(error)
             code, reason = status.code, error.reason
             notes |= {name: error.metadata[name] for name in _NOTED if name in error.metadata}
-        except grpc.RpcError:  # gRPC's own, where there is nobody to answer any more
+        except grpc.RpcError:  # gRPC's own: the client has gone
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)
             raise
-        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the caller
+        except Exception as error:  # noqa: BLE001 - its text must not reach the caller
             self._events.emit(Bug(method, error, notes))
             status = _internal(call_id)
             code, reason = status.code, Reason.INTERNAL
@@ -226,14 +226,14 @@ class Guard(grpc.ServerInterceptor):
 
 
 def _only(messages: Iterator[bytes], read: Callable[[bytes], Any]) -> Any:
-    """Waits for the one message of a call; what comes behind it is not looked at."""
+    """Waits for the one message of a call; further messages are ignored."""
     message = next(messages, None)
     if message is None:
         raise invalid("request", "is missing: the call ended without a message")
     try:
         return read(message)
     except DecodeError:
-        raise invalid("request", "is not the message of this method") from None
+        raise invalid("request", "cannot be parsed as the message of this method") from None
 
 
 def _internal(call_id: str) -> status_pb2.Status:
@@ -242,11 +242,11 @@ def _internal(call_id: str) -> status_pb2.Status:
 
 
 def _auth_context(context: grpc.ServicerContext) -> AuthContext:
-    return cast(AuthContext, context.auth_context())  # the stubs have its values wrong
+    return cast(AuthContext, context.auth_context())  # the stubs declare other values
 
 
-class _Waiting:
-    """The calls that wait for a message, and until when: one look at them ends the late ones."""
+class _MessageTimeouts:
+    """The calls that wait for a message, with the time until which they may."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -254,7 +254,7 @@ class _Waiting:
 
     @contextmanager
     def until(self, context: grpc.ServicerContext, end: float) -> Iterator[None]:
-        """Has ``expire`` end this call from ``end`` on, for as long as the block lasts."""
+        """While the block lasts, ``expire`` cancels this call from ``end`` on."""
         with self._lock:
             self._until[context] = end
         try:
@@ -264,43 +264,43 @@ class _Waiting:
                 del self._until[context]
 
     def expire(self, now: float) -> None:
-        # Under the lock, so that no call is ended that has just got its message.
+        # Under the lock: a call that has just received its message must not be cancelled.
         with self._lock:
             for context, end in self._until.items():
                 if end <= now:
                     context.cancel()
 
 
-class Places:
-    """At most ``limit`` calls of one name at work at once; nobody waits for a place.
+class CallLimit:
+    """Allows ``limit`` calls under one name at once, and refuses more without waiting.
 
-    ``setting`` of signer.yaml is that limit; empty where it is our own.
+    ``setting`` names the limit in signer.yaml; empty for one that cannot be configured.
     """
 
     def __init__(self, limit: int, setting: str = "") -> None:
         self._limit = limit
         self._metadata = {"limit": setting} if setting else {}
         self._lock = threading.Lock()
-        self._taken: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
 
     @property
-    def all_taken(self) -> int:
-        """How many places are taken under all names."""
+    def held(self) -> int:
+        """Returns the number of calls under all names."""
         with self._lock:
-            return self._taken.total()
+            return self._held.total()
 
     @contextmanager
-    def taken(self, name: str, refusal: str) -> Iterator[None]:
-        """Holds a place, or raises CallError OVERLOADED at once."""
+    def acquire(self, name: str, refusal: str) -> Iterator[None]:
+        """Counts a call for a block; raises CallError OVERLOADED above the limit."""
         with self._lock:
-            if self._taken[name] >= self._limit:
+            if self._held[name] >= self._limit:
                 text = f"{refusal} ({self._limit} at once): try again"
                 raise CallError(Reason.OVERLOADED, text, self._metadata, retry_after=0.1)
-            self._taken[name] += 1
+            self._held[name] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._taken[name] -= 1
-                if not self._taken[name]:
-                    del self._taken[name]
+                self._held[name] -= 1
+                if not self._held[name]:
+                    del self._held[name]

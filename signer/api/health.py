@@ -1,10 +1,9 @@
 """grpc.health.v1: whether the daemon serves. No thread of gRPC's pool waits for a watcher.
 
-grpc_health brings a servicer, but it sends to watchers while it holds the lock that the end of a
-watch needs, and in the thread of whoever brings the news. A send lasts until the client reads: one
-that does not read would hold up the news for all others, and its bringer. Here each watch has a
-thread of its own that sends, and nobody waits for one of them. Serving and not serving is one fact
-for all services.
+The servicer of grpc_health sends to watchers in the thread that sets the status, under the lock
+that the end of a watch needs. A send returns only when the client has read: one client that does
+not read would delay the status for all others, and the daemon. Here each watch has its own
+thread, and nothing waits for it. All services have the same status.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 MAX_WATCHES = 500
-"""Every process that balances its calls between appliances watches each of them."""
+"""Each client process that balances between appliances watches all of them."""
 Send = Callable[[health_pb2.HealthCheckResponse | None], None]
-"""Sends one answer of a watch, None ends it. It blocks until the client has room for it."""
+"""Sends one answer of a watch; None ends it. It blocks until the client has room for it."""
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Tells the truth that ``set_serving`` was told last; at first: not serving."""
+    """Reports the status that ``set_serving`` set last; NOT_SERVING at first."""
 
     def __init__(self, services: frozenset[str]) -> None:
         self._services = services
-        self._changed = threading.Condition()  # guards all that follows
+        self._changed = threading.Condition()  # guards the attributes below
         self._serving = self._failed = self._ended = False
         self._watches: set[grpc.ServicerContext] = set()
 
     def set_serving(self, serving: bool) -> None:
-        """Has watchers told of a change; after ``end`` there is none."""
+        """Reports a change to all watchers; no effect after ``fail`` or ``end``."""
         with self._changed:
             if not (self._ended or self._failed) and serving != self._serving:
                 self._serving = serving
@@ -44,13 +43,13 @@ class Health(health_pb2_grpc.HealthServicer):
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Says NOT_SERVING for good and has all watches ended: a drain must not wait for them."""
+        """Reports NOT_SERVING for good and ends all watches: a drain must not wait for them."""
         with self._changed:
             self._serving, self._ended = False, True
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Cuts off the watches that are still there: their clients do not read."""
+        """Cancels the watches that are left: their clients do not read."""
         with self._changed:
             watches = list(self._watches)
         for context in watches:
@@ -59,7 +58,7 @@ class Health(health_pb2_grpc.HealthServicer):
     def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
-        """Answers with the status; NOT_FOUND for a service that is none of ours."""
+        """Answers with the status; NOT_FOUND for an unknown service."""
         with self._changed:
             status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
@@ -73,37 +72,39 @@ class Health(health_pb2_grpc.HealthServicer):
         context: grpc.ServicerContext,
         send: Send,
     ) -> None:
-        """Has the status sent now and whenever it changes; too many are UNIMPLEMENTED.
+        """Sends the status now and at every change; above MAX_WATCHES: UNIMPLEMENTED.
 
-        By that code a client that balances learns to use the connection unwatched; by any
-        other one that it must not use it (gRPC proposal A17).
+        With that code a client that balances uses the connection without a watch; with any
+        other code it does not use the connection (gRPC proposal A17).
         """
         with self._changed:
             if len(self._watches) >= MAX_WATCHES:
-                text = f"all watches are taken ({MAX_WATCHES} at once): use Check"
+                text = f"too many watches ({MAX_WATCHES} at once): use Check"
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
             self._watches.add(context)
         if not context.add_callback(lambda: self._leave(context)):
             self._leave(context)
             return
         arguments = (request.service, context, send)
-        threading.Thread(target=self._tell, args=arguments, name="watch", daemon=True).start()
+        thread = threading.Thread(target=self._send_changes, args=arguments, name="watch")
+        thread.daemon = True
+        thread.start()
 
-    def _tell(self, service: str, context: grpc.ServicerContext, send: Send) -> None:
-        """The thread of one watch: sends what is news until the watch or the service ends."""
-        told: int | None = None
+    def _send_changes(self, service: str, context: grpc.ServicerContext, send: Send) -> None:
+        """The thread of one watch: sends every change until the watch or the service ends."""
+        sent: int | None = None
 
-        def news() -> bool:
-            return context not in self._watches or self._ended or self._status(service) != told
+        def changed() -> bool:
+            return context not in self._watches or self._ended or self._status(service) != sent
 
         while True:
             with self._changed:
-                self._changed.wait_for(news)
+                self._changed.wait_for(changed)
                 if context not in self._watches:
                     return
                 status, last = self._status(service), self._ended
-            if status != told:
-                told = status
+            if status != sent:
+                sent = status
                 send(health_pb2.HealthCheckResponse(status=status))
             if last:
                 send(None)

@@ -1,7 +1,7 @@
-"""Who calls: the one URI of the client's certificate, compared whole.
+"""The caller's principal: the one URI of the client's certificate, compared whole.
 
-Never the common name, and never gRPC's property of all alternative names: it
-mixes DNS names in.
+Not the common name, and not gRPC's property of all alternative names: it contains DNS
+names as well.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ AuthContext = Mapping[str, Iterable[bytes]]
 def principal_of(context: AuthContext, denied_serials: frozenset[int]) -> str:
     """Returns the caller's principal from gRPC's auth context.
 
-    Raises CallError PEER_UNKNOWN without exactly one URI, for a certificate on
-    the deny list, and where the connection is not of TLS 1.3, or does not say
-    (grpcio tells the version from 1.85 on).
+    Raises CallError PEER_UNKNOWN if the certificate does not have exactly one URI or is on
+    the deny list, or if the connection is not known to use TLS 1.3 (grpcio reports the
+    version from 1.85 on).
     """
     if list(context.get("ssl_tls_version", ())) != [_TLS_VERSION.encode()]:
         raise CallError(Reason.PEER_UNKNOWN, f"{_TLS_VERSION} is required: update the client")

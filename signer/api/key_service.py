@@ -1,10 +1,10 @@
-"""KeyService: what keys there are, and what the caller may do with them."""
+"""KeyService: the keys, and what the caller may do with them."""
 
 from __future__ import annotations
 
 from signer.api import wire
 from signer.api.guard import Caller
-from signer.api.pages import PAGE_BYTES, page_size
+from signer.api.wire import PAGE_BYTES, page_size
 from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
 from signer.model import IDENTIFIER, KeyName, KeyVersion, Role, parse_key_or_version
@@ -43,7 +43,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         snapshot = self._served.snapshot
         name, number = _parse(request.name)
         if number is not None:
-            raise invalid("name", "is a version's: GetKeyVersion shows it")
+            raise invalid("name", "names a version: use GetKeyVersion")
         _allow(snapshot, name, caller)
         if not snapshot.keys.versions(name):
             raise CallError(Reason.KEY_NOT_FOUND, f"{name} does not exist")
@@ -56,7 +56,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         snapshot = self._served.snapshot
         name, number = _parse(request.name)
         if number is None:
-            raise invalid("name", "is a key's: GetKey shows it")
+            raise invalid("name", "names a key: use GetKey")
         _allow(snapshot, name, caller)
         version = snapshot.keys.version(name, number)
         if version is None:
@@ -84,7 +84,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             versions = [self._shown(snapshot, v, caller) for v in snapshot.keys.versions(name)]
             page += versions
             last = str(name)
-            room -= sum(each.ByteSize() for each in versions)
+            room -= sum(version.ByteSize() for version in versions)
             if room < 0:
                 break
         more = bool(names) and last != str(names[-1])
@@ -95,7 +95,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     def _shown(
         self, snapshot: Snapshot, version: KeyVersion, caller: Caller
     ) -> keys_pb2.KeyVersion:
-        """A version with what is for the caller's eyes."""
+        """Returns a version as the caller may see it: issuers do not see the token."""
         now = self._clock.now()
         primary = snapshot.keys.primary(version.key, now)
         shown = wire.key_version(version, version.state_at(now), primary=version is primary)
@@ -113,7 +113,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         )
         terms = may_use(snapshot.policy, caller.principal, name)
         if terms is not None:
-            key.formats.extend(sorted(wire.NUMBERS[each] for each in terms.formats))
+            key.formats.extend(sorted(wire.NUMBERS[name] for name in terms.formats))
             key.max_batch_items = terms.max_batch_items
             left = self._usage.remaining(terms.facility, terms.quotas, now)
             for quota, remaining in zip(terms.quotas, left, strict=True):
@@ -141,7 +141,7 @@ def _allow(snapshot: Snapshot, name: KeyName, caller: Caller) -> None:
 
 
 def _page(snapshot: Snapshot, caller: Caller, prefix: str, after: str, limit: int) -> list[KeyName]:
-    """The first names after one that the caller may see."""
+    """Returns the first names after ``after`` that the caller may see."""
     visible = visible_facilities(snapshot.policy, caller.principal)
     if visible is None:
         return snapshot.keys.names(prefix, after, limit)
@@ -151,7 +151,7 @@ def _page(snapshot: Snapshot, caller: Caller, prefix: str, after: str, limit: in
 def _names_of(
     snapshot: Snapshot, visible: frozenset[str], prefix: str, after: str, limit: int
 ) -> list[KeyName]:
-    """The first names of these facilities, in the order of all names."""
+    """Returns the first names of these facilities, sorted."""
     names: list[KeyName] = []
     for parent in sorted(f"facilities/{facility}/" for facility in visible):
         if parent.startswith(prefix) and len(names) < limit:
@@ -164,5 +164,5 @@ def _prefix(parent: str) -> str:
         return ""
     head, _, facility = parent.partition("/")
     if head != "facilities" or not IDENTIFIER.fullmatch(facility):
-        raise invalid("parent", "expected facilities/{facility}, or nothing")
+        raise invalid("parent", "must be facilities/{facility} or empty")
     return f"{parent}/"

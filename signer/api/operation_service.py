@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from signer.api import wire
 from signer.api.guard import Caller
-from signer.api.pages import page_size
+from signer.api.wire import bad_token, page_size
 from signer.clock import Clock
 from signer.errors import invalid
 from signer.model import KeyVersion, Scope
@@ -20,7 +20,7 @@ from signer.v1 import operations_pb2 as pb
 
 MOST_CERTIFICATES = 10_000
 MOST_ATTACHED = 3 << 20
-"""Bytes of a document beside the rest of an answer."""
+"""Bytes of a document in an answer, which has other fields as well."""
 _STATES: Mapping[int, OperationState] = {
     number: OperationState(name.removeprefix("OPERATION_STATE_"))
     for name, number in pb.OperationState.items()
@@ -29,7 +29,7 @@ _STATES: Mapping[int, OperationState] = {
 
 
 class OperationService(operations_pb2_grpc.OperationServiceServicer):
-    """Hands what officers ask to Proposals, and what they stop to EmergencyStops."""
+    """Passes calls to Proposals and EmergencyStops, and shows operations."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
     def ProposeOperation(
         self, request: pb.ProposeOperationRequest, caller: Caller
     ) -> pb.ProposeOperationResponse:
-        """Keeps a signed proposal; raises CallError."""
+        """Stores a signed proposal; raises CallError."""
         operation = self._proposals.propose(
             caller.principal, request.content, _signature(request.signature), request.attachment
         )
-        return pb.ProposeOperationResponse(operation=self._told(operation, caller))
+        return pb.ProposeOperationResponse(operation=self._noted(operation, caller))
 
     def ApproveOperation(
         self, request: pb.ApproveOperationRequest, caller: Caller
@@ -73,33 +73,33 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         operation = self._proposals.approve(
             caller.principal, request.id, _signature(request.signature)
         )
-        return pb.ApproveOperationResponse(operation=self._told(operation, caller))
+        return pb.ApproveOperationResponse(operation=self._noted(operation, caller))
 
     def RejectOperation(
         self, request: pb.RejectOperationRequest, caller: Caller
     ) -> pb.RejectOperationResponse:
         """Ends a proposal; raises CallError."""
         operation = self._proposals.reject(caller.principal, request.id, request.reason)
-        return pb.RejectOperationResponse(operation=self._told(operation, caller))
+        return pb.RejectOperationResponse(operation=self._noted(operation, caller))
 
     def RetryOperation(
         self, request: pb.RetryOperationRequest, caller: Caller
     ) -> pb.RetryOperationResponse:
-        """Has a failed operation go on; raises CallError."""
+        """Executes a failed operation again; raises CallError."""
         return pb.RetryOperationResponse(
-            operation=self._told(self._proposals.retry(caller.principal, request.id), caller)
+            operation=self._noted(self._proposals.retry(caller.principal, request.id), caller)
         )
 
     def ImportCertificates(
         self, request: pb.ImportCertificatesRequest, caller: Caller
     ) -> pb.ImportCertificatesResponse:
-        """Gives certificates to a rotation; raises CallError."""
+        """Adds certificates to a rotation that waits for them; raises CallError."""
         if not 1 <= len(request.certificates) <= MOST_CERTIFICATES:
             raise invalid("certificates", f"expected 1 to {MOST_CERTIFICATES}")
         operation = self._proposals.import_certificates(
             caller.principal, request.id, list(request.certificates)
         )
-        return pb.ImportCertificatesResponse(operation=self._told(operation, caller))
+        return pb.ImportCertificatesResponse(operation=self._noted(operation, caller))
 
     def GetOperation(
         self, request: pb.GetOperationRequest, _caller: Caller
@@ -111,7 +111,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         shown.difference.extend(difference)
         attachment = self._proposals.attachment(operation) if request.attachment else b""
         if len(attachment) > MOST_ATTACHED:
-            raise invalid("attachment", f"has {len(attachment)} bytes: it does not fit into a call")
+            raise invalid("attachment", f"has {len(attachment)} bytes: too long for an answer")
         return pb.GetOperationResponse(operation=shown, attachment=attachment)
 
     def ListOperations(
@@ -119,10 +119,10 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
     ) -> pb.ListOperationsResponse:
         """Answers with one page of operations; raises CallError."""
         if request.state and request.state not in _STATES:
-            raise invalid("state", f"{request.state} is no state of an operation")
+            raise invalid("state", f"{request.state} is not a state of an operation")
         state = _STATES.get(request.state)
         size = page_size(request.page_size)
-        page = self._proposals.page(state, size + 1, _place(request.page_token))
+        page = self._proposals.page(state, size + 1, _page_start(request.page_token))
         more = page[size - 1] if len(page) > size else None
         token = f"{more.proposal.proposed_at}/{more.id}" if more else ""
         now = self._clock.now()
@@ -132,7 +132,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
     def ListOfficers(
         self, _request: pb.ListOfficersRequest, _caller: Caller
     ) -> pb.ListOfficersResponse:
-        """Answers with the officers and what they need; raises CallError."""
+        """Answers with the officers, and how many each operation needs; raises CallError."""
         officers: Officers = self._emergency.officers()
         return pb.ListOfficersResponse(
             officers=[
@@ -180,7 +180,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
     def ListSuspensions(
         self, _request: pb.ListSuspensionsRequest, _caller: Caller
     ) -> pb.ListSuspensionsResponse:
-        """Answers with what is suspended beside keys; raises CallError."""
+        """Answers with the suspensions, without those of single keys; raises CallError."""
         return pb.ListSuspensionsResponse(
             suspensions=[
                 pb.Suspension(
@@ -210,8 +210,8 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         caller.notes |= {"scope": str(scope), "name": name[:64]}
         self._emergency.suspend(caller.principal, scope, name, reason)
 
-    def _told(self, operation: StoredOperation, caller: Caller) -> pb.Operation:
-        """The operation for the caller, and its id for the log."""
+    def _noted(self, operation: StoredOperation, caller: Caller) -> pb.Operation:
+        """Returns the operation as shown, and notes its id for the call's log line."""
         caller.notes |= {"operation": operation.id, "kind": operation.proposal.kind}
         return self._shown(operation)
 
@@ -247,10 +247,10 @@ def _signature(data: bytes) -> bytes:
     return data
 
 
-def _place(token: str) -> tuple[float, str] | None:
+def _page_start(token: str) -> tuple[float, str] | None:
     if not token:
         return None
     at, slash, identity = token.partition("/")
     if not slash or not at.isascii() or not at.isdigit() or len(at) > 12:
-        raise invalid("page_token", "is none of ours: send next_page_token of the page before")
+        raise bad_token()
     return float(at), identity

@@ -1,11 +1,10 @@
-"""The gRPC server: limits stated one by one, mutual TLS, health that tells the truth."""
+"""The gRPC server: its services, its limits, mutual TLS, the drain."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from concurrent import futures
-from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -21,6 +20,7 @@ from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
 from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
+from signer.config.models import LimitsConfig
 from signer.errors import OperatorError
 from signer.model import Role
 from signer.v1 import (
@@ -50,31 +50,18 @@ ROLES: Mapping[str, frozenset[Role]] = {
     CONTROL: frozenset({Role.OPERATOR}),
     reflection.SERVICE_NAME: frozenset(Role),
 }
-"""Who may call which service; what is not here is closed to everybody."""
+"""The roles that may call each service; nobody may call a service that is not here."""
 
 HEALTH_SERVICES = frozenset({OVERALL_HEALTH, SIGNING})
 """The names under which health answers."""
 
 _SPARE_THREADS = HEALTH_CALLS + 8
-"""Threads beyond the calls at work: they answer health checks and refuse what is too much."""
+"""Threads beyond `limits.calls`: they answer health checks and refuse calls over the limit."""
 _PATIENCE_SECONDS = 1.0
-"""How long a drain waits for watchers to read the end, and for messages that are under way."""
+"""How long a drain waits for watchers to read the end, and for messages to arrive."""
 
 
-class Limits(Protocol):
-    """The server's part of the configuration."""
-
-    @property
-    def message_bytes(self) -> int: ...
-    @property
-    def calls(self) -> int: ...
-    @property
-    def streams_per_connection(self) -> int: ...
-    @property
-    def connection_age_seconds(self) -> int: ...
-
-
-def _options(limits: Limits) -> list[tuple[str, int]]:
+def _options(limits: LimitsConfig) -> list[tuple[str, int]]:
     seconds = 1000
     return [
         # A second daemon on this port must fail, not share it silently.
@@ -96,7 +83,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
 
 
 class Server:
-    """Our services, gRPC's health service and, where wanted, reflection."""
+    """Our services, gRPC's health service and, if configured, reflection."""
 
     def __init__(
         self,
@@ -108,7 +95,7 @@ class Server:
         control: ControlService,
         health: Health,
         guard: Guard,
-        limits: Limits,
+        limits: LimitsConfig,
         reflect: bool,
     ) -> None:
         self._guard = guard
@@ -131,7 +118,7 @@ class Server:
             reflection.enable_server_reflection(names, self._server)
 
     def listen(self, address: str, certificates: Certificates) -> int:
-        """Binds and starts; returns the port. Raises OperatorError where it is taken."""
+        """Binds and starts; returns the port. Raises OperatorError if it is in use."""
         try:
             port = self._server.add_secure_port(address, certificates.credentials())
         except RuntimeError as error:
@@ -144,19 +131,19 @@ class Server:
 
     @property
     def calls(self) -> int:
-        """How many calls are at work, health checks aside."""
+        """Returns the number of calls in progress, without health checks."""
         return self._guard.calls
 
     def expire(self, now: float) -> None:
-        """Ends calls whose message is late; to be called every now and then."""
+        """Cancels calls whose message is late; called at every tick."""
         self._guard.expire(now)
 
     def drain(self, seconds: float) -> None:
-        """Says NOT_SERVING for good, lets calls at work finish, then ends the rest."""
+        """Reports NOT_SERVING, waits for calls in progress, then cancels the rest."""
         self._health.end()
         stopped = self._server.stop(seconds)
         if not stopped.wait(_PATIENCE_SECONDS):
-            # Not at work: who does not read what we say, or has not said what to do.
+            # What is left: watches that their clients do not read, calls without a message.
             self._health.cancel()
             self._guard.expire(math.inf)
         stopped.wait()

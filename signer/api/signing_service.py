@@ -1,4 +1,4 @@
-"""SigningService: one call in, one pass through the engine, one answer out."""
+"""SigningService: reads a batch, signs it with the engine, answers."""
 
 from __future__ import annotations
 
@@ -77,4 +77,4 @@ def _request_id(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise invalid("request_id", "is no UUID in its canonical form of 36 lower-case characters")
+    raise invalid("request_id", "must be a UUID in its canonical form of 36 lower-case characters")

@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
-
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from signer.config.models import TlsConfig
 from signer.errors import ConfigError, Violation
 
-
-class TlsFiles(Protocol):
-    """Where certificate chain, key and the clients' CA lie, in PEM."""
-
-    @property
-    def certificate(self) -> Path: ...
-    @property
-    def key(self) -> Path: ...
-    @property
-    def client_ca(self) -> Path: ...
-
-
 Content = tuple[bytes, bytes, bytes]
-"""Certificate chain, key and clients' CA, checked."""
+"""Certificate chain, key and the clients' CA, in PEM and checked."""
 
 
 class Certificates:
-    """What new connections are answered with; old ones keep what they began with."""
+    """The certificate for new connections; existing connections keep theirs."""
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsConfig) -> None:
         """Reads the files; raises ConfigError."""
         self._files = files
         self._served = b""
         self._content = self.read()
 
     def read(self) -> Content:
-        """Reads the files again, for ``use``; raises ConfigError."""
+        """Returns the content of the files, for ``use``; raises ConfigError."""
         return _read(self._files)
 
     def use(self, content: Content) -> bool:
-        """Answers new connections with what ``read`` has read; returns whether it is new."""
+        """Uses a content for new connections; returns whether it has changed."""
         changed = content != self._content
         self._content = content
         return changed
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Returns credentials for mutual TLS that ask here at every handshake."""
+        """Returns credentials for mutual TLS that call ``_fetch`` before every handshake."""
         self._served = b"".join(self._content)
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(),
@@ -58,17 +44,14 @@ class Certificates:
     def expiries(self) -> dict[str, float]:
         """Returns notAfter (seconds since the epoch) of the server's certificate and the CA."""
         chain, _, client_ca = self._content
-        return {
-            "server": _expiry(chain),
-            "client_ca": _expiry(client_ca),
-        }
+        return {"server": _expiry(chain), "client_ca": _expiry(client_ca)}
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         chain, key, client_ca = self._content
         return grpc.ssl_server_certificate_configuration([(key, chain)], client_ca)
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Answers gRPC before each handshake; None keeps what it has."""
+        """Returns the configuration for a handshake; None for the same as before."""
         now = b"".join(self._content)
         if now == self._served:
             return None
@@ -76,18 +59,14 @@ class Certificates:
         return self._configuration()
 
 
-def _read(files: TlsFiles) -> Content:
-    named = {
-        "tls.certificate": files.certificate,
-        "tls.key": files.key,
-        "tls.client_ca": files.client_ca,
-    }
+def _read(files: TlsConfig) -> Content:
     problems, parts = [], []
-    for field, path in named.items():
+    for name in ("certificate", "key", "client_ca"):
+        path = getattr(files, name)
         try:
             parts.append(path.read_bytes())
         except OSError as error:
-            problems.append(Violation(field, f"{path} cannot be read: {error.strerror}"))
+            problems.append(Violation(f"tls.{name}", f"{path} cannot be read: {error.strerror}"))
     if not problems:
         problems = _problems(*parts)
     if problems:
@@ -101,15 +80,15 @@ def _problems(chain: bytes, key: bytes, client_ca: bytes) -> list[Violation]:
     try:
         x509.load_pem_x509_certificates(client_ca)
     except ValueError:
-        problems.append(Violation("tls.client_ca", "holds no certificate in PEM"))
+        problems.append(Violation("tls.client_ca", "contains no PEM certificate"))
     try:
         public = x509.load_pem_x509_certificates(chain)[0].public_key()
     except ValueError:
-        return [*problems, Violation("tls.certificate", "holds no certificate in PEM")]
+        return [*problems, Violation("tls.certificate", "contains no PEM certificate")]
     try:
         private = load_pem_private_key(key, None)
     except (ValueError, TypeError):
-        return [*problems, Violation("tls.key", "holds no unencrypted private key in PEM")]
+        return [*problems, Violation("tls.key", "contains no unencrypted PEM private key")]
     if private.public_key() != public:
         problems.append(Violation("tls.key", "is not the key of the first certificate"))
     return problems
@@ -117,4 +96,4 @@ def _problems(chain: bytes, key: bytes, client_ca: bytes) -> list[Violation]:
 
 def _expiry(pem: bytes) -> float:
     certificates = x509.load_pem_x509_certificates(pem)
-    return min(each.not_valid_after_utc.timestamp() for each in certificates)
+    return min(c.not_valid_after_utc.timestamp() for c in certificates)

@@ -1,4 +1,4 @@
-"""Between the messages of the API and the values of the model; nothing else knows both."""
+"""Converts between the messages of the API and the values of the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from signer.errors import TABLE, CallError, Failure, Reason, Violation
+from signer.errors import TABLE, CallError, Failure, Reason, Violation, invalid
 from signer.model import Algorithm, Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
@@ -15,9 +15,13 @@ DOMAIN = "signer.v1"
 """``ErrorInfo.domain`` of all our errors."""
 MAX_VIOLATIONS = 10
 MAX_VIOLATION_BYTES = 200
-"""Of a path, and of its description. Trailers beyond 8 KiB turn into RESOURCE_EXHAUSTED at the
-client, and a policy's own texts can be of any length.
+"""Bytes of a path, and of its description. Clients turn trailers beyond 8 KiB into
+RESOURCE_EXHAUSTED, and texts of a policy can have any length.
 """
+DEFAULT_PAGE = 100
+LARGEST_PAGE = 1000
+PAGE_BYTES = 1024 * 1024
+"""A page ends after the entry that passes this size: entries can be long."""
 
 FORMATS: Mapping[signing_pb2.Format, Format] = {
     signing_pb2.FORMAT_DIGEST: Format.DIGEST,
@@ -40,7 +44,7 @@ def call_status(error: CallError) -> status_pb2.Status:
     """Returns the google.rpc.Status of a refused call, with exactly one ErrorInfo."""
     status = _status(error.reason, error.message, error.metadata, error.retry_after)
     if error.violations:
-        shown = [_violation(each) for each in error.violations[:MAX_VIOLATIONS]]
+        shown = [_violation(violation) for violation in error.violations[:MAX_VIOLATIONS]]
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=shown))
     return status
 
@@ -63,9 +67,9 @@ def _status(
     return status
 
 
-def _violation(each: Violation) -> error_details_pb2.BadRequest.FieldViolation:
+def _violation(violation: Violation) -> error_details_pb2.BadRequest.FieldViolation:
     return error_details_pb2.BadRequest.FieldViolation(
-        field=_short(each.field), description=_short(each.description)
+        field=_short(violation.field), description=_short(violation.description)
     )
 
 
@@ -84,7 +88,7 @@ def code_name(code: int) -> str:
 def key_version(
     version: KeyVersion, state: KeyState, *, primary: bool = False
 ) -> keys_pb2.KeyVersion:
-    """Returns a version as the API shows it, in the state that is in force."""
+    """Returns a version as the API shows it, in its state at this time."""
     return keys_pb2.KeyVersion(
         name=version.name,
         algorithm=ALGORITHMS[version.algorithm],
@@ -103,8 +107,21 @@ def key_version(
     )
 
 
+def bad_token() -> CallError:
+    """Returns the error of a page token that does not belong to the list."""
+    text = "is not a page token of this list: send next_page_token of the previous page"
+    return invalid("page_token", text)
+
+
+def page_size(requested: int) -> int:
+    """Returns the number of entries on a page; raises CallError."""
+    if not 0 <= requested <= LARGEST_PAGE:
+        raise invalid("page_size", f"is {requested}, expected 0 to {LARGEST_PAGE}")
+    return requested or DEFAULT_PAGE
+
+
 def timestamp(seconds: float | None) -> Timestamp | None:
-    """Returns a time of the model as the API's message; None stays absent."""
+    """Returns seconds since the epoch as the API's message; None for None."""
     if seconds is None:
         return None
     moment = Timestamp()

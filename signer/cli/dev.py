@@ -82,14 +82,10 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
     \b
       signer dev up /tmp/appliance --workers 2
     """
-    from signer.daemon import app as daemon
+    from signer.daemon import run
 
     described = _provision(directory, facilities, workers)
-    sys.exit(
-        daemon.run(
-            Path(described["config"]), on_ready=lambda: click.echo("ready"), development=True
-        )
-    )
+    sys.exit(run(Path(described["config"]), on_ready=lambda: click.echo("ready"), development=True))
 
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:

@@ -26,6 +26,6 @@ def serve(*, config_file: Path, override_audit_log: bool) -> None:
     \b
       signer serve --config /etc/signer/signer.yaml
     """
-    from signer.daemon import app as daemon
+    from signer.daemon import run
 
-    sys.exit(daemon.run(config_file, override_audit=override_audit_log))
+    sys.exit(run(config_file, override_audit=override_audit_log))

@@ -110,7 +110,7 @@ def is_full(operator: edge.Stubs) -> bool:
     try:
         edge.status(operator)
     except grpc.RpcError:
-        assert "all calls are taken" in overloaded(lambda: edge.status(operator))
+        assert "too many calls" in overloaded(lambda: edge.status(operator))
         return True
     return False
 

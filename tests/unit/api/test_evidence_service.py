@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signer.api import evidence_service as evidence
-from signer.api import pages
+from signer.api import wire as pages
 from signer.api.evidence_service import AT_ONCE, LONGEST_SECONDS, EvidenceService
 from signer.api.guard import Caller
 from signer.audit.format import merkle
@@ -172,7 +172,7 @@ def test_no_more_calls_than_places(stage: Stage, monkeypatch: pytest.MonkeyPatch
     threads = [threading.Thread(target=stage.inclusion, args=(0, 2)) for _ in range(AT_ONCE)]
     for thread in threads:
         thread.start()
-    while stage.service._places._taken[""] < AT_ONCE:
+    while stage.service._limit._held[""] < AT_ONCE:
         assert all(thread.is_alive() for thread in threads)
     error = refused(lambda: stage.inclusion(0, 2))
     assert error.reason is Reason.OVERLOADED

@@ -17,8 +17,8 @@ from signer.api.guard import (
     HEALTH_MESSAGE_SECONDS,
     MESSAGE_SECONDS,
     Caller,
+    CallLimit,
     Guard,
-    Places,
 )
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 from signer.events import Bug, CallBegan, CallEnded
@@ -305,7 +305,7 @@ def ends_at(guard: Guard, call: Any, context: Context, end: float, *send: object
     guard.expire(end)
     worker.join(20)
     assert left
-    assert not guard._waiting._until
+    assert not guard._timeouts._until
 
 
 def test_a_call_at_work_is_never_ended(books: Books) -> None:
@@ -428,28 +428,28 @@ def test_a_client_has_its_share_and_others_theirs(guarded: Guarded, books: Books
 
 
 def test_places_are_counted_by_name_and_given_back() -> None:
-    places = Places(2)
-    with places.taken("a", "full"), places.taken("a", "full"), places.taken("b", "full"):
-        with pytest.raises(CallError) as caught, places.taken("a", "full"):
+    limit = CallLimit(2)
+    with limit.acquire("a", "full"), limit.acquire("a", "full"), limit.acquire("b", "full"):
+        with pytest.raises(CallError) as caught, limit.acquire("a", "full"):
             pytest.fail("a third place")
         assert caught.value.reason is Reason.OVERLOADED
         assert caught.value.message == "full (2 at once): try again"
         assert caught.value.retry_after
         assert caught.value.metadata == {}
-    assert not places._taken  # names that left take no memory
-    with places.taken("a", "full"), places.taken("a", "full"):
+    assert not limit._held  # names that left take no memory
+    with limit.acquire("a", "full"), limit.acquire("a", "full"):
         pass
 
 
 def test_a_refusal_names_the_setting_that_limits() -> None:
-    places = Places(1, "calls")
-    with places.taken("", "full"), pytest.raises(CallError) as caught, places.taken("", "full"):
+    limit = CallLimit(1, "calls")
+    with limit.acquire("", "full"), pytest.raises(CallError) as caught, limit.acquire("", "full"):
         pytest.fail("a second place")
     assert caught.value.metadata == {"limit": "calls"}
 
 
 def test_a_place_is_given_back_after_an_error() -> None:
-    places = Places(1)
+    limit = CallLimit(1)
     for _ in range(3):
-        with pytest.raises(ValueError, match="x"), places.taken("a", "full"):
+        with pytest.raises(ValueError, match="x"), limit.acquire("a", "full"):
             raise ValueError("x")

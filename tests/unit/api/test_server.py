@@ -1,17 +1,9 @@
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from signer.api.server import CONTROL, EVIDENCE, KEYS, ROLES, SIGNING, _options
+from signer.config.models import LimitsConfig
 from signer.model import Role
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, signing_pb2
-
-
-class Limits(NamedTuple):
-    message_bytes: int = 1000
-    calls: int = 3
-    streams_per_connection: int = 5
-    connection_age_seconds: int = 7
 
 
 def test_every_service_says_who_may_call_it() -> None:
@@ -29,9 +21,11 @@ def test_every_service_says_who_may_call_it() -> None:
 
 
 def test_limits_are_stated_one_by_one() -> None:
-    options = dict(_options(Limits()))
-    assert len(options) == len(_options(Limits()))
+    given = {"message_bytes": 70_000, "streams_per_connection": 5, "connection_age_seconds": 7}
+    limits = LimitsConfig.model_validate(given)
+    options = dict(_options(limits))
+    assert len(options) == len(_options(limits))
     assert options["grpc.so_reuseport"] == 0
-    assert options["grpc.max_receive_message_length"] == 1000
+    assert options["grpc.max_receive_message_length"] == 70_000
     assert options["grpc.max_concurrent_streams"] == 5
     assert options["grpc.max_connection_age_ms"] == 7000

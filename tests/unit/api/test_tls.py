@@ -2,20 +2,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from cryptography import x509
 
 from signer.api.tls import Certificates
+from signer.config.models import TlsConfig
 from signer.errors import ConfigError
 from signer.tools.dev import pki
-
-
-class Files(NamedTuple):
-    certificate: Path
-    key: Path
-    client_ca: Path
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +22,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def files(made: Path, tmp_path: Path) -> Files:
+def files(made: Path, tmp_path: Path) -> TlsConfig:
     shutil.copytree(made, tmp_path / "pki")
     folder = tmp_path / "pki"
-    return Files(folder / "server.pem", folder / "server.key", folder / "ca.pem")
+    names = {"certificate": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
+    return TlsConfig.model_validate(names, context={"directory": folder})
 
 
-def test_expiries_are_those_of_the_files(files: Files) -> None:
+def test_expiries_are_those_of_the_files(files: TlsConfig) -> None:
     expected = {
         name: x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
         for name, path in (("server", files.certificate), ("client_ca", files.client_ca))
@@ -42,7 +37,7 @@ def test_expiries_are_those_of_the_files(files: Files) -> None:
     assert Certificates(files).expiries() == expected
 
 
-def test_a_handshake_is_answered_anew_only_after_a_change(files: Files) -> None:
+def test_a_handshake_is_answered_anew_only_after_a_change(files: TlsConfig) -> None:
     certificates = Certificates(files)
     certificates.credentials()
     assert certificates._fetch() is None
@@ -58,15 +53,15 @@ def test_a_handshake_is_answered_anew_only_after_a_change(files: Files) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "field", "text"),
     [
-        ("certificate", b"x", "tls.certificate", "holds no certificate in PEM"),
-        ("certificate", b"", "tls.certificate", "holds no certificate in PEM"),
-        ("key", b"x", "tls.key", "holds no unencrypted private key in PEM"),
-        ("client_ca", b"x", "tls.client_ca", "holds no certificate in PEM"),
+        ("certificate", b"x", "tls.certificate", "contains no PEM certificate"),
+        ("certificate", b"", "tls.certificate", "contains no PEM certificate"),
+        ("key", b"x", "tls.key", "contains no unencrypted PEM private key"),
+        ("client_ca", b"x", "tls.client_ca", "contains no PEM certificate"),
         ("client_ca", None, "tls.client_ca", "cannot be read: No such file"),
     ],
 )
 def test_files_that_are_wrong_change_nothing(
-    files: Files, name: str, content: bytes | None, field: str, text: str
+    files: TlsConfig, name: str, content: bytes | None, field: str, text: str
 ) -> None:
     certificates = Certificates(files)
     certificates.credentials()
@@ -84,7 +79,7 @@ def test_files_that_are_wrong_change_nothing(
     assert certificates._fetch() is None
 
 
-def test_a_key_of_another_certificate(files: Files) -> None:
+def test_a_key_of_another_certificate(files: TlsConfig) -> None:
     shutil.copy(files.key.with_name("other.key"), files.key)
     with pytest.raises(ConfigError, match="is not the key of the first certificate"):
         Certificates(files)
