@@ -1,8 +1,8 @@
 """Every way a call or an item can fail, in one table.
 
 A reason is what callers program against; ``TABLE`` says which gRPC code carries
-it, whether it can befall a call or an item, and whether trying again can help.
-The edge turns these values into ``google.rpc.Status``; nobody else knows gRPC.
+it, whether a call or an item fails with it, and whether a retry can help.
+The edge turns these values into ``google.rpc.Status``; no other package knows gRPC.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Code(enum.IntEnum):
 
 
 class Reason(enum.StrEnum):
-    """``ErrorInfo.reason`` of our errors (DESIGN section 4)."""
+    """``ErrorInfo.reason`` of our errors."""
 
     PEER_UNKNOWN = "PEER_UNKNOWN"
     POLICY_DENIED = "POLICY_DENIED"
@@ -60,7 +60,7 @@ class Extent(enum.Flag):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """How a reason is carried and whether the caller may simply try again."""
+    """How a reason is carried, and whether the caller may simply retry."""
 
     code: Code
     scope: Extent
@@ -91,7 +91,7 @@ TABLE: Mapping[Reason, Meaning] = {
 
 
 CLIENT_LIMIT = "calls_per_client"
-"""``limit`` in the metadata of an OVERLOADED that the caller brings about alone."""
+"""``limit`` in the metadata of an OVERLOADED that the caller alone causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,19 @@ class ConfigError(Exception):
         super().__init__("\n".join(lines))
 
 
+class OperatorErrorKind(enum.StrEnum):
+    """The kinds of OperatorError that callers handle differently."""
+
+    OTHER = "other"
+    UNSUPPORTED = "unsupported"  # the token does not have the mechanism
+
+
 class OperatorError(Exception):
     """A command that cannot be carried out; the text names the cause and the remedy."""
+
+    def __init__(self, text: str, kind: OperatorErrorKind = OperatorErrorKind.OTHER) -> None:
+        super().__init__(text)
+        self.kind = kind
 
     def answer(self) -> CallError:
         """Returns the error of an officer's call that ends with this one."""

@@ -50,12 +50,12 @@ from signer.events import (
     Started,
     Stopped,
 )
-from signer.hsm.front.admin import open_admin, wait_for_strays
+from signer.hsm.front.admin import open_admin, wait_for_orphans
 from signer.hsm.front.pool import Pool
+from signer.hsm.front.process import token_spec
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
-from signer.hsm.spec import TokenSpec
 from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
 from signer.model import TokenAdmin
@@ -432,7 +432,7 @@ class AdminWorkers:
         """Does so after the workers of a killed daemon have left; raises OperatorError."""
         with self._lock:
             if label not in self._without_orphans:
-                wait_for_strays(self._tokens[label], self._state)
+                wait_for_orphans(self._tokens[label], self._state)
                 self._without_orphans.add(label)
         with self.open(label) as admin:
             yield admin
@@ -443,7 +443,7 @@ def _hsm(config: Config, clock: Clock, events: Events) -> Hsm:
     return Hsm(
         {
             token.label: Pool(
-                TokenSpec.of(token, config.state),
+                token_spec(token, config.state),
                 workers=token.workers,
                 hang_seconds=token.hang_seconds,
                 max_queued=config.limits.queued_items,

@@ -1,9 +1,9 @@
-"""What the front process and a worker say to each other over a socket pair.
+"""The frames that the front process and a worker exchange over a socket pair.
 
-A frame is a length (u32), a kind (u8) and a body; numbers are little-endian.
-SIGN and RESULT are packed columns, because they are the hot path; the rest is
-small JSON. Both ends are ours, yet every length is checked before it is used: a
-broken worker must not break the front process.
+A frame is a length (u32), a kind (u8) and a body; numbers are little-endian. SIGN and
+RESULT are packed columns, because they are on the hot path; the rest is small JSON.
+Every length is checked before it is used: a broken worker must not break the front
+process.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Kind(enum.IntEnum):
     """What a frame is."""
 
     CONFIGURE = 1  # to the worker, JSON: which token, once at the start
-    READY = 2  # from the worker, the digest of its keys: it has logged in and indexed them
+    READY = 2  # from the worker, logged in: the digest of the keys that it found
     FATAL = 3  # from the worker, JSON: why it leaves
     SIGN = 4  # to the worker, packed
     RESULT = 5  # from the worker, packed
     REFRESH = 6  # to the worker, empty: look for new keys
     DROP = 7  # to the worker, packed: CKA_IDs whose session copies must go; empty: all copies
-    ADMIN = 8  # to an administrative worker, JSON: an order (orders.py)
-    DONE = 9  # from an administrative worker, JSON: what came of it
+    ADMIN = 8  # to an administrative worker, JSON: an order (worker/administration.py)
+    DONE = 9  # from an administrative worker, JSON: its answer
 
 
 class FrameError(Exception):
-    """The other side sent something that is no frame of ours."""
+    """The other side sent a malformed or unexpected frame."""
 
 
-class Closed(Exception):  # noqa: N818 - the end of a conversation, not a failure of it
+class Closed(Exception):  # noqa: N818 - the end of a connection, not an error
     """The other side has gone."""
 
 
@@ -58,7 +58,7 @@ class Channel:
         self._writing = threading.Lock()
 
     def send(self, kind: Kind, *parts: bytes) -> None:
-        """Sends one frame; raises Closed where nobody listens any more."""
+        """Sends one frame; raises Closed where the other side has gone."""
         body = b"".join(parts)
         try:
             with self._writing:
@@ -67,7 +67,7 @@ class Channel:
             raise Closed(str(error)) from error
 
     def receive(self) -> tuple[Kind, memoryview]:
-        """Waits for one frame; raises Closed at the end, FrameError on nonsense."""
+        """Waits for one frame; raises Closed at the end, FrameError where it is malformed."""
         length, number = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_FRAME:
             raise FrameError(f"a frame of {length} bytes")
@@ -91,14 +91,14 @@ class Channel:
         return buffer
 
     def end(self) -> None:
-        """Ends the conversation: whoever sends or receives, on either side, gets Closed."""
-        with contextlib.suppress(OSError):  # it had gone already
+        """Shuts the connection down: sending and receiving raise Closed, on both sides."""
+        with contextlib.suppress(OSError):  # it is closed already
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Ends the conversation and gives the socket back; for the side that reads."""
+        """Shuts the connection down and closes the socket; for the side that reads."""
         self.end()
-        with self._writing:  # a writer at work must not meet the number of another socket
+        with self._writing:  # a writer must not meet the descriptor number of another socket
             self._socket.close()
 
 
@@ -112,14 +112,14 @@ def unpack_json(body: memoryview) -> dict[str, Any]:
     try:
         value = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
-        raise FrameError("a control message that is no JSON") from error
+        raise FrameError("a control message that is not JSON") from error
     if not isinstance(value, dict):
-        raise FrameError("a control message that is no object")
+        raise FrameError("a control message that is not an object")
     return value
 
 
 def pack_ids(ids: Iterable[bytes]) -> bytes:
-    """Packs CKA_IDs, each behind its length (u16)."""
+    """Packs CKA_IDs, each after its length (u16)."""
     return b"".join(_ID.pack(len(cka_id)) + cka_id for cka_id in ids)
 
 
@@ -151,7 +151,7 @@ class SignFrame:
 
 
 def pack_sign(frame: SignFrame) -> tuple[bytes, ...]:
-    """Packs a chunk: header, id, pin, lengths (none where all are equal), inputs."""
+    """Packs a chunk: header, CKA_ID, SPKI, lengths (none where all are equal), inputs."""
     inputs = frame.inputs
     widths = set(map(len, inputs))
     width = widths.pop() if len(widths) == 1 else 0
@@ -180,7 +180,7 @@ def unpack_sign(body: memoryview) -> SignFrame:
         spki = bytes(body[at : at + spki_length])
         at += spki_length
         if width:
-            if at + width * count != len(body):  # before anything of that many items is made
+            if at + width * count != len(body):  # before ``count`` items are allocated
                 raise FrameError("a chunk whose lengths do not add up")
             lengths: Sequence[int] = (width,) * count
         else:
@@ -201,17 +201,17 @@ def unpack_sign(body: memoryview) -> SignFrame:
 class Verdict(enum.IntEnum):
     """How a chunk went as a whole."""
 
-    SIGNED = 0  # every item has its signature, but those in ``wrong``
+    SIGNED = 0  # every item has its signature, except those in ``wrong``
     NO_KEY = 1  # the token has no such private key
     REFUSED = 2  # the module refuses this key or mechanism
-    UNSUITABLE = 3  # the pinned public key is none of the algorithm
+    UNSUITABLE = 3  # the pinned public key does not fit the algorithm
 
 
 class ResultFrame(NamedTuple):
     """A chunk's signatures: ``width`` bytes each, zeros at the indexes in ``wrong``.
 
-    ``busy_us`` is how long the chunk took in the worker, ``checked`` how many
-    signatures were verified with the pinned public key.
+    ``busy_us``: how long the chunk took in the worker, in microseconds. ``checked``: how
+    many signatures were verified with the pinned public key.
     """
 
     chunk: int
@@ -223,7 +223,7 @@ class ResultFrame(NamedTuple):
     signatures: memoryview
 
     def split(self) -> list[bytes]:
-        """The signatures one by one; none of a chunk that was not signed."""
+        """Returns the signatures one by one; none where the chunk was not signed."""
         blob, width = bytes(self.signatures), self.width
         return [blob[at : at + width] for at in range(0, len(blob), width or 1)]
 

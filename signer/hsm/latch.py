@@ -1,8 +1,8 @@
-"""A rejected PIN is remembered, so that no restart tries it again.
+"""The latch: the record of rejected PINs, so that no restart tries one again.
 
-HSMs lock or erase themselves after a few wrong PINs. The record holds scrypt
-fingerprints with a random salt (a plain hash of a short PIN would be the PIN)
-and lies beside the daemon's other state, one file a token, mode 0600.
+HSMs lock or erase themselves after a few wrong PINs. The record contains scrypt
+fingerprints with a random salt (a plain hash of a short PIN would reveal it). Each
+token has one file, mode 0600, in the daemon's folder ``state``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Record:
 
 
 class PinLatch:
-    """What is known of the PINs tried on one token. Use it under the token's start lock."""
+    """The record of the PINs tried on one token. Use it under the token's start lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class PinLatch:
         return bool(self._record.rejected) and self._fingerprint(pin) in self._record.rejected
 
     def accepted(self, pin: str) -> bool:
-        """Whether this PIN was the last that worked."""
+        """Whether this PIN is the last that worked."""
         return self._record.accepted == self._fingerprint(pin)
 
     @property
@@ -51,35 +51,35 @@ class PinLatch:
         return self._record.confirmed
 
     def attempt(self, pin: str) -> None:
-        """Notes that a login with this PIN is about to be tried.
+        """Records that a login with this PIN is about to be tried.
 
-        A PIN that has never worked counts as rejected from here on: an attempt
-        whose outcome nobody saw must not be repeated by a restart.
+        A PIN that has never worked counts as rejected from here on: a restart must not
+        repeat an attempt whose outcome was not seen.
         """
         if not self.accepted(pin):
             self.reject(pin)
 
     def reject(self, pin: str) -> None:
-        """Notes that the token refuses this PIN."""
+        """Records that the token rejects this PIN."""
         self._write(rejected=(*self._others(pin), self._fingerprint(pin)), confirmed=False)
 
     def withdraw(self, pin: str) -> None:
-        """Takes the attempt with this PIN back: the token failed before it judged it."""
+        """Withdraws the attempt with this PIN: the token failed before it checked the PIN."""
         self._write(rejected=self._others(pin))
 
     def accept(self, pin: str) -> None:
-        """Notes that the PIN works."""
+        """Records that the PIN works."""
         if self.rejected(pin) or self.confirmed or not self.accepted(pin):
             accepted = self._fingerprint(pin)
             self._write(rejected=self._others(pin), accepted=accepted, confirmed=False)
 
     def release(self) -> None:
-        """Lets the next start try the PIN once more (``signer token unlatch``)."""
+        """Lets the next start try the PIN again (``signer token unlatch``)."""
         self._write(rejected=(), confirmed=True)
 
     def _others(self, pin: str) -> tuple[str, ...]:
         fingerprint = self._fingerprint(pin)
-        return tuple(each for each in self._record.rejected if each != fingerprint)
+        return tuple(other for other in self._record.rejected if other != fingerprint)
 
     def _fingerprint(self, pin: str) -> str:
         return _fingerprint(self._record.salt, pin)
@@ -90,7 +90,7 @@ class PinLatch:
 
 
 def make_state(folder: Path) -> None:
-    """Makes the folder of latches and locks where it is not there; raises OperatorError."""
+    """Makes the folder of latches and locks if it is missing; raises OperatorError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -107,13 +107,14 @@ def latch_of(state: Path, token: str, serial: str) -> PinLatch:
 
 def _read(path: Path) -> _Record:
     try:
-        told = json.loads(path.read_text())
-        if isinstance(told, dict) and not told.keys() <= {each.name for each in fields(_Record)}:
+        stored = json.loads(path.read_text())
+        names = {field.name for field in fields(_Record)}
+        if isinstance(stored, dict) and not stored.keys() <= names:
             raise OperatorError(
                 f"{path}, the record of rejected PINs, was written by a newer version of signer:"
                 " install that version, or restore the backup of before it; no login is tried"
             )
-        record = _Record(**told)
+        record = _Record(**stored)
         bytes.fromhex(record.salt)
         return replace(record, rejected=tuple(map(str, record.rejected)))
     except FileNotFoundError:
@@ -127,12 +128,12 @@ def _read(path: Path) -> _Record:
 
 @functools.lru_cache(maxsize=4)
 def _fingerprint(salt: str, pin: str) -> str:
-    """Computes scrypt (RFC 7914): slow on purpose, so it is computed once a process and PIN."""
+    """Computes scrypt (RFC 7914): slow on purpose, so the result is cached."""
     return hashlib.scrypt(pin.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1, dklen=32).hex()
 
 
 def release(state: Path, token: str) -> bool:
-    """Lets the next start try the PIN of a token (a label) once more; False if none was tried."""
+    """Lets the next start try the PIN of a token (a label) again; False if none was tried."""
     if not state.is_dir():
         return False
     with start_lock(state, token):
@@ -154,10 +155,11 @@ def start_lock(state: Path, token: str) -> Iterator[None]:
 
 
 @contextmanager
-def look_lock(state: Path, token: str) -> Iterator[None]:
-    """Keeps workers from opening a token meanwhile; makes no file, which might be another user's.
+def shared_start_lock(state: Path, token: str) -> Iterator[None]:
+    """Prevents workers from opening a token in the block, for an inspection.
 
-    Without a file no worker has opened the token yet.
+    Makes no lock file, because it could belong to another user than the daemon's:
+    without one, no worker has opened the token yet.
     """
     try:
         descriptor = os.open(_lock_file(state, token), os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""The closed list of algorithms in PKCS#11's terms, and the check of a signature.
+"""The algorithms in terms of PKCS#11, and the check of a signature.
 
-Numbers are those of PKCS#11 v3.1; signatures are r||s for ECDSA (section 6.3.1).
+Numbers are those of PKCS#11 v3.1; ECDSA signatures are r||s (section 6.3.1).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ P384_ORDER = int(
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """How one algorithm is asked of a token.
+    """The PKCS#11 mechanism of one algorithm.
 
-    ``prefix`` goes before each digest; ``order`` is the curve's order where the
-    signature is r||s.
+    ``prefix`` precedes each digest; ``order`` is that of the curve where the signature
+    is r||s.
     """
 
     number: int
@@ -72,14 +72,14 @@ def low_s(signature: bytes, order: int) -> bytes:
 
 
 class Verifier:
-    """Checks raw signatures of one public key with software that is not the HSM's."""
+    """Checks raw signatures of one public key in software, independent of the HSM."""
 
     def __init__(self, algorithm: Algorithm, spki: bytes) -> None:
-        """Loads the pin; raises ValueError where it does not suit the algorithm."""
+        """Loads the pinned public key; raises ValueError where it does not fit the algorithm."""
         self.signature_length, self._verify = _scheme(algorithm, load_der_public_key(spki))
 
     def correct(self, message: bytes, signature: bytes) -> bool:
-        """Whether the signature over this input (digest, or message for EdDSA) is right."""
+        """Whether the signature over this input (digest, or message for EdDSA) is correct."""
         if len(signature) != self.signature_length:
             return False
         try:
@@ -93,9 +93,9 @@ _Verify = Callable[[bytes, bytes], None]
 
 
 def _scheme(algorithm: Algorithm, key: object) -> tuple[int, _Verify]:
-    """Returns the length of signatures in bytes, and what raises for a wrong one.
+    """Returns the length of signatures in bytes, and the function that raises for a wrong one.
 
-    Everything that a signature does not change is made here, once a key.
+    It makes once for each key all that does not depend on the signature.
     """
     match algorithm, key:
         case Algorithm.ES256, ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
@@ -108,7 +108,7 @@ def _scheme(algorithm: Algorithm, key: object) -> tuple[int, _Verify]:
             return bits // 8, _rsa(key, padding.PKCS1v15())
         case Algorithm.PS256, rsa.RSAPublicKey(key_size=bits) if bits in RSA_BITS:
             return bits // 8, _rsa(key, padding.PSS(padding.MGF1(hashes.SHA256()), 32))
-    raise ValueError(f"the pinned public key does not suit {algorithm}")
+    raise ValueError(f"the pinned public key does not fit {algorithm}")
 
 
 def _ecdsa(key: ec.EllipticCurvePublicKey, scheme: ec.ECDSA) -> _Verify:

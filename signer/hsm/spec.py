@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
-class TokenSettings(Protocol):
-    """A token's part of the configuration."""
+class WorkerMode(enum.StrEnum):
+    """What a worker does with its token."""
 
-    @property
-    def label(self) -> str: ...
-    @property
-    def serial(self) -> str | None: ...
-    @property
-    def module(self) -> Path: ...
-    @property
-    def pin_file(self) -> Path: ...
-    @property
-    def session_copies(self) -> bool: ...
-    @property
-    def environment(self) -> Mapping[str, str]: ...
+    SIGN = "sign"
+    ADMINISTER = "administer"  # make, read and destroy keys, in a read-write session
+    INSPECT = "inspect"  # report what is seen without a login, then leave
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSpec:
-    """Which token to open and how. Paths are absolute; the PIN stays in its file.
-
-    ``look_only``: nobody logs in, see ``signer.hsm.worker.inspection``.
-    """
+    """Which token a worker opens, and how. Paths are absolute; the PIN stays in its file."""
 
     label: str
     serial: str | None
@@ -40,37 +27,11 @@ class TokenSpec:
     state: str
     session_copies: bool
     environment: Mapping[str, str]
-    read_write: bool = False
-    look_only: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        settings: TokenSettings,
-        state: Path,
-        *,
-        read_write: bool = False,
-        look_only: bool = False,
-    ) -> TokenSpec:
-        """Takes what a worker needs from the configuration."""
-        return cls(
-            label=settings.label,
-            serial=settings.serial,
-            module=str(settings.module),
-            pin_file=str(settings.pin_file),
-            state=str(state),
-            session_copies=settings.session_copies and not read_write,
-            environment=dict(settings.environment),
-            read_write=read_write,
-            look_only=look_only,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    mode: WorkerMode = WorkerMode.SIGN
 
 
 class PinState(enum.StrEnum):
-    """What is known of the PIN in a token's file, before anybody tries it."""
+    """What is known of the PIN in a token's file before it is tried."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -80,14 +41,14 @@ class PinState(enum.StrEnum):
 
 
 class SeenToken(NamedTuple):
-    """A token that a module shows; ``flags`` by their names in PKCS#11, without CKF."""
+    """A token that a module shows; ``flags`` are their names in PKCS#11, without CKF."""
 
     label: str
     serial: str
     flags: frozenset[str]
 
 
-class Sight(NamedTuple):
+class TokenInspection(NamedTuple):
     """What is seen without a login; ``pin_problem`` says why nothing is known of the PIN."""
 
     tokens: tuple[SeenToken, ...]
@@ -113,17 +74,17 @@ class FailureKind(enum.StrEnum):
 
     @property
     def ends_start(self) -> bool:
-        """Whether the daemon must not even listen: a person has to change something first."""
+        """Whether the daemon must not listen: an operator has to change something first."""
         return self in (FailureKind.CONFIGURATION, FailureKind.AMBIGUOUS)
 
     @property
     def lasting(self) -> bool:
-        """Whether another start meets the same: a person or the token has to change first."""
+        """Whether another start fails alike: an operator or the token has to change first."""
         return self.ends_start or self.about_pin or self is FailureKind.TOKEN_ABSENT
 
     @property
     def about_pin(self) -> bool:
-        """Whether the token's PIN keeps it from serving."""
+        """Whether the token does not serve because of its PIN."""
         return self in (
             FailureKind.PIN_REJECTED,
             FailureKind.PIN_LATCHED,
@@ -135,10 +96,14 @@ class FailureKind(enum.StrEnum):
 class TokenFailure(Exception):  # noqa: N818 - it carries a kind of failure, not one error
     """The token cannot be used, or cannot do one thing; ``kind`` says in which way.
 
-    ``leave``: the session is in doubt, so that the worker must not serve any longer.
+    ``leave``: the session is in doubt, so that the worker must not go on. ``unsupported``:
+    the token does not have the mechanism.
     """
 
-    def __init__(self, kind: FailureKind, text: str, *, leave: bool = False) -> None:
+    def __init__(
+        self, kind: FailureKind, text: str, *, leave: bool = False, unsupported: bool = False
+    ) -> None:
         self.kind = kind
         self.leave = leave
+        self.unsupported = unsupported
         super().__init__(text)

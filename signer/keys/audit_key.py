@@ -1,32 +1,32 @@
-"""The key that signs the audit log's checkpoints: in the registry, out of every call's reach."""
+"""The key that signs the checkpoints of the audit log: in the registry, but no call can use it."""
 
 from __future__ import annotations
 
-from signer.errors import OperatorError
+from signer.algorithms import Algorithm
+from signer.errors import OperatorError, OperatorErrorKind
 from signer.keys.generation import NewKey, create_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, Algorithm, KeyVersion, TokenAdmin
+from signer.model import AUDIT_KEY, KeyVersion, TokenAdmin
 
 
 def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
-    """Returns the audit key, made if there is none. Raises OperatorError."""
-    try:
+    """Returns the audit key; makes it if the registry has none. Raises OperatorError.
+
+    It is an Ed25519 key, or an ES256 key where the token does not have that mechanism.
+    """
+    if registry.versions(AUDIT_KEY):
         return audit_key(registry, now)
-    except OperatorError:
-        return create_audit_key(registry, admin, now)
-
-
-def create_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
-    """Makes the audit key: Ed25519, or ES256 on a token without it. Raises OperatorError."""
     try:
         return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.EDDSA), now)
-    except OperatorError:
-        return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.ES256), now)
+    except OperatorError as error:
+        if error.kind is not OperatorErrorKind.UNSUPPORTED:
+            raise
+    return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.ES256), now)
 
 
 def audit_key(registry: Registry, now: float) -> KeyVersion:
-    """Returns the audit key's version; raises OperatorError where there is none."""
+    """Returns the active version of the audit key; raises OperatorError where none is active."""
     version = KeyIndex(registry.versions(AUDIT_KEY)).primary(AUDIT_KEY, now)
     if version is None:
         raise OperatorError(

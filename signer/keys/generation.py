@@ -55,7 +55,8 @@ def make_version(
     except OperatorError as error:
         raise OperatorError(
             f"{new.name} was not made: {error} (CKA_ID {identifier.hex()}; an interrupted attempt"
-            " leaves such a key, and it never signed anything)"
+            " leaves such a key, and it never signed anything)",
+            error.kind,
         ) from error
     if not fits(spki, new.algorithm, new.bits or None):
         raise OperatorError(

@@ -12,7 +12,7 @@ from html import escape
 from typing import NamedTuple
 
 from signer import __version__
-from signer.hsm.front.observer import WorkerStatus
+from signer.hsm.front.slot import WorkerStatus
 from signer.observe.alarms import Alarm
 from signer.observe.charts import Line, chart
 from signer.observe.gauges import Values

@@ -8,6 +8,7 @@
  *     sign         what C_Sign does
  *     sign.once    the same, for one call of one process: the file goes with it
  *     generate     what C_GenerateKeyPair does
+ *     generate.once  the same, for one call of one process
  *     generated    what it does when the pair is made
  *     destroyed    what C_DestroyObject does when the object is gone
  *
@@ -117,7 +118,9 @@ static CK_RV generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATT
 	char line[64];
 	CK_RV rv;
 
-	read_order("generate", 0, line);
+	read_order("generate.once", 1, line);
+	if (line[0] == '\0')
+		read_order("generate", 0, line);
 	rv = obey(line);
 	if (rv == CKR_OK)
 		rv = real.C_GenerateKeyPair(session, mechanism, public_template, public_count,

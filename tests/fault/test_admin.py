@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from signer.errors import OperatorError
+from signer.errors import OperatorError, OperatorErrorKind
 from signer.hsm.front.admin import open_admin
-from signer.model import Algorithm, TokenObject
+from signer.keys.audit_key import ensure_audit_key
+from signer.keys.registry import Registry
+from signer.model import AUDIT_KEY, Algorithm, TokenObject
 from signer.tools.dev import softhsm
 from tests.integration.hsm_probe import ask
 from tests.integration.hsm_token import SoftToken, version
@@ -32,7 +33,9 @@ def token(tmp_path: Path, shim_module: Path, faults: Path) -> SoftToken:
         "SHIM_MODULE": str(softhsm.find_module()),
         "SHIM_FAULTS": str(faults),
     }
-    made.settings = replace(made.settings, module=shim_module, environment=environment)
+    made.settings = made.settings.model_copy(
+        update={"module": shim_module, "environment": environment}
+    )
     return made
 
 
@@ -66,7 +69,7 @@ def test_a_worker_that_hangs_in_an_order_is_given_up(token: SoftToken, faults: P
 def test_a_full_token_names_the_remedy_and_goes_on(token: SoftToken, faults: Path) -> None:
     (faults / "generate").write_text("fail 0x31")  # CKR_DEVICE_MEMORY
     with open_admin(token.settings, token.state) as admin:
-        with pytest.raises(OperatorError, match="it is full; destroy keys that nobody needs"):
+        with pytest.raises(OperatorError, match="it is full; destroy unused keys"):
             admin.generate(*KEY)
         (faults / "generate").unlink()
         assert admin.generate(*KEY)
@@ -75,9 +78,40 @@ def test_a_full_token_names_the_remedy_and_goes_on(token: SoftToken, faults: Pat
 def test_a_refused_order_leaves_the_worker_in_place(token: SoftToken, faults: Path) -> None:
     (faults / "generate").write_text("fail 0x70")  # CKR_MECHANISM_INVALID
     with open_admin(token.settings, token.state) as admin:
-        with pytest.raises(OperatorError, match="cannot make ES256 key the label: MechanismInv"):
+        with pytest.raises(
+            OperatorError, match="cannot make ES256 key the label: MechanismInv"
+        ) as refused:
             admin.generate(*KEY)
+        assert refused.value.kind is OperatorErrorKind.UNSUPPORTED
         assert admin.inventory() == []
+
+
+def test_a_passing_fault_does_not_change_the_algorithm_of_the_audit_key(
+    token: SoftToken, faults: Path, tmp_path: Path
+) -> None:
+    with (
+        Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", create=True) as registry,
+        open_admin(token.settings, token.state) as admin,
+    ):
+        (faults / "generate.once").write_text("fail 0x31")  # CKR_DEVICE_MEMORY
+        with pytest.raises(OperatorError, match="it is full") as refused:
+            ensure_audit_key(registry, admin, 1.0)
+        assert refused.value.kind is OperatorErrorKind.OTHER
+        assert (registry.versions(AUDIT_KEY), admin.inventory()) == ([], [])
+        made = ensure_audit_key(registry, admin, 2.0)
+        assert made.algorithm is Algorithm.EDDSA
+        assert ensure_audit_key(registry, admin, 3.0) == made
+
+
+def test_a_token_without_ed25519_gets_an_audit_key_of_es256(
+    token: SoftToken, faults: Path, tmp_path: Path
+) -> None:
+    (faults / "generate.once").write_text("fail 0x70")  # CKR_MECHANISM_INVALID
+    with (
+        Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", create=True) as registry,
+        open_admin(token.settings, token.state) as admin,
+    ):
+        assert ensure_audit_key(registry, admin, 1.0).algorithm is Algorithm.ES256
 
 
 @pytest.mark.parametrize(

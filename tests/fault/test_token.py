@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from signer.config.loader import load_config
+from signer.hsm.front.process import token_spec
 from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm
 from tests.daemon import RECORDS, Daemon, until
@@ -22,7 +23,7 @@ from tests.integration.hsm_probe import ask
 
 def spec(daemon: Daemon) -> TokenSpec:
     config = load_config(daemon.folder / "signer.yaml")
-    return TokenSpec.of(config.tokens[0], config.state)
+    return token_spec(config.tokens[0], config.state)
 
 
 def alter(daemon: Daemon, statement: str, *values: object) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def ask(command: str, spec: TokenSpec, **arguments: Any) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.hsm_probe", command],
         cwd=Path(__file__).parents[2],
-        input=json.dumps({"spec": spec.to_json(), **arguments}),
+        input=json.dumps({"spec": asdict(spec), **arguments}),
         env={**os.environ, **spec.environment},
         capture_output=True,
         check=False,

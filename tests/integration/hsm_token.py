@@ -6,9 +6,9 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.algorithms import PROPERTIES
 from signer.clock import SystemClock
+from signer.config.models import TokenConfig
 from signer.events import ChunkEnded, LoginEnded, WorkerLeft
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
+from signer.hsm.front.process import token_spec
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion, Signed, SignJob
@@ -27,18 +29,6 @@ from tests.stand_ins import Recorder
 
 SECONDS = 30.0
 """Deadline of every job: what hangs fails its test."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The token's part of a configuration."""
-
-    label: str
-    serial: str | None
-    module: Path
-    pin_file: Path
-    session_copies: bool
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class SoftToken:
@@ -56,8 +46,16 @@ class SoftToken:
         pin_file.write_text(pin)
         module = softhsm.find_module()
         serial = softhsm.init_token(module, conf, pin, so_pin=secrets.token_hex(8))
-        environment = {"SOFTHSM2_CONF": str(conf)}
-        self.settings = Settings(softhsm.LABEL, serial, module, pin_file, True, environment)
+        settings = {
+            "label": softhsm.LABEL,
+            "serial": serial,
+            "module": str(module),
+            "pin_file": str(pin_file),
+            "workers": 1,
+            "session_copies": True,
+            "environment": {"SOFTHSM2_CONF": str(conf)},
+        }
+        self.settings = TokenConfig.model_validate(settings, context={"directory": folder})
 
     def make(self, *kinds: tuple[Algorithm, int]) -> list[KeyVersion]:
         """Makes one key of each algorithm and length."""
@@ -70,9 +68,8 @@ class SoftToken:
         return version(algorithm, cka_id, spki)
 
     def spec(self, **changes: Any) -> TokenSpec:
-        """What a worker is told, but for ``changes`` of its fields."""
-        spec = TokenSpec.of(self.settings, self.state)
-        return TokenSpec(**{**spec.to_json(), **changes})
+        """What a worker is sent, but for ``changes`` of its fields."""
+        return replace(token_spec(self.settings, self.state), **changes)
 
     @contextmanager
     def pool(

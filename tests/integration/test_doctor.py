@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.config.loader import load_config
 from signer.errors import OperatorError
-from signer.hsm.front.admin import look, open_admin
+from signer.hsm.front.admin import inspect, open_admin
 from signer.hsm.spec import PinState
 from signer.tools.dev import pki
 from signer.tools.doctor import examine, worst
@@ -371,9 +371,9 @@ def test_no_pin_is_ever_tried(machine: Copy) -> None:
     records = [path.read_bytes() for path in (machine.dir / "state").glob("pin-*")]
     for _ in range(3):
         assert "not tried yet" in machine.findings()["pin signer-dev"].seen
-    sight = look(config.tokens[0], config.state)
-    assert sight.pin is PinState.UNTRIED
-    assert "USER_PIN_COUNT_LOW" not in sight.tokens[0].flags
+    seen = inspect(config.tokens[0], config.state)
+    assert seen.pin is PinState.UNTRIED
+    assert "USER_PIN_COUNT_LOW" not in seen.tokens[0].flags
     assert [path.read_bytes() for path in (machine.dir / "state").glob("pin-*")] == records
 
     with pytest.raises(OperatorError, match="rejects the PIN"):
@@ -381,7 +381,7 @@ def test_no_pin_is_ever_tried(machine: Copy) -> None:
     for _ in range(3):
         found = machine.findings()["pin signer-dev"]
         assert (found.level, "is latched" in found.seen) == (WRONG, True), found
-    assert "USER_PIN_FINAL_TRY" not in look(config.tokens[0], config.state).tokens[0].flags
+    assert "USER_PIN_FINAL_TRY" not in inspect(config.tokens[0], config.state).tokens[0].flags
 
     pin.write_text(right)
     found = machine.findings()["pin signer-dev"]

@@ -10,6 +10,7 @@ from signer.errors import OperatorError, Reason
 from signer.hsm.frames import Kind, pack_json, unpack_json
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.process import WorkerProcess
+from signer.hsm.spec import WorkerMode
 from signer.model import Algorithm, KeyVersion, TokenObject
 from tests.integration.hsm_probe import ask
 from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign, version
@@ -149,16 +150,16 @@ def test_another_key_under_the_id_of_a_destroyed_one_takes_its_place(token: Soft
 
 
 @pytest.mark.parametrize(
-    ("operation", "read_write"),
-    [("describe", False), ("inventory", False), ("destroy", False), ("nothing", True)],
+    ("operation", "mode"),
+    [("describe", "sign"), ("inventory", "sign"), ("destroy", "sign"), ("nothing", "administer")],
 )
 def test_only_orders_of_ours_to_an_administrative_worker_are_carried_out(
-    token: SoftToken, operation: str, read_write: bool
+    token: SoftToken, operation: str, mode: str
 ) -> None:
-    worker = WorkerProcess.start(token.spec(read_write=read_write))
+    worker = WorkerProcess.start(token.spec(mode=WorkerMode(mode)))
     try:
         assert worker.channel.receive()[0] is Kind.READY
-        worker.channel.send(Kind.ADMIN, pack_json({"operation": operation, "first": 0}))
+        worker.channel.send(Kind.ADMIN, pack_json({"operation": operation, "arguments": {}}))
         kind, body = worker.channel.receive()
     finally:
         worker.end()

@@ -421,7 +421,7 @@ def test_no_second_key_is_made_under_one_id_or_label(tmp_path: Path) -> None:
             admin.generate(Algorithm.ES256, 0, key.cka_id, "other")
         with pytest.raises(OperatorError, match="another private key with the label"):
             admin.generate(Algorithm.ES256, 0, b"other", label)
-        with pytest.raises(OperatorError, match="none for PS256"):
+        with pytest.raises(OperatorError, match="does not fit PS256"):
             admin.generate(Algorithm.PS256, 2048, key.cka_id, label)
         assert admin.generate(Algorithm.ES256, 0, key.cka_id, label) == key.spki
     with token.pool() as (pool, _):  # nothing was made that would stop this start

@@ -105,10 +105,10 @@ def test_what_the_worker_still_signs_is_not_released(
         call = threads.submit(sign, pool, job(keys["a"], inputs, check_every=1000))
         until(lambda: record.counts["chunks"], "some of it has come back")
         os.kill(slot.pid, signal.SIGSTOP)
-        [batch] = pool._batches.values()
+        batch = next(iter(slot.in_flight.values())).batch
         before = record.counts["chunks"]
         pool.suspend(HALTED, [keys["a"]])
-        left = list(batch.signed.signatures)
+        left = list(batch.signatures)
         with_worker = len(slot.in_flight)
         assert with_worker, "chunks are with the worker"
         os.kill(slot.pid, signal.SIGCONT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from signer.hsm.spec import WorkerMode
 from signer.model import Algorithm
 from tests.integration.hsm_probe import ask, key_arguments
 from tests.integration.hsm_token import SoftToken, inputs_for, job, sign
@@ -58,7 +59,8 @@ def test_all_copies_go_at_once(token: SoftToken) -> None:
 
 def test_a_key_that_is_lost_does_not_end_the_copies_of_others(token: SoftToken) -> None:
     keys = token.make(*[(Algorithm.ES256, 0)] * 3)
-    told = ask("copies_after_loss", token.spec(read_write=True), keys=key_arguments(keys))
+    spec = token.spec(mode=WorkerMode.ADMINISTER)
+    told = ask("copies_after_loss", spec, keys=key_arguments(keys))
     assert told == {"verdicts": ["REFUSED", "SIGNED", "SIGNED"], "copies": 2}
 
 

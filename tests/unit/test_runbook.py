@@ -36,7 +36,6 @@ SPEAKING = (
     "hsm/worker/cryptoki.py",
     "hsm/latch.py",
     "hsm/worker/login.py",
-    "hsm/worker/objects.py",
     "hsm/front/pool.py",
     "hsm/front/slot.py",
     "hsm/worker/token.py",
@@ -50,19 +49,13 @@ SPEAKING = (
 """The modules that can refuse a start, or say why the daemon does not serve."""
 SAYING = {
     *("OperatorError", "AuditRefused", "RegistryError", "TokenFailure"),
-    *("End", "_replace", "_leave", "_halt", "stop_intents", "fail", "__init__"),
+    *("WorkerEnd", "_replace", "_leave", "_halt", "stop_intents", "fail", "__init__"),
 }
 """What is called there with such a text."""
 ELSEWHERE = {
     "… holds an audit log: it is begun only once": "signer init",
     "… cannot be written: …": "signer init",
     "the audit log could not be begun: …": "signer init",
-    "token … holds no private key with the CKA_ID …": "an operation",
-    "token … holds another key than … with the CKA_ID …": "an operation",
-    "token … holds another private key with the label …": "an operation",
-    "token … made a key whose … is not as demanded": "an operation",
-    "token … holds a private key with the CKA_ID … that was not made for …": "an operation",
-    "token … holds a key for … that is none for …": "an operation",
     "…: …, then repeat": "an operation",
     "the registry was brought to schema … by a newer version of signer": "an operation",
 }

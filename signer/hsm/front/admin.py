@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from signer.errors import OperatorError
+from signer.algorithms import Algorithm
+from signer.config.models import TokenConfig
+from signer.errors import OperatorError, OperatorErrorKind
 from signer.hsm.frames import (
     Closed,
     FrameError,
@@ -28,19 +30,19 @@ from signer.hsm.frames import (
     unpack_json,
     unpack_result,
 )
-from signer.hsm.front.process import WorkerProcess
+from signer.hsm.front.process import WorkerProcess, token_spec
 from signer.hsm.front.slot import START_SECONDS
-from signer.hsm.spec import PinState, SeenToken, Sight, TokenSettings, TokenSpec
-from signer.model import Algorithm, TokenObject
+from signer.hsm.spec import PinState, SeenToken, TokenInspection, WorkerMode
+from signer.model import TokenObject
 
 ORDER_SECONDS = 120.0
 """How long a worker may take for one order."""
-LOOK_SECONDS = 20.0
-"""How long it may take to look: nobody is kept waiting but whoever looks."""
+INSPECT_SECONDS = 20.0
+"""How long it may take for an inspection."""
 
 
 class AdminWorker:
-    """Makes and destroys keys on one token, and signs with them before they serve.
+    """Implements TokenAdmin by orders to a worker; see there for what the methods return.
 
     Every method raises OperatorError where the token cannot do it, or where the
     worker has left or hangs.
@@ -51,43 +53,49 @@ class AdminWorker:
         self._seconds = order_seconds
         self.token = label
 
+    def call(self, operation: str, **arguments: Any) -> Any:
+        """Orders an operation of worker/administration.py; returns its result.
+
+        Raises OperatorError, of the kind that the worker reports.
+        """
+        order = pack_json({"operation": operation, "arguments": arguments})
+        with self._frames_checked():
+            answer = unpack_json(self._receive(Kind.DONE, self._seconds, Kind.ADMIN, order))
+        if "error" in answer:
+            raise OperatorError(answer["error"], OperatorErrorKind(answer["kind"]))
+        return answer["result"]
+
     def describe(self) -> dict[str, str]:
-        """Returns what the token and its module say of themselves."""
-        told: dict[str, str] = self._order("describe")["token"]
-        return told
+        fields: dict[str, str] = self.call("describe")
+        return fields
 
     def inventory(self) -> list[TokenObject]:
-        """Returns every private key on the token, in parts that fit into a frame."""
         keys: list[TokenObject] = []
-        while True:
-            part = self._order("inventory", first=len(keys))
+        while True:  # in parts that fit into a frame
+            part = self.call("inventory", first=len(keys))
             keys += [TokenObject(bytes.fromhex(cka_id), label) for cka_id, label in part["keys"]]
             if not part["keys"] or len(keys) >= part["count"]:
                 return keys
 
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
-        """Makes a key pair, or finds the one of an interrupted attempt; returns its SPKI in DER."""
-        told = self._order(
+        spki = self.call(
             "generate", algorithm=algorithm, bits=bits, cka_id=cka_id.hex(), label=label
         )
-        return bytes.fromhex(told["spki"])
+        return bytes.fromhex(spki)
 
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
-        """Returns the attributes of a private key by their names in lower case."""
-        told: dict[str, bool] = self._order("attributes", cka_id=cka_id.hex())["attributes"]
-        return told
+        values: dict[str, bool] = self.call("attributes", cka_id=cka_id.hex())
+        return values
 
     def destroy(self, cka_id: bytes, label: str) -> None:
-        """Destroys both halves of a key pair; what is gone already is done."""
-        self._order("destroy", cka_id=cka_id.hex(), label=label)
+        self.call("destroy", cka_id=cka_id.hex(), label=label)
 
     def sign(
         self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
     ) -> list[bytes]:
-        """Signs digests (messages for EdDSA), every signature checked."""
         frame = SignFrame(1, algorithm, 1, cka_id, spki, inputs)
-        body = self._ask(Kind.RESULT, Kind.SIGN, *pack_sign(frame))
-        with self._understanding():
+        with self._frames_checked():
+            body = self._receive(Kind.RESULT, self._seconds, Kind.SIGN, *pack_sign(frame))
             result = unpack_result(body)
         if result.verdict is not Verdict.SIGNED or result.wrong:
             raise OperatorError(
@@ -97,61 +105,50 @@ class AdminWorker:
 
     def wait(self, seconds: float) -> None:
         """Waits until the worker has opened its token."""
-        self._hear(Kind.READY, seconds)
+        with self._frames_checked():
+            self._receive(Kind.READY, seconds)
 
-    def sight(self) -> Sight:
-        """Returns what a worker that only looks has seen."""
-        with self._understanding():
-            told = unpack_json(self._hear(Kind.DONE, self._seconds))
-        return Sight(
-            tuple(SeenToken(each[0], each[1], frozenset(each[2])) for each in told["tokens"]),
-            PinState(told["pin"]),
-            told["pin_problem"],
+    def inspection(self) -> TokenInspection:
+        """Waits for the answer of a worker in the mode INSPECT."""
+        with self._frames_checked():
+            answer = unpack_json(self._receive(Kind.DONE, self._seconds))
+        return TokenInspection(
+            tuple(SeenToken(label, serial, frozenset(f)) for label, serial, f in answer["tokens"]),
+            PinState(answer["pin"]),
+            answer["pin_problem"],
         )
 
-    def _order(self, operation: str, **details: Any) -> dict[str, Any]:
-        order = pack_json({"operation": operation, **details})
-        body = self._ask(Kind.DONE, Kind.ADMIN, order)
-        with self._understanding():
-            answer = unpack_json(body)
-        if "error" in answer:
-            raise OperatorError(answer["error"])
-        return answer
-
-    def _ask(self, wanted: Kind, kind: Kind, *parts: bytes) -> memoryview:
-        return self._hear(wanted, self._seconds, kind, *parts)
-
-    def _hear(self, wanted: Kind, seconds: float, *order: Any) -> memoryview:
+    def _receive(self, wanted: Kind, seconds: float, *order: Any) -> memoryview:
         """Sends the order, if there is one, and waits for the answer of this kind."""
         channel = self._process.channel
-        with self._given_up_after(seconds), self._understanding():
+        with self._killed_after(seconds):
             if order:
                 channel.send(*order)
             kind, body = channel.receive()
-            if kind is Kind.FATAL:
-                raise OperatorError(str(unpack_json(body).get("text")))
-            if kind is not wanted:
-                raise FrameError(f"an unexpected {kind.name}")
+        if kind is Kind.FATAL:
+            raise OperatorError(str(unpack_json(body).get("text")))
+        if kind is not wanted:
+            raise FrameError(f"an unexpected {kind.name}")
         return body
 
     @contextmanager
-    def _understanding(self) -> Iterator[None]:
+    def _frames_checked(self) -> Iterator[None]:
         try:
             yield
         except FrameError as error:
             raise OperatorError(f"the worker of token {self.token} sent {error}") from error
 
     @contextmanager
-    def _given_up_after(self, seconds: float) -> Iterator[None]:
+    def _killed_after(self, seconds: float) -> Iterator[None]:
         """Kills a worker that is silent for so long: PKCS#11 has no time-outs."""
         hung = threading.Event()
 
-        def give_up() -> None:
+        def kill() -> None:
             hung.set()
             self._process.kill()
-            self._process.channel.end()  # wakes us even where the kernel holds the process
+            self._process.channel.end()  # ends our wait even where the kernel holds the process
 
-        timer = threading.Timer(seconds, give_up)
+        timer = threading.Timer(seconds, kill)
         timer.daemon = True
         timer.start()
         try:
@@ -168,11 +165,11 @@ class AdminWorker:
             timer.cancel()
 
 
-def wait_for_strays(token: TokenSettings, state: Path, seconds: float = ORDER_SECONDS) -> None:
+def wait_for_orphans(token: TokenConfig, state: Path, seconds: float = ORDER_SECONDS) -> None:
     """Waits until the administrative workers of a daemon that was killed have left.
 
-    One of them can still be at work in the HSM: who repeated its order meanwhile would
-    make a second key under the same id. Raises OperatorError where one does not leave.
+    One of them can still be at work in the HSM: repeating its order meanwhile would make
+    a second key under the same CKA_ID. Raises OperatorError where one does not leave.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     end = time.monotonic() + seconds
@@ -192,8 +189,8 @@ def wait_for_strays(token: TokenSettings, state: Path, seconds: float = ORDER_SE
 
 
 @contextmanager
-def _lock_file(token: TokenSettings, state: Path) -> Iterator[int]:
-    """A file that every administrative worker of a token holds locked while it lives."""
+def _lock_file(token: TokenConfig, state: Path) -> Iterator[int]:
+    """Opens the file that every administrative worker of a token keeps locked until it ends."""
     name = hashlib.sha256(token.label.encode()).hexdigest()[:16]
     descriptor = os.open(state / f"admin-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -202,24 +199,24 @@ def _lock_file(token: TokenSettings, state: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def look(token: TokenSettings, state: Path, *, seconds: float = LOOK_SECONDS) -> Sight:
-    """Has a worker look at a module's tokens and at what is known of the PIN; it never logs in.
+def inspect(
+    token: TokenConfig, state: Path, *, seconds: float = INSPECT_SECONDS
+) -> TokenInspection:
+    """Returns what a module shows of its tokens and what is known of the PIN; logs in nowhere.
 
-    Raises OperatorError where it cannot look.
+    Raises OperatorError.
     """
+    with _start_errors():
+        process = WorkerProcess.start(token_spec(token, state, WorkerMode.INSPECT))
     try:
-        process = WorkerProcess.start(TokenSpec.of(token, state, look_only=True))
-    except OSError as error:
-        raise OperatorError(f"no worker can be started: {error.strerror}") from error
-    try:
-        return AdminWorker(process, token.label, seconds).sight()
+        return AdminWorker(process, token.label, seconds).inspection()
     finally:
         process.end()
 
 
 @contextmanager
 def open_admin(
-    token: TokenSettings,
+    token: TokenConfig,
     state: Path,
     *,
     start_seconds: float = START_SECONDS,
@@ -232,17 +229,21 @@ def open_admin(
     cannot open.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with _lock_file(token, state) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            process = WorkerProcess.start(
-                TokenSpec.of(token, state, read_write=True), keeps=(lock,)
-            )
-    except OSError as error:
-        raise OperatorError(f"no worker can be started: {error.strerror}") from error
+    with _start_errors(), _lock_file(token, state) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        spec = token_spec(token, state, WorkerMode.ADMINISTER)
+        process = WorkerProcess.start(spec, keeps=(lock,))
     worker = AdminWorker(process, token.label, order_seconds)
     try:
         worker.wait(start_seconds)
         yield worker
     finally:
         process.end()
+
+
+@contextmanager
+def _start_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OperatorError(f"no worker can be started: {error.strerror}") from error

@@ -1,8 +1,8 @@
 """The worker processes of one token, supervised.
 
-One thread a worker starts it, reads its answers and starts another when it has
-gone. Callers block in ``sign`` until their whole batch is done. The lock guards
-the queue and the books; nothing waits for the HSM while holding it.
+One thread for each worker starts it, reads its answers and starts another when it has
+gone. Callers block in ``sign`` until their whole batch is done. The lock guards the
+queue and all counts; no thread waits for the HSM while it holds the lock.
 """
 
 from __future__ import annotations
@@ -16,13 +16,8 @@ from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.events import ChunkEnded, Events, LoginEnded, StageEnded, WorkerLeft, WrongSignatures
 from signer.hsm.frames import FrameError, Kind, ResultFrame, Verdict, pack_ids
-from signer.hsm.front.batch import Batch, pack_chunk
-from signer.hsm.front.costs import Costs
-from signer.hsm.front.failures import NOT_SERVING, refusal
-from signer.hsm.front.observer import Waiting, WorkerStatus
-from signer.hsm.front.scheduler import Chunk, Pending, Scheduler
-from signer.hsm.front.slot import End, Slot
-from signer.hsm.front.stops import Stops
+from signer.hsm.front.scheduler import Batch, Costs, Scheduler, Stops, Waiting
+from signer.hsm.front.slot import Slot, WorkerEnd, WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import KeyVersion, Signed, SignJob, Suspended
 
@@ -31,6 +26,26 @@ ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
 COPIES_DROPPED_SINGLY = 64
 """Of more versions, a worker drops all copies: each costs about a signature to make again."""
+_LONG = 60.0
+"""Seconds after which a caller may retry what only an operator can repair."""
+
+# Failures as callers read them. Operators read causes in status and logs.
+_NOT_SERVING = Failure(
+    Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
+)
+_WRONG = Failure(
+    Reason.HSM_UNAVAILABLE,
+    "the HSM returned a wrong signature: the key is stopped",
+    retry_after=_LONG,
+)
+_DEADLY = Failure(
+    Reason.HSM_UNAVAILABLE, "two workers died over this item: try again", retry_after=1.0
+)
+_REFUSED = {
+    Verdict.NO_KEY: "the HSM does not hold the key of {}",
+    Verdict.REFUSED: "the HSM refuses to sign with the key of {}",
+    Verdict.UNSUITABLE: "the public key pinned for {} does not fit its algorithm",
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -73,14 +88,13 @@ class Pool:
         self._clock = clock
         self._lock = threading.Lock()
         self._costs = Costs()
-        self._scheduler = Scheduler(self._costs.guess)
+        self._scheduler = Scheduler(self._costs.estimate)
         self._slots = [Slot(n, spec, self, hang_seconds, clock) for n in range(workers)]
-        self._batches: dict[Pending, Batch] = {}
         self._stops = Stops()
         self._next_chunk = 0
         self._reserved = 0  # items that are admitted and not queued yet
-        self._failed = ""  # why nobody serves, until somebody does
-        self._halted = ""  # why nobody will serve any more in this daemon's life
+        self._failed = ""  # why no worker serves, until one does
+        self._halted = ""  # why no worker will serve until the daemon ends
         self._first_outcome = threading.Event()
         self._first_failure: FailureKind | None = None
         self._last_cause: FailureKind | None = None
@@ -98,7 +112,7 @@ class Pool:
         return self._first_failure, self.reason
 
     def close(self) -> None:
-        """Ends all workers; what still waits, or was with them, fails."""
+        """Ends all workers; what waits, or is with them, fails."""
         with self._lock:
             self._halt("the daemon is stopping")
         for slot in self._slots:
@@ -121,7 +135,7 @@ class Pool:
 
     @property
     def reason(self) -> str:
-        """Why nobody serves; empty where somebody does."""
+        """Why no worker serves; empty where one does."""
         if self.serving:
             return ""
         return (
@@ -131,19 +145,12 @@ class Pool:
         )
 
     def status(self) -> list[WorkerStatus]:
-        """The workers, one by one."""
-        return [
-            WorkerStatus(self.token, slot.pid, slot.state, slot.starts, slot.items, slot.reason)
-            for slot in self._slots
-        ]
+        return [slot.status() for slot in self._slots]
 
     def waiting(self) -> list[Waiting]:
-        """What waits for a worker, job by job."""
+        """Returns what waits for a worker, batch by batch."""
         with self._lock:
-            return [
-                Waiting(each.job.owner, items, each.queued_at)
-                for each, items in self._scheduler.waiting()
-            ]
+            return list(self._scheduler.waiting())
 
     @property
     def pin_latched(self) -> bool:
@@ -168,6 +175,11 @@ class Pool:
             self._reserved += count
         return Admission(job, None, count, self)
 
+    def release(self, admission: Admission) -> None:
+        """Gives back the room of an admission that is not used."""
+        with self._lock:
+            self._give_back(admission)
+
     def sign(self, admission: Admission) -> Signed:
         """Signs an admitted batch; blocks until every item has its signature or its failure.
 
@@ -183,34 +195,29 @@ class Pool:
             self._give_back(admission)
             if (refused := self._refusal(job.version)) is not None:
                 return Signed.all_failed(job, refused)
-            self._batches[batch.pending] = batch
-            self._scheduler.add(batch.pending)
+            self._scheduler.add(batch)
         self._pump()
         batch.done.wait(max(0.0, job.deadline - self._clock.monotonic()))
         queued = (batch.begun or self._clock.monotonic()) - now
         self._events.emit(StageEnded("queue", now, queued))
-        if self._abandon(batch):
+        if remaining := self._abandon(batch):
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
-                f"{batch.remaining} of {len(job.inputs)} items were not signed within the "
+                f"{remaining} of {len(job.inputs)} items were not signed within the "
                 "deadline: send smaller batches or allow more time",
             )
-        return batch.signed._replace(attempts=batch.attempts)
-
-    def release(self, admission: Admission) -> None:
-        """Gives back the room of an admission that is not used."""
-        with self._lock:
-            self._give_back(admission)
+        return Signed(batch.signatures, batch.failures, batch.attempts)
 
     def refresh(self) -> None:
-        """Has every worker look for new keys before it gets another chunk."""
+        """Makes every worker look for new keys before it gets another chunk."""
         for slot in self._slots:
             slot.refresh()
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions at once, each for its reason.
 
-        What waits of them fails, session copies go, nothing new signs.
+        Their waiting items fail, their session copies are destroyed, and no signature
+        that comes back later is released.
         """
         with self._lock:
             self._stops.stop(versions)
@@ -223,10 +230,10 @@ class Pool:
             self._stops.resume(versions)
 
     def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
-        """Stops what is suspended at once, and nothing that was suspended before and no longer is.
+        """Replaces what is suspended, at once.
 
         ``stopped`` are the versions on this token that were not suspended before: their
-        session copies go. No signature that comes back after this is released.
+        session copies are destroyed. No signature that comes back later is released.
         """
         with self._lock:
             self._stops.suspended = suspended
@@ -234,22 +241,22 @@ class Pool:
         self.drop(stopped)
 
     def drop(self, versions: Collection[KeyVersion]) -> None:
-        """Has workers destroy session copies; a key that still signs is copied again."""
+        """Makes workers destroy session copies; a key that still signs is copied again."""
         if not versions:
             return
-        # One frame a worker: a hung one whose socket is full must not hold this up.
+        # One frame for each worker: a full socket of a hung one must not block the caller.
         single = len(versions) <= COPIES_DROPPED_SINGLY
         body = pack_ids(version.cka_id for version in versions) if single else b""
         for slot in self._slots:
             slot.send(Kind.DROP, body)
 
-    # --- books (all under the lock) --------------------------------------------------------
+    # --- the queue (all under the lock) ----------------------------------------------------
 
     def _refusal(self, version: KeyVersion) -> Failure | None:
         """Returns why the pool takes no job now; raises CallError where the version is stopped."""
         if text := self._stops.reason(version):
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
-        return NOT_SERVING if self._halted or self._failed else None
+        return _NOT_SERVING if self._halted or self._failed else None
 
     def _check_room(self, count: int) -> None:
         # A batch above the limit passes where nothing waits, or it never could.
@@ -259,7 +266,7 @@ class Pool:
             raise CallError(Reason.OVERLOADED, text, {"limit": "queued_items"}, retry_after=1.0)
 
     def _check_time(self, job: SignJob) -> None:
-        needed = len(job.inputs) * (self._costs.known(job) or 0.0) / max(1, self.serving)
+        needed = len(job.inputs) * self._costs.measured(job) / max(1, self.serving)
         if job.deadline - self._clock.monotonic() < needed:
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
@@ -271,31 +278,20 @@ class Pool:
         self._reserved -= admission.room
         admission.room = 0
 
-    def _fail(self, chunk: Chunk, failure: Failure) -> None:
-        if (batch := self._batches.get(chunk.pending)) is not None:
-            batch.fail(chunk, failure)
-            self._settle(batch)
-
-    def _settle(self, batch: Batch) -> None:
-        if not batch.remaining:
-            del self._batches[batch.pending]
-            batch.done.set()
-
-    def _abandon(self, batch: Batch) -> bool:
-        """Gives up what is left of a batch; False where nothing is left."""
+    def _abandon(self, batch: Batch) -> int:
+        """Gives up the items of a batch that are not done; returns their number."""
         with self._lock:
-            if batch.done.is_set():
-                return False
-            del self._batches[batch.pending]
-            self._scheduler.remove(lambda pending: pending is batch.pending)
-            return True
+            if batch.remaining:
+                batch.abandoned = True
+                self._scheduler.remove(lambda other: other is batch)
+            return batch.remaining
 
     def _fail_all(self) -> None:
         for chunk in self._scheduler.remove(lambda _: True):
-            self._fail(chunk, NOT_SERVING)
+            chunk.batch.fail(chunk, _NOT_SERVING)
 
     def _halt(self, text: str) -> None:
-        """Ends the pool's service for good."""
+        """Ends the pool's service until the daemon ends."""
         self._halted = self._halted or text
         self._fail_all()
         for slot in self._slots:
@@ -304,34 +300,31 @@ class Pool:
     def _fail_stopped(self) -> None:
         """Fails what waits and may not sign any more, in one pass over the queue."""
         reason = self._stops.reason
-        for chunk in self._scheduler.remove(lambda pending: bool(reason(pending.job.version))):
-            text = reason(chunk.pending.job.version)
-            self._fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
+        for chunk in self._scheduler.remove(lambda batch: bool(reason(batch.job.version))):
+            text = reason(chunk.batch.job.version)
+            chunk.batch.fail(chunk, Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
 
     def _verdict(self, version: KeyVersion) -> Failure | None:
-        """Why nothing of this version may sign or leave any more, if so."""
+        """Returns why no signature of this version may be made or released any more, or None."""
         if text := self._stops.reason(version):
             return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
-        if self._halted:
-            return NOT_SERVING
-        return None
+        return _NOT_SERVING if self._halted else None
 
     def _lose(self, slot: Slot) -> None:
-        """Takes the chunks of a worker that has gone: to another one, once, or they fail.
+        """Requeues the chunks of a dead worker; a chunk that has killed two workers fails.
 
-        A worker signs in order, so it left over the first; those behind it are blameless.
+        A worker signs in order, so only the first chunk can have killed it.
         """
         lost, slot.in_flight = list(slot.in_flight.values()), {}
-        for place, chunk in enumerate(lost):
-            deaths = chunk.deaths + (place == 0)
-            again = replace(chunk, attempts=chunk.attempts + 1, deaths=deaths)
-            failure = self._verdict(chunk.pending.job.version)
+        for position, chunk in enumerate(lost):
+            deaths = chunk.deaths + (position == 0)
+            failure = self._verdict(chunk.batch.job.version)
             if failure is None and deaths >= ATTEMPTS:
-                text = "two workers died over this item: try again"
-                failure = Failure(Reason.HSM_UNAVAILABLE, text, retry_after=1.0)
+                failure = _DEADLY
             if failure is not None:
-                self._fail(chunk, failure)
-            elif chunk.pending in self._batches:
+                chunk.batch.fail(chunk, failure)
+            elif not chunk.batch.abandoned:
+                again = replace(chunk, attempts=chunk.attempts + 1, deaths=deaths)
                 self._scheduler.give_back(again)
 
     # --- chunks ----------------------------------------------------------------------------
@@ -355,24 +348,24 @@ class Pool:
                 if not slot.in_flight:
                     slot.since = now
                 slot.in_flight[number] = chunk
-                batch = self._batches[chunk.pending]
+                batch = chunk.batch
                 batch.attempts = max(batch.attempts, chunk.attempts + 1)
                 batch.begun = batch.begun or now
                 worker = slot.process
-            slot.send_to(worker, Kind.SIGN, *pack_chunk(number, chunk))
+            slot.send_chunk(worker, number, chunk)
 
     def _distrust(self, version: KeyVersion) -> None:
         """Stops the key of a wrong signature; the third such key stops the token.
 
         Keys are counted, not items: one wrong pin makes every signature of its
-        chunk wrong, and must not take the token from everybody else.
+        chunk wrong, and must not stop the token for all others.
         """
         self._stops.distrust(version)
         self._fail_stopped()
-        if self._stops.wrong >= WRONG_SIGNATURES_STOP_TOKEN:
+        if len(self._stops.wrong) >= WRONG_SIGNATURES_STOP_TOKEN:
             self._halt(
-                f"token {self.token} is stopped: {self._stops.wrong} keys had wrong signatures; "
-                "examine the HSM, then restart the daemon"
+                f"token {self.token} is stopped: {len(self._stops.wrong)} keys had wrong "
+                "signatures; examine the HSM, then restart the daemon"
             )
 
     # --- what slots report -----------------------------------------------------------------
@@ -390,41 +383,40 @@ class Pool:
         self._pump()
 
     def result(self, slot: Slot, result: ResultFrame) -> None:
-        """A chunk has come back. Raises FrameError where it is none of ours."""
+        """A chunk has come back. Raises FrameError where it is not the result of a chunk."""
         signatures = result.split()
         with self._lock:
             chunk = slot.in_flight.get(result.chunk)
             signed = result.verdict is Verdict.SIGNED
             if chunk is None or (signed and len(signatures) != len(chunk)):
-                raise FrameError("a result for no chunk of ours")
+                raise FrameError("a result that belongs to no chunk")
             del slot.in_flight[result.chunk]
             slot.since = self._clock.monotonic()
-            version = chunk.pending.job.version
-            if (failure := self._verdict(version)) is not None:
-                self._fail(chunk, failure)
-            elif signed:
+            version = chunk.batch.job.version
+            if (stopped := self._verdict(version)) is not None:
+                chunk.batch.fail(chunk, stopped)
+            elif not signed:
+                text = _REFUSED[result.verdict].format(version.name)
+                chunk.batch.fail(chunk, Failure(Reason.HSM_UNAVAILABLE, text, retry_after=_LONG))
+            else:
                 slot.items += len(chunk)
-                self._costs.learn(chunk.pending.job, result.busy_us / 1e6 / len(chunk))
+                self._costs.learn(chunk.batch.job, result.busy_us / 1e6 / len(chunk))
                 if result.wrong:
                     self._distrust(version)
-                if (batch := self._batches.get(chunk.pending)) is not None:  # its caller waits
-                    batch.store(chunk, signatures, result.wrong)
-                    self._settle(batch)
-            else:
-                self._fail(chunk, refusal(result.verdict, version))
+                chunk.batch.store(chunk, signatures, dict.fromkeys(result.wrong, _WRONG))
         busy, wrong = result.busy_us / 1e6, len(result.wrong)
         self._events.emit(ChunkEnded(self.token, busy, len(chunk), result.checked, wrong))
         if result.wrong:
             self._events.emit(WrongSignatures(self.token, version.name, wrong))
             self.drop([version])
-        elif failure is not None:  # this chunk may have come behind the order to drop its copy
+        elif stopped is not None:  # this chunk may have followed the order to drop its copy
             slot.send(Kind.DROP, pack_ids([version.cka_id]))
         self._pump()
 
-    def left(self, slot: Slot, end: End, failed_starts: int) -> None:
-        """A worker has gone and is reaped: its chunks are given to others once, then fail.
+    def left(self, slot: Slot, end: WorkerEnd, failed_starts: int) -> None:
+        """A worker has gone and is reaped: its chunks go to others once, then fail.
 
-        What waits goes on waiting for the next worker, unless nobody serves and
+        What waits goes on waiting for the next worker, unless no worker serves and
         workers cannot start.
         """
         self._events.emit(WorkerLeft(self.token, end.cause, end.text))

@@ -1,4 +1,4 @@
-"""One worker process seen from outside: started, talked to, ended."""
+"""One worker process as the front process sees it: started, connected, ended."""
 
 from __future__ import annotations
 
@@ -9,27 +9,38 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from signer.config.models import TokenConfig
 from signer.hsm.frames import Channel, Closed, Kind, pack_json
-from signer.hsm.spec import TokenSpec
+from signer.hsm.spec import TokenSpec, WorkerMode
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
 
 
+def token_spec(token: TokenConfig, state: Path, mode: WorkerMode = WorkerMode.SIGN) -> TokenSpec:
+    """Returns what a worker needs to know of its token, and what it does with it."""
+    shared = token.model_dump(
+        mode="json", include={"label", "serial", "module", "pin_file", "environment"}
+    )
+    copies = token.session_copies and mode is WorkerMode.SIGN
+    return TokenSpec(**shared, state=str(state), session_copies=copies, mode=mode)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A worker and the socket that leads to it. It ends when the socket closes."""
+    """A worker and the socket to it. The worker ends when the socket closes."""
 
     process: subprocess.Popen[bytes]
     channel: Channel
 
     @classmethod
     def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> WorkerProcess:
-        """Spawns a worker (never forks: this process has threads) and tells it its token.
+        """Spawns a worker (never forks: this process has threads) and sends it its token.
 
-        It has the descriptors that it ``keeps`` open for as long as it lives.
-        Raises OSError where the system has no room for another process.
+        The worker ``keeps`` these descriptors open until it ends. Raises OSError where
+        the system has no room for another process.
         """
         ours, theirs = socket.socketpair()
         channel = Channel(ours)
@@ -45,17 +56,17 @@ class WorkerProcess:
         except OSError:
             channel.close()
             raise
-        with contextlib.suppress(Closed):  # it died at once: its reader will hear of that
-            channel.send(Kind.CONFIGURE, pack_json(spec.to_json()))
+        with contextlib.suppress(Closed):  # it died at once: its reader reports that
+            channel.send(Kind.CONFIGURE, pack_json(asdict(spec)))
         return cls(process, channel)
 
     def kill(self) -> None:
-        """Ends a hung worker; its reader sees the socket close."""
+        """Kills a hung worker; its reader sees the socket close."""
         self.process.kill()
 
     @property
     def fate(self) -> str:
-        """How a reaped worker ended, in words."""
+        """How a reaped worker ended: "was ended by SIGKILL", "exited with 1"."""
         code = self.process.returncode
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
@@ -71,9 +82,9 @@ class WorkerProcess:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Blocks for what is spawned meanwhile the signals that are meant for the front process.
+    """Blocks the signals that are meant for the front process, in what the block spawns.
 
-    A terminal or a supervisor signals the whole group, also a worker whose
+    A terminal or a supervisor signals the whole process group, also a worker whose
     interpreter is still starting: it inherits the mask until it ignores them.
     """
     before = signal.pthread_sigmask(

@@ -1,9 +1,10 @@
-"""The place of one worker: starts it, reads its answers, starts another when it has gone."""
+"""The slot of one worker: starts it, reads its answers, starts another when it has gone."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from signer.clock import Clock
@@ -12,6 +13,8 @@ from signer.hsm.frames import (
     FrameError,
     Kind,
     ResultFrame,
+    SignFrame,
+    pack_sign,
     unpack_json,
     unpack_result,
 )
@@ -22,34 +25,46 @@ from signer.hsm.spec import FailureKind, TokenSpec
 START_SECONDS = 60.0
 """How long a worker may take to open its token."""
 _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
-"""Seconds before the next start, by how many lives in a row were of no use."""
+"""Seconds before the next start, by how many workers in a row signed nothing."""
 
 
-class End(NamedTuple):
-    """How a worker's life ended. ``served``: it had opened its token."""
+class WorkerEnd(NamedTuple):
+    """How a worker ended. ``served``: it had opened its token."""
 
     cause: FailureKind
     text: str
     served: bool = False
 
 
-class Keeper(Protocol):
-    """Who has the chunks: told from the slot's own thread."""
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as operators see it; ``state`` is starting, serving, stopping or failed."""
+
+    token: str
+    pid: int
+    state: str
+    starts: int
+    items: int
+    reason: str
+
+
+class SlotOwner(Protocol):
+    """The owner of the chunks; called in the slot's own thread."""
 
     def ready(self, slot: Slot) -> None: ...
     def result(self, slot: Slot, result: ResultFrame) -> None: ...
-    def left(self, slot: Slot, end: End, failed_starts: int) -> None: ...
+    def left(self, slot: Slot, end: WorkerEnd, failed_starts: int) -> None: ...
 
 
 class Slot:
     """One worker after another, one at a time.
 
     ``state`` (starting, serving, failed, stopping), ``in_flight`` and ``since``
-    belong to the keeper's lock.
+    are guarded by the owner's lock.
     """
 
     def __init__(
-        self, number: int, spec: TokenSpec, keeper: Keeper, hang_seconds: float, clock: Clock
+        self, number: int, spec: TokenSpec, owner: SlotOwner, hang_seconds: float, clock: Clock
     ) -> None:
         self.state = "starting"
         self.reason = ""
@@ -61,7 +76,7 @@ class Slot:
         self.inventory = b""
         """Digest of the keys that the last worker found at its start."""
         self._spec = spec
-        self._keeper = keeper
+        self._owner = owner
         self._hang_seconds = hang_seconds
         self._clock = clock
         self._process: WorkerProcess | None = None
@@ -78,7 +93,7 @@ class Slot:
 
     @property
     def process(self) -> WorkerProcess | None:
-        """The worker of the moment; None while there is none."""
+        """The current worker; None while there is none."""
         return self._process
 
     @property
@@ -87,75 +102,83 @@ class Slot:
         process = self._process
         return process.process.pid if process else 0
 
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            self._spec.label, self.pid, self.state, self.starts, self.items, self.reason
+        )
+
     def start(self) -> None:
         """Starts the first worker in the background."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Has the worker leave; ``join`` waits for it."""
+        """Makes the worker leave; ``join`` waits for it."""
         self._closing.set()
         process = self._process
         if process is not None:
             process.channel.end()
 
     def join(self) -> None:
-        """Waits until the worker has gone; of a start that was refused there may be none."""
+        """Waits until the worker has gone. A start that was refused may have begun no thread."""
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
     def send(self, kind: Kind, *parts: bytes) -> None:
-        """Sends in order to the worker that is there, if one is."""
-        self.send_to(self._process, kind, *parts)
+        """Sends a frame to the current worker, if there is one."""
+        _send(self._process, kind, *parts)
 
-    def send_to(self, process: WorkerProcess | None, kind: Kind, *parts: bytes) -> None:
-        """Sends to this worker and no other: a chunk that it leaves is handed on.
+    def send_chunk(self, process: WorkerProcess | None, number: int, chunk: Chunk) -> None:
+        """Sends a chunk to this worker and no other; it answers under this number.
 
-        Where the worker has gone, its reader sees to the consequences.
+        A chunk of a worker that has gone is requeued by ``SlotOwner.left``.
         """
-        if process is not None:
-            with contextlib.suppress(Closed):
-                process.channel.send(kind, *parts)
+        job = chunk.batch.job
+        version, inputs = job.version, job.inputs[chunk.start : chunk.stop]
+        frame = SignFrame(
+            number, version.algorithm, job.check_every, version.cka_id, version.spki, inputs
+        )
+        _send(process, Kind.SIGN, *pack_sign(frame))
 
     def refresh(self) -> None:
-        """Has the worker look for new keys; one that is still starting does so when ready."""
+        """Makes the worker look for new keys; one that is still starting does so when ready."""
         with self._refreshing:
             self._stale = not self._introduced
             if self._introduced:
                 self.send(Kind.REFRESH)
 
     def _introduce(self) -> None:
-        """The worker is ready: what came after it looked for keys is not lost."""
+        """Reports a worker that is ready, and repeats a refresh that came while it started."""
         with self._refreshing:
             self._introduced = True
             if self._stale:
                 self.send(Kind.REFRESH)
-        self._keeper.ready(self)
+        self._owner.ready(self)
 
     def _keep(self) -> None:
         useless = failed_starts = 0
         while not self._closing.is_set():
             self.state, self.starts = "starting", self.starts + 1
             items = self.items
-            end = self._one_life()
+            end = self._run_worker()
             if self._closing.is_set():
                 break
             useless = 0 if self.items > items else useless + 1
             failed_starts = 0 if end.served else failed_starts + 1
-            self._keeper.left(self, end, failed_starts)
+            self._owner.left(self, end, failed_starts)
             self._closing.wait(_PAUSES[min(useless, len(_PAUSES) - 1)])
         self.state = "stopping"
 
-    def _one_life(self) -> End:
-        """Runs one worker to its end, reaped."""
+    def _run_worker(self) -> WorkerEnd:
+        """Runs one worker until it has ended and is reaped."""
         with self._refreshing:
             self._introduced = self._stale = False
         self.since = self._clock.monotonic()
         try:
             self._process = process = WorkerProcess.start(self._spec)
         except OSError as error:
-            return End(FailureKind.DIED, f"no worker can be started: {error.strerror}")
+            return WorkerEnd(FailureKind.DIED, f"no worker can be started: {error.strerror}")
         if self._closing.is_set():
             process.channel.end()  # close() may have come before this process
         try:
@@ -168,14 +191,14 @@ class Slot:
             return end._replace(cause=FailureKind.HANG, text="the worker hung and was killed")
         return end if end.text else end._replace(text=f"the worker {process.fate}")
 
-    def _converse(self, process: WorkerProcess) -> End:
-        """Hears a worker until it has gone; without a text where it went without a word."""
-        end = End(FailureKind.DIED, "")
+    def _converse(self, process: WorkerProcess) -> WorkerEnd:
+        """Reads a worker's frames until it has gone; the text is empty where it gave no reason."""
+        end = WorkerEnd(FailureKind.DIED, "")
         try:
             while True:
                 kind, body = process.channel.receive()
                 if kind is Kind.RESULT:
-                    self._keeper.result(self, unpack_result(body))
+                    self._owner.result(self, unpack_result(body))
                 elif kind is Kind.READY:
                     end = end._replace(served=True)
                     self.inventory = bytes(body)
@@ -194,10 +217,17 @@ class Slot:
     def _watch(self) -> None:
         """Kills a worker that hangs: PKCS#11 has no time-outs."""
         while not self._closing.wait(0.25):
-            # In this order: who gets a chunk after the second line has been silent since then.
+            # ``since`` is read last: a chunk that comes after the second line resets it.
             process, starting = self._process, self.state == "starting"
             owes = starting or bool(self.in_flight)
             silent = self._clock.monotonic() - self.since
             if process and owes and silent > (START_SECONDS if starting else self._hang_seconds):
                 self._hung = process
                 process.kill()
+
+
+def _send(process: WorkerProcess | None, kind: Kind, *parts: bytes) -> None:
+    """Sends a frame; where the worker has gone, the thread that reads from it handles that."""
+    if process is not None:
+        with contextlib.suppress(Closed):
+            process.channel.send(kind, *parts)

@@ -1,8 +1,8 @@
 """A worker process: one thread, one session, one PKCS#11 module.
 
 It reads chunks from its socket, signs them, checks signatures with the pinned
-public key, and answers. It knows no policy and no names. Any failure of the
-module that leaves the session in doubt ends the process: the supervisor starts
+public key, and answers. It knows no policy and no names of keys. Any failure of the
+module that leaves the session in doubt ends the process: the front process starts
 another, and recovery is the normal start.
 """
 
@@ -36,10 +36,10 @@ from signer.hsm.frames import (
     unpack_sign,
 )
 from signer.hsm.mechanisms import MECHANISMS, Verifier
-from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
+from signer.hsm.worker.administration import carry_out
 from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
-from signer.hsm.worker.inspection import look
-from signer.hsm.worker.orders import carry_out
+from signer.hsm.worker.inspection import inspect
 from signer.hsm.worker.token import Token, open_token
 from signer.model import inventory_digest
 
@@ -54,7 +54,7 @@ class ChunkSigner:
         self._signed: dict[tuple[bytes, bytes], int] = {}
 
     def sign(self, chunk: SignFrame) -> ResultFrame:
-        """Signs one chunk; raises CryptokiError where the session may not go on."""
+        """Signs one chunk; raises CryptokiError where the session must not go on."""
         started = time.perf_counter()
         handle = self._token.private_key(chunk.cka_id)
         if handle is None:
@@ -79,10 +79,10 @@ class ChunkSigner:
         return ResultFrame(chunk.chunk, Verdict.SIGNED, busy_us, checked, width, wrong, blob)
 
     def _check(self, chunk: SignFrame, signatures: Sequence[bytes]) -> tuple[int, list[int]]:
-        """Checks one signature in ``check_every``, a key's first always.
+        """Checks one signature in ``check_every``, and always the first of a key.
 
-        Returns how many were checked and the indexes of the wrong ones; one
-        wrong signature has the whole chunk checked.
+        Where one is wrong, checks the whole chunk. Returns how many were checked and
+        the indexes of the wrong ones.
         """
         verifier = self._verifier(chunk)
         pinned = (chunk.cka_id, chunk.spki)
@@ -122,29 +122,26 @@ def serve(channel: Channel, token: Token) -> None:
             case Kind.REFRESH:
                 token.refresh()
             case Kind.DROP:
-                _drop(token, unpack_ids(body))
-            case Kind.ADMIN if token.spec.read_write:
+                if ids := unpack_ids(body):
+                    for cka_id in ids:
+                        token.drop(cka_id)
+                else:
+                    token.drop_all()
+            case Kind.ADMIN if token.spec.mode == WorkerMode.ADMINISTER:
                 channel.send(Kind.DONE, pack_json(carry_out(token, unpack_json(body))))
             case _:
                 raise FrameError(f"a {kind.name} frame, which is not for this worker")
 
 
-def _drop(token: Token, ids: Sequence[bytes]) -> None:
-    for cka_id in ids:
-        token.drop(cka_id)
-    if not ids:
-        token.drop_all()
-
-
 def run(channel: Channel) -> None:
-    """One worker's life: configure, open, serve; says why where it has to leave."""
+    """Runs one worker: configure, open, serve; reports why where it has to leave."""
     try:
         kind, body = channel.receive()
         if kind is not Kind.CONFIGURE:
             raise FrameError(f"a {kind.name} frame before CONFIGURE")  # noqa: TRY301 - one exit for all
         spec = TokenSpec(**unpack_json(body))
-        if spec.look_only:
-            channel.send(Kind.DONE, pack_json(look(spec)))
+        if spec.mode == WorkerMode.INSPECT:
+            channel.send(Kind.DONE, pack_json(inspect(spec)))
             return
         serve(channel, open_token(spec))
     except Closed:
@@ -153,10 +150,10 @@ def run(channel: Channel) -> None:
         _leave(channel, failure.kind, str(failure))
     except CryptokiError as error:
         _leave(channel, FailureKind(error.error_class), str(error))
-    except Exception as error:  # noqa: BLE001 - the supervisor must hear of every end
-        # Only type and place: a text of a library could quote what it was given.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+    except Exception as error:  # noqa: BLE001 - every end is reported to the front process
+        # Only type and line: the text of a library could quote a secret.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
         _leave(channel, FailureKind.MODULE_FATAL, f"{text} in the worker")
 
 
@@ -166,7 +163,7 @@ def _leave(channel: Channel, kind: FailureKind, text: str) -> None:
 
 
 def harden() -> None:
-    """No core dumps, no tracing by others; signals to the group are for the front process."""
+    """Disables core dumps and tracing by others; ignores signals meant for the front process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pr_set_dumpable = 4  # linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)

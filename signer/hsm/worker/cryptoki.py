@@ -1,9 +1,8 @@
-"""Where python-pkcs11 is too slow: signing and looking for keys, straight on the function list.
+"""Signing and listing keys, straight on the module's function list: python-pkcs11 is too slow.
 
-python-pkcs11's ``sign`` makes three C calls and several allocations a signature;
-the hot loop makes two calls into one buffer (docs/adr/0002). Its search makes an
-object and two C calls of every key that it finds, known or not. Everything else
-is left to python-pkcs11.
+Its ``sign`` makes three C calls and several allocations for each signature; the hot
+loop makes two calls into one buffer (docs/adr/0002). Its search makes an object and two
+C calls for every key that it finds, known or not. Everything else uses python-pkcs11.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from collections.abc import Sequence
 from signer.hsm.mechanisms import Mechanism, low_s
 
 _ULONG = ctypes.c_ulong
-# Places in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
+# Indexes in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
 _C_FIND_INIT, _C_FIND, _C_FIND_FINAL, _C_SIGN_INIT, _C_SIGN = 26, 27, 28, 42, 43
 _FUNCTIONS = 68
 _CKA_CLASS, _CKA_TOKEN, _CKO_PRIVATE_KEY = 0, 1, 3
-_FOUND_AT_ONCE = 1024
+_HANDLES_AT_ONCE = 1024
 MAX_SIGNATURE = 512
 
 
@@ -36,7 +35,7 @@ class _Attribute(ctypes.Structure):
 
 
 class ErrorClass(enum.StrEnum):
-    """What a return value means for us. Codes are not portable; unknown ones are fatal."""
+    """How we treat a return value. Codes are not portable; unknown ones are fatal."""
 
     REFUSED = "refused"
     SESSION_LOST = "session_lost"
@@ -75,10 +74,10 @@ class CryptokiError(Exception):
 
 
 class HotLoop:
-    """Signs columns of inputs in one session of one module, in one thread."""
+    """Signs many inputs in one session of one module, in one thread."""
 
     def __init__(self, module: str, session: int) -> None:
-        """Takes the module that the process has loaded already and an open session's handle."""
+        """Takes a module that the process has loaded, and the handle of an open session."""
         functions = _functions(module)
         prototype = ctypes.CFUNCTYPE
         self._init = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG)(functions[_C_SIGN_INIT])
@@ -118,10 +117,10 @@ class HotLoop:
 
 
 def private_keys(module: str, session: int) -> set[int]:
-    """Returns the handles of the token's private keys, of which nothing is read.
+    """Returns the handles of the token's private keys; reads no attributes.
 
-    Takes the module that the process has loaded already and an open session's
-    handle. Raises CryptokiError.
+    Takes a module that the process has loaded, and the handle of an open session.
+    Raises CryptokiError.
     """
     functions, prototype = _functions(module), ctypes.CFUNCTYPE
     init = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG)(functions[_C_FIND_INIT])
@@ -132,24 +131,24 @@ def private_keys(module: str, session: int) -> set[int]:
         _Attribute(_CKA_CLASS, ctypes.addressof(key_class), ctypes.sizeof(key_class)),
         _Attribute(_CKA_TOKEN, ctypes.addressof(on_token), ctypes.sizeof(on_token)),
     )
-    found, count = (_ULONG * _FOUND_AT_ONCE)(), _ULONG(0)
+    batch, count = (_ULONG * _HANDLES_AT_ONCE)(), _ULONG(0)
     handles: set[int] = set()
     if value := init(session, ctypes.addressof(template), len(template)):
         raise CryptokiError("C_FindObjectsInit", value)
     try:
         while True:
-            value = find(session, ctypes.addressof(found), len(found), ctypes.addressof(count))
+            value = find(session, ctypes.addressof(batch), len(batch), ctypes.addressof(count))
             if value:
                 raise CryptokiError("C_FindObjects", value)
             if not count.value:
                 return handles
-            handles.update(found[: count.value])
+            handles.update(batch[: count.value])
     finally:
         final(session)
 
 
 def _functions(module: str) -> Sequence[int]:
-    """The addresses of the functions of a module; the process keeps it loaded."""
+    """Returns the addresses of a module's functions; the process keeps it loaded."""
     pointer = ctypes.POINTER(_FunctionList)()
     value = ctypes.CDLL(module).C_GetFunctionList(ctypes.byref(pointer))
     if value:

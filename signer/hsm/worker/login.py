@@ -1,21 +1,66 @@
-"""Whether a PIN may be tried on a token, before anything is tried. Runs in workers only."""
+"""The login: whether a PIN may be tried on a token, and the one attempt."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from pkcs11 import TokenFlag
+from pkcs11 import exceptions as errors
+from pkcs11.exceptions import PKCS11Error
 
 from signer.files import is_private, private_mode
 from signer.hsm.latch import PinLatch
-from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
+
+_PIN_ERRORS = (
+    errors.PinIncorrect,
+    errors.PinInvalid,
+    errors.PinLenRange,
+    errors.PinExpired,
+    errors.PinLocked,
+)
+
+
+def log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
+    """Opens a session with one attempt of the PIN, none where that could lock the token.
+
+    Raises TokenFailure.
+    """
+    locked = token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY)
+    doubtful = token.flags & TokenFlag.USER_PIN_COUNT_LOW
+    pin = pin_to_try(spec, latch, locked=bool(locked), doubtful=bool(doubtful))
+    name = f"token {spec.label}"
+    latch.attempt(pin)
+    try:
+        session = token.open(rw=spec.mode == WorkerMode.ADMINISTER, user_pin=pin)
+    except _PIN_ERRORS as error:
+        latch.reject(pin)
+        raise TokenFailure(
+            FailureKind.PIN_REJECTED,
+            f"{name} rejects the PIN in {spec.pin_file} ({named(error)}): it is latched; "
+            "correct the file",
+        ) from error
+    except PKCS11Error as error:
+        latch.withdraw(pin)
+        raise TokenFailure(
+            FailureKind.MODULE_FATAL, f"{name}: opening a session failed: {named(error)}"
+        ) from error
+    latch.accept(pin)
+    return session
+
+
+def named(error: PKCS11Error) -> str:
+    return " ".join([type(error).__name__, *map(str, error.args)])
 
 
 def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool) -> str:
     """Returns the PIN that may be tried once.
 
-    ``locked``: the token says that its user PIN is locked or one try before
-    that. ``doubtful``: it counts a wrong PIN already. Raises TokenFailure where a
-    try could lock the token.
+    ``locked``: the token reports that its user PIN is locked, or one failed attempt
+    before that. ``doubtful``: it has counted a wrong PIN. Raises TokenFailure where an
+    attempt could lock the token.
     """
     pin = read_pin(Path(spec.pin_file), os.geteuid())
     name = f"token {spec.label}"
@@ -41,7 +86,7 @@ def pin_to_try(spec: TokenSpec, latch: PinLatch, *, locked: bool, doubtful: bool
 
 
 def read_pin(path: Path, user: int) -> str:
-    """Reads a PIN that nobody but the daemon's user can read; raises TokenFailure."""
+    """Reads a PIN from a file that only ``user`` may be able to read; raises TokenFailure."""
     try:
         if not is_private(found := path.stat(), user):
             mode = private_mode(found.st_uid, user)

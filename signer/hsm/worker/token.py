@@ -1,7 +1,7 @@
-"""One token, opened: the only place that loads a PKCS#11 module.
+"""One token, opened: the only module that loads PKCS#11.
 
-Runs in worker processes only. What goes wrong here is a TokenFailure with a kind
-that tells the supervisor, and through it the operator, what to do.
+What goes wrong here is a TokenFailure; its kind tells the front process, and the
+operator, what to do.
 """
 
 from __future__ import annotations
@@ -9,34 +9,25 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pkcs11
-from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass, TokenFlag
+from pkcs11 import Attribute, ObjectClass
 from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
-from pkcs11.util.ec import encode_named_curve_parameters
 
 from signer.errors import OperatorError
-from signer.hsm.latch import PinLatch, latch_of, start_lock
+from signer.hsm.latch import latch_of, start_lock
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
-from signer.hsm.worker import spki
 from signer.hsm.worker.cryptoki import private_keys
-from signer.hsm.worker.login import pin_to_try
-from signer.hsm.worker.objects import PrivateKeys
-from signer.model import Algorithm
+from signer.hsm.worker.login import log_in, named
+from signer.model import TokenObject
 
 MAX_COPIES = 1024
 """Session copies a worker keeps; one costs about as much as one signature."""
-_PIN_ERRORS = (
-    errors.PinIncorrect,
-    errors.PinInvalid,
-    errors.PinLenRange,
-    errors.PinExpired,
-    errors.PinLocked,
-)
 _GONE = (errors.ObjectHandleInvalid, errors.KeyHandleInvalid)
 _REFUSALS = (
     *_GONE,
@@ -56,7 +47,7 @@ _REFUSALS = (
     errors.TemplateInconsistent,
     errors.TokenWriteProtected,
 )
-"""The token judged what it was asked, and its session goes on. Unknown errors are fatal."""
+"""The token refused one thing, and its session goes on. Unknown errors are fatal."""
 _LOST = (
     errors.DeviceRemoved,
     errors.SessionClosed,
@@ -64,6 +55,77 @@ _LOST = (
     errors.TokenNotPresent,
     errors.UserNotLoggedIn,
 )
+
+
+class _Entry(NamedTuple):
+    key: Any  # an object of python-pkcs11
+    label: str
+
+
+class PrivateKeys:
+    """The private keys of one token by CKA_ID, each with its label; no two share either."""
+
+    def __init__(self, token: str) -> None:
+        """Takes the token's label, for texts."""
+        self._token = token
+        self._entries: dict[bytes, _Entry] = {}
+        self._ids: dict[int, bytes] = {}
+        self._labels: set[str] = set()
+
+    def __contains__(self, cka_id: object) -> bool:
+        return cka_id in self._entries
+
+    def find(self, cka_id: bytes) -> Any | None:
+        """Returns the object, None where there is none."""
+        entry = self._entries.get(cka_id)
+        return None if entry is None else entry.key
+
+    def has_label(self, label: str) -> bool:
+        return label in self._labels
+
+    def label(self, cka_id: bytes) -> str:
+        """Returns the label of a key; raises KeyError where there is none."""
+        return self._entries[cka_id].label
+
+    def listed(self) -> list[TokenObject]:
+        """Returns every key, in the order of the enumeration."""
+        return [TokenObject(cka_id, entry.label) for cka_id, entry in self._entries.items()]
+
+    @property
+    def handles(self) -> AbstractSet[int]:
+        """The handles of all keys."""
+        return self._ids.keys()
+
+    def add(self, key: Any, cka_id: bytes, label: str) -> None:
+        """Adds a key.
+
+        Raises TokenFailure where another key has its id or its label, so that a name is
+        ambiguous. Many keys may have an empty label.
+        """
+        if cka_id in self._entries or (label and label in self._labels):
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS,
+                f"token {self._token} holds two private keys with the CKA_ID {cka_id.hex()} or "
+                "with its label: remove or rename one with the HSM's own tool",
+            )
+        self._entries[cka_id] = _Entry(key, label)
+        self._ids[key.handle] = cka_id
+        if label:
+            self._labels.add(label)
+
+    def remove(self, cka_id: bytes) -> None:
+        """Removes a key, if it is there."""
+        entry = self._entries.pop(cka_id, None)
+        if entry is not None:
+            del self._ids[entry.key.handle]
+            self._labels.discard(entry.label)
+
+    def retain(self, present: AbstractSet[int]) -> list[bytes]:
+        """Removes the keys whose handle is not among those present; returns their ids."""
+        gone = [cka_id for handle, cka_id in self._ids.items() if handle not in present]
+        for cka_id in gone:
+            self.remove(cka_id)
+        return gone
 
 
 class Token:
@@ -78,18 +140,18 @@ class Token:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes in the private keys that are new on the token, forgets those that are gone.
+        """Adds the private keys that are new on the token, and removes those that are gone.
 
-        Where none is new, only handles are asked for. Raises TokenFailure where two
-        keys share an id or a label, CryptokiError where the search fails.
+        Where none is new, only handles are read. Raises TokenFailure where two keys
+        share an id or a label, CryptokiError where the search fails.
         """
         present = private_keys(self.spec.module, self.session.handle)
-        for cka_id in self.keys.keep(present):
+        for cka_id in self.keys.retain(present):
             self.drop(cka_id)
         if present <= self.keys.handles:
             return
         template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.TOKEN: True}
-        with self._doing("list its private keys"):
+        with self.doing("list its private keys"):
             for key in self.session.get_objects(template):
                 if key.handle not in self.keys.handles:
                     names = key.get_attributes([Attribute.ID, Attribute.LABEL])
@@ -106,8 +168,8 @@ class Token:
             try:
                 copy = key.copy({Attribute.TOKEN: False})
             except PKCS11Error as error:
-                # A key that was destroyed meanwhile says nothing about the others.
-                # Where the module refuses copies: use token objects.
+                # Where the module refuses copies, sign with the token's objects from now on;
+                # a key that was destroyed meanwhile does not show that.
                 self._copies_wanted = isinstance(error, _GONE)
                 return int(key.handle)
             self._copies[cka_id] = copy
@@ -118,203 +180,44 @@ class Token:
         return int(copy.handle)
 
     def drop(self, cka_id: bytes) -> None:
-        """Destroys the session copy of a key that must not sign any more."""
+        """Destroys the session copy of a key, if there is one."""
         copy = self._copies.pop(cka_id, None)
         if copy is not None:
             copy.destroy()
 
     def drop_all(self) -> None:
-        """Destroys all session copies; what still signs is copied again."""
+        """Destroys all session copies; a key that still signs is copied again."""
         while self._copies:
             self._copies.popitem()[1].destroy()
 
-    def describe(self) -> dict[str, str]:
-        """Returns what the token and its module say of themselves; versions as ``major.minor``."""
-        token, library = self.session.token, pkcs11.lib(self.spec.module)
-        told = {
-            "label": token.label,
-            "serial": token.serial.decode(errors="replace"),
-            "model": token.model,
-            "manufacturer": token.manufacturer_id,
-            "hardware_version": _dotted(token.hardware_version),
-            "firmware_version": _dotted(token.firmware_version),
-            "library": library.library_description,
-            "library_version": _dotted(library.library_version),
-        }
-        return {name: text.strip(" \0") for name, text in told.items()}
-
-    def attributes(self, cka_id: bytes) -> dict[str, bool]:
-        """Returns what the token says of a private key, without what it does not know of.
-
-        Raises TokenFailure.
-        """
-        key = self.keys.find(cka_id)
-        if key is None:
-            raise TokenFailure(
-                FailureKind.CONFIGURATION,
-                f"token {self.spec.label} holds no private key with the CKA_ID {cka_id.hex()}",
-            )
-        told = {}
-        with self._doing(f"tell the attributes of key {cka_id.hex()}"):
-            for attribute in _STRICT | _MADE_HERE:
-                try:
-                    told[attribute.name.lower()] = bool(key[attribute])
-                except errors.AttributeTypeInvalid:
-                    continue
-        return told
-
-    def destroy(self, cka_id: bytes, label: str) -> None:
-        """Destroys a key pair, the private half first; what is gone already is done.
-
-        Raises TokenFailure, and destroys nothing, where another key has this CKA_ID.
-        """
-        with self._doing(f"destroy key {label}"):
-            found = self.session.get_objects({Attribute.ID: cka_id, Attribute.TOKEN: True})
-            halves: dict[Any, list[Any]] = {ObjectClass.PRIVATE_KEY: [], ObjectClass.PUBLIC_KEY: []}
-            for each in list(found):
-                halves.get(each[Attribute.CLASS], []).append(each)
-            privates, publics = halves.values()
-            labels = {each[Attribute.LABEL] for each in privates + publics}
-            if labels - {label} or len(privates) > 1:
-                raise TokenFailure(
-                    FailureKind.AMBIGUOUS,
-                    f"token {self.spec.label} holds another key than {label} with the CKA_ID "
-                    f"{cka_id.hex()}: nothing was destroyed; examine it with the HSM's own tool",
-                )
-            for each in privates:
-                each.destroy()
-                self.drop(cka_id)
-                self.keys.remove(cka_id)
-            for each in publics:
-                each.destroy()
-
     @contextmanager
-    def _doing(self, what: str) -> Iterator[None]:
-        """Says what the token could not do, and whether its session may go on."""
+    def doing(self, what: str) -> Iterator[None]:
+        """Turns what PKCS#11 raises into a TokenFailure: it could not do ``what``.
+
+        ``leave`` is set where its session may not go on.
+        """
         try:
             yield
         except PKCS11Error as error:
-            text = f"token {self.spec.label} cannot {what}: {_named(error)}"
+            text = f"token {self.spec.label} cannot {what}: {named(error)}"
             if isinstance(error, errors.DeviceMemory):
-                remedy = "it is full; destroy keys that nobody needs or give it more room"
+                remedy = "it is full; destroy unused keys or give it more room"
                 raise TokenFailure(FailureKind.BUSY, f"{text}: {remedy}, then repeat") from error
             lost = isinstance(error, _LOST)
             kind = FailureKind.SESSION_LOST if lost else FailureKind.MODULE_FATAL
-            raise TokenFailure(kind, text, leave=not isinstance(error, _REFUSALS)) from error
-
-    def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
-        """Makes a key pair on the token; returns its public key as SPKI in DER.
-
-        A pair that an interrupted attempt left under this CKA_ID is found instead.
-        The private key's attributes are read back: a module that ignores a
-        template is refused, and what it made is destroyed again. Raises
-        TokenFailure.
-        """
-        with self._doing(f"make {algorithm} key {label}"):
-            if cka_id in self.keys:
-                return self._found(algorithm, cka_id, label)
-            if self.keys.has_label(label):
-                raise TokenFailure(
-                    FailureKind.AMBIGUOUS,
-                    f"token {self.spec.label} holds another private key with the label {label}: "
-                    "remove or rename it with the HSM's own tool",
-                )
-            public, private = self._generate_pair(algorithm, bits, cka_id, label)
-            if loose := _loose(private):
-                private.destroy()
-                public.destroy()
-                raise TokenFailure(
-                    FailureKind.MODULE_FATAL,
-                    f"token {self.spec.label} made a key whose {', '.join(loose)} is not as "
-                    "demanded: it was destroyed; this module must not hold signing keys",
-                )
-            self.keys.add(private, cka_id, label)
-            return _subject_public_key_info(algorithm, public)
-
-    def _found(self, algorithm: Algorithm, cka_id: bytes, label: str) -> bytes:
-        """Returns the public key of a pair that is there already and is as we make them."""
-        private = self.keys.find(cka_id)
-        template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: cka_id}
-        publics = list(self.session.get_objects(template))
-        if self.keys.label(cka_id) != label or len(publics) != 1 or _loose(private):
             raise TokenFailure(
-                FailureKind.AMBIGUOUS,
-                f"token {self.spec.label} holds a private key with the CKA_ID {cka_id.hex()} that "
-                f"was not made for {label}: remove it with the HSM's own tool",
-            )
-        try:
-            return _subject_public_key_info(algorithm, publics[0])
-        except (PKCS11Error, ValueError) as error:
-            raise TokenFailure(
-                FailureKind.AMBIGUOUS,
-                f"token {self.spec.label} holds a key for {label} that is none for {algorithm}: "
-                "make it for the algorithm that it has, or remove it with the HSM's own tool",
+                kind,
+                text,
+                leave=not isinstance(error, _REFUSALS),
+                unsupported=isinstance(error, errors.MechanismInvalid),
             ) from error
-
-    def _generate_pair(
-        self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str
-    ) -> tuple[Any, Any]:
-        names = {
-            "id": cka_id,
-            "label": label,
-            "store": True,
-            "capabilities": MechanismFlag.SIGN | MechanismFlag.VERIFY,
-            "public_template": {Attribute.ENCRYPT: False, Attribute.WRAP: False},
-            "private_template": dict(_STRICT),
-        }
-        if algorithm in _CURVES:
-            key_type, curve = _CURVES[algorithm]
-            parameters = {Attribute.EC_PARAMS: encode_named_curve_parameters(curve)}
-            domain = self.session.create_domain_parameters(key_type, parameters, local=True)
-            pair = domain.generate_keypair(**names)
-        else:
-            pair = self.session.generate_keypair(KeyType.RSA, bits, **names)
-        public, private = pair
-        return public, private
-
-
-_STRICT = {
-    Attribute.TOKEN: True,
-    Attribute.PRIVATE: True,
-    Attribute.SENSITIVE: True,
-    Attribute.EXTRACTABLE: False,
-    Attribute.SIGN: True,
-    Attribute.SIGN_RECOVER: False,
-    Attribute.DECRYPT: False,
-    Attribute.UNWRAP: False,
-    Attribute.DERIVE: False,
-}
-"""What a private key of ours is: it signs, and it stays."""
-
-_MADE_HERE = {Attribute.LOCAL: True, Attribute.NEVER_EXTRACTABLE: True}
-"""What the token itself says of a key that was made in it and never left."""
-
-
-def _loose(private: Any) -> list[str]:
-    """The names of the attributes that are not as we demand them."""
-    wanted = _STRICT | _MADE_HERE
-    return [attribute.name for attribute, value in wanted.items() if private[attribute] != value]
-
-
-_CURVES = {
-    Algorithm.ES256: (KeyType.EC, "secp256r1"),
-    Algorithm.ES384: (KeyType.EC, "secp384r1"),
-    Algorithm.EDDSA: (KeyType.EC_EDWARDS, "1.3.101.112"),
-}
-
-
-def _subject_public_key_info(algorithm: Algorithm, public: Any) -> bytes:
-    if algorithm in _CURVES:
-        return spki.of_point(algorithm, public[Attribute.EC_POINT])
-    return spki.of_rsa(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
 
 
 def open_token(spec: TokenSpec) -> Token:
     """Loads the module, finds the token, logs in once and indexes its keys.
 
-    Raises TokenFailure. Initialisation and login are serialised over all
-    processes by a lock file: modules race there, and a wrong PIN must be tried
-    by one of them only.
+    Raises TokenFailure. A lock file serialises initialisation and login over all
+    processes: modules race there, and only one process may try a wrong PIN.
     """
     state = Path(spec.state)
     with start_lock(state, spec.label):
@@ -324,7 +227,7 @@ def open_token(spec: TokenSpec) -> Token:
             latch = latch_of(state, spec.label, serial)
         except OperatorError as error:
             raise TokenFailure(FailureKind.CONFIGURATION, str(error)) from error
-        session = _log_in(token, spec, latch)
+        session = log_in(token, spec, latch)
     return Token(session, spec)
 
 
@@ -340,7 +243,7 @@ def load(module: str) -> Any:
         return pkcs11.lib(module)
     except PKCS11Error as error:
         raise TokenFailure(
-            FailureKind.MODULE_FATAL, f"C_Initialize of {module} failed: {_named(error)}"
+            FailureKind.MODULE_FATAL, f"C_Initialize of {module} failed: {named(error)}"
         ) from error
 
 
@@ -364,36 +267,3 @@ def _find(tokens: Iterable[Any], spec: TokenSpec) -> Any:
             f"{len(found)} tokens with {wanted} are present: give the serial in the configuration",
         )
     return found[0]
-
-
-def _log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
-    """Tries the PIN at most once in its life, and not at all where that could lock the token."""
-    locked = token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY)
-    doubtful = token.flags & TokenFlag.USER_PIN_COUNT_LOW
-    pin = pin_to_try(spec, latch, locked=bool(locked), doubtful=bool(doubtful))
-    name = f"token {spec.label}"
-    latch.attempt(pin)
-    try:
-        session = token.open(rw=spec.read_write, user_pin=pin)
-    except _PIN_ERRORS as error:
-        latch.reject(pin)
-        raise TokenFailure(
-            FailureKind.PIN_REJECTED,
-            f"{name} rejects the PIN in {spec.pin_file} ({_named(error)}): it is latched; "
-            "correct the file",
-        ) from error
-    except PKCS11Error as error:
-        latch.withdraw(pin)
-        raise TokenFailure(
-            FailureKind.MODULE_FATAL, f"{name}: opening a session failed: {_named(error)}"
-        ) from error
-    latch.accept(pin)
-    return session
-
-
-def _named(error: PKCS11Error) -> str:
-    return " ".join([type(error).__name__, *map(str, error.args)])
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

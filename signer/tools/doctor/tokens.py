@@ -8,7 +8,7 @@ from pathlib import Path
 from signer.config.models import TokenConfig
 from signer.errors import OperatorError
 from signer.files import daemon_user
-from signer.hsm.front.admin import look
+from signer.hsm.front.admin import inspect
 from signer.hsm.spec import PinState, SeenToken
 from signer.tools.doctor.file_checks import secret_problem
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
@@ -19,19 +19,19 @@ _UNLATCH = "`signer token unlatch --config FILE`"
 def examine_token(token: TokenConfig, state: Path) -> Iterator[Finding]:
     """Judges one configured token, and what is known about its PIN."""
     try:
-        sight = look(token, state)
+        inspection = inspect(token, state)
     except OperatorError as error:
         remedy = f"check {token.module}, its own configuration and `environment`"
         yield wrong(f"token {token.label}", str(error), remedy)
         return
     found = [
         each
-        for each in sight.tokens
+        for each in inspection.tokens
         if each.label == token.label and token.serial in (None, each.serial)
     ]
-    yield judge_presence(token.label, token.serial, found, sight.tokens)
+    yield judge_presence(token.label, token.serial, found, inspection.tokens)
     if len(found) == 1 and secret_problem(token.pin_file, daemon_user(state)) is None:
-        yield judge_pin(token.label, found[0].flags, sight.pin, sight.pin_problem)
+        yield judge_pin(token.label, found[0].flags, inspection.pin, inspection.pin_problem)
 
 
 def judge_presence(

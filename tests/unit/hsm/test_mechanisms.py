@@ -180,14 +180,3 @@ def test_a_pin_must_suit_the_algorithm(algorithm: Algorithm, pinned: str) -> Non
     else:
         with pytest.raises(ValueError, match=r".+"):
             Verifier(algorithm, pin)
-
-
-def test_an_rsa_key_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not suit"):
-        Verifier(Algorithm.PS256, spki(rsa.generate_private_key(65537, 2560)))
-
-
-@pytest.mark.parametrize("bits", [2048, 3072, 4096])
-def test_signatures_of_rsa_are_as_long_as_the_modulus(bits: int) -> None:
-    private = RSA if bits == 2048 else rsa.generate_private_key(65537, bits)
-    assert Verifier(Algorithm.PS256, spki(private)).signature_length == bits // 8

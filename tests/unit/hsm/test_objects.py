@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from signer.hsm.spec import FailureKind, TokenFailure
-from signer.hsm.worker.objects import PrivateKeys
+from signer.hsm.worker.token import PrivateKeys
 from signer.model import TokenObject
 
 
@@ -43,7 +43,7 @@ def test_a_name_that_means_two_keys_is_refused(cka_id: bytes, label: str) -> Non
 
 def test_what_is_gone_is_forgotten_and_its_names_are_free() -> None:
     keys = book((1, b"a", "one"), (2, b"b", "two"), (3, b"c", "three"))
-    assert keys.keep({2, 9}) == [b"a", b"c"]
+    assert keys.retain({2, 9}) == [b"a", b"c"]
     assert keys.listed() == [TokenObject(b"b", "two")]
     assert keys.handles == {2}
     assert not keys.has_label("one")
@@ -51,4 +51,4 @@ def test_what_is_gone_is_forgotten_and_its_names_are_free() -> None:
     keys.remove(b"a")
     keys.remove(b"a")
     assert keys.find(b"a") is None
-    assert keys.keep({2}) == []
+    assert keys.retain({2}) == []

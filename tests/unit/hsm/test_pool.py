@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from signer.events import Events
 from signer.hsm.frames import Kind, ResultFrame, Verdict, unpack_ids, unpack_sign
 from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
-from signer.hsm.front.slot import End, Slot
+from signer.hsm.front.slot import WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import (
     AUDIT_KEY,
@@ -33,20 +34,14 @@ SIGNATURE = b"s" * 64
 HALTED = Suspended(facilities={"a": "a is suspended"})
 
 
-class FakeSlot:
-    """A worker that remembers what it was sent."""
+class FakeChannel:
+    """Remembers what a worker was sent."""
 
     def __init__(self) -> None:
-        self.state, self.reason, self.since, self.items = "serving", "", 0.0, 0
-        self.in_flight: dict[int, Any] = {}
-        self.process = None
         self.sent: list[tuple[Kind, bytes]] = []
 
     def send(self, kind: Kind, *parts: bytes) -> None:
         self.sent.append((kind, b"".join(parts)))
-
-    def send_to(self, _: object, kind: Kind, *parts: bytes) -> None:
-        self.send(kind, *parts)
 
     def of_kind(self, kind: Kind) -> list[bytes]:
         return [body for sent, body in self.sent if sent is kind]
@@ -65,8 +60,10 @@ class Driven:
             events=Events(),
             clock=SystemClock(),
         )
-        self.slot: Any = FakeSlot()
-        self.pool._slots = [cast("Slot", self.slot)]
+        self.channel = FakeChannel()
+        [self.slot] = self.pool._slots
+        self.slot._process = SimpleNamespace(channel=self.channel)  # type: ignore[assignment]
+        self.slot.state = "serving"
         self._threads = threads
 
     def sign(self, key: KeyVersion, count: int) -> Future[Signed]:
@@ -74,9 +71,8 @@ class Driven:
         return self.submit(self.pool.admit(job(key, count)))
 
     def submit(self, admission: Admission) -> Future[Signed]:
-        before = len(self.pool._batches)
         call = self._threads.submit(self.pool.sign, admission)
-        until(lambda: len(self.pool._batches) > before or call.done())
+        until(lambda: call.done() or (not admission.room and self.slot.in_flight))
         return call
 
     def answer(self) -> None:
@@ -142,20 +138,19 @@ def messages(signed: Signed) -> set[str]:
 def test_nothing_of_a_suspended_facility_leaves_after_it(driven: Driven) -> None:
     call = driven.sign(key("a"), 500)
     driven.answer()
-    [batch] = driven.pool._batches.values()
-    assert driven.slot.in_flight, "chunks are with the worker"
+    batch = next(iter(driven.slot.in_flight.values())).batch
     assert driven.pool.waiting(), "and others wait"
     driven.pool.suspend(HALTED, [key("a")])
     assert driven.pool.waiting() == []
-    left = list(batch.signed.signatures)
-    sent = len(driven.slot.of_kind(Kind.SIGN))
+    left = list(batch.signatures)
+    sent = len(driven.channel.of_kind(Kind.SIGN))
     driven.answer_all()
     signed = call.result(20)
     assert signed.signatures == left
     assert 0 < left.count(SIGNATURE) < 100
     assert len(signed.failures) == left.count(b"")
     assert messages(signed) == {"a is suspended"}
-    assert len(driven.slot.of_kind(Kind.SIGN)) == sent
+    assert len(driven.channel.of_kind(Kind.SIGN)) == sent
     with pytest.raises(CallError, match="a is suspended") as refused:
         driven.pool.admit(job(key("a", 7), 1))
     assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
@@ -186,11 +181,10 @@ def test_when_everything_is_suspended_only_the_audit_key_signs(driven: Driven) -
 
 def test_a_chunk_of_a_suspended_facility_goes_to_no_second_worker(driven: Driven) -> None:
     call = driven.sign(key("a"), 10)
-    assert driven.slot.in_flight
     driven.pool.suspend(HALTED, [key("a")])
-    driven.pool.left(driven.slot, End(FailureKind.DIED, "it died", served=True), 0)
+    driven.pool.left(driven.slot, WorkerEnd(FailureKind.DIED, "it died", served=True), 0)
     assert messages(call.result(20)) == {"a is suspended"}
-    assert len(driven.slot.of_kind(Kind.SIGN)) == 1
+    assert len(driven.channel.of_kind(Kind.SIGN)) == 1
 
 
 def test_lifting_a_suspension_leaves_a_stopped_key_stopped(driven: Driven) -> None:
@@ -234,7 +228,7 @@ def test_the_copies_of_what_stops_are_dropped(driven: Driven, count: int, how: s
         driven.pool.suspend(HALTED, stopped)
     else:
         driven.pool.stop_keys(dict.fromkeys(stopped, "stopped"))
-    bodies = driven.slot.of_kind(Kind.DROP)
+    bodies = driven.channel.of_kind(Kind.DROP)
     if not count:
         assert bodies == []
         return
@@ -246,7 +240,7 @@ def test_the_copies_of_what_stops_are_dropped(driven: Driven, count: int, how: s
 def test_dropping_copies_stops_nothing(driven: Driven) -> None:
     hsm = Hsm({"t": driven.pool})
     hsm.drop([key("a"), key("b")])
-    [body] = driven.slot.of_kind(Kind.DROP)
+    [body] = driven.channel.of_kind(Kind.DROP)
     assert unpack_ids(memoryview(body)) == [b"a-0", b"b-0"]
     assert hsm.admit(job(key("a"), 1)).refused is None
 
@@ -254,10 +248,10 @@ def test_dropping_copies_stops_nothing(driven: Driven) -> None:
 def test_a_copy_that_was_made_behind_the_order_is_dropped_again(driven: Driven) -> None:
     call = driven.sign(key("a"), 10)
     driven.pool.suspend(HALTED, [key("a")])
-    before = len(driven.slot.sent)
+    before = len(driven.channel.sent)
     driven.answer_all()
     call.result(20)
-    [(kind, body)] = driven.slot.sent[before:]
+    [(kind, body)] = driven.channel.sent[before:]
     assert (kind, unpack_ids(memoryview(body))) == (Kind.DROP, [key("a").cka_id])
 
 
@@ -270,7 +264,7 @@ def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(
     for label, number in (("t", 1), ("u", 2)):
         with pytest.raises(CallError, match="a is suspended"):
             hsm.admit(job(key("a", number, label), 1))
-        [body] = pools[label].slot.of_kind(Kind.DROP)
+        [body] = pools[label].channel.of_kind(Kind.DROP)
         assert unpack_ids(memoryview(body)) == [key("a", number).cka_id]
     hsm.suspend(Suspended(), [])
     hsm.stop_keys({key("a", 1, "t"): "one", key("a", 2, "u"): "two"})
@@ -287,7 +281,7 @@ def test_a_chunk_is_packed_with_its_items_only(driven: Driven) -> None:
     call = driven.sign(version, 40)
     driven.answer_all()
     assert call.result(20).failures == {}
-    frames = [unpack_sign(memoryview(body)) for body in driven.slot.of_kind(Kind.SIGN)]
+    frames = [unpack_sign(memoryview(body)) for body in driven.channel.of_kind(Kind.SIGN)]
     assert sum(len(frame.inputs) for frame in frames) == 40
     assert {(frame.cka_id, frame.spki, frame.check_every) for frame in frames} == {
         (version.cka_id, version.spki, 1)
@@ -327,7 +321,7 @@ def test_an_admitted_job_whose_key_stops_before_it_is_queued_is_refused(driven: 
     with pytest.raises(CallError, match="a is suspended") as refused:
         driven.pool.sign(admission)
     assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
-    assert driven.slot.of_kind(Kind.SIGN) == []
+    assert driven.channel.of_kind(Kind.SIGN) == []
     assert driven.pool._reserved == 0
 
 

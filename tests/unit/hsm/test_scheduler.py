@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Chunk, Pending, Scheduler
+from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Batch, Chunk, Scheduler
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion, SignJob
 
 COSTS = {Algorithm.ES256: 5e-5, Algorithm.EDDSA: 1e-4, Algorithm.PS256: 2e-3, Algorithm.ES384: 0.02}
@@ -27,7 +27,7 @@ def job(
     *,
     algorithm: Algorithm = Algorithm.ES256,
     weight: int = 1,
-) -> Pending:
+) -> Batch:
     name = KeyName("f", "k")
     version = KeyVersion(
         key=name,
@@ -45,7 +45,7 @@ def job(
         sign_until=None,
     )
     column = [bytes(32)] * inputs if isinstance(inputs, int) else inputs
-    return Pending(SignJob(version, column, owner, weight, 1, 0.0), 0.0)
+    return Batch(SignJob(version, column, owner, weight, 1, 0.0), 0.0)
 
 
 def drain(scheduler: Scheduler) -> list[Chunk]:
@@ -56,7 +56,7 @@ def drain(scheduler: Scheduler) -> list[Chunk]:
 
 
 def seconds(chunk: Chunk) -> float:
-    return len(chunk) * cost(chunk.pending.job)
+    return len(chunk) * cost(chunk.batch.job)
 
 
 class EveryItemOnce(RuleBasedStateMachine):
@@ -69,10 +69,10 @@ class EveryItemOnce(RuleBasedStateMachine):
     def start(self) -> None:
         self.scheduler = Scheduler(cost)
         self.waiting: Counter[tuple[int, int]] = Counter()
-        self.known: list[Pending] = []
+        self.known: list[Batch] = []
 
     def items(self, chunk: Chunk) -> list[tuple[int, int]]:
-        number = next(i for i, each in enumerate(self.known) if each is chunk.pending)
+        number = next(i for i, each in enumerate(self.known) if each is chunk.batch)
         return [(number, item) for item in range(chunk.start, chunk.stop)]
 
     @rule(
@@ -82,12 +82,12 @@ class EveryItemOnce(RuleBasedStateMachine):
         weight=st.integers(1, 4),
         count=st.integers(1, 400),
     )
-    def add(self, owner: str, algorithm: Algorithm, weight: int, count: int) -> Pending:
-        pending = job(owner, count, algorithm=algorithm, weight=weight)
-        self.known.append(pending)
+    def add(self, owner: str, algorithm: Algorithm, weight: int, count: int) -> Batch:
+        batch = job(owner, count, algorithm=algorithm, weight=weight)
+        self.known.append(batch)
         self.waiting.update((len(self.known) - 1, item) for item in range(count))
-        self.scheduler.add(pending)
-        return pending
+        self.scheduler.add(batch)
+        return batch
 
     @rule(target=taken)
     def take(self) -> Any:
@@ -105,9 +105,9 @@ class EveryItemOnce(RuleBasedStateMachine):
             self.waiting.update(self.items(chunk))
 
     @rule(wanted=jobs)
-    def remove(self, wanted: Pending) -> None:
-        for chunk in self.scheduler.remove(lambda pending: pending is wanted):
-            assert chunk.pending is wanted
+    def remove(self, wanted: Batch) -> None:
+        for chunk in self.scheduler.remove(lambda batch: batch is wanted):
+            assert chunk.batch is wanted
             for item in self.items(chunk):
                 assert self.waiting.pop(item, 0) == 1, "what nobody waited for is removed"
         assert not any(self.known[number] is wanted for number, _ in self.waiting)
@@ -115,7 +115,7 @@ class EveryItemOnce(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         assert self.scheduler.items == self.waiting.total()
-        assert sum(items for _, items in self.scheduler.waiting()) == self.waiting.total()
+        assert sum(each.items for each in self.scheduler.waiting()) == self.waiting.total()
 
     def teardown(self) -> None:
         for chunk in drain(self.scheduler):
@@ -141,7 +141,7 @@ def test_chunks_are_bounded_in_time_and_bytes(sizes: list[int], algorithm: Algor
     ]
     for chunk in chunks:
         assert len(chunk) >= 1
-        inputs = chunk.pending.job.inputs[chunk.start : chunk.stop]
+        inputs = chunk.batch.job.inputs[chunk.start : chunk.stop]
         if len(chunk) > 1:
             assert seconds(chunk) <= CHUNK_SECONDS
             assert sum(map(len, inputs)) <= CHUNK_BYTES
@@ -172,7 +172,7 @@ def test_one_item_waits_a_bounded_time_behind_a_flood(
     single = job("single", 1)
     scheduler.add(single)
     waited = 0.0
-    while (chunk := scheduler.take()) is not None and chunk.pending is not single:
+    while (chunk := scheduler.take()) is not None and chunk.batch is not single:
         waited += seconds(chunk)
     assert chunk is not None
     # Its first turn earns it enough for one item, its second one serves it: two
@@ -200,7 +200,7 @@ def test_owners_share_the_time_of_the_hsm_by_weight(
     while sum(spent.values()) < 10:
         chunk = scheduler.take()
         assert chunk is not None
-        spent[chunk.pending.job.owner] += seconds(chunk)
+        spent[chunk.batch.job.owner] += seconds(chunk)
     share = weights[0] / sum(weights)
     assert spent["a"] == pytest.approx(10 * share, abs=0.3)
 
@@ -210,7 +210,7 @@ def test_batches_of_one_owner_stay_in_their_order() -> None:
     batches = [job("a", 300) for _ in range(3)]
     for batch in batches:
         scheduler.add(batch)
-    order = [batches.index(chunk.pending) for chunk in drain(scheduler)]
+    order = [batches.index(chunk.batch) for chunk in drain(scheduler)]
     assert order == sorted(order)
 
 
@@ -229,17 +229,17 @@ def test_removing_asks_once_of_each_job_and_keeps_the_others_in_order() -> None:
     jobs = [job("ab"[number % 2], 3) for number in range(40)]
     for each in jobs:
         scheduler.add(each)
-    asked: list[Pending] = []
+    asked: list[Batch] = []
     gone = jobs[::3]
 
-    def wanted(pending: Pending) -> bool:
-        asked.append(pending)
-        return any(pending is each for each in gone)
+    def wanted(batch: Batch) -> bool:
+        asked.append(batch)
+        return any(batch is each for each in gone)
 
     removed = scheduler.remove(wanted)
     assert sorted(map(id, asked)) == sorted(map(id, jobs))
-    assert {id(chunk.pending) for chunk in removed} == set(map(id, gone))
-    taken = [chunk.pending for chunk in drain(scheduler)]
+    assert {id(chunk.batch) for chunk in removed} == set(map(id, gone))
+    taken = [chunk.batch for chunk in drain(scheduler)]
     for owner in "ab":
         left = [each for each in jobs if each.job.owner == owner and each not in gone]
         assert list(dict.fromkeys(each for each in taken if each.job.owner == owner)) == left
@@ -251,5 +251,5 @@ def test_an_owner_who_left_brings_no_credit_back() -> None:
     drain(scheduler)
     scheduler.add(job("a", 5000))
     scheduler.add(job("b", 5000))
-    shares = Counter(chunk.pending.job.owner for chunk in drain(scheduler)[:20])
+    shares = Counter(chunk.batch.job.owner for chunk in drain(scheduler)[:20])
     assert abs(shares["a"] - shares["b"]) <= 2

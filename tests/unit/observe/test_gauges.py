@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from signer.hsm.front.observer import Waiting, WorkerStatus
+from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.service import Hsm
+from signer.hsm.front.slot import WorkerStatus
 from signer.keys.index import KeyIndex
 from signer.model import Algorithm, KeyName, KeyState, KeyVersion
 from signer.observe.gauges import readings

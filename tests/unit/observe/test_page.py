@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from signer.hsm.front.observer import WorkerStatus
+from signer.hsm.front.slot import WorkerStatus
 from signer.observe.alarms import KEPT, Alarms
 from signer.observe.history import Sample
 from signer.observe.page import Seen, page

@@ -1,0 +1,282 @@
+"""Key pairs on the token: made, read and destroyed, as ADMIN frames order.
+
+An order is a JSON object: the name of its ``operation``, which stands in a table
+below, and its ``arguments``; bytes are hexadecimal. The answer has the ``result``, or
+``error`` and ``kind`` (OperatorErrorKind) where the token could not do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pkcs11
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+from pkcs11 import exceptions as errors
+from pkcs11.exceptions import PKCS11Error
+
+from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
+from signer.errors import OperatorErrorKind
+from signer.hsm.frames import FrameError
+from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.worker.token import Token
+
+KEYS_AT_ONCE = 2000
+"""Keys of one answer to ``inventory``: 15,000 of them with long labels do not fit in a frame."""
+
+_STRICT = {
+    Attribute.TOKEN: True,
+    Attribute.PRIVATE: True,
+    Attribute.SENSITIVE: True,
+    Attribute.EXTRACTABLE: False,
+    Attribute.SIGN: True,
+    Attribute.SIGN_RECOVER: False,
+    Attribute.DECRYPT: False,
+    Attribute.UNWRAP: False,
+    Attribute.DERIVE: False,
+}
+"""Attributes of a private key that we make: it signs, and it does not leave the token."""
+
+_MADE_HERE = {Attribute.LOCAL: True, Attribute.NEVER_EXTRACTABLE: True}
+"""What the token itself reports of a key that was made in it and never left it."""
+
+# Of each algorithm with a curve, the type of its keys and CKA_EC_PARAMS: the curve's OID in DER.
+_CURVES = {
+    Algorithm.ES256: (KeyType.EC, bytes.fromhex("06082a8648ce3d030107")),  # 1.2.840.10045.3.1.7
+    Algorithm.ES384: (KeyType.EC, bytes.fromhex("06052b81040022")),  # 1.3.132.0.34
+    Algorithm.EDDSA: (KeyType.EC_EDWARDS, bytes.fromhex("06032b6570")),  # 1.3.101.112
+}
+
+
+def carry_out(token: Token, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Carries out one order; returns the answer.
+
+    Raises TokenFailure where the session is in doubt afterwards, FrameError where the
+    operation is unknown.
+    """
+    operation = OPERATIONS.get(order.get("operation", ""))
+    if operation is None:
+        raise FrameError("an order of an unknown operation")
+    try:
+        return {"result": operation(token, **order["arguments"])}
+    except TokenFailure as failure:
+        if failure.leave:
+            raise
+        kind = OperatorErrorKind.UNSUPPORTED if failure.unsupported else OperatorErrorKind.OTHER
+        return {"error": str(failure), "kind": kind}
+
+
+def _describe(token: Token) -> dict[str, str]:
+    """Returns what the token and its module report; versions as ``major.minor``."""
+    shown, library = token.session.token, pkcs11.lib(token.spec.module)
+    fields = {
+        "label": shown.label,
+        "serial": shown.serial.decode(errors="replace"),
+        "model": shown.model,
+        "manufacturer": shown.manufacturer_id,
+        "hardware_version": _dotted(shown.hardware_version),
+        "firmware_version": _dotted(shown.firmware_version),
+        "library": library.library_description,
+        "library_version": _dotted(library.library_version),
+    }
+    return {name: text.strip(" \0") for name, text in fields.items()}
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _inventory(token: Token, first: int) -> dict[str, Any]:
+    """Returns the keys from the number ``first`` on, one part; the first part finds new keys."""
+    if first == 0:
+        token.refresh()
+    keys = token.keys.listed()
+    part = keys[first : first + KEYS_AT_ONCE]
+    return {"keys": [[key.cka_id.hex(), key.label] for key in part], "count": len(keys)}
+
+
+def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
+    """Returns the attributes of a private key that the token knows."""
+    key = token.keys.find(bytes.fromhex(cka_id))
+    if key is None:
+        raise TokenFailure(
+            FailureKind.CONFIGURATION,
+            f"token {token.spec.label} holds no private key with the CKA_ID {cka_id}",
+        )
+    values = {}
+    with token.doing(f"read the attributes of key {cka_id}"):
+        for attribute in _STRICT | _MADE_HERE:
+            try:
+                values[attribute.name.lower()] = bool(key[attribute])
+            except errors.AttributeTypeInvalid:
+                continue
+    return values
+
+
+def _destroy(token: Token, cka_id: str, label: str) -> None:
+    """Destroys a key pair, the private half first; a half that is gone already is no error.
+
+    Destroys nothing where another key has this CKA_ID.
+    """
+    identifier = bytes.fromhex(cka_id)
+    with token.doing(f"destroy key {label}"):
+        objects = list(token.session.get_objects({Attribute.ID: identifier, Attribute.TOKEN: True}))
+        classes = [item[Attribute.CLASS] for item in objects]
+        pairs = list(zip(objects, classes, strict=True))
+        privates = [item for item, kind in pairs if kind == ObjectClass.PRIVATE_KEY]
+        publics = [item for item, kind in pairs if kind == ObjectClass.PUBLIC_KEY]
+        labels = {item[Attribute.LABEL] for item in privates + publics}
+        if labels - {label} or len(privates) > 1:
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS,
+                f"token {token.spec.label} holds another key than {label} with the CKA_ID "
+                f"{cka_id}: nothing was destroyed; examine it with the HSM's own tool",
+            )
+        for private in privates:
+            private.destroy()
+            token.drop(identifier)
+            token.keys.remove(identifier)
+        for public in publics:
+            public.destroy()
+
+
+def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) -> str:
+    """Makes a key pair on the token; returns its public key as SPKI in DER.
+
+    A pair that an interrupted attempt left under this CKA_ID is returned instead. The
+    private key's attributes are read back: where the module ignores the template, the
+    key is destroyed again and refused.
+    """
+    wanted, identifier = Algorithm(algorithm), bytes.fromhex(cka_id)
+    with _mechanism_checked(token, wanted), token.doing(f"make {wanted} key {label}"):
+        if identifier in token.keys:
+            return _existing(token, wanted, identifier, label).hex()
+        if token.keys.has_label(label):
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS,
+                f"token {token.spec.label} holds another private key with the label {label}: "
+                "remove or rename it with the HSM's own tool",
+            )
+        public, private = _generate_pair(token.session, wanted, bits, identifier, label)
+        if wrong := _wrong_attributes(private):
+            private.destroy()
+            public.destroy()
+            raise TokenFailure(
+                FailureKind.MODULE_FATAL,
+                f"token {token.spec.label} made a key whose {', '.join(wrong)} is not as "
+                "demanded: it was destroyed; this module must not hold signing keys",
+            )
+        token.keys.add(private, identifier, label)
+        return _public_key(wanted, public).hex()
+
+
+@contextmanager
+def _mechanism_checked(token: Token, algorithm: Algorithm) -> Iterator[None]:
+    """Marks a refusal as ``unsupported`` where the token's list lacks the mechanism.
+
+    Tokens refuse with various codes besides CKR_MECHANISM_INVALID.
+    """
+    try:
+        yield
+    except TokenFailure as failure:
+        if not failure.leave:
+            mechanism = Mechanism[PROPERTIES[algorithm].mechanism]
+            failure.unsupported |= mechanism not in token.session.token.slot.get_mechanisms()
+        raise
+
+
+def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> bytes:
+    """Returns the public key of a pair that exists already and is as we make them."""
+    private = token.keys.find(cka_id)
+    template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: cka_id}
+    publics = list(token.session.get_objects(template))
+    if token.keys.label(cka_id) != label or len(publics) != 1 or _wrong_attributes(private):
+        raise TokenFailure(
+            FailureKind.AMBIGUOUS,
+            f"token {token.spec.label} holds a private key with the CKA_ID {cka_id.hex()} that "
+            f"was not made for {label}: remove it with the HSM's own tool",
+        )
+    try:
+        return _public_key(algorithm, publics[0])
+    except (PKCS11Error, ValueError) as error:
+        raise TokenFailure(
+            FailureKind.AMBIGUOUS,
+            f"token {token.spec.label} holds a key for {label} that does not fit {algorithm}: "
+            "make it for its own algorithm, or remove it with the HSM's own tool",
+        ) from error
+
+
+def _generate_pair(
+    session: Any, algorithm: Algorithm, bits: int, cka_id: bytes, label: str
+) -> tuple[Any, Any]:
+    names = {
+        "id": cka_id,
+        "label": label,
+        "store": True,
+        "capabilities": MechanismFlag.SIGN | MechanismFlag.VERIFY,
+        "public_template": {Attribute.ENCRYPT: False, Attribute.WRAP: False},
+        "private_template": dict(_STRICT),
+    }
+    if algorithm in _CURVES:
+        key_type, curve = _CURVES[algorithm]
+        parameters = {Attribute.EC_PARAMS: curve}
+        domain = session.create_domain_parameters(key_type, parameters, local=True)
+        public, private = domain.generate_keypair(**names)
+    else:
+        public, private = session.generate_keypair(KeyType.RSA, bits, **names)
+    return public, private
+
+
+def _wrong_attributes(private: Any) -> list[str]:
+    """Returns the names of the attributes that are not as we demand them."""
+    wanted = _STRICT | _MADE_HERE
+    return [attribute.name for attribute, value in wanted.items() if private[attribute] != value]
+
+
+def _public_key(algorithm: Algorithm, public: Any) -> bytes:
+    if algorithm in _CURVES:
+        return spki_of_point(algorithm, public[Attribute.EC_POINT])
+    return spki_of_rsa(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
+
+
+def spki_of_point(algorithm: Algorithm, ec_point: bytes) -> bytes:
+    """Returns the SPKI in DER of CKA_EC_POINT, a DER OCTET STRING with the point.
+
+    Raises ValueError where it is not exactly one OCTET STRING, or not a point of the curve.
+    """
+    # Points of our curves are shorter than 128 bytes: DER gives their length in one byte.
+    length = len(ec_point) - 2
+    if not 0 <= length < 128 or ec_point[:2] != bytes((0x04, length)):
+        raise ValueError("CKA_EC_POINT is not a DER OCTET STRING")
+    point = bytes(ec_point[2:])
+    if algorithm is Algorithm.EDDSA:
+        return _der(ed25519.Ed25519PublicKey.from_public_bytes(point))
+    curve = ec.SECP256R1() if algorithm is Algorithm.ES256 else ec.SECP384R1()
+    return _der(ec.EllipticCurvePublicKey.from_encoded_point(curve, point))
+
+
+def spki_of_rsa(modulus: bytes, exponent: bytes) -> bytes:
+    """Returns the SPKI in DER of CKA_MODULUS and CKA_PUBLIC_EXPONENT.
+
+    Raises ValueError where they are not an RSA key of a length that we use.
+    """
+    key = rsa.RSAPublicNumbers(int.from_bytes(exponent), int.from_bytes(modulus)).public_key()
+    if key.key_size not in RSA_BITS:
+        raise ValueError(f"an RSA modulus of {key.key_size} bits")
+    return _der(key)
+
+
+def _der(key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "describe": _describe,
+    "inventory": _inventory,
+    "attributes": _attributes,
+    "destroy": _destroy,
+    "generate": _generate,
+}

@@ -1,0 +1,194 @@
+"""Orders and their answers on both sides of a socket, with a fake token."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.algorithms import Algorithm
+from signer.errors import OperatorError, OperatorErrorKind
+from signer.hsm.frames import Channel, Closed, Kind, pack_json, unpack_json
+from signer.hsm.front.admin import AdminWorker
+from signer.hsm.mechanisms import Verifier
+from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.worker.administration import (
+    KEYS_AT_ONCE,
+    OPERATIONS,
+    carry_out,
+    spki_of_point,
+    spki_of_rsa,
+)
+from signer.model import TokenObject
+
+
+class FakeToken:
+    """Holds the keys it is given from the next ``refresh`` on."""
+
+    def __init__(self) -> None:
+        self.holds: list[TokenObject] = []
+        self.refreshed = 0
+        self.failure: TokenFailure | None = None
+        self.keys = SimpleNamespace(listed=list)
+
+    def refresh(self) -> None:
+        self.refreshed += 1
+        self.keys.listed = list(self.holds).copy
+
+
+def destroy(token: FakeToken, cka_id: str, label: str) -> None:
+    if token.failure is not None:
+        raise token.failure
+    token.holds.remove(TokenObject(bytes.fromhex(cka_id), label))
+
+
+@pytest.fixture
+def token() -> FakeToken:
+    return FakeToken()
+
+
+@pytest.fixture
+def admin(token: FakeToken, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdminWorker]:
+    monkeypatch.setitem(OPERATIONS, "destroy", destroy)
+    ours, theirs = map(Channel, socket.socketpair())
+
+    def answer() -> None:
+        try:
+            while True:
+                _, body = theirs.receive()
+                told = carry_out(token, unpack_json(body))  # type: ignore[arg-type]
+                theirs.send(Kind.DONE, pack_json(told))
+        except Closed:
+            return
+        except TokenFailure as failure:
+            theirs.send(Kind.FATAL, pack_json({"kind": failure.kind, "text": str(failure)}))
+        finally:
+            theirs.close()
+
+    worker = threading.Thread(target=answer)
+    worker.start()
+    process: Any = SimpleNamespace(channel=ours, kill=lambda: None)
+    yield AdminWorker(process, "t", 30.0)
+    ours.close()
+    worker.join()
+
+
+@pytest.mark.parametrize("count", [0, 1, KEYS_AT_ONCE, KEYS_AT_ONCE + 1, 15_000])
+def test_an_inventory_of_any_length_arrives_whole(
+    token: FakeToken, admin: AdminWorker, count: int
+) -> None:
+    label = "\u1ed9" * 200  # 1,200 bytes as JSON: together more than a frame may have
+    token.holds = [TokenObject(b"%d" % number, f"{label}{number}") for number in range(count)]
+    assert admin.inventory() == token.holds
+    assert token.refreshed == 1
+
+
+def test_an_order_that_fails_is_told_and_the_worker_lives_on(
+    token: FakeToken, admin: AdminWorker
+) -> None:
+    token.holds = [TokenObject(b"a", "one")]
+    token.failure = TokenFailure(FailureKind.BUSY, "it is full")
+    with pytest.raises(OperatorError, match="it is full") as refused:
+        admin.destroy(b"a", "one")
+    assert refused.value.kind is OperatorErrorKind.OTHER
+    token.failure = TokenFailure(FailureKind.MODULE_FATAL, "it cannot", unsupported=True)
+    with pytest.raises(OperatorError, match="it cannot") as refused:
+        admin.destroy(b"a", "one")
+    assert refused.value.kind is OperatorErrorKind.UNSUPPORTED
+    token.failure = None
+    admin.destroy(b"a", "one")
+    assert token.holds == []
+
+
+def test_a_failed_session_is_told_and_the_worker_leaves(
+    token: FakeToken, admin: AdminWorker
+) -> None:
+    token.failure = TokenFailure(FailureKind.SESSION_LOST, "it is unplugged", leave=True)
+    with pytest.raises(OperatorError, match="it is unplugged"):
+        admin.destroy(b"a", "one")
+    with pytest.raises(OperatorError, match="worker of token t died"):
+        admin.destroy(b"a", "one")
+
+
+# --- public keys -------------------------------------------------------------------------------
+
+CURVES = {Algorithm.ES256: ec.SECP256R1(), Algorithm.ES384: ec.SECP384R1()}
+
+
+def public_key(algorithm: Algorithm) -> Any:
+    if algorithm is Algorithm.EDDSA:
+        return ed25519.Ed25519PrivateKey.generate().public_key()
+    return ec.generate_private_key(CURVES[algorithm]).public_key()
+
+
+def point(key: Any) -> bytes:
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key.public_bytes_raw()
+    encoded: bytes = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return encoded
+
+
+def octets(content: bytes) -> bytes:
+    return bytes([4, len(content)]) + content
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.ES384, Algorithm.EDDSA])
+def test_the_public_key_of_a_point_is_its_spki(algorithm: Algorithm) -> None:
+    key = public_key(algorithm)
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert spki_of_point(algorithm, octets(point(key))) == spki
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.ES384, Algorithm.EDDSA])
+def test_a_malformed_point_is_refused(algorithm: Algorithm) -> None:
+    good = point(public_key(algorithm))
+    whole = octets(good)
+    malformed = [
+        b"",
+        b"\x04",
+        good,  # without its OCTET STRING
+        b"\x03" + whole[1:],  # a BIT STRING
+        b"\x24" + whole[1:],  # constructed
+        whole + b"\0",
+        octets(good + b"\0"),
+        octets(good[:-1]),
+        octets(b""),
+        b"\x04\x81" + whole[1:],  # the length in more bytes than DER allows
+        b"\x04\x80" + good + b"\0\0",  # of indefinite length
+        b"\x04\x82\x01\x00" + bytes(256),
+        b"\x04\xff" + bytes(255),
+        *(whole[:length] for length in range(2, len(whole))),
+    ]
+    if algorithm is not Algorithm.EDDSA:
+        malformed.append(octets(good[:-1] + bytes([good[-1] ^ 1])))  # not on the curve
+        malformed.append(octets(b"\x05" + good[1:]))
+        other = Algorithm.ES384 if algorithm is Algorithm.ES256 else Algorithm.ES256
+        malformed.append(octets(point(public_key(other))))
+    for encoded in malformed:
+        with pytest.raises(ValueError, match=r"."):
+            spki_of_point(algorithm, encoded)
+
+
+@pytest.mark.parametrize(
+    ("bits", "used"),
+    [(1024, False), (2048, True), (2056, False), (2560, False), (3072, True), (4096, True)],
+)
+def test_rsa_keys_of_three_lengths_are_used(bits: int, used: bool) -> None:
+    numbers = rsa.generate_private_key(65537, bits).public_key().public_numbers()
+    modulus, exponent = numbers.n.to_bytes(bits // 8), b"\x01\x00\x01"
+    spki = numbers.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if used:
+        assert spki_of_rsa(b"\0" + modulus, exponent) == spki
+        assert Verifier(Algorithm.PS256, spki).signature_length == bits // 8
+        return
+    with pytest.raises(ValueError, match=f"{bits} bits"):
+        spki_of_rsa(modulus, exponent)
+    for algorithm in (Algorithm.RS256, Algorithm.PS256):
+        with pytest.raises(ValueError, match="does not fit"):
+            Verifier(algorithm, spki)
