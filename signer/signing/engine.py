@@ -8,15 +8,16 @@ log and of the HSM's queue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
 
+from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
 from signer.events import Events, ItemsEnded, QuotaRefused, StageEnded
 from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
+from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
 from signer.model import (
     Format,
@@ -26,9 +27,9 @@ from signer.model import (
     SignJob,
 )
 from signer.policy.decide import Decision, check_algorithm, decide
-from signer.policy.rules import Terms
+from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
-from signer.signing.evidence import EarlierAnswer, Evidence, Intent
+from signer.signing.evidence import EarlierAnswer, Evidence, failure_texts
 from signer.signing.repeat import Repeats, repeated
 from signer.signing.request import BatchRequest, BatchResult, HsmInputs, Served, Snapshot
 
@@ -39,13 +40,6 @@ FAILURE_BYTES = 400
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items
 SMALLEST_BUDGET = 0.005
 """Seconds that a call must have left for the HSM to be used."""
-
-
-class Hsm(Protocol):
-    """The HSM, as far as the engine uses it."""
-
-    def admit(self, job: SignJob) -> Admission: ...
-    def sign(self, admission: Admission) -> Signed: ...
 
 
 class Engine:
@@ -106,20 +100,15 @@ class Engine:
 
                 # 5. The intent is recorded, the HSM signs, the outcome is recorded.
                 if admission.refused is None and job.inputs:
-                    intent = Intent(
-                        request=request,
+                    intent = _intent(
+                        request,
                         content=content,
-                        version=version,
-                        rule=decision.rule,
-                        policy_sha256=snapshot.policy.sha256,
-                        facility=terms.facility,
-                        group=terms.group or "",
-                        now=context.now,
-                        hcert=context.hcert,
+                        policy=snapshot.policy,
+                        decision=decision,
+                        context=context,
                         failed=prepared.failures,
-                        digests=inputs.digests(),
                     )
-                    signed = self._sign(admission, intent)
+                    signed = self._sign(admission, intent, inputs.digests())
                 else:
                     signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
 
@@ -137,11 +126,11 @@ class Engine:
         """Yields the earlier answer to this request; None without one, or without an id."""
         return self._repeats.once(request, content) if request.request_id else nullcontext()
 
-    def _sign(self, admission: Admission, intent: Intent) -> Signed:
+    def _sign(self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes]) -> Signed:
         """Records the intent, signs, and records the outcome or why there is none."""
         job = admission.job
         with self._stage("audit"):
-            seq = self._evidence.intend(intent, job.deadline)
+            seq = self._evidence.intend(intent, digests, job.deadline)
         with self._evidence.closing(seq):
             with self._stage("hsm"):
                 signed = self._hsm.sign(admission)
@@ -173,7 +162,7 @@ class Engine:
             raise invalid("payloads", f"has {items} items to sign, the quota is {quota}: split it")
         self._events.emit(QuotaRefused(terms.group or "", quota.window))
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
-        text = f"the quota of {quota} does not hold {items} more items: nothing was signed"
+        text = f"the quota of {quota} has no room for {items} more: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
 
     def _count(
@@ -200,6 +189,36 @@ class Engine:
 
 def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:
     return SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline)
+
+
+def _intent(
+    request: BatchRequest,
+    *,
+    content: bytes,
+    policy: Policy,
+    decision: Decision,
+    context: FormatContext,
+    failed: Mapping[int, Failure],
+) -> IntentRecord:
+    """Returns what is about to be signed, and everything that the same bytes depend on."""
+    terms, version = _granted(decision), context.version
+    return IntentRecord(
+        principal=request.principal,
+        request_id=request.request_id,
+        call_id=request.call_id,
+        payload_hash=content,
+        key_version=version.name,
+        kid=version.kid,
+        format=str(request.format),
+        rule=decision.rule,
+        policy=bytes.fromhex(policy.sha256),
+        facility=terms.facility,
+        group=terms.group or "",
+        now=context.now,
+        hcert=context.hcert,
+        asked=len(request.payloads),
+        failed=failure_texts(failed),
+    )
 
 
 def _granted(decision: Decision) -> Terms:

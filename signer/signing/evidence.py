@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from signer.audit.format.record import (
@@ -22,53 +21,10 @@ from signer.audit.format.record import (
 from signer.audit.write.log import AuditLate, AuditLog, AuditUnavailable
 from signer.errors import TABLE, CallError, Failure, Reason
 from signer.formats.payloads import signature_length
-from signer.model import HcertTerms, KeyVersion, Signed
-from signer.signing.request import BatchRequest
+from signer.model import KeyVersion, Signed
 
 RETRY_SECONDS = 5.0
 """When a caller should try again after the log has failed: an operator has to repair it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """What is about to be signed, and everything that the same bytes depend on.
-
-    ``content`` is the request's ``content_hash``. ``digests`` are those of the items that go
-    to the HSM, in their order; ``failed`` has the other items by their index in the batch.
-    """
-
-    request: BatchRequest
-    content: bytes
-    version: KeyVersion
-    rule: str
-    policy_sha256: str
-    facility: str
-    group: str
-    now: int
-    hcert: HcertTerms | None
-    failed: Mapping[int, Failure]
-    digests: Sequence[bytes]
-
-    def record(self) -> IntentRecord:
-        """Returns what the intent's record holds beside the digests."""
-        request = self.request
-        return IntentRecord(
-            principal=request.principal,
-            request_id=request.request_id,
-            call_id=request.call_id,
-            payload_hash=self.content,
-            key_version=self.version.name,
-            kid=self.version.kid,
-            format=str(request.format),
-            rule=self.rule,
-            policy=bytes.fromhex(self.policy_sha256),
-            facility=self.facility,
-            group=self.group,
-            now=self.now,
-            hcert=self.hcert,
-            asked=len(request.payloads),
-            failed=_failure_texts(self.failed),
-        )
 
 
 class Evidence:
@@ -77,17 +33,16 @@ class Evidence:
     def __init__(self, log: AuditLog) -> None:
         self._log = log
 
-    def intend(self, intent: Intent, deadline: float) -> int:
-        """Records an intent; returns its number when it is durable.
+    def intend(self, intent: IntentRecord, digests: Sequence[bytes], deadline: float) -> int:
+        """Records an intent to sign ``digests``; returns its number when it is durable.
 
         ``deadline`` is in monotonic seconds; an intent that becomes durable later is closed
         as INDETERMINATE. Raises CallError; then nothing may be signed.
         """
-        column = Column(len(intent.digests[0]), b"".join(intent.digests))
+        column = Column(len(digests[0]), b"".join(digests))
+        fields = intent.to_fields()
         try:
-            return self._log.append(
-                RecordKind.INTENT, intent.record().to_fields(), column, column.root(), deadline
-            )
+            return self._log.append(RecordKind.INTENT, fields, column, column.root(), deadline)
         except AuditLate as error:
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT, f"nothing was signed: {error}; allow more time"
@@ -105,7 +60,7 @@ class Evidence:
         if signed.failures:
             signatures = [signature or bytes(width) for signature in signatures]
         column = Column(width, b"".join(signatures))
-        outcome = OutcomeRecord(seq, signed.attempts, _failure_texts(signed.failures))
+        outcome = OutcomeRecord(seq, signed.attempts, failure_texts(signed.failures))
         try:
             self._log.append(RecordKind.OUTCOME, outcome.to_fields(), column, column.root())
         except AuditUnavailable as error:
@@ -124,9 +79,10 @@ class Evidence:
 
 
 class EarlierAnswer(NamedTuple):
-    """What the log holds of a request that was answered before; see ``Intent``.
+    """What the log holds of a request that was answered before.
 
-    ``signed`` is for the items that went to the HSM, in their order.
+    ``failed`` are the items that did not go to the HSM, by their index among the payloads;
+    ``digests`` and ``signed`` are for those that did, in their order.
     """
 
     intent: IntentRecord
@@ -137,35 +93,37 @@ class EarlierAnswer(NamedTuple):
 
 def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
     """Reads the records that ``intend`` and ``conclude`` have written; raises RecordError."""
-    asked = IntentRecord.from_fields(intent.fields)
-    done = OutcomeRecord.from_fields(outcome.fields)
-    failures = _read_failures(done.failures)
+    fields, ended = (
+        IntentRecord.from_fields(intent.fields),
+        OutcomeRecord.from_fields(outcome.fields),
+    )
     signatures = []
     if outcome.column is not None:
         signatures = [
-            b"" if index in failures else outcome.column.item(index)
+            b"" if index in ended.failures else outcome.column.item(index)
             for index in range(outcome.column.count)
         ]
     return EarlierAnswer(
-        intent=asked,
-        failed=_read_failures(asked.failed),
+        intent=fields,
+        failed=_read_failures(fields.failed),
         digests=intent.column.data if intent.column else b"",
-        signed=Signed(signatures, failures, done.attempts),
+        signed=Signed(signatures, _read_failures(ended.failures), ended.attempts),
     )
 
 
-def _unavailable(text: str) -> CallError:
-    return CallError(Reason.AUDIT_UNAVAILABLE, text, retry_after=RETRY_SECONDS)
-
-
-def _failure_texts(failures: Mapping[int, Failure]) -> dict[int, str]:
-    return {index: f"{f.reason}: {f.message}" for index, f in failures.items()}
+def failure_texts(failures: Mapping[int, Failure]) -> dict[int, str]:
+    """Returns failures as records hold them: ``REASON: message``."""
+    return {index: f"{failure.reason}: {failure.message}" for index, failure in failures.items()}
 
 
 def _read_failures(texts: Mapping[int, str]) -> dict[int, Failure]:
     failures: dict[int, Failure] = {}
     for index, text in texts.items():
-        reason, _, message = text.partition(": ")
-        again = 1.0 if TABLE[Reason(reason)].retryable else None
-        failures[index] = Failure(Reason(reason), message, again)
+        name, _, message = text.partition(": ")
+        reason = Reason(name)
+        failures[index] = Failure(reason, message, 1.0 if TABLE[reason].retryable else None)
     return failures
+
+
+def _unavailable(text: str) -> CallError:
+    return CallError(Reason.AUDIT_UNAVAILABLE, text, retry_after=RETRY_SECONDS)

@@ -96,12 +96,13 @@ def repeated(
 
     So are the items that failed then, whatever the policy now says about them. Raises CallError.
     """
-    name, number = parse_key_or_version(earlier.intent.key_version)
+    intent = earlier.intent
+    name, number = parse_key_or_version(intent.key_version)
     version = keys.version(name, number or 0)
     if version is None:
         raise _cannot_repeat("the key version no longer exists")
-    version = replace(version, kid=earlier.intent.kid)
-    context = FormatContext(version, earlier.intent.now, earlier.intent.hcert)
+    version = replace(version, kid=intent.kid)
+    context = FormatContext(version, intent.now, intent.hcert)
     message_format = FORMATS[request.format]
     try:
         prepared = message_format.prepare(request.payloads, context)
@@ -113,7 +114,7 @@ def repeated(
         raise _cannot_repeat("the certificate of the key version has changed since")
     failures = earlier.failed | inputs.by_index(earlier.signed.failures)
     outputs = message_format.finish(prepared, inputs.spread(earlier.signed.signatures), context)
-    return BatchResult(version, terms, earlier.intent.rule, outputs, failures)
+    return BatchResult(version, terms, intent.rule, outputs, failures)
 
 
 def _cannot_repeat(why: str) -> CallError:

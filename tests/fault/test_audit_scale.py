@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import RecordKind, Value
+from signer.audit.format.record import IntentRecord, RecordKind, Value
 from signer.audit.format.segments import Frame, Header, Segment, list_segments, open_segment
 from signer.audit.read import replay
 from signer.audit.read.ledger import Ledger
@@ -29,7 +29,7 @@ from signer.clock import SystemClock
 from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
-from signer.signing.evidence import Evidence, Intent
+from signer.signing.evidence import Evidence
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest
 
@@ -71,10 +71,11 @@ class Site:
 
     def sign(self, number: int, items: int, request_id: str = "") -> None:
         """What the pipeline charges and records of one batch."""
-        intent = intent_of(number, items, request_id)
+        request = request_of(number, request_id)
+        intent = intent_of(number, request)
         assert self.usage.charge(intent.facility, QUOTAS, items, intent.now) is None
-        seq = self.evidence.intend(intent, time.monotonic() + 60)
-        self.evidence.conclude(seq, intent.version, Signed(SIGNATURES[:items], {}))
+        seq = self.evidence.intend(intent, DIGESTS[:items], time.monotonic() + 60)
+        self.evidence.conclude(seq, version_of(request), Signed(SIGNATURES[:items], {}))
 
     def folded(self) -> Mapping[str, Value]:
         assert not self.ledger.forgotten
@@ -82,17 +83,30 @@ class Site:
 
     def used(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """By facility the items ever, and what is left of the quotas."""
-        now = intent_of(BATCHES, 1, "").now
+        now = NOW + BATCHES // 10
         return [
             (facility, items, self.usage.remaining(facility, QUOTAS, now))
             for facility, items in self.usage.busiest(FACILITIES)
         ]
 
 
-def intent_of(number: int, items: int, request_id: str) -> Intent:
+def request_of(number: int, request_id: str) -> BatchRequest:
     facility = f"01-{number % FACILITIES:03d}"
-    version = KeyVersion(
-        KeyName(facility, "records"),
+    return BatchRequest(
+        principal=f"spiffe://signer.example/clinic/{facility}",
+        key=KeyName(facility, "records"),
+        version=None,
+        format=Format.MESSAGE,
+        payloads=[b"%d" % number],
+        deadline=0,
+        request_id=request_id,
+        call_id=str(uuid.UUID(int=number)),
+    )
+
+
+def version_of(request: BatchRequest) -> KeyVersion:
+    return KeyVersion(
+        request.key,
         1,
         Algorithm.ES256,
         KeyState.ACTIVE,
@@ -106,29 +120,26 @@ def intent_of(number: int, items: int, request_id: str) -> Intent:
         0,
         None,
     )
-    payloads = [b"%d" % number]
-    request = BatchRequest(
-        principal=f"spiffe://signer.example/clinic/{facility}",
-        key=version.key,
-        version=None,
-        format=Format.MESSAGE,
-        payloads=payloads,
-        deadline=0,
-        request_id=request_id,
-        call_id=str(uuid.UUID(int=number)),
-    )
-    return Intent(
-        request,
-        request.content_hash(),
-        version,
-        f"facilities.{facility}.clients",
-        hashlib.sha256(b"policy").hexdigest(),
-        facility,
-        "01",
-        NOW + min(number, BATCHES) // 10,
-        None,
-        {},
-        DIGESTS[:items],
+
+
+def intent_of(number: int, request: BatchRequest) -> IntentRecord:
+    facility = request.key.facility
+    return IntentRecord(
+        principal=request.principal,
+        request_id=request.request_id,
+        call_id=request.call_id,
+        payload_hash=request.content_hash(),
+        key_version=version_of(request).name,
+        kid=b"kid-of-8",
+        format=str(request.format),
+        rule=f"facilities.{facility}.clients",
+        policy=hashlib.sha256(b"policy").digest(),
+        facility=facility,
+        group="01",
+        now=NOW + min(number, BATCHES) // 10,
+        hcert=None,
+        asked=1,
+        failed={},
     )
 
 
@@ -190,7 +201,7 @@ def test_a_start_after_10_million_items_reads_from_the_newest_snapshot_on(
     assert (again.folded(), again.used(), again.log.tree_head()) == before
 
     # What was answered before the snapshot is answered again.
-    request = intent_of(0, 1, names[0]).request
+    request = request_of(0, names[0])
     repeats = Repeats(again.log, again.ledger, SystemClock())
     with repeats.once(request, request.content_hash()) as answered:
         assert answered is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from signer.audit.format.record import RecordKind
 from signer.audit.read.ledger import MAX_REQUESTS, Ledger
@@ -14,6 +15,7 @@ from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
 from signer.events import Events
+from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
 from signer.policy.usage import Usage
@@ -71,7 +73,7 @@ class Stage:
         self.served = Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(keys, 1)))
         self.engine = Engine(
             self.served,
-            self.hsm,
+            cast("Hsm", self.hsm),
             Evidence(self.log),
             Repeats(self.log, self.ledger, clock),
             usage=self.usage,
