@@ -109,7 +109,7 @@ def chains(authority: Authority) -> dict[str, tuple[list[str], str]]:
         "one is left out": ([authority.pem, Authority("CN=root").pem], "was not issued by CN=root"),
         "no authority": ([none.pem], "is no authority"),
         "an old one": ([old.pem, authority.pem], "is not valid now"),
-        "no certificate": (["x"], "no X.509 certificate"),
+        "no certificate": (["x"], "not an X.509 certificate"),
         "two in one": ([authority.pem * 2], "several certificates"),
     }
 
