@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from signer.algorithms import Algorithm as Algorithm  # noqa: PLC0414 - exported here too
+from signer.algorithms import Algorithm
 from signer.errors import Failure
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from signer.algorithms import Algorithm
 from signer.errors import TABLE, CallError, Failure, Reason, Violation, invalid
-from signer.model import Algorithm, Format, KeyState, KeyVersion
+from signer.model import Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
 DOMAIN = "signer.v1"

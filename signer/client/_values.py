@@ -13,8 +13,8 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from signer.algorithms import Algorithm
 from signer.client._errors import ItemError
-from signer.model import Algorithm
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class ItemResult:
 class KeyVersion(NamedTuple):
     """One version. ``public_key`` (SPKI) and ``certificate`` are DER; times are UTC.
 
-    ``algorithm`` and ``state`` are the names of ``signer.model.Algorithm`` and
+    ``algorithm`` and ``state`` are the names of ``signer.algorithms.Algorithm`` and
     ``KeyState``, or of a newer server. ``certification_request`` (PEM, "" where there is
     none) comes only from ``get_key_version``; ``token`` is its label, shown to officers,
     auditors and operators; ``primary``: it is the version that signs for its key;

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from signer.model import Algorithm
+from signer.algorithms import Algorithm
 
 MAX_FRAME = 16 * 1024 * 1024
 _HEAD = struct.Struct("<IB")

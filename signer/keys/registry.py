@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.database import (
     bring_up,
@@ -25,15 +26,7 @@ from signer.keys.database import (
 from signer.keys.index import KeyIndex
 from signer.keys.schema import documents, key_versions, keys, officers, revision, suspensions
 from signer.keys.writing import Writing
-from signer.model import (
-    AUDIT_KEY,
-    Algorithm,
-    KeyName,
-    KeyState,
-    KeyVersion,
-    Scope,
-    Suspension,
-)
+from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion, Scope, Suspension
 
 _VERSIONS = sa.select(keys.c.facility, keys.c.key, keys.c.algorithm, key_versions).join(
     keys, key_versions.c.key_id == keys.c.id

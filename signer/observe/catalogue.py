@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from signer.algorithms import Algorithm
 from signer.errors import TABLE, Extent, Reason
 from signer.hsm.spec import FailureKind
-from signer.model import Algorithm, Format, KeyState
+from signer.model import Format, KeyState
 
 
 class Kind(enum.StrEnum):

@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from signer.model import Algorithm, KeyName
+from signer.algorithms import Algorithm
+from signer.model import KeyName
 
 
 class Step(NamedTuple):

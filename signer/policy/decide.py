@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from signer.algorithms import Algorithm
 from signer.errors import Reason
-from signer.model import Algorithm, Format, KeyName, Role
+from signer.model import Format, KeyName, Role
 from signer.policy.rules import Policy, Terms
 from signer.policy.windows import Hours
 from signer.text import utc

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, PlainValidator, model_validator
 
-from signer.model import Algorithm, Format
+from signer.algorithms import Algorithm
+from signer.model import Format
 from signer.policy import values
 from signer.policy.windows import Hours, weekly
 from signer.strict import StrictModel

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from signer.model import Algorithm, ContentRules, Format, HcertTerms, KeyName, Role
+from signer.algorithms import Algorithm
+from signer.model import ContentRules, Format, HcertTerms, KeyName, Role
 from signer.policy.document import Rules
 from signer.policy.values import Quota
 from signer.policy.windows import Hours

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Failure
 from signer.keys.index import KeyIndex
-from signer.model import Algorithm, Format, KeyName, KeyVersion, PreparedBatch, Suspended
+from signer.model import Format, KeyName, KeyVersion, PreparedBatch, Suspended
 from signer.policy.rules import Policy, Terms
 
 

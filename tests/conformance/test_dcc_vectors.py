@@ -17,19 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from signer import cbor
+from signer.algorithms import Algorithm
 from signer.errors import Reason
 from signer.formats import FORMATS, base45, dcc, hcert
 from signer.formats.cose import Envelope
 from signer.formats.payloads import PayloadError
-from signer.model import (
-    Algorithm,
-    Format,
-    FormatContext,
-    HcertTerms,
-    KeyName,
-    KeyState,
-    KeyVersion,
-)
+from signer.model import Format, FormatContext, HcertTerms, KeyName, KeyState, KeyVersion
 
 VECTORS = Path(__file__).parents[2] / "../shared/vectors/dgc-testdata"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError, OperatorErrorKind
 from signer.hsm.front.admin import open_admin
 from signer.keys.audit_key import ensure_audit_key
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, Algorithm, TokenObject
+from signer.model import AUDIT_KEY, TokenObject
 from signer.tools.dev import softhsm
 from tests.integration.hsm_probe import ask
 from tests.integration.hsm_token import SoftToken, version

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import IntentRecord, RecordKind, Value
 from signer.audit.format.segments import Frame, Header, Segment, list_segments, open_segment
@@ -26,7 +27,7 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.log import Listener
 from signer.audit.write.recovery import SEGMENT_BYTES, open_audit_log
 from signer.clock import SystemClock
-from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
+from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
 from signer.signing.evidence import Evidence

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from signer.algorithms import Algorithm
 from signer.hsm.frames import SignFrame
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
-from signer.model import Algorithm, KeyVersion
+from signer.model import KeyVersion
 
 
 def ask(command: str, spec: TokenSpec, **arguments: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.clock import SystemClock
 from signer.config.models import TokenConfig
 from signer.events import ChunkEnded, LoginEnded, WorkerLeft
@@ -23,7 +23,7 @@ from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import token_spec
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion, Signed, SignJob
+from signer.model import KeyName, KeyState, KeyVersion, Signed, SignJob
 from signer.tools.dev import softhsm, texts
 from tests.stand_ins import Recorder
 

@@ -15,11 +15,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.algorithms import Algorithm
 from signer.config.loader import load_config
 from signer.hsm.front.admin import open_admin
 from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState, KeyVersion
 from signer.tools.dev import key_plan as plan
 from signer.v1 import keys_pb2, signing_pb2
 from tests.integration import edge, outputs

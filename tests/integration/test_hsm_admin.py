@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError, Reason
 from signer.hsm.frames import Kind, pack_json, unpack_json
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import WorkerMode
-from signer.model import Algorithm, KeyVersion, TokenObject
+from signer.model import KeyVersion, TokenObject
 from tests.integration.hsm_probe import ask
 from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign, version
 

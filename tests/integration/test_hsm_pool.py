@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.algorithms import Algorithm
 from signer.errors import CallError, OperatorError, Reason
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import MECHANISMS
-from signer.model import Algorithm, KeyVersion, Signed
+from signer.model import KeyVersion, Signed
 from tests.integration.hsm_token import (
     SoftToken,
     all_correct,

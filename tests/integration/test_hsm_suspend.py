@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Pool
-from signer.model import Algorithm, KeyName, KeyVersion, Suspended
+from signer.model import KeyName, KeyVersion, Suspended
 from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign, until
 
 HALTED = Suspended(facilities={"a": "a is suspended"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.hsm.spec import WorkerMode
-from signer.model import Algorithm
 from tests.integration.hsm_probe import ask, key_arguments
 from tests.integration.hsm_token import SoftToken, inputs_for, job, sign
 

@@ -10,14 +10,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.config.loader import load_config
 from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
 from signer.keys.generation import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName
+from signer.model import KeyName
 from tests.appliances import Appliance
 
 

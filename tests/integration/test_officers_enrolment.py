@@ -13,8 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from signer.algorithms import Algorithm
 from signer.hsm.front.admin import open_admin
-from signer.model import Algorithm
 from tests.integration import edge
 from tests.integration.hsm_token import SoftToken
 from tests.integration.officers import Issuing, Office, check, csv_of

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.algorithms import PROPERTIES
-from signer.model import (
-    IDENTIFIER,
-    Algorithm,
-    KeyName,
-    KeyState,
-    KeyVersion,
-    parse_key_or_version,
-)
+from signer.algorithms import PROPERTIES, Algorithm
+from signer.model import IDENTIFIER, KeyName, KeyState, KeyVersion, parse_key_or_version
 
 IDS = st.from_regex(IDENTIFIER, fullmatch=True)
 VERSION = KeyVersion(

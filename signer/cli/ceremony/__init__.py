@@ -8,11 +8,11 @@ from typing import Any
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.algorithms import Algorithm
 from signer.cli.ceremony.steps import CeremonyPlan, hold
 from signer.cli.ceremony.transcript import verify
 from signer.cli.operations.arguments import KEY, certificate_in, principal_of
 from signer.cli.options import FILE, token_option, yes_option
-from signer.model import Algorithm
 
 _NEEDED = {
     "name": "NAME",

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from signer.algorithms import Algorithm
 from signer.cli.keys.plan import due, key_of, names_due
 from signer.cli.operations.arguments import DURATION, KEY, TIME, certificates_in, read_file
 from signer.cli.operations.flow import proposal_options
@@ -22,7 +23,7 @@ from signer.cli.operations.requested import OperationRequest, request_with_certi
 from signer.cli.options import FILE, token_option
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
-from signer.model import Algorithm, KeyName
+from signer.model import KeyName
 from signer.officers.rotation_plan import Step, plan_text
 from signer.text import count
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from signer.algorithms import Algorithm
 from signer.cli.operations.arguments import (
     KEY,
     TIME,
@@ -27,7 +28,6 @@ from signer.cli.operations.requested import (
 )
 from signer.cli.options import FILE, token_option
 from signer.client import SignerClient
-from signer.model import Algorithm
 
 _subject_option = click.option(
     "--subject",

@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer import __version__
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import fingerprint
 from signer.keys.csr import make_request
 from signer.keys.generation import NewKey, check_bits, cka_id_of, make_version
-from signer.model import Algorithm, Format, KeyName, KeyVersion, TokenAdmin
+from signer.model import Format, KeyName, KeyVersion, TokenAdmin
 from signer.officers.kinds.base import (
     Details,
     Effects,

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from signer.algorithms import Algorithm
 from signer.config.policy_documents import PolicyFile, PolicyText, policy_files, policy_text
 from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import fits
 from signer.keys.generation import NewKey, check_bits, cka_id_of, make_version
-from signer.model import IDENTIFIER, Algorithm, Format, KeyName, KeyVersion, TokenAdmin
+from signer.model import IDENTIFIER, Format, KeyName, KeyVersion, TokenAdmin
 from signer.officers.kinds.base import (
     FACILITIES_SHOWN,
     Details,

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from signer.algorithms import Algorithm
 from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName
+from signer.model import KeyName
 
 Mode = Literal["plain", "best"]
 

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from signer.model import Algorithm, Format, KeyName
+from signer.algorithms import Algorithm
+from signer.model import Format, KeyName
 from signer.tools.bench.load import Requests
 from signer.v1 import signing_pb2
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from signer.model import Algorithm, Format, KeyName
+from signer.algorithms import Algorithm
+from signer.model import Format, KeyName
 
 CLIENTS = ("issuer", "stranger", "officer-a", "officer-b", "auditor", "operator")
 """Clients that get a certificate. The policy names all of them except the stranger."""

@@ -9,9 +9,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.algorithms import Algorithm
 from signer.api import wire
 from signer.errors import TABLE, CallError, Extent, Failure, Reason, Violation
-from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion
+from signer.model import Format, KeyName, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
 VERSION = KeyVersion(

@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.algorithms import Algorithm
 from signer.client import Suspension
 from signer.keys.index import KeyIndex
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState, KeyVersion
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
 from tests.unit.cli.operations_played import NOW, certify, der, of_key, version

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.algorithms import Algorithm
 from signer.audit.format import checkpoint as notes
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.merkle import root
@@ -28,7 +29,7 @@ from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.sealing import Sealing
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
 from signer.hsm.front.pool import Admission
-from signer.model import AUDIT_KEY, Algorithm, KeyState, KeyVersion, Signed, SignJob
+from signer.model import AUDIT_KEY, KeyState, KeyVersion, Signed, SignJob
 from tests.stand_ins import ManualClock, Recorder
 
 ORIGIN = "test.example/log"

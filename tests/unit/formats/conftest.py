@@ -15,15 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 from cryptography.x509.oid import ExtensionOID
 
-from signer.model import (
-    Algorithm,
-    ContentRules,
-    FormatContext,
-    HcertTerms,
-    KeyName,
-    KeyState,
-    KeyVersion,
-)
+from signer.algorithms import Algorithm
+from signer.model import ContentRules, FormatContext, HcertTerms, KeyName, KeyState, KeyVersion
 
 NOW = int(datetime(2022, 1, 15, 12, 0, tzinfo=UTC).timestamp())
 YEAR = 365 * 24 * 3600

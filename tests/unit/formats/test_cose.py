@@ -7,9 +7,10 @@ from typing import Any
 import cbor2
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.formats import FORMATS
 from signer.formats.cose import Envelope
-from signer.model import Algorithm, Format, FormatContext
+from signer.model import Format, FormatContext
 
 Maker = Callable[..., FormatContext]
 COSE = FORMATS[Format.COSE_SIGN1]

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer import cbor
+from signer.algorithms import Algorithm
 from signer.errors import Reason
 from signer.formats import FORMATS, dcc, hcert
 from signer.formats.payloads import signature_length
-from signer.model import Algorithm, Format, FormatContext, PreparedBatch
+from signer.model import Format, FormatContext, PreparedBatch
 
 Maker = Callable[..., FormatContext]
 

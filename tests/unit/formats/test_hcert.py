@@ -12,9 +12,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
 from signer.formats import FORMATS, hcert
-from signer.model import Algorithm, ContentRules, Format, FormatContext, HcertTerms
+from signer.model import ContentRules, Format, FormatContext, HcertTerms
 
 Maker = Callable[..., FormatContext]
 HCERT = FORMATS[Format.HCERT]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import Reason
 from signer.formats import FORMATS, jws
 from signer.formats.payloads import json_object
-from signer.model import Algorithm, ContentRules, Format, FormatContext
+from signer.model import ContentRules, Format, FormatContext
 
 Maker = Callable[..., FormatContext]
 JWS = FORMATS[Format.JWS]

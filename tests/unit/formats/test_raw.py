@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
 from signer.formats import FORMATS
-from signer.model import Algorithm, Format, FormatContext
+from signer.model import Format, FormatContext
 
 Maker = Callable[..., FormatContext]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.algorithms import Algorithm
 from signer.hsm.frames import (
     MAX_FRAME,
     Channel,
@@ -29,7 +30,6 @@ from signer.hsm.frames import (
     unpack_result,
     unpack_sign,
 )
-from signer.model import Algorithm
 
 SIGN_FRAMES = st.builds(
     SignFrame,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.hsm.mechanisms import (
     MECHANISMS,
     P256_ORDER,
@@ -26,7 +26,6 @@ from signer.hsm.mechanisms import (
     Verifier,
     low_s,
 )
-from signer.model import Algorithm
 
 CURVES = [(Algorithm.ES256, ec.SECP256R1(), 32), (Algorithm.ES384, ec.SECP384R1(), 48)]
 RSA = rsa.generate_private_key(65537, 2048)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.events import Events
@@ -19,16 +20,7 @@ from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import (
-    AUDIT_KEY,
-    Algorithm,
-    KeyName,
-    KeyState,
-    KeyVersion,
-    Signed,
-    SignJob,
-    Suspended,
-)
+from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion, Signed, SignJob, Suspended
 
 SIGNATURE = b"s" * 64
 HALTED = Suspended(facilities={"a": "a is suspended"})

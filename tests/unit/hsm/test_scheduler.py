@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from signer.algorithms import Algorithm
 from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Batch, Chunk, Scheduler
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion, SignJob
+from signer.model import KeyName, KeyState, KeyVersion, SignJob
 
 COSTS = {Algorithm.ES256: 5e-5, Algorithm.EDDSA: 1e-4, Algorithm.PS256: 2e-3, Algorithm.ES384: 0.02}
 

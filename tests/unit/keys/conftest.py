@@ -9,10 +9,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyVersion, TokenAdmin
+from signer.model import KeyName, KeyVersion, TokenAdmin
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 

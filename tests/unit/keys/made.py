@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.algorithms import Algorithm
+from signer.model import KeyName, KeyState, KeyVersion
 
 
 def make(facility: str = "01-001", number: int = 1) -> KeyVersion:

@@ -8,6 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.certificates import (
     certified,
@@ -20,7 +21,7 @@ from signer.keys.certificates import (
     public_key_pem,
     read_certificate,
 )
-from signer.model import Algorithm, KeyVersion
+from signer.model import KeyVersion
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 

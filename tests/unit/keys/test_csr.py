@@ -6,11 +6,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.csr import make_request
 from signer.keys.generation import NewKey, create_key
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyVersion
+from signer.model import KeyName, KeyVersion
 
 SUBJECT = "CN=DCC signer 1,O=Ministry of Health,C=VN"
 

@@ -3,12 +3,13 @@ from typing import Any
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.certificates import cose_kid, fits, jwk_thumbprint
 from signer.keys.generation import NewKey, cka_id, create_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import Algorithm, KeyName, KeyState
+from signer.model import KeyName, KeyState
 
 NAME = KeyName("01-001", "records")
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.algorithms import Algorithm
 from signer.keys.index import KeyIndex
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState, KeyVersion
 
 A = KeyName("01-001", "records")
 

@@ -10,11 +10,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys import schema
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion
 from tests.unit.keys.made import make
 
 

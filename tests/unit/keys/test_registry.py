@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.database import RegistryError
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
-from signer.model import AUDIT_KEY, Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion
 from tests.unit.keys.made import make
 
 

@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerStatus
 from signer.keys.index import KeyIndex
-from signer.model import Algorithm, KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState, KeyVersion
 from signer.observe.gauges import readings
 from signer.observe.key_gauges import CHANGED, INTERVAL, KeyReadings
 from signer.signing.request import Snapshot

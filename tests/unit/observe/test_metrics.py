@@ -6,9 +6,10 @@ from collections import Counter
 
 from prometheus_client import generate_latest
 
+from signer.algorithms import Algorithm
 from signer.events import ItemsEnded
 from signer.hsm.spec import FailureKind
-from signer.model import Algorithm, Format
+from signer.model import Format
 from signer.observe.catalogue import BY_NAME, closed
 from signer.observe.metrics import SIGN_BATCH, Metrics
 from signer.observe.reports import Reports

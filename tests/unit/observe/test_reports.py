@@ -9,6 +9,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
+from signer.algorithms import Algorithm
 from signer.events import (
     AuditCommitted,
     AuditSlow,
@@ -22,7 +23,7 @@ from signer.events import (
     RequestsForgotten,
     WrongSignatures,
 )
-from signer.model import Algorithm, Format
+from signer.model import Format
 from signer.observe import logs
 from signer.observe.gauges import LiveGauges, Reading
 from signer.observe.reports import Reports

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.algorithms import Algorithm
 from signer.errors import Reason, Violation
-from signer.model import Algorithm, Format, KeyName, Role
+from signer.model import Format, KeyName, Role
 from signer.policy.compile import compile_policy
 from signer.policy.decide import (
     FORBIDDEN,

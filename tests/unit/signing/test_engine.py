@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from signer.algorithms import Algorithm
 from signer.audit.format.record import RecordError, RecordKind
 from signer.audit.write.log import AuditUnavailable
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission
-from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
+from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.signing.request import BatchRequest
 from tests.unit.signing.stage import CLIENT, ID, Stage
 

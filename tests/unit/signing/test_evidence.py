@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.audit.format import checkpoint as notes
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
@@ -30,7 +30,7 @@ from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Admission
-from signer.model import Algorithm, Format, KeyName, KeyState, KeyVersion, Signed
+from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.officers.offline_check import ApprovalFold
 from signer.signing.request import BatchRequest
 from tests.unit.signing.stage import CLIENT, ID, ORIGIN, Stage
