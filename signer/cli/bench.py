@@ -7,18 +7,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from signer.cli.options import json_option
+from signer.client import SignerClientError
+from signer.config.loader import load_config
 from signer.errors import OperatorError
-
-if TYPE_CHECKING:
-    from signer.tools.bench.cases import Case
-    from signer.tools.bench.run import Bench, Row
+from signer.text import count
+from signer.tools.bench.c_loop import CLoop
+from signer.tools.bench.cases import CASES, Case
+from signer.tools.bench.load import gauge
+from signer.tools.bench.run import Bench, Row, misses
+from signer.tools.dev.appliance import DevAppliance, connect
 
 _THREAD_SWITCH_SECONDS = 0.0005
-"""As in the daemon: with Python's 5 ms two busy threads of the load stretch latencies."""
+"""As in the daemon: Python's 5 ms would lengthen the latencies of two busy load threads."""
 
 
 @click.command()
@@ -27,7 +32,7 @@ _THREAD_SWITCH_SECONDS = 0.0005
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="A development appliance; made and started for the bench if it is not there.",
+    help="A development appliance; made and started for the bench if it does not exist.",
 )
 @click.option(
     "--config",
@@ -51,16 +56,16 @@ _THREAD_SWITCH_SECONDS = 0.0005
     type=click.FloatRange(0.2, 600),
     default=4,
     show_default=True,
-    help="Of each measurement; three of them make a round.",
+    help="Length of each measurement; a round has three.",
 )
 @click.option(
     "--case",
     "names",
     metavar="NAME",
     multiple=True,
-    help="Only this case; may be repeated. By default all that DIR has the keys for.",
+    help="Only this case; may be repeated. By default all for which DIR has the keys.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a case.")
+@json_option
 def bench(
     *,
     directory: Path | None,
@@ -73,9 +78,9 @@ def bench(
 ) -> None:
     """Measures a development appliance side by side with a C loop on its token.
 
-    Each round runs the plain loop (two threads, token objects, as everybody
-    writes it), the appliance, and the best loop (session copies) in turn; ratios
-    are the medians of the rounds. Exit code 1 if a goal is missed.
+    Each round runs the plain loop (two threads, token objects, as it is usually
+    written), the appliance, and the best loop (session copies) in turn; ratios
+    are the medians of the rounds. The exit code is 1 if a goal is missed.
 
     \b
     The short table:
@@ -90,10 +95,6 @@ def bench(
       signer dev init build/bench-keys --facilities 10000
       signer bench --dir build/bench-keys --case keys-10 --case keys-10000
     """
-    from signer.config.loader import load_config
-    from signer.tools.bench.c_loop import CLoop
-    from signer.tools.bench.run import Bench, misses
-
     if config_file is not None:
         directory = config_file.parent
     if directory is None:
@@ -110,7 +111,7 @@ def bench(
             rows.append(row)
             if as_json:
                 click.echo(json.dumps(row.as_dict()))
-        _tell_memory(dev)
+        _say_memory(dev)
     if not as_json:
         click.echo(_table(cases, rows))
     missed = [
@@ -128,22 +129,20 @@ def _say(text: str) -> None:
 
 
 def _choose(names: tuple[str, ...]) -> list[Case]:
-    from signer.tools.bench.cases import CASES
-
-    known = {case.name: case for case in CASES}
-    unknown = [name for name in names if name not in known]
+    by_name = {case.name: case for case in CASES}
+    unknown = [name for name in names if name not in by_name]
     if unknown:
-        raise click.UsageError(f"no case {unknown[0]}; there are {', '.join(known)}")
-    return [known[name] for name in names] if names else list(CASES)
+        raise click.UsageError(f"unknown case {unknown[0]}; cases: {', '.join(by_name)}")
+    return [by_name[name] for name in names] if names else list(CASES)
 
 
 def _possible(runner: Bench, cases: list[Case]) -> list[Case]:
-    """Leaves out, and says so, what needs more facilities than the appliance has."""
+    """Returns the cases for whose keys the appliance has facilities; reports the others."""
     possible = []
     for case in cases:
         missing = runner.missing(case)
         if missing:
-            _say(f"{case.name}: left out, {len(missing)} of its keys are not there")
+            _say(f"{case.name}: left out, {count(len(missing), 'key is', 'keys are')} missing")
         else:
             possible.append(case)
     return possible
@@ -151,9 +150,7 @@ def _possible(runner: Bench, cases: list[Case]) -> list[Case]:
 
 @contextmanager
 def _appliance(directory: Path) -> Iterator[dict[str, Any]]:
-    """Finds the appliance that serves in ``directory``, or starts it for the bench."""
-    from signer.tools.dev.appliance import DevAppliance
-
+    """Yields dev.json of the appliance in ``directory``, started for the bench if needed."""
     appliance = DevAppliance(directory)
     if _serves(appliance.dir):
         yield appliance.dev
@@ -167,9 +164,6 @@ def _appliance(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _serves(directory: Path) -> bool:
-    from signer.client import SignerClientError
-    from signer.tools.dev.appliance import connect
-
     described = directory / "dev.json"
     if not described.exists():
         return False
@@ -180,15 +174,13 @@ def _serves(directory: Path) -> bool:
             return False
 
 
-def _tell_memory(dev: dict[str, Any]) -> None:
-    from signer.tools.bench.load import gauge
-
+def _say_memory(dev: dict[str, Any]) -> None:
     resident = gauge(dev["metrics"], "process_resident_memory_bytes")
     _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
 
 
 def _compare_keys(rows: list[Row]) -> list[str]:
-    """10,000 keys against 10, each against its own plain loop: at least 0.9 of the ratio."""
+    """Compares 10,000 keys with 10, each by its own plain loop: at least 0.9 of the ratio."""
     ratios = {row.case: row.ratio_plain for row in rows}
     if not {"keys-10", "keys-10000"} <= set(ratios):
         return []
@@ -198,8 +190,6 @@ def _compare_keys(rows: list[Row]) -> list[str]:
 
 
 def _table(cases: list[Case], rows: list[Row]) -> str:
-    from signer.tools.bench.run import misses
-
     head = (
         f"{'case':<12} {'rate/s':>8} {'plain/s':>8} {'best/s':>8} {'/plain':>7} {'/best':>7}"
         f" {'p50 ms':>8} {'p99 ms':>8} {'front µs':>8} {'checks':>6}  what"

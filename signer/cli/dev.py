@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from signer.tools.dev import Progress
+from signer.cli.output import output
+from signer.cli.progress import progress
+from signer.daemon import run
+from signer.text import count
+from signer.tools import dev as development
 
 _EVERY = 500
-"""Keys between two lines of progress where there is no terminal."""
+"""Keys between two lines of progress where stderr is not a terminal."""
 
 _directory = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _facilities = click.option(
@@ -29,7 +29,7 @@ _workers = click.option(
     "--workers",
     metavar="N",
     type=click.IntRange(1, 64),
-    help="Worker processes; 2 at first, then as they are.",
+    help="Worker processes; at first 2, later unchanged.",
 )
 
 
@@ -37,9 +37,9 @@ _workers = click.option(
 def dev() -> None:
     """Makes and runs a development appliance on SoftHSM.
 
-    Everything lies in one folder, DIR: the token, a small PKI, configuration,
-    policy, keys, and dev.json, which says where everything is. Delete the folder
-    to start again. Never use it for real signatures.
+    Everything is in one folder, DIR: the token, a small PKI, configuration,
+    policy, keys, and dev.json, which lists them. Delete the folder to start
+    again. Never use it for real signatures.
 
     \b
     Try it:
@@ -48,68 +48,51 @@ def dev() -> None:
     """
 
 
+def _show_provisioned(described: dict[str, Any]) -> None:
+    home = Path(described["config"]).parent
+    click.echo(
+        f"{count(len(described['keys']), 'key is', 'keys are')} ready; {home / 'dev.json'}"
+        f" lists everything. Start it with: signer dev up {home}"
+    )
+
+
 @dev.command()
 @_directory
 @_facilities
 @_workers
-@click.option("--json", "as_json", is_flag=True, help="Print dev.json.")
-def init(*, directory: Path, facilities: int, workers: int | None, as_json: bool) -> None:
-    """Provisions DIR. What an earlier run made is found, not made again.
+@output(lambda described: described, _show_provisioned)
+def init(*, directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
+    """Provisions DIR. What an earlier run made is kept.
 
     \b
       signer dev init /tmp/appliance
       signer dev init /tmp/appliance --facilities 10000
     """
-    described = _provision(directory, facilities, workers)
-    if as_json:
-        click.echo(json.dumps(described, indent=2))
-    else:
-        click.echo(
-            f"{len(described['keys'])} keys are ready; {directory / 'dev.json'} says where"
-            f" everything is. Start it with: signer dev up {directory}"
-        )
+    return _provision(directory, facilities, workers)
 
 
-@dev.command()
+@dev.command(short_help="Provisions DIR if needed, then serves in the foreground.")
 @_directory
 @_facilities
 @_workers
 def up(*, directory: Path, facilities: int, workers: int | None) -> None:
-    """Provisions DIR if needed, then serves in the foreground until it is told to stop.
+    """Provisions DIR if needed, then serves in the foreground until SIGTERM or Ctrl-C.
 
     Prints `ready` on stdout when it serves; logs go to stderr.
 
     \b
       signer dev up /tmp/appliance --workers 2
     """
-    from signer.daemon import run
-
     described = _provision(directory, facilities, workers)
-    sys.exit(run(Path(described["config"]), on_ready=lambda: click.echo("ready"), development=True))
+    config = Path(described["config"])
+    sys.exit(run(config, on_ready=lambda: click.echo("ready"), development=True))
 
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
-    from signer.tools.dev import provision
+    def line(done: int, total: int | None, _: str) -> str:
+        return f"made {done} of {total} keys" if done % _EVERY == 0 or done == total else ""
 
-    with _progress() as progress:
-        return provision(directory, facilities=facilities, workers=workers, progress=progress)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Shows how many keys are made: a bar on a terminal, now and then a line elsewhere."""
-    if not sys.stderr.isatty():
-
-        def line(done: int, of: int) -> None:
-            if done % _EVERY == 0 or done == of:
-                click.echo(f"made {done} of {of} keys", err=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("making keys", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("", total=None)
-        yield lambda done, of: bars.update(task, completed=done, total=of)
+    with progress("making keys", line=line) as advance:
+        return development.provision(
+            directory, facilities=facilities, workers=workers, progress=advance
+        )

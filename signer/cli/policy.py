@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import click
 
-from signer.cli.options import config_option, json_option
-from signer.cli.output import print_table
+from signer.cli.operations.arguments import Text
+from signer.cli.options import config_option
+from signer.cli.output import output, print_table
+from signer.config.loader import load_config
+from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
+from signer.model import Format, KeyName
+from signer.policy.decide import Decision, decide
+from signer.policy.rules import Facility, Policy, Terms
+from signer.policy.values import instant
 
-if TYPE_CHECKING:
-    from signer.model import Format, KeyName
-    from signer.policy.decide import Decision
-    from signer.policy.rules import Facility, Policy, Terms
+_KEY = Text("NAME", KeyName.parse)
+_TIME = Text("TIME", instant)
 
 
 @click.group()
@@ -32,14 +35,31 @@ def policy() -> None:
     """
 
 
-@policy.command()
+class _Shown(NamedTuple):
+    """The policy, and the rows of one or of all facilities: each with a key, or "*"."""
+
+    policy: Policy
+    rows: list[tuple[str, Terms]]
+    one: bool
+
+
+def _print_shown(shown: _Shown) -> None:
+    if shown.one:
+        _print_facility(shown.policy, shown.rows)
+    else:
+        _print_all(shown.rows)
+
+
+@policy.command(short_help="Prints what may be done with the keys of facilities.")
 @config_option
 @click.option("--facility", metavar="ID", help="Only this one, with the rule behind each line.")
-@json_option
-def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
+@output(
+    lambda shown: [_row_value(shown.policy, key, terms) for key, terms in shown.rows], _print_shown
+)
+def show(*, config_file: Path, facility: str | None) -> _Shown:
     """Prints what may be done with the keys of every facility.
 
-    Keys with rules of their own have a row; "*" stands for all others, which
+    Keys with rules of their own have a row; "*" is the row of all others, which
     have no formats where the facility has HCERT and other formats.
 
     \b
@@ -47,42 +67,72 @@ def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
       signer policy show --config signer.yaml --facility moh
       signer policy show --config signer.yaml --json | jq '.[] | select(.delegation)'
     """
-    loaded = _loaded(config_file)
+    loaded = _load(config_file)
     if facility is not None and facility not in loaded.facilities:
         raise OperatorError(
-            f"the policy has no facility {facility}: `signer policy show` lists those it has"
+            f"the policy has no facility {facility}: `signer policy show` lists all facilities"
         )
     names = sorted(loaded.facilities) if facility is None else [facility]
     rows = [row for name in names for row in _rows(loaded.facilities[name])]
-    if as_json:
-        click.echo(json.dumps([_described(loaded, key, terms) for key, terms in rows], indent=2))
-    elif facility is None:
-        _print_all(rows)
-    else:
-        _print_facility(loaded, rows)
+    return _Shown(loaded, rows, one=facility is not None)
 
 
-@policy.command()
+Decisions = list[tuple[Format, Decision]]
+
+
+def _decision_values(decisions: Decisions) -> list[dict[str, object]]:
+    return [
+        {
+            "format": str(message_format),
+            "allowed": decision.allowed,
+            "rule": decision.rule,
+            "reason": decision.reason,
+            "message": decision.message,
+            "retry_after_seconds": decision.retry_after,
+        }
+        for message_format, decision in decisions
+    ]
+
+
+def _print_decisions(decisions: Decisions) -> None:
+    rows = [
+        (str(wanted), "allowed" if decision.allowed else "denied", decision.rule, decision.message)
+        for wanted, decision in decisions
+    ]
+    print_table(("format", "decision", "rule", "why"), rows)
+
+
+@policy.command(short_help="Prints whether a principal may sign with a key, and why.")
 @config_option
 @click.option("--principal", metavar="URI", required=True, help="The URI of the certificate.")
-@click.option("--key", "key_text", metavar="NAME", required=True, help="facilities/ID/keys/ID")
-@click.option("--format", "format_text", metavar="FORMAT", help="One format; all of them without.")
-@click.option("--at", "at_text", metavar="TIME", help="As in 2030-01-01T08:00:00+07:00; now.")
-@json_option
+@click.option("--key", metavar="NAME", type=_KEY, required=True, help="facilities/ID/keys/ID")
+@click.option(
+    "--format",
+    "format_name",
+    metavar="FORMAT",
+    type=click.Choice(list(Format)),
+    help="One format; by default all.",
+)
+@click.option(
+    "--at",
+    metavar="TIME",
+    type=_TIME,
+    default=lambda: datetime.now(UTC).timestamp(),
+    help="As in 2030-01-01T08:00:00+07:00; by default now.",
+)
+@output(
+    _decision_values,
+    _print_decisions,
+    ok=lambda decisions: any(decision.allowed for _, decision in decisions),
+)
 def explain(
-    *,
-    config_file: Path,
-    principal: str,
-    key_text: str,
-    format_text: str | None,
-    at_text: str | None,
-    as_json: bool,
-) -> None:
+    *, config_file: Path, principal: str, key: KeyName, format_name: str | None, at: float
+) -> Decisions:
     """Prints whether a principal may sign with a key, and the rule behind it.
 
     The answer is that of the file, which the daemon may not have reloaded yet.
-    Whether the key exists, its algorithm and what is left of the quotas are not
-    looked at. The exit code is 0 where signing is allowed (without --format: in
+    Whether the key exists, its algorithm and the rest of the quotas are not
+    checked. The exit code is 0 where signing is allowed (without --format: in
     at least one format), else 1.
 
     \b
@@ -90,61 +140,13 @@ def explain(
           --key facilities/01-001/keys/records
       ... --format JWS --at 2030-01-01T21:00:00+07:00
     """  # noqa: E501  a command is one line
-    from signer.policy.decide import decide
-
-    key, formats, at = _asked(key_text, format_text, at_text)
-    loaded = _loaded(config_file)
-    decisions = [(one, decide(loaded, principal, key, one, at)) for one in formats]
-    if as_json:
-        click.echo(json.dumps([_decision(str(one), answer) for one, answer in decisions], indent=2))
-    else:
-        print_table(
-            ("format", "decision", "rule", "why"),
-            (
-                (str(one), "allowed" if answer.allowed else "denied", answer.rule, answer.message)
-                for one, answer in decisions
-            ),
-        )
-    if not any(answer.allowed for _, answer in decisions):
-        sys.exit(1)
+    loaded = _load(config_file)
+    formats = list(Format) if format_name is None else [Format(format_name)]
+    return [(wanted, decide(loaded, principal, key, wanted, at)) for wanted in formats]
 
 
-def _loaded(config_file: Path) -> Policy:
-    from signer.config.loader import load_config
-    from signer.config.policy_documents import load_policy
-
+def _load(config_file: Path) -> Policy:
     return load_policy(load_config(config_file).policy)
-
-
-def _asked(
-    key_text: str, format_text: str | None, at_text: str | None
-) -> tuple[KeyName, Sequence[Format], float]:
-    """Reads the question; what cannot be read is wrong usage."""
-    from signer.model import Format, KeyName
-    from signer.policy.values import instant
-
-    try:
-        key = KeyName.parse(key_text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--key") from error
-    if format_text is not None and format_text not in set(Format):
-        raise click.BadParameter(f"choose from {', '.join(Format)}", param_hint="--format")
-    try:
-        at = datetime.now(UTC).timestamp() if at_text is None else instant(at_text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--at") from error
-    return key, list(Format) if format_text is None else [Format(format_text)], at
-
-
-def _decision(requested: str, decision: Decision) -> dict[str, object]:
-    return {
-        "format": requested,
-        "allowed": decision.allowed,
-        "rule": decision.rule,
-        "reason": decision.reason,
-        "message": decision.message,
-        "retry_after_seconds": decision.retry_after,
-    }
 
 
 def _rows(facility: Facility) -> list[tuple[str, Terms]]:
@@ -152,14 +154,14 @@ def _rows(facility: Facility) -> list[tuple[str, Terms]]:
 
 
 def _clients(policy: Policy, terms: Terms) -> list[str]:
-    """Returns all who may sign: the group's clients too, where it is delegated to them."""
+    """Returns the clients that may sign: with delegation, those of the group too."""
     clients = policy.facilities[terms.facility].clients
     if terms.delegation and terms.group is not None:
         clients |= policy.groups[terms.group].clients
     return sorted(clients)
 
 
-def _described(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
+def _row_value(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
     from signer.policy.narrow import shown
 
     rules = shown(terms)
@@ -193,7 +195,7 @@ def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
             ([_cell(name, value) for name, value in row.items()] for row in table),
         )
     else:
-        click.echo("the policy has no facilities: nobody may sign")
+        click.echo("the policy has no facilities: no client may sign")
 
 
 def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from signer.cli.options import config_option
+from signer.daemon import run
 
 
 @click.command()
@@ -15,17 +16,15 @@ from signer.cli.options import config_option
 @click.option(
     "--override-audit-log",
     is_flag=True,
-    help="Go on with an audit log that is not whole; what is missing stays so, on record.",
+    help="Continue an audit log that is damaged; the damage stays on record.",
 )
 def serve(*, config_file: Path, override_audit_log: bool) -> None:
     """Runs the daemon in the foreground; logs go to stderr as JSON.
 
-    SIGHUP reads policy and certificates again, SIGTERM drains and ends. The exit
-    code is 1 where the start is refused, with the reason on stderr.
+    SIGHUP reloads policy and certificates, SIGTERM drains and ends. The exit code
+    is 1 where the start is refused, with the reason on stderr.
 
     \b
       signer serve --config /etc/signer/signer.yaml
     """
-    from signer.daemon import run
-
     sys.exit(run(config_file, override_audit=override_audit_log))

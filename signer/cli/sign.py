@@ -6,23 +6,24 @@ import base64
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from signer.cli.connection import connect, daemon_options
+from signer.cli.progress import progress
 from signer.errors import OperatorError
 from signer.model import Format
+from signer.text import count
 
 if TYPE_CHECKING:
     from signer.client import ItemResult, SignerClient
 
 _STDIN = "-"
 _MAX_PAYLOAD = 4 * 1024 * 1024
-"""Bytes; what the API takes in one call. The client refuses what is longer."""
+"""Bytes that the API takes in one call. The client refuses a longer payload."""
 
 _SUFFIXES = {
     Format.DIGEST: ".sig",
@@ -35,7 +36,7 @@ _TEXT = frozenset({Format.JWS, Format.HCERT})
 
 
 class _Source(NamedTuple):
-    """Where a payload comes from: a file, or one line of it (from 1)."""
+    """Where a payload comes from: a file, or one line of it (counted from 1)."""
 
     name: str
     line: int | None = None
@@ -56,7 +57,7 @@ _Item = tuple[_Source, bytes]
     "format_name",
     required=True,
     type=click.Choice([format_.value for format_ in Format]),
-    help="What the payloads are and what to make of them.",
+    help="What the payloads are, and what is made of them.",
 )
 @click.option("--lines", is_flag=True, help="Each line is a payload (for DIGEST in hex).")
 @click.option(
@@ -103,8 +104,8 @@ def sign(
     Makes FILE.jws, FILE.hc1, FILE.cose or FILE.sig next to each FILE. With
     --lines it prints one signature a line, in the order of the payloads: JWS and
     HCERT as text, the others in base64, an empty line where a payload failed.
-    What failed is listed on stderr, and the exit code is 1; the rest is signed
-    all the same.
+    Failed payloads are listed on stderr, and the exit code is 1; all others are
+    signed.
 
     \b
     Three records, signed as JWS next to each file:
@@ -117,31 +118,33 @@ def sign(
         --format JWS --lines records.jsonl > records.jws
 
     \b
-    Vaccination certificates from another program, with everything in JSON:
+    Vaccination certificates from another program, with JSON as output:
       make-records | signer sign --client moh.yaml --key facilities/moh/keys/dcc \\
         --format HCERT --lines --json -
 
     \b
-    The digests that sha256sum prints, signed unseen:
+    The digests that sha256sum prints:
       sha256sum *.pdf | cut -c -64 | signer sign --client moh.yaml \\
         --key facilities/moh/keys/digest --format DIGEST --lines -
     """
     message_format = Format(format_name)
     if lines and out not in (None, _STDIN):
-        raise click.UsageError("--lines prints: use > to write a file instead of --out")
+        raise click.UsageError("--lines prints the signatures: write them to a file with > FILE")
     targets = {} if lines else _targets(inputs, out, message_format)
     items = _lines(inputs, message_format) if lines else _files(inputs)
     single = not lines and len(inputs) == 1
     printer = _Printer(message_format, targets, as_json=as_json, single=single)
     prints = as_json or len(targets) < len(inputs)
+    total = None if lines else len(inputs)
     with (
-        _progress(None if lines else len(inputs), prints) as advance,
+        progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
         connect(client_file) as client,
     ):
         options = {"batch_items": batch, "timeout": timeout}
-        for source, result in _signed(client, key, message_format, items, options):
+        results = _signed(client, key, message_format, items, options)
+        for done, (source, result) in enumerate(results, 1):
             printer.take(source, result)
-            advance()
+            advance(done, total)
     printer.finish()
 
 
@@ -152,7 +155,7 @@ def _signed(
     items: Iterable[_Item],
     options: dict[str, Any],
 ) -> Iterator[tuple[_Source, ItemResult]]:
-    """Pairs each result with its source; only what is on its way is held."""
+    """Pairs each result with its source; only the sources of pending payloads are kept."""
     sources: deque[_Source] = deque()
 
     def payloads() -> Iterator[bytes]:
@@ -165,7 +168,7 @@ def _signed(
 
 
 def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -> dict[str, Path]:
-    """Says where each input's signature goes; inputs that are printed are absent."""
+    """Returns the output file of each input; inputs whose signature is printed are absent."""
     if out == _STDIN:
         return {}
     suffix = _SUFFIXES[message_format]
@@ -179,7 +182,7 @@ def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -
     twice = [str(path) for path, times in Counter(targets.values()).items() if times > 1]
     if twice or len(set(inputs)) < len(inputs):
         what = ", ".join(twice) or "an input"
-        raise click.UsageError(f"{what} would be written twice: sign these files apart")
+        raise click.UsageError(f"{what} would be written twice: sign these files separately")
     if out is not None:
         try:
             Path(out).mkdir(parents=True, exist_ok=True)
@@ -209,7 +212,7 @@ def _lines(inputs: Iterable[str], message_format: Format) -> Iterator[_Item]:
 
 
 def _digest(line: bytes) -> bytes:
-    """Reads hex. What is none is no digest either: the appliance fails it alone."""
+    """Reads hex; of other text it returns b"", which the appliance refuses as a digest."""
     try:
         return bytes.fromhex(line.decode("ascii"))
     except ValueError:
@@ -217,10 +220,10 @@ def _digest(line: bytes) -> bytes:
 
 
 class _Printer:
-    """Writes results where they belong, and counts what failed.
+    """Writes or prints the results, and counts the failures.
 
-    ``targets`` says which inputs go to files; the others are printed, a ``single``
-    one as it is.
+    ``targets`` has the output files of inputs; other signatures are printed, that of a
+    ``single`` input as raw bytes.
     """
 
     def __init__(
@@ -275,19 +278,6 @@ class _Printer:
     def finish(self) -> None:
         """Ends with exit code 1 if anything failed."""
         if self._failed:
-            raise OperatorError(f"{self._failed} of {self._total} payloads have no signature")
-
-
-@contextmanager
-def _progress(total: int | None, prints: bool) -> Iterator[Callable[[], None]]:
-    """Shows on a terminal how far the work is, unless signatures are printed there."""
-    if not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = ("signing", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=total)
-        yield lambda: bars.advance(task)
+            raise OperatorError(
+                f"{self._failed} of {count(self._total, 'payload')} could not be signed"
+            )

@@ -158,7 +158,7 @@ def test_other_operations_are_refused(asked: OperationRequest) -> None:
     more = {**asked.expected, "more": 1}
     assert "more was not requested" in told(content(asked, details=more))
     assert "canonical" in told(content(asked).replace(b"  ", b"   ", 1))
-    assert "no operation" in told(content(asked).replace(b"approval", b"payment"))
+    assert "not an operation" in told(content(asked).replace(b"approval", b"payment"))
 
 
 def test_what_the_appliance_fills_is_its_own_only_where_nothing_was_said() -> None:
@@ -189,7 +189,7 @@ def test_what_another_officer_proposed_is_checked_before_it_is_approved() -> Non
     with pytest.raises(OperatorError, match="you proposed this"):
         check_foreign(data, identity, A)
     assert identity in refusal(lambda: check_foreign(data, identity.replace("6f", "7f"), B))
-    assert "no operation" in refusal(lambda: check_foreign(data[1:], identity, B))
+    assert "not an operation" in refusal(lambda: check_foreign(data[1:], identity, B))
 
 
 @pytest.mark.parametrize(

@@ -165,4 +165,4 @@ def test_empty_policy_lets_nobody_sign(tmp_path: Path) -> None:
     config.write_text(Path(CONFIG).read_text())
     result = CliRunner().invoke(policy, ["show", "--config", str(config)])
     assert result.exit_code == 0
-    assert "nobody may sign" in result.stdout
+    assert "no client may sign" in result.stdout
