@@ -1,1 +1,1 @@
-"""The evidence: what was signed, when, for whom and under which rule (DESIGN section 8)."""
+"""The evidence: what was signed, when, for whom and under which rule."""

@@ -61,7 +61,7 @@ class KeyIndex:
     def primary(self, name: KeyName, now: float) -> KeyVersion | None:
         """Returns the version that signs for the key at the time ``now``.
 
-        It is the active version with the latest activation (DESIGN section 6);
+        It is the active version with the latest activation;
         of two activated at the same instant, the newer one.
         """
         active = (v for v in self._by_key.get(name, {}).values() if v.active(now))

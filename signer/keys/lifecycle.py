@@ -2,7 +2,7 @@
 
 Pure: a version and a time go in, the changed version comes out; an illegal move
 raises and changes nothing. States and moves are those of NIST SP 800-57 part 1,
-section 7, as DESIGN section 6 has them.
+section 7.
 """
 
 from __future__ import annotations

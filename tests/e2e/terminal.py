@@ -38,8 +38,9 @@ class Block(NamedTuple):
 
 
 def blocks(document: str) -> list[Block]:
-    text = (ROOT / document).read_text()
-    return [Block(*found) for found in re.findall(r"(?ms)(.*?)^```(\w*)\n(.*?)^```$", text)]
+    """Returns the blocks of a document in order; a closing fence is one without a language."""
+    parts = re.split(r"(?m)^```(\w*)\n", (ROOT / document).read_text())
+    return [Block(*block) for block in zip(parts[0::4], parts[1::4], parts[2::4], strict=False)]
 
 
 class Terminal:

@@ -105,7 +105,7 @@ def test_the_log_quotes_no_payload_and_is_one_json_object_a_line(appliance: Any)
     assert [call for call in calls if call["reason"] == "FIELD_INVALID"]
 
 
-# --- metrics: names and labels of DESIGN section 9, values of closed sets ----------------------
+# --- metrics: names and labels are fixed, values are of closed sets ----------------------------
 
 TOKENS, GROUPS = {"signer-dev"}, {"01", "99", ""}
 METHODS = {
@@ -114,7 +114,7 @@ METHODS = {
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-"""Every call of DESIGN section 4, by whichever test the shared appliance was asked."""
+"""Every method of the API: other tests may have called it on the shared appliance."""
 FORMATS = {"DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "HCERT"}
 ALGORITHMS = {"ES256", "ES384", "RS256", "PS256", "EdDSA"}
 ITEM_REASONS = {

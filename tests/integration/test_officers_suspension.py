@@ -27,7 +27,7 @@ NOT_ACTIVE = "KEY_VERSION_NOT_ACTIVE"
 MORE = "facilities/01-001/keys/more"
 SLOW = "facilities/01-001/keys/records-rs256"
 LATEST_SECONDS = 2.0
-"""DESIGN says 100 ms, on a machine of one's own."""
+"""Slack for a busy machine: the goal is 100 ms."""
 
 
 @pytest.fixture(scope="module")

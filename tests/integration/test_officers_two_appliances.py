@@ -59,7 +59,7 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
 
 
 def seen(what: str, happened: Callable[[], bool]) -> None:
-    """What one appliance did is seen at the other within the 2 s that DESIGN allows, and slack."""
+    """Waits until the other appliance has seen it (goal: 2 s), and prints the time."""
     began = time.monotonic()
     edge.eventually(happened, what)
     took = time.monotonic() - began

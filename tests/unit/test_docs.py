@@ -239,8 +239,22 @@ _FOLDERS = "signer|tests|proto|config|docs|softhsm|\\.ci"
 _PATH = re.compile(rf"`((?:{_FOLDERS})/[\w./*-]+)(?:::\w+)?`")
 
 
+_DOCUMENT = re.compile(r"\bdocs/[\w/.-]+")
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_files_that_are_named_exist(path: Path) -> None:
     """A path of the repository in code, like `signer/api/guard.py`; a * stands for several."""
     named_paths = _PATH.findall(path.read_text())
     assert [name for name in named_paths if not any(ROOT.glob(name.rstrip("/")))] == []
+
+
+def test_documents_that_the_product_names_exist() -> None:
+    sources = [
+        *ROOT.glob("signer/**/*.py"),
+        *ROOT.glob("proto/**/*.proto"),
+        *(path for path in ROOT.glob("config/**/*") if path.is_file()),
+    ]
+    named = {name for path in sources for name in _DOCUMENT.findall(path.read_text())}
+    assert len(named) > 5
+    assert [name for name in named if not any(ROOT.glob(f"{name.rstrip('.')}*"))] == []

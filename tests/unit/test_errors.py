@@ -22,7 +22,7 @@ from signer.errors import (
 
 SOURCE = Path(__file__).parents[2] / "signer"
 
-CONTRACT = {  # DESIGN section 4
+CONTRACT = {  # callers rely on it: docs/errors.md
     "PEER_UNKNOWN": ("call", "UNAUTHENTICATED"),
     "POLICY_DENIED": ("call", "PERMISSION_DENIED"),
     "KEY_NOT_FOUND": ("call", "NOT_FOUND"),

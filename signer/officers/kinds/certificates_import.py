@@ -175,7 +175,7 @@ def activation_problems(
 ) -> list[str]:
     """Returns why a version may not be activated: what it signs must not outlive its certificate.
 
-    DESIGN section 7: may-sign-until plus the validity of what is made is at most
+    For HCERT, may-sign-until plus the validity of what is made is at most
     notAfter, and nothing is issued before notBefore.
     """
     terms = hcert_terms(version.key, context)

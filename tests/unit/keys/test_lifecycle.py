@@ -1,4 +1,4 @@
-"""The life of a version: DESIGN section 6's table, moves that keep to it, states by the clock."""
+"""States of a version: the table of NIST SP 800-57, moves that keep to it, states by the clock."""
 
 from __future__ import annotations
 

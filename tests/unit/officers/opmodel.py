@@ -87,7 +87,7 @@ class Between:
 
 
 def state_of(version: KeyVersion, now: float) -> KeyState:
-    """The state in force, from DESIGN section 6."""
+    """The state in force, computed independently of the product."""
     ends = [at for at in (version.sign_until, version.deactivate_at) if at is not None]
     ended = any(now >= at for at in ends)
     match version.state:

@@ -164,7 +164,7 @@ def test_what_has_ended_needs_no_certificate(stage: Stage, key: str, authority: 
     assert told == [f"{key} is COMPROMISED: it needs no certificate any more"]
 
 
-# --- what is signed does not outlive the certificate (DESIGN section 7) ------------------------
+# --- what is signed does not outlive the certificate ------------------------------------------
 
 
 def test_a_version_without_a_certificate_signs_no_health_certificates(
