@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import re
 import resource
@@ -23,7 +24,8 @@ FILES = 4096
 """Open files that a busy daemon needs: every connection is one."""
 HTTP_SECONDS = 5.0
 _TIME_ERROR = 5  # linux/timex.h: the kernel's clock is not synchronised
-_UNLIMITED = "unlimited"
+_SHELL = "this shell; a service has its own"
+_LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)
 
 
 class Limits(NamedTuple):
@@ -167,10 +169,10 @@ def try_to_bind(address: Address) -> int:
 
 def examine_limits(daemon: int | None) -> Iterator[Finding]:
     """Judges the limits of the running daemon, or of this process in its place."""
-    limits = limits_of(daemon) if daemon else None
-    whose = "the daemon"
-    if limits is None:
-        limits, whose = own_limits(), "this shell; a service has its own"
+    try:
+        limits, whose = limits_of(daemon or 0), "the daemon" if daemon else _SHELL
+    except OSError:
+        limits, whose = limits_of(0), _SHELL
     yield judge_files(limits, whose)
     yield judge_core(limits, whose)
     yield judge_memory(limits, whose, swaps())
@@ -196,7 +198,7 @@ def judge_core(limits: Limits, whose: str) -> Finding:
 
 
 def judge_memory(limits: Limits, whose: str, swap: bool) -> Finding:
-    locked = "all of it" if limits.locked == float("inf") else f"{limits.locked / 1024:.0f} KiB"
+    locked = "all of it" if limits.locked == math.inf else f"{limits.locked / 1024:.0f} KiB"
     seen = f"memory that may be locked: {locked} ({whose})"
     if swap:
         return warning(
@@ -207,25 +209,10 @@ def judge_memory(limits: Limits, whose: str, swap: bool) -> Finding:
     return ok("memory", f"{seen}; there is no swap")
 
 
-def own_limits() -> Limits:
-    kinds = (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)
-    soft = [resource.getrlimit(kind)[0] for kind in kinds]
-    return Limits(*(float("inf") if n == resource.RLIM_INFINITY else float(n) for n in soft))
-
-
-def limits_of(pid: int) -> Limits | None:
-    """Returns the limits of another process, None if they cannot be read."""
-    try:
-        text = Path(f"/proc/{pid}/limits").read_text()
-    except OSError:
-        return None
-    found = dict(re.findall(r"(?m)^(Max [a-z ]+?) {2,}(\d+|unlimited) ", text))
-    names = ("Max open files", "Max core file size", "Max locked memory")
-    return Limits(*(_number(found.get(name, "0")) for name in names))
-
-
-def _number(text: str) -> float:
-    return float("inf") if text == _UNLIMITED else float(text)
+def limits_of(pid: int) -> Limits:
+    """Returns the limits of a process, 0 for our own. Raises OSError."""
+    soft = [resource.prlimit(pid, kind)[0] for kind in _LIMITS]
+    return Limits(*(math.inf if n == resource.RLIM_INFINITY else float(n) for n in soft))
 
 
 def swaps() -> bool:

@@ -362,5 +362,6 @@ def test_limits_are_judged() -> None:
 
 
 def test_limits_of_another_process_are_read_as_ones_own() -> None:
-    assert machine.limits_of(os.getpid()) == machine.own_limits()
-    assert machine.limits_of(0) is None
+    assert machine.limits_of(os.getpid()) == machine.limits_of(0)
+    with pytest.raises(ProcessLookupError):
+        machine.limits_of(2**22 + 1)
