@@ -32,6 +32,14 @@ class CallEnded(NamedTuple):
     notes: Mapping[str, object]
 
 
+class CallDenied(NamedTuple):
+    """A call that was refused, or all of whose items failed; unknown names are empty."""
+
+    principal: str
+    key: str
+    reason: str
+
+
 class StageEnded(NamedTuple):
     """A stage of this thread's call; ``began`` is in monotonic seconds."""
 
@@ -253,6 +261,7 @@ class OperationBug(NamedTuple):
 Event = (
     CallBegan
     | CallEnded
+    | CallDenied
     | StageEnded
     | ItemsEnded
     | QuotaRefused

@@ -23,7 +23,7 @@ from signer.api import wire
 from signer.api.identity import AuthContext, principal_of
 from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
-from signer.events import Bug, CallBegan, CallEnded, Events
+from signer.events import Bug, CallBegan, CallDenied, CallEnded, Events
 from signer.model import Role
 from signer.policy.decide import UNKNOWN
 from signer.signing.request import Served
@@ -196,6 +196,11 @@ class Guard(grpc.ServerInterceptor):
         finally:
             seconds = self._clock.monotonic() - started
             self._events.emit(CallEnded(method, wire.code_name(code), reason, seconds, notes))
+            if reason == "ok" and notes.get("failed") and notes["failed"] == notes["items"]:
+                reason = "ALL_ITEMS_FAILED"
+            if reason != "ok":
+                principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
+                self._events.emit(CallDenied(principal, key, reason))
         return status
 
     def _message_until(self, caller: Caller) -> float:

@@ -13,8 +13,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +49,7 @@ from signer.events import (
     Started,
     Stopped,
 )
-from signer.hsm.front.admin import open_admin, wait_for_orphans
+from signer.hsm.front.admin import AdminWorkers
 from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import token_spec
 from signer.hsm.front.service import Hsm
@@ -58,7 +57,6 @@ from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
 from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
-from signer.model import TokenAdmin
 from signer.observe import logs, open_tracing
 from signer.observe.http import HttpPort
 from signer.observe.reports import Reports
@@ -160,7 +158,7 @@ class Appliance:
         # 4. The HSM, and what uses it beside requests.
         self._hsm = hsm = _hsm(config, clock, recorded)
         self._sealing = Sealing(config.audit, log, key, hsm=hsm, clock=clock, events=events)
-        admins = AdminWorkers(config)
+        admins = AdminWorkers(config.tokens, config.state)
         self._inventory = Inventory(hsm, self._served, key, admins.open, events)
 
         # 5. The way of an operation, and the following of the registry.
@@ -412,30 +410,6 @@ class Appliance:
                     self._executor.sweep()
             except Exception as error:  # noqa: BLE001 - without this thread suspensions are missed
                 self._events.emit(Bug("follow the registry", error, {}))
-
-
-class AdminWorkers:
-    """Opens administrative workers on the configured tokens."""
-
-    def __init__(self, config: Config) -> None:
-        self._tokens = {token.label: token for token in config.tokens}
-        self._state = config.state
-        self._lock = threading.Lock()
-        self._without_orphans: set[str] = set()
-
-    def open(self, label: str) -> AbstractContextManager[TokenAdmin]:
-        """Opens a worker for a block; raises OperatorError."""
-        return open_admin(self._tokens[label], self._state)
-
-    @contextmanager
-    def open_alone(self, label: str) -> Iterator[TokenAdmin]:
-        """Does so after the workers of a killed daemon have left; raises OperatorError."""
-        with self._lock:
-            if label not in self._without_orphans:
-                wait_for_orphans(self._tokens[label], self._state)
-                self._without_orphans.add(label)
-        with self.open(label) as admin:
-            yield admin
 
 
 def _hsm(config: Config, clock: Clock, events: Events) -> Hsm:

@@ -26,11 +26,10 @@ from signer.clock import Clock, FlooredClock
 from signer.config.models import AuditConfig
 from signer.errors import OperatorError
 from signer.events import (
-    AuditCommitted,
     AuditProblem,
     AuditSlow,
     AuditStopped,
-    CallEnded,
+    CallDenied,
     Events,
     Handlers,
     LoginEnded,
@@ -129,7 +128,7 @@ def open_log(
         checkpoints=known.newest,
         override=override,
         listeners=listeners,
-        on_commit=lambda records, seconds: events.emit(AuditCommitted(records, seconds)),
+        on_commit=events.emit,
         on_time=clock.raise_floor,
         on_stop=stopped,
     )
@@ -228,7 +227,7 @@ class DaemonLog:
         return {
             WorkerLeft: self._worker_left,
             LoginEnded: self._login_ended,
-            CallEnded: self._call_ended,
+            CallDenied: self._call_denied,
         }
 
     def _worker_left(self, event: WorkerLeft) -> None:
@@ -237,17 +236,12 @@ class DaemonLog:
     def _login_ended(self, event: LoginEnded) -> None:
         self._record(RecordKind.TOKEN, {"token": event.token, "login": event.result})
 
-    def _call_ended(self, event: CallEnded) -> None:
-        """Counts a refused call, or one whose items all failed, until the next record."""
-        notes, reason = event.notes, event.reason
-        if reason == "ok":
-            if not notes.get("failed") or notes["failed"] != notes["items"]:
-                return
-            reason = "ALL_ITEMS_FAILED"
-        name = str(notes.get("principal", "")), str(notes.get("key", "")), reason
+    def _call_denied(self, event: CallDenied) -> None:
+        """Counts the call until the next record."""
+        name: tuple[str, str, str] = event
         with self._lock:
             if name not in self._denials and len(self._denials) >= MAX_DENIALS:
-                name = "", "", reason
+                name = "", "", event.reason
             self._denials[name] += 1
 
     def _flush(self) -> None:

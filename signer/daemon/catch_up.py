@@ -46,14 +46,10 @@ class CatchUp:
         self._registry, self._store = registry, OperationStore(registry)
         self._log, self._records, self._approvals = log, records, approvals
         self._development = development
-        self._recorded: _InForce | None = None
 
     def record(self, state: RegistryState, text: PolicyText, *, files_decide: bool) -> None:
         """Records what is in force and not yet in the log, and the approvals that led to it."""
         now = _InForce(officers_sha256(state.officers), text.policy.sha256)
-        if now == self._recorded:
-            return
-        self._recorded = now
         approvals = self._approvals
         if approvals.officers is None and state.officers:
             policy = bytes.fromhex(now.policy)

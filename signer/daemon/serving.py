@@ -205,6 +205,7 @@ class Serving:
         check_tokens(state.keys, self._tokens)
         before, before_text = self._served.snapshot, self._policies.text
         self._policies.text = text = self._policies.of(state)
+        officers = self._state.officers
         changed = list(state.keys.changed_since(self._state.keys))
         new = any(self._state.keys.version(v.key, v.number) is None for v in changed)
         self._state = state
@@ -218,7 +219,8 @@ class Serving:
         if changed:
             self._log.keys_changed(before.keys, after.keys)
             self._events.emit(KeysChanged(len(after.keys), after.keys.revision))
-        self._record()
+        if state.officers != officers or text is not before_text:
+            self._record()
         if text is not before_text:
             self._policies.write_files(before_text)
             self._events.emit(PolicyChanged(text.policy.sha256))

@@ -31,6 +31,7 @@ from signer.audit.read.replay import OnRecord
 from signer.audit.write.disk import Disk, Tail
 from signer.clock import Clock
 from signer.errors import Reason
+from signer.events import AuditCommitted
 
 SLOW_SECONDS = 1.0
 """A commit that takes longer is reported to operators."""
@@ -262,9 +263,9 @@ class AuditLog:
 
     The writer's thread calls listeners one after the other and waits for them; they must
     not append. If one adds to snapshots, every segment but the first begins with a SNAPSHOT.
-    ``on_commit`` is called with the number of new durable records and the seconds of the
-    commit, ``on_time`` with the time of the newest durable record (seconds since the epoch),
-    ``on_stop`` with the reason why intents are refused from now on, before any is refused.
+    ``on_commit`` is called for each commit, ``on_time`` with the time of the newest durable
+    record (seconds since the epoch), ``on_stop`` with the reason why intents are refused
+    from now on, before any is refused.
     ``growth`` is for the one thread that makes checkpoints.
     """
 
@@ -276,7 +277,7 @@ class AuditLog:
         segment_bytes: int,
         low_disk_bytes: int,
         listeners: Sequence[Listener],
-        on_commit: Callable[[int, float], None],
+        on_commit: Callable[[AuditCommitted], None],
         on_time: Callable[[float], None],
         on_stop: Callable[[str], None],
     ) -> None:
@@ -422,7 +423,7 @@ class AuditLog:
             entry.seq = record.seq
         self.growth.add(sum(1 + _items(record) for _, record in written))
         self._inbox.answer([entry for entry, _ in written])
-        self._on_commit(len(written), self.commit_seconds)
+        self._on_commit(AuditCommitted(len(written), self.commit_seconds))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -451,7 +452,7 @@ class AuditLog:
                 snapshot = {name: value for one in self._snapshots for name, value in one().items()}
             self._tail.rotate(int(self._clock.now() * 1_000_000), snapshot)
         self._publish()
-        self._on_commit(0, self.commit_seconds)
+        self._on_commit(AuditCommitted(0, self.commit_seconds))
 
     def _publish(self) -> None:
         """Makes all records of the tail visible to readers."""

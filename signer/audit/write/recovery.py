@@ -29,6 +29,7 @@ from signer.audit.write.log import (
 )
 from signer.clock import Clock
 from signer.errors import OperatorError
+from signer.events import AuditCommitted
 
 SEGMENT_BYTES = 64 << 20
 LOW_DISK_BYTES = 256 << 20
@@ -50,7 +51,7 @@ def open_audit_log(
     checkpoints: Iterable[Checkpoint] = (),
     override: bool = False,
     listeners: Sequence[Listener] = (),
-    on_commit: Callable[[int, float], None] = lambda _records, _seconds: None,
+    on_commit: Callable[[AuditCommitted], None] = lambda _: None,
     on_time: Callable[[float], None] = lambda _: None,
     on_stop: Callable[[str], None] = lambda _: None,
     disk: Disk | None = None,

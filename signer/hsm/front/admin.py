@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,30 @@ def open_admin(
         yield worker
     finally:
         process.end()
+
+
+class AdminWorkers:
+    """Opens administrative workers on the configured tokens."""
+
+    def __init__(self, tokens: Sequence[TokenConfig], state: Path) -> None:
+        self._tokens = {token.label: token for token in tokens}
+        self._state = state
+        self._lock = threading.Lock()
+        self._without_orphans: set[str] = set()
+
+    def open(self, label: str) -> AbstractContextManager[AdminWorker]:
+        """Opens a worker for a block; raises OperatorError."""
+        return open_admin(self._tokens[label], self._state)
+
+    @contextmanager
+    def open_alone(self, label: str) -> Iterator[AdminWorker]:
+        """Does so after the workers of a killed daemon have left; raises OperatorError."""
+        with self._lock:
+            if label not in self._without_orphans:
+                wait_for_orphans(self._tokens[label], self._state)
+                self._without_orphans.add(label)
+        with self.open(label) as admin:
+            yield admin
 
 
 @contextmanager

@@ -366,7 +366,9 @@ class Count:
 
 def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener) -> None:
     count, commits = Count(), list[int]()
-    log = opened(listeners=[Listener(count.record)], on_commit=lambda n, _: commits.append(n))
+    log = opened(
+        listeners=[Listener(count.record)], on_commit=lambda commit: commits.append(commit.records)
+    )
     for number in range(10):
         seq = log.append(RecordKind.TOKEN, {"number": number})
         assert count.heard[-1].seq == seq
