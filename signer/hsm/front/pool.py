@@ -38,7 +38,7 @@ _WRONG = Failure(
     "the HSM returned a wrong signature: the key is stopped",
     retry_after=_LONG,
 )
-_DEADLY = Failure(
+_TWO_WORKERS_DIED = Failure(
     Reason.HSM_UNAVAILABLE, "two workers died over this item: try again", retry_after=1.0
 )
 _REFUSED = {
@@ -320,7 +320,7 @@ class Pool:
             deaths = chunk.deaths + (position == 0)
             failure = self._verdict(chunk.batch.job.version)
             if failure is None and deaths >= ATTEMPTS:
-                failure = _DEADLY
+                failure = _TWO_WORKERS_DIED
             if failure is not None:
                 chunk.batch.fail(chunk, failure)
             elif not chunk.batch.abandoned:

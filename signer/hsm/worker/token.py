@@ -1,7 +1,7 @@
-"""One token, opened: the only module that loads PKCS#11.
+"""One token, opened: its session, its private keys and their session copies.
 
-What goes wrong here is a TokenFailure; its kind tells the front process, and the
-operator, what to do.
+``load`` is the only function that loads a PKCS#11 module. Errors are TokenFailures,
+whose kind shows the front process and the operator what to do.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Died(Exception):  # noqa: N818 - what happens, not an error
 
 
 class OneTry(RuleBasedStateMachine):
-    """Workers that log in as signer.hsm.worker.token does, on a token that counts."""
+    """Workers that log in as signer.hsm.worker.login does, on a token that counts."""
 
     def __init__(self) -> None:
         super().__init__()
