@@ -1,5 +1,5 @@
-"""Operations under dual control: what nobody may do alone, and what one officer may at once.
+"""Operations of officers: what needs the approval of several, and what one may stop alone.
 
-``desk`` is the pipeline; ``kinds`` lists every kind of operation; ``store`` keeps
-them in the registry. The package joins keys, policy and the audit log (ADR 16).
+``proposals`` prepares and collects signatures, ``execution`` executes, ``kinds`` has a module
+for each group of operations, ``store`` the rows in the registry, ``records`` those in the log.
 """

@@ -1,7 +1,7 @@
-"""What one officer does at once: stop a key, a facility, a group or everything.
+"""What one officer may stop alone, at once: a key, a facility, a group or everything.
 
-Stopping is never made to wait: the registry first, then what runs here, then the log.
-Where the log takes no record nothing is signed in any case.
+A stop waits for nothing: first the registry, then this appliance, then the log. If the log
+takes no record, nothing is signed anyway.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class EmergencyStops:
         self._serving, self._clock = serving, clock
 
     def suspend_key(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
-        """Suspends what is active of a key or one version; what waits to be loses its time."""
+        """Suspends the active versions of a key, or one; a planned activation is cancelled."""
 
         def stops(version: KeyVersion, state: KeyState) -> bool:
-            waits = state is KeyState.PRE_ACTIVE and version.activate_at is not None
-            return state is KeyState.ACTIVE or waits
+            planned = state is KeyState.PRE_ACTIVE and version.activate_at is not None
+            return state is KeyState.ACTIVE or planned
 
         return self._change("suspend", officer, name, reason, stops=stops, move=lifecycle.suspend)
 
     def compromise(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
-        """Marks all versions of a key, or one, as compromised: for good."""
+        """Marks all versions of a key, or one, as compromised. This cannot be undone."""
 
         def stops(_version: KeyVersion, state: KeyState) -> bool:
             return state not in _ENDED
@@ -52,14 +52,14 @@ class EmergencyStops:
         )
 
     def suspend(self, officer: str, scope: Scope, name: str, reason: str) -> None:
-        """Sets the flag that stops a facility, a group or everything."""
+        """Suspends a facility, a group or everything."""
         check_reason(reason)
         if scope is Scope.EVERYTHING and name:
-            raise invalid("name", "everything has no name")  # under one nobody could lift it
+            raise invalid("name", "everything has no name")  # with one it could not be resumed
         policy = self._serving.policy
-        known = {Scope.GROUP: policy.groups, Scope.FACILITY: policy.facilities}.get(scope)
+        names = {Scope.GROUP: policy.groups, Scope.FACILITY: policy.facilities}.get(scope)
         with answered():
-            if known is not None and name not in known and not self._has_keys(scope, name):
+            if names is not None and name not in names and not self._has_keys(scope, name):
                 raise invalid(str(scope), f"there is no {scope} {name}")
             flag = Suspension(scope, name, self._clock.now(), officer, reason)
             with self._registry.writing() as write:
@@ -68,7 +68,7 @@ class EmergencyStops:
         self._records.acted(ActRecord("suspend", str(flag), officer, reason, {}))
 
     def suspensions(self) -> tuple[Suspension, ...]:
-        """Returns what is suspended beside keys."""
+        """Returns the suspensions of facilities, groups and everything."""
         with answered():
             return self._registry.suspensions()
 
@@ -97,7 +97,7 @@ class EmergencyStops:
         self._stopped()
         after = [change.after for change in changes]
         now = self._clock.now()
-        states_after = {each.name: str(each.state_at(now)) for each in after}
+        states_after = {version.name: str(version.state_at(now)) for version in after}
         self._records.acted(ActRecord(act, name, officer, reason, states_after))
         return after
 
@@ -114,18 +114,19 @@ class EmergencyStops:
         stops: Callable[[KeyVersion, KeyState], bool],
         move: Callable[[KeyVersion, float], KeyVersion],
     ) -> list[Change]:
-        """Writes the changed versions; who stops a key does not lose against who changes it."""
+        """Writes the stopped versions; repeats where others change the key at the same time."""
         now = self._clock.now()
-        there = self._registry.versions(key)
-        versions = [each for each in there if number in (None, each.number)]
+        versions = [v for v in self._registry.versions(key) if number in (None, v.number)]
         if not versions:
             raise CallError(Reason.KEY_NOT_FOUND, f"{name} does not exist")
         changes = [
-            Change(each, move(each, now)) for each in versions if stops(each, each.state_at(now))
+            Change(version, move(version, now))
+            for version in versions
+            if stops(version, version.state_at(now))
         ]
         if not changes:
-            states = ", ".join(f"{each.name} is {each.state_at(now)}" for each in versions)
-            raise OperatorError(f"nothing is to be stopped: {states}")
+            states = ", ".join(f"{version.name} is {version.state_at(now)}" for version in versions)
+            raise OperatorError(f"nothing to stop: {states}")
         with self._registry.writing() as write:
             write.change(changes)
         return changes
@@ -134,8 +135,8 @@ class EmergencyStops:
         if not self._serving.follow():
             raise CallError(
                 Reason.REGISTRY_UNAVAILABLE,
-                "it is in the registry, but this appliance could not read it back and may still"
-                " sign: repeat it, or end the daemon",
+                "the registry has this stop, but this appliance could not read it back and may"
+                " still sign: repeat it, or stop the daemon",
                 retry_after=1.0,
             )
 

@@ -195,7 +195,7 @@ BAD: dict[str, tuple[Callable[[Plan, Any], bytes], str]] = {
         lambda plan, own: plan.issuer.certify(
             own, public_key=ec.generate_private_key(ec.SECP256R1()).public_key()
         ),
-        "is for none of the new keys of this rotation",
+        "is not for a new key of this rotation",
     ),
     "expired": (
         lambda plan, own: plan.issuer.certify(
@@ -217,7 +217,7 @@ BAD: dict[str, tuple[Callable[[Plan, Any], bytes], str]] = {
     ),
     "for TLS": (
         lambda plan, own: plan.issuer.certify(own, extended=ExtendedKeyUsageOID.SERVER_AUTH),
-        "extended key usages have none of health certificates",
+        "extended key usages have none for health certificates",
     ),
     "the root's": (lambda plan, own: plan.root.certify(own), "was not issued by"),
     "a namesake's": (

@@ -87,19 +87,19 @@ def test_two_hundred_facilities_are_served_by_the_same_daemon(office: Office, ma
 
 
 MISTAKES = {
-    "UPPER,01,records,x,records,ES256,": "facility is no id",
-    "w-02,01,records,x,no key,ES256,": "key is no id",
-    "w-03,01,records,x,records,ES512,": "algorithm is none of ES256",
+    "UPPER,01,records,x,records,ES256,": "facility must have 1 to 63",
+    "w-02,01,records,x,no key,ES256,": "key must have 1 to 63",
+    "w-03,01,records,x,records,ES512,": "algorithm must be one of ES256",
     "w-04,01,records,x,records,PS256,": "RSA|modulus",
-    "w-05,01,records,x,records,ES256,256": "one key length",
+    "w-05,01,records,x,records,ES256,256": "fixed key length",
     "w-06,01,records,,records,ES256,": "clients is empty",
     "w-07,01,records,x,records": "has 5 cells, expected 7",
-    "w-08,01,records,x,records,ES256,": "stands in the file twice",
+    "w-08,01,records,x,records,ES256,": "is in the file twice",
     "w-08,99,records,x,records,ES256,": "has another group, profile or clients than in line 9",
 }
 UNFITTING = {
     "01-001,01,records,x,more,ES256,": "line 2: facility 01-001 is in the policy already",
-    "w-12,77,records,x,records,ES256,": "line 3: group 77 does not stand in the policy",
+    "w-12,77,records,x,records,ES256,": "line 3: group 77 is not in the policy",
 }
 REFUSED_BY_POLICY = {
     "w-20,01,nothing,x,records,ES256,": "nothing",

@@ -1,8 +1,8 @@
-"""What every kind of operation is made of.
+"""What all kinds of operations share, and what operations work with.
 
-A kind says four things of its details: what the appliance adds to what an officer
-asked for, what is wrong with them, what they change, and how. The first three are
-asked when an operation is proposed, the second again before it is executed.
+A kind completes the details that an officer asks for, returns what is wrong with them and
+what they change, and executes them. Problems are checked when an operation is proposed, and
+again before it is executed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ from signer.strict import StrictModel, problems_of
 from signer.text import count
 
 FACILITIES_SHOWN = 20
-"""Lines of a difference for what is alike; the rest is counted."""
-
+"""Lines of a difference that list the same thing; the rest is counted."""
 
 Moment = Annotated[int, Field(ge=0, le=32_503_680_000)]
-"""Seconds since the epoch, up to the year 3000: milliseconds are told from them."""
+"""Seconds since the epoch, up to the year 3000: a time in milliseconds is refused."""
 Span = Annotated[int, Field(ge=0, le=3_155_760_000)]
 """Seconds, up to 100 years."""
 
 
 class Details(StrictModel):
-    """What an operation of some kind asks for."""
+    """The details of an operation of one kind, as officers sign them."""
 
 
 D = TypeVar("D", bound=Details)
@@ -63,10 +62,10 @@ class OperationError(OperatorError):
 class OperationContext:
     """All that operations depend on, at one moment.
 
-    ``executing`` is the id of the operation at work, empty while it is only proposed:
-    what it made before an interruption is not in its own way. ``draft`` reads the policy
-    that lies in the files, ``read_policy`` a policy's text; both raise ConfigError.
-    ``needed`` is how many officers each kind needs.
+    ``executing`` is the id of the operation at work, empty while it is only proposed: keys that
+    it made in an earlier attempt do not count as conflicts. ``draft`` reads the policy in the
+    files, ``read_policy`` the text of a policy; both raise ConfigError. ``document`` returns
+    what is stored under a SHA-256. ``needed`` is the number of officers that each kind needs.
     """
 
     now: float
@@ -93,14 +92,14 @@ class OperationContext:
         return version
 
     def key(self, name: str) -> KeyName:
-        """Returns a key's name; raises OperationError where it is none."""
+        """Parses the name of a key; raises OperationError."""
         key, number = _parsed(name)
         if number is not None:
             raise OperationError(f"{name} is a version: name the key, {key}")
         return key
 
     def token(self, label: str) -> str:
-        """Returns the token to use, the only one where none is said; raises OperationError."""
+        """Returns the token to use, the only one if ``label`` is empty; raises OperationError."""
         if not label and len(self.tokens) == 1:
             return self.tokens[0]
         if label not in self.tokens:
@@ -108,31 +107,32 @@ class OperationContext:
         return label
 
     def token_problems(self, label: str) -> list[str]:
-        """Returns why an operation cannot use a token; ``token`` has filled in its label."""
+        """Returns why an operation cannot use a token by this label."""
         if label in self.tokens:
             return []
         return [f"token: name one of the tokens {', '.join(self.tokens)}"]
 
     def basis(self, key: KeyName) -> dict[str, str]:
-        """Returns state and times of every version of a key: what officers looked at.
+        """Returns state and times of every version of a key, as officers see them.
 
-        With the revision that wrote it last: what comes back to a state is not what was.
+        The revision that wrote a version last is included: a version that changed and changed
+        back is not the one that they saw.
         """
-        return {each.name: self._seen(each) for each in self.state.keys.versions(key)}
+        return {version.name: self._seen(version) for version in self.state.keys.versions(key)}
 
     def _seen(self, version: KeyVersion) -> str:
         times = [(name, getattr(version, name)) for name in TIMES]
-        told = [f"{name} {utc(time)}" for name, time in times if time is not None]
+        known = [f"{name} {utc(time)}" for name, time in times if time is not None]
         changed = f"changed at revision {version.revision}"
-        return ", ".join([str(version.state_at(self.now)), *told, changed])
+        return ", ".join([str(version.state_at(self.now)), *known, changed])
 
 
 TIMES = ("activate_at", "sign_until", "deactivate_at", "destroy_at")
-"""What a version's record says of its life beside the state."""
+"""The times of a version that officers see beside its state."""
 
 
 def utc(time: float | None) -> str:
-    """Returns a time for people."""
+    """Returns a time as text in UTC, "none" without one."""
     return "none" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -147,9 +147,9 @@ def _parsed(name: str) -> tuple[KeyName, int | None]:
 class Effects:
     """What the last transaction of an operation writes, together with its end.
 
-    ``waiting`` says for what; then the operation goes on later. Where ``policy_since`` or
-    ``officers_since`` is given, all of it is refused if other revisions than these put
-    policy and officers in force: somebody has decided otherwise since it was checked.
+    ``waiting``: what the operation waits for until it is resumed; empty if it is DONE. With
+    ``policy_since`` or ``officers_since`` the transaction is refused if another revision has
+    put the policy or the officers in force since they were checked.
     """
 
     added: Sequence[KeyVersion] = ()
@@ -255,7 +255,7 @@ class Work:
 
 
 class OperationKind(ABC, Generic[D]):
-    """One kind of operation. Methods raise OperationError, OperatorError or ConfigError."""
+    """One kind of operation. Methods raise OperatorError or ConfigError."""
 
     name: str
     details: type[D]
@@ -263,22 +263,22 @@ class OperationKind(ABC, Generic[D]):
     """The member of the details that names a document by its SHA-256, if one does."""
 
     def complete(self, details: D, context: OperationContext, attachment: bytes) -> D:
-        """Adds what the appliance knows; ``attachment`` is what an officer has sent along."""
+        """Adds what the appliance knows; ``attachment`` is the file that the officer sent."""
         del context, attachment
         return details
 
     def problems(self, details: D, context: OperationContext) -> list[str]:
-        """Returns what is wrong with it, now."""
+        """Returns what is wrong with the details now."""
         del details, context
         return []
 
     def check(self, details: D, context: OperationContext) -> None:
-        """Raises OperationError with everything that is wrong with it, now."""
+        """Raises OperationError with everything that is wrong with the details now."""
         if problems := self.problems(details, context):
             raise OperationError(*problems)
 
     def documents(self, details: D, context: OperationContext, attachment: bytes) -> list[bytes]:
-        """Returns what is to be kept beside the proposal because it is named by hash."""
+        """Returns the documents to store with the proposal, which names them by hash."""
         del details, context
         if attachment:
             raise OperationError(f"{self.name} takes no attachment")
@@ -286,13 +286,13 @@ class OperationKind(ABC, Generic[D]):
 
     @abstractmethod
     def difference(self, details: D, context: OperationContext) -> list[str]:
-        """Returns what it changes, a line each, for people."""
+        """Returns what the operation changes, as lines for officers."""
 
     @abstractmethod
     def execute(self, details: D, work: Work) -> Effects:
-        """Does what needs the token; returns what the registry is to hold then.
+        """Does the work on the token; returns what the registry will hold.
 
-        Repeating it finds what an interrupted attempt has made.
+        A repetition finds what an interrupted attempt made.
         """
 
     def read(self, members: Mapping[str, Any]) -> D:
@@ -305,7 +305,7 @@ class OperationKind(ABC, Generic[D]):
 
 
 def found_problems(check: Callable[[], object]) -> list[str]:
-    """Runs a check that raises; returns what it says, nothing where it passes."""
+    """Runs a check; returns the texts of its error, none if it passes."""
     try:
         check()
     except OperationError as error:

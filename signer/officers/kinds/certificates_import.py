@@ -1,4 +1,4 @@
-"""The kind import-certificate, and what a certificate must be to stand for a key."""
+"""The kind import-certificate, and the checks of a key's certificate and its issuers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from signer.officers.kinds.base import (
     OperationKind,
     Work,
     found_problems,
+    utc,
 )
 from signer.officers.kinds.create_key import hcert_terms
 from signer.x509 import is_authority
@@ -37,7 +38,7 @@ MAX_CHAIN = 5
 
 
 class ImportCertificate(Details):
-    """A version's certificate and those of its issuers, nearest first: PEM, then base64 of DER."""
+    """A version's certificate and its issuers', nearest first: PEM, completed to base64 of DER."""
 
     version: str
     certificate: str
@@ -58,7 +59,7 @@ class ImportCertificateKind(OperationKind[ImportCertificate]):
         return details.model_copy(
             update={
                 "certificate": encoded(read_text(details.certificate)),
-                "issuers": [encoded(read_text(each)) for each in details.issuers],
+                "issuers": [encoded(read_text(issuer)) for issuer in details.issuers],
             }
         )
 
@@ -79,12 +80,12 @@ class ImportCertificateKind(OperationKind[ImportCertificate]):
             f"~ {version.name} gets a certificate",
             f"  subject {certificate.subject.rfc4514_string()}",
             f"  issuer  {certificate.issuer.rfc4514_string()}",
-            f"  valid   from {_said(certificate.not_valid_before_utc)}",
-            f"          to {_said(certificate.not_valid_after_utc)}",
+            f"  valid   from {utc(certificate.not_valid_before_utc.timestamp())}",
+            f"          to {utc(certificate.not_valid_after_utc.timestamp())}",
             f"  kid     {version.kid.hex()} becomes {after.kid.hex()}",
         ]
         if version.certificate is not None:
-            lines.append("! another certificate is there: verifiers must know the new one first")
+            lines.append("! it has another certificate: verifiers must know the new one first")
         return lines
 
     def execute(self, details: ImportCertificate, work: Work) -> Effects:
@@ -99,12 +100,12 @@ def certificate_problems(
     issuers: Sequence[x509.Certificate],
     context: OperationContext,
 ) -> list[str]:
-    """Returns what is wrong with the chain of a certificate, and with its usage."""
+    """Returns what is wrong with a certificate's chain and its extended key usages."""
     problems = chain_problems(certificate, issuers, context.now)
     usages = extended_key_usages(certificate)
     if hcert_terms(version.key, context) and usages and not DCC_USAGES.keys() & set(usages):
         problems.append(
-            "its extended key usages have none of health certificates (1.3.6.1.4.1.1847.2021.1.*)"
+            "its extended key usages have none for health certificates (1.3.6.1.4.1.1847.2021.1.*)"
         )
     return problems
 
@@ -112,19 +113,19 @@ def certificate_problems(
 def chain_problems(
     certificate: x509.Certificate, issuers: Sequence[x509.Certificate], now: float
 ) -> list[str]:
-    """Returns why a certificate is not issued by the first issuer, that one by the next, and so on.
+    """Returns why the first issuer has not issued a certificate, the next one the first, and so on.
 
-    Every issuer must be an authority's and valid at ``now`` (RFC 5280 section 6.1, without
-    names and policies: the issuers are named one by one and approved).
+    Every issuer must be an authority and valid at ``now`` (RFC 5280 section 6.1, without
+    names and policies: officers approve the issuers one by one).
     """
     if not 1 <= len(issuers) <= MAX_CHAIN:
-        return [f"issuers: name the authority, and those above it, 1 to {MAX_CHAIN} in all"]
+        return [f"issuers: name the authority and those above it, 1 to {MAX_CHAIN} in all"]
     problems = []
     moment = datetime.fromtimestamp(now, UTC)
     for child, parent in zip([certificate, *issuers[:-1]], issuers, strict=True):
         name = parent.subject.rfc4514_string()
         if not is_authority(parent):
-            problems.append(f"{name} is no authority: its certificate does not say CA")
+            problems.append(f"{name} is not an authority: its certificate is not a CA certificate")
         if not parent.not_valid_before_utc <= moment <= parent.not_valid_after_utc:
             problems.append(f"the certificate of {name} is not valid now")
         try:
@@ -140,13 +141,13 @@ def read_text(text: str) -> x509.Certificate:
 
 
 def read_any(data: bytes) -> x509.Certificate:
-    """Reads one certificate from PEM or DER, all of it; raises OperationError."""
+    """Reads one certificate from PEM or DER and every part of it; raises OperationError."""
     try:
         certificate = read_certificate(data)
     except OperatorError as error:
         raise OperationError(str(error)) from None
     try:
-        # The library reads these only when they are asked for, and then raises.
+        # The library parses these parts on access, and raises then.
         certificate.public_key()
         names = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
         times = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -158,25 +159,25 @@ def read_any(data: bytes) -> x509.Certificate:
 
 
 def encoded(certificate: x509.Certificate) -> str:
-    """Returns how details hold a certificate: base64 of its DER."""
+    """Returns a certificate as details hold it: base64 of its DER."""
     return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
 
 
 def decoded(text: str) -> x509.Certificate:
-    """Reads what ``encoded`` wrote; raises OperationError."""
+    """Reads what ``encoded`` returns; raises OperationError."""
     try:
         return read_any(base64.b64decode(text, validate=True))
     except (ValueError, binascii.Error):
-        raise OperationError("a certificate is no base64 of its DER") from None
+        raise OperationError("a certificate is not base64 of its DER") from None
 
 
 def activation_problems(
     version: KeyVersion, at: float, sign_until: float | None, context: OperationContext
 ) -> list[str]:
-    """Returns why a version may not be activated: what it signs must not outlive its certificate.
+    """Returns why a version must not be activated: its HCERTs must not outlive its certificate.
 
-    For HCERT, may-sign-until plus the validity of what is made is at most
-    notAfter, and nothing is issued before notBefore.
+    ``sign_until`` plus the validity of an HCERT is at most notAfter, and ``at`` is not before
+    notBefore.
     """
     terms = hcert_terms(version.key, context)
     if terms is None or terms.hcert is None:
@@ -190,10 +191,9 @@ def activation_problems(
         problems.append(f"{version.name}: its certificate is not valid yet at the activation")
     latest = ends - terms.hcert.validity
     if sign_until is None or sign_until > latest:
-        said = _said(datetime.fromtimestamp(latest, UTC))
         problems.append(
             f"{version.name}: what it signs is valid for {terms.hcert.validity // 86_400} days and "
-            f"must not outlive its certificate: sign_until is at most {said}"
+            f"must not outlive its certificate: sign_until is at most {utc(latest)}"
         )
     return problems
 
@@ -204,14 +204,10 @@ def _certified(details: ImportCertificate, context: OperationContext) -> KeyVers
     return certified(version, pem, context.now, replaces=details.replace)
 
 
-def _said(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
-
-
 def _outlived_problems(
     version: KeyVersion, certificate: x509.Certificate, context: OperationContext
 ) -> list[str]:
-    """Returns why a version that signs already, or has its time, may not go on with it."""
+    """Returns why a version that is active, or will be, must not get a certificate."""
     if version.state not in (KeyState.ACTIVE, KeyState.SUSPENDED) or version.activate_at is None:
         return []
     after = replace(version, certificate=certificate.public_bytes(Encoding.DER))
@@ -222,4 +218,4 @@ def _state_problems(version: KeyVersion, context: OperationContext) -> list[str]
     state = version.state_at(context.now)
     if state in (KeyState.PRE_ACTIVE, KeyState.ACTIVE, KeyState.SUSPENDED):
         return []
-    return [f"{version.name} is {state}: it needs no certificate any more"]
+    return [f"{version.name} is {state}: it no longer needs a certificate"]

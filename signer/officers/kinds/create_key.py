@@ -1,4 +1,4 @@
-"""Kinds that make keys: create-key and new-version."""
+"""The kinds create-key and new-version, and what all kinds that make keys share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from signer.officers.kinds.base import (
     found_problems,
 )
 from signer.policy.rules import Terms
+from signer.text import count
 
 _TEST = b"signer.v1 test signature"
 
 
 class CreateKey(Details):
-    """A key and its first version. ``sign_until`` is seconds since the epoch, 0: no end."""
+    """A key and its first version. ``sign_until`` is in seconds since the epoch; 0: no end."""
 
     key: str
     algorithm: str
@@ -46,7 +47,7 @@ class CreateKey(Details):
 
 
 class CreateKeyKind(OperationKind[CreateKey]):
-    """Makes a key, active at once where ``activate`` says so."""
+    """Makes a key; with ``activate`` it is active at once."""
 
     name = "create-key"
     details = CreateKey
@@ -72,7 +73,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
         lines = [
             f"+ {details.key}, a key for {details.algorithm}{bits} on token {details.token}",
             f"+ {details.key}/versions/1, "
-            + ("ACTIVE at once" if details.activate else "PRE_ACTIVE: it signs nothing yet"),
+            + ("ACTIVE at once" if details.activate else "PRE_ACTIVE: it does not sign yet"),
         ]
         if details.subject:
             lines.append(f"+ a certification request for {details.subject}")
@@ -81,8 +82,8 @@ class CreateKeyKind(OperationKind[CreateKey]):
     def execute(self, details: CreateKey, work: Work) -> Effects:
         new = _new(details)
         with work.admin(details.token) as admin:
-            version = make(admin, new, 1, place=0, subject=details.subject, work=work)
-            result = evidence(admin, version)
+            version = make(admin, new, 1, index=0, subject=details.subject, work=work)
+            result = transcript(admin, version)
         if details.activate:
             now = work.clock.now()
             version = lifecycle.activate(version, now, details.sign_until or None, now)
@@ -90,7 +91,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
 
 
 class NewVersion(Details):
-    """One more version of a key. ``version`` is its name, ``algorithm`` and ``bits`` the key's."""
+    """One more version of a key. The appliance fills in the last three."""
 
     key: str
     token: str = ""
@@ -130,7 +131,9 @@ class NewVersionKind(OperationKind[NewVersion]):
         new, number = next_version(key, versions)
         problems = []
         if (details.algorithm, details.bits) != (new.algorithm, new.bits):
-            problems.append(f"{key} is for {new.algorithm}: leave algorithm and bits to us")
+            problems.append(
+                f"{key} uses {new.algorithm}; algorithm and bits are filled in by the appliance"
+            )
         if details.version != f"{key}/versions/{number}":
             problems.append(f"the next version of {key} is {number} now, not {details.version}")
         return [
@@ -142,25 +145,28 @@ class NewVersionKind(OperationKind[NewVersion]):
     def difference(self, details: NewVersion, context: OperationContext) -> list[str]:
         key = context.key(details.key)
         primary = context.state.keys.primary(key, context.now)
-        lines = [f"+ {details.version} on token {details.token}, PRE_ACTIVE: it signs nothing yet"]
+        lines = [f"+ {details.version} on token {details.token}, PRE_ACTIVE: it does not sign yet"]
         if details.subject:
             lines.append(f"+ a certification request for {details.subject}")
-        lines.append(f"  {primary.name if primary else 'nothing'} goes on signing for {key}")
+        lines.append(f"  {primary.name if primary else 'no version'} continues to sign for {key}")
         return lines
 
     def execute(self, details: NewVersion, work: Work) -> Effects:
         new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
         number = int(details.version.rpartition("/")[2])
         with work.admin(details.token) as admin:
-            version = make(admin, new, number, place=0, subject=details.subject, work=work)
-            return Effects(added=[version], result=evidence(admin, version))
+            version = make(admin, new, number, index=0, subject=details.subject, work=work)
+            return Effects(added=[version], result=transcript(admin, version))
 
 
 def make(
-    admin: TokenAdmin, new: NewKey, number: int, *, place: int, subject: str, work: Work
+    admin: TokenAdmin, new: NewKey, number: int, *, index: int, subject: str, work: Work
 ) -> KeyVersion:
-    """Makes one version at a place in an operation, its request, and tries it once."""
-    version = make_version(admin, new, number, cka_id_of(work.id, place), work.clock.now())
+    """Makes one key version of an operation and its request, and signs with it once.
+
+    ``index`` is its number in the operation, from 0.
+    """
+    version = make_version(admin, new, number, cka_id_of(work.id, index), work.clock.now())
     try_out(admin, version)
     if subject:
         version = replace(version, request=make_request(admin, version, subject).decode())
@@ -168,22 +174,22 @@ def make(
 
 
 def try_out(admin: TokenAdmin, version: KeyVersion) -> None:
-    """Has a version sign once; the worker checks it with the pin. Raises OperatorError."""
+    """Signs once; the worker checks the signature with the pin. Raises OperatorError."""
     name = PROPERTIES[version.algorithm].hash_name
     data = hashlib.new(name, _TEST).digest() if name else _TEST
     admin.sign(version.algorithm, version.cka_id, version.spki, [data])
 
 
 def stopped(made: int, of: int, error: OperatorError) -> OperatorError:
-    """Returns the error of an operation that makes many keys and could not make the next one."""
+    """Returns the error of an operation that could not make the next of its keys."""
     return OperatorError(
-        f"{made} of {of} keys are made and kept: {error}; mend the cause, then retry this"
-        " operation: it goes on with the next key"
+        f"{made} of {count(of, 'key')} were made and stored: {error}; correct the cause, then retry"
+        " this operation: it continues with the next key"
     )
 
 
-def evidence(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
-    """Returns what a transcript says of a key that was just made."""
+def transcript(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
+    """Returns what the transcript of a ceremony holds of a new key."""
     return {
         "key_version": version.name,
         "algorithm": str(version.algorithm),
@@ -198,9 +204,9 @@ def evidence(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
 
 
 def next_version(key: KeyName, versions: Sequence[KeyVersion]) -> tuple[NewKey, int]:
-    """Returns what the next version of a key is; the key's first version says the rest."""
+    """Returns the next version's key and number; its algorithm and length are the newest's."""
     if not versions:
-        return NewKey(key, Algorithm.ES256), 1  # refused: it does not exist
+        return NewKey(key, Algorithm.ES256), 1  # `problems` refuses it: the key does not exist
     newest = versions[-1]
     public = load_der_public_key(newest.spki)
     bits = public.key_size if isinstance(public, rsa.RSAPublicKey) else 0
@@ -208,16 +214,16 @@ def next_version(key: KeyName, versions: Sequence[KeyVersion]) -> tuple[NewKey, 
 
 
 def use_of(key: KeyName, context: OperationContext) -> list[str]:
-    """Returns what the policy in force has a key do."""
+    """Returns what the policy in force lets a key sign, as a line of a difference."""
     terms = context.policy.policy.terms_of(key)
     if terms is None:
-        return [f"  the policy names no facility {key.facility}: nobody may use it"]
-    formats = ", ".join(sorted(terms.formats)) or "nothing, for it is not listed"
+        return [f"  facility {key.facility} is not in the policy: nobody may use the key"]
+    formats = ", ".join(sorted(terms.formats)) or "nothing: it is not listed"
     return [f"  by the policy it signs {formats}"]
 
 
 def hcert_terms(key: KeyName, context: OperationContext) -> Terms | None:
-    """Returns the terms of a key that signs health certificates, None of any other."""
+    """Returns the terms of a key that signs HCERT, None for other keys."""
     terms = context.policy.policy.terms_of(key)
     return terms if terms is not None and Format.HCERT in terms.formats else None
 
@@ -228,7 +234,7 @@ def _new(details: CreateKey) -> NewKey:
 
 def _algorithm_problems(details: CreateKey) -> list[str]:
     if details.algorithm not in list(Algorithm):
-        return [f"algorithm: is none of {', '.join(Algorithm)}"]
+        return [f"algorithm: must be one of {', '.join(Algorithm)}"]
     new = NewKey(KeyName("f", "k"), Algorithm(details.algorithm), details.bits)
     return found_problems(lambda: check_bits(new))
 
@@ -236,18 +242,18 @@ def _algorithm_problems(details: CreateKey) -> list[str]:
 def _name_problems(name: str, context: OperationContext) -> list[str]:
     key = context.key(name)
     ours = cka_id_of(context.executing, 0) if context.executing else b""
-    if any(each.cka_id != ours for each in context.state.keys.versions(key)):
+    if any(version.cka_id != ours for version in context.state.keys.versions(key)):
         return [f"{key} exists: new-version makes another version of it"]
     return []
 
 
 def _end_problems(details: CreateKey, context: OperationContext) -> list[str]:
     if details.sign_until and not details.activate:
-        return ["sign_until: is for a key that is activated; say it when you activate it"]
+        return ["sign_until: applies to an active key; give it when you activate this one"]
     if details.sign_until and details.sign_until <= context.now:
         return ["sign_until: is in the past"]
     if details.activate and hcert_terms(context.key(details.key), context):
-        return ["activate: a key for HCERT needs its certificate first; activate it then"]
+        return ["activate: a key for HCERT needs its certificate first; activate it after that"]
     return []
 
 
@@ -255,5 +261,5 @@ def _subject_problems(subject: str) -> list[str]:
     try:
         x509.Name.from_rfc4514_string(subject or "CN=x")
     except ValueError:
-        return ["subject: is no distinguished name; write it like 'CN=DCC 1,O=Ministry,C=VN'"]
+        return ["subject: is not a distinguished name; write it like 'CN=DCC 1,O=Ministry,C=VN'"]
     return []

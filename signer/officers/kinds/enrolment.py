@@ -1,4 +1,4 @@
-"""The kind enrol: many facilities at once, from a CSV, with a key each."""
+"""The kind enrol: adds many facilities from a CSV, each with its keys."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from signer.officers.kinds.base import (
 )
 from signer.officers.kinds.create_key import stopped, try_out
 from signer.officers.kinds.policy_change import replaced_problems
+from signer.text import count
 
 COLUMNS = ("facility", "group", "profile", "clients", "key", "algorithm", "bits")
-"""Of the CSV; ``clients`` are separated by spaces, ``group`` and ``bits`` may be empty."""
+"""The columns of the CSV; spaces separate ``clients``, ``group`` and ``bits`` may be empty."""
 MAX_ROWS = 50_000
 BATCH = 50
-"""Keys of one transaction: so many are made again at most after a crash, and found."""
+"""Keys of one transaction; after a crash at most so many are found on the token again."""
 TRIED_EVERY = 100
-"""One new key in so many signs once; each one's first signature is checked anyway."""
+"""One new key in so many signs a test; the first signature of each is checked anyway."""
 
 
 class Enrol(Details):
-    """A CSV by its hash; the policy that it makes, and the one that it replaces."""
+    """A CSV by its hash, the policy with its facilities, and the policy that it replaces."""
 
     token: str = ""
     csv_sha256: str = ""
@@ -53,7 +54,7 @@ class Enrol(Details):
 
 
 class Row(NamedTuple):
-    """One line: a facility and a key of it. The facility's columns are alike in all its lines."""
+    """One line: a facility and one of its keys."""
 
     line: int
     facility: str
@@ -110,9 +111,10 @@ class EnrolKind(OperationKind[Enrol]):
         return [attachment]
 
     def difference(self, details: Enrol, context: OperationContext) -> list[str]:
+        facilities = count(details.facilities, "facility", "facilities")
         lines = [
-            f"+ {details.facilities} facilities in the policy, in the new file {details.file}",
-            f"+ {details.keys} keys on token {details.token}, ACTIVE at once",
+            f"+ {facilities} in the policy, in the new file {details.file}",
+            f"+ {count(details.keys, 'key')} on token {details.token}, ACTIVE at once",
             f"~ the policy in force becomes {details.policy_sha256}",
         ]
         content = context.document(details.csv_sha256)
@@ -120,11 +122,14 @@ class EnrolKind(OperationKind[Enrol]):
             return lines
         rows = read_rows(content)
         if adopted := sum(1 for row in rows if _adopted(row, context)):
-            lines.append(f"! {adopted} of the keys exist, from an enrolment that did not end")
+            lines.append(
+                f"! {count(adopted, 'key exists', 'keys exist')} from an enrolment that did not end"
+            )
         alike = Counter((row.group, row.profile, row.clients) for row in rows)
         lines += [
-            f"+ {count} keys with profile {profile}, group {group or 'none'}, for {', '.join(who)}"
-            for (group, profile, who), count in alike.most_common(FACILITIES_SHOWN)
+            f"+ {count(number, 'key')} with profile {profile}, group {group or 'none'},"
+            f" for {', '.join(who)}"
+            for (group, profile, who), number in alike.most_common(FACILITIES_SHOWN)
         ]
         shown = [f"+ {row.new.name}, {row.new.algorithm}" for row in rows]
         return [*lines, *shortened(shown, "key", hint="; `show ID --attachment FILE` has them all")]
@@ -134,7 +139,7 @@ class EnrolKind(OperationKind[Enrol]):
         rows = read_rows(content or b"")
         text = enrolled(rows, details.file, work.context)
         if text.policy.sha256 != details.policy_sha256:
-            raise OperatorError("the CSV makes another policy than the one that was approved")
+            raise OperatorError("the CSV gives another policy than the one that was approved")
         with work.admin(details.token) as admin:
             self._make(rows, admin, work)
         return Effects(
@@ -145,20 +150,20 @@ class EnrolKind(OperationKind[Enrol]):
         )
 
     def _make(self, rows: Sequence[Row], admin: TokenAdmin, work: Work) -> None:
-        """Makes what is not there yet; saves it in batches, also where one key fails."""
+        """Makes the missing keys; saves them in batches, also where one key fails."""
         batch: list[KeyVersion] = []
         done = 0
         try:
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 work.check_running()
-                identifier = cka_id_of(work.id, place)
-                there = work.context.state.keys.version(row.new.name, 1)
-                if there is None:
+                identifier = cka_id_of(work.id, index)
+                existing = work.context.state.keys.version(row.new.name, 1)
+                if existing is None:
                     batch.append(
-                        self._one(row, identifier, admin, work, tried=not place % TRIED_EVERY)
+                        self._one(row, identifier, admin, work, tried=not index % TRIED_EVERY)
                     )
-                elif there.cka_id != identifier and not _adopted(row, work.context):
-                    _refuse(there)
+                elif existing.cka_id != identifier and not _adopted(row, work.context):
+                    _refuse(existing)
                 done += 1
                 if len(batch) >= BATCH:
                     self._save(batch, done, len(rows), work)
@@ -183,37 +188,39 @@ class EnrolKind(OperationKind[Enrol]):
         work.progress(done, total)
 
 
-def _refuse(there: KeyVersion) -> None:
-    raise OperatorError(f"{there.key} was made by somebody else meanwhile")
+def _refuse(existing: KeyVersion) -> None:
+    raise OperatorError(f"another operation has made {existing.key} meanwhile")
 
 
 def _adopted(row: Row, context: OperationContext) -> bool:
-    """Whether a key is there that fits: made by an enrolment that can end no more.
+    """Whether a fitting key exists already, from an enrolment that cannot be completed.
 
-    No facility of the policy has its name, or the line would be wrong: nobody can have it sign.
+    Its facility is not in the policy, so nobody can sign with it.
     """
     versions = context.state.keys.versions(row.new.name)
     if len(versions) != 1 or row.facility in context.policy.policy.facilities:
         return False
-    [there] = versions
+    [existing] = versions
     return (
-        there.active(context.now)
-        and there.algorithm is row.new.algorithm
-        and fits(there.spki, there.algorithm, row.new.bits or None)
+        existing.active(context.now)
+        and existing.algorithm is row.new.algorithm
+        and fits(existing.spki, existing.algorithm, row.new.bits or None)
     )
 
 
 def read_rows(content: bytes) -> list[Row]:
-    """Reads a CSV; raises OperationError with everything that is wrong with its lines."""
+    """Reads a CSV; raises OperationError with everything that is wrong in it."""
     try:
         table = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         lines = [(table.line_num, line) for line in table if line]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise OperationError(f"attachment: is no CSV in UTF-8: {error}") from None
+        raise OperationError(f"attachment: is not a CSV in UTF-8: {error}") from None
     if not lines or tuple(lines[0][1]) != COLUMNS:
         raise OperationError(f"attachment: the first line must be {','.join(COLUMNS)}")
     if not 1 < len(lines) <= MAX_ROWS + 1:
-        raise OperationError(f"attachment: has {len(lines) - 1} rows, expected 1 to {MAX_ROWS}")
+        raise OperationError(
+            f"attachment: has {count(len(lines) - 1, 'row')}, expected 1 to {MAX_ROWS}"
+        )
     rows: list[Row] = []
     problems: list[str] = []
     for number, cells in lines[1:]:
@@ -229,15 +236,15 @@ def read_rows(content: bytes) -> list[Row]:
 
 def _row(number: int, cells: Sequence[str]) -> Row:
     if len(cells) != len(COLUMNS):
-        raise ValueError(f"has {len(cells)} cells, expected {len(COLUMNS)}")
+        raise ValueError(f"has {count(len(cells), 'cell')}, expected {len(COLUMNS)}")
     facility, group, profile, clients, key, algorithm, bits = (cell.strip() for cell in cells)
     for name, value in (("facility", facility), ("key", key)):
         if not IDENTIFIER.fullmatch(value):
-            raise ValueError(f"{name} is no id of 1 to 63 of a-z, 0-9, '.', '_' and '-'")
+            raise ValueError(f"{name} must have 1 to 63 characters of a-z, 0-9, '.', '_' and '-'")
     if algorithm not in list(Algorithm):
-        raise ValueError(f"algorithm is none of {', '.join(Algorithm)}")
+        raise ValueError(f"algorithm must be one of {', '.join(Algorithm)}")
     if bits and not (bits.isascii() and bits.isdigit() and len(bits) <= 5):
-        raise ValueError("bits is no number")
+        raise ValueError("bits is not a number")
     new = NewKey(KeyName(facility, key), Algorithm(algorithm), int(bits or 0))
     check_bits(new)
     if not clients:
@@ -246,13 +253,13 @@ def _row(number: int, cells: Sequence[str]) -> Row:
 
 
 def _conflicts(rows: Sequence[Row]) -> list[str]:
-    """Returns which lines name one key twice, or one facility in two ways."""
+    """Returns the lines that name a key twice, or a facility with other columns."""
     names = Counter(row.new.name for row in rows)
     first: dict[str, Row] = {}
     problems = []
     for row in rows:
         if names[row.new.name] > 1:
-            problems.append(f"line {row.line}: {row.new.name} stands in the file twice")
+            problems.append(f"line {row.line}: {row.new.name} is in the file twice")
         same = first.setdefault(row.facility, row)
         if (same.group, same.profile, same.clients) != (row.group, row.profile, row.clients):
             problems.append(
@@ -265,14 +272,13 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
 def enrolled(rows: Sequence[Row], file: str, context: OperationContext) -> PolicyText:
     """Returns the policy in force with the facilities of a CSV; raises OperationError.
 
-    Each is checked as if it had been written by hand: names, profiles, groups, clients,
-    and that the key's algorithm is allowed.
+    The result is checked like any policy, and that each key's algorithm is allowed.
     """
     problems = _known(rows, context)
     if problems:
         raise OperationError(*problems)
     files = policy_files(context.policy.text)
-    if any(each.name == file for each in files):
+    if any(existing.name == file for existing in files):
         raise OperationError(f"{file} is in the policy already: this CSV was enrolled before")
     content = _policy_file(rows).encode()
     merged = sorted([*files, PolicyFile(file, content)])
@@ -288,7 +294,7 @@ def enrolled(rows: Sequence[Row], file: str, context: OperationContext) -> Polic
     ]
     wrong += [
         f"line {row.line}: {row.new.name} signs HCERT and needs a certificate first:"
-        " list it in no CSV, create-key makes it"
+        " make it with create-key, not with a CSV"
         for row in rows
         if (terms := made.policy.terms_of(row.new.name)) and Format.HCERT in terms.formats
     ]
@@ -306,23 +312,23 @@ def _counts(rows: Sequence[Row]) -> tuple[int, int]:
 
 
 def _known(rows: Sequence[Row], context: OperationContext) -> list[str]:
-    """Returns which lines name what is there already, or what is not there."""
+    """Returns the lines that name an existing facility or key, or an unknown group."""
     policy, problems = context.policy.policy, []
-    places = {row.new.name: cka_id_of(context.executing, i) for i, row in enumerate(rows)}
+    cka_ids = {row.new.name: cka_id_of(context.executing, i) for i, row in enumerate(rows)}
     for row in rows:
         if row.facility in policy.facilities:
             problems.append(f"line {row.line}: facility {row.facility} is in the policy already")
         if row.group and row.group not in policy.groups:
-            problems.append(f"line {row.line}: group {row.group} does not stand in the policy")
-        there = context.state.keys.version(row.new.name, 1)
-        ours = context.executing and there is not None and there.cka_id == places[row.new.name]
-        if there is not None and not ours and not _adopted(row, context):
+            problems.append(f"line {row.line}: group {row.group} is not in the policy")
+        existing = context.state.keys.version(row.new.name, 1)
+        ours = context.executing and existing and existing.cka_id == cka_ids[row.new.name]
+        if existing is not None and not ours and not _adopted(row, context):
             problems.append(f"line {row.line}: {row.new.name} exists already")
     return problems
 
 
 def _policy_file(rows: Sequence[Row]) -> str:
-    """Returns the policy file of the facilities, each once; JSON texts are YAML."""
+    """Returns the policy file of the facilities, each once; JSON texts are also YAML."""
     lines = ["# Facilities that were enrolled by one operation of officers.", "facilities:"]
     for facility, row in {row.facility: row for row in reversed(rows)}.items():
         group = f"group: {_quoted(row.group)}, " if row.group else ""
@@ -336,5 +342,5 @@ def _policy_file(rows: Sequence[Row]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Returns a text as JSON has it, which is YAML but for its escapes of rare characters."""
+    """Returns a text as a JSON string, without escapes that YAML reads in another way."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The kind officers: who may sign operations."""
+"""The kind officers: changes who may sign operations."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from signer.officers.kinds.certificates_import import decoded, read_any, read_te
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
 from signer.officers.store import StoredOperation
 from signer.policy.values import principals
+from signer.text import count
 from signer.x509 import spki_of, uris_of
 
 
 class ChangeOfficers(Details):
-    """Certificates to add (PEM) and principals to remove; worked out to the whole new set.
+    """Certificates to add (PEM) and principals to remove; completed to all officers.
 
-    ``officers`` has base64 of each one's certificate by principal; ``replaces`` names the
-    set that was in force, ``in_force_since`` the revision that put it there.
+    ``officers`` has base64 of each certificate by principal; ``replaces`` names the officers
+    before, ``in_force_since`` the revision that put those in force.
     """
 
     add: list[str] = Field(default_factory=list)
@@ -43,7 +44,7 @@ class ChangeOfficers(Details):
 
 
 class ChangeOfficersKind(OperationKind[ChangeOfficers]):
-    """Puts another set of officers in force."""
+    """Puts other officers in force."""
 
     name = "officers"
     details = ChangeOfficers
@@ -61,9 +62,9 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
         }
         if len(added) < len(details.add):
             raise OperationError(
-                "add: two certificates are for one officer: name the one he signs with"
+                "add: two certificates are for one officer: name the one that they sign with"
             )
-        after |= {who: each.public_bytes(Encoding.DER) for who, each in added.items()}
+        after |= {who: certificate.public_bytes(Encoding.DER) for who, certificate in added.items()}
         return ChangeOfficers(
             officers={who: base64.b64encode(der).decode() for who, der in after.items()},
             replaces=officers_sha256(before),
@@ -72,22 +73,25 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
 
     def problems(self, details: ChangeOfficers, context: OperationContext) -> list[str]:
         if details.add or details.remove:
-            return ["add and remove are worked out when an operation is prepared"]
+            return ["add and remove are only for preparing an operation"]
         seen = (details.replaces, details.in_force_since)
         if seen != (officers_sha256(context.state.officers), context.state.officers_since):
             return ["the officers have changed since this was proposed: propose it again"]
         if details.officers and _certificates(details) == dict(context.state.officers):
-            return ["these are the officers already: add or remove somebody"]
+            return ["these are the officers in force: add or remove somebody"]
         certificates = {who: decoded(text) for who, text in details.officers.items()}
         needed = max(context.needed.values())
         problems = []
         if len(certificates) < needed:
-            problems.append(f"{len(certificates)} officers are left; operations need {needed}")
+            problems.append(
+                f"{count(len(certificates), 'officer is left', 'officers are left')};"
+                f" operations need {needed}"
+            )
         for who, certificate in certificates.items():
             problems += certificate_problems(who, certificate, context.now)
         size = sum(len(who) + len(der) for who, der in _certificates(details).items())
         if size > MAX_OFFICERS_BYTES:
-            problems.append(f"all certificates together have more than {MAX_OFFICERS_BYTES} bytes")
+            problems.append(f"all certificates have {size} bytes, at most {MAX_OFFICERS_BYTES}")
         problems += shared_keys(certificates)
         return problems + context.policy.policy.officer_problems(certificates)
 
@@ -117,7 +121,7 @@ def first_officers(certificates: Mapping[str, bytes]) -> dict[str, bytes]:
 
     Returns them in DER by principal. Raises OperatorError.
     """
-    found: dict[str, bytes] = {}
+    officers: dict[str, bytes] = {}
     now = datetime.now(UTC).timestamp()
     for name, data in certificates.items():
         try:
@@ -127,23 +131,23 @@ def first_officers(certificates: Mapping[str, bytes]) -> dict[str, bytes]:
             raise OperatorError(f"{name}: {error}") from None
         if problems := certificate_problems(who, certificate, now):
             raise OperatorError(f"{name}: {problems[0]}")
-        if who in found:
+        if who in officers:
             raise OperatorError(f"{name}: {who} has another certificate here already")
-        found[who] = certificate.public_bytes(Encoding.DER)
-    loaded = {who: x509.load_der_x509_certificate(der) for who, der in found.items()}
+        officers[who] = certificate.public_bytes(Encoding.DER)
+    loaded = {who: x509.load_der_x509_certificate(der) for who, der in officers.items()}
     if problems := shared_keys(loaded):
         raise OperatorError(problems[0])
-    return found
+    return officers
 
 
 def shared_keys(certificates: Mapping[str, x509.Certificate]) -> list[str]:
-    """Returns which officers have one key together: he who holds it would count twice."""
+    """Returns the officers who share a key: its holder would count twice."""
     holders: dict[bytes, str] = {}
     problems = []
     for who, certificate in certificates.items():
         other = holders.setdefault(spki_of(certificate.public_key()), who)
         if other != who:
-            problems.append(f"{other} and {who} have the same key: each needs one of his own")
+            problems.append(f"{other} and {who} have the same key: each needs one of their own")
     return problems
 
 
@@ -165,21 +169,21 @@ def certificate_problems(who: str, certificate: x509.Certificate, now: float) ->
     """Returns why operations cannot be signed with the key of a certificate."""
     problems = []
     if principal_of(certificate) != who:
-        problems.append(f"the certificate of {who} is another principal's")
+        problems.append(f"the certificate of {who} is for another principal")
     if not isinstance(
         certificate.public_key(),
         ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey,
     ):
-        problems.append(f"the key of {who} is none of ECDSA, RSA, Ed25519")
+        problems.append(f"the key of {who} must be ECDSA, RSA or Ed25519")
     if now > certificate.not_valid_after_utc.timestamp():
         problems.append(f"the certificate of {who} has expired")
     if now < certificate.not_valid_before_utc.timestamp():
-        problems.append(f"the certificate of {who} is not valid yet: he could sign nothing")
+        problems.append(f"the certificate of {who} is not valid yet: they could not sign")
     return problems
 
 
 def officers_of(operation: StoredOperation) -> dict[str, bytes]:
-    """Returns the officers that an operation of this kind put in force."""
+    """Returns the officers that an operation of this kind puts in force."""
     return _certificates(ChangeOfficers.model_validate(operation.proposal.details))
 
 

@@ -1,4 +1,4 @@
-"""The kind policy: another policy in force, by its hash."""
+"""The kind policy: puts another policy in force, by its hash."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from signer.officers.kinds.base import (
     Work,
 )
 from signer.policy.difference import difference
+from signer.text import count
 
 
 class PutPolicy(Details):
-    """The SHA-256 of a policy's text and of the one that it replaces, in force since a revision."""
+    """The SHA-256 of a policy, and that of the one it replaces with its revision."""
 
     policy_sha256: str = ""
     replaces: str = ""
@@ -26,7 +27,7 @@ class PutPolicy(Details):
 
 
 class PutPolicyKind(OperationKind[PutPolicy]):
-    """Puts the policy that lies in the appliance's files in force."""
+    """Puts the policy in the appliance's files in force."""
 
     name = "policy"
     details = PutPolicy
@@ -39,8 +40,8 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         draft = drafted(context)
         if details.policy_sha256 not in ("", draft.policy.sha256):
             raise OperationError(
-                f"policy_sha256: the appliance's files hold {draft.policy.sha256}: put the policy"
-                " that you mean there"
+                f"policy_sha256: the appliance's files hold {draft.policy.sha256}: put the files of"
+                " the policy that you mean there"
             )
         return PutPolicy(
             policy_sha256=draft.policy.sha256,
@@ -64,8 +65,8 @@ class PutPolicyKind(OperationKind[PutPolicy]):
     def difference(self, details: PutPolicy, context: OperationContext) -> list[str]:
         lines = difference(context.policy.policy, self._text(details, context).policy)
         if gone := sum(line.startswith("- facility ") for line in lines):
-            lines.insert(0, f"! it removes {gone} facilities")
-        return lines or ["  what the rules come to is the same"]
+            lines.insert(0, f"! it removes {count(gone, 'facility', 'facilities')}")
+        return lines or ["  the rules have the same effect as before"]
 
     def execute(self, details: PutPolicy, work: Work) -> Effects:
         text = self._text(details, work.context).text
@@ -77,17 +78,19 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         )
 
     def _text(self, details: PutPolicy, context: OperationContext) -> PolicyText:
-        """The policy meant: kept since the proposal, or before that the one in the files."""
-        kept = context.document(details.policy_sha256)
+        """Returns the policy: stored with the proposal, or before that the one in the files."""
+        stored = context.document(details.policy_sha256)
         try:
-            found = drafted(context) if kept is None else context.read_policy(kept)
+            policy = drafted(context) if stored is None else context.read_policy(stored)
         except (ConfigError, ValueError) as error:
-            raise OperationError(f"{details.policy_sha256} is no policy here: {error}") from None
-        if found.policy.sha256 != details.policy_sha256:
             raise OperationError(
-                f"the policy {details.policy_sha256} is neither kept nor in the files"
+                f"{details.policy_sha256} is not a valid policy here: {error}"
+            ) from None
+        if policy.policy.sha256 != details.policy_sha256:
+            raise OperationError(
+                f"the policy {details.policy_sha256} is neither stored nor in the files"
             )
-        return found
+        return policy
 
 
 def drafted(context: OperationContext) -> PolicyText:
@@ -99,7 +102,7 @@ def drafted(context: OperationContext) -> PolicyText:
 
 
 class Replacing(Protocol):
-    """Details of what puts a policy in the place of another."""
+    """Details of a kind that replaces the policy."""
 
     @property
     def replaces(self) -> str: ...
@@ -108,7 +111,7 @@ class Replacing(Protocol):
 
 
 def replaced_problems(details: Replacing, context: OperationContext) -> list[str]:
-    """Returns why a change of the policy no longer is the one that officers saw."""
+    """Returns why a change of the policy is no longer the one that officers saw."""
     seen = (details.replaces, details.in_force_since)
     if seen == (context.policy.policy.sha256, context.state.policy_since):
         return []

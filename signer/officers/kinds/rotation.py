@@ -1,9 +1,9 @@
 """The kind rotate: new versions of one key or of thousands, under one approval.
 
-New versions are made and, where an authority is named, wait for their certificates;
-each is activated at the time of the plan, or as soon as its certificate is there. The
-version before it signs on for the overlap and is then deactivated by the clock. Every
-step finds what an earlier attempt has done.
+New versions are made and, if an authority is named, wait for their certificates. Each is
+activated at the planned time, or as soon as it has its certificate. The version before it
+signs for the overlap and is then deactivated by the clock. Every step finds what an earlier
+attempt did.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from signer.officers.kinds.certificates_import import (
 )
 from signer.officers.kinds.create_key import hcert_terms, make, next_version, stopped
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
+from signer.text import count
 from signer.x509 import spki_of
 
 MAX_KEYS = 50_000
@@ -51,10 +52,10 @@ BATCH = 50
 
 
 class Rotate(Details):
-    """Seconds; 0 is none. ``plan_sha256`` names the list of versions, worked out from the keys.
+    """Times in seconds, 0: none. ``plan_sha256`` names the plan, worked out from the keys.
 
-    ``subject`` is that of the certification requests, with {facility}, {key} and
-    {version} in it; ``issuers`` are the authority that certifies and those above it.
+    ``subject`` is the template of the certification requests' subjects, with {facility},
+    {key} and {version}; ``issuers`` are the certifying authority and those above it.
     """
 
     activate_at: Moment
@@ -69,7 +70,7 @@ class Rotate(Details):
 
 
 class RotateKind(OperationKind[Rotate]):
-    """Replaces the primary versions of keys; nothing fails meanwhile."""
+    """Replaces the primary versions of keys without an interruption of signing."""
 
     name = "rotate"
     details = Rotate
@@ -80,7 +81,7 @@ class RotateKind(OperationKind[Rotate]):
         content = plan_text(plan)
         return details.model_copy(
             update={
-                "issuers": [encoded(read_text(each)) for each in details.issuers],
+                "issuers": [encoded(read_text(issuer)) for issuer in details.issuers],
                 "token": context.token(details.token),
                 "plan_sha256": hashlib.sha256(content).hexdigest(),
                 "keys": len(plan),
@@ -90,7 +91,7 @@ class RotateKind(OperationKind[Rotate]):
     def problems(self, details: Rotate, context: OperationContext) -> list[str]:
         problems = [
             *context.token_problems(details.token),
-            *found_problems(lambda: [decoded(each) for each in details.issuers]),
+            *found_problems(lambda: [decoded(issuer) for issuer in details.issuers]),
             *found_problems(lambda: subject_of(details.subject, KeyName("f", "k"), 1)),
         ]
         if bool(details.issuers) != bool(details.subject):
@@ -117,10 +118,10 @@ class RotateKind(OperationKind[Rotate]):
 
     def difference(self, details: Rotate, context: OperationContext) -> list[str]:
         lines = [
-            f"+ the next version of {details.keys} keys on token {details.token}",
-            f"~ it signs from {utc(details.activate_at)} on"
+            f"+ the next version of {count(details.keys, 'key')} on token {details.token}",
+            f"~ it signs from {utc(details.activate_at)}"
             + (f" for {details.sign_for_seconds} s" if details.sign_for_seconds else ""),
-            f"~ the version before it signs {details.overlap_seconds} s longer, if named",
+            f"~ the version before it continues to sign for {details.overlap_seconds} s, if named",
         ]
         if details.destroy_after_seconds:
             lines.append(
@@ -142,52 +143,55 @@ class RotateKind(OperationKind[Rotate]):
     def execute(self, details: Rotate, work: Work) -> Effects:
         plan = read_plan(work.context.document(details.plan_sha256) or b"[]")
         self._make(plan, details, work)
-        # As it is now, not as the making began: that takes minutes for thousands of keys.
+        # Read again: making thousands of keys takes minutes.
         context = work.current_context()
         versions = [context.version(f"{step.key}/versions/{step.new}") for step in plan]
-        waiting = [each for each in versions if details.issuers and each.certificate is None]
+        waiting = [v for v in versions if details.issuers and v.certificate is None]
         ready = [pair for pair in zip(plan, versions, strict=True) if pair[1] not in waiting]
         skipped = self._activate(ready, details, context, work)
         work.progress(2 * len(plan) - len(waiting) - len(skipped), 2 * len(plan))
         if skipped:
             raise OperatorError("; ".join(shortened(skipped, "key")))
         if waiting:
-            return Effects(waiting=f"{len(waiting)} of {len(plan)} versions wait for certificates")
-        return Effects(result={"key_versions": [each.name for each in versions[:100]]})
+            return Effects(
+                waiting=f"{len(waiting)} of {count(len(plan), 'version')} wait for certificates"
+            )
+        return Effects(result={"key_versions": [version.name for version in versions[:100]]})
 
     def _make(self, plan: Sequence[Step], details: Rotate, work: Work) -> None:
-        """Makes the versions that are not there yet."""
-        found: set[int] = set()
-        for place, step in enumerate(plan):
-            there = work.context.state.keys.version(step.key, step.new)
-            if there is not None and there.cka_id != cka_id_of(work.id, place):
-                raise OperatorError(f"{there.name} was made by another operation meanwhile")
-            if there is not None:
-                found.add(place)
-        missing = [place for place in range(len(plan)) if place not in found]
+        """Makes the missing versions."""
+        made: set[int] = set()
+        for index, step in enumerate(plan):
+            existing = work.context.state.keys.version(step.key, step.new)
+            if existing is not None and existing.cka_id != cka_id_of(work.id, index):
+                raise OperatorError(f"another operation has made {existing.name} meanwhile")
+            if existing is not None:
+                made.add(index)
+        missing = [index for index in range(len(plan)) if index not in made]
         if not missing:
             return
         batch: list[KeyVersion] = []
         with work.admin(details.token) as admin:
             try:
-                for place in missing:
+                for index in missing:
                     work.check_running()
-                    step = plan[place]
+                    step = plan[index]
                     new = NewKey(step.key, step.algorithm, step.bits)
                     subject = details.subject and subject_of(details.subject, step.key, step.new)
-                    made = make(admin, new, step.new, place=place, subject=subject, work=work)
-                    found.add(place)
-                    batch.append(made)
+                    batch.append(
+                        make(admin, new, step.new, index=index, subject=subject, work=work)
+                    )
+                    made.add(index)
                     if len(batch) >= BATCH:
                         work.save(batch, ())
                         batch = []
-                        work.progress(len(found), 2 * len(plan))
+                        work.progress(len(made), 2 * len(plan))
             except OperatorError as error:
-                raise stopped(len(found), len(plan), error) from error
+                raise stopped(len(made), len(plan), error) from error
             finally:
                 if batch:
                     work.save(batch, ())
-                work.progress(len(found), 2 * len(plan))
+                work.progress(len(made), 2 * len(plan))
 
     def _activate(
         self,
@@ -196,21 +200,23 @@ class RotateKind(OperationKind[Rotate]):
         context: OperationContext,
         work: Work,
     ) -> list[str]:
-        """Has the versions sign from their time on; returns why some of them must not."""
+        """Activates the versions for their time; returns why some of them are not activated."""
         skipped: list[str] = []
         batch: list[list[Change]] = []
         for step, version in ready:
             if version.state_at(context.now) is not KeyState.PRE_ACTIVE or version.activate_at:
-                continue  # done before, or ended since
+                continue  # activated before, or ended since
             if version.came_from is not None:
-                skipped.append(f"{version.name} was stopped since: activate it by an operation")
+                skipped.append(
+                    f"{version.name} was stopped since then: activate it by an operation"
+                )
                 continue
             at = max(float(details.activate_at), context.now)
             until = at + details.sign_for_seconds if details.sign_for_seconds else None
             suspended = [
-                each.name
-                for each in context.state.keys.versions(step.key)
-                if each.state_at(context.now) is KeyState.SUSPENDED
+                other.name
+                for other in context.state.keys.versions(step.key)
+                if other.state_at(context.now) is KeyState.SUSPENDED
             ]
             if suspended:
                 skipped.append(f"{suspended[0]} is suspended: resume it, then retry")
@@ -229,7 +235,7 @@ class RotateKind(OperationKind[Rotate]):
     def _retire(
         self, step: Step, at: float, details: Rotate, context: OperationContext
     ) -> list[Change]:
-        """Ends the version before after the overlap, unless it ends earlier by itself."""
+        """Ends the old version after the overlap, unless it ends earlier anyway."""
         old = context.state.keys.version(step.key, step.old)
         end = at + details.overlap_seconds
         if old is None or old.state_at(context.now) is not KeyState.ACTIVE:
@@ -241,9 +247,9 @@ class RotateKind(OperationKind[Rotate]):
 
 
 def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:
-    """Writes the changes of some keys; returns which were changed by somebody meanwhile.
+    """Writes the changes of some keys; returns why others were not changed.
 
-    One key that an officer has just stopped must not hold up the others.
+    A key that an officer stops meanwhile must not keep the others from being changed.
     """
     if not batch:
         return []
@@ -264,25 +270,25 @@ def imports(
     Each must be for one of them and issued by the plan's authority. Raises OperationError with
     everything that is wrong.
     """
-    issuers = [decoded(each) for each in details.issuers]
+    issuers = [decoded(issuer) for issuer in details.issuers]
     waiting: dict[bytes, KeyVersion] = {}
-    for place, step in enumerate(read_plan(context.document(details.plan_sha256) or b"[]")):
+    for index, step in enumerate(read_plan(context.document(details.plan_sha256) or b"[]")):
         version = context.state.keys.version(step.key, step.new)
-        if version is not None and version.cka_id == cka_id_of(operation, place):
+        if version is not None and version.cka_id == cka_id_of(operation, index):
             waiting[version.spki] = version
     changes, problems = [], []
-    for place, data in enumerate(certificates):
+    for index, data in enumerate(certificates):
         try:
             certificate, version = _match(data, waiting)
             after = certified(version, data, context.now)
         except (OperationError, OperatorError) as error:
-            problems.append(f"certificates[{place}]: {error}")
+            problems.append(f"certificates[{index}]: {error}")
             continue
         at = max(float(details.activate_at), context.now)
         until = at + details.sign_for_seconds if details.sign_for_seconds else None
         wrong = certificate_problems(version, certificate, issuers, context)
         wrong += activation_problems(after, at, until, context)
-        problems += [f"certificates[{place}]: {each}" for each in wrong]
+        problems += [f"certificates[{index}]: {text}" for text in wrong]
         if after is not version:
             changes.append(Change(version, after))
             waiting[version.spki] = after
@@ -295,25 +301,26 @@ def _match(data: bytes, waiting: dict[bytes, KeyVersion]) -> tuple[x509.Certific
     certificate = read_any(data)
     spki = spki_of(certificate.public_key())
     if spki not in waiting:
-        raise OperationError("is for none of the new keys of this rotation")
+        raise OperationError("is not for a new key of this rotation")
     return certificate, waiting[spki]
 
 
 def plan_of(attachment: bytes, context: OperationContext) -> list[Step]:
     """Reads a list of keys, one a line, or a plan's own text; raises OperationError.
 
-    Every key must have a primary version, no suspended one, and none that already waits
-    to take over.
+    Every key must have a primary version, none that is suspended and none that is PRE_ACTIVE.
     """
     if attachment.startswith(b"["):
         names = [str(step.key) for step in read_plan(attachment)]
     else:
         names = attachment.decode(errors="replace").split()
     if not 1 <= len(names) <= MAX_KEYS:
-        raise OperationError(f"attachment: names {len(names)} keys, expected 1 to {MAX_KEYS}")
+        raise OperationError(
+            f"attachment: names {count(len(names), 'key')}, expected 1 to {MAX_KEYS}"
+        )
     problems: list[str] = []
     if len(set(names)) < len(names):
-        problems.append("attachment: a key stands twice")
+        problems.append("attachment: a key is named twice")
     steps = []
     for name in sorted(set(names)):
         try:
@@ -328,7 +335,7 @@ def plan_of(attachment: bytes, context: OperationContext) -> list[Step]:
 def _step(key: KeyName, context: OperationContext) -> Step:
     versions = context.state.keys.versions(key)
     primary = context.state.keys.primary(key, context.now)
-    states = {each.state_at(context.now) for each in versions}
+    states = {version.state_at(context.now) for version in versions}
     if primary is None:
         raise OperationError(f"{key} has no active version to rotate: activate one")
     if KeyState.SUSPENDED in states:
@@ -344,7 +351,7 @@ def read_plan(content: bytes) -> list[Step]:
     try:
         return parse_plan(content)
     except ValueError:
-        raise OperationError("attachment: is no list of keys") from None
+        raise OperationError("attachment: is not a list of keys") from None
 
 
 def subject_of(template: str, key: KeyName, number: int) -> str:
@@ -358,6 +365,6 @@ def subject_of(template: str, key: KeyName, number: int) -> str:
         x509.Name.from_rfc4514_string(subject or "CN=x")
     except ValueError:
         raise OperationError(
-            "subject: is no distinguished name; write it like 'CN={facility} {version},C=VN'"
+            "subject: is not a distinguished name; write it like 'CN={facility} {version},C=VN'"
         ) from None
     return subject

@@ -1,4 +1,4 @@
-"""Kinds that move a version through its life (keys.lifecycle), one version or key at a time."""
+"""Kinds that change the state of one version or key (``keys.lifecycle``)."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from signer.officers.kinds.certificates_import import activation_problems
 
 
 class OfVersion(Details):
-    """One version. ``basis`` has the states of its key's versions that the officers looked at."""
+    """One version. ``basis`` has the states of its key's versions, as officers saw them."""
 
     version: str
     basis: dict[str, str] = Field(default_factory=dict)
 
 
 class AtTime(OfVersion):
-    """The same with a time in seconds since the epoch; 0: when the operation is executed."""
+    """One version and a time in seconds since the epoch; 0: when it is executed."""
 
     at: Moment = 0
 
 
 class Activate(AtTime):
-    """``sign_until`` is how long it may sign; 0: no end."""
+    """``sign_until`` is when it stops signing, in seconds since the epoch; 0: never."""
 
     sign_until: Moment = 0
 
@@ -50,7 +50,7 @@ V = TypeVar("V", bound=OfVersion)
 
 
 class _Moving(OperationKind[V]):
-    """A kind that changes one version by one move of the life cycle."""
+    """A kind that makes one move of the life cycle."""
 
     def complete(self, details: V, context: OperationContext, attachment: bytes) -> V:
         del attachment
@@ -74,18 +74,18 @@ class _Moving(OperationKind[V]):
 
     @abstractmethod
     def move(self, details: V, version: KeyVersion, context: OperationContext) -> KeyVersion:
-        """Returns the version as it is to be; raises OperatorError."""
+        """Returns the changed version; raises OperatorError."""
 
 
 class ActivateKind(_Moving[Activate]):
-    """Has a version sign from a time on; it is the primary then."""
+    """Activates a version from a time on; it is the primary then."""
 
     name = "activate"
     details = Activate
 
     def problems(self, details: Activate, context: OperationContext) -> list[str]:
-        if found := super().problems(details, context):
-            return found
+        if problems := super().problems(details, context):
+            return problems
         version = context.version(details.version)
         return activation_problems(version, details.at, details.sign_until or None, context)
 
@@ -104,7 +104,7 @@ class DeactivateKind(_Moving[AtTime]):
 
 
 class ScheduleKind(_Moving[AtTime]):
-    """Allows a version to be destroyed from a time on."""
+    """Schedules a version's destruction: it is allowed from a time on."""
 
     name = "schedule-destruction"
     details = AtTime
@@ -114,7 +114,7 @@ class ScheduleKind(_Moving[AtTime]):
 
 
 class RestoreKind(_Moving[OfVersion]):
-    """Takes a scheduled destruction back."""
+    """Cancels a scheduled destruction."""
 
     name = "restore"
     details = OfVersion
@@ -127,7 +127,7 @@ class RestoreKind(_Moving[OfVersion]):
 
 
 class DestroyKind(_Moving[OfVersion]):
-    """Destroys the key pair on the token. Nothing brings it back."""
+    """Destroys the key pair on the token. This cannot be undone."""
 
     name = "destroy"
     details = OfVersion
@@ -142,7 +142,7 @@ class DestroyKind(_Moving[OfVersion]):
         version = context.version(details.version)
         return [
             *super().difference(details, context),
-            f"! the private key {version.cka_id.hex()} on token {version.token} is gone for good",
+            f"! the private key {version.cka_id.hex()} on token {version.token} is destroyed",
         ]
 
     def execute(self, details: OfVersion, work: Work) -> Effects:
@@ -165,7 +165,7 @@ class Resume(Details):
 
 
 class ResumeKind(OperationKind[Resume]):
-    """Lets what was suspended sign again."""
+    """Ends a suspension."""
 
     name = "resume"
     details = Resume
@@ -190,8 +190,8 @@ class ResumeKind(OperationKind[Resume]):
 
     def difference(self, details: Resume, context: OperationContext) -> list[str]:
         if (flag := _flag(details.target, context)) is not None:
-            said = f"  it was suspended by {flag.officer} on {utc(flag.since)}: {flag.reason}"
-            return [f"~ {flag} may sign again", said]
+            why = f"  it was suspended by {flag.officer} on {utc(flag.since)}: {flag.reason}"
+            return [f"~ {flag} may sign again", why]
         return [
             line
             for before, after in self._changes(details, context)
@@ -209,17 +209,18 @@ class ResumeKind(OperationKind[Resume]):
     def _changes(self, details: Resume, context: OperationContext) -> list[Change]:
         key, number = _key_target(details.target)
         suspended = [
-            each
-            for each in context.state.keys.versions(key)
-            if number in (None, each.number) and each.state_at(context.now) is KeyState.SUSPENDED
+            version
+            for version in context.state.keys.versions(key)
+            if number in (None, version.number)
+            and version.state_at(context.now) is KeyState.SUSPENDED
         ]
         if not suspended:
             raise OperatorError(f"{details.target} has no suspended version")
-        return [Change(each, lifecycle.resume(each, context.now)) for each in suspended]
+        return [Change(version, lifecycle.resume(version, context.now)) for version in suspended]
 
 
 def basis_problems(key: KeyName, basis: Mapping[str, str], context: OperationContext) -> list[str]:
-    """Returns where versions of a key are no longer as the officers saw them."""
+    """Returns which versions of a key have changed since officers saw them."""
     now = context.basis(key)
     if now == dict(basis):
         return []
@@ -231,18 +232,18 @@ def basis_problems(key: KeyName, basis: Mapping[str, str], context: OperationCon
 
 
 def changes_of(before: KeyVersion, after: KeyVersion, context: OperationContext) -> list[str]:
-    """Returns what differs between two forms of one version, for people."""
+    """Returns what changes in a version, as lines for officers."""
     old, new = before.state_at(context.now), after.state_at(context.now)
     lines = [f"~ {before.name}: {old} becomes {new}" if old != new else f"~ {before.name}: {old}"]
     for name in TIMES:
-        was, will = getattr(before, name), getattr(after, name)
-        if was != will:
-            lines.append(f"  {name} {utc(was)} becomes {utc(will)}")
+        old_time, new_time = getattr(before, name), getattr(after, name)
+        if old_time != new_time:
+            lines.append(f"  {name} {utc(old_time)} becomes {utc(new_time)}")
     return lines
 
 
 def _result(versions: Sequence[KeyVersion], now: float) -> dict[str, object]:
-    return {"key_versions": {each.name: str(each.state_at(now)) for each in versions}}
+    return {"key_versions": {version.name: str(version.state_at(now)) for version in versions}}
 
 
 def _key_target(target: str) -> tuple[KeyName, int | None]:
@@ -269,7 +270,7 @@ def _flag(target: str, context: OperationContext) -> Suspension | None:
         scope = Scope.FACILITY
     else:
         return None
-    for each in context.state.suspensions:
-        if (each.scope, each.name) == (scope, name):
-            return each
+    for suspension in context.state.suspensions:
+        if (suspension.scope, suspension.name) == (scope, name):
+            return suspension
     raise OperationError(f"{target} is not suspended")

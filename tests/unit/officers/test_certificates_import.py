@@ -59,7 +59,7 @@ def test_a_certificate_is_imported(stage: Stage, key: str, authority: Authority)
         ({"ends": NOW - timedelta(days=1)}, "it expired on"),
         ({"begins": NOW + timedelta(days=1)}, "it is not valid before"),
         ({"digital_signature": False}, "without digitalSignature"),
-        ({"usages": [SERVER]}, "have none of health certificates"),
+        ({"usages": [SERVER]}, "have none for health certificates"),
         ({"ca": True}, "of an authority (CA), not of a signing key"),
     ],
 )
@@ -107,7 +107,7 @@ def chains(authority: Authority) -> dict[str, tuple[list[str], str]]:
         "too many": ([authority.pem] * 6, "1 to 5 in all"),
         "another of the same name": ([Authority().pem], "was not issued by"),
         "one is left out": ([authority.pem, Authority("CN=root").pem], "was not issued by CN=root"),
-        "no authority": ([none.pem], "is no authority"),
+        "no authority": ([none.pem], "is not an authority"),
         "an old one": ([old.pem, authority.pem], "is not valid now"),
         "no certificate": (["x"], "not an X.509 certificate"),
         "two in one": ([authority.pem * 2], "several certificates"),
@@ -153,7 +153,7 @@ def test_another_certificate_only_where_officers_say_so(
     again = given(stage, authority)
     assert "has another certificate" in stage.problems("import-certificate", **again)[0]
     shown = stage.prepare("import-certificate", **again, replace=True).difference
-    assert shown[-1] == "! another certificate is there: verifiers must know the new one first"
+    assert shown[-1] == "! it has another certificate: verifiers must know the new one first"
     stage.done("import-certificate", **again, replace=True)
     assert stage.version(key).certificate != first
 
@@ -161,7 +161,7 @@ def test_another_certificate_only_where_officers_say_so(
 def test_what_has_ended_needs_no_certificate(stage: Stage, key: str, authority: Authority) -> None:
     stage.emergency.compromise("spiffe://signer.example/officer/a", key, "lost")
     told = stage.problems("import-certificate", **given(stage, authority))
-    assert told == [f"{key} is COMPROMISED: it needs no certificate any more"]
+    assert told == [f"{key} is COMPROMISED: it no longer needs a certificate"]
 
 
 # --- what is signed does not outlive the certificate ------------------------------------------

@@ -22,15 +22,15 @@ KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
         ({"key": "clinic"}, "expected facilities/"),
         ({"key": f"{CLINIC}/versions/1"}, "is a version"),
         ({"key": "facilities/_audit/keys/checkpoint"}, "expected facilities/"),
-        ({"algorithm": "ES512"}, "algorithm: is none of ES256"),
-        ({"algorithm": "es256"}, "algorithm: is none of"),
+        ({"algorithm": "ES512"}, "algorithm: must be one of ES256"),
+        ({"algorithm": "es256"}, "algorithm: must be one of"),
         ({"algorithm": "RS256"}, "2048, 3072 or 4096"),
         ({"algorithm": "RS256", "bits": 1024}, "2048, 3072 or 4096"),
-        ({"bits": 256}, "one key length"),
+        ({"bits": 256}, "fixed key length"),
         ({"token": "hard"}, "token: name one of the tokens soft"),
-        ({"subject": "me"}, "no distinguished name"),
-        ({"subject": "CN=" + "a" * 65}, "no distinguished name"),
-        ({"activate": False, "sign_until": int(START) + 9000}, "for a key that is activated"),
+        ({"subject": "me"}, "not a distinguished name"),
+        ({"subject": "CN=" + "a" * 65}, "not a distinguished name"),
+        ({"activate": False, "sign_until": int(START) + 9000}, "applies to an active key"),
         ({"sign_until": int(START) - 1}, "in the past"),
         ({"sign_until": int(START) * 1000}, "32503680000"),
         ({"sign_until": -1}, "greater than or equal to 0"),
@@ -58,9 +58,9 @@ def test_what_will_be_is_shown(stage: Stage) -> None:
     ]
     other = {"key": "facilities/x/keys/k", "activate": False, "subject": "CN=k"}
     assert stage.prepare("create-key", **KEY | other).difference[1:] == [
-        "+ facilities/x/keys/k/versions/1, PRE_ACTIVE: it signs nothing yet",
+        "+ facilities/x/keys/k/versions/1, PRE_ACTIVE: it does not sign yet",
         "+ a certification request for CN=k",
-        "  the policy names no facility x: nobody may use it",
+        "  facility x is not in the policy: nobody may use the key",
     ]
 
 
@@ -98,9 +98,9 @@ def test_a_version_of_no_key(stage: Stage) -> None:
 def test_the_next_version_is_shown_beside_the_one_that_signs(stage: Stage) -> None:
     name = stage.key()
     assert stage.prepare("new-version", key=CLINIC, subject="CN=k").difference == [
-        f"+ {CLINIC}/versions/2 on token soft, PRE_ACTIVE: it signs nothing yet",
+        f"+ {CLINIC}/versions/2 on token soft, PRE_ACTIVE: it does not sign yet",
         "+ a certification request for CN=k",
-        f"  {name} goes on signing for {CLINIC}",
+        f"  {name} continues to sign for {CLINIC}",
     ]
 
 

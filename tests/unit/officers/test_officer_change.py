@@ -103,7 +103,7 @@ def test_what_else_is_refused(stage: Stage) -> None:
         f"remove: {D} is not an officer",
         f"remove: {E} is not an officer",
     ]
-    assert "1 officers are left; operations need 2" in stage.problems("officers", remove=[B, C])[0]
+    assert "1 officer is left; operations need 2" in stage.problems("officers", remove=[B, C])[0]
     two = [pem_of(D), pem(certificate_of(D, key=key_of("other")))]
     assert "two certificates are for one officer" in stage.problems("officers", add=two)[0]
 
@@ -122,7 +122,7 @@ def test_sets_that_the_log_could_not_hold(stage: Stage) -> None:
         officers=told, replaces=officers_sha256(OFFICERS), in_force_since=since
     )
     problems = ChangeOfficersKind().problems(details, stage.context)
-    assert "all certificates together have more than 196608 bytes" in problems
+    assert any(problem.endswith("bytes, at most 196608") for problem in problems)
 
 
 @pytest.mark.parametrize("changed", [{"add": ["x"]}, {"remove": [C]}, {"replaces": "0" * 64}])
@@ -131,7 +131,7 @@ def test_what_an_officer_has_written_otherwise(stage: Stage, changed: dict[str, 
     with pytest.raises(CallError, match="OPERATION_REFUSED"):
         stage.put(stage.crafted("officers", **{**good, **changed}))
     other = base64.b64encode(der_of(D)).decode()
-    with pytest.raises(CallError, match="another principal's"):
+    with pytest.raises(CallError, match="is for another principal"):
         stage.put(stage.crafted("officers", **{**good, "officers": {A: other, B: other}}))
 
 
@@ -199,5 +199,5 @@ def test_a_key_with_which_nobody_signs_operations() -> None:
     san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(D)])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, BEGINS, ENDS)
     certificate = builder.add_extension(san, critical=False).sign(key_of(A), hashes.SHA256())
-    with pytest.raises(OperatorError, match="none of ECDSA, RSA, Ed25519"):
+    with pytest.raises(OperatorError, match="must be ECDSA, RSA or Ed25519"):
         first_officers({"d.pem": pem(certificate).encode()})

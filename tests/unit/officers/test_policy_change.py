@@ -32,7 +32,7 @@ def test_a_policy_is_put_in_force(stage: Stage) -> None:
 
 def test_a_policy_that_says_the_same_in_other_words(stage: Stage) -> None:
     draft(stage, "profiles:", "# a remark\nprofiles:")
-    assert stage.prepare("policy").difference == ["  what the rules come to is the same"]
+    assert stage.prepare("policy").difference == ["  the rules have the same effect as before"]
     stage.done("policy")
 
 

@@ -50,7 +50,7 @@ def test_keys_are_rotated(stage: Stage, keys: Sequence[str]) -> None:
     more: dict[str, Any] = {"sign_for_seconds": 30 * DAY, "destroy_after_seconds": 5 * DAY}
     assert stage.prepare("rotate", names(*keys), **PLAN, **more).difference == [
         "+ the next version of 2 keys on token soft",
-        "~ it signs from 2026-01-06T00:00:00Z on for 2592000 s",
+        "~ it signs from 2026-01-06T00:00:00Z for 2592000 s",
         stage.prepare("rotate", names(*keys), **PLAN, **more).difference[2],
         "~ it may be destroyed 432000 s after that (an operation of its own)",
         f"~ {CLINIC}: versions/1 is followed by versions/2",
@@ -84,14 +84,14 @@ def test_an_end_that_comes_earlier_by_itself_stays(stage: Stage, keys: Sequence[
         (b"x", "expected facilities/"),
         (b"\xff\xfe", "expected facilities/"),
         (names(f"{CLINIC}/versions/1"), "is a version: name the key"),
-        (names(CLINIC, CLINIC), "a key stands twice"),
+        (names(CLINIC, CLINIC), "a key is named twice"),
         (names("facilities/9/keys/k"), "has no active version to rotate"),
-        (b"[", "is no list of keys"),
-        (b"[1]", "is no list of keys"),
-        (b'[["facilities/a/keys/k", 1, 2, "ES999", 0]]', "is no list of keys"),
-        (b'[[7, 1, 2, "ES256", 0]]', "is no list of keys"),
-        (b'[["facilities/a/keys/k", 1e999, 2, "ES256", 0]]', "is no list of keys"),
-        (b"[" * 100_000, "is no list of keys"),
+        (b"[", "is not a list of keys"),
+        (b"[1]", "is not a list of keys"),
+        (b'[["facilities/a/keys/k", 1, 2, "ES999", 0]]', "is not a list of keys"),
+        (b'[[7, 1, 2, "ES256", 0]]', "is not a list of keys"),
+        (b'[["facilities/a/keys/k", 1e999, 2, "ES256", 0]]', "is not a list of keys"),
+        (b"[" * 100_000, "is not a list of keys"),
         (b"a " * 50_001, "names 50001 keys"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,
@@ -112,7 +112,7 @@ def test_a_list_of_keys_is_refused(
         ({"sign_for_seconds": 1e3}, "sign_for_seconds"),
         ({"subject": "CN=x"}, "subject and issuers go together"),
         ({"token": "hard"}, "name one of the tokens"),
-        ({"issuers": ["x"]}, "no X.509 certificate"),
+        ({"issuers": ["x"]}, "not an X.509 certificate"),
         ({"plan": []}, "is not known"),
     ],
 )
@@ -127,7 +127,9 @@ def test_a_subject_must_suit_every_key(
     stage: Stage, keys: Sequence[str], authority: Authority, subject: str
 ) -> None:
     members = certified(authority) | {"subject": subject}
-    assert "no distinguished name" in "\n".join(stage.problems("rotate", names(*keys), **members))
+    assert "not a distinguished name" in "\n".join(
+        stage.problems("rotate", names(*keys), **members)
+    )
 
 
 def test_keys_that_are_in_no_state_to_be_rotated(stage: Stage, keys: Sequence[str]) -> None:
@@ -160,7 +162,7 @@ def test_another_version_that_was_made_since(stage: Stage, keys: Sequence[str]) 
     identity = stage.propose("rotate", names(*keys), **PLAN).id
     stage.done("new-version", key=OTHER)
     stage.approve(identity)
-    assert "was made by another operation" in stage.operation(identity).note
+    assert "another operation has made" in stage.operation(identity).note
     assert stage.states(CLINIC) == ["ACTIVE"]
 
 
@@ -194,7 +196,7 @@ def test_certificates_that_are_refused(
     good, other = requested(stage, *keys)
     old = stage.version(f"{CLINIC}/versions/1").spki
     wrong = {
-        "none of the new keys": authority.certify(old),
+        "not for a new key": authority.certify(old),
         "was not issued by": Authority().certify(good),
         "authority": authority.certify(good, ca=True),
     }
@@ -202,7 +204,7 @@ def test_certificates_that_are_refused(
     fine = pem(authority.certify(other)).encode()
     with pytest.raises(CallError) as refused:
         stage.proposals.import_certificates(C, operation.id, [fine, *certificates, b"x", b"-----x"])
-    for place, told in enumerate([*wrong, "no X.509", "no X.509"], start=1):
+    for place, told in enumerate([*wrong, "not an X.509", "no X.509"], start=1):
         assert f"certificates[{place}]: " in refused.value.message
         assert told in refused.value.message
     assert "certificates[0]" not in refused.value.message
@@ -278,7 +280,7 @@ def test_what_officers_no_longer_stand_for_gets_no_certificates(
     operation = waiting(stage, authority, *keys)
     stage.approve(stage.propose("officers", by=C, remove=[A]).id)
     answers = [pem(authority.certify(s)).encode() for s in requested(stage, *keys)]
-    with pytest.raises(CallError, match="has not signed it as an officer"):
+    with pytest.raises(CallError, match="has not validly signed"):
         stage.proposals.import_certificates(C, operation.id, answers)
     assert stage.version(f"{CLINIC}/versions/2").certificate is None
 

@@ -36,7 +36,7 @@ def test_a_version_is_activated_ends_and_is_destroyed(stage: Stage) -> None:
     identity = stage.version(ONE).cka_id
     assert stage.prepare("destroy", version=ONE).difference == [
         f"~ {ONE}: DESTROY_SCHEDULED becomes DESTROYED",
-        f"! the private key {identity.hex()} on token soft is gone for good",
+        f"! the private key {identity.hex()} on token soft is destroyed",
     ]
     stage.done("destroy", version=ONE)
     assert stage.states(CLINIC) == ["DESTROYED"]
@@ -230,7 +230,7 @@ def test_a_facility_that_only_has_keys_can_be_stopped(stage: Stage) -> None:
 def test_what_is_stopped_is_stopped_once_and_compromised_for_good(stage: Stage, key: str) -> None:
     officer = C
     stage.emergency.suspend_key(officer, key, "why")
-    with pytest.raises(CallError, match=r"nothing is to be stopped: .*SUSPENDED"):
+    with pytest.raises(CallError, match=r"nothing to stop: .*SUSPENDED"):
         stage.emergency.suspend_key(officer, key, "why")
     stage.emergency.compromise(officer, CLINIC, "why")
     assert stage.states(CLINIC) == ["COMPROMISED"]
