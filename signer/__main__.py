@@ -1,4 +1,4 @@
-"""The program ``signer``, as a process of its own; ``python -m signer`` is the same."""
+"""The program ``signer``; ``python -m signer`` is the same."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NoReturn
 from signer.cli import main as commands
 
 _GARBAGE = 50_000
-"""How many objects more than before have Python look for garbage among them, 700 by default."""
+"""New objects after which Python collects garbage; its default is 700."""
 
 
 def main() -> NoReturn:
     """Runs the command line."""
-    # What a command imports is no garbage: to look through it again and again, and once more
+    # Imported modules are not garbage: collecting among them again and again, and once more
     # at the end, takes a third of a short command's time.
     gc.set_threshold(_GARBAGE)
     atexit.register(gc.freeze)

@@ -12,7 +12,7 @@ from signer import __version__
 from signer.errors import ConfigError, OperatorError
 
 
-class _Entry(NamedTuple):
+class _CommandEntry(NamedTuple):
     """Where a command is, and its line in the list of commands."""
 
     module: str
@@ -20,23 +20,37 @@ class _Entry(NamedTuple):
 
 
 _COMMANDS = {
-    "audit": _Entry("signer.cli.audit", "Verifies the audit log, searches it and proves items."),
-    "bench": _Entry("signer.cli.bench", "Measures a development appliance beside a C loop."),
-    "ceremony": _Entry("signer.cli.ceremony", "Makes a key with two officers and a transcript."),
-    "check": _Entry("signer.cli.check", "Checks the configuration, the policy and their files."),
-    "dev": _Entry("signer.cli.dev", "Makes and runs a development appliance on SoftHSM."),
-    "doctor": _Entry("signer.cli.doctor", "Examines the machine and says what to fix."),
-    "health": _Entry("signer.cli.control", "Shows whether the daemon serves."),
-    "init": _Entry("signer.cli.init", "Prepares a new appliance: officers, audit key, audit log."),
-    "keys": _Entry("signer.cli.keys", "Shows, rotates, stops and publishes keys."),
-    "operations": _Entry("signer.cli.operations", "Proposes and approves operations."),
-    "policy": _Entry("signer.cli.policy", "Shows what the policy allows, and which rule says so."),
-    "registry": _Entry("signer.cli.registry", "Migrates the database of keys and officers."),
-    "reload": _Entry("signer.cli.control", "Makes the daemon read policy and certificates again."),
-    "serve": _Entry("signer.cli.serve", "Runs the daemon."),
-    "sign": _Entry("signer.cli.sign", "Signs files, or each line of files."),
-    "token": _Entry("signer.cli.token", "Looks after the tokens that hold the keys."),
-    "top": _Entry("signer.cli.control", "Shows the workers and the facilities that sign most."),
+    "audit": _CommandEntry(
+        "signer.cli.audit", "Verifies the audit log, searches it and proves items."
+    ),
+    "bench": _CommandEntry("signer.cli.bench", "Measures a development appliance beside a C loop."),
+    "ceremony": _CommandEntry(
+        "signer.cli.ceremony", "Makes a key with two officers and a transcript."
+    ),
+    "check": _CommandEntry(
+        "signer.cli.check", "Checks the configuration, the policy and their files."
+    ),
+    "dev": _CommandEntry("signer.cli.dev", "Makes and runs a development appliance on SoftHSM."),
+    "doctor": _CommandEntry("signer.cli.doctor", "Examines the machine and says what to fix."),
+    "health": _CommandEntry("signer.cli.control", "Shows whether the daemon serves."),
+    "init": _CommandEntry(
+        "signer.cli.init", "Prepares a new appliance: officers, audit key, audit log."
+    ),
+    "keys": _CommandEntry("signer.cli.keys", "Shows, rotates, stops and publishes keys."),
+    "operations": _CommandEntry("signer.cli.operations", "Proposes and approves operations."),
+    "policy": _CommandEntry(
+        "signer.cli.policy", "Shows what the policy allows, and which rule says so."
+    ),
+    "registry": _CommandEntry("signer.cli.registry", "Migrates the database of keys and officers."),
+    "reload": _CommandEntry(
+        "signer.cli.control", "Makes the daemon read policy and certificates again."
+    ),
+    "serve": _CommandEntry("signer.cli.serve", "Runs the daemon."),
+    "sign": _CommandEntry("signer.cli.sign", "Signs files, or each line of files."),
+    "token": _CommandEntry("signer.cli.token", "Looks after the tokens that hold the keys."),
+    "top": _CommandEntry(
+        "signer.cli.control", "Shows the workers and the facilities that sign most."
+    ),
 }
 
 

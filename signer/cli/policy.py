@@ -17,6 +17,7 @@ from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.model import Format, KeyName
 from signer.policy.decide import Decision, decide
+from signer.policy.narrow import in_words
 from signer.policy.rules import Facility, Policy, Terms
 from signer.policy.values import instant
 
@@ -176,9 +177,7 @@ def _row_value(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
 
 
 def _cell(name: str, value: object) -> str:
-    """Returns a value for people: no formats are none, other empty rules restrict nothing."""
-    from signer.policy.narrow import in_words
-
+    """Returns a value for people: an empty one is "none" for formats, else "-"."""
     return in_words(value, "none" if name == "formats" else "-")
 
 

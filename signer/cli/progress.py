@@ -26,7 +26,7 @@ def progress(
 ) -> Iterator[Advance]:
     """Yields the function that shows progress under the label ``doing``.
 
-    Where stderr is no terminal, each new text of ``line`` is printed; "" prints nothing.
+    Where stderr is not a terminal, each new text of ``line`` is printed; "" prints nothing.
     ``hidden`` hides the bar: what the command prints is on the same terminal.
     """
     if not sys.stderr.isatty() or hidden:

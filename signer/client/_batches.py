@@ -1,4 +1,4 @@
-"""Cuts a stream of payloads into calls that no message limit refuses. Pure."""
+"""Cuts a stream of payloads into calls within the message limits. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from signer.model import Format
 
 MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest request and answer of the API."""
+"""Largest request and answer of the API, in bytes."""
 
 BATCH_BYTES = MESSAGE_BYTES - 64 * 1024
-"""What payloads, or outputs, may sum up to: leaves room for names and framing."""
+"""Bytes of all payloads, or outputs, of a call; the rest is for names and framing."""
 
 _OVERHEAD = 8  # tag and length of one bytes field
 _RSA_4096 = 512  # the longest signature
 _FAILURE = 640  # a google.rpc.Status with its details, in place of an output
 
 
-class Batch(NamedTuple):
+class PayloadBatch(NamedTuple):
     """Payloads of one call; ``start`` is the index of the first in the stream."""
 
     start: int
@@ -26,10 +26,10 @@ class Batch(NamedTuple):
 
 
 def output_bound(size: int, message_format: Format) -> int:
-    """Upper bound in bytes of what comes back for a payload of ``size`` bytes.
+    """Returns an upper bound in bytes of the output for a payload of ``size`` bytes.
 
-    It errs on the long side: the appliance refuses a call whose answer *could*
-    pass the limit. JWS: base64url of payload and signature, and the header. HCERT:
+    It may be too high: the appliance refuses a call whose answer *could* exceed
+    the limit. JWS: base64url of payload and signature, and the header. HCERT:
     base45 makes 3 of 2; a number in JSON can grow threefold as CBOR (``1.5`` is
     nine bytes).
     """
@@ -50,12 +50,14 @@ def fits(size: int, message_format: Format) -> bool:
     return size <= BATCH_BYTES and output_bound(size, message_format) <= BATCH_BYTES
 
 
-def cut(payloads: Iterable[bytes], message_format: Format, batch_items: int) -> Iterator[Batch]:
+def cut(
+    payloads: Iterable[bytes], message_format: Format, batch_items: int
+) -> Iterator[PayloadBatch]:
     """Cuts ``payloads`` into batches, reading no further than one batch and one payload.
 
     A batch has at most ``batch_items`` payloads, and neither its request nor the
-    largest answer it could have passes ``BATCH_BYTES``. A payload that does not
-    fit (``fits``) stands alone in its batch.
+    largest possible answer exceeds ``BATCH_BYTES``. A payload that does not fit
+    (``fits``) is alone in its batch.
     """
     start, batch, sent, answered = 0, list[bytes](), 0, 0
     for payload in payloads:
@@ -63,9 +65,9 @@ def cut(payloads: Iterable[bytes], message_format: Format, batch_items: int) -> 
         answer = output_bound(len(payload), message_format)
         full = len(batch) == batch_items
         if batch and (full or sent + request > BATCH_BYTES or answered + answer > BATCH_BYTES):
-            yield Batch(start, batch)
+            yield PayloadBatch(start, batch)
             start, batch, sent, answered = start + len(batch), [], 0, 0
         batch.append(payload)
         sent, answered = sent + request, answered + answer
     if batch:
-        yield Batch(start, batch)
+        yield PayloadBatch(start, batch)

@@ -56,7 +56,7 @@ def retry(
 def _traced(name: str) -> Iterator[list[tuple[str, str]] | None]:
     """Yields metadata that carries the trace of a program that uses OpenTelemetry.
 
-    One that has not imported it by now does not use it. This is no interceptor: gRPC would
+    One that has not imported it by now does not use it. No interceptor is used: gRPC would
     make a new call object each time, and crash on a channel that was closed.
     """
     if "opentelemetry.trace" not in sys.modules:

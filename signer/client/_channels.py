@@ -15,12 +15,12 @@ from signer.v1 import signing_pb2
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    # A dead connection shows within a long call; a ping without a call would be
-    # abuse in the eyes of the server.
+    # A long call notices a dead connection; the server would treat pings without a
+    # call as abuse.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.enable_retries", 0),  # retries are ours: gRPC's know no hints
+    ("grpc.enable_retries", 0),  # gRPC's own retries ignore the appliance's hints
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
@@ -32,7 +32,7 @@ SERVICE_CONFIG = json.dumps(
         },
     }
 )
-"""Calls go in turn to the appliances whose health says SERVING, and says it still."""
+"""Calls go in turn to the appliances whose health is SERVING, and is watched."""
 
 FilePath = str | PathLike[str]
 
@@ -47,8 +47,8 @@ def secure_channel(
 ) -> grpc.Channel:
     """Opens a channel with mutual TLS.
 
-    ``address`` is ``host:port``; or several appliances, which take calls in turn as long as
-    they serve: ``10.0.0.1:7443,10.0.0.2:7443`` (addresses of one family, with a
+    ``address`` is ``host:port``; or several appliances, which take calls in turn while they
+    serve: ``10.0.0.1:7443,10.0.0.2:7443`` (addresses of one family, with a
     ``server_name``), or ``dns:///signer.example:7443`` for all addresses of one name.
     ``ca``, ``certificate`` and ``key`` are PEM files; ``server_name`` is the name in the
     server's certificate where it is not the host of ``address``. Raises OSError if a file
@@ -72,27 +72,27 @@ def secure_channel(
 
 
 def target_of(address: str) -> tuple[str, bool]:
-    """Returns an address as gRPC wants it, and whether several appliances share the calls.
+    """Returns the address for gRPC, and whether several appliances share the calls.
 
-    One appliance is called whether it serves or not: its operator must reach it.
+    A single appliance is called even if it does not serve: its operator must reach it.
     """
     if address.startswith("dns:"):
         return address, True
     if "," not in address:
         return address, False
-    places = [place.strip() for place in address.split(",")]
-    versions = {_version(place) for place in places}
+    addresses = [part.strip() for part in address.split(",")]
+    versions = {_version(part) for part in addresses}
     if versions not in ({4}, {6}):
         raise ValueError(
-            "several addresses are all IPv4 or all IPv6, as in 10.0.0.1:7443,10.0.0.2:7443 or"
+            "several addresses must be all IPv4 or all IPv6, as in 10.0.0.1:7443,10.0.0.2:7443 or"
             " [fd00::1]:7443,[fd00::2]:7443; for one name of several: dns:///signer.example:7443"
         )
-    return f"ipv{versions.pop()}:{','.join(places)}", True
+    return f"ipv{versions.pop()}:{','.join(addresses)}", True
 
 
-def _version(place: str) -> int:
-    """Which version of IP an address with its port is of; 0 for none."""
-    host, _, port = place.rpartition(":")
+def _version(address: str) -> int:
+    """Returns the IP version of an address with its port; 0 if it is not an IP address."""
+    host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     try:
         version = ipaddress.ip_address(host.strip("[]")).version

@@ -13,20 +13,20 @@ from grpc_status import rpc_status
 from signer.errors import TABLE, Code, Reason, Violation
 
 DOMAIN = "signer.v1"
-"""``ErrorInfo.domain`` of the appliance; reasons of other domains are not ours."""
+"""``ErrorInfo.domain`` of the appliance; reasons of other domains are ignored."""
 CLOSED = "CLOSED"
-"""The reason where the client itself was closed."""
+"""The reason of calls on a client that its own program closed."""
 _LOST = (Code.UNAVAILABLE.name, grpc.StatusCode.CANCELLED.name)
 
 
 class SignerClientError(Exception):
     """A call that failed as a whole.
 
-    ``code`` is the name of the gRPC code; ``reason`` is the appliance's reason
-    (``signer.errors.Reason``), or ``code`` again where the failure is not the
-    appliance's own (the connection, TLS, gRPC's limits). ``message`` says what to
-    do; ``metadata`` may name the rule; ``retry_after`` is in seconds;
-    ``violations`` lists bad fields; ``retryable``: the same call may succeed later.
+    ``code`` is the name of the gRPC code; ``reason`` is the appliance's reason (the
+    table in docs/errors.md), or ``code`` again where the failure is not the
+    appliance's (connection, TLS, limits of gRPC). ``message`` says what to do;
+    ``metadata`` may name the rule; ``retry_after`` is in seconds; ``violations``
+    lists bad fields; ``retryable``: the same call may succeed later.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class InvalidRequestError(SignerClientError):
 
 
 class UnauthenticatedError(SignerClientError):
-    """UNAUTHENTICATED: no policy knows this certificate's URI."""
+    """UNAUTHENTICATED: the policy does not name the URI of this certificate."""
 
 
 class DeniedError(SignerClientError):
@@ -62,11 +62,11 @@ class DeniedError(SignerClientError):
 
 
 class NotFoundError(SignerClientError):
-    """NOT_FOUND: allowed, but there is no such key or version."""
+    """NOT_FOUND: the call is allowed, but the key or version does not exist."""
 
 
 class PreconditionError(SignerClientError):
-    """FAILED_PRECONDITION: the version is not active, or these are closed hours."""
+    """FAILED_PRECONDITION: the version is not active, or it is outside opening hours."""
 
 
 class ExhaustedError(SignerClientError):
@@ -78,7 +78,7 @@ class UnavailableError(SignerClientError):
 
 
 class DeadlineError(SignerClientError):
-    """DEADLINE_EXCEEDED: no answer in time, or too little time was given."""
+    """DEADLINE_EXCEEDED: no answer in time, or the time-out was too short."""
 
 
 class InternalError(SignerClientError):
@@ -111,10 +111,10 @@ class ItemError(NamedTuple):
 def is_retryable(code: str, reason: str) -> bool:
     """Whether the same call or item may succeed later.
 
-    Reasons this release does not know, and failures of the connection, count as
-    retryable where gRPC says so: UNAVAILABLE, and CANCELLED, which a daemon that is
-    stopping gives to a call that has just come, and to one that outlasts its drain.
-    Items of the latter may be on record as signed, and counted, though nobody got them.
+    Reasons unknown to this release, and failures of the connection, are retryable
+    by their gRPC code: UNAVAILABLE, and CANCELLED, with which a stopping daemon ends
+    calls that have just arrived and calls that outlast its drain. Items of the latter may
+    be recorded as signed, and counted, although their signatures were not delivered.
     """
     if reason in Reason.__members__:
         return TABLE[Reason(reason)].retryable
@@ -145,17 +145,17 @@ def _read_details(details: Iterable[AnyMessage]) -> _Details:
 
 
 def closed(error: Exception) -> UnavailableError:
-    """Returns the failure of a call whose channel its own program has closed."""
+    """Returns the failure of a call whose channel was closed by its own program."""
     return UnavailableError("CANCELLED", CLOSED, str(error))
 
 
 def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
-    """Turns what a stub raised into one of ours."""
-    if not isinstance(error, grpc.Call):  # the channel was closed under the call
+    """Converts an error that a stub raised."""
+    if not isinstance(error, grpc.Call):  # the channel was closed during the call
         return closed(error)
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # trailers that contradict the status are not the appliance's
+    except ValueError:  # trailers that contradict the status are not from the appliance
         status = None
     code = error.code()
     details = _read_details(status.details if status is not None else ())
@@ -171,7 +171,7 @@ def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
 
 
 def from_status(status: status_pb2.Status) -> ItemError:
-    """Turns an item's ``google.rpc.Status`` into an ``ItemError``."""
+    """Converts the ``google.rpc.Status`` of an item."""
     names = {code.value[0]: code.name for code in grpc.StatusCode}
     code = names.get(status.code, "UNKNOWN")
     details = _read_details(status.details)
@@ -180,5 +180,5 @@ def from_status(status: status_pb2.Status) -> ItemError:
 
 
 def of_call(error: SignerClientError) -> ItemError:
-    """The same failure, told of one item of the call."""
+    """Returns the failure of a call as that of one of its items."""
     return ItemError(error.code, error.reason, error.message, error.retry_after, error.retryable)

@@ -11,7 +11,7 @@ from contextvars import copy_context
 from threading import Event
 from typing import NamedTuple
 
-from signer.client._batches import Batch, fits
+from signer.client._batches import PayloadBatch, fits
 from signer.client._calls import retry
 from signer.client._errors import InternalError, ItemError, SignerClientError, of_call
 from signer.client._values import ItemResult
@@ -66,7 +66,7 @@ def _may_help(error: Exception) -> bool:
 class _Delivery:
     """One batch: signed items are kept, pending ones are sent again."""
 
-    def __init__(self, batch: Batch, job: Job) -> None:
+    def __init__(self, batch: PayloadBatch, job: Job) -> None:
         self._batch = batch
         self._job = job
         self._results: dict[int, ItemResult] = {}
@@ -115,7 +115,7 @@ class _Delivery:
         return Outcome(results, error)
 
 
-def deliver(batch: Batch, job: Job) -> Outcome:
+def deliver(batch: PayloadBatch, job: Job) -> Outcome:
     """Sends one batch until it is signed, fails for good or has no time left."""
     if not fits(len(batch.payloads[0]), job.message_format):  # it is alone in its batch
         size = len(batch.payloads[0])
@@ -134,7 +134,7 @@ def deliver(batch: Batch, job: Job) -> Outcome:
     return delivery.outcome(None)
 
 
-def run(batches: Iterable[Batch], job: Job, in_flight: int) -> Iterator[ItemResult]:
+def run(batches: Iterable[PayloadBatch], job: Job, in_flight: int) -> Iterator[ItemResult]:
     """Yields the results of all batches in order, with ``in_flight`` calls at a time.
 
     Every payload that was sent gets its result; then, if a call failed for good,

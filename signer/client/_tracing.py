@@ -11,17 +11,17 @@ from opentelemetry import propagate, trace
 
 @contextmanager
 def span(name: str) -> Iterator[list[tuple[str, str]]]:
-    """Makes the span of a call; yields its context as metadata: W3C ``traceparent``."""
+    """Opens the span of a call; yields its context as metadata: W3C ``traceparent``."""
     tracer = trace.get_tracer("signer.client")
-    # No text of an exception: it is the appliance's, and the caller has it.
+    # Without the text of an exception, which comes from the appliance; the caller gets it.
     with tracer.start_as_current_span(
         name, kind=trace.SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
-    ) as made:
+    ) as opened:
         headers: dict[str, str] = {}
         propagate.inject(headers)
         try:
             yield list(headers.items())
         except grpc.RpcError as error:
             code = error.code().name if isinstance(error, grpc.Call) else ""
-            made.set_status(trace.Status(trace.StatusCode.ERROR, code))
+            opened.set_status(trace.Status(trace.StatusCode.ERROR, code))
             raise

@@ -197,7 +197,7 @@ def test_registry_migrate(run: Run, config: Path, tmp_path: Path) -> None:
             Registry.open(f"sqlite:///{registry}")
         done = run("registry", "migrate", "--config", old)
         assert (done.code, done.err) == (0, "")
-        assert "was 0001 and is 0" in done.out
+        assert "was 0001 and is now 0" in done.out
         Registry.open(f"sqlite:///{registry}").close()
     finally:
         old.unlink()
