@@ -20,6 +20,20 @@ def encode(data: bytes) -> bytes:
     return text + triples[data[-1]][:2] if odd else text
 
 
+def decode(text: bytes) -> bytes:
+    """Returns the bytes of a text in Base45; raises ValueError for another text."""
+    values = [_ALPHABET.index(character) for character in text]
+    decoded = bytearray()
+    for start in range(0, len(values), 3):
+        triple = values[start : start + 3]
+        number = sum(value * 45**position for position, value in enumerate(triple))
+        try:
+            decoded += number.to_bytes(len(triple) - 1, "big")
+        except OverflowError:
+            raise ValueError("not Base45") from None
+    return bytes(decoded)
+
+
 def encoded_length(length: int) -> int:
     """Returns how many characters ``length`` bytes take."""
     return (3 * length + 1) // 2

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from signer.audit.format.record import Fields, RecordError, RecordKind, Value, octets, text
 from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.errors import OperatorError, invalid
 from signer.officers.approval import Officers, Signature
-from signer.officers.store import StoredOperation
+
+if TYPE_CHECKING:
+    # Auditors read records where no database is installed.
+    from signer.officers.store import StoredOperation
 
 MAX_REASON = 1000
 """Bytes of the reason that an officer gives."""

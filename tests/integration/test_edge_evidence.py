@@ -16,7 +16,7 @@ from signer.audit.format.parse import parse_head
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
-from signer.cli.audit.place import spki_of
+from signer.cli.audit.log_files import spki_of
 from signer.cli.main import main
 from signer.client import DeniedError, InvalidRequestError, SignerClient
 from signer.v1 import evidence_pb2
@@ -343,7 +343,7 @@ def test_the_command_keeps_checkpoints_and_finds_a_rollback(
     made.start()
     done = Done(capfd, *again)
     assert (done.code, done.out) == (1, "")
-    assert "records are gone" in done.errors
+    assert "records are missing" in done.errors
     signed(made, 60)
     with made.client("auditor") as client:
         auditor = Auditor(made, client)
@@ -369,7 +369,7 @@ def test_the_command_believes_no_other_checkpoint(
         other.write_bytes(bent.encode("latin-1", "replace"))
         done = Done(capfd, *asked, key, "--previous", other, "--output", last)
         assert (done.code, done.out) == (1, "")
-        assert "is no checkpoint" in done.errors
+        assert "is not a checkpoint" in done.errors
     foreign = appliance.key("01-001/records")["public_key"]
     done = Done(capfd, *asked, foreign)
     assert (done.code, done.out) == (1, "")

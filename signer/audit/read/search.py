@@ -32,7 +32,7 @@ class Match(NamedTuple):
     outcome: int | None
 
 
-def find(records: Iterable[Record], wanted: frozenset[bytes]) -> Iterator[Match]:
+def find_items(records: Iterable[Record], wanted: frozenset[bytes]) -> Iterator[Match]:
     """Yields the items whose digest, or whose raw signature's SHA-256, is wanted.
 
     ``records`` are in the order of the log. An item is yielded when its outcome is reached;
@@ -70,7 +70,7 @@ def locate(reader: Reader, seq: int, index: int) -> Match:
     raise SearchError(f"record {seq} is not an intent or outcome with an item {index}")
 
 
-def prove(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> str:
+def prove_item(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) -> str:
     """Returns the proof of one item as JSON, for ``proof.verify``.
 
     ``note`` is the signed text of the checkpoint. Raises SearchError if the item has no

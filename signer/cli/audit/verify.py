@@ -3,73 +3,87 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import click
 
-from signer.cli.audit.place import (
-    FILE,
-    Place,
-    all_checkpoints,
+from signer.audit.format import proof
+from signer.audit.read.search import utc
+from signer.audit.read.verify import verify_log
+from signer.cli.audit.log_files import (
+    LogFiles,
     checkpoint_option,
+    log_or_key_options,
     needed,
-    origin_of,
     origin_option,
-    place_options,
-    progress,
     spki_of,
 )
-from signer.cli.options import json_option
-from signer.cli.tables import print_values
+from signer.cli.options import FILE
+from signer.cli.output import output, print_values
+from signer.cli.progress import progress
 from signer.errors import OperatorError
+from signer.officers.offline_check import ApprovalFold
 
-if TYPE_CHECKING:
-    from signer.audit.format.proof import Proven
+
+def _print(values: dict[str, Any]) -> None:
+    if "problems" not in values:  # of a proof
+        print_values(values)
+        return
+    for problem in values["problems"]:
+        click.echo(f"wrong: {problem}", err=True)
+    verdict = "in order" if values["whole"] else "NOT in order"
+    click.echo(f"the log {values['origin']} is {verdict}")
+    rest = {name: value for name, value in values.items() if name not in _PRINTED}
+    if rest["officers"] is None:
+        rest["officers"] = "none are known: the log does not say who had to approve what"
+    print_values(rest)
+
+
+_PRINTED = {"whole", "origin", "problems"}
 
 
 @click.command()
-@place_options
+@output(lambda values: values, _print, ok=lambda values: not values.get("problems"))
+@log_or_key_options
 @checkpoint_option
 @origin_option
 @click.option(
-    "--proof", "proof_file", metavar="FILE", type=FILE, help="Verify this proof, not a log."
+    "--proof", "proof_file", metavar="FILE", type=FILE, help="Verify this proof instead of a log."
 )
 @click.option(
     "--beginning-elsewhere",
     is_flag=True,
-    help="Older segments were archived: a snapshot that a checkpoint proves may begin the log.",
+    help="Older segments were archived: the log may begin with a snapshot that a checkpoint "
+    "proves.",
 )
 @click.option(
     "--end-elsewhere",
     is_flag=True,
     help="This is an archive: it may end before the newest checkpoint.",
 )
-@json_option
 def verify(
     *,
-    place: Place | None,
+    log: LogFiles | None,
     key_file: Path | None,
     checkpoint_files: tuple[Path, ...],
     origin: str | None,
     proof_file: Path | None,
     beginning_elsewhere: bool,
     end_elsewhere: bool,
-    as_json: bool,
-) -> None:
+) -> dict[str, Any]:
     """Verifies a whole log, or one proof. Exit code 1 if anything is wrong.
 
-    Every record, chain, link and number is checked, and the tree is compared with
-    every checkpoint: those in the log's directory and those given. A log without
-    a checkpoint is not in order, for nobody has signed what it says.
+    Checks every record, chain, link and number, and compares the tree with every
+    checkpoint: those in the log's directory and those given. A log without a
+    checkpoint is not in order, because nobody has signed it.
 
-    So is whatever officers must allow together: that enough of those in force have
-    signed exactly what was done. A log from before there were officers says so.
+    Checks for every operation that enough of the officers in force have signed
+    exactly what was done. A log from before there were officers says so.
 
-    Where segments were archived, say so: a log without its beginning or its end is
-    wrong otherwise. What an archive has beyond `signed_records` is proven by the
-    segments that follow it, which are elsewhere.
+    If segments were archived, say so: a log without its beginning or end is wrong
+    otherwise. The records of an archive beyond `signed_records` are proven by the
+    segments that follow, which are elsewhere.
 
     \b
       signer audit verify --config /etc/signer/signer.yaml --checkpoint from-the-ministry
@@ -77,53 +91,31 @@ def verify(
       signer audit verify --proof proof.json --key audit.pub.pem --json
     """
     if proof_file is not None:
-        key = key_file or (place and place.key)
+        key = key_file or (log and log.key)
         if key is None:
             raise click.UsageError("give --key PEM: the public audit key")
         if checkpoint_files or beginning_elsewhere or end_elsewhere:
-            raise click.UsageError("--proof stands alone: it has its checkpoint in it")
-        proven = _verify_proof(proof_file, spki_of(key), origin)
-        print_values(_proven(proven), as_json)
-        return
-    elsewhere = _Elsewhere(beginning_elsewhere, end_elsewhere)
-    report = _verify_log(needed(place), checkpoint_files, origin, elsewhere)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _print_report(report)
-    if report["problems"]:
-        sys.exit(1)
-
-
-class _Elsewhere(NamedTuple):
-    """Which ends of the log may be missing here."""
-
-    beginning: bool
-    end: bool
-
-
-def _verify_log(
-    place: Place, files: tuple[Path, ...], origin: str | None, elsewhere: _Elsewhere
-) -> dict[str, Any]:
-    from signer.audit.read.search import utc
-    from signer.audit.read.verify import verify_log
-    from signer.officers.offline_check import ApprovalFold
-
-    origin = origin or origin_of(place)
-    checkpoints, problems = all_checkpoints(place, files, origin, spki_of(place.key))
+            raise click.UsageError(
+                "--proof cannot be used with --checkpoint, --beginning-elsewhere and "
+                "--end-elsewhere: a proof contains its checkpoint"
+            )
+        return _verify_proof(proof_file, spki_of(key), origin)
+    log = needed(log)
+    origin = origin or log.origin()
+    checkpoints, problems = log.checkpoints(checkpoint_files, origin)
     if not checkpoints:
-        problems.append("there is no checkpoint: nobody has signed what this log says")
+        problems.append("there is no checkpoint: nobody has signed this log")
     with progress("verifying") as advance:
         report = verify_log(
-            place.directory,
+            log.directory,
             origin,
             checkpoints,
             advance,
             folds=[ApprovalFold],
-            beginning_elsewhere=elsewhere.beginning,
-            end_elsewhere=elsewhere.end,
+            beginning_elsewhere=beginning_elsewhere,
+            end_elsewhere=end_elsewhere,
         )
-    control = report.fold(ApprovalFold)
+    officers = report.fold(ApprovalFold)
     return {
         "whole": not (problems or report.problems),
         "origin": origin,
@@ -138,49 +130,19 @@ def _verify_log(
         "open_intents": report.open_intents,
         "recovered": list(report.recovered),
         "overridden": list(report.overridden),
-        "officers": None if control.officers is None else sorted(control.officers),
-        "development": control.development,
-        "operations": control.executed,
-        "acts": control.acts,
+        "officers": None if officers.officers is None else sorted(officers.officers),
+        "development": officers.development,
+        "operations": officers.executed,
+        "acts": officers.acts,
         "problems": [*problems, *report.problems],
     }
 
 
-def _print_report(report: dict[str, Any]) -> None:
-    for problem in report["problems"]:
-        click.echo(f"wrong: {problem}", err=True)
-    verdict = "in order" if report["whole"] else "NOT in order"
-    click.echo(f"the log {report['origin']} is {verdict}")
-    values = {name: value for name, value in report.items() if name not in _TOLD}
-    if values["officers"] is None:
-        values["officers"] = "none are known: nothing says who had to allow what"
-    print_values(values)
-
-
-_TOLD = {"whole", "origin", "problems"}
-
-
-def _verify_proof(path: Path, spki: bytes, origin: str | None) -> Proven:
-    from signer.audit.format import proof
-
-    # What is no UTF-8 becomes what no proof has, and is refused with the rest.
+def _verify_proof(path: Path, spki: bytes, origin: str | None) -> dict[str, Any]:
+    # Bytes that are not UTF-8 become characters that no proof has, and are refused with them.
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(proof.MAX_PROOF + 1)
-    return proof.verify(text, spki, origin or _origin_in(text))
-
-
-def _origin_in(text: str) -> str:
-    """What the log of a proof calls itself: the key's signature covers that, too."""
-    try:
-        note = json.loads(text)["checkpoint"]
-        return str(note).split("\n", 1)[0]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OperatorError("the proof is no JSON with a checkpoint in it") from error
-
-
-def _proven(proven: Proven) -> dict[str, Any]:
-    from signer.audit.read.search import utc
-
+    proven = proof.verify(text, spki, origin or _origin_in(text))
     return {
         "log": proven.checkpoint.origin,
         "checkpoint": proven.checkpoint.size,
@@ -198,3 +160,12 @@ def _proven(proven: Proven) -> dict[str, Any]:
         "signature": proven.signature.hex() if proven.signature else None,
         "failure": proven.failure,
     }
+
+
+def _origin_in(text: str) -> str:
+    """Returns the name of the log in a proof; the key's signature covers it, too."""
+    try:
+        note = json.loads(text)["checkpoint"]
+        return str(note).split("\n", 1)[0]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OperatorError("the proof is not JSON with a checkpoint") from error

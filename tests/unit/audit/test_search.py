@@ -12,7 +12,7 @@ from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Column, Record, RecordError, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
-from signer.audit.read.search import Match, SearchError, describe, find, locate, prove
+from signer.audit.read.search import Match, SearchError, describe, find_items, locate, prove_item
 from signer.audit.write.log import Listener
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
@@ -100,15 +100,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 @pytest.mark.parametrize("item", range(BATCH))
 def test_finds_by_digest_and_by_signature(written: Written, item: int) -> None:
     expected = [Match(written.intents[7], item, written.outcomes[7])]
-    assert list(find(written.records(), frozenset({digest(7, item)}))) == expected
+    assert list(find_items(written.records(), frozenset({digest(7, item)}))) == expected
     by_signature = frozenset({sha256(signature(7, item)).digest()})
     # Item 3 failed: its digest is in the log, a signature of it never was.
-    assert list(find(written.records(), by_signature)) == (expected if item != 3 else [])
+    assert list(find_items(written.records(), by_signature)) == (expected if item != 3 else [])
 
 
 def test_finds_an_item_once_though_both_its_hashes_are_wanted(written: Written) -> None:
     wanted = frozenset({digest(0, 1), sha256(signature(0, 1)).digest(), digest(2, 0)})
-    assert list(find(written.records(), wanted)) == [
+    assert list(find_items(written.records(), wanted)) == [
         Match(written.intents[0], 1, written.outcomes[0]),
         Match(written.intents[2], 0, written.outcomes[2]),
     ]
@@ -116,14 +116,14 @@ def test_finds_an_item_once_though_both_its_hashes_are_wanted(written: Written) 
 
 def test_an_intent_without_outcome_is_found_without(written: Written) -> None:
     match = Match(written.open_intent, 4, None)
-    assert list(find(written.records(), frozenset({digest(30, 4)}))) == [match]
+    assert list(find_items(written.records(), frozenset({digest(30, 4)}))) == [match]
 
 
 def test_what_is_not_there_is_not_found(written: Written) -> None:
-    assert list(find(written.records(), frozenset({sha256(b"other").digest()}))) == []
+    assert list(find_items(written.records(), frozenset({sha256(b"other").digest()}))) == []
     # Half of one item and half of the next is no item.
     across = digest(0, 0)[16:] + digest(0, 1)[:16]
-    assert list(find(written.records(), frozenset({across}))) == []
+    assert list(find_items(written.records(), frozenset({across}))) == []
 
 
 def test_indeterminate_is_no_outcome() -> None:
@@ -131,7 +131,7 @@ def test_indeterminate_is_no_outcome() -> None:
         Record(0, 0, RecordKind.INTENT, intent_fields(0), digests(0)),
         Record(1, 0, RecordKind.INDETERMINATE, {"intent": 0}),
     ]
-    assert list(find(records, frozenset({digest(0, 2)}))) == [Match(0, 2, None)]
+    assert list(find_items(records, frozenset({digest(0, 2)}))) == [Match(0, 2, None)]
 
 
 def test_locates_by_intent_and_by_outcome(written: Written) -> None:
@@ -151,7 +151,7 @@ def test_what_is_no_item_is_refused(written: Written, seq: int, index: int) -> N
 @pytest.mark.parametrize("item", [0, 3, 4])
 def test_proof_verifies_and_says_what_was_signed(written: Written, batch: int, item: int) -> None:
     match = Match(written.intents[batch], item, written.outcomes[batch])
-    text = prove(written.reader, match, written.covered, written.note)
+    text = prove_item(written.reader, match, written.covered, written.note)
     proven = proof.verify(text, written.spki, ORIGIN)
     assert (proven.intent, proven.index, proven.outcome) == tuple(match)
     assert proven.digest == digest(batch, item)
@@ -162,7 +162,7 @@ def test_proof_verifies_and_says_what_was_signed(written: Written, batch: int, i
 
 def test_proof_shows_nothing_of_the_other_items(written: Written) -> None:
     match = Match(written.intents[5], 1, written.outcomes[5])
-    text = prove(written.reader, match, written.covered, written.note)
+    text = prove_item(written.reader, match, written.covered, written.note)
     assert digest(5, 1).hex() in text
     assert signature(5, 1).hex() in text
     for item in (0, 2, 4):
@@ -173,23 +173,27 @@ def test_proof_shows_nothing_of_the_other_items(written: Written) -> None:
 def test_no_proof_of_what_no_checkpoint_covers(written: Written) -> None:
     match = Match(written.intents[5], 1, written.outcomes[5])
     with pytest.raises(SearchError, match="newer checkpoint"):
-        prove(written.reader, match, Checkpoint(ORIGIN, match.intent + 1, bytes(32)), written.note)
+        prove_item(
+            written.reader, match, Checkpoint(ORIGIN, match.intent + 1, bytes(32)), written.note
+        )
     with pytest.raises(SearchError, match="no outcome"):
-        prove(written.reader, Match(written.open_intent, 0, None), written.covered, written.note)
+        prove_item(
+            written.reader, Match(written.open_intent, 0, None), written.covered, written.note
+        )
 
 
 def test_no_proof_without_the_segment(written: Written) -> None:
     later = Reader(list_segments(written.directory)[1:])
     match = Match(written.intents[0], 0, written.outcomes[0])
     with pytest.raises(SearchError, match="segments"):
-        prove(later, match, written.covered, written.note)
+        prove_item(later, match, written.covered, written.note)
 
 
 def test_what_is_here_is_proven_though_older_segments_were_archived(written: Written) -> None:
     later = Reader(list_segments(written.directory)[2:])
     match = Match(written.intents[-1], 0, written.outcomes[-1])
-    text = prove(later, match, written.covered, written.note)
-    assert text == prove(written.reader, match, written.covered, written.note)
+    text = prove_item(later, match, written.covered, written.note)
+    assert text == prove_item(written.reader, match, written.covered, written.note)
     assert proof.verify(text, written.spki, ORIGIN).digest == digest(29, 0)
 
 
@@ -222,4 +226,4 @@ def test_values_of_every_kind_as_json() -> None:
 
 def test_a_closing_record_that_closes_nothing_is_refused() -> None:
     with pytest.raises(RecordError):
-        list(find([Record(0, 0, RecordKind.OUTCOME, {})], frozenset({bytes(32)})))
+        list(find_items([Record(0, 0, RecordKind.OUTCOME, {})], frozenset({bytes(32)})))

@@ -225,10 +225,10 @@ def test_another_origin_is_refused(appliance: Path) -> None:
 def test_no_log_no_key_no_place(appliance: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "holds no log" in run("verify", "--dir", empty).stderr
+    assert "contains no audit log" in run("verify", "--dir", empty).stderr
     assert run("verify", "--dir", empty).exit_code == 1
     (appliance / "audit" / "audit.pub.pem").write_text("no key")
-    assert "is no public key" in run("verify", "--dir", appliance / "audit").stderr
+    assert "is not a public key" in run("verify", "--dir", appliance / "audit").stderr
     (appliance / "audit" / "audit.pub.pem").unlink()
     absent = run("verify", "--dir", appliance / "audit")
     assert absent.exit_code == 1

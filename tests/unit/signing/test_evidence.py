@@ -23,7 +23,7 @@ from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.reader import Reader
-from signer.audit.read.search import locate, prove
+from signer.audit.read.search import locate, prove_item
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import open_audit_log
@@ -96,7 +96,7 @@ def proven(stage: Stage, index: int) -> proof.Proven:
     note = notes.sign(checkpoint, NoteVerifier.from_spki(ORIGIN, spki(AUDIT_KEY)), AUDIT_KEY.sign)
     reader = Reader(list_segments(stage.folder))
     return proof.verify(
-        prove(reader, locate(reader, 0, index), checkpoint, note), spki(AUDIT_KEY), ORIGIN
+        prove_item(reader, locate(reader, 0, index), checkpoint, note), spki(AUDIT_KEY), ORIGIN
     )
 
 

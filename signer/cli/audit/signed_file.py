@@ -1,4 +1,4 @@
-"""Which signature is meant: a hash, or the raw signature inside a finished message."""
+"""Names a signature: by a hash, or by a file with a signature or a finished message."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import cbor2
 import click
 
+from signer.cli.options import FILE
 from signer.errors import OperatorError
+from signer.formats import base45
+
+T = TypeVar("T")
 
 MAX_MESSAGE = 4 << 20
-"""Bytes of a message, as in the API, and of what a compressed one may grow to."""
+"""Bytes of a message, as in the API, and of a decompressed one."""
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-_BASE45 = {
-    character: value
-    for value, character in enumerate(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ $%*+-./:")
-}
 _JWS = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.([A-Za-z0-9_-]+)")
 
 
-def item_options(command: Callable[..., None]) -> Callable[..., None]:
+def item_options(command: Callable[..., T]) -> Callable[..., T]:
     """Adds ``[SHA256]`` and ``--file``; the command gives both to ``hashes_wanted``."""
     for option in (
-        click.option("--file", "file", metavar="FILE", type=_FILE, help="A signed message."),
+        click.option("--file", "file", metavar="FILE", type=FILE, help="A signed message."),
         click.argument("sha256_hex", metavar="[SHA256]", required=False),
     ):
         command = option(command)
@@ -38,7 +38,7 @@ def item_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def hashes_wanted(sha256_hex: str | None, file: Path | None) -> frozenset[bytes]:
-    """Returns the SHA-256 values by which the log may know what was named.
+    """Returns the SHA-256 values under which the log may have the signature or digest.
 
     Raises UsageError and OperatorError. ``file`` is read up to the bound.
     """
@@ -48,21 +48,21 @@ def hashes_wanted(sha256_hex: str | None, file: Path | None) -> frozenset[bytes]
         with file.open("rb") as opened:
             content = opened.read(MAX_MESSAGE + 1)
         if len(content) > MAX_MESSAGE:
-            raise OperatorError(f"{file} is longer than {MAX_MESSAGE} bytes: no message of ours is")
-        return frozenset(sha256(each).digest() for each in signatures_in(content))
+            raise OperatorError(f"{file} is longer than {MAX_MESSAGE} bytes: it is not a message")
+        return frozenset(sha256(raw).digest() for raw in signatures_in(content))
     try:
         digest = bytes.fromhex(sha256_hex or "")
     except ValueError:
         digest = b""
     if len(digest) != sha256().digest_size:
-        raise click.UsageError("SHA256 should have 64 hexadecimal digits")
+        raise click.UsageError("SHA256 must have 64 hexadecimal digits")
     return frozenset({digest})
 
 
 def signatures_in(content: bytes) -> Iterator[bytes]:
-    """Yields what may be the raw signature of a file: of all forms that the file could have.
+    """Yields the raw signature of a file for each form that the file may have.
 
-    Those are the signature itself, the same in Base64, a compact JWS (RFC 7515
+    The forms are the signature itself, the same in Base64, a compact JWS (RFC 7515
     section 7.1), a COSE_Sign1 (RFC 9052 section 4.2) and an HCERT's text.
     """
     yield content
@@ -74,7 +74,7 @@ def signatures_in(content: bytes) -> Iterator[bytes]:
             yield base64.urlsafe_b64decode(jws[1] + b"=" * (-len(jws[1]) % 4))
     with suppress(ValueError, zlib.error):
         if text.startswith(b"HC1:"):
-            content = _inflate(_base45(text[4:]))
+            content = _inflate(base45.decode(text[4:]))
     yield from _cose_signature(content)
 
 
@@ -84,23 +84,6 @@ def _cose_signature(content: bytes) -> Iterator[bytes]:
         match message:
             case cbor2.CBORTag(tag=18, value=[bytes(), _, bytes(), bytes() as signature]):
                 yield signature
-
-
-def _base45(text: bytes) -> bytes:
-    """Decodes Base45 (RFC 9285 section 4); raises ValueError."""
-    try:
-        values = [_BASE45[character] for character in text]
-    except KeyError:
-        raise ValueError("not Base45") from None
-    decoded = bytearray()
-    for at in range(0, len(values), 3):
-        triple = values[at : at + 3]
-        number = sum(value * 45**place for place, value in enumerate(triple))
-        try:
-            decoded += number.to_bytes(len(triple) - 1, "big")
-        except OverflowError:
-            raise ValueError("not Base45") from None
-    return bytes(decoded)
 
 
 def _inflate(data: bytes) -> bytes:
