@@ -32,6 +32,7 @@ SPEAKING = (
     "audit/write/recovery.py",
     "daemon/app.py",
     "daemon/catch_up.py",
+    "daemon/policy_in_force.py",
     "daemon/serving.py",
     "hsm/worker/cryptoki.py",
     "hsm/latch.py",
