@@ -20,7 +20,7 @@ MOST_BUSIEST = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Reloaded:
+class ReloadChanges:
     """What a reload has changed, and the changed settings that need a restart."""
 
     policy_changed: bool
@@ -37,7 +37,7 @@ class Daemon(Protocol):
     def started_at(self) -> float: ...
     @property
     def differences(self) -> Sequence[str]: ...
-    def reload(self) -> Reloaded: ...
+    def reload(self) -> ReloadChanges: ...
     def reasons(self) -> Sequence[str]: ...
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from signer.api.control_service import ControlService, Reloaded
+from signer.api.control_service import ControlService, ReloadChanges
 from signer.api.evidence_service import EvidenceService
 from signer.api.guard import Guard
 from signer.api.health import Health
@@ -357,7 +357,7 @@ class Appliance:
             reasons.append(STOPPING)
         return reasons
 
-    def reload(self) -> Reloaded:
+    def reload(self) -> ReloadChanges:
         """Reads its files again; raises ConfigError with everything that is refused.
 
         Either all of it takes effect or nothing. But where officers decide the policy, a
@@ -371,7 +371,7 @@ class Appliance:
             certificates = self._certificates.read()
             if draft is not None:
                 self._serving.put(draft)
-            changed = Reloaded(
+            changed = ReloadChanges(
                 policy_changed=draft is not None,
                 certificate_changed=self._certificates.use(certificates),
                 log_level=config.log_level,

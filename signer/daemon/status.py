@@ -13,10 +13,9 @@ from signer.config.models import Config
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving
 from signer.hsm.front.service import Hsm
-from signer.observe.gauges import Reading, Values, readings, scalars
+from signer.observe.gauges import KeyReadings, Reading, Values, readings, scalars
 from signer.observe.history import History
-from signer.observe.key_gauges import KeyReadings
-from signer.observe.page import Seen, page
+from signer.observe.page import DaemonState, page
 from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.signing.request import Served
@@ -53,7 +52,7 @@ class StatusReader:
         """Samples the totals of the metrics when that is due; the main loop calls this."""
         self._ticked = now = self.clock.monotonic()
         if self._history.due(now):
-            self._history.look(now, self.reports.metrics.totals())
+            self._history.add(now, self.reports.metrics.totals())
 
     def rest(self) -> None:
         """Expects no further tick: the daemon is stopping."""
@@ -105,7 +104,7 @@ class StatusReader:
     def page(self) -> str:
         """Returns the status page as HTML."""
         return page(
-            Seen(
+            DaemonState(
                 name=self.config.audit.origin,
                 now=self.clock.now(),
                 monotonic=self.clock.monotonic(),

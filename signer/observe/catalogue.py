@@ -1,7 +1,7 @@
-"""Every metric of the appliance in one table: its name, kind, labels, and what it tells.
+"""Every metric of the appliance in one table: its name, type, help text and labels.
 
-``metrics`` and ``gauges`` are made from it and docs/metrics.md is written from it. Labels
-come from closed sets only. The facility is never a label (there are 15,000): its group is.
+``metrics`` and ``gauges`` use it, and docs/metrics.md is written from it. Label values come
+from closed sets. The facility is never a label (there are 15,000 facilities); its group is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from signer.hsm.spec import FailureKind
 from signer.model import Format, KeyState
 
 
-class Kind(enum.StrEnum):
-    """What Prometheus calls the type of a metric."""
+class MetricType(enum.StrEnum):
+    """The type of a metric in Prometheus."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -24,7 +24,7 @@ class Kind(enum.StrEnum):
 
 
 class Label(NamedTuple):
-    """A label: its values one by one, or which set of the configuration they are from."""
+    """A label: its values, or where they come from."""
 
     name: str
     values: tuple[str, ...] = ()
@@ -32,10 +32,10 @@ class Label(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One metric as Prometheus sees it."""
+    """A metric as Prometheus sees it."""
 
     name: str
-    kind: Kind
+    kind: MetricType
     text: str
     labels: tuple[Label, ...] = ()
 
@@ -46,12 +46,12 @@ def _reasons(scope: Extent) -> tuple[str, ...]:
 
 OK = "ok"
 OVERLOADED_BY_CLIENT = "OVERLOADED_BY_CLIENT"
-_CODES = "a code of gRPC, as in OK or UNAVAILABLE"
+_CODES = "gRPC status codes, for example OK or UNAVAILABLE"
 _TOKEN = Label("token", source="labels of tokens in signer.yaml")
 _GROUP = Label("group", source="groups of facilities in the policy; empty without one")
-_METHOD = Label("method", source="calls of the API, as in /signer.v1.SigningService/SignBatch")
+_METHOD = Label("method", source="methods, for example /signer.v1.SigningService/SignBatch")
 _CLASS = Label("class", ("high", "normal", "low"))
-_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_C, _G, _H = MetricType.COUNTER, MetricType.GAUGE, MetricType.HISTOGRAM
 
 FAMILIES = (
     # Calls.
@@ -64,8 +64,8 @@ FAMILIES = (
     Family(
         "signer_call_failures_total",
         _C,
-        "Calls that were refused or failed as a whole, by the reason of docs/errors.md; "
-        f"{OVERLOADED_BY_CLIENT}: the caller alone held all of its own places.",
+        "Calls that were refused or failed as a whole, by reason (docs/errors.md). "
+        f"{OVERLOADED_BY_CLIENT}: the client had reached `limits.calls_per_client`.",
         (
             _METHOD,
             Label("reason", (*_reasons(Extent.CALL), OVERLOADED_BY_CLIENT, "CANCELLED")),
@@ -74,15 +74,15 @@ FAMILIES = (
     Family(
         "signer_request_duration_seconds",
         _H,
-        "Time of a call inside the daemon; exemplars carry the trace id.",
+        "Duration of a call inside the daemon; exemplars have the trace id.",
         (_METHOD,),
     ),
-    Family("signer_calls_at_work", _G, "Calls that are under way now; health checks do not count."),
-    Family("signer_calls_limit", _G, "Calls that may be under way at once: `limits.calls`."),
+    Family("signer_calls_at_work", _G, "Calls in progress, without health checks."),
+    Family("signer_calls_limit", _G, "Calls that may be in progress at once: `limits.calls`."),
     Family(
         "signer_items_total",
         _C,
-        "Items of batches by how they ended: ok, or the reason of their failure.",
+        "Items of batches by result: ok, or the reason of their failure.",
         (
             _GROUP,
             Label("format", tuple(map(str, Format))),
@@ -93,21 +93,21 @@ FAMILIES = (
     Family(
         "signer_stage_duration_seconds",
         _H,
-        "Time a batch spends in each stage; queue is the first part of hsm.",
+        "Duration of each stage of a batch; queue is the first part of hsm.",
         (Label("stage", ("authorise", "format", "audit", "hsm", "queue")),),
     ),
     Family(
         "signer_quota_rejections_total",
         _C,
-        "Batches refused by a quota.",
+        "Batches that a quota refused.",
         (_GROUP, Label("window", ("second", "minute", "hour", "day"))),
     ),
-    # The line before the HSM, and the HSM.
-    Family("signer_queue_items", _G, "Items that wait for a worker.", (_CLASS,)),
+    # The queue and the HSM.
+    Family("signer_queue_items", _G, "Items in the queue for a worker.", (_CLASS,)),
     Family(
         "signer_queue_oldest_timestamp_seconds",
         _G,
-        "Since when the oldest of them waits; absent while none does.",
+        "When the oldest queued item was queued; absent while the queue is empty.",
         (_CLASS,),
     ),
     Family(
@@ -119,10 +119,12 @@ FAMILIES = (
     Family(
         "signer_worker_restarts_total",
         _C,
-        "Workers that ended, by cause.",
+        "Worker processes that ended, by cause.",
         (_TOKEN, Label("cause", tuple(map(str, FailureKind)))),
     ),
-    Family("signer_worker_busy_seconds_total", _C, "Time workers spent on chunks.", (_TOKEN,)),
+    Family(
+        "signer_worker_busy_seconds_total", _C, "Seconds that workers spent on chunks.", (_TOKEN,)
+    ),
     Family(
         "signer_login_attempts_total",
         _C,
@@ -132,113 +134,117 @@ FAMILIES = (
     Family(
         "signer_pin_latched",
         _G,
-        "1 while a token waits for an operator because of its PIN.",
+        "1 while the PIN of a token is latched: an operator must run `signer token unlatch`.",
         (_TOKEN,),
     ),
     Family(
         "signer_hsm_call_duration_seconds",
         _H,
-        "Mean time of one signature in a chunk, its check included.",
+        "Mean duration of a signature in a chunk, with its verification.",
         (_TOKEN, Label("call", ("C_Sign",))),
     ),
     Family(
         "signer_signature_checks_total",
         _C,
-        "Signatures checked before release.",
+        "Signatures that were verified before release.",
         (Label("result", ("correct", "wrong")),),
     ),
     # The audit log.
-    Family("signer_audit_commit_duration_seconds", _H, "Time of one group commit."),
+    Family("signer_audit_commit_duration_seconds", _H, "Duration of a group commit."),
     Family(
         "signer_audit_commit_started_timestamp_seconds",
         _G,
-        "When the commit that is under way began; 0 while none is.",
+        "When the commit in progress began; 0 without one.",
     ),
-    Family("signer_audit_records_total", _C, "Records written."),
+    Family("signer_audit_records_total", _C, "Durable records of the audit log."),
     Family("signer_audit_open_intents", _G, "Intents whose outcome is not durable yet."),
     Family(
         "signer_audit_checkpoint_timestamp_seconds",
         _G,
-        "When the log was last signed; absent before the first time.",
+        "When the last checkpoint was signed; absent before the first.",
     ),
     Family(
         "signer_audit_unsigned_since_timestamp_seconds",
         _G,
-        "Since when there have been records that no checkpoint covers; 0 while there are none.",
+        "Since when some records are not covered by a checkpoint; 0 without such records.",
     ),
     Family(
         "signer_audit_failures_total",
         _C,
-        "Checkpoints that could not be made, kept or shipped.",
+        "Checkpoints that could not be signed, stored or shipped.",
         (Label("step", ("checkpoint", "shipping")),),
     ),
     Family(
         "signer_audit_requests_forgotten_total",
         _C,
-        "Request ids forgotten before their 24 hours, for their caller sends too many.",
+        "Request ids that were forgotten before 24 hours, because their caller sends too many.",
     ),
     Family(
         "signer_audit_stopped",
         _G,
-        "1 after a write failed or the disk got low: nothing is signed before a restart.",
+        "1 after a write failed or disk space ran low: nothing is signed until a restart.",
     ),
-    Family("signer_disk_free_bytes", _G, "Free bytes of the log's disk at its last commit."),
-    Family("signer_disk_low_bytes", _G, "Below so many free bytes nothing is signed."),
+    Family("signer_disk_free_bytes", _G, "Free bytes on the log's disk at the last commit."),
+    Family(
+        "signer_disk_low_bytes",
+        _G,
+        "Nothing is signed below so many free bytes.",
+    ),
     # Keys, officers, certificates.
     Family(
         "signer_key_versions",
         _G,
-        "Key versions by the state in force.",
+        "Key versions by state.",
         (Label("state", tuple(map(str, KeyState))),),
     ),
     Family(
         "signer_key_expiry_timestamp_seconds",
         _G,
-        "When the next key of a group will have no version left that may sign. Keys without an "
-        "end, and those that have ended, do not count.",
+        "When the next key of a group will have no version that may sign. Keys without an end "
+        "and keys that have ended do not count.",
         (_GROUP,),
     ),
     Family(
         "signer_keys_ended",
         _G,
-        "Keys that sign no longer because their time ran out; not those that officers have ended.",
+        "Keys that no longer sign because their time ran out; without those that officers ended.",
         (_GROUP,),
     ),
     Family(
         "signer_tls_expiry_timestamp_seconds",
         _G,
-        "When the certificates that the server uses end.",
+        "When the server's certificates end (notAfter).",
         (Label("certificate", ("server", "client_ca")),),
     ),
-    Family("signer_operations_pending", _G, "Proposals of officers that wait for signatures."),
+    Family("signer_operations_pending", _G, "Proposals of officers that wait for approvals."),
     # The daemon.
-    Family("signer_ready", _G, "1 while the daemon serves; /readyz has the reasons."),
+    Family("signer_ready", _G, "1 while the daemon serves; if not, /readyz says why."),
     Family(
         "signer_time_seconds",
         _G,
-        "The machine's clock: seconds since 1970 when it was scraped.",
+        "The machine's clock at the scrape, in seconds since 1970.",
     ),
     Family(
         "signer_clock_doubtful",
         _G,
-        "1 while the machine's clock is behind the log, or has jumped since the start.",
+        "1 while the machine's clock is behind the log, or after it has jumped.",
     ),
     Family(
         "signer_registry_unreadable",
         _G,
-        "1 while the registry cannot be followed: suspensions made elsewhere are not seen.",
+        "1 while the registry cannot be read: suspensions by other appliances have no effect.",
     ),
     Family(
         "signer_config_info",
         _G,
-        "Always 1; the policy in force.",
-        (Label("sha256", source="the SHA-256 of the policy, one at a time"),),
+        "The policy in force; always 1.",
+        (Label("sha256", source="SHA-256 of the policy"),),
     ),
     Family(
         "signer_build_info",
         _G,
-        "Always 1; the software.",
-        (Label("version", source="the version of the software, one at a time"),),
+        "The software version; always 1.",
+        (Label("version", source="version of the software"),),
     ),
 )
 
@@ -246,6 +252,6 @@ BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def closed(metric: str, label: str) -> tuple[str, ...]:
-    """Returns the closed set of values of a metric's label."""
-    [found] = [each.values for each in BY_NAME[metric].labels if each.name == label]
-    return found
+    """Returns the values of a metric's label; empty where they come from elsewhere."""
+    [values] = [each.values for each in BY_NAME[metric].labels if each.name == label]
+    return values

@@ -1,4 +1,4 @@
-"""Small line charts as SVG text: no script, no outside resource."""
+"""Small line charts as SVG text, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 600, 140
 _LEFT, _TOP, _BOTTOM = 4, 14, 16
-_SMALLEST = 1e-9  # what is less is drawn as nothing
-_STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)  # 20: a logarithm may be a hair too small
+_SMALLEST = 1e-9  # smaller values are drawn as 0
+_STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)  # 20: a logarithm may be slightly too small
 
 
 class Line(NamedTuple):
-    """A line of a chart: its values by seconds before now, None where there are none."""
+    """A line of a chart: pairs of seconds before now and a value, None for no value."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
 
 
 def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
-    """Returns a figure of the last ``span`` seconds; its newest and highest values in words."""
+    """Returns a figure of the last ``span`` seconds, with the newest and highest values as text."""
     values = [value for line in lines for _, value in line.points if value is not None]
     top = ceiling(max(values, default=0.0))
     drawn = "".join(_line(line, place, top, span) for place, line in enumerate(lines))
-    words = "; ".join(f"{line.name} {_told(line, unit)}" for line in lines)
+    words = "; ".join(f"{line.name} {_summary(line, unit)}" for line in lines)
     keys = " ".join(
-        f'<span class="key line{place}">{escape(line.name)}: {escape(_told(line, unit))}</span>'
+        f'<span class="key line{place}">{escape(line.name)}: {escape(_summary(line, unit))}</span>'
         for place, line in enumerate(lines)
     )
     label, floor = escape(f"{title}: {words}"), HEIGHT - _BOTTOM
@@ -43,7 +43,7 @@ def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
 
 
 def ceiling(value: float) -> float:
-    """Returns the end of an axis that holds a value: 1, 2 or 5 times a power of ten."""
+    """Returns the end of an axis for a value: 1, 2 or 5 times a power of ten."""
     if value < _SMALLEST:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -51,7 +51,7 @@ def ceiling(value: float) -> float:
 
 
 def _line(line: Line, place: int, top: float, span: float) -> str:
-    """One path; it is lifted where there is no value."""
+    """Returns the path of a line, with gaps where there is no value."""
     height = HEIGHT - _TOP - _BOTTOM
     parts, drawing = list[str](), False
     for age, value in line.points:
@@ -66,10 +66,10 @@ def _line(line: Line, place: int, top: float, span: float) -> str:
     return f'<path class="line{place}" d="{"".join(parts)}"/>' if parts else ""
 
 
-def _told(line: Line, unit: str) -> str:
+def _summary(line: Line, unit: str) -> str:
     values = [value for _, value in line.points if value is not None]
     if not values:
-        return "nothing yet"
+        return "no data"
     return f"now {_short(values[-1])}, highest {_short(max(values))} {unit}"
 
 

@@ -1,33 +1,42 @@
-"""Gauges, read from the living objects when Prometheus asks."""
+"""Gauges, read from the parts of the daemon at every scrape."""
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
+from cryptography import x509
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from signer import __version__
 from signer.hsm.front.service import Hsm
+from signer.model import KeyState, KeyVersion
 from signer.observe.catalogue import BY_NAME, closed
 from signer.signing.request import Snapshot
 
 Values = Mapping[tuple[str, ...], float]
+KEYS_SECONDS = 10.0
+"""How old the gauges of keys may get: reading all keys takes a while, and time ends some."""
+KEYS_CHANGED_SECONDS = 2.0
+"""The same after the policy or the registry has changed."""
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One gauge of the catalogue as it is now: its values by label values."""
+    """A gauge of the catalogue: its present values by label values."""
 
     name: str
     values: Values
 
 
 class LiveGauges(Collector):
-    """Asks the daemon for its readings whenever Prometheus scrapes."""
+    """Calls ``read`` at every scrape."""
 
     def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
         self._read = read
@@ -50,10 +59,10 @@ def scalars(values: Mapping[str, float]) -> list[Reading]:
 def readings(
     snapshot: Snapshot, hsm: Hsm, expiries: Mapping[str, float], *, now: float, monotonic: float
 ) -> list[Reading]:
-    """Returns the gauges with labels, but for those of keys.
+    """Returns the gauges with labels, without those of keys.
 
-    ``now`` and ``monotonic`` are the two clocks.
-    ``expiries`` are the ends of the server's certificates, seconds since the epoch.
+    ``expiries`` are the ends of the server's certificates and ``now`` the time, in seconds
+    since the epoch; ``monotonic`` is the time in monotonic seconds.
     """
     states = closed("signer_workers", "state")
     workers: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(hsm.pools, states), 0))
@@ -71,9 +80,9 @@ def readings(
 
 
 def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
-    """What waits, by priority class; ``epoch`` turns monotonic seconds into calendar time."""
+    """Returns the queue by priority class; ``epoch`` is when monotonic time was 0."""
     classes = closed("signer_queue_items", "class")
-    items: Counter[tuple[str, ...]] = Counter({(each,): 0 for each in classes})
+    items: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in classes})
     oldest: dict[tuple[str, ...], float] = {}
     for pool in hsm.pools.values():
         for waiting in pool.waiting():
@@ -86,3 +95,62 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
         Reading("signer_queue_items", items),
         Reading("signer_queue_oldest_timestamp_seconds", oldest),
     ]
+
+
+class KeyReadings:
+    """The gauges of keys as last read. Safe to call from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+        self._read_at = -_NEVER
+        self._readings: list[Reading] = []
+
+    def __call__(self, snapshot: Snapshot, now: float, monotonic: float) -> list[Reading]:
+        """Returns the gauges; ``now`` is in seconds since the epoch."""
+        with self._lock:
+            good_for = KEYS_SECONDS if snapshot is self._snapshot else KEYS_CHANGED_SECONDS
+            if monotonic - self._read_at >= good_for:
+                self._readings = _read_keys(snapshot, now)
+                self._snapshot, self._read_at = snapshot, monotonic
+            return self._readings
+
+
+def _read_keys(snapshot: Snapshot, now: float) -> list[Reading]:
+    """Returns key versions by state, and for each group the next end and the ended keys."""
+    states: Counter[KeyState] = Counter()
+    expiry: dict[tuple[str, ...], float] = {}
+    ended: Counter[tuple[str, ...]] = Counter()
+    for name, versions in snapshot.keys.by_key():
+        states.update([version.state_at(now) for version in versions])
+        facility = snapshot.policy.facilities.get(name.facility)
+        label = ((facility.terms.group if facility else None) or "",)
+        end = max([_end(v) for v in versions if _meant_to_sign(v, now)], default=_NEVER)
+        ended[label] += end <= now
+        if now < end < _NEVER:
+            expiry[label] = min(end, expiry.get(label, end))
+    return [
+        Reading("signer_key_versions", {(str(state),): count for state, count in states.items()}),
+        Reading("signer_key_expiry_timestamp_seconds", expiry),
+        Reading("signer_keys_ended", ended),
+    ]
+
+
+def _meant_to_sign(version: KeyVersion, now: float) -> bool:
+    """Returns whether a version signs, will sign, or would if its time had not run out.
+
+    A deactivated version has ended as officers decided; one whose time ran out has not.
+    """
+    deactivated = version.deactivate_at is not None and version.deactivate_at <= now
+    return version.state is KeyState.ACTIVE and version.activate_at is not None and not deactivated
+
+
+def _end(version: KeyVersion) -> float:
+    """Returns when a version or its certificate ends, whichever is earlier."""
+    end = _NEVER if version.ends_at is None else version.ends_at
+    return end if version.certificate is None else min(end, _not_after(version.certificate))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _not_after(certificate: bytes) -> float:
+    return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()

@@ -1,4 +1,4 @@
-"""What the last hour was like, for the status page: rates and latencies, sample by sample."""
+"""Rates and latencies of the last hour, for the status page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SPAN_SECONDS = 3600.0
 
 
 class Totals(NamedTuple):
-    """Counts since the start: items that were signed or failed, and calls by duration.
+    """Counts since the start: signed and failed items, and calls by duration.
 
-    ``calls`` are cumulative: how many took at most ``bounds`` seconds, the last being all.
+    ``calls`` are cumulative: the number that took at most ``bounds`` seconds, and last all.
     """
 
     signed: float
@@ -24,9 +24,9 @@ class Totals(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The seconds before ``time`` (monotonic): items a second, and how long calls took.
+    """The interval before ``time`` (monotonic seconds): items per second, and durations.
 
-    ``p50`` and ``p99`` are seconds, None where there was no call.
+    ``p50`` and ``p99`` are seconds, None without calls.
     """
 
     time: float
@@ -37,29 +37,29 @@ class Sample(NamedTuple):
 
 
 class History:
-    """The samples of the last hour. One thread looks, others read."""
+    """The samples of the last hour. One thread adds, others read."""
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=int(SPAN_SECONDS / EVERY_SECONDS))
         self._last: tuple[float, Totals] | None = None
 
     def due(self, now: float) -> bool:
-        """Whether it is time to look again."""
+        """Returns whether the next totals should be added."""
         return self._last is None or now - self._last[0] >= EVERY_SECONDS
 
-    def look(self, now: float, totals: Totals) -> None:
-        """Takes the totals of this moment; ``now`` is in monotonic seconds."""
+    def add(self, now: float, totals: Totals) -> None:
+        """Adds the totals at ``now`` (monotonic seconds)."""
         if self._last is not None:
             self._samples.append(sample(*self._last, now, totals))
         self._last = (now, totals)
 
     def samples(self) -> Sequence[Sample]:
-        """The samples so far, oldest first."""
+        """Returns the samples, oldest first."""
         return tuple(self._samples)
 
 
 def sample(before: float, old: Totals, now: float, new: Totals) -> Sample:
-    """Returns what happened between two looks."""
+    """Returns the difference of the totals at two times."""
     seconds = now - before
     calls = [after - earlier for earlier, after in zip(old.calls, new.calls, strict=True)]
     return Sample(
@@ -74,7 +74,7 @@ def sample(before: float, old: Totals, now: float, new: Totals) -> Sample:
 def quantile(part: float, bounds: Sequence[float], cumulative: Sequence[float]) -> float | None:
     """Estimates a quantile from cumulative buckets, linear within one, as Prometheus does.
 
-    What lies above the last finite bound counts as that bound. None of no events.
+    Values above the last finite bound count as that bound. Returns None without events.
     """
     rank = part * cumulative[-1]
     if not cumulative[-1]:

@@ -1,4 +1,4 @@
-"""The second port, plain HTTP: /metrics, /livez and /readyz for programs, / for people."""
+"""The metrics port, plain HTTP: /metrics, /livez, /readyz, and the status page at /."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Reasons = Callable[[], Sequence[str]]
 
 _HTML_HEADERS = (
     ("Content-Type", "text/html; charset=utf-8"),
-    # The page needs nothing but itself, and no other page may frame or read it.
+    # The page loads nothing else, and no other page may frame or read it.
     (
         "Content-Security-Policy",
         "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -34,17 +34,17 @@ _HTML_HEADERS = (
 
 
 MAX_REQUESTS = 16
-"""At work at once; whoever comes then is hung up on. Nobody is asked for an identity here."""
+"""Requests at once; further connections are closed. Clients need no identity here."""
 REQUEST_SECONDS = 15.0
-"""How long a request may take in all, however slowly its client sends or reads."""
+"""How long a request may take in total, however slowly its client sends or reads."""
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Probes come every second; they are no news."""
+        """Writes nothing: there is a probe every second."""
 
     def get_stderr(self) -> Any:
-        """Where wsgiref would print about a client that hung up; stderr has the log's lines."""
+        """Returns a sink for what wsgiref prints: stderr is for log lines."""
         return io.StringIO()
 
 
@@ -59,7 +59,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(*arguments)
 
     def server_bind(self) -> None:
-        """Binds without asking DNS for the host's name, as WSGIServer would."""
+        """Binds without the DNS query for the host's name that WSGIServer makes."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
@@ -80,16 +80,16 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Ends what takes too long; called twice a second."""
+        """Closes connections that take too long; called twice a second."""
         now = time.monotonic()
-        with self._lock:  # under it no request is closed, and its number given to another
+        with self._lock:  # under it no file descriptor is closed and reused
             for request, until in self._open.items():
                 if until < now:
                     with suppress(OSError):
                         request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, *_: object) -> None:
-        """A client that sends nothing sensible, or hangs up, is its own matter."""
+        """Ignores clients that send no valid request or close the connection."""
 
 
 class _Server6(_Server):
@@ -97,7 +97,7 @@ class _Server6(_Server):
 
 
 class HttpPort:
-    """Serves in a thread of its own until closed."""
+    """Serves in a separate thread until closed."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class HttpPort:
         stuck: Callable[[], str],
         events: Events,
     ) -> None:
-        """Binds; raises OperatorError where the port is taken.
+        """Binds; raises OperatorError if the port is in use.
 
         ``readings`` returns the gauges that are added to the registry, ``page`` HTML, and
         ``stuck`` why the process is not alive, or "".
@@ -137,7 +137,7 @@ class HttpPort:
 
     def close(self) -> None:
         """Stops serving."""
-        # Wakes the thread, which by itself looks only twice a second whether it is to end.
+        # Wakes the thread, which otherwise checks only twice a second whether to end.
         self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
@@ -146,7 +146,7 @@ class HttpPort:
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
             return self._page_at(environ, start_response)
-        except Exception as error:  # noqa: BLE001 - its text may quote what is nobody's business
+        except Exception as error:  # noqa: BLE001 - its text must not reach the client
             self._events.emit(Bug("the metrics port", error, {}))
             return _text(start_response, "500 Internal Server Error", ["see the log"])
 

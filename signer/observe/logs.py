@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr. Never a payload, never a person's data."""
+"""Structured logs: one JSON object per line on stderr, without payloads and personal data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Logger = structlog.typing.FilteringBoundLogger
 
 
 def configure(level: str) -> None:
-    """Sets up logging for the process; ``level`` is debug, info, warning or error."""
+    """Configures logging for the process; ``level`` is debug, info, warning or error."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

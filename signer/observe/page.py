@@ -1,7 +1,7 @@
-"""The status page at / of the metrics port: for people who have no dashboard at hand.
+"""The status page at / of the metrics port, for operators without a dashboard.
 
-Plain HTML without scripts or outside resources. It shows the gauges that every scraper sees,
-what /readyz and the log say of the daemon, and the last hour; nothing of a facility.
+Plain HTML without scripts or external resources. It shows gauges, readiness, alarms and the
+last hour, and nothing of a single facility.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from signer import __version__
 from signer.hsm.front.slot import WorkerStatus
-from signer.observe.alarms import Alarm
 from signer.observe.charts import Line, chart
 from signer.observe.gauges import Values
 from signer.observe.history import SPAN_SECONDS, Sample
+from signer.observe.reports import Alarm
 
 DUE_DAYS = 90
-"""Keys and certificates that end within so many days are shown as falling due."""
+"""Keys and certificates that end within so many days are listed."""
 SOON_DAYS = 30
-"""Those within so many days in colour."""
+"""Those that end within so many days are coloured."""
 _DAY = 86_400.0
 
 _STYLE = """
@@ -46,16 +46,17 @@ th{font-weight:600}td:last-child{overflow-wrap:anywhere}td{font-variant-numeric:
 
 
 class Html(str):
-    """A text that is HTML already; every other text is escaped where it is put into the page."""
+    """Text that is already HTML; all other text is escaped when it is put into the page."""
 
     __slots__ = ()
 
 
-class Seen(NamedTuple):
-    """The daemon at one moment; ``now`` and ``started`` are calendar time, ``monotonic`` is not.
+class DaemonState(NamedTuple):
+    """The state of the daemon at one time.
 
-    ``gauges`` are the values of each gauge of the catalogue; ``doubts`` are what is wrong
-    though it serves.
+    ``now`` and ``started`` are seconds since the epoch, ``monotonic`` monotonic seconds.
+    ``gauges`` has the values of each gauge of the catalogue, ``doubts`` the problems with which
+    the daemon serves nevertheless.
     """
 
     name: str
@@ -70,60 +71,60 @@ class Seen(NamedTuple):
     alarms: Sequence[Alarm]
 
 
-def page(seen: Seen) -> str:
+def page(state: DaemonState) -> str:
     """Returns the page."""
-    state = "NOT SERVING" if seen.reasons else "SERVING"
+    title = "NOT SERVING" if state.reasons else "SERVING"
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{state}: {escape(seen.name)}</title>
+<html lang="en"><head><meta charset="utf-8"><title>{title}: {escape(state.name)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="30"><style>{_STYLE}</style></head><body>
-{_head(seen, state)}
+{_head(state, title)}
 <h2>The last hour</h2>
-<div class="charts">{_charts(seen)}</div>
+<div class="charts">{_charts(state)}</div>
 <h2>Tokens and workers</h2>
-{_workers(seen)}
+{_workers(state)}
 <h2>Now</h2>
-{_now(seen)}
-<h2>Falling due within {DUE_DAYS} days</h2>
-{_due(seen)}
-<h2>Newest alarms</h2>
-{_alarms(seen)}
+{_now(state)}
+<h2>Ends within {DUE_DAYS} days</h2>
+{_due(state)}
+<h2>Last alarms</h2>
+{_alarms(state)}
 </body></html>
 """
 
 
-def _head(seen: Seen, state: str) -> str:
-    tone = "bad" if seen.reasons else "good"
-    [(policy,)] = seen.gauges["signer_config_info"]
-    notes = [*seen.reasons, *seen.doubts]
+def _head(state: DaemonState, title: str) -> str:
+    tone = "bad" if state.reasons else "good"
+    [(policy,)] = state.gauges["signer_config_info"]
+    notes = [*state.reasons, *state.doubts]
     listed = "".join(f'<li class="bad">{escape(note)}</li>' for note in notes)
     return (
-        f'<h1>Signer <span class="{tone}">{state}</span></h1>'
-        f'<p class="quiet">{escape(seen.name)}, version {escape(__version__)}, '
-        f"up since {_moment(seen.started)}, seen {_moment(seen.now)}, policy {policy[:12]}</p>"
+        f'<h1>Signer <span class="{tone}">{title}</span></h1>'
+        f'<p class="quiet">{escape(state.name)}, version {escape(__version__)}, '
+        f"started {_moment(state.started)}, shown {_moment(state.now)}, policy {policy[:12]}</p>"
         + (f"<ul>{listed}</ul>" if listed else "")
     )
 
 
-def _charts(seen: Seen) -> str:
+def _charts(state: DaemonState) -> str:
     def line(name: str, values: Iterable[float | None]) -> Line:
-        ages = (seen.monotonic - sample.time for sample in seen.samples)
+        ages = (state.monotonic - sample.time for sample in state.samples)
         return Line(name, list(zip(ages, values, strict=True)))
 
     def milliseconds(value: float | None) -> float | None:
         return None if value is None else value * 1000
 
-    signed = line("signed", (sample.signed for sample in seen.samples))
-    failed = line("failed", (sample.failed for sample in seen.samples))
-    half = line("half of them", (milliseconds(sample.p50) for sample in seen.samples))
-    most = line("99 of 100", (milliseconds(sample.p99) for sample in seen.samples))
+    signed = line("signed", (sample.signed for sample in state.samples))
+    failed = line("failed", (sample.failed for sample in state.samples))
+    p50 = line("p50", (milliseconds(sample.p50) for sample in state.samples))
+    p99 = line("p99", (milliseconds(sample.p99) for sample in state.samples))
     return chart("Items a second", "a second", [signed, failed], SPAN_SECONDS) + chart(
-        "Time of a batch, at most", "ms", [half, most], SPAN_SECONDS
+        "Time of a SignBatch call", "ms", [p50, p99], SPAN_SECONDS
     )
 
 
-def _workers(seen: Seen) -> str:
-    latched = seen.gauges["signer_pin_latched"]
+def _workers(state: DaemonState) -> str:
+    latched = state.gauges["signer_pin_latched"]
     rows = [
         (
             worker.token + (" (PIN latched)" if latched.get((worker.token,)) else ""),
@@ -132,21 +133,21 @@ def _workers(seen: Seen) -> str:
             f"{worker.starts:,}",
             worker.reason,
         )
-        for worker in seen.workers
+        for worker in state.workers
     ]
-    return _table(("Token", "Worker", "Items", "Starts", "Why"), rows)
+    return _table(("Token", "Worker", "Items", "Starts", "Reason"), rows)
 
 
-def _now(seen: Seen) -> str:
+def _now(state: DaemonState) -> str:
     def value(name: str) -> float:
-        return seen.gauges[name].get((), 0.0)
+        return state.gauges[name].get((), 0.0)
 
     checkpoint = value("signer_audit_checkpoint_timestamp_seconds")
-    states = seen.gauges["signer_key_versions"]
+    states = state.gauges["signer_key_versions"]
     rows = [
-        ("Items that wait", f"{sum(seen.gauges['signer_queue_items'].values()):,.0f}"),
-        ("Calls at work", f"{value('signer_calls_at_work'):,.0f}"),
-        ("Proposals of officers", f"{value('signer_operations_pending'):,.0f}"),
+        ("Items in the queue", f"{sum(state.gauges['signer_queue_items'].values()):,.0f}"),
+        ("Calls in progress", f"{value('signer_calls_at_work'):,.0f}"),
+        ("Proposals to approve", f"{value('signer_operations_pending'):,.0f}"),
         ("Key versions", ", ".join(f"{count:,.0f} {name}" for (name,), count in states.items())),
         ("Newest checkpoint", _moment(checkpoint) if checkpoint else "none yet"),
         ("Disk of the audit log", _disk(value)),
@@ -159,25 +160,29 @@ def _disk(value: Callable[[str], float]) -> str:
     return f"{free:,.3g} GB free; below {low:.3g} GB nothing is signed"
 
 
-def _due(seen: Seen) -> str:
-    keys = seen.gauges["signer_key_expiry_timestamp_seconds"]
-    files = seen.gauges["signer_tls_expiry_timestamp_seconds"]
-    ended = seen.gauges["signer_keys_ended"]
+def _due(state: DaemonState) -> str:
+    keys = state.gauges["signer_key_expiry_timestamp_seconds"]
+    files = state.gauges["signer_tls_expiry_timestamp_seconds"]
+    ended = state.gauges["signer_keys_ended"]
     ends = [
-        *((end, f"the next key of {group or 'no group'}") for (group,), end in keys.items()),
-        *((end, f"TLS: {name}") for (name,), end in files.items()),
+        *((end, f"next key of {_group(group)}") for (group,), end in keys.items()),
+        *((end, f"TLS certificate: {name}") for (name,), end in files.items()),
     ]
     rows: list[tuple[str, str, str]] = [
-        (f"{count:,.0f} keys of {group or 'no group'}", _toned("ended", "bad"), "")
+        (f"keys of {_group(group)}", _toned(f"{count:,.0f} ended", "bad"), "")
         for (group,), count in sorted(ended.items())
         if count
     ]
     rows += [
-        (what, _days((end - seen.now) / _DAY), _moment(end))
+        (what, _days((end - state.now) / _DAY), _moment(end))
         for end, what in sorted(ends)
-        if end < seen.now + DUE_DAYS * _DAY
+        if end < state.now + DUE_DAYS * _DAY
     ]
     return _table(("What", "Ends in", "On"), rows) if rows else "<p>Nothing.</p>"
+
+
+def _group(name: str) -> str:
+    return f"group {name}" if name else "facilities without a group"
 
 
 def _days(days: float) -> Html:
@@ -185,14 +190,14 @@ def _days(days: float) -> Html:
     return _toned(f"{days:,.0f} days", tone)
 
 
-def _alarms(seen: Seen) -> str:
+def _alarms(state: DaemonState) -> str:
     rows = [
         (
             _moment(alarm.time),
             alarm.event,
-            f"{alarm.text} ({alarm.times} times)" if alarm.times > 1 else alarm.text,
+            alarm.text + (f" ({alarm.times} times)" if alarm.times > 1 else ""),
         )
-        for alarm in seen.alarms
+        for alarm in state.alarms
     ]
     return _table(("When", "Event", "What"), rows) if rows else "<p>None since the start.</p>"
 

@@ -10,19 +10,19 @@ from signer.observe.metrics import SECONDS
 _HEAD = """# Metrics
 
 Written by `make reference` from [signer/observe/catalogue.py](../signer/observe/catalogue.py);
-`make check` fails where the two differ.
+`make check` fails if the two differ.
 
-`GET /metrics` on the port `metrics` of `signer.yaml`, as Prometheus' text, or as OpenMetrics
-(with exemplars) for who asks for `application/openmetrics-text`. Labels come from closed sets.
-The facility is never a label: `signer top` shows operators who is busiest. Times are seconds;
-names that end in `_timestamp_seconds` are seconds since 1970, so that age is
-`time() - metric`, and a stalled process cannot freeze it.
+`GET /metrics` on the port `metrics` of `signer.yaml` answers in Prometheus' text format, or in
+OpenMetrics (with exemplars) if the request accepts `application/openmetrics-text`. Label values
+come from closed sets. The facility is never a label: `signer top` shows the busiest facilities.
+Times are seconds; names that end in `_timestamp_seconds` are seconds since 1970: the age is
+`time() - metric`, and it grows even if the process is stalled.
 
-Which of them wake somebody, and what to do then, is in the [runbook](runbook.md); the rules
-are in [config/prometheus/](../config/prometheus/).
+The [runbook](runbook.md) says which alerts use them and what to do; the rules are in
+[config/prometheus/](../config/prometheus/).
 
-Besides these, `process_*` (CPU, memory, files, start) and `python_*` (version, collections of
-garbage) tell of the front process.
+`process_*` (CPU, memory, files, start) and `python_*` (version, garbage collection) describe the
+front process.
 """
 
 

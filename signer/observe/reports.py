@@ -1,4 +1,4 @@
-"""What each event does: the metric that it counts in, its log line, its alarm.
+"""What each event does: its metric, its log line, its alarm.
 
 A call that was refused or failed is one log line at level warning, any other at
 info. Lines carry ids, names, counts and times, never a payload.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,16 +56,16 @@ from signer.events import (
     WrongSignatures,
 )
 from signer.observe import logs
-from signer.observe.alarms import Alarms
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT, closed
 from signer.observe.metrics import Metrics
 
+KEPT_ALARMS = 20
 DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
 
 E = TypeVar("E", bound=Event)
 
 
-Alarm = str | Callable[[E], str]
+AlarmText = str | Callable[[E], str]
 
 
 class Reaction(NamedTuple):
@@ -79,7 +79,7 @@ class Reaction(NamedTuple):
     line: str
     level: str
     fields: Callable[[Any], Mapping[str, object]] | None
-    alarm: Alarm[Any]
+    alarm: AlarmText[Any]
 
 
 def _on(
@@ -89,7 +89,7 @@ def _on(
     *,
     count: Callable[[Metrics, E], object] | None = None,
     fields: Callable[[E], Mapping[str, object]] | None = None,
-    alarm: Alarm[E] = "",
+    alarm: AlarmText[E] = "",
 ) -> tuple[type[Any], Reaction]:
     return kind, Reaction(count, line, level, fields, alarm)
 
@@ -129,7 +129,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             Bug,
             "bug",
             ERROR,
-            # Its type and places, but not its text, which could quote a payload.
+            # Not the text of the error, which could quote a payload.
             fields=lambda event: {
                 "method": event.where,
                 "reason": Reason.INTERNAL,
@@ -137,7 +137,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
                 "places": _places(event.error),
                 **event.notes,
             },
-            alarm="an internal error: the log has its place",
+            alarm="an internal error: see the log",
         ),
         # Tokens.
         _on(ChunkEnded, count=_chunk_ended),
@@ -165,7 +165,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             AuditSlow,
             "audit_slow",
             WARNING,
-            alarm="the disk of the audit log hangs: calls wait for it",
+            alarm="a write to the audit log's disk hangs: calls wait for it",
         ),
         _on(AuditProblem, "audit_problem", WARNING),
         _on(RequestsForgotten, count=lambda metrics, event: metrics.forgotten.inc(event.requests)),
@@ -199,7 +199,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             ReloadRefused,
             "reload_refused",
             ERROR,
-            alarm="what was in force stays in force: the log has the reasons",
+            alarm="a reload was refused, nothing has changed: see the log",
         ),
         _on(KeysChanged, "keys_changed"),
         _on(PolicyChanged, "policy_changed"),
@@ -207,25 +207,25 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             PolicyFilesDiffer,
             "policy_files_differ",
             WARNING,
-            alarm="the policy's files are not what is in force",
+            alarm="the policy files differ from the policy in force: see the log",
         ),
         _on(
             SuspensionsChanged,
             "suspensions_changed",
             WARNING,
-            alarm=lambda event: f"{len(event.suspended)} are in force",
+            alarm=lambda event: "suspensions in force: " + str(len(event.suspended)),
         ),
         _on(
             RegistryUnreadable,
             "registry_unreadable",
             ERROR,
-            alarm="suspensions made elsewhere are not seen: see the log",
+            alarm="the registry cannot be read, suspensions are not followed: see the log",
         ),
         _on(
             TokenDiffers,
             "registry_and_token_differ",
             WARNING,
-            alarm=lambda event: f"in {len(event.differences)} things: see `signer top`",
+            alarm=lambda event: f"differences: {len(event.differences)}; see `signer top`",
         ),
         # Operations of officers.
         _on(OperationChanged, "operation"),
@@ -233,13 +233,13 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             OperationFailed,
             "operation",
             ERROR,
-            alarm=lambda event: f"an operation failed ({event.kind}): the log has the reasons",
+            alarm=lambda event: f"an operation failed ({event.kind}): see the log",
         ),
         _on(
             OperationBug,
             "operation_bug",
             ERROR,
-            # Of other errors than ours the text could quote a payload.
+            # The text of an error that is not ours could quote a payload.
             fields=lambda event: {
                 "operation": event.operation,
                 "error": type(event.error).__name__,
@@ -252,6 +252,37 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
         ),
     )
 )
+
+
+class Alarm(NamedTuple):
+    """An event that an operator should know of, and how often in a row it has happened.
+
+    ``time`` is that of the last time, in seconds since the epoch.
+    """
+
+    time: float
+    event: str
+    text: str
+    times: int = 1
+
+
+class Alarms:
+    """The last alarms, for the status page; a repetition counts up the newest one."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Alarm] = deque(maxlen=KEPT_ALARMS)
+
+    def add(self, time: float, event: str, text: str) -> None:
+        """Adds an alarm."""
+        if self._kept and self._kept[-1][1:3] == (event, text):
+            times = self._kept.pop().times + 1
+            self._kept.append(Alarm(time, event, text, times))
+        else:
+            self._kept.append(Alarm(time, event, text))
+
+    def newest(self) -> Sequence[Alarm]:
+        """Returns the alarms, newest first."""
+        return tuple(reversed(self._kept))
 
 
 class Reports:

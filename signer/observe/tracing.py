@@ -1,8 +1,8 @@
-"""One trace from a caller through authorise, queue, HSM and audit (OpenTelemetry).
+"""Spans of calls and their stages (OpenTelemetry).
 
-A call continues the caller's trace where its metadata carries one (W3C Trace Context).
-The stages report themselves when they are over; their spans are made then, in the thread
-of the call. Only who configures tracing imports this module: its packages are optional.
+A call continues the caller's trace if its metadata has one (W3C Trace Context). The span of
+a stage is made when the stage has ended, in the thread of the call. This module is imported
+only if tracing is configured: its packages are optional.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from signer.events import CallBegan, CallEnded, Handlers, StageEnded, Stopped
 from signer.observe import logs
 
 CLOSE_SECONDS = 5.0
-"""How long the end of the daemon waits for the last spans to be sent."""
+"""How long the end of the daemon waits until the last spans are sent."""
 _EXPORT_SECONDS = 5
-"""How long a collector may take to answer."""
+"""How long a request to the collector may take."""
 _CALLERS_A_SECOND = 50
-"""Traces that callers may have kept: whoever holds a certificate could ask for all of them."""
+"""Traces that are kept because their callers ask for it; any client can ask for all of its own."""
 _QUEUED_SPANS = 4096
-"""Spans that wait for the collector; more than these are dropped, never waited for."""
+"""Spans that may wait for the collector; more are dropped."""
 _W3C = TraceContextTextMapPropagator()
 
 
 class _AtMost(Sampler):
-    """Keeps so many traces a second, and drops the rest."""
+    """Keeps a limited number of traces per second and drops the rest."""
 
     def __init__(self, a_second: float) -> None:
         self._a_second = self._left = a_second
@@ -59,7 +59,7 @@ class _AtMost(Sampler):
         self._lock = threading.Lock()
 
     def should_sample(self, parent_context: Context | None, *_: Any, **__: Any) -> SamplingResult:
-        """Decides about one span that begins a part of a trace here."""
+        """Decides about the first span of a trace in this process."""
         with self._lock:
             now = time.monotonic()
             earned = (now - self._then) * self._a_second
@@ -71,22 +71,22 @@ class _AtMost(Sampler):
         return SamplingResult(decision, trace_state=state)
 
     def get_description(self) -> str:
-        """Names it in the SDK's own texts."""
+        """Returns the name of the sampler in the SDK's own texts."""
         return f"AtMost{{{self._a_second}}}"
 
 
-class _Told(logging.Handler):
-    """Has what OpenTelemetry complains of be lines of our log."""
+class _LogLines(logging.Handler):
+    """Writes OpenTelemetry's messages as lines of our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logs.logger().warning("tracing_failed", text=record.getMessage())
 
 
 class Tracing:
-    """Makes spans, and sends them to a collector from a thread of its own."""
+    """Makes spans, and sends them to a collector in a separate thread."""
 
     def __init__(self, settings: TracingConfig, instance: str) -> None:
-        """Takes ``instance``: the name of this appliance among others."""
+        """``instance`` names this appliance."""
         described = {"name": "signer", "version": __version__, "instance.id": instance}
         self._provider = TracerProvider(
             resource=Resource({f"service.{name}": value for name, value in described.items()}),
@@ -105,7 +105,7 @@ class Tracing:
             BatchSpanProcessor(exporter, max_queue_size=_QUEUED_SPANS)
         )
         complaints = logging.getLogger("opentelemetry")
-        complaints.handlers, complaints.propagate = [_Told()], False
+        complaints.handlers, complaints.propagate = [_LogLines()], False
         self._tracer = self._provider.get_tracer("signer", __version__)
         self._thread = threading.local()
         self.handlers: Handlers = {
@@ -122,8 +122,8 @@ class Tracing:
 
     def _call_began(self, event: CallBegan) -> None:
         carrier = {name: value for name, value in event.metadata if isinstance(value, str)}
-        # Not the current span of OpenTelemetry: that one would note the text of an exception,
-        # which may quote a payload.
+        # Not as OpenTelemetry's current span, which would record the text of an exception: that
+        # may quote a payload.
         span = self._tracer.start_span(
             event.method.rpartition("/")[2],
             context=_W3C.extract(carrier, Context()),
@@ -133,7 +133,7 @@ class Tracing:
         self._thread.span = span if span.is_recording() else None
 
     def _stage_ended(self, event: StageEnded) -> None:
-        """Makes the span of a stage, which is over."""
+        """Makes the span of a stage that has ended."""
         span: Span | None = getattr(self._thread, "span", None)
         if span is None:
             return
@@ -142,7 +142,7 @@ class Tracing:
         stage.end(start + round(event.seconds * 1e9))
 
     def _call_ended(self, event: CallEnded) -> None:
-        """Writes how the call ended into its span, and ends it."""
+        """Writes the result of the call into its span, and ends it."""
         span: Span | None = getattr(self._thread, "span", None)
         if span is None:
             return
@@ -156,7 +156,7 @@ class Tracing:
 
     def close(self) -> None:
         """Sends the spans that are left, for CLOSE_SECONDS at most."""
-        # The SDK's own limit is a multiple of ours where the collector does not answer.
+        # Without an answer of the collector the SDK waits several times longer.
         end = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         end.start()
         end.join(CLOSE_SECONDS)

@@ -43,5 +43,5 @@ def test_a_gap_is_a_gap_and_the_newest_and_highest_are_told() -> None:
     text = chart("Speed", "ms", [Line("one", points), Line("none", [])], 30)
     assert re.search(r'class="line0" d="M4\.0 [\d.]+h0L[\d. ]+M600\.0 [\d.]+h0"', text)
     assert "one: now 2, highest 4 ms" in text
-    assert "none: nothing yet" in text
-    assert 'aria-label="Speed: one now 2, highest 4 ms; none nothing yet"' in text
+    assert "none: no data" in text
+    assert 'aria-label="Speed: one now 2, highest 4 ms; none no data"' in text

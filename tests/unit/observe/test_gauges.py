@@ -14,8 +14,7 @@ from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerStatus
 from signer.keys.index import KeyIndex
 from signer.model import KeyName, KeyState, KeyVersion
-from signer.observe.gauges import readings
-from signer.observe.key_gauges import CHANGED, INTERVAL, KeyReadings
+from signer.observe.gauges import KEYS_CHANGED_SECONDS, KEYS_SECONDS, KeyReadings, readings
 from signer.signing.request import Snapshot
 
 NOW, DAY = 1_000_000.0, 86_400.0
@@ -146,11 +145,11 @@ def test_keys_are_not_looked_through_at_every_request(monkeypatch: pytest.Monkey
         return len(looked), found["signer_key_versions"]
 
     assert read_at(first, 0) == (1, {("ACTIVE",): 1})
-    assert read_at(first, INTERVAL - 0.1) == (1, {("ACTIVE",): 1})
-    assert read_at(first, INTERVAL) == (2, {("DEACTIVATED",): 1})  # the clock is seen
-    assert read_at(second, INTERVAL + CHANGED - 0.1)[0] == 2
-    assert read_at(second, INTERVAL + CHANGED) == (3, {("ACTIVE",): 2})
-    assert read_at(second, INTERVAL + CHANGED + 1) == (3, {("ACTIVE",): 2})
+    assert read_at(first, KEYS_SECONDS - 0.1) == (1, {("ACTIVE",): 1})
+    assert read_at(first, KEYS_SECONDS) == (2, {("DEACTIVATED",): 1})  # the clock is seen
+    assert read_at(second, KEYS_SECONDS + KEYS_CHANGED_SECONDS - 0.1)[0] == 2
+    assert read_at(second, KEYS_SECONDS + KEYS_CHANGED_SECONDS) == (3, {("ACTIVE",): 2})
+    assert read_at(second, KEYS_SECONDS + KEYS_CHANGED_SECONDS + 1) == (3, {("ACTIVE",): 2})
 
 
 def test_the_first_key_of_a_group_counts_and_others_have_no_group() -> None:

@@ -69,7 +69,7 @@ def test_an_hour_is_kept() -> None:
     assert history.due(now)
     assert history.samples() == ()
     for count in range(500):
-        history.look(now, totals(signed=count * 10))
+        history.add(now, totals(signed=count * 10))
         assert not history.due(now + EVERY_SECONDS - 0.1)
         now += EVERY_SECONDS
         assert history.due(now)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from signer.hsm.front.slot import WorkerStatus
-from signer.observe.alarms import KEPT, Alarms
 from signer.observe.history import Sample
-from signer.observe.page import Seen, page
+from signer.observe.page import DaemonState, page
+from signer.observe.reports import KEPT_ALARMS, Alarms
 
 NOW, DAY = 1_800_000_000.0, 86_400.0
 GAUGES: dict[str, dict[tuple[str, ...], float]] = {
@@ -28,7 +28,7 @@ GAUGES: dict[str, dict[tuple[str, ...], float]] = {
 }
 
 
-def seen(**changes: Any) -> Seen:
+def seen(**changes: Any) -> DaemonState:
     usual: dict[str, Any] = {
         "name": "signer/audit",
         "now": NOW,
@@ -41,7 +41,7 @@ def seen(**changes: Any) -> Seen:
         "samples": [Sample(4990.0, 100.0, 1.0, 0.01, 0.05)],
         "alarms": [],
     }
-    return Seen(**usual | changes)
+    return DaemonState(**usual | changes)
 
 
 class Strict(HTMLParser):
@@ -86,14 +86,14 @@ def test_a_healthy_daemon_at_a_glance() -> None:
     text = text_of()
     assert text.startswith("SERVING: signer/audit Signer SERVING signer/audit, version ")
     for part in (
-        "up since 2027-01-14 08:00:00 UTC",
+        "started 2027-01-14 08:00:00 UTC",
         "policy abababababab",
         "signed: now 100, highest 100 a second",
-        "99 of 100: now 50, highest 50 ms",
+        "p99: now 50, highest 50 ms",
         "main serving 1,234,567 1",
-        "Items that wait 1,502",
-        "Calls at work 3",
-        "Proposals of officers 4",
+        "Items in the queue 1,502",
+        "Calls in progress 3",
+        "Proposals to approve 4",
         "12,345 ACTIVE",
         "Newest checkpoint 2027-01-15 07:59:59 UTC",
         "5 GB free; below 0.25 GB nothing is signed",
@@ -104,14 +104,15 @@ def test_a_healthy_daemon_at_a_glance() -> None:
 
 def test_what_falls_due_is_listed_the_soonest_first() -> None:
     text = text_of()
-    assert re.search(r"3 keys of 02 ended TLS: server -2 days .* the next key of 01 10 days", text)
-    assert "no group" not in text
+    first = "keys of group 02 3 ended TLS certificate: server -2 days"
+    assert re.search(f"{first} .* next key of group 01 10 days", text)
+    assert "without a group" not in text
     later = GAUGES | {
         "signer_key_expiry_timestamp_seconds": {},
         "signer_keys_ended": {("01",): 0},
         "signer_tls_expiry_timestamp_seconds": {("server",): NOW + 100 * DAY},
     }
-    assert "Falling due within 90 days Nothing." in text_of(gauges=later)
+    assert "Ends within 90 days Nothing." in text_of(gauges=later)
 
 
 def test_what_is_wrong_comes_first() -> None:
@@ -156,7 +157,7 @@ def test_an_empty_daemon_has_a_page() -> None:
         workers=[],
         gauges={name: {} for name in GAUGES} | {"signer_config_info": {("",): 1}},
     )
-    assert "signed: nothing yet" in text
+    assert "signed: no data" in text
     assert "Newest checkpoint none yet" in text
 
 
@@ -167,7 +168,7 @@ def test_alarms_are_the_newest_ones_and_count_what_comes_again() -> None:
     alarms.add(50, "worker_left", "token 29")
     alarms.add(51, "worker_left", "token 29")
     newest = alarms.newest()
-    assert len(newest) == KEPT
+    assert len(newest) == KEPT_ALARMS
     assert newest[0] == (51, "worker_left", "token 29", 3)
     assert newest[-1].text == "token 10"
     assert "token 29 (3 times)" in text_of(alarms=newest)

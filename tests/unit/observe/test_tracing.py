@@ -75,8 +75,10 @@ def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
     traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
     logging.getLogger("opentelemetry.sdk").error("Failed to export %s", "spans")
     traced.close()
-    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert (line["event"], line["text"]) == ("tracing_failed", "Failed to export spans")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert ("tracing_failed", "Failed to export spans") in [
+        (line["event"], line["text"]) for line in lines
+    ]  # the threads of tests before may add lines
 
 
 def test_who_configures_tracing_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
