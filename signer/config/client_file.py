@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.config.reader import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
+from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
 from signer.errors import Violation
 from signer.text import IS_MISSING, IS_NOT_TEXT, IS_UNKNOWN
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from signer.config.models import Config
-from signer.config.reader import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
+from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
 from signer.errors import Violation
 from signer.strict import problems_of
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.config.reader import document_of, read_bounded, refuse, together
+from signer.config.strict_yaml import document_of, read_bounded, refuse, together
 from signer.errors import Violation
 from signer.files import replace_file
 from signer.policy.compile import compile_policy

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from signer.api import server
 from signer.api.guard import DEFAULT_SECONDS
-from signer.config import policy_documents, reader
+from signer.config import policy_documents, strict_yaml
 from signer.config.client_file import Address, load_client
 from signer.config.loader import load_config
 from signer.config.models import LimitsConfig
@@ -147,7 +147,7 @@ def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_all_problems_are_reported_at_once_up_to_a_limit(tmp_path: Path) -> None:
     lines = "\n".join(f"  f-{n}: {{profile: nowhere, client: []}}" for n in range(60))
     text = text_of(load_policy, tmp_path, f"profiles: {{}}\nfacilities:\n{lines}\n")
-    assert text.count("is not known here") == reader.MAX_PROBLEMS
+    assert text.count("is not known here") == strict_yaml.MAX_PROBLEMS
     assert "and 10 more" in text
 
 
@@ -214,7 +214,7 @@ PLAIN = st.recursive(
 
 def read(text: str) -> tuple[object, list[Violation]]:
     problems: list[Violation] = []
-    return reader._Reader(text, Path("p.yaml"), problems).document(), problems
+    return strict_yaml._Reader(text, Path("p.yaml"), problems).document(), problems
 
 
 @given(st.dictionaries(TEXTS, PLAIN, max_size=4))
@@ -258,5 +258,5 @@ def test_unquoted_text_is_read_as_it_looks(text: str) -> None:
 def test_pure_python_loader_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     file = REPOSITORY / "config" / "policy" / "policy.yaml"
     fast = read(file.read_text())
-    monkeypatch.setattr(reader, "_Loader", yaml.SafeLoader)
+    monkeypatch.setattr(strict_yaml, "_Loader", yaml.SafeLoader)
     assert read(file.read_text()) == fast
