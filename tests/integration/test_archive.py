@@ -222,7 +222,7 @@ def test_what_stands_against_it_is_told_and_nothing_is_removed(site: Site) -> No
     (site.archive / all_segments[1]).unlink()  # the copy is as damaged as it was
 
     with site.audit_locked():
-        refused("by another command")
+        refused("another command is archiving")
     site.run("archive")
     assert site.segments() != all_segments
     site.restart()

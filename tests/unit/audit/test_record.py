@@ -1,5 +1,7 @@
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -14,14 +16,24 @@ from signer.audit.format.record import (
     MAX_BODY,
     MAX_DEPTH,
     Column,
+    IntentRecord,
+    OutcomeRecord,
     Record,
     RecordError,
     RecordKind,
     encode,
     frame,
 )
-from signer.audit.format.segments import BrokenFrame, Frame, SegmentError, TornTail, read_frames
-from signer.model import Format
+from signer.audit.format.segments import (
+    BrokenFrame,
+    Frame,
+    SegmentError,
+    TornTail,
+    list_segments,
+    open_segment,
+    read_frames,
+)
+from signer.model import Format, HcertTerms
 
 RESERVED = ("seq", "time", "kind", "count", "width", "root")
 
@@ -444,3 +456,53 @@ def test_the_search_behind_a_break_is_bounded() -> None:
     hostile = b"\x00\x7f\xff\x00\x82\x58" * (2 * MAX_BODY // 6)
 
     assert isinstance(read(hostile)[1], BrokenFrame)
+
+
+# What records of signing hold
+
+
+UPGRADE = Path(__file__).parents[2] / "upgrade"
+
+
+@pytest.mark.parametrize("version", ["schema-0001", "schema-0002"])
+def test_records_of_earlier_versions_are_read_and_written_with_the_same_bytes(version: str) -> None:
+    kinds = set()
+    for segment in list_segments(UPGRADE / version / "audit"):
+        with open_segment(segment) as (_, frames):
+            for written in frames:
+                record = parse(written.body)
+                kinds.add(record.kind)
+                fields = record.fields
+                if record.kind is RecordKind.INTENT:
+                    fields = IntentRecord.from_fields(fields).to_fields()
+                elif record.kind is RecordKind.OUTCOME:
+                    fields = OutcomeRecord.from_fields(fields).to_fields()
+                assert replace(record, fields=fields).body() == written.body
+    assert {RecordKind.INTENT, RecordKind.OUTCOME} <= kinds
+
+
+def test_an_intent_comes_back_from_its_fields() -> None:
+    intent = IntentRecord(
+        principal="spiffe://signer.example/a",
+        request_id="",
+        call_id="c",
+        payload_hash=bytes(32),
+        key_version="facilities/01-001/keys/records/versions/1",
+        kid=b"kid",
+        format="HCERT",
+        rule="facilities.01-001",
+        policy=bytes(32),
+        facility="01-001",
+        group="",
+        now=1_700_000_000,
+        hcert=HcertTerms("AT", 3600),
+        asked=3,
+        failed={2: "PAYLOAD_INVALID: payload is not JSON"},
+    )
+    fields = intent.to_fields()
+    assert fields["hcert"] == ["AT", 3600]
+    assert fields["failed"] == {"2": "PAYLOAD_INVALID: payload is not JSON"}
+    assert IntentRecord.from_fields(fields) == intent
+    for name, wrong in (("now", "1"), ("failed", {"x": "y"}), ("policy", b"short"), ("rule", None)):
+        with pytest.raises(RecordError, match=name):
+            IntentRecord.from_fields(fields | {name: wrong})
