@@ -1,4 +1,4 @@
-"""Public keys and certificates: their names in messages, and what a certificate must be."""
+"""Public keys and certificates: key ids in messages, and the checks of a certificate."""
 
 from __future__ import annotations
 

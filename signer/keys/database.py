@@ -1,4 +1,4 @@
-"""Opening the registry's database: SQLite by default, PostgreSQL by URL, at the right schema."""
+"""Opens the registry's database: SQLite or PostgreSQL, at the schema of this release."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _STATEMENT_MS = 15_000
 """How long PostgreSQL works on one statement, its wait for a lock included."""
 
 _IDLE_MS = 60_000
-"""How long PostgreSQL keeps a lock for an appliance that has gone silent in a transaction."""
+"""How long PostgreSQL keeps the locks of an appliance that is silent in a transaction."""
 
 _ANSWER_S = 20
-"""How long we wait for PostgreSQL's answer: a server that hangs does not keep its own limits."""
+"""How long we wait for PostgreSQL's answer: a server that hangs does not apply its limits."""
 
 _CONNECT_S = 5
 
@@ -46,7 +46,7 @@ class RegistryError(OperatorError):
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turns what a database can raise into OperatorError, but for broken constraints."""
+    """Turns errors of the database, except broken constraints, into RegistryError."""
     try:
         yield
     except IntegrityError:
@@ -107,16 +107,16 @@ def _engine(url: sa.URL) -> sa.Engine:
         "idle_in_transaction_session_timeout": _IDLE_MS,
     }
     options = "".join(f"-c {name}={value} " for name, value in limits.items())
-    # What the URL says itself comes last, and holds.
+    # Options of the URL come last and take precedence.
     arguments = {"connect_timeout": _CONNECT_S} | dict(url.query)
     arguments["options"] = f"{options}{url.query.get('options', '')}"
     engine = sa.create_engine(
         url,
         connect_args=arguments,
-        # A connection that died in the pool is replaced before anybody meets it.
+        # A broken connection in the pool is replaced before it is used.
         pool_pre_ping=True,
-        # Writers queue at `revision` and then read what the one before wrote. Under any
-        # other level, which a server may have by default, they would fail instead.
+        # Writers queue at `revision` and then read what the previous one wrote. Under another
+        # level, which may be a server's default, they would fail.
         isolation_level="READ COMMITTED",
     )
     sa.event.listen(engine, "connect", _limit_waits)
@@ -124,7 +124,7 @@ def _engine(url: sa.URL) -> sa.Engine:
 
 
 def _limit_waits(connection: Any, _record: object) -> None:
-    """Ends a connection whose server does not answer at all."""
+    """Closes a connection whose server does not answer."""
     wait, seconds = connection.wait, _ANSWER_S
 
     def limited(*arguments: Any, **options: Any) -> Any:
@@ -133,7 +133,7 @@ def _limit_waits(connection: Any, _record: object) -> None:
             return wait(*arguments, **{"timeout": seconds} | options)
         except Exception:
             if time.monotonic() - began >= seconds:
-                # A rollback would wait as long again.
+                # A rollback would wait just as long.
                 connection.close()
             raise
 
@@ -157,7 +157,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
     """Checks the schema's version, and builds or migrates it where the flags say so."""
     if (create or migrate) and connection.dialect.name == "postgresql":
-        # Of two at once the second finds it done.
+        # Of two programs at once, the second finds the schema built.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
     current = version_of(connection)
     if current == VERSION:
@@ -182,7 +182,7 @@ def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
 
 
 def version_of(connection: sa.Connection) -> str | None:
-    """Returns the version of a database's schema, as Alembic notes it; None before the first."""
+    """Returns the version of a database's schema, None before there is one."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     version: str | None = connection.exec_driver_sql(_SCHEMA).scalar()
@@ -190,7 +190,7 @@ def version_of(connection: sa.Connection) -> str | None:
 
 
 def is_newer(schema: str) -> bool:
-    """Whether a later program made this schema: those before our own are all known."""
+    """Whether a later release made this schema: all earlier ones are known."""
     # Alembic takes a third of a command's start, and only another version needs it.
     from signer.keys import migrations  # noqa: PLC0415 - see above
 
@@ -198,10 +198,10 @@ def is_newer(schema: str) -> bool:
 
 
 def refuse_to_write_newer(connection: sa.Connection) -> None:
-    """Raises OperatorError where a later program has changed the schema under a running one.
+    """Raises OperatorError where a later release has changed the schema under a running one.
 
-    That goes on reading: changes of the schema only add. It must not write what the later
-    one, which knows more columns, would take for complete.
+    The running one may read on, because schemas only grow. It must not write rows that the
+    later one, which knows more columns, would take for complete.
     """
     schema = connection.exec_driver_sql(_SCHEMA).scalar()
     if schema != VERSION:

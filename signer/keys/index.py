@@ -9,7 +9,7 @@ from signer.model import KeyName, KeyVersion
 
 
 class KeyIndex:
-    """Key versions by name; safe to share between threads because nothing changes it.
+    """Key versions by name; immutable, so threads may share it.
 
     ``revision`` is the registry's counter when the versions were read. Two
     indices are equal if revision and versions are.
@@ -30,7 +30,7 @@ class KeyIndex:
         self._names = [str(key) for key in self._keys]
 
     def updated(self, changed: Iterable[KeyVersion], revision: int) -> KeyIndex:
-        """Returns an index with these versions added or in the place of what they were."""
+        """Returns an index with these versions added or replaced."""
         index = KeyIndex(changed, revision)
         fresh = not index._by_key.keys() <= self._by_key.keys()
         for key, numbered in index._by_key.items():
@@ -42,7 +42,7 @@ class KeyIndex:
         return index
 
     def changed_since(self, before: KeyIndex) -> Iterator[KeyVersion]:
-        """Yields the versions that are not as they were in an earlier index, or not in it."""
+        """Yields the versions that differ from those in an earlier index, or are new."""
         for key, numbered in self._by_key.items():
             if before._by_key.get(key) is numbered:
                 continue  # shared by `updated`: nothing of this key has changed

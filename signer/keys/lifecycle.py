@@ -1,7 +1,7 @@
-"""The life of a key version: one table, and the moves that keep to it.
+"""The states of a key version: one table, and the moves that follow it.
 
-Pure: a version and a time go in, the changed version comes out; an illegal move
-raises and changes nothing. States and moves are those of NIST SP 800-57 part 1,
+Pure: each move takes a version and a time and returns the changed version; an illegal move
+raises. States and moves are those of NIST SP 800-57 part 1,
 section 7.
 """
 
@@ -27,15 +27,15 @@ TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = {
     ),
     _S.DESTROYED: frozenset(),
 }
-"""From each state in force to those that it may become."""
+"""The states that may follow each state."""
 
 
 class IllegalMoveError(OperatorError):
-    """A state does not follow from the one in force, or not at this time."""
+    """A state cannot follow the state in force, or not at this time."""
 
 
 def activate(version: KeyVersion, at: float, sign_until: float | None, now: float) -> KeyVersion:
-    """Has a version sign from ``at`` on (not before ``now``) until ``sign_until``."""
+    """Activates a version from ``at`` (not before ``now``) until ``sign_until``."""
     _check(version, _S.ACTIVE, now, _S.PRE_ACTIVE)
     start = max(at, now)
     active = replace(
@@ -49,21 +49,21 @@ def activate(version: KeyVersion, at: float, sign_until: float | None, now: floa
 
 
 def suspend(version: KeyVersion, now: float) -> KeyVersion:
-    """Stops a version for now. One that waits for its activation loses its time instead.
+    """Suspends a version.
 
-    ``came_from`` then says that it was to be ACTIVE: the operation that had it so does not
-    activate it again.
+    A PRE_ACTIVE version with a planned activation loses that plan instead; ``came_from``
+    = ACTIVE keeps its rotation from activating it later.
     """
     if version.state_at(now) is _S.PRE_ACTIVE:
         if version.activate_at is None:
-            raise IllegalMoveError(f"{version.name} is {_S.PRE_ACTIVE}: there is nothing to stop")
+            raise IllegalMoveError(f"{version.name} is {_S.PRE_ACTIVE}: nothing to stop")
         return replace(version, state=_S.PRE_ACTIVE, activate_at=None, came_from=_S.ACTIVE)
     _check(version, _S.SUSPENDED, now, _S.ACTIVE)
     return replace(version, state=_S.SUSPENDED)
 
 
 def resume(version: KeyVersion, now: float) -> KeyVersion:
-    """Has a suspended version sign again, as long as its times allow."""
+    """Ends a suspension; the version signs again as long as its times allow."""
     _check(version, _S.ACTIVE, now, _S.SUSPENDED)
     return replace(version, state=_S.ACTIVE)
 
@@ -71,7 +71,7 @@ def resume(version: KeyVersion, now: float) -> KeyVersion:
 def deactivate(
     version: KeyVersion, at: float, now: float, destroy_at: float | None = None
 ) -> KeyVersion:
-    """Ends a version for good at ``at``; with ``destroy_at`` it is then scheduled for that."""
+    """Deactivates a version at ``at``; ``destroy_at`` also schedules its destruction."""
     _check(version, _S.DEACTIVATED, now, _S.ACTIVE, _S.SUSPENDED)
     if destroy_at is not None and destroy_at < at:
         raise IllegalMoveError(f"{version.name} would be destroyed before it ends")
@@ -84,13 +84,13 @@ def deactivate(
 
 
 def compromise(version: KeyVersion, now: float) -> KeyVersion:
-    """Ends a version for good because its signatures are in doubt."""
+    """Marks a version as compromised: its signatures are in doubt."""
     _check(version, _S.COMPROMISED, now)
     return replace(version, state=_S.COMPROMISED, came_from=None, destroy_at=None)
 
 
 def schedule_destruction(version: KeyVersion, at: float, now: float) -> KeyVersion:
-    """Allows a version to be destroyed from ``at`` on."""
+    """Schedules the destruction of a version: it is allowed from ``at``."""
     _check(version, _S.DESTROY_SCHEDULED, now)
     return replace(
         version,
@@ -101,28 +101,28 @@ def schedule_destruction(version: KeyVersion, at: float, now: float) -> KeyVersi
 
 
 def restore(version: KeyVersion, now: float) -> KeyVersion:
-    """Takes a scheduled destruction back."""
-    back = version.came_from or _S.DEACTIVATED  # without one the clock has ended it
+    """Cancels a scheduled destruction."""
+    back = version.came_from or _S.DEACTIVATED  # without one the clock deactivated it
     _check(version, back, now, _S.DESTROY_SCHEDULED)
     restored = replace(version, state=back, came_from=None, destroy_at=None)
-    if back is _S.PRE_ACTIVE:  # and so it stays, whatever was planned for it before
+    if back is _S.PRE_ACTIVE:  # a plan from before does not come back
         return replace(restored, activate_at=None, came_from=_S.DESTROY_SCHEDULED)
     return restored
 
 
 def destroy(version: KeyVersion, now: float) -> KeyVersion:
-    """Records that a version is gone; only after the time it was scheduled for."""
+    """Marks a version as destroyed, not before the scheduled time."""
     _check(version, _S.DESTROYED, now)
     if version.destroy_at is None or now < version.destroy_at:
-        raise IllegalMoveError(f"{version.name} is not to be destroyed yet: see its destroy_at")
+        raise IllegalMoveError(f"{version.name} must not be destroyed yet: see its destroy_at")
     return replace(version, state=_S.DESTROYED)
 
 
 def _check(version: KeyVersion, to: KeyState, now: float, *sources: KeyState) -> None:
-    """Raises IllegalMoveError unless the table has the move, and it begins at one of ``sources``.
+    """Raises IllegalMoveError unless the table has the move and it begins at one of ``sources``.
 
-    Only a restoration leads back: another move must not take a destruction that is
-    scheduled for one of the states where it may have come from.
+    Only ``restore`` leads back from a scheduled destruction; the table alone would also let
+    other moves do so.
     """
     state = version.state_at(now)
     if to not in TRANSITIONS[state] or (sources and state not in sources):

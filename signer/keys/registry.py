@@ -1,9 +1,9 @@
-"""Which keys there are, and what officers have decided: SQLAlchemy Core over a database.
+"""The registry: keys, officers, policies and operations in a database, by SQLAlchemy Core.
 
-Every write is one transaction (``writing``) whose first statement counts
-``revision`` up. That statement also takes the write lock, so writers queue, and what
-a writer reads afterwards nobody changes before it commits. The daemon polls
-``revision()`` and reads what is new (``state``) when it has moved.
+Every write is one transaction (``writing``) whose first statement increments ``revision``.
+That statement takes the write lock: writers queue, and nobody changes what a writer reads
+before it commits. The daemon polls ``head()`` and reads the changes (``state``) when the
+revision has changed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class RegistryState(NamedTuple):
     """Everything that decides who may sign what, at one revision.
 
     ``officers`` has their certificates (DER) by principal; ``policy`` is the SHA-256
-    of the one in force, None before the first. ``policy_since`` and ``officers_since``
-    are the revisions that put them in force: what comes back is not what was before.
+    of the one in force, None before the first. ``policy_since`` and ``officers_since`` are the
+    revisions that put them in force: a policy that is put back has another revision.
     """
 
     keys: KeyIndex
@@ -53,8 +53,8 @@ class RegistryState(NamedTuple):
     officers_since: int = 0
 
 
-class Head(NamedTuple):
-    """How many writes there have been, and the SHA-256 of the policy in force."""
+class RegistryHead(NamedTuple):
+    """The number of writes so far, and the SHA-256 of the policy in force."""
 
     revision: int
     policy: str | None
@@ -71,8 +71,8 @@ class Registry:
     def open(cls, url: str, *, create: bool = False, migrate: bool = False) -> Registry:
         """Opens the registry at an SQLAlchemy URL.
 
-        Without flags the schema must be exactly ours: for the daemon. Commands
-        ``migrate`` an old one, and those that begin one ``create`` it.
+        Without flags, as in the daemon, the schema must be that of this release. With
+        ``migrate`` an old schema is migrated, with ``create`` an absent one is built.
         Raises OperatorError.
         """
         engine = connect(url, create=create)
@@ -95,16 +95,16 @@ class Registry:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction to read in: all of it at one revision. Raises OperatorError."""
+        """A transaction for reading at one revision. Raises OperatorError."""
         with explained("read"), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self, *, counts: bool = True) -> Iterator[Writing]:
-        """A transaction to write in: all of it happens, or nothing. Raises OperatorError.
+        """A transaction for writing. Raises OperatorError.
 
-        Without ``counts`` daemons follow what is written only with the next write that
-        counts; writers queue all the same.
+        Without ``counts`` the revision stays, and daemons see the changes with the next write
+        that counts; writers queue nevertheless.
         """
         with explained("write"), self._engine.begin() as connection:
             writing = Writing.begin(connection, counts=counts)
@@ -112,24 +112,24 @@ class Registry:
             yield writing
 
     def revision(self) -> int:
-        """Returns how many writes there have been. Raises OperatorError."""
+        """Returns the number of writes so far. Raises OperatorError."""
         return self.head().revision
 
-    def head(self) -> Head:
-        """Returns what tells whether anything has changed. Raises OperatorError."""
+    def head(self) -> RegistryHead:
+        """Returns the revision and the policy in force. Raises OperatorError."""
         with self.reading() as connection:
             row = connection.execute(_REVISION).one()
-            return Head(int(row.value), row.policy)
+            return RegistryHead(int(row.value), row.policy)
 
     def state(self, since: KeyIndex | None = None) -> RegistryState:
-        """Returns everything as its revision left it. Raises OperatorError.
+        """Returns the state at the newest revision. Raises OperatorError.
 
-        ``since``, an earlier index, saves reading the versions that have not changed. The
-        audit key is not among the versions: it is nobody's to name.
+        Versions that have not changed are taken from ``since``, an earlier index. The audit
+        key is not among the versions: no request can name it.
         """
         with self.reading() as connection:
             now = connection.execute(_REVISION).one()
-            # A registry that was put back from a backup is another one: nothing is known of it.
+            # A registry that was restored from a backup is another one: read all of it.
             known = KeyIndex() if since is None or now.value < since.revision else since
             if known.revision:
                 rows = connection.execute(_NEW, {"since": known.revision}).all()
@@ -150,7 +150,7 @@ class Registry:
             return _officers(connection)
 
     def suspensions(self) -> tuple[Suspension, ...]:
-        """Returns what is suspended beside keys. Raises OperatorError."""
+        """Returns the suspensions of facilities, groups and everything. Raises OperatorError."""
         with self.reading() as connection:
             return _suspensions(connection)
 
@@ -165,7 +165,7 @@ class Registry:
             return [_version(row) for row in connection.execute(statement)]
 
     def document(self, sha256: str) -> bytes | None:
-        """Returns what was stored under a hash, None if nothing was. Raises OperatorError."""
+        """Returns the document with a SHA-256, None without one. Raises OperatorError."""
         statement = sa.select(documents.c.content).where(documents.c.sha256 == sha256)
         with self.reading() as connection:
             content = connection.execute(statement).scalar_one_or_none()
@@ -184,7 +184,7 @@ def _officers(connection: sa.Connection) -> dict[str, bytes]:
 
 def _suspensions(connection: sa.Connection) -> tuple[Suspension, ...]:
     rows = connection.execute(_SUSPENSIONS)
-    # Sorted here: databases have their own ideas of the order of text.
+    # Sorted here: the order of text differs between databases.
     return tuple(
         sorted(
             Suspension(Scope(row.scope), row.name, row.since, row.officer, row.reason)

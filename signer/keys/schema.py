@@ -52,7 +52,7 @@ key_versions = sa.Table(
     sa.Column("destroy_at", sa.Double),
     sa.Column("came_from", sa.String(32)),
     sa.Column("request", sa.Text),
-    # The revision that wrote it last: whoever follows reads what came after his own.
+    # The revision that wrote it last: a daemon reads the rows after its own revision.
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="0", index=True),
     sa.UniqueConstraint("key_id", "number"),
     sa.UniqueConstraint("token", "cka_id"),
@@ -66,7 +66,7 @@ revision = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("value", sa.BigInteger, nullable=False),
-    # The policy in force, a row of `documents`; none before the first was put in force.
+    # The policy in force, a row of `documents`; NULL before the first.
     sa.Column("policy", sa.String(64)),
     # The revisions that put that policy, and these officers, in force.
     sa.Column("policy_since", sa.BigInteger, nullable=False, server_default="0"),
@@ -114,10 +114,10 @@ operations = sa.Table(
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
-    # JSON: what came of it.
+    # JSON.
     sa.Column("result", sa.Text),
     sa.Column("changed_at", sa.Double, nullable=False),
-    # The revision of its last transaction: in this order decisions took effect.
+    # The revision of its last transaction: the order in which decisions took effect.
     sa.Column("ended_revision", sa.BigInteger),
     # Whether the end is in the log of the appliance that executed it.
     sa.Column("recorded", sa.Boolean, nullable=False),

@@ -1,4 +1,4 @@
-"""What one transaction writes to the registry."""
+"""One transaction that writes to the registry."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MUTABLE = (
     "came_from",
     "request",
 )
-"""What changes in the life of a version. All else is as it was made."""
+"""The columns of a version that can change."""
 
 
 class ChangedMeanwhileError(OperatorError):
-    """A version is no longer as it was read."""
+    """A row is no longer as it was read: another writer has changed it."""
 
 
 class Change(NamedTuple):
-    """A version as it was read, and as it is to be."""
+    """A version as it was read, and as it will be written."""
 
     before: KeyVersion
     after: KeyVersion
@@ -49,8 +49,8 @@ class Writing:
     def begin(cls, connection: sa.Connection, *, counts: bool) -> Self:
         """Takes the write lock, so that writers queue, and a new revision.
 
-        Without ``counts`` what is written bears the number of the next revision: whoever
-        follows reads it with that one.
+        Without ``counts`` the rows get the number of the next revision: daemons read them with
+        that one.
         """
         step = int(counts)
         connection.execute(sa.update(revision).values(value=revision.c.value + step))
@@ -60,25 +60,25 @@ class Writing:
     def add_versions(self, versions: Iterable[KeyVersion]) -> None:
         """Adds versions, each with its key if it is the first one.
 
-        Refuses all of them if a number, a CKA_ID on its token or a public key is
-        there already, or if a key has another algorithm.
+        Refuses all of them if a number, a CKA_ID on its token or a public key exists already,
+        or if a key has another algorithm.
         """
-        # Within a savepoint: after an error PostgreSQL would drop all of the transaction,
-        # and say nothing when it is committed.
+        # A savepoint: after an error PostgreSQL aborts the transaction, and its commit would
+        # then silently be a rollback.
         with self.connection.begin_nested():
             for version in versions:
                 self._add(version)
 
     def change(self, changes: Sequence[Change]) -> None:
-        """Writes versions anew; refuses all of them if one is no longer as it was read."""
+        """Changes versions; refuses all changes if one version is no longer as it was read."""
         with self.connection.begin_nested():
             for before, after in changes:
                 self._change(before, after)
 
     def set_officers(self, certificates: Mapping[str, bytes], since: int | None = None) -> None:
-        """Puts these officers in the place of all others.
+        """Replaces all officers.
 
-        With ``since`` those must be in force who were put there by that revision.
+        With ``since`` it is refused unless that revision put the present officers in force.
         """
         self._refuse_if_later(revision.c.officers_since, since, "the officers were changed")
         self.connection.execute(sa.delete(officers))
@@ -90,30 +90,32 @@ class Writing:
         self.connection.execute(sa.update(revision).values(officers_since=self.revision))
 
     def suspend(self, suspension: Suspension) -> None:
-        """Sets a flag; who sets it again renews it, so that nothing approved before lifts it."""
+        """Sets a suspension; setting it again renews it, so that no earlier approval lifts it."""
         where = _flag(suspension.scope, suspension.name)
         self.connection.execute(sa.delete(suspensions).where(where))
         self.connection.execute(sa.insert(suspensions).values(suspension._asdict()))
 
     def lift(self, suspension: Suspension) -> None:
-        """Takes a flag away, as it was set then."""
+        """Removes a suspension, unless it has been renewed since."""
         where = sa.and_(
             _flag(suspension.scope, suspension.name), suspensions.c.since == suspension.since
         )
         if not self.connection.execute(sa.delete(suspensions).where(where)).rowcount:
-            raise ChangedMeanwhileError(f"{suspension} was suspended anew, or is not any more")
+            raise ChangedMeanwhileError(
+                f"{suspension} was suspended again, or is no longer suspended"
+            )
 
     def expect_officers(self, since: int) -> None:
-        """Refuses all of it where other officers are in force than those of a revision."""
+        """Refuses the transaction unless that revision put the present officers in force."""
         self._refuse_if_later(revision.c.officers_since, since, "the officers were changed")
 
     def _refuse_if_later(self, column: sa.Column[int], since: int | None, what: str) -> None:
-        found = self.connection.execute(sa.select(column)).scalar_one()
-        if since is not None and found != since:
+        present = self.connection.execute(sa.select(column)).scalar_one()
+        if since is not None and present != since:
             raise ChangedMeanwhileError(f"{what} meanwhile")
 
     def store(self, content: bytes) -> str:
-        """Keeps a document under its SHA-256, in hex, and returns that."""
+        """Stores a document under its SHA-256 and returns that, in hex."""
         sha256 = hashlib.sha256(content).hexdigest()
         known = sa.select(documents.c.sha256).where(documents.c.sha256 == sha256)
         if not self.connection.execute(known).first():
@@ -123,7 +125,7 @@ class Writing:
     def put_policy(self, text: bytes, since: int | None = None) -> None:
         """Puts a policy in force by its text.
 
-        With ``since`` it takes the place of the one that this revision put there.
+        With ``since`` it is refused unless that revision put the present policy in force.
         """
         self._refuse_if_later(revision.c.policy_since, since, "another policy was put in force")
         self.connection.execute(
@@ -141,9 +143,8 @@ class Writing:
             self.connection.execute(sa.insert(key_versions).values(row))
         except IntegrityError:
             raise OperatorError(
-                f"{version.name} is not added: the registry has that version, its CKA_ID on"
-                f" token {version.token}, or its public key already; `signer keys list` shows"
-                " what there is"
+                f"{version.name} was not added: the registry has that version, its CKA_ID on"
+                f" token {version.token}, or its public key already; see `signer keys list`"
             ) from None
 
     def _change(self, before: KeyVersion, after: KeyVersion) -> None:
@@ -161,18 +162,18 @@ class Writing:
         )
         if self.connection.execute(statement).rowcount != 1:
             raise ChangedMeanwhileError(
-                f"{before.name} was changed by somebody else meanwhile, or is gone:"
-                " look at it again, then repeat"
+                f"{before.name} has changed meanwhile, or no longer exists: look at it again,"
+                " then repeat"
             )
 
     def _key_id(self, version: KeyVersion) -> int:
-        """Returns the row of the version's key, made if it is not there."""
-        found = self.connection.execute(
+        """Returns the id of the key's row, which is added if it is missing."""
+        key = self.connection.execute(
             sa.select(keys.c.id, keys.c.algorithm).where(
                 keys.c.facility == version.key.facility, keys.c.key == version.key.key
             )
         ).one_or_none()
-        if found is None:
+        if key is None:
             made = self.connection.execute(
                 sa.insert(keys)
                 .values(
@@ -183,12 +184,12 @@ class Writing:
                 .returning(keys.c.id)
             )
             return int(made.scalar_one())
-        if found.algorithm != version.algorithm:
+        if key.algorithm != version.algorithm:
             raise OperatorError(
-                f"{version.name} is not added: the key is for {found.algorithm},"
+                f"{version.name} was not added: the key is for {key.algorithm},"
                 f" not {version.algorithm}; give the new algorithm a key of its own"
             )
-        return int(found.id)
+        return int(key.id)
 
 
 def _flag(scope: Scope, name: str) -> sa.ColumnElement[bool]:

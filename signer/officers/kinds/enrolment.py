@@ -53,7 +53,7 @@ class Enrol(Details):
     in_force_since: int = 0
 
 
-class Row(NamedTuple):
+class EnrolmentRow(NamedTuple):
     """One line: a facility and one of its keys."""
 
     line: int
@@ -149,7 +149,7 @@ class EnrolKind(OperationKind[Enrol]):
             result={"policy_sha256": details.policy_sha256, "keys": details.keys},
         )
 
-    def _make(self, rows: Sequence[Row], admin: TokenAdmin, work: Work) -> None:
+    def _make(self, rows: Sequence[EnrolmentRow], admin: TokenAdmin, work: Work) -> None:
         """Makes the missing keys; saves them in batches, also where one key fails."""
         batch: list[KeyVersion] = []
         done = 0
@@ -173,7 +173,7 @@ class EnrolKind(OperationKind[Enrol]):
             self._save(batch, done, len(rows), work)
 
     def _one(
-        self, row: Row, identifier: bytes, admin: TokenAdmin, work: Work, *, tried: bool
+        self, row: EnrolmentRow, identifier: bytes, admin: TokenAdmin, work: Work, *, tried: bool
     ) -> KeyVersion:
         now = work.clock.now()
         made = make_version(admin, row.new, 1, identifier, now)
@@ -192,7 +192,7 @@ def _refuse(existing: KeyVersion) -> None:
     raise OperatorError(f"another operation has made {existing.key} meanwhile")
 
 
-def _adopted(row: Row, context: OperationContext) -> bool:
+def _adopted(row: EnrolmentRow, context: OperationContext) -> bool:
     """Whether a fitting key exists already, from an enrolment that cannot be completed.
 
     Its facility is not in the policy, so nobody can sign with it.
@@ -208,7 +208,7 @@ def _adopted(row: Row, context: OperationContext) -> bool:
     )
 
 
-def read_rows(content: bytes) -> list[Row]:
+def read_rows(content: bytes) -> list[EnrolmentRow]:
     """Reads a CSV; raises OperationError with everything that is wrong in it."""
     try:
         table = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
@@ -221,7 +221,7 @@ def read_rows(content: bytes) -> list[Row]:
         raise OperationError(
             f"attachment: has {count(len(lines) - 1, 'row')}, expected 1 to {MAX_ROWS}"
         )
-    rows: list[Row] = []
+    rows: list[EnrolmentRow] = []
     problems: list[str] = []
     for number, cells in lines[1:]:
         try:
@@ -234,7 +234,7 @@ def read_rows(content: bytes) -> list[Row]:
     return rows
 
 
-def _row(number: int, cells: Sequence[str]) -> Row:
+def _row(number: int, cells: Sequence[str]) -> EnrolmentRow:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"has {count(len(cells), 'cell')}, expected {len(COLUMNS)}")
     facility, group, profile, clients, key, algorithm, bits = (cell.strip() for cell in cells)
@@ -249,13 +249,13 @@ def _row(number: int, cells: Sequence[str]) -> Row:
     check_bits(new)
     if not clients:
         raise ValueError("clients is empty: nobody could use the key")
-    return Row(number, facility, group, profile, tuple(clients.split()), new)
+    return EnrolmentRow(number, facility, group, profile, tuple(clients.split()), new)
 
 
-def _conflicts(rows: Sequence[Row]) -> list[str]:
+def _conflicts(rows: Sequence[EnrolmentRow]) -> list[str]:
     """Returns the lines that name a key twice, or a facility with other columns."""
     names = Counter(row.new.name for row in rows)
-    first: dict[str, Row] = {}
+    first: dict[str, EnrolmentRow] = {}
     problems = []
     for row in rows:
         if names[row.new.name] > 1:
@@ -269,7 +269,7 @@ def _conflicts(rows: Sequence[Row]) -> list[str]:
     return problems
 
 
-def enrolled(rows: Sequence[Row], file: str, context: OperationContext) -> PolicyText:
+def enrolled(rows: Sequence[EnrolmentRow], file: str, context: OperationContext) -> PolicyText:
     """Returns the policy in force with the facilities of a CSV; raises OperationError.
 
     The result is checked like any policy, and that each key's algorithm is allowed.
@@ -307,11 +307,11 @@ def _file_of(sha256: str) -> str:
     return f"enrolled-{sha256[:16]}.yaml"
 
 
-def _counts(rows: Sequence[Row]) -> tuple[int, int]:
+def _counts(rows: Sequence[EnrolmentRow]) -> tuple[int, int]:
     return len({row.facility for row in rows}), len(rows)
 
 
-def _known(rows: Sequence[Row], context: OperationContext) -> list[str]:
+def _known(rows: Sequence[EnrolmentRow], context: OperationContext) -> list[str]:
     """Returns the lines that name an existing facility or key, or an unknown group."""
     policy, problems = context.policy.policy, []
     cka_ids = {row.new.name: cka_id_of(context.executing, i) for i, row in enumerate(rows)}
@@ -327,7 +327,7 @@ def _known(rows: Sequence[Row], context: OperationContext) -> list[str]:
     return problems
 
 
-def _policy_file(rows: Sequence[Row]) -> str:
+def _policy_file(rows: Sequence[EnrolmentRow]) -> str:
     """Returns the policy file of the facilities, each once; JSON texts are also YAML."""
     lines = ["# Facilities that were enrolled by one operation of officers.", "facilities:"]
     for facility, row in {row.facility: row for row in reversed(rows)}.items():

@@ -255,7 +255,7 @@ def test_what_the_clock_has_scheduled_is_restored_as_ended() -> None:
 
 def test_destruction_waits_for_its_time() -> None:
     scheduled = lifecycle.schedule_destruction(of(S.DEACTIVATED), NOW + 60, NOW)
-    with pytest.raises(IllegalMoveError, match="not to be destroyed yet"):
+    with pytest.raises(IllegalMoveError, match="must not be destroyed yet"):
         lifecycle.destroy(scheduled, NOW + 59.9)
     assert lifecycle.destroy(scheduled, NOW + 60).state is S.DESTROYED
     at_once = lifecycle.schedule_destruction(of(S.DEACTIVATED), 0.0, NOW)

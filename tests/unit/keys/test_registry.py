@@ -47,7 +47,7 @@ def test_it_is_there_after_opening_again(url: str) -> None:
 )
 def test_what_contradicts_the_registry_is_refused(registry: Registry, second: KeyVersion) -> None:
     registry.add_version(make())
-    with pytest.raises(OperatorError, match=f"{second.name} is not added"):
+    with pytest.raises(OperatorError, match=f"{second.name} was not added"):
         registry.add_version(second)
     assert registry.snapshot() == KeyIndex([make()], 1)
 

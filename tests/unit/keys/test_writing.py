@@ -77,7 +77,7 @@ def test_a_change_of_what_somebody_else_has_changed_writes_nothing(
             write.put_policy(b"policy")
             write.change([Change(make(), replace(make(), state=KeyState.DEACTIVATED))])
 
-    with pytest.raises(OperatorError, match="versions/1 was changed by somebody else"):
+    with pytest.raises(OperatorError, match="versions/1 has changed meanwhile"):
         write_much()
     assert registry.state() == before
     assert registry.document(hashlib.sha256(b"policy").hexdigest()) is None
@@ -85,7 +85,7 @@ def test_a_change_of_what_somebody_else_has_changed_writes_nothing(
 
 
 def test_a_change_of_no_version_is_refused(registry: Registry) -> None:
-    with pytest.raises(OperatorError, match="or is gone"):
+    with pytest.raises(OperatorError, match="or no longer exists"):
         change(registry, make(), kid=b"kid")
     assert registry.revision() == 0
 
@@ -93,9 +93,9 @@ def test_a_change_of_no_version_is_refused(registry: Registry) -> None:
 def test_after_a_refusal_the_transaction_goes_on_without_it(registry: Registry) -> None:
     registry.add_version(make())
     with registry.writing() as write:
-        with pytest.raises(OperatorError, match="is not added"):
+        with pytest.raises(OperatorError, match="was not added"):
             write.add_versions([make("refused"), make()])
-        with pytest.raises(OperatorError, match="somebody else"):
+        with pytest.raises(OperatorError, match="has changed meanwhile"):
             write.change(
                 [
                     Change(make(), replace(make(), kid=b"refused")),
@@ -132,7 +132,7 @@ def test_suspensions_are_renewed_and_lifted_as_they_are(registry: Registry) -> N
         write.lift(flags[3])
     assert registry.state().suspensions == (flags[2], flags[0])
     old = flags[0]._replace(since=0.5)  # it was suspended anew since
-    with pytest.raises(ChangedMeanwhileError, match="anew"), registry.writing() as write:
+    with pytest.raises(ChangedMeanwhileError, match="again"), registry.writing() as write:
         write.lift(old)
     assert registry.suspensions() == (flags[2], flags[0])
 
@@ -140,8 +140,8 @@ def test_suspensions_are_renewed_and_lifted_as_they_are(registry: Registry) -> N
 @pytest.mark.parametrize(
     ("scope", "name", "message"),
     [
-        (Scope.GROUP, "north", "^group north was suspended anew, or is not any more$"),
-        (Scope.EVERYTHING, "", "^everything was suspended anew, or is not any more$"),
+        (Scope.GROUP, "north", "^group north was suspended again, or is no longer suspended$"),
+        (Scope.EVERYTHING, "", "^everything was suspended again, or is no longer suspended$"),
     ],
 )
 def test_what_is_not_suspended_is_not_lifted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -349,3 +350,43 @@ def test_how_far_it_is_is_told_while_it_lasts(
     assert (OperationState.EXECUTING, 100, 120) in seen
     assert stage.operation(identity).done == 120
     assert stage.clock.now() > START
+
+
+# --- what one operation costs ------------------------------------------------------------------
+
+
+def test_each_step_reads_the_registry_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State reads and transactions of each step; the execution reads again what it wrote."""
+    registry = stage.registry
+    counted: Counter[str] = Counter()
+
+    def watch(name: str) -> None:
+        inner = getattr(registry, name)
+
+        def outer(*arguments: Any, **options: Any) -> Any:
+            counted[name] += 1
+            return inner(*arguments, **options)
+
+        monkeypatch.setattr(registry, name, outer)
+
+    for name in ("reading", "writing", "state"):
+        watch(name)
+
+    def cost() -> tuple[int, int, int]:
+        found = counted["state"], counted["reading"], counted["writing"]
+        counted.clear()
+        return found
+
+    prepared = stage.prepare("create-key", key=CLINIC, algorithm="ES256")
+    assert cost() == (1, 1, 0)
+    operation = stage.put(prepared.content)
+    assert cost() == (1, 1, 1)
+    submitted: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.executor, "submit", submitted.append)
+        stage.proposals.approve(B, operation.id, sign(B, operation.content))
+    assert cost() == (1, 1, 1)
+    stage.executor.submit(*submitted)
+    # Context, revision under the lock, revision and state to serve; begun, done, recorded.
+    assert cost() == (2, 4, 3)
+    assert stage.operation(operation.id).state is OperationState.DONE

@@ -138,17 +138,6 @@ def test_a_proposal_is_refused(stage: Stage, members: dict[str, Any], told: str)
     assert stage.log.of(RecordKind.PROPOSAL) == []
 
 
-def test_one_changed_byte_is_refused_wherever_it_is(stage: Stage) -> None:
-    content = stage.prepare("create-key", **KEY).content
-    signature = sign(A, content)
-    for place in range(0, len(content), 3):
-        changed = bytearray(content)
-        changed[place] ^= 1
-        with pytest.raises(CallError):
-            stage.proposals.propose(A, bytes(changed), signature, b"")
-    assert stage.proposals.page(None, 10, None) == []
-
-
 def test_a_signature_of_somebody_else_proposes_nothing(stage: Stage) -> None:
     content = stage.prepare("create-key", **KEY).content
     for signature in (sign(B, content), sign(A, content)[:-1], b"", b"x" * 2000):

@@ -204,7 +204,7 @@ def test_certificates_that_are_refused(
     fine = pem(authority.certify(other)).encode()
     with pytest.raises(CallError) as refused:
         stage.proposals.import_certificates(C, operation.id, [fine, *certificates, b"x", b"-----x"])
-    for place, told in enumerate([*wrong, "not an X.509", "no X.509"], start=1):
+    for place, told in enumerate([*wrong, "not an X.509", "not an X.509"], start=1):
         assert f"certificates[{place}]: " in refused.value.message
         assert told in refused.value.message
     assert "certificates[0]" not in refused.value.message

@@ -29,7 +29,7 @@ def test_a_version_is_activated_ends_and_is_destroyed(stage: Stage) -> None:
     assert stage.states(CLINIC) == ["ACTIVE"]
     stage.done("deactivate", version=ONE)
     stage.done("schedule-destruction", version=ONE, at=LATER + DAY)
-    assert "not to be destroyed yet" in stage.problems("destroy", version=ONE)[0]
+    assert "must not be destroyed yet" in stage.problems("destroy", version=ONE)[0]
     stage.done("restore", version=ONE)
     assert stage.states(CLINIC) == ["DEACTIVATED"]
     stage.done("schedule-destruction", version=ONE)
