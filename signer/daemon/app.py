@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,21 +26,20 @@ from signer.api.server import HEALTH_SERVICES, ROLES, Server
 from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
-from signer.audit.write.log import Listener
 from signer.clock import Clock, FlooredClock
 from signer.config.loader import load_config
 from signer.config.models import LEVELS, Config
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.catch_up import CatchUp
 from signer.daemon.inventory import Inventory
-from signer.daemon.policy_in_force import PolicyInForce
 from signer.daemon.sealing import Sealing
-from signer.daemon.serving import Serving, check_tokens, snapshot_of
+from signer.daemon.serving import Serving, check_tokens, read_state, snapshot_of
 from signer.daemon.status import StatusReader
 from signer.errors import ConfigError, OperatorError
 from signer.events import (
     Bug,
     Events,
+    Handlers,
     NotReady,
     Ready,
     ReloadEnded,
@@ -77,32 +75,6 @@ TICK_SECONDS = 0.25
 """How often readiness and registry are checked."""
 SWEEP_SECONDS = 5.0
 """How often operations are searched for that have begun and not ended."""
-_SWITCH_SECONDS = 0.0005
-"""Python's thread switch interval: its default of 5 ms delays a worker's round trip."""
-
-
-def run(
-    config_path: Path,
-    *,
-    on_ready: Callable[[], None] | None = None,
-    override_audit: bool = False,
-    development: bool = False,
-) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code.
-
-    ``development``: the policy's files are in force without an approval of officers.
-    ``override_audit`` opens an audit log that is not whole, and records that.
-    ``on_ready`` is called once, when health first says SERVING. Raises
-    ConfigError and OperatorError if the start is refused.
-    """
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    appliance = Appliance(config_path, override_audit=override_audit, development=development)
-    try:
-        appliance.start()
-        appliance.serve(on_ready or (lambda: None))
-    finally:
-        appliance.stop()
-    return 0
 
 
 class Appliance:
@@ -119,22 +91,16 @@ class Appliance:
         logs.configure(config.log_level)
         self._clock = clock = FlooredClock()
         self.started_at = clock.now()
-        tracing = open_tracing(config.tracing, config.audit.origin)
-        tokens = [token.label for token in config.tokens]
-        self._reports = Reports(tokens, tracing.trace_id if tracing else str)
-        listeners = [self._reports.handlers, *([tracing.handlers] if tracing else [])]
+        self._reports, listeners = _reporting(config)
         self._events = events = Events(*listeners)
 
         # 2. What is served: the state of the registry under the policy in force.
         self._registry = registry = Registry.open(config.registry)
         self._certificates = Certificates(config.tls)
-        state = registry.state()
-        check_tokens(state.keys, tokens)
-        policies = PolicyInForce(config.policy, registry, state, events, development=development)
-        state = registry.state(state.keys)
+        state, policies = read_state(config, registry, events, development=development)
         self._served = Served(snapshot_of(state, policies.text.policy))
         key = audit_key(registry, clock.now())
-        check_tokens([key], tokens)
+        check_tokens([key], config)
 
         # 3. The audit log. When it stops, health says NOT_SERVING before any call is refused.
         self._health = Health(HEALTH_SERVICES)
@@ -144,10 +110,7 @@ class Appliance:
             key,
             clock,
             events,
-            listeners=(
-                Listener(ledger.apply, Ledger.KINDS, ledger.snapshot),
-                Listener(approvals.apply, ApprovalFold.KINDS, approvals.snapshot),
-            ),
+            folds=(ledger, approvals),
             on_stop=self._health.fail,
             override=override_audit,
         )
@@ -161,7 +124,7 @@ class Appliance:
         admins = AdminWorkers(config.tokens, config.state)
         self._inventory = Inventory(hsm, self._served, key, admins.open, events)
 
-        # 5. The way of an operation, and the following of the registry.
+        # 5. What follows the registry, the way of an operation, the way of a request.
         records = OperationRecords(log)
         self._serving = Serving(
             config,
@@ -171,25 +134,13 @@ class Appliance:
             served=self._served,
             hsm=hsm,
             log=self._daemon_log,
-            catch_up=CatchUp(
-                registry, self._daemon_log, records, approvals, development=development
-            ),
+            catch_up=CatchUp(registry, self._daemon_log, records, approvals),
             clock=clock,
             events=events,
         )
-        self._dependencies = OperationDependencies(
-            registry=registry,
-            serving=self._serving,
-            admin=admins.open_alone,
-            records=records,
-            events=events,
-            clock=clock,
-            origin=config.audit.origin,
-        )
-        self._executor = Executor(self._dependencies)
-
-        # 6. The way of a request, the edge, and what is seen of all this.
-        self._server = self._build_server(ledger, recorded)
+        dependencies = self._build_dependencies(records, admins)
+        self._executor = Executor(dependencies)
+        self._server = self._build_server(dependencies, ledger, recorded)
         self._status = self._build_status()
         self._http: HttpPort | None = None
         self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
@@ -198,7 +149,22 @@ class Appliance:
         self._reloading = threading.Lock()
         self._listening = self._draining = False
 
-    def _build_server(self, ledger: Ledger, recorded: Events) -> Server:
+    def _build_dependencies(
+        self, records: OperationRecords, admins: AdminWorkers
+    ) -> OperationDependencies:
+        return OperationDependencies(
+            registry=self._registry,
+            serving=self._serving,
+            admin=admins.open_alone,
+            records=records,
+            events=self._events,
+            clock=self._clock,
+            origin=self._config.audit.origin,
+        )
+
+    def _build_server(
+        self, dependencies: OperationDependencies, ledger: Ledger, recorded: Events
+    ) -> Server:
         config, limits, clock = self._config, self._config.limits, self._clock
         usage = _restored(ledger)
         engine = Engine(
@@ -213,8 +179,8 @@ class Appliance:
         )
         hours = config.operations.expire_hours
         operations = OperationService(
-            Proposals(self._dependencies, self._executor, expire_hours=hours),
-            EmergencyStops(self._registry, self._dependencies.records, self._serving, clock),
+            Proposals(dependencies, self._executor, expire_hours=hours),
+            EmergencyStops(self._registry, dependencies.records, self._serving, clock),
             config.operations.all_needed(),
             config.audit.origin,
             clock,
@@ -410,6 +376,14 @@ class Appliance:
                     self._executor.sweep()
             except Exception as error:  # noqa: BLE001 - without this thread suspensions are missed
                 self._events.emit(Bug("follow the registry", error, {}))
+
+
+def _reporting(config: Config) -> tuple[Reports, list[Handlers]]:
+    """Returns metrics, log lines and alarms, and all handlers of events: theirs and traces."""
+    tracing = open_tracing(config.tracing, config.audit.origin)
+    tokens = [token.label for token in config.tokens]
+    reports = Reports(tokens, tracing.trace_id if tracing else str)
+    return reports, [reports.handlers, *([tracing.handlers] if tracing else [])]
 
 
 def _hsm(config: Config, clock: Clock, events: Events) -> Hsm:

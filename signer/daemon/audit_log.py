@@ -39,6 +39,7 @@ from signer.events import (
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
+from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import ApprovedOperation, PolicyRecord
 from signer.policy.rules import Policy
 
@@ -95,7 +96,7 @@ def open_log(
     clock: FlooredClock,
     events: Events,
     *,
-    listeners: Sequence[Listener],
+    folds: Sequence[Ledger | ApprovalFold],
     on_stop: Callable[[], object],
     override: bool,
 ) -> AuditLog:
@@ -127,7 +128,7 @@ def open_log(
         ballast_bytes=config.ballast_bytes,
         checkpoints=known.newest,
         override=override,
-        listeners=listeners,
+        listeners=[Listener(fold.apply, fold.KINDS, fold.snapshot) for fold in folds],
         on_commit=events.emit,
         on_time=clock.raise_floor,
         on_stop=stopped,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import DaemonLog
+from signer.daemon.policy_in_force import PolicyInForce
 from signer.errors import OperatorError
 from signer.keys.registry import Registry, RegistryState
 from signer.officers.approval import officers_sha256
@@ -39,26 +39,24 @@ class CatchUp:
         log: DaemonLog,
         records: OperationRecords,
         approvals: ApprovalFold,
-        *,
-        development: bool,
     ) -> None:
         """``approvals`` is what the log's records so far say."""
         self._registry, self._store = registry, OperationStore(registry)
         self._log, self._records, self._approvals = log, records, approvals
-        self._development = development
 
-    def record(self, state: RegistryState, text: PolicyText, *, files_decide: bool) -> None:
+    def record(self, state: RegistryState, policies: PolicyInForce) -> None:
         """Records what is in force and not yet in the log, and the approvals that led to it."""
+        text, development = policies.text, policies.development
         now = _InForce(officers_sha256(state.officers), text.policy.sha256)
         approvals = self._approvals
         if approvals.officers is None and state.officers:
             policy = bytes.fromhex(now.policy)
-            first = OfficersRecord(state.officers, development=self._development, policy=policy)
+            first = OfficersRecord(state.officers, development=development, policy=policy)
             self._records.officers(first)
         logged = _InForce(officers_sha256(approvals.officers or {}), approvals.policy.hex())
         if not state.officers:
             logged = logged._replace(officers=now.officers)
-        if files_decide:  # the policy in the files needs no approval
+        if policies.files_decide(state):  # the policy in the files needs no approval
             logged = logged._replace(policy=now.policy)
         for operation in self._between(logged, now):
             self._record(operation)

@@ -47,7 +47,7 @@ class PolicyInForce:
         ``state`` is what the registry holds. Raises ConfigError and OperatorError.
         """
         self.folder = folder
-        self._registry, self._events, self._development = registry, events, development
+        self._registry, self._events, self.development = registry, events, development
         self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
         self.text = self._read_files() if self.files_decide(state) else self._stored(state)
         self._check_clients(self.text.policy, state)
@@ -57,7 +57,7 @@ class PolicyInForce:
 
     def files_decide(self, state: RegistryState) -> bool:
         """Returns whether the files are in force as they are, without an approval."""
-        return self._development or not state.officers
+        return self.development or not state.officers
 
     def of(self, state: RegistryState) -> PolicyText:
         """Returns the policy that a state puts in force; raises OperatorError if it has no text."""

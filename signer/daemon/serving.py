@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -61,6 +61,7 @@ class Serving:
         self._policies, self._served, self._hsm = policies, served, hsm
         self._log, self._catch_up = log, catch_up
         self._clock, self._events = clock, events
+        self._config = config
         self._tokens = tuple(token.label for token in config.tokens)
         self._needed = config.operations.all_needed()
         self._ended_until = clock.now()  # session copies of versions that ended before are gone
@@ -81,7 +82,7 @@ class Serving:
 
         Raises OperatorError if that cannot be stored or recorded.
         """
-        self._record()
+        self._catch_up.record(self._state, self._policies)
         self._hsm.suspend(self._served.snapshot.suspended, [])
         self._policies.report_files(self._state)
 
@@ -202,7 +203,7 @@ class Serving:
 
     def _take(self, state: RegistryState) -> None:
         """Serves another state: workers know new keys before callers do."""
-        check_tokens(state.keys, self._tokens)
+        check_tokens(state.keys, self._config)
         before, before_text = self._served.snapshot, self._policies.text
         self._policies.text = text = self._policies.of(state)
         officers = self._state.officers
@@ -220,13 +221,10 @@ class Serving:
             self._log.keys_changed(before.keys, after.keys)
             self._events.emit(KeysChanged(len(after.keys), after.keys.revision))
         if state.officers != officers or text is not before_text:
-            self._record()
+            self._catch_up.record(state, self._policies)
         if text is not before_text:
             self._policies.write_files(before_text)
             self._events.emit(PolicyChanged(text.policy.sha256))
-
-    def _record(self) -> None:
-        self._catch_up.record(self._state, self._policies.text, files_decide=self.files_decide)
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
         """Resumes versions that may sign, and drops those that have ended."""
@@ -267,9 +265,22 @@ class Serving:
         self._next_end = self._end_after(now)
 
 
-def check_tokens(keys: Iterable[KeyVersion], tokens: Collection[str]) -> None:
+def read_state(
+    config: Config, registry: Registry, events: Events, *, development: bool
+) -> tuple[RegistryState, PolicyInForce]:
+    """Returns what the registry holds and which policy is in force, at the start.
+
+    Raises ConfigError and OperatorError.
+    """
+    state = registry.state()
+    check_tokens(state.keys, config)
+    policies = PolicyInForce(config.policy, registry, state, events, development=development)
+    return registry.state(state.keys), policies
+
+
+def check_tokens(keys: Iterable[KeyVersion], config: Config) -> None:
     """Raises OperatorError if a key is on a token that the configuration does not name."""
-    unknown = {version.token for version in keys}.difference(tokens)
+    unknown = {version.token for version in keys} - {token.label for token in config.tokens}
     if unknown:
         raise OperatorError(
             f"the registry has keys on token {', '.join(sorted(unknown))}, which the "

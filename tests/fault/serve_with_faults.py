@@ -15,8 +15,9 @@ import threading
 import time
 from pathlib import Path
 
+from signer import daemon
 from signer.audit.write.disk import Disk
-from signer.daemon import app as daemon
+from signer.daemon import app
 
 FAULTS = Path(sys.argv[1])
 sync, free_bytes = Disk.sync, Disk.free_bytes
@@ -67,6 +68,6 @@ def obey() -> None:
 
 setattr(Disk, "sync", faulty_sync)  # noqa: B010
 setattr(Disk, "free_bytes", faulty_free_bytes)  # noqa: B010
-daemon.TICK_SECONDS = float(sys.argv[2])
+app.TICK_SECONDS = float(sys.argv[2])
 threading.Thread(target=obey, daemon=True).start()
 sys.exit(daemon.run(Path(sys.argv[3])))

@@ -104,7 +104,7 @@ class Opened:
             VERSION,
             clock,
             events,
-            listeners=[Listener(ledger.apply, Ledger.KINDS, ledger.snapshot)],
+            folds=[ledger],
             on_stop=lambda: self.stops.append(self.log.refusal),
             override=override,
         )

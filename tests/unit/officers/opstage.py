@@ -26,8 +26,7 @@ from signer.clock import Clock
 from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy
 from signer.daemon.catch_up import CatchUp
-from signer.daemon.policy_in_force import PolicyInForce
-from signer.daemon.serving import Serving, check_tokens, snapshot_of
+from signer.daemon.serving import Serving, read_state, snapshot_of
 from signer.keys.registry import Registry
 from signer.keys.writing import Writing
 from signer.model import KeyVersion, TokenAdmin, parse_key_or_version
@@ -260,10 +259,7 @@ class Stage:
         registry, events, development = self.registry, self.seen.events, self._development
         records = OperationRecords(cast("Any", self.log))
         log = cast("Any", FakeDaemonLog(self.log))
-        state = registry.state()
-        check_tokens(state.keys, [token.label for token in self.config.tokens])
-        policies = PolicyInForce(self.policy, registry, state, events, development=development)
-        state = registry.state(state.keys)
+        state, policies = read_state(self.config, registry, events, development=development)
         self.served = Served(snapshot_of(state, policies.text.policy))
         self.serving = Serving(
             self.config,
@@ -273,7 +269,7 @@ class Stage:
             served=self.served,
             hsm=cast("Any", self.hsm),
             log=log,
-            catch_up=CatchUp(registry, log, records, self.log.control, development=development),
+            catch_up=CatchUp(registry, log, records, self.log.control),
             clock=self.clock,
             events=events,
         )
