@@ -115,7 +115,7 @@ class Serving:
                     write.put_policy(draft.text)
                 state = self._registry.state(self._state.keys)
                 self._stop(state)
-                self._take(state)
+                self._take(state, from_files=True)
             except OperatorError as error:
                 raise self._policies.refusal(str(error)) from error
 
@@ -201,8 +201,11 @@ class Serving:
         suspensions = [str(suspension) for suspension in self._state.suspensions]
         self._events.emit(SuspensionsChanged(suspensions))
 
-    def _take(self, state: RegistryState) -> None:
-        """Serves another state: workers know new keys before callers do."""
+    def _take(self, state: RegistryState, *, from_files: bool = False) -> None:
+        """Serves another state: workers know new keys before callers do.
+
+        The files that a policy came from are not written: they may hold the next draft.
+        """
         check_tokens(state.keys, self._config)
         before, before_text = self._served.snapshot, self._policies.text
         self._policies.text = text = self._policies.of(state)
@@ -223,7 +226,8 @@ class Serving:
         if state.officers != officers or text is not before_text:
             self._catch_up.record(state, self._policies)
         if text is not before_text:
-            self._policies.write_files(before_text)
+            if not from_files:
+                self._policies.write_files(before_text)
             self._events.emit(PolicyChanged(text.policy.sha256))
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
