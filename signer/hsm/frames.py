@@ -28,7 +28,7 @@ _ID = struct.Struct("<H")
 _ALGORITHMS = tuple(Algorithm)
 
 
-class Kind(enum.IntEnum):
+class FrameKind(enum.IntEnum):
     """What a frame is."""
 
     CONFIGURE = 1  # to the worker, JSON: which token, once at the start
@@ -57,7 +57,7 @@ class Channel:
         self._socket = sock
         self._writing = threading.Lock()
 
-    def send(self, kind: Kind, *parts: bytes) -> None:
+    def send(self, kind: FrameKind, *parts: bytes) -> None:
         """Sends one frame; raises Closed where the other side has gone."""
         body = b"".join(parts)
         try:
@@ -66,13 +66,13 @@ class Channel:
         except OSError as error:
             raise Closed(str(error)) from error
 
-    def receive(self) -> tuple[Kind, memoryview]:
+    def receive(self) -> tuple[FrameKind, memoryview]:
         """Waits for one frame; raises Closed at the end, FrameError where it is malformed."""
         length, number = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_FRAME:
             raise FrameError(f"a frame of {length} bytes")
         try:
-            kind = Kind(number)
+            kind = FrameKind(number)
         except ValueError as error:
             raise FrameError(f"a frame of unknown kind {number}") from error
         return kind, self._exactly(length)

@@ -44,7 +44,7 @@ def objects(token: SoftToken) -> dict[str, int]:
     return ask("objects", token.spec(), cka_id=KEY[2].hex())
 
 
-def test_a_worker_that_hangs_at_its_start_is_given_up(token: SoftToken, faults: Path) -> None:
+def test_a_worker_that_hangs_at_its_start_is_killed(token: SoftToken, faults: Path) -> None:
     (faults / "initialize").write_text("hang")
     with (
         pytest.raises(OperatorError, match=r"did not answer within 0\.5 s and was killed"),
@@ -56,7 +56,7 @@ def test_a_worker_that_hangs_at_its_start_is_given_up(token: SoftToken, faults: 
         assert admin.inventory() == []
 
 
-def test_a_worker_that_hangs_in_an_order_is_given_up(token: SoftToken, faults: Path) -> None:
+def test_a_worker_that_hangs_in_an_order_is_killed(token: SoftToken, faults: Path) -> None:
     (faults / "generate").write_text("hang")
     with open_admin(token.settings, token.state, order_seconds=2.0) as admin:
         assert admin.inventory() == []

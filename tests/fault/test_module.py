@@ -24,7 +24,7 @@ from tests.fault.daemon import OTHERS, Load, check_all
 
 
 class Faults:
-    """What the module does wrong from now on, until it is told otherwise."""
+    """The faults of the module, until they are changed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -165,7 +165,7 @@ def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults:
         ("hang", "hang", 1),
     ],
 )
-def test_one_failure_is_not_noticed(
+def test_callers_do_not_notice_one_failure(
     daemon: Daemon, faults: Faults, order: str, cause: str, workers: int
 ) -> None:
     # A worker that only waits for a processor is not to be taken for one that hangs.
@@ -229,7 +229,7 @@ def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Fau
             assert item.error is not None
             assert item.error.reason == "HSM_UNAVAILABLE"
     spent = time.monotonic() - began
-    # Pauses double: 0.2, 0.4, 0.8 seconds, and so on, in each of the two places.
+    # Pauses double: 0.2, 0.4, 0.8 seconds, and so on, in each of the two slots.
     most = 2 * next(n for n in range(2, 20) if 0.2 * (2 ** (n - 1) - 1) > spent)
     assert 0 < daemon.metric("signer_worker_restarts_total") <= most + 2
 
@@ -245,13 +245,13 @@ def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Fau
         ("fail 0x5", "C_Initialize of"),
     ],
 )
-def test_a_module_that_fails_at_its_start_is_told_and_tried_again_slowly(
+def test_a_module_that_fails_at_its_start_is_reported_and_tried_again_slowly(
     daemon: Daemon, faults: Faults, order: str, text: str
 ) -> None:
     faults.order("initialize", order)
     began = time.monotonic()
     daemon.start(ready=False)
-    until(lambda: text in daemon.reason(), "the reason is told")
+    until(lambda: text in daemon.reason(), "the reason is reported")
     until(lambda: daemon.sign(1) == {"HSM_UNAVAILABLE": 1}, "items fail at once")
     until(lambda: daemon.metric("signer_worker_restarts_total") >= 4, "it is tried again")
     spent = time.monotonic() - began
@@ -298,7 +298,7 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_call_only(
     with daemon.client() as client, ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(late, client, 0.5 + number / 10) for number in range(3)]
         assert all(call.result().code == "DEADLINE_EXCEEDED" for call in calls)
-        until(lambda: daemon.metric("signer_queue_items") == 0, "what nobody waits for is dropped")
+        until(lambda: daemon.metric("signer_queue_items") == 0, "abandoned items are dropped")
     faults.clear()
     assert daemon.sign(300) == {"ok": 300}
     assert daemon.metric("signer_worker_restarts_total") == 0

@@ -161,7 +161,7 @@ def test_unlatching_allows_one_more_try_and_no_two(daemon: Daemon) -> None:
     assert daemon.metric("signer_login_attempts_total") == 2
 
 
-def test_unlatching_what_was_never_tried_says_so(daemon: Daemon) -> None:
+def test_unlatching_a_pin_that_was_never_tried_reports_that(daemon: Daemon) -> None:
     shutil.rmtree(daemon.folder / "state")
     done = daemon.run("token", "unlatch")
     assert done.code == 1
@@ -275,7 +275,7 @@ def test_a_key_that_the_token_lacks_fails_and_others_go_on(daemon: Daemon) -> No
         daemon,
         "UPDATE key_versions SET cka_id = ? WHERE key_id ="
         " (SELECT id FROM keys WHERE facility = '01-001' AND key = 'records')",
-        b"nobody has this",
+        b"an absent key",
     )
     until(lambda: daemon.sign() == {"HSM_UNAVAILABLE": 3}, "the registry is followed")
     assert daemon.sign(key=OTHERS) == {"ok": 3}

@@ -17,7 +17,7 @@ from tests.fault.daemon import Load
 
 
 @pytest.mark.parametrize("times", [3])
-def test_one_killed_worker_is_not_noticed(daemon: Daemon, times: int) -> None:
+def test_callers_do_not_notice_one_killed_worker(daemon: Daemon, times: int) -> None:
     daemon.start()
     with Load(daemon) as load:
         for _ in range(times):
@@ -71,7 +71,7 @@ def test_a_hanging_worker_is_killed_and_its_work_done_by_another(daemon: Daemon)
     assert daemon.metric("signer_worker_restarts_total") == 1
 
 
-def test_an_idle_worker_is_not_taken_for_a_hanging_one(daemon: Daemon) -> None:
+def test_an_idle_worker_is_not_killed_as_hanging(daemon: Daemon) -> None:
     daemon.configure(token={"hang_seconds": 0.2})
     daemon.start()
     before = daemon.workers()

@@ -8,7 +8,7 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError, Reason
-from signer.hsm.frames import Kind, pack_json, unpack_json
+from signer.hsm.frames import FrameKind, pack_json, unpack_json
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import WorkerMode
@@ -26,30 +26,30 @@ def label(key: KeyVersion) -> str:
     return f"test-{key.cka_id.hex()}"
 
 
-def test_the_token_tells_of_itself(token: SoftToken) -> None:
+def test_the_token_describes_itself(token: SoftToken) -> None:
     with open_admin(token.settings, token.state) as admin:
-        told = admin.describe()
-    assert told["label"] == token.settings.label
-    assert told["serial"] == token.settings.serial
-    assert told["manufacturer"] == "SoftHSM project"
-    assert told["model"] == "SoftHSM v2"
-    assert told["library"] == "Implementation of PKCS11"
+        reported = admin.describe()
+    assert reported["label"] == token.settings.label
+    assert reported["serial"] == token.settings.serial
+    assert reported["manufacturer"] == "SoftHSM project"
+    assert reported["model"] == "SoftHSM v2"
+    assert reported["library"] == "Implementation of PKCS11"
     for name in ("hardware_version", "firmware_version", "library_version"):
-        major, minor = map(int, told.pop(name).split("."))
+        major, minor = map(int, reported.pop(name).split("."))
         assert (major, minor) >= (2, 0)
-    assert all(text == text.strip() for text in told.values())
+    assert all(text == text.strip() for text in reported.values())
 
 
 def test_the_inventory_has_every_private_key_of_now(token: SoftToken) -> None:
     keys = token.make((Algorithm.ES256, 0), (Algorithm.EDDSA, 0), (Algorithm.RS256, 2048))
     with open_admin(token.settings, token.state) as admin:
-        told = admin.inventory()
-        assert sorted(told) == sorted(TokenObject(key.cka_id, label(key)) for key in keys)
+        reported = admin.inventory()
+        assert sorted(reported) == sorted(TokenObject(key.cka_id, label(key)) for key in keys)
         [late] = token.make((Algorithm.ES384, 0))  # by another worker
-        assert set(admin.inventory()) == {*told, TokenObject(late.cka_id, label(late))}
+        assert set(admin.inventory()) == {*reported, TokenObject(late.cka_id, label(late))}
         with open_admin(token.settings, token.state) as other:
             other.destroy(late.cka_id, label(late))
-        assert sorted(admin.inventory()) == sorted(told)
+        assert sorted(admin.inventory()) == sorted(reported)
 
 
 def test_the_attributes_of_our_key_are_the_strict_ones(token: SoftToken) -> None:
@@ -66,9 +66,9 @@ def test_the_attributes_of_our_key_are_the_strict_ones(token: SoftToken) -> None
 def test_the_attributes_of_a_foreign_key_are_its_own(token: SoftToken) -> None:
     ask("duplicate", token.spec(), cka_id=b"foreign".hex(), label="foreign")
     with open_admin(token.settings, token.state) as admin:
-        told = admin.attributes(b"foreign")
-    assert told["decrypt"] is True
-    assert told["unwrap"] is True
+        reported = admin.attributes(b"foreign")
+    assert reported["decrypt"] is True
+    assert reported["unwrap"] is True
 
 
 def test_both_halves_of_a_destroyed_pair_are_gone(token: SoftToken) -> None:
@@ -150,10 +150,10 @@ def test_only_orders_of_ours_to_an_administrative_worker_are_carried_out(
 ) -> None:
     worker = WorkerProcess.start(token.spec(mode=WorkerMode(mode)))
     try:
-        assert worker.channel.receive()[0] is Kind.READY
-        worker.channel.send(Kind.ADMIN, pack_json({"operation": operation, "arguments": {}}))
+        assert worker.channel.receive()[0] is FrameKind.READY
+        worker.channel.send(FrameKind.ADMIN, pack_json({"operation": operation, "arguments": {}}))
         kind, body = worker.channel.receive()
     finally:
         worker.end()
-    assert kind is Kind.FATAL
+    assert kind is FrameKind.FATAL
     assert "FrameError" in unpack_json(body)["text"]

@@ -25,9 +25,9 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> SoftToken:
 
 def test_private_keys_have_the_strict_template(token: SoftToken) -> None:
     keys = token.make(*KINDS)
-    told = ask("attributes", token.spec(), keys=key_arguments(keys))
-    assert list(told) == [key.cka_id.hex() for key in keys]
-    for attributes in told.values():
+    answer = ask("attributes", token.spec(), keys=key_arguments(keys))
+    assert list(answer) == [key.cka_id.hex() for key in keys]
+    for attributes in answer.values():
         assert attributes == {
             "TOKEN": True,
             "PRIVATE": True,
@@ -47,28 +47,28 @@ def test_private_keys_have_the_strict_template(token: SoftToken) -> None:
 
 def test_more_keys_than_copies_are_kept_all_sign(token: SoftToken) -> None:
     keys = token.make(*[(Algorithm.ES256, 0)] * 7)
-    told = ask("copies", token.spec(), keys=key_arguments(keys), most=3, rounds=3)
-    assert told == {"correct": 7 * 3 * 3, "most": 3, "left": 0}
+    answer = ask("copies", token.spec(), keys=key_arguments(keys), most=3, rounds=3)
+    assert answer == {"correct": 7 * 3 * 3, "most": 3, "left": 0}
 
 
 def test_all_copies_go_at_once(token: SoftToken) -> None:
     keys = token.make(*[(Algorithm.ES256, 0)] * 4)
-    told = ask("copies", token.spec(), keys=key_arguments(keys), most=9, rounds=2, at_once=True)
-    assert told == {"correct": 4 * 2 * 3, "most": 4, "left": 0}
+    answer = ask("copies", token.spec(), keys=key_arguments(keys), most=9, rounds=2, at_once=True)
+    assert answer == {"correct": 4 * 2 * 3, "most": 4, "left": 0}
 
 
 def test_a_key_that_is_lost_does_not_end_the_copies_of_others(token: SoftToken) -> None:
     keys = token.make(*[(Algorithm.ES256, 0)] * 3)
     spec = token.spec(mode=WorkerMode.ADMINISTER)
-    told = ask("copies_after_loss", spec, keys=key_arguments(keys))
-    assert told == {"verdicts": ["REFUSED", "SIGNED", "SIGNED"], "copies": 2}
+    answer = ask("copies_after_loss", spec, keys=key_arguments(keys))
+    assert answer == {"verdicts": ["REFUSED", "SIGNED", "SIGNED"], "copies": 2}
 
 
 def test_without_copies_there_are_none(token: SoftToken) -> None:
     keys = token.make((Algorithm.ES256, 0))
     spec = token.spec(session_copies=False)
-    told = ask("copies", spec, keys=key_arguments(keys), most=3, rounds=2)
-    assert told == {"correct": 6, "most": 0, "left": 0}
+    answer = ask("copies", spec, keys=key_arguments(keys), most=3, rounds=2)
+    assert answer == {"correct": 6, "most": 0, "left": 0}
 
 
 def test_no_pin_is_in_what_is_kept(token: SoftToken) -> None:

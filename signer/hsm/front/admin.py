@@ -22,7 +22,7 @@ from signer.errors import OperatorError, OperatorErrorKind
 from signer.hsm.frames import (
     Closed,
     FrameError,
-    Kind,
+    FrameKind,
     SignFrame,
     Verdict,
     pack_json,
@@ -60,7 +60,9 @@ class AdminWorker:
         """
         order = pack_json({"operation": operation, "arguments": arguments})
         with self._frames_checked():
-            answer = unpack_json(self._receive(Kind.DONE, self._seconds, Kind.ADMIN, order))
+            answer = unpack_json(
+                self._receive(FrameKind.DONE, self._seconds, FrameKind.ADMIN, order)
+            )
         if "error" in answer:
             raise OperatorError(answer["error"], OperatorErrorKind(answer["kind"]))
         return answer["result"]
@@ -95,7 +97,7 @@ class AdminWorker:
     ) -> list[bytes]:
         frame = SignFrame(1, algorithm, 1, cka_id, spki, inputs)
         with self._frames_checked():
-            body = self._receive(Kind.RESULT, self._seconds, Kind.SIGN, *pack_sign(frame))
+            body = self._receive(FrameKind.RESULT, self._seconds, FrameKind.SIGN, *pack_sign(frame))
             result = unpack_result(body)
         if result.verdict is not Verdict.SIGNED or result.wrong:
             raise OperatorError(
@@ -106,26 +108,26 @@ class AdminWorker:
     def wait(self, seconds: float) -> None:
         """Waits until the worker has opened its token."""
         with self._frames_checked():
-            self._receive(Kind.READY, seconds)
+            self._receive(FrameKind.READY, seconds)
 
     def inspection(self) -> TokenInspection:
         """Waits for the answer of a worker in the mode INSPECT."""
         with self._frames_checked():
-            answer = unpack_json(self._receive(Kind.DONE, self._seconds))
+            answer = unpack_json(self._receive(FrameKind.DONE, self._seconds))
         return TokenInspection(
             tuple(SeenToken(label, serial, frozenset(f)) for label, serial, f in answer["tokens"]),
             PinState(answer["pin"]),
             answer["pin_problem"],
         )
 
-    def _receive(self, wanted: Kind, seconds: float, *order: Any) -> memoryview:
+    def _receive(self, wanted: FrameKind, seconds: float, *order: Any) -> memoryview:
         """Sends the order, if there is one, and waits for the answer of this kind."""
         channel = self._process.channel
         with self._killed_after(seconds):
             if order:
                 channel.send(*order)
             kind, body = channel.receive()
-        if kind is Kind.FATAL:
+        if kind is FrameKind.FATAL:
             raise OperatorError(str(unpack_json(body).get("text")))
         if kind is not wanted:
             raise FrameError(f"an unexpected {kind.name}")

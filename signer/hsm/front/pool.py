@@ -15,7 +15,7 @@ from typing import Self
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.events import ChunkEnded, Events, LoginEnded, StageEnded, WorkerLeft, WrongSignatures
-from signer.hsm.frames import FrameError, Kind, ResultFrame, Verdict, pack_ids
+from signer.hsm.frames import FrameError, FrameKind, ResultFrame, Verdict, pack_ids
 from signer.hsm.front.scheduler import Batch, Costs, Scheduler, Stops, Waiting
 from signer.hsm.front.slot import Slot, WorkerEnd, WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
@@ -248,7 +248,7 @@ class Pool:
         single = len(versions) <= COPIES_DROPPED_SINGLY
         body = pack_ids(version.cka_id for version in versions) if single else b""
         for slot in self._slots:
-            slot.send(Kind.DROP, body)
+            slot.send(FrameKind.DROP, body)
 
     # --- the queue (all under the lock) ----------------------------------------------------
 
@@ -410,7 +410,7 @@ class Pool:
             self._events.emit(WrongSignatures(self.token, version.name, wrong))
             self.drop([version])
         elif stopped is not None:  # this chunk may have followed the order to drop its copy
-            slot.send(Kind.DROP, pack_ids([version.cka_id]))
+            slot.send(FrameKind.DROP, pack_ids([version.cka_id]))
         self._pump()
 
     def left(self, slot: Slot, end: WorkerEnd, failed_starts: int) -> None:

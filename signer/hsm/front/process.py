@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from signer.config.models import TokenConfig
-from signer.hsm.frames import Channel, Closed, Kind, pack_json
+from signer.hsm.frames import Channel, Closed, FrameKind, pack_json
 from signer.hsm.spec import TokenSpec, WorkerMode
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
@@ -57,7 +57,7 @@ class WorkerProcess:
             channel.close()
             raise
         with contextlib.suppress(Closed):  # it died at once: its reader reports that
-            channel.send(Kind.CONFIGURE, pack_json(asdict(spec)))
+            channel.send(FrameKind.CONFIGURE, pack_json(asdict(spec)))
         return cls(process, channel)
 
     def kill(self) -> None:

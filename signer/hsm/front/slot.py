@@ -11,7 +11,7 @@ from signer.clock import Clock
 from signer.hsm.frames import (
     Closed,
     FrameError,
-    Kind,
+    FrameKind,
     ResultFrame,
     SignFrame,
     pack_sign,
@@ -125,7 +125,7 @@ class Slot:
             if thread.ident is not None:
                 thread.join()
 
-    def send(self, kind: Kind, *parts: bytes) -> None:
+    def send(self, kind: FrameKind, *parts: bytes) -> None:
         """Sends a frame to the current worker, if there is one."""
         _send(self._process, kind, *parts)
 
@@ -139,21 +139,21 @@ class Slot:
         frame = SignFrame(
             number, version.algorithm, job.check_every, version.cka_id, version.spki, inputs
         )
-        _send(process, Kind.SIGN, *pack_sign(frame))
+        _send(process, FrameKind.SIGN, *pack_sign(frame))
 
     def refresh(self) -> None:
         """Makes the worker look for new keys; one that is still starting does so when ready."""
         with self._refreshing:
             self._stale = not self._introduced
             if self._introduced:
-                self.send(Kind.REFRESH)
+                self.send(FrameKind.REFRESH)
 
     def _introduce(self) -> None:
         """Reports a worker that is ready, and repeats a refresh that came while it started."""
         with self._refreshing:
             self._introduced = True
             if self._stale:
-                self.send(Kind.REFRESH)
+                self.send(FrameKind.REFRESH)
         self._owner.ready(self)
 
     def _keep(self) -> None:
@@ -197,13 +197,13 @@ class Slot:
         try:
             while True:
                 kind, body = process.channel.receive()
-                if kind is Kind.RESULT:
+                if kind is FrameKind.RESULT:
                     self._owner.result(self, unpack_result(body))
-                elif kind is Kind.READY:
+                elif kind is FrameKind.READY:
                     end = end._replace(served=True)
                     self.inventory = bytes(body)
                     self._introduce()
-                elif kind is Kind.FATAL:
+                elif kind is FrameKind.FATAL:
                     report = unpack_json(body)
                     cause = FailureKind(report["kind"])
                     end = end._replace(cause=cause, text=str(report["text"]))
@@ -226,7 +226,7 @@ class Slot:
                 process.kill()
 
 
-def _send(process: WorkerProcess | None, kind: Kind, *parts: bytes) -> None:
+def _send(process: WorkerProcess | None, kind: FrameKind, *parts: bytes) -> None:
     """Sends a frame; where the worker has gone, the thread that reads from it handles that."""
     if process is not None:
         with contextlib.suppress(Closed):

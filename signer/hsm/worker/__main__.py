@@ -25,7 +25,7 @@ from signer.hsm.frames import (
     Channel,
     Closed,
     FrameError,
-    Kind,
+    FrameKind,
     ResultFrame,
     SignFrame,
     Verdict,
@@ -113,22 +113,22 @@ def _refused(chunk: SignFrame, verdict: Verdict) -> ResultFrame:
 def serve(channel: Channel, token: Token) -> None:
     """Answers frames until the front process closes the socket."""
     signer = ChunkSigner(token)
-    channel.send(Kind.READY, inventory_digest(token.keys.listed()))
+    channel.send(FrameKind.READY, inventory_digest(token.keys.listed()))
     while True:
         kind, body = channel.receive()
         match kind:
-            case Kind.SIGN:
-                channel.send(Kind.RESULT, *pack_result(signer.sign(unpack_sign(body))))
-            case Kind.REFRESH:
+            case FrameKind.SIGN:
+                channel.send(FrameKind.RESULT, *pack_result(signer.sign(unpack_sign(body))))
+            case FrameKind.REFRESH:
                 token.refresh()
-            case Kind.DROP:
+            case FrameKind.DROP:
                 if ids := unpack_ids(body):
                     for cka_id in ids:
                         token.drop(cka_id)
                 else:
                     token.drop_all()
-            case Kind.ADMIN if token.spec.mode == WorkerMode.ADMINISTER:
-                channel.send(Kind.DONE, pack_json(carry_out(token, unpack_json(body))))
+            case FrameKind.ADMIN if token.spec.mode == WorkerMode.ADMINISTER:
+                channel.send(FrameKind.DONE, pack_json(carry_out(token, unpack_json(body))))
             case _:
                 raise FrameError(f"a {kind.name} frame, which is not for this worker")
 
@@ -137,11 +137,11 @@ def run(channel: Channel) -> None:
     """Runs one worker: configure, open, serve; reports why where it has to leave."""
     try:
         kind, body = channel.receive()
-        if kind is not Kind.CONFIGURE:
+        if kind is not FrameKind.CONFIGURE:
             raise FrameError(f"a {kind.name} frame before CONFIGURE")  # noqa: TRY301 - one exit for all
         spec = TokenSpec(**unpack_json(body))
         if spec.mode == WorkerMode.INSPECT:
-            channel.send(Kind.DONE, pack_json(inspect(spec)))
+            channel.send(FrameKind.DONE, pack_json(inspect(spec)))
             return
         serve(channel, open_token(spec))
     except Closed:
@@ -159,7 +159,7 @@ def run(channel: Channel) -> None:
 
 def _leave(channel: Channel, kind: FailureKind, text: str) -> None:
     with contextlib.suppress(Closed):
-        channel.send(Kind.FATAL, pack_json({"kind": kind, "text": text}))
+        channel.send(FrameKind.FATAL, pack_json({"kind": kind, "text": text}))
 
 
 def harden() -> None:

@@ -57,7 +57,7 @@ _LOST = (
 )
 
 
-class _Entry(NamedTuple):
+class _KeyEntry(NamedTuple):
     key: Any  # an object of python-pkcs11
     label: str
 
@@ -68,7 +68,7 @@ class PrivateKeys:
     def __init__(self, token: str) -> None:
         """Takes the token's label, for texts."""
         self._token = token
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, _KeyEntry] = {}
         self._ids: dict[int, bytes] = {}
         self._labels: set[str] = set()
 
@@ -108,7 +108,7 @@ class PrivateKeys:
                 f"token {self._token} holds two private keys with the CKA_ID {cka_id.hex()} or "
                 "with its label: remove or rename one with the HSM's own tool",
             )
-        self._entries[cka_id] = _Entry(key, label)
+        self._entries[cka_id] = _KeyEntry(key, label)
         self._ids[key.handle] = cka_id
         if label:
             self._labels.add(label)

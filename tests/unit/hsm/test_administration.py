@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError, OperatorErrorKind
-from signer.hsm.frames import Channel, Closed, Kind, pack_json, unpack_json
+from signer.hsm.frames import Channel, Closed, FrameKind, pack_json, unpack_json
 from signer.hsm.front.admin import AdminWorker
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import FailureKind, TokenFailure
@@ -62,12 +62,12 @@ def admin(token: FakeToken, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdminWo
         try:
             while True:
                 _, body = theirs.receive()
-                told = carry_out(token, unpack_json(body))  # type: ignore[arg-type]
-                theirs.send(Kind.DONE, pack_json(told))
+                answer = carry_out(token, unpack_json(body))  # type: ignore[arg-type]
+                theirs.send(FrameKind.DONE, pack_json(answer))
         except Closed:
             return
         except TokenFailure as failure:
-            theirs.send(Kind.FATAL, pack_json({"kind": failure.kind, "text": str(failure)}))
+            theirs.send(FrameKind.FATAL, pack_json({"kind": failure.kind, "text": str(failure)}))
         finally:
             theirs.close()
 
@@ -89,7 +89,7 @@ def test_an_inventory_of_any_length_arrives_whole(
     assert token.refreshed == 1
 
 
-def test_an_order_that_fails_is_told_and_the_worker_lives_on(
+def test_a_failed_order_is_reported_and_the_worker_goes_on(
     token: FakeToken, admin: AdminWorker
 ) -> None:
     token.holds = [TokenObject(b"a", "one")]
@@ -106,7 +106,7 @@ def test_an_order_that_fails_is_told_and_the_worker_lives_on(
     assert token.holds == []
 
 
-def test_a_failed_session_is_told_and_the_worker_leaves(
+def test_a_failed_session_is_reported_and_the_worker_leaves(
     token: FakeToken, admin: AdminWorker
 ) -> None:
     token.failure = TokenFailure(FailureKind.SESSION_LOST, "it is unplugged", leave=True)

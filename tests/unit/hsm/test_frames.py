@@ -17,7 +17,7 @@ from signer.hsm.frames import (
     Channel,
     Closed,
     FrameError,
-    Kind,
+    FrameKind,
     ResultFrame,
     SignFrame,
     Verdict,
@@ -131,7 +131,7 @@ def test_any_bytes_give_a_frame_or_frame_error(body: bytes) -> None:
             continue
 
 
-def test_huge_counts_are_refused_before_anything_is_made_of_them() -> None:
+def test_huge_counts_are_refused_before_memory_is_allocated() -> None:
     for width in (0, 1, 2**32 - 1):
         body = struct.pack("<QBIIIHH", 1, 0, 1, 2**32 - 1, width, 0, 0)
         with pytest.raises(FrameError):
@@ -181,7 +181,7 @@ def pair() -> tuple[Channel, socket.socket]:
 
 def test_frames_keep_their_order_over_a_socket() -> None:
     ours, theirs = (Channel(end) for end in socket.socketpair())
-    sent = [(Kind.SIGN, bytes([n]) * n * 4000) for n in range(40)]
+    sent = [(FrameKind.SIGN, bytes([n]) * n * 4000) for n in range(40)]
 
     def write() -> None:
         for kind, body in sent:
@@ -203,7 +203,7 @@ def test_many_writers_do_not_mix_their_frames() -> None:
 
     def write(number: int) -> None:
         for _ in range(50):
-            theirs.send(Kind.RESULT, bytes([number]) * 30_000)
+            theirs.send(FrameKind.RESULT, bytes([number]) * 30_000)
 
     writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for writer in writers:
@@ -217,11 +217,9 @@ def test_many_writers_do_not_mix_their_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [struct.pack("<IB", MAX_FRAME + 1, Kind.SIGN), struct.pack("<IB", 0, 200)]
+    "head", [struct.pack("<IB", MAX_FRAME + 1, FrameKind.SIGN), struct.pack("<IB", 0, 200)]
 )
-def test_a_head_that_is_not_ours_is_refused(
-    pair: tuple[Channel, socket.socket], head: bytes
-) -> None:
+def test_a_malformed_head_is_refused(pair: tuple[Channel, socket.socket], head: bytes) -> None:
     channel, other = pair
     other.sendall(head)
     with pytest.raises(FrameError):
@@ -230,7 +228,7 @@ def test_a_head_that_is_not_ours_is_refused(
     other.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"\x01", struct.pack("<IB", 9, Kind.SIGN) + b"short"])
+@pytest.mark.parametrize("sent", [b"", b"\x01", struct.pack("<IB", 9, FrameKind.SIGN) + b"short"])
 def test_an_end_in_the_middle_is_an_end(pair: tuple[Channel, socket.socket], sent: bytes) -> None:
     channel, other = pair
     other.sendall(sent)
@@ -239,7 +237,7 @@ def test_an_end_in_the_middle_is_an_end(pair: tuple[Channel, socket.socket], sen
         channel.receive()
     channel.close()
     with pytest.raises(Closed):
-        channel.send(Kind.SIGN, b"")
+        channel.send(FrameKind.SIGN, b"")
 
 
 def test_the_end_wakes_a_reader_and_a_writer(pair: tuple[Channel, socket.socket]) -> None:
@@ -253,7 +251,7 @@ def test_the_end_wakes_a_reader_and_a_writer(pair: tuple[Channel, socket.socket]
 
     def write() -> None:
         with pytest.raises(Closed):
-            channel.send(Kind.SIGN, bytes(MAX_FRAME))  # nobody reads: it blocks
+            channel.send(FrameKind.SIGN, bytes(MAX_FRAME))  # it blocks: nothing reads
         ended.append("writer")
 
     threads = [threading.Thread(target=read), threading.Thread(target=write)]

@@ -33,7 +33,7 @@ class OneTry(RuleBasedStateMachine):
         self.path = Path(self.folder.name)
         self.right = PINS[0]
         self.tried: list[str] = []  # wrong PINs since the last release
-        self.unseen: set[str] = set()  # attempts that nobody saw the end of
+        self.unseen: set[str] = set()  # attempts without a known outcome
         self.worked: str | None = None
 
     def log_in(self, pin: str, outcome: str) -> None:
@@ -43,7 +43,7 @@ class OneTry(RuleBasedStateMachine):
             assert pin in self.tried or pin in self.unseen, "a PIN is latched without a try"
             return
         assert pin not in self.tried, "a rejected PIN is tried again"
-        assert pin not in self.unseen, "an attempt that nobody saw the end of is repeated"
+        assert pin not in self.unseen, "an attempt without a known outcome is repeated"
         known.attempt(pin)
         if outcome == "dies":
             if pin != self.worked:
@@ -116,7 +116,7 @@ def test_the_pin_does_not_follow_from_the_file(tmp_path: Path) -> None:
         known.reject("1234")
         [path] = tmp_path.glob(f"pin-{name.encode().hex()}-*")
         files.append(json.loads(path.read_text()))
-    # The same PIN looks different in each: a table of hashes of all short PINs is of no use.
+    # The same PIN looks different in each: a table of hashes of all short PINs is useless.
     assert files[0]["salt"] != files[1]["salt"]
     assert files[0]["rejected"] != files[1]["rejected"]
 
@@ -144,7 +144,7 @@ def test_every_rejected_pin_stays_rejected(known: PinLatch, tmp_path: Path) -> N
     assert after.accepted("right")
 
 
-def test_taking_an_attempt_back_forgives_no_other_pin(known: PinLatch) -> None:
+def test_withdrawing_an_attempt_leaves_other_pins_rejected(known: PinLatch) -> None:
     known.reject("wrong")
     known.attempt("other")
     known.withdraw("other")
@@ -152,7 +152,7 @@ def test_taking_an_attempt_back_forgives_no_other_pin(known: PinLatch) -> None:
     assert not known.rejected("other")
 
 
-def test_tokens_are_told_apart_by_label_and_serial(tmp_path: Path) -> None:
+def test_tokens_are_distinguished_by_label_and_serial(tmp_path: Path) -> None:
     latch_of(tmp_path, "token", "1").reject("1234")
     assert not latch_of(tmp_path, "token", "2").rejected("1234")
     assert not latch_of(tmp_path, "other", "1").rejected("1234")
@@ -167,7 +167,7 @@ def test_a_release_reaches_only_its_token(tmp_path: Path) -> None:
     assert latch_of(tmp_path, "token-2", "1").rejected("1234")
 
 
-def test_there_is_nothing_to_release_where_nothing_was_tried(tmp_path: Path) -> None:
+def test_nothing_is_released_where_nothing_was_tried(tmp_path: Path) -> None:
     assert not release(tmp_path, "token")
     assert not release(tmp_path / "absent", "token")
 

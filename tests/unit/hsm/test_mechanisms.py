@@ -116,7 +116,7 @@ def test_the_digest_info_is_that_of_sha256() -> None:
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-def test_a_verifier_tells_right_from_wrong(algorithm: Algorithm) -> None:
+def test_a_verifier_accepts_correct_signatures_only(algorithm: Algorithm) -> None:
     private = KEYS[algorithm]
     verifier = Verifier(algorithm, spki(private))
     data, other = data_for(algorithm), data_for(algorithm, b"other")
@@ -146,7 +146,7 @@ def test_a_verifier_refuses_the_signature_of_another_key(algorithm: Algorithm) -
     assert not verifier.correct(data, sign(algorithm, other, data))
 
 
-def test_the_two_rsa_paddings_are_not_taken_for_each_other() -> None:
+def test_the_two_rsa_paddings_are_not_confused() -> None:
     digest = data_for(Algorithm.RS256)
     for made, checked in (
         (Algorithm.RS256, Algorithm.PS256),
@@ -155,7 +155,7 @@ def test_the_two_rsa_paddings_are_not_taken_for_each_other() -> None:
         assert not Verifier(checked, spki(RSA)).correct(digest, sign(made, RSA, digest))
 
 
-def test_der_is_no_raw_signature() -> None:
+def test_der_is_not_a_raw_signature() -> None:
     private = KEYS[Algorithm.ES256]
     digest = data_for(Algorithm.ES256)
     signature = sign(Algorithm.ES256, private, digest)
@@ -166,7 +166,7 @@ def test_der_is_no_raw_signature() -> None:
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 @pytest.mark.parametrize("pinned", [*Algorithm, "P-521", "RSA-1024", "garbage"])
-def test_a_pin_must_suit_the_algorithm(algorithm: Algorithm, pinned: str) -> None:
+def test_a_pin_must_fit_the_algorithm(algorithm: Algorithm, pinned: str) -> None:
     odd: dict[str, bytes] = {
         "P-521": spki(ec.generate_private_key(ec.SECP521R1())),
         "RSA-1024": spki(rsa.generate_private_key(65537, 1024)),  # noqa: S505 - to be refused

@@ -33,7 +33,7 @@ def test_keys_are_found_by_id_and_listed_with_their_labels() -> None:
 
 
 @pytest.mark.parametrize(("cka_id", "label"), [(b"a", "two"), (b"b", "one"), (b"a", "")])
-def test_a_name_that_means_two_keys_is_refused(cka_id: bytes, label: str) -> None:
+def test_an_ambiguous_name_is_refused(cka_id: bytes, label: str) -> None:
     keys = book((1, b"a", "one"))
     with pytest.raises(TokenFailure, match="two private keys") as refused:
         keys.add(SimpleNamespace(handle=2), cka_id, label)
@@ -41,7 +41,7 @@ def test_a_name_that_means_two_keys_is_refused(cka_id: bytes, label: str) -> Non
     assert keys.listed() == [TokenObject(b"a", "one")]
 
 
-def test_what_is_gone_is_forgotten_and_its_names_are_free() -> None:
+def test_a_key_that_is_gone_is_removed_and_its_names_are_free() -> None:
     keys = book((1, b"a", "one"), (2, b"b", "two"), (3, b"c", "three"))
     assert keys.retain({2, 9}) == [b"a", b"c"]
     assert keys.listed() == [TokenObject(b"b", "two")]

@@ -15,7 +15,7 @@ from signer.algorithms import Algorithm
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.events import Events
-from signer.hsm.frames import Kind, ResultFrame, Verdict, unpack_ids, unpack_sign
+from signer.hsm.frames import FrameKind, ResultFrame, Verdict, unpack_ids, unpack_sign
 from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerEnd
@@ -30,12 +30,12 @@ class FakeChannel:
     """Remembers what a worker was sent."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Kind, bytes]] = []
+        self.sent: list[tuple[FrameKind, bytes]] = []
 
-    def send(self, kind: Kind, *parts: bytes) -> None:
+    def send(self, kind: FrameKind, *parts: bytes) -> None:
         self.sent.append((kind, b"".join(parts)))
 
-    def of_kind(self, kind: Kind) -> list[bytes]:
+    def of_kind(self, kind: FrameKind) -> list[bytes]:
         return [body for sent, body in self.sent if sent is kind]
 
 
@@ -135,14 +135,14 @@ def test_nothing_of_a_suspended_facility_leaves_after_it(driven: Driven) -> None
     driven.pool.suspend(HALTED, [key("a")])
     assert driven.pool.waiting() == []
     left = list(batch.signatures)
-    sent = len(driven.channel.of_kind(Kind.SIGN))
+    sent = len(driven.channel.of_kind(FrameKind.SIGN))
     driven.answer_all()
     signed = call.result(20)
     assert signed.signatures == left
     assert 0 < left.count(SIGNATURE) < 100
     assert len(signed.failures) == left.count(b"")
     assert messages(signed) == {"a is suspended"}
-    assert len(driven.channel.of_kind(Kind.SIGN)) == sent
+    assert len(driven.channel.of_kind(FrameKind.SIGN)) == sent
     with pytest.raises(CallError, match="a is suspended") as refused:
         driven.pool.admit(job(key("a", 7), 1))
     assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
@@ -176,7 +176,7 @@ def test_a_chunk_of_a_suspended_facility_goes_to_no_second_worker(driven: Driven
     driven.pool.suspend(HALTED, [key("a")])
     driven.pool.left(driven.slot, WorkerEnd(FailureKind.DIED, "it died", served=True), 0)
     assert messages(call.result(20)) == {"a is suspended"}
-    assert len(driven.channel.of_kind(Kind.SIGN)) == 1
+    assert len(driven.channel.of_kind(FrameKind.SIGN)) == 1
 
 
 def test_lifting_a_suspension_leaves_a_stopped_key_stopped(driven: Driven) -> None:
@@ -220,7 +220,7 @@ def test_the_copies_of_what_stops_are_dropped(driven: Driven, count: int, how: s
         driven.pool.suspend(HALTED, stopped)
     else:
         driven.pool.stop_keys(dict.fromkeys(stopped, "stopped"))
-    bodies = driven.channel.of_kind(Kind.DROP)
+    bodies = driven.channel.of_kind(FrameKind.DROP)
     if not count:
         assert bodies == []
         return
@@ -232,7 +232,7 @@ def test_the_copies_of_what_stops_are_dropped(driven: Driven, count: int, how: s
 def test_dropping_copies_stops_nothing(driven: Driven) -> None:
     hsm = Hsm({"t": driven.pool})
     hsm.drop([key("a"), key("b")])
-    [body] = driven.channel.of_kind(Kind.DROP)
+    [body] = driven.channel.of_kind(FrameKind.DROP)
     assert unpack_ids(memoryview(body)) == [b"a-0", b"b-0"]
     assert hsm.admit(job(key("a"), 1)).refused is None
 
@@ -244,7 +244,7 @@ def test_a_copy_that_was_made_behind_the_order_is_dropped_again(driven: Driven) 
     driven.answer_all()
     call.result(20)
     [(kind, body)] = driven.channel.sent[before:]
-    assert (kind, unpack_ids(memoryview(body))) == (Kind.DROP, [key("a").cka_id])
+    assert (kind, unpack_ids(memoryview(body))) == (FrameKind.DROP, [key("a").cka_id])
 
 
 def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(
@@ -256,7 +256,7 @@ def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(
     for label, number in (("t", 1), ("u", 2)):
         with pytest.raises(CallError, match="a is suspended"):
             hsm.admit(job(key("a", number, label), 1))
-        [body] = pools[label].channel.of_kind(Kind.DROP)
+        [body] = pools[label].channel.of_kind(FrameKind.DROP)
         assert unpack_ids(memoryview(body)) == [key("a", number).cka_id]
     hsm.suspend(Suspended(), [])
     hsm.stop_keys({key("a", 1, "t"): "one", key("a", 2, "u"): "two"})
@@ -273,7 +273,7 @@ def test_a_chunk_is_packed_with_its_items_only(driven: Driven) -> None:
     call = driven.sign(version, 40)
     driven.answer_all()
     assert call.result(20).failures == {}
-    frames = [unpack_sign(memoryview(body)) for body in driven.channel.of_kind(Kind.SIGN)]
+    frames = [unpack_sign(memoryview(body)) for body in driven.channel.of_kind(FrameKind.SIGN)]
     assert sum(len(frame.inputs) for frame in frames) == 40
     assert {(frame.cka_id, frame.spki, frame.check_every) for frame in frames} == {
         (version.cka_id, version.spki, 1)
@@ -313,7 +313,7 @@ def test_an_admitted_job_whose_key_stops_before_it_is_queued_is_refused(driven: 
     with pytest.raises(CallError, match="a is suspended") as refused:
         driven.pool.sign(admission)
     assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
-    assert driven.channel.of_kind(Kind.SIGN) == []
+    assert driven.channel.of_kind(FrameKind.SIGN) == []
     assert driven.pool._reserved == 0
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.hsm.frames import Kind
+from signer.hsm.frames import FrameKind
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import TokenSpec
 
@@ -30,7 +30,7 @@ def test_a_worker_leaves_signals_alone_from_its_first_instruction_on(
     worker.process.send_signal(number)  # its interpreter is still starting
     kind, _ = worker.channel.receive()
     worker.end()
-    assert kind is Kind.FATAL
+    assert kind is FrameKind.FATAL
     assert worker.process.returncode >= 0, worker.fate
 
 

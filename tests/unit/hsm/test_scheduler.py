@@ -1,4 +1,4 @@
-"""Nothing is lost, nothing is given out twice, and nobody waits long behind a flood."""
+"""No item is lost or given out twice, and no owner waits long behind a flood."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class EveryItemOnce(RuleBasedStateMachine):
         for chunk in self.scheduler.remove(lambda batch: batch is wanted):
             assert chunk.batch is wanted
             for item in self.items(chunk):
-                assert self.waiting.pop(item, 0) == 1, "what nobody waited for is removed"
+                assert self.waiting.pop(item, 0) == 1, "an item is removed twice"
         assert not any(self.known[number] is wanted for number, _ in self.waiting)
 
     @invariant()
@@ -215,7 +215,7 @@ def test_batches_of_one_owner_stay_in_their_order() -> None:
     assert order == sorted(order)
 
 
-def test_what_comes_back_goes_out_first_and_whole() -> None:
+def test_a_returned_chunk_is_taken_first_and_whole() -> None:
     scheduler = Scheduler(cost)
     scheduler.add(job("a", 500))
     first = scheduler.take()
@@ -246,7 +246,7 @@ def test_removing_asks_once_of_each_job_and_keeps_the_others_in_order() -> None:
         assert list(dict.fromkeys(each for each in taken if each.job.owner == owner)) == left
 
 
-def test_an_owner_who_left_brings_no_credit_back() -> None:
+def test_an_owner_that_comes_back_has_no_credit() -> None:
     scheduler = Scheduler(cost)
     scheduler.add(job("a", 1))
     drain(scheduler)
