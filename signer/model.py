@@ -15,6 +15,9 @@ from typing import NamedTuple, Protocol
 from signer.algorithms import Algorithm
 from signer.errors import Failure
 
+MESSAGE_BYTES = 4 << 20
+"""The largest request and answer: the default of `limits.message_bytes`, and gRPC's own."""
+
 
 class Format(enum.StrEnum):
     """What a payload is, and what is returned for it; ``formats`` has one file for each."""

@@ -15,15 +15,13 @@ import click
 from signer.cli.connection import connect, daemon_options
 from signer.cli.progress import progress
 from signer.errors import OperatorError
-from signer.model import Format
+from signer.model import MESSAGE_BYTES, Format
 from signer.text import count
 
 if TYPE_CHECKING:
     from signer.client import ItemResult, SignerClient
 
 _STDIN = "-"
-_MAX_PAYLOAD = 4 * 1024 * 1024
-"""Bytes that the API takes in one call. The client refuses a longer payload."""
 
 _SUFFIXES = {
     Format.DIGEST: ".sig",
@@ -195,7 +193,7 @@ def _files(inputs: Iterable[str]) -> Iterator[_Item]:
     for name in inputs:
         with click.open_file(name, "rb") as file:
             # One byte more than allowed: the client then fails this item alone.
-            yield _Source(name), file.read(_MAX_PAYLOAD + 1)
+            yield _Source(name), file.read(MESSAGE_BYTES + 1)
 
 
 def _lines(inputs: Iterable[str], message_format: Format) -> Iterator[_Item]:
@@ -203,10 +201,10 @@ def _lines(inputs: Iterable[str], message_format: Format) -> Iterator[_Item]:
     for name in inputs:
         with click.open_file(name, "rb") as file:
             number = 0
-            while line := file.readline(_MAX_PAYLOAD + 1):
+            while line := file.readline(MESSAGE_BYTES + 1):
                 rest = line
                 while rest and not rest.endswith(b"\n"):  # too long; or the last one
-                    rest = file.readline(_MAX_PAYLOAD)
+                    rest = file.readline(MESSAGE_BYTES)
                 number += 1
                 yield _Source(name, number), read(line.rstrip(b"\r\n"))
 

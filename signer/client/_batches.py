@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from signer.model import Format
-
-MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest request and answer of the API, in bytes."""
+from signer.model import MESSAGE_BYTES, Format
 
 BATCH_BYTES = MESSAGE_BYTES - 64 * 1024
 """Bytes of all payloads, or outputs, of a call; the rest is for names and framing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from signer.client._batches import MESSAGE_BYTES
+from signer.model import MESSAGE_BYTES
 from signer.v1 import signing_pb2
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
 from signer.config.client_file import Address, read_address, read_path
+from signer.model import MESSAGE_BYTES
 from signer.strict import StrictModel
 
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
@@ -111,7 +112,7 @@ the last checkpoint of the log, workers and traces, each with its own limit."""
 class LimitsConfig(StrictModel):
     """Limits of the server, in the units that the names say."""
 
-    message_bytes: int = Field(4 << 20, ge=64 << 10, le=64 << 20)
+    message_bytes: int = Field(MESSAGE_BYTES, ge=64 << 10, le=64 << 20)
     calls: int = Field(32, ge=1, le=1024)
     calls_per_client: int = Field(16, ge=1, le=1024)
     streams_per_connection: int = Field(100, ge=1, le=10_000)

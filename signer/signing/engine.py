@@ -20,6 +20,7 @@ from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
 from signer.model import (
+    MESSAGE_BYTES,
     Format,
     FormatContext,
     KeyVersion,
@@ -33,8 +34,6 @@ from signer.signing.evidence import EarlierAnswer, Evidence, failure_texts
 from signer.signing.repeat import Repeats, repeated
 from signer.signing.request import BatchRequest, BatchResult, HsmInputs, Served, Snapshot
 
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
-"""gRPC clients refuse larger answers by default."""
 FAILURE_BYTES = 400
 """Most bytes that one failed item adds to an answer."""
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items
@@ -59,7 +58,7 @@ class Engine:
     ) -> None:
         """``answer_bytes`` is the largest answer that gRPC sends: nothing larger is signed."""
         self._served = served
-        self._answer_bytes = min(answer_bytes, MAX_ANSWER_BYTES)
+        self._answer_bytes = min(answer_bytes, MESSAGE_BYTES)
         self._usage = usage
         self._hsm = hsm
         self._evidence, self._repeats = evidence, repeats

@@ -28,12 +28,13 @@ from signer.cli.output import output, print_json
 from signer.client import Operation, SignerClient, sign_operation
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
+from signer.model import MESSAGE_BYTES
 from signer.text import count
 
 LONG = 300.0
 """Seconds for calls that check thousands of facilities or keys."""
 
-_LARGEST = 4 * 1024 * 1024 - 128 * 1024
+_LARGEST = MESSAGE_BYTES - 128 * 1024
 """Bytes of an attachment that fit into a call with the rest of it."""
 
 
