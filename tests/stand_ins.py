@@ -1,12 +1,15 @@
-"""Stand-ins that several test files use: a clock, an HSM, reports."""
+"""Stand-ins that several test files use: a clock, an HSM, reports, a log."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from signer.clock import FlooredClock
+from signer.audit.write.log import AuditLog
+from signer.audit.write.recovery import open_audit_log
+from signer.clock import FlooredClock, SystemClock
 from signer.errors import CallError, Failure
 from signer.events import EVENTS, Event, Events
 from signer.formats.payloads import signature_length
@@ -78,3 +81,9 @@ class FakeHsm:
         first, self.signed = self.signed + 1, self.signed + len(job.inputs)
         signatures = [n.to_bytes(length, "big") for n in range(first, self.signed + 1)]
         return Signed(signatures, {}, self.attempts)
+
+
+def small_log(folder: Path, **changes: Any) -> AuditLog:
+    """Opens a log without a ballast, on a disk that may be full; see ``open_audit_log``."""
+    usual: dict[str, Any] = {"clock": SystemClock(), "low_disk_bytes": 0, "ballast_bytes": 0}
+    return open_audit_log(folder, **(usual | changes))

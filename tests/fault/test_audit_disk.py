@@ -19,6 +19,7 @@ from signer.audit.write.log import AuditLog, AuditUnavailable
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import SystemClock
 from tests.fault.audit_disk import FaultyDisk
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
 DIGESTS = Column(32, bytes(32))
@@ -38,15 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def open_log(folder: Path, disk: Disk | None = None, segment_bytes: int = 1 << 20) -> AuditLog:
-    return open_audit_log(
-        folder,
-        origin=ORIGIN,
-        clock=SystemClock(),
-        disk=disk,
-        segment_bytes=segment_bytes,
-        low_disk_bytes=0,
-        ballast_bytes=0,
-    )
+    return small_log(folder, origin=ORIGIN, disk=disk, segment_bytes=segment_bytes)
 
 
 class Callers:
@@ -84,15 +77,7 @@ def test_a_failed_call_stops_everybody_until_a_restart(
 ) -> None:
     stopped = threading.Event()
     disk = FaultyDisk(call, code)
-    log = open_audit_log(
-        folder,
-        origin=ORIGIN,
-        clock=SystemClock(),
-        disk=disk,
-        low_disk_bytes=0,
-        ballast_bytes=0,
-        on_stop=lambda _: stopped.set(),
-    )
+    log = small_log(folder, origin=ORIGIN, disk=disk, on_stop=lambda _: stopped.set())
     callers = Callers(log, 8)
     assert callers.some.wait(30)
     disk.armed = True

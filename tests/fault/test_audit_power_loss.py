@@ -18,9 +18,9 @@ from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
-from signer.audit.write.recovery import AuditRefused, open_audit_log
-from signer.clock import SystemClock
+from signer.audit.write.recovery import AuditRefused
 from tests.fault.audit_disk import PowerDisk
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
 
@@ -45,13 +45,10 @@ class World:
 
     def open(self, disk: Disk) -> AuditLog:
         counted = Fold()
-        return open_audit_log(
+        return small_log(
             self.folder,
             origin=ORIGIN,
-            clock=SystemClock(),
             segment_bytes=1500,
-            low_disk_bytes=0,
-            ballast_bytes=0,
             checkpoints=[self.checkpoint] if self.checkpoint else [],
             listeners=[Listener(counted.record, snapshot=lambda: {"records": counted.records})],
             disk=disk,
@@ -170,12 +167,9 @@ def check_refusal(world: World, refused: AuditRefused, *, hole: bool) -> None:
     event("refused")
     assert hole
     assert "frames follow" in str(refused)
-    log = open_audit_log(
+    log = small_log(
         world.folder,
         origin=ORIGIN,
-        clock=SystemClock(),
-        low_disk_bytes=0,
-        ballast_bytes=0,
         checkpoints=[world.checkpoint] if world.checkpoint else [],
         override=True,
     )

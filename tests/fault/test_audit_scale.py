@@ -25,7 +25,7 @@ from signer.audit.read import replay
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import Listener
-from signer.audit.write.recovery import SEGMENT_BYTES, open_audit_log
+from signer.audit.write.recovery import SEGMENT_BYTES
 from signer.clock import SystemClock
 from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
@@ -33,6 +33,7 @@ from signer.policy.values import Quota
 from signer.signing.evidence import Evidence
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/scale"
 FACILITIES = 50
@@ -54,12 +55,10 @@ class Site:
         self.heard: list[tuple[int, RecordKind]] = []
         clock = SystemClock()
         self.ledger, self.usage = Ledger(), Usage()
-        self.log = open_audit_log(
+        self.log = small_log(
             folder,
             origin=ORIGIN,
             clock=clock,
-            low_disk_bytes=0,
-            ballast_bytes=0,
             checkpoints=[checkpoint] if checkpoint else [],
             listeners=[
                 Listener(lambda record: self.heard.append((record.seq, record.kind))),

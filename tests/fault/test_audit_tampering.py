@@ -28,10 +28,11 @@ from signer.audit.format.segments import Header, list_segments, open_segment
 from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
-from signer.audit.write.recovery import AuditRefused, open_audit_log
+from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.officers.approval import Proposal
 from signer.officers.offline_check import ApprovalFold
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
 DAY = 24 * 3600
@@ -173,13 +174,10 @@ def open_log(
     folder: Path, checkpoint: Checkpoint | None = None, *, override: bool = False
 ) -> AuditLog:
     control = ApprovalFold(checking=False)
-    return open_audit_log(
+    return small_log(
         folder,
         origin=ORIGIN,
-        clock=SystemClock(),
         segment_bytes=2000,
-        low_disk_bytes=0,
-        ballast_bytes=0,
         checkpoints=[checkpoint] if checkpoint else [],
         override=override,
         listeners=[

@@ -16,7 +16,6 @@ from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read import subtrees
 from signer.audit.write.log import Listener
-from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.model import Role
@@ -26,6 +25,7 @@ from signer.v1.evidence_pb2 import (
     GetInclusionProofRequest,
     ListRecordsRequest,
 )
+from tests.stand_ins import small_log
 
 CALLER = Caller("spiffe://signer.example/auditor", frozenset({Role.AUDITOR}), 1e9, "id", {})
 BATCH = 50
@@ -47,13 +47,11 @@ class Stage:
         self.directory = directory
         self.clock = Clock()
         self.note = "a note"
-        self.log = open_audit_log(
+        self.log = small_log(
             directory,
             origin="signer.example/test",
             clock=self.clock,
             segment_bytes=20_000,
-            low_disk_bytes=0,
-            ballast_bytes=0,
             listeners=[Listener(lambda _: None, snapshot=dict)],
         )
         for number in range(30):

@@ -14,7 +14,7 @@ from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
 from signer.audit.read.reader import Reader
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
-from signer.audit.write.recovery import open_audit_log
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
 DAY_US = 86_400 * 1_000_000
@@ -46,13 +46,11 @@ def log(folder: Path) -> AuditLog:
 
 def make(folder: Path, snapshot: Callable[[], dict[str, int]] | None = dict) -> AuditLog:
     """A log of ten segments, one batch each; not closed."""
-    log = open_audit_log(
+    log = small_log(
         folder,
         origin=ORIGIN,
         clock=Days(),
         segment_bytes=1000,
-        low_disk_bytes=0,
-        ballast_bytes=0,
         listeners=[Listener(lambda _: None, snapshot=snapshot)],
     )
     while len(list_segments(folder)) < 10:

@@ -14,8 +14,7 @@ from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.audit.read.search import Match, SearchError, describe, find_items, locate, prove_item
 from signer.audit.write.log import Listener
-from signer.audit.write.recovery import open_audit_log
-from signer.clock import SystemClock
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/test"
 POLICY = sha256(b"policy").digest()
@@ -63,13 +62,10 @@ class Written:
         self.verifier = NoteVerifier.from_spki(ORIGIN, self.spki)
         self.intents: list[int] = []
         self.outcomes: list[int] = []
-        log = open_audit_log(
+        log = small_log(
             directory,
             origin=ORIGIN,
-            clock=SystemClock(),
             segment_bytes=8000,
-            low_disk_bytes=0,
-            ballast_bytes=0,
             listeners=[Listener(lambda _: None, snapshot=lambda: {"used": {}})],
         )
         for batch in range(batches):

@@ -17,8 +17,7 @@ from signer.audit.format.segments import Header, Segment, list_segments
 from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log, verify_part
 from signer.audit.write.log import Listener
-from signer.audit.write.recovery import open_audit_log
-from signer.clock import SystemClock
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
 INTENT = Record(0, 5, RecordKind.INTENT, {"now": 1})
@@ -30,14 +29,8 @@ PEAK = INTENT.leaf_hash()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log of 20 signed batches of 3, in segments that begin with snapshots."""
     path = tmp_path_factory.mktemp("verify") / "audit"
-    log = open_audit_log(
-        path,
-        origin=ORIGIN,
-        clock=SystemClock(),
-        segment_bytes=2000,
-        low_disk_bytes=0,
-        ballast_bytes=0,
-        listeners=[Listener(lambda _: None, snapshot=dict)],
+    log = small_log(
+        path, origin=ORIGIN, segment_bytes=2000, listeners=[Listener(lambda _: None, snapshot=dict)]
     )
     log.append(RecordKind.START, {})
     for number in range(20):

@@ -12,8 +12,7 @@ from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import Listener
-from signer.audit.write.recovery import open_audit_log
-from signer.clock import SystemClock
+from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
 WRITERS = 4
@@ -28,13 +27,10 @@ class Writer:
         self._records = 0
         self._digests = Column(32, bytes(32 * items))
         self._over = threading.Event()
-        self.log = open_audit_log(
+        self.log = small_log(
             folder,
             origin=ORIGIN,
-            clock=SystemClock(),
             segment_bytes=10 * (300 + 32 * items),
-            low_disk_bytes=0,
-            ballast_bytes=0,
             listeners=[Listener(self._count, snapshot=self._snapshot if snapshots else None)],
         )
         self._threads = [threading.Thread(target=self._work) for _ in range(WRITERS)]

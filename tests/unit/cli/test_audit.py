@@ -18,10 +18,9 @@ from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.write.log import AuditLog, Listener
-from signer.audit.write.recovery import open_audit_log
 from signer.cli.main import main
-from signer.clock import SystemClock
 from signer.formats import base45
+from tests.stand_ins import small_log
 
 SAMPLE = Path(__file__).parents[3] / "config" / "signer.yaml"
 ORIGIN = "signer.example/test"
@@ -61,13 +60,10 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "audit" / "checkpoints").mkdir(parents=True)
     (root / "audit" / "audit.pub.pem").write_bytes(pem(key))
     shutil.copy(SAMPLE, root / "signer.yaml")
-    log = open_audit_log(
+    log = small_log(
         root / "audit",
         origin=ORIGIN,
-        clock=SystemClock(),
         segment_bytes=4000,
-        low_disk_bytes=0,
-        ballast_bytes=0,
         listeners=[Listener(lambda _: None, snapshot=dict)],
     )
     log.append(RecordKind.START, {"version": "1"})
@@ -250,9 +246,7 @@ def officers(tmp_path: Path) -> Path:
     audit = tmp_path / "audit"
     (audit / "checkpoints").mkdir(parents=True)
     (audit / "audit.pub.pem").write_bytes(pem(key))
-    log = open_audit_log(
-        audit, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
-    )
+    log = small_log(audit, origin=ORIGIN)
     certificates: list[Value] = [["spiffe://x/a", b"1"], ["spiffe://x/b", b"2"]]
     log.append(
         RecordKind.OFFICERS, {"officers": certificates, "development": False, "policy": bytes(32)}

@@ -22,15 +22,14 @@ from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import SLOW_SECONDS, AuditUnavailable, Listener
-from signer.audit.write.recovery import AuditRefused, open_audit_log
-from signer.clock import SystemClock
+from signer.audit.write.recovery import AuditRefused
 from signer.config.models import AuditConfig
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.sealing import Sealing
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
 from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, KeyState, KeyVersion, Signed, SignJob
-from tests.stand_ins import ManualClock, Recorder
+from tests.stand_ins import ManualClock, Recorder, small_log
 
 ORIGIN = "test.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -69,9 +68,7 @@ def config(tmp_path: Path) -> AuditConfig:
         "ballast_bytes": 1 << 20,
     }
     made = AuditConfig.model_validate(written, context={"directory": tmp_path})
-    log = open_audit_log(
-        made.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
-    )
+    log = small_log(made.directory, origin=ORIGIN)
     for number in range(6):
         if number == 4:
             put(made.directory / CHECKPOINTS / "newest", Checkpoint(ORIGIN, *log.tree_head()))
@@ -208,12 +205,9 @@ def test_a_second_override_of_a_whole_log_changes_nothing(
 
 def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
     """A log of which only the last segment is here; returns that, and its checkpoint."""
-    log = open_audit_log(
+    log = small_log(
         config.directory,
         origin=ORIGIN,
-        clock=SystemClock(),
-        low_disk_bytes=0,
-        ballast_bytes=0,
         segment_bytes=400,
         listeners=[Listener(lambda _: None, snapshot=lambda: Ledger().snapshot())],
     )
@@ -264,9 +258,7 @@ def test_a_log_whose_only_snapshot_is_damaged_begins_anew_under_an_override(
 
 
 def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> None:
-    log = open_audit_log(
-        config.directory, origin=ORIGIN, clock=SystemClock(), low_disk_bytes=0, ballast_bytes=0
-    )
+    log = small_log(config.directory, origin=ORIGIN)
     log.append(RecordKind.INTENT, {name: INTENT[name] for name in INTENT if name != "now"}, DIGESTS)
     log.close()
     with pytest.raises(AuditRefused):

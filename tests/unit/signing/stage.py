@@ -11,7 +11,6 @@ from signer.audit.format.record import RecordKind
 from signer.audit.read.ledger import MAX_REQUESTS, Ledger
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import Listener
-from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
 from signer.events import Events
@@ -23,7 +22,7 @@ from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
 from signer.signing.repeat import Repeats
 from signer.signing.request import Served, Snapshot
-from tests.stand_ins import FakeHsm
+from tests.stand_ins import FakeHsm, small_log
 
 ORIGIN = "test.example/log"
 CLIENT = "spiffe://x/issuer"
@@ -60,12 +59,10 @@ class Stage:
         self.folder, self.hsm, self.disk = folder / "audit", FakeHsm(), GatedDisk()
         clock = SystemClock()
         self.ledger, self.usage = Ledger(capacity), Usage()
-        self.log = open_audit_log(
+        self.log = small_log(
             self.folder,
             origin=ORIGIN,
             clock=clock,
-            low_disk_bytes=0,
-            ballast_bytes=0,
             listeners=[Listener(self.ledger.apply, Ledger.KINDS, self.ledger.snapshot)],
             disk=self.disk,
         )

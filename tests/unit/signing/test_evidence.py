@@ -26,13 +26,12 @@ from signer.audit.read.reader import Reader
 from signer.audit.read.search import locate, prove_item
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
-from signer.audit.write.recovery import open_audit_log
-from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.officers.offline_check import ApprovalFold
 from signer.signing.request import BatchRequest
+from tests.stand_ins import small_log
 from tests.unit.signing.stage import CLIENT, ID, ORIGIN, Stage
 
 AUDIT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -220,13 +219,10 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
 def opened(
     folder: Path, control: ApprovalFold, checkpoints: tuple[Checkpoint, ...] = ()
 ) -> AuditLog:
-    return open_audit_log(
+    return small_log(
         folder,
         origin=ORIGIN,
-        clock=SystemClock(),
         segment_bytes=600,
-        low_disk_bytes=0,
-        ballast_bytes=0,
         checkpoints=checkpoints,
         listeners=[Listener(control.apply, ApprovalFold.KINDS, control.snapshot)],
     )
