@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Ran(NamedTuple):
-    """How commands ended and what they said."""
+    """Exit code and output of commands."""
 
     code: int
     out: str
@@ -23,8 +23,8 @@ class Ran(NamedTuple):
 class Document:
     """The commands of a document by the name in the first line of their block.
 
-    They run in ``environment``, where a test puts the places that the document names, and in
-    the folder ``where``.
+    They run in the folder ``where`` with ``environment``, in which a test sets the paths that
+    the document names.
     """
 
     def __init__(self, name: str, where: Path | None = None) -> None:
@@ -37,7 +37,7 @@ class Document:
     def not_run_in(self, source: str) -> list[str]:
         """The blocks that a file of tests names nowhere, and those that have no name.
 
-        The first block, which says where things are, is the test's to say.
+        The first block, which sets these paths, is replaced by ``environment``.
         """
         nameless = self._text.count("```sh") - 1 - len(self.blocks)
         return [name for name in self.blocks if f'"{name}"' not in source] + ["?"] * nameless

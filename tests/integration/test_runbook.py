@@ -41,7 +41,7 @@ SHOWN = {
     "ports": ("LISTEN",),
     "unlatch": (),
 }
-"""What each block shows of an appliance that has lost a worker; nothing of what did not happen."""
+"""What each block prints about an appliance that has lost a worker; nothing else happened."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def runbook(
         client.sign_batch("facilities/01-001/keys/nothing", "JWS", [b"{}"])
     workers = psutil.Process(appliance.process.pid).children()
     workers[0].kill()
-    eventually(lambda: '"worker_left"' in appliance.log.read_text(), "it is told")
+    eventually(lambda: '"worker_left"' in appliance.log.read_text(), "the worker's end is logged")
     eventually(lambda: appliance.get("/readyz")[0] == 200, "it serves")
     config = configured_elsewhere(appliance.dir, tmp_path_factory.mktemp("etc"))
     names = {
@@ -99,7 +99,7 @@ def test_every_block_is_run() -> None:
     assert Document("runbook.md").not_run_in(Path(__file__).read_text()) == []
 
 
-def test_commands_look_for_events_that_there_are() -> None:
+def test_commands_search_for_events_that_exist() -> None:
     looked = re.findall(r'"event": "(?:\(([^)]*)\)|([^"(]*))', RUNBOOK)
     events = {event for either in looked for part in either for event in part.split("|") if event}
     assert len(events) > 8

@@ -61,7 +61,7 @@ def rows(text: str, heading: str) -> dict[str, list[str]]:
 
 
 def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model by the names that stand in YAML."""
+    """The fields of a model by their names in YAML."""
     return {info.alias or name: info for name, info in model.model_fields.items()}
 
 
@@ -165,7 +165,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 def misuse(line: str) -> str | None:
-    """Why a line is no command of ours, or None."""
+    """Why a line is not a valid command, or None."""
     words = shlex.split(re.split(r" [|>#] ?", line)[0])[1:]
     command: click.Command = cli
     while isinstance(command, click.Group) and words and words[0] != "…":

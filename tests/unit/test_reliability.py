@@ -1,4 +1,4 @@
-"""docs/reliability.md counts what the tests inject, and names tests that are there."""
+"""docs/reliability.md counts what the tests inject, and names tests that exist."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_table_counts_what_the_test_injects(row: Row) -> None:
     assert injections(getattr(module, name))[1:] == row[1:]
 
 
-def test_no_test_stands_twice_and_every_file_of_faults_is_named() -> None:
+def test_no_test_is_listed_twice_and_every_file_of_faults_is_named() -> None:
     named = [row.test for row in rows()]
     assert len(set(named)) == len(named) > 20
     files = {test.partition("::")[0] for test in named}

@@ -1,7 +1,7 @@
 """docs/runbook.md has every alert, every refusal to start and every reason for NOT_SERVING.
 
-Refusals and reasons are texts of the program. The runbook quotes them, a line each, with …
-for what differs; here the quotes are compared with the texts that stand in the code.
+Refusals and reasons are texts of the program. The runbook quotes them, one line each, with …
+for what differs; these tests compare the quotes with the texts in the code.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ SPEAKING = (
     "observe/__init__.py",
     "daemon/audit_log.py",
 )
-"""The modules that can refuse a start, or say why the daemon does not serve."""
+"""The modules that can refuse a start, or give a reason for NOT_SERVING."""
 SAYING = {
     *("OperatorError", "AuditRefused", "RegistryError", "TokenFailure"),
     *("WorkerEnd", "_replace", "_leave", "_halt", "stop_intents", "fail", "__init__"),
 }
-"""What is called there with such a text."""
+"""The functions that are called there with such a text."""
 ELSEWHERE = {
     "… holds an audit log: it is begun only once": "signer init",
     "… cannot be written: …": "signer init",
@@ -60,14 +60,14 @@ ELSEWHERE = {
     "…: …, then repeat": "an operation",
     "the registry was brought to schema … by a newer version of signer": "an operation",
 }
-"""How texts begin that stand in these modules and befall others than the start."""
+"""Beginnings of texts in these modules that are not about the start."""
 
 
 def sections(level: int) -> dict[str, str]:
-    """What stands under each heading of a level, up to the next heading of this or a higher one."""
+    """The text under each heading of a level, up to the next heading of this or a higher one."""
     marks = "#" * level
     found = re.findall(rf"(?ms)^{marks} (.+?)\n(.*?)(?=^#{{1,{level}}} |\Z)", RUNBOOK)
-    assert len(dict(found)) == len(found), "a heading stands twice"
+    assert len(dict(found)) == len(found), "two headings are the same"
     return dict(found)
 
 
@@ -104,7 +104,7 @@ def test_an_alert_leads_to_its_section(rule: dict[str, Any]) -> None:
     assert re.search(r"\*\*(Do\b|do\b|Tell)", text), "it does not say what to do"
 
 
-def test_no_section_is_of_an_alert_that_there_is_not() -> None:
+def test_every_section_is_of_an_alert() -> None:
     assert list(under("Alerts")) == [rule["alert"] for rule in ALERTS]
 
 
@@ -122,7 +122,7 @@ def test_every_cause_of_a_workers_end_is_explained() -> None:
     assert ending == {kind for kind in FailureKind if kind.ends_start}
 
 
-def test_the_objective_counts_the_reasons_that_are_told_to_be_ours() -> None:
+def test_the_objective_counts_the_reasons_that_the_runbook_calls_ours() -> None:
     rows = re.findall(r"(?m)^\| `(\w+)`( \(items\))? \| yes \|", sections(2)["The objective"])
     for rule in rules("recording.yml"):
         if rule["record"].startswith("job:signer_sli_bad:rate"):
@@ -136,7 +136,7 @@ def test_the_objective_counts_the_reasons_that_are_told_to_be_ours() -> None:
 
 
 def text_of(node: ast.expr) -> str:
-    """A text as the code has it, with … for what is put in."""
+    """A text of the code, with … for each value in it."""
     match node:
         case ast.Constant(value=str(text)):
             return text
@@ -147,7 +147,7 @@ def text_of(node: ast.expr) -> str:
 
 
 def texts() -> Iterator[str]:
-    """Every text of the program that a start can end with, or /readyz can say."""
+    """Every text with which a start can end, and every reason of /readyz."""
     for name in SPEAKING:
         for node in ast.walk(ast.parse((ROOT / "signer" / name).read_text())):
             if isinstance(node, ast.Call):
@@ -198,7 +198,7 @@ def test_what_is_quoted_is_what_the_program_says(quote: str) -> None:
     assert any(says(quote, text) for text in AT_START)
 
 
-def test_texts_that_befall_others_are_still_there() -> None:
+def test_texts_that_are_not_about_the_start_exist() -> None:
     all_texts = list(texts())
     for known in ELSEWHERE:
         assert any(says(f"{known}…", text) for text in all_texts), known
