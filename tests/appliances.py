@@ -1,4 +1,4 @@
-"""Development appliances for tests: provisioned once a run, and copied for whoever needs one."""
+"""Development appliances for tests: provisioned once a run, copied for each test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Appliance(DevAppliance):
     def init(self) -> None:
         """Provisions the folder; a new one as a copy, with its keys, log and certificates.
 
-        Of two appliances only the folder and the ports differ: whoever needs other keys
+        Of two appliances only the folder and the ports differ: a test that needs other keys
         provisions a DevAppliance.
         """
         new = not self.dir.exists()

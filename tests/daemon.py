@@ -271,10 +271,10 @@ def verified(audit: Path, origin: str, *, whole: bool = True) -> dict[str, Any]:
     command += ["--key", str(audit / "audit.pub.pem"), "--origin", origin]
     report: dict[str, Any] = {}
 
-    def told() -> bool:
+    def reported() -> bool:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         report.update(json.loads(done.stdout))
         return bool(report["whole"]) or not whole
 
-    until(told, "the log is whole and signed")
+    until(reported, "the log is whole and signed")
     return report

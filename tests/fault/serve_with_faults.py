@@ -1,6 +1,6 @@
 """``signer serve`` on a machine that does what files in a folder say.
 
-Arguments: the folder, seconds between two looks of the daemon at itself, the
+Arguments: the folder, seconds of the daemon's tick, the
 configuration. While the folder has ``slow``, syncs of the audit log wait; with
 ``failed`` they fail, with ``quick`` they take no time; with ``full`` the disk has no room,
 with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many

@@ -1,4 +1,4 @@
-"""The log's life in the daemon: what it refuses to start with, and what it tells of."""
+"""The log in the daemon: what it refuses to start with, and what it reports."""
 
 from __future__ import annotations
 
@@ -155,8 +155,9 @@ def test_a_checkpoint_that_contradicts_refuses_the_start_until_it_is_overridden(
     assert {path: path.read_bytes() for path in before} == before
 
     overridden = Opened(config, override=True)
-    [told] = [each for each in overridden.log.records(6, 9) if each.kind is RecordKind.OVERRIDE]
-    assert found in str(told.fields["problems"])
+    records = overridden.log.records(6, 9)
+    [override] = [record for record in records if record.kind is RecordKind.OVERRIDE]
+    assert found in str(override.fields["problems"])
     overridden.sealing.start()
     overridden.close()
 
@@ -169,7 +170,7 @@ def test_a_checkpoint_that_contradicts_refuses_the_start_until_it_is_overridden(
     assert verify_log(config.directory, ORIGIN, [head]).problems == ()
 
 
-def test_a_fork_is_told_though_the_log_has_neither(config: AuditConfig, tmp_path: Path) -> None:
+def test_a_fork_is_reported_though_the_log_has_neither(config: AuditConfig, tmp_path: Path) -> None:
     put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 9, bytes(32)))
     put(config.directory / CHECKPOINTS / "newest", Checkpoint(ORIGIN, 9, bytes([1] * 32)))
     with pytest.raises(AuditRefused, match="the audit key has signed two logs"):
@@ -338,7 +339,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(monkeypatch)
 
 
-def test_whoever_says_that_it_serves_hears_of_a_failure_first(
+def test_health_learns_of_a_failure_before_any_call_is_refused(
     config: AuditConfig, gate: Gate
 ) -> None:
     recorder = Recorder()
@@ -351,9 +352,7 @@ def test_whoever_says_that_it_serves_hears_of_a_failure_first(
     made.close()
 
 
-def test_a_commit_that_hangs_is_told_once_while_it_lasts_and_when_it_ends(
-    config: AuditConfig, gate: Gate
-) -> None:
+def test_a_commit_that_hangs_is_reported_once(config: AuditConfig, gate: Gate) -> None:
     clock, recorder = ManualClock(), Recorder()
     made = Opened(config, recorder, clock=clock)
     made.tick()
@@ -376,7 +375,7 @@ def test_a_commit_that_hangs_is_told_once_while_it_lasts_and_when_it_ends(
     assert len(recorder.of(AuditSlow)) == 1
 
 
-def test_the_end_of_a_slow_commit_is_told_with_its_seconds(
+def test_the_end_of_a_slow_commit_is_reported_with_its_seconds(
     config: AuditConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()

@@ -51,7 +51,7 @@ def edit(stage: Stage, limit: int = 300) -> str:
 
 
 def reload(stage: Stage) -> bool:
-    """What the daemon does where it is told to; returns whether another policy is in force."""
+    """Reloads as the daemon does; returns whether another policy is in force."""
     draft = stage.serving.draft()
     if draft is not None:
         stage.serving.put(draft)
@@ -62,11 +62,11 @@ def files(stage: Stage) -> str:
     return read_policy(stage.policy).policy.sha256
 
 
-def told(stage: Stage, what: str) -> list[Any]:
-    """What the HSM was told of one kind since it was last asked."""
-    found = [arguments for name, arguments in stage.hsm.told if name == what]
-    stage.hsm.told = [each for each in stage.hsm.told if each[0] != what]
-    return found
+def hsm_calls(stage: Stage, what: str) -> list[Any]:
+    """Returns the arguments of one kind of calls to the HSM since the last time."""
+    calls = [arguments for name, arguments in stage.hsm.told if name == what]
+    stage.hsm.told = [call for call in stage.hsm.told if call[0] != what]
+    return calls
 
 
 # --- who decides which policy is in force -----------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_draft_in_the_files_is_nobodys_to_overwrite(stage: Stage) -> None:
     assert files(stage) == draft
 
 
-def test_files_that_cannot_be_written_are_told(stage: Stage) -> None:
+def test_files_that_cannot_be_written_are_reported(stage: Stage) -> None:
     operation = stage.propose("policy") if edit(stage) else None
     assert operation is not None
     (stage.policy / "policy.yaml").unlink()
@@ -209,7 +209,7 @@ def test_an_appliance_that_was_away_records_each_set_of_officers(stage: Stage) -
 # --- keys -------------------------------------------------------------------------------------
 
 
-def test_workers_hear_of_new_keys_before_they_are_served(stage: Stage) -> None:
+def test_workers_learn_of_new_keys_before_they_are_served(stage: Stage) -> None:
     seen: list[int] = []
     count = lambda: seen.append(len(stage.snapshot.keys))  # noqa: E731
     setattr(stage.hsm, "refresh", count)  # noqa: B010
@@ -222,35 +222,35 @@ def test_workers_hear_of_new_keys_before_they_are_served(stage: Stage) -> None:
 
 def test_a_version_that_is_stopped_is_stopped_in_the_hsm_and_resumed_there(stage: Stage) -> None:
     name = stage.key()
-    told(stage, "resume_keys")
+    hsm_calls(stage, "resume_keys")
     stage.emergency.suspend_key(A, name, "why")
-    for (stopped,) in told(stage, "stop_keys"):
+    for (stopped,) in hsm_calls(stage, "stop_keys"):
         assert {v.name: text for v, text in stopped.items()} == {name: f"{name} is SUSPENDED"}
     stage.done("resume", target=name)
-    [(resumed,)] = told(stage, "resume_keys")
+    [(resumed,)] = hsm_calls(stage, "resume_keys")
     assert [v.name for v in resumed] == [name]
     stage.emergency.compromise(A, name, "why")
-    assert [v.name for v in told(stage, "stop_keys")[-1][0]] == [name]
+    assert [v.name for v in hsm_calls(stage, "stop_keys")[-1][0]] == [name]
 
 
 def test_a_suspended_facility_is_stopped_once(stage: Stage) -> None:
     name = stage.key()
-    told(stage, "suspend")
+    hsm_calls(stage, "suspend")
     stage.emergency.suspend(A, Scope.GROUP, "01", "why")
-    [(suspended, halted)] = told(stage, "suspend")
+    [(suspended, halted)] = hsm_calls(stage, "suspend")
     assert suspended.reason("01-001")
     assert not suspended.reason("02-001")
     assert not suspended.reason("_audit")
     assert [v.name for v in halted] == [name]
     stage.emergency.suspend(A, Scope.EVERYTHING, "", "why")
-    [(suspended, halted)] = told(stage, "suspend")
+    [(suspended, halted)] = hsm_calls(stage, "suspend")
     assert (suspended.reason("02-001") != "", halted) == (True, [])
 
 
 def test_what_is_suspended_is_so_after_a_restart(stage: Stage) -> None:
     stage.emergency.suspend(A, Scope.FACILITY, "01-001", "why")
     stage.start()
-    [(suspended, _)] = told(stage, "suspend")
+    [(suspended, _)] = hsm_calls(stage, "suspend")
     assert suspended.reason("01-001")
     assert stage.snapshot.suspended.reason("01-001")
 
@@ -262,13 +262,13 @@ def test_copies_of_all_that_has_ended_are_dropped_when_their_time_comes(stage: S
         stage.done("deactivate", version=name, at=int(START) + hours * HOUR)
     stage.clock.time = START + 2 * HOUR
     stage.serving.follow()
-    [(dropped,)] = told(stage, "drop")
+    [(dropped,)] = hsm_calls(stage, "drop")
     assert sorted(v.name for v in dropped) == names[:2]
     stage.serving.follow()
-    assert told(stage, "drop") == []
+    assert hsm_calls(stage, "drop") == []
     stage.clock.time = START + 9 * HOUR
     stage.serving.follow()
-    [(dropped,)] = told(stage, "drop")
+    [(dropped,)] = hsm_calls(stage, "drop")
     assert [v.name for v in dropped] == names[2:]
 
 

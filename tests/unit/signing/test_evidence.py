@@ -1,4 +1,4 @@
-"""What the log says of batches: for every algorithm, in time and late."""
+"""What the log holds of batches: for every algorithm, in time and late."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_snapshots_hold_the_officers_and_a_start_continues_from_them(tmp_path: P
         log.append(RecordKind.WORKER, {"token": "t", "cause": "c"})
     known = Checkpoint(ORIGIN, *log.tree_head())
     log.close()
-    # What people did wrong is told by the verification, and does not stop a start.
+    # An unapproved operation is reported by the verification and does not stop a start.
     [problem] = verify_log(tmp_path / "audit", ORIGIN, [known], folds=[ApprovalFold]).problems
     assert problem.startswith("record 1: ")
     log = opened(tmp_path / "audit", after, (known,))
