@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from signer.algorithms import Algorithm
 from signer.errors import Failure
@@ -293,43 +293,3 @@ def inventory_digest(keys: Iterable[TokenObject]) -> bytes:
     """Returns a digest of the keys on a token; their order does not matter."""
     lines = sorted(f"{key.cka_id.hex()} {key.label}" for key in keys)
     return hashlib.sha256("\n".join(lines).encode()).digest()
-
-
-class TokenAdmin(Protocol):
-    """Administrative operations on one token, in a read-write session of their own."""
-
-    @property
-    def token(self) -> str:
-        """The token's label."""
-
-    def describe(self) -> dict[str, str]:
-        """Returns what the token says of itself: label, serial, model, manufacturer, versions."""
-
-    def inventory(self) -> list[TokenObject]:
-        """Returns every private key on the token. Raises OperatorError."""
-
-    def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
-        """Makes a key pair and returns its SubjectPublicKeyInfo in DER.
-
-        ``bits`` is the length of an RSA modulus, 0 for every other algorithm.
-        The private key is read back and compared with the strict template
-        before this returns. What an interrupted attempt left under ``cka_id`` and
-        ``label`` is found instead. Raises OperatorError where either is another key's.
-        """
-
-    def attributes(self, cka_id: bytes) -> dict[str, bool]:
-        """Returns what the token says of a private key, by attribute. Raises OperatorError."""
-
-    def destroy(self, cka_id: bytes, label: str) -> None:
-        """Destroys both halves of a key pair; what is gone already is done.
-
-        Raises OperatorError where ``cka_id`` is a key of another label.
-        """
-
-    def sign(
-        self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
-    ) -> list[bytes]:
-        """Signs digests of the key's hash (EdDSA: messages); returns raw signatures.
-
-        Every signature is checked with ``spki``. Raises OperatorError.
-        """

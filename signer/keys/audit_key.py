@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError, OperatorErrorKind
-from signer.keys.generation import NewKey, create_key
+from signer.keys.generation import NewKey, TokenAdmin, create_key
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, KeyVersion, TokenAdmin
+from signer.model import AUDIT_KEY, KeyVersion
 
 
 def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:

@@ -9,14 +9,48 @@ not make a second one.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import cose_kid, fits, jwk_thumbprint
 from signer.keys.registry import Registry
-from signer.model import KeyName, KeyState, KeyVersion, TokenAdmin
+from signer.model import KeyName, KeyState, KeyVersion, TokenObject
+
+
+class TokenAdmin(Protocol):
+    """One token in a read-write session. Every method raises OperatorError."""
+
+    @property
+    def token(self) -> str:
+        """The token's label."""
+
+    def describe(self) -> dict[str, str]:
+        """Returns label, serial, model, manufacturer and versions of the token."""
+
+    def inventory(self) -> list[TokenObject]:
+        """Returns every private key on the token."""
+
+    def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
+        """Makes a key pair and returns its SubjectPublicKeyInfo in DER.
+
+        ``bits`` is the length of an RSA modulus, else 0. The private key is read back and
+        compared with the strict template. A pair with this ``cka_id`` and ``label`` that an
+        interrupted attempt left is returned instead; another key with either is an error.
+        """
+
+    def attributes(self, cka_id: bytes) -> dict[str, bool]:
+        """Returns the attributes of a private key, as the token reports them."""
+
+    def destroy(self, cka_id: bytes, label: str) -> None:
+        """Destroys both halves of a key pair, if they exist; another label is an error."""
+
+    def sign(
+        self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
+    ) -> list[bytes]:
+        """Signs digests of the key's hash (EdDSA: messages) and checks them with ``spki``."""
 
 
 class NewKey(NamedTuple):

@@ -21,9 +21,10 @@ from signer.clock import Clock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
+from signer.keys.generation import TokenAdmin
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.writing import Change
-from signer.model import KeyName, KeyVersion, Suspension, TokenAdmin, parse_key_or_version
+from signer.model import KeyName, KeyVersion, Suspension, parse_key_or_version
 from signer.officers import store
 from signer.officers.records import OperationRecords
 from signer.officers.store import OperationState, StoredOperation

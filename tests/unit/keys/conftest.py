@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys.generation import NewKey, create_key
+from signer.keys.generation import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry
-from signer.model import KeyName, KeyVersion, TokenAdmin
+from signer.model import KeyName, KeyVersion
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 
