@@ -51,6 +51,7 @@ packaging: $(DEV)
 	$(BIN)/pytest -m packaging
 
 check: $(DEV)
+	.ci/words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -19,7 +19,7 @@ from signer.text import count
 from signer.tools.bench.c_loop import CLoop
 from signer.tools.bench.cases import CASES, Case
 from signer.tools.bench.load import gauge
-from signer.tools.bench.run import Bench, Row, misses
+from signer.tools.bench.run import Bench, CaseRow, misses
 from signer.tools.dev.appliance import DevAppliance, connect
 
 _THREAD_SWITCH_SECONDS = 0.0005
@@ -179,7 +179,7 @@ def _say_memory(dev: dict[str, Any]) -> None:
     _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
 
 
-def _compare_keys(rows: list[Row]) -> list[str]:
+def _compare_keys(rows: list[CaseRow]) -> list[str]:
     """Compares 10,000 keys with 10, each by its own plain loop: at least 0.9 of the ratio."""
     ratios = {row.case: row.ratio_plain for row in rows}
     if not {"keys-10", "keys-10000"} <= set(ratios):
@@ -189,7 +189,7 @@ def _compare_keys(rows: list[Row]) -> list[str]:
     return [f"keys-10000: {kept:.2f} of the ratio of keys-10"] if kept < 0.9 else []
 
 
-def _table(cases: list[Case], rows: list[Row]) -> str:
+def _table(cases: list[Case], rows: list[CaseRow]) -> str:
     head = (
         f"{'case':<12} {'rate/s':>8} {'plain/s':>8} {'best/s':>8} {'/plain':>7} {'/best':>7}"
         f" {'p50 ms':>8} {'p99 ms':>8} {'front µs':>8} {'checks':>6}  what"

@@ -30,7 +30,7 @@ class QuotaRefusal:
 
 
 @dataclass(slots=True)
-class _Entry:
+class _WindowEntry:
     """Items of one facility: ever, and the latest window of each length.
 
     A window is its number, counted from the epoch, and its items.
@@ -53,7 +53,7 @@ class Usage:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _WindowEntry] = {}
         self._latest = 0.0
 
     def restore(
@@ -68,7 +68,7 @@ class Usage:
         """
         with self._lock:
             self._entries = {
-                facility: _Entry(totals.get(facility, 0), dict(windows.get(facility, {})))
+                facility: _WindowEntry(totals.get(facility, 0), dict(windows.get(facility, {})))
                 for facility in windows.keys() | totals.keys()
             }
             self._latest = max(
@@ -92,7 +92,7 @@ class Usage:
             for quota in quotas:
                 if items > quota.limit:
                     return QuotaRefusal(quota, None)
-            entry = self._entries.setdefault(facility, _Entry())
+            entry = self._entries.setdefault(facility, _WindowEntry())
             refusals = []
             charged = {}
             for quota in quotas:
@@ -112,7 +112,7 @@ class Usage:
         """Returns the items left in the current window of each quota, in their order."""
         with self._lock:
             latest = max(self._latest, now)
-            entry = self._entries.get(facility, _Entry())
+            entry = self._entries.get(facility, _WindowEntry())
             return tuple(
                 max(0, quota.limit - entry.used(quota.window_seconds, number))
                 for quota in quotas

@@ -1,6 +1,6 @@
 """Key pairs on the token: made, read and destroyed, as ADMIN frames order.
 
-An order is a JSON object: the name of its ``operation``, which stands in a table
+An order is a JSON object: the name of its ``operation``, from the table
 below, and its ``arguments``; bytes are hexadecimal. The answer has the ``result``, or
 ``error`` and ``kind`` (OperatorErrorKind) where the token could not do it.
 """
@@ -117,7 +117,7 @@ def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
 
 
 def _destroy(token: Token, cka_id: str, label: str) -> None:
-    """Destroys a key pair, the private half first; a half that is gone already is no error.
+    """Destroys a key pair, the private half first; a half that is already gone is ignored.
 
     Destroys nothing where another key has this CKA_ID.
     """

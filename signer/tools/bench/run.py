@@ -21,7 +21,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Row:
+class CaseRow:
     """The result of one case.
 
     ``rate``, ``plain`` and ``best`` are signatures a second, medians of the rounds;
@@ -79,7 +79,7 @@ class Bench:
         wanted = [*case.keys, *([case.flood_key] if case.flood_key else [])]
         return [key for key in wanted if str(key) not in self._keys]
 
-    def run(self, case: Case, rounds: int, report: Report) -> Row:
+    def run(self, case: Case, rounds: int, report: Report) -> CaseRow:
         """Measures one case; ``report`` is called with a line after each round."""
         terms = self._policy.terms_of(case.keys[0])
         ids = cka_ids(self._config, case.keys)
@@ -141,11 +141,11 @@ class Bench:
         return Load(self._dev, sources, batch)
 
 
-def _row(case: Case, check_every: int, rounds: Sequence[_Round]) -> Row:
+def _row(case: Case, check_every: int, rounds: Sequence[_Round]) -> CaseRow:
     def median(value: Callable[[_Round], float]) -> float:
         return statistics.median(value(one) for one in rounds)
 
-    return Row(
+    return CaseRow(
         case=case.name,
         format=case.format.value,
         algorithm=case.algorithm.value,
@@ -163,7 +163,7 @@ def _row(case: Case, check_every: int, rounds: Sequence[_Round]) -> Row:
     )
 
 
-def misses(case: Case, row: Row) -> list[str]:
+def misses(case: Case, row: CaseRow) -> list[str]:
     """Returns the goals of the case that the row misses, in words."""
     missed = []
     for name, goal in case.goals.items():

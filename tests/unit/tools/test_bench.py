@@ -10,7 +10,7 @@ from signer.errors import OperatorError
 from signer.model import Format, KeyName
 from signer.tools.bench.cases import CASES, load_keys, requests
 from signer.tools.bench.load import Call, Window
-from signer.tools.bench.run import Row, _Round, _row, misses
+from signer.tools.bench.run import CaseRow, _Round, _row, misses
 from signer.v1 import signing_pb2
 
 
@@ -56,10 +56,10 @@ def test_a_window_without_calls_asks_for_more_time() -> None:
         Window(1.0, [], 0.0).latency(0.5)
 
 
-def row(**changes: float) -> Row:
+def row(**changes: float) -> CaseRow:
     message = CASES[0]
     made = _row(message, 64, [_Round(100.0, 200.0, 150.0, 0.001, 0.002, 4e-6)])
-    return Row(**{**made.__dict__, **changes})
+    return CaseRow(**{**made.__dict__, **changes})
 
 
 def test_ratios_are_medians_of_the_rounds_own() -> None:
