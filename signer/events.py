@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 
 class CallBegan(NamedTuple):
@@ -258,44 +258,7 @@ class OperationBug(NamedTuple):
     error: Exception
 
 
-Event = (
-    CallBegan
-    | CallEnded
-    | CallDenied
-    | StageEnded
-    | ItemsEnded
-    | QuotaRefused
-    | Bug
-    | ChunkEnded
-    | WrongSignatures
-    | WorkerLeft
-    | LoginEnded
-    | AuditCommitted
-    | AuditStopped
-    | AuditSlow
-    | AuditProblem
-    | RequestsForgotten
-    | CheckpointMade
-    | CheckpointFailed
-    | CheckpointShipped
-    | ShippingFailed
-    | Started
-    | Stopped
-    | Ready
-    | NotReady
-    | ReloadEnded
-    | ReloadRefused
-    | KeysChanged
-    | PolicyChanged
-    | PolicyFilesDiffer
-    | SuspensionsChanged
-    | RegistryUnreadable
-    | TokenDiffers
-    | OperationChanged
-    | OperationFailed
-    | OperationBug
-)
-EVENTS: tuple[type[Event], ...] = get_args(Event)
+Event = NamedTuple
 Handlers = Mapping[type[Any], Callable[[Any], object]]
 """What to call for an event, by its type; types that are missing are not listened to."""
 

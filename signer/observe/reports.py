@@ -14,47 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from signer import events
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
-from signer.events import (
-    AuditCommitted,
-    AuditProblem,
-    AuditSlow,
-    AuditStopped,
-    Bug,
-    CallBegan,
-    CallEnded,
-    CheckpointFailed,
-    CheckpointMade,
-    CheckpointShipped,
-    ChunkEnded,
-    Event,
-    Handlers,
-    ItemsEnded,
-    KeysChanged,
-    LoginEnded,
-    NotReady,
-    OperationBug,
-    OperationChanged,
-    OperationFailed,
-    PolicyChanged,
-    PolicyFilesDiffer,
-    QuotaRefused,
-    Ready,
-    RegistryUnreadable,
-    ReloadEnded,
-    ReloadRefused,
-    RequestsForgotten,
-    ShippingFailed,
-    StageEnded,
-    Started,
-    Stopped,
-    SuspensionsChanged,
-    TokenDiffers,
-    WorkerLeft,
-    WrongSignatures,
-)
+from signer.events import Event, Handlers
 from signer.observe import logs
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT, closed
 from signer.observe.metrics import Metrics
@@ -101,14 +65,14 @@ def _places(error: Exception) -> list[str]:
     ]
 
 
-def _chunk_ended(metrics: Metrics, event: ChunkEnded) -> None:
+def _chunk_ended(metrics: Metrics, event: events.ChunkEnded) -> None:
     metrics.busy[event.token,].inc(event.busy)
     metrics.signatures[event.token, "C_Sign"].observe(event.busy / event.items)
     metrics.checks["correct",].inc(event.checked - event.wrong)
     metrics.checks["wrong",].inc(event.wrong)
 
 
-def _items_ended(metrics: Metrics, event: ItemsEnded) -> None:
+def _items_ended(metrics: Metrics, event: events.ItemsEnded) -> None:
     items, (*labels, reasons) = metrics.items, event
     if (*labels, OK) not in items:  # the first of a kind: all its reasons begin at 0
         for reason in closed("signer_items_total", "reason"):
@@ -120,13 +84,13 @@ def _items_ended(metrics: Metrics, event: ItemsEnded) -> None:
 REACTIONS: Mapping[type[Any], Reaction] = dict(
     (
         # Calls; their begin, stages and end are below.
-        _on(ItemsEnded, count=_items_ended),
+        _on(events.ItemsEnded, count=_items_ended),
         _on(
-            QuotaRefused,
+            events.QuotaRefused,
             count=lambda metrics, event: metrics.quotas[event.group, event.window].inc(),
         ),
         _on(
-            Bug,
+            events.Bug,
             "bug",
             ERROR,
             # Not the text of the error, which could quote a payload.
@@ -140,103 +104,106 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             alarm="an internal error: see the log",
         ),
         # Tokens.
-        _on(ChunkEnded, count=_chunk_ended),
+        _on(events.ChunkEnded, count=_chunk_ended),
         _on(
-            WrongSignatures,
+            events.WrongSignatures,
             "wrong_signatures",
             ERROR,
             alarm=lambda event: f"token {event.token} made {event.wrong} wrong signatures",
         ),
         _on(
-            WorkerLeft,
+            events.WorkerLeft,
             "worker_left",
             WARNING,
             count=lambda metrics, event: metrics.restarts[event.token, event.cause].inc(),
             alarm=lambda event: f"token {event.token}: {event.cause}",
         ),
         _on(
-            LoginEnded,
+            events.LoginEnded,
             "login",
             count=lambda metrics, event: metrics.logins[event.token, event.result].inc(),
         ),
         # The audit log.
-        _on(AuditStopped, "audit_stopped", ERROR, alarm=lambda event: event.text),
+        _on(events.AuditStopped, "audit_stopped", ERROR, alarm=lambda event: event.text),
         _on(
-            AuditSlow,
+            events.AuditSlow,
             "audit_slow",
             WARNING,
             alarm="a write to the audit log's disk hangs: calls wait for it",
         ),
-        _on(AuditProblem, "audit_problem", WARNING),
-        _on(RequestsForgotten, count=lambda metrics, event: metrics.forgotten.inc(event.requests)),
-        _on(CheckpointMade, "checkpoint"),
+        _on(events.AuditProblem, "audit_problem", WARNING),
         _on(
-            CheckpointFailed,
+            events.RequestsForgotten,
+            count=lambda metrics, event: metrics.forgotten.inc(event.requests),
+        ),
+        _on(events.CheckpointMade, "checkpoint"),
+        _on(
+            events.CheckpointFailed,
             "checkpoint_failed",
             ERROR,
             count=lambda metrics, _: metrics.audit_failures["checkpoint",].inc(),
             alarm=lambda event: event.text,
         ),
-        _on(CheckpointShipped, "checkpoint_shipped", DEBUG),
+        _on(events.CheckpointShipped, "checkpoint_shipped", DEBUG),
         _on(
-            ShippingFailed,
+            events.ShippingFailed,
             "shipping_failed",
             ERROR,
             count=lambda metrics, _: metrics.audit_failures["shipping",].inc(),
             alarm=lambda event: event.text,
         ),
         # The daemon.
-        _on(Started, "started"),
-        _on(Stopped, "stopped"),
-        _on(Ready, "ready"),
-        _on(NotReady, "not_ready", WARNING, alarm=lambda event: "; ".join(event.reasons)),
+        _on(events.Started, "started"),
+        _on(events.Stopped, "stopped"),
+        _on(events.Ready, "ready"),
+        _on(events.NotReady, "not_ready", WARNING, alarm=lambda event: "; ".join(event.reasons)),
         _on(
-            ReloadEnded,
+            events.ReloadEnded,
             "reloaded",
             fields=lambda event: {"policy_sha256": event.policy_sha256, **event.changed},
         ),
         _on(
-            ReloadRefused,
+            events.ReloadRefused,
             "reload_refused",
             ERROR,
             alarm="a reload was refused, nothing has changed: see the log",
         ),
-        _on(KeysChanged, "keys_changed"),
-        _on(PolicyChanged, "policy_changed"),
+        _on(events.KeysChanged, "keys_changed"),
+        _on(events.PolicyChanged, "policy_changed"),
         _on(
-            PolicyFilesDiffer,
+            events.PolicyFilesDiffer,
             "policy_files_differ",
             WARNING,
             alarm="the policy files differ from the policy in force: see the log",
         ),
         _on(
-            SuspensionsChanged,
+            events.SuspensionsChanged,
             "suspensions_changed",
             WARNING,
             alarm=lambda event: "suspensions in force: " + str(len(event.suspended)),
         ),
         _on(
-            RegistryUnreadable,
+            events.RegistryUnreadable,
             "registry_unreadable",
             ERROR,
             alarm="the registry cannot be read, suspensions are not followed: see the log",
         ),
         _on(
-            TokenDiffers,
+            events.TokenDiffers,
             "registry_and_token_differ",
             WARNING,
             alarm=lambda event: f"differences: {len(event.differences)}; see `signer top`",
         ),
         # Operations of officers.
-        _on(OperationChanged, "operation"),
+        _on(events.OperationChanged, "operation"),
         _on(
-            OperationFailed,
+            events.OperationFailed,
             "operation",
             ERROR,
             alarm=lambda event: f"an operation failed ({event.kind}): see the log",
         ),
         _on(
-            OperationBug,
+            events.OperationBug,
             "operation_bug",
             ERROR,
             # The text of an error that is not ours could quote a payload.
@@ -303,10 +270,10 @@ class Reports:
         self._call = threading.local()
         self.handlers: Handlers = {
             **{kind: self._reacting(each) for kind, each in REACTIONS.items()},
-            CallBegan: self._call_began,
-            StageEnded: self._stage_ended,
-            CallEnded: self._call_ended,
-            AuditCommitted: self._audit_committed,
+            events.CallBegan: self._call_began,
+            events.StageEnded: self._stage_ended,
+            events.CallEnded: self._call_ended,
+            events.AuditCommitted: self._audit_committed,
         }
 
     def set_level(self, level: str) -> None:
@@ -330,15 +297,15 @@ class Reports:
 
         return react
 
-    def _call_began(self, _: CallBegan) -> None:
+    def _call_began(self, _: events.CallBegan) -> None:
         self._call.timings = Counter[str]()
 
-    def _stage_ended(self, event: StageEnded) -> None:
+    def _stage_ended(self, event: events.StageEnded) -> None:
         self.metrics.stages[event.stage,].observe(event.seconds, self._exemplar())
         if (timings := getattr(self._call, "timings", None)) is not None:
             timings[event.stage] += event.seconds
 
-    def _call_ended(self, event: CallEnded) -> None:
+    def _call_ended(self, event: events.CallEnded) -> None:
         method, code, reason, seconds, notes = event
         metrics, fields = self.metrics, dict(notes)
         by_client = notes.get("limit") == CLIENT_LIMIT
@@ -355,7 +322,7 @@ class Reports:
         write = self._log.info if reason == OK else self._log.warning
         write("call", method=method, code=code, reason=reason, seconds=round(seconds, 6), **fields)
 
-    def _audit_committed(self, event: AuditCommitted) -> None:
+    def _audit_committed(self, event: events.AuditCommitted) -> None:
         self.metrics.records.inc(event.records)
         self.metrics.commits.observe(event.seconds)
         if event.seconds >= SLOW_SECONDS:

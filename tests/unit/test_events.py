@@ -9,7 +9,6 @@ import pytest
 from prometheus_client import generate_latest
 
 from signer.events import (
-    EVENTS,
     AuditCommitted,
     Bug,
     CallBegan,
@@ -23,6 +22,7 @@ from signer.events import (
     WorkerLeft,
 )
 from signer.observe.reports import Reports
+from tests.stand_ins import EVENTS
 
 
 def test_a_listener_that_raises_disturbs_neither_emitter_nor_others() -> None:
