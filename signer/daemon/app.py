@@ -32,6 +32,7 @@ from signer.config.models import LEVELS, Config
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.catch_up import CatchUp
 from signer.daemon.inventory import Inventory
+from signer.daemon.policy_in_force import PolicyInForce
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving, check_tokens, read_state, snapshot_of
 from signer.daemon.status import StatusReader
@@ -54,7 +55,7 @@ from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
 from signer.keys.audit_key import audit_key
-from signer.keys.registry import Registry
+from signer.keys.registry import Registry, RegistryState
 from signer.observe import logs, open_tracing
 from signer.observe.http import HttpPort
 from signer.observe.reports import Reports
@@ -126,18 +127,8 @@ class Appliance:
 
         # 5. What follows the registry, the way of an operation, the way of a request.
         records = OperationRecords(log)
-        self._serving = Serving(
-            config,
-            registry,
-            state,
-            policies=policies,
-            served=self._served,
-            hsm=hsm,
-            log=self._daemon_log,
-            catch_up=CatchUp(registry, self._daemon_log, records, approvals),
-            clock=clock,
-            events=events,
-        )
+        catch_up = CatchUp(registry, self._daemon_log, records, approvals)
+        self._serving = self._build_serving(state, policies, catch_up)
         dependencies = self._build_dependencies(records, admins)
         self._executor = Executor(dependencies)
         self._server = self._build_server(dependencies, ledger, recorded)
@@ -148,6 +139,22 @@ class Appliance:
         self._closing = threading.Event()
         self._reloading = threading.Lock()
         self._listening = self._draining = False
+
+    def _build_serving(
+        self, state: RegistryState, policies: PolicyInForce, catch_up: CatchUp
+    ) -> Serving:
+        return Serving(
+            self._config,
+            self._registry,
+            state,
+            policies=policies,
+            served=self._served,
+            hsm=self._hsm,
+            log=self._daemon_log,
+            catch_up=catch_up,
+            clock=self._clock,
+            events=self._events,
+        )
 
     def _build_dependencies(
         self, records: OperationRecords, admins: AdminWorkers
