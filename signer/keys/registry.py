@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 
 from signer.algorithms import Algorithm
-from signer.errors import OperatorError
 from signer.keys.database import (
     bring_up,
     connect,
@@ -79,7 +78,7 @@ class Registry:
         try:
             with explained("open"), engine.begin() as connection:
                 bring_up(connection, create=create, migrate=migrate)
-        except OperatorError:
+        except BaseException:
             engine.dispose()
             raise
         return cls(engine)
