@@ -77,7 +77,7 @@ def _read(name: str, value: object, directory: Path) -> object:
     if name != "server_name":
         return read_path(value, directory)
     if not isinstance(value, str):
-        raise ValueError(IS_NOT_TEXT)  # noqa: TRY004  one kind of error for all members
+        raise ValueError(IS_NOT_TEXT)
     if not value:
         raise ValueError("should have at least 1 character")
     return value

@@ -35,7 +35,7 @@ def _registry(value: object, info: ValidationInfo) -> str:
 
 def _environment(value: object, info: ValidationInfo) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise ValueError("should be a mapping of names to texts")  # noqa: TRY004  for pydantic
+        raise ValueError("should be a mapping of names to texts")
     for name, text in value.items():
         if not _VARIABLE.fullmatch(name) or not isinstance(text, str):
             raise ValueError(f"{name} should be a variable's name and its value in quotes")
@@ -65,7 +65,7 @@ KINDS = (
 
 def _kinds(value: object) -> dict[str, int]:
     if not isinstance(value, dict):
-        raise ValueError("should be a mapping of kinds to numbers")  # noqa: TRY004  for pydantic
+        raise ValueError("should be a mapping of kinds to numbers")
     for kind, officers in value.items():
         if kind not in KINDS:
             raise ValueError(f"{kind} is not a kind of operation; choose from {', '.join(KINDS)}")

@@ -46,7 +46,7 @@ class FrameError(Exception):
     """The other side sent a malformed or unexpected frame."""
 
 
-class Closed(Exception):  # noqa: N818 - the end of a connection, not an error
+class Closed(Exception):
     """The other side has gone."""
 
 

@@ -93,7 +93,7 @@ class FailureKind(enum.StrEnum):
         )
 
 
-class TokenFailure(Exception):  # noqa: N818 - it carries a kind of failure, not one error
+class TokenFailure(Exception):
     """The token cannot be used, or cannot do one thing; ``kind`` says in which way.
 
     ``leave``: the session is in doubt, so that the worker must not go on. ``unsupported``:

@@ -51,10 +51,10 @@ class Quota:
 def texts(value: object) -> list[str]:
     """Reads a list of distinct texts; it may be empty."""
     if not isinstance(value, list):
-        raise ValueError("should be a list")  # noqa: TRY004  pydantic collects only ValueError
+        raise ValueError("should be a list")
     for item in value:
         if not isinstance(item, str):
-            raise ValueError(f"{item} is not text: put it in quotes")  # noqa: TRY004  as above
+            raise ValueError(f"{item} is not text: put it in quotes")
     twice = [text for text, times in Counter(value).items() if times > 1]
     if twice:
         raise ValueError(f"lists {', '.join(twice)} twice")

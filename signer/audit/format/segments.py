@@ -41,15 +41,15 @@ class SegmentError(RecordError):
         self.offset = offset
 
 
-class TornTail(SegmentError):  # noqa: N818  # recovery handles it
+class TornTail(SegmentError):  # recovery handles it
     """No intact frame follows ``offset``: an interrupted write leaves this."""
 
 
-class BrokenFrame(SegmentError):  # noqa: N818  # the counterpart of TornTail
+class BrokenFrame(SegmentError):  # the counterpart of TornTail
     """Intact frames follow the bytes at ``offset``: an interrupted write does not explain it."""
 
 
-class NewerFrame(SegmentError):  # noqa: N818  # neither torn nor broken: it must not be cut
+class NewerFrame(SegmentError):  # neither torn nor broken: it must not be cut
     """The frame at ``offset`` is intact, in a format that only a later version knows."""
 
 

@@ -42,11 +42,11 @@ _WITH_ANSWER = frozenset(
 )
 
 
-class AuditUnavailable(Exception):  # noqa: N818  # named after the reason that callers get
+class AuditUnavailable(Exception):  # named after the reason that callers get
     """The record may not be in the log: nothing that it covers may be released."""
 
 
-class AuditLate(Exception):  # noqa: N818  # not an error of the log
+class AuditLate(Exception):  # not an error of the log
     """The wait for an intent is over: it was withdrawn, or will be closed as INDETERMINATE."""
 
 

@@ -36,7 +36,7 @@ LOW_DISK_BYTES = 256 << 20
 BALLAST_BYTES = 64 << 20
 
 
-class AuditRefused(OperatorError):  # noqa: N818  # the decision not to open, not an error in it
+class AuditRefused(OperatorError):  # the decision not to open, not an error in it
     """The log is not opened: the text says what is wrong and what to do."""
 
 

@@ -33,7 +33,7 @@ METHOD = "/signer.v1.Signing/Sign"
 CLOSED = "/signer.v1.Other/Call"
 
 
-class Aborted(Exception):  # noqa: N818 - what gRPC raises has no name either
+class Aborted(Exception):
     pass
 
 

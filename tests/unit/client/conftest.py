@@ -73,7 +73,7 @@ def status(
     return made
 
 
-class Refusal(Exception):  # noqa: N818  # it is what a script raises, not an error of the test
+class Refusal(Exception):  # it is what a script raises, not an error of the test
     def __init__(self, refused: status_pb2.Status) -> None:
         super().__init__(refused.message)
         self.status = refused

@@ -20,7 +20,7 @@ from signer.hsm.latch import PinLatch, latch_of, release
 PINS = ("pin-one", "pin-two", "secret")
 
 
-class Died(Exception):  # noqa: N818 - what happens, not an error
+class Died(Exception):
     """The worker died in the middle of a login."""
 
 
