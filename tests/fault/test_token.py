@@ -165,7 +165,7 @@ def test_unlatching_a_pin_that_was_never_tried_reports_that(daemon: Daemon) -> N
     shutil.rmtree(daemon.folder / "state")
     done = daemon.run("token", "unlatch")
     assert done.code == 1
-    assert "nothing is known of a PIN" in done.errors
+    assert "no PIN was rejected" in done.errors
 
 
 @pytest.mark.parametrize("fault", ["missing", "open", "empty", "folder", "damaged latch"])
