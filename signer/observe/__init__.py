@@ -21,8 +21,8 @@ def open_tracing(settings: TracingConfig | None, instance: str) -> Tracing | Non
         return None
     if find_spec("opentelemetry") is None:
         raise OperatorError(
-            "tracing is configured, but its packages are not installed: install signer[tracing], "
-            "or take `tracing` out of the configuration"
+            "tracing is configured, but its packages are not installed: install "
+            "signer-appliance[tracing], or remove `tracing` from the configuration"
         )
     from signer.observe.tracing import Tracing  # noqa: PLC0415 - optional, as above
 
