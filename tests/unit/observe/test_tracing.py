@@ -84,5 +84,5 @@ def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
 def test_who_configures_tracing_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_tracing(None, "signer/test") is None
     monkeypatch.setattr(observe, "find_spec", lambda _: None)
-    with pytest.raises(OperatorError, match=r"install signer\[tracing\]"):
+    with pytest.raises(OperatorError, match=r"install signer-appliance\[tracing\]"):
         open_tracing(TracingConfig(endpoint="http://127.0.0.1:9/"), "signer/test")
