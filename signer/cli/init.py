@@ -8,7 +8,7 @@ import click
 
 from signer.audit.format.segments import KEY_FILE, list_segments
 from signer.cli.options import FILE, config_option, token_option
-from signer.cli.token import choose
+from signer.cli.upkeep import choose
 from signer.clock import SystemClock
 from signer.config.loader import load_config
 from signer.config.models import Config

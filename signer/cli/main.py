@@ -4,80 +4,60 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from signer import __version__
 from signer.errors import ConfigError, OperatorError
 
-
-class _CommandEntry(NamedTuple):
-    """Where a command is, and its line in the list of commands."""
-
-    module: str
-    summary: str
-
-
-_COMMANDS = {
-    "audit": _CommandEntry(
-        "signer.cli.audit", "Verifies the audit log, searches it and proves items."
-    ),
-    "bench": _CommandEntry("signer.cli.bench", "Measures a development appliance beside a C loop."),
-    "ceremony": _CommandEntry(
-        "signer.cli.ceremony", "Makes a key with two officers and a transcript."
-    ),
-    "check": _CommandEntry(
-        "signer.cli.check", "Checks the configuration, the policy and their files."
-    ),
-    "dev": _CommandEntry("signer.cli.dev", "Makes and runs a development appliance on SoftHSM."),
-    "doctor": _CommandEntry("signer.cli.doctor", "Examines the machine and says what to fix."),
-    "health": _CommandEntry("signer.cli.control", "Shows whether the daemon serves."),
-    "init": _CommandEntry(
-        "signer.cli.init", "Prepares a new appliance: officers, audit key, audit log."
-    ),
-    "keys": _CommandEntry("signer.cli.keys", "Shows, rotates, stops and publishes keys."),
-    "operations": _CommandEntry("signer.cli.operations", "Proposes and approves operations."),
-    "policy": _CommandEntry(
-        "signer.cli.policy", "Shows what the policy allows, and which rule says so."
-    ),
-    "registry": _CommandEntry("signer.cli.registry", "Migrates the database of keys and officers."),
-    "reload": _CommandEntry(
-        "signer.cli.control", "Makes the daemon read policy and certificates again."
-    ),
-    "serve": _CommandEntry("signer.cli.serve", "Runs the daemon."),
-    "sign": _CommandEntry("signer.cli.sign", "Signs files, or each line of files."),
-    "token": _CommandEntry("signer.cli.token", "Looks after the tokens that hold the keys."),
-    "top": _CommandEntry(
-        "signer.cli.control", "Shows the workers and the facilities that sign most."
-    ),
+_SUMMARIES = {
+    "audit": "Verifies the audit log, searches it and proves items.",
+    "bench": "Measures a development appliance beside a C loop.",
+    "ceremony": "Makes a key with two officers and a transcript.",
+    "check": "Checks the configuration, the policy and their files.",
+    "dev": "Makes and runs a development appliance on SoftHSM.",
+    "doctor": "Examines the machine and says what to fix.",
+    "health": "Shows whether the daemon serves.",
+    "init": "Prepares a new appliance: officers, audit key, audit log.",
+    "keys": "Shows, rotates, stops and publishes keys.",
+    "operations": "Proposes and approves operations.",
+    "policy": "Shows what the policy allows, and which rule says so.",
+    "registry": "Migrates the database of keys and officers.",
+    "reload": "Makes the daemon read policy and certificates again.",
+    "serve": "Runs the daemon.",
+    "sign": "Signs files, or each line of files.",
+    "token": "Looks after the tokens that hold the keys.",
+    "top": "Shows the workers and the facilities that sign most.",
 }
+_MODULES = {
+    "check": "checks",
+    "doctor": "checks",
+    "health": "control",
+    "registry": "upkeep",
+    "reload": "control",
+    "token": "upkeep",
+    "top": "control",
+}
+"""The modules of commands that share one; each other command is in the module of its name."""
 
 
 class _Commands(click.Group):
     """Imports a command's module when the command runs; the list of commands imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return sorted(_COMMANDS)
+        return sorted(_SUMMARIES)
 
-    def get_command(
-        self,
-        ctx: click.Context,  # noqa: ARG002  as above
-        cmd_name: str,
-    ) -> click.Command | None:
-        entry = _COMMANDS.get(cmd_name)
-        if entry is None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _SUMMARIES:
             return None
-        command: click.Command = getattr(importlib.import_module(entry.module), cmd_name)
+        module = importlib.import_module(f"signer.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
-    def format_commands(
-        self,
-        ctx: click.Context,  # noqa: ARG002  as above
-        formatter: click.HelpFormatter,
-    ) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
+            formatter.write_dl(list(_SUMMARIES.items()))
 
 
 @click.command(cls=_Commands)

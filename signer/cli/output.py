@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from signer.cli.options import json_option
+from signer.errors import OperatorError
 
 PIPED_COLUMNS = 10_000
 """Width of a table that goes to a file or a program: no line is folded."""
@@ -78,3 +81,18 @@ def print_values(values: Mapping[str, Any], as_json: bool = False) -> None:
         if value is not None:
             text = json.dumps(value) if isinstance(value, dict | list) else value
             click.echo(f"{name:<{width}}  {text}")
+
+
+@contextmanager
+def explained(path: Path, verb: str) -> Iterator[None]:
+    """Turns an OSError into an OperatorError: ``path`` cannot be read, written or made."""
+    try:
+        yield
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be {verb}: {error.strerror}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file; raises OperatorError."""
+    with explained(path, "written"):
+        path.write_bytes(content)

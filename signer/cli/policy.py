@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
 from signer.cli.operations.arguments import Text
-from signer.cli.options import config_option
-from signer.cli.output import output, print_table
+from signer.cli.options import config_option, json_option
+from signer.cli.output import output, print_json, print_table
 from signer.config.loader import load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.model import Format, KeyName
 from signer.policy.decide import Decision, decide
-from signer.policy.narrow import in_words
+from signer.policy.narrow import in_words, shown
 from signer.policy.rules import Facility, Policy, Terms
 from signer.policy.values import instant
 
@@ -36,28 +35,11 @@ def policy() -> None:
     """
 
 
-class _Shown(NamedTuple):
-    """The policy, and the rows of one or of all facilities: each with a key, or "*"."""
-
-    policy: Policy
-    rows: list[tuple[str, Terms]]
-    one: bool
-
-
-def _print_shown(shown: _Shown) -> None:
-    if shown.one:
-        _print_facility(shown.policy, shown.rows)
-    else:
-        _print_all(shown.rows)
-
-
 @policy.command(short_help="Prints what may be done with the keys of facilities.")
 @config_option
 @click.option("--facility", metavar="ID", help="Only this one, with the rule behind each line.")
-@output(
-    lambda shown: [_row_value(shown.policy, key, terms) for key, terms in shown.rows], _print_shown
-)
-def show(*, config_file: Path, facility: str | None) -> _Shown:
+@json_option
+def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
     """Prints what may be done with the keys of every facility.
 
     Keys with rules of their own have a row; "*" is the row of all others, which
@@ -75,7 +57,12 @@ def show(*, config_file: Path, facility: str | None) -> _Shown:
         )
     names = sorted(loaded.facilities) if facility is None else [facility]
     rows = [row for name in names for row in _rows(loaded.facilities[name])]
-    return _Shown(loaded, rows, one=facility is not None)
+    if as_json:
+        print_json([_row_value(loaded, key, terms) for key, terms in rows])
+    elif facility is None:
+        _print_all(rows)
+    else:
+        _print_facility(loaded, rows)
 
 
 Decisions = list[tuple[Format, Decision]]
@@ -163,8 +150,6 @@ def _clients(policy: Policy, terms: Terms) -> list[str]:
 
 
 def _row_value(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
-    from signer.policy.narrow import shown
-
     rules = shown(terms)
     return {
         "facility": terms.facility,
@@ -182,25 +167,18 @@ def _cell(name: str, value: object) -> str:
 
 
 def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
-    from signer.policy.narrow import shown
-
     table = [
         {"facility": terms.facility, "group": terms.group, "key": key, **shown(terms)}
         for key, terms in rows
     ]
     if table:
-        print_table(
-            list(table[0]),
-            ([_cell(name, value) for name, value in row.items()] for row in table),
-        )
+        print_table(list(table[0]), (map(_cell, row, row.values()) for row in table))
     else:
         click.echo("the policy has no facilities: no client may sign")
 
 
 def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:
     """Prints one facility, a line for each rule of each key."""
-    from signer.policy.narrow import shown
-
     lines = []
     for key, terms in rows:
         lines.append((key, "clients", ", ".join(_clients(policy, terms)) or "-", ""))

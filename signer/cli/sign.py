@@ -8,18 +8,19 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from signer.cli.connection import connect, daemon_options
+from signer.cli.output import explained, write_file
 from signer.cli.progress import progress
 from signer.errors import OperatorError
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count
 
 if TYPE_CHECKING:
-    from signer.client import ItemResult, SignerClient
+    from signer.client import ItemResult
 
 _STDIN = "-"
 
@@ -138,31 +139,20 @@ def sign(
         progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
         connect(client_file) as client,
     ):
-        options = {"batch_items": batch, "timeout": timeout}
-        results = _signed(client, key, message_format, items, options)
-        for done, (source, result) in enumerate(results, 1):
-            printer.take(source, result)
+        sources = deque[_Source]()
+        payloads = _payloads(items, sources)
+        results = client.sign(key, message_format, payloads, batch_items=batch, timeout=timeout)
+        for done, result in enumerate(results, 1):
+            printer.take(sources.popleft(), result)
             advance(done, total)
     printer.finish()
 
 
-def _signed(
-    client: SignerClient,
-    key: str,
-    message_format: Format,
-    items: Iterable[_Item],
-    options: dict[str, Any],
-) -> Iterator[tuple[_Source, ItemResult]]:
-    """Pairs each result with its source; only the sources of pending payloads are kept."""
-    sources: deque[_Source] = deque()
-
-    def payloads() -> Iterator[bytes]:
-        for source, payload in items:
-            sources.append(source)
-            yield payload
-
-    for result in client.sign(key, message_format, payloads(), **options):
-        yield sources.popleft(), result
+def _payloads(items: Iterable[_Item], pending: deque[_Source]) -> Iterator[bytes]:
+    """Yields the payloads of items, and appends the source of each to ``pending``."""
+    for source, payload in items:
+        pending.append(source)
+        yield payload
 
 
 def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -> dict[str, Path]:
@@ -182,10 +172,8 @@ def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -
         what = ", ".join(twice) or "an input"
         raise click.UsageError(f"{what} would be written twice: sign these files separately")
     if out is not None:
-        try:
+        with explained(Path(out), "made"):
             Path(out).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OperatorError(f"{out} cannot be made: {error.strerror}") from error
     return targets
 
 
@@ -241,19 +229,12 @@ class _Printer:
             self._failed += 1
             click.echo(f"{source}: {result.error.reason}: {result.error.message}", err=True)
         elif target is not None:
-            try:
-                target.write_bytes(result.signature)
-            except OSError as error:
-                raise OperatorError(f"{target} cannot be written: {error.strerror}") from error
+            write_file(target, result.signature)
         if self._json:
             click.echo(json.dumps(self._describe(source, result, target)))
-        elif target is None:
-            self._print(result)
-
-    def _print(self, result: ItemResult) -> None:
-        if self._single and not self._text:
+        elif target is None and self._single and not self._text:
             click.echo(result.signature, nl=False)
-        else:
+        elif target is None:
             click.echo(self._encode(result.signature))
 
     def _encode(self, signature: bytes) -> str:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer import __version__
 from signer.algorithms import Algorithm
-from signer.cli.ceremony.steps import CeremonyPlan, hold
-from signer.cli.ceremony.transcript import verify
-from signer.cli.operations.arguments import KEY, certificate_in, principal_of
+from signer.cli.ceremony import transcript
+from signer.cli.connection import connect
+from signer.cli.operations import WAIT_SECONDS, follow, result_lines
+from signer.cli.operations.arguments import KEY, certificate_in, plain, principal_of, utc
+from signer.cli.operations.flow import (
+    LONG,
+    OfficerKey,
+    confirm,
+    must_confirm,
+    officer,
+    prepare,
+    signed_count,
+)
+from signer.cli.operations.requested import check_foreign, request
 from signer.cli.options import FILE, token_option, yes_option
+from signer.cli.output import explained, write_file
+from signer.client import Operation
+from signer.errors import OperatorError
 
 _NEEDED = {
     "name": "NAME",
@@ -85,7 +103,7 @@ def ceremony(*, verified: Path | None, officers: tuple[Path, ...], **options: An
     missing = [option for key, option in _NEEDED.items() if not options[key]]
     if missing:
         raise click.UsageError(f"a ceremony needs {', '.join(missing)} as well")
-    hold(CeremonyPlan(**options))
+    _hold(_CeremonyPlan(**options))
 
 
 def _verify(folder: Path, officers: tuple[Path, ...]) -> None:
@@ -93,10 +111,169 @@ def _verify(folder: Path, officers: tuple[Path, ...]) -> None:
     for file in officers:
         certificate = certificate_in(file)
         certificates[principal_of(certificate)] = certificate.public_bytes(Encoding.DER)
-    members = verify(folder, certificates)
+    members = transcript.verify(folder, certificates)
     result = members["result"]
     click.echo(f"{folder} is in order")
     click.echo(f"  key        {result['key_version']}, {result['algorithm']}")
     click.echo(f"  public key SHA-256 {result['public_key_sha256']}")
     for participant in members["participants"]:
         click.echo(f"  signed by  {participant['officer']}")
+
+
+@dataclass(frozen=True, slots=True)
+class _CeremonyPlan:
+    """The key that a ceremony makes, its officers and witnesses, and the folder of its record."""
+
+    name: str
+    first: Path
+    second: Path
+    algorithm: str
+    bits: int
+    token: str
+    subject: str
+    witnesses: tuple[str, ...]
+    out: Path
+    yes: bool
+
+
+def _hold(plan: _CeremonyPlan) -> None:
+    """Holds the ceremony; raises OperatorError if it cannot continue."""
+    must_confirm(yes=plan.yes)
+    began = datetime.now(UTC)
+    one, two = officer(plan.first), officer(plan.second)
+    if one.principal == two.principal:
+        raise OperatorError(f"both client files belong to {one.principal}: two officers are needed")
+    with explained(plan.out, "made"):  # before the key
+        plan.out.mkdir(parents=True, exist_ok=True)
+        if any(plan.out.iterdir()):
+            raise OperatorError(f"{plan.out} is not empty: name a new folder for this ceremony")
+    officers = _officers(plan, one, two)
+    _say(f"This makes the key {plan.name} ({plan.algorithm}) with two officers:")
+    _say(f"  {one.principal} proposes, {two.principal} approves.")
+    _say(f"Witnesses: {'; '.join(plan.witnesses)}.")
+    identity = _propose(plan, one)
+    _approve(plan, two, identity)
+    operation = _await(plan, identity)
+    _write(plan, operation, began, (one, two), officers)
+    _say_next(plan, operation)
+
+
+def _say(text: str) -> None:
+    click.echo(plain(text))
+
+
+def _officers(plan: _CeremonyPlan, *both: OfficerKey) -> dict[str, bytes]:
+    """Returns the certificates of all officers, by principal: others may have to approve too."""
+    with connect(plan.first) as client:
+        officers = dict(client.operations.officers().officers)
+    if unknown := [one.principal for one in both if one.principal not in officers]:
+        raise OperatorError(f"not an officer of the appliance: {', '.join(unknown)}")
+    return officers
+
+
+def _propose(plan: _CeremonyPlan, me: OfficerKey) -> str:
+    _say("")
+    _say(f"Step 1: {me.principal} proposes. This is what would change:")
+    arguments = {
+        "key": plan.name,
+        "algorithm": plan.algorithm,
+        "bits": plan.bits,
+        "token": plan.token,
+        "activate": False,
+        "sign_until": 0,
+        "subject": plan.subject,
+    }
+    with connect(plan.first) as client:
+        content = prepare(client, request("create-key", arguments), me, to_stderr=False)
+        _say(f"The bytes to sign have the SHA-256 {hashlib.sha256(content).hexdigest()}")
+        confirm("Does the first officer sign and propose this?", yes=plan.yes)
+        operation = client.operations.propose(content, me.sign(content), timeout=LONG)
+    _say(f"It is proposed: operation {operation.id}.")
+    return operation.id
+
+
+def _approve(plan: _CeremonyPlan, me: OfficerKey, identity: str) -> None:
+    _say("")
+    _say(f"Step 2: {me.principal} reads it from the appliance. This is what would change:")
+    with connect(plan.second) as client:
+        operation = client.operations.get(identity)
+        check_foreign(operation.content, identity, me.principal)
+        for line in operation.difference:
+            _say(line)
+        digest = hashlib.sha256(operation.content).hexdigest()
+        _say(f"The bytes to sign have the SHA-256 {digest}; compare it with the one above.")
+        confirm("Does the second officer sign and approve this?", yes=plan.yes)
+        operation = client.operations.approve(identity, me.sign(operation.content), timeout=LONG)
+    if operation.state == "PROPOSED":
+        _say(
+            f"{signed_count(operation)}; the ceremony continues when others approve:"
+            f" signer operations approve {identity}"
+        )
+
+
+def _await(plan: _CeremonyPlan, identity: str) -> Operation:
+    _say("")
+    _say("Step 3: the appliance makes the key inside the HSM.")
+    with connect(plan.first) as client:
+        follow(client, identity, WAIT_SECONDS)
+        operation = client.operations.get(identity)
+    if operation.state != "DONE" or operation.result is None:
+        raise OperatorError(
+            f"operation {identity} is {operation.state}: {plain(operation.note) or 'no reason'};"
+            " no transcript is written"
+        )
+    _say(f"It has made {operation.result.get('key_version')}:")
+    for line in result_lines(operation.result):
+        _say(f"  {line}")
+    return operation
+
+
+def _write(
+    plan: _CeremonyPlan,
+    operation: Operation,
+    began: datetime,
+    both: tuple[OfficerKey, OfficerKey],
+    officers: dict[str, bytes],
+) -> None:
+    _say("")
+    _say("Step 4: both officers sign the transcript of what was done.")
+    signed = [signature.signed for signature in operation.signatures if signature.signed]
+    times = {
+        "began": began,
+        "proposed": operation.proposed,
+        "approved": max(signed, default=None),
+        "made": operation.changed,
+    }
+    participants = {one.principal: officers[one.principal] for one in both}
+    text = transcript.make(
+        operation, participants, plan.witnesses, times, software=f"signer {__version__}"
+    )
+    _say(f"The transcript has the SHA-256 {hashlib.sha256(text).hexdigest()}")
+    confirm("Do both officers sign the transcript?", yes=plan.yes)
+    write_file(plan.out / transcript.FILE, text)
+    for one in both:
+        write_file(plan.out / transcript.signature_file(one.principal), one.sign(text))
+    csr = (operation.result or {}).get("certification_request")
+    if csr:
+        write_file(plan.out / transcript.REQUEST, str(csr).encode())
+    transcript.verify(plan.out, officers)
+
+
+def _say_next(plan: _CeremonyPlan, operation: Operation) -> None:
+    version = f"{plan.name}/versions/1"
+    _say("")
+    _say(f"Done at {utc(datetime.now(UTC))}; the record is in {plan.out}:")
+    for file in sorted(plan.out.iterdir()):
+        _say(f"  {file.name}")
+    _say("Give a copy to the auditors. Anyone can check it with:")
+    _say(f"  signer ceremony --verify {plan.out} --officer A.pem --officer B.pem")
+    _say(f"The key signs nothing yet: {version} is PRE_ACTIVE. Next:")
+    if (operation.result or {}).get("certification_request"):
+        _say(f"  1. have the authority certify {plan.out / 'request.csr'}")
+        _say(
+            f"  2. signer operations propose import-certificate {version} CERT.pem --issuer CA.pem"
+        )
+        _say(f"  3. signer operations propose activate {version} --at TIME --sign-until TIME")
+    else:
+        _say(f"  signer operations propose activate {version} --at TIME --sign-until TIME")
+    _say("and before it signs, give verifiers the output of: signer keys export --form trust-list")

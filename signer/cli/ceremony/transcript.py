@@ -20,6 +20,7 @@ from typing import Any
 from cryptography import x509
 
 from signer.cli.operations.arguments import iso
+from signer.cli.output import explained
 from signer.client import Operation
 from signer.errors import OperatorError
 from signer.officers import approval
@@ -105,11 +106,8 @@ def verify(folder: Path, officers: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be read: {error.strerror}") from error
+    with explained(path, "read"), path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise OperatorError(f"{path} is longer than {MAX_BYTES} bytes")
     return data

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from signer.cli.keys.exporting import export
-from signer.cli.keys.plan import plan
 from signer.cli.keys.requests import certificates, requests
-from signer.cli.keys.rotating import rotate
+from signer.cli.keys.rotating import plan, rotate
 from signer.cli.keys.showing import csr, list_keys, show
 from signer.cli.keys.stopping import compromise, suspend, suspensions
 

@@ -1,21 +1,130 @@
-"""``signer keys export``: public material for verifiers."""
+"""``signer keys export``: public material for verifiers, in three forms."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import click
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from signer.cli.connection import client_options
-from signer.cli.keys.publication import FORMS, published, with_certificates
 from signer.cli.keys.showing import facility_option, listed
-from signer.cli.operations.arguments import write_file
-from signer.client import SignerClient
+from signer.cli.output import write_file
+from signer.client import KeyVersion, SignerClient
+from signer.errors import OperatorError
+from signer.keys.certificates import jwk_members, jwk_thumbprint
 from signer.text import count
+
+_SIGNED = frozenset({"ACTIVE", "SUSPENDED", "DEACTIVATED"})
+_RETIRED = frozenset({"DESTROY_SCHEDULED", "DESTROYED"})
+
+
+def published(versions: Iterable[KeyVersion], *, announced: bool) -> list[KeyVersion]:
+    """Returns the versions whose signatures verifiers should accept.
+
+    Those that sign or have signed: their signatures stay valid when they are suspended,
+    deactivated or destroyed. Never those that were marked as compromised, in whatever
+    state they are now. With ``announced`` also those with a planned activation, since
+    verifiers must know a key before it signs.
+    """
+    return [
+        version
+        for version in versions
+        if not version.compromised
+        and (
+            version.state in _SIGNED
+            or (version.state in _RETIRED and version.activate_at is not None)
+            or (announced and version.state == "PRE_ACTIVE" and version.activate_at is not None)
+        )
+    ]
+
+
+def jwks(versions: Iterable[KeyVersion]) -> str:
+    """Returns a JWK Set (RFC 7517); kid is the thumbprint of RFC 7638, as in JWS headers."""
+    keys = [
+        {
+            **_jwk(version),
+            "kid": version.jwk_thumbprint,
+            "alg": version.algorithm,
+            "use": "sig",
+        }
+        for version in versions
+    ]
+    return json.dumps({"keys": keys}, indent=2) + "\n"
+
+
+def _jwk(version: KeyVersion) -> dict[str, str]:
+    """Returns the members of a public key.
+
+    Raises OperatorError if their thumbprint is not the one that the appliance names.
+    """
+    try:
+        members = jwk_members(version.public_key)
+    except TypeError:
+        text = f"{version.name} has a kind of key that this program does not support"
+        raise OperatorError(text) from None
+    if jwk_thumbprint(version.public_key) != version.jwk_thumbprint:
+        raise OperatorError(
+            f"{version.name}: the thumbprint from the appliance is not that of its public key"
+        )
+    return members
+
+
+def trust_list(versions: Iterable[KeyVersion]) -> str:
+    """Returns the certificates in the form that the EU gateway gives to verifiers.
+
+    A JSON list, see eu-digital-green-certificates/dgc-gateway, trust list item. The country
+    is that of the certificate's subject, "" where it has none.
+    """
+    items = []
+    for version in _with_certificates(versions):
+        der = version.certificate or b""
+        subject = x509.load_der_x509_certificate(der).subject
+        countries = subject.get_attributes_for_oid(NameOID.COUNTRY_NAME)
+        digest = hashlib.sha256(der)
+        created = version.created
+        items.append(
+            {
+                "kid": base64.b64encode(digest.digest()[:8]).decode(),
+                "timestamp": f"{created:%Y-%m-%dT%H:%M:%SZ}" if created else None,
+                "country": str(countries[0].value) if countries else "",
+                "certificateType": "DSC",
+                "thumbprint": digest.hexdigest(),
+                "rawData": base64.b64encode(der).decode(),
+            }
+        )
+    return json.dumps(items, indent=2) + "\n"
+
+
+def certificates(versions: Iterable[KeyVersion]) -> str:
+    """Returns the certificates as one PEM bundle, each after the name of its version."""
+    parts = []
+    for version in _with_certificates(versions):
+        certificate = x509.load_der_x509_certificate(version.certificate or b"")
+        parts.append(f"# {version.name}\n{certificate.public_bytes(Encoding.PEM).decode()}")
+    return "".join(parts)
+
+
+def _with_certificates(versions: Iterable[KeyVersion]) -> list[KeyVersion]:
+    return [version for version in versions if version.certificate is not None]
+
+
+_FORMS: Mapping[str, Callable[[Iterable[KeyVersion]], str]] = {
+    "certificates": certificates,
+    "jwks": jwks,
+    "trust-list": trust_list,
+}
+"""The values of `--form`."""
 
 
 @click.command(short_help="Writes public keys or certificates for verifiers.")
-@click.option("--form", type=click.Choice(sorted(FORMS)), required=True, help="What to write.")
+@click.option("--form", type=click.Choice(sorted(_FORMS)), required=True, help="What to write.")
 @facility_option
 @click.option(
     "--announced/--no-announced",
@@ -53,12 +162,12 @@ def export(
       signer keys export --form jwks --client auditor.yaml > jwks.json
     """
     versions = published(listed(client, facility), announced=announced)
-    text: str = FORMS[form](versions)
+    text: str = _FORMS[form](versions)
     if out is None:
         click.echo(text, nl=False)
     else:
         write_file(out, text.encode())
-    included = versions if form == "jwks" else with_certificates(versions)
+    included = versions if form == "jwks" else _with_certificates(versions)
     without = len(versions) - len(included)
     more = f"; {count(without, 'more has', 'more have')} no certificate" if without else ""
     click.echo(f"{count(len(included), 'key version')}{more}", err=True)

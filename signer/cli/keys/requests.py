@@ -12,17 +12,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.cli.connection import client_options
-from signer.cli.keys.plan import key_of
-from signer.cli.keys.rotating import list_option, read_list
-from signer.cli.operations.arguments import certificates_in, write_file
+from signer.cli.keys.rotating import key_of, list_option, read_list
+from signer.cli.operations import follow_options
+from signer.cli.operations.arguments import certificates_in
 from signer.cli.operations.flow import LONG, only_one
-from signer.cli.operations.queries import follow_options
 from signer.cli.options import FILE, json_option
-from signer.cli.output import print_json
+from signer.cli.output import explained, print_json, write_file
 from signer.cli.progress import progress
 from signer.client import KeyVersion, Operation, SignerClient
 from signer.errors import OperatorError
-from signer.model import KeyName
+from signer.model import parse_key_or_version
 from signer.officers.approval import Proposal, parse
 from signer.text import count
 from signer.x509 import is_authority
@@ -71,10 +70,8 @@ def requests(
       signer keys certificates requests/*.pem --client officer-a.yaml
     """
     wanted = None if list_file is None else set(read_list(list_file))
-    try:
+    with explained(out, "made"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OperatorError(f"{out} cannot be made: {error.strerror}") from error
     identity = identity or only_one(client, "WAITING", _rotates)
     proposal = parse(client.operations.get(identity).content)
     if proposal.kind != "rotate" or not proposal.details.get("issuers"):
@@ -116,20 +113,18 @@ def may_wait(version: KeyVersion, proposal: Proposal) -> bool:
 
 def has_subject(request: str, version: str, template: str) -> bool:
     """Whether a request has the subject that a rotation's template gives for its version."""
-    key, number = KeyName.parse(key_of(version)), version.rpartition("/")[2]
-    subject = (
-        template.replace("{facility}", key.facility)
-        .replace("{key}", key.key)
-        .replace("{version}", number)
-    )
+    key, number = parse_key_or_version(version)
+    subject = template
+    for name, value in (("facility", key.facility), ("key", key.key), ("version", number)):
+        subject = subject.replace(f"{{{name}}}", str(value))
     actual = x509.load_pem_x509_csr(request.encode()).subject
     return actual == x509.Name.from_rfc4514_string(subject)
 
 
 def file_name(version: str) -> str:
     """Returns ``facility.key.vN.csr`` for a version."""
-    key = KeyName.parse(key_of(version))
-    return f"{key.facility}.{key.key}.v{version.rpartition('/')[2]}.csr"
+    key, number = parse_key_or_version(version)
+    return f"{key.facility}.{key.key}.v{number}.csr"
 
 
 @click.command(short_help="Gives a rotation its certificates.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -18,18 +18,21 @@ _reason_option = click.option(
 )
 
 
-class _Stopped(NamedTuple):
-    """What was stopped, and the key versions whose state was changed."""
+def _stopped(done: str, target: str, versions: Sequence[KeyVersion]) -> dict[str, Any]:
+    """Describes what was stopped, with the key versions whose state was changed."""
+    return {done: target, "key_versions": {version.name: version.state for version in versions}}
 
-    target: str
-    versions: Sequence[KeyVersion] = ()
 
-    def states(self) -> dict[str, str]:
-        return {version.name: version.state for version in self.versions}
-
-    def print_states(self) -> None:
-        for name, state in self.states().items():
-            click.echo(f"  {name} is {state}")
+def _print_stopped(stopped: dict[str, Any]) -> None:
+    if "suspended" in stopped:
+        click.echo(f"{stopped['suspended']} is suspended")
+    else:
+        click.echo(
+            f"{stopped['compromised']} is marked as compromised; give verifiers a new"
+            " `signer keys export`"
+        )
+    for name, state in stopped["key_versions"].items():
+        click.echo(f"  {name} is {state}")
 
 
 def read_target(text: str) -> str:
@@ -46,17 +49,12 @@ def read_target(text: str) -> str:
     return text
 
 
-def _print_suspended(stopped: _Stopped) -> None:
-    click.echo(f"{stopped.target} is suspended")
-    stopped.print_states()
-
-
 @click.command(short_help="Stops a key, a version, a facility, a group or everything.")
 @click.argument("target", metavar="TARGET", type=Text("TARGET", read_target))
 @_reason_option
 @client_options
-@output(lambda it: {"suspended": it.target, "key_versions": it.states()}, _print_suspended)
-def suspend(*, client: SignerClient, target: str, reason: str) -> _Stopped:
+@output(dict, _print_stopped)
+def suspend(*, client: SignerClient, target: str, reason: str) -> dict[str, Any]:
     """Stops a key, one version, a facility, a group or everything, at once.
 
     Nothing more is signed from the next chunk on. `signer operations propose resume`
@@ -69,6 +67,7 @@ def suspend(*, client: SignerClient, target: str, reason: str) -> _Stopped:
       signer keys suspend everything --reason "intruder" --client a.yaml
     """
     scope, _, name = target.partition("/")
+    versions: Sequence[KeyVersion] = ()
     if target == "everything":
         client.operations.suspend_everything(reason)
     elif scope == "groups":
@@ -76,23 +75,16 @@ def suspend(*, client: SignerClient, target: str, reason: str) -> _Stopped:
     elif "/" not in name:
         client.operations.suspend_facility(name, reason)
     else:
-        return _Stopped(target, client.operations.suspend_key(target, reason))
-    return _Stopped(target)
-
-
-def _print_compromised(stopped: _Stopped) -> None:
-    click.echo(
-        f"{stopped.target} is marked as compromised; give verifiers a new `signer keys export`"
-    )
-    stopped.print_states()
+        versions = client.operations.suspend_key(target, reason)
+    return _stopped("suspended", target, versions)
 
 
 @click.command(short_help="Ends a key or version for good: its signatures are in doubt.")
 @click.argument("name", metavar="NAME", type=KEY_OR_VERSION)
 @_reason_option
 @client_options
-@output(lambda it: {"compromised": it.target, "key_versions": it.states()}, _print_compromised)
-def compromise(*, client: SignerClient, name: str, reason: str) -> _Stopped:
+@output(dict, _print_stopped)
+def compromise(*, client: SignerClient, name: str, reason: str) -> dict[str, Any]:
     """Ends a key or one version at once and for good, because its signatures are in doubt.
 
     This cannot be undone. To stop a key for now, suspend it.
@@ -101,7 +93,7 @@ def compromise(*, client: SignerClient, name: str, reason: str) -> _Stopped:
       signer keys compromise facilities/moh/keys/dcc/versions/1 \\
         --reason "backup tape stolen" --client officer-a.yaml
     """
-    return _Stopped(name, client.operations.mark_compromised(name, reason))
+    return _stopped("compromised", name, client.operations.mark_compromised(name, reason))
 
 
 def _suspensions_value(suspensions: Sequence[Suspension]) -> list[dict[str, Any]]:

@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
 import click
 
-from signer.cli.operations.deciding import approve, reject, retry, submit
-from signer.cli.operations.propose import propose
-from signer.cli.operations.queries import list_operations, officers, show, wait
-
-
-@click.group(
-    commands=[approve, list_operations, officers, propose, reject, retry, show, submit, wait]
+from signer.cli.connection import client_options
+from signer.cli.operations.arguments import plain, read_file, utc
+from signer.cli.operations.flow import (
+    LONG,
+    OfficerKey,
+    changed_output,
+    confirm,
+    must_confirm,
+    next_step,
+    officer_options,
+    only_one,
+    operation_value,
+    print_outcome,
+    signed_count,
 )
+from signer.cli.operations.propose import propose
+from signer.cli.operations.requested import check_foreign
+from signer.cli.options import FILE, json_option, yes_option
+from signer.cli.output import output, print_json, print_table, write_file
+from signer.cli.progress import progress
+from signer.client import Officers, Operation, SignerClient
+from signer.errors import OperatorError
+from signer.keys.certificates import describe_certificate
+from signer.officers.approval import ApprovalError, parse
+
+_BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
+STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)
+WAIT_SECONDS = 3_600.0
+
+_identity_argument = click.argument("identity", metavar="ID")
+_timeout_option = click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 604_800),
+    default=WAIT_SECONDS,
+    show_default=True,
+    help="How long to wait for its end.",
+)
+
+
+@click.group(commands=[propose])
 def operations() -> None:
     """Proposes and approves operations, which need more than one officer.
 
@@ -25,3 +65,314 @@ def operations() -> None:
       signer operations show ID --client officer-b.yaml
       signer operations approve ID --wait --client officer-b.yaml
     """
+
+
+def _print_list(operations: list[Operation]) -> None:
+    # No table: an id that a narrow terminal folds cannot be copied.
+    click.echo(f"{'ID':<36}  {'KIND':<20}  {'STATE':<9}  SIGNED  {'PROPOSED':<20}  PROPOSER")
+    for operation in operations:
+        click.echo(
+            f"{operation.id}  {operation.kind:<20}  {operation.state:<9}"
+            f"  {len(operation.signatures)} of {operation.officers}  {utc(operation.proposed)}"
+            f"  {plain(operation.proposer)}"
+        )
+        if operation.note:
+            click.echo(f"  {plain(operation.note)}")
+
+
+@operations.command("list")
+@click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only these.")
+@client_options
+@output(lambda operations: list(map(operation_value, operations)), _print_list)
+def list_operations(*, client: SignerClient, state: str | None) -> list[Operation]:
+    """Lists operations, the newest first.
+
+    \b
+      signer operations list --client officer-b.yaml
+      signer operations list --state PROPOSED --client officer-b.yaml
+    """
+    return list(client.operations.list(state))
+
+
+@operations.command(short_help="Shows an operation: changes, signatures, result.")
+@_identity_argument
+@click.option("--bytes", "as_bytes", is_flag=True, help="Write exactly the bytes that are signed.")
+@click.option(
+    "--attachment",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what it names by its SHA-256 to FILE: a CSV, a list of keys, a policy.",
+)
+@client_options
+@json_option
+def show(
+    *,
+    client: SignerClient,
+    identity: str,
+    as_bytes: bool,
+    attachment: Path | None,
+    as_json: bool,
+) -> None:
+    """Shows an operation: what it changes, who has signed it, and its result.
+
+    \b
+      signer operations show ID --client officer-b.yaml
+      signer operations show ID --attachment facilities.csv --client officer-b.yaml
+    Sign it with another tool, and approve it with that signature:
+      signer operations show ID --bytes --client officer-b.yaml > operation
+      openssl dgst -sha256 -sign officer-b.key -out operation.sig operation
+      signer operations approve ID --signature operation.sig --client officer-b.yaml
+    """
+    if as_bytes and as_json:
+        raise click.UsageError("give --bytes or --json, not both")
+    operation = client.operations.get(identity)
+    if attachment is not None:
+        write_file(attachment, _named(client.operations.attachment(identity), operation))
+    if as_bytes:
+        click.echo(operation.content, nl=False)
+    elif as_json:
+        print_json(operation_value(operation))
+    else:
+        print_operation(operation)
+
+
+def _named(content: bytes, operation: Operation) -> bytes:
+    """Returns a document if the operation names its SHA-256; raises OperatorError."""
+    if hashlib.sha256(content).hexdigest().encode() not in operation.content:
+        raise OperatorError(
+            f"operation {operation.id} has no attachment, or the appliance returned another one"
+        )
+    return content
+
+
+def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
+    """Prints an operation for people."""
+    lines = [
+        f"operation {operation.id} ({operation.kind}) is {operation.state}",
+        f"proposed by {operation.proposer} at {utc(operation.proposed)}",
+        *(
+            f"signed by {signature.officer} at {utc(signature.signed)}"
+            for signature in operation.signatures
+        ),
+        signed_count(operation),
+    ]
+    if operation.total:
+        lines.append(f"{operation.done} of {operation.total} steps are done")
+    if operation.note:
+        lines.append(operation.note)
+    lines += [*operation.difference, *result_lines(operation.result or {})]
+    if not to_stderr:
+        lines.append(next_step(operation))
+    for line in lines:
+        click.echo(plain(line), err=to_stderr)
+
+
+def result_lines(result: Mapping[str, Any]) -> list[str]:
+    """Lays out the result of an operation: one value a line, without longer texts."""
+    lines = []
+    for name, value in sorted(result.items()):
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            lines += [label, *(f"  {line}" for line in result_lines(value))]
+        elif isinstance(value, list):
+            lines += [label, *(f"  {item}" for item in value)]
+        elif not (isinstance(value, str) and "\n" in value):
+            shown = ("yes" if value else "no") if isinstance(value, bool) else value
+            lines.append(f"{label:<20} {'-' if value is None else shown}")
+    return lines
+
+
+def _as_expected(operation: Operation) -> bool:
+    return operation.state not in _BAD_ENDS
+
+
+@operations.command(short_help="Waits until an operation is over or waits for certificates.")
+@_identity_argument
+@_timeout_option
+@client_options
+@output(operation_value, print_operation, ok=_as_expected)
+def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
+    """Waits until an operation is over, or waits for certificates.
+
+    The exit code is 1 where it failed, was rejected or has expired.
+
+    \b
+      signer operations wait ID --client officer-a.yaml
+    """
+    return follow(client, identity, timeout)
+
+
+def follow(client: SignerClient, identity: str, timeout: float) -> Operation:
+    """Waits for an operation, with a bar on a terminal and lines elsewhere (on stderr)."""
+
+    def line(done: int, total: int | None, state: str) -> str:
+        return f"{state}, {done} of {total} steps" if total else state
+
+    with progress("", line=line) as advance:
+        return client.operations.wait(
+            identity,
+            timeout,
+            lambda operation: advance(operation.done, operation.total or None, operation.state),
+        )
+
+
+def follow_options(command: Callable[..., Operation]) -> Callable[..., None]:
+    """Adds ``--wait``, ``--timeout`` and ``--json`` to a command that returns an operation."""
+
+    @click.option("--wait", "waits", is_flag=True, help="Wait for its end and exit as `wait` does.")
+    @_timeout_option
+    @json_option
+    @functools.wraps(command)
+    def wrapped(
+        *, client: SignerClient, waits: bool, timeout: float, as_json: bool, **options: Any
+    ) -> None:
+        operation = command(client=client, **options)
+        if waits:
+            operation = follow(client, operation.id, timeout)
+        if as_json:
+            print_json(operation_value(operation))
+        else:
+            (print_operation if waits else print_outcome)(operation)
+        if waits and not _as_expected(operation):
+            sys.exit(1)
+
+    return wrapped
+
+
+def _officers_value(answer: Officers) -> dict[str, Any]:
+    return {
+        "origin": answer.origin,
+        "needed": dict(sorted(answer.needed.items())),
+        "officers": [
+            {"principal": principal, "certificate": describe_certificate(certificate)}
+            for principal, certificate in answer.officers
+        ],
+    }
+
+
+def _print_officers(answer: Officers) -> None:
+    click.echo(f"log origin: {answer.origin}")
+    members = ("serial", "issuer", "not_after")
+    rows = (
+        (principal, *map(describe_certificate(certificate).__getitem__, members))
+        for principal, certificate in answer.officers
+    )
+    print_table(("officer", "certificate", "issuer", "valid until"), rows)
+    print_table(("kind", "officers needed"), sorted(answer.needed.items()))
+
+
+@operations.command(short_help="Shows the officers, and how many each kind of operation needs.")
+@client_options
+@output(_officers_value, _print_officers)
+def officers(*, client: SignerClient) -> Officers:
+    """Shows the officers, and how many each kind of operation needs.
+
+    \b
+      signer operations officers --client officer-a.yaml
+    """
+    return client.operations.officers()
+
+
+@operations.command(short_help="Proposes the bytes of a draft, signed elsewhere.")
+@click.argument("file", metavar="FILE", type=FILE)
+@click.option("--signature", metavar="FILE", type=FILE, required=True, help="Yours, over FILE.")
+@click.option("--attachment", metavar="FILE", type=FILE, help="What `--draft` wrote beside FILE.")
+@officer_options
+@changed_output
+def submit(
+    *,
+    client: SignerClient,
+    me: OfficerKey,
+    file: Path,
+    signature: Path,
+    attachment: Path | None,
+) -> Operation:
+    """Proposes the bytes that `propose --draft FILE` wrote, with your signature over them.
+
+    \b
+      signer operations propose destroy facilities/moh/keys/dcc/versions/1 --draft operation \\
+        --client officer-a.yaml
+      openssl dgst -sha256 -sign officer-a.key -out operation.sig operation
+      signer operations submit operation --signature operation.sig --client officer-a.yaml
+    """
+    content = read_file(file)
+    try:
+        proposal = parse(content)
+    except ApprovalError as error:
+        raise OperatorError(f"{file}: {error}; write it again with --draft") from error
+    if proposal.proposer != me.principal:
+        raise OperatorError(
+            f"{file} is a proposal of {proposal.proposer}, and you are {me.principal}"
+        )
+    sent = b"" if attachment is None else read_file(attachment)
+    return client.operations.propose(content, read_file(signature), sent, timeout=LONG)
+
+
+@operations.command(short_help="Signs another officer's proposal, after showing it.")
+@click.argument("identity", metavar="[ID]", required=False)
+@click.option("--signature", metavar="FILE", type=FILE, help="Yours, made with another tool.")
+@yes_option
+@officer_options
+@follow_options
+def approve(
+    *,
+    client: SignerClient,
+    me: OfficerKey,
+    identity: str | None,
+    signature: Path | None,
+    yes: bool,
+) -> Operation:
+    """Signs another officer's proposal, after showing what it changes.
+
+    Without ID it is the one proposal that waits for your signature, and you are asked to
+    confirm. With the last signature that it needs, the appliance executes it. The key is
+    that of the client file; a signature made elsewhere is given with --signature (see
+    `signer operations show --help`).
+
+    \b
+      signer operations approve --client officer-b.yaml
+      signer operations approve ID --signature operation.sig --wait --client officer-b.yaml
+    """
+    yes = yes or signature is not None
+    if yes and identity is None:
+        raise click.UsageError("--yes and --signature need the ID of the operation")
+    must_confirm(yes=yes)
+    if identity is None:
+        identity = only_one(client, "PROPOSED", me.may_sign)
+    operation = client.operations.get(identity)
+    proposal = check_foreign(operation.content, identity, me.principal)
+    print_operation(operation, to_stderr=True)
+    summary = f"{proposal.kind}, proposed by {plain(proposal.proposer)}"
+    digest = hashlib.sha256(operation.content).hexdigest()
+    click.echo(f"the bytes to sign: {summary}; their SHA-256 is {digest}", err=True)
+    confirm("Sign this?", yes=yes)
+    signed = me.sign(operation.content) if signature is None else read_file(signature)
+    return client.operations.approve(identity, signed, timeout=LONG)
+
+
+@operations.command(short_help="Rejects another officer's proposal, or withdraws yours.")
+@_identity_argument
+@click.option("--reason", metavar="TEXT", required=True, help="Why, for the other officers.")
+@client_options
+@changed_output
+def reject(*, client: SignerClient, identity: str, reason: str) -> Operation:
+    """Ends a proposal: rejects another officer's, or withdraws your own.
+
+    \b
+      signer operations reject ID --reason "the wrong facility" --client officer-b.yaml
+    """
+    return client.operations.reject(identity, reason)
+
+
+@operations.command(short_help="Continues a failed operation from where it stopped.")
+@_identity_argument
+@client_options
+@changed_output
+def retry(*, client: SignerClient, identity: str) -> Operation:
+    """Continues a failed operation from where it stopped, once the cause is fixed.
+
+    \b
+      signer operations retry ID --client officer-a.yaml
+      signer operations wait ID --client officer-a.yaml
+    """
+    return client.operations.retry(identity)

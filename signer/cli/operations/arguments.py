@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import click
 from cryptography import x509
 
+from signer.cli.output import explained
 from signer.errors import OperatorError
 from signer.model import KeyName, parse_key_or_version
 from signer.text import count
@@ -87,18 +88,8 @@ KEY_OR_VERSION = Text("NAME", _key_or_version)
 
 def read_file(path: Path) -> bytes:
     """Reads a file; raises OperatorError."""
-    try:
+    with explained(path, "read"):
         return path.read_bytes()
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file; raises OperatorError."""
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def certificates_in(path: Path) -> list[x509.Certificate]:

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,10 @@ from signer.cli.operations.arguments import (
     principal_of,
     read_file,
     utc,
-    write_file,
 )
 from signer.cli.operations.requested import OperationRequest, check_content
 from signer.cli.options import json_option, yes_option
-from signer.cli.output import output, print_json
+from signer.cli.output import output, print_json, write_file
 from signer.client import Operation, SignerClient, sign_operation
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
@@ -148,13 +147,9 @@ def prepare(
             click.echo(plain(problem), err=True)
         raise OperatorError("this cannot be proposed, for the reasons above")
     check_content(answer.content, requested, me.principal)
-    print_difference(answer.difference, to_stderr=to_stderr)
-    return answer.content
-
-
-def print_difference(lines: Iterable[str], *, to_stderr: bool = False) -> None:
-    for line in lines:
+    for line in answer.difference:
         click.echo(plain(line), err=to_stderr)
+    return answer.content
 
 
 def terminal() -> bool:

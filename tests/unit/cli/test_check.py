@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from signer.cli.check import check
+from signer.cli.checks import check
 
 REPOSITORY = Path(__file__).parents[3]
 BAD = REPOSITORY / "tests" / "unit" / "bad"

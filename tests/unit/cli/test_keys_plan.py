@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from signer.cli.keys.plan import due, end_of, names_due
+from signer.cli.keys.rotating import due, end_of, names_due
 from signer.client import KeyVersion
 from tests.unit.cli.operations_played import certify, der, version
 

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from signer.cli.keys.publication import certificates, jwks, published, trust_list
+from signer.cli.keys.exporting import certificates, jwks, published, trust_list
 from signer.client import KeyVersion
 from signer.errors import OperatorError
 from tests.unit.cli.operations_played import certify, der, of_key, version
