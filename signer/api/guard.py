@@ -1,26 +1,29 @@
 """What every call passes: admission, identity, role, the message, deadline, errors.
 
 Services get a ``Caller`` instead of gRPC's context; they return a message or raise
-CallError, and do not use gRPC.
+CallError, and do not use gRPC. A caller's principal is the one URI of the client's certificate,
+compared whole: not the common name, and not gRPC's property of all alternative names, which
+contains DNS names as well.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
+from cryptography import x509
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from signer.api import wire
-from signer.api.identity import AuthContext, principal_of
 from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
 from signer.events import Bug, CallBegan, CallDenied, CallEnded, Events
@@ -309,3 +312,36 @@ class CallLimit:
                 self._held[name] -= 1
                 if not self._held[name]:
                     del self._held[name]
+
+
+_TLS_VERSION = "TLSv1.3"
+AuthContext = Mapping[str, Iterable[bytes]]
+
+
+def principal_of(context: AuthContext, denied_serials: frozenset[int]) -> str:
+    """Returns the caller's principal from gRPC's auth context.
+
+    Raises CallError PEER_UNKNOWN if the certificate does not have exactly one URI or is on
+    the deny list, or if the connection is not known to use TLS 1.3 (grpcio reports the
+    version from 1.85 on).
+    """
+    if list(context.get("ssl_tls_version", ())) != [_TLS_VERSION.encode()]:
+        raise CallError(Reason.PEER_UNKNOWN, f"{_TLS_VERSION} is required: update the client")
+    uris = list(context.get("peer_uri", ()))
+    if len(uris) != 1:
+        raise CallError(
+            Reason.PEER_UNKNOWN,
+            f"the client certificate has {len(uris)} URIs, exactly one is needed: "
+            "ask your security officer for a certificate",
+        )
+    if denied_serials and _serial(b"".join(context.get("x509_pem_cert", ()))) in denied_serials:
+        raise CallError(
+            Reason.PEER_UNKNOWN,
+            "the client certificate is on the deny list: ask your security officer for another",
+        )
+    return uris[0].decode(errors="replace")
+
+
+@functools.lru_cache(maxsize=1024)
+def _serial(pem: bytes) -> int:
+    return x509.load_pem_x509_certificate(pem).serial_number

@@ -67,8 +67,7 @@ from signer.officers.proposals import Proposals
 from signer.officers.records import OperationRecords
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
-from signer.signing.evidence import Evidence
-from signer.signing.repeat import Repeats
+from signer.signing.evidence import Evidence, Repeats
 from signer.signing.request import Served
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from signer.errors import OperatorError
 from signer.events import Events, TokenDiffers
 from signer.hsm.front.service import Hsm
-from signer.keys.generation import TokenAdmin
+from signer.keys.lifecycle import TokenAdmin
 from signer.model import KeyState, KeyVersion, TokenObject, inventory_digest
 from signer.signing.request import Served
 

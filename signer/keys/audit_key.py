@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError, OperatorErrorKind
-from signer.keys.generation import NewKey, TokenAdmin, create_key
 from signer.keys.index import KeyIndex
+from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, KeyVersion
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import OperatorError
-from signer.keys.generation import TokenAdmin
+from signer.keys.lifecycle import TokenAdmin
 from signer.model import KeyVersion
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
-from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.samples import Sample
 
-from signer.observe.catalogue import BY_NAME, OK
+from signer.observe.catalogue import BY_NAME, OK, closed
 from signer.observe.history import Totals
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -29,28 +29,13 @@ def _samples(metric: Counter | Histogram, name: str) -> Iterator[Sample]:
     return (each for family in metric.collect() for each in family.samples if each.name == name)
 
 
-M = TypeVar("M", Counter, Histogram)
-
-
-class Labelled(dict[tuple[str, ...], M]):
-    """A metric by its label values; each combination is looked up in the metric only once."""
-
-    def __init__(self, metric: M) -> None:
-        super().__init__()
-        self.metric: M = metric
-
-    def __missing__(self, labels: tuple[str, ...]) -> M:
-        child: M = self.metric.labels(*labels)
-        self[labels] = child
-        return child
-
-
 class Metrics:
     """The counters and histograms of the catalogue.
 
     Prometheus sees a counter grow from one scrape to the next. One that begins with its first
     event has not grown, so no alert fires for that event. Counters of faults are therefore
-    there at 0 from the start, and those of items with the first batch of a kind.
+    there at 0 from the start, and those of items with the first batch of a kind. A child of a
+    metric is looked up there only once, by its label values.
     """
 
     def __init__(self, tokens: Sequence[str] = ()) -> None:
@@ -59,20 +44,22 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         counter, histogram = self._counter, self._histogram
-        self.requests = Labelled(counter("requests"))
-        self.call_failures = Labelled(counter("call_failures"))
-        self.durations = Labelled(histogram("request"))
-        self.items = Labelled(counter("items"))
-        self.stages = Labelled(histogram("stage"))
-        self.quotas = Labelled(counter("quota_rejections"))
-        self.restarts = Labelled(counter("worker_restarts"))
-        self.busy = Labelled(counter("worker_busy_seconds"))
-        self.logins = Labelled(counter("login_attempts"))
-        self.signatures = Labelled(histogram("hsm_call"))
-        self.checks = Labelled(counter("signature_checks"))
+        self._items, self._durations = counter("items"), histogram("request")
+        self.requests = cache(counter("requests").labels)
+        self.call_failures = cache(counter("call_failures").labels)
+        self.durations = cache(self._durations.labels)
+        self.items = cache(self._items.labels)
+        self.begin_items = cache(self._begin_items)
+        self.stages = cache(histogram("stage").labels)
+        self.quotas = cache(counter("quota_rejections").labels)
+        self.restarts = cache(counter("worker_restarts").labels)
+        self.busy = cache(counter("worker_busy_seconds").labels)
+        self.logins = cache(counter("login_attempts").labels)
+        self.signatures = cache(histogram("hsm_call").labels)
+        self.checks = cache(counter("signature_checks").labels)
         self.commits = histogram("audit_commit")
         self.records = counter("audit_records")
-        self.audit_failures = Labelled(counter("audit_failures"))
+        self.audit_failures = cache(counter("audit_failures").labels)
         self.forgotten = counter("audit_requests_forgotten")
         values = {"token": tokens, "method": (SIGN_BATCH,)}
         self._start_at_zero("signer_call_failures_total", self.call_failures, values)
@@ -82,12 +69,17 @@ class Metrics:
         self._start_at_zero("signer_audit_failures_total", self.audit_failures, values)
 
     def _start_at_zero(
-        self, name: str, counters: Labelled[Counter], values: Mapping[str, Sequence[str]]
+        self, name: str, counters: Callable[..., object], values: Mapping[str, Sequence[str]]
     ) -> None:
         """Makes a counter for all values of its labels, which are closed or in ``values``."""
         sets = [label.values or values.get(label.name, ()) for label in BY_NAME[name].labels]
         for labels in product(*sets):
-            counters[labels]
+            counters(*labels)
+
+    def _begin_items(self, *labels: str) -> None:
+        """Starts the items of a group, format and algorithm at 0, whatever may become of them."""
+        for reason in closed("signer_items_total", "reason"):
+            self.items(*labels, reason)
 
     def _counter(self, name: str) -> Counter:
         family = BY_NAME[f"signer_{name}_total"]
@@ -102,11 +94,11 @@ class Metrics:
     def totals(self) -> Totals:
         """Returns what the status page's history is made of."""
         items = Counts[bool]()
-        for sample in _samples(self.items.metric, "signer_items_total"):
+        for sample in _samples(self._items, "signer_items_total"):
             items[sample.labels["reason"] == OK] += int(sample.value)
         calls = [
             sample
-            for sample in _samples(self.durations.metric, "signer_request_duration_seconds_bucket")
+            for sample in _samples(self._durations, "signer_request_duration_seconds_bucket")
             if sample.labels["method"] == SIGN_BATCH
         ]
         counts = tuple(sample.value for sample in calls) or _NO_CALLS

@@ -20,7 +20,7 @@ from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
 from signer.events import Event, Handlers
 from signer.observe import logs
-from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT, closed
+from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.metrics import Metrics
 
 KEPT_ALARMS = 20
@@ -66,19 +66,17 @@ def _places(error: Exception) -> list[str]:
 
 
 def _chunk_ended(metrics: Metrics, event: events.ChunkEnded) -> None:
-    metrics.busy[event.token,].inc(event.busy)
-    metrics.signatures[event.token, "C_Sign"].observe(event.busy / event.items)
-    metrics.checks["correct",].inc(event.checked - event.wrong)
-    metrics.checks["wrong",].inc(event.wrong)
+    metrics.busy(event.token).inc(event.busy)
+    metrics.signatures(event.token, "C_Sign").observe(event.busy / event.items)
+    metrics.checks("correct").inc(event.checked - event.wrong)
+    metrics.checks("wrong").inc(event.wrong)
 
 
 def _items_ended(metrics: Metrics, event: events.ItemsEnded) -> None:
-    items, (*labels, reasons) = metrics.items, event
-    if (*labels, OK) not in items:  # the first of a kind: all its reasons begin at 0
-        for reason in closed("signer_items_total", "reason"):
-            items[*labels, reason]
+    *labels, reasons = event
+    metrics.begin_items(*labels)
     for reason, count in reasons.items():
-        items[*labels, reason].inc(count)
+        metrics.items(*labels, reason).inc(count)
 
 
 REACTIONS: Mapping[type[Any], Reaction] = dict(
@@ -87,7 +85,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
         _on(events.ItemsEnded, count=_items_ended),
         _on(
             events.QuotaRefused,
-            count=lambda metrics, event: metrics.quotas[event.group, event.window].inc(),
+            count=lambda metrics, event: metrics.quotas(event.group, event.window).inc(),
         ),
         _on(
             events.Bug,
@@ -115,13 +113,13 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             events.WorkerLeft,
             "worker_left",
             WARNING,
-            count=lambda metrics, event: metrics.restarts[event.token, event.cause].inc(),
+            count=lambda metrics, event: metrics.restarts(event.token, event.cause).inc(),
             alarm=lambda event: f"token {event.token}: {event.cause}",
         ),
         _on(
             events.LoginEnded,
             "login",
-            count=lambda metrics, event: metrics.logins[event.token, event.result].inc(),
+            count=lambda metrics, event: metrics.logins(event.token, event.result).inc(),
         ),
         # The audit log.
         _on(events.AuditStopped, "audit_stopped", ERROR, alarm=lambda event: event.text),
@@ -141,7 +139,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             events.CheckpointFailed,
             "checkpoint_failed",
             ERROR,
-            count=lambda metrics, _: metrics.audit_failures["checkpoint",].inc(),
+            count=lambda metrics, _: metrics.audit_failures("checkpoint").inc(),
             alarm=lambda event: event.text,
         ),
         _on(events.CheckpointShipped, "checkpoint_shipped", DEBUG),
@@ -149,7 +147,7 @@ REACTIONS: Mapping[type[Any], Reaction] = dict(
             events.ShippingFailed,
             "shipping_failed",
             ERROR,
-            count=lambda metrics, _: metrics.audit_failures["shipping",].inc(),
+            count=lambda metrics, _: metrics.audit_failures("shipping").inc(),
             alarm=lambda event: event.text,
         ),
         # The daemon.
@@ -301,7 +299,7 @@ class Reports:
         self._call.timings = Counter[str]()
 
     def _stage_ended(self, event: events.StageEnded) -> None:
-        self.metrics.stages[event.stage,].observe(event.seconds, self._exemplar())
+        self.metrics.stages(event.stage).observe(event.seconds, self._exemplar())
         if (timings := getattr(self._call, "timings", None)) is not None:
             timings[event.stage] += event.seconds
 
@@ -309,11 +307,11 @@ class Reports:
         method, code, reason, seconds, notes = event
         metrics, fields = self.metrics, dict(notes)
         by_client = notes.get("limit") == CLIENT_LIMIT
-        metrics.requests[method, code].inc()
-        metrics.durations[method,].observe(seconds, self._exemplar())
+        metrics.requests(method, code).inc()
+        metrics.durations(method).observe(seconds, self._exemplar())
         if reason != OK:
             failure = OVERLOADED_BY_CLIENT if by_client else reason
-            metrics.call_failures[method, failure].inc()
+            metrics.call_failures(method, failure).inc()
         if timings := getattr(self._call, "timings", None):
             fields["timings"] = {stage: round(value, 6) for stage, value in timings.items()}
         self._call.timings = None

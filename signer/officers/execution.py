@@ -14,7 +14,7 @@ from typing import Any
 
 from signer.errors import CallError, ConfigError, OperatorError
 from signer.events import OperationBug
-from signer.keys.writing import Writing
+from signer.keys.registry import Writing
 from signer.officers import store
 from signer.officers.approval import Proposal, check_approved
 from signer.officers.kinds.base import (

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from signer.errors import OperatorError, answered, invalid
-from signer.keys.writing import Writing
+from signer.keys.registry import Writing
 from signer.officers import store
 from signer.officers.approval import (
     MAX_BYTES,

@@ -11,9 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from signer.errors import CallError, Reason
-from signer.keys.registry import Registry
+from signer.keys.registry import Registry, Writing
 from signer.keys.schema import operations, signatures
-from signer.keys.writing import Writing
 from signer.officers.approval import Proposal, Signature, parse
 
 

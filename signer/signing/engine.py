@@ -30,8 +30,7 @@ from signer.model import (
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
-from signer.signing.evidence import EarlierAnswer, Evidence, failure_texts
-from signer.signing.repeat import Repeats, repeated
+from signer.signing.evidence import EarlierAnswer, Evidence, Repeats, failure_texts, repeated
 from signer.signing.request import BatchRequest, BatchResult, HsmInputs, Served, Snapshot
 
 FAILURE_BYTES = 400

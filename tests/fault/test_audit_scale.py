@@ -30,8 +30,7 @@ from signer.clock import SystemClock
 from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
-from signer.signing.evidence import Evidence
-from signer.signing.repeat import Repeats
+from signer.signing.evidence import Evidence, Repeats
 from signer.signing.request import BatchRequest
 from tests.stand_ins import small_log
 

@@ -26,7 +26,7 @@ KILLED = """
 import os, signal, sys, pathlib
 from signer.daemon import app as daemon
 from signer.officers.records import OperationRecords
-from signer.keys.writing import Writing
+from signer.keys.registry import Writing
 from signer.officers.kinds import enrolment
 from signer.officers import execution
 from signer.officers.kinds import create_key as making

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.algorithms import Algorithm
 from signer.config.loader import load_config
 from signer.hsm.front.admin import open_admin
-from signer.keys.generation import NewKey, create_key
+from signer.keys.lifecycle import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyState, KeyVersion
 from signer.tools.dev import key_plan as plan

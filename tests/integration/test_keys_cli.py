@@ -15,7 +15,7 @@ from signer.config.loader import load_config
 from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
-from signer.keys.generation import NewKey, cka_id, create_key
+from signer.keys.lifecycle import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
 from signer.model import KeyName
 from tests.appliances import Appliance

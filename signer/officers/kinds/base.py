@@ -21,9 +21,8 @@ from signer.clock import Clock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
-from signer.keys.generation import TokenAdmin
-from signer.keys.registry import Registry, RegistryState
-from signer.keys.writing import Change
+from signer.keys.lifecycle import TokenAdmin
+from signer.keys.registry import Change, Registry, RegistryState
 from signer.model import KeyName, KeyVersion, Suspension, parse_key_or_version
 from signer.officers import store
 from signer.officers.records import OperationRecords

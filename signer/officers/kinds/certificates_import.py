@@ -19,7 +19,7 @@ from signer.keys.certificates import (
     extended_key_usages,
     read_certificate,
 )
-from signer.keys.writing import Change
+from signer.keys.registry import Change
 from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.base import (
     Details,

@@ -17,7 +17,7 @@ from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import fingerprint
 from signer.keys.csr import make_request
-from signer.keys.generation import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
+from signer.keys.lifecycle import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
 from signer.model import Format, KeyName, KeyVersion
 from signer.officers.kinds.base import (
     Details,

@@ -15,7 +15,7 @@ from signer.config.policy_documents import PolicyFile, PolicyText, policy_files,
 from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import fits
-from signer.keys.generation import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
+from signer.keys.lifecycle import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
 from signer.model import IDENTIFIER, Format, KeyName, KeyVersion
 from signer.officers.kinds.base import (
     FACILITIES_SHOWN,

@@ -17,8 +17,8 @@ from pydantic import Field
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.certificates import certified
-from signer.keys.generation import NewKey, cka_id_of
-from signer.keys.writing import Change, ChangedMeanwhileError
+from signer.keys.lifecycle import NewKey, cka_id_of
+from signer.keys.registry import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion
 from signer.officers.kinds.base import (
     Details,

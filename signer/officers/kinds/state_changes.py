@@ -10,7 +10,7 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.keys import lifecycle
-from signer.keys.writing import Change
+from signer.keys.registry import Change
 from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
 from signer.officers.kinds.base import (
     TIMES,

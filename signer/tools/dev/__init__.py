@@ -27,10 +27,9 @@ from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
 from signer.keys.audit_key import ensure_audit_key
 from signer.keys.certificates import certified, public_key_pem
-from signer.keys.generation import NewKey, create_key
 from signer.keys.index import KeyIndex
-from signer.keys.registry import Registry
-from signer.keys.writing import Change
+from signer.keys.lifecycle import NewKey, create_key
+from signer.keys.registry import Change, Registry
 from signer.officers.kinds.officer_change import first_officers
 from signer.officers.records import OfficersRecord
 from signer.tools.dev import key_plan as plan

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.api.identity import principal_of
+from signer.api.guard import principal_of
 from signer.errors import CallError, Reason
 
 URI = "spiffe://signer.example/facility/01-001"

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys.generation import NewKey, TokenAdmin, create_key
+from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyVersion
 

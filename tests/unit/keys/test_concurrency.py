@@ -10,9 +10,8 @@ from signer.errors import OperatorError
 from signer.keys import database
 from signer.keys.database import RegistryError
 from signer.keys.index import KeyIndex
-from signer.keys.registry import Registry
+from signer.keys.registry import Change, Registry
 from signer.keys.schema import key_versions
-from signer.keys.writing import Change
 from signer.model import KeyState, Scope, Suspension
 from tests.unit.keys.made import make
 

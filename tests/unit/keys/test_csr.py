@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.csr import make_request
-from signer.keys.generation import NewKey, create_key
+from signer.keys.lifecycle import NewKey, create_key
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyVersion
 

@@ -6,8 +6,8 @@ import pytest
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.certificates import cose_kid, fits, jwk_thumbprint
-from signer.keys.generation import NewKey, cka_id, create_key
 from signer.keys.index import KeyIndex
+from signer.keys.lifecycle import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyState
 

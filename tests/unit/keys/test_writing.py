@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from signer.errors import OperatorError
 from signer.keys.index import KeyIndex
-from signer.keys.registry import Registry
-from signer.keys.writing import Change, ChangedMeanwhileError
+from signer.keys.registry import Change, ChangedMeanwhileError, Registry
 from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension
 from tests.unit.keys.made import make
 

@@ -27,9 +27,8 @@ from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy
 from signer.daemon.catch_up import CatchUp
 from signer.daemon.serving import Serving, read_state, snapshot_of
-from signer.keys.generation import TokenAdmin
-from signer.keys.registry import Registry
-from signer.keys.writing import Writing
+from signer.keys.lifecycle import TokenAdmin
+from signer.keys.registry import Registry, Writing
 from signer.model import KeyVersion, parse_key_or_version
 from signer.officers.approval import Proposal
 from signer.officers.emergency import EmergencyStops

@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 
 from signer.errors import CallError
-from signer.keys.generation import cka_id_of
+from signer.keys.lifecycle import cka_id_of
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, MINISTRY, START, Stage
 

@@ -19,8 +19,7 @@ from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
-from signer.signing.evidence import Evidence
-from signer.signing.repeat import Repeats
+from signer.signing.evidence import Evidence, Repeats
 from signer.signing.request import Served, Snapshot
 from tests.stand_ins import FakeHsm, small_log
 
