@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from signer import __version__
@@ -64,12 +64,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             ) from error
         caller.notes |= {"policy_changed": changed.policy_changed}
         return control_pb2.ReloadResponse(
-            policy_sha256=self._served.snapshot.policy.sha256,
-            policy_changed=changed.policy_changed,
-            certificate_changed=changed.certificate_changed,
-            log_level=changed.log_level,
-            log_level_changed=changed.log_level_changed,
-            restart_needed=changed.restart_needed,
+            policy_sha256=self._served.snapshot.policy.sha256, **asdict(changed)
         )
 
     def GetStatus(
@@ -91,17 +86,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             key_versions=len(snapshot.keys),
             queued_items=sum(waiting.values()),
             differences=self._daemon.differences,
-            workers=[
-                control_pb2.WorkerStatus(
-                    token=worker.token,
-                    pid=worker.pid,
-                    state=worker.state,
-                    starts=worker.starts,
-                    items=worker.items,
-                    reason=worker.reason,
-                )
-                for worker in self._hsm.status()
-            ],
+            workers=[control_pb2.WorkerStatus(**asdict(each)) for each in self._hsm.status()],
             busiest=[
                 control_pb2.FacilityUsage(
                     facility=facility, items=items, queued_items=waiting.get(facility, 0)

@@ -7,7 +7,7 @@ from signer.api.guard import Caller
 from signer.api.wire import PAGE_BYTES, page_size
 from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
-from signer.model import IDENTIFIER, KeyName, KeyVersion, Role, parse_key_or_version
+from signer.model import IDENTIFIER, Format, KeyName, KeyVersion, Role, parse_key_or_version
 from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
 from signer.policy.usage import Usage
 from signer.signing.request import Served, Snapshot
@@ -108,13 +108,13 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         primary = snapshot.keys.primary(name, now)
         key = keys_pb2.Key(
             name=str(name),
-            algorithm=wire.ALGORITHMS[snapshot.keys.versions(name)[0].algorithm],
+            algorithm=f"ALGORITHM_{snapshot.keys.versions(name)[0].algorithm.name}",
             primary=self._shown(snapshot, primary, caller) if primary else None,
         )
         terms = may_use(snapshot.policy, caller.principal, name)
         if terms is not None:
-            key.formats.extend(sorted(wire.NUMBERS[name] for name in terms.formats))
-            key.max_batch_items = terms.max_batch_items
+            allowed = [f"FORMAT_{each.name}" for each in Format if each in terms.formats]
+            key.MergeFrom(keys_pb2.Key(formats=allowed, max_batch_items=terms.max_batch_items))
             left = self._usage.remaining(terms.facility, terms.quotas, now)
             for quota, remaining in zip(terms.quotas, left, strict=True):
                 key.quotas.add(

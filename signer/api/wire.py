@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from signer.algorithms import Algorithm
 from signer.errors import TABLE, CallError, Failure, Reason, Violation, invalid
 from signer.model import Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
@@ -24,20 +23,8 @@ LARGEST_PAGE = 1000
 PAGE_BYTES = 1024 * 1024
 """A page ends after the entry that passes this size: entries can be long."""
 
-FORMATS: Mapping[signing_pb2.Format, Format] = {
-    signing_pb2.FORMAT_DIGEST: Format.DIGEST,
-    signing_pb2.FORMAT_MESSAGE: Format.MESSAGE,
-    signing_pb2.FORMAT_JWS: Format.JWS,
-    signing_pb2.FORMAT_COSE_SIGN1: Format.COSE_SIGN1,
-    signing_pb2.FORMAT_HCERT: Format.HCERT,
-}
-NUMBERS: Mapping[Format, signing_pb2.Format] = {name: number for number, name in FORMATS.items()}
-ALGORITHMS: Mapping[Algorithm, keys_pb2.Algorithm] = {
-    Algorithm.ES256: keys_pb2.ALGORITHM_ES256,
-    Algorithm.ES384: keys_pb2.ALGORITHM_ES384,
-    Algorithm.RS256: keys_pb2.ALGORITHM_RS256,
-    Algorithm.PS256: keys_pb2.ALGORITHM_PS256,
-    Algorithm.EDDSA: keys_pb2.ALGORITHM_EDDSA,
+FORMATS: Mapping[int, Format] = {
+    signing_pb2.Format.Value(f"FORMAT_{each.name}"): each for each in Format
 }
 
 
@@ -92,7 +79,7 @@ def key_version(
     """Returns a version as the API shows it, in its state at this time."""
     return keys_pb2.KeyVersion(
         name=version.name,
-        algorithm=ALGORITHMS[version.algorithm],
+        algorithm=f"ALGORITHM_{version.algorithm.name}",
         state=f"KEY_STATE_{state}",
         public_key=version.spki,
         certificate=version.certificate or b"",

@@ -17,7 +17,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from threading import Event
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -41,23 +40,21 @@ from signer.client._errors import (
     UnavailableError,
     from_status,
 )
-from signer.client._operation_values import (
-    Officer,
-    Officers,
-    OfficerSignature,
-    Operation,
-    Prepared,
-    Suspension,
-)
 from signer.client._operations import OVER, Operations, sign_operation
 from signer.client._values import (
     ItemResult,
     Key,
     KeyVersion,
     LogRecord,
+    Officer,
+    Officers,
+    OfficerSignature,
+    Operation,
+    Prepared,
     Quota,
     Reloaded,
     Status,
+    Suspension,
     Usage,
     Worker,
     read_key,
@@ -166,12 +163,7 @@ class SignerClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

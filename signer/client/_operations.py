@@ -16,17 +16,18 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from signer.client._batches import BATCH_BYTES
 from signer.client._calls import DEFAULT_TIMEOUT, ask, pages
 from signer.client._errors import DeadlineError, SignerClientError
-from signer.client._operation_values import (
+from signer.client._values import (
+    KeyVersion,
     Officers,
     Operation,
     Prepared,
     Suspension,
+    read_key_version,
     read_officers,
     read_operation,
     read_prepared,
     read_suspension,
 )
-from signer.client._values import KeyVersion, read_key_version
 from signer.errors import Code
 from signer.v1 import operations_pb2 as pb
 from signer.v1 import operations_pb2_grpc

@@ -13,7 +13,7 @@ from signer.config.models import Config
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving
 from signer.hsm.front.service import Hsm
-from signer.observe.gauges import KeyReadings, Reading, Values, readings, scalars
+from signer.observe.gauges import KeyReadings, Readings, readings
 from signer.observe.history import History
 from signer.observe.page import DaemonState, page
 from signer.observe.reports import Reports
@@ -72,7 +72,7 @@ class StatusReader:
         registry = unfollowed if self.serving.error else ""
         return [doubt for doubt in (registry, self.clock.doubt()) if doubt]
 
-    def readings(self) -> list[Reading]:
+    def readings(self) -> Readings:
         """Returns every gauge as it is now."""
         log, now = self.log, self.clock.now()
         values: dict[str, float] = {
@@ -91,15 +91,14 @@ class StatusReader:
             "signer_disk_low_bytes": self.config.audit.low_disk_bytes,
         }
         checkpoint = self.sealing.checkpoint_time
-        checkpoints: Values = {(): checkpoint} if checkpoint else {}
         expiries = self.certificates.expiries()
         monotonic = self.clock.monotonic()
-        return [
-            *readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
-            *self._keys(self.served.snapshot, now, monotonic),
-            *scalars(values),
-            Reading("signer_audit_checkpoint_timestamp_seconds", checkpoints),
-        ]
+        return {
+            **readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
+            **self._keys(self.served.snapshot, now, monotonic),
+            **{name: {(): value} for name, value in values.items()},
+            "signer_audit_checkpoint_timestamp_seconds": {(): checkpoint} if checkpoint else {},
+        }
 
     def page(self) -> str:
         """Returns the status page as HTML."""
@@ -112,7 +111,7 @@ class StatusReader:
                 reasons=self.reasons(),
                 # Without the database's text: everyone who reaches the port can read this.
                 doubts=self._doubts("the registry is not followed: see the log"),
-                gauges={reading.name: reading.values for reading in self.readings()},
+                gauges=self.readings(),
                 workers=self.hsm.status(),
                 samples=self._history.samples(),
                 alarms=self.reports.alarms.newest(),

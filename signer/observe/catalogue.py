@@ -7,6 +7,7 @@ from closed sets. The facility is never a label (there are 15,000 facilities); i
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from signer.algorithms import Algorithm
@@ -35,9 +36,16 @@ class Family(NamedTuple):
     """A metric as Prometheus sees it."""
 
     name: str
-    kind: MetricType
     text: str
-    labels: tuple[Label, ...] = ()
+    labels: tuple[Label, ...]
+
+    @property
+    def kind(self) -> MetricType:
+        """Returns the type, which the name's last part says."""
+        if self.name.endswith("_total"):
+            return MetricType.COUNTER
+        durations = self.name.endswith("_duration_seconds")
+        return MetricType.HISTOGRAM if durations else MetricType.GAUGE
 
 
 def _reasons(scope: Extent) -> tuple[str, ...]:
@@ -46,208 +54,144 @@ def _reasons(scope: Extent) -> tuple[str, ...]:
 
 OK = "ok"
 OVERLOADED_BY_CLIENT = "OVERLOADED_BY_CLIENT"
-_CODES = "gRPC status codes, for example OK or UNAVAILABLE"
+_CODE = Label("code", source="gRPC status codes, for example OK or UNAVAILABLE")
 _TOKEN = Label("token", source="labels of tokens in signer.yaml")
 _GROUP = Label("group", source="groups of facilities in the policy; empty without one")
 _METHOD = Label("method", source="methods, for example /signer.v1.SigningService/SignBatch")
 _CLASS = Label("class", ("high", "normal", "low"))
-_C, _G, _H = MetricType.COUNTER, MetricType.GAUGE, MetricType.HISTOGRAM
 
-FAMILIES = (
+_TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     # Calls.
-    Family(
-        "signer_requests_total",
-        _C,
-        "Calls by method and gRPC code.",
-        (_METHOD, Label("code", source=_CODES)),
-    ),
-    Family(
-        "signer_call_failures_total",
-        _C,
-        "Calls that were refused or failed as a whole, by reason (docs/errors.md). "
-        f"{OVERLOADED_BY_CLIENT}: the client had reached `limits.calls_per_client`.",
+    "signer_requests_total": ("Calls by method and gRPC code.", _METHOD, _CODE),
+    "signer_call_failures_total": (
         (
-            _METHOD,
-            Label("reason", (*_reasons(Extent.CALL), OVERLOADED_BY_CLIENT, "CANCELLED")),
+            "Calls that were refused or failed as a whole, by reason (docs/errors.md). "
+            f"{OVERLOADED_BY_CLIENT}: the client had reached `limits.calls_per_client`."
         ),
+        _METHOD,
+        Label("reason", (*_reasons(Extent.CALL), OVERLOADED_BY_CLIENT, "CANCELLED")),
     ),
-    Family(
-        "signer_request_duration_seconds",
-        _H,
+    "signer_request_duration_seconds": (
         "Duration of a call inside the daemon; exemplars have the trace id.",
-        (_METHOD,),
+        _METHOD,
     ),
-    Family("signer_calls_at_work", _G, "Calls in progress, without health checks."),
-    Family("signer_calls_limit", _G, "Calls that may be in progress at once: `limits.calls`."),
-    Family(
-        "signer_items_total",
-        _C,
+    "signer_calls_at_work": ("Calls in progress, without health checks.",),
+    "signer_calls_limit": ("Calls that may be in progress at once: `limits.calls`.",),
+    "signer_items_total": (
         "Items of batches by result: ok, or the reason of their failure.",
-        (
-            _GROUP,
-            Label("format", tuple(map(str, Format))),
-            Label("algorithm", tuple(map(str, Algorithm))),
-            Label("reason", (OK, *_reasons(Extent.ITEM))),
-        ),
+        _GROUP,
+        Label("format", tuple(map(str, Format))),
+        Label("algorithm", tuple(map(str, Algorithm))),
+        Label("reason", (OK, *_reasons(Extent.ITEM))),
     ),
-    Family(
-        "signer_stage_duration_seconds",
-        _H,
+    "signer_stage_duration_seconds": (
         "Duration of each stage of a batch; queue is the first part of hsm.",
-        (Label("stage", ("authorise", "format", "audit", "hsm", "queue")),),
+        Label("stage", ("authorise", "format", "audit", "hsm", "queue")),
     ),
-    Family(
-        "signer_quota_rejections_total",
-        _C,
+    "signer_quota_rejections_total": (
         "Batches that a quota refused.",
-        (_GROUP, Label("window", ("second", "minute", "hour", "day"))),
+        _GROUP,
+        Label("window", ("second", "minute", "hour", "day")),
     ),
     # The queue and the HSM.
-    Family("signer_queue_items", _G, "Items in the queue for a worker.", (_CLASS,)),
-    Family(
-        "signer_queue_oldest_timestamp_seconds",
-        _G,
+    "signer_queue_items": ("Items in the queue for a worker.", _CLASS),
+    "signer_queue_oldest_timestamp_seconds": (
         "When the oldest queued item was queued; absent while the queue is empty.",
-        (_CLASS,),
+        _CLASS,
     ),
-    Family(
-        "signer_workers",
-        _G,
+    "signer_workers": (
         "Workers by state.",
-        (_TOKEN, Label("state", ("starting", "serving", "stopping", "failed"))),
+        _TOKEN,
+        Label("state", ("starting", "serving", "stopping", "failed")),
     ),
-    Family(
-        "signer_worker_restarts_total",
-        _C,
+    "signer_worker_restarts_total": (
         "Worker processes that ended, by cause.",
-        (_TOKEN, Label("cause", tuple(map(str, FailureKind)))),
+        _TOKEN,
+        Label("cause", tuple(map(str, FailureKind))),
     ),
-    Family(
-        "signer_worker_busy_seconds_total", _C, "Seconds that workers spent on chunks.", (_TOKEN,)
-    ),
-    Family(
-        "signer_login_attempts_total",
-        _C,
+    "signer_worker_busy_seconds_total": ("Seconds that workers spent on chunks.", _TOKEN),
+    "signer_login_attempts_total": (
         "Logins to tokens, by result.",
-        (_TOKEN, Label("result", (OK, str(FailureKind.PIN_REJECTED)))),
+        _TOKEN,
+        Label("result", (OK, str(FailureKind.PIN_REJECTED))),
     ),
-    Family(
-        "signer_pin_latched",
-        _G,
+    "signer_pin_latched": (
         "1 while the PIN of a token is latched: an operator must run `signer token unlatch`.",
-        (_TOKEN,),
+        _TOKEN,
     ),
-    Family(
-        "signer_hsm_call_duration_seconds",
-        _H,
+    "signer_hsm_call_duration_seconds": (
         "Mean duration of a signature in a chunk, with its verification.",
-        (_TOKEN, Label("call", ("C_Sign",))),
+        _TOKEN,
+        Label("call", ("C_Sign",)),
     ),
-    Family(
-        "signer_signature_checks_total",
-        _C,
+    "signer_signature_checks_total": (
         "Signatures that were verified before release.",
-        (Label("result", ("correct", "wrong")),),
+        Label("result", ("correct", "wrong")),
     ),
     # The audit log.
-    Family("signer_audit_commit_duration_seconds", _H, "Duration of a group commit."),
-    Family(
-        "signer_audit_commit_started_timestamp_seconds",
-        _G,
+    "signer_audit_commit_duration_seconds": ("Duration of a group commit.",),
+    "signer_audit_commit_started_timestamp_seconds": (
         "When the commit in progress began; 0 without one.",
     ),
-    Family("signer_audit_records_total", _C, "Durable records of the audit log."),
-    Family("signer_audit_open_intents", _G, "Intents whose outcome is not durable yet."),
-    Family(
-        "signer_audit_checkpoint_timestamp_seconds",
-        _G,
+    "signer_audit_records_total": ("Durable records of the audit log.",),
+    "signer_audit_open_intents": ("Intents whose outcome is not durable yet.",),
+    "signer_audit_checkpoint_timestamp_seconds": (
         "When the last checkpoint was signed; absent before the first.",
     ),
-    Family(
-        "signer_audit_unsigned_since_timestamp_seconds",
-        _G,
+    "signer_audit_unsigned_since_timestamp_seconds": (
         "Since when some records are not covered by a checkpoint; 0 without such records.",
     ),
-    Family(
-        "signer_audit_failures_total",
-        _C,
+    "signer_audit_failures_total": (
         "Checkpoints that could not be signed, stored or shipped.",
-        (Label("step", ("checkpoint", "shipping")),),
+        Label("step", ("checkpoint", "shipping")),
     ),
-    Family(
-        "signer_audit_requests_forgotten_total",
-        _C,
+    "signer_audit_requests_forgotten_total": (
         "Request ids that were forgotten before 24 hours, because their caller sends too many.",
     ),
-    Family(
-        "signer_audit_stopped",
-        _G,
+    "signer_audit_stopped": (
         "1 after a write failed or disk space ran low: nothing is signed until a restart.",
     ),
-    Family("signer_disk_free_bytes", _G, "Free bytes on the log's disk at the last commit."),
-    Family(
-        "signer_disk_low_bytes",
-        _G,
-        "Nothing is signed below so many free bytes.",
-    ),
+    "signer_disk_free_bytes": ("Free bytes on the log's disk at the last commit.",),
+    "signer_disk_low_bytes": ("Nothing is signed below so many free bytes.",),
     # Keys, officers, certificates.
-    Family(
-        "signer_key_versions",
-        _G,
-        "Key versions by state.",
-        (Label("state", tuple(map(str, KeyState))),),
+    "signer_key_versions": ("Key versions by state.", Label("state", tuple(map(str, KeyState)))),
+    "signer_key_expiry_timestamp_seconds": (
+        (
+            "When the next key of a group will have no version that may sign. Keys without an end "
+            "and keys that have ended do not count."
+        ),
+        _GROUP,
     ),
-    Family(
-        "signer_key_expiry_timestamp_seconds",
-        _G,
-        "When the next key of a group will have no version that may sign. Keys without an end "
-        "and keys that have ended do not count.",
-        (_GROUP,),
-    ),
-    Family(
-        "signer_keys_ended",
-        _G,
+    "signer_keys_ended": (
         "Keys that no longer sign because their time ran out; without those that officers ended.",
-        (_GROUP,),
+        _GROUP,
     ),
-    Family(
-        "signer_tls_expiry_timestamp_seconds",
-        _G,
+    "signer_tls_expiry_timestamp_seconds": (
         "When the server's certificates end (notAfter).",
-        (Label("certificate", ("server", "client_ca")),),
+        Label("certificate", ("server", "client_ca")),
     ),
-    Family("signer_operations_pending", _G, "Proposals of officers that wait for approvals."),
+    "signer_operations_pending": ("Proposals of officers that wait for approvals.",),
     # The daemon.
-    Family("signer_ready", _G, "1 while the daemon serves; if not, /readyz says why."),
-    Family(
-        "signer_time_seconds",
-        _G,
-        "The machine's clock at the scrape, in seconds since 1970.",
-    ),
-    Family(
-        "signer_clock_doubtful",
-        _G,
+    "signer_ready": ("1 while the daemon serves; if not, /readyz says why.",),
+    "signer_time_seconds": ("The machine's clock at the scrape, in seconds since 1970.",),
+    "signer_clock_doubtful": (
         "1 while the machine's clock is behind the log, or after it has jumped.",
     ),
-    Family(
-        "signer_registry_unreadable",
-        _G,
+    "signer_registry_unreadable": (
         "1 while the registry cannot be read: suspensions by other appliances have no effect.",
     ),
-    Family(
-        "signer_config_info",
-        _G,
+    "signer_config_info": (
         "The policy in force; always 1.",
-        (Label("sha256", source="SHA-256 of the policy"),),
+        Label("sha256", source="SHA-256 of the policy"),
     ),
-    Family(
-        "signer_build_info",
-        _G,
+    "signer_build_info": (
         "The software version; always 1.",
-        (Label("version", source="version of the software"),),
+        Label("version", source="version of the software"),
     ),
-)
+}
+"""By name: the help text and the labels."""
 
+FAMILIES = tuple(Family(name, text, tuple(labels)) for name, (text, *labels) in _TABLE.items())
 BY_NAME = {family.name: family for family in FAMILIES}
 
 

@@ -6,7 +6,6 @@ import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import product
 
 from cryptography import x509
@@ -20,6 +19,8 @@ from signer.observe.catalogue import BY_NAME, closed
 from signer.signing.request import Snapshot
 
 Values = Mapping[tuple[str, ...], float]
+Readings = Mapping[str, Values]
+"""Gauges of the catalogue: the present values of each by label values."""
 KEYS_SECONDS = 10.0
 """How old the gauges of keys may get: reading all keys takes a while, and time ends some."""
 KEYS_CHANGED_SECONDS = 2.0
@@ -27,38 +28,24 @@ KEYS_CHANGED_SECONDS = 2.0
 _NEVER = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A gauge of the catalogue: its present values by label values."""
-
-    name: str
-    values: Values
-
-
 class LiveGauges(Collector):
     """Calls ``read`` at every scrape."""
 
-    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+    def __init__(self, read: Callable[[], Readings]) -> None:
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        for reading in self._read():
-            family = BY_NAME[reading.name]
-            labels = [label.name for label in family.labels]
-            metric = GaugeMetricFamily(family.name, family.text, labels=labels)
-            for values, value in reading.values.items():
-                metric.add_metric(values, value)
+        for name, values in self._read().items():
+            labels = [label.name for label in BY_NAME[name].labels]
+            metric = GaugeMetricFamily(name, BY_NAME[name].text, labels=labels)
+            for each, value in values.items():
+                metric.add_metric(each, value)
             yield metric
-
-
-def scalars(values: Mapping[str, float]) -> list[Reading]:
-    """Returns the gauges that have no labels."""
-    return [Reading(name, {(): value}) for name, value in values.items()]
 
 
 def readings(
     snapshot: Snapshot, hsm: Hsm, expiries: Mapping[str, float], *, now: float, monotonic: float
-) -> list[Reading]:
+) -> Readings:
     """Returns the gauges with labels, without those of keys.
 
     ``expiries`` are the ends of the server's certificates and ``now`` the time, in seconds
@@ -69,17 +56,17 @@ def readings(
     workers.update((worker.token, worker.state) for worker in hsm.status())
     latched: Values = {(label,): pool.pin_latched for label, pool in hsm.pools.items()}
     ends: Values = {(name,): expiry for name, expiry in expiries.items()}
-    return [
-        Reading("signer_workers", workers),
-        Reading("signer_pin_latched", latched),
-        *_queue(snapshot, hsm, now - monotonic),
-        Reading("signer_tls_expiry_timestamp_seconds", ends),
-        Reading("signer_config_info", {(snapshot.policy.sha256,): 1}),
-        Reading("signer_build_info", {(__version__,): 1}),
-    ]
+    return {
+        "signer_workers": workers,
+        "signer_pin_latched": latched,
+        **_queue(snapshot, hsm, now - monotonic),
+        "signer_tls_expiry_timestamp_seconds": ends,
+        "signer_config_info": {(snapshot.policy.sha256,): 1},
+        "signer_build_info": {(__version__,): 1},
+    }
 
 
-def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
+def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> Readings:
     """Returns the queue by priority class; ``epoch`` is when monotonic time was 0."""
     classes = closed("signer_queue_items", "class")
     items: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in classes})
@@ -91,10 +78,10 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> list[Reading]:
             items[label] += waiting.items
             since = waiting.since + epoch
             oldest[label] = min(oldest.get(label, since), since)
-    return [
-        Reading("signer_queue_items", items),
-        Reading("signer_queue_oldest_timestamp_seconds", oldest),
-    ]
+    return {
+        "signer_queue_items": items,
+        "signer_queue_oldest_timestamp_seconds": oldest,
+    }
 
 
 class KeyReadings:
@@ -104,9 +91,9 @@ class KeyReadings:
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._read_at = -_NEVER
-        self._readings: list[Reading] = []
+        self._readings: Readings = {}
 
-    def __call__(self, snapshot: Snapshot, now: float, monotonic: float) -> list[Reading]:
+    def __call__(self, snapshot: Snapshot, now: float, monotonic: float) -> Readings:
         """Returns the gauges; ``now`` is in seconds since the epoch."""
         with self._lock:
             good_for = KEYS_SECONDS if snapshot is self._snapshot else KEYS_CHANGED_SECONDS
@@ -116,7 +103,7 @@ class KeyReadings:
             return self._readings
 
 
-def _read_keys(snapshot: Snapshot, now: float) -> list[Reading]:
+def _read_keys(snapshot: Snapshot, now: float) -> Readings:
     """Returns key versions by state, and for each group the next end and the ended keys."""
     states: Counter[KeyState] = Counter()
     expiry: dict[tuple[str, ...], float] = {}
@@ -129,11 +116,11 @@ def _read_keys(snapshot: Snapshot, now: float) -> list[Reading]:
         ended[label] += end <= now
         if now < end < _NEVER:
             expiry[label] = min(end, expiry.get(label, end))
-    return [
-        Reading("signer_key_versions", {(str(state),): count for state, count in states.items()}),
-        Reading("signer_key_expiry_timestamp_seconds", expiry),
-        Reading("signer_keys_ended", ended),
-    ]
+    return {
+        "signer_key_versions": {(str(state),): count for state, count in states.items()},
+        "signer_key_expiry_timestamp_seconds": expiry,
+        "signer_keys_ended": ended,
+    }
 
 
 def _meant_to_sign(version: KeyVersion, now: float) -> bool:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from signer.errors import OperatorError
 from signer.events import Bug, Events
-from signer.observe.gauges import LiveGauges, Reading
+from signer.observe.gauges import LiveGauges, Readings
 
 Reasons = Callable[[], Sequence[str]]
 
@@ -103,7 +103,7 @@ class HttpPort:
         self,
         address: tuple[str, int],
         registry: CollectorRegistry,
-        readings: Callable[[], Iterable[Reading]],
+        readings: Callable[[], Readings],
         *,
         reasons: Reasons,
         page: Callable[[], str],

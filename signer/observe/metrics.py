@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 
@@ -61,20 +61,17 @@ class Metrics:
         self.records = counter("audit_records")
         self.audit_failures = cache(counter("audit_failures").labels)
         self.forgotten = counter("audit_requests_forgotten")
-        values = {"token": tokens, "method": (SIGN_BATCH,)}
-        self._start_at_zero("signer_call_failures_total", self.call_failures, values)
-        self._start_at_zero("signer_worker_restarts_total", self.restarts, values)
-        self._start_at_zero("signer_login_attempts_total", self.logins, values)
-        self._start_at_zero("signer_signature_checks_total", self.checks, values)
-        self._start_at_zero("signer_audit_failures_total", self.audit_failures, values)
-
-    def _start_at_zero(
-        self, name: str, counters: Callable[..., object], values: Mapping[str, Sequence[str]]
-    ) -> None:
-        """Makes a counter for all values of its labels, which are closed or in ``values``."""
-        sets = [label.values or values.get(label.name, ()) for label in BY_NAME[name].labels]
-        for labels in product(*sets):
-            counters(*labels)
+        known = {"token": tokens, "method": (SIGN_BATCH,)}
+        for name, counters in (
+            ("call_failures", self.call_failures),
+            ("worker_restarts", self.restarts),
+            ("login_attempts", self.logins),
+            ("signature_checks", self.checks),
+            ("audit_failures", self.audit_failures),
+        ):
+            labels = BY_NAME[f"signer_{name}_total"].labels
+            for values in product(*(label.values or known.get(label.name, ()) for label in labels)):
+                counters(*values)
 
     def _begin_items(self, *labels: str) -> None:
         """Starts the items of a group, format and algorithm at 0, whatever may become of them."""

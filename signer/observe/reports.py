@@ -12,13 +12,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from signer import events
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
-from signer.events import Event, Handlers
+from signer.events import Handlers
 from signer.observe import logs
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.metrics import Metrics
@@ -26,43 +26,11 @@ from signer.observe.metrics import Metrics
 KEPT_ALARMS = 20
 DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
 
-E = TypeVar("E", bound=Event)
 
-
-AlarmText = str | Callable[[E], str]
-
-
-class Reaction(NamedTuple):
-    """What an event does here; empty parts do nothing.
-
-    ``line`` names the log line and ``fields`` returns its fields; without it they are those of
-    the event. ``alarm`` is shown on the status page, so it names no key and no facility.
-    """
-
-    measure: Callable[[Metrics, Any], object] | None
-    line: str
-    level: str
-    fields: Callable[[Any], Mapping[str, object]] | None
-    alarm: AlarmText[Any]
-
-
-def _on(
-    kind: type[E],
-    line: str = "",
-    level: str = INFO,
-    *,
-    count: Callable[[Metrics, E], object] | None = None,
-    fields: Callable[[E], Mapping[str, object]] | None = None,
-    alarm: AlarmText[E] = "",
-) -> tuple[type[Any], Reaction]:
-    return kind, Reaction(count, line, level, fields, alarm)
-
-
-def _places(error: Exception) -> list[str]:
-    return [
-        f"{Path(frame.filename).name}:{frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-    ]
+def _described(error: Exception) -> dict[str, object]:
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+    return {"error": type(error).__name__, "places": places}
 
 
 def _chunk_ended(metrics: Metrics, event: events.ChunkEnded) -> None:
@@ -79,144 +47,104 @@ def _items_ended(metrics: Metrics, event: events.ItemsEnded) -> None:
         metrics.items(*labels, reason).inc(count)
 
 
-REACTIONS: Mapping[type[Any], Reaction] = dict(
-    (
-        # Calls; their begin, stages and end are below.
-        _on(events.ItemsEnded, count=_items_ended),
-        _on(
-            events.QuotaRefused,
-            count=lambda metrics, event: metrics.quotas(event.group, event.window).inc(),
-        ),
-        _on(
-            events.Bug,
-            "bug",
-            ERROR,
-            # Not the text of the error, which could quote a payload.
-            fields=lambda event: {
-                "method": event.where,
-                "reason": Reason.INTERNAL,
-                "error": type(event.error).__name__,
-                "places": _places(event.error),
-                **event.notes,
-            },
-            alarm="an internal error: see the log",
-        ),
-        # Tokens.
-        _on(events.ChunkEnded, count=_chunk_ended),
-        _on(
-            events.WrongSignatures,
-            "wrong_signatures",
-            ERROR,
-            alarm=lambda event: f"token {event.token} made {event.wrong} wrong signatures",
-        ),
-        _on(
-            events.WorkerLeft,
-            "worker_left",
-            WARNING,
-            count=lambda metrics, event: metrics.restarts(event.token, event.cause).inc(),
-            alarm=lambda event: f"token {event.token}: {event.cause}",
-        ),
-        _on(
-            events.LoginEnded,
-            "login",
-            count=lambda metrics, event: metrics.logins(event.token, event.result).inc(),
-        ),
-        # The audit log.
-        _on(events.AuditStopped, "audit_stopped", ERROR, alarm=lambda event: event.text),
-        _on(
-            events.AuditSlow,
-            "audit_slow",
-            WARNING,
-            alarm="a write to the audit log's disk hangs: calls wait for it",
-        ),
-        _on(events.AuditProblem, "audit_problem", WARNING),
-        _on(
-            events.RequestsForgotten,
-            count=lambda metrics, event: metrics.forgotten.inc(event.requests),
-        ),
-        _on(events.CheckpointMade, "checkpoint"),
-        _on(
-            events.CheckpointFailed,
-            "checkpoint_failed",
-            ERROR,
-            count=lambda metrics, _: metrics.audit_failures("checkpoint").inc(),
-            alarm=lambda event: event.text,
-        ),
-        _on(events.CheckpointShipped, "checkpoint_shipped", DEBUG),
-        _on(
-            events.ShippingFailed,
-            "shipping_failed",
-            ERROR,
-            count=lambda metrics, _: metrics.audit_failures("shipping").inc(),
-            alarm=lambda event: event.text,
-        ),
-        # The daemon.
-        _on(events.Started, "started"),
-        _on(events.Stopped, "stopped"),
-        _on(events.Ready, "ready"),
-        _on(events.NotReady, "not_ready", WARNING, alarm=lambda event: "; ".join(event.reasons)),
-        _on(
-            events.ReloadEnded,
-            "reloaded",
-            fields=lambda event: {"policy_sha256": event.policy_sha256, **event.changed},
-        ),
-        _on(
-            events.ReloadRefused,
-            "reload_refused",
-            ERROR,
-            alarm="a reload was refused, nothing has changed: see the log",
-        ),
-        _on(events.KeysChanged, "keys_changed"),
-        _on(events.PolicyChanged, "policy_changed"),
-        _on(
-            events.PolicyFilesDiffer,
-            "policy_files_differ",
-            WARNING,
-            alarm="the policy files differ from the policy in force: see the log",
-        ),
-        _on(
-            events.SuspensionsChanged,
-            "suspensions_changed",
-            WARNING,
-            alarm=lambda event: "suspensions in force: " + str(len(event.suspended)),
-        ),
-        _on(
-            events.RegistryUnreadable,
-            "registry_unreadable",
-            ERROR,
-            alarm="the registry cannot be read, suspensions are not followed: see the log",
-        ),
-        _on(
-            events.TokenDiffers,
-            "registry_and_token_differ",
-            WARNING,
-            alarm=lambda event: f"differences: {len(event.differences)}; see `signer top`",
-        ),
-        # Operations of officers.
-        _on(events.OperationChanged, "operation"),
-        _on(
-            events.OperationFailed,
-            "operation",
-            ERROR,
-            alarm=lambda event: f"an operation failed ({event.kind}): see the log",
-        ),
-        _on(
-            events.OperationBug,
-            "operation_bug",
-            ERROR,
-            # The text of an error that is not ours could quote a payload.
-            fields=lambda event: {
-                "operation": event.operation,
-                "error": type(event.error).__name__,
-                "places": _places(event.error),
-                "text": str(event.error)
-                if isinstance(event.error, OperatorError | CallError)
-                else "",
-            },
-            alarm="an operation ended with an internal error: see the log",
-        ),
-    )
-)
+COUNTS: Mapping[type[Any], Callable[[Metrics, Any], object]] = {
+    events.ItemsEnded: _items_ended,
+    events.QuotaRefused: lambda metrics, event: metrics.quotas(event.group, event.window).inc(),
+    events.ChunkEnded: _chunk_ended,
+    events.WorkerLeft: lambda metrics, event: metrics.restarts(event.token, event.cause).inc(),
+    events.LoginEnded: lambda metrics, event: metrics.logins(event.token, event.result).inc(),
+    events.RequestsForgotten: lambda metrics, event: metrics.forgotten.inc(event.requests),
+    events.CheckpointFailed: lambda metrics, _: metrics.audit_failures("checkpoint").inc(),
+    events.ShippingFailed: lambda metrics, _: metrics.audit_failures("shipping").inc(),
+}
+"""What counts an event; calls, their stages and commits of the audit log are counted below."""
+
+LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
+    events.Bug: ("bug", ERROR, "an internal error: see the log"),
+    # Tokens.
+    events.WrongSignatures: (
+        "wrong_signatures",
+        ERROR,
+        "token {token} made {wrong} wrong signatures",
+    ),
+    events.WorkerLeft: ("worker_left", WARNING, "token {token}: {cause}"),
+    events.LoginEnded: ("login", INFO, ""),
+    # The audit log.
+    events.AuditStopped: ("audit_stopped", ERROR, "{text}"),
+    events.AuditSlow: (
+        "audit_slow",
+        WARNING,
+        "a write to the audit log's disk hangs: calls wait for it",
+    ),
+    events.AuditProblem: ("audit_problem", WARNING, ""),
+    events.CheckpointMade: ("checkpoint", INFO, ""),
+    events.CheckpointFailed: ("checkpoint_failed", ERROR, "{text}"),
+    events.CheckpointShipped: ("checkpoint_shipped", DEBUG, ""),
+    events.ShippingFailed: ("shipping_failed", ERROR, "{text}"),
+    # The daemon.
+    events.Started: ("started", INFO, ""),
+    events.Stopped: ("stopped", INFO, ""),
+    events.Ready: ("ready", INFO, ""),
+    events.NotReady: ("not_ready", WARNING, lambda event: "; ".join(event.reasons)),
+    events.ReloadEnded: ("reloaded", INFO, ""),
+    events.ReloadRefused: (
+        "reload_refused",
+        ERROR,
+        "a reload was refused, nothing has changed: see the log",
+    ),
+    events.KeysChanged: ("keys_changed", INFO, ""),
+    events.PolicyChanged: ("policy_changed", INFO, ""),
+    events.PolicyFilesDiffer: (
+        "policy_files_differ",
+        WARNING,
+        "the policy files differ from the policy in force: see the log",
+    ),
+    events.SuspensionsChanged: (
+        "suspensions_changed",
+        WARNING,
+        lambda event: f"suspensions in force: {len(event.suspended)}",
+    ),
+    events.RegistryUnreadable: (
+        "registry_unreadable",
+        ERROR,
+        "the registry cannot be read, suspensions are not followed: see the log",
+    ),
+    events.TokenDiffers: (
+        "registry_and_token_differ",
+        WARNING,
+        lambda event: f"differences: {len(event.differences)}; see `signer top`",
+    ),
+    # Operations of officers.
+    events.OperationChanged: ("operation", INFO, ""),
+    events.OperationFailed: ("operation", ERROR, "an operation failed ({kind}): see the log"),
+    events.OperationBug: (
+        "operation_bug",
+        ERROR,
+        "an operation ended with an internal error: see the log",
+    ),
+}
+"""The log line of an event: its name, its level, and its alarm (empty: none).
+
+An alarm is shown on the status page, so it names no key and no facility. A text has the event's
+fields in braces.
+"""
+
+FIELDS: Mapping[type[Any], Callable[[Any], Mapping[str, object]]] = {
+    # Without the text of an error that is not ours, which could quote a payload.
+    events.Bug: lambda event: {
+        "method": event.where,
+        "reason": Reason.INTERNAL,
+        **_described(event.error),
+        **event.notes,
+    },
+    events.ReloadEnded: lambda event: {"policy_sha256": event.policy_sha256, **event.changed},
+    events.OperationBug: lambda event: {
+        "operation": event.operation,
+        **_described(event.error),
+        "text": str(event.error) if isinstance(event.error, OperatorError | CallError) else "",
+    },
+}
+"""The fields of a log line, where they are not those of the event."""
 
 
 class Alarm(NamedTuple):
@@ -267,7 +195,8 @@ class Reports:
         self._log = logs.logger()
         self._call = threading.local()
         self.handlers: Handlers = {
-            **{kind: self._reacting(each) for kind, each in REACTIONS.items()},
+            **{kind: partial(count, self.metrics) for kind, count in COUNTS.items()},
+            **{kind: self._writing(kind) for kind in LINES},
             events.CallBegan: self._call_began,
             events.StageEnded: self._stage_ended,
             events.CallEnded: self._call_ended,
@@ -279,21 +208,20 @@ class Reports:
         logs.configure(level)
         self._log = logs.logger()
 
-    def _reacting(self, reaction: Reaction) -> Callable[[Any], object]:
-        measure, line, level, fields, alarm = reaction
-        if measure is not None and not line:
-            return partial(measure, self.metrics)
+    def _writing(self, kind: type[Any]) -> Callable[[Any], None]:
+        line, level, alarm = LINES[kind]
+        count, fields = COUNTS.get(kind), FIELDS.get(kind)
 
-        def react(event: Any) -> None:
-            if measure is not None:
-                measure(self.metrics, event)
+        def write(event: Any) -> None:
+            values = event._asdict()
+            if count is not None:
+                count(self.metrics, event)
             if alarm:
-                text = alarm if isinstance(alarm, str) else alarm(event)
+                text = alarm.format(**values) if isinstance(alarm, str) else alarm(event)
                 self.alarms.add(self._clock.now(), line, text)
-            written = event._asdict() if fields is None else fields(event)
-            getattr(self._log, level)(line, **written)
+            getattr(self._log, level)(line, **(values if fields is None else fields(event)))
 
-        return react
+        return write
 
     def _call_began(self, _: events.CallBegan) -> None:
         self._call.timings = Counter[str]()

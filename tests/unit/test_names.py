@@ -13,7 +13,7 @@ PRODUCT = [
     for path in sorted((ROOT / "signer").rglob("*.py"))
     if not {"v1", "migrations"} & set(path.relative_to(ROOT).parts)
 ]
-MIRRORS = ("signer/client/_values.py", "signer/client/_operation_values.py")
+MIRRORS = "signer/client/_values.py"
 """The client's values have the names of the API's messages, as the server's values do."""
 
 
@@ -35,6 +35,6 @@ def test_no_two_classes_have_one_name() -> None:
     classes: dict[str, list[str]] = defaultdict(list)
     for path in PRODUCT:
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            if isinstance(node, ast.ClassDef) and str(path) not in MIRRORS:
+            if isinstance(node, ast.ClassDef) and str(path) != MIRRORS:
                 classes[node.name].append(f"{path}:{node.lineno}")
     assert not shared(classes)

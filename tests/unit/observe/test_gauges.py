@@ -51,7 +51,7 @@ def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, 
     snapshot = Snapshot(cast(Any, policy), KeyIndex(versions))
     found = readings(snapshot, cast(Hsm, hsm), {}, now=NOW, monotonic=NOW)
     keys = KeyReadings()(snapshot, NOW, NOW)
-    return {each.name: dict(each.values) for each in (*found, *keys)}
+    return {name: dict(values) for name, values in {**found, **keys}.items()}
 
 
 def end(*versions: KeyVersion) -> float | None:
@@ -141,7 +141,7 @@ def test_keys_are_not_looked_through_at_every_request(monkeypatch: pytest.Monkey
     keys = KeyReadings()
 
     def read_at(snapshot: Snapshot, seconds: float) -> tuple[int, Any]:
-        found = {each.name: each.values for each in keys(snapshot, NOW + seconds, 7.0 + seconds)}
+        found = keys(snapshot, NOW + seconds, 7.0 + seconds)
         return len(looked), found["signer_key_versions"]
 
     assert read_at(first, 0) == (1, {("ACTIVE",): 1})

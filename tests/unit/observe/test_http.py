@@ -30,7 +30,7 @@ def served(host: str = "127.0.0.1", port: int = 0) -> HttpPort:
     return HttpPort(
         (host, port),
         registry,
-        list,
+        dict,
         reasons=lambda: REASONS,
         page=page,
         stuck=lambda: "".join(STUCK),

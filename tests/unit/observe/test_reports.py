@@ -25,7 +25,7 @@ from signer.events import (
 )
 from signer.model import Format
 from signer.observe import logs
-from signer.observe.gauges import LiveGauges, Reading
+from signer.observe.gauges import LiveGauges
 from signer.observe.reports import Reports
 
 
@@ -154,7 +154,7 @@ def test_items_are_counted_by_how_they_ended() -> None:
 def test_gauges_are_read_when_they_are_asked_for() -> None:
     registry = CollectorRegistry()
     values: dict[tuple[str, ...], float] = {("a",): 1.0}
-    registry.register(LiveGauges(lambda: [Reading("signer_pin_latched", values)]))
+    registry.register(LiveGauges(lambda: {"signer_pin_latched": values}))
     assert b'signer_pin_latched{token="a"} 1.0' in generate_latest(registry)
     values[("a",)] = 2.0
     assert b'signer_pin_latched{token="a"} 2.0' in generate_latest(registry)
