@@ -1,7 +1,7 @@
 """Every way a call or an item can fail, in one table.
 
-A reason is what callers program against; ``TABLE`` says which gRPC code carries
-it, whether a call or an item fails with it, and whether a retry can help.
+A reason is what callers program against; its row says which gRPC code carries it,
+whether a call or an item fails with it, and whether a retry can help.
 The edge turns these values into ``google.rpc.Status``; no other package knows gRPC.
 """
 
@@ -11,6 +11,7 @@ import enum
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 
 class Code(enum.IntEnum):
@@ -27,67 +28,50 @@ class Code(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
-class Reason(enum.StrEnum):
-    """``ErrorInfo.reason`` of our errors."""
-
-    PEER_UNKNOWN = "PEER_UNKNOWN"
-    POLICY_DENIED = "POLICY_DENIED"
-    KEY_NOT_FOUND = "KEY_NOT_FOUND"
-    KEY_VERSION_NOT_ACTIVE = "KEY_VERSION_NOT_ACTIVE"
-    FIELD_INVALID = "FIELD_INVALID"
-    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
-    CLOSED_HOURS = "CLOSED_HOURS"
-    OVERLOADED = "OVERLOADED"
-    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
-    PAYLOAD_INVALID = "PAYLOAD_INVALID"
-    CONTENT_DENIED = "CONTENT_DENIED"
-    HSM_UNAVAILABLE = "HSM_UNAVAILABLE"
-    AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
-    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
-    OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND"
-    OPERATION_REFUSED = "OPERATION_REFUSED"
-    APPROVAL_INVALID = "APPROVAL_INVALID"
-    REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE"
-    INTERNAL = "INTERNAL"
-
-
 class Extent(enum.Flag):
     """What a reason can apply to."""
 
     CALL = enum.auto()
     ITEM = enum.auto()
+    BOTH = CALL | ITEM
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """How a reason is carried, and whether the caller may simply retry."""
+class Reason(enum.StrEnum):
+    """``ErrorInfo.reason`` of our errors: one row each.
+
+    A row has the text, the gRPC code, what the reason can apply to, and whether the caller
+    may simply retry.
+    """
 
     code: Code
     scope: Extent
-    retryable: bool = False
+    retryable: bool
 
+    def __new__(cls, text: str, *meaning: Any) -> Self:
+        member = str.__new__(cls, text)
+        member._value_ = text
+        member.code, member.scope, member.retryable = meaning
+        return member
 
-TABLE: Mapping[Reason, Meaning] = {
-    Reason.PEER_UNKNOWN: Meaning(Code.UNAUTHENTICATED, Extent.CALL),
-    Reason.POLICY_DENIED: Meaning(Code.PERMISSION_DENIED, Extent.CALL),
-    Reason.KEY_NOT_FOUND: Meaning(Code.NOT_FOUND, Extent.CALL),
-    Reason.KEY_VERSION_NOT_ACTIVE: Meaning(Code.FAILED_PRECONDITION, Extent.CALL | Extent.ITEM),
-    Reason.FIELD_INVALID: Meaning(Code.INVALID_ARGUMENT, Extent.CALL),
-    Reason.QUOTA_EXCEEDED: Meaning(Code.RESOURCE_EXHAUSTED, Extent.CALL, retryable=True),
-    Reason.CLOSED_HOURS: Meaning(Code.FAILED_PRECONDITION, Extent.CALL),
-    Reason.OVERLOADED: Meaning(Code.RESOURCE_EXHAUSTED, Extent.CALL, retryable=True),
-    Reason.DEADLINE_TOO_SHORT: Meaning(Code.DEADLINE_EXCEEDED, Extent.CALL),
-    Reason.PAYLOAD_INVALID: Meaning(Code.INVALID_ARGUMENT, Extent.ITEM),
-    Reason.CONTENT_DENIED: Meaning(Code.PERMISSION_DENIED, Extent.ITEM),
-    Reason.HSM_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Extent.ITEM, retryable=True),
-    Reason.AUDIT_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Extent.CALL, retryable=True),
-    Reason.REQUEST_ID_REUSED: Meaning(Code.INVALID_ARGUMENT, Extent.CALL),
-    Reason.OPERATION_NOT_FOUND: Meaning(Code.NOT_FOUND, Extent.CALL),
-    Reason.OPERATION_REFUSED: Meaning(Code.FAILED_PRECONDITION, Extent.CALL),
-    Reason.APPROVAL_INVALID: Meaning(Code.PERMISSION_DENIED, Extent.CALL),
-    Reason.REGISTRY_UNAVAILABLE: Meaning(Code.UNAVAILABLE, Extent.CALL, retryable=True),
-    Reason.INTERNAL: Meaning(Code.INTERNAL, Extent.CALL | Extent.ITEM),
-}
+    PEER_UNKNOWN = "PEER_UNKNOWN", Code.UNAUTHENTICATED, Extent.CALL, False
+    POLICY_DENIED = "POLICY_DENIED", Code.PERMISSION_DENIED, Extent.CALL, False
+    KEY_NOT_FOUND = "KEY_NOT_FOUND", Code.NOT_FOUND, Extent.CALL, False
+    KEY_VERSION_NOT_ACTIVE = "KEY_VERSION_NOT_ACTIVE", Code.FAILED_PRECONDITION, Extent.BOTH, False
+    FIELD_INVALID = "FIELD_INVALID", Code.INVALID_ARGUMENT, Extent.CALL, False
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED", Code.RESOURCE_EXHAUSTED, Extent.CALL, True
+    CLOSED_HOURS = "CLOSED_HOURS", Code.FAILED_PRECONDITION, Extent.CALL, False
+    OVERLOADED = "OVERLOADED", Code.RESOURCE_EXHAUSTED, Extent.CALL, True
+    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT", Code.DEADLINE_EXCEEDED, Extent.CALL, False
+    PAYLOAD_INVALID = "PAYLOAD_INVALID", Code.INVALID_ARGUMENT, Extent.ITEM, False
+    CONTENT_DENIED = "CONTENT_DENIED", Code.PERMISSION_DENIED, Extent.ITEM, False
+    HSM_UNAVAILABLE = "HSM_UNAVAILABLE", Code.UNAVAILABLE, Extent.ITEM, True
+    AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE", Code.UNAVAILABLE, Extent.CALL, True
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED", Code.INVALID_ARGUMENT, Extent.CALL, False
+    OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND", Code.NOT_FOUND, Extent.CALL, False
+    OPERATION_REFUSED = "OPERATION_REFUSED", Code.FAILED_PRECONDITION, Extent.CALL, False
+    APPROVAL_INVALID = "APPROVAL_INVALID", Code.PERMISSION_DENIED, Extent.CALL, False
+    REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE", Code.UNAVAILABLE, Extent.CALL, True
+    INTERNAL = "INTERNAL", Code.INTERNAL, Extent.BOTH, False
 
 
 CLIENT_LIMIT = "calls_per_client"
@@ -143,19 +127,15 @@ class ConfigError(Exception):
         super().__init__("\n".join(lines))
 
 
-class OperatorErrorKind(enum.StrEnum):
-    """The kinds of OperatorError that callers handle differently."""
-
-    OTHER = "other"
-    UNSUPPORTED = "unsupported"  # the token does not have the mechanism
-
-
 class OperatorError(Exception):
-    """A command that cannot be carried out; the text names the cause and the remedy."""
+    """A command that cannot be carried out; the text names the cause and the remedy.
 
-    def __init__(self, text: str, kind: OperatorErrorKind = OperatorErrorKind.OTHER) -> None:
+    ``unsupported``: the token does not have the mechanism.
+    """
+
+    def __init__(self, text: str, *, unsupported: bool = False) -> None:
         super().__init__(text)
-        self.kind = kind
+        self.unsupported = unsupported
 
     def answer(self) -> CallError:
         """Returns the error of an officer's call that ends with this one."""

@@ -87,6 +87,7 @@ class Role(enum.StrEnum):
 
 IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 """Ids of facilities, groups, profiles and keys: 1 to 63 characters, lower case."""
+_KEY_NAME = re.compile(f"facilities/({IDENTIFIER.pattern})/keys/({IDENTIFIER.pattern})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -102,16 +103,9 @@ class KeyName:
     @classmethod
     def parse(cls, name: str) -> KeyName:
         """Reads a resource name; raises ValueError that says what is expected."""
-        parts = name.split("/")
-        if (
-            len(parts) != 4
-            or parts[0] != "facilities"
-            or parts[2] != "keys"
-            or not IDENTIFIER.fullmatch(parts[1])
-            or not IDENTIFIER.fullmatch(parts[3])
-        ):
+        if not (match := _KEY_NAME.fullmatch(name)):
             raise ValueError("expected facilities/{facility}/keys/{key}")
-        return cls(parts[1], parts[3])
+        return cls(match[1], match[2])
 
 
 AUDIT_KEY = KeyName("_audit", "checkpoint")

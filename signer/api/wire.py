@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from signer.errors import TABLE, CallError, Failure, Reason, Violation, invalid
+from signer.errors import CallError, Failure, Reason, Violation, invalid
 from signer.model import Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
@@ -45,7 +45,7 @@ def item_status(failure: Failure) -> status_pb2.Status:
 def _status(
     reason: Reason, message: str, metadata: Mapping[str, str], retry_after: float | None
 ) -> status_pb2.Status:
-    status = status_pb2.Status(code=TABLE[reason].code, message=message)
+    status = status_pb2.Status(code=reason.code, message=message)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
     status.details.add().Pack(info)
     if retry_after is not None:

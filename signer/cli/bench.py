@@ -13,7 +13,7 @@ import click
 
 from signer.cli.options import json_option
 from signer.client import SignerClientError
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.errors import OperatorError
 from signer.text import count
 from signer.tools.bench.c_loop import CLoop

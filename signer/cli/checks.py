@@ -10,8 +10,7 @@ import click
 from signer.cli.options import config_option, json_option
 from signer.cli.output import output, print_json, print_table
 from signer.clock import SystemClock
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import ConfigError
 from signer.policy.rules import Policy

@@ -107,7 +107,7 @@ def _client_file(client_file: Path | None, config_file: Path | None) -> Path:
         return client_file
     if config_file is None:
         raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
-    from signer.config.loader import load_config  # needs packages of the server
+    from signer.config.models import load_config  # needs packages of the server
 
     client = load_config(config_file).client
     if client is None:

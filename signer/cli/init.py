@@ -10,8 +10,7 @@ from signer.audit.format.segments import KEY_FILE, list_segments
 from signer.cli.options import FILE, config_option, token_option
 from signer.cli.upkeep import choose
 from signer.clock import SystemClock
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.config.policy_documents import PolicyText, read_policy
 from signer.daemon.audit_log import begin, refuse_second_log
 from signer.errors import ConfigError, OperatorError, Violation

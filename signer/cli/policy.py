@@ -11,7 +11,7 @@ import click
 from signer.cli.operations.arguments import Text
 from signer.cli.options import config_option, json_option
 from signer.cli.output import output, print_json, print_table
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.model import Format, KeyName

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from signer.cli.options import config_option, token_option
-from signer.config.loader import load_config
-from signer.config.models import Config, TokenConfig
+from signer.config.models import Config, TokenConfig, load_config
 from signer.errors import OperatorError
 from signer.hsm.latch import release
 from signer.keys.database import connect, explained, version_of

@@ -10,7 +10,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from signer.errors import TABLE, Code, Reason, Violation
+from signer.errors import Code, Reason, Violation
 
 DOMAIN = "signer.v1"
 """``ErrorInfo.domain`` of the appliance; reasons of other domains are ignored."""
@@ -117,7 +117,7 @@ def is_retryable(code: str, reason: str) -> bool:
     be recorded as signed, and counted, although their signatures were not delivered.
     """
     if reason in Reason.__members__:
-        return TABLE[Reason(reason)].retryable
+        return Reason(reason).retryable
     return code in _LOST and reason != CLOSED
 
 

@@ -1,4 +1,4 @@
-"""The shape of ``signer.yaml``: frozen models, every path absolute."""
+"""Reads ``signer.yaml`` into frozen models, every path absolute."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 
 from signer.config.client_file import Address, read_address, read_path
+from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
+from signer.errors import Violation
 from signer.model import MESSAGE_BYTES
-from signer.strict import StrictModel
+from signer.strict import StrictModel, problems_of
 
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -209,3 +211,19 @@ class Config(StrictModel):
                 text = f"two tokens have the label {label}, by which keys name their token"
                 raise ValueError(text)
         return tokens
+
+
+def load_config(path: Path) -> Config:
+    """Reads the daemon's configuration; raises ConfigError with all that is wrong.
+
+    Relative paths and SQLite files count from the folder of the file.
+    """
+    unread: list[Violation] = []
+    document = document_of(read_bounded(path, MAX_CONFIG_BYTES), path, unread)
+    try:
+        config = Config.model_validate(document, context={"directory": path.absolute().parent})
+    except ValidationError as error:
+        refuse(path, together(unread, problems_of(error, "")))
+    if unread:
+        refuse(path, unread)
+    return config

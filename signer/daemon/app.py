@@ -27,8 +27,7 @@ from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
 from signer.clock import Clock, FlooredClock
-from signer.config.loader import load_config
-from signer.config.models import LEVELS, Config
+from signer.config.models import LEVELS, Config, load_config
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.catch_up import CatchUp
 from signer.daemon.inventory import Inventory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from signer.algorithms import Algorithm
-from signer.errors import OperatorError, OperatorErrorKind
+from signer.errors import OperatorError
 from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry
@@ -20,7 +20,7 @@ def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVe
     try:
         return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.EDDSA), now)
     except OperatorError as error:
-        if error.kind is not OperatorErrorKind.UNSUPPORTED:
+        if not error.unsupported:
             raise
     return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.ES256), now)
 

@@ -209,7 +209,7 @@ def make_version(
         raise OperatorError(
             f"{new.name} was not made: {error} (CKA_ID {identifier.hex()}; an interrupted attempt"
             " leaves such a key, and it never signed anything)",
-            error.kind,
+            unsupported=error.unsupported,
         ) from error
     if not fits(spki, new.algorithm, new.bits or None):
         raise OperatorError(

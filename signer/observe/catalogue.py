@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from signer.algorithms import Algorithm
-from signer.errors import TABLE, Extent, Reason
+from signer.errors import Extent, Reason
 from signer.hsm.spec import FailureKind
 from signer.model import Format, KeyState
 
@@ -49,7 +49,7 @@ class Family(NamedTuple):
 
 
 def _reasons(scope: Extent) -> tuple[str, ...]:
-    return tuple(str(reason) for reason in Reason if TABLE[reason].scope & scope)
+    return tuple(str(reason) for reason in Reason if reason.scope & scope)
 
 
 OK = "ok"

@@ -15,12 +15,7 @@ from pydantic import ValidationError
 
 from signer.errors import Violation
 from signer.model import IDENTIFIER, Role
-from signer.policy.document import (
-    FacilityRules,
-    GroupRules,
-    Profile,
-    StaffRules,
-)
+from signer.policy.document import FacilityRules, GroupRules, Profile, StaffRules
 from signer.policy.fit import check_key, check_members, check_profile, check_use, of_unlisted_keys
 from signer.policy.narrow import narrow, profile_terms
 from signer.policy.rules import Facility, Group, Policy, Terms
@@ -88,7 +83,11 @@ def _section(
 ) -> dict[str, P]:
     """Returns the valid parts of a section, by their ids."""
     parts: dict[str, P] = {}
-    for name, raw in _named(document, section, problems).items():
+    stated = document.get(section, {})
+    if not isinstance(stated, dict):
+        problems.append(Violation(section, "should be a mapping of names to values"))
+        return parts
+    for name, raw in stated.items():
         path = f"{section}.{name}"
         if not _is_identifier(path, name, problems):
             continue
@@ -97,16 +96,6 @@ def _section(
         except ValidationError as error:
             problems.extend(problems_of(error, path))
     return parts
-
-
-def _named(
-    document: Mapping[str, object], section: str, problems: list[Violation]
-) -> dict[str, object]:
-    raw = document.get(section, {})
-    if isinstance(raw, dict):
-        return raw
-    problems.append(Violation(section, "should be a mapping of names to values"))
-    return {}
 
 
 def _is_identifier(path: str, name: str, problems: list[Violation]) -> bool:

@@ -8,26 +8,19 @@ same way MESSAGE and DIGEST can sign a JWS without the members that JWS requires
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from signer.algorithms import PROPERTIES
 from signer.errors import Violation
 from signer.model import Format
-from signer.policy.document import Profile, Rules
+from signer.policy.document import Content, Profile, Rules
 from signer.policy.rules import Terms
 
 BLIND = frozenset({Format.DIGEST})
 """Formats of which the appliance sees only a digest."""
 
-CONTENT_OF: Mapping[str, Format] = {
-    "countries": Format.HCERT,
-    "issuers": Format.HCERT,
-    "certificate_types": Format.HCERT,
-    "identifier_prefix": Format.HCERT,
-    "future_dates": Format.HCERT,
-    "required_members": Format.JWS,
-}
+CONTENT_OF = dict.fromkeys(Content.model_fields, Format.HCERT) | {"required_members": Format.JWS}
 """Content rules, and the one format to whose payloads each applies."""
 
 _FREE = frozenset({Format.MESSAGE, Format.DIGEST})

@@ -25,7 +25,7 @@ from signer.audit.format.record import (
 from signer.audit.read.ledger import Earlier, Ledger
 from signer.audit.write.log import AuditLate, AuditLog, AuditUnavailable
 from signer.clock import Clock
-from signer.errors import TABLE, CallError, Failure, Reason
+from signer.errors import CallError, Failure, Reason
 from signer.formats import FORMATS
 from signer.formats.payloads import signature_length
 from signer.keys.index import KeyIndex
@@ -131,7 +131,7 @@ def _read_failures(texts: Mapping[int, str]) -> dict[int, Failure]:
     for index, text in texts.items():
         name, _, message = text.partition(": ")
         reason = Reason(name)
-        failures[index] = Failure(reason, message, 1.0 if TABLE[reason].retryable else None)
+        failures[index] = Failure(reason, message, 1.0 if reason.retryable else None)
     return failures
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signer.client import SignerClientError
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.hsm.front.admin import open_admin
 from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry

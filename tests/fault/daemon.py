@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from signer.client import SignerClientError
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.config.policy_documents import read_policy
 from signer.keys.registry import Registry
 from tests.daemon import RECORDS, SECONDS, Daemon, correct, until

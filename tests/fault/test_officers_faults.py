@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from signer.client import SignerClientError
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.config.policy_documents import read_policy
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.hsm.front.process import token_spec
 from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm

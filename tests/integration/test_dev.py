@@ -16,7 +16,7 @@ from cryptography.x509 import verification
 
 from signer.cli.dev import dev
 from signer.config.client_file import load_client
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
 from signer.keys.registry import Registry

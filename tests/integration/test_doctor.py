@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.errors import OperatorError
 from signer.hsm.front.admin import inspect, open_admin
 from signer.hsm.spec import PinState

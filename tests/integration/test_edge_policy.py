@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from signer.hsm.front.admin import open_admin
 from signer.keys.lifecycle import NewKey, create_key
 from signer.keys.registry import Registry

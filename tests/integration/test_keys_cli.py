@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
 from signer.keys.lifecycle import NewKey, cka_id, create_key

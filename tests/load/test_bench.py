@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from signer.algorithms import Algorithm
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.errors import OperatorError
 from signer.model import KeyName
 from signer.tools.bench.c_loop import CLoop, cka_ids

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from signer.cli.main import cli
-from signer.config.loader import load_config
+from signer.config.models import load_config
 from tests.packaging.dockerfile import ROOT, stages
 
 TEXT = (ROOT / "Dockerfile").read_text()

@@ -19,8 +19,7 @@ import sqlalchemy as sa
 import yaml
 
 from signer.client._channels import SERVICE_CONFIG
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from signer.config.loader import load_config
+from signer.config.models import load_config
 
 FOLDER = Path(__file__).parents[2] / "config" / "systemd"
 UNIT = (FOLDER / "signer.service").read_text()

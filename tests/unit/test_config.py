@@ -14,8 +14,7 @@ from signer.api import server
 from signer.api.guard import DEFAULT_SECONDS
 from signer.config import policy_documents, strict_yaml
 from signer.config.client_file import Address, load_client
-from signer.config.loader import load_config
-from signer.config.models import LimitsConfig
+from signer.config.models import LimitsConfig, load_config
 from signer.config.policy_documents import load_policy
 from signer.daemon import sealing
 from signer.errors import ConfigError, Violation

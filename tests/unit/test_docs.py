@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from signer.cli.main import cli
 from signer.config import models as config
 from signer.config.client_file import ClientFile
-from signer.errors import TABLE, Extent
+from signer.errors import Extent, Reason
 from signer.formats import dcc, jws
 from signer.policy import compile as compiling
 from signer.policy import document, fit
@@ -70,19 +70,15 @@ def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 _EXTENTS = {
     Extent.CALL: "call",
     Extent.ITEM: "item",
-    Extent.CALL | Extent.ITEM: "call or item",
+    Extent.BOTH: "call or item",
 }
 
 
 def test_the_error_table_is_that_of_the_code() -> None:
     table = rows((ROOT / "docs/errors.md").read_text(), "The table")
     assert {reason: (row[0], row[1], row[-1]) for reason, row in table.items()} == {
-        str(reason): (
-            meaning.code.name,
-            _EXTENTS[meaning.scope],
-            "yes" if meaning.retryable else "no",
-        )
-        for reason, meaning in TABLE.items()
+        str(reason): (reason.code.name, _EXTENTS[reason.scope], "yes" if reason.retryable else "no")
+        for reason in Reason
     }
 
 

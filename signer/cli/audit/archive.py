@@ -60,7 +60,7 @@ def archive(*, config_file: Path, target: Path, days: int, as_json: bool) -> Non
       signer audit archive --config /etc/signer/signer.yaml --to /mnt/archive --older-than 90
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
     """
-    from signer.config.loader import load_config  # a server package: only this command needs it
+    from signer.config.models import load_config  # a server package: only this command needs it
 
     config = load_config(config_file).audit
     if target.resolve().is_relative_to(config.directory.resolve()):

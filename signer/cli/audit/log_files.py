@@ -138,7 +138,7 @@ def log_or_key_options(command: Callable[..., T]) -> Callable[..., T]:
     ) -> T:
         if directory is None and config_file is not None:
             # The only part that needs a server package.
-            from signer.config.loader import load_config
+            from signer.config.models import load_config
 
             directory = load_config(config_file).audit.directory
         log = None if directory is None else LogFiles(directory, key_file or directory / KEY_FILE)

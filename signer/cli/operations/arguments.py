@@ -16,6 +16,7 @@ from signer.cli.output import explained
 from signer.errors import OperatorError
 from signer.model import KeyName, parse_key_or_version
 from signer.text import count
+from signer.text import utc as utc_text
 from signer.x509 import read_certificates, uris_of
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -126,7 +127,7 @@ def plain(text: str) -> str:
 
 def utc(moment: datetime | None) -> str:
     """Returns a time for people."""
-    return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return "-" if moment is None else utc_text(moment.timestamp())
 
 
 def iso(moment: datetime | None) -> str | None:

@@ -11,14 +11,14 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from signer.algorithms import Algorithm
 from signer.config.models import TokenConfig
-from signer.errors import OperatorError, OperatorErrorKind
+from signer.errors import OperatorError
 from signer.hsm.frames import (
     Closed,
     FrameError,
@@ -34,6 +34,8 @@ from signer.hsm.front.process import WorkerProcess, token_spec
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.spec import PinState, SeenToken, TokenInspection, WorkerMode
 from signer.model import TokenObject
+
+T = TypeVar("T")
 
 ORDER_SECONDS = 120.0
 """How long a worker may take for one order."""
@@ -56,20 +58,16 @@ class AdminWorker:
     def call(self, operation: str, **arguments: Any) -> Any:
         """Orders an operation of worker/administration.py; returns its result.
 
-        Raises OperatorError, of the kind that the worker reports.
+        Raises OperatorError as the worker reports it.
         """
         order = pack_json({"operation": operation, "arguments": arguments})
-        with self._frames_checked():
-            answer = unpack_json(
-                self._receive(FrameKind.DONE, self._seconds, FrameKind.ADMIN, order)
-            )
+        answer = self._receive(FrameKind.DONE, unpack_json, self._seconds, FrameKind.ADMIN, order)
         if "error" in answer:
-            raise OperatorError(answer["error"], OperatorErrorKind(answer["kind"]))
+            raise OperatorError(answer["error"], unsupported=answer["unsupported"])
         return answer["result"]
 
     def describe(self) -> dict[str, str]:
-        fields: dict[str, str] = self.call("describe")
-        return fields
+        return dict(self.call("describe"))
 
     def inventory(self) -> list[TokenObject]:
         keys: list[TokenObject] = []
@@ -86,8 +84,7 @@ class AdminWorker:
         return bytes.fromhex(spki)
 
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
-        values: dict[str, bool] = self.call("attributes", cka_id=cka_id.hex())
-        return values
+        return dict(self.call("attributes", cka_id=cka_id.hex()))
 
     def destroy(self, cka_id: bytes, label: str) -> None:
         self.call("destroy", cka_id=cka_id.hex(), label=label)
@@ -95,10 +92,8 @@ class AdminWorker:
     def sign(
         self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
     ) -> list[bytes]:
-        frame = SignFrame(1, algorithm, 1, cka_id, spki, inputs)
-        with self._frames_checked():
-            body = self._receive(FrameKind.RESULT, self._seconds, FrameKind.SIGN, *pack_sign(frame))
-            result = unpack_result(body)
+        frame = (FrameKind.SIGN, *pack_sign(SignFrame(1, algorithm, 1, cka_id, spki, inputs)))
+        result = self._receive(FrameKind.RESULT, unpack_result, self._seconds, *frame)
         if result.verdict is not Verdict.SIGNED or result.wrong:
             raise OperatorError(
                 f"token {self.token} cannot sign with the key {cka_id.hex()}: {result.verdict.name}"
@@ -107,36 +102,32 @@ class AdminWorker:
 
     def wait(self, seconds: float) -> None:
         """Waits until the worker has opened its token."""
-        with self._frames_checked():
-            self._receive(FrameKind.READY, seconds)
+        self._receive(FrameKind.READY, bytes, seconds)
 
     def inspection(self) -> TokenInspection:
         """Waits for the answer of a worker in the mode INSPECT."""
-        with self._frames_checked():
-            answer = unpack_json(self._receive(FrameKind.DONE, self._seconds))
+        answer = self._receive(FrameKind.DONE, unpack_json, self._seconds)
         return TokenInspection(
             tuple(SeenToken(label, serial, frozenset(f)) for label, serial, f in answer["tokens"]),
             PinState(answer["pin"]),
             answer["pin_problem"],
         )
 
-    def _receive(self, wanted: FrameKind, seconds: float, *order: Any) -> memoryview:
+    def _receive(
+        self, wanted: FrameKind, unpack: Callable[[memoryview], T], seconds: float, *order: Any
+    ) -> T:
         """Sends the order, if there is one, and waits for the answer of this kind."""
         channel = self._process.channel
-        with self._killed_after(seconds):
-            if order:
-                channel.send(*order)
-            kind, body = channel.receive()
-        if kind is FrameKind.FATAL:
-            raise OperatorError(str(unpack_json(body).get("text")))
-        if kind is not wanted:
-            raise FrameError(f"an unexpected {kind.name}")
-        return body
-
-    @contextmanager
-    def _frames_checked(self) -> Iterator[None]:
         try:
-            yield
+            with self._killed_after(seconds):
+                if order:
+                    channel.send(*order)
+                kind, body = channel.receive()
+            if kind is FrameKind.FATAL:
+                raise OperatorError(str(unpack_json(body).get("text")))
+            if kind is not wanted:
+                raise FrameError(f"an unexpected {kind.name}")  # noqa: TRY301 - one exit for all
+            return unpack(body)
         except FrameError as error:
             raise OperatorError(f"the worker of token {self.token} sent {error}") from error
 

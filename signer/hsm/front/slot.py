@@ -79,7 +79,8 @@ class Slot:
         self._owner = owner
         self._hang_seconds = hang_seconds
         self._clock = clock
-        self._process: WorkerProcess | None = None
+        self.process: WorkerProcess | None = None
+        """The current worker."""
         self._closing = threading.Event()
         self._refreshing = threading.Lock()
         self._introduced = False
@@ -92,14 +93,9 @@ class Slot:
         )
 
     @property
-    def process(self) -> WorkerProcess | None:
-        """The current worker; None while there is none."""
-        return self._process
-
-    @property
     def pid(self) -> int:
         """Process id of the worker; 0 while none runs."""
-        process = self._process
+        process = self.process
         return process.process.pid if process else 0
 
     def status(self) -> WorkerStatus:
@@ -115,7 +111,7 @@ class Slot:
     def close(self) -> None:
         """Makes the worker leave; ``join`` waits for it."""
         self._closing.set()
-        process = self._process
+        process = self.process
         if process is not None:
             process.channel.end()
 
@@ -127,7 +123,7 @@ class Slot:
 
     def send(self, kind: FrameKind, *parts: bytes) -> None:
         """Sends a frame to the current worker, if there is one."""
-        _send(self._process, kind, *parts)
+        _send(self.process, kind, *parts)
 
     def send_chunk(self, process: WorkerProcess | None, number: int, chunk: Chunk) -> None:
         """Sends a chunk to this worker and no other; it answers under this number.
@@ -176,7 +172,7 @@ class Slot:
             self._introduced = self._stale = False
         self.since = self._clock.monotonic()
         try:
-            self._process = process = WorkerProcess.start(self._spec)
+            self.process = process = WorkerProcess.start(self._spec)
         except OSError as error:
             return WorkerEnd(FailureKind.DIED, f"no worker can be started: {error.strerror}")
         if self._closing.is_set():
@@ -184,7 +180,7 @@ class Slot:
         try:
             end = self._converse(process)
         finally:
-            self._process = None
+            self.process = None
             process.kill()
             process.end()
         if self._hung is process:
@@ -218,7 +214,7 @@ class Slot:
         """Kills a worker that hangs: PKCS#11 has no time-outs."""
         while not self._closing.wait(0.25):
             # ``since`` is read last: a chunk that comes after the second line resets it.
-            process, starting = self._process, self.state == "starting"
+            process, starting = self.process, self.state == "starting"
             owes = starting or bool(self.in_flight)
             silent = self._clock.monotonic() - self.since
             if process and owes and silent > (START_SECONDS if starting else self._hang_seconds):

@@ -39,8 +39,7 @@ from signer.hsm.mechanisms import MECHANISMS, Verifier
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
 from signer.hsm.worker.administration import carry_out
 from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
-from signer.hsm.worker.inspection import inspect
-from signer.hsm.worker.token import Token, open_token
+from signer.hsm.worker.token import Token, inspect, open_token
 from signer.model import inventory_digest
 
 

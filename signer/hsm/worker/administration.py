@@ -2,7 +2,7 @@
 
 An order is a JSON object: the name of its ``operation``, from the table
 below, and its ``arguments``; bytes are hexadecimal. The answer has the ``result``, or
-``error`` and ``kind`` (OperatorErrorKind) where the token could not do it.
+``error`` and ``unsupported`` (as in OperatorError) where the token could not do it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
-from signer.errors import OperatorErrorKind
 from signer.hsm.frames import FrameError
 from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker.token import Token
@@ -65,8 +64,7 @@ def carry_out(token: Token, order: Mapping[str, Any]) -> dict[str, Any]:
     except TokenFailure as failure:
         if failure.leave:
             raise
-        kind = OperatorErrorKind.UNSUPPORTED if failure.unsupported else OperatorErrorKind.OTHER
-        return {"error": str(failure), "kind": kind}
+        return {"error": str(failure), "unsupported": failure.unsupported}
 
 
 def _describe(token: Token) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One token, opened: its session, its private keys and their session copies.
 
-``load`` is the only function that loads a PKCS#11 module. Errors are TokenFailures,
+An inspection opens none: it shows what a module shows, and what is known of a PIN.
+``_load`` is the only function that loads a PKCS#11 module. Errors are TokenFailures,
 whose kind shows the front process and the operator what to do.
 """
 
@@ -20,10 +21,11 @@ from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
 
 from signer.errors import OperatorError
-from signer.hsm.latch import latch_of, start_lock
-from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.files import daemon_user
+from signer.hsm.latch import latch_of, shared_start_lock, start_lock
+from signer.hsm.spec import FailureKind, PinState, TokenFailure, TokenSpec
 from signer.hsm.worker.cryptoki import private_keys
-from signer.hsm.worker.login import log_in, named
+from signer.hsm.worker.login import log_in, named, read_pin
 from signer.model import TokenObject
 
 MAX_COPIES = 1024
@@ -221,17 +223,16 @@ def open_token(spec: TokenSpec) -> Token:
     """
     state = Path(spec.state)
     with start_lock(state, spec.label):
-        token = _find(load(spec.module).get_tokens(), spec)
-        serial = token.serial.decode(errors="replace").strip()
+        token = _find(_load(spec.module).get_tokens(), spec)
         try:
-            latch = latch_of(state, spec.label, serial)
+            latch = latch_of(state, spec.label, _names(token)[1])
         except OperatorError as error:
             raise TokenFailure(FailureKind.CONFIGURATION, str(error)) from error
         session = log_in(token, spec, latch)
     return Token(session, spec)
 
 
-def load(module: str) -> Any:
+def _load(module: str) -> Any:
     """Loads and initialises a PKCS#11 module; raises TokenFailure."""
     try:
         _ = ctypes.CDLL(module).C_GetFunctionList
@@ -249,12 +250,7 @@ def load(module: str) -> Any:
 
 def _find(tokens: Iterable[Any], spec: TokenSpec) -> Any:
     """Chooses by label, and by serial where one is given; never by slot."""
-    found = [
-        token
-        for token in tokens
-        if token.label.strip() == spec.label
-        and spec.serial in (None, token.serial.decode(errors="replace").strip())
-    ]
+    found = [token for token in tokens if _is_meant(spec, *_names(token))]
     wanted = f"label {spec.label!r}" + (f" and serial {spec.serial}" if spec.serial else "")
     if not found:
         raise TokenFailure(
@@ -267,3 +263,47 @@ def _find(tokens: Iterable[Any], spec: TokenSpec) -> Any:
             f"{len(found)} tokens with {wanted} are present: give the serial in the configuration",
         )
     return found[0]
+
+
+def _names(token: Any) -> tuple[str, str]:
+    """Returns the label and the serial number of a token, without padding."""
+    return token.label.strip(), token.serial.decode(errors="replace").strip()
+
+
+def _is_meant(spec: TokenSpec, label: str, serial: str) -> bool:
+    return label == spec.label and spec.serial in (None, serial)
+
+
+def inspect(spec: TokenSpec) -> dict[str, Any]:
+    """Returns the initialised tokens as ``[label, serial, flags]``, and what is known of the PIN.
+
+    The PIN is compared with the record of rejected ones and not tried: an inspection costs
+    no attempt. Raises TokenFailure where the module shows no tokens.
+    """
+    state = Path(spec.state)
+    with shared_start_lock(state, spec.label):
+        shown = [
+            (*_names(token), [flag.name for flag in type(token.flags) if flag in token.flags])
+            for token in _load(spec.module).get_tokens()
+        ]
+    tokens = [token for token in shown if "TOKEN_INITIALIZED" in token[2]]
+    pin, problem = PinState.UNKNOWN, ""
+    try:
+        for label, serial, _ in tokens:
+            if _is_meant(spec, label, serial):
+                pin = _pin_state(spec, serial)
+    except (TokenFailure, OperatorError) as error:
+        problem = str(error)
+    return {"tokens": tokens, "pin": pin, "pin_problem": problem}
+
+
+def _pin_state(spec: TokenSpec, serial: str) -> PinState:
+    """Returns what the record of rejected PINs says of the PIN in its file."""
+    state = Path(spec.state)
+    pin = read_pin(Path(spec.pin_file), daemon_user(state))
+    latch = latch_of(state, spec.label, serial)
+    if latch.rejected(pin):
+        return PinState.REJECTED
+    if latch.accepted(pin):
+        return PinState.ACCEPTED
+    return PinState.CONFIRMED if latch.confirmed else PinState.UNTRIED

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
@@ -30,6 +29,7 @@ from signer.officers.store import OperationState, StoredOperation
 from signer.policy.rules import Policy
 from signer.strict import StrictModel, problems_of
 from signer.text import count
+from signer.text import utc as utc_text
 
 FACILITIES_SHOWN = 20
 """Lines of a difference that list the same thing; the rest is counted."""
@@ -133,7 +133,7 @@ TIMES = ("activate_at", "sign_until", "deactivate_at", "destroy_at")
 
 def utc(time: float | None) -> str:
     """Returns a time as text in UTC, "none" without one."""
-    return "none" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return "none" if time is None else utc_text(time)
 
 
 def _parsed(name: str) -> tuple[KeyName, int | None]:

@@ -18,8 +18,7 @@ from cryptography.x509 import load_der_x509_certificate
 
 from signer.audit.format.segments import list_segments
 from signer.clock import SystemClock
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy, read_policy
 from signer.daemon.audit_log import begin
 from signer.errors import OperatorError

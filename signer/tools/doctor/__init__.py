@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from signer.audit.format.segments import list_segments
-from signer.config.loader import load_config
-from signer.config.models import Config
+from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import ConfigError
 from signer.tools.doctor.file_checks import examine_files

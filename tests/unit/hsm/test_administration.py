@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
-from signer.errors import OperatorError, OperatorErrorKind
+from signer.errors import OperatorError
 from signer.hsm.frames import Channel, Closed, FrameKind, pack_json, unpack_json
 from signer.hsm.front.admin import AdminWorker
 from signer.hsm.mechanisms import Verifier
@@ -96,11 +96,11 @@ def test_a_failed_order_is_reported_and_the_worker_goes_on(
     token.failure = TokenFailure(FailureKind.BUSY, "it is full")
     with pytest.raises(OperatorError, match="it is full") as refused:
         admin.destroy(b"a", "one")
-    assert refused.value.kind is OperatorErrorKind.OTHER
+    assert not refused.value.unsupported
     token.failure = TokenFailure(FailureKind.MODULE_FATAL, "it cannot", unsupported=True)
     with pytest.raises(OperatorError, match="it cannot") as refused:
         admin.destroy(b"a", "one")
-    assert refused.value.kind is OperatorErrorKind.UNSUPPORTED
+    assert refused.value.unsupported
     token.failure = None
     admin.destroy(b"a", "one")
     assert token.holds == []

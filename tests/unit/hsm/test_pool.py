@@ -54,7 +54,7 @@ class Driven:
         )
         self.channel = FakeChannel()
         [self.slot] = self.pool._slots
-        self.slot._process = SimpleNamespace(channel=self.channel)  # type: ignore[assignment]
+        self.slot.process = SimpleNamespace(channel=self.channel)  # type: ignore[assignment]
         self.slot.state = "serving"
         self._threads = threads
 

@@ -10,8 +10,6 @@ from signer.errors import Reason, Violation
 from signer.model import Format, KeyName
 from signer.policy.compile import compile_policy
 from signer.policy.decide import FORBIDDEN, decide, may_use
-from signer.policy.document import Content
-from signer.policy.fit import CONTENT_OF
 from signer.policy.rules import Policy
 
 MINISTRY = "spiffe://signer.example/ministry"
@@ -145,7 +143,3 @@ def test_a_profile_may_be_wider_than_required_members_allow_where_facilities_nar
     made = document(["JWS", "MESSAGE"], formats=["JWS"])
     made["profiles"]["ministry"]["content"] = {"required_members": ["id"]}
     assert compiled(made)[1] == []
-
-
-def test_every_content_rule_has_its_format() -> None:
-    assert CONTENT_OF.keys() == Content.model_fields.keys()
