@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.commands import run
 from tests.integration import edge
+
+__all__ = ["issuer", "operator", "run"]
 
 
 @pytest.fixture(scope="module")

@@ -7,40 +7,25 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from cryptography import x509
 
-from signer.cli.main import main
 from signer.officers.approval import parse
 from tests.appliances import Appliance
+from tests.commands import Done, Run
 
 KEY = "facilities/moh/keys/next"
 VERSION = f"{KEY}/versions/1"
 SUBJECT = "CN=DCC signer 1,O=Ministry of Health,C=VN"
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 class Office:
     """Officers a and b; ``a(...)`` and ``b(...)`` run a command as one of them."""
 
-    def __init__(self, appliance: Appliance, capfd: pytest.CaptureFixture[str]) -> None:
-        self.appliance = appliance
-        self._capfd = capfd
-
-    def run(self, *words: object) -> Done:
-        self._capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        out, err = self._capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(int(ended.value.code or 0), out, err)
+    def __init__(self, appliance: Appliance, run: Run) -> None:
+        self.appliance, self.run = appliance, run
 
     def file(self, name: str) -> Path:
         return self.appliance.dir / f"client-officer-{name}.yaml"
@@ -85,8 +70,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 
 @pytest.fixture
-def office(running: Appliance, capfd: pytest.CaptureFixture[str]) -> Office:
-    return Office(running, capfd)
+def office(running: Appliance, run: Run) -> Office:
+    return Office(running, run)
 
 
 @pytest.fixture
@@ -96,16 +81,8 @@ def certify(office: Office, tmp_path: Path) -> Callable[[Path], Path]:
 
     def issue(request: Path) -> Path:
         made = request.with_suffix(".pem")
-        command: list[str | Path] = [
-            "openssl",
-            "x509",
-            "-req",
-            "-in",
-            request,
-            "-CA",
-            pki / "dcc-ca.pem",
-        ]
-        command += ["-CAkey", pki / "dcc-ca.key", "-days", "730", "-out", made]
+        authority = ("-CA", pki / "dcc-ca.pem", "-CAkey", pki / "dcc-ca.key", "-days", "730")
+        command = ("openssl", "x509", "-req", "-in", request, *authority, "-out", made)
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
         return made
 

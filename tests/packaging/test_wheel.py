@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
 import subprocess
+import sys
+import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from signer.tools.dev.appliance import DevAppliance
-from tests.packaging import site as sites
-from tests.packaging.site import ROOT
+from tests.appliances import Appliance
 
+ROOT = Path(__file__).parents[2]
 CLIENT = {
     "cbor2",
     "cffi",
@@ -33,26 +39,84 @@ CLIENT = {
 KEY = "facilities/01-001/keys/records"
 
 
+def build(folder: Path) -> Path:
+    """Builds the wheel; returns a folder with its content, as in site-packages."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "signer", source / "signer")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run(
+        [*pip, "--no-build-isolation", "--wheel-dir", str(folder), str(source)], check=True
+    )
+    [wheel] = folder.glob("signer_appliance-*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def needed(site: Path, extras: set[str]) -> set[str]:
+    """Returns the names of the packages that pip would install with the wheel in ``site``."""
+    [ours] = importlib.metadata.distributions(path=[str(site)])
+    names: set[str] = set()
+    waiting = list(_requirements(ours, extras))
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name not in names:
+            names.add(name)
+            found = importlib.metadata.distribution(name)
+            waiting += _requirements(found, requirement.extras)
+    return names
+
+
+def _requirements(
+    distribution: importlib.metadata.Distribution, extras: set[str]
+) -> Iterator[Requirement]:
+    for text in distribution.requires or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in (extras or {""})
+        ):
+            yield requirement
+
+
+def install(site: Path, names: set[str], folder: Path) -> Path:
+    """Makes a virtual environment of the wheel and links to the files of installed packages.
+
+    Returns its Python. Nothing else that is installed here can be imported there.
+    """
+    venv.create(folder, symlinks=True)
+    target = folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    shutil.copytree(site, target, dirs_exist_ok=True)
+    for name in sorted(names):
+        for file in importlib.metadata.distribution(name).files or ():
+            source, link = Path(str(file.locate())), target / file
+            if file.parts[0] != ".." and source.exists():  # with its bytecode, if there is some
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(source)
+    return folder / "bin" / "python"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The content of the wheel, as it is in site-packages."""
-    return sites.build(tmp_path_factory.mktemp("wheel"))
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
-def appliance(site: Path) -> Iterator[DevAppliance]:
+def appliance(site: Path) -> Iterator[Appliance]:
     """A development appliance, run by `signer-appliance[server]` as installed."""
-    server = frozenset({"server"})
-    python = sites.install(site, sites.needed(site, server), site.parent / "server")
+    python = install(site, needed(site, {"server"}), site.parent / "server")
     away = {"PYTHONSAFEPATH": "1"}  # the checkout is not on its path
-    with DevAppliance(site.parent / "dev", environment=away, python=python) as made:
+    with Appliance(site.parent / "dev", environment=away, python=python) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def signer(site: Path) -> Callable[..., str]:
     """Runs `signer` as `pip install signer-appliance` gives it; returns what it prints."""
-    python = sites.install(site, sites.needed(site, frozenset()), site.parent / "client")
+    python = install(site, needed(site, set()), site.parent / "client")
 
     def run(*words: object, code: int = 0) -> str:
         done = subprocess.run(
@@ -82,11 +146,11 @@ def test_it_holds_the_package_and_nothing_else(site: Path) -> None:
 
 
 def test_the_client_brings_few_packages(site: Path) -> None:
-    assert sites.needed(site, frozenset()) == CLIENT
+    assert needed(site, set()) == CLIENT
 
 
 def test_commands_that_call_an_appliance_need_the_client_alone(
-    appliance: DevAppliance, signer: Callable[..., str], tmp_path: Path
+    appliance: Appliance, signer: Callable[..., str], tmp_path: Path
 ) -> None:
     """This is also the test that an appliance works as `[server]` installs it."""
     issuer, first, second, operator = (

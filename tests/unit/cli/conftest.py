@@ -1,7 +1,8 @@
-"""The fixtures of ``operations_played``."""
+"""The fixtures of these tests."""
 
 from __future__ import annotations
 
-from tests.unit.cli.operations_played import people, played, run
+from tests.commands import run
+from tests.unit.cli.operations_played import people, played
 
 __all__ = ["people", "played", "run"]

@@ -62,11 +62,14 @@ def record(run: Any, words: tuple[object, ...], tmp_path: Path) -> Path:
     return tmp_path / "record"
 
 
+def by(*officers: Any) -> list[object]:
+    return [word for each in officers for word in ("--officer", each.certificate)]
+
+
 @pytest.fixture
 def verified(run: Any, people: Any) -> Callable[[Path], Any]:
     def verify(folder: Path) -> Any:
-        officers = ("--officer", people.a.certificate, "--officer", people.b.certificate)
-        return run("ceremony", "--verify", folder, *officers)
+        return run("ceremony", "--verify", folder, *by(people.a, people.b))
 
     return verify
 
@@ -241,13 +244,9 @@ def test_changed_files_are_found(record: Path, people: Any, verified: Any, tmp_p
 
 
 def test_the_certificates_of_both_officers_are_needed(run: Any, record: Path, people: Any) -> None:
-    for files in (
-        (people.a.certificate,),
-        (people.a.certificate, people.c.certificate),
-        (people.b.certificate, people.b.certificate),
-    ):
-        officers = [word for file in files for word in ("--officer", file)]
-        done = run("ceremony", "--verify", record, *officers)
+    a, b, c = people
+    for some in ((a,), (a, c), (b, b)):
+        done = run("ceremony", "--verify", record, *by(*some))
         assert (done.code, "took part" in done.err) == (1, True)
 
 
@@ -260,20 +259,14 @@ def test_who_took_part_has_approved(
     def add(members: dict[str, Any]) -> None:
         members["participants"].append({"officer": people.c.principal})
         if approval is not None:
-            again = members["approvals"][0] | {
-                "officer": people.c.principal,
-                "signature": approval,
-            }
-            members["approvals"].append(again)
+            changed = {"officer": people.c.principal, "signature": approval}
+            members["approvals"].append(members["approvals"][0] | changed)
 
     sign_again(record, people, add)
     text = (record / "transcript.json").read_bytes()
     signature = sign_operation(text, people.c.key.read_bytes())
     (record / transcript.signature_file(people.c.principal)).write_bytes(signature)
-    officers = [
-        word for each in (people.a, people.b, people.c) for word in ("--officer", each.certificate)
-    ]
-    done = run("ceremony", "--verify", record, *officers)
+    done = run("ceremony", "--verify", record, *by(*people))
     assert (done.code, f"{people.c.principal} did not approve" in done.err) == (1, True)
 
 

@@ -40,9 +40,6 @@ def test_all_in_order(appliance: Path) -> None:
     assert "stop    takes " in result.stdout
     assert "3 facilities" in result.stdout
     assert result.stderr == ""
-
-
-def test_all_in_order_as_json(appliance: Path) -> None:
     result = run(appliance, "--json")
     assert result.exit_code == 0
     described = json.loads(result.stdout)
@@ -111,7 +108,3 @@ def test_wrong_configuration_and_absent_file(tmp_path: Path) -> None:
     absent = run(tmp_path / "absent.yaml")
     assert absent.exit_code == 1
     assert "cannot be read" in absent.stderr
-
-
-def test_no_option_is_wrong_usage() -> None:
-    assert CliRunner().invoke(check, []).exit_code == 2
