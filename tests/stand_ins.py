@@ -34,6 +34,23 @@ class ManualClock(FlooredClock):
         return super().now() if self.time is None else max(self.time, self._floor)
 
 
+class SetClock(FlooredClock):
+    """Moves only when a test says so: one time for now and for durations."""
+
+    def __init__(self, time: float = 1_767_571_200.0) -> None:
+        super().__init__()
+        self.time = time
+
+    def now(self) -> float:
+        return max(self.time, self._floor)
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def forward(self, seconds: float) -> None:
+        self.time = self.now() + seconds
+
+
 class Recorder:
     """Keeps the events of ``events``, from any thread."""
 

@@ -26,7 +26,7 @@ from signer.keys.index import KeyIndex
 from signer.model import Role
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
-from tests.stand_ins import Recorder
+from tests.stand_ins import Recorder, SetClock
 
 ISSUER, OPERATOR = "spiffe://signer.example/issuer", "spiffe://signer.example/operator"
 METHOD = "/signer.v1.Signing/Sign"
@@ -105,14 +105,6 @@ class Books(Recorder):
         return [(bug.error, dict(bug.notes)) for bug in self.of(Bug)]
 
 
-class Clock:
-    def now(self) -> float:
-        return 1e9
-
-    def monotonic(self) -> float:
-        return 500.0
-
-
 @pytest.fixture
 def books() -> Books:
     return Books()
@@ -140,7 +132,7 @@ def make_guard(books: Books, calls: int = 4, share: int = 2) -> Guard:
         calls=calls,
         calls_per_client=share,
         events=books.events,
-        clock=Clock(),
+        clock=SetClock(500.0),
     )
 
 

@@ -21,21 +21,10 @@ from signer.audit.write.checkpoints import (
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import Growth
 from signer.events import CheckpointFailed, CheckpointMade, CheckpointShipped, ShippingFailed
-from tests.stand_ins import Recorder
+from tests.stand_ins import Recorder, SetClock
 
 ORIGIN = "signer.example/test"
 DEADLINE = 20.0  # seconds; only a hanging test waits so long
-
-
-class FixedClock:
-    def __init__(self, now: float = 1_767_571_200.0) -> None:
-        self.time = now
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 class FailingDisk(Disk):
@@ -136,7 +125,7 @@ def sizes(folder: Path) -> list[str]:
 
 
 def test_newest_is_replaced_and_the_first_of_an_hour_stays(tmp_path: Path) -> None:
-    clock = FixedClock()
+    clock = SetClock()
     folder = Folder(tmp_path / "made", clock)
     for size in (1, 2, 3):
         folder.put(checkpoint_of(size), seal(checkpoint_of(size)))
@@ -149,7 +138,7 @@ def test_newest_is_replaced_and_the_first_of_an_hour_stays(tmp_path: Path) -> No
 
 def test_interrupted_put_leaves_the_old_newest_and_is_repeated(tmp_path: Path) -> None:
     disk = FailingDisk(failing=False)
-    folder = Folder(tmp_path, FixedClock(), disk)
+    folder = Folder(tmp_path, SetClock(), disk)
     folder.put(checkpoint_of(1), seal(checkpoint_of(1)))
     disk.failing = True
     with pytest.raises(OSError, match="No space"):
@@ -164,7 +153,7 @@ def test_interrupted_put_leaves_the_old_newest_and_is_repeated(tmp_path: Path) -
 
 
 def test_a_start_makes_a_checkpoint_of_what_is_there(tmp_path: Path, reports: Checkpoints) -> None:
-    with running(Log(7), Folder(tmp_path, FixedClock()), reports) as checkpointer:
+    with running(Log(7), Folder(tmp_path, SetClock()), reports) as checkpointer:
         reports.wait(lambda: reports.made == [7])
     assert checkpointer.newest == (checkpoint_of(7), seal(checkpoint_of(7)))
     assert read_newest([tmp_path], parse).checkpoint == checkpoint_of(7)
@@ -172,7 +161,7 @@ def test_a_start_makes_a_checkpoint_of_what_is_there(tmp_path: Path, reports: Ch
 
 @pytest.mark.usefixtures("quick")
 def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Checkpoints) -> None:
-    with running(Log(7), Folder(tmp_path, FixedClock()), reports):
+    with running(Log(7), Folder(tmp_path, SetClock()), reports):
         reports.wait(lambda: bool(reports.made))
         time.sleep(0.1)  # ten intervals
     assert reports.made == [7]
@@ -181,7 +170,7 @@ def test_an_idle_log_gets_no_new_checkpoints(tmp_path: Path, reports: Checkpoint
 @pytest.mark.usefixtures("quick")
 def test_every_record_is_covered_in_the_end(tmp_path: Path, reports: Checkpoints) -> None:
     log = Log()
-    with running(log, Folder(tmp_path, FixedClock()), reports):
+    with running(log, Folder(tmp_path, SetClock()), reports):
         for size in range(1, 51):
             log.size = size
             log.growth.add(1)
@@ -194,7 +183,7 @@ def test_many_items_do_not_wait_for_the_interval(
 ) -> None:
     monkeypatch.setattr(shipping, "INTERVAL", 0.01)
     log = Log(1)
-    with running(log, Folder(tmp_path, FixedClock()), reports):
+    with running(log, Folder(tmp_path, SetClock()), reports):
         reports.wait(lambda: bool(reports.made))
         monkeypatch.setattr(shipping, "INTERVAL", 10 * DEADLINE)
         log.size = 2
@@ -207,7 +196,7 @@ def test_closing_covers_the_last_records_at_once(
     tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log(1)
-    with running(log, Folder(tmp_path, FixedClock()), reports):
+    with running(log, Folder(tmp_path, SetClock()), reports):
         reports.wait(lambda: bool(reports.made))
         monkeypatch.setattr(shipping, "INTERVAL", 10 * DEADLINE)
         log.size = 2
@@ -226,7 +215,7 @@ def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Checkpoints)
             raise RuntimeError("the token is away")
         return seal(checkpoint)
 
-    with running(Log(3), Folder(tmp_path, FixedClock()), reports, seal_with=seal_or_fail):
+    with running(Log(3), Folder(tmp_path, SetClock()), reports, seal_with=seal_or_fail):
         reports.wait(lambda: len(reports.failures) >= 3)
         assert reports.made == []
         broken.clear()
@@ -238,7 +227,7 @@ def test_a_token_that_fails_does_not_hold_up_the_stop(tmp_path: Path, reports: C
     def fail(_: Checkpoint) -> str:
         raise RuntimeError("the token is away")
 
-    with running(Log(3), Folder(tmp_path, FixedClock()), reports, seal_with=fail) as checkpointer:
+    with running(Log(3), Folder(tmp_path, SetClock()), reports, seal_with=fail) as checkpointer:
         pass
     assert not checkpointer._thread.is_alive()
     assert reports.failures
@@ -249,8 +238,8 @@ def test_a_local_disk_that_fails_does_not_keep_it_from_being_shipped(
     tmp_path: Path, reports: Checkpoints
 ) -> None:
     disk = FailingDisk()
-    local = Folder(tmp_path / "local", FixedClock(), disk)
-    with running(Log(3), local, reports, Folder(tmp_path / "far", FixedClock())):
+    local = Folder(tmp_path / "local", SetClock(), disk)
+    with running(Log(3), local, reports, Folder(tmp_path / "far", SetClock())):
         reports.wait(lambda: len(reports.failures) >= 2 and bool(reports.shipped))
         disk.failing = False
     assert read_newest([tmp_path / "far"], parse).checkpoint == checkpoint_of(3)
@@ -266,8 +255,8 @@ def test_shipping_that_fails_is_told_and_repeated_with_the_newest(
 ) -> None:
     disk = FailingDisk()
     log = Log(1)
-    far = Folder(tmp_path / "far", FixedClock(), disk)
-    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far):
+    far = Folder(tmp_path / "far", SetClock(), disk)
+    with running(log, Folder(tmp_path / "near", SetClock()), reports, far):
         reports.wait(lambda: len(reports.shipping_failures) >= 3)
         log.size = 2
         log.growth.add(1)
@@ -290,8 +279,8 @@ def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Che
             super().sync(descriptor)
 
     log = Log(1)
-    far = Folder(tmp_path / "far", FixedClock(), HangingDisk())
-    with running(log, Folder(tmp_path / "near", FixedClock()), reports, far):
+    far = Folder(tmp_path / "far", SetClock(), HangingDisk())
+    with running(log, Folder(tmp_path / "near", SetClock()), reports, far):
         for size in (2, 3, 4):
             log.size = size
             log.growth.add(1)
@@ -307,7 +296,7 @@ def test_closing_tries_once_more_and_gives_up(
 ) -> None:
     monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
     disk = FailingDisk()
-    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports.events)
+    shipper = Shipper(Folder(tmp_path / "far", SetClock(), disk), reports.events)
     shipper.start()
     shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
     reports.wait(lambda: len(reports.shipping_failures) == 1)
@@ -321,7 +310,7 @@ def test_closing_ships_what_waits_when_the_folder_is_back(
 ) -> None:
     monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
     disk = FailingDisk()
-    shipper = Shipper(Folder(tmp_path / "far", FixedClock(), disk), reports.events)
+    shipper = Shipper(Folder(tmp_path / "far", SetClock(), disk), reports.events)
     shipper.start()
     shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
     reports.wait(lambda: len(reports.shipping_failures) == 1)
@@ -408,7 +397,7 @@ def test_both_of_two_that_contradict_each_other_are_found(tmp_path: Path, togeth
 
 
 def test_what_an_override_sets_aside_is_not_read_again(tmp_path: Path) -> None:
-    clock = FixedClock()
+    clock = SetClock()
     folder = Folder(tmp_path, clock)
     for size in (10, 20):
         folder.put(checkpoint_of(size), seal(checkpoint_of(size)))

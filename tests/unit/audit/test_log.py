@@ -19,23 +19,11 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
 from signer.audit.write.recovery import AuditRefused, open_audit_log
+from tests.stand_ins import SetClock
 
 ORIGIN = "signer.example/log"
 DIGESTS = Column(32, sha256(b"a").digest() + sha256(b"b").digest())
 SIGNATURES = Column(64, bytes(128))
-
-
-class SetClock:
-    """A clock that a test sets, in seconds."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 class CountingDisk(Disk):

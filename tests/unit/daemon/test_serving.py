@@ -64,8 +64,9 @@ def files(stage: Stage) -> str:
 
 def hsm_calls(stage: Stage, what: str) -> list[Any]:
     """Returns the arguments of one kind of calls to the HSM since the last time."""
-    calls = [arguments for name, arguments in stage.hsm.told if name == what]
-    stage.hsm.told = [call for call in stage.hsm.told if call[0] != what]
+    method = getattr(stage.hsm, what)
+    calls = [call.args for call in method.call_args_list]
+    method.reset_mock()
     return calls
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from shutil import copyfile
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import sqlalchemy as sa
 
 from signer.audit.format.parse import parse
 from signer.audit.format.record import Record, RecordKind, Value, encode
 from signer.audit.write.log import AuditUnavailable
-from signer.clock import Clock
+from signer.clock import FlooredClock
 from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy
 from signer.daemon.catch_up import CatchUp
@@ -44,7 +45,7 @@ from signer.officers.records import (
 )
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot
-from tests.stand_ins import Recorder
+from tests.stand_ins import Recorder, SetClock
 from tests.unit.officers.people import OFFICERS, A, B, sign
 from tests.unit.officers.softtoken import Fate, SoftToken
 
@@ -93,44 +94,24 @@ facilities:
 CLINIC, MINISTRY = "facilities/01-001/keys/records", "facilities/moh/keys/dcc"
 
 
-class SetClock:
-    """A clock that a test sets; never behind the log's last record, as FlooredClock is."""
-
-    def __init__(self) -> None:
-        self.time = START
-        self.floor: Callable[[], float] = lambda: 0.0
-
-    def now(self) -> float:
-        return max(self.time, self.floor())
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def forward(self, seconds: float) -> None:
-        self.time = self.now() + seconds
-
-
 class MemoryLog:
     """Records in memory, each judged by the rules of dual control as it comes."""
 
-    def __init__(self, clock: Clock, fate: Fate) -> None:
+    def __init__(self, clock: FlooredClock, fate: Fate) -> None:
         self._clock, self._fate = clock, fate
         self.control = ApprovalFold()
         self.records: list[Record] = []
         self.full = False
-
-    @property
-    def last_time(self) -> int:
-        return self.records[-1].time_us if self.records else 0
 
     def append(self, kind: RecordKind, fields: Mapping[str, Value]) -> int:
         self._fate.at(f"before the record {kind}")
         if self.full:
             raise AuditUnavailable("the disk is full")
         seq = len(self.records)
-        time_us = max(int(self._clock.now() * 1_000_000), self.last_time)
+        time_us = round(self._clock.now() * 1_000_000)
         record = parse(encode(seq, time_us, kind, fields)[0])
         self.records.append(record)
+        self._clock.raise_floor(time_us / 1e6)
         self.control.apply(record)
         self._fate.at(f"after the record {kind}")
         return seq
@@ -163,17 +144,6 @@ class Inline(Lanes):
         done: Future[Any] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
-
-
-class FakeHsm:
-    """Remembers what it was told."""
-
-    def __init__(self, *tokens: str) -> None:
-        self.pools = dict.fromkeys(tokens)
-        self.told: list[tuple[str, Any]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: self.told.append((name, arguments))
 
 
 class FakeDaemonLog:
@@ -219,7 +189,7 @@ class Stage:
         officers: Mapping[str, bytes] = OFFICERS,
         needed: OperationsConfig | None = None,
         development: bool = False,
-        log: Callable[[Clock, Fate], Any] = MemoryLog,
+        log: Callable[[FlooredClock, Fate], Any] = MemoryLog,
         lanes: Lanes | None = None,
     ) -> None:
         self.fate, self.clock, self.seen = Fate(), SetClock(), Recorder()
@@ -244,7 +214,6 @@ class Stage:
             write.set_officers(officers)
             write.put_policy(text.text)
         self.log = log(self.clock, self.fate)
-        self.clock.floor = lambda: self.log.last_time / 1e6
         sha256 = bytes.fromhex(text.policy.sha256)
         first = OfficersRecord(officers, development=development, policy=sha256)
         self.log.append(RecordKind.OFFICERS, first.to_fields())
@@ -255,7 +224,7 @@ class Stage:
         self.fate.revive()
         if crash_after is not None:
             self.fate.crash_after(crash_after)
-        self.hsm = FakeHsm(self.token.token)
+        self.hsm = Mock(pools={self.token.token: None})
         registry, events, development = self.registry, self.seen.events, self._development
         records = OperationRecords(cast("Any", self.log))
         log = cast("Any", FakeDaemonLog(self.log))
@@ -267,7 +236,7 @@ class Stage:
             state,
             policies=policies,
             served=self.served,
-            hsm=cast("Any", self.hsm),
+            hsm=self.hsm,
             log=log,
             catch_up=CatchUp(registry, log, records, self.log.control),
             clock=self.clock,

@@ -8,7 +8,7 @@ from pathlib import Path
 from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.write.log import AuditUnavailable, Listener
 from signer.audit.write.recovery import open_audit_log
-from signer.clock import Clock
+from signer.clock import FlooredClock
 from signer.officers.offline_check import ApprovalFold
 from tests.unit.officers.softtoken import Fate
 
@@ -16,7 +16,7 @@ from tests.unit.officers.softtoken import Fate
 class DiskLog:
     """An audit log in a folder, whose records are kept in memory besides."""
 
-    def __init__(self, folder: Path, clock: Clock, fate: Fate) -> None:
+    def __init__(self, folder: Path, clock: FlooredClock, fate: Fate) -> None:
         self._fate = fate
         self.control = ApprovalFold()
         self.records: list[Record] = []
@@ -28,11 +28,8 @@ class DiskLog:
             low_disk_bytes=1 << 20,
             ballast_bytes=1 << 20,
             listeners=[Listener(self._heard)],
+            on_time=clock.raise_floor,
         )
-
-    @property
-    def last_time(self) -> int:
-        return self.records[-1].time_us if self.records else 0
 
     def append(self, kind: RecordKind, fields: Mapping[str, Value]) -> int:
         self._fate.at(f"before the record {kind}")

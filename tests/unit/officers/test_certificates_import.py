@@ -205,7 +205,7 @@ def test_nothing_is_activated_before_its_certificate_begins(
 ) -> None:
     members = given(stage, authority, begins=NOW + timedelta(days=2))
     now = stage.clock.time
-    monkeypatch.setattr(stage.clock, "floor", lambda: 0.0)
+    monkeypatch.setattr(stage.clock, "raise_floor", lambda _: None)
     stage.clock.time = now + 2 * DAY
     stage.done("import-certificate", **members)
     stage.clock.time = now + DAY  # a clock that was set back before the daemon began

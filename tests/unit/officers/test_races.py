@@ -153,7 +153,7 @@ def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
     monkeypatch.setattr("signer.daemon.serving.check_tokens", refuse)
     stage.emergency.suspend_key(A, CLINIC, "forged certificates")
     stage.emergency.suspend(A, Scope.EVERYTHING, "", "forged certificates")
-    stopped = [set(told[0]) for what, told in stage.hsm.told if what == "stop_keys"]
+    stopped = [set(call.args[0]) for call in stage.hsm.stop_keys.call_args_list]
     assert {version.cka_id} in [{each.cka_id for each in some} for some in stopped]
     assert stage.snapshot.suspended.everything
     assert "not configured" in stage.serving.error
