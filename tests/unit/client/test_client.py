@@ -16,7 +16,6 @@ from signer.client import (
     InternalError,
     InvalidRequestError,
     NotFoundError,
-    SignerClient,
     SignerClientError,
     UnavailableError,
 )
@@ -138,10 +137,7 @@ def test_a_refused_call_is_repeated_with_its_id(stage: Any) -> None:
 
 
 def test_a_quota_that_opens_too_late_is_an_error_now(stage: Any) -> None:
-    def script(request: Any, number: int) -> Any:
-        del request, number
-        stage.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", retry_after=3600)
-
+    script = stage.refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", retry_after=3600)
     with stage.client(script) as client, pytest.raises(ExhaustedError) as caught:
         list(client.sign(KEY, "JWS", payloads(3)))
     assert caught.value.reason == Reason.QUOTA_EXCEEDED
@@ -151,8 +147,7 @@ def test_a_quota_that_opens_too_late_is_an_error_now(stage: Any) -> None:
 
 
 def test_results_before_and_behind_a_refused_call_are_yielded(stage: Any) -> None:
-    def script(request: Any, number: int) -> Any:
-        del number
+    def script(request: Any, _: int) -> Any:
         if b"4" in request.payloads:
             stage.refuse(
                 grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", metadata={"rule": "clinic.x"}
@@ -193,8 +188,7 @@ def test_a_server_that_comes_back_is_found_again(stage: Any) -> None:
 
 
 def test_a_short_answer_is_an_error(stage: Any) -> None:
-    def script(request: Any, number: int) -> Any:
-        del number
+    def script(request: Any, _: int) -> Any:
         answer = stage.signed(request, {})
         del answer.signatures[0]
         return answer
@@ -213,11 +207,9 @@ def test_one_call_is_one_call(stage: Any) -> None:
 
 
 def test_field_violations_are_told(stage: Any) -> None:
-    def script(request: Any, number: int) -> Any:
-        del request, number
-        stage.refuse(
-            grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", violations=(("key", "too long"),)
-        )
+    script = stage.refusing(
+        grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", violations=(("key", "too long"),)
+    )
 
     with stage.client(script) as client, pytest.raises(InvalidRequestError) as caught:
         client.sign_batch(KEY, "JWS", payloads(1))
@@ -227,10 +219,7 @@ def test_field_violations_are_told(stage: Any) -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_reaches_the_caller(stage: Any, reason: Reason) -> None:
-    def script(request: Any, number: int) -> Any:
-        del request, number
-        stage.refuse(CODES[reason.code], reason.value)
-
+    script = stage.refusing(CODES[reason.code], reason.value)
     with stage.client(script) as client, pytest.raises(ERRORS[reason.code]) as caught:
         client.sign_batch(KEY, "JWS", payloads(1))
     assert caught.value.reason == reason
@@ -244,10 +233,7 @@ def test_every_code_has_its_own_class() -> None:
 
 
 def test_a_stranger_to_the_tree_keeps_its_code(stage: Any) -> None:
-    def script(request: Any, number: int) -> Any:
-        del request, number
-        stage.refuse(grpc.StatusCode.DATA_LOSS, "OTHER", domain="proxy.example")
-
+    script = stage.refusing(grpc.StatusCode.DATA_LOSS, "OTHER", domain="proxy.example")
     with stage.client(script) as client, pytest.raises(SignerClientError) as caught:
         client.sign_batch(KEY, "JWS", payloads(1))
     assert type(caught.value) is SignerClientError
@@ -315,13 +301,7 @@ def test_an_unknown_format_is_refused(stage: Any) -> None:
 
 def test_a_wrong_server_name_does_not_connect(stage: Any) -> None:
     with stage.client():
-        wrong = SignerClient.from_files(
-            stage.address,
-            ca=stage.identity.ca,
-            certificate=stage.identity.certificate,
-            key=stage.identity.key,
-            server_name="impostor",
-        )
+        wrong = stage.connect(stage.address, "impostor")
         with wrong, pytest.raises(UnavailableError):
             wrong.health(timeout=5)
 
@@ -341,10 +321,9 @@ def test_questions_of_auditors_are_asked_again_when_the_appliance_says_so(stage:
 
 
 def test_a_hint_beyond_the_time_ends_the_question(stage: Any) -> None:
-    def busy(_: int) -> None:
-        stage.refuse(grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", retry_after=60)
-
-    stage.played.note = busy
+    stage.played.note = stage.refusing(
+        grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE", retry_after=60
+    )
     with stage.client() as client, pytest.raises(UnavailableError) as caught:
         client.get_checkpoint(timeout=5)
     assert caught.value.reason == "AUDIT_UNAVAILABLE"

@@ -208,12 +208,8 @@ def test_waiting_outlasts_what_passes_and_nothing_else(stage: Any) -> None:
             stage.refuse(*refusal)
         return pb.GetOperationResponse(operation=operation(state=pb.OPERATION_STATE_DONE))
 
-    def denied(_: pb.GetOperationRequest) -> None:
-        stage.refuse(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED")
-
-    def away(_: pb.GetOperationRequest) -> None:
-        stage.refuse(grpc.StatusCode.UNAVAILABLE, "REGISTRY_UNAVAILABLE")
-
+    denied = stage.refusing(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED")
+    away = stage.refusing(grpc.StatusCode.UNAVAILABLE, "REGISTRY_UNAVAILABLE")
     with stage.client() as client:
         stage.operations.answers["GetOperation"] = get
         assert client.operations.wait("7", 60).state == "DONE"

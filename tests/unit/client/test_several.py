@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from signer.client import SignerClient, SignerClientError, UnavailableError
+from signer.client import SignerClientError, UnavailableError
 from signer.client._channels import target_of
 
 KEY = "facilities/f/keys/k"
@@ -92,14 +92,8 @@ def test_addresses_of_another_form_are_refused(address: str) -> None:
 
 
 def test_several_addresses_need_the_name_in_their_certificate(stage: Any) -> None:
-    files = stage.identity
     with pytest.raises(ValueError, match="server_name"):
-        SignerClient.from_files(
-            "127.0.0.1:1,127.0.0.1:2",
-            ca=files.ca,
-            certificate=files.certificate,
-            key=files.key,
-        )
+        stage.connect("127.0.0.1:1,127.0.0.1:2", None)
 
 
 def test_one_of_several_is_called_only_while_it_serves(stage: Any) -> None:
