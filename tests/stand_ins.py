@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from signer import events
+from signer.algorithms import Algorithm
 from signer.audit.write.log import AuditLog
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import FlooredClock, SystemClock
@@ -15,12 +17,34 @@ from signer.errors import CallError, Failure
 from signer.events import Event, Events
 from signer.formats.payloads import signature_length
 from signer.hsm.front.pool import Admission
-from signer.model import Signed, SignJob
+from signer.model import KeyName, KeyState, KeyVersion, Signed, SignJob
 
 E = TypeVar("E", bound=Event)
 EVENTS = [
     kind for kind in vars(events).values() if isinstance(kind, type) and hasattr(kind, "_fields")
 ]
+
+
+_VERSION = KeyVersion(
+    key=KeyName("f", "k"),
+    number=1,
+    algorithm=Algorithm.ES256,
+    state=KeyState.ACTIVE,
+    token="t",
+    cka_id=b"id",
+    spki=b"spki",
+    certificate=None,
+    kid=b"kid",
+    thumbprint="thumb",
+    created=0.0,
+    activate_at=0.0,
+    sign_until=None,
+)
+
+
+def key_version(**changes: Any) -> KeyVersion:
+    """An active version for ES256, but for ``changes`` of its fields."""
+    return replace(_VERSION, **changes)
 
 
 class ManualClock(FlooredClock):

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from signer import cbor
-from signer.algorithms import Algorithm
 from signer.errors import Reason
 from signer.formats import FORMATS, base45, dcc, hcert
 from signer.formats.cose import Envelope
 from signer.formats.payloads import PayloadError
-from signer.model import Format, FormatContext, HcertTerms, KeyName, KeyState, KeyVersion
+from signer.model import Format, FormatContext, HcertTerms, KeyName
+from tests.stand_ins import key_version
 
 VECTORS = Path(__file__).parents[2] / "../shared/vectors/dgc-testdata"
 
@@ -205,19 +205,13 @@ def test_several_certificates_in_one_are_refused() -> None:
 
 def hcert_context(vector: Mapping[str, Any], now: int) -> FormatContext:
     der = base64.b64decode(vector["TESTCTX"]["CERTIFICATE"])
-    version = KeyVersion(
+    version = key_version(
         key=KeyName("moh", "dcc"),
-        number=1,
-        algorithm=Algorithm.ES256,
-        state=KeyState.ACTIVE,
         token="signer",
         cka_id=b"\x01",
         spki=b"",
         certificate=der,
         kid=bytes(8),
         thumbprint="",
-        created=0.0,
-        activate_at=0.0,
-        sign_until=None,
     )
     return FormatContext(version, now, HcertTerms("AT", 3600))

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from signer.algorithms import Algorithm
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import IntentRecord, RecordKind, Value
 from signer.audit.format.segments import Frame, Header, Segment, list_segments, open_segment
@@ -27,12 +26,12 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.log import Listener
 from signer.audit.write.recovery import SEGMENT_BYTES
 from signer.clock import SystemClock
-from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
+from signer.model import Format, KeyName, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
 from signer.signing.evidence import Evidence, Repeats
 from signer.signing.request import BatchRequest
-from tests.stand_ins import small_log
+from tests.stand_ins import key_version, small_log
 
 ORIGIN = "signer.example/scale"
 FACILITIES = 50
@@ -104,20 +103,8 @@ def request_of(number: int, request_id: str) -> BatchRequest:
 
 
 def version_of(request: BatchRequest) -> KeyVersion:
-    return KeyVersion(
-        request.key,
-        1,
-        Algorithm.ES256,
-        KeyState.ACTIVE,
-        "signer",
-        b"cka",
-        b"spki",
-        None,
-        b"kid-of-8",
-        "thumbprint",
-        0,
-        0,
-        None,
+    return key_version(
+        key=request.key, token="signer", cka_id=b"cka", kid=b"kid-of-8", thumbprint="thumbprint"
     )
 
 

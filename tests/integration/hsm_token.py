@@ -23,9 +23,9 @@ from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import token_spec
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
-from signer.model import KeyName, KeyState, KeyVersion, Signed, SignJob
+from signer.model import KeyName, KeyVersion, Signed, SignJob
 from signer.tools.dev import softhsm, texts
-from tests.stand_ins import Recorder
+from tests.stand_ins import Recorder, key_version
 
 SECONDS = 30.0
 """Deadline of every job: what hangs fails its test."""
@@ -117,20 +117,14 @@ class Record(Recorder):
 
 def version(algorithm: Algorithm, cka_id: bytes, spki: bytes) -> KeyVersion:
     """A key version as the registry would know it."""
-    return KeyVersion(
+    return key_version(
         key=KeyName("test", cka_id.hex()[:16]),
-        number=1,
         algorithm=algorithm,
-        state=KeyState.ACTIVE,
         token=softhsm.LABEL,
         cka_id=cka_id,
         spki=spki,
-        certificate=None,
         kid=cka_id[:8],
         thumbprint="",
-        created=0.0,
-        activate_at=0.0,
-        sign_until=None,
     )
 
 

@@ -45,16 +45,20 @@ def test_private_keys_have_the_strict_template(token: SoftToken) -> None:
         }
 
 
-def test_more_keys_than_copies_are_kept_all_sign(token: SoftToken) -> None:
-    keys = token.make(*[(Algorithm.ES256, 0)] * 7)
-    answer = ask("copies", token.spec(), keys=key_arguments(keys), most=3, rounds=3)
-    assert answer == {"correct": 7 * 3 * 3, "most": 3, "left": 0}
-
-
-def test_all_copies_go_at_once(token: SoftToken) -> None:
-    keys = token.make(*[(Algorithm.ES256, 0)] * 4)
-    answer = ask("copies", token.spec(), keys=key_arguments(keys), most=9, rounds=2, at_once=True)
-    assert answer == {"correct": 4 * 2 * 3, "most": 4, "left": 0}
+@pytest.mark.parametrize(
+    ("count", "copies", "limits", "most"),
+    [
+        (7, True, {"most": 3, "rounds": 3}, 3),  # more keys than copies are kept
+        (4, True, {"most": 9, "rounds": 2, "at_once": True}, 4),
+        (1, False, {"most": 3, "rounds": 2}, 0),
+    ],
+)
+def test_all_keys_sign_whatever_copies_are_kept_and_all_copies_go(
+    token: SoftToken, count: int, copies: bool, limits: dict[str, int], most: int
+) -> None:
+    keys = token.make(*[(Algorithm.ES256, 0)] * count)
+    answer = ask("copies", token.spec(session_copies=copies), keys=key_arguments(keys), **limits)
+    assert answer == {"correct": count * limits["rounds"] * 3, "most": most, "left": 0}
 
 
 def test_a_key_that_is_lost_does_not_end_the_copies_of_others(token: SoftToken) -> None:
@@ -62,13 +66,6 @@ def test_a_key_that_is_lost_does_not_end_the_copies_of_others(token: SoftToken) 
     spec = token.spec(mode=WorkerMode.ADMINISTER)
     answer = ask("copies_after_loss", spec, keys=key_arguments(keys))
     assert answer == {"verdicts": ["REFUSED", "SIGNED", "SIGNED"], "copies": 2}
-
-
-def test_without_copies_there_are_none(token: SoftToken) -> None:
-    keys = token.make((Algorithm.ES256, 0))
-    spec = token.spec(session_copies=False)
-    answer = ask("copies", spec, keys=key_arguments(keys), most=3, rounds=2)
-    assert answer == {"correct": 6, "most": 0, "left": 0}
 
 
 def test_no_pin_is_in_what_is_kept(token: SoftToken) -> None:

@@ -94,19 +94,15 @@ def test_relative_config_path_gives_absolute_paths(
     assert load_config(Path("signer.yaml")).state == tmp_path / "state"
 
 
-def test_values_without_dot_slash_stay(tmp_path: Path) -> None:
-    text = (REPOSITORY / "config/signer.yaml").read_text()
-    file = tmp_path / "signer.yaml"
-    file.write_text(text.replace("./softhsm2.conf", "softhsm2.conf"))
-    assert load_config(file).tokens[0].environment == {"SOFTHSM2_CONF": "softhsm2.conf"}
-
-
-def test_postgresql_url_is_left_alone(tmp_path: Path) -> None:
+def test_values_that_are_no_paths_stay(tmp_path: Path) -> None:
     text = (REPOSITORY / "config/signer.yaml").read_text()
     url = "postgresql+psycopg://signer@database/signer"
     file = tmp_path / "signer.yaml"
+    text = text.replace("./softhsm2.conf", "softhsm2.conf")
     file.write_text(text.replace("sqlite:///registry.sqlite", url))
-    assert load_config(file).registry == url
+    config = load_config(file)
+    assert config.tokens[0].environment == {"SOFTHSM2_CONF": "softhsm2.conf"}
+    assert config.registry == url
 
 
 def test_client_file(tmp_path: Path) -> None:
@@ -124,12 +120,9 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
-def test_directory_without_policy_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"contains no \*\.yaml"):
         load_policy(tmp_path)
-
-
-def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_bytes(b"profiles: \xff\n")
     with pytest.raises(ConfigError, match="is not UTF-8: look at byte 10"):
         load_policy(tmp_path)

@@ -7,23 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.model import IDENTIFIER, KeyName, KeyState, KeyVersion, parse_key_or_version
+from signer.model import IDENTIFIER, KeyName, KeyState, parse_key_or_version
+from tests.stand_ins import key_version
 
 IDS = st.from_regex(IDENTIFIER, fullmatch=True)
-VERSION = KeyVersion(
-    key=KeyName("f", "k"),
-    number=3,
-    algorithm=Algorithm.ES256,
-    state=KeyState.ACTIVE,
-    token="t",
-    cka_id=b"id",
-    spki=b"spki",
-    certificate=None,
-    kid=b"kid",
-    thumbprint="thumbprint",
-    created=10.0,
-    activate_at=100.0,
-    sign_until=200.0,
+VERSION = key_version(
+    number=3, thumbprint="thumbprint", created=10.0, activate_at=100.0, sign_until=200.0
 )
 
 

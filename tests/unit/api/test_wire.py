@@ -12,23 +12,12 @@ from hypothesis import strategies as st
 from signer.algorithms import Algorithm
 from signer.api import wire
 from signer.errors import CallError, Code, Extent, Failure, Reason, Violation
-from signer.model import Format, KeyName, KeyState, KeyVersion
+from signer.model import Format, KeyState
 from signer.v1 import keys_pb2, signing_pb2
+from tests.stand_ins import key_version
 
-VERSION = KeyVersion(
-    key=KeyName("f", "k"),
-    number=3,
-    algorithm=Algorithm.EDDSA,
-    state=KeyState.ACTIVE,
-    token="t",
-    cka_id=b"id",
-    spki=b"spki",
-    certificate=None,
-    kid=b"kid",
-    thumbprint="thumbprint",
-    created=1.5,
-    activate_at=2.25,
-    sign_until=None,
+VERSION = key_version(
+    number=3, algorithm=Algorithm.EDDSA, thumbprint="thumbprint", created=1.5, activate_at=2.25
 )
 
 

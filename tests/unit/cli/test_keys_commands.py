@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.algorithms import Algorithm
 from signer.client import Suspension
 from signer.keys.index import KeyIndex
-from signer.model import KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
+from tests.stand_ins import key_version
 from tests.unit.cli.operations_played import NOW, certify, der, of_key, version
 
 KEY = "facilities/f/keys/k"
@@ -104,20 +105,17 @@ def test_a_rotation_of_other_keys_is_not_signed(
 def test_the_plan_is_that_of_the_appliance(registry: Any) -> None:
     """Its text for a list of keys is ours for the same keys."""
     index = KeyIndex(
-        KeyVersion(
+        key_version(
             key=KeyName.parse(each.name.partition("/versions/")[0]),
             number=int(each.name[-1]),
             algorithm=Algorithm(each.algorithm),
             state=KeyState(each.state),
-            token="t",
             cka_id=each.name.encode(),
             spki=each.public_key,
-            certificate=None,
             kid=each.kid,
             thumbprint=each.jwk_thumbprint,
             created=NOW,
             activate_at=NOW,
-            sign_until=None,
         )
         for each in registry.versions
     )

@@ -28,15 +28,15 @@ from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.sealing import Sealing
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
 from signer.hsm.front.pool import Admission
-from signer.model import AUDIT_KEY, KeyState, KeyVersion, Signed, SignJob
-from tests.stand_ins import ManualClock, Recorder, small_log
+from signer.model import AUDIT_KEY, Signed, SignJob
+from tests.stand_ins import ManualClock, Recorder, key_version, small_log
 
 ORIGIN = "test.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 VERIFIER = NoteVerifier.from_spki(ORIGIN, SPKI)
-VERSION = KeyVersion(
-    AUDIT_KEY, 1, Algorithm.EDDSA, KeyState.ACTIVE, "t", b"1", SPKI, None, b"", "", 0, 0, None
+VERSION = key_version(
+    key=AUDIT_KEY, algorithm=Algorithm.EDDSA, cka_id=b"1", spki=SPKI, kid=b"", thumbprint=""
 )
 INTENT: dict[str, Value] = {
     "principal": "a",

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.x509.oid import ExtensionOID
 
 from signer.algorithms import Algorithm
-from signer.model import ContentRules, FormatContext, HcertTerms, KeyName, KeyState, KeyVersion
+from signer.model import ContentRules, FormatContext, HcertTerms, KeyName, KeyVersion
+from tests.stand_ins import key_version
 
 NOW = int(datetime(2022, 1, 15, 12, 0, tzinfo=UTC).timestamp())
 YEAR = 365 * 24 * 3600
@@ -100,20 +101,15 @@ def soft_key(algorithm: Algorithm, private: PrivateKey) -> SoftKey:
     spki = private.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    version = KeyVersion(
+    version = key_version(
         key=KeyName("moh", "dcc"),
-        number=1,
         algorithm=algorithm,
-        state=KeyState.ACTIVE,
         token="signer",
         cka_id=b"\x01",
         spki=spki,
         certificate=certificate,
         kid=hashlib.sha256(certificate).digest()[:8],
         thumbprint="NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs",
-        created=0.0,
-        activate_at=0.0,
-        sign_until=None,
     )
     return SoftKey(private, version)
 

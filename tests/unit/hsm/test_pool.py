@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from signer.algorithms import Algorithm
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
 from signer.events import Events
@@ -20,7 +19,8 @@ from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion, Signed, SignJob, Suspended
+from signer.model import AUDIT_KEY, KeyName, KeyVersion, Signed, SignJob, Suspended
+from tests.stand_ins import key_version
 
 SIGNATURE = b"s" * 64
 HALTED = Suspended(facilities={"a": "a is suspended"})
@@ -88,20 +88,10 @@ def until(true: Any) -> None:
 
 
 def key(facility: str, number: int = 0, label: str = "t") -> KeyVersion:
-    return KeyVersion(
+    return key_version(
         key=KeyName(facility, f"k{number}"),
-        number=1,
-        algorithm=Algorithm.ES256,
-        state=KeyState.ACTIVE,
         token=label,
         cka_id=f"{facility}-{number}".encode(),
-        spki=b"spki",
-        certificate=None,
-        kid=b"",
-        thumbprint="",
-        created=0.0,
-        activate_at=0.0,
-        sign_until=None,
     )
 
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from signer.algorithms import Algorithm
 from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Batch, Chunk, Scheduler
-from signer.model import KeyName, KeyState, KeyVersion, SignJob
+from signer.model import SignJob
+from tests.stand_ins import key_version
 
 COSTS = {Algorithm.ES256: 5e-5, Algorithm.EDDSA: 1e-4, Algorithm.PS256: 2e-3, Algorithm.ES384: 0.02}
 
@@ -29,22 +30,7 @@ def job(
     algorithm: Algorithm = Algorithm.ES256,
     weight: int = 1,
 ) -> Batch:
-    name = KeyName("f", "k")
-    version = KeyVersion(
-        key=name,
-        number=1,
-        algorithm=algorithm,
-        state=KeyState.ACTIVE,
-        token="t",
-        cka_id=b"id",
-        spki=b"spki",
-        certificate=None,
-        kid=b"",
-        thumbprint="",
-        created=0.0,
-        activate_at=0.0,
-        sign_until=None,
-    )
+    version = key_version(algorithm=algorithm)
     column = [bytes(32)] * inputs if isinstance(inputs, int) else inputs
     return Batch(SignJob(version, column, owner, weight, 1, 0.0), 0.0)
 

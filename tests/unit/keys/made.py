@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from signer.algorithms import Algorithm
-from signer.model import KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyVersion
+from tests.stand_ins import key_version
 
 
 def make(facility: str = "01-001", number: int = 1) -> KeyVersion:
     unique = f"{facility}/{number}"
-    return KeyVersion(
+    return key_version(
         key=KeyName(facility, "records"),
         number=number,
-        algorithm=Algorithm.ES256,
-        state=KeyState.ACTIVE,
-        token="t",
         cka_id=unique.encode(),
         spki=b"\x00spki\xff",
-        certificate=None,
         kid=b"12345678",
         thumbprint=unique,
         created=1.5,
         activate_at=2.25,
-        sign_until=None,
     )

@@ -4,28 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.algorithms import Algorithm
 from signer.keys.index import KeyIndex
 from signer.model import KeyName, KeyState, KeyVersion
+from tests.stand_ins import key_version
 
 A = KeyName("01-001", "records")
 
 
 def make(key: KeyName = A, number: int = 1, activate_at: float | None = 10.0) -> KeyVersion:
-    return KeyVersion(
+    return key_version(
         key=key,
         number=number,
-        algorithm=Algorithm.ES256,
-        state=KeyState.ACTIVE,
-        token="t",
         cka_id=bytes(16),
-        spki=b"spki",
-        certificate=None,
         kid=bytes(8),
         thumbprint="x",
-        created=0.0,
         activate_at=activate_at,
-        sign_until=None,
     )
 
 

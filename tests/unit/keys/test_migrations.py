@@ -15,7 +15,8 @@ from signer.errors import OperatorError
 from signer.keys import schema
 from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion
+from signer.model import AUDIT_KEY, KeyName, KeyState
+from tests.stand_ins import key_version
 from tests.unit.keys.made import make
 
 
@@ -67,20 +68,14 @@ BYTES = {
     }.items()
 }
 
-AUDIT = KeyVersion(
+AUDIT = key_version(
     key=AUDIT_KEY,
-    number=1,
-    algorithm=Algorithm.ES256,
-    state=KeyState.ACTIVE,
-    token="t",
     cka_id=BYTES["c1"],
     spki=BYTES["c2"],
-    certificate=None,
     kid=BYTES["c3"],
     thumbprint="three",
     created=1.0,
     activate_at=1.0,
-    sign_until=None,
 )
 ONE = replace(
     AUDIT,

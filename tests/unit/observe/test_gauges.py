@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from signer.algorithms import Algorithm
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerStatus
@@ -16,6 +15,7 @@ from signer.keys.index import KeyIndex
 from signer.model import KeyName, KeyState, KeyVersion
 from signer.observe.gauges import KEYS_CHANGED_SECONDS, KEYS_SECONDS, KeyReadings, readings
 from signer.signing.request import Snapshot
+from tests.stand_ins import key_version
 
 NOW, DAY = 1_000_000.0, 86_400.0
 KEY = KeyName("f", "k")
@@ -23,20 +23,8 @@ KEY = KeyName("f", "k")
 
 def version(number: int = 1, *, key: KeyName = KEY, **changes: Any) -> KeyVersion:
     """A version that has been signing for a day, and has no end."""
-    made = KeyVersion(
-        key=key,
-        number=number,
-        algorithm=Algorithm.ES256,
-        state=KeyState.ACTIVE,
-        token="t",
-        cka_id=b"",
-        spki=b"",
-        certificate=None,
-        kid=b"",
-        thumbprint="",
-        created=0,
-        activate_at=NOW - DAY,
-        sign_until=None,
+    made = key_version(
+        key=key, number=number, cka_id=b"", spki=b"", kid=b"", thumbprint="", activate_at=NOW - DAY
     )
     return replace(made, **changes)
 

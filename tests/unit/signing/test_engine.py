@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from signer.algorithms import Algorithm
 from signer.audit.format.record import RecordError, RecordKind
 from signer.audit.write.log import AuditUnavailable
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission
-from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
+from signer.model import Format, KeyName, Signed
 from signer.signing.request import BatchRequest
+from tests.stand_ins import key_version
 from tests.unit.signing.stage import CLIENT, ID, Stage
 
 POLICY = """
@@ -27,9 +27,7 @@ facilities:
   "a": {profile: records, clients: ["spiffe://x/issuer"]}
 """
 KEY = KeyName("a", "k")
-VERSION = KeyVersion(
-    KEY, 1, Algorithm.ES256, KeyState.ACTIVE, "t", b"1", b"spki", None, b"kid", "thumb", 0, 0, None
-)
+VERSION = key_version(key=KEY, cka_id=b"1")
 
 
 @pytest.fixture

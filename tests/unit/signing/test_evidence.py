@@ -31,7 +31,7 @@ from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.officers.offline_check import ApprovalFold
 from signer.signing.request import BatchRequest
-from tests.stand_ins import small_log
+from tests.stand_ins import key_version, small_log
 from tests.unit.signing.stage import CLIENT, ID, ORIGIN, Stage
 
 AUDIT_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -62,7 +62,7 @@ RSA = spki(generate_private_key(65537, 2048))
 def key_of(algorithm: Algorithm) -> KeyVersion:
     name = KeyName("ed" if algorithm is Algorithm.EDDSA else "a", algorithm.lower())
     state = KeyState.ACTIVE
-    return KeyVersion(name, 1, algorithm, state, "t", b"1", RSA, None, b"kid", "thumb", 0, 0, None)
+    return key_version(key=name, algorithm=algorithm, state=state, cka_id=b"1", spki=RSA)
 
 
 KEYS = [key_of(algorithm) for algorithm in Algorithm]
