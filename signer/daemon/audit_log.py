@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from signer import __version__
@@ -71,15 +72,7 @@ def begin(
         path.write_text(public_key_pem(key.spki))
     except OSError as error:
         raise OperatorError(f"{path} cannot be written: {error.strerror}") from error
-    log = open_audit_log(
-        config.directory,
-        origin=config.origin,
-        clock=clock,
-        segment_bytes=config.segment_bytes,
-        low_disk_bytes=config.low_disk_bytes,
-        ballast_bytes=config.ballast_bytes,
-        checkpoints=_known_checkpoints(config, key).newest,
-    )
+    log = _opener(config, clock)(checkpoints=_known_checkpoints(config, key).newest)
     try:
         log.append(RecordKind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
         log.append(RecordKind.OFFICERS, officers)
@@ -119,13 +112,7 @@ def open_log(
     known = _known_checkpoints(config, key)
     for text in known.problems:
         events.emit(AuditProblem(text))
-    log = open_audit_log(
-        config.directory,
-        origin=config.origin,
-        clock=clock,
-        segment_bytes=config.segment_bytes,
-        low_disk_bytes=config.low_disk_bytes,
-        ballast_bytes=config.ballast_bytes,
+    log = _opener(config, clock)(
         checkpoints=known.newest,
         override=override,
         listeners=[Listener(fold.apply, fold.KINDS, fold.snapshot) for fold in folds],
@@ -226,16 +213,14 @@ class DaemonLog:
     def handlers(self) -> Handlers:
         """What is recorded of events: ended workers, logins, and refused calls."""
         return {
-            WorkerLeft: self._worker_left,
-            LoginEnded: self._login_ended,
+            WorkerLeft: lambda event: self._record(
+                RecordKind.WORKER, {"token": event.token, "cause": event.cause}
+            ),
+            LoginEnded: lambda event: self._record(
+                RecordKind.TOKEN, {"token": event.token, "login": event.result}
+            ),
             CallDenied: self._call_denied,
         }
-
-    def _worker_left(self, event: WorkerLeft) -> None:
-        self._record(RecordKind.WORKER, {"token": event.token, "cause": event.cause})
-
-    def _login_ended(self, event: LoginEnded) -> None:
-        self._record(RecordKind.TOKEN, {"token": event.token, "login": event.result})
 
     def _call_denied(self, event: CallDenied) -> None:
         """Counts the call until the next record."""
@@ -261,13 +246,27 @@ def _folders(config: AuditConfig) -> list[Path]:
     return [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]
 
 
+def _opener(config: AuditConfig, clock: Clock) -> Callable[..., AuditLog]:
+    return partial(
+        open_audit_log,
+        config.directory,
+        origin=config.origin,
+        clock=clock,
+        segment_bytes=config.segment_bytes,
+        low_disk_bytes=config.low_disk_bytes,
+        ballast_bytes=config.ballast_bytes,
+    )
+
+
+def _note_parser(config: AuditConfig, key: KeyVersion) -> Callable[[str], Checkpoint]:
+    verifier = NoteVerifier.from_spki(config.origin, key.spki)
+    return lambda note: parse_note(note, config.origin, verifier)
+
+
 def _known_checkpoints(config: AuditConfig, key: KeyVersion) -> KnownCheckpoints:
     ours, *mirrors = _folders(config)
     directories = [ours] if ours.is_dir() else []  # a new log has none
-    verifier = NoteVerifier.from_spki(config.origin, key.spki)
-    return read_newest(
-        [*directories, *mirrors], lambda note: parse_note(note, config.origin, verifier)
-    )
+    return read_newest([*directories, *mirrors], _note_parser(config, key))
 
 
 def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: int) -> list[Path]:
@@ -275,7 +274,6 @@ def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: i
 
     ``remaining`` is the number of records that the override left. Raises OperatorError.
     """
-    verifier = NoteVerifier.from_spki(config.origin, key.spki)
 
     def borne_out(checkpoint: Checkpoint) -> bool:
         if checkpoint.size > remaining:
@@ -288,9 +286,7 @@ def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: i
     paths: list[Path] = []
     for directory in _folders(config):
         try:
-            names = set_aside(
-                directory, lambda note: parse_note(note, config.origin, verifier), borne_out
-            )
+            names = set_aside(directory, _note_parser(config, key), borne_out)
         except OSError as error:
             raise OperatorError(
                 f"checkpoints in {directory} cannot be put aside ({error.strerror}): "

@@ -7,7 +7,7 @@ interrupted operation has left is completed by that operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 from signer.errors import OperatorError
@@ -79,10 +79,6 @@ def differences(
         for cka_id, label in present.items()
         if cka_id not in expected
     ]
-    return _bounded(lines, token)
-
-
-def _bounded(lines: Sequence[str], token: str) -> list[str]:
-    if len(lines) <= MOST_NAMED:
-        return list(lines)
-    return [*lines[:MOST_NAMED], f"token {token}: {len(lines) - MOST_NAMED} more differences"]
+    if (more := len(lines) - MOST_NAMED) > 0:
+        lines[MOST_NAMED:] = [f"token {token}: {more} more differences"]
+    return lines

@@ -39,7 +39,7 @@ class SoftToken:
         self.state.mkdir(parents=True)
         (folder / "token").mkdir()
         conf = folder / "softhsm2.conf"
-        conf.write_text(texts.softhsm_conf(folder / "token"))
+        conf.write_text(texts.SOFTHSM_CONF.format(tokens=folder / "token"))
         pin = secrets.token_hex(8)
         pin_file = folder / "pin"
         pin_file.touch(0o600)

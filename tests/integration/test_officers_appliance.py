@@ -42,7 +42,7 @@ class Place:
         self.dir = folder
         for name in ("token", "pki", "state", "policy"):
             (folder / name).mkdir(mode=0o700)
-        replace_file(folder / "softhsm2.conf", texts.softhsm_conf(folder / "token"))
+        replace_file(folder / "softhsm2.conf", texts.SOFTHSM_CONF.format(tokens=folder / "token"))
         replace_file(folder / "pin", "4711-4711\n", SECRET)
         module = softhsm.find_module()
         conf = folder / "softhsm2.conf"

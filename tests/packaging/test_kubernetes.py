@@ -180,7 +180,7 @@ class Site:
         self.url = sa.make_url(url)
         (folder / "token").mkdir(parents=True)
         conf = folder / "softhsm2.conf"
-        conf.write_text(texts.softhsm_conf(folder / "token"))
+        conf.write_text(texts.SOFTHSM_CONF.format(tokens=folder / "token"))
         module = softhsm.find_module()
         softhsm.init_token(module, conf, pin="4711", so_pin="4712")
         self.token = {

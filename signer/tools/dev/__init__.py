@@ -57,12 +57,12 @@ def provision(
     _refuse_foreign(directory)
     for folder in (directory, *(directory / name for name in ("token", "pki", "state"))):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(directory / "softhsm2.conf", texts.softhsm_conf(directory / "token"))
+    replace_file(directory / "softhsm2.conf", texts.SOFTHSM_CONF.format(tokens=directory / "token"))
     config = _configuration(directory, workers)
     signer_authority = _pki(directory / "pki")
     with Registry.open(config.registry, create=True, migrate=True) as registry:
         before = registry.snapshot()
-        facilities = max(facilities, _load_facilities(before))
+        facilities = max(facilities, len(before.names(f"facilities/{plan.LOAD_PREFIX}")))
         keys = plan.dev_keys(facilities)
         _make_keys(registry, config, keys, before, progress)
         _certify(registry, keys, signer_authority)
@@ -155,10 +155,6 @@ def _pki(folder: Path) -> pki.Authority:
     for name in plan.CLIENTS:
         pki.client(folder, clients, name, plan.principal(name))
     return pki.authority(folder, "dcc-ca", "Signer development health certificates")
-
-
-def _load_facilities(index: KeyIndex) -> int:
-    return len(index.names(f"facilities/{plan.LOAD_PREFIX}"))
 
 
 def _make_keys(

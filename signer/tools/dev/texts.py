@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from signer.tools.dev.key_plan import load_facilities, principal
 
@@ -141,8 +140,7 @@ key: pki/{client}.key
 
 def policy() -> str:
     """Returns the policy of all facilities except those for load tests."""
-    named = ("issuer", "auditor", "operator")
-    return POLICY.format(**{name.replace("-", "_"): principal(name) for name in named})
+    return POLICY.format(**{name: principal(name) for name in ("issuer", "auditor", "operator")})
 
 
 def load_policy(count: int) -> str:
@@ -158,8 +156,3 @@ def load_policy(count: int) -> str:
 def with_workers(configuration: str, workers: int) -> str:
     """Returns the configuration with another number of workers."""
     return re.sub(r"(?m)^(    workers: ).*$", rf"\g<1>{workers}", configuration)
-
-
-def softhsm_conf(tokens: Path) -> str:
-    """Returns SoftHSM's configuration for a folder of tokens."""
-    return SOFTHSM_CONF.format(tokens=tokens)
