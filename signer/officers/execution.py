@@ -14,6 +14,7 @@ from typing import Any
 
 from signer.errors import CallError, ConfigError, OperatorError
 from signer.events import OperationBug
+from signer.keys.database import RegistryError
 from signer.keys.registry import Writing
 from signer.officers import store
 from signer.officers.approval import Proposal, check_approved
@@ -78,7 +79,7 @@ class Executor:
             for operation in self._store.unfinished(self._deps.origin):
                 self.submit(operation.id)
             self.pending = self._store.pending(self._clock.now())
-        except OperatorError:
+        except RegistryError:
             return  # the database does not answer: the next sweep finds them
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
             self._deps.events.emit(OperationBug("", error))

@@ -281,7 +281,7 @@ def imports(
         try:
             certificate, version = _match(data, waiting)
             after = certified(version, data, context.now)
-        except (OperationError, OperatorError) as error:
+        except OperatorError as error:
             problems.append(f"certificates[{index}]: {error}")
             continue
         at = max(float(details.activate_at), context.now)

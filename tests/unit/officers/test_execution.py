@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
 from signer.events import OperationBug
 from signer.keys.database import RegistryError
+from signer.keys.schema import operations
 from signer.model import KeyState, Scope
 from signer.officers.execution import MAX_NOTE
 from signer.officers.store import OperationState
-from tests.unit.officers.opstage import CLINIC, START, Stage
+from tests.unit.officers.opstage import CLINIC, ORIGIN, START, Stage
 from tests.unit.officers.people import A, B, C, D, pem_of, sign
 from tests.unit.officers.softtoken import Crash
 
@@ -269,6 +271,19 @@ def test_a_registry_that_is_gone_for_a_moment(
     assert stage.operation(identity).state is OperationState.DONE
     assert stage.states(f"{CLINIC}-1") == ["ACTIVE"]
     assert len(stage.token.keys) == 1
+
+
+def test_a_sweep_reports_an_operation_that_it_cannot_read(stage: Stage) -> None:
+    """Otherwise one damaged row would silently keep every other operation from going on."""
+    identity = create_key(stage, 1)
+    damaged = {"content": b"{}", "state": OperationState.APPROVED, "appliance": ORIGIN}
+    with stage.registry.writing(counts=False) as write:
+        row = operations.c.id == identity
+        write.connection.execute(sa.update(operations).where(row).values(damaged))
+    stage.executor.sweep()
+    [bug] = stage.seen.of(OperationBug)
+    assert "not an operation" in str(bug.error)
+    stage.seen.seen.clear()
 
 
 def test_a_commit_whose_answer_got_lost_stays_done(
