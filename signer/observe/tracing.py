@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from opentelemetry.context import Context
@@ -131,12 +132,14 @@ class Tracing:
             attributes={"rpc.method": event.method},
         )
         self._thread.span = span if span.is_recording() else None
+        self._thread.timings = Counter[str]()
 
     def _stage_ended(self, event: StageEnded) -> None:
         """Makes the span of a stage that has ended."""
         span: Span | None = getattr(self._thread, "span", None)
         if span is None:
             return
+        self._thread.timings[event.stage] += event.seconds
         start = time.time_ns() - round((time.monotonic() - event.began) * 1e9)
         stage = self._tracer.start_span(event.stage, set_span_in_context(span), start_time=start)
         stage.end(start + round(event.seconds * 1e9))
@@ -150,6 +153,9 @@ class Tracing:
         span.set_attribute("rpc.response.status_code", event.code)
         for name, value in event.notes.items():
             span.set_attribute(f"signer.{name}", value if isinstance(value, int) else str(value))
+        if timings := self._thread.timings:
+            rounded = {stage: round(seconds, 6) for stage, seconds in timings.items()}
+            span.set_attribute("signer.timings", str(rounded))
         if event.code != "OK":
             span.set_status(Status(StatusCode.ERROR, event.code))
         span.end()

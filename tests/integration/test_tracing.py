@@ -131,6 +131,7 @@ def test_one_trace_leads_from_the_caller_to_the_audit_log(
     said = {item.key: item.value for item in server.attributes}
     assert said["signer.key"].string_value == edge.RECORDS
     assert (said["signer.items"].int_value, said["signer.failed"].int_value) == (2, 1)
+    assert all(f"'{name}': " in said["signer.timings"].string_value for name in stages)
     assert SECRET.encode() not in collector.text
     [resource] = [each for each in collector.resources if each["service.name"] == "signer"][:1]
     assert resource["service.instance.id"] == "signer/audit"
