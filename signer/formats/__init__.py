@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
 from signer.formats.cose import CoseSign1
 from signer.formats.hcert import Hcert
 from signer.formats.jws import Jws
+from signer.formats.payloads import MessageFormat
 from signer.formats.raw import Digest, Message
-from signer.model import Format, FormatContext, PreparedBatch
-
-
-class MessageFormat(Protocol):
-    """One format: pure functions; the same payloads and context give the same bytes."""
-
-    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """Returns an upper bound of the length in bytes of all outputs of the batch together."""
-
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
-        """Returns the bytes to sign; a payload that is refused fails its own item.
-
-        Raises CallError where no payload could be signed in this context.
-        """
-
-    def finish(
-        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
-    ) -> list[bytes]:
-        """Returns the outputs; an empty signature gives an empty output."""
-
+from signer.model import Format
 
 FORMATS: Mapping[Format, MessageFormat] = {
     Format.DIGEST: Digest(),

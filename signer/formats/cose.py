@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from signer import cbor
 from signer.algorithms import PROPERTIES
-from signer.formats.payloads import finish_each, signature_length
+from signer.formats.payloads import MessageFormat, signature_length
 from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 HEADER_ALG = 1
@@ -58,7 +58,7 @@ def envelope(version: KeyVersion) -> Envelope:
     return Envelope({HEADER_ALG: PROPERTIES[version.algorithm].cose, HEADER_KID: version.kid})
 
 
-class CoseSign1:
+class CoseSign1(MessageFormat):
     """Any bytes as payload."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
@@ -72,8 +72,5 @@ class CoseSign1:
         """Returns the Sig_structures; every payload is accepted."""
         return PreparedBatch(list(map(envelope(context.version).to_sign, payloads)), {})
 
-    def finish(
-        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
-    ) -> list[bytes]:
-        """Returns the tagged messages."""
-        return finish_each(prepared, signatures, envelope(context.version).message)
+    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:
+        return envelope(context.version).message

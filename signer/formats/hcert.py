@@ -6,7 +6,7 @@ RFC 8392, Base45 RFC 9285.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,7 +17,13 @@ from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.errors import CallError, Reason
 from signer.formats import base45, cose, dcc, deflate
-from signer.formats.payloads import denied, finish_each, prepare_each, signature_length, unreadable
+from signer.formats.payloads import (
+    MessageFormat,
+    denied,
+    prepare_each,
+    signature_length,
+    unreadable,
+)
 from signer.model import FormatContext, PreparedBatch
 
 CLAIM_ISS = 1
@@ -27,7 +33,7 @@ CLAIM_IAT = 6
 PREFIX = b"HC1:"
 
 
-class Hcert:
+class Hcert(MessageFormat):
     """A DCC in JSON or CBOR becomes the text of a QR code."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
@@ -67,16 +73,9 @@ class Hcert:
 
         return prepare_each(payloads, prepare)
 
-    def finish(
-        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
-    ) -> list[bytes]:
-        """Returns the texts."""
+    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:
         message = cose.envelope(context.version).message
-
-        def finish(to_sign: bytes, signature: bytes) -> bytes:
-            return text(message(to_sign, signature))
-
-        return finish_each(prepared, signatures, finish)
+        return lambda to_sign, signature: text(message(to_sign, signature))
 
 
 def claims_head(claims: Mapping[int, object]) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from signer.formats.payloads import (
+    MessageFormat,
     denied,
-    finish_each,
     json_object,
     prepare_each,
     signature_length,
@@ -20,7 +20,7 @@ MAX_BYTES = 256 * 1024
 """Longest payload. The slowest, of only brackets, takes tens of ms and 11 MiB."""
 
 
-class Jws:
+class Jws(MessageFormat):
     """The payload's bytes unchanged, under a header of alg and kid."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
@@ -45,14 +45,8 @@ class Jws:
 
         return prepare_each(payloads, prepare)
 
-    def finish(
-        self,
-        prepared: PreparedBatch,
-        signatures: Sequence[bytes],
-        context: FormatContext,  # noqa: ARG002 - the Protocol's signature
-    ) -> list[bytes]:
-        """Returns the signing inputs with their signatures."""
-        return finish_each(prepared, signatures, _compact)
+    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:  # noqa: ARG002 - of all formats
+        return _compact
 
 
 def _compact(signing_input: bytes, signature: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What all formats share: items and their failures, payloads in JSON and CBOR, signature lengths.
+"""What all formats share: methods, items and failures, payloads in JSON and CBOR, lengths.
 
 Payloads are read strictly: bounded in nesting and numbers, without extensions.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.cbor import MAX_INTEGER
 from signer.errors import Failure, Reason
-from signer.model import KeyVersion, PreparedBatch
+from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 MAX_DEPTH = 64
 """Objects and lists inside each other, the outermost included."""
@@ -32,6 +33,35 @@ class PayloadError(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.failure = Failure(reason, message)
+
+
+class MessageFormat(ABC):
+    """One format: pure functions; the same payloads and context give the same bytes."""
+
+    @abstractmethod
+    def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
+        """Returns an upper bound of the length in bytes of all outputs of the batch together."""
+
+    @abstractmethod
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
+        """Returns the bytes to sign; a payload that is refused fails its own item.
+
+        Raises CallError where no payload could be signed in this context.
+        """
+
+    def finish(
+        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
+    ) -> list[bytes]:
+        """Returns the outputs; an empty signature gives an empty output."""
+        output = self._output(context)
+        return [
+            output(signed, signature) if signature else b""
+            for signed, signature in zip(prepared.to_sign, signatures, strict=True)
+        ]
+
+    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:
+        """Returns the function that makes an output of signed bytes and their signature."""
+        raise NotImplementedError
 
 
 def unreadable(message: str) -> PayloadError:
@@ -55,16 +85,6 @@ def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -
             to_sign.append(b"")
             failures[index] = error.failure
     return PreparedBatch(to_sign, failures)
-
-
-def finish_each(
-    prepared: PreparedBatch, signatures: Sequence[bytes], finish: Callable[[bytes, bytes], bytes]
-) -> list[bytes]:
-    """Returns the outputs of the signed bytes and their signatures; b"" for an empty signature."""
-    return [
-        finish(signed, signature) if signature else b""
-        for signed, signature in zip(prepared.to_sign, signatures, strict=True)
-    ]
 
 
 def signature_length(version: KeyVersion) -> int:

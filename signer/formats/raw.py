@@ -7,28 +7,27 @@ from collections.abc import Sequence
 
 from signer.algorithms import PROPERTIES
 from signer.errors import invalid
-from signer.formats.payloads import signature_length, unreadable
+from signer.formats.payloads import MessageFormat, signature_length, unreadable
 from signer.model import FormatContext, PreparedBatch
 
 
-class Message:
+class Message(MessageFormat):
     """Any bytes; the appliance hashes them."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
         """Returns the length of all signatures together."""
         return len(payloads) * signature_length(context.version)
 
-    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:  # noqa: ARG002 - the Protocol's signature
+    def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:  # noqa: ARG002 - of all formats
         """Returns the payloads; an empty one is a message too."""
         return PreparedBatch(payloads, {})
 
     def finish(
         self,
-        prepared: PreparedBatch,  # noqa: ARG002 - the Protocol's signature
+        prepared: PreparedBatch,  # noqa: ARG002 - of all formats
         signatures: Sequence[bytes],
-        context: FormatContext,  # noqa: ARG002 - the Protocol's signature
+        context: FormatContext,  # noqa: ARG002 - of all formats
     ) -> list[bytes]:
-        """Returns the signatures."""
         return list(signatures)
 
 
