@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import KeyName, KeyVersion, Signed, SignJob
 from signer.tools.dev import softhsm, texts
+from tests.daemon import until
 from tests.stand_ins import Recorder, key_version
 
 SECONDS = 30.0
@@ -159,11 +160,3 @@ def all_correct(key: KeyVersion, inputs: Sequence[bytes], signatures: Sequence[b
 
 def public_key(key: KeyVersion) -> Any:
     return load_der_public_key(key.spki)
-
-
-def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    """Waits for something to become true; fails with ``what`` where it does not."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.01)

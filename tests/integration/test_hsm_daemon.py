@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from signer.client import NotFoundError
 from signer.hsm.mechanisms import P256_ORDER
+from tests.daemon import until
 from tests.integration import officers
-from tests.integration.hsm_token import until
 
 Make = Callable[..., Any]
 RECORDS = "facilities/01-001/keys/records"

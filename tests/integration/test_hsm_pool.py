@@ -24,15 +24,8 @@ from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import MECHANISMS
 from signer.model import KeyVersion
-from tests.integration.hsm_token import (
-    SoftToken,
-    all_correct,
-    inputs_for,
-    job,
-    public_key,
-    sign,
-    until,
-)
+from tests.daemon import until
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, public_key, sign
 
 KINDS = [
     (Algorithm.ES256, 0),

@@ -15,7 +15,8 @@ from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Pool
 from signer.model import KeyName, KeyVersion, Suspended
-from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign, until
+from tests.daemon import until
+from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign
 
 HALTED = Suspended(facilities={"a": "a is suspended"})
 

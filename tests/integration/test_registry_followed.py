@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 from signer.client import SignerClientError
+from tests.daemon import until
 
 NAME = "facilities/01-001/keys/records"
 Make = Callable[..., Any]
@@ -34,13 +34,6 @@ def reason(appliance: Any, name: str = NAME) -> str:
         except SignerClientError as error:
             return error.reason
     return "ok" if item.error is None else item.error.reason
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 15
-    while not true():
-        assert time.monotonic() < end, f"not within 15 s: {what}"
-        time.sleep(0.05)
 
 
 def set_state(appliance: Any, state: str) -> None:
