@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from signer.cli.options import json_option
+from signer.cli.options import FILE, json_option
 from signer.client import SignerClientError
 from signer.config.models import load_config
 from signer.errors import OperatorError
@@ -34,13 +34,7 @@ _THREAD_SWITCH_SECONDS = 0.0005
     type=click.Path(path_type=Path),
     help="A development appliance; made and started for the bench if it does not exist.",
 )
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The same, by its signer.yaml.",
-)
+@click.option("--config", "config_file", type=FILE, help="The same, by its signer.yaml.")
 @click.option(
     "--loop",
     "program",

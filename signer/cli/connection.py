@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from signer.cli.options import FILE
 from signer.errors import OperatorError
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ T = TypeVar("T")
 _client_option = click.option(
     "--client",
     "client_file",
-    metavar="FILE",
     envvar="SIGNER_CLIENT",
     show_envvar=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Where the appliance is, and with which certificate to call it (YAML).",
 )
 
@@ -79,8 +79,7 @@ def daemon_options(command: Callable[..., T]) -> Callable[..., T]:
     @click.option(
         "--config",
         "config_file",
-        metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         help="On the appliance: its configuration, which names a client file.",
     )
     @functools.wraps(command)

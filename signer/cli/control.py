@@ -13,15 +13,14 @@ from signer.text import count
 
 
 def _show_reloaded(reloaded: Reloaded) -> None:
-    click.echo(f"policy {reloaded.policy_sha256}: {_changed(reloaded.policy_changed)}")
-    click.echo(f"certificates: {_changed(reloaded.certificate_changed)}")
-    click.echo(f"log level {reloaded.log_level}: {_changed(reloaded.log_level_changed)}")
+    for what, changed in (
+        (f"policy {reloaded.policy_sha256}", reloaded.policy_changed),
+        ("certificates", reloaded.certificate_changed),
+        (f"log level {reloaded.log_level}", reloaded.log_level_changed),
+    ):
+        click.echo(f"{what}: {'changed' if changed else 'as before'}")
     if reloaded.restart_needed:
         click.echo(f"changed, but needs a restart: {', '.join(reloaded.restart_needed)}")
-
-
-def _changed(changed: bool) -> str:
-    return "changed" if changed else "as before"
 
 
 @click.command(short_help="Makes the daemon read policy, certificates and log level again.")

@@ -34,6 +34,7 @@ _MODULES = {
     "check": "checks",
     "doctor": "checks",
     "health": "control",
+    "init": "upkeep",
     "registry": "upkeep",
     "reload": "control",
     "token": "upkeep",

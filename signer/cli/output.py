@@ -50,6 +50,11 @@ def output(
     return decorate
 
 
+def plain(text: str) -> str:
+    """Returns a text from elsewhere without characters that control a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def print_json(value: Any) -> None:
     """Prints one JSON value on stdout."""
     click.echo(json.dumps(value, indent=2))

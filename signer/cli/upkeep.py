@@ -1,4 +1,4 @@
-"""``signer registry`` and ``token``: what an operator does on the appliance itself."""
+"""``signer init``, ``registry`` and ``token``: what an operator does on the appliance itself."""
 
 from __future__ import annotations
 
@@ -6,12 +6,110 @@ from pathlib import Path
 
 import click
 
-from signer.cli.options import config_option, token_option
+from signer.audit.format.segments import KEY_FILE, list_segments
+from signer.cli.options import FILE, config_option, token_option
+from signer.clock import SystemClock
 from signer.config.models import Config, TokenConfig, load_config
-from signer.errors import OperatorError
+from signer.config.policy_documents import PolicyText, read_policy
+from signer.daemon.audit_log import begin, refuse_second_log
+from signer.errors import ConfigError, OperatorError, Violation
+from signer.hsm.front.admin import open_admin
 from signer.hsm.latch import release
+from signer.keys.audit_key import ensure_audit_key
 from signer.keys.database import connect, explained, version_of
 from signer.keys.registry import Registry
+from signer.officers.kinds.officer_change import first_officers
+from signer.officers.records import OfficersRecord
+from signer.text import count
+
+
+@click.command()
+@config_option
+@click.option(
+    "--officer",
+    "officer_files",
+    metavar="CERT",
+    multiple=True,
+    type=FILE,
+    help="Certificate (PEM) of one of the first officers; as many as an operation needs, or more.",
+)
+@token_option
+@click.option(
+    "--join",
+    is_flag=True,
+    help="For a further appliance on a registry that has officers: only begins its log.",
+)
+def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join: bool) -> None:
+    """Names the first officers, makes the audit key on the token, begins the audit log; once.
+
+    From then on officers change keys, policy and officers, by operations that several
+    of them sign. An officer's certificate has the principal as its only URI; its key
+    signs operations. The policy in the files is the first one in force.
+
+    The public audit key is written into the log's directory. Give a copy to the
+    auditor: it verifies every checkpoint and every proof.
+
+    \b
+      signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
+      signer init --config /etc/signer/second.yaml --join
+    """
+    if join and officer_files:
+        raise click.UsageError("--join uses the officers in the registry: omit --officer")
+    config = load_config(config_file)
+    chosen = choose(config, token)
+    policy = read_policy(config.policy)
+    # An appliance from before there were officers has a log, which it continues.
+    begun = bool(list_segments(config.audit.directory))
+    create = not join and not begun
+    with Registry.open(config.registry, create=create, migrate=True) as registry:
+        if join or registry.state().officers:
+            refuse_second_log(config.audit)
+        if not join:
+            _name_officers(registry, config, policy, officer_files)
+        state = registry.state()
+        if not state.officers or state.policy is None:
+            raise OperatorError("the registry has no officers: name them with --officer CERT")
+        clock = SystemClock()
+        with open_admin(chosen, config.state) as admin:
+            key = ensure_audit_key(registry, admin, clock.now())
+        if not begun:
+            in_force = bytes.fromhex(state.policy)
+            fields = OfficersRecord(state.officers, policy=in_force).to_fields()
+            begin(config.audit, key, fields, clock)
+    click.echo(f"officers: {', '.join(sorted(state.officers))}")
+    click.echo(f"policy in force: {state.policy}")
+    if state.policy != policy.policy.sha256:
+        click.echo(f"the policy in {config.policy} is a different one and not in force", err=True)
+    key_file = config.audit.directory / KEY_FILE
+    click.echo(
+        "the audit log continues; the next start records the officers in it"
+        if begun
+        else f"the audit log was begun; its public key is {key_file}: give the auditor a copy"
+    )
+
+
+def _name_officers(
+    registry: Registry, config: Config, policy: PolicyText, files: tuple[Path, ...]
+) -> None:
+    """Puts the first officers and the first policy into the registry; raises OperatorError."""
+    if registry.state().officers:
+        raise OperatorError(
+            "the registry has officers already: change them by an operation; a"
+            " further appliance, or one whose first `signer init` was interrupted, begins its"
+            " log with --join"
+        )
+    needed = max(config.operations.all_needed().values())
+    officers = first_officers({str(file): file.read_bytes() for file in files})
+    if len(officers) < needed:
+        raise OperatorError(
+            f"{count(len(officers), 'officer is', 'officers are')} named, but operations need"
+            f" {needed}: give --officer CERT for each"
+        )
+    if problems := policy.policy.officer_problems(officers):
+        raise ConfigError(str(config.policy), [Violation("", problem) for problem in problems])
+    with registry.writing() as write:
+        write.set_officers(officers)
+        write.put_policy(policy.text)
 
 
 @click.group()

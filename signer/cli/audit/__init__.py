@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import cbor2
 import click
 
 from signer.audit.format import proof
@@ -22,11 +29,19 @@ from signer.cli.audit.log_files import (
     records,
     spki_of,
 )
-from signer.cli.audit.signed_file import hashes_wanted, item_options
 from signer.cli.audit.verify import verify
-from signer.cli.output import output, print_table, print_values
+from signer.cli.options import FILE, NEW_FILE
+from signer.cli.output import output, plain, print_table, print_values
 from signer.errors import OperatorError
+from signer.formats import base45
 from signer.text import count
+
+T = TypeVar("T")
+
+_MAX_MESSAGE = 4 << 20
+"""Bytes of a message, as in the API, and of a decompressed one."""
+
+_JWS = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.([A-Za-z0-9_-]+)")
 
 
 @click.group(commands=[archive, checkpoint, verify])
@@ -43,6 +58,12 @@ def audit() -> None:
       signer audit prove --dir copy --key audit.pub.pem --file certificate.txt > proof.json
       signer audit verify --proof proof.json --key audit.pub.pem
     """
+
+
+def _item_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Adds ``[SHA256]`` and ``--file``; the command gives both to ``_hashes_wanted``."""
+    command = click.option("--file", type=FILE, help="A signed message.")(command)
+    return click.argument("sha256_hex", metavar="[SHA256]", required=False)(command)
 
 
 def _print_records(shown: dict[str, Any] | list[dict[str, Any]]) -> None:
@@ -81,7 +102,7 @@ def _print_matches(matches: list[dict[str, Any]]) -> None:
 @audit.command()
 @output(lambda matches: matches, _print_matches, ok=bool)
 @log_options
-@item_options
+@_item_options
 def find(*, log: LogFiles, sha256_hex: str | None, file: Path | None) -> list[dict[str, Any]]:
     """Finds a signature or a digest in the log. Exit code 1 if it is not there.
 
@@ -97,7 +118,7 @@ def find(*, log: LogFiles, sha256_hex: str | None, file: Path | None) -> list[di
       signer audit find --dir copy "$(sha256sum < signature | cut -c1-64)"
     """
     reader, first = log.reader()
-    matches = _search(reader, first, hashes_wanted(sha256_hex, file))
+    matches = _search(reader, first, _hashes_wanted(sha256_hex, file))
     described = [_described(reader, match) for match in matches]
     if not described:
         click.echo(f"not in the log: searched {count(reader.size - first, 'record')}", err=True)
@@ -106,12 +127,12 @@ def find(*, log: LogFiles, sha256_hex: str | None, file: Path | None) -> list[di
 
 @audit.command()
 @log_options
-@item_options
+@_item_options
 @click.option("--record", "seq", metavar="N", type=click.IntRange(min=0), help="The intent.")
 @click.option("--item", "index", type=click.IntRange(min=0), default=0, help="With --record.")
 @checkpoint_option
 @origin_option
-@click.option("--output", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--output", type=NEW_FILE)
 def prove(
     *,
     log: LogFiles,
@@ -138,7 +159,7 @@ def prove(
     if seq is not None:
         match = locate(reader, seq, index)
     else:
-        match = _choose(list(_search(reader, first, hashes_wanted(sha256_hex, file))))
+        match = _choose(list(_search(reader, first, _hashes_wanted(sha256_hex, file))))
     checkpoint, note = log.newest_checkpoint(checkpoint_files, origin)
     reader, _ = log.reader()  # the log may have grown up to the checkpoint in the meantime
     text = prove_item(reader, match, checkpoint, note)
@@ -172,6 +193,59 @@ def export(*, log: LogFiles, start: int | None, stop: int | None) -> None:
 
 def _search(reader: Reader, first: int, wanted: frozenset[bytes]) -> Iterator[Match]:
     return find_items(records(reader, first, reader.size, "searching"), wanted)
+
+
+def _hashes_wanted(sha256_hex: str | None, file: Path | None) -> frozenset[bytes]:
+    """Returns the SHA-256 values under which the log may have the signature or digest.
+
+    Raises UsageError and OperatorError. ``file`` is read up to the bound.
+    """
+    if (sha256_hex is None) == (file is None):
+        raise click.UsageError("give a SHA-256 in hex, or --file FILE")
+    if file is not None:
+        with file.open("rb") as opened:
+            content = opened.read(_MAX_MESSAGE + 1)
+        if len(content) > _MAX_MESSAGE:
+            raise OperatorError(f"{file} is longer than {_MAX_MESSAGE} bytes: it is not a message")
+        return frozenset(sha256(raw).digest() for raw in _signatures_in(content))
+    try:
+        digest = bytes.fromhex(sha256_hex or "")
+    except ValueError:
+        digest = b""
+    if len(digest) != sha256().digest_size:
+        raise click.UsageError("SHA256 must have 64 hexadecimal digits")
+    return frozenset({digest})
+
+
+def _signatures_in(content: bytes) -> Iterator[bytes]:
+    """Yields the raw signature of a file for each form that the file may have.
+
+    The forms are the signature itself, the same in Base64, a compact JWS (RFC 7515
+    section 7.1), a COSE_Sign1 (RFC 9052 section 4.2) and an HCERT's text.
+    """
+    yield content
+    text = content.strip()
+    with suppress(binascii.Error):
+        yield base64.b64decode(text, validate=True)
+    if jws := _JWS.fullmatch(text):
+        with suppress(binascii.Error):
+            yield base64.urlsafe_b64decode(jws[1] + b"=" * (-len(jws[1]) % 4))
+    with suppress(ValueError, zlib.error):
+        if text.startswith(b"HC1:"):
+            content = _inflate(base45.decode(text[4:]))
+    yield from _cose_signature(content)
+
+
+def _cose_signature(content: bytes) -> Iterator[bytes]:
+    with suppress(cbor2.CBORError):
+        message = cbor2.loads(content, max_depth=4, allow_indefinite=False)
+        match message:
+            case cbor2.CBORTag(tag=18, value=[bytes(), _, bytes(), bytes() as signature]):
+                yield signature
+
+
+def _inflate(data: bytes) -> bytes:
+    return zlib.decompressobj().decompress(data, _MAX_MESSAGE)
 
 
 def _choose(matches: list[Match]) -> Match:
@@ -224,10 +298,7 @@ def _print_record(described: dict[str, Any]) -> None:
     content = str(fields.pop("content", ""))
     print_values({**described, "fields": fields})
     if content:
-        lines = (
-            "".join(c if c.isprintable() else "?" for c in line) for line in content.split("\n")
-        )
-        click.echo("\n" + "\n".join(lines).rstrip("\n"))
+        click.echo("\n" + "\n".join(map(plain, content.split("\n"))).rstrip("\n"))
 
 
 def _summary(described: dict[str, Any]) -> str:

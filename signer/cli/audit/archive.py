@@ -18,7 +18,7 @@ from signer.audit.read.notes import read_newest
 from signer.audit.read.verify import verify_part
 from signer.audit.write.disk import Disk
 from signer.cli.audit.log_files import LogFiles, readable_errors, spki_of
-from signer.cli.options import config_option, json_option
+from signer.cli.options import FOLDER, config_option, json_option
 from signer.cli.output import print_values
 from signer.cli.progress import progress
 from signer.clock import SystemClock
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--to",
     "target",
     metavar="DIR",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=FOLDER,
     required=True,
     help="The target: a directory that exists, preferably on another machine.",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -12,7 +11,8 @@ from signer.audit.format.merkle import verify_consistency
 from signer.audit.read.notes import read_note
 from signer.cli.audit.log_files import origin_option, readable_errors, spki_of
 from signer.cli.connection import connect, daemon_options
-from signer.cli.options import FILE, json_option
+from signer.cli.options import FILE, NEW_FILE, json_option
+from signer.cli.output import print_json
 from signer.client import SignerClient
 from signer.errors import OperatorError
 from signer.files import replace_file
@@ -29,14 +29,12 @@ PROOF_SECONDS = 600.0
 @click.option(
     "--previous",
     "previous_file",
-    metavar="FILE",
     type=FILE,
     help="An older checkpoint: the daemon has to prove that the log has only grown since.",
 )
 @click.option(
     "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     help="Write the checkpoint here; it may be the file of the previous one.",
 )
 @origin_option
@@ -76,7 +74,7 @@ def checkpoint(
     if as_json:
         values = {"origin": newest.origin, "size": newest.size, "root": newest.root.hex()}
         before = previous.size if previous else None
-        click.echo(json.dumps({**values, "previous_size": before, "note": note}, indent=2))
+        print_json({**values, "previous_size": before, "note": note})
         return
     click.echo(f"the log {newest.origin} has {newest.size} records; the audit key has signed that")
     click.echo(f"root {newest.root.hex()}")
@@ -85,16 +83,13 @@ def checkpoint(
 
 
 def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
-
-    verifier = NoteVerifier.from_spki(origin, spki)
     try:
-        return parse_note(note, origin, verifier)
+        return parse_note(note, origin, NoteVerifier.from_spki(origin, spki))
     except CheckpointError as error:
         raise OperatorError(f"{what} is not a checkpoint of the log {origin}: {error}") from error
 
 
 def _read(path: Path) -> str:
-
     try:
         return read_note(path)
     except UnicodeDecodeError as error:

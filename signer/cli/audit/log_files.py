@@ -30,7 +30,7 @@ from signer.audit.read.archive import ArchiveError
 from signer.audit.read.notes import checkpoint_files, read_newest, read_note
 from signer.audit.read.reader import Reader
 from signer.audit.read.search import SearchError
-from signer.cli.options import FILE
+from signer.cli.options import FILE, FOLDER
 from signer.cli.progress import progress
 from signer.errors import OperatorError
 
@@ -114,7 +114,6 @@ def log_or_key_options(command: Callable[..., T]) -> Callable[..., T]:
     @click.option(
         "--config",
         "config_file",
-        metavar="FILE",
         type=FILE,
         help="On the appliance: its configuration, which names the log's directory.",
     )
@@ -122,7 +121,7 @@ def log_or_key_options(command: Callable[..., T]) -> Callable[..., T]:
         "--dir",
         "directory",
         metavar="DIR",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=FOLDER,
         help="The log's directory, or a copy of it.",
     )
     @click.option(
@@ -157,7 +156,6 @@ def needed(log: LogFiles | None) -> LogFiles:
 checkpoint_option = click.option(
     "--checkpoint",
     "checkpoint_files",
-    metavar="FILE",
     type=FILE,
     multiple=True,
     help="A checkpoint from elsewhere, in addition to those in the log's directory.",

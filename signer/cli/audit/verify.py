@@ -48,9 +48,7 @@ _PRINTED = {"whole", "origin", "problems"}
 @log_or_key_options
 @checkpoint_option
 @origin_option
-@click.option(
-    "--proof", "proof_file", metavar="FILE", type=FILE, help="Verify this proof instead of a log."
-)
+@click.option("--proof", "proof_file", type=FILE, help="Verify this proof instead of a log.")
 @click.option(
     "--beginning-elsewhere",
     is_flag=True,

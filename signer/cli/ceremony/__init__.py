@@ -16,7 +16,7 @@ from signer.algorithms import Algorithm
 from signer.cli.ceremony import transcript
 from signer.cli.connection import connect
 from signer.cli.operations import WAIT_SECONDS, follow, result_lines
-from signer.cli.operations.arguments import KEY, certificate_in, plain, principal_of, utc
+from signer.cli.operations.arguments import KEY, certificate_in, principal_of, utc
 from signer.cli.operations.flow import (
     LONG,
     OfficerKey,
@@ -27,8 +27,8 @@ from signer.cli.operations.flow import (
     signed_count,
 )
 from signer.cli.operations.requested import check_foreign, request
-from signer.cli.options import FILE, token_option, yes_option
-from signer.cli.output import explained, write_file
+from signer.cli.options import FILE, FOLDER, NEW_FOLDER, token_option, yes_option
+from signer.cli.output import explained, plain, write_file
 from signer.client import Operation
 from signer.errors import OperatorError
 
@@ -47,8 +47,8 @@ _OPTIONS = _NEEDED | {"bits": "--bits", "token": "--token", "subject": "--subjec
 
 @click.command()
 @click.argument("name", metavar="[NAME]", type=KEY, required=False)
-@click.option("--client", "first", metavar="FILE", type=FILE, help="Who proposes: a client file.")
-@click.option("--second", metavar="FILE", type=FILE, help="Who approves: a client file.")
+@click.option("--client", "first", type=FILE, help="Who proposes: a client file.")
+@click.option("--second", type=FILE, help="Who approves: a client file.")
 @click.option("--algorithm", type=click.Choice([str(a) for a in Algorithm]))
 @click.option("--bits", type=int, default=0, help="RSA only: 2048, 3072 or 4096.")
 @token_option
@@ -60,15 +60,13 @@ _OPTIONS = _NEEDED | {"bits": "--bits", "token": "--token", "subject": "--subjec
     multiple=True,
     help="Who is present; repeatable.",
 )
-@click.option(
-    "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="A new folder."
-)
+@click.option("--out", metavar="DIR", type=NEW_FOLDER, help="A new folder.")
 @yes_option
 @click.option(
     "--verify",
     "verified",
     metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Check the transcript of a ceremony instead.",
 )
 @click.option(

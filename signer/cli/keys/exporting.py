@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from signer.cli.connection import client_options
 from signer.cli.keys.showing import facility_option, listed
+from signer.cli.options import NEW_FILE
 from signer.cli.output import write_file
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
@@ -132,12 +133,7 @@ _FORMS: Mapping[str, Callable[[Iterable[KeyVersion]], str]] = {
     show_default=True,
     help="With versions that have a planned activation, but do not sign yet.",
 )
-@click.option(
-    "--out",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Without it the text is printed.",
-)
+@click.option("--out", type=NEW_FILE, help="Without it the text is printed.")
 @client_options
 def export(
     *,

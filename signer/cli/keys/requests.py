@@ -16,7 +16,7 @@ from signer.cli.keys.rotating import key_of, list_option, read_list
 from signer.cli.operations import follow_options
 from signer.cli.operations.arguments import certificates_in
 from signer.cli.operations.flow import LONG, only_one
-from signer.cli.options import FILE, json_option
+from signer.cli.options import FILE, NEW_FOLDER, json_option
 from signer.cli.output import explained, print_json, write_file
 from signer.cli.progress import progress
 from signer.client import KeyVersion, Operation, SignerClient
@@ -47,7 +47,7 @@ def _rotates(operation: Operation) -> bool:
     "--out",
     metavar="DIR",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     help="The folder for them; it is made if it does not exist.",
 )
 @list_option

@@ -216,7 +216,6 @@ list_option = click.option(
 @click.option(
     "--issuer",
     "issuers",
-    metavar="FILE",
     type=FILE,
     multiple=True,
     help="The certificate of the authority, then that of its issuer.",

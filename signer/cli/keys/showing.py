@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.operations.arguments import KEY_OR_VERSION, iso, plain
+from signer.cli.operations.arguments import KEY_OR_VERSION, iso
 from signer.cli.options import json_option
-from signer.cli.output import output, print_json
+from signer.cli.output import output, plain, print_json
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
 from signer.keys.certificates import describe_certificate, fingerprint, public_key_pem

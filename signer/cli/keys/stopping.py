@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, plain, utc
-from signer.cli.output import output, print_table
+from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, utc
+from signer.cli.output import output, plain, print_table
 from signer.client import KeyVersion, SignerClient, Suspension
 from signer.model import parse_key_or_version
 
@@ -96,31 +96,22 @@ def compromise(*, client: SignerClient, name: str, reason: str) -> dict[str, Any
     return _stopped("compromised", name, client.operations.mark_compromised(name, reason))
 
 
-def _suspensions_value(suspensions: Sequence[Suspension]) -> list[dict[str, Any]]:
-    return [{**one._asdict(), "since": iso(one.since)} for one in suspensions]
-
-
 def _print_suspensions(suspensions: Sequence[Suspension]) -> None:
     if not suspensions:
         click.echo("no facility and no group is suspended")
         return
-    print_table(
-        ("what", "since", "by", "reason"),
-        (
-            (
-                f"{one.scope} {one.name}".strip(),
-                utc(one.since),
-                plain(one.officer),
-                plain(one.reason),
-            )
-            for one in suspensions
-        ),
+    rows = (
+        (f"{one.scope} {one.name}".strip(), utc(one.since), plain(one.officer), plain(one.reason))
+        for one in suspensions
     )
+    print_table(("what", "since", "by", "reason"), rows)
 
 
 @click.command(short_help="Shows the suspended facilities and groups.")
 @client_options
-@output(_suspensions_value, _print_suspensions)
+@output(
+    lambda found: [{**one._asdict(), "since": iso(one.since)} for one in found], _print_suspensions
+)
 def suspensions(*, client: SignerClient) -> Sequence[Suspension]:
     """Shows which facilities and groups are suspended, since when and why.
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.operations.arguments import plain, read_file, utc
+from signer.cli.operations.arguments import read_file, utc
 from signer.cli.operations.flow import (
     LONG,
     OfficerKey,
@@ -28,8 +28,8 @@ from signer.cli.operations.flow import (
 )
 from signer.cli.operations.propose import propose
 from signer.cli.operations.requested import check_foreign
-from signer.cli.options import FILE, json_option, yes_option
-from signer.cli.output import output, print_json, print_table, write_file
+from signer.cli.options import FILE, NEW_FILE, json_option, yes_option
+from signer.cli.output import output, plain, print_json, print_table, write_file
 from signer.cli.progress import progress
 from signer.client import Officers, Operation, SignerClient
 from signer.errors import OperatorError
@@ -99,8 +99,7 @@ def list_operations(*, client: SignerClient, state: str | None) -> list[Operatio
 @click.option("--bytes", "as_bytes", is_flag=True, help="Write exactly the bytes that are signed.")
 @click.option(
     "--attachment",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Write what it names by its SHA-256 to FILE: a CSV, a list of keys, a policy.",
 )
 @client_options
@@ -275,8 +274,8 @@ def officers(*, client: SignerClient) -> Officers:
 
 @operations.command(short_help="Proposes the bytes of a draft, signed elsewhere.")
 @click.argument("file", metavar="FILE", type=FILE)
-@click.option("--signature", metavar="FILE", type=FILE, required=True, help="Yours, over FILE.")
-@click.option("--attachment", metavar="FILE", type=FILE, help="What `--draft` wrote beside FILE.")
+@click.option("--signature", type=FILE, required=True, help="Yours, over FILE.")
+@click.option("--attachment", type=FILE, help="What `--draft` wrote beside FILE.")
 @officer_options
 @changed_output
 def submit(
@@ -310,7 +309,7 @@ def submit(
 
 @operations.command(short_help="Signs another officer's proposal, after showing it.")
 @click.argument("identity", metavar="[ID]", required=False)
-@click.option("--signature", metavar="FILE", type=FILE, help="Yours, made with another tool.")
+@click.option("--signature", type=FILE, help="Yours, made with another tool.")
 @yes_option
 @officer_options
 @follow_options

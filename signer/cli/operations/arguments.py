@@ -120,11 +120,6 @@ def principal_of(certificate: x509.Certificate) -> str:
     return uris[0]
 
 
-def plain(text: str) -> str:
-    """Returns a text from elsewhere without characters that control a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def utc(moment: datetime | None) -> str:
     """Returns a time for people."""
     return "-" if moment is None else utc_text(moment.timestamp())

@@ -13,17 +13,10 @@ from typing import Any, NamedTuple
 import click
 
 from signer.cli.connection import connect, daemon_options
-from signer.cli.operations.arguments import (
-    certificates_in,
-    iso,
-    plain,
-    principal_of,
-    read_file,
-    utc,
-)
+from signer.cli.operations.arguments import certificates_in, iso, principal_of, read_file, utc
 from signer.cli.operations.requested import OperationRequest, check_content
-from signer.cli.options import json_option, yes_option
-from signer.cli.output import output, print_json, write_file
+from signer.cli.options import NEW_FILE, json_option, yes_option
+from signer.cli.output import output, plain, print_json, write_file
 from signer.client import Operation, SignerClient, sign_operation
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
@@ -86,8 +79,7 @@ def proposal_options(
     @yes_option
     @click.option(
         "--draft",
-        metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=NEW_FILE,
         help="Write the bytes to sign to FILE, for a key elsewhere; `submit` proposes them.",
     )
     @click.option("--id", "only_id", is_flag=True, help="Print only its id, for scripts.")

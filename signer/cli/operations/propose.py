@@ -186,7 +186,6 @@ _add(
 @click.option(
     "--issuer",
     "issuers",
-    metavar="FILE",
     type=FILE,
     multiple=True,
     required=True,
@@ -248,9 +247,7 @@ def enrol(*, csv: Path, token: str) -> OperationRequest:
 
 
 @propose.command(short_help="Adds or removes officers, or replaces a certificate.")
-@click.option(
-    "--add", "added", metavar="FILE", type=FILE, multiple=True, help="Certificate of an officer."
-)
+@click.option("--add", "added", type=FILE, multiple=True, help="Certificate of an officer.")
 @click.option("--remove", "removed", metavar="PRINCIPAL", multiple=True, help="As in spiffe://...")
 @proposal_options
 def officers(
