@@ -379,7 +379,7 @@ def test_a_log_that_was_cut_or_is_gone_ends_the_start(make_appliance: Callable[.
     cut = served(made)
     assert cut.code == 1
     assert "not whole" in cut.errors
-    assert "Put back" in cut.errors
+    assert "Restore the missing files" in cut.errors
     segment.unlink()
     gone = served(made)
     assert gone.code == 1

@@ -196,10 +196,14 @@ def test_top(run: Run, config: Path, issuer: edge.Stubs) -> None:
     assert (done.code, done.err) == (0, "")
     assert "ready" in done.out
     assert "01-001" in done.out
-    said = json.loads(run("top", "--config", config, "--json", "--count", "1").out)
-    assert said["ready"] is True
-    assert len(said["busiest"]) == 1
-    assert [worker["state"] for worker in said["workers"]] == ["serving", "serving"]
+
+    def shown() -> Any:
+        return json.loads(run("top", "--config", config, "--json", "--count", "1").out)
+
+    assert shown()["ready"] is True
+    assert len(shown()["busiest"]) == 1
+    states = ["serving", "serving"]  # an appliance is ready before all its workers are
+    edge.eventually(lambda: [one["state"] for one in shown()["workers"]] == states, "both serve")
 
 
 def test_reload(run: Run, config: Path) -> None:
