@@ -7,6 +7,7 @@ an operation: the same function completes it, because it finds what was made bef
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Executor as Threads
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,7 +28,13 @@ from signer.officers.kinds.base import (
     StoppedError,
     Work,
 )
-from signer.officers.kinds.table import KINDS
+from signer.officers.kinds.certificates_import import ImportCertificateKind
+from signer.officers.kinds.create_key import CreateKeyKind, NewVersionKind
+from signer.officers.kinds.enrolment import EnrolKind
+from signer.officers.kinds.officer_change import ChangeOfficersKind
+from signer.officers.kinds.policy_change import PutPolicyKind
+from signer.officers.kinds.rotation import RotateKind
+from signer.officers.kinds.state_changes import VERSION_KINDS, ResumeKind
 from signer.officers.store import (
     ENDED,
     UNFINISHED,
@@ -36,6 +43,21 @@ from signer.officers.store import (
     StoredOperation,
 )
 
+KINDS: Mapping[str, OperationKind[Any]] = {
+    kind.name: kind
+    for kind in (
+        *VERSION_KINDS,
+        ChangeOfficersKind(),
+        CreateKeyKind(),
+        EnrolKind(),
+        ImportCertificateKind(),
+        NewVersionKind(),
+        PutPolicyKind(),
+        ResumeKind(),
+        RotateKind(),
+    )
+}
+"""Every kind of operation."""
 MAX_NOTE = 2000
 """Characters of why an operation failed; a long list of problems is cut."""
 _THREADS = 4

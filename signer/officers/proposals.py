@@ -27,22 +27,14 @@ from signer.officers.approval import (
     parse,
     valid_signers,
 )
-from signer.officers.execution import (
-    Executor,
-    check_time,
-    known_kind,
-    unknown_kind,
-)
+from signer.officers.execution import KINDS, Executor, check_time, known_kind, unknown_kind
 from signer.officers.kinds import rotation
 from signer.officers.kinds.base import (
-    Details,
     OperationContext,
     OperationDependencies,
     OperationError,
-    OperationKind,
     shortened,
 )
-from signer.officers.kinds.table import KINDS
 from signer.officers.records import check_reason
 from signer.officers.store import OperationState, OperationStore, StoredOperation
 
@@ -77,10 +69,10 @@ class Proposals:
         if known is None:
             raise invalid("kind", unknown_kind(kind))
         with answered():
-            context = self._serving.context()
+            context = replace(self._serving.context(), attachment=attachment)
             try:
-                details = known.complete(known.read(_members(arguments)), context, attachment)
-                context = _with_documents(known, details, context, attachment)
+                details = known.complete(known.read(_members(arguments)), context)
+                context = _with_documents(known.documents(details, context), context)
                 problems = known.problems(details, context)
                 lines = [] if problems else known.difference(details, context)
             except OperationError as error:
@@ -112,8 +104,8 @@ class Proposals:
             proposal = parse(content)
             self._check_proposal(officer, proposal, context)
             known, details = known_kind(proposal)
-            documents = known.documents(details, context, attachment)
-            known.check(details, _with_documents(known, details, context, attachment))
+            documents = known.documents(details, replace(context, attachment=attachment))
+            known.check(details, _with_documents(documents, context))
             first = Signature(officer, signature, self._clock.now())
             check_signature(content, first, context.state.officers, first.at)
             with self._registry.writing(counts=False) as write:
@@ -180,7 +172,7 @@ class Proposals:
         """Adds certificates to the new versions of a rotation, and resumes the rotation."""
         with answered():
             operation = self._waiting(self._store.get(identity))
-            details = rotation.RotateKind().read(operation.proposal.details)
+            details = KINDS["rotate"].read(operation.proposal.details)
             context = self._serving.context()
             check_approved(
                 operation.proposal,
@@ -286,11 +278,8 @@ class Proposals:
         return operation
 
 
-def _with_documents(
-    known: OperationKind[Any], details: Details, context: OperationContext, attachment: bytes
-) -> OperationContext:
-    """Returns the context as if the documents that the operation names were stored already."""
-    documents = known.documents(details, context, attachment)
+def _with_documents(documents: Sequence[bytes], context: OperationContext) -> OperationContext:
+    """Returns the context as if the documents that an operation names were stored already."""
     by_hash = {sha256(document).hexdigest(): document for document in documents}
     return replace(context, document=lambda name: by_hash.get(name) or context.document(name))
 

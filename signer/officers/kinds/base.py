@@ -66,6 +66,7 @@ class OperationContext:
     it made in an earlier attempt do not count as conflicts. ``draft`` reads the policy in the
     files, ``read_policy`` the text of a policy; both raise ConfigError. ``document`` returns
     what is stored under a SHA-256. ``needed`` is the number of officers that each kind needs.
+    ``attachment`` is the file that an officer sent with a proposal.
     """
 
     now: float
@@ -78,6 +79,7 @@ class OperationContext:
     document: Callable[[str], bytes | None]
     policy_folder: bool = True
     executing: str = ""
+    attachment: bytes = b""
 
     def version(self, name: str) -> KeyVersion:
         """Returns a version by its name; raises OperationError."""
@@ -262,9 +264,9 @@ class OperationKind(ABC, Generic[D]):
     names: str = ""
     """The member of the details that names a document by its SHA-256, if one does."""
 
-    def complete(self, details: D, context: OperationContext, attachment: bytes) -> D:
-        """Adds what the appliance knows; ``attachment`` is the file that the officer sent."""
-        del context, attachment
+    def complete(self, details: D, context: OperationContext) -> D:
+        """Adds what the appliance knows."""
+        del context
         return details
 
     def problems(self, details: D, context: OperationContext) -> list[str]:
@@ -277,10 +279,10 @@ class OperationKind(ABC, Generic[D]):
         if problems := self.problems(details, context):
             raise OperationError(*problems)
 
-    def documents(self, details: D, context: OperationContext, attachment: bytes) -> list[bytes]:
+    def documents(self, details: D, context: OperationContext) -> list[bytes]:
         """Returns the documents to store with the proposal, which names them by hash."""
-        del details, context
-        if attachment:
+        del details
+        if context.attachment:
             raise OperationError(f"{self.name} takes no attachment")
         return []
 

@@ -52,10 +52,8 @@ class ImportCertificateKind(OperationKind[ImportCertificate]):
     name = "import-certificate"
     details = ImportCertificate
 
-    def complete(
-        self, details: ImportCertificate, context: OperationContext, attachment: bytes
-    ) -> ImportCertificate:
-        del context, attachment
+    def complete(self, details: ImportCertificate, context: OperationContext) -> ImportCertificate:
+        del context
         return details.model_copy(
             update={
                 "certificate": encoded(read_text(details.certificate)),

@@ -52,10 +52,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
     name = "create-key"
     details = CreateKey
 
-    def complete(
-        self, details: CreateKey, context: OperationContext, attachment: bytes
-    ) -> CreateKey:
-        del attachment
+    def complete(self, details: CreateKey, context: OperationContext) -> CreateKey:
         return details.model_copy(update={"token": context.token(details.token)})
 
     def problems(self, details: CreateKey, context: OperationContext) -> list[str]:
@@ -107,10 +104,7 @@ class NewVersionKind(OperationKind[NewVersion]):
     name = "new-version"
     details = NewVersion
 
-    def complete(
-        self, details: NewVersion, context: OperationContext, attachment: bytes
-    ) -> NewVersion:
-        del attachment
+    def complete(self, details: NewVersion, context: OperationContext) -> NewVersion:
         key = context.key(details.key)
         new, number = next_version(key, context.state.keys.versions(key))
         return details.model_copy(

@@ -71,9 +71,9 @@ class EnrolKind(OperationKind[Enrol]):
     details = Enrol
     names = "csv_sha256"
 
-    def complete(self, details: Enrol, context: OperationContext, attachment: bytes) -> Enrol:
-        rows = read_rows(attachment)
-        sha256 = hashlib.sha256(attachment).hexdigest()
+    def complete(self, details: Enrol, context: OperationContext) -> Enrol:
+        rows = read_rows(context.attachment)
+        sha256 = hashlib.sha256(context.attachment).hexdigest()
         file = _file_of(sha256)
         text = enrolled(rows, file, context)
         facilities, keys = _counts(rows)
@@ -96,19 +96,13 @@ class EnrolKind(OperationKind[Enrol]):
             problems.append("the policy is one file: make it a folder, to which a file is added")
         return problems
 
-    def documents(
-        self, details: Enrol, context: OperationContext, attachment: bytes
-    ) -> list[bytes]:
-        del context
-        rows, sha256 = read_rows(attachment), hashlib.sha256(attachment).hexdigest()
-        if (sha256, _file_of(sha256), *_counts(rows)) != (
-            details.csv_sha256,
-            details.file,
-            details.facilities,
-            details.keys,
-        ):
+    def documents(self, details: Enrol, context: OperationContext) -> list[bytes]:
+        rows = read_rows(context.attachment)
+        sha256 = hashlib.sha256(context.attachment).hexdigest()
+        named = details.csv_sha256, details.file, details.facilities, details.keys
+        if (sha256, _file_of(sha256), *_counts(rows)) != named:
             raise OperationError("attachment: is not the CSV that the operation names")
-        return [attachment]
+        return [context.attachment]
 
     def difference(self, details: Enrol, context: OperationContext) -> list[str]:
         facilities = count(details.facilities, "facility", "facilities")

@@ -49,10 +49,7 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
     name = "officers"
     details = ChangeOfficers
 
-    def complete(
-        self, details: ChangeOfficers, context: OperationContext, attachment: bytes
-    ) -> ChangeOfficers:
-        del attachment
+    def complete(self, details: ChangeOfficers, context: OperationContext) -> ChangeOfficers:
         before = context.state.officers
         if unknown := [who for who in details.remove if who not in before]:
             raise OperationError(*(f"remove: {who} is not an officer" for who in unknown))

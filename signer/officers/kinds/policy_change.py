@@ -33,10 +33,7 @@ class PutPolicyKind(OperationKind[PutPolicy]):
     details = PutPolicy
     names = "policy_sha256"
 
-    def complete(
-        self, details: PutPolicy, context: OperationContext, attachment: bytes
-    ) -> PutPolicy:
-        del attachment
+    def complete(self, details: PutPolicy, context: OperationContext) -> PutPolicy:
         draft = drafted(context)
         if details.policy_sha256 not in ("", draft.policy.sha256):
             raise OperationError(
@@ -56,10 +53,8 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         policy = self._text(details, context).policy
         return problems + policy.officer_problems(context.state.officers)
 
-    def documents(
-        self, details: PutPolicy, context: OperationContext, attachment: bytes
-    ) -> list[bytes]:
-        super().documents(details, context, attachment)
+    def documents(self, details: PutPolicy, context: OperationContext) -> list[bytes]:
+        super().documents(details, context)
         return [self._text(details, context).text]
 
     def difference(self, details: PutPolicy, context: OperationContext) -> list[str]:

@@ -76,8 +76,8 @@ class RotateKind(OperationKind[Rotate]):
     details = Rotate
     names = "plan_sha256"
 
-    def complete(self, details: Rotate, context: OperationContext, attachment: bytes) -> Rotate:
-        plan = plan_of(attachment, context)
+    def complete(self, details: Rotate, context: OperationContext) -> Rotate:
+        plan = plan_of(context.attachment, context)
         content = plan_text(plan)
         return details.model_copy(
             update={
@@ -98,10 +98,8 @@ class RotateKind(OperationKind[Rotate]):
             problems.append("subject and issuers go together: certificates need both")
         return problems
 
-    def documents(
-        self, details: Rotate, context: OperationContext, attachment: bytes
-    ) -> list[bytes]:
-        plan = plan_of(attachment, context)
+    def documents(self, details: Rotate, context: OperationContext) -> list[bytes]:
+        plan = plan_of(context.attachment, context)
         content = plan_text(plan)
         if (hashlib.sha256(content).hexdigest(), len(plan)) != (details.plan_sha256, details.keys):
             raise OperationError("the keys have changed since this was prepared: prepare it again")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -49,11 +48,15 @@ class Activate(AtTime):
 V = TypeVar("V", bound=OfVersion)
 
 
-class _Moving(OperationKind[V]):
-    """A kind that makes one move of the life cycle."""
+class VersionKind(OperationKind[V]):
+    """A kind that makes one move of the life cycle; ``move`` raises OperatorError."""
 
-    def complete(self, details: V, context: OperationContext, attachment: bytes) -> V:
-        del attachment
+    def __init__(
+        self, name: str, details: type[V], move: Callable[[KeyVersion, V, float], KeyVersion]
+    ) -> None:
+        self.name, self.details, self._move = name, details, move
+
+    def complete(self, details: V, context: OperationContext) -> V:
         basis = context.basis(context.version(details.version).key)
         return details.model_copy(update={"basis": basis})
 
@@ -61,27 +64,20 @@ class _Moving(OperationKind[V]):
         version = context.version(details.version)
         if changed := basis_problems(version.key, details.basis, context):
             return changed
-        return found_problems(lambda: self.move(details, version, context))
+        return found_problems(lambda: self._move(version, details, context.now))
 
     def difference(self, details: V, context: OperationContext) -> list[str]:
         before = context.version(details.version)
-        return changes_of(before, self.move(details, before, context), context)
+        return changes_of(before, self._move(before, details, context.now), context)
 
     def execute(self, details: V, work: Work) -> Effects:
-        before = work.context.version(details.version)
-        after = self.move(details, before, work.context)
-        return Effects(changes=[Change(before, after)], result=_result([after], work.context.now))
-
-    @abstractmethod
-    def move(self, details: V, version: KeyVersion, context: OperationContext) -> KeyVersion:
-        """Returns the changed version; raises OperatorError."""
+        before, now = work.context.version(details.version), work.context.now
+        after = self._move(before, details, now)
+        return Effects(changes=[Change(before, after)], result=_result([after], now))
 
 
-class ActivateKind(_Moving[Activate]):
+class ActivateKind(VersionKind[Activate]):
     """Activates a version from a time on; it is the primary then."""
-
-    name = "activate"
-    details = Activate
 
     def problems(self, details: Activate, context: OperationContext) -> list[str]:
         if problems := super().problems(details, context):
@@ -89,54 +85,9 @@ class ActivateKind(_Moving[Activate]):
         version = context.version(details.version)
         return activation_problems(version, details.at, details.sign_until or None, context)
 
-    def move(self, details: Activate, version: KeyVersion, context: OperationContext) -> KeyVersion:
-        return lifecycle.activate(version, details.at, details.sign_until or None, context.now)
 
-
-class DeactivateKind(_Moving[AtTime]):
-    """Ends a version for good; its signatures stay valid."""
-
-    name = "deactivate"
-    details = AtTime
-
-    def move(self, details: AtTime, version: KeyVersion, context: OperationContext) -> KeyVersion:
-        return lifecycle.deactivate(version, float(details.at), context.now)
-
-
-class ScheduleKind(_Moving[AtTime]):
-    """Schedules a version's destruction: it is allowed from a time on."""
-
-    name = "schedule-destruction"
-    details = AtTime
-
-    def move(self, details: AtTime, version: KeyVersion, context: OperationContext) -> KeyVersion:
-        return lifecycle.schedule_destruction(version, float(details.at), context.now)
-
-
-class RestoreKind(_Moving[OfVersion]):
-    """Cancels a scheduled destruction."""
-
-    name = "restore"
-    details = OfVersion
-
-    def move(
-        self, details: OfVersion, version: KeyVersion, context: OperationContext
-    ) -> KeyVersion:
-        del details
-        return lifecycle.restore(version, context.now)
-
-
-class DestroyKind(_Moving[OfVersion]):
+class DestroyKind(VersionKind[OfVersion]):
     """Destroys the key pair on the token. This cannot be undone."""
-
-    name = "destroy"
-    details = OfVersion
-
-    def move(
-        self, details: OfVersion, version: KeyVersion, context: OperationContext
-    ) -> KeyVersion:
-        del details
-        return lifecycle.destroy(version, context.now)
 
     def difference(self, details: OfVersion, context: OperationContext) -> list[str]:
         version = context.version(details.version)
@@ -150,6 +101,23 @@ class DestroyKind(_Moving[OfVersion]):
         with work.admin(version.token) as admin:
             admin.destroy(version.cka_id, version.name)
         return super().execute(details, work)
+
+
+VERSION_KINDS: Sequence[VersionKind[Any]] = (
+    ActivateKind(
+        "activate",
+        Activate,
+        lambda v, to, now: lifecycle.activate(v, to.at, to.sign_until or None, now),
+    ),
+    VersionKind("deactivate", AtTime, lambda v, to, now: lifecycle.deactivate(v, to.at, now)),
+    VersionKind(
+        "schedule-destruction",
+        AtTime,
+        lambda v, to, now: lifecycle.schedule_destruction(v, to.at, now),
+    ),
+    VersionKind("restore", OfVersion, lambda v, _, now: lifecycle.restore(v, now)),
+    DestroyKind("destroy", OfVersion, lambda v, _, now: lifecycle.destroy(v, now)),
+)
 
 
 class Resume(Details):
@@ -170,8 +138,7 @@ class ResumeKind(OperationKind[Resume]):
     name = "resume"
     details = Resume
 
-    def complete(self, details: Resume, context: OperationContext, attachment: bytes) -> Resume:
-        del attachment
+    def complete(self, details: Resume, context: OperationContext) -> Resume:
         if (flag := _flag(details.target, context)) is not None:
             return details.model_copy(update={"since": _microseconds(flag)})
         key, _ = _key_target(details.target)

@@ -25,7 +25,7 @@ from signer.cli.operations.requested import (
 )
 from signer.errors import OperatorError
 from signer.officers.approval import Proposal
-from signer.officers.kinds.table import KINDS
+from signer.officers.execution import KINDS
 from tests.unit.cli.operations_played import NOW, A, B, certify, der
 
 KEY = "facilities/f/keys/k"

@@ -14,7 +14,7 @@ from signer.audit.format.record import RecordKind
 from signer.config.models import OperationsConfig
 from signer.errors import CallError
 from signer.officers.approval import MAX_BYTES, Proposal, parse
-from signer.officers.kinds.table import KINDS
+from signer.officers.execution import KINDS
 from signer.officers.store import OperationState, OperationStore, StoredOperation
 from tests.unit.officers.opstage import CLINIC, DAY, LIFE, ORIGIN, START, Stage
 from tests.unit.officers.people import OFFICERS, A, B, C, D, E, sign

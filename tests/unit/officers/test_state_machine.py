@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from signer.errors import CallError, Reason
 from signer.model import KeyVersion, Scope
-from signer.officers.kinds.table import KINDS
+from signer.officers.execution import KINDS
 from signer.officers.store import OperationState
 from tests.unit.officers.opmachine import AUTHORITY, OTHER, Appliance, stopped
 from tests.unit.officers.opmodel import S, Shadow, cka_id, signers_of

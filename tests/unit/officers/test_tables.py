@@ -9,7 +9,7 @@ import pytest
 from signer.cli.operations import STATES
 from signer.client import OVER
 from signer.config.models import KINDS as CONFIGURED
-from signer.officers.kinds.table import KINDS
+from signer.officers.execution import KINDS
 from signer.officers.store import ENDED, OperationState
 from signer.v1 import operations_pb2 as pb
 
