@@ -17,9 +17,10 @@ import struct
 import uuid
 from base64 import b64encode
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind, Value, text
 from signer.officers import approval
@@ -52,17 +53,6 @@ MAX_PROBLEMS = 1000
 _ROW = struct.Struct(f">16sBQ{HASH_SIZE}s")  # the operation, its stage, its time, its content
 _TEXT = 300
 _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
-_KINDS = frozenset(
-    {
-        RecordKind.OFFICERS,
-        RecordKind.POLICY,
-        RecordKind.PROPOSAL,
-        RecordKind.APPROVAL,
-        RecordKind.EXECUTION,
-        RecordKind.EXECUTED,
-        RecordKind.ACT,
-    }
-)
 _POLICY_KINDS = frozenset({"policy", "enrol"})
 
 
@@ -96,9 +86,6 @@ class ApprovalFold:
     force, empty while it is unknown. ``executed`` and ``acts`` count the operations that are
     DONE and the acts of single officers since this object was made.
     """
-
-    KINDS = _KINDS | {RecordKind.SNAPSHOT}
-    """The kinds of records that ``apply`` takes into account."""
 
     def __init__(self, *, checking: bool = True) -> None:
         """Begins before the first record. Without ``checking`` only the state is kept.
@@ -137,9 +124,9 @@ class ApprovalFold:
         try:
             if record.kind is RecordKind.SNAPSHOT:
                 self._snapshot(record, first)
-            elif record.kind in _KINDS:
+            elif record.kind in self._TAKEN:
                 self._forget(record.time_us)
-                self._take(record)
+                self._TAKEN[record.kind](self, record)
         except (ProblemError, RecordError, ApprovalError) as error:
             self._report(f"record {record.seq}: {error}")
 
@@ -154,23 +141,6 @@ class ApprovalFold:
             ),
         }
         return {"control": control}
-
-    def _take(self, record: Record) -> None:
-        match record.kind:
-            case RecordKind.OFFICERS:
-                self._officers(record)
-            case RecordKind.POLICY:
-                self._policy(record)
-            case RecordKind.PROPOSAL:
-                self._proposed(record)
-            case RecordKind.APPROVAL:
-                self._approved(record)
-            case RecordKind.EXECUTION:
-                self._execution(record)
-            case RecordKind.EXECUTED:
-                self._executed(record)
-            case _:
-                self._act(record)
 
     def _report(self, text: str) -> None:
         if not self._checking:
@@ -378,6 +348,18 @@ class ApprovalFold:
         if officer not in before or record.time_us > until:
             raise ProblemError(f"{officer} acts and is not an officer")
 
+    _TAKEN: ClassVar[Mapping[RecordKind, Callable[[ApprovalFold, Record], None]]] = {
+        RecordKind.OFFICERS: _officers,
+        RecordKind.POLICY: _policy,
+        RecordKind.PROPOSAL: _proposed,
+        RecordKind.APPROVAL: _approved,
+        RecordKind.EXECUTION: _execution,
+        RecordKind.EXECUTED: _executed,
+        RecordKind.ACT: _act,
+    }
+    KINDS = frozenset({*_TAKEN, RecordKind.SNAPSHOT})
+    """The kinds of records that ``apply`` takes into account."""
+
     @staticmethod
     def relevant(record: Record) -> Record | None:
         """Returns the part of a record that the fold needs, None where it needs nothing.
@@ -387,7 +369,7 @@ class ApprovalFold:
         if record.kind is RecordKind.SNAPSHOT:
             control = record.fields.get("control")
             return replace(record, fields={} if control is None else {"control": control})
-        if record.kind in _KINDS:
+        if record.kind in ApprovalFold._TAKEN:
             return record
         return None if record.seq else replace(record, fields={}, column=None)
 

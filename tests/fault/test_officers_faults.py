@@ -24,7 +24,7 @@ KEY = "facilities/01-001/keys/new"
 
 KILLED = """
 import os, signal, sys, pathlib
-from signer.daemon import app as daemon
+from signer import daemon
 from signer.officers.records import OperationRecords
 from signer.keys.registry import Writing
 from signer.officers.kinds import enrolment
@@ -34,7 +34,7 @@ from signer.officers.store import OperationState
 
 # Ends the daemon at the point that the file names, or at its n-th passage of it.
 order = pathlib.Path(sys.argv[1])
-enrolment.BATCH = 5
+making.BATCH = 5
 passed = {}
 
 def at(point):
@@ -249,7 +249,7 @@ def test_a_full_hsm_ends_an_enrolment_that_goes_on_when_there_is_room(
     assert told.state == "FAILED"
     assert 50 <= told.done < 160
     assert told.total == 160
-    assert f"{told.done} of 160 keys are made" in told.note
+    assert f"{told.done} of 160 keys were made" in told.note
     assert "it is full; destroy unused keys or give it more room" in told.note
     assert "retry" in told.note
     made = registry_equals_token(daemon)

@@ -100,8 +100,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = Place(tmp_path_factory.mktemp("appliance"))
     refusals = {
         (): "0 officers are named",
-        ("officer-a",): "1 officers are named, operations need 2",
-        ("officer-a", "officer-a"): "1 officers are named",
+        ("officer-a",): "1 officer is named, but operations need 2",
+        ("officer-a", "officer-a"): "1 officer is named",
         ("officer-a", "issuer"): "is a client in the policy",
     }
     for names, told in refusals.items():

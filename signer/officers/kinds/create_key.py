@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,8 @@ from signer.officers.kinds.base import (
 from signer.policy.rules import Terms
 from signer.text import count
 
+BATCH = 50
+"""Keys of one transaction; after a crash at most so many are found on the token again."""
 _TEST = b"signer.v1 test signature"
 
 
@@ -61,7 +63,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
             *context.token_problems(details.token),
             *_algorithm_problems(details),
             *(named or _name_problems(details.key, context)),
-            *_subject_problems(details.subject),
+            *subject_problems(details.subject),
             *([] if named else _end_problems(details, context)),
         ]
 
@@ -133,7 +135,7 @@ class NewVersionKind(OperationKind[NewVersion]):
         return [
             *problems,
             *context.token_problems(details.token),
-            *_subject_problems(details.subject),
+            *subject_problems(details.subject),
         ]
 
     def difference(self, details: NewVersion, context: OperationContext) -> list[str]:
@@ -174,12 +176,32 @@ def try_out(admin: TokenAdmin, version: KeyVersion) -> None:
     admin.sign(version.algorithm, version.cka_id, version.spki, [data])
 
 
-def stopped(made: int, of: int, error: OperatorError) -> OperatorError:
-    """Returns the error of an operation that could not make the next of its keys."""
-    return OperatorError(
-        f"{made} of {count(of, 'key')} were made and stored: {error}; correct the cause, then retry"
-        " this operation: it continues with the next key"
-    )
+def save_made(
+    made: Iterable[KeyVersion | None], work: Work, keys: int, steps: int, done: int = 0
+) -> None:
+    """Saves keys in batches while they are made, also where one fails; None was made before.
+
+    ``keys`` is their number, of which ``done`` exist, and ``steps`` that of the operation's steps.
+    """
+    batch: list[KeyVersion] = []
+    try:
+        for version in made:
+            if version is not None:
+                batch.append(version)
+            done += 1
+            if len(batch) >= BATCH:
+                work.save(batch, ())
+                batch = []
+                work.progress(done, steps)
+    except OperatorError as error:
+        raise OperatorError(
+            f"{done} of {count(keys, 'key')} were made and stored: {error}; correct the cause, then"
+            " retry this operation: it continues with the next key"
+        ) from error
+    finally:
+        if batch:
+            work.save(batch, ())
+        work.progress(done, steps)
 
 
 def transcript(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
@@ -251,9 +273,10 @@ def _end_problems(details: CreateKey, context: OperationContext) -> list[str]:
     return []
 
 
-def _subject_problems(subject: str) -> list[str]:
+def subject_problems(subject: str, like: str = "CN=DCC 1,O=Ministry,C=VN") -> list[str]:
+    """Returns why a subject, which may be empty, is not a distinguished name."""
     try:
         x509.Name.from_rfc4514_string(subject or "CN=x")
     except ValueError:
-        return ["subject: is not a distinguished name; write it like 'CN=DCC 1,O=Ministry,C=VN'"]
+        return [f"subject: is not a distinguished name; write it like '{like}'"]
     return []

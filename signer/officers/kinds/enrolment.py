@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from signer.algorithms import Algorithm
@@ -27,15 +27,13 @@ from signer.officers.kinds.base import (
     Work,
     shortened,
 )
-from signer.officers.kinds.create_key import stopped, try_out
+from signer.officers.kinds.create_key import save_made, try_out
 from signer.officers.kinds.policy_change import replaced_problems
 from signer.text import count
 
 COLUMNS = ("facility", "group", "profile", "clients", "key", "algorithm", "bits")
 """The columns of the CSV; spaces separate ``clients``, ``group`` and ``bits`` may be empty."""
 MAX_ROWS = 50_000
-BATCH = 50
-"""Keys of one transaction; after a crash at most so many are found on the token again."""
 TRIED_EVERY = 100
 """One new key in so many signs a test; the first signature of each is checked anyway."""
 
@@ -135,7 +133,7 @@ class EnrolKind(OperationKind[Enrol]):
         if text.policy.sha256 != details.policy_sha256:
             raise OperatorError("the CSV gives another policy than the one that was approved")
         with work.admin(details.token) as admin:
-            self._make(rows, admin, work)
+            save_made(_made(rows, admin, work), work, len(rows), len(rows))
         return Effects(
             policy=text.text,
             policy_since=details.in_force_since,
@@ -143,47 +141,25 @@ class EnrolKind(OperationKind[Enrol]):
             result={"policy_sha256": details.policy_sha256, "keys": details.keys},
         )
 
-    def _make(self, rows: Sequence[EnrolmentRow], admin: TokenAdmin, work: Work) -> None:
-        """Makes the missing keys; saves them in batches, also where one key fails."""
-        batch: list[KeyVersion] = []
-        done = 0
-        try:
-            for index, row in enumerate(rows):
-                work.check_running()
-                identifier = cka_id_of(work.id, index)
-                existing = work.context.state.keys.version(row.new.name, 1)
-                if existing is None:
-                    batch.append(
-                        self._one(row, identifier, admin, work, tried=not index % TRIED_EVERY)
-                    )
-                elif existing.cka_id != identifier and not _adopted(row, work.context):
-                    _refuse(existing)
-                done += 1
-                if len(batch) >= BATCH:
-                    self._save(batch, done, len(rows), work)
-        except OperatorError as error:
-            raise stopped(done, len(rows), error) from error
-        finally:
-            self._save(batch, done, len(rows), work)
 
-    def _one(
-        self, row: EnrolmentRow, identifier: bytes, admin: TokenAdmin, work: Work, *, tried: bool
-    ) -> KeyVersion:
+def _made(
+    rows: Sequence[EnrolmentRow], admin: TokenAdmin, work: Work
+) -> Iterator[KeyVersion | None]:
+    """Makes the missing keys; yields None for each that exists."""
+    for index, row in enumerate(rows):
+        work.check_running()
+        identifier = cka_id_of(work.id, index)
+        existing = work.context.state.keys.version(row.new.name, 1)
+        if existing is not None:
+            if existing.cka_id != identifier and not _adopted(row, work.context):
+                raise OperatorError(f"another operation has made {existing.key} meanwhile")
+            yield None
+            continue
         now = work.clock.now()
         made = make_version(admin, row.new, 1, identifier, now)
-        if tried:
+        if not index % TRIED_EVERY:
             try_out(admin, made)
-        return lifecycle.activate(made, now, None, now)
-
-    def _save(self, batch: list[KeyVersion], done: int, total: int, work: Work) -> None:
-        if batch:
-            work.save(batch, ())
-            batch.clear()
-        work.progress(done, total)
-
-
-def _refuse(existing: KeyVersion) -> None:
-    raise OperatorError(f"another operation has made {existing.key} meanwhile")
+        yield lifecycle.activate(made, now, None, now)
 
 
 def _adopted(row: EnrolmentRow, context: OperationContext) -> bool:

@@ -9,7 +9,7 @@ attempt did.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
 from pydantic import Field
@@ -41,14 +41,19 @@ from signer.officers.kinds.certificates_import import (
     read_any,
     read_text,
 )
-from signer.officers.kinds.create_key import hcert_terms, make, next_version, stopped
+from signer.officers.kinds.create_key import (
+    BATCH,
+    hcert_terms,
+    make,
+    next_version,
+    save_made,
+    subject_problems,
+)
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
 from signer.text import count
 from signer.x509 import spki_of
 
 MAX_KEYS = 50_000
-BATCH = 50
-"""Versions of one transaction."""
 
 
 class Rotate(Details):
@@ -158,38 +163,25 @@ class RotateKind(OperationKind[Rotate]):
 
     def _make(self, plan: Sequence[Step], details: Rotate, work: Work) -> None:
         """Makes the missing versions."""
-        made: set[int] = set()
+        missing = []
         for index, step in enumerate(plan):
             existing = work.context.state.keys.version(step.key, step.new)
-            if existing is not None and existing.cka_id != cka_id_of(work.id, index):
+            if existing is None:
+                missing.append((index, step))
+            elif existing.cka_id != cka_id_of(work.id, index):
                 raise OperatorError(f"another operation has made {existing.name} meanwhile")
-            if existing is not None:
-                made.add(index)
-        missing = [index for index in range(len(plan)) if index not in made]
         if not missing:
             return
-        batch: list[KeyVersion] = []
+
+        def made() -> Iterator[KeyVersion]:
+            for index, step in missing:
+                work.check_running()
+                new = NewKey(step.key, step.algorithm, step.bits)
+                subject = details.subject and subject_of(details.subject, step.key, step.new)
+                yield make(admin, new, step.new, index=index, subject=subject, work=work)
+
         with work.admin(details.token) as admin:
-            try:
-                for index in missing:
-                    work.check_running()
-                    step = plan[index]
-                    new = NewKey(step.key, step.algorithm, step.bits)
-                    subject = details.subject and subject_of(details.subject, step.key, step.new)
-                    batch.append(
-                        make(admin, new, step.new, index=index, subject=subject, work=work)
-                    )
-                    made.add(index)
-                    if len(batch) >= BATCH:
-                        work.save(batch, ())
-                        batch = []
-                        work.progress(len(made), 2 * len(plan))
-            except OperatorError as error:
-                raise stopped(len(made), len(plan), error) from error
-            finally:
-                if batch:
-                    work.save(batch, ())
-                work.progress(len(made), 2 * len(plan))
+            save_made(made(), work, len(plan), 2 * len(plan), len(plan) - len(missing))
 
     def _activate(
         self,
@@ -359,10 +351,6 @@ def subject_of(template: str, key: KeyName, number: int) -> str:
         .replace("{key}", key.key)
         .replace("{version}", str(number))
     )
-    try:
-        x509.Name.from_rfc4514_string(subject or "CN=x")
-    except ValueError:
-        raise OperationError(
-            "subject: is not a distinguished name; write it like 'CN={facility} {version},C=VN'"
-        ) from None
+    if problems := subject_problems(subject, "CN={facility} {version},C=VN"):
+        raise OperationError(*problems)
     return subject
