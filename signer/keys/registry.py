@@ -202,26 +202,17 @@ _ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
 _NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
 
 
+_CONVERTED = {"id", "key_id", "state", "came_from"}
+_UNCHANGED = [column.name for column in key_versions.c if column.name not in _CONVERTED]
+
+
 def _version(row: sa.Row[Any]) -> KeyVersion:
     return KeyVersion(
         key=KeyName(row.facility, row.key),
-        number=row.number,
         algorithm=Algorithm(row.algorithm),
         state=KeyState(row.state),
-        token=row.token,
-        cka_id=bytes(row.cka_id),
-        spki=bytes(row.spki),
-        certificate=None if row.certificate is None else bytes(row.certificate),
-        kid=bytes(row.kid),
-        thumbprint=row.thumbprint,
-        created=row.created,
-        activate_at=row.activate_at,
-        sign_until=row.sign_until,
-        deactivate_at=row.deactivate_at,
-        destroy_at=row.destroy_at,
         came_from=None if row.came_from is None else KeyState(row.came_from),
-        request=row.request,
-        revision=int(row.revision),
+        **{name: getattr(row, name) for name in _UNCHANGED},
     )
 
 

@@ -14,12 +14,13 @@ from signer.clock import Clock
 from signer.errors import CallError, OperatorError, Reason, answered, invalid
 from signer.keys import lifecycle
 from signer.keys.registry import Change, ChangedMeanwhileError, Registry
-from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
+from signer.model import KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import ServedState
 from signer.officers.records import ActRecord, OperationRecords, check_reason
 
-_ENDED = frozenset({KeyState.COMPROMISED, KeyState.DESTROYED})
+_Stops = Callable[[KeyVersion, KeyState], bool]
+_Move = Callable[[KeyVersion, float], KeyVersion]
 
 
 class EmergencyStops:
@@ -33,22 +34,11 @@ class EmergencyStops:
 
     def suspend_key(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
         """Suspends the active versions of a key, or one; a planned activation is cancelled."""
-
-        def stops(version: KeyVersion, state: KeyState) -> bool:
-            planned = state is KeyState.PRE_ACTIVE and version.activate_at is not None
-            return state is KeyState.ACTIVE or planned
-
-        return self._change("suspend", officer, name, reason, stops=stops, move=lifecycle.suspend)
+        return self._change("suspend", officer, name, reason, _may_sign, move=lifecycle.suspend)
 
     def compromise(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
         """Marks all versions of a key, or one, as compromised. This cannot be undone."""
-
-        def stops(_version: KeyVersion, state: KeyState) -> bool:
-            return state not in _ENDED
-
-        return self._change(
-            "compromised", officer, name, reason, stops=stops, move=lifecycle.compromise
-        )
+        return self._change("compromised", officer, name, reason, _lives, move=lifecycle.compromise)
 
     def suspend(self, officer: str, scope: Scope, name: str, reason: str) -> None:
         """Suspends a facility, a group or everything."""
@@ -58,7 +48,14 @@ class EmergencyStops:
         policy = self._serving.policy
         names = {Scope.GROUP: policy.groups, Scope.FACILITY: policy.facilities}.get(scope)
         with answered():
-            if names is not None and name not in names and not self._has_keys(scope, name):
+            if not (
+                names is None
+                or name in names
+                or (
+                    scope is Scope.FACILITY
+                    and self._registry.snapshot().names(f"facilities/{name}/", limit=1)
+                )
+            ):
                 raise invalid(str(scope), f"there is no {scope} {name}")
             flag = Suspension(scope, name, self._clock.now(), officer, reason)
             with self._registry.writing() as write:
@@ -77,24 +74,16 @@ class EmergencyStops:
             return self._registry.officers()
 
     def _change(
-        self,
-        act: str,
-        officer: str,
-        name: str,
-        reason: str,
-        *,
-        stops: Callable[[KeyVersion, KeyState], bool],
-        move: Callable[[KeyVersion, float], KeyVersion],
+        self, act: str, officer: str, name: str, reason: str, stops: _Stops, *, move: _Move
     ) -> list[KeyVersion]:
         check_reason(reason)
         try:
-            key, number = parse_key_or_version(name)
+            parse_key_or_version(name)
         except ValueError as error:
             raise invalid("name", str(error)) from None
         with answered():
-            changes = self._stop(name, key, number, stops, move)
+            after = self._stop(name, stops, move)
         self._stopped()
-        after = [change.after for change in changes]
         now = self._clock.now()
         states_after = {version.name: str(version.state_at(now)) for version in after}
         self._records.acted(ActRecord(act, name, officer, reason, states_after))
@@ -105,30 +94,19 @@ class EmergencyStops:
         stop=stop_after_attempt(5),
         reraise=True,
     )
-    def _stop(
-        self,
-        name: str,
-        key: KeyName,
-        number: int | None,
-        stops: Callable[[KeyVersion, KeyState], bool],
-        move: Callable[[KeyVersion, float], KeyVersion],
-    ) -> list[Change]:
+    def _stop(self, name: str, stops: _Stops, move: _Move) -> list[KeyVersion]:
         """Writes the stopped versions; repeats where others change the key at the same time."""
-        now = self._clock.now()
+        now, (key, number) = self._clock.now(), parse_key_or_version(name)
         versions = [v for v in self._registry.versions(key) if number in (None, v.number)]
         if not versions:
             raise CallError(Reason.KEY_NOT_FOUND, f"{name} does not exist")
-        changes = [
-            Change(version, move(version, now))
-            for version in versions
-            if stops(version, version.state_at(now))
-        ]
+        changes = [Change(v, move(v, now)) for v in versions if stops(v, v.state_at(now))]
         if not changes:
             states = ", ".join(f"{version.name} is {version.state_at(now)}" for version in versions)
             raise OperatorError(f"nothing to stop: {states}")
         with self._registry.writing() as write:
             write.change(changes)
-        return changes
+        return [change.after for change in changes]
 
     def _stopped(self) -> None:
         if not self._serving.follow():
@@ -139,7 +117,11 @@ class EmergencyStops:
                 retry_after=1.0,
             )
 
-    def _has_keys(self, scope: Scope, name: str) -> bool:
-        if scope is not Scope.FACILITY:
-            return False
-        return bool(self._registry.snapshot().names(f"facilities/{name}/", limit=1))
+
+def _may_sign(version: KeyVersion, state: KeyState) -> bool:
+    planned = state is KeyState.PRE_ACTIVE and version.activate_at is not None
+    return state is KeyState.ACTIVE or planned
+
+
+def _lives(_version: KeyVersion, state: KeyState) -> bool:
+    return state not in (KeyState.COMPROMISED, KeyState.DESTROYED)

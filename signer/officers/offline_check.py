@@ -27,7 +27,6 @@ from signer.officers import approval
 from signer.officers.approval import ApprovalError, Officers, Proposal, Signature
 from signer.officers.records import (
     ApprovedOperation,
-    ExecutedRecord,
     OfficersRecord,
     PolicyRecord,
     SignedRecord,
@@ -324,16 +323,16 @@ class ApprovalFold:
             self._check_approved(record, approved, "an execution")
 
     def _executed(self, record: Record) -> None:
-        said = ExecutedRecord.from_fields(record.fields)
-        identity = _identity(said.operation)
+        operation, state = text(record.fields, "operation"), text(record.fields, "state")
+        identity = _identity(operation)
         known = self._known.get(identity)
-        if said.state not in _ENDS:
-            raise ProblemError(f"operation {said.operation} ends in no known state")
-        if said.state == "FAILED":
+        if state not in _ENDS:
+            raise ProblemError(f"operation {operation} ends in no known state")
+        if state == "FAILED":
             return  # perhaps before it began: officers had changed, for instance
         if known is None or not known.stage & _Stage.BEGUN:
-            raise ProblemError(f"operation {said.operation} ends, and its execution never began")
-        if said.state != "DONE" or known.stage & _Stage.DONE:
+            raise ProblemError(f"operation {operation} ends, and its execution never began")
+        if state != "DONE" or known.stage & _Stage.DONE:
             return  # after an interruption the same end may be recorded twice; it counts once
         self.executed += 1
         self._known[identity] = _Known(known.stage | _Stage.DONE, record.time_us, known.content)

@@ -71,10 +71,7 @@ class SignedRecord(NamedTuple):
     content: bytes = b""
 
     def to_fields(self) -> dict[str, Value]:
-        fields: dict[str, Value] = dict(self._asdict())
-        if not self.content:
-            del fields["content"]
-        return fields
+        return {name: value for name, value in self._asdict().items() if name != "content" or value}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> SignedRecord:
@@ -84,21 +81,6 @@ class SignedRecord(NamedTuple):
             octets(fields, "signature"),
             octets(fields, "content", b""),
         )
-
-
-class ExecutedRecord(NamedTuple):
-    """An EXECUTED: how the execution of an operation ended."""
-
-    operation: str
-    state: str
-    note: str = ""
-
-    def to_fields(self) -> dict[str, Value]:
-        return dict(self._asdict())
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> ExecutedRecord:
-        return cls(text(fields, "operation"), text(fields, "state"))
 
 
 class OfficersRecord(NamedTuple):
@@ -158,9 +140,6 @@ class ActRecord(NamedTuple):
     reason: str
     changed: Mapping[str, str]
 
-    def to_fields(self) -> dict[str, Value]:
-        return dict(self._asdict())
-
 
 class OperationRecords:
     """Writes records of operations; a record is durable when its method returns.
@@ -194,12 +173,13 @@ class OperationRecords:
         self._append(RecordKind.EXECUTION, ApprovedOperation.of(operation).to_fields())
 
     def execution_ended(self, operation: StoredOperation) -> None:
-        record = ExecutedRecord(operation.id, str(operation.state), operation.note)
-        self._append(RecordKind.EXECUTED, record.to_fields())
+        state, note = str(operation.state), operation.note
+        fields = {"operation": operation.id, "state": state, "note": note}
+        self._append(RecordKind.EXECUTED, fields)
 
     def acted(self, record: ActRecord) -> None:
         with suppress(AuditUnavailable, RecordError):
-            self._log.append(RecordKind.ACT, record.to_fields())
+            self._log.append(RecordKind.ACT, record._asdict())
 
     def officers(self, record: OfficersRecord) -> None:
         """Records the officers from here on."""

@@ -34,8 +34,8 @@ MOST_DECISIONS = 1000
 """Changes of policy and officers that an appliance can miss and still follow."""
 ENDED = (OperationState.DONE, OperationState.FAILED, OperationState.WAITING)
 
-_STORED = ("state", "done", "total", "note", "changed_at", "recorded")
-"""Fields of a new operation that are columns."""
+_UNCHANGED = ("content", "changed_at", "appliance", "done", "total", "note", "recorded")
+"""Fields of an operation that are columns as they are."""
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _FIND = sa.select(operations).where(operations.c.id == sa.bindparam("identity"))
@@ -56,15 +56,15 @@ class StoredOperation:
 
     proposal: Proposal
     content: bytes
-    state: OperationState
-    signatures: tuple[Signature, ...]
-    appliance: str | None
-    done: int
-    total: int
-    note: str
-    result: Mapping[str, Any] | None
     changed_at: float
-    recorded: bool
+    state: OperationState = OperationState.PROPOSED
+    signatures: tuple[Signature, ...] = ()
+    appliance: str | None = None
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    result: Mapping[str, Any] | None = None
+    recorded: bool = False
 
     @property
     def id(self) -> str:
@@ -118,8 +118,7 @@ class OperationStore:
                     sa.and_(operations.c.proposed_at == at, operations.c.id < identity),
                 )
             )
-        with self._registry.reading() as connection:
-            return [_read(connection, row) for row in connection.execute(statement.limit(limit))]
+        return self._all(statement.limit(limit))
 
     def unfinished(self, appliance: str) -> list[StoredOperation]:
         """Returns the operations that this appliance is to execute or has begun, oldest first."""
@@ -139,8 +138,7 @@ class OperationStore:
             .order_by(operations.c.ended_revision.desc())
             .limit(MOST_DECISIONS)
         )
-        with self._registry.reading() as connection:
-            return [_read(connection, row) for row in connection.execute(statement)]
+        return self._all(statement)
 
     def pending(self, now: float) -> int:
         """Returns the number of proposals that wait for signatures."""
@@ -151,11 +149,13 @@ class OperationStore:
             return int(connection.execute(statement).scalar_one())
 
     def _of(self, appliance: str, where: sa.ColumnElement[bool]) -> list[StoredOperation]:
-        statement = (
+        return self._all(
             sa.select(operations)
             .where(operations.c.appliance == appliance, where)
             .order_by(operations.c.proposed_at)
         )
+
+    def _all(self, statement: sa.Select[Any]) -> list[StoredOperation]:
         with self._registry.reading() as connection:
             return [_read(connection, row) for row in connection.execute(statement)]
 
@@ -178,27 +178,15 @@ def get(connection: sa.Connection, identity: str) -> StoredOperation:
 
 def add(write: Writing, proposal: Proposal, content: bytes, first: Signature) -> StoredOperation:
     """Adds a proposal with its proposer's signature; returns the operation."""
-    operation = StoredOperation(
-        proposal=proposal,
-        content=content,
-        state=OperationState.PROPOSED,
-        signatures=(),
-        appliance=None,
-        done=0,
-        total=0,
-        note="",
-        result=None,
-        changed_at=proposal.proposed_at,
-        recorded=False,
-    )
+    operation = StoredOperation(proposal, content, changed_at=proposal.proposed_at)
     write.connection.execute(
         sa.insert(operations).values(
             id=proposal.id,
             kind=proposal.kind,
-            content=content,
+            state=operation.state,
             proposed_at=proposal.proposed_at,
             expires_at=proposal.expires_at,
-            **{name: getattr(operation, name) for name in _STORED},
+            **{name: getattr(operation, name) for name in _UNCHANGED},
         )
     )
     return sign(write, operation, first)
@@ -233,17 +221,10 @@ def update(
 
 def _read(connection: sa.Connection, row: sa.Row[Any]) -> StoredOperation:
     signed = connection.execute(_SIGNED, {"operation": row.id})
-    content = bytes(row.content)
     return StoredOperation(
-        proposal=parse(content),
-        content=content,
+        proposal=parse(row.content),
         state=OperationState(row.state),
-        signatures=tuple(Signature(s.officer, bytes(s.signature), s.at) for s in signed),
-        appliance=row.appliance,
-        done=row.done,
-        total=row.total,
-        note=row.note,
+        signatures=tuple(Signature(s.officer, s.signature, s.at) for s in signed),
         result=None if row.result is None else json.loads(row.result),
-        changed_at=row.changed_at,
-        recorded=row.recorded,
+        **{name: getattr(row, name) for name in _UNCHANGED},
     )

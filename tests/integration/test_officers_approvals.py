@@ -7,7 +7,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +122,6 @@ def test_three_officers_of_three_kinds_of_key_make_what_they_approved(office: Of
     assert (item.error, item.key_version) == (None, version.name)
 
 
-def test_nobody_counts_twice(office: Office) -> None:
-    wanted = new_key()
-    proposed = office.propose("create-key", **wanted)
-    mine = signature(office, "officer-a", proposed.content or office.get(proposed.id).content)
-    reason, text = refused(office, "officer-a", "approve", proposed.id, mine)
-    assert (reason, "another officer must approve it" in text) == ("APPROVAL_INVALID", True)
-    office.approve(proposed.id)
-    content = office.get(proposed.id).content
-    again = signature(office, "officer-b", content)
-    reason, text = refused(office, "officer-b", "approve", proposed.id, again)
-    assert (reason, "has already signed" in text) == ("APPROVAL_INVALID", True)
-    told = office.get(proposed.id)
-    assert (told.state, len(told.signatures)) == ("PROPOSED", 2)
-    assert not exists(office, wanted["key"])
-
-
 def test_a_signature_counts_for_one_officer_and_one_operation(office: Office) -> None:
     wanted = new_key()
     proposed = office.propose("create-key", **wanted)
@@ -158,94 +141,6 @@ def test_a_signature_counts_for_one_officer_and_one_operation(office: Office) ->
         assert "is not by spiffe://dev.signer.example/officer-b" in text, name
     told = office.get(proposed.id)
     assert (told.state, len(told.signatures)) == ("PROPOSED", 1)
-
-
-def test_a_proposal_is_refused_with_a_byte_changed_or_a_second_time(office: Office) -> None:
-    content = office.prepare("create-key", **new_key())
-    signed = signature(office, "officer-a", content)
-    before = listed(office)
-    changed = content.replace(b"ES256", b"ES384")
-    reason, _ = refused(office, "officer-a", "propose", changed, signed)
-    assert reason in {"APPROVAL_INVALID", "OPERATION_REFUSED"}
-    assert listed(office) == before
-    with office.client("officer-a") as client:
-        assert client.operations.propose(content, signed).state == "PROPOSED"
-    reason, text = refused(office, "officer-a", "propose", content, signed)
-    assert (reason, "is proposed already" in text) == ("OPERATION_REFUSED", True)
-
-
-def listed(office: Office) -> int:
-    with office.client("officer-b") as client:
-        return sum(1 for _ in client.operations.list())
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"proposer": principal("officer-b")}, "its proposer is"),
-        ({"origin": "another/log"}, "it is for the log another/log"),
-        ({"officers": 2}, "it asks for 2 officers"),
-        ({"proposed_at": 1_700_000_000, "expires_at": 1_700_086_400}, "too long ago"),
-        ({"expires_at": 1 << 40}, "its expiry is not"),
-        ({"kind": "no-kind"}, "no kind of operation"),
-    ],
-)
-def test_a_proposal_of_one_s_own_making_is_refused(
-    office: Office, changes: dict[str, Any], text: str
-) -> None:
-    proposal = replace(parse(office.prepare("create-key", **new_key())), **changes)
-    content = proposal.canonical()
-    signed = signature(office, "officer-a", content)
-    before = listed(office)
-    reason, said = refused(office, "officer-a", "propose", content, signed)
-    assert (reason, text in said) == ("APPROVAL_INVALID", True), said
-    assert listed(office) == before
-
-
-def test_what_nobody_proposed_is_not_there(office: Office) -> None:
-    nobody = str(uuid.uuid4())
-    calls: list[tuple[str, tuple[Any, ...]]] = [
-        ("approve", (nobody, b"signature")),
-        ("reject", (nobody, "why")),
-        ("retry", (nobody,)),
-        ("get", (nobody,)),
-        ("get", ("no id",)),
-        ("import_certificates", (nobody, [b"certificate"])),
-    ]
-    for method, arguments in calls:
-        assert refused(office, "officer-b", method, *arguments)[0] == "OPERATION_NOT_FOUND", method
-
-
-def test_what_is_rejected_takes_no_more_signatures(office: Office) -> None:
-    wanted = new_key()
-    proposed = office.propose("create-key", **wanted)
-    office.approve(proposed.id)
-    content = office.get(proposed.id).content
-    with office.client("officer-d") as client:
-        told = client.operations.reject(proposed.id, "not now")
-    assert (told.state, told.note) == (
-        "REJECTED",
-        f"rejected by {principal('officer-d')}: not now",
-    )
-    for method, extra in [("approve", signature(office, "officer-c", content)), ("reject", "x")]:
-        reason, text = refused(office, "officer-c", method, proposed.id, extra)
-        assert (reason, "is REJECTED" in text) == ("OPERATION_REFUSED", True)
-    assert refused(office, "officer-c", "retry", proposed.id)[0] == "OPERATION_REFUSED"
-    assert not exists(office, wanted["key"])
-
-
-def test_what_was_executed_is_not_executed_again(office: Office) -> None:
-    wanted: dict[str, Any] = {"version": "facilities/strict/keys/records/versions/1", "at": 0}
-    done = office.do("deactivate", **wanted)
-    revision = office.versions("facilities/strict/keys/records")
-    content = office.get(done.id).content
-    for name in ("officer-c", "officer-d"):
-        reason, _ = refused(office, name, "approve", done.id, signature(office, name, content))
-        assert reason == "OPERATION_REFUSED"
-    assert refused(office, "officer-c", "retry", done.id)[0] == "OPERATION_REFUSED"
-    replay = refused(office, "officer-a", "propose", content, done.signatures[0].signature)
-    assert replay[0] == "OPERATION_REFUSED"
-    assert office.versions("facilities/strict/keys/records") == revision
 
 
 def test_who_is_no_officer_any_more_neither_calls_nor_counts(office: Office) -> None:

@@ -176,6 +176,8 @@ def test_the_last_signature_has_it_executed(stage: Stage) -> None:
     approved = stage.approve(operation.id)
     assert approved.signers == {A, B}
     assert stage.operation(operation.id).state is OperationState.DONE
+    assert "is DONE" in heard(lambda: stage.approve(operation.id, by=C)).message
+    assert "is DONE" in heard(lambda: stage.proposals.retry(C, operation.id)).message
     kinds = [record.kind for record in stage.log.records[2:]]
     assert kinds == [
         RecordKind.PROPOSAL,
@@ -248,6 +250,7 @@ def test_what_was_rejected_stays_so(stage: Stage) -> None:
     stage.proposals.reject(A, operation.id, "a mistake")
     assert stage.operation(operation.id).note == f"rejected by {A}: a mistake"
     assert "is REJECTED" in heard(lambda: stage.approve(operation.id)).message
+    assert "is REJECTED" in heard(lambda: stage.proposals.reject(B, operation.id, "no")).message
     assert "is REJECTED" in heard(lambda: stage.proposals.retry(A, operation.id)).message
 
 
