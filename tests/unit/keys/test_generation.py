@@ -26,7 +26,7 @@ def test_a_new_key_is_version_1_and_active_at_once(
     assert fits(version.spki, algorithm)
     assert version.kid == cose_kid(version.spki, None)
     assert version.thumbprint == jwk_thumbprint(version.spki)
-    assert version.cka_id in token.private
+    assert version.cka_id in token.keys
     assert registry.snapshot() == KeyIndex([version], 1)
 
 
@@ -51,15 +51,15 @@ def test_impossible_lengths_are_refused(
 ) -> None:
     with pytest.raises(OperatorError, match="bits"):
         create_key(registry, token, NewKey(NAME, algorithm, bits), 1.0)
-    assert token.private == {}
+    assert token.keys == {}
 
 
 def test_a_key_is_not_made_twice(registry: Registry, token: Any) -> None:
     version = create_key(registry, token, NewKey(NAME, Algorithm.ES256), 1.0)
-    with pytest.raises(OperatorError, match=r"the registry has that version|it has such a key"):
+    with pytest.raises(OperatorError, match="the registry has that version"):
         create_key(registry, token, NewKey(NAME, Algorithm.ES256), 2.0)
     assert registry.snapshot() == KeyIndex([version], 1)
-    assert len(token.private) == 1
+    assert len(token.keys) == 1
 
 
 def test_a_key_left_by_a_crash_is_met_and_named(registry: Registry, token: Any) -> None:
@@ -69,12 +69,11 @@ def test_a_key_left_by_a_crash_is_met_and_named(registry: Registry, token: Any) 
     assert registry.revision() == 0
 
 
-def test_a_key_of_another_kind_is_not_registered(registry: Registry, token: Any) -> None:
-    class Confused(type(token)):  # type: ignore[misc]
-        def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
-            del algorithm
-            return super().generate(Algorithm.ES384, bits, cka_id, label)  # type: ignore[no-any-return]
-
+def test_a_key_of_another_kind_is_not_registered(
+    registry: Registry, token: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = token.generate
+    monkeypatch.setattr(token, "generate", lambda _, *others: made(Algorithm.ES384, *others))
     with pytest.raises(OperatorError, match="does not fit ES256"):
-        create_key(registry, Confused(), NewKey(NAME, Algorithm.ES256), 1.0)
+        create_key(registry, token, NewKey(NAME, Algorithm.ES256), 1.0)
     assert registry.revision() == 0
