@@ -39,6 +39,8 @@ from signer.keys.certificates import cose_kid, jwk_thumbprint
 from signer.officers.approval import Proposal, parse
 
 NOW = int(datetime.now(UTC).timestamp())
+ES256 = {"algorithm": "ES256", "bits": 0, "token": "", "activate": False, "sign_until": 0}
+"""Arguments of create-key where nothing but the algorithm is given."""
 A, B, C = (f"spiffe://signer.example/officer/{each}" for each in "abc")
 
 

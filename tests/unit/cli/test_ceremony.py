@@ -22,7 +22,7 @@ from signer.cli.ceremony import transcript
 from signer.cli.operations import flow
 from signer.client import sign_operation
 from signer.officers.approval import Proposal, parse
-from tests.unit.cli.operations_played import A, B
+from tests.unit.cli.operations_played import ES256, A, B
 
 KEY = "facilities/moh/keys/dcc"
 SUBJECT = "CN=DCC 1,O=Ministry,C=VN"
@@ -80,15 +80,7 @@ def test_the_record_says_what_was_done(record: Path, played: Any, verified: Any)
     [(_, content, _, _), *_] = played.operations.calls
     proposal = parse(members["approved"].encode())
     assert members["approved"].encode() == content
-    assert proposal.details == {
-        "key": KEY,
-        "algorithm": "ES256",
-        "bits": 0,
-        "token": "t",
-        "activate": False,
-        "sign_until": 0,
-        "subject": SUBJECT,
-    }
+    assert proposal.details == {**ES256, "key": KEY, "token": "t", "subject": SUBJECT}
     assert members["operation"] == proposal.id
     assert [each["officer"] for each in members["participants"]] == [A, B]
     assert [each["officer"] for each in members["approvals"]] == [A, B]

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.cli.operations import flow
 from signer.officers import approval
-from tests.unit.cli.operations_played import NOW, A, B, C, certify
+from tests.unit.cli.operations_played import ES256, NOW, A, B, C, certify
 
 KEY = "facilities/f/keys/k"
 VERSION = f"{KEY}/versions/1"
@@ -47,15 +47,7 @@ def authority(tmp_path: Path) -> Path:
 PLAIN = [
     (
         ("create-key", KEY, "--algorithm", "ES256"),
-        {
-            "key": KEY,
-            "algorithm": "ES256",
-            "bits": 0,
-            "token": "",
-            "activate": False,
-            "sign_until": 0,
-            "subject": "",
-        },
+        {**ES256, "key": KEY, "subject": ""},
     ),
     (
         (
@@ -123,11 +115,8 @@ def test_certificates_are_read_from_files(
     done = run("operations", "propose", *words, "--client", people.a.client, "--yes")
     assert (done.code, done.err) == (0, "")
     [(kind, arguments, _)] = played.operations.asked
-    assert (kind, arguments["version"], arguments["replace"]) == (
-        "import-certificate",
-        VERSION,
-        True,
-    )
+    assert kind == words[0]
+    assert (arguments["version"], arguments["replace"]) == (VERSION, True)
     assert x509.load_pem_x509_certificate(arguments["certificate"].encode()) == one
     issuers = [x509.load_pem_x509_certificate(each.encode()) for each in arguments["issuers"]]
     assert issuers == x509.load_pem_x509_certificates(both.read_bytes())
