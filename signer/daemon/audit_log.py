@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from signer import __version__
-from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import RecordKind, Value
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_segments
 from signer.audit.read.ledger import Ledger
@@ -258,15 +258,11 @@ def _opener(config: AuditConfig, clock: Clock) -> Callable[..., AuditLog]:
     )
 
 
-def _note_parser(config: AuditConfig, key: KeyVersion) -> Callable[[str], Checkpoint]:
-    verifier = NoteVerifier.from_spki(config.origin, key.spki)
-    return lambda note: parse_note(note, config.origin, verifier)
-
-
 def _known_checkpoints(config: AuditConfig, key: KeyVersion) -> KnownCheckpoints:
     ours, *mirrors = _folders(config)
     directories = [ours] if ours.is_dir() else []  # a new log has none
-    return read_newest([*directories, *mirrors], _note_parser(config, key))
+    verifier = NoteVerifier.from_spki(config.origin, key.spki)
+    return read_newest([*directories, *mirrors], verifier.parse)
 
 
 def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: int) -> list[Path]:
@@ -274,6 +270,7 @@ def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: i
 
     ``remaining`` is the number of records that the override left. Raises OperatorError.
     """
+    verifier = NoteVerifier.from_spki(config.origin, key.spki)
 
     def borne_out(checkpoint: Checkpoint) -> bool:
         if checkpoint.size > remaining:
@@ -286,7 +283,7 @@ def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: i
     paths: list[Path] = []
     for directory in _folders(config):
         try:
-            names = set_aside(directory, _note_parser(config, key), borne_out)
+            names = set_aside(directory, verifier.parse, borne_out)
         except OSError as error:
             raise OperatorError(
                 f"checkpoints in {directory} cannot be put aside ({error.strerror}): "

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from signer.audit.format import merkle
-from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.parse import parse_head
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.format.segments import list_segments
@@ -42,7 +42,7 @@ class Auditor:
         )
 
     def checkpoint(self) -> Checkpoint:
-        return parse_note(self.client.get_checkpoint(), ORIGIN, self.verifier)
+        return self.verifier.parse(self.client.get_checkpoint())
 
     def checkpoint_of(self, size: int) -> Checkpoint:
         """A checkpoint of at least so many records."""

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from google.protobuf import message_factory
 
-from signer.audit.format.checkpoint import NoteVerifier, parse_note
+from signer.audit.format.checkpoint import NoteVerifier
 from signer.client import ItemResult, SignerClient, SignerClientError
 from signer.v1 import operations_pb2
 from tests.integration import edge, outputs
@@ -159,7 +159,7 @@ def checkpoints_go_on(office: Office, made: Any) -> None:
 
     def size() -> int:
         with office.client("auditor") as client:
-            return parse_note(client.get_checkpoint(), "signer/audit", verifier).size
+            return verifier.parse(client.get_checkpoint()).size
 
     before = size()
     edge.eventually(lambda: size() > before, "another checkpoint is signed")

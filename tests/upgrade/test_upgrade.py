@@ -133,7 +133,7 @@ class Machine:
             policy.write_text(json.dumps(document))
         self.document.run("look", "migrate")
         if before_officers:
-            assert "the audit log goes on" in self.document.run("officers")
+            assert "the audit log continues" in self.document.run("officers")
 
     def sign(self) -> None:
         with connect(self.dev, "issuer") as client:

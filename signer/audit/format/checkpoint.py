@@ -133,6 +133,35 @@ class NoteVerifier:
             return False
         return True
 
+    def parse(self, note: str) -> Checkpoint:
+        """Reads a signed checkpoint of the log that this key is named after.
+
+        Extension lines and signatures of other keys are ignored. At least one of this key must
+        be present, and all of this key must be valid (signed-note, "Signatures"). Raises
+        CheckpointError. The text is read only after it is verified.
+        """
+        if len(note) > MAX_NOTE:
+            raise CheckpointError(f"the note is longer than {MAX_NOTE} characters")
+        # The last empty line parts the text, which ends with a newline, from the signatures.
+        text, separator, signatures = note.rpartition("\n\n")
+        if not separator or not signatures.endswith("\n") or _FOREIGN.search(note):
+            raise CheckpointError("the note is not a text, an empty line and signature lines")
+        text += "\n"
+        ours = 0
+        for line in signatures[:-1].split("\n"):
+            matched = _SIGNATURE.fullmatch(line)
+            encoded = matched and _from_base64(matched[2])
+            if not matched or not encoded or len(encoded) <= _KEY_ID_SIZE:
+                raise CheckpointError("the note has a malformed signature line")
+            key_id, signature = encoded[:_KEY_ID_SIZE], encoded[_KEY_ID_SIZE:]
+            if (matched[1], key_id) == (self.name, self.key_id):
+                if not self.verify(signature, text):
+                    raise CheckpointError("a signature of the audit key on the note is not valid")
+                ours += 1
+        if not ours:
+            raise CheckpointError("the note has no signature of the audit key")
+        return _parse_text(text, self.name)
+
 
 def sign(checkpoint: Checkpoint, verifier: NoteVerifier, signer: Callable[[bytes], bytes]) -> str:
     """Returns the checkpoint as a note with one signature, which was verified.
@@ -147,36 +176,6 @@ def sign(checkpoint: Checkpoint, verifier: NoteVerifier, signer: Callable[[bytes
     if not verifier.verify(signature, text):
         raise CheckpointError("the token returned a signature that the audit key does not verify")
     return f"{text}\n— {verifier.name} {_base64(verifier.key_id + signature)}\n"
-
-
-def parse_note(note: str, origin: str, verifier: NoteVerifier) -> Checkpoint:
-    """Reads a signed checkpoint of the log ``origin``; ignores extension lines.
-
-    Signatures of other keys are ignored. At least one of this key must be present, and all
-    of this key must be valid (signed-note, "Signatures"). Raises CheckpointError. The text
-    is read only after it is verified.
-    """
-    if len(note) > MAX_NOTE:
-        raise CheckpointError(f"the note is longer than {MAX_NOTE} characters")
-    # The last empty line parts the text, which ends with a newline, from the signatures.
-    text, separator, signatures = note.rpartition("\n\n")
-    if not separator or not signatures.endswith("\n") or _FOREIGN.search(note):
-        raise CheckpointError("the note is not a text, an empty line and signature lines")
-    text += "\n"
-    ours = 0
-    for line in signatures[:-1].split("\n"):
-        matched = _SIGNATURE.fullmatch(line)
-        encoded = matched and _from_base64(matched[2])
-        if not matched or not encoded or len(encoded) <= _KEY_ID_SIZE:
-            raise CheckpointError("the note has a malformed signature line")
-        key_id, signature = encoded[:_KEY_ID_SIZE], encoded[_KEY_ID_SIZE:]
-        if (matched[1], key_id) == (verifier.name, verifier.key_id):
-            if not verifier.verify(signature, text):
-                raise CheckpointError("a signature of the audit key on the note is not valid")
-            ours += 1
-    if not ours:
-        raise CheckpointError("the note has no signature of the audit key")
-    return _parse_text(text, origin)
 
 
 def _parse_text(text: str, origin: str) -> Checkpoint:

@@ -92,12 +92,6 @@ def inclusion_proof(leaf_hashes: Sequence[bytes], index: int) -> list[bytes]:
     return [root(leaf_hashes[start:stop]) for start, stop in ranges]
 
 
-def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> list[bytes]:
-    """Returns the proof that the first ``old_size`` leaves are unchanged (section 2.1.2)."""
-    ranges = consistency_ranges(old_size, len(leaf_hashes))
-    return [root(leaf_hashes[start:stop]) for start, stop in ranges]
-
-
 def verify_inclusion(
     leaf: bytes, index: int, size: int, proof: Sequence[bytes], tree_root: bytes
 ) -> bool:

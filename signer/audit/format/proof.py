@@ -9,13 +9,13 @@ root in the checkpoint, and the checkpoint. Bytes are in lower-case hex.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha384
-from typing import Any
+from typing import Any, NamedTuple
 
 from signer.audit.format import merkle
-from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
 from signer.audit.format.parse import RecordHead, parse_head
 from signer.audit.format.record import (
     HASH_SIZE,
@@ -33,6 +33,9 @@ FORM = "signer.v1 proof"
 
 MAX_PROOF = 5 * MAX_BODY
 """Characters of a proof at most: two heads in hex and their paths."""
+
+_DIGEST_SIZES = {str(Format.DIGEST): {HASH_SIZE, sha384().digest_size}}
+"""The bytes of an item's digest by format: SHA-256 in all others."""
 
 _MEMBERS = frozenset({"form", "checkpoint", "index", "intent", "outcome"})
 _RECORD_MEMBERS = frozenset({"head", "path", "item", "item_path"})
@@ -69,8 +72,7 @@ class Proven:
     failure: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _ShownRecord:
+class _ShownRecord(NamedTuple):
     """The part of a record that the proof shows; ``item`` is None without a column."""
 
     head: RecordHead
@@ -114,7 +116,7 @@ def verify(proof: str, audit_spki: bytes, origin: str) -> Proven:
     if type(note) is not str or type(index) is not int:
         raise ProofError("the proof's checkpoint is not text, or its index is not a number")
     try:
-        checkpoint = parse_note(note, origin, NoteVerifier.from_spki(origin, audit_spki))
+        checkpoint = NoteVerifier.from_spki(origin, audit_spki).parse(note)
     except CheckpointError as error:
         raise ProofError(f"the checkpoint is refused: {error}") from None
     intent = _verify_record(members["intent"], RecordKind.INTENT, index, checkpoint)
@@ -180,7 +182,9 @@ def _conclude(
         raise ProofError(f"a record of the proof is refused: {error}") from None
     if answer.intent != asked.seq or done.seq <= asked.seq:
         raise ProofError("the outcome belongs to another intent")
-    if intent.item is None or len(intent.item) not in _digest_sizes(request.format):
+    if intent.item is None or len(intent.item) not in _DIGEST_SIZES.get(
+        request.format, {HASH_SIZE}
+    ):
         raise ProofError("the intent does not hold digests of the size that its format has")
     if asked.shape and done.shape and asked.shape.count != done.shape.count:
         raise ProofError("the outcome has another number of items than the intent")
@@ -206,13 +210,6 @@ def _conclude(
         signature=signature,
         failure=failure,
     )
-
-
-def _digest_sizes(message_format: str) -> Container[int]:
-    """Returns the bytes of an item's digest: SHA-256, except in the format DIGEST."""
-    if message_format != Format.DIGEST:
-        return {HASH_SIZE}
-    return {HASH_SIZE, sha384().digest_size}
 
 
 def _json(proof: str) -> object:

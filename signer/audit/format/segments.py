@@ -7,6 +7,7 @@ the header. A frame is a length, a body and the chain hash SHA-256(previous ‖ 
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Generator, Iterator
@@ -96,24 +97,12 @@ def open_segment(segment: Segment) -> Iterator[tuple[Header, Iterator[Frame]]]:
 
     Raises SegmentError, also from the iterator, and OSError.
     """
-    with (
-        segment.path.open("rb") as file,
-        _mapped(file.fileno(), segment) as data,
-    ):
-        frames = read_frames(data, data[_PREVIOUS])
-        header = next(frames, None)
-        if header is None:
+    with segment.path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
             raise TornTail(0, "the segment is empty")
-        yield _parse_header(header.body), frames
-
-
-@contextmanager
-def _mapped(descriptor: int, segment: Segment) -> Iterator[mmap | bytes]:
-    if not segment.path.stat().st_size:
-        yield b""
-        return
-    with mmap(descriptor, 0, access=ACCESS_READ) as data:
-        yield data
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            frames = read_frames(data, data[_PREVIOUS])
+            yield _parse_header(next(frames).body), frames
 
 
 def _parse_header(body: bytes) -> Header:

@@ -52,13 +52,10 @@ def keep_copy(source: Path, target: Path, disk: Disk) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         copied = target.with_name(f"{target.name}.draft")
         shutil.copyfile(source, copied)
-    descriptor = disk.open(copied)
-    try:
+    with disk.opened(copied) as descriptor:
         disk.sync(descriptor)
         # The comparison below reads from the disk, not from the page cache.
         disk.forget(descriptor)
-    finally:
-        disk.close(descriptor)
     if not filecmp.cmp(source, copied, shallow=False):
         raise ArchiveError(
             f"{copied} differs from {source}: nothing was removed. Find out with `signer audit "

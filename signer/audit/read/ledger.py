@@ -100,38 +100,29 @@ class Ledger:
             case RecordKind.SNAPSHOT if not self._used:
                 self._load(record.fields)
             case RecordKind.INTENT:
-                items = record.column.count if record.column else 0
-                self.intent(record.seq, record.time_us, record.fields, items)
+                self._intend(record)
             case RecordKind.OUTCOME:
-                self.outcome(number(record.fields, "intent"), record.seq)
-            case RecordKind.INDETERMINATE:
-                self.indeterminate(number(record.fields, "intent"))
+                if identity := self._open.pop(number(record.fields, "intent"), None):
+                    answered = self._requests[identity]._replace(outcome=record.seq)
+                    self._requests[identity] = answered
+            case RecordKind.INDETERMINATE:  # nothing of the intent was released
+                if identity := self._open.get(number(record.fields, "intent")):
+                    self._forget(identity)
 
-    def intent(self, seq: int, time_us: int, fields: Fields, items: int) -> None:
-        """Applies an intent to sign ``items`` items."""
-        self._expire(time_us)
+    def _intend(self, record: Record) -> None:
+        fields = record.fields
+        self._expire(record.time_us)
         key, _, _ = text(fields, "key_version", "").partition("/versions/")
         self._latest = now = max(self._latest, number(fields, "now"))
         used = self._used.setdefault(text(fields, "facility", ""), _Used(now))
+        items = record.column.count if record.column else 0
         used.charge(key.rpartition("/")[2], items, now)
         request_id = text(fields, "request_id", "")
         if request_id:
             identity = _identity(text(fields, "principal", ""), request_id)
             if identity not in self._requests:
                 self._make_room(_principal(identity))
-                self._remember(identity, _Request(seq, 0, time_us))
-
-    def outcome(self, intent: int, seq: int) -> None:
-        """Applies the outcome ``seq`` of an intent."""
-        identity = self._open.pop(intent, None)
-        if identity is not None:
-            self._requests[identity] = self._requests[identity]._replace(outcome=seq)
-
-    def indeterminate(self, intent: int) -> None:
-        """Forgets an intent without an outcome: nothing of it was released."""
-        identity = self._open.get(intent)
-        if identity is not None:
-            self._forget(identity)
+                self._remember(identity, _Request(record.seq, 0, record.time_us))
 
     def find(self, principal: str, request_id: str, time_us: int) -> Earlier | None:
         """Returns the request that this one repeats at ``time_us``, if there is one."""

@@ -130,6 +130,10 @@ class Reader:
                 for position in range(begin, end):
                     yield _read(file.fileno(), index.offset(position), segment.first + position)
 
+    def record(self, seq: int) -> Record:
+        """Returns one record; raises as ``records``."""
+        return next(self.records(seq, seq + 1))
+
     def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
         """Returns the leaf hashes of the records [start, stop); raises as ``records``."""
         return [

@@ -57,15 +57,13 @@ def find_items(records: Iterable[Record], wanted: frozenset[bytes]) -> Iterator[
 def locate(reader: Reader, seq: int, index: int) -> Match:
     """Returns the item ``index`` of the intent or outcome ``seq``; raises SearchError."""
     try:
-        record = next(reader.records(seq, seq + 1), None)
+        record = reader.record(seq)
     except LookupError as error:
         raise SearchError(str(error.args[0])) from None
-    match record:
-        case Record(kind=RecordKind.INTENT, column=Column() as column) if 0 <= index < column.count:
+    if record.column is not None and 0 <= index < record.column.count:
+        if record.kind is RecordKind.INTENT:
             return Match(seq, index, _outcome_of(reader, seq))
-        case Record(kind=RecordKind.OUTCOME, column=Column() as column) if (
-            0 <= index < column.count
-        ):
+        if record.kind is RecordKind.OUTCOME:
             return Match(number(record.fields, "intent"), index, seq)
     raise SearchError(f"record {seq} is not an intent or outcome with an item {index}")
 
@@ -86,13 +84,10 @@ def prove_item(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) 
             f"{match.outcome}: use a newer checkpoint"
         )
     try:
-        (intent,) = reader.records(match.intent, match.intent + 1)
-        (outcome,) = reader.records(match.outcome, match.outcome + 1)
-        (oldest,) = reader.records(reader.first, reader.first + 1)
-        tree = Subtrees(reader.leaf_hashes, oldest)
+        tree = Subtrees(reader.leaf_hashes, reader.record(reader.first))
         return proof.build(
-            intent,
-            outcome,
+            reader.record(match.intent),
+            reader.record(match.outcome),
             match.item,
             intent_path=tree.inclusion_proof(match.intent, checkpoint.size),
             outcome_path=tree.inclusion_proof(match.outcome, checkpoint.size),

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from signer.audit.format.record import (
@@ -41,6 +41,15 @@ class Disk:
     def open(self, path: Path) -> int:
         """Opens a file that exists; data is written to its end."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[int]:
+        """Yields the descriptor of a file that exists, and closes it."""
+        descriptor = self.open(path)
+        try:
+            yield descriptor
+        finally:
+            self.close(descriptor)
 
     def write(self, descriptor: int, data: bytes) -> int:
         """Returns how many bytes were written: fewer than given if the disk is full."""

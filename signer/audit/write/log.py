@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,26 +51,21 @@ class AuditLate(Exception):  # not an error of the log
     """The wait for an intent is over: it was withdrawn, or will be closed as INDETERMINATE."""
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """A record in the queue; ``done`` is set when it is durable or refused.
 
     ``seq`` is its number when it is durable, -1 before. ``late``: its waiter timed out.
     """
 
-    __slots__ = ("column", "done", "error", "fields", "kind", "late", "root", "seq")
-
-    def __init__(
-        self,
-        kind: RecordKind,
-        fields: Fields,
-        column: Column | None = None,
-        root: bytes | None = None,
-    ) -> None:
-        self.kind, self.fields, self.column, self.root = kind, fields, column, root
-        self.done = threading.Event()
-        self.error: Exception | None = None
-        self.seq = -1
-        self.late = False
+    kind: RecordKind
+    fields: Fields
+    column: Column | None = None
+    root: bytes | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    seq: int = -1
+    late: bool = False
 
     def refuse(self, error: Exception) -> None:
         self.error = error
@@ -167,13 +163,6 @@ class Inbox:
         with self._changed:
             self._closing = True
             self._changed.notify()
-
-
-class TreeHead(NamedTuple):
-    """The tree over all durable records, as a checkpoint states it."""
-
-    size: int
-    root: bytes
 
 
 class _Durable(NamedTuple):
@@ -356,10 +345,10 @@ class AuditLog:
         """Durable intents whose outcome is not durable yet."""
         return self._durable.open_intents
 
-    def tree_head(self) -> TreeHead:
-        """Returns a size and the root of so many records."""
+    def tree_head(self) -> tuple[int, bytes]:
+        """Returns the number of durable records and the root of their tree."""
         durable = self._durable  # read once: the writer replaces it as a whole
-        return TreeHead(durable.size, Frontier(durable.size, durable.peaks).root())
+        return durable.size, Frontier(durable.size, durable.peaks).root()
 
     def root_of(self, size: int) -> bytes:
         """Returns the root of the first ``size`` records, of which the oldest may be archived.

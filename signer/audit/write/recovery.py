@@ -131,7 +131,11 @@ def _recover(
     # With an override even the checkpoints, which prove snapshots, may be wrong.
     smallest = min(checkpoints, key=lambda checkpoint: checkpoint.size, default=None)
     unreadable = replay.run(starting_point(segments, None if override else smallest))
-    _refuse_newer(directory, unreadable)
+    if unreadable is not None and unreadable.newer:
+        raise AuditRefused(  # records of a later version, which must not be cut
+            f"the audit log in {directory} is not opened: {unreadable.text}, or restore the "
+            "backup from before the upgrade. Nothing was changed, and no override applies"
+        )
     problems = [*forks(checkpoints), *replay.contradictions]
     if unreadable is not None and not unreadable.torn:
         problems.append(unreadable.text)
@@ -171,12 +175,9 @@ def _sync_last(disk: Disk, segments: Sequence[Segment]) -> None:
     data as clean that the disk does not have: it must not be read again.
     """
     for segment in segments[-1:]:
-        descriptor = disk.open(segment.path)
-        try:
+        with disk.opened(segment.path) as descriptor:
             disk.sync(descriptor)
             disk.forget(descriptor)
-        finally:
-            disk.close(descriptor)
 
 
 def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
@@ -190,15 +191,6 @@ def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
             "needed: make room, then start again"
         )
     return free
-
-
-def _refuse_newer(directory: Path, unreadable: Unreadable | None) -> None:
-    """Raises AuditRefused for records of a later version, which must not be cut."""
-    if unreadable is not None and unreadable.newer:
-        raise AuditRefused(
-            f"the audit log in {directory} is not opened: {unreadable.text}, or restore the "
-            "backup from before the upgrade. Nothing was changed, and no override applies"
-        )
 
 
 def _firsts(
@@ -243,16 +235,13 @@ def kept_aside(disk: Disk, directory: Path, size: int) -> list[Value]:
     The files are made durable first: an interrupted writer may not have synced them, and the
     record about them must stay true after a loss of power. Raises OSError.
     """
-    paths = sorted(directory.glob(f"{size:016d}-*.torn"))
-    for path in paths:
-        descriptor = disk.open(path)
-        try:
+    kept: list[Value] = []
+    for path in sorted(directory.glob(f"{size:016d}-*.torn")):
+        with disk.opened(path) as descriptor:
             disk.sync(descriptor)
-        finally:
-            disk.close(descriptor)
-    return [
-        {"file": path.name, "bytes": path.stat().st_size, "sha256": _digest(path)} for path in paths
-    ]
+        data = path.read_bytes()
+        kept.append({"file": path.name, "bytes": len(data), "sha256": sha256(data).digest()})
+    return kept
 
 
 def _set_aside(disk: Disk, segment: Segment, size: int) -> None:
@@ -268,18 +257,11 @@ def _cut_tail(disk: Disk, segment: Segment, offset: int, size: int) -> None:
         file.seek(offset)
         write_file(disk, _free_name(directory, size), file.read())
     disk.sync_directory(directory)
-    descriptor = disk.open(segment.path)
-    try:
+    with disk.opened(segment.path) as descriptor:
         disk.truncate(descriptor, offset)
         disk.sync(descriptor)
-    finally:
-        disk.close(descriptor)
 
 
 def _free_name(directory: Path, size: int) -> Path:
     names = (directory / f"{size:016d}-{number}.torn" for number in count())
     return next(name for name in names if not name.exists())
-
-
-def _digest(path: Path) -> bytes:
-    return sha256(path.read_bytes()).digest()

@@ -88,8 +88,7 @@ def show(*, log: LogFiles, seq: int | None, last: int) -> dict[str, Any] | list[
     """
     reader, first = log.reader()
     if seq is not None:
-        [record] = reader.records(seq, seq + 1)
-        return describe(record)
+        return describe(reader.record(seq))
     start = max(first, reader.size - last)
     return [describe(record) for record in reader.records(start, reader.size)]
 
@@ -264,8 +263,7 @@ def _choose(matches: list[Match]) -> Match:
 
 def _described(reader: Reader, match: Match) -> dict[str, Any]:
     """Returns a match with what its two records say of it."""
-    (intent,) = reader.records(match.intent, match.intent + 1)
-    asked = describe(intent)
+    asked = describe(reader.record(match.intent))
     described = {
         "intent": match.intent,
         "item": match.item,
@@ -277,8 +275,7 @@ def _described(reader: Reader, match: Match) -> dict[str, Any]:
         "failure": None,
     }
     if match.outcome is not None:
-        (outcome,) = reader.records(match.outcome, match.outcome + 1)
-        answer = describe(outcome)
+        answer = describe(reader.record(match.outcome))
         failure = answer["fields"].get("failures", {}).get(str(match.item))
         described["failure"] = failure
         if failure is None and "items" in answer:

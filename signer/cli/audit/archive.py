@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, Segment
 from signer.audit.read.archive import keep_copy, movable, remove
 from signer.audit.read.notes import read_newest
@@ -95,7 +95,7 @@ def _newest(config: AuditConfig) -> frozenset[Checkpoint]:
     """Returns the checkpoints that a start compares the log with, here and in the mirror."""
     verifier = NoteVerifier.from_spki(config.origin, spki_of(config.directory / KEY_FILE))
     folders = [config.directory / CHECKPOINTS, *([config.mirror] if config.mirror else [])]
-    known = read_newest(folders, lambda note: parse_note(note, config.origin, verifier))
+    known = read_newest(folders, verifier.parse)
     if known.problems:
         raise OperatorError(
             f"nothing was moved, because it is not known what the next start reads: "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
 from signer.audit.format.merkle import verify_consistency
 from signer.audit.read.notes import read_note
 from signer.cli.audit.log_files import origin_option, readable_errors, spki_of
@@ -84,7 +84,7 @@ def checkpoint(
 
 def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
     try:
-        return parse_note(note, origin, NoteVerifier.from_spki(origin, spki))
+        return NoteVerifier.from_spki(origin, spki).parse(note)
     except CheckpointError as error:
         raise OperatorError(f"{what} is not a checkpoint of the log {origin}: {error}") from error
 

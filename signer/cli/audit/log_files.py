@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, parse_note
+from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
 from signer.audit.format.proof import ProofError
 from signer.audit.format.record import Record, RecordError
 from signer.audit.format.segments import (
@@ -72,12 +72,10 @@ class LogFiles(NamedTuple):
     def newest_checkpoint(self, files: Sequence[Path], origin: str) -> tuple[Checkpoint, str]:
         """Returns the largest checkpoint of ``files``, else the newest in the log's directory."""
         verifier = NoteVerifier.from_spki(origin, spki_of(self.key))
-        given = [(parse_note(note, origin, verifier), note) for note in map(read_note, files)]
+        given = [(verifier.parse(note), note) for note in map(read_note, files)]
         if given:
             return max(given, key=lambda pair: pair[0].size)
-        known = read_newest(
-            [self.directory / CHECKPOINTS], lambda note: parse_note(note, origin, verifier)
-        )
+        known = read_newest([self.directory / CHECKPOINTS], verifier.parse)
         if known.checkpoint is None:
             problems = "; ".join(known.problems) or f"{self.directory / CHECKPOINTS} has none"
             raise OperatorError(f"no checkpoint of the log: {problems}; give one with --checkpoint")
@@ -90,7 +88,7 @@ class LogFiles(NamedTuple):
         checkpoints = []
         for path in (*checkpoint_files(self.directory / CHECKPOINTS, problems), *files):
             try:
-                checkpoints.append(parse_note(read_note(path), origin, verifier))
+                checkpoints.append(verifier.parse(read_note(path)))
             except (OSError, UnicodeDecodeError, CheckpointError) as error:
                 problems.append(f"{path} is not a checkpoint of this log: {error}")
         return checkpoints, problems

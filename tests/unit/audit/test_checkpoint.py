@@ -17,7 +17,6 @@ from signer.audit.format.checkpoint import (
     Checkpoint,
     CheckpointError,
     NoteVerifier,
-    parse_note,
     sign,
 )
 from signer.audit.format.merkle import EMPTY_ROOT
@@ -59,7 +58,7 @@ def signature_line(key: Key, name: str, text: str) -> str:
 
 
 def parse(note: str, key: Key = ED25519) -> Checkpoint:
-    return parse_note(note, ORIGIN, NoteVerifier.from_spki(ORIGIN, spki(key)))
+    return NoteVerifier.from_spki(ORIGIN, spki(key)).parse(note)
 
 
 def test_the_text_is_origin_size_and_root() -> None:
