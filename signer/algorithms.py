@@ -20,7 +20,7 @@ class Algorithm(enum.StrEnum):
 class Properties(NamedTuple):
     """What the rest of the product needs to know of an algorithm.
 
-    ``hash_name``: for hashlib; None where the HSM takes the message itself, so that
+    ``hash_name``: for hashlib; None if the HSM takes the message itself, so that
     there is nothing to sign in the format DIGEST.
     ``signature_bytes``: length of a raw signature; None: as long as the RSA modulus.
     ``curve``: the elliptic curve (SEC 2, RFC 8032); None for RSA.
@@ -49,4 +49,4 @@ PROPERTIES: Mapping[Algorithm, Properties] = {
 # fmt: on
 
 RSA_BITS = (2048, 3072, 4096)
-"""Lengths of the RSA moduli with which keys are made, imported and used."""
+"""Lengths of the RSA moduli with which keys are created, imported and used."""

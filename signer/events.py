@@ -113,7 +113,7 @@ class AuditCommitted(NamedTuple):
 
 
 class AuditStopped(NamedTuple):
-    """The audit log takes no record until a restart."""
+    """The audit log accepts no records until a restart."""
 
     text: str
 

@@ -135,7 +135,7 @@ class KeyVersion:
     ``activate_at``: it signs from then on. ``sign_until``: it may sign until then,
     whatever its certificate says. ``deactivate_at``: its overlap with its successor ends.
     ``destroy_at``: it is not destroyed before. ``came_from``: the state before
-    DESTROY_SCHEDULED. ``request``: the certification request in PEM, if one was made.
+    DESTROY_SCHEDULED. ``request``: the certification request in PEM, if one was created.
     ``revision``: that of the registry when this was written.
     """
 
@@ -232,7 +232,7 @@ class FormatContext:
 class PreparedBatch(NamedTuple):
     """A batch ready for the HSM.
 
-    ``to_sign[i]`` are the bytes to sign of item i, b"" where ``failures`` has i.
+    ``to_sign[i]`` are the bytes to sign of item i, b"" if ``failures`` has i.
     ``prehashed``: they are digests already.
     """
 
@@ -259,10 +259,10 @@ class SignJob:
 
 
 class Signed(NamedTuple):
-    """Raw signatures in the order of the inputs, b"" where ``failures`` has the index.
+    """Raw signatures in the order of the inputs, b"" if ``failures`` has the index.
 
     ``attempts``: the largest number of workers that the same item was sent to, one after
-    the other; 0 where nothing reached an HSM.
+    the other; 0 if nothing reached an HSM.
     """
 
     signatures: list[bytes]

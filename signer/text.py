@@ -26,6 +26,14 @@ def dotted(path: str, parts: Sequence[str | int]) -> str:
     return path
 
 
+def duration(seconds: int) -> str:
+    """Returns a duration in its largest whole unit: "7 days", "90 seconds"."""
+    for unit, one in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds and seconds % unit == 0:
+            return count(seconds // unit, one)
+    return count(seconds, "second")
+
+
 def utc(time: float) -> str:
     """Returns a time in seconds since the epoch as ``2030-01-01T00:00:00Z``."""
     return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%M:%SZ}"

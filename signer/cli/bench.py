@@ -32,7 +32,7 @@ _THREAD_SWITCH_SECONDS = 0.0005
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="A development appliance; made and started for the bench if it does not exist.",
+    help="A development appliance; created and started for the bench if it does not exist.",
 )
 @click.option("--config", "config_file", type=FILE, help="The same, by its signer.yaml.")
 @click.option(
@@ -149,7 +149,7 @@ def _appliance(directory: Path) -> Iterator[dict[str, Any]]:
     if _serves(appliance.dir):
         yield appliance.dev
         return
-    seconds = appliance.start(timeout=1800)  # it may have thousands of keys to make
+    seconds = appliance.start(timeout=1800)  # it may have thousands of keys to create
     _say(f"the appliance was ready after {seconds:.1f} s")
     try:
         yield appliance.dev

@@ -101,7 +101,7 @@ def doctor(*, config_file: Path) -> list[Finding]:
 
     Run it before `signer init`, before and after an upgrade, and in trouble; the daemon may
     run. No PIN is tried and nothing is changed. Run it as the user of the daemon.
-    The exit code is 1 where something is wrong; warnings leave it 0.
+    The exit code is 1 if something is wrong; warnings leave it 0.
 
     \b
       signer doctor --config /etc/signer/signer.yaml

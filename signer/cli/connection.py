@@ -32,7 +32,7 @@ _client_option = click.option(
 def connect(client_file: Path) -> Iterator[SignerClient]:
     """Opens the connection that ``client_file`` describes.
 
-    Raises ConfigError for a bad file, and OperatorError where certificates cannot
+    Raises ConfigError for a bad file, and OperatorError if certificates cannot
     be read or a call inside the block fails.
     """
     from signer.client import SignerClient, SignerClientError

@@ -23,11 +23,11 @@ def _show_reloaded(reloaded: Reloaded) -> None:
         click.echo(f"changed, but needs a restart: {', '.join(reloaded.restart_needed)}")
 
 
-@click.command(short_help="Makes the daemon read policy, certificates and log level again.")
+@click.command(short_help="Reloads the policy, certificates and log level of the daemon.")
 @client_options
 @output(lambda reloaded: reloaded._asdict(), _show_reloaded)
 def reload(*, client: SignerClient) -> Reloaded:
-    """Makes the daemon read its policy, certificates and log level again.
+    """Reloads the policy, certificates and log level of the daemon.
 
     Either all of it is in force afterwards, or nothing has changed, the errors are
     shown and the exit code is 1.
@@ -42,7 +42,7 @@ def reload(*, client: SignerClient) -> Reloaded:
 @client_options
 @output(lambda status: {"status": status}, click.echo, ok=lambda status: status == "SERVING")
 def health(*, client: SignerClient) -> str:
-    """Shows whether the daemon serves; the exit code is 1 where it does not.
+    """Shows whether the daemon serves; the exit code is 1 if it does not.
 
     \b
       signer health --client operator.yaml
@@ -62,7 +62,8 @@ def _show_status(status: Status) -> None:
     click.echo(f"signer {status.version}, started {status.started}")
     click.echo("ready" if status.ready else f"not ready: {'; '.join(status.reasons)}")
     click.echo(
-        f"{count(status.facilities, 'facility')}, {count(status.key_versions, 'key version')}, "
+        f"{count(status.facilities, 'facility', 'facilities')},"
+        f" {count(status.key_versions, 'key version')}, "
         f"{count(status.queued_items, 'item')} queued"
     )
     for difference in status.differences:

@@ -35,7 +35,7 @@ _workers = click.option(
 
 @click.group()
 def dev() -> None:
-    """Makes and runs a development appliance on SoftHSM.
+    """Creates and runs a development appliance on SoftHSM.
 
     Everything is in one folder, DIR: the token, a small PKI, configuration,
     policy, keys, and dev.json, which lists them. Delete the folder to start
@@ -62,7 +62,7 @@ def _show_provisioned(described: dict[str, Any]) -> None:
 @_workers
 @output(lambda described: described, _show_provisioned)
 def init(*, directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
-    """Provisions DIR. What an earlier run made is kept.
+    """Provisions DIR. What an earlier run created is kept.
 
     \b
       signer dev init /tmp/appliance
@@ -90,9 +90,9 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
     def line(done: int, total: int | None, _: str) -> str:
-        return f"made {done} of {total} keys" if done % _EVERY == 0 or done == total else ""
+        return f"created {done} of {total} keys" if done % _EVERY == 0 or done == total else ""
 
-    with progress("making keys", line=line) as advance:
+    with progress("creating keys", line=line) as advance:
         return development.provision(
             directory, facilities=facilities, workers=workers, progress=advance
         )

@@ -14,9 +14,9 @@ from signer.errors import ConfigError, OperatorError
 _SUMMARIES = {
     "audit": "Verifies the audit log, searches it and proves items.",
     "bench": "Measures a development appliance beside a C loop.",
-    "ceremony": "Makes a key with two officers and a transcript.",
+    "ceremony": "Creates a key with two officers and a transcript.",
     "check": "Checks the configuration, the policy and their files.",
-    "dev": "Makes and runs a development appliance on SoftHSM.",
+    "dev": "Creates and runs a development appliance on SoftHSM.",
     "doctor": "Examines the machine and says what to fix.",
     "health": "Shows whether the daemon serves.",
     "init": "Prepares a new appliance: officers, audit key, audit log.",
@@ -24,10 +24,10 @@ _SUMMARIES = {
     "operations": "Proposes and approves operations.",
     "policy": "Shows what the policy allows, and which rule says so.",
     "registry": "Migrates the database of keys and officers.",
-    "reload": "Makes the daemon read policy and certificates again.",
+    "reload": "Reloads the policy and certificates of the daemon.",
     "serve": "Runs the daemon.",
     "sign": "Signs files, or each line of files.",
-    "token": "Looks after the tokens that hold the keys.",
+    "token": "Manages the tokens that hold the keys.",
     "top": "Shows the workers and the facilities that sign most.",
 }
 _MODULES = {

@@ -30,7 +30,7 @@ def output(
     """Adds ``--json`` to a command that returns what it found or did, and prints that.
 
     With ``--json`` it prints ``as_value`` of it, else it calls ``show`` with it. The exit
-    code is 1 where it is not ``ok``.
+    code is 1 if it is not ``ok``.
     """
 
     def decorate(command: Callable[..., T]) -> Callable[..., None]:

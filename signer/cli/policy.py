@@ -120,7 +120,7 @@ def explain(
 
     The answer is that of the file, which the daemon may not have reloaded yet.
     Whether the key exists, its algorithm and the rest of the quotas are not
-    checked. The exit code is 0 where signing is allowed (without --format: in
+    checked. The exit code is 0 if signing is allowed (without --format: in
     at least one format), else 1.
 
     \b

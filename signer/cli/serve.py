@@ -22,7 +22,7 @@ def serve(*, config_file: Path, override_audit_log: bool) -> None:
     """Runs the daemon in the foreground; logs go to stderr as JSON.
 
     SIGHUP reloads policy and certificates, SIGTERM drains and ends. The exit code
-    is 1 where the start is refused, with the reason on stderr.
+    is 1 if the start is refused, with the reason on stderr.
 
     \b
       signer serve --config /etc/signer/signer.yaml

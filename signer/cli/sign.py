@@ -56,7 +56,7 @@ _Item = tuple[_Source, bytes]
     "format_name",
     required=True,
     type=click.Choice([format_.value for format_ in Format]),
-    help="What the payloads are, and what is made of them.",
+    help="What the payloads are, and what they become.",
 )
 @click.option("--lines", is_flag=True, help="Each line is a payload (for DIGEST in hex).")
 @click.option(
@@ -100,7 +100,7 @@ def sign(
 ) -> None:
     """Signs files, or each line of files; `-` is standard input.
 
-    Makes FILE.jws, FILE.hc1, FILE.cose or FILE.sig next to each FILE. With
+    Writes FILE.jws, FILE.hc1, FILE.cose or FILE.sig next to each FILE. With
     --lines it prints one signature a line, in the order of the payloads: JWS and
     HCERT as text, the others in base64, an empty line where a payload failed.
     Failed payloads are listed on stderr, and the exit code is 1; all others are

@@ -40,7 +40,7 @@ from signer.text import count
     help="For a further appliance on a registry that has officers: only begins its log.",
 )
 def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join: bool) -> None:
-    """Names the first officers, makes the audit key on the token, begins the audit log; once.
+    """Names the first officers, creates the audit key on the token, starts the audit log; once.
 
     From then on officers change keys, policy and officers, by operations that several
     of them sign. An officer's certificate has the principal as its only URI; its key
@@ -114,7 +114,7 @@ def _name_officers(
 
 @click.group()
 def registry() -> None:
-    """Looks after the registry: the database of keys, officers and operations."""
+    """Manages the registry: the database of keys, officers and operations."""
 
 
 @registry.command(short_help="Updates the registry to the schema of this release.")
@@ -160,7 +160,7 @@ def choose(config: Config, label: str) -> TokenConfig:
 
 @click.group()
 def token() -> None:
-    """Looks after the tokens that hold the keys."""
+    """Manages the tokens that hold the keys."""
 
 
 @token.command(short_help="Allows one more attempt with the PIN.")

@@ -26,8 +26,8 @@ class ItemResult:
     """The result of one payload.
 
     ``index`` counts from 0 in the order given. ``signature`` is the finished
-    output of the format (text formats as ASCII), b"" where ``error`` is set.
-    ``key_version`` is the version that signed, "" where the call failed.
+    output of the format (text formats as ASCII), b"" if ``error`` is set.
+    ``key_version`` is the version that signed, "" if the call failed.
     """
 
     index: int
@@ -45,7 +45,7 @@ class KeyVersion(NamedTuple):
     """One version. ``public_key`` (SPKI) and ``certificate`` are DER; times are UTC.
 
     ``algorithm`` and ``state`` are the names of ``signer.algorithms.Algorithm`` and
-    ``KeyState``, or of a newer server. ``certification_request`` (PEM, "" where there is
+    ``KeyState``, or of a newer server. ``certification_request`` (PEM, "" if there is
     none) comes only from ``get_key_version``; ``token`` is its label, shown to officers,
     auditors and operators; ``primary``: it is the version that signs for its key;
     ``compromised``: it was once marked as compromised, in whatever state it is now.
@@ -81,7 +81,7 @@ class Key(NamedTuple):
     """A key and what this caller may do with it.
 
     ``formats`` is empty and ``max_batch_items`` 0 for readers who may not sign;
-    ``primary`` is None where no version is active.
+    ``primary`` is None if no version is active.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Reloaded(NamedTuple):
 class Prepared(NamedTuple):
     """A prepared operation: the bytes to sign, and what it changes, one line each.
 
-    ``content`` is b"" where there are ``problems``.
+    ``content`` is b"" if there are ``problems``.
     """
 
     content: bytes
@@ -271,7 +271,7 @@ def reader(
 
     Each field is read from the member of the same name, or of the name in ``special``; a
     function in ``special`` converts the member's value, of a repeated one each value.
-    Times become UTC, and None where they are absent; enums become their short names.
+    Times become UTC, and None if they are absent; enums become their short names.
     """
     names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined] # of a NamedTuple
     getters = []

@@ -96,7 +96,7 @@ class _Reader:
         self._path: list[str | int] = []
 
     def document(self) -> object:
-        """Returns the value of the one document; raises YAMLError where the syntax is wrong."""
+        """Returns the value of the one document; raises YAMLError if the syntax is wrong."""
         next(self._events)  # the stream begins
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return _ABSENT

@@ -55,7 +55,7 @@ MAX_CHANGES = 100
 def refuse_second_log(config: AuditConfig) -> None:
     """Raises OperatorError if the directory has an audit log."""
     if list_segments(config.directory):
-        raise OperatorError(f"{config.directory} holds an audit log: it is begun only once")
+        raise OperatorError(f"{config.directory} holds an audit log: it is started only once")
 
 
 def begin(
@@ -77,7 +77,7 @@ def begin(
         log.append(RecordKind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
         log.append(RecordKind.OFFICERS, officers)
     except AuditUnavailable as error:
-        raise OperatorError(f"the audit log could not be begun: {error}") from error
+        raise OperatorError(f"the audit log could not be started: {error}") from error
     finally:
         log.close()
     return path

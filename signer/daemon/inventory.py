@@ -74,7 +74,7 @@ def differences(
     ]
     lines += [
         f"token {token} holds a key that the registry does not know: CKA_ID {cka_id.hex()},"
-        f" label {label[:200]!r}; an operation that is not ended may have made it (list them:"
+        f" label {label[:200]!r}; an operation that is not ended may have created it (list them:"
         " `signer operations list --state FAILED`), else remove it with the HSM's own tool"
         for cka_id, label in present.items()
         if cka_id not in expected

@@ -37,7 +37,7 @@ class Hcert(MessageFormat):
     """A DCC in JSON or CBOR becomes the text of a QR code."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
-        """Bounds the texts; raises CallError where no certificate can be signed.
+        """Bounds the texts; raises CallError if no certificate can be signed.
 
         The DCC in CBOR is at most ``_growth`` longer than its payload, its zlib stream at
         most ``deflate.OVERHEAD`` longer than that, and Base45 makes 3 characters of 2 bytes.

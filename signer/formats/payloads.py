@@ -46,7 +46,7 @@ class MessageFormat(ABC):
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Returns the bytes to sign; a payload that is refused fails its own item.
 
-        Raises CallError where no payload could be signed in this context.
+        Raises CallError if no payload could be signed in this context.
         """
 
     def finish(

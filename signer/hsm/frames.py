@@ -67,7 +67,7 @@ class Channel:
             raise Closed(str(error)) from error
 
     def receive(self) -> tuple[FrameKind, memoryview]:
-        """Waits for one frame; raises Closed at the end, FrameError where it is malformed."""
+        """Waits for one frame; raises Closed at the end, FrameError if it is malformed."""
         length, number = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_FRAME:
             raise FrameError(f"a frame of {length} bytes")

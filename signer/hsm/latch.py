@@ -90,13 +90,13 @@ class PinLatch:
 
 
 def make_state(folder: Path) -> None:
-    """Makes the folder of latches and locks if it is missing; raises OperatorError."""
+    """Creates the folder of latches and locks if it is missing; raises OperatorError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OperatorError(
-            f"the folder of latches and locks cannot be made at {folder} "
-            f"({error.strerror}): make it, or change `state` in the configuration"
+            f"the folder of latches and locks cannot be created at {folder} "
+            f"({error.strerror}): create it, or change `state` in the configuration"
         ) from error
 
 
@@ -112,7 +112,8 @@ def _read(path: Path) -> _Record:
         if isinstance(stored, dict) and not stored.keys() <= names:
             raise OperatorError(
                 f"{path}, the record of rejected PINs, was written by a newer version of signer:"
-                " install that version, or restore the backup of before it; no login is tried"
+                " install that version, or restore the backup from before the upgrade;"
+                " no login is tried"
             )
         record = _Record(**stored)
         bytes.fromhex(record.salt)
@@ -158,7 +159,7 @@ def start_lock(state: Path, token: str) -> Iterator[None]:
 def shared_start_lock(state: Path, token: str) -> Iterator[None]:
     """Prevents workers from opening a token in the block, for an inspection.
 
-    Makes no lock file, because it could belong to another user than the daemon's:
+    Creates no lock file, because it could belong to another user than the daemon's:
     without one, no worker has opened the token yet.
     """
     try:

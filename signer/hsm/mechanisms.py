@@ -75,7 +75,7 @@ class Verifier:
     """Checks raw signatures of one public key in software, independent of the HSM."""
 
     def __init__(self, algorithm: Algorithm, spki: bytes) -> None:
-        """Loads the pinned public key; raises ValueError where it does not fit the algorithm."""
+        """Loads the pinned public key; raises ValueError if it does not fit the algorithm."""
         self.signature_length, self._verify = _scheme(algorithm, load_der_public_key(spki))
 
     def correct(self, message: bytes, signature: bytes) -> bool:

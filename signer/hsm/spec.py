@@ -12,7 +12,7 @@ class WorkerMode(enum.StrEnum):
     """What a worker does with its token."""
 
     SIGN = "sign"
-    ADMINISTER = "administer"  # make, read and destroy keys, in a read-write session
+    ADMINISTER = "administer"  # create, read and destroy keys, in a read-write session
     INSPECT = "inspect"  # report what is seen without a login, then leave
 
 

@@ -1,1 +1,1 @@
-"""Keys: the registry, certificates, and the operations that make them."""
+"""Keys: the registry, certificates, and the operations that create them."""

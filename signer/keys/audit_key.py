@@ -11,7 +11,7 @@ from signer.model import AUDIT_KEY, KeyVersion
 
 
 def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
-    """Returns the audit key; makes it if the registry has none. Raises OperatorError.
+    """Returns the audit key; creates it if the registry has none. Raises OperatorError.
 
     It is an Ed25519 key, or an ES256 key where the token does not have that mechanism.
     """
@@ -26,10 +26,11 @@ def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVe
 
 
 def audit_key(registry: Registry, now: float) -> KeyVersion:
-    """Returns the active version of the audit key; raises OperatorError where none is active."""
+    """Returns the active version of the audit key; raises OperatorError if none is active."""
     version = KeyIndex(registry.versions(AUDIT_KEY)).primary(AUDIT_KEY, now)
     if version is None:
         raise OperatorError(
-            "the registry has no audit key: `signer init --config FILE` makes it and begins the log"
+            "the registry has no audit key:"
+            " `signer init --config FILE` creates it and starts the log"
         )
     return version

@@ -33,7 +33,7 @@ _MIGRATION_LOCK = 0x7369676E6572
 
 _SCHEMA = "SELECT version_num FROM alembic_version"
 
-_MAKES_IT = "put it back from the backup, or make it with `signer init --config FILE`"
+_MAKES_IT = "put it back from the backup, or create it with `signer init --config FILE`"
 
 
 class RegistryError(OperatorError):
@@ -72,7 +72,7 @@ def connect(url: str, *, create: bool) -> sa.Engine:
     except (SQLAlchemyError, ImportError, ValueError) as error:
         # The URL may hold a password: the error does not quote it.
         raise OperatorError(
-            f"`registry` is no URL of a database we can open: {type(error).__name__};"
+            f"`registry` is not the URL of a database that can be opened: {type(error).__name__};"
             " expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE, and in a"
             " password %40 for @, %3A for :, %2F for / and %25 for %"
         ) from None
@@ -168,8 +168,8 @@ def bring_up(connection: sa.Connection, *, create: bool, migrate: bool) -> None:
         if is_newer(current):
             raise OperatorError(
                 f"the registry was written by a newer version of signer (its schema is {current},"
-                f" this one has {VERSION}): install that version, or restore the backup of before"
-                " it. Nothing was changed"
+                f" this one has {VERSION}): install that version, or restore the backup from"
+                " before the upgrade. Nothing was changed"
             )
         if not migrate:
             raise OperatorError(
@@ -190,7 +190,7 @@ def version_of(connection: sa.Connection) -> str | None:
 
 
 def is_newer(schema: str) -> bool:
-    """Whether a later release made this schema: all earlier ones are known."""
+    """Whether a later release created this schema: all earlier ones are known."""
     # Alembic takes a third of a command's start, and only another version needs it.
     from signer.keys import migrations  # noqa: PLC0415 - see above
 
@@ -198,7 +198,7 @@ def is_newer(schema: str) -> bool:
 
 
 def refuse_to_write_newer(connection: sa.Connection) -> None:
-    """Raises OperatorError where a later release has changed the schema under a running one.
+    """Raises OperatorError if a later release has changed the schema under a running one.
 
     The running one may read on, because schemas only grow. It must not write rows that the
     later one, which knows more columns, would take for complete.

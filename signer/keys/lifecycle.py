@@ -1,7 +1,7 @@
 """The life of a key version: how its key pair is made on a token, and which states may follow.
 
-The CKA_ID of a new key follows from what makes it: an operation's id and the key's number
-in it, or the key's name where no operation makes it. If the program dies after the HSM made
+The CKA_ID of a new key follows from what creates it: an operation's id and the key's number
+in it, or the key's name where no operation creates it. If the program dies after the HSM created
 the key and before the registry has it, the next attempt finds the key on the token and does
 not make a second one.
 
@@ -153,7 +153,7 @@ class TokenAdmin(Protocol):
         """Returns every private key on the token."""
 
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
-        """Makes a key pair and returns its SubjectPublicKeyInfo in DER.
+        """Creates a key pair and returns its SubjectPublicKeyInfo in DER.
 
         ``bits`` is the length of an RSA modulus, else 0. The private key is read back and
         compared with the strict template. A pair with this ``cka_id`` and ``label`` that an
@@ -173,7 +173,7 @@ class TokenAdmin(Protocol):
 
 
 class NewKey(NamedTuple):
-    """A key to make; ``bits`` is the RSA modulus, 0 for all other algorithms."""
+    """A key to create; ``bits`` is the RSA modulus, 0 for all other algorithms."""
 
     name: KeyName
     algorithm: Algorithm
@@ -181,7 +181,7 @@ class NewKey(NamedTuple):
 
 
 def cka_id(name: KeyName, number: int) -> bytes:
-    """Returns the CKA_ID of a version that no operation made: 16 bytes of its name's hash."""
+    """Returns the CKA_ID of a version that no operation created: 16 bytes of its name's hash."""
     return _cka_id(f"{name}/versions/{number}")
 
 
@@ -197,7 +197,7 @@ def _cka_id(made_by: str) -> bytes:
 def make_version(
     admin: TokenAdmin, new: NewKey, number: int, identifier: bytes, now: float
 ) -> KeyVersion:
-    """Makes a key pair on the token, or finds the one that an earlier attempt left.
+    """Creates a key pair on the token, or finds the one that an earlier attempt left.
 
     Returns it PRE_ACTIVE; the registry does not have it yet. Raises OperatorError.
     """
@@ -207,13 +207,13 @@ def make_version(
         spki = admin.generate(new.algorithm, new.bits, identifier, label)
     except OperatorError as error:
         raise OperatorError(
-            f"{new.name} was not made: {error} (CKA_ID {identifier.hex()}; an interrupted attempt"
-            " leaves such a key, and it never signed anything)",
+            f"{new.name} was not created: {error} (CKA_ID {identifier.hex()}; an interrupted"
+            " attempt leaves such a key, and it never signed anything)",
             unsupported=error.unsupported,
         ) from error
     if not fits(spki, new.algorithm, new.bits or None):
         raise OperatorError(
-            f"token {admin.token} made a key for {new.name} that does not fit {new.algorithm};"
+            f"token {admin.token} created a key for {new.name} that does not fit {new.algorithm};"
             f" it is not registered: delete CKA_ID {identifier.hex()} and ask the HSM's maker"
         )
     return KeyVersion(
@@ -234,7 +234,7 @@ def make_version(
 
 
 def create_key(registry: Registry, admin: TokenAdmin, new: NewKey, now: float) -> KeyVersion:
-    """Makes version 1 of a key that no operation makes, active at once, and registers it.
+    """Creates version 1 of a key that no operation creates, active at once, and registers it.
 
     Raises OperatorError, and then the registry is unchanged.
     """
@@ -245,7 +245,7 @@ def create_key(registry: Registry, admin: TokenAdmin, new: NewKey, now: float) -
 
 
 def check_bits(new: NewKey) -> None:
-    """Raises OperatorError where the key length does not fit the algorithm."""
+    """Raises OperatorError if the key length does not fit the algorithm."""
     is_rsa = PROPERTIES[new.algorithm].curve is None
     if is_rsa and new.bits not in RSA_BITS:
         raise OperatorError(

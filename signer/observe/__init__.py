@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def open_tracing(settings: TracingConfig | None, instance: str) -> Tracing | None:
-    """Returns the tracing of the appliance ``instance``; None where it is not configured.
+    """Returns the tracing of the appliance ``instance``; None if it is not configured.
 
-    Raises OperatorError where its packages, which are optional, are missing.
+    Raises OperatorError if its packages, which are optional, are missing.
     """
     if settings is None:
         return None

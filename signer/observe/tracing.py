@@ -1,7 +1,7 @@
 """Spans of calls and their stages (OpenTelemetry).
 
 A call continues the caller's trace if its metadata has one (W3C Trace Context). The span of
-a stage is made when the stage has ended, in the thread of the call. This module is imported
+a stage is created when the stage has ended, in the thread of the call. This module is imported
 only if tracing is configured: its packages are optional.
 """
 
@@ -84,7 +84,7 @@ class _LogLines(logging.Handler):
 
 
 class Tracing:
-    """Makes spans, and sends them to a collector in a separate thread."""
+    """Creates spans, and sends them to a collector in a separate thread."""
 
     def __init__(self, settings: TracingConfig, instance: str) -> None:
         """``instance`` names this appliance."""
@@ -117,7 +117,7 @@ class Tracing:
         }
 
     def trace_id(self) -> str:
-        """Returns the trace id of this thread's call, "" where no trace is kept."""
+        """Returns the trace id of this thread's call, "" if no trace is kept."""
         span: Span | None = getattr(self._thread, "span", None)
         return "" if span is None else f"{span.get_span_context().trace_id:032x}"
 
@@ -135,7 +135,7 @@ class Tracing:
         self._thread.timings = Counter[str]()
 
     def _stage_ended(self, event: StageEnded) -> None:
-        """Makes the span of a stage that has ended."""
+        """Creates the span of a stage that has ended."""
         span: Span | None = getattr(self._thread, "span", None)
         if span is None:
             return

@@ -215,8 +215,8 @@ def check_approved(
         )
     if len(signers) < proposal.officers:
         raise ApprovalError(
-            f"{len(signers)} of {proposal.officers} officers have validly signed operation"
-            f" {proposal.id}"
+            f"{len(signers)} of {proposal.officers} required signatures of officers are valid"
+            f" for operation {proposal.id}"
         )
 
 

@@ -1,7 +1,7 @@
 """What one officer may stop alone, at once: a key, a facility, a group or everything.
 
 A stop waits for nothing: first the registry, then this appliance, then the log. If the log
-takes no record, nothing is signed anyway.
+accepts no records, nothing is signed anyway.
 """
 
 from __future__ import annotations

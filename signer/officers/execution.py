@@ -1,7 +1,7 @@
 """Executes approved operations: approvals, nothing changed, intent, token, registry, outcome.
 
 ``Executor._execute`` has the steps. An interruption at any point neither loses nor repeats
-an operation: the same function completes it, because it finds what was made before.
+an operation: the same function completes it, because it finds what was created before.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Executor:
             self._release(identity)
 
     def _fail(self, identity: str, note: str) -> None:
-        with self._registry.writing() as write:  # counted: what was made is followed now
+        with self._registry.writing() as write:  # counted: what was created is followed now
             operation = store.get(write.connection, identity)
             # It may have ended nevertheless: the database's answer can have been lost.
             if operation.state in UNFINISHED:
@@ -196,7 +196,7 @@ class Executor:
             self._at_work.discard(identity)
 
     def _claim(self, identity: str) -> StoredOperation | None:
-        """Marks an operation as begun; returns None where it has ended since it was found.
+        """Marks an operation as begun; returns None if it has ended since it was found.
 
         Without that check a sweep could execute again what has just been done.
         """
@@ -236,9 +236,9 @@ class Executor:
 
 
 def check_time(operation: StoredOperation, now: float) -> None:
-    """Raises OperatorError where an operation has expired before it made anything.
+    """Raises OperatorError if an operation has expired before it created anything.
 
-    One that has made something is resumed: otherwise nobody could complete it.
+    One that has created something is resumed: otherwise nobody could complete it.
     """
     if now >= operation.proposal.expires_at and not operation.done:
         raise OperatorError(f"operation {operation.id} has expired: propose it again")

@@ -193,7 +193,7 @@ class ApprovalFold:
     def _remember(self, record: Record, carried: Carried, stage: int = 0) -> _Known | None:
         """Remembers the operation that a record carries; returns what was known of it before.
 
-        Raises ProblemError where it had another content then: that remains.
+        Raises ProblemError if it had another content then: that remains.
         """
         identity, digest = _identity(carried.operation), sha256(carried.content).digest()
         before = self._known.pop(identity, None)
@@ -208,7 +208,7 @@ class ApprovalFold:
 
     def _known_officers(self, what: str) -> dict[str, bytes]:
         if self.officers is None:
-            raise ProblemError(f"{what} stands before any officers are named")
+            raise ProblemError(f"{what} comes before any officers are named")
         return self.officers
 
     def _check_approved(self, record: Record, approved: ApprovedOperation, what: str) -> Proposal:
@@ -361,7 +361,7 @@ class ApprovalFold:
 
     @staticmethod
     def relevant(record: Record) -> Record | None:
-        """Returns the part of a record that the fold needs, None where it needs nothing.
+        """Returns the part of a record that the fold needs, None if it needs nothing.
 
         The first record of a log is needed because nothing precedes it.
         """

@@ -200,7 +200,7 @@ class Proposals:
                 return operation, [f"! it can no longer be executed: {error}"]
 
     def attachment(self, operation: StoredOperation) -> bytes:
-        """Returns the document that an operation names by its hash, b"" where it names none."""
+        """Returns the document that an operation names by its hash, b"" if it names none."""
         known = KINDS.get(operation.proposal.kind)
         if known is None or not known.names:
             return b""

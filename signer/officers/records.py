@@ -24,7 +24,7 @@ MAX_REASON = 1000
 
 
 def check_reason(reason: str) -> None:
-    """Raises CallError where an officer gives no reason, or too long a one."""
+    """Raises CallError if an officer gives no reason, or too long a one."""
     if not reason.strip() or len(reason.encode()) > MAX_REASON:
         raise invalid("reason", f"say why, in 1 to {MAX_REASON} bytes")
 
@@ -144,7 +144,7 @@ class ActRecord(NamedTuple):
 class OperationRecords:
     """Writes records of operations; a record is durable when its method returns.
 
-    Raises OperatorError where the log does not accept a record; ``acted`` raises nothing, because
+    Raises OperatorError if the log does not accept a record; ``acted`` raises nothing, because
     a stop of a key must not fail with the log.
     """
 
@@ -189,7 +189,7 @@ class OperationRecords:
         try:
             self._log.append(kind, fields)
         except AuditUnavailable as error:
-            raise OperatorError(f"the audit log takes no record: {error}") from error
+            raise OperatorError(f"the audit log accepts no records: {error}") from error
         except RecordError as error:
             raise OperatorError(f"this cannot be recorded: {error}") from error
 

@@ -94,7 +94,7 @@ class OperationStore:
         self._registry = registry
 
     def get(self, identity: str) -> StoredOperation:
-        """Returns one operation; raises CallError where it does not exist."""
+        """Returns one operation; raises CallError if it does not exist."""
         with self._registry.reading() as connection:
             return get(connection, identity)
 
@@ -161,13 +161,13 @@ class OperationStore:
 
 
 def find(connection: sa.Connection, identity: str) -> StoredOperation | None:
-    """Returns one operation within a transaction, None where it does not exist."""
+    """Returns one operation within a transaction, None if it does not exist."""
     row = connection.execute(_FIND, {"identity": identity}).one_or_none()
     return None if row is None else _read(connection, row)
 
 
 def get(connection: sa.Connection, identity: str) -> StoredOperation:
-    """Returns one operation within a transaction; raises CallError where it does not exist."""
+    """Returns one operation within a transaction; raises CallError if it does not exist."""
     operation = find(connection, identity)
     if operation is None:
         raise CallError(

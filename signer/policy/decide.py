@@ -60,7 +60,7 @@ _UNLISTED = (
 def may_use(policy: Policy, principal: str, key: KeyName) -> Terms | None:
     """Returns the terms under which a principal may sign with a key, at any time.
 
-    None where it may not, or where there is no such facility.
+    None if it may not, or if there is no such facility.
     """
     right = _right(policy, principal, key)
     return right[0] if right else None
@@ -98,7 +98,7 @@ def decide(policy: Policy, principal: str, key: KeyName, requested: Format, now:
 
 
 def check_algorithm(terms: Terms, requested: Format, algorithm: Algorithm) -> Decision | None:
-    """Returns the denial of a key with this algorithm; None where it is allowed."""
+    """Returns the denial of a key with this algorithm; None if it is allowed."""
     if algorithm in terms.algorithms:
         return None
     denier = _denier(terms, "algorithms", lambda algorithms: algorithm not in algorithms)

@@ -50,7 +50,7 @@ class OpeningHours(StrictModel):
 
 
 class HcertRules(StrictModel):
-    """Claims of the HCERTs that are made; a profile states both."""
+    """Claims of the HCERTs that are signed; a profile states both."""
 
     issuer: str | None = Field(None, pattern=r"^[A-Z]{2}$")
     validity_days: int | None = Field(None, ge=1, le=MAX_VALIDITY_DAYS)

@@ -108,7 +108,7 @@ class Policy:
     groups_of: Mapping[str, frozenset[str]]
 
     def terms_of(self, key: KeyName) -> Terms | None:
-        """Returns the terms of a key, None where no facility has that name."""
+        """Returns the terms of a key, None if no facility has that name."""
         facility = self.facilities.get(key.facility)
         return facility.terms_of(key.key) if facility else None
 

@@ -85,7 +85,7 @@ class Usage:
     ) -> QuotaRefusal | None:
         """Counts ``items`` in the windows of all ``quotas``, or in none of them.
 
-        Returns None where they fit, else the exceeded quota with the longest wait.
+        Returns None if they fit, else the exceeded quota with the longest wait.
         """
         with self._lock:
             self._latest = latest = max(self._latest, now)

@@ -65,7 +65,7 @@ class Hours:
         return f"{plan} {self.zone.key}"
 
     def _wait(self, at: int) -> int:
-        """Returns the seconds on the wall clock until it opens; 0 where it is open."""
+        """Returns the seconds on the wall clock until it opens; 0 if it is open."""
         local = datetime.fromtimestamp(at, self.zone)
         wall = ((local.weekday() * 24 + local.hour) * 60 + local.minute) * 60 + local.second
         for start, end in self.spans:
@@ -95,7 +95,7 @@ class Hours:
 def weekly(zone: ZoneInfo, openings: Iterable[tuple[Iterable[int], int, int]]) -> Hours:
     """Returns the hours of openings: days (0 is Monday), from and to in seconds of the day.
 
-    Overlapping openings are joined. Raises ValueError where nothing is open.
+    Overlapping openings are joined. Raises ValueError if nothing is open.
     """
     spans: list[Span] = []
     for start, end in sorted(

@@ -62,7 +62,7 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Outputs in the order of the payloads, b"" where ``failures`` has the index."""
+    """Outputs in the order of the payloads, b"" if ``failures`` has the index."""
 
     version: KeyVersion
     terms: Terms

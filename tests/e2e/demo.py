@@ -1,6 +1,6 @@
 """The demo: an appliance signs certificates, and programs of others verify them.
 
-Run by `make demo`. Everything it makes lies in build/demo. Exits with 0 only if
+Run by `make demo`. Everything it creates is in build/demo. Exits with 0 only if
 every signature was accepted, the appliance ended cleanly, and its audit log has
 proven one signature and betrayed every bit that was changed.
 """
@@ -198,7 +198,7 @@ def main() -> None:
     message = _FOLDER / "signed" / f"{next(iter(texts))}.hc1"
     prove_offline(auditor, message)
     change_one_bit(auditor, message)
-    say(f"\nDone. The appliance has stopped; what it signed lies in {_FOLDER / 'signed'}.")
+    say(f"\nDone. The appliance has stopped; what it signed is in {_FOLDER / 'signed'}.")
 
 
 if __name__ == "__main__":

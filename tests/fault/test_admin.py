@@ -80,7 +80,7 @@ def test_a_refused_order_leaves_the_worker_in_place(token: SoftToken, faults: Pa
     (faults / "generate").write_text("fail 0x70")  # CKR_MECHANISM_INVALID
     with open_admin(token.settings, token.state) as admin:
         with pytest.raises(
-            OperatorError, match="cannot make ES256 key the label: MechanismInv"
+            OperatorError, match="cannot create ES256 key the label: MechanismInv"
         ) as refused:
             admin.generate(*KEY)
         assert refused.value.unsupported
@@ -123,7 +123,7 @@ def test_after_a_failed_session_the_worker_leaves(
 ) -> None:
     (faults / "generate").write_text(f"fail {value}")
     with open_admin(token.settings, token.state) as admin:
-        with pytest.raises(OperatorError, match=f"cannot make ES256 key the label: {name}"):
+        with pytest.raises(OperatorError, match=f"cannot create ES256 key the label: {name}"):
             admin.generate(*KEY)
         (faults / "generate").unlink()
         with pytest.raises(OperatorError, match="worker of token signer-dev died"):

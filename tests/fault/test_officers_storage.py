@@ -130,7 +130,7 @@ def test_nothing_is_executed_that_the_log_does_not_take(daemon: Daemon, tmp_path
     assert office.versions(KEY) == {}
     told = office.ended(proposed.id)
     assert told.state == "FAILED"
-    assert "the audit log takes no record" in told.note
+    assert "the audit log accepts no records" in told.note
     with office.client("officer-b") as client:
         client.operations.retry(proposed.id)
     assert office.ended(proposed.id).state == "DONE"

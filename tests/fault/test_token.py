@@ -201,7 +201,7 @@ def test_a_state_that_cannot_be_kept_ends_the_start(daemon: Daemon) -> None:
     (daemon.folder / "nowhere").touch()  # as a disk that is not mounted, whoever runs this
     refused = daemon.refused()
     assert refused.code == 1
-    assert "the folder of latches and locks cannot be made" in refused.errors
+    assert "the folder of latches and locks cannot be created" in refused.errors
     assert "Traceback" not in refused.errors
 
 

@@ -165,7 +165,7 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
 
 
 def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
-    """Makes a key pair as another program might, without looking for what is there."""
+    """Creates a key pair as another program might, without looking for what is there."""
     import pkcs11
 
     token = pkcs11.lib(spec.module).get_token(token_label=spec.label)

@@ -254,7 +254,7 @@ def test_init_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(dev, ["init", str(tmp_path / "a"), "--json", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((tmp_path / "a" / "dev.json").read_text())
-    assert "made 9 of 9 keys" in result.stderr
+    assert "created 9 of 9 keys" in result.stderr
 
 
 def test_up_prints_ready_and_nothing_else_and_ends_when_told(tmp_path: Path) -> None:

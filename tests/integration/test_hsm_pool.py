@@ -294,7 +294,7 @@ def test_no_second_key_is_made_under_one_id_or_label(tmp_path: Path) -> None:
     [key] = token.make((Algorithm.ES256, 0))
     label = f"test-{key.cka_id.hex()}"
     with open_admin(token.settings, token.state) as admin:
-        with pytest.raises(OperatorError, match="was not made for other"):
+        with pytest.raises(OperatorError, match="was not created for other"):
             admin.generate(Algorithm.ES256, 0, key.cka_id, "other")
         with pytest.raises(OperatorError, match="another private key with the label"):
             admin.generate(Algorithm.ES256, 0, b"other", label)

@@ -54,9 +54,9 @@ SAYING = {
 }
 """The functions that are called there with such a text."""
 ELSEWHERE = {
-    "… holds an audit log: it is begun only once": "signer init",
+    "… holds an audit log: it is started only once": "signer init",
     "… cannot be written: …": "signer init",
-    "the audit log could not be begun: …": "signer init",
+    "the audit log could not be started: …": "signer init",
     "…: …, then repeat": "an operation",
     "the registry was brought to schema … by a newer version of signer": "an operation",
 }

@@ -177,7 +177,7 @@ class Checkpointer:
                 self._growth.add(1)
 
     def _make(self) -> bool:
-        """Makes one checkpoint; False where it has to be tried again."""
+        """Makes one checkpoint; False if it has to be tried again."""
         try:
             checkpoint = self._head()
             note = self._seal(checkpoint)

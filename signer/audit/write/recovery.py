@@ -181,7 +181,7 @@ def _sync_last(disk: Disk, segments: Sequence[Segment]) -> None:
 
 
 def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
-    """Makes the ballast; returns the free bytes beside it. Raises AuditRefused, OSError."""
+    """Creates the ballast; returns the free bytes beside it. Raises AuditRefused, OSError."""
     if ballast:
         disk.reserve(ballast_path(directory), ballast)
     free = disk.free_bytes(directory)

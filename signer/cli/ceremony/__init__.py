@@ -1,4 +1,4 @@
-"""``signer ceremony``: two officers make a key step by step, and sign a transcript."""
+"""``signer ceremony``: two officers create a key step by step, and sign a transcript."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _OPTIONS = _NEEDED | {"bits": "--bits", "token": "--token", "subject": "--subjec
     "--officer", "officers", metavar="CERT", type=FILE, multiple=True, help="With --verify."
 )
 def ceremony(*, verified: Path | None, officers: tuple[Path, ...], **options: Any) -> None:
-    """Guides two officers through making the key NAME, and writes a signed transcript.
+    """Guides two officers through creating the key NAME, and writes a signed transcript.
 
     It announces each step and asks before it goes on. The transcript contains what was
     approved, the token, the key's fingerprint, the attributes that the token read back, the
@@ -120,7 +120,7 @@ def _verify(folder: Path, officers: tuple[Path, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _CeremonyPlan:
-    """The key that a ceremony makes, its officers and witnesses, and the folder of its record."""
+    """The key that a ceremony creates, its officers and witnesses, and the folder of its record."""
 
     name: str
     first: Path
@@ -146,7 +146,7 @@ def _hold(plan: _CeremonyPlan) -> None:
         if any(plan.out.iterdir()):
             raise OperatorError(f"{plan.out} is not empty: name a new folder for this ceremony")
     officers = _officers(plan, one, two)
-    _say(f"This makes the key {plan.name} ({plan.algorithm}) with two officers:")
+    _say(f"This creates the key {plan.name} ({plan.algorithm}) with two officers:")
     _say(f"  {one.principal} proposes, {two.principal} approves.")
     _say(f"Witnesses: {'; '.join(plan.witnesses)}.")
     identity = _propose(plan, one)
@@ -211,7 +211,7 @@ def _approve(plan: _CeremonyPlan, me: OfficerKey, identity: str) -> None:
 
 def _await(plan: _CeremonyPlan, identity: str) -> Operation:
     _say("")
-    _say("Step 3: the appliance makes the key inside the HSM.")
+    _say("Step 3: the appliance creates the key inside the HSM.")
     with connect(plan.first) as client:
         follow(client, identity, WAIT_SECONDS)
         operation = client.operations.get(identity)
@@ -220,7 +220,7 @@ def _await(plan: _CeremonyPlan, identity: str) -> Operation:
             f"operation {identity} is {operation.state}: {plain(operation.note) or 'no reason'};"
             " no transcript is written"
         )
-    _say(f"It has made {operation.result.get('key_version')}:")
+    _say(f"It has created {operation.result.get('key_version')}:")
     for line in result_lines(operation.result):
         _say(f"  {line}")
     return operation

@@ -138,7 +138,7 @@ def _signature_problems(
     try:
         at = datetime.fromisoformat(members["times"]["made"]).timestamp()
     except (TypeError, KeyError, ValueError):
-        return [*problems, "it does not say when the key was made"]
+        return [*problems, "it does not say when the key was created"]
     for principal in sorted(signers):
         if principal not in officers:
             problems.append(f"{principal} took part: give that certificate too, with --officer")
@@ -181,17 +181,17 @@ def _approval_problems(members: Mapping[str, Any], officers: Mapping[str, bytes]
 
 
 def result_problems(members: Mapping[str, Any]) -> list[str]:
-    """Returns the differences between the key that was made and the approved one."""
+    """Returns the differences between the created key and the approved one."""
     try:
         proposal = approval.parse(members["approved"].encode("ascii"))
     except (ApprovalError, ValueError):
         return []  # the check of the approval reports it
     result, details = members.get("result"), proposal.details
     if proposal.kind != "create-key" or not isinstance(result, dict):
-        return ["it does not describe a key that was made"]
+        return ["it does not describe a key that was created"]
     problems = []
     if result.get("key_version") != f"{details.get('key')}/versions/1":
-        problems.append(f"it made {result.get('key_version')}, approved: {details.get('key')}")
+        problems.append(f"it created {result.get('key_version')}, approved: {details.get('key')}")
     if result.get("algorithm") != details.get("algorithm"):
         problems.append(f"the algorithm is {result.get('algorithm')}, not the approved one")
     attributes = result.get("attributes")
@@ -213,7 +213,7 @@ def _request_problems(result: Mapping[str, Any], proposal: Proposal) -> list[str
         return ["its certification request cannot be read"]
     problems = []
     if not signed or hashlib.sha256(spki).hexdigest() != result.get("public_key_sha256"):
-        problems.append("the certification request is not signed by the key that was made")
+        problems.append("the certification request is not signed by the key that was created")
     if read.subject != name:
         problems.append(f"the certification request is not for {subject}")
     return problems

@@ -29,7 +29,7 @@ from signer.cli.keys.stopping import compromise, suspend, suspensions
 def keys() -> None:
     """Shows keys, plans and rotates them, stops them, and publishes them.
 
-    Private keys are made inside the HSM and never leave it. An operation that makes or
+    Private keys are created inside the HSM and never leave it. An operation that creates or
     changes keys is proposed by one officer and approved by another: see
     `signer operations --help`.
 

@@ -81,7 +81,7 @@ def trust_list(versions: Iterable[KeyVersion]) -> str:
     """Returns the certificates in the form that the EU gateway gives to verifiers.
 
     A JSON list, see eu-digital-green-certificates/dgc-gateway, trust list item. The country
-    is that of the certificate's subject, "" where it has none.
+    is that of the certificate's subject, "" if it has none.
     """
     items = []
     for version in _with_certificates(versions):

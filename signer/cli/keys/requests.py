@@ -48,7 +48,7 @@ def _rotates(operation: Operation) -> bool:
     metavar="DIR",
     required=True,
     type=NEW_FOLDER,
-    help="The folder for them; it is made if it does not exist.",
+    help="The folder for them; it is created if it does not exist.",
 )
 @list_option
 @client_options

@@ -232,7 +232,7 @@ def rotate(
 ) -> Callable[[SignerClient], OperationRequest]:
     """Proposes to replace the versions that sign, for one key or for thousands at once.
 
-    One approval covers everything: new versions are made, take over at the given time, and
+    One approval covers everything: new versions are created, take over at the given time, and
     the old ones end after the overlap. With --subject and --issuer each new version first
     waits for a certificate: see `signer keys requests` and `signer keys certificates`.
 

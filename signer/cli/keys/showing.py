@@ -76,7 +76,7 @@ def show(*, client: SignerClient, target: str, pem: bool, as_json: bool) -> None
 def csr(*, client: SignerClient, target: str) -> None:
     """Prints the certification request (PKCS #10, PEM) of a version; of a key, the newest.
 
-    It was made and signed in the HSM together with the version. Send it to the authority
+    It was created and signed in the HSM together with the version. Send it to the authority
     that certifies the key, then propose to import the certificate.
 
     \b
@@ -89,7 +89,7 @@ def csr(*, client: SignerClient, target: str) -> None:
     if not request:
         key = name.partition(_SEPARATOR)[0]
         raise OperatorError(
-            f"{name} was made without a certification request; make a version that has one:"
+            f"{name} was created without a certification request; create a version that has one:"
             f' signer operations propose new-version {key} --subject "CN=...,C=VN"'
         )
     click.echo(request, nl=False)

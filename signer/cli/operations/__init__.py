@@ -193,7 +193,7 @@ def _as_expected(operation: Operation) -> bool:
 def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
     """Waits until an operation is over, or waits for certificates.
 
-    The exit code is 1 where it failed, was rejected or has expired.
+    The exit code is 1 if it failed, was rejected or has expired.
 
     \b
       signer operations wait ID --client officer-a.yaml

@@ -156,7 +156,7 @@ def must_confirm(*, yes: bool) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Asks on a terminal; ends the command where the answer is no."""
+    """Asks on a terminal; ends the command if the answer is no."""
     must_confirm(yes=yes)
     if not yes:
         click.confirm(question, abort=True, err=True)
@@ -266,6 +266,8 @@ def only_one(client: SignerClient, state: str, wanted: Callable[[Operation], boo
     if len(candidates) == 1:
         return candidates[0].id
     if not candidates:
-        raise OperatorError(f"no operation that this command is for is {state}: name its ID")
+        raise OperatorError(
+            f"there is no operation in the state {state} for this command: name its ID"
+        )
     listed = "".join(f"\n  {candidate.id}  {candidate.kind}" for candidate in candidates)
     raise OperatorError(f"{len(candidates)} operations are {state}: name the ID of one{listed}")

@@ -33,7 +33,7 @@ _subject_option = click.option(
     "--subject",
     metavar="DN",
     default="",
-    help='Make a certification request too, for a subject like "CN=DCC 1,O=Ministry,C=VN".',
+    help='Create a certification request too, for a subject like "CN=DCC 1,O=Ministry,C=VN".',
 )
 _at_option = click.option(
     "--at",
@@ -75,7 +75,7 @@ def _add(kind: str, text: str, *parameters: Callable[[Any], Any]) -> None:
 
 _add(
     "create-key",
-    """Makes the key NAME with its first version.
+    """Creates the key NAME with its first version.
 
     \b
       signer operations propose create-key facilities/01-001/keys/records \\
@@ -92,7 +92,7 @@ _add(
     ),
     click.option("--bits", type=int, default=0, help="RSA only: 2048, 3072 or 4096."),
     token_option,
-    click.option("--activate", is_flag=True, help="It signs as soon as it is made."),
+    click.option("--activate", is_flag=True, help="It signs as soon as it is created."),
     click.option(
         "--sign-until", type=TIME, default=0, help="With --activate: how long it may sign."
     ),
@@ -100,7 +100,7 @@ _add(
 )
 _add(
     "new-version",
-    """Makes the next version of the key NAME, which signs nothing until it is activated.
+    """Creates the next version of the key NAME, which signs nothing until it is activated.
 
     \b
       signer operations propose new-version facilities/moh/keys/dcc \\

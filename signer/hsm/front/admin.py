@@ -46,7 +46,7 @@ INSPECT_SECONDS = 20.0
 class AdminWorker:
     """Implements TokenAdmin by orders to a worker; see there for what the methods return.
 
-    Every method raises OperatorError where the token cannot do it, or where the
+    Every method raises OperatorError if the token cannot do it, or where the
     worker has left or hangs.
     """
 
@@ -162,7 +162,7 @@ def wait_for_orphans(token: TokenConfig, state: Path, seconds: float = ORDER_SEC
     """Waits until the administrative workers of a daemon that was killed have left.
 
     One of them can still be at work in the HSM: repeating its order meanwhile would make
-    a second key under the same CKA_ID. Raises OperatorError where one does not leave.
+    a second key under the same CKA_ID. Raises OperatorError if one does not leave.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     end = time.monotonic() + seconds
@@ -218,7 +218,7 @@ def open_admin(
     """Starts an administrative worker for one token.
 
     A worker that takes longer than ``start_seconds`` to open the token, or than
-    ``order_seconds`` for one order, is killed. Raises OperatorError where it
+    ``order_seconds`` for one order, is killed. Raises OperatorError if it
     cannot open.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ class Pool:
     def admit(self, job: SignJob) -> Admission:
         """Decides whether a job may be signed now, and reserves its room in the queue.
 
-        ``refused`` of the answer is the failure of every item, None where the job is
+        ``refused`` of the answer is the failure of every item, None if the job is
         admitted. An empty job always is. Raises CallError: OVERLOADED,
         DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
         """
@@ -253,7 +253,7 @@ class Pool:
     # --- the queue (all under the lock) ----------------------------------------------------
 
     def _refusal(self, version: KeyVersion) -> Failure | None:
-        """Returns why the pool takes no job now; raises CallError where the version is stopped."""
+        """Returns why the pool takes no job now; raises CallError if the version is stopped."""
         if text := self._stops.reason(version):
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
         return _NOT_SERVING if self._halted or self._failed else None
@@ -383,7 +383,7 @@ class Pool:
         self._pump()
 
     def result(self, slot: Slot, result: ResultFrame) -> None:
-        """A chunk has come back. Raises FrameError where it is not the result of a chunk."""
+        """A chunk has come back. Raises FrameError if it is not the result of a chunk."""
         signatures = result.split()
         with self._lock:
             chunk = slot.in_flight.get(result.chunk)

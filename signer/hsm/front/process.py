@@ -39,7 +39,7 @@ class WorkerProcess:
     def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> WorkerProcess:
         """Spawns a worker (never forks: this process has threads) and sends it its token.
 
-        The worker ``keeps`` these descriptors open until it ends. Raises OSError where
+        The worker ``keeps`` these descriptors open until it ends. Raises OSError if
         the system has no room for another process.
         """
         ours, theirs = socket.socketpair()

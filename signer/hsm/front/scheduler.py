@@ -194,7 +194,7 @@ class Scheduler:
         self.items += len(chunk)
 
     def take(self) -> Chunk | None:
-        """Cuts the next chunk; returns None where nothing waits."""
+        """Cuts the next chunk; returns None if nothing waits."""
         if self._returned:
             chunk = self._returned.popleft()
             self.items -= len(chunk)

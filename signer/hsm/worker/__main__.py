@@ -53,7 +53,7 @@ class ChunkSigner:
         self._signed: dict[tuple[bytes, bytes], int] = {}
 
     def sign(self, chunk: SignFrame) -> ResultFrame:
-        """Signs one chunk; raises CryptokiError where the session must not go on."""
+        """Signs one chunk; raises CryptokiError if the session must not go on."""
         started = time.perf_counter()
         handle = self._token.private_key(chunk.cka_id)
         if handle is None:

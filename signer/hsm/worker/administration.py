@@ -1,4 +1,4 @@
-"""Key pairs on the token: made, read and destroyed, as ADMIN frames order.
+"""Key pairs on the token: created, read and destroyed, as ADMIN frames order.
 
 An order is a JSON object: the name of its ``operation``, from the table
 below, and its ``arguments``; bytes are hexadecimal. The answer has the ``result``, or
@@ -37,10 +37,10 @@ _STRICT = {
     Attribute.UNWRAP: False,
     Attribute.DERIVE: False,
 }
-"""Attributes of a private key that we make: it signs, and it does not leave the token."""
+"""Attributes of a private key that we create: it signs, and it does not leave the token."""
 
 _MADE_HERE = {Attribute.LOCAL: True, Attribute.NEVER_EXTRACTABLE: True}
-"""What the token itself reports of a key that was made in it and never left it."""
+"""What the token itself reports of a key that was created in it and never left it."""
 
 # Of each algorithm with a curve, the type of its keys and CKA_EC_PARAMS: the curve's OID in DER.
 _CURVES = {
@@ -53,7 +53,7 @@ _CURVES = {
 def carry_out(token: Token, order: Mapping[str, Any]) -> dict[str, Any]:
     """Carries out one order; returns the answer.
 
-    Raises TokenFailure where the session is in doubt afterwards, FrameError where the
+    Raises TokenFailure if the session is in doubt afterwards, FrameError if the
     operation is unknown.
     """
     operation = OPERATIONS.get(order.get("operation", ""))
@@ -142,14 +142,14 @@ def _destroy(token: Token, cka_id: str, label: str) -> None:
 
 
 def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) -> str:
-    """Makes a key pair on the token; returns its public key as SPKI in DER.
+    """Creates a key pair on the token; returns its public key as SPKI in DER.
 
     A pair that an interrupted attempt left under this CKA_ID is returned instead. The
     private key's attributes are read back: where the module ignores the template, the
     key is destroyed again and refused.
     """
     wanted, identifier = Algorithm(algorithm), bytes.fromhex(cka_id)
-    with _mechanism_checked(token, wanted), token.doing(f"make {wanted} key {label}"):
+    with _mechanism_checked(token, wanted), token.doing(f"create {wanted} key {label}"):
         if identifier in token.keys:
             return _existing(token, wanted, identifier, label).hex()
         if token.keys.has_label(label):
@@ -164,7 +164,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
             public.destroy()
             raise TokenFailure(
                 FailureKind.MODULE_FATAL,
-                f"token {token.spec.label} made a key whose {', '.join(wrong)} is not as "
+                f"token {token.spec.label} created a key whose {', '.join(wrong)} is not as "
                 "demanded: it was destroyed; this module must not hold signing keys",
             )
         token.keys.add(private, identifier, label)
@@ -195,7 +195,7 @@ def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> 
         raise TokenFailure(
             FailureKind.AMBIGUOUS,
             f"token {token.spec.label} holds a private key with the CKA_ID {cka_id.hex()} that "
-            f"was not made for {label}: remove it with the HSM's own tool",
+            f"was not created for {label}: remove it with the HSM's own tool",
         )
     try:
         return _public_key(algorithm, publics[0])
@@ -203,7 +203,7 @@ def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> 
         raise TokenFailure(
             FailureKind.AMBIGUOUS,
             f"token {token.spec.label} holds a key for {label} that does not fit {algorithm}: "
-            "make it for its own algorithm, or remove it with the HSM's own tool",
+            "create it for its own algorithm, or remove it with the HSM's own tool",
         ) from error
 
 
@@ -243,7 +243,7 @@ def _public_key(algorithm: Algorithm, public: Any) -> bytes:
 def spki_of_point(algorithm: Algorithm, ec_point: bytes) -> bytes:
     """Returns the SPKI in DER of CKA_EC_POINT, a DER OCTET STRING with the point.
 
-    Raises ValueError where it is not exactly one OCTET STRING, or not a point of the curve.
+    Raises ValueError if it is not exactly one OCTET STRING, or not a point of the curve.
     """
     # Points of our curves are shorter than 128 bytes: DER gives their length in one byte.
     length = len(ec_point) - 2
@@ -259,7 +259,7 @@ def spki_of_point(algorithm: Algorithm, ec_point: bytes) -> bytes:
 def spki_of_rsa(modulus: bytes, exponent: bytes) -> bytes:
     """Returns the SPKI in DER of CKA_MODULUS and CKA_PUBLIC_EXPONENT.
 
-    Raises ValueError where they are not an RSA key of a length that we use.
+    Raises ValueError if they are not an RSA key of a length that we use.
     """
     key = rsa.RSAPublicNumbers(int.from_bytes(exponent), int.from_bytes(modulus)).public_key()
     if key.key_size not in RSA_BITS:

@@ -78,7 +78,7 @@ class PrivateKeys:
         return cka_id in self._entries
 
     def find(self, cka_id: bytes) -> Any | None:
-        """Returns the object, None where there is none."""
+        """Returns the object, None if there is none."""
         entry = self._entries.get(cka_id)
         return None if entry is None else entry.key
 
@@ -86,7 +86,7 @@ class PrivateKeys:
         return label in self._labels
 
     def label(self, cka_id: bytes) -> str:
-        """Returns the label of a key; raises KeyError where there is none."""
+        """Returns the label of a key; raises KeyError if there is none."""
         return self._entries[cka_id].label
 
     def listed(self) -> list[TokenObject]:
@@ -145,7 +145,7 @@ class Token:
         """Adds the private keys that are new on the token, and removes those that are gone.
 
         Where none is new, only handles are read. Raises TokenFailure where two keys
-        share an id or a label, CryptokiError where the search fails.
+        share an id or a label, CryptokiError if the search fails.
         """
         present = private_keys(self.spec.module, self.session.handle)
         for cka_id in self.keys.retain(present):
@@ -278,7 +278,7 @@ def inspect(spec: TokenSpec) -> dict[str, Any]:
     """Returns the initialised tokens as ``[label, serial, flags]``, and what is known of the PIN.
 
     The PIN is compared with the record of rejected ones and not tried: an inspection costs
-    no attempt. Raises TokenFailure where the module shows no tokens.
+    no attempt. Raises TokenFailure if the module shows no tokens.
     """
     state = Path(spec.state)
     with shared_start_lock(state, spec.label):

@@ -234,11 +234,11 @@ class Work:
         self._deps, self._operation, self._stopping = dependencies, operation, stopping
 
     def current_context(self) -> OperationContext:
-        """Reads the context again: making keys takes minutes."""
+        """Reads the context again: creating keys takes minutes."""
         return replace(self._deps.serving.context(), executing=self.id)
 
     def check_running(self) -> None:
-        """Raises StoppedError where the daemon is stopping: the next start resumes."""
+        """Raises StoppedError if the daemon is stopping: the next start resumes."""
         if self._stopping.is_set():
             raise StoppedError
 

@@ -1,4 +1,4 @@
-"""The kinds create-key and new-version, and what all kinds that make keys share."""
+"""The kinds create-key and new-version, and what all kinds that create keys share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CreateKey(Details):
 
 
 class CreateKeyKind(OperationKind[CreateKey]):
-    """Makes a key; with ``activate`` it is active at once."""
+    """Creates a key; with ``activate`` it is active at once."""
 
     name = "create-key"
     details = CreateKey
@@ -101,7 +101,7 @@ class NewVersion(Details):
 
 
 class NewVersionKind(OperationKind[NewVersion]):
-    """Makes the next version of a key, PRE_ACTIVE."""
+    """Creates the next version of a key, PRE_ACTIVE."""
 
     name = "new-version"
     details = NewVersion
@@ -123,7 +123,7 @@ class NewVersionKind(OperationKind[NewVersion]):
         ours = cka_id_of(context.executing, 0) if context.executing else b""
         versions = [v for v in context.state.keys.versions(key) if v.cka_id != ours]
         if not versions:
-            return [f"{key} does not exist: create-key makes it"]
+            return [f"{key} does not exist: create-key creates it"]
         new, number = next_version(key, versions)
         problems = []
         if (details.algorithm, details.bits) != (new.algorithm, new.bits):
@@ -158,7 +158,7 @@ class NewVersionKind(OperationKind[NewVersion]):
 def make(
     admin: TokenAdmin, new: NewKey, number: int, *, index: int, subject: str, work: Work
 ) -> KeyVersion:
-    """Makes one key version of an operation and its request, and signs with it once.
+    """Creates one key version of an operation and its request, and signs with it once.
 
     ``index`` is its number in the operation, from 0.
     """
@@ -195,7 +195,7 @@ def save_made(
                 work.progress(done, steps)
     except OperatorError as error:
         raise OperatorError(
-            f"{done} of {count(keys, 'key')} were made and stored: {error}; correct the cause, then"
+            f"{done} of {count(keys, 'key')} were created and stored: {error}; correct the cause, then"
             " retry this operation: it continues with the next key"
         ) from error
     finally:
@@ -259,7 +259,7 @@ def _name_problems(name: str, context: OperationContext) -> list[str]:
     key = context.key(name)
     ours = cka_id_of(context.executing, 0) if context.executing else b""
     if any(version.cka_id != ours for version in context.state.keys.versions(key)):
-        return [f"{key} exists: new-version makes another version of it"]
+        return [f"{key} exists: new-version creates another version of it"]
     return []
 
 

@@ -63,7 +63,7 @@ class EnrolmentRow(NamedTuple):
 
 
 class EnrolKind(OperationKind[Enrol]):
-    """Writes one policy file, makes the keys, and puts the policy in force."""
+    """Writes one policy file, creates the keys, and puts the policy in force."""
 
     name = "enrol"
     details = Enrol
@@ -91,7 +91,9 @@ class EnrolKind(OperationKind[Enrol]):
             return ["attachment: send the CSV of facilities"]
         problems = [*replaced_problems(details, context), *context.token_problems(details.token)]
         if not context.policy_folder:
-            problems.append("the policy is one file: make it a folder, to which a file is added")
+            problems.append(
+                "the policy is one file: turn it into a folder, to which a file is added"
+            )
         return problems
 
     def documents(self, details: Enrol, context: OperationContext) -> list[bytes]:
@@ -145,14 +147,14 @@ class EnrolKind(OperationKind[Enrol]):
 def _made(
     rows: Sequence[EnrolmentRow], admin: TokenAdmin, work: Work
 ) -> Iterator[KeyVersion | None]:
-    """Makes the missing keys; yields None for each that exists."""
+    """Creates the missing keys; yields None for each that exists."""
     for index, row in enumerate(rows):
         work.check_running()
         identifier = cka_id_of(work.id, index)
         existing = work.context.state.keys.version(row.new.name, 1)
         if existing is not None:
             if existing.cka_id != identifier and not _adopted(row, work.context):
-                raise OperatorError(f"another operation has made {existing.key} meanwhile")
+                raise OperatorError(f"another operation has created {existing.key} meanwhile")
             yield None
             continue
         now = work.clock.now()
@@ -264,7 +266,7 @@ def enrolled(rows: Sequence[EnrolmentRow], file: str, context: OperationContext)
     ]
     wrong += [
         f"line {row.line}: {row.new.name} signs HCERT and needs a certificate first:"
-        " make it with create-key, not with a CSV"
+        " create it with create-key, not with a CSV"
         for row in rows
         if (terms := made.policy.terms_of(row.new.name)) and Format.HCERT in terms.formats
     ]

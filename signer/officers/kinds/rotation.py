@@ -1,6 +1,6 @@
 """The kind rotate: new versions of one key or of thousands, under one approval.
 
-New versions are made and, if an authority is named, wait for their certificates. Each is
+New versions are created and, if an authority is named, wait for their certificates. Each is
 activated at the planned time, or as soon as it has its certificate. The version before it
 signs for the overlap and is then deactivated by the clock. Every step finds what an earlier
 attempt did.
@@ -146,7 +146,7 @@ class RotateKind(OperationKind[Rotate]):
     def execute(self, details: Rotate, work: Work) -> Effects:
         plan = read_plan(work.context.document(details.plan_sha256) or b"[]")
         self._make(plan, details, work)
-        # Read again: making thousands of keys takes minutes.
+        # Read again: creating thousands of keys takes minutes.
         context = work.current_context()
         versions = [context.version(f"{step.key}/versions/{step.new}") for step in plan]
         waiting = [v for v in versions if details.issuers and v.certificate is None]
@@ -162,14 +162,14 @@ class RotateKind(OperationKind[Rotate]):
         return Effects(result={"key_versions": [version.name for version in versions[:100]]})
 
     def _make(self, plan: Sequence[Step], details: Rotate, work: Work) -> None:
-        """Makes the missing versions."""
+        """Creates the missing versions."""
         missing = []
         for index, step in enumerate(plan):
             existing = work.context.state.keys.version(step.key, step.new)
             if existing is None:
                 missing.append((index, step))
             elif existing.cka_id != cka_id_of(work.id, index):
-                raise OperatorError(f"another operation has made {existing.name} meanwhile")
+                raise OperatorError(f"another operation has created {existing.name} meanwhile")
         if not missing:
             return
 

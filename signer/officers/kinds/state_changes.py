@@ -227,7 +227,7 @@ def _microseconds(flag: Suspension) -> int:
 
 
 def _flag(target: str, context: OperationContext) -> Suspension | None:
-    """Returns the suspension that a target names; None where it names a key."""
+    """Returns the suspension that a target names; None if it names a key."""
     head, _, name = target.partition("/")
     if target == "everything":
         scope, name = Scope.EVERYTHING, ""

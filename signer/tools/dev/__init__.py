@@ -113,7 +113,7 @@ def _configuration(directory: Path, workers: int | None) -> Config:
 def _new_token(directory: Path, module: Path) -> str:
     pin = secrets.token_hex(16)
     replace_file(directory / "pin", pin + "\n", SECRET)
-    # The security officer's PIN resets a lost user PIN; a development token is made anew.
+    # The security officer's PIN resets a lost user PIN; a development token is created anew.
     return softhsm.init_token(
         module, directory / "softhsm2.conf", pin, so_pin=secrets.token_hex(16)
     )

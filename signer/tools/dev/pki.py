@@ -67,7 +67,7 @@ class Authority(NamedTuple):
 
 
 def authority(folder: Path, name: str, common_name: str) -> Authority:
-    """Returns the authority ``name``, made if it is not there."""
+    """Returns the authority ``name``, created if it is not there."""
     path, key_path = folder / f"{name}.pem", folder / f"{name}.key"
     if path.exists():
         key = load_pem_private_key(key_path.read_bytes(), password=None)
@@ -87,13 +87,13 @@ def authority(folder: Path, name: str, common_name: str) -> Authority:
 
 
 def server(folder: Path, issuer: Authority) -> None:
-    """Makes the server's certificate and key if they are not there."""
+    """Creates the server's certificate and key if they are not there."""
     names = [x509.DNSName(SERVER_NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     _leaf(folder, "server", issuer, ExtendedKeyUsageOID.SERVER_AUTH, names)
 
 
 def client(folder: Path, issuer: Authority, name: str, principal: str) -> None:
-    """Makes a client's certificate, with its principal as the one URI, and key."""
+    """Creates a client's certificate, with its principal as the one URI, and key."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(principal)]
     _leaf(folder, name, issuer, ExtendedKeyUsageOID.CLIENT_AUTH, names)
 

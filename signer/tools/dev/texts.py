@@ -79,7 +79,7 @@ profiles:
     check_every: 64
 
   ministry:
-    formats: [HCERT, DIGEST]    # for its keys to choose from: HCERT stands alone
+    formats: [HCERT, DIGEST]    # for its keys to choose from: HCERT only alone
     blind: [DIGEST]
     algorithms: [ES256, PS256]
     max_batch_items: 4096

@@ -126,7 +126,7 @@ def folder_problem(folder: Path) -> Problem | None:
 
 def _problems(config: Config) -> dict[str, Problem | None]:
     daemon = daemon_user(config.state)
-    # The daemon makes its own folder of state, where there is none, in the one above.
+    # The daemon creates its own folder of state in the one above, if there is none.
     state = config.state if config.state.exists() else config.state.parent
     return {
         **{field: file_problem(path) for field, path in _files(config).items()},

@@ -91,7 +91,7 @@ def judge_schema(schema: str | None, *, begun: bool) -> Finding:
         return wrong(
             "registry",
             f"schema {schema} was written by a newer version of signer",
-            "install that version, or restore the backup of before it",
+            "install that version, or restore the backup from before the upgrade",
         )
     return wrong(
         "registry",

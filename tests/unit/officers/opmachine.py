@@ -198,7 +198,7 @@ class Appliance(RuleBasedStateMachine):
     def forgiven(self) -> bool:
         """A log that took nothing is told as it should be, once; after that it is forgotten."""
         told = all(
-            "audit log takes no record" in str(bug.error)
+            "audit log accepts no records" in str(bug.error)
             for bug in self.stage.seen.of(OperationBug)
         )
         self.stage.seen.seen.clear()

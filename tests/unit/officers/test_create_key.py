@@ -84,7 +84,7 @@ def test_a_key_is_made_with_its_request_and_its_evidence(stage: Stage) -> None:
 def test_keys_of_every_kind(stage: Stage, algorithm: str, bits: int) -> None:
     stage.key(CLINIC, algorithm=algorithm, bits=bits)
     [problem] = stage.problems("create-key", **KEY)
-    assert "new-version makes another version of it" in problem
+    assert "new-version creates another version of it" in problem
     made = stage.done("new-version", key=CLINIC)
     assert (made.proposal.details["algorithm"], made.proposal.details["bits"]) == (algorithm, bits)
     assert stage.states(CLINIC) == ["ACTIVE", "PRE_ACTIVE"]
@@ -92,7 +92,7 @@ def test_keys_of_every_kind(stage: Stage, algorithm: str, bits: int) -> None:
 
 def test_a_version_of_no_key(stage: Stage) -> None:
     [problem] = stage.problems("new-version", key=CLINIC)
-    assert "create-key makes it" in problem
+    assert "create-key creates it" in problem
 
 
 def test_the_next_version_is_shown_beside_the_one_that_signs(stage: Stage) -> None:

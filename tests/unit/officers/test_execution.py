@@ -187,7 +187,7 @@ def test_an_officer_who_is_none_any_more_does_not_count(stage: Stage) -> None:
     stage.start()
     operation = stage.operation(identity)
     assert operation.state is OperationState.FAILED
-    assert "1 of 2 officers have validly signed" in operation.note
+    assert "1 of 2 required signatures of officers are valid" in operation.note
     assert stage.token.keys == {}
 
 
@@ -305,7 +305,7 @@ def test_a_commit_whose_answer_got_lost_stays_done(
 def test_without_a_log_nothing_is_executed(stage: Stage) -> None:
     identity = create_key(stage, 1)
     stage.log.full = True
-    with pytest.raises(CallError, match="the audit log takes no record"):
+    with pytest.raises(CallError, match="the audit log accepts no records"):
         stage.approve(identity)
     assert stage.token.keys == {}
     stage.log.full = False

@@ -50,9 +50,9 @@ def test_keys_are_rotated(stage: Stage, keys: Sequence[str]) -> None:
     more: dict[str, Any] = {"sign_for_seconds": 30 * DAY, "destroy_after_seconds": 5 * DAY}
     assert stage.prepare("rotate", names(*keys), **PLAN, **more).difference == [
         "+ the next version of 2 keys on token soft",
-        "~ it signs from 2026-01-06T00:00:00Z for 2592000 s",
+        "~ it signs from 2026-01-06T00:00:00Z for 30 days",
         stage.prepare("rotate", names(*keys), **PLAN, **more).difference[2],
-        "~ it may be destroyed 432000 s after that (an operation of its own)",
+        "~ it may be destroyed 5 days after that (an operation of its own)",
         f"~ {CLINIC}: versions/1 is followed by versions/2",
         f"~ {OTHER}: versions/1 is followed by versions/2",
     ]
@@ -162,7 +162,7 @@ def test_another_version_that_was_made_since(stage: Stage, keys: Sequence[str]) 
     identity = stage.propose("rotate", names(*keys), **PLAN).id
     stage.done("new-version", key=OTHER)
     stage.approve(identity)
-    assert "another operation has made" in stage.operation(identity).note
+    assert "another operation has created" in stage.operation(identity).note
     assert stage.states(CLINIC) == ["ACTIVE"]
 
 
