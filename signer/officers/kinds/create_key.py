@@ -195,8 +195,8 @@ def save_made(
                 work.progress(done, steps)
     except OperatorError as error:
         raise OperatorError(
-            f"{done} of {count(keys, 'key')} were created and stored: {error}; correct the cause, then"
-            " retry this operation: it continues with the next key"
+            f"{done} of {count(keys, 'key')} were created and stored: {error}; correct the"
+            " cause, then retry this operation: it continues with the next key"
         ) from error
     finally:
         if batch:

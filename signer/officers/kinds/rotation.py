@@ -50,7 +50,7 @@ from signer.officers.kinds.create_key import (
     subject_problems,
 )
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
-from signer.text import count
+from signer.text import count, duration
 from signer.x509 import spki_of
 
 MAX_KEYS = 50_000
@@ -123,12 +123,12 @@ class RotateKind(OperationKind[Rotate]):
         lines = [
             f"+ the next version of {count(details.keys, 'key')} on token {details.token}",
             f"~ it signs from {utc(details.activate_at)}"
-            + (f" for {details.sign_for_seconds} s" if details.sign_for_seconds else ""),
-            f"~ the version before it continues to sign for {details.overlap_seconds} s, if named",
+            + (f" for {duration(details.sign_for_seconds)}" if details.sign_for_seconds else ""),
+            f"~ the version before it signs for {duration(details.overlap_seconds)} more, if named",
         ]
         if details.destroy_after_seconds:
             lines.append(
-                f"~ it may be destroyed {details.destroy_after_seconds} s after that"
+                f"~ it may be destroyed {duration(details.destroy_after_seconds)} after that"
                 " (an operation of its own)"
             )
         if details.issuers:
