@@ -24,35 +24,24 @@ from signer.config.models import LimitsConfig
 from signer.errors import OperatorError
 from signer.model import Role
 from signer.v1 import (
-    control_pb2,
     control_pb2_grpc,
-    evidence_pb2,
     evidence_pb2_grpc,
-    keys_pb2,
     keys_pb2_grpc,
-    operations_pb2,
     operations_pb2_grpc,
-    signing_pb2,
     signing_pb2_grpc,
 )
 
-SIGNING = signing_pb2.DESCRIPTOR.services_by_name["SigningService"].full_name
-KEYS = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
-OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
-EVIDENCE = evidence_pb2.DESCRIPTOR.services_by_name["EvidenceService"].full_name
-CONTROL = control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name
-
 ROLES: Mapping[str, frozenset[Role]] = {
-    SIGNING: frozenset({Role.ISSUER}),
-    KEYS: frozenset(Role),
-    OPERATIONS: frozenset({Role.OFFICER}),
-    EVIDENCE: frozenset({Role.AUDITOR}),
-    CONTROL: frozenset({Role.OPERATOR}),
+    "signer.v1.SigningService": frozenset({Role.ISSUER}),
+    "signer.v1.KeyService": frozenset(Role),
+    "signer.v1.OperationService": frozenset({Role.OFFICER}),
+    "signer.v1.EvidenceService": frozenset({Role.AUDITOR}),
+    "signer.v1.ControlService": frozenset({Role.OPERATOR}),
     reflection.SERVICE_NAME: frozenset(Role),
 }
 """The roles that may call each service; nobody may call a service that is not here."""
 
-HEALTH_SERVICES = frozenset({OVERALL_HEALTH, SIGNING})
+HEALTH_SERVICES = frozenset({OVERALL_HEALTH, "signer.v1.SigningService"})
 """The names under which health answers."""
 
 _SPARE_THREADS = HEALTH_CALLS + 8

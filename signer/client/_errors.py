@@ -121,11 +121,8 @@ def is_retryable(code: str, reason: str) -> bool:
     return code in _LOST and reason != CLOSED
 
 
-class _Details(NamedTuple):
-    reason: str | None
-    metadata: Mapping[str, str]
-    retry_after: float | None
-    violations: tuple[Violation, ...]
+_Details = tuple[str | None, Mapping[str, str], float | None, tuple[Violation, ...]]
+"""Reason (None: not from the appliance), metadata, retry_after and violations."""
 
 
 def _read_details(details: Iterable[AnyMessage]) -> _Details:
@@ -141,7 +138,7 @@ def _read_details(details: Iterable[AnyMessage]) -> _Details:
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
         elif detail.Unpack(bad):
             violations = tuple(Violation(v.field, v.description) for v in bad.field_violations)
-    return _Details(reason, metadata, retry_after, violations)
+    return reason, metadata, retry_after, violations
 
 
 def closed(error: Exception) -> UnavailableError:
@@ -158,15 +155,15 @@ def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
     except ValueError:  # trailers that contradict the status are not from the appliance
         status = None
     code = error.code()
-    details = _read_details(status.details if status is not None else ())
+    reason, metadata, retry_after, violations = _read_details(status.details if status else ())
     kind = ERRORS.get(code.value[0], SignerClientError)
     return kind(
         code.name,
-        details.reason or code.name,
+        reason or code.name,
         error.details() or "the server gave no text",
-        metadata=details.metadata,
-        retry_after=details.retry_after,
-        violations=details.violations,
+        metadata=metadata,
+        retry_after=retry_after,
+        violations=violations,
     )
 
 
@@ -174,9 +171,9 @@ def from_status(status: status_pb2.Status) -> ItemError:
     """Converts the ``google.rpc.Status`` of an item."""
     names = {code.value[0]: code.name for code in grpc.StatusCode}
     code = names.get(status.code, "UNKNOWN")
-    details = _read_details(status.details)
-    reason = details.reason or code
-    return ItemError(code, reason, status.message, details.retry_after, is_retryable(code, reason))
+    found, _, retry_after, _ = _read_details(status.details)
+    reason = found or code
+    return ItemError(code, reason, status.message, retry_after, is_retryable(code, reason))
 
 
 def of_call(error: SignerClientError) -> ItemError:

@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
 
 from signer.client import secure_channel
+from signer.errors import Reason
 from signer.tools.dev import pki
 from signer.v1 import (
     control_pb2,
@@ -107,15 +108,18 @@ class Refusal(NamedTuple):
     fields: tuple[str, ...]
 
 
-def refused(call: Callable[[], object]) -> Refusal:
-    """Expects ``call`` to be refused by us: with exactly one ErrorInfo."""
+def refused(call: Callable[[], object], reason: str = "") -> Refusal:
+    """Expects ``call`` to be refused by us: with exactly one ErrorInfo, for ``reason`` if given."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error = caught.value
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     assert status is not None, f"no google.rpc.Status: {error.code()} {error.details()}"
-    return read(status)
+    found = read(status)
+    if reason:
+        assert (found.code, found.reason) == (Reason(reason).code.name, reason)
+    return found
 
 
 def read(status: status_pb2.Status) -> Refusal:

@@ -221,8 +221,7 @@ def test_a_repetition_gives_the_same_bytes_and_costs_nothing(
 def test_an_id_of_another_request_is_refused(stubs: edge.Stubs, change: dict[str, Any]) -> None:
     request_id = new_id()
     stubs.sign(request_id=request_id)
-    refusal = edge.refused(lambda: stubs.sign(request_id=request_id, **change))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+    edge.refused(lambda: stubs.sign(request_id=request_id, **change), "REQUEST_ID_REUSED")
 
 
 def test_of_two_at_once_one_signs_and_both_get_the_same(own: Any, stubs: edge.Stubs) -> None:
@@ -338,8 +337,7 @@ def test_a_log_that_cannot_be_written_stops_signing_until_a_restart(
         limit = segment.stat().st_size + 50_000
         resource.prlimit(made.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
         batch: dict[str, Any] = {"format": "FORMAT_MESSAGE", "request_id": new_id()}
-        refusal = edge.refused(lambda: stubs.sign([b"m"] * 2000, **batch))
-        assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "AUDIT_UNAVAILABLE")
+        edge.refused(lambda: stubs.sign([b"m"] * 2000, **batch), "AUDIT_UNAVAILABLE")
         assert edge.refused(stubs.sign).reason == "AUDIT_UNAVAILABLE"
         edge.eventually(lambda: made.get("/readyz")[0] == 503, "readyz tells")
         assert "audit log" in made.get("/readyz")[1]

@@ -153,8 +153,7 @@ def test_formats_that_are_not_offered(issuer: edge.Stubs, number: int) -> None:
 
 
 def field_invalid(issuer: edge.Stubs, field: str, **changes: Any) -> edge.Refusal:
-    refusal = edge.refused(lambda: issuer.sign(**changes))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: issuer.sign(**changes), "FIELD_INVALID")
     assert refusal.fields == (field,)
     assert refusal.retry_after is None
     return refusal
@@ -238,8 +237,7 @@ def test_a_request_beyond_the_limit_is_refused_by_grpc(issuer: edge.Stubs) -> No
 
 def test_what_is_no_request_is_refused(issuer: edge.Stubs) -> None:
     call: Any = issuer.channel.unary_unary("/signer.v1.SigningService/SignBatch")
-    refusal = edge.refused(lambda: call(b"\xff\xff\xff", timeout=edge.SECONDS))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: call(b"\xff\xff\xff", timeout=edge.SECONDS), "FIELD_INVALID")
     assert refusal.fields == ("request",)
     assert len(issuer.sign().signatures) == 1
 
@@ -251,8 +249,7 @@ def test_what_is_no_request_is_refused(issuer: edge.Stubs) -> None:
     "name", ["facilities/01-001/keys/none", f"{edge.RECORDS}/versions/2"], ids=["key", "version"]
 )
 def test_what_is_allowed_but_absent(issuer: edge.Stubs, name: str) -> None:
-    refusal = edge.refused(lambda: issuer.sign(key=name))
-    assert (refusal.code, refusal.reason) == ("NOT_FOUND", "KEY_NOT_FOUND")
+    refusal = edge.refused(lambda: issuer.sign(key=name), "KEY_NOT_FOUND")
     assert name in refusal.message
 
 
@@ -269,8 +266,9 @@ def test_what_is_allowed_but_absent(issuer: edge.Stubs, name: str) -> None:
 def test_a_format_without_the_right(
     issuer: edge.Stubs, key: str, format_name: str, rule: str
 ) -> None:
-    refusal = edge.refused(lambda: issuer.sign([bytes(32)], key=key, format=format_name))
-    assert (refusal.code, refusal.reason) == ("PERMISSION_DENIED", "POLICY_DENIED")
+    refusal = edge.refused(
+        lambda: issuer.sign([bytes(32)], key=key, format=format_name), "POLICY_DENIED"
+    )
     assert refusal.metadata == {"rule": rule}
 
 
@@ -279,9 +277,9 @@ def test_too_little_time_is_told_before_the_hsm_works(
 ) -> None:
     before = signed(operator)
     refusal = edge.refused(
-        lambda: issuer.sign([b"x"] * 4096, key=edge.RSA, format="FORMAT_MESSAGE", timeout=0.6)
+        lambda: issuer.sign([b"x"] * 4096, key=edge.RSA, format="FORMAT_MESSAGE", timeout=0.6),
+        "DEADLINE_TOO_SHORT",
     )
-    assert (refusal.code, refusal.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT")
     assert refusal.retry_after is None
     assert signed(operator) == before
 

@@ -186,8 +186,7 @@ def test_who_has_read_all_can_wait_for_more(auditor: Auditor, issuer: edge.Stubs
     ],
 )
 def test_bad_fields_of_a_list(stubs: edge.Stubs, field: str, fields: dict[str, Any]) -> None:
-    refusal = edge.refused(lambda: page(stubs, **fields))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: page(stubs, **fields), "FIELD_INVALID")
     assert refusal.fields == (field,)
 
 
@@ -245,8 +244,7 @@ def test_bad_fields_of_a_proof(
 ) -> None:
     request = getattr(evidence_pb2, f"{method}Request")(**fields)
     call = getattr(stubs.evidence, method)
-    refusal = edge.refused(lambda: call(request, timeout=edge.SECONDS))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: call(request, timeout=edge.SECONDS), "FIELD_INVALID")
     assert refusal.fields == (field,)
 
 

@@ -105,8 +105,7 @@ def test_what_may_be_seen_but_is_absent(auditor: edge.Stubs, issuer: edge.Stubs)
             lambda stubs=stubs: get_version(stubs, "facilities/01-001/keys/none/versions/1"),
             lambda stubs=stubs: get_version(stubs, f"{edge.RECORDS}/versions/2"),
         ):
-            refusal = edge.refused(call)
-            assert (refusal.code, refusal.reason) == ("NOT_FOUND", "KEY_NOT_FOUND")
+            edge.refused(call, "KEY_NOT_FOUND")
     assert edge.refused(lambda: get(auditor, "facilities/no/keys/k")).reason == "KEY_NOT_FOUND"
     assert edge.refused(lambda: get(issuer, "facilities/no/keys/k")).reason == "POLICY_DENIED"
 
@@ -137,7 +136,6 @@ def test_bad_fields_of_a_list(auditor: edge.Stubs, name: str, value: Any) -> Non
 
 
 def field(call: Any) -> str:
-    refusal = edge.refused(call)
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(call, "FIELD_INVALID")
     [name] = refusal.fields
     return name

@@ -142,9 +142,7 @@ def clients(policed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def denied(stubs: edge.Stubs, **changes: Any) -> edge.Refusal:
-    refusal = edge.refused(lambda: stubs.sign(**changes))
-    assert (refusal.code, refusal.reason) == ("PERMISSION_DENIED", "POLICY_DENIED")
-    return refusal
+    return edge.refused(lambda: stubs.sign(**changes), "POLICY_DENIED")
 
 
 def test_the_client_of_another_facility_cannot_tell_what_exists(clients: dict[str, Any]) -> None:
@@ -194,8 +192,9 @@ def test_clients_see_the_keys_they_may_use(clients: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", NEVER_ACTIVE)
 def test_a_version_that_is_not_active(clients: dict[str, Any], number: int) -> None:
-    refusal = edge.refused(lambda: clients["issuer"].sign(key=f"{STATES}/versions/{number}"))
-    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "KEY_VERSION_NOT_ACTIVE")
+    refusal = edge.refused(
+        lambda: clients["issuer"].sign(key=f"{STATES}/versions/{number}"), "KEY_VERSION_NOT_ACTIVE"
+    )
     state = SHOWN.get(number, NEVER_ACTIVE[number]["state"])
     assert refusal.message == f"{STATES}/versions/{number} is {state}"
     request = keys_pb2.GetKeyVersionRequest(name=f"{STATES}/versions/{number}")
@@ -204,8 +203,7 @@ def test_a_version_that_is_not_active(clients: dict[str, Any], number: int) -> N
 
 
 def test_a_key_without_an_active_version(clients: dict[str, Any]) -> None:
-    refusal = edge.refused(lambda: clients["issuer"].sign(key=str(STATES)))
-    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "KEY_VERSION_NOT_ACTIVE")
+    edge.refused(lambda: clients["issuer"].sign(key=str(STATES)), "KEY_VERSION_NOT_ACTIVE")
     assert not get_key(clients["issuer"], str(STATES)).HasField("primary")
 
 
@@ -217,8 +215,7 @@ def test_an_algorithm_that_the_policy_does_not_allow(clients: dict[str, Any]) ->
 def test_the_batch_limit_of_a_facility(clients: dict[str, Any]) -> None:
     key = "facilities/small/keys/records"
     assert len(clients["issuer"].sign([b"{}"] * 3, key=key).signatures) == 3
-    refusal = edge.refused(lambda: clients["issuer"].sign([b"{}"] * 4, key=key))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: clients["issuer"].sign([b"{}"] * 4, key=key), "FIELD_INVALID")
     assert refusal.fields == ("payloads",)
     assert get_key(clients["issuer"], key).max_batch_items == 3
 
@@ -229,8 +226,9 @@ def test_the_batch_limit_of_a_facility(clients: dict[str, Any]) -> None:
 def test_closed_hours_say_when_they_end(clients: dict[str, Any]) -> None:
     # The key does not exist: that is not looked at when nobody may sign now.
     before = time.time()
-    refusal = edge.refused(lambda: clients["issuer"].sign(key="facilities/closed/keys/records"))
-    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "CLOSED_HOURS")
+    refusal = edge.refused(
+        lambda: clients["issuer"].sign(key="facilities/closed/keys/records"), "CLOSED_HOURS"
+    )
     assert refusal.metadata == {"rule": "facilities.closed.hours"}
     opening = day_after_tomorrow()
     assert f"{opening:%Y-%m-%dT%H:%M:%SZ}" in refusal.message
@@ -260,14 +258,12 @@ def test_a_quota_holds_for_whole_batches(clients: dict[str, Any], policed: Any) 
         return int(quota.remaining)
 
     def refusal(items: int) -> edge.Refusal:
-        found = edge.refused(lambda: issuer.sign([b"{}"] * items, key=key))
-        assert (found.code, found.reason) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+        found = edge.refused(lambda: issuer.sign([b"{}"] * items, key=key), "QUOTA_EXCEEDED")
         assert found.metadata == {"rule": "facilities.daily.quotas", "window": "day"}
         return found
 
     assert left() == 10
-    never = edge.refused(lambda: issuer.sign([b"{}"] * 11, key=key))
-    assert (never.code, never.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    edge.refused(lambda: issuer.sign([b"{}"] * 11, key=key), "FIELD_INVALID")
     assert left() == 10
     assert not issuer.sign([b"{}"] * 6, key=key).failures
     assert left() == 4

@@ -114,8 +114,7 @@ def test_a_bad_policy_is_refused_and_nothing_changes(
 ) -> None:
     before = edge.status(operating).policy_sha256
     mine.edit_policy(spoil)
-    refusal = edge.refused(lambda: edge.reload(operating))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: edge.reload(operating), "FIELD_INVALID")
     assert "stays in force" in refusal.message
     assert len(refusal.fields) == 10
     assert set(refusal.fields) < {f"facilities.bad-{number:02}.profile" for number in range(11)}
@@ -161,8 +160,7 @@ def test_however_bad_a_policy_is_the_answer_is_an_error_of_ours(
     mine: Any, operating: edge.Stubs, spoil_it: Callable[[Any], None]
 ) -> None:
     spoil_it(mine)
-    refusal = edge.refused(lambda: edge.reload(operating))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    refusal = edge.refused(lambda: edge.reload(operating), "FIELD_INVALID")
     assert 1 <= len(refusal.fields) <= 10
 
 

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
-from signer.api.server import CONTROL, EVIDENCE, KEYS, ROLES, SIGNING, _options
+from grpc_reflection.v1alpha import reflection
+
+from signer.api.server import ROLES, _options
 from signer.config.models import LimitsConfig
 from signer.model import Role
-from signer.v1 import control_pb2, evidence_pb2, keys_pb2, signing_pb2
+from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2, signing_pb2
 
 
 def test_every_service_says_who_may_call_it() -> None:
+    modules = (signing_pb2, keys_pb2, operations_pb2, evidence_pb2, control_pb2)
     services = {
-        service.full_name
-        for module in (signing_pb2, keys_pb2, evidence_pb2, control_pb2)
-        for service in module.DESCRIPTOR.services_by_name.values()
+        service.full_name: name
+        for module in modules
+        for name, service in module.DESCRIPTOR.services_by_name.items()
     }
-    assert services == {SIGNING, KEYS, EVIDENCE, CONTROL}
-    assert services < set(ROLES)
-    assert ROLES[SIGNING] == {Role.ISSUER}
-    assert ROLES[EVIDENCE] == {Role.AUDITOR}
-    assert ROLES[CONTROL] == {Role.OPERATOR}
-    assert ROLES[KEYS] == set(Role)
+    assert services.keys() == ROLES.keys() - {reflection.SERVICE_NAME}
+    assert {services[name]: roles for name, roles in ROLES.items() if name in services} == {
+        "SigningService": {Role.ISSUER},
+        "KeyService": set(Role),
+        "OperationService": {Role.OFFICER},
+        "EvidenceService": {Role.AUDITOR},
+        "ControlService": {Role.OPERATOR},
+    }
 
 
 def test_limits_are_stated_one_by_one() -> None:
