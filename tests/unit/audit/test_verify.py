@@ -256,8 +256,7 @@ def test_a_process_that_is_killed_ends_the_reading(
 
 
 def test_what_a_writer_is_just_writing_is_not_torn(folder: Path, tmp_path: Path) -> None:
-    for segment in list_segments(folder):
-        (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     last = list_segments(tmp_path)[-1].path
     data = last.read_bytes()
     states = iter([data[:-20], data])
@@ -284,8 +283,7 @@ def _once_in_a_reading(write_on: Callable[[int, int], None]) -> Callable[[int, i
 
 
 def test_a_segment_that_is_just_begun_is_nothing_yet(folder: Path, tmp_path: Path) -> None:
-    for segment in list_segments(folder):
-        (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     known = checkpoint(folder)
     Segment.named(tmp_path, known.size).path.touch()
     report = verify_log(tmp_path, ORIGIN, [known])
@@ -297,8 +295,7 @@ def test_a_segment_that_is_just_begun_is_nothing_yet(folder: Path, tmp_path: Pat
 
 
 def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
-    for segment in list_segments(folder):
-        (tmp_path / segment.path.name).write_bytes(segment.path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with list_segments(tmp_path)[-1].path.open("ab") as file:
         file.write(b"torn")
     [problem] = verify_log(tmp_path, ORIGIN, [checkpoint(folder)]).problems
@@ -336,19 +333,11 @@ def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
 def test_records_that_do_not_follow_are_told(
     tmp_path: Path, records: list[Record], text: str
 ) -> None:
-    written, chain = Header(ORIGIN, 0, FIRST_CHAIN).frame()
-    for record in records:
-        framed, chain = frame(chain, record.body())
-        written += framed
-    Segment.named(tmp_path, 0).path.write_bytes(written)
+    written(tmp_path, records)
     [problem] = verify_log(tmp_path, ORIGIN, []).problems
     assert text in problem
 
 
 def test_a_snapshot_that_says_the_truth_verifies(tmp_path: Path) -> None:
-    written, chain = Header(ORIGIN, 0, FIRST_CHAIN).frame()
-    for record in (INTENT, Record(1, 5, RecordKind.SNAPSHOT, {"frontier": [PEAK], "open": [0]})):
-        framed, chain = frame(chain, record.body())
-        written += framed
-    Segment.named(tmp_path, 0).path.write_bytes(written)
+    written(tmp_path, [INTENT, snapshot(1, 5, [INTENT], [0])])
     assert verify_log(tmp_path, ORIGIN, []).whole
