@@ -180,12 +180,12 @@ def approved(members: dict[str, Any], **changed: Any) -> None:
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "are not an operation": lambda m: m.update(approved="x"),
-    "(0|1) of 2 officers have": lambda m: m["approvals"].pop(),
+    "(0|1) of 2 required signatures": lambda m: m["approvals"].pop(),
     "has not validly signed": lambda m: m["approvals"].reverse() or m["approvals"].pop(),
     "proposer .* has not validly signed": lambda m: approved(m, details={"key": KEY}),
     "was approved": lambda m: m.update(operation="6f2f1d5e-6b39-4bd2-b1b4-9a1f0c5b4f00"),
     "1 participant,": lambda m: m["participants"].pop(),
-    "it made .*other": lambda m: m["result"].update(key_version="facilities/moh/keys/other"),
+    "it created .*other": lambda m: m["result"].update(key_version="facilities/moh/keys/other"),
     "the algorithm is ES384": lambda m: m["result"].update(algorithm="ES384"),
     "extractable as False": lambda m: m["result"]["attributes"].update(extractable=True),
     "sensitive as True": lambda m: m["result"]["attributes"].pop("sensitive"),
@@ -195,7 +195,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
         result=result_of(ec.generate_private_key(ec.SECP256R1()), "CN=other")
     ),
     "does not describe a key": lambda m: m.update(result=None),
-    "when the key was made": lambda m: m["times"].pop("made"),
+    "when the key was created": lambda m: m["times"].pop("made"),
     "was not written by `signer": lambda m: m.pop("approvals"),
     "not written by `signer ceremony`": lambda m: m.update(format="other"),
 }
