@@ -1,7 +1,5 @@
 """The program ``signer``; ``python -m signer`` is the same."""
 
-from __future__ import annotations
-
 import atexit
 import gc
 from typing import NoReturn

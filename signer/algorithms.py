@@ -1,7 +1,5 @@
 """The closed list of signature algorithms, and one row for each: data, no functions."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Errors say what is wrong in a form that follows "it has", and never quote values.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Where time comes from: everything else takes it as an argument."""
 
-from __future__ import annotations
-
 import time
 from typing import Protocol
 

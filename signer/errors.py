@@ -5,8 +5,6 @@ whether a call or an item fails with it, and whether a retry can help.
 The edge turns these values into ``google.rpc.Status``; no other package knows gRPC.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ side by side: metrics, log lines and alarms (``signer.observe.reports``), traces
 (``signer.observe.tracing``) and the audit log (``signer.daemon.audit_log``).
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Files that are replaced as a whole, and the permissions of files that contain secrets."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

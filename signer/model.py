@@ -3,8 +3,6 @@
 Times are seconds since the epoch in UTC; names are resource names of the API.
 """
 
-from __future__ import annotations
-
 import enum
 import hashlib
 import re
@@ -101,7 +99,7 @@ class KeyName:
         return f"facilities/{self.facility}/keys/{self.key}"
 
     @classmethod
-    def parse(cls, name: str) -> KeyName:
+    def parse(cls, name: str) -> "KeyName":
         """Reads a resource name; raises ValueError that says what is expected."""
         if not (match := _KEY_NAME.fullmatch(name)):
             raise ValueError("expected facilities/{facility}/keys/{key}")
@@ -270,7 +268,7 @@ class Signed(NamedTuple):
     attempts: int = 1
 
     @classmethod
-    def all_failed(cls, job: SignJob, failure: Failure) -> Signed:
+    def all_failed(cls, job: SignJob, failure: Failure) -> "Signed":
         """Returns a batch of which every item has failed in the same way."""
         count = len(job.inputs)
         return cls([b""] * count, dict.fromkeys(range(count), failure), 0)

@@ -1,7 +1,5 @@
 """The strict base of everything that is read from YAML or JSON, and its error texts."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from signer.errors import Violation

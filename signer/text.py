@@ -1,7 +1,5 @@
 """How texts for people name numbers of things, members of documents, and times."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 

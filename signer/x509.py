@@ -1,7 +1,5 @@
 """What several parts of the product read from X.509 certificates and public keys."""
 
-from __future__ import annotations
-
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

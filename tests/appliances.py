@@ -1,7 +1,5 @@
 """Development appliances for tests: provisioned once a run, copied for each test."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Command lines that run in the process of a test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ configuration. ``make_appliance`` makes one of the test's own.
 ``postgres.database()`` is the URL of an empty database of the test's own.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping

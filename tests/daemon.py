@@ -1,7 +1,5 @@
 """``signer serve`` as a process of its own, its workers, and its log as an auditor sees it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

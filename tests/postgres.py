@@ -1,7 +1,5 @@
 """A PostgreSQL server of the tests' own, from Debian's programs, in a folder of its own."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import pwd

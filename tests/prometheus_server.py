@@ -1,7 +1,5 @@
 """A Prometheus of the tests' own, Debian's program, in a folder of its own on loopback."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """Stand-ins that several test files use: a clock, an HSM, reports, a log."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import replace

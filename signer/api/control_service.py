@@ -1,7 +1,5 @@
 """ControlService: for operators."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """EvidenceService: the audit log and its proofs, for auditors."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time

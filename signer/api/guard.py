@@ -6,8 +6,6 @@ compared whole: not the common name, and not gRPC's property of all alternative 
 contains DNS names as well.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 import uuid
@@ -249,7 +247,7 @@ def _internal(call_id: str) -> status_pb2.Status:
     return wire.call_status(CallError(Reason.INTERNAL, text, {"call_id": call_id}))
 
 
-def _auth_context(context: grpc.ServicerContext) -> AuthContext:
+def _auth_context(context: grpc.ServicerContext) -> "AuthContext":
     return cast(AuthContext, context.auth_context())  # the stubs declare other values
 
 

@@ -6,8 +6,6 @@ not read would delay the status for all others, and the daemon. Here each watch 
 thread, and nothing waits for it. All services have the same status.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 
@@ -67,10 +65,7 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=status)
 
     def Watch(  # type: ignore[override]
-        self,
-        request: health_pb2.HealthCheckRequest,
-        context: grpc.ServicerContext,
-        send: Send,
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send: Send
     ) -> None:
         """Sends the status now and at every change; above MAX_WATCHES: UNIMPLEMENTED.
 

@@ -1,7 +1,5 @@
 """KeyService: the keys, and what the caller may do with them."""
 
-from __future__ import annotations
-
 from signer.api import wire
 from signer.api.guard import Caller
 from signer.api.wire import PAGE_BYTES, page_size

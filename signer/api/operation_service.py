@@ -1,7 +1,5 @@
 """OperationService: officers' proposals and approvals, and what stops keys at once."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The gRPC server: its services, its limits, mutual TLS, the drain."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from concurrent import futures

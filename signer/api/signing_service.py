@@ -1,7 +1,5 @@
 """SigningService: reads a batch, signs it with the engine, answers."""
 
-from __future__ import annotations
-
 import uuid
 
 from signer.api import wire

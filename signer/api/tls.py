@@ -1,7 +1,5 @@
 """The server's certificate, read again without a restart."""
 
-from __future__ import annotations
-
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key

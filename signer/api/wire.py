@@ -1,7 +1,5 @@
 """Converts between the messages of the API and the values of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp

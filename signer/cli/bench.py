@@ -1,7 +1,5 @@
 """``signer bench``: the appliance beside a C loop, in one table."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

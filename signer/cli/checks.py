@@ -1,7 +1,5 @@
 """``signer check`` and ``doctor``: whether files are correct, and a machine is fit to sign."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

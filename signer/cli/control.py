@@ -1,7 +1,5 @@
 """``signer reload``, ``health`` and ``top``: calls to a running daemon for operators."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

@@ -1,7 +1,5 @@
 """``signer dev``: a development appliance in one folder, on SoftHSM."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

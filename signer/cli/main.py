@@ -1,7 +1,5 @@
 """The command ``signer``: one file a group of commands, loaded when it is used."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """Options that many commands share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """How commands print what they return: for people, or as JSON with ``--json``."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sys

@@ -1,7 +1,5 @@
 """``signer policy``: what the policy allows, and which rule says so."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Progress of a command, on stderr: a bar on a terminal, lines or nothing elsewhere."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +17,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(
-    doing: str,
-    *,
-    line: Callable[[int, int | None, str], str] | None = None,
-    hidden: bool = False,
+    doing: str, *, line: Callable[[int, int | None, str], str] | None = None, hidden: bool = False
 ) -> Iterator[Advance]:
     """Yields the function that shows progress under the label ``doing``.
 

@@ -1,7 +1,5 @@
 """``signer serve``: the daemon."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``signer init``, ``registry`` and ``token``: what an operator does on the appliance itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

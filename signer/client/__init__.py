@@ -12,8 +12,6 @@ Two appliances take calls in turn while they serve, and either may be restarted:
 The public names are those of this module; its submodules are private.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from threading import Event

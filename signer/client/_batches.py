@@ -1,7 +1,5 @@
 """Cuts a stream of payloads into calls within the message limits. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 

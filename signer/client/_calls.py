@@ -1,7 +1,5 @@
 """Single calls: retries, pages, and failures as ``SignerClientError``."""
 
-from __future__ import annotations
-
 import random
 import sys
 import time

@@ -1,7 +1,5 @@
 """Channels with mutual TLS, to one appliance or to several that share the calls."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 from os import PathLike

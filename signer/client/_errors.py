@@ -1,7 +1,5 @@
 """What the client raises: one tree by gRPC code, one place that reads google.rpc.Status."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """``SignerClient.operations``: the calls of security officers, and their signatures."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -115,10 +113,7 @@ class Operations:
         return pages(self._stub.ListOperations, request, "operations", read_operation, timeout)
 
     def wait(
-        self,
-        identity: str,
-        timeout: float,
-        progress: Callable[[Operation], None] = lambda _: None,
+        self, identity: str, timeout: float, progress: Callable[[Operation], None] = lambda _: None
     ) -> Operation:
         """Polls every 0.5 s until the operation is over or waits for certificates.
 

@@ -1,7 +1,5 @@
 """Sends batches: several at once, each until it is answered or its time is over."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections import deque

@@ -1,7 +1,5 @@
 """Carries the caller's trace to the appliance, where OpenTelemetry is in use (optional)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

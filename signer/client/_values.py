@@ -1,7 +1,5 @@
 """What the client returns, and how it is read from the API's messages."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reads client files: where an appliance is, and with which certificate to call it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import NamedTuple

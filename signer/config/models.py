@@ -1,7 +1,5 @@
 """Reads ``signer.yaml`` into frozen models, every path absolute."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -192,7 +190,7 @@ class Config(StrictModel):
     reflection: bool = False
     client: File | None = None
 
-    def changed(self, other: Config) -> tuple[str, ...]:
+    def changed(self, other: "Config") -> tuple[str, ...]:
         """Returns the settings that differ in ``other`` and that a reload cannot change."""
         return tuple(
             name

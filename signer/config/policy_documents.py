@@ -1,7 +1,5 @@
 """Policies as files and as one text, whose SHA-256 identifies the policy."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ something else (20:00 is 1200 to it, and NO is false) is refused with the advice
 put it in quotes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The process: composition root, what is served, the open audit log, status."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

@@ -6,8 +6,6 @@ before anything listens. An absent token or a latched PIN does not: the daemon t
 runs NOT_SERVING, says why on /readyz, and serves with its first worker.
 """
 
-from __future__ import annotations
-
 import math
 import queue
 import signal

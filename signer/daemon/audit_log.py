@@ -4,8 +4,6 @@ Intents and outcomes are ``signer.signing.evidence``, the officers' records
 ``signer.officers.records``, checkpoints ``signer.daemon.sealing``.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

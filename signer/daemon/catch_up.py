@@ -5,8 +5,6 @@ The log judges a record of officers or of a policy by the set of officers before
 with its approval, in their order, and not only the last.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from signer.daemon.audit_log import DaemonLog
@@ -34,11 +32,7 @@ class CatchUp:
     """Brings one appliance's log up to date with officers and policy. Raises OperatorError."""
 
     def __init__(
-        self,
-        registry: Registry,
-        log: DaemonLog,
-        records: OperationRecords,
-        approvals: ApprovalFold,
+        self, registry: Registry, log: DaemonLog, records: OperationRecords, approvals: ApprovalFold
     ) -> None:
         """``approvals`` is what the log's records so far say."""
         self._registry, self._store = registry, OperationStore(registry)

@@ -5,8 +5,6 @@ a version whose key is not on the token fails its callers with HSM_UNAVAILABLE. 
 interrupted operation has left is completed by that operation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 

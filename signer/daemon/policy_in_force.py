@@ -4,8 +4,6 @@ The files decide only while there are no officers, and in development. Otherwise
 names the policy in force, and the files are a copy of it or somebody's draft of the next one.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Checkpoints of the audit log: signed by the audit key in the HSM, stored and shipped."""
 
-from __future__ import annotations
-
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier, sign
 from signer.audit.format.segments import CHECKPOINTS
 from signer.audit.write.checkpoints import Checkpointer, Folder, Shipper

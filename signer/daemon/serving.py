@@ -1,7 +1,5 @@
 """What is served now: keys, policy and suspensions, kept in step with the registry."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,13 +12,7 @@ from signer.daemon.audit_log import DaemonLog
 from signer.daemon.catch_up import CatchUp
 from signer.daemon.policy_in_force import PolicyInForce
 from signer.errors import ConfigError, OperatorError
-from signer.events import (
-    Events,
-    KeysChanged,
-    PolicyChanged,
-    RegistryUnreadable,
-    SuspensionsChanged,
-)
+from signer.events import Events, KeysChanged, PolicyChanged, RegistryUnreadable, SuspensionsChanged
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.model import KeyState, KeyVersion, Scope, Suspended

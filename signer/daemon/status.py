@@ -1,7 +1,5 @@
 """What operators and monitoring see of the running daemon: gauges, doubts and the status page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Payload → bytes to sign → finished message: pure, one file a format."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from signer.formats.cose import CoseSign1

@@ -1,7 +1,5 @@
 """Base45 (RFC 9285): two bytes become three characters of a QR code's alphanumeric mode."""
 
-from __future__ import annotations
-
 import struct
 from functools import cache
 from operator import itemgetter

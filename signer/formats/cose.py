@@ -1,7 +1,5 @@
 """COSE_Sign1 (RFC 9052 sections 4.2 and 4.4), concatenated from encoded parts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from signer import cbor

@@ -3,8 +3,6 @@
 The published schema is not enforced; unknown members are kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple

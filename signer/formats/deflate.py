@@ -10,8 +10,6 @@ The first byte is always 0x78, a window of 32 KiB, although ours is smaller: pub
 verifiers treat any other first byte as a message without compression.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 

@@ -4,8 +4,6 @@ Electronic Health Certificate Specification 1.0, EU DCC trust framework; CWT is
 RFC 8392, Base45 RFC 9285.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """JWS in compact form (RFC 7515 section 3.1) over one JSON object."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Sequence

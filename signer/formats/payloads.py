@@ -3,8 +3,6 @@
 Payloads are read strictly: bounded in nesting and numbers, without extensions.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from abc import ABC, abstractmethod
@@ -167,10 +165,7 @@ def _constant(_name: str) -> NoReturn:
 _WHITESPACE = " \t\n\r"  # RFC 8259, section 2
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_members,
-    parse_int=_integer,
-    parse_float=_float,
-    parse_constant=_constant,
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
 
 

@@ -1,7 +1,5 @@
 """DIGEST and MESSAGE: the output is the raw signature."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ Every length is checked before it is used: a broken worker must not break the fr
 process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import json

@@ -5,8 +5,6 @@ fingerprints with a random salt (a plain hash of a short PIN would reveal it). E
 token has one file, mode 0600, in the daemon's folder ``state``.
 """
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import hashlib

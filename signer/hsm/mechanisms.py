@@ -3,8 +3,6 @@
 Numbers are those of PKCS#11 v3.1; ECDSA signatures are r||s (section 6.3.1).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

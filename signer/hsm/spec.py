@@ -1,7 +1,5 @@
 """What the front process and its workers must agree on about a token."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The key that signs the checkpoints of the audit log: in the registry, but no call can use it."""
 
-from __future__ import annotations
-
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.index import KeyIndex

@@ -1,7 +1,5 @@
 """Public keys and certificates: key ids in messages, and the checks of a certificate."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -11,11 +9,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError

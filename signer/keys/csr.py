@@ -1,7 +1,5 @@
 """Certification requests (PKCS #10, RFC 2986) that a key in an HSM signs."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Opens the registry's database: SQLite or PostgreSQL, at the schema of this release."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

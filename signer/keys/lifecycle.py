@@ -10,8 +10,6 @@ the changed version; an illegal move raises. States and moves are those of NIST 
 section 7.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

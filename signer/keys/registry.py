@@ -6,8 +6,6 @@ before it commits. The daemon polls ``head()`` and reads the changes (``state``)
 revision has changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys.database import (
-    bring_up,
-    connect,
-    explained,
-    for_reading,
-    refuse_to_write_newer,
-)
+from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.index import KeyIndex
 from signer.keys.schema import documents, key_versions, keys, officers, revision, suspensions
 from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion, Scope, Suspension
@@ -69,7 +61,7 @@ class Registry:
         self._reader = for_reading(engine)
 
     @classmethod
-    def open(cls, url: str, *, create: bool = False, migrate: bool = False) -> Registry:
+    def open(cls, url: str, *, create: bool = False, migrate: bool = False) -> "Registry":
         """Opens the registry at an SQLAlchemy URL.
 
         Without flags, as in the daemon, the schema must be that of this release. With
@@ -101,7 +93,7 @@ class Registry:
             yield connection
 
     @contextmanager
-    def writing(self, *, counts: bool = True) -> Iterator[Writing]:
+    def writing(self, *, counts: bool = True) -> "Iterator[Writing]":
         """A transaction for writing. Raises OperatorError.
 
         Without ``counts`` the revision stays, and daemons see the changes with the next write
@@ -380,9 +372,7 @@ class Writing:
             made = self.connection.execute(
                 sa.insert(keys)
                 .values(
-                    facility=version.key.facility,
-                    key=version.key.key,
-                    algorithm=version.algorithm,
+                    facility=version.key.facility, key=version.key.key, algorithm=version.algorithm
                 )
                 .returning(keys.c.id)
             )

@@ -5,8 +5,6 @@ the public key and the certificate; they are stored because deriving them for
 ten thousand keys would be most of the time of loading them.
 """
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 
 VERSION = "0002"

@@ -4,8 +4,6 @@
 from closed sets. The facility is never a label (there are 15,000 facilities); its group is.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Small line charts as SVG text, without scripts or external resources."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from html import escape

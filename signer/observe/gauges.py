@@ -1,7 +1,5 @@
 """Gauges, read from the parts of the daemon at every scrape."""
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections import Counter
@@ -78,10 +76,7 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> Readings:
             items[label] += waiting.items
             since = waiting.since + epoch
             oldest[label] = min(oldest.get(label, since), since)
-    return {
-        "signer_queue_items": items,
-        "signer_queue_oldest_timestamp_seconds": oldest,
-    }
+    return {"signer_queue_items": items, "signer_queue_oldest_timestamp_seconds": oldest}
 
 
 class KeyReadings:

@@ -1,7 +1,5 @@
 """Rates and latencies of the last hour, for the status page."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The metrics port, plain HTTP: /metrics, /livez, /readyz, and the status page at /."""
 
-from __future__ import annotations
-
 import io
 import socket
 import threading

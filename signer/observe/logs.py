@@ -1,7 +1,5 @@
 """Structured logs: one JSON object per line on stderr, without payloads and personal data."""
 
-from __future__ import annotations
-
 import logging
 import sys
 

@@ -1,7 +1,5 @@
 """Counters and histograms, made from ``catalogue``; ``reports`` counts events in them."""
 
-from __future__ import annotations
-
 from collections import Counter as Counts
 from collections.abc import Iterator, Sequence
 from functools import cache

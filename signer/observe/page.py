@@ -4,8 +4,6 @@ Plain HTML without scripts or external resources. It shows gauges, readiness, al
 last hour, and nothing of a single facility.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape

@@ -1,7 +1,5 @@
 """Writes docs/metrics.md from the catalogue: ``python -m signer.observe.reference``."""
 
-from __future__ import annotations
-
 import sys
 
 from signer.observe.catalogue import FAMILIES, Family, Label

@@ -4,8 +4,6 @@ A call that was refused or failed is one log line at level warning, any other at
 info. Lines carry ids, names, counts and times, never a payload.
 """
 
-from __future__ import annotations
-
 import threading
 import traceback
 from collections import Counter, deque

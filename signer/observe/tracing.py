@@ -5,8 +5,6 @@ a stage is created when the stage has ended, in the thread of the call. This mod
 only if tracing is configured: its packages are optional.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -92,8 +90,7 @@ class Tracing:
         self._provider = TracerProvider(
             resource=Resource({f"service.{name}": value for name, value in described.items()}),
             sampler=ParentBased(
-                TraceIdRatioBased(settings.sample),
-                remote_parent_sampled=_AtMost(_CALLERS_A_SECOND),
+                TraceIdRatioBased(settings.sample), remote_parent_sampled=_AtMost(_CALLERS_A_SECOND)
             ),
             shutdown_on_exit=False,
         )

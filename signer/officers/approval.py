@@ -9,8 +9,6 @@ The bytes are text, so that officers can read what they sign with any program: t
 in order, two spaces a level and ASCII only.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -4,8 +4,6 @@ A stop waits for nothing: first the registry, then this appliance, then the log.
 accepts no records, nothing is signed anyway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt

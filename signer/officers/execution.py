@@ -4,8 +4,6 @@
 an operation: the same function completes it, because it finds what was created before.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Executor as Threads
@@ -35,13 +33,7 @@ from signer.officers.kinds.officer_change import ChangeOfficersKind
 from signer.officers.kinds.policy_change import PutPolicyKind
 from signer.officers.kinds.rotation import RotateKind
 from signer.officers.kinds.state_changes import VERSION_KINDS, ResumeKind
-from signer.officers.store import (
-    ENDED,
-    UNFINISHED,
-    OperationState,
-    OperationStore,
-    StoredOperation,
-)
+from signer.officers.store import ENDED, UNFINISHED, OperationState, OperationStore, StoredOperation
 
 KINDS: Mapping[str, OperationKind[Any]] = {
     kind.name: kind

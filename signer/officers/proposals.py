@@ -4,8 +4,6 @@ An operation's bytes are made here, and checked here when an officer has signed 
 last signature that an operation needs starts its execution (``execution``).
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Iterator, Sequence
@@ -175,10 +173,7 @@ class Proposals:
             details = KINDS["rotate"].read(operation.proposal.details)
             context = self._serving.context()
             check_approved(
-                operation.proposal,
-                operation.content,
-                operation.signatures,
-                context.state.officers,
+                operation.proposal, operation.content, operation.signatures, context.state.officers
             )
             changes = rotation.imports(details, certificates, identity, context)
             with self._registry.writing() as write:

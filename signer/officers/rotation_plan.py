@@ -3,8 +3,6 @@
 It needs no package of the server: an officer's own program works the plan out and compares.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Operations as rows of the registry, written in its transactions."""
 
-from __future__ import annotations
-
 import enum
 import json
 from collections.abc import Mapping, Sequence

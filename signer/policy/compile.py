@@ -4,8 +4,6 @@ A profile gives terms; a facility narrows them, and a key narrows its facility's
 would widen is refused, so that a profile shows the most that any of its facilities may do.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ What no rule allows is denied. A principal that is not a client of the facility 
 same answer whatever it asks for, so that it cannot learn what exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

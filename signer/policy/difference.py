@@ -1,7 +1,5 @@
 """What differs between two policies, for the officers who approve a new one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 

@@ -1,7 +1,5 @@
 """The shape of each part of a policy document; ``compile`` checks how the parts fit together."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 

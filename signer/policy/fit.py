@@ -6,8 +6,6 @@ be put into any health certificate, past all claims, content rules and key usage
 same way MESSAGE and DIGEST can sign a JWS without the members that JWS requires.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ A profile states rules, a facility narrows them, a key of it narrows them again.
 widens. ``document`` reads what is stated; ``rules.Terms`` holds the values in force.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -31,7 +29,7 @@ class Rule(NamedTuple):
     """
 
     name: str
-    narrow: Callable[[Narrowing, str, Any, Any], object]
+    narrow: "Callable[[Narrowing, str, Any, Any], object]"
     default: object = None
     show: Callable[[Any], object] = lambda value: value
 

@@ -1,7 +1,5 @@
 """The policy in force: plain values, all computed when it is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -120,7 +118,7 @@ class Policy:
             if Role.ISSUER in self.roles.get(officer, ())
         ]
 
-    def with_officers(self, officers: Iterable[str]) -> Policy:
+    def with_officers(self, officers: Iterable[str]) -> "Policy":
         """Returns the policy with these officers added to the roles that it gives."""
         added = {who: self.roles.get(who, frozenset()) | {Role.OFFICER} for who in officers}
         return replace(self, roles={**self.roles, **added})

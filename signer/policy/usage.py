@@ -8,8 +8,6 @@ the sums of the audit log's intents.
 Memory: an entry for each facility ever charged, with a counter for each window in use.
 """
 
-from __future__ import annotations
-
 import heapq
 import threading
 from collections.abc import Mapping, Sequence
@@ -57,9 +55,7 @@ class Usage:
         self._latest = 0.0
 
     def restore(
-        self,
-        windows: Mapping[str, Mapping[int, tuple[int, int]]],
-        totals: Mapping[str, int],
+        self, windows: Mapping[str, Mapping[int, tuple[int, int]]], totals: Mapping[str, int]
     ) -> None:
         """Replaces all counts by earlier ones, by facility.
 

@@ -3,8 +3,6 @@
 Every function takes a value of any type and raises ValueError that says what is expected.
 """
 
-from __future__ import annotations
-
 import enum
 import re
 from collections import Counter

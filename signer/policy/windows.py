@@ -5,8 +5,6 @@ hour that repeats when clocks are set back is open twice, and an hour that is sk
 they are set forward does not open.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ class Hours:
             at += self._until_change(at, min(wait, DAY_SECONDS))
         return float(at)
 
-    def intersection(self, other: Hours) -> Hours | None:
+    def intersection(self, other: "Hours") -> "Hours | None":
         """Returns when both are open, None for never. The zones must be the same."""
         spans = tuple(
             sorted(

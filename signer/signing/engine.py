@@ -5,8 +5,6 @@ which it was authorised. It takes no locks except those of the usage counters, o
 log and of the HSM's queue.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,14 +17,7 @@ from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
-from signer.model import (
-    MESSAGE_BYTES,
-    Format,
-    FormatContext,
-    KeyVersion,
-    Signed,
-    SignJob,
-)
+from signer.model import MESSAGE_BYTES, Format, FormatContext, KeyVersion, Signed, SignJob
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage

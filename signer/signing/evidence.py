@@ -6,8 +6,6 @@ that the log says were signed, at no cost. Of two calls with one request id at t
 second waits for the first.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

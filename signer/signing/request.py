@@ -1,7 +1,5 @@
 """The values of a signing request: what is asked, what is answered, what is served now."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Sig_structures of the COSE working group's examples with one signer, byte for byte."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

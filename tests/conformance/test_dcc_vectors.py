@@ -1,7 +1,5 @@
 """The EU's Digital COVID Certificate vectors, reproduced byte for byte by our encoder."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

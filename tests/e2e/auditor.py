@@ -1,7 +1,5 @@
 """The auditor: has a copy of the audit folder and the public key, and trusts nobody."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import shutil

@@ -5,8 +5,6 @@ every signature was accepted, the appliance ended cleanly, and its audit log has
 proven one signature and betrayed every bit that was changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

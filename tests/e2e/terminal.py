@@ -7,8 +7,6 @@ folder /tmp and the two ports of docs/operating.md are the test's own, and `sudo
 stubs: they install what the machine of the tests has already.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -19,10 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SHELLS = {
-    "bash": ["bash", "-eu", "-o", "pipefail"],
-    "zsh": ["zsh", "-f", "-eu", "-o", "pipefail"],
-}
+SHELLS = {"bash": ["bash", "-eu", "-o", "pipefail"], "zsh": ["zsh", "-f", "-eu", "-o", "pipefail"]}
 FOREGROUND = "signer dev up "
 STUBS = ("sudo", "make")
 END_OF_BLOCK = "\x1e"

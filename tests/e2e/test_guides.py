@@ -1,7 +1,5 @@
 """README and the guides of issuing systems, officers and auditors work as printed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

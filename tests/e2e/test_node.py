@@ -1,7 +1,5 @@
 """A Node client made from the .proto files alone: it signs, and reads our errors."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -30,11 +28,7 @@ def program() -> Path:
     for name in SOURCES:
         shutil.copy(HERE / "node" / name, BUILD / name)
     if not stamp.exists() or stamp.read_text() != wanted:
-        subprocess.run(
-            ["npm", "ci", "--ignore-scripts", "--silent"],
-            cwd=BUILD,
-            check=True,
-        )
+        subprocess.run(["npm", "ci", "--ignore-scripts", "--silent"], cwd=BUILD, check=True)
         stamp.write_text(wanted)
     return BUILD / "client.mjs"
 

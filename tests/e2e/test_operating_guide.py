@@ -1,7 +1,5 @@
 """docs/operating.md works as printed: a doctor, a daemon, Prometheus with its rules."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

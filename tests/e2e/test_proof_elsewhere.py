@@ -1,7 +1,5 @@
 """A proof of the audit log convinces a program that shares no code with the appliance."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +13,7 @@ from tests.e2e.auditor import Auditor
 
 FLIPS_ELSEWHERE = 8
 FLIPS = 3
-SIGNED = {
-    "HCERT": ("facilities/moh/keys/dcc", 5),
-    "JWS": ("facilities/01-001/keys/records", 13),
-}
+SIGNED = {"HCERT": ("facilities/moh/keys/dcc", 5), "JWS": ("facilities/01-001/keys/records", 13)}
 """By format the key that signs, and how many items; an odd number leaves a ragged tree."""
 
 

@@ -1,7 +1,5 @@
 """``signer sign`` as people use it, against a real appliance."""
 
-from __future__ import annotations
-
 import base64
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """What the appliance signs is accepted by programs that share no code with it."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

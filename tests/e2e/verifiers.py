@@ -1,7 +1,5 @@
 """The verifiers of others, as programs: called by the tests and by the demo."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

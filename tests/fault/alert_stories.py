@@ -4,8 +4,6 @@ Every step of a story is a real fault. A story goes on when Prometheus has seen 
 see first: a disk that has failed hangs no more.
 """
 
-from __future__ import annotations
-
 import secrets
 import signal
 import sqlite3

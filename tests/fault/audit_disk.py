@@ -1,7 +1,5 @@
 """Disks that fail: at a chosen system call, or by losing power."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass

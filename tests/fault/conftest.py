@@ -1,7 +1,5 @@
 """Daemons that tests may hurt: each in a folder of its own, and none of them outlives its test."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path

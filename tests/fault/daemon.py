@@ -1,7 +1,5 @@
 """Callers of a daemon while faults happen to it."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections import Counter

@@ -7,8 +7,6 @@ with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump b
 seconds, ``memory`` has the process hold so many bytes more, each once: the file goes with it.
 """
 
-from __future__ import annotations
-
 import errno
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Administrative orders on a module that fails, hangs or dies in the middle of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -5,8 +5,6 @@ it (alert_stories.py). The stories come first, in a fixture; the tests then look
 alerts have fired, and which have not.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait

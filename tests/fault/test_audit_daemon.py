@@ -1,7 +1,5 @@
 """The running daemon on a disk of the audit log that fails, fills up or is slow."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading

@@ -1,7 +1,5 @@
 """The log's writer under failures of each of its system calls, and under slow and full disks."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """kill -9 under load: whatever was answered is on record, and the next start needs no hand."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

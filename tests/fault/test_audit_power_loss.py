@@ -1,7 +1,5 @@
 """Losses of power and kills, again and again: what was acknowledged is in the log afterwards."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass, field
 from hashlib import sha256

@@ -4,8 +4,6 @@ The log is written by the code that signs, the HSM aside: intents and outcomes o
 10 million items in batches, then single items with request ids.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import time

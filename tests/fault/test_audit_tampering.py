@@ -4,8 +4,6 @@ The auditor has the public key and one checkpoint that was shipped in time. A
 change to the files is anything that leaves them with other bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,11 +53,7 @@ def approved() -> dict[RecordKind, dict[str, Value]]:
     content = proposal.canonical()
     one, two = (key.sign(content) for key in keys.values())
     signatures: list[Value] = [[first, one, now * 1_000_000], [second, two, now * 1_000_000]]
-    whole: dict[str, Value] = {
-        "operation": number,
-        "content": content,
-        "signatures": signatures,
-    }
+    whole: dict[str, Value] = {"operation": number, "content": content, "signatures": signatures}
     return {
         RecordKind.OFFICERS: {"officers": officers, "development": False, "policy": bytes(32)},
         RecordKind.PROPOSAL: {

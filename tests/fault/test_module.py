@@ -1,7 +1,5 @@
 """A PKCS#11 module that goes wrong: shim.c between the workers and the real SoftHSM."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Operations on an appliance that is killed, or whose HSM is full or dies over a key."""
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Operations while the database is locked by somebody else, or the audit log takes nothing."""
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 from collections.abc import Iterator

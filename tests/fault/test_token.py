@@ -1,7 +1,5 @@
 """Tokens that are absent, ambiguous, or refuse the PIN."""
 
-from __future__ import annotations
-
 import secrets
 import shutil
 import sqlite3
@@ -301,10 +299,7 @@ def test_a_wrong_pin_of_a_key_stops_this_key_only(daemon: Daemon) -> None:
         spki,
     )
     with daemon.client() as client:
-        until(
-            lambda: spki_of(client) == spki,
-            "the registry is followed",
-        )
+        until(lambda: spki_of(client) == spki, "the registry is followed")
         results = client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 400)
         assert [result.signature for result in results] == [b""] * 400
         reasons = {result.error.reason for result in results if result.error}

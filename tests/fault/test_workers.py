@@ -1,7 +1,5 @@
 """Workers that are killed, stopped or sent signals, under load."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -5,8 +5,6 @@ looked at over an hour is looked at over two minutes, what must last for half an
 last for seconds. Thresholds are as they are, so a disk that hangs really hangs.
 """
 
-from __future__ import annotations
-
 import re
 import signal
 import threading

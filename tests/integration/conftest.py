@@ -1,7 +1,5 @@
 """The session's appliance as each role sees it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

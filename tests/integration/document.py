@@ -1,7 +1,5 @@
 """A document whose blocks of commands are run as they are printed."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import textwrap

@@ -1,7 +1,5 @@
 """Dashboards as Grafana reads them: panels, and queries with their variables put in."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -31,7 +29,7 @@ class Query(NamedTuple):
     instant: bool
 
     @property
-    def bare(self) -> Query:
+    def bare(self) -> "Query":
         """The query without what it shows where there is nothing to show."""
         return self._replace(text=_FALLBACK.sub("", self.text))
 

@@ -3,8 +3,6 @@
 ``python hsm_probe.py COMMAND``, a JSON object on stdin, one on stdout.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A token in the real SoftHSM, its keys, and pools over it, without a daemon around them."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import time
@@ -75,7 +73,7 @@ class SoftToken:
     @contextmanager
     def pool(
         self, *, workers: int = 1, hang: float = 10.0, queued: int = 200_000, **changes: Any
-    ) -> Iterator[tuple[Pool, Record]]:
+    ) -> "Iterator[tuple[Pool, Record]]":
         """A pool that serves, and what it reported."""
         record = Record()
         pool = Pool(

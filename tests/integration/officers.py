@@ -1,7 +1,5 @@
 """Two officers at work on a development appliance, and issuers that sign meanwhile."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -177,8 +175,7 @@ class Issuing:
         """Waits until a call that begins from now on is signed in full."""
         now = time.monotonic()
         self.wait(
-            lambda a: a.key == key and a.began > now and a.signed == self._items,
-            f"{key} signs",
+            lambda a: a.key == key and a.began > now and a.signed == self._items, f"{key} signs"
         )
 
     def refusals(self) -> Counter[str]:

@@ -1,7 +1,5 @@
 """Checks signatures with ``cryptography``, and takes messages apart without our code."""
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib

@@ -3,8 +3,6 @@
 ``python -m tests.integration.routes`` prints both routes.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile
@@ -84,8 +82,7 @@ def trace(folder: Path) -> Routes:
         office = Office(appliance.dev)
         key = "facilities/01-001/keys/traced"
         entered = appliance.files(
-            lambda: office.do("create-key", key=key, algorithm="ES256", activate=True),
-            LOG_WRITER,
+            lambda: office.do("create-key", key=key, algorithm="ES256", activate=True), LOG_WRITER
         )
     finally:
         appliance.stop()

@@ -1,7 +1,5 @@
 """docs/archiving.md works as printed: a log is archived beside its daemon, and proven later."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """The daemon's audit log: what it answered is on record, provable, and said again when repeated."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """docs/backup.md, run as it is printed: appliances are backed up, lost, and come back."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Commands against the running appliance: what they print, and their exit codes."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

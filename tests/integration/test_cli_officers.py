@@ -1,7 +1,5 @@
 """Two officers at work with the commands, on a running appliance of their own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The dashboards of config/grafana: how they are built, and that every query finds its data."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """``signer doctor`` on a real appliance, with each thing broken in turn."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

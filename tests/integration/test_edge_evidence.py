@@ -1,7 +1,5 @@
 """EvidenceService over the wire: what an auditor learns, and can prove without believing it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

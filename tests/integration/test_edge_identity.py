@@ -1,7 +1,5 @@
 """Who may call at all: certificates, TLS versions, principals, roles."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import struct

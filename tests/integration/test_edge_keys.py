@@ -1,17 +1,11 @@
 """KeyService over the wire: pages, visibility, bad names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
 from signer.v1 import keys_pb2, signing_pb2

@@ -1,7 +1,5 @@
 """Starts that are refused, and ends that lose nothing."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import socket
@@ -159,10 +157,7 @@ def test_sigterm_tells_health_first_and_lets_workers_leave_last(
     made = make_appliance(workers=2, config={"limits": {"drain_notice_seconds": 60}})
     workers = children(made)
     assert len(workers) >= 2
-    with (
-        edge.connect(made.dev) as issuer,
-        edge.connect(made.dev, "operator") as operator,
-    ):
+    with edge.connect(made.dev) as issuer, edge.connect(made.dev, "operator") as operator:
         watcher = operator.health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
         made.process.send_signal(signal.SIGTERM)
@@ -224,11 +219,7 @@ def test_what_outlasts_the_drain_is_cut_off_and_on_record(
         assert made.stop() == 0
         codes = {call.code() for call in calls}
     assert codes - {grpc.StatusCode.OK}, "no call was cut off"
-    assert codes <= {
-        grpc.StatusCode.OK,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.CANCELLED,
-    }
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []
     assert '"event": "bug"' not in made.log.read_text()

@@ -1,7 +1,5 @@
 """Too much at once: what is refused is refused at once, and health stays reachable."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

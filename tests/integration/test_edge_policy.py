@@ -1,7 +1,5 @@
 """The policy in action: whose key, what content, how much, when, which version."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,11 +38,7 @@ NEVER_ACTIVE: dict[int, dict[str, Any]] = {
     8: {"state": KeyState.ACTIVE, "activate_at": 4e9},
     9: {"state": KeyState.ACTIVE, "sign_until": 1e9},
 }
-SHOWN = {
-    7: KeyState.PRE_ACTIVE,
-    8: KeyState.PRE_ACTIVE,
-    9: KeyState.DEACTIVATED,
-}
+SHOWN = {7: KeyState.PRE_ACTIVE, 8: KeyState.PRE_ACTIVE, 9: KeyState.DEACTIVATED}
 
 
 def away_from_midnight() -> None:

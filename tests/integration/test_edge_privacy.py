@@ -1,7 +1,5 @@
 """What leaves the daemon beside signatures: logs, metrics, error texts. Never a payload."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any
@@ -173,10 +171,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_request_duration_seconds": {"method": METHODS},
     "signer_queue_items": {"class": CLASSES},
     "signer_queue_oldest_timestamp_seconds": {"class": CLASSES},
-    "signer_workers": {
-        "token": TOKENS,
-        "state": {"starting", "serving", "stopping", "failed"},
-    },
+    "signer_workers": {"token": TOKENS, "state": {"starting", "serving", "stopping", "failed"}},
     "signer_worker_restarts": {"token": TOKENS, "cause": ANY},
     "signer_worker_busy_seconds": {"token": TOKENS},
     "signer_login_attempts": {"token": TOKENS, "result": ANY},

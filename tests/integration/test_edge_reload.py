@@ -1,7 +1,5 @@
 """Policy and certificates are read again without a restart: all of it, or nothing."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

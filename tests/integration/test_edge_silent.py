@@ -1,7 +1,5 @@
 """Clients that open calls and then neither send nor read: nobody else may notice."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Administrative orders on the real SoftHSM, and what running workers make of them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """The running daemon and its HSM: who holds what, keys made meanwhile, and outside verifiers."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import struct

@@ -1,7 +1,5 @@
 """Worker processes on the real SoftHSM: algorithms, pins, copies, the queue, and the end."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """A facility is suspended while real workers sign for it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """What the real SoftHSM holds after we made keys in it, and how copies of them behave."""
 
-from __future__ import annotations
-
 import pytest
 
 from signer.algorithms import Algorithm

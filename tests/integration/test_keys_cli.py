@@ -1,7 +1,5 @@
 """Keys as the commands and the HSM make them, on a real token."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

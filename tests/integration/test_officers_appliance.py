@@ -1,7 +1,5 @@
 """A real appliance from nothing: ``signer init``, ``signer serve``, and officers who decide."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sqlite3

@@ -1,7 +1,5 @@
 """Nothing under dual control is done by fewer officers, over other bytes, or twice."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One plan rotates thirty keys; an authority outside certifies them, in portions."""
 
-from __future__ import annotations
-
 import json
 import time
 import zlib
@@ -16,11 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signer.client import SignerClientError

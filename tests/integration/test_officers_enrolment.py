@@ -1,7 +1,5 @@
 """Facilities by the hundred and the thousand, from one file, served without a restart."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from hashlib import sha256

@@ -1,7 +1,5 @@
 """Keys are rotated while issuers sign, and nobody notices but by the new public key."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,10 +28,7 @@ def number(version: str) -> int:
 def rotate(office: Office, issuing: Issuing, *, delay: int, overlap: int) -> int:
     """Rotates KEY once; returns the number of the version that has signed since."""
     office.do(
-        "rotate",
-        f"{KEY}\n".encode(),
-        activate_at=int(time.time()) + delay,
-        overlap_seconds=overlap,
+        "rotate", f"{KEY}\n".encode(), activate_at=int(time.time()) + delay, overlap_seconds=overlap
     )
     new = max(office.versions(KEY))
     issuing.wait(lambda a: a.key == KEY and number(a.version) == new, f"version {new} signs")

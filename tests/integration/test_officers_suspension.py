@@ -1,7 +1,5 @@
 """What one officer stops is stopped when his call returns; two must let it sign again."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from google.protobuf import message_factory
 
 from signer.audit.format.checkpoint import NoteVerifier

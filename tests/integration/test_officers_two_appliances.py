@@ -1,7 +1,5 @@
 """Two appliances on one PostgreSQL registry and one token: what one decides, both do."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

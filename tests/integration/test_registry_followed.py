@@ -1,7 +1,5 @@
 """What the daemon does when the registry changes under it."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing

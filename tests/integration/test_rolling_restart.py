@@ -4,8 +4,6 @@ Plain gRPC stubs, which try nothing again, and the client library. Both balance 
 appliances and watch their health.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """A reader can follow a request and an operation: few files, all of them in the guide."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

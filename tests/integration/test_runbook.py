@@ -1,7 +1,5 @@
 """Every command of the runbook does what the runbook says, as it is printed."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """The status page in a real browser, without JavaScript, on a screen and on a phone."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Iterator

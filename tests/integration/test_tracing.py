@@ -1,7 +1,5 @@
 """Traces, as a collector and a Prometheus get them: from the caller to the audit log."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

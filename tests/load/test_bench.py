@@ -1,7 +1,5 @@
 """The C loop and ``signer bench``, run for a moment: that they measure, not how much."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """An empty Debian in a folder, and systemd-nspawn to run things in it. Needs root."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """The Dockerfile as data, and its stages carried out in folders, for want of an engine."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

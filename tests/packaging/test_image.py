@@ -1,7 +1,5 @@
 """The Dockerfile, carried out line by line in copies of an empty Debian: `make packaging`."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """config/kubernetes: right in form, right with each other, and what they start does serve."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -241,11 +239,7 @@ class Instance:
     def run(self, command: list[str]) -> None:
         """Runs a command as in a container; it must succeed."""
         done = subprocess.run(
-            self._here(command),
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            self._here(command), env=self._environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,7 +1,5 @@
 """docs/packaging.md as it is printed, on an empty Debian with systemd: `make packaging`."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re

@@ -1,7 +1,5 @@
 """config/systemd: judged by systemd's own tools, and against the configuration and the code."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

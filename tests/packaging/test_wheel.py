@@ -1,7 +1,5 @@
 """The wheel alone is the client, and with [server] the appliance; neither needs a checkout."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import shutil
 import subprocess

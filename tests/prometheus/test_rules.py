@@ -4,8 +4,6 @@
 the same rules fire on a real appliance.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Time that does not go behind what is on record."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """Documents agree with the code: tables, commands, links, names of files."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -67,11 +65,7 @@ def names_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 # --- errors ------------------------------------------------------------------------------------
 
-_EXTENTS = {
-    Extent.CALL: "call",
-    Extent.ITEM: "item",
-    Extent.BOTH: "call or item",
-}
+_EXTENTS = {Extent.CALL: "call", Extent.ITEM: "item", Extent.BOTH: "call or item"}
 
 
 def test_the_error_table_is_that_of_the_code() -> None:

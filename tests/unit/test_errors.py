@@ -1,7 +1,5 @@
 """The error table is the contract's, it is total, and the code keeps to it."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +36,7 @@ CONTRACT = {  # callers rely on it: docs/errors.md
 
 
 def test_the_table_is_the_contract() -> None:
-    words = {
-        Extent.CALL: "call",
-        Extent.ITEM: "item",
-        Extent.BOTH: "call item",
-    }
+    words = {Extent.CALL: "call", Extent.ITEM: "item", Extent.BOTH: "call item"}
     assert {str(reason): (words[reason.scope], reason.code.name) for reason in Reason} == CONTRACT
     assert all(reason.name == reason.value for reason in Reason)
 
@@ -66,11 +60,7 @@ def test_trying_again_helps_only_where_something_passes() -> None:
     }
 
 
-MAKERS = {
-    "CallError": Extent.CALL,
-    "Failure": Extent.ITEM,
-    "PayloadError": Extent.ITEM,
-}
+MAKERS = {"CallError": Extent.CALL, "Failure": Extent.ITEM, "PayloadError": Extent.ITEM}
 """Who makes errors out of a reason, and what those befall."""
 
 

@@ -1,7 +1,5 @@
 """Events reach their listeners side by side, whatever one of these does."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

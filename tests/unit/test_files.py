@@ -1,7 +1,5 @@
 """Which files of secrets are accepted."""
 
-from __future__ import annotations
-
 import os
 import stat
 

@@ -1,7 +1,5 @@
 """No class and no module of the product has the name of another one."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

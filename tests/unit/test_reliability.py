@@ -1,7 +1,5 @@
 """docs/reliability.md counts what the tests inject, and names tests that exist."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from datetime import date

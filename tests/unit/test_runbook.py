@@ -4,8 +4,6 @@ Refusals and reasons are texts of the program. The runbook quotes them, one line
 for what differs; these tests compare the quotes with the texts in the code.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ It has signed, was restarted, and its log has a second segment that begins with 
 where the version knows operations, officers have made a key. See README.md.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sqlite3

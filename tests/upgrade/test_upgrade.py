@@ -3,8 +3,6 @@
 And that of later ones is refused before anything is changed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

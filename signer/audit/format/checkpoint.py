@@ -5,8 +5,6 @@ The name of the log's key is the log's origin. Signatures are Ed25519 (type 0x01
 with P-256 and SHA-256 (type 0x02, in DER).
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re
@@ -16,18 +14,10 @@ from hashlib import sha256
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    ECDSA,
-    SECP256R1,
-    EllipticCurvePublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from signer.audit.format.merkle import EMPTY_ROOT
 
@@ -83,7 +73,7 @@ class NoteVerifier:
     encoded: bytes
 
     @classmethod
-    def from_spki(cls, name: str, spki: bytes) -> NoteVerifier:
+    def from_spki(cls, name: str, spki: bytes) -> "NoteVerifier":
         """Reads a SubjectPublicKeyInfo in DER; raises CheckpointError unless Ed25519 or P-256."""
         try:
             key = load_der_public_key(spki)

@@ -4,8 +4,6 @@ Hashes are 32 bytes (SHA-256). Leaves are given by their leaf hashes. RFC 9162 s
 2.1.3 and 2.1.4 define how proofs for the same tree are verified.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from hashlib import sha256
 

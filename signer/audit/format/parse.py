@@ -1,7 +1,5 @@
 """Reads records from their canonical bytes, and only from those."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from signer import cbor

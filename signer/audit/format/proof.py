@@ -6,8 +6,6 @@ in its column, the item's path to the column's root in the head, the head's path
 root in the checkpoint, and the checkpoint. Bytes are in lower-case hex.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

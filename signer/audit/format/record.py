@@ -9,8 +9,6 @@ The fields of INTENT, OUTCOME and INDETERMINATE, and the log's own fields of SNA
 written and read here and nowhere else.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -236,7 +234,7 @@ class IntentRecord:
         return fields
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> IntentRecord:
+    def from_fields(cls, fields: Fields) -> "IntentRecord":
         """Reads the fields; those that a proof does not show may be missing."""
         policy = octets(fields, "policy")
         if len(policy) != HASH_SIZE:
@@ -284,11 +282,9 @@ class OutcomeRecord:
         }
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> OutcomeRecord:
+    def from_fields(cls, fields: Fields) -> "OutcomeRecord":
         return cls(
-            number(fields, "intent"),
-            number(fields, "attempts", 0),
-            _by_index(fields, "failures"),
+            number(fields, "intent"), number(fields, "attempts", 0), _by_index(fields, "failures")
         )
 
 

@@ -5,8 +5,6 @@ the header, which continues the chain of the segment before; the first record co
 the header. A frame is a length, a body and the chain hash SHA-256(previous ‖ body).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import struct
@@ -61,7 +59,7 @@ class Segment(NamedTuple):
     first: int
 
     @classmethod
-    def named(cls, directory: Path, first: int) -> Segment:
+    def named(cls, directory: Path, first: int) -> "Segment":
         return cls(directory / f"{first:016d}.log", first)
 
     @property
@@ -92,7 +90,7 @@ def list_segments(directory: Path) -> list[Segment]:
 
 
 @contextmanager
-def open_segment(segment: Segment) -> Iterator[tuple[Header, Iterator[Frame]]]:
+def open_segment(segment: Segment) -> "Iterator[tuple[Header, Iterator[Frame]]]":
     """Yields a segment's header and the frames of its records.
 
     Raises SegmentError, also from the iterator, and OSError.

@@ -1,7 +1,5 @@
 """Moves closed segments to another directory: which ones may go, and safe copies of them."""
 
-from __future__ import annotations
-
 import filecmp
 import shutil
 from collections.abc import Iterable, Sequence

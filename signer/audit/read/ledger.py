@@ -10,8 +10,6 @@ oldest have to make room (ADR 15). Usage is one row for each facility that ever 
 one number for each of its keys.
 """
 
-from __future__ import annotations
-
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Reads and verifies checkpoints in directories."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

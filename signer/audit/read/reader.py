@@ -5,8 +5,6 @@ each record. It is derived: checked when it is read, and made again if it is mis
 damaged.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from bisect import bisect_right
@@ -53,7 +51,7 @@ class Index:
         return bytes(self._entries) + sha256(self._entries).digest()
 
     @classmethod
-    def decode(cls, data: bytes) -> Index:
+    def decode(cls, data: bytes) -> "Index":
         """Reads the content of an index file; raises ValueError if it is damaged."""
         view = memoryview(data)
         entries, checksum = view[:-HASH_SIZE], view[-HASH_SIZE:]
@@ -62,7 +60,7 @@ class Index:
         return cls(entries)
 
     @classmethod
-    def of(cls, segment: Segment, records: int) -> Index:
+    def of(cls, segment: Segment, records: int) -> "Index":
         """Reads the index file of a closed segment of ``records``, or makes it from the segment.
 
         Raises RecordError if the segment itself is damaged, and OSError.
@@ -78,7 +76,7 @@ class Index:
         return index
 
     @classmethod
-    def scan(cls, segment: Segment) -> Index:
+    def scan(cls, segment: Segment) -> "Index":
         """Makes the index from the segment, up to a torn tail; raises RecordError, OSError."""
         index = cls()
         with suppress(TornTail), open_segment(segment) as (_, frames):

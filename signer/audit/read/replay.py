@@ -5,8 +5,6 @@ an open intent, every segment the one before. Every snapshot must match the reco
 it, and the tree must have the roots of the checkpoints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Only the log's files are needed, so this works on any machine with a copy. A sea
 every record once: an index by digest would be a second store to trust and to protect.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256

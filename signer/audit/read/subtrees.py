@@ -1,7 +1,5 @@
 """Proofs over a long log (RFC 6962 section 2.1) that do not hash the whole log each time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 

@@ -7,8 +7,6 @@ snapshot must match the records before it. The few records that folds need are c
 and applied in order at the seams.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections import Counter
@@ -130,7 +128,7 @@ _LONG = 64 << 20
 """Bytes from which on a log is read by several processes."""
 
 
-def _read(log: _Run, progress: Progress, processes: int | None) -> _Reading:
+def _read(log: "_Run", progress: Progress, processes: int | None) -> "_Reading":
     for _ in range(_READINGS):
         reading = _Reading(log, progress, processes)
         if not reading.overtaken():
@@ -157,7 +155,7 @@ class _Ended(NamedTuple):
     covered: int
     contradictions: list[str]
     unreadable: Unreadable | None
-    counted: _Counted
+    counted: "_Counted"
 
 
 def _read_run(part: _Run) -> _Ended:
@@ -306,7 +304,7 @@ class _Counted:
         elif record.kind is RecordKind.OVERRIDE:
             self.overridden.append(record.seq)
 
-    def add(self, other: _Counted) -> None:
+    def add(self, other: "_Counted") -> None:
         self.items += other.items
         self.kinds += other.kinds
         self.recovered += other.recovered

@@ -9,8 +9,6 @@ Nothing here stops signing. Failures are reported and retried; an alert watches 
 the last checkpoint.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable
 from itertools import count
@@ -202,9 +200,7 @@ class Checkpointer:
 
 
 def set_aside(
-    directory: Path,
-    parse: Callable[[str], Checkpoint],
-    confirmed: Callable[[Checkpoint], bool],
+    directory: Path, parse: Callable[[str], Checkpoint], confirmed: Callable[[Checkpoint], bool]
 ) -> list[str]:
     """Renames the checkpoints that the log does not confirm, up to the first that it does.
 

@@ -3,8 +3,6 @@
 ``Disk`` is one object with all system calls, so that tests can make each of them fail.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress

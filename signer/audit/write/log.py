@@ -5,8 +5,6 @@ that arrived during the sync before. After a failed write or sync the state of t
 unknown: the log stops until it is opened again, which reads what is on the disk.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence

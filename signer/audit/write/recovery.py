@@ -5,8 +5,6 @@ after the number of the first record after the cut, which is the record about it
 between the cut and its record loses nothing: the next start finds the file and records it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """``signer audit``: questions to the audit log; all but one are answered from its files."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -1,7 +1,5 @@
 """``signer audit checkpoint``: fetches and verifies the newest checkpoint of a running daemon."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

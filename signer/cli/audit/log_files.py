@@ -1,7 +1,5 @@
 """The files that ``signer audit`` reads: a log, its public key and its checkpoints."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,22 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
 from signer.audit.format.proof import ProofError
 from signer.audit.format.record import Record, RecordError
-from signer.audit.format.segments import (
-    CHECKPOINTS,
-    KEY_FILE,
-    Segment,
-    list_segments,
-    open_segment,
-)
+from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, Segment, list_segments, open_segment
 from signer.audit.read.archive import ArchiveError
 from signer.audit.read.notes import checkpoint_files, read_newest, read_note
 from signer.audit.read.reader import Reader

@@ -1,7 +1,5 @@
 """``signer audit verify``: a whole log, a part of one, or one proof."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

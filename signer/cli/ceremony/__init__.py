@@ -1,7 +1,5 @@
 """``signer ceremony``: two officers create a key step by step, and sign a transcript."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,11 +52,7 @@ _OPTIONS = _NEEDED | {"bits": "--bits", "token": "--token", "subject": "--subjec
 @token_option
 @click.option("--subject", metavar="DN", default="", help='Of the request, as in "CN=DCC 1,C=VN".')
 @click.option(
-    "--witness",
-    "witnesses",
-    metavar="NAME",
-    multiple=True,
-    help="Who is present; repeatable.",
+    "--witness", "witnesses", metavar="NAME", multiple=True, help="Who is present; repeatable."
 )
 @click.option("--out", metavar="DIR", type=NEW_FOLDER, help="A new folder.")
 @yes_option

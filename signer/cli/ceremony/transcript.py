@@ -5,8 +5,6 @@ It contains the bytes that they approved and their signatures over those, so tha
 auditor needs only the folder and the officers' certificates.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib

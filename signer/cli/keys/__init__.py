@@ -1,7 +1,5 @@
 """``signer keys``: shows keys, plans and proposes their rotation, stops and publishes them."""
 
-from __future__ import annotations
-
 import click
 
 from signer.cli.keys.exporting import export

@@ -1,7 +1,5 @@
 """``signer keys export``: public material for verifiers, in three forms."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -49,12 +47,7 @@ def published(versions: Iterable[KeyVersion], *, announced: bool) -> list[KeyVer
 def jwks(versions: Iterable[KeyVersion]) -> str:
     """Returns a JWK Set (RFC 7517); kid is the thumbprint of RFC 7638, as in JWS headers."""
     keys = [
-        {
-            **_jwk(version),
-            "kid": version.jwk_thumbprint,
-            "alg": version.algorithm,
-            "use": "sig",
-        }
+        {**_jwk(version), "kid": version.jwk_thumbprint, "alg": version.algorithm, "use": "sig"}
         for version in versions
     ]
     return json.dumps({"keys": keys}, indent=2) + "\n"
@@ -136,12 +129,7 @@ _FORMS: Mapping[str, Callable[[Iterable[KeyVersion]], str]] = {
 @click.option("--out", type=NEW_FILE, help="Without it the text is printed.")
 @client_options
 def export(
-    *,
-    client: SignerClient,
-    form: str,
-    facility: str | None,
-    announced: bool,
-    out: Path | None,
+    *, client: SignerClient, form: str, facility: str | None, announced: bool, out: Path | None
 ) -> None:
     """Writes the public keys or certificates of all versions that sign or have signed.
 

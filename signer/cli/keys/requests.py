@@ -1,7 +1,5 @@
 """``signer keys`` requests and certificates: what a rotation and an authority exchange."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterable
 from pathlib import Path

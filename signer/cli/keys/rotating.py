@@ -1,7 +1,5 @@
 """``signer keys`` plan and rotate: versions that end soon, and new versions of their keys."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,8 +82,7 @@ def end_of(version: KeyVersion) -> tuple[datetime | None, str]:
         certificate = x509.load_der_x509_certificate(version.certificate)
         ends.append((certificate.not_valid_after_utc, "certificate"))
     return min(
-        ((moment, cause) for moment, cause in ends if moment is not None),
-        default=(None, ""),
+        ((moment, cause) for moment, cause in ends if moment is not None), default=(None, "")
     )
 
 
@@ -194,11 +191,7 @@ list_option = click.option(
     help="How long the old ones still sign where a call names them, as in 7d.",
 )
 @click.option(
-    "--sign-for",
-    "sign_for_seconds",
-    type=DURATION,
-    default=0,
-    help="As in 365d; without: no end.",
+    "--sign-for", "sign_for_seconds", type=DURATION, default=0, help="As in 365d; without: no end."
 )
 @click.option(
     "--destroy-after",

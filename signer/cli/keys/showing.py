@@ -1,7 +1,5 @@
 """``signer keys`` list, show and csr."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

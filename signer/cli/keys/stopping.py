@@ -1,7 +1,5 @@
 """``signer keys`` suspend, compromise and suspensions: stops that one officer makes at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

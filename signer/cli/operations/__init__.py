@@ -1,7 +1,5 @@
 """``signer operations``: what security officers propose and approve."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import sys
@@ -105,12 +103,7 @@ def list_operations(*, client: SignerClient, state: str | None) -> list[Operatio
 @client_options
 @json_option
 def show(
-    *,
-    client: SignerClient,
-    identity: str,
-    as_bytes: bool,
-    attachment: Path | None,
-    as_json: bool,
+    *, client: SignerClient, identity: str, as_bytes: bool, attachment: Path | None, as_json: bool
 ) -> None:
     """Shows an operation: what it changes, who has signed it, and its result.
 
@@ -279,12 +272,7 @@ def officers(*, client: SignerClient) -> Officers:
 @officer_options
 @changed_output
 def submit(
-    *,
-    client: SignerClient,
-    me: OfficerKey,
-    file: Path,
-    signature: Path,
-    attachment: Path | None,
+    *, client: SignerClient, me: OfficerKey, file: Path, signature: Path, attachment: Path | None
 ) -> Operation:
     """Proposes the bytes that `propose --draft FILE` wrote, with your signature over them.
 
@@ -314,12 +302,7 @@ def submit(
 @officer_options
 @follow_options
 def approve(
-    *,
-    client: SignerClient,
-    me: OfficerKey,
-    identity: str | None,
-    signature: Path | None,
-    yes: bool,
+    *, client: SignerClient, me: OfficerKey, identity: str | None, signature: Path | None, yes: bool
 ) -> Operation:
     """Signs another officer's proposal, after showing what it changes.
 

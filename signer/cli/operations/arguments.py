@@ -1,7 +1,5 @@
 """Values on the command line (times, durations, names, certificates), and values as shown."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

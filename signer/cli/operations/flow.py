@@ -1,7 +1,5 @@
 """How an operation is proposed: prepare, show, check, sign, propose."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

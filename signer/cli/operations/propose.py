@@ -1,7 +1,5 @@
 """``signer operations propose``: one command a kind of operation."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an officer requests, and the check that the bytes to sign are exactly that. Pure."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ The worker has a read-write session and lives as long as the ``with`` block; the
 calling process loads no PKCS#11 module and reads no PIN.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

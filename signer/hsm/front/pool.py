@@ -5,8 +5,6 @@ gone. Callers block in ``sign`` until their whole batch is done. The lock guards
 queue and all counts; no thread waits for the HSM while it holds the lock.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +57,7 @@ class Admission:
     job: SignJob
     refused: Failure | None = None
     room: int = 0
-    pool: Pool | None = None
+    pool: "Pool | None" = None
 
     def __enter__(self) -> Self:
         return self

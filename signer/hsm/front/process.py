@@ -1,7 +1,5 @@
 """One worker process as the front process sees it: started, connected, ended."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -36,7 +34,7 @@ class WorkerProcess:
     channel: Channel
 
     @classmethod
-    def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> WorkerProcess:
+    def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> "WorkerProcess":
         """Spawns a worker (never forks: this process has threads) and sends it its token.
 
         The worker ``keeps`` these descriptors open until it ends. Raises OSError if

@@ -6,8 +6,6 @@ another owner. In its turn an owner earns a quantum of HSM time multiplied by it
 (Shreedhar and Varghese, 1996). The lock of the pool guards everything here.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,13 +52,13 @@ class Batch:
         """Items that no chunk has yet."""
         return len(self.job.inputs) - self.next
 
-    def fail(self, chunk: Chunk, failure: Failure) -> None:
+    def fail(self, chunk: "Chunk", failure: Failure) -> None:
         """Gives every item of a chunk this failure."""
         self.failures.update(dict.fromkeys(range(chunk.start, chunk.stop), failure))
         self._count(chunk)
 
     def store(
-        self, chunk: Chunk, signatures: Sequence[bytes], failures: Mapping[int, Failure]
+        self, chunk: "Chunk", signatures: Sequence[bytes], failures: Mapping[int, Failure]
     ) -> None:
         """Stores the signatures of a chunk but those whose index in it has a failure."""
         self.signatures[chunk.start : chunk.stop] = signatures
@@ -69,7 +67,7 @@ class Batch:
             self.failures[chunk.start + index] = failure
         self._count(chunk)
 
-    def _count(self, chunk: Chunk) -> None:
+    def _count(self, chunk: "Chunk") -> None:
         self.remaining -= len(chunk)
         if not self.remaining:
             self.done.set()

@@ -1,7 +1,5 @@
 """All tokens together: signing, and what is stopped on them."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The slot of one worker: starts it, reads its answers, starts another when it has gone."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from dataclasses import dataclass
@@ -51,9 +49,9 @@ class WorkerStatus:
 class SlotOwner(Protocol):
     """The owner of the chunks; called in the slot's own thread."""
 
-    def ready(self, slot: Slot) -> None: ...
-    def result(self, slot: Slot, result: ResultFrame) -> None: ...
-    def left(self, slot: Slot, end: WorkerEnd, failed_starts: int) -> None: ...
+    def ready(self, slot: "Slot") -> None: ...
+    def result(self, slot: "Slot", result: ResultFrame) -> None: ...
+    def left(self, slot: "Slot", end: WorkerEnd, failed_starts: int) -> None: ...
 
 
 class Slot:

@@ -6,8 +6,6 @@ module that leaves the session in doubt ends the process: the front process star
 another, and recovery is the normal start.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

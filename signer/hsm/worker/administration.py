@@ -5,8 +5,6 @@ below, and its ``arguments``; bytes are hexadecimal. The answer has the ``result
 ``error`` and ``unsupported`` (as in OperatorError) where the token could not do it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -5,8 +5,6 @@ loop makes two calls into one buffer (docs/adr/0002). Its search makes an object
 C calls for every key that it finds, known or not. Everything else uses python-pkcs11.
 """
 
-from __future__ import annotations
-
 import ctypes
 import enum
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The login: whether a PIN may be tried on a token, and the one attempt."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ An inspection opens none: it shows what a module shows, and what is known of a P
 whose kind shows the front process and the operator what to do.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Alembic migrations of the registry; run by ``signer.keys.database``."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config

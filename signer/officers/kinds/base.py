@@ -5,8 +5,6 @@ what they change, and executes them. Problems are checked when an operation is p
 again before it is executed.
 """
 
-from __future__ import annotations
-
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The kind import-certificate, and the checks of a key's certificate and its issuers."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Sequence
@@ -14,11 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.errors import OperatorError
 from signer.formats.hcert import DCC_USAGES
-from signer.keys.certificates import (
-    certified,
-    extended_key_usages,
-    read_certificate,
-)
+from signer.keys.certificates import certified, extended_key_usages, read_certificate
 from signer.keys.registry import Change
 from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.base import (

@@ -1,7 +1,5 @@
 """The kinds create-key and new-version, and what all kinds that create keys share."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The kind enrol: adds many facilities from a CSV, each with its keys."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The kind officers: changes who may sign operations."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from datetime import UTC, datetime

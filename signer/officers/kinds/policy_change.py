@@ -1,7 +1,5 @@
 """The kind policy: puts another policy in force, by its hash."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from signer.config.policy_documents import PolicyText

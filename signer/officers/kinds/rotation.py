@@ -6,8 +6,6 @@ signs for the overlap and is then deactivated by the clock. Every step finds wha
 attempt did.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 

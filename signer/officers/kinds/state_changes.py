@@ -1,7 +1,5 @@
 """Kinds that change the state of one version or key (``keys.lifecycle``)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 

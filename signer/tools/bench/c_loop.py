@@ -1,7 +1,5 @@
 """Runs the C loop (tests/load/loop.c), which signs on the token without an appliance."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

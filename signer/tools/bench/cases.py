@@ -1,7 +1,5 @@
 """The rows of the table: what is signed, with which keys, and the goal."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -96,8 +94,7 @@ def requests(
     make = _PAYLOADS[case_format]
     batches = [
         signing_pb2.SignBatchRequest(
-            format=f"FORMAT_{case_format.name}",
-            payloads=[make(source) for _ in range(batch)],
+            format=f"FORMAT_{case_format.name}", payloads=[make(source) for _ in range(batch)]
         ).SerializeToString()
         for _ in range(_REQUESTS)
     ]

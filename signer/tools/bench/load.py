@@ -4,8 +4,6 @@ Requests are serialised before the clock starts and answers stay bytes; one in `
 is parsed, to check that it contains signatures and no failures.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +54,7 @@ class Window(NamedTuple):
 
 
 class _Sender(NamedTuple):
-    call: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+    call: "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
     requests: Requests
     items: int
 

@@ -1,7 +1,5 @@
 """Measures cases: rounds of loop and appliance in turn, and the medians of their ratios."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

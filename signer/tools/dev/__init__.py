@@ -4,8 +4,6 @@ Every step finds what an earlier run created: a second run changes nothing, and 
 run is completed. Only for development: every user who can read the folder can sign.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """A development appliance as a child process, for benches, tests and the demo."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

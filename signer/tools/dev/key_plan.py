@@ -1,7 +1,5 @@
 """The clients, facilities and keys of a development appliance."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Private keys are PKCS #8 in PEM, not encrypted, mode 0600, beside their certific
 certificate is written after its key, so the key exists where the certificate does.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

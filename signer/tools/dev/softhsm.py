@@ -1,7 +1,5 @@
 """A token in SoftHSM, created by its own tool; this process loads no PKCS#11 module."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re

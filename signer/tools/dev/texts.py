@@ -1,7 +1,5 @@
 """The texts of a development appliance's configuration and policy."""
 
-from __future__ import annotations
-
 import re
 
 from signer.tools.dev.key_plan import load_facilities, principal

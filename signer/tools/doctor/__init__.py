@@ -4,8 +4,6 @@ The checks are independent of each other. Nothing is changed, no PIN is tried, a
 may be running. A test file is written to the folder of the log and removed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

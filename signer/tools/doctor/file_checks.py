@@ -1,7 +1,5 @@
 """The files that a configuration names: they exist, are readable, and secrets are private."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The result of a check: one finding for each thing that was examined."""
 
-from __future__ import annotations
-
 import enum
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The machine and the process: clock, ports, limits, and whether the daemon is running."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import math

@@ -1,7 +1,5 @@
 """Where state is stored: registry, audit log, its disk, and the mirror of its checkpoints."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading

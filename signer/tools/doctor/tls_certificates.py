@@ -1,7 +1,5 @@
 """The certificates of the gRPC port: they match, fit their use, and are valid."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise

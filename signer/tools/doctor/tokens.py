@@ -1,7 +1,5 @@
 """Modules and tokens, through a process that does not log in: no PIN attempt is used."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

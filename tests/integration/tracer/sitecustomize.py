@@ -5,8 +5,6 @@ has a file ``on``, calls are noted; when it is gone, each process writes ``PID.j
 the name of the thread, the files whose functions were called.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

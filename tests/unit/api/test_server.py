@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from grpc_reflection.v1alpha import reflection
 
 from signer.api.server import ROLES, _options

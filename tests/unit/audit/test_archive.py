@@ -1,7 +1,5 @@
 """Moving closed segments: what may go, and that nothing is removed whose copy is not kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

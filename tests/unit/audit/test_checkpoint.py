@@ -12,13 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signer.audit.format.checkpoint import (
-    MAX_NOTE,
-    Checkpoint,
-    CheckpointError,
-    NoteVerifier,
-    sign,
-)
+from signer.audit.format.checkpoint import MAX_NOTE, Checkpoint, CheckpointError, NoteVerifier, sign
 from signer.audit.format.merkle import EMPTY_ROOT
 
 ORIGIN = "audit.example.test/signer"

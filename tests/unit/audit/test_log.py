@@ -1,7 +1,5 @@
 """The log's writer: order, group commit, segments, readers, opening again."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256

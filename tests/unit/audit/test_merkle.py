@@ -100,12 +100,7 @@ def test_known_inclusion_proofs(index: int, size: int, expected: list[str]) -> N
 
 @pytest.mark.parametrize(
     ("old", "size", "expected"),
-    [
-        (1, 1, []),
-        (1, 8, [H1, H23, H4567]),
-        (6, 8, [H45, H67, H0123]),
-        (2, 5, [H23, H4]),
-    ],
+    [(1, 1, []), (1, 8, [H1, H23, H4567]), (6, 8, [H45, H67, H0123]), (2, 5, [H23, H4])],
 )
 def test_known_consistency_proofs(old: int, size: int, expected: list[str]) -> None:
     proof = consistency_proof(CT_LEAVES[:size], old)

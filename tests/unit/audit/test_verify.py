@@ -1,7 +1,5 @@
 """The whole verification: what it counts, what it says, and what it asks of checkpoints."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

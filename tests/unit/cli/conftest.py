@@ -1,7 +1,5 @@
 """The fixtures of these tests."""
 
-from __future__ import annotations
-
 from tests.commands import run
 from tests.unit.cli.operations_played import people, played
 

@@ -1,7 +1,5 @@
 """Officers with their files, and an appliance that plays what a test tells it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

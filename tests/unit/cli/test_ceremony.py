@@ -1,7 +1,5 @@
 """A key ceremony, and the checks of its transcript."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """``signer keys`` against an appliance that is played."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

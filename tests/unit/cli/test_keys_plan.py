@@ -1,7 +1,5 @@
 """What falls due: versions, a clock, and days go in."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

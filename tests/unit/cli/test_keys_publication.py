@@ -1,7 +1,5 @@
 """Public material: which versions, and forms that other programs read."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

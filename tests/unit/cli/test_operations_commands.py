@@ -1,7 +1,5 @@
 """``signer operations`` against an appliance that is played."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -45,10 +43,7 @@ def authority(tmp_path: Path) -> Path:
 
 
 PLAIN = [
-    (
-        ("create-key", KEY, "--algorithm", "ES256"),
-        {**ES256, "key": KEY, "subject": ""},
-    ),
+    (("create-key", KEY, "--algorithm", "ES256"), {**ES256, "key": KEY, "subject": ""}),
     (
         (
             *("create-key", KEY, "--algorithm", "PS256", "--bits", 3072, "--token", "t"),
@@ -296,8 +291,7 @@ def test_approve_with_a_signature_from_elsewhere(
 
 
 @pytest.mark.parametrize(
-    ("end", "code"),
-    [("DONE", 0), ("WAITING", 0), ("FAILED", 1), ("REJECTED", 1), ("EXPIRED", 1)],
+    ("end", "code"), [("DONE", 0), ("WAITING", 0), ("FAILED", 1), ("REJECTED", 1), ("EXPIRED", 1)]
 )
 def test_the_end_is_the_exit_code(run: Any, played: Any, people: Any, end: str, code: int) -> None:
     identity = keep(played)

@@ -1,7 +1,5 @@
 """The bytes that an officer gets to sign are as requested, or nothing is signed."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,10 +46,7 @@ ASKED = [
     ),
     request("new-version", {"key": KEY, "token": "", "subject": "CN=x"}),
     request_with_certificates(
-        "import-certificate",
-        {"version": VERSION, "replace": False},
-        certificate=ONE,
-        issuers=[TWO],
+        "import-certificate", {"version": VERSION, "replace": False}, certificate=ONE, issuers=[TWO]
     ),
     request("activate", {"version": VERSION, "at": 7, "sign_until": 0}),
     request("resume", {"target": "groups/g"}),

@@ -1,7 +1,5 @@
 """A small server that plays the API over mutual TLS, as its test tells it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

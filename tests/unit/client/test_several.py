@@ -1,7 +1,5 @@
 """One appliance among several, and calls that are cut off under way."""
 
-from __future__ import annotations
-
 from threading import Event, Thread
 from typing import Any
 

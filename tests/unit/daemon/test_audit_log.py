@@ -1,7 +1,5 @@
 """The log in the daemon: what it refuses to start with, and what it reports."""
 
-from __future__ import annotations
-
 import errno
 import threading
 from pathlib import Path
@@ -273,9 +271,7 @@ def test_a_record_that_the_ledger_refuses_is_cut_whole(config: AuditConfig) -> N
 # --- records that nobody signs -----------------------------------------------------------------
 
 
-def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(
-    config: AuditConfig,
-) -> None:
+def test_records_that_no_checkpoint_covers_are_seen_though_none_follow(config: AuditConfig) -> None:
     clock, began = ManualClock(), 2_000_000_000.0
     made = Opened(config, clock=clock)
     size = made.log.size

@@ -1,7 +1,5 @@
 """The daemon serves what the registry says: keys, officers, suspensions, the policy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Key versions with software keys, so that what the formats make can be verified."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -146,11 +144,7 @@ DENIED: dict[str, tuple[ContentRules, str, dict[str, Any]]] = {
         document() | {"v": [{"dt": "2022-01-15"}]},
     ),
     "issuer": (ContentRules(issuers=frozenset({"A"})), "issuers", document(**{"is": "B"})),
-    "type": (
-        ContentRules(certificate_types=frozenset({"t"})),
-        "certificate_types",
-        document("v"),
-    ),
+    "type": (ContentRules(certificate_types=frozenset({"t"})), "certificate_types", document("v")),
     "prefix": (
         ContentRules(identifier_prefix="URN:UVCI:01:VN:"),
         "identifier_prefix",

@@ -1,7 +1,5 @@
 """What holds for every format: bounds, isolation, the same bytes for the same context."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -177,11 +175,7 @@ def test_a_bad_item_fails_alone(context: Maker, format_: Format, data: st.DataOb
 
 @pytest.mark.parametrize("format_", Format)
 def test_an_item_without_signature_has_no_output(context: Maker, format_: Format) -> None:
-    payloads = {
-        Format.DIGEST: bytes(32),
-        Format.JWS: b"{}",
-        Format.HCERT: compact(dcc_of({})),
-    }
+    payloads = {Format.DIGEST: bytes(32), Format.JWS: b"{}", Format.HCERT: compact(dcc_of({}))}
     payload = payloads.get(format_, b"any")
     ctx = context()
     prepared = FORMATS[format_].prepare([payload] * 3, ctx)

@@ -1,7 +1,5 @@
 """Orders and their answers on both sides of a socket, with a fake token."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

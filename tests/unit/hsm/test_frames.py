@@ -1,7 +1,5 @@
 """What passes between the front process and its workers: packed, and read with suspicion."""
 
-from __future__ import annotations
-
 import socket
 import struct
 import threading

@@ -1,7 +1,5 @@
 """A rejected PIN is never tried again by itself, whatever happens in between."""
 
-from __future__ import annotations
-
 import json
 import stat
 import tempfile

@@ -1,7 +1,5 @@
 """Low s, and the check of signatures by software that is not the HSM's."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 
@@ -148,10 +146,7 @@ def test_a_verifier_refuses_the_signature_of_another_key(algorithm: Algorithm) -
 
 def test_the_two_rsa_paddings_are_not_confused() -> None:
     digest = data_for(Algorithm.RS256)
-    for made, checked in (
-        (Algorithm.RS256, Algorithm.PS256),
-        (Algorithm.PS256, Algorithm.RS256),
-    ):
+    for made, checked in ((Algorithm.RS256, Algorithm.PS256), (Algorithm.PS256, Algorithm.RS256)):
         assert not Verifier(checked, spki(RSA)).correct(digest, sign(made, RSA, digest))
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -25,11 +23,7 @@ def test_keys_are_found_by_id_and_listed_with_their_labels() -> None:
     assert b"b" in keys
     assert keys.label(b"a") == "one"
     assert keys.handles == {1, 2, 3}
-    assert keys.listed() == [
-        TokenObject(b"a", "one"),
-        TokenObject(b"b", ""),
-        TokenObject(b"c", ""),
-    ]
+    assert keys.listed() == [TokenObject(b"a", "one"), TokenObject(b"b", ""), TokenObject(b"c", "")]
 
 
 @pytest.mark.parametrize(("cka_id", "label"), [(b"a", "two"), (b"b", "one"), (b"a", "")])

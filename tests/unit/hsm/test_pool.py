@@ -1,7 +1,5 @@
 """What a pool stops, with workers that answer when the test says so."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,9 +87,7 @@ def until(true: Any) -> None:
 
 def key(facility: str, number: int = 0, label: str = "t") -> KeyVersion:
     return key_version(
-        key=KeyName(facility, f"k{number}"),
-        token=label,
-        cka_id=f"{facility}-{number}".encode(),
+        key=KeyName(facility, f"k{number}"), token=label, cka_id=f"{facility}-{number}".encode()
     )
 
 

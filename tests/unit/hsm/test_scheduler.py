@@ -1,7 +1,5 @@
 """No item is lost or given out twice, and no owner waits long behind a flood."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any

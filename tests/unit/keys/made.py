@@ -1,7 +1,5 @@
 """Key versions that no token has made."""
 
-from __future__ import annotations
-
 from signer.model import KeyName, KeyVersion
 from tests.stand_ins import key_version
 

@@ -42,11 +42,7 @@ def test_writers_queue_and_what_they_read_stays_true(registry: Registry, url: st
                 write.add_versions([make("one", number + 1)])
 
     with Registry.open(url) as other:
-        at_once(
-            lambda: count_up(registry),
-            lambda: count_up(registry),
-            lambda: count_up(other),
-        )
+        at_once(lambda: count_up(registry), lambda: count_up(registry), lambda: count_up(other))
     expected = [make("one", number) for number in range(1, 3 * ROUNDS + 1)]
     assert registry.snapshot() == KeyIndex(expected, 3 * ROUNDS)
 

@@ -1,7 +1,5 @@
 """States of a version: the table of NIST SP 800-57, moves that keep to it, states by the clock."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What only a database on another machine can do: be away, hang, or want a password."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import traceback

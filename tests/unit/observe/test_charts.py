@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import re
 from xml.etree import ElementTree as ET
 
@@ -13,8 +11,7 @@ VALUES = st.none() | st.floats(0, 1e9)
 
 
 @pytest.mark.parametrize(
-    ("value", "end"),
-    [(0, 1), (0.3, 0.5), (1, 1), (1.1, 2), (2.1, 5), (51, 100), (12_000, 20_000)],
+    ("value", "end"), [(0, 1), (0.3, 0.5), (1, 1), (1.1, 2), (2.1, 5), (51, 100), (12_000, 20_000)]
 )
 def test_an_axis_ends_at_a_round_number(value: float, end: float) -> None:
     assert ceiling(value) == pytest.approx(end)

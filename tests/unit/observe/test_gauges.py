@@ -1,7 +1,5 @@
 """Gauges as they are read: zeros that are told, and when the keys of a group end."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Counters that somebody is woken by are there at 0, or their first event is never seen."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from prometheus_client import generate_latest

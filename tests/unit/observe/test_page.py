@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -125,9 +123,7 @@ def test_what_is_wrong_comes_first() -> None:
         )
     )
     text = Strict(html).text
-    assert text.startswith(
-        "NOT SERVING: signer/audit Signer NOT SERVING",
-    )
+    assert text.startswith("NOT SERVING: signer/audit Signer NOT SERVING")
     assert text.index("token main: the worker hung") < text.index("The last hour")
     assert text.index("the clock is 30 s behind") < text.index("The last hour")
     assert "main (PIN latched) failed 0 9 the worker hung and was killed" in text

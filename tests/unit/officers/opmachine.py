@@ -1,7 +1,5 @@
 """The appliance in any state, how a step is judged, and what must be so after every one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -5,8 +5,6 @@ returns what the registry must hold. From the latter it takes only what nobody c
 before: the public keys, and times between two looks at the clock.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -53,7 +51,7 @@ class Shadow:
     policy: str | None = None
 
     @classmethod
-    def of(cls, registry: Registry) -> Shadow:
+    def of(cls, registry: Registry) -> "Shadow":
         """Reads all of it; where no row has changed since the last time, that copy again."""
         rows = rows_of(registry, *_HELD)
         if _last.get("rows") == rows:
@@ -63,7 +61,7 @@ class Shadow:
         return read
 
     @classmethod
-    def _read(cls, registry: Registry) -> Shadow:
+    def _read(cls, registry: Registry) -> "Shadow":
         state = registry.state()
         return cls(
             {each.name: each for each in state.keys},

@@ -1,7 +1,5 @@
 """Operations that can be proposed now, found from what the registry holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@
 builds it anew from what was kept: the registry, the token and the log.
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Officers who sign, and authorities that certify."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -69,7 +67,7 @@ class Authority:
     def __init__(
         self,
         name: str = "CN=authority,C=VN",
-        parent: Authority | None = None,
+        parent: "Authority | None" = None,
         *,
         ca: bool = True,
         ends: datetime = ENDS,

@@ -1,7 +1,5 @@
 """The real audit log in the place of the one in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

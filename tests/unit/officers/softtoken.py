@@ -1,7 +1,5 @@
 """A token in memory, and the end of the program at any point of its work."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from cryptography.hazmat.primitives import hashes

@@ -1,7 +1,5 @@
 """What officers sign: one encoding of every operation, and signatures that openssl makes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Certificates from outside: whose they must be, for how long, and for what."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

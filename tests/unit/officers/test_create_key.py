@@ -1,7 +1,5 @@
 """Kinds that make keys: what is refused, what officers see, what is made."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Many facilities from a CSV: every mistake in it, what it makes, and its interruptions."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Executing what was approved: once, whole, and on from wherever it was interrupted."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Who may sign operations: sets of officers, and one put in the place of another."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

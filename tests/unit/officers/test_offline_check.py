@@ -1,7 +1,5 @@
 """What officers must allow together: every rule, by a history of which a test changes one thing."""
 
-from __future__ import annotations
-
 import base64
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,10 +112,7 @@ class History:
         self.records.append(Record(len(self.records), self.time * 1_000_000, kind, fields))
 
     def propose(
-        self,
-        kind: str = "create-key",
-        signers: Sequence[str] = (ANN, BEN),
-        **details: object,
+        self, kind: str = "create-key", signers: Sequence[str] = (ANN, BEN), **details: object
     ) -> Operation:
         """Proposed by the first of the signers and approved by the others."""
         number = uuid.UUID(int=self.time << 64)  # the same in every run of a test
@@ -410,8 +405,7 @@ def test_signatures_count_while_the_certificate_is_valid_and_the_operation_open(
     soon = datetime.fromtimestamp(history.time + DAY, UTC)
     history.officers[BEN] = certificate(BEN, soon)
     history.records[1] = replace(
-        history.records[1],
-        fields={**history.records[1].fields, "officers": rows(history.officers)},
+        history.records[1], fields={**history.records[1].fields, "officers": rows(history.officers)}
     )
     operation = history.propose()
     assert problems(history.records) == ()
@@ -629,8 +623,7 @@ def test_a_snapshot_that_lies_is_told(changes: dict[str, Value], text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"operations": b"1"}, {"officers": [[ANN]]}, {"officers": 1}, {"policy": ""}],
+    "changes", [{"operations": b"1"}, {"officers": [[ANN]]}, {"officers": 1}, {"policy": ""}]
 )
 def test_a_snapshot_that_cannot_be_read_is_told_and_stops_nothing(changes: dict[str, Any]) -> None:
     control: Any = fold(whole().records).snapshot()["control"]

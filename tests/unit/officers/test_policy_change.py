@@ -1,7 +1,5 @@
 """The kind policy: a text put in force by its hash."""
 
-from __future__ import annotations
-
 from hashlib import sha256
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The desk: what it hears, what it keeps, whose signatures it takes, what it lists."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Callable
@@ -47,22 +45,14 @@ def heard(call: Callable[[], object]) -> CallError:
 # --- arguments ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    NO_OBJECTS,
-    ids=range(13),
-)
+@pytest.mark.parametrize("arguments", NO_OBJECTS, ids=range(13))
 def test_arguments_that_are_no_object(stage: Stage, arguments: str) -> None:
     error = heard(lambda: stage.proposals.prepare(A, "create-key", arguments, b""))
     assert error.message == "arguments: is not a JSON object"
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(
-    "arguments",
-    NONSENSE,
-    ids=range(7),
-)
+@pytest.mark.parametrize("arguments", NONSENSE, ids=range(7))
 @pytest.mark.parametrize("attachment", [b"", b"\0\xff" * 50, b"[[]]"], ids=range(3))
 def test_nonsense_is_told_for_every_kind(
     stage: Stage, kind: str, arguments: str, attachment: bytes

@@ -1,7 +1,5 @@
 """What comes between the proposal, the check and the end of an operation must not get lost."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Plans that replace the primary versions of keys, with and without certificates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

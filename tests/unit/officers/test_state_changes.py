@@ -1,7 +1,5 @@
 """Kinds that move a version through its life, and what lets suspended keys sign again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

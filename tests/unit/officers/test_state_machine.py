@@ -4,8 +4,6 @@ After every step everything that differs in the registry must be what the bytes 
 operation say, that enough officers have signed, or one officer's act that only stops.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,11 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    initialize,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from signer.errors import CallError, Reason
 from signer.model import KeyVersion, Scope
@@ -82,11 +76,7 @@ class Officers(Appliance):
         full=st.sampled_from([False] * 9 + [True]),
     )
     def decide(
-        self,
-        data: st.DataObject,
-        kind: str,
-        crashes: tuple[int | None, int | None],
-        full: bool,
+        self, data: st.DataObject, kind: str, crashes: tuple[int | None, int | None], full: bool
     ) -> None:
         """Two officers agree; the program may end at any point of the execution, twice."""
         if (move := self.pick(data, kind)) is not None:
@@ -247,13 +237,7 @@ class Officers(Appliance):
     # --- acts of one officer ---------------------------------------------------------------
 
     @rule(data=st.data(), whole=st.booleans(), end=st.booleans(), crash=CRASHES)
-    def stop(
-        self,
-        data: st.DataObject,
-        whole: bool,
-        end: bool,
-        crash: int | None,
-    ) -> None:
+    def stop(self, data: st.DataObject, whole: bool, end: bool, crash: int | None) -> None:
         """One officer suspends, or marks as compromised, a version or a whole key."""
         versions = list(Shadow.of(self.stage.registry).versions.values())
         version = data.draw(st.sampled_from(versions))

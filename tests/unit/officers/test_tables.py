@@ -1,7 +1,5 @@
 """Kinds and states of operations are listed in several places; all lists agree."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -70,10 +70,7 @@ def document() -> dict[str, Any]:
                 "profile": "clinic",
                 "group": "01",
                 "clients": [CLINIC],
-                "keys": {
-                    "plain": {"formats": ["MESSAGE"]},
-                    "own": {"delegation": False},
-                },
+                "keys": {"plain": {"formats": ["MESSAGE"]}, "own": {"delegation": False}},
             },
             "01-002": {"profile": "clinic", "group": "01", "delegation": False},
             "02-001": {"profile": "clinic", "group": "02", "delegation": False},

@@ -1,7 +1,5 @@
 """What officers read before they approve a policy: everything that a rule comes to."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import fields
 from typing import Any

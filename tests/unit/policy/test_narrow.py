@@ -25,8 +25,7 @@ QUOTAS = st.lists(
 ).map(lambda quotas: [f"{limit} per {window}" for limit, window in quotas])
 OPENINGS = st.lists(
     st.tuples(
-        subset(DAYS),
-        st.lists(st.integers(0, 23), min_size=2, max_size=2, unique=True).map(sorted),
+        subset(DAYS), st.lists(st.integers(0, 23), min_size=2, max_size=2, unique=True).map(sorted)
     ).map(
         lambda line: {
             "days": ",".join(line[0]),

@@ -103,9 +103,7 @@ def test_clock_set_back_refills_nothing() -> None:
 
 @given(QUOTAS, CHARGES, CHARGES)
 def test_restored_usage_goes_on_as_if_nothing_had_happened(
-    quotas: tuple[Quota, ...],
-    before: list[tuple[int, float]],
-    after: list[tuple[int, float]],
+    quotas: tuple[Quota, ...], before: list[tuple[int, float]], after: list[tuple[int, float]]
 ) -> None:
     usage, restored = Usage(), Usage()
     now = MONDAY

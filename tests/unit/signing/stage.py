@@ -1,7 +1,5 @@
 """An engine on a log of its own, with a stand-in for the HSM."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Steps of the pipeline that no caller can see from outside."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace

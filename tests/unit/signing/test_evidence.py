@@ -1,7 +1,5 @@
 """What the log holds of batches: for every algorithm, in time and late."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the doctor makes of what it saw: values in, findings out."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

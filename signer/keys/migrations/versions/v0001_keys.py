@@ -1,7 +1,5 @@
 """Keys, their versions, and the revision counter."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Officers, their operations, suspensions, and all the times of a key version."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
