@@ -20,9 +20,6 @@ from signer.tools.bench.load import gauge
 from signer.tools.bench.run import Bench, CaseRow, misses
 from signer.tools.dev.appliance import DevAppliance, connect
 
-_THREAD_SWITCH_SECONDS = 0.0005
-"""As in the daemon: Python's 5 ms would lengthen the latencies of two busy load threads."""
-
 
 @click.command()
 @click.option(
@@ -92,18 +89,19 @@ def bench(
     if directory is None:
         raise click.UsageError("give --dir DIR, or --config DIR/signer.yaml")
     wanted = _choose(names)
-    sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
+    # As in the daemon: Python's 5 ms would lengthen the latencies of two busy load threads.
+    sys.setswitchinterval(0.0005)
     with _appliance(directory) as dev:
         config = load_config(Path(dev["config"]))
         runner = Bench(dev, config, CLoop(program, config), seconds)
         cases = wanted if names else _possible(runner, wanted)
         rows = []
         for case in cases:
-            row = runner.run(case, rounds, _say)
-            rows.append(row)
+            rows.append(runner.run(case, rounds, _say))
             if as_json:
-                click.echo(json.dumps(row.as_dict()))
-        _say_memory(dev)
+                click.echo(json.dumps(rows[-1].as_dict()))
+        resident = gauge(dev["metrics"], "process_resident_memory_bytes")
+        _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
     if not as_json:
         click.echo(_table(cases, rows))
     missed = [
@@ -164,11 +162,6 @@ def _serves(directory: Path) -> bool:
             return client.health(timeout=5) == "SERVING"
         except SignerClientError:
             return False
-
-
-def _say_memory(dev: dict[str, Any]) -> None:
-    resident = gauge(dev["metrics"], "process_resident_memory_bytes")
-    _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
 
 
 def _compare_keys(rows: list[CaseRow]) -> list[str]:

@@ -1,31 +1,19 @@
 """How commands call a daemon: ``--client`` or ``--config``, and failed calls as errors."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import click
 
 from signer.cli.options import FILE
+from signer.client import SignerClient, SignerClientError
+from signer.config.client_file import load_client
 from signer.errors import OperatorError
 
-if TYPE_CHECKING:
-    from signer.client import SignerClient, SignerClientError
-
 T = TypeVar("T")
-
-_client_option = click.option(
-    "--client",
-    "client_file",
-    envvar="SIGNER_CLIENT",
-    show_envvar=True,
-    type=FILE,
-    help="Where the appliance is, and with which certificate to call it (YAML).",
-)
 
 
 @contextmanager
@@ -35,9 +23,6 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
     Raises ConfigError for a bad file, and OperatorError if certificates cannot
     be read or a call inside the block fails.
     """
-    from signer.client import SignerClient, SignerClientError
-    from signer.config.client_file import load_client
-
     config = load_client(client_file)
     try:
         client = SignerClient.from_files(
@@ -53,9 +38,8 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
         try:
             yield client
         except SignerClientError as error:
-            raise OperatorError(
-                f"the call to {config.address} failed: {describe(error)}"
-            ) from error
+            text = f"the call to {config.address} failed: {describe(error)}"
+            raise OperatorError(text) from error
 
 
 def describe(error: SignerClientError) -> str:
@@ -75,7 +59,14 @@ def daemon_options(command: Callable[..., T]) -> Callable[..., T]:
     client file for its operator.
     """
 
-    @_client_option
+    @click.option(
+        "--client",
+        "client_file",
+        envvar="SIGNER_CLIENT",
+        show_envvar=True,
+        type=FILE,
+        help="Where the appliance is, and with which certificate to call it (YAML).",
+    )
     @click.option(
         "--config",
         "config_file",

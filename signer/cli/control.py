@@ -7,7 +7,7 @@ import click
 from signer.cli.connection import client_options
 from signer.cli.output import output, print_table
 from signer.client import Reloaded, SignerClient, Status, Usage, Worker
-from signer.text import count
+from signer.text import count, utc
 
 
 def _show_reloaded(reloaded: Reloaded) -> None:
@@ -57,7 +57,8 @@ def _status_value(status: Status) -> dict[str, Any]:
 
 
 def _show_status(status: Status) -> None:
-    click.echo(f"signer {status.version}, started {status.started}")
+    started = utc(status.started.timestamp()) if status.started else "-"
+    click.echo(f"signer {status.version}, started {started}")
     click.echo("ready" if status.ready else f"not ready: {'; '.join(status.reasons)}")
     click.echo(
         f"{count(status.facilities, 'facility', 'facilities')},"

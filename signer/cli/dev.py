@@ -12,9 +12,6 @@ from signer.daemon import run
 from signer.text import count
 from signer.tools import dev as development
 
-_EVERY = 500
-"""Keys between two lines of progress where stderr is not a terminal."""
-
 _directory = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _facilities = click.option(
     "--facilities",
@@ -88,7 +85,7 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
     def line(done: int, total: int | None, _: str) -> str:
-        return f"created {done} of {total} keys" if done % _EVERY == 0 or done == total else ""
+        return f"created {done} of {total} keys" if done % 500 == 0 or done == total else ""
 
     with progress("creating keys", line=line) as advance:
         return development.provision(

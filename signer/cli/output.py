@@ -13,9 +13,6 @@ import click
 from signer.cli.options import json_option
 from signer.errors import OperatorError
 
-PIPED_COLUMNS = 10_000
-"""Width of a table that goes to a file or a program: no line is folded."""
-
 T = TypeVar("T")
 
 
@@ -71,7 +68,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Non
         table.add_column(column, overflow="fold", no_wrap=not terminal)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(width=None if terminal else PIPED_COLUMNS).print(table)
+    # In a file or a program's input no line is folded.
+    Console(width=None if terminal else 10_000).print(table)
 
 
 def print_values(values: Mapping[str, Any], as_json: bool = False) -> None:

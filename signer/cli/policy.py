@@ -15,11 +15,8 @@ from signer.errors import OperatorError
 from signer.model import Format, KeyName
 from signer.policy.decide import Decision, decide
 from signer.policy.narrow import in_words, shown
-from signer.policy.rules import Facility, Policy, Terms
+from signer.policy.rules import Policy, Terms
 from signer.policy.values import instant
-
-_KEY = Text("NAME", KeyName.parse)
-_TIME = Text("TIME", instant)
 
 
 @click.group()
@@ -54,7 +51,9 @@ def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
             f"the policy has no facility {facility}: `signer policy show` lists all facilities"
         )
     names = sorted(loaded.facilities) if facility is None else [facility]
-    rows = [row for name in names for row in _rows(loaded.facilities[name])]
+    rows = []
+    for facility_rules in map(loaded.facilities.__getitem__, names):
+        rows += [("*", facility_rules.terms), *sorted(facility_rules.keys.items())]
     if as_json:
         print_json([_row_value(loaded, key, terms) for key, terms in rows])
     elif facility is None:
@@ -91,7 +90,9 @@ def _print_decisions(decisions: Decisions) -> None:
 @policy.command(short_help="Prints whether a principal may sign with a key, and why.")
 @config_option
 @click.option("--principal", metavar="URI", required=True, help="The URI of the certificate.")
-@click.option("--key", metavar="NAME", type=_KEY, required=True, help="facilities/ID/keys/ID")
+@click.option(
+    "--key", type=Text("NAME", KeyName.parse), required=True, help="facilities/ID/keys/ID"
+)
 @click.option(
     "--format",
     "format_name",
@@ -101,8 +102,7 @@ def _print_decisions(decisions: Decisions) -> None:
 )
 @click.option(
     "--at",
-    metavar="TIME",
-    type=_TIME,
+    type=Text("TIME", instant),
     default=lambda: datetime.now(UTC).timestamp(),
     help="As in 2030-01-01T08:00:00+07:00; by default now.",
 )
@@ -133,10 +133,6 @@ def explain(
 
 def _load(config_file: Path) -> Policy:
     return load_policy(load_config(config_file).policy)
-
-
-def _rows(facility: Facility) -> list[tuple[str, Terms]]:
-    return [("*", facility.terms), *sorted(facility.keys.items())]
 
 
 def _clients(policy: Policy, terms: Terms) -> list[str]:

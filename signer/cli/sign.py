@@ -1,26 +1,22 @@
 """``signer sign``: signs files, or the lines of files."""
 
-from __future__ import annotations
-
 import base64
 import json
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
 from signer.cli.connection import connect, daemon_options
 from signer.cli.output import explained, write_file
 from signer.cli.progress import progress
+from signer.client import ItemResult
 from signer.errors import OperatorError
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count
-
-if TYPE_CHECKING:
-    from signer.client import ItemResult
 
 _STDIN = "-"
 
@@ -31,7 +27,6 @@ _SUFFIXES = {
     Format.COSE_SIGN1: ".cose",
     Format.HCERT: ".hc1",
 }
-_TEXT = frozenset({Format.JWS, Format.HCERT})
 
 
 class _Source(NamedTuple):
@@ -139,13 +134,15 @@ def sign(
         progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
         connect(client_file) as client,
     ):
+        done = 0
         sources = deque[_Source]()
         payloads = _payloads(items, sources)
         results = client.sign(key, message_format, payloads, batch_items=batch, timeout=timeout)
         for done, result in enumerate(results, 1):
             printer.take(sources.popleft(), result)
             advance(done, total)
-    printer.finish()
+    if printer.failed:
+        raise OperatorError(f"{printer.failed} of {count(done, 'payload')} could not be signed")
 
 
 def _payloads(items: Iterable[_Item], pending: deque[_Source]) -> Iterator[bytes]:
@@ -215,18 +212,16 @@ class _Printer:
     def __init__(
         self, message_format: Format, targets: dict[str, Path], *, as_json: bool, single: bool
     ) -> None:
-        self._text = message_format in _TEXT
+        self._text = message_format in {Format.JWS, Format.HCERT}
         self._targets = targets
         self._json = as_json
         self._single = single
-        self._total = 0
-        self._failed = 0
+        self.failed = 0
 
     def take(self, source: _Source, result: ItemResult) -> None:
-        self._total += 1
         target = self._targets.get(source.name)
         if result.error is not None:
-            self._failed += 1
+            self.failed += 1
             click.echo(f"{source}: {result.error.reason}: {result.error.message}", err=True)
         elif target is not None:
             write_file(target, result.signature)
@@ -253,10 +248,3 @@ class _Printer:
         if target is not None:
             return {**described, "output": str(target)}
         return {**described, "signature": self._encode(result.signature)}
-
-    def finish(self) -> None:
-        """Ends with exit code 1 if anything failed."""
-        if self._failed:
-            raise OperatorError(
-                f"{self._failed} of {count(self._total, 'payload')} could not be signed"
-            )

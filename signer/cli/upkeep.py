@@ -58,8 +58,7 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
     policy = read_policy(config.policy)
     # An appliance from before there were officers has a log, which it continues.
     begun = bool(list_segments(config.audit.directory))
-    create = not join and not begun
-    with Registry.open(config.registry, create=create, migrate=True) as registry:
+    with Registry.open(config.registry, create=not (join or begun), migrate=True) as registry:
         if join or registry.state().officers:
             refuse_second_log(config.audit)
         if not join:

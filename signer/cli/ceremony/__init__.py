@@ -13,17 +13,8 @@ from signer import __version__
 from signer.algorithms import Algorithm
 from signer.cli.ceremony import transcript
 from signer.cli.connection import connect
-from signer.cli.operations import WAIT_SECONDS, follow, result_lines
+from signer.cli.operations import WAIT_SECONDS, flow, follow, result_lines
 from signer.cli.operations.arguments import KEY, certificate_in, principal_of, utc
-from signer.cli.operations.flow import (
-    LONG,
-    OfficerKey,
-    confirm,
-    must_confirm,
-    officer,
-    prepare,
-    signed_count,
-)
 from signer.cli.operations.requested import check_foreign, request
 from signer.cli.options import FILE, FOLDER, NEW_FOLDER, token_option, yes_option
 from signer.cli.output import explained, plain, write_file
@@ -99,10 +90,9 @@ def ceremony(*, verified: Path | None, officers: tuple[Path, ...], **options: An
 
 
 def _verify(folder: Path, officers: tuple[Path, ...]) -> None:
-    certificates = {}
-    for file in officers:
-        certificate = certificate_in(file)
-        certificates[principal_of(certificate)] = certificate.public_bytes(Encoding.DER)
+    certificates = {
+        principal_of(one): one.public_bytes(Encoding.DER) for one in map(certificate_in, officers)
+    }
     members = transcript.verify(folder, certificates)
     result = members["result"]
     click.echo(f"{folder} is in order")
@@ -130,9 +120,9 @@ class _CeremonyPlan:
 
 def _hold(plan: _CeremonyPlan) -> None:
     """Holds the ceremony; raises OperatorError if it cannot continue."""
-    must_confirm(yes=plan.yes)
+    flow.must_confirm(yes=plan.yes)
     began = datetime.now(UTC)
-    one, two = officer(plan.first), officer(plan.second)
+    one, two = flow.officer(plan.first), flow.officer(plan.second)
     if one.principal == two.principal:
         raise OperatorError(f"both client files belong to {one.principal}: two officers are needed")
     with explained(plan.out, "made"):  # before the key
@@ -150,11 +140,12 @@ def _hold(plan: _CeremonyPlan) -> None:
     _say_next(plan, operation)
 
 
-def _say(text: str) -> None:
-    click.echo(plain(text))
+def _say(*lines: str) -> None:
+    for line in lines:
+        click.echo(plain(line))
 
 
-def _officers(plan: _CeremonyPlan, *both: OfficerKey) -> dict[str, bytes]:
+def _officers(plan: _CeremonyPlan, *both: flow.OfficerKey) -> dict[str, bytes]:
     """Returns the certificates of all officers, by principal: others may have to approve too."""
     with connect(plan.first) as client:
         officers = dict(client.operations.officers().officers)
@@ -163,9 +154,8 @@ def _officers(plan: _CeremonyPlan, *both: OfficerKey) -> dict[str, bytes]:
     return officers
 
 
-def _propose(plan: _CeremonyPlan, me: OfficerKey) -> str:
-    _say("")
-    _say(f"Step 1: {me.principal} proposes. This is what would change:")
+def _propose(plan: _CeremonyPlan, me: flow.OfficerKey) -> str:
+    _say("", f"Step 1: {me.principal} proposes. This is what would change:")
     arguments = {
         "key": plan.name,
         "algorithm": plan.algorithm,
@@ -176,36 +166,35 @@ def _propose(plan: _CeremonyPlan, me: OfficerKey) -> str:
         "subject": plan.subject,
     }
     with connect(plan.first) as client:
-        content = prepare(client, request("create-key", arguments), me, to_stderr=False)
+        content = flow.prepare(client, request("create-key", arguments), me, to_stderr=False)
         _say(f"The bytes to sign have the SHA-256 {hashlib.sha256(content).hexdigest()}")
-        confirm("Does the first officer sign and propose this?", yes=plan.yes)
-        operation = client.operations.propose(content, me.sign(content), timeout=LONG)
+        flow.confirm("Does the first officer sign and propose this?", yes=plan.yes)
+        operation = client.operations.propose(content, me.sign(content), timeout=flow.LONG)
     _say(f"It is proposed: operation {operation.id}.")
     return operation.id
 
 
-def _approve(plan: _CeremonyPlan, me: OfficerKey, identity: str) -> None:
-    _say("")
-    _say(f"Step 2: {me.principal} reads it from the appliance. This is what would change:")
+def _approve(plan: _CeremonyPlan, me: flow.OfficerKey, identity: str) -> None:
+    _say("", f"Step 2: {me.principal} reads it from the appliance. This is what would change:")
     with connect(plan.second) as client:
         operation = client.operations.get(identity)
         check_foreign(operation.content, identity, me.principal)
-        for line in operation.difference:
-            _say(line)
+        _say(*operation.difference)
         digest = hashlib.sha256(operation.content).hexdigest()
         _say(f"The bytes to sign have the SHA-256 {digest}; compare it with the one above.")
-        confirm("Does the second officer sign and approve this?", yes=plan.yes)
-        operation = client.operations.approve(identity, me.sign(operation.content), timeout=LONG)
+        flow.confirm("Does the second officer sign and approve this?", yes=plan.yes)
+        operation = client.operations.approve(
+            identity, me.sign(operation.content), timeout=flow.LONG
+        )
     if operation.state == "PROPOSED":
         _say(
-            f"{signed_count(operation)}; the ceremony continues when others approve:"
+            f"{flow.signed_count(operation)}; the ceremony continues when others approve:"
             f" signer operations approve {identity}"
         )
 
 
 def _await(plan: _CeremonyPlan, identity: str) -> Operation:
-    _say("")
-    _say("Step 3: the appliance creates the key inside the HSM.")
+    _say("", "Step 3: the appliance creates the key inside the HSM.")
     with connect(plan.first) as client:
         follow(client, identity, WAIT_SECONDS)
         operation = client.operations.get(identity)
@@ -215,8 +204,7 @@ def _await(plan: _CeremonyPlan, identity: str) -> Operation:
             " no transcript is written"
         )
     _say(f"It has created {operation.result.get('key_version')}:")
-    for line in result_lines(operation.result):
-        _say(f"  {line}")
+    _say(*(f"  {line}" for line in result_lines(operation.result)))
     return operation
 
 
@@ -224,11 +212,10 @@ def _write(
     plan: _CeremonyPlan,
     operation: Operation,
     began: datetime,
-    both: tuple[OfficerKey, OfficerKey],
+    both: tuple[flow.OfficerKey, flow.OfficerKey],
     officers: dict[str, bytes],
 ) -> None:
-    _say("")
-    _say("Step 4: both officers sign the transcript of what was done.")
+    _say("", "Step 4: both officers sign the transcript of what was done.")
     signed = [signature.signed for signature in operation.signatures if signature.signed]
     times = {
         "began": began,
@@ -241,31 +228,28 @@ def _write(
         operation, participants, plan.witnesses, times, software=f"signer {__version__}"
     )
     _say(f"The transcript has the SHA-256 {hashlib.sha256(text).hexdigest()}")
-    confirm("Do both officers sign the transcript?", yes=plan.yes)
+    flow.confirm("Do both officers sign the transcript?", yes=plan.yes)
     write_file(plan.out / transcript.FILE, text)
     for one in both:
         write_file(plan.out / transcript.signature_file(one.principal), one.sign(text))
-    csr = (operation.result or {}).get("certification_request")
-    if csr:
+    if csr := (operation.result or {}).get("certification_request"):
         write_file(plan.out / transcript.REQUEST, str(csr).encode())
     transcript.verify(plan.out, officers)
 
 
 def _say_next(plan: _CeremonyPlan, operation: Operation) -> None:
     version = f"{plan.name}/versions/1"
-    _say("")
-    _say(f"Done at {utc(datetime.now(UTC))}; the record is in {plan.out}:")
-    for file in sorted(plan.out.iterdir()):
-        _say(f"  {file.name}")
+    _say("", f"Done at {utc(datetime.now(UTC))}; the record is in {plan.out}:")
+    _say(*(f"  {file.name}" for file in sorted(plan.out.iterdir())))
     _say("Give a copy to the auditors. Anyone can check it with:")
     _say(f"  signer ceremony --verify {plan.out} --officer A.pem --officer B.pem")
     _say(f"The key signs nothing yet: {version} is PRE_ACTIVE. Next:")
     if (operation.result or {}).get("certification_request"):
-        _say(f"  1. have the authority certify {plan.out / 'request.csr'}")
         _say(
-            f"  2. signer operations propose import-certificate {version} CERT.pem --issuer CA.pem"
+            f"  1. have the authority certify {plan.out / 'request.csr'}",
+            f"  2. signer operations propose import-certificate {version} CERT.pem --issuer CA.pem",
+            f"  3. signer operations propose activate {version} --at TIME --sign-until TIME",
         )
-        _say(f"  3. signer operations propose activate {version} --at TIME --sign-until TIME")
     else:
         _say(f"  signer operations propose activate {version} --at TIME --sign-until TIME")
     _say("and before it signs, give verifiers the output of: signer keys export --form trust-list")

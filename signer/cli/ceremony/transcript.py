@@ -31,9 +31,6 @@ FILE = "transcript.json"
 REQUEST = "request.csr"
 MAX_BYTES = 1 << 20
 
-_DEMANDED = {"sensitive": True, "extractable": False}
-"""Attributes that the token must report for the private key (PKCS #11, section 4.9)."""
-
 
 def make(
     operation: Operation,
@@ -193,7 +190,7 @@ def result_problems(members: Mapping[str, Any]) -> list[str]:
     if result.get("algorithm") != details.get("algorithm"):
         problems.append(f"the algorithm is {result.get('algorithm')}, not the approved one")
     attributes = result.get("attributes")
-    for name, value in _DEMANDED.items():
+    for name, value in (("sensitive", True), ("extractable", False)):  # PKCS #11, section 4.9
         if not isinstance(attributes, dict) or attributes.get(name) is not value:
             problems.append(f"the token did not report the private key's {name} as {value}")
     return problems + _request_problems(result, proposal)

@@ -54,10 +54,7 @@ def jwks(versions: Iterable[KeyVersion]) -> str:
 
 
 def _jwk(version: KeyVersion) -> dict[str, str]:
-    """Returns the members of a public key.
-
-    Raises OperatorError if their thumbprint is not the one that the appliance names.
-    """
+    """Returns the members of a public key; raises OperatorError if its thumbprint is another."""
     try:
         members = jwk_members(version.public_key)
     except TypeError:

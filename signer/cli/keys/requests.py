@@ -157,9 +157,5 @@ def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -
 
 def end_entities(files: Iterable[Path]) -> list[bytes]:
     """Returns the certificates of files in DER, each once, without those of authorities."""
-    ders: dict[bytes, None] = {}
-    for file in files:
-        for certificate in certificates_in(file):
-            if not is_authority(certificate):
-                ders[certificate.public_bytes(Encoding.DER)] = None
-    return list(ders)
+    certificates = (one for file in files for one in certificates_in(file) if not is_authority(one))
+    return list(dict.fromkeys(one.public_bytes(Encoding.DER) for one in certificates))

@@ -44,10 +44,6 @@ class Due(NamedTuple):
     prepared: str | None
     rotatable: bool
 
-    @property
-    def key(self) -> str:
-        return key_of(self.version)
-
 
 def key_of(version: str) -> str:
     """Returns the name of a version's key."""
@@ -104,7 +100,7 @@ def _followers(
 
 def names_due(found: Iterable[Due]) -> list[str]:
     """Returns the keys to rotate: those that have no successor and can be rotated."""
-    return sorted({one.key for one in found if one.successor is None and one.rotatable})
+    return sorted({key_of(one.version) for one in found if one.successor is None and one.rotatable})
 
 
 @click.command(short_help="Shows which versions end soon, and their successors.")
@@ -134,8 +130,7 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
         raise click.UsageError("give --names or --json, not both")
     found = due(client.list_key_versions(), datetime.now(UTC), days)
     if names:
-        for name in names_due(found):
-            click.echo(name)
+        click.echo("".join(f"{name}\n" for name in names_due(found)), nl=False)
     elif as_json:
         print_json([{**one._asdict(), "ends": one.ends.isoformat()} for one in found])
     elif found:
@@ -148,15 +143,9 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
 
 
 def _successor(found: Due) -> str:
-    if found.successor is not None:
-        return found.successor
-    if found.prepared is not None:
-        return f"none: {found.prepared} has no planned activation"
-    return "none"
+    none = f"none: {found.prepared} has no planned activation" if found.prepared else "none"
+    return found.successor or none
 
-
-_ONE_BY_ONE = 50
-"""Up to this many keys are read one by one; for more, all versions are listed."""
 
 list_option = click.option(
     "--list",
@@ -294,10 +283,8 @@ def _number(version: str) -> int:
 
 
 def _versions(client: SignerClient, keys: Sequence[str]) -> Iterator[KeyVersion]:
-    if len(keys) > _ONE_BY_ONE:
-        yield from client.list_key_versions()
-        return
-    for key in keys:
+    # Up to 50 keys are read one by one; for more, all versions are listed.
+    for key in [""] if len(keys) > 50 else keys:
         yield from client.list_key_versions(key)
 
 

@@ -131,16 +131,13 @@ def version_value(version: KeyVersion) -> dict[str, Any]:
     }
 
 
-_UNSHOWN = frozenset({"public_key", "pem", "certification_request"})
-
-
 def _lines(value: dict[str, Any]) -> list[str]:
     """Lays out a value for people: one member a line, without PEM."""
     lines = []
     for label, member in value.items():
         if isinstance(member, dict):
             lines += [label, *(f"  {line}" for line in _lines(member))]
-        elif label not in _UNSHOWN:
+        elif label not in {"public_key", "pem", "certification_request"}:
             shown = ", ".join(member) if isinstance(member, list) else member
             shown = ("yes" if shown else "no") if isinstance(shown, bool) else shown
             lines.append(f"{label.replace('_', ' '):<20} {plain(shown) if shown else '-'}")

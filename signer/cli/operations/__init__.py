@@ -119,22 +119,18 @@ def show(
         raise click.UsageError("give --bytes or --json, not both")
     operation = client.operations.get(identity)
     if attachment is not None:
-        write_file(attachment, _named(client.operations.attachment(identity), operation))
+        content = client.operations.attachment(identity)
+        if hashlib.sha256(content).hexdigest().encode() not in operation.content:
+            raise OperatorError(
+                f"operation {identity} has no attachment, or the appliance returned another one"
+            )
+        write_file(attachment, content)
     if as_bytes:
         click.echo(operation.content, nl=False)
     elif as_json:
         print_json(operation_value(operation))
     else:
         print_operation(operation)
-
-
-def _named(content: bytes, operation: Operation) -> bytes:
-    """Returns a document if the operation names its SHA-256; raises OperatorError."""
-    if hashlib.sha256(content).hexdigest().encode() not in operation.content:
-        raise OperatorError(
-            f"operation {operation.id} has no attachment, or the appliance returned another one"
-        )
-    return content
 
 
 def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:

@@ -167,12 +167,8 @@ def write_draft(file: Path, content: bytes, attachment: bytes, *, as_json: bool)
     if beside is not None:
         write_file(beside, attachment)
     if as_json:
-        written = {
-            "file": str(file),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "attachment": None if beside is None else str(beside),
-        }
-        print_json(written)
+        sha256 = hashlib.sha256(content).hexdigest()
+        print_json({"file": str(file), "sha256": sha256, "attachment": beside and str(beside)})
         return
     more = "" if beside is None else f" --attachment {beside}"
     click.echo(
@@ -264,8 +260,7 @@ def only_one(client: SignerClient, state: str, wanted: Callable[[Operation], boo
     if len(candidates) == 1:
         return candidates[0].id
     if not candidates:
-        raise OperatorError(
-            f"there is no operation in the state {state} for this command: name its ID"
-        )
+        text = f"there is no operation in the state {state} for this command: name its ID"
+        raise OperatorError(text)
     listed = "".join(f"\n  {candidate.id}  {candidate.kind}" for candidate in candidates)
     raise OperatorError(f"{len(candidates)} operations are {state}: name the ID of one{listed}")
