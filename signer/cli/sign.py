@@ -156,14 +156,13 @@ def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -
     """Returns the output file of each input; inputs whose signature is printed are absent."""
     if out == _STDIN:
         return {}
-    suffix = _SUFFIXES[message_format]
     targets: dict[str, Path] = {}
     for name in inputs:
         if name == _STDIN and out is None:
             continue
         path = Path("stdin" if name == _STDIN else name)
         folder = path.parent if out is None else Path(out)
-        targets[name] = folder / f"{path.name}{suffix}"
+        targets[name] = folder / f"{path.name}{_SUFFIXES[message_format]}"
     twice = [str(path) for path, times in Counter(targets.values()).items() if times > 1]
     if twice or len(set(inputs)) < len(inputs):
         what = ", ".join(twice) or "an input"
@@ -203,11 +202,7 @@ def _digest(line: bytes) -> bytes:
 
 
 class _Printer:
-    """Writes or prints the results, and counts the failures.
-
-    ``targets`` has the output files of inputs; other signatures are printed, that of a
-    ``single`` input as raw bytes.
-    """
+    """Writes signatures to the ``targets`` of inputs or prints them, that of a ``single`` raw."""
 
     def __init__(
         self, message_format: Format, targets: dict[str, Path], *, as_json: bool, single: bool

@@ -1,7 +1,6 @@
 """``signer keys`` requests and certificates: what a rotation and an authority exchange."""
 
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,8 @@ def requests(
         for done, version in enumerate(waiting, 1):
             request = client.get_key_version(version.name).certification_request
             if request and has_subject(request, version.name, str(proposal.details["subject"])):
-                file = out / file_name(version.name)
+                key, number = parse_key_or_version(version.name)
+                file = out / f"{key.facility}.{key.key}.v{number}.csr"
                 write_file(file, request.encode())
                 written.append({"key_version": version.name, "file": str(file)})
             advance(done, len(waiting))
@@ -119,12 +119,6 @@ def has_subject(request: str, version: str, template: str) -> bool:
     return actual == x509.Name.from_rfc4514_string(subject)
 
 
-def file_name(version: str) -> str:
-    """Returns ``facility.key.vN.csr`` for a version."""
-    key, number = parse_key_or_version(version)
-    return f"{key.facility}.{key.key}.v{number}.csr"
-
-
 @click.command(short_help="Gives a rotation its certificates.")
 @click.argument("files", metavar="[ROTATION_ID] FILE...", nargs=-1, required=True, type=_FileOrId())
 @client_options
@@ -145,7 +139,8 @@ def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -
     paths = [given for given in files if isinstance(given, Path)]
     if not paths:
         raise click.UsageError("name the files of the certificates")
-    ders = end_entities(paths)
+    found = (one for file in paths for one in certificates_in(file) if not is_authority(one))
+    ders = list(dict.fromkeys(one.public_bytes(Encoding.DER) for one in found))
     if not ders:
         raise OperatorError("the files contain only certificates of authorities")
     identity = ids[0] if ids else only_one(client, "WAITING", _rotates)
@@ -153,9 +148,3 @@ def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -
         return client.operations.import_certificates(
             identity, ders, lambda done: advance(done, len(ders)), timeout=LONG
         )
-
-
-def end_entities(files: Iterable[Path]) -> list[bytes]:
-    """Returns the certificates of files in DER, each once, without those of authorities."""
-    certificates = (one for file in files for one in certificates_in(file) if not is_authority(one))
-    return list(dict.fromkeys(one.public_bytes(Encoding.DER) for one in certificates))

@@ -97,9 +97,8 @@ def _find(client: SignerClient, target: str) -> KeyVersion:
     """Returns the version named, or the key's primary, or its newest version."""
     if _SEPARATOR in target:
         return client.get_key_version(target)
-    primary = client.get_key(target).primary
-    name = _newest(client, target).name if primary is None else primary.name
-    return client.get_key_version(name)
+    version = client.get_key(target).primary or _newest(client, target)
+    return client.get_key_version(version.name)
 
 
 def _newest(client: SignerClient, key: str) -> KeyVersion:

@@ -30,14 +30,9 @@ FILLED: Mapping[str, frozenset[str]] = {
 }
 """By kind: the members that the appliance may fill in. The others must be as requested."""
 
-_ABSENT = object()
-
 
 class OperationRequest(NamedTuple):
-    """An operation that an officer requests.
-
-    ``expected`` are the members that the operation's details must have.
-    """
+    """An operation that an officer requests; its details must have the ``expected`` members."""
 
     kind: str
     arguments: Mapping[str, Any]
@@ -107,11 +102,12 @@ def check_content(content: bytes, requested: OperationRequest, me: str) -> Propo
     if proposal.proposer != me:
         wrong.append(f"its proposer is {proposal.proposer}, not {me}")
     for name, value in requested.expected.items():
-        actual = proposal.details.get(name, _ABSENT)
-        if actual is _ABSENT:
+        if name not in proposal.details:
             wrong.append(f"{name} is missing")
-        elif not _same(actual, value):
-            wrong.append(f"{name} is {_shown(actual)}, requested: {_shown(value)}")
+            continue
+        actual, wanted = (json.dumps(v, sort_keys=True) for v in (proposal.details[name], value))
+        if actual != wanted:  # compared as JSON: True is not 1
+            wrong.append(f"{name} is {_shown(actual)}, requested: {_shown(wanted)}")
     unknown = proposal.details.keys() - requested.expected.keys() - FILLED[requested.kind]
     wrong += [f"{name} was not requested" for name in sorted(unknown)]
     if wrong:
@@ -120,11 +116,6 @@ def check_content(content: bytes, requested: OperationRequest, me: str) -> Propo
             + "\n  ".join(wrong)
         )
     return proposal
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; True is not 1 here."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def check_foreign(content: bytes, identity: str, me: str) -> Proposal:
@@ -150,6 +141,5 @@ def _parsed(content: bytes) -> Proposal:
         raise OperatorError(f"{error}; nothing was signed") from error
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
+def _shown(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
