@@ -6,7 +6,6 @@ with P-256 and SHA-256 (type 0x02, in DER).
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,8 +108,7 @@ class NoteVerifier:
         if isinstance(self.key, Ed25519PublicKey):
             return raw
         half = _RAW_SIGNATURE_SIZE // 2
-        r, s = (int.from_bytes(part, "big") for part in (raw[:half], raw[half:]))
-        return encode_dss_signature(r, s)
+        return encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
 
     def verify(self, signature: bytes, text: str) -> bool:
         """Returns whether this is the key's signature (without key id) of the text."""
@@ -188,6 +186,6 @@ def _from_base64(text: str) -> bytes | None:
     """Returns the bytes, None unless the text is their one encoding (RFC 4648 section 3.5)."""
     try:
         data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None
     return data if _base64(data) == text else None

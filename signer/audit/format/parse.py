@@ -74,8 +74,7 @@ def parse_head(head: bytes) -> RecordHead:
     name = fields.pop("kind", None)
     if type(name) is not str:
         raise RecordError("the head has no kind")
-    kind = _KINDS.get(name)
-    if kind is None:
+    if (kind := _KINDS.get(name)) is None:
         raise NewerError(f"a record of an unknown kind {NEWER}")
     shape = None
     if not COLUMN_NAMES.isdisjoint(fields):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha384
-from typing import Any, NamedTuple
+from typing import Any
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
@@ -70,11 +70,8 @@ class Proven:
     failure: str | None
 
 
-class _ShownRecord(NamedTuple):
-    """The part of a record that the proof shows; ``item`` is None without a column."""
-
-    head: RecordHead
-    item: bytes | None
+_ShownRecord = tuple[RecordHead, bytes | None]
+"""The part of a record that the proof shows: its head, and the item if it has a column."""
 
 
 def build(
@@ -158,21 +155,21 @@ def _verify_record(
     if head.shape is None:
         if members["item"] is not None or item_path:
             raise ProofError(f"the {kind} has no items, but the proof shows one")
-        return _ShownRecord(head, None)
+        return head, None
     item, shape = _bytes(members["item"]), head.shape
     leaf = merkle.leaf_hash(item)
     if len(item) != shape.width or not merkle.verify_inclusion(
         leaf, index, shape.count, item_path, shape.root
     ):
         raise ProofError(f"the item of the proof is not item {index} of the {kind}")
-    return _ShownRecord(head, item)
+    return head, item
 
 
 def _conclude(
     checkpoint: Checkpoint, index: int, intent: _ShownRecord, outcome: _ShownRecord
 ) -> Proven:
     """Compares the two records with each other, and returns what they say."""
-    asked, done = intent.head, outcome.head
+    (asked, digest), (done, released) = intent, outcome
     try:
         request = IntentRecord.from_fields(asked.fields)
         answer = OutcomeRecord.from_fields(done.fields)
@@ -180,17 +177,15 @@ def _conclude(
         raise ProofError(f"a record of the proof is refused: {error}") from None
     if answer.intent != asked.seq or done.seq <= asked.seq:
         raise ProofError("the outcome belongs to another intent")
-    if intent.item is None or len(intent.item) not in _DIGEST_SIZES.get(
-        request.format, {HASH_SIZE}
-    ):
+    if digest is None or len(digest) not in _DIGEST_SIZES.get(request.format, {HASH_SIZE}):
         raise ProofError("the intent does not hold digests of the size that its format has")
     if asked.shape and done.shape and asked.shape.count != done.shape.count:
         raise ProofError("the outcome has another number of items than the intent")
     failure = answer.failures.get(index)
-    signature = outcome.item if failure is None else None
+    signature = released if failure is None else None
     if failure is None and not any(signature or b""):
         raise ProofError("the outcome holds neither a signature nor a failure of the item")
-    if failure is not None and any(outcome.item or b""):
+    if failure is not None and any(released or b""):
         raise ProofError("the outcome holds both a signature and a failure of the item")
     return Proven(
         checkpoint=checkpoint,
@@ -204,7 +199,7 @@ def _conclude(
         format=request.format,
         rule=request.rule,
         policy=request.policy,
-        digest=intent.item,
+        digest=digest,
         signature=signature,
         failure=failure,
     )

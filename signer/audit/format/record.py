@@ -10,15 +10,17 @@ written and read here and nowhere else.
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from signer import cbor
 from signer.audit.format import merkle
 from signer.audit.format.merkle import Frontier
 from signer.model import HcertTerms
+
+T = TypeVar("T")
 
 Value = int | str | bytes | bool | None | Sequence["Value"] | Mapping[str, "Value"]
 """The value of a field. Sequences are read as lists; integers have 64 bits and a sign."""
@@ -176,28 +178,22 @@ CLOSING = frozenset({RecordKind.OUTCOME, RecordKind.INDETERMINATE})
 """Records that close an intent; ``intent`` is its sequence number."""
 
 
-def text(fields: Fields, name: str, default: str | None = None) -> str:
-    """Returns a field that is text; ``default`` if it is missing."""
-    value = fields.get(name, default)
-    if not isinstance(value, str):
-        raise RecordError(f"{name} is not text")
-    return value
+def _reader(kind: type[T], what: str) -> Callable[..., T]:
+    """Returns a reader of fields of one type."""
+
+    def read(fields: Fields, name: str, default: T | None = None) -> T:
+        """Returns the field ``name``; ``default`` if it is missing. Raises RecordError."""
+        value = fields.get(name, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise RecordError(f"{name} is not {what}")
+        return value
+
+    return read
 
 
-def number(fields: Fields, name: str, default: int | None = None) -> int:
-    """Returns a field that is an integer; ``default`` if it is missing."""
-    value = fields.get(name, default)
-    if type(value) is not int:
-        raise RecordError(f"{name} is not a number")
-    return value
-
-
-def octets(fields: Fields, name: str, default: bytes | None = None) -> bytes:
-    """Returns a field that is a byte string; ``default`` if it is missing."""
-    value = fields.get(name, default)
-    if type(value) is not bytes:
-        raise RecordError(f"{name} is not a byte string")
-    return value
+text = _reader(str, "text")
+number = _reader(int, "a number")
+octets = _reader(bytes, "a byte string")
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +387,10 @@ def _head(seq: int, time_us: int, kind: RecordKind, fields: Fields, shape: Shape
     }
     if shape is not None:
         named |= {"count": shape.count, "width": shape.width, "root": shape.root}
-    return _encode(named)
+    try:
+        return cbor.encode_record(named, MAX_DEPTH)
+    except cbor.CborError as error:
+        raise RecordError(f"a record cannot hold {error}") from None
 
 
 def _body(head: bytes, column: Column | None) -> bytes:
@@ -399,13 +398,6 @@ def _body(head: bytes, column: Column | None) -> bytes:
     if len(body) > MAX_BODY:
         raise RecordError(f"a record of {len(body)} bytes is longer than the limit of {MAX_BODY}")
     return body
-
-
-def _encode(fields: Fields) -> bytes:
-    try:
-        return cbor.encode_record(fields, MAX_DEPTH)
-    except cbor.CborError as error:
-        raise RecordError(f"a record cannot hold {error}") from None
 
 
 def count_of(value: object, name: str) -> int:

@@ -175,8 +175,7 @@ class Ledger:
 
     def _expire(self, time_us: int) -> None:
         while self._requests:
-            identity = next(iter(self._requests))
-            request = self._requests[identity]
+            identity, request = next(iter(self._requests.items()))
             if not _expired(request, time_us):
                 return
             self._forget(identity)

@@ -46,13 +46,9 @@ class Index:
         entries = bytes(self._entries[start * INDEX_ENTRY.size : stop * INDEX_ENTRY.size])
         return [leaf for _, leaf in INDEX_ENTRY.iter_unpack(entries)]
 
-    def encode(self) -> bytes:
-        """Returns the content of an index file: the entries and their SHA-256."""
-        return bytes(self._entries) + sha256(self._entries).digest()
-
     @classmethod
     def decode(cls, data: bytes) -> "Index":
-        """Reads the content of an index file; raises ValueError if it is damaged."""
+        """Reads an index file, the entries and their SHA-256; raises ValueError if damaged."""
         view = memoryview(data)
         entries, checksum = view[:-HASH_SIZE], view[-HASH_SIZE:]
         if len(entries) % INDEX_ENTRY.size or sha256(entries).digest() != checksum:
@@ -87,7 +83,8 @@ class Index:
     def save(self, segment: Segment) -> None:
         """Writes the index file; ignores an OSError, because the index can be made again."""
         with suppress(OSError):
-            replace_file(segment.index_path, self.encode())
+            checksum = sha256(self._entries).digest()
+            replace_file(segment.index_path, bytes(self._entries) + checksum)
 
 
 class Reader:

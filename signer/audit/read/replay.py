@@ -149,16 +149,12 @@ class Replay:
         if first or record.kind is not RecordKind.SNAPSHOT:
             self._on_record(record)  # first, because a listener may refuse it, too
         tip.add(record, leaf)
-        if size + 1 in self._awaited:
-            self._compare()
-
-    def _compare(self) -> None:
-        """Compares the tree with the checkpoints of this size."""
-        if self._awaited[self.tip.size] == {self.tip.frontier.root()}:
-            self.covered = self.tip.size
-        else:
+        roots = self._awaited.get(size + 1)
+        if roots and roots == {tip.frontier.root()}:
+            self.covered = tip.size
+        elif roots:
             self.contradictions.append(
-                f"a checkpoint of {self.tip.size} records has another root than the log"
+                f"a checkpoint of {tip.size} records has another root than the log"
             )
 
 

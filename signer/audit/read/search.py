@@ -152,7 +152,6 @@ def _signatures(column: Column | None, wanted: frozenset[bytes]) -> list[int]:
 
 
 def _outcome_of(reader: Reader, intent: int) -> int | None:
-    for record in reader.records(intent + 1, reader.size):
-        if record.fields.get("intent") == intent:
-            return record.seq if record.kind is RecordKind.OUTCOME else None
-    return None
+    later = reader.records(intent + 1, reader.size)
+    closing = next((record for record in later if record.fields.get("intent") == intent), None)
+    return closing.seq if closing and closing.kind is RecordKind.OUTCOME else None

@@ -36,7 +36,7 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
 class Folder:
-    """A directory of checkpoints. Every method raises OSError."""
+    """A directory of checkpoints."""
 
     def __init__(self, path: Path, clock: Clock, disk: Disk | None = None) -> None:
         self.path = path
@@ -45,13 +45,22 @@ class Folder:
         self._hour = -1
 
     def put(self, checkpoint: Checkpoint, note: str) -> None:
-        """Makes a checkpoint the newest, durably; readers see the old one or the new one."""
+        """Makes a checkpoint the newest, durably; readers see it or the old one. Raises OSError."""
         self.path.mkdir(parents=True, exist_ok=True)
         hour = int(self._clock.now() // _KEEP_EVERY)
         if hour != self._hour:
             replace_durably(self._disk, self.path / f"{checkpoint.size:016d}", note.encode())
         replace_durably(self._disk, self.path / NEWEST, note.encode())
         self._hour = hour
+
+    def try_put(self, checkpoint: Checkpoint, note: str) -> str:
+        """Does the same as ``put``; returns the text of a failure instead of raising it."""
+        try:
+            self.put(checkpoint, note)
+        except OSError as error:
+            reason = error.strerror or error
+            return f"checkpoint {checkpoint.size} could not be written to {self.path}: {reason}"
+        return ""
 
 
 class Shipper:
@@ -99,23 +108,14 @@ class Shipper:
             return taken
 
     def _ship(self, checkpoint: Checkpoint, note: str) -> bool:
-        try:
-            self._folder.put(checkpoint, note)
-        except OSError as error:
-            text = (
-                f"checkpoint {checkpoint.size} could not be written to {self._folder.path}: "
-                f"{error.strerror or error}; it is tried again"
-            )
-            self._events.emit(ShippingFailed(text))
-            return False
-        self._events.emit(CheckpointShipped(checkpoint.size))
-        return True
+        if failure := self._folder.try_put(checkpoint, note):
+            self._events.emit(ShippingFailed(f"{failure}; it is tried again"))
+        else:
+            self._events.emit(CheckpointShipped(checkpoint.size))
+        return not failure
 
     def _put_back(self, taken: tuple[Checkpoint, str], seconds: float) -> None:
-        """Waits before the next try; a newer checkpoint replaces this one.
-
-        The last try follows at once when the shipper is closed.
-        """
+        """Waits before the next try, unless it is the last; a newer checkpoint replaces this."""
         with self._changed:
             was_closing = self._closing
             self._changed.wait_for(lambda: self._closing, seconds)
@@ -187,16 +187,9 @@ class Checkpointer:
         self._events.emit(CheckpointMade(checkpoint.size, note))
         for shipper in self._shippers:
             shipper.offer(checkpoint, note)
-        try:
-            self._folder.put(checkpoint, note)
-        except OSError as error:
-            text = (
-                f"checkpoint {checkpoint.size} could not be written to {self._folder.path}: "
-                f"{error.strerror or error}; tried again"
-            )
-            self._events.emit(CheckpointFailed(text))
-            return False
-        return True
+        if failure := self._folder.try_put(checkpoint, note):
+            self._events.emit(CheckpointFailed(f"{failure}; tried again"))
+        return not failure
 
 
 def set_aside(

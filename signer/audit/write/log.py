@@ -35,6 +35,7 @@ from signer.events import AuditCommitted
 SLOW_SECONDS = 1.0
 """A commit that takes longer is reported to operators."""
 
+BALLAST = "ballast"  # the file that is removed to free space for outcomes
 _LEAVES = 4096  # hashes held at once while a root is computed
 _WITH_ANSWER = frozenset(
     {RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE, RecordKind.SNAPSHOT}
@@ -103,19 +104,15 @@ class Inbox:
         withdrawn, another is closed as INDETERMINATE when it is durable.
         """
         if not entry.done.wait(seconds):
-            self._give_up(entry)
+            with self._changed:
+                if not entry.done.is_set() and entry.seq < 0:
+                    if entry in self._queue:
+                        self._queue.remove(entry)
+                    entry.late = True
+                    raise AuditLate("the disk of the audit log was too slow to record this in time")
         if entry.error is not None:
             raise entry.error
         return entry.seq
-
-    def _give_up(self, entry: Entry) -> None:
-        with self._changed:
-            if entry.done.is_set() or entry.seq >= 0:
-                return
-            if entry in self._queue:
-                self._queue.remove(entry)
-            entry.late = True
-        raise AuditLate("the disk of the audit log was too slow to record this in time")
 
     def take(self) -> list[Entry]:
         """Waits for entries and returns them all; none when the inbox is closed and empty."""
@@ -172,22 +169,6 @@ class _Durable(NamedTuple):
     reader: Reader
 
 
-class Opened(NamedTuple):
-    """A log that was read and recovered; see ``signer.audit.write.recovery``.
-
-    ``lock`` is the descriptor that keeps other processes out. ``firsts`` are the records to
-    append first. ``overridden`` is the number of records that an override left, else None.
-    """
-
-    directory: Path
-    disk: Disk
-    lock: int
-    free_bytes: int
-    tail: Tail
-    firsts: list[tuple[RecordKind, Fields]]
-    overridden: int | None
-
-
 class Growth:
     """How much the log has grown since this was last taken: records, and the items of intents."""
 
@@ -195,7 +176,7 @@ class Growth:
         self._changed = threading.Condition()
         self._units = 0
         self._enough = 0
-        self._closed = False
+        self.closed = False
 
     def add(self, units: int) -> None:
         """Adds the records and items of a commit."""
@@ -211,19 +192,15 @@ class Growth:
         """
         with self._changed:
             self._enough = enough
-            self._changed.wait_for(lambda: self._units or self._closed)
-            self._changed.wait_for(lambda: self._units >= enough or self._closed, seconds)
+            self._changed.wait_for(lambda: self._units or self.closed)
+            self._changed.wait_for(lambda: self._units >= enough or self.closed, seconds)
             units, self._units = self._units, 0
             return units
 
     def close(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
 
 class Listener(NamedTuple):
@@ -258,9 +235,15 @@ class AuditLog:
 
     def __init__(
         self,
-        opened: Opened,
+        directory: Path,
+        disk: Disk,
+        tail: Tail,
         clock: Clock,
         *,
+        lock: int,
+        free_bytes: int,
+        firsts: Sequence[tuple[RecordKind, Fields]],
+        overridden: int | None,
         segment_bytes: int,
         low_disk_bytes: int,
         listeners: Sequence[Listener],
@@ -268,17 +251,19 @@ class AuditLog:
         on_time: Callable[[float], None],
         on_stop: Callable[[str], None],
     ) -> None:
-        """Starts the writer's thread, and appends ``opened.firsts``; raises AuditUnavailable."""
-        self._directory, self._disk, self._tail = opened.directory, opened.disk, opened.tail
-        self._lock = opened.lock
-        self._clock = clock
+        """Starts the writer's thread, and appends ``firsts``; raises AuditUnavailable.
+
+        ``lock`` is the descriptor that keeps other processes out.
+        """
+        self._directory, self._disk, self._tail = directory, disk, tail
+        self._lock, self._clock = lock, clock
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
         self._listeners = by_kind(listeners)
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
         self._on_commit, self._on_time = on_commit, on_time
         self._inbox = Inbox(on_stop)
         self.growth = Growth()
-        self.free_bytes, self.overridden = opened.free_bytes, opened.overridden
+        self.free_bytes, self.overridden = free_bytes, overridden
         self.commit_seconds = self.committing_since = 0.0
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
@@ -287,7 +272,7 @@ class AuditLog:
         self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
         self._thread.start()
         try:
-            for kind, fields in opened.firsts:
+            for kind, fields in firsts:
                 self.append(kind, fields)
         except BaseException:
             self.close()
@@ -408,7 +393,8 @@ class AuditLog:
             for on_record in self._listeners[record.kind]:
                 on_record(record)
             entry.seq = record.seq
-        self.growth.add(sum(1 + _items(record) for _, record in written))
+        intents = [record.column for _, record in written if record.kind is RecordKind.INTENT]
+        self.growth.add(len(written) + sum(column.count for column in intents if column))
         self._inbox.answer([entry for entry, _ in written])
         self._on_commit(AuditCommitted(len(written), self.commit_seconds))
 
@@ -460,7 +446,7 @@ class AuditLog:
             f"the disk of the audit log has {self.free_bytes} bytes free, less than "
             f"{self._low_disk_bytes}: nothing is signed; make room, then restart"
         )
-        self._disk.remove(ballast_path(self._directory))
+        self._disk.remove(self._directory / BALLAST)
 
     def _fail(self, batch: Sequence[Entry], cause: str) -> None:
         self._inbox.fail(
@@ -470,19 +456,9 @@ class AuditLog:
         )
 
 
-def ballast_path(directory: Path) -> Path:
-    return directory / "ballast"
-
-
 def by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, ...]]:
     """Returns what to call with a record of each kind."""
     return {
         kind: tuple(one.on_record for one in listeners if one.kinds is None or kind in one.kinds)
         for kind in RecordKind
     }
-
-
-def _items(record: Record) -> int:
-    """Returns the items of an intent, 0 for other records."""
-    column = record.column if record.kind is RecordKind.INTENT else None
-    return column.count if column is not None else 0

@@ -17,14 +17,7 @@ from signer.audit.format.record import Fields, Record, RecordKind, Tip, Value, i
 from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
 from signer.audit.write.disk import Disk, Tail, write_file
-from signer.audit.write.log import (
-    AuditLog,
-    AuditUnavailable,
-    Listener,
-    Opened,
-    ballast_path,
-    by_kind,
-)
+from signer.audit.write.log import BALLAST, AuditLog, AuditUnavailable, Listener, by_kind
 from signer.clock import Clock
 from signer.errors import OperatorError
 from signer.events import AuditCommitted
@@ -80,15 +73,7 @@ def open_audit_log(
         tail, problems = _recover(
             directory, disk, origin, tuple(checkpoints), on_record, override=override
         )
-        opened = Opened(
-            directory,
-            disk,
-            lock,
-            free_bytes,
-            tail,
-            firsts=_firsts(disk, directory, tail.tip, problems),
-            overridden=tail.tip.size if problems else None,
-        )
+        firsts = _firsts(disk, directory, tail.tip, problems)
     except BaseException as error:
         if lock is not None:
             os.close(lock)
@@ -100,8 +85,14 @@ def open_audit_log(
         raise
     try:
         return AuditLog(
-            opened,
+            directory,
+            disk,
+            tail,
             clock,
+            lock=lock,
+            free_bytes=free_bytes,
+            firsts=firsts,
+            overridden=tail.tip.size if problems else None,
             segment_bytes=segment_bytes,
             low_disk_bytes=low_disk_bytes,
             listeners=listeners,
@@ -181,7 +172,7 @@ def _sync_last(disk: Disk, segments: Sequence[Segment]) -> None:
 def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
     """Creates the ballast; returns the free bytes beside it. Raises AuditRefused, OSError."""
     if ballast:
-        disk.reserve(ballast_path(directory), ballast)
+        disk.reserve(directory / BALLAST, ballast)
     free = disk.free_bytes(directory)
     if free < low:
         raise AuditRefused(
@@ -194,10 +185,7 @@ def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
 def _firsts(
     disk: Disk, directory: Path, tip: Tip, problems: Sequence[str]
 ) -> list[tuple[RecordKind, Fields]]:
-    """Returns the records to append first.
-
-    RECOVERY (what was cut), OVERRIDE (the problems), INDETERMINATE (open intents).
-    """
+    """Returns the records to append first: of what was cut, the problems, the open intents."""
     firsts: list[tuple[RecordKind, Fields]] = []
     if kept := kept_aside(disk, directory, tip.size):
         firsts.append((RecordKind.RECOVERY, {"cut": kept}))

@@ -193,10 +193,7 @@ def _search(reader: Reader, first: int, wanted: frozenset[bytes]) -> Iterator[Ma
 
 
 def _hashes_wanted(sha256_hex: str | None, file: Path | None) -> frozenset[bytes]:
-    """Returns the SHA-256 values under which the log may have the signature or digest.
-
-    Raises UsageError and OperatorError. ``file`` is read up to the bound.
-    """
+    """Returns the SHA-256 values under which the log may have the signature or digest."""
     if (sha256_hex is None) == (file is None):
         raise click.UsageError("give a SHA-256 in hex, or --file FILE")
     if file is not None:
@@ -229,20 +226,12 @@ def _signatures_in(content: bytes) -> Iterator[bytes]:
             yield base64.urlsafe_b64decode(jws[1] + b"=" * (-len(jws[1]) % 4))
     with suppress(ValueError, zlib.error):
         if text.startswith(b"HC1:"):
-            content = _inflate(base45.decode(text[4:]))
-    yield from _cose_signature(content)
-
-
-def _cose_signature(content: bytes) -> Iterator[bytes]:
+            deflated = base45.decode(text[4:])
+            content = zlib.decompressobj().decompress(deflated, _MAX_MESSAGE)
     with suppress(cbor2.CBORError):
-        message = cbor2.loads(content, max_depth=4, allow_indefinite=False)
-        match message:
+        match cbor2.loads(content, max_depth=4, allow_indefinite=False):
             case cbor2.CBORTag(tag=18, value=[bytes(), _, bytes(), bytes() as signature]):
                 yield signature
-
-
-def _inflate(data: bytes) -> bytes:
-    return zlib.decompressobj().decompress(data, _MAX_MESSAGE)
 
 
 def _choose(matches: list[Match]) -> Match:
@@ -262,12 +251,13 @@ def _choose(matches: list[Match]) -> Match:
 def _described(reader: Reader, match: Match) -> dict[str, Any]:
     """Returns a match with what its two records say of it."""
     asked = describe(reader.record(match.intent))
+    shown = ("principal", "key_version", "format", "rule", "policy", "request_id")
     described = {
         "intent": match.intent,
         "item": match.item,
         "outcome": match.outcome,
         "asked": asked["time"],
-        **{name: asked["fields"].get(name) for name in _SHOWN},
+        **{name: asked["fields"].get(name) for name in shown},
         "digest": asked["items"][match.item],
         "signature": None,
         "failure": None,
@@ -279,9 +269,6 @@ def _described(reader: Reader, match: Match) -> dict[str, Any]:
         if failure is None and "items" in answer:
             described["signature"] = answer["items"][match.item]
     return described
-
-
-_SHOWN = ("principal", "key_version", "format", "rule", "policy", "request_id")
 
 
 # --- printing ----------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
+from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, Segment
-from signer.audit.read.archive import keep_copy, movable, remove
 from signer.audit.read.notes import read_newest
+from signer.audit.read.replay import first_record, starting_point
 from signer.audit.read.verify import verify_part
 from signer.audit.write.disk import Disk
 from signer.cli.audit.log_files import LogFiles, readable_errors, spki_of
@@ -67,11 +70,12 @@ def archive(*, config_file: Path, target: Path, days: int, as_json: bool) -> Non
         raise click.BadParameter("it must be outside the log's directory", param_hint="--to")
     with readable_errors(), _alone(config.directory):
         before_us = int((SystemClock().now() - days * 86_400) * 1_000_000)
-        segments = LogFiles(config.directory, config.directory / KEY_FILE).segments()
+        log = LogFiles(config.directory, config.directory / KEY_FILE)
+        segments = log.segments()
         going = movable(segments, _newest(config), before_us)
         if going:
             _copy(config, going, target, Disk())
-            _verify(config, segments, len(going), target)
+            _verify(log, config.origin, segments, len(going), target)
             remove(going, Disk())
         stays = segments[len(going)].first
         moved: dict[str, object] = {"moved": [segment.path.name for segment in going]}
@@ -121,18 +125,75 @@ def _copy(config: AuditConfig, going: Sequence[Segment], target: Path, disk: Dis
             advance(done, len(paths))
 
 
-def _verify(config: AuditConfig, segments: Sequence[Segment], going: int, target: Path) -> None:
+def _verify(
+    log: LogFiles, origin: str, segments: Sequence[Segment], going: int, target: Path
+) -> None:
     """Verifies the copies, and the remaining log up to a checkpoint; raises OperatorError."""
-    log = LogFiles(config.directory, config.directory / KEY_FILE)
-    checkpoints, problems = log.checkpoints((), config.origin)
+    checkpoints, problems = log.checkpoints((), origin)
     copies = [Segment.named(target, segment.first) for segment in segments[:going]]
     stays = segments[going:]
     covering = min((c.size for c in checkpoints if c.size > stays[0].first), default=0)
     stays = [segment for segment in stays if segment.first < covering]
     with progress("verifying") as advance:
-        report = verify_part([*copies, *stays], config.origin, checkpoints, advance)
+        report = verify_part([*copies, *stays], origin, checkpoints, advance)
     problems += report.problems
     if not 0 < covering <= report.covered:
-        problems.append(f"no checkpoint in {config.directory / CHECKPOINTS} covers all copies")
+        problems.append(f"no checkpoint in {log.directory / CHECKPOINTS} covers all copies")
     if problems:
         raise OperatorError(f"nothing was removed, because the copies do not verify: {problems[0]}")
+
+
+def movable(
+    segments: Sequence[Segment], checkpoints: Iterable[Checkpoint], before_us: int
+) -> Sequence[Segment]:
+    """Returns the oldest segments that the appliance no longer reads.
+
+    A start reads from the newest snapshot on that all ``checkpoints`` cover; a repeated
+    request reads records from ``before_us`` (microseconds since the epoch) on. The segments
+    that stay begin with a snapshot, so that they verify by themselves. Raises RecordError,
+    OSError.
+    """
+    smallest = min(checkpoints, key=lambda checkpoint: checkpoint.size, default=None)
+    closed = len(segments) - len(starting_point(segments, smallest))
+    going = 0
+    for number in range(1, closed + 1):
+        following = first_record(segments[number])
+        # Time never goes back in the log, so all records before this one are as old.
+        if following is None or following.time_us > before_us:
+            break
+        if following.kind is RecordKind.SNAPSHOT:
+            going = number
+    return segments[:going]
+
+
+def keep_copy(source: Path, target: Path, disk: Disk) -> None:
+    """Makes a durable copy of a file, reads it back and compares it.
+
+    An existing copy is only compared. A copy gets its final name when it is whole. Raises
+    OperatorError if the two differ, and OSError.
+    """
+    copied = target
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copied = target.with_name(f"{target.name}.draft")
+        shutil.copyfile(source, copied)
+    with disk.opened(copied) as descriptor:
+        disk.sync(descriptor)
+        # The comparison below reads from the disk, not from the page cache.
+        disk.forget(descriptor)
+    if not filecmp.cmp(source, copied, shallow=False):
+        raise OperatorError(
+            f"{copied} differs from {source}: nothing was removed. Find out with `signer audit "
+            "verify` which of the two is intact, move the other away, then archive again"
+        )
+    if copied != target:
+        disk.rename(copied, target)
+    disk.sync_directory(target.parent)
+
+
+def remove(segments: Sequence[Segment], disk: Disk) -> None:
+    """Removes segments that were copied, the oldest first: an interruption leaves no gap."""
+    for segment in segments:
+        disk.remove(segment.index_path)
+        disk.remove(segment.path)
+        disk.sync_directory(segment.path.parent)

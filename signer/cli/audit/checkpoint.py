@@ -15,9 +15,6 @@ from signer.client import SignerClient
 from signer.errors import OperatorError
 from signer.files import replace_file
 
-PROOF_SECONDS = 600.0
-"""After a start the tree of a log with many million records is computed in several calls."""
-
 
 @click.command()
 @daemon_options
@@ -103,8 +100,9 @@ def _refuse_other_log(
             f"the log has {newest.size} records and had {previous.size} before: records are "
             f"missing. Keep both checkpoints; this is the daemon's:\n{note}"
         )
-    proof = client.consistency_proof(previous.size, newest.size, timeout=PROOF_SECONDS)
     sizes = previous.size, newest.size
+    # After a start the tree of a log with many million records is computed in several calls.
+    proof = client.consistency_proof(*sizes, timeout=600.0)
     if not verify_consistency(*sizes, previous.root, newest.root, proof):
         raise OperatorError(
             f"the daemon does not prove that its log of {newest.size} records begins with the "

@@ -14,7 +14,6 @@ from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVeri
 from signer.audit.format.proof import ProofError
 from signer.audit.format.record import Record, RecordError
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, Segment, list_segments, open_segment
-from signer.audit.read.archive import ArchiveError
 from signer.audit.read.notes import checkpoint_files, read_newest, read_note
 from signer.audit.read.reader import Reader
 from signer.audit.read.search import SearchError
@@ -164,7 +163,7 @@ def readable_errors() -> Iterator[None]:
         raise OperatorError(
             f"the log is damaged: {error}; run `signer audit verify` for the details"
         ) from error
-    except (ArchiveError, CheckpointError, ProofError, SearchError) as error:
+    except (CheckpointError, ProofError, SearchError) as error:
         raise OperatorError(str(error)) from error
 
 

@@ -32,13 +32,11 @@ def _print(values: dict[str, Any]) -> None:
         click.echo(f"wrong: {problem}", err=True)
     verdict = "in order" if values["whole"] else "NOT in order"
     click.echo(f"the log {values['origin']} is {verdict}")
-    rest = {name: value for name, value in values.items() if name not in _PRINTED}
+    printed = {"whole", "origin", "problems"}
+    rest = {name: value for name, value in values.items() if name not in printed}
     if rest["officers"] is None:
         rest["officers"] = "none are known: the log does not say who had to approve what"
     print_values(rest)
-
-
-_PRINTED = {"whole", "origin", "problems"}
 
 
 @click.command()

@@ -8,10 +8,11 @@ import pytest
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import Segment, list_segments
-from signer.audit.read.archive import ArchiveError, keep_copy, movable, remove
 from signer.audit.read.reader import Reader
 from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog, Listener
+from signer.cli.audit.archive import keep_copy, movable, remove
+from signer.errors import OperatorError
 from tests.stand_ins import small_log
 
 ORIGIN = "signer.example/log"
@@ -154,7 +155,7 @@ def test_another_file_of_the_name_is_never_overwritten(tmp_path: Path, there: by
     source, target = tmp_path / "a.log", tmp_path / "b.log"
     source.write_bytes(b"evidence")
     target.write_bytes(there)
-    with pytest.raises(ArchiveError, match="differs"):
+    with pytest.raises(OperatorError, match="differs"):
         keep_copy(source, target, Disk())
     assert (source.read_bytes(), target.read_bytes()) == (b"evidence", there)
 
@@ -173,7 +174,7 @@ class Decaying(Disk):
 def test_a_copy_that_reads_back_otherwise_gets_no_name(tmp_path: Path) -> None:
     source, target = tmp_path / "a.log", tmp_path / "there" / "a.log"
     source.write_bytes(b"evidence")
-    with pytest.raises(ArchiveError, match="differs"):
+    with pytest.raises(OperatorError, match="differs"):
         keep_copy(source, target, Decaying())
     assert not target.exists()
 

@@ -303,7 +303,7 @@ def test_an_index_of_something_else_finds_no_wrong_record(opened: Opener, folder
     lie = Index()
     for place in range(len(index)):
         lie.append(index.offset(len(index) - 1 - place), index.leaves(place, place + 1)[0])
-    segments[0].index_path.write_bytes(lie.encode())
+    lie.save(segments[0])
     with pytest.raises(RecordError, match="is in the position of record 0"):
         list(Reader(segments).records(0, 1))
 
