@@ -3,7 +3,9 @@
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from signer.audit.write.disk import Disk
 
@@ -14,11 +16,19 @@ class FaultyDisk(Disk):
     ``code`` is an errno, or None for a write that takes only the half.
     """
 
+    _BEFORE = (
+        *("create", "open", "sync", "forget", "truncate"),
+        *("rename", "remove", "reserve", "sync_directory", "free_bytes"),
+    )
+
     def __init__(self, call: str, code: int | None) -> None:
         self.armed = False
         self.tried: list[str] = []
         self._call = call
         self._code = code
+
+        for name in self._BEFORE:
+            setattr(self, name, partial(self._after_attempt, getattr(self, name)))
 
     def _attempt(self, call: str) -> None:
         if self.armed:
@@ -26,54 +36,18 @@ class FaultyDisk(Disk):
             if call == self._call and self._code is not None:
                 raise OSError(self._code, errno.errorcode[self._code])
 
-    def create(self, path: Path) -> int:
-        self._attempt("create")
-        return super().create(path)
+    def _after_attempt(self, method: Any, *arguments: Any) -> Any:
+        self._attempt(method.__name__)
+        return method(*arguments)
 
     def write(self, descriptor: int, data: bytes) -> int:
         self._attempt("write")
         short = self.armed and self._call == "write" and self._code is None
         return super().write(descriptor, data[: len(data) // 2] if short else data)
 
-    def sync(self, descriptor: int) -> None:
-        self._attempt("sync")
-        super().sync(descriptor)
-
-    def open(self, path: Path) -> int:
-        self._attempt("open")
-        return super().open(path)
-
-    def forget(self, descriptor: int) -> None:
-        self._attempt("forget")
-        super().forget(descriptor)
-
-    def truncate(self, descriptor: int, size: int) -> None:
-        self._attempt("truncate")
-        super().truncate(descriptor, size)
-
     def close(self, descriptor: int) -> None:
         super().close(descriptor)  # the kernel closes it in any case
         self._attempt("close")
-
-    def rename(self, path: Path, target: Path) -> None:
-        self._attempt("rename")
-        super().rename(path, target)
-
-    def remove(self, path: Path) -> None:
-        self._attempt("remove")
-        super().remove(path)
-
-    def reserve(self, path: Path, size: int) -> None:
-        self._attempt("reserve")
-        super().reserve(path, size)
-
-    def sync_directory(self, path: Path) -> None:
-        self._attempt("sync_directory")
-        super().sync_directory(path)
-
-    def free_bytes(self, path: Path) -> int:
-        self._attempt("free_bytes")
-        return super().free_bytes(path)
 
 
 class PowerLossError(OSError):
@@ -106,14 +80,14 @@ class PowerDisk(Disk):
         self._off_at = off_at
         self._paths: dict[int, Path] = {}
         self._files: dict[Path, _File] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
 
     def create(self, path: Path) -> int:
         self._call()
         descriptor = super().create(path)
         self._paths[descriptor] = path
         self._files[path] = _File()
-        self._undo.append(lambda: self._forget(path))
+        self._undo.append(path.unlink)
         self._survive()
         return descriptor
 
@@ -146,7 +120,7 @@ class PowerDisk(Disk):
         super().rename(path, target)
         moved = self._files.pop(path, None) or _File(target.read_bytes())
         self._files[target] = moved
-        self._undo.append(lambda: self._move(target, path))
+        self._undo.append(lambda: target.rename(path))
         self._survive()
 
     def remove(self, path: Path) -> None:
@@ -154,7 +128,7 @@ class PowerDisk(Disk):
         if path.exists():
             content = path.read_bytes()
             super().remove(path)
-            self._undo.append(lambda: self._revive(path, content))
+            self._undo.append(lambda: path.write_bytes(content))
         self._survive()
 
     def sync_directory(self, path: Path) -> None:  # noqa: ARG002  # there is one folder
@@ -201,15 +175,6 @@ class PowerDisk(Disk):
                 left = bytes(hole) + lost[hole:]
         path.write_bytes(file.durable + pending[:kept] + left)
         return 0 < hole < len(lost)
-
-    def _forget(self, path: Path) -> None:
-        path.unlink()
-
-    def _move(self, path: Path, target: Path) -> None:
-        path.rename(target)
-
-    def _revive(self, path: Path, content: bytes) -> None:
-        path.write_bytes(content)
 
     def _call(self) -> None:
         """Counts a call; when the power is off it is not carried out."""

@@ -1,6 +1,5 @@
 """Calls of the real server as strangers make them, and what they learn."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +28,11 @@ from signer.v1 import (
     signing_pb2,
     signing_pb2_grpc,
 )
+from tests import daemon
 
 SECONDS = 120.0
 """Deadline of every call: what hangs fails its test."""
+until = daemon.until
 
 RECORDS = "facilities/01-001/keys/records"
 RSA = "facilities/01-001/keys/records-rsa"
@@ -181,15 +182,6 @@ def own(appliance: Any, folder: Path, **changes: Any) -> Iterator[Any]:
         lived, code = made.running, made.stop()
     assert lived, f"the appliance died (exit code {code}):\n{made.log_end()}"
     assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
-
-
-def eventually(happened: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    """Waits until something is so."""
-    end, pause = time.monotonic() + seconds, 0.02
-    while not happened():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(pause)
-        pause = min(1.3 * pause, 0.1)  # asking often is work for the daemon, too
 
 
 class Issued(NamedTuple):

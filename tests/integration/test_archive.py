@@ -104,7 +104,7 @@ class Site(Document):
         reader = Reader(list_segments(self.audit))
         for folder in (self.mirror, self.audit / "checkpoints"):
             newest = folder / "newest"
-            edge.eventually(
+            edge.until(
                 lambda: newest.exists() and int(newest.read_text().splitlines()[1]) >= reader.size,
                 "there is a checkpoint of all",
             )

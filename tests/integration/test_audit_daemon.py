@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_what_was_answered_is_found_and_proven_offline(
     [match] = json.loads(found.out)
     assert match["key_version"] == response.key_version
     assert match["request_id"] == ""  # the caller gave none
-    edge.eventually(lambda: proven(own, output, proof), "a checkpoint covers the signature")
+    edge.until(lambda: proven(own, output, proof), "a checkpoint covers the signature")
     key_file = shutil.copy(own.dir / "audit" / "audit.pub.pem", tmp_path)
     checked = Ran("audit", "verify", "--proof", proof, "--key", key_file)
     assert checked.code == 0, checked.errors
@@ -151,7 +152,7 @@ def test_checkpoints_are_shipped_to_the_mirror(own: Any, stubs: edge.Stubs) -> N
     stubs.sign()
     size = records(own)[-1].seq + 1
     mirror = own.dir.parent / "mirror" / "newest"
-    edge.eventually(
+    edge.until(
         lambda: mirror.exists() and int(mirror.read_text().splitlines()[1]) >= size,
         "the mirror has a checkpoint of all",
     )
@@ -231,11 +232,9 @@ def test_of_two_at_once_one_signs_and_both_get_the_same(own: Any, stubs: edge.St
         start.wait()
         answers.append(stubs.sign(payloads, format="FORMAT_MESSAGE", request_id=request_id))
 
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(4):
+            threads.submit(call)
     assert len(answers) == 4
     assert all(answer == answers[0] for answer in answers)
     assert len(intents(own, request_id)) == 1
@@ -337,10 +336,10 @@ def test_a_log_that_cannot_be_written_stops_signing_until_a_restart(
         batch: dict[str, Any] = {"format": "FORMAT_MESSAGE", "request_id": new_id()}
         edge.refused(lambda: stubs.sign([b"m"] * 2000, **batch), "AUDIT_UNAVAILABLE")
         assert edge.refused(stubs.sign).reason == "AUDIT_UNAVAILABLE"
-        edge.eventually(lambda: made.get("/readyz")[0] == 503, "readyz tells")
+        edge.until(lambda: made.get("/readyz")[0] == 503, "readyz tells")
         assert "audit log" in made.get("/readyz")[1]
         with made.client("operator") as client:
-            edge.eventually(lambda: client.health() == "NOT_SERVING", "health tells")
+            edge.until(lambda: client.health() == "NOT_SERVING", "health tells")
     assert made.stop() == 0
     made.start()
     with edge.connect(made.dev) as stubs:
@@ -401,7 +400,7 @@ def test_an_override_goes_on_is_recorded_and_lasts(
     command += ["--config", str(made.dir / "signer.yaml")]
     overriding = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        edge.eventually(lambda: ready(made), "the daemon serves in spite of it")
+        edge.until(lambda: ready(made), "the daemon serves in spite of it")
     finally:
         overriding.terminate()
         assert overriding.wait(30) == 0

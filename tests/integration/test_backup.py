@@ -55,7 +55,7 @@ class Site(Document):
                 stderr=log,
             )
         try:
-            edge.eventually(lambda: self._ready(daemon), "the daemon serves")
+            edge.until(lambda: self._ready(daemon), "the daemon serves")
             yield
         finally:
             daemon.terminate()
@@ -105,7 +105,7 @@ class Site(Document):
     def checkpointed(self) -> None:
         """Waits until the mirror knows all records of the moment."""
         size, newest = len(self.kinds()), self.mirror / "newest"
-        edge.eventually(
+        edge.until(
             lambda: newest.exists() and int(newest.read_text().splitlines()[1]) >= size,
             "the mirror has a checkpoint of all",
         )
@@ -121,7 +121,7 @@ class Load:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        edge.eventually(lambda: len(self.answered) > 3, "calls are answered")
+        edge.until(lambda: len(self.answered) > 3, "calls are answered")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,7 +190,7 @@ def test_what_came_after_the_last_copy_is_missed_told_and_overridden(site: Site)
     site.run("night", "minute")
     missing = site.sign(after)
     site.make_key(LATE)
-    edge.eventually(lambda: bool(serves(site, LATE)), "the new key is served")
+    edge.until(lambda: bool(serves(site, LATE)), "the new key is served")
     site.checkpointed()
     knows = int((site.mirror / "newest").read_text().splitlines()[1])
     site.lose()
@@ -273,8 +273,6 @@ def test_a_registry_older_than_the_token_is_told(site: Site) -> None:
     assert '"state": "DONE"' in site.run("decided")
     with site.serving():
         assert site.signer("keys", "show", LATE).code == 1
-        edge.eventually(
-            lambda: "registry_and_token_differ" in site.made.log.read_text(), "it is told"
-        )
+        edge.until(lambda: "registry_and_token_differ" in site.made.log.read_text(), "it is told")
         assert f"label '{LATE}/versions/1'" in site.made.log.read_text()
         site.sign("")

@@ -201,7 +201,7 @@ def test_top(run: Run, config: Path, issuer: edge.Stubs) -> None:
     assert shown()["ready"] is True
     assert len(shown()["busiest"]) == 1
     states = ["serving", "serving"]  # an appliance is ready before all its workers are
-    edge.eventually(lambda: [one["state"] for one in shown()["workers"]] == states, "both serve")
+    edge.until(lambda: [one["state"] for one in shown()["workers"]] == states, "both serve")
 
 
 def test_reload(run: Run, config: Path) -> None:

@@ -154,34 +154,6 @@ def test_a_rotation_with_certificates(
     assert {*names} <= {*office.a("keys", "plan", "--days", 181, "--names").out.splitlines()}
 
 
-def test_a_smart_card_signs_what_draft_and_show_write(office: Office, tmp_path: Path) -> None:
-    draft, sealed = tmp_path / "draft", tmp_path / "draft.sig"
-    words = ("new-version", "facilities/01-001/keys/records", "--draft", draft)
-    assert office.a("operations", "propose", *words).code == 0
-
-    def sign(name: str, data: Path, out: Path) -> None:
-        key = office.identity(name)["key"]
-        command: list[str | Path] = ["openssl", "dgst", "-sha256", "-sign", key, "-out", out, data]
-        subprocess.run(command, check=True)
-
-    sign("b", draft, sealed)
-    wrong = office.a("operations", "submit", draft, "--signature", sealed)
-    assert (wrong.code, "APPROVAL_INVALID" in wrong.err) == (1, True)
-    sign("a", draft, sealed)
-    assert office.a("operations", "submit", draft, "--signature", sealed).code == 0
-    identity = parse(draft.read_bytes()).id
-
-    shown, signature = tmp_path / "shown", tmp_path / "shown.sig"
-    shown.write_bytes(office.b("operations", "show", identity, "--bytes").out.encode())
-    assert shown.read_bytes() == draft.read_bytes()
-    sign("b", shown, signature)
-    own = office.a("operations", "approve", identity, "--yes")
-    assert (own.code, "another officer" in own.err) == (1, True)
-    done = office.b("operations", "approve", identity, "--signature", signature, "--wait")
-    assert done.code == 0, done.err
-    assert "facilities/01-001/keys/records/versions/2" in office.versions("01-001")
-
-
 def test_facilities_are_enrolled_from_a_csv(office: Office, tmp_path: Path) -> None:
     csv, client = tmp_path / "f.csv", office.appliance.dev["clients"]["issuer"]["principal"]
     head = "facility,group,profile,clients,key,algorithm,bits\n"

@@ -297,7 +297,7 @@ def shown(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         target = made.dev["metrics"].removeprefix("http://")
         server = PrometheusServer(folder, CONFIG.format(target=target))
         stack.enter_context(closing(server))
-        edge.eventually(lambda: server.query("count_over_time(up[1m]) >= 3"), "three scrapes", 60)
+        edge.until(lambda: server.query("count_over_time(up[1m]) >= 3"), "three scrapes", 60)
         watcher = Watcher(server)
         idle = watcher.without_data([query for query in queries() if query.kind in NUMBERS])
 

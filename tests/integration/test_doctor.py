@@ -183,17 +183,11 @@ def certify(left: timedelta) -> Callable[[Copy], None]:
         folder = machine.dir / "pki"
         issuer = pki.authority(folder, "ca", "as it is")
         old = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(old.subject)
-            .issuer_name(issuer.certificate.subject)
-            .public_key(old.public_key())
-            .serial_number(old.serial_number)
-            .not_valid_before(datetime.now(UTC) - timedelta(days=400))
-            .not_valid_after(datetime.now(UTC) + left)
-            .sign(issuer.key, hashes.SHA256())
-        )
-        (folder / "server.pem").write_bytes(made.public_bytes(Encoding.PEM))
+        now = datetime.now(UTC)
+        names = (issuer.certificate.subject, old.subject, old.public_key(), old.serial_number)
+        made = x509.CertificateBuilder(*names, now - timedelta(days=400), now + left)
+        signed = made.sign(issuer.key, hashes.SHA256())
+        (folder / "server.pem").write_bytes(signed.public_bytes(Encoding.PEM))
 
     return certified
 

@@ -44,7 +44,7 @@ class Auditor:
 
     def checkpoint_of(self, size: int) -> Checkpoint:
         """A checkpoint of at least so many records."""
-        edge.eventually(lambda: self.checkpoint().size >= size, "a checkpoint covers all")
+        edge.until(lambda: self.checkpoint().size >= size, "a checkpoint covers all")
         return self.checkpoint()
 
     def records(self) -> list[Record]:

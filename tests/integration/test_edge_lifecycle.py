@@ -167,9 +167,9 @@ def test_sigterm_tells_health_first_and_lets_workers_leave_last(
         assert edge.status(operator).reasons == ["the daemon is stopping"]
         assert made.get("/readyz") == (503, "the daemon is stopping\n")
         at_work = issuer.signing.SignBatch.future(long_batch(), timeout=60)
-        edge.eventually(lambda: edge.status(operator).queued_items > 0, "the batch is at work")
+        edge.until(lambda: edge.status(operator).queued_items > 0, "the batch is at work")
         made.process.send_signal(signal.SIGTERM)  # the notice is over
-        edge.eventually(lambda: not answers(issuer), "new calls are refused")
+        edge.until(lambda: not answers(issuer), "new calls are refused")
         response = at_work.result()
         assert not response.failures
         for signature in (response.signatures[0], response.signatures[-1]):
@@ -215,7 +215,7 @@ def test_what_outlasts_the_drain_is_cut_off_and_on_record(
     workers = children(made)
     with edge.connect(made.dev) as issuer, edge.connect(made.dev, "operator") as operator:
         calls = [issuer.signing.SignBatch.future(long_batch(), timeout=60) for _ in range(8)]
-        edge.eventually(lambda: edge.status(operator).queued_items > 2500, "they wait")
+        edge.until(lambda: edge.status(operator).queued_items > 2500, "they wait")
         assert made.stop() == 0
         codes = {call.code() for call in calls}
     assert codes - {grpc.StatusCode.OK}, "no call was cut off"

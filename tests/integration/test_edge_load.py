@@ -71,7 +71,7 @@ def test_too_much_is_refused_and_the_rest_is_served(small: Any, tmp_path: Path) 
     ):
         # Both places of one client.
         floods = [occupy(issuer, BATCH) for _ in range(SHARE)]
-        edge.eventually(lambda: queued(small) > BATCH, "two batches are at work")
+        edge.until(lambda: queued(small) > BATCH, "two batches are at work")
         assert "your calls" in overloaded(issuer.sign)
         assert edge.status(operator).ready
 
@@ -81,11 +81,11 @@ def test_too_much_is_refused_and_the_rest_is_served(small: Any, tmp_path: Path) 
         assert not any(flood.done() for flood in floods)
 
         # All places.
-        edge.eventually(lambda: queued(small) < QUEUED - 1000, "room for another")
+        edge.until(lambda: queued(small) < QUEUED - 1000, "room for another")
         floods.append(occupy(other, 1000))
         # Not before it is there: the operator's own call could take its place.
-        edge.eventually(lambda: queued(small) > QUEUED - 1000, "it is at work")
-        edge.eventually(lambda: is_full(operator), "all calls are taken")
+        edge.until(lambda: queued(small) > QUEUED - 1000, "it is at work")
+        edge.until(lambda: is_full(operator), "all calls are taken")
         for service in ("", "signer.v1.SigningService"):
             check = health_pb2.HealthCheckRequest(service=service)
             answer = issuer.health.Check(check, timeout=5)

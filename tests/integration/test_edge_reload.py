@@ -91,8 +91,8 @@ def test_sighup_does_the_same(mine: Any, issuing: edge.Stubs) -> None:
     limit(mine, 7)
     assert limit_in_force(issuing) == 4096
     mine.process.send_signal(signal.SIGHUP)
-    edge.eventually(lambda: limit_in_force(issuing) == 7, "the new limit is in force")
-    edge.eventually(lambda: bool(logged(mine, "reloaded")), "the reload is logged")
+    edge.until(lambda: limit_in_force(issuing) == 7, "the new limit is in force")
+    edge.until(lambda: bool(logged(mine, "reloaded")), "the reload is logged")
 
 
 def logged(mine: Any, event: str) -> list[Any]:
@@ -125,7 +125,7 @@ def test_sighup_with_a_bad_policy_logs_and_changes_nothing(mine: Any, issuing: e
     refusals = len(logged(mine, "reload_refused"))
     mine.edit_policy(spoil)
     mine.process.send_signal(signal.SIGHUP)
-    edge.eventually(lambda: len(logged(mine, "reload_refused")) > refusals, "a line in the log")
+    edge.until(lambda: len(logged(mine, "reload_refused")) > refusals, "a line in the log")
     assert "facilities.bad-00.profile: " in str(logged(mine, "reload_refused")[-1]["problems"])
     assert limit_in_force(issuing) == 4096
     assert mine.running
@@ -207,7 +207,7 @@ def test_new_connections_see_the_new_certificate(
 def test_sighup_renews_the_certificate(mine: Any, tmp_path: Path) -> None:
     after = new_certificate(mine, tmp_path)
     mine.process.send_signal(signal.SIGHUP)
-    edge.eventually(lambda: presented(mine) == after, "the new certificate is presented")
+    edge.until(lambda: presented(mine) == after, "the new certificate is presented")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_the_level_of_the_log_changes_and_what_takes_a_restart_is_named(
     mine.configure({"log_level": "info"})
     assert edge.reload(operating).log_level_changed
     issuing.sign([b"{}"])
-    edge.eventually(lambda: calls() == before + 1, "the call is logged")
+    edge.until(lambda: calls() == before + 1, "the call is logged")
 
 
 def test_the_level_that_lets_more_through_is_that_of_the_line(

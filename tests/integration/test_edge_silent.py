@@ -105,7 +105,7 @@ def others_are_served(small: Any, signer: str | None) -> None:
 def test_a_stranger_without_a_message_is_refused_at_once(small: Any) -> None:
     with Silent(small.dev, "stranger") as silent:
         silent.open(SIGN)
-        edge.eventually(lambda: len(silent.ended()) == STREAMS, "all are refused")
+        edge.until(lambda: len(silent.ended()) == STREAMS, "all are refused")
         told = silent.reasons()
         assert ("UNAUTHENTICATED", "PEER_UNKNOWN") in told
         # Many at once may also find no place.
@@ -116,22 +116,22 @@ def test_a_stranger_without_a_message_is_refused_at_once(small: Any) -> None:
 def test_a_known_client_without_messages_has_its_share_and_no_more(small: Any) -> None:
     with Silent(small.dev, "operator") as silent:
         silent.open("/signer.v1.KeyService/ListKeys")
-        edge.eventually(lambda: len(silent.ended()) == STREAMS - SHARE, "the rest is refused")
+        edge.until(lambda: len(silent.ended()) == STREAMS - SHARE, "the rest is refused")
         assert silent.reasons() == {("RESOURCE_EXHAUSTED", "OVERLOADED")}
         others_are_served(small, "issuer")
     with edge.connect(small.dev, "operator") as operator:
-        edge.eventually(lambda: can_ask(operator), "its places are free again")
+        edge.until(lambda: can_ask(operator), "its places are free again")
 
 
 def test_an_issuer_without_messages_leaves_places_for_others(small: Any) -> None:
     with Silent(small.dev, "issuer") as silent:
         silent.open(SIGN)
-        edge.eventually(lambda: len(silent.ended()) == STREAMS - SHARE, "the rest is refused")
+        edge.until(lambda: len(silent.ended()) == STREAMS - SHARE, "the rest is refused")
         others_are_served(small, None)
         with edge.connect(small.dev, "operator") as operator:
             assert edge.status(operator).ready
     with edge.connect(small.dev) as issuer:
-        edge.eventually(lambda: can_sign(issuer), "its places are free again")
+        edge.until(lambda: can_sign(issuer), "its places are free again")
 
 
 def can_ask(operator: edge.Stubs) -> bool:
@@ -159,7 +159,7 @@ def test_health_checks_without_a_message_are_few_and_end(small: Any, method: str
     with Silent(small.dev, "stranger") as silent:
         silent.open(method)
         others_are_served(small, "issuer")
-        edge.eventually(lambda: len(silent.ended()) == STREAMS, "all have ended")
+        edge.until(lambda: len(silent.ended()) == STREAMS, "all have ended")
         assert silent.reasons() == {("RESOURCE_EXHAUSTED", "OVERLOADED"), ("CANCELLED", "")}
 
 
@@ -177,11 +177,11 @@ def test_a_call_that_ends_without_a_message_is_refused(small: Any) -> None:
 def test_reflection_takes_places(small: Any) -> None:
     with Silent(small.dev, "operator") as silent:
         silent.open(REFLECT)
-        edge.eventually(lambda: len(silent.ended()) == STREAMS - SHARE, "the rest is refused")
+        edge.until(lambda: len(silent.ended()) == STREAMS - SHARE, "the rest is refused")
         assert silent.reasons() == {("RESOURCE_EXHAUSTED", "OVERLOADED")}
         others_are_served(small, "issuer")
     with edge.connect(small.dev, "operator") as operator:
-        edge.eventually(lambda: can_ask(operator), "its places are free again")
+        edge.until(lambda: can_ask(operator), "its places are free again")
 
 
 # --- watchers ---------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_watches_are_bounded(small: Any) -> None:
         assert "use Check" in text
         assert auditor.health.Check(request, timeout=edge.SECONDS).status == SERVING
         watches.pop().cancel()
-        edge.eventually(lambda: watched(auditor), "a watch is free again")
+        edge.until(lambda: watched(auditor), "a watch is free again")
 
 
 def watched(stubs: edge.Stubs) -> bool:
@@ -291,7 +291,7 @@ def test_reflection_goes_on_beside_it(small: Any) -> None:
     with edge.connect(small.dev, "operator") as operator:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(operator.channel)
         for _ in range(CALLS + 1):
-            edge.eventually(
+            edge.until(
                 lambda: succeeds(lambda: list(stub.ServerReflectionInfo(iter(()), timeout=20))),
                 "it ends with its last request",
             )

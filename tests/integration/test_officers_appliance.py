@@ -235,12 +235,12 @@ def test_verify_finds_a_policy_that_was_put_in_force_by_hand(
     with closing(sqlite3.connect(place.dir / "registry.sqlite")) as connection, connection:
         connection.execute("INSERT INTO documents VALUES (?, ?)", (sha256, content))
         connection.execute("UPDATE revision SET value = value + 1, policy = ?", (sha256,))
-    edge.eventually(lambda: items(office, 6), "the daemon follows its registry")
+    edge.until(lambda: items(office, 6), "the daemon follows its registry")
 
     def found() -> bool:
         return f"policy {sha256} is in force without an approval" in json.dumps(
             verified(audit, "signer/audit", whole=False)["problems"]
         )
 
-    edge.eventually(found, "verify finds it")
+    edge.until(found, "verify finds it")
     assert served.reason() == ""

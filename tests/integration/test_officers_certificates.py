@@ -43,16 +43,14 @@ class Authority(NamedTuple):
     def certify(self, request: x509.CertificateSigningRequest, **changes: Any) -> bytes:
         """A certificate (DER) as it should be, but for ``changes``."""
         now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(request.subject)
-            .issuer_name(self.certificate.subject)
-            .public_key(changes.get("public_key", request.public_key()))
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(changes.get("ends", now + timedelta(days=1000)))
-            .add_extension(usage(signs=True), critical=True)
-        )
+        builder = x509.CertificateBuilder(
+            self.certificate.subject,
+            request.subject,
+            changes.get("public_key", request.public_key()),
+            x509.random_serial_number(),
+            now - timedelta(minutes=5),
+            changes.get("ends", now + timedelta(days=1000)),
+        ).add_extension(usage(signs=True), critical=True)
         if changes.get("vaccination", True):
             oids = [changes.get("extended", VACCINATION)]
             builder = builder.add_extension(x509.ExtendedKeyUsage(oids), critical=False)
@@ -61,31 +59,18 @@ class Authority(NamedTuple):
 
 def usage(*, signs: bool) -> x509.KeyUsage:
     """For signatures, or for certificates only."""
-    return x509.KeyUsage(
-        digital_signature=signs,
-        key_cert_sign=not signs,
-        crl_sign=not signs,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    no = False
+    return x509.KeyUsage(signs, no, no, no, no, not signs, not signs, no, no)
 
 
 def authority(name: str, above: Authority | None = None) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name.from_rfc4514_string(f"CN={name},C=VN")
     now = datetime.now(UTC)
+    issuer, number = above.certificate.subject if above else subject, x509.random_serial_number()
+    days = now - timedelta(days=1), now + timedelta(days=3650)
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(above.certificate.subject if above else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=3650))
+        x509.CertificateBuilder(issuer, subject, key.public_key(), number, *days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(usage(signs=False), critical=True)
         .sign(above.key if above else key, hashes.SHA256())

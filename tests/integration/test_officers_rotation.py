@@ -48,7 +48,7 @@ def never_back(answers: list[Answer]) -> None:
 
 def after_its_end(office: Office, version: int) -> None:
     """An old version signs no longer, once the clock has ended it, and never again."""
-    edge.eventually(
+    edge.until(
         lambda: office.versions(KEY)[version].state == "DEACTIVATED", f"version {version} ends"
     )
     with office.client("issuer") as client:

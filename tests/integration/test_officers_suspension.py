@@ -156,7 +156,7 @@ def checkpoints_go_on(office: Office, made: Any) -> None:
             return verifier.parse(client.get_checkpoint()).size
 
     before = size()
-    edge.eventually(lambda: size() > before, "another checkpoint is signed")
+    edge.until(lambda: size() > before, "another checkpoint is signed")
 
 
 def test_a_large_batch_is_cut_off_in_its_middle(office: Office, made: Any) -> None:
@@ -171,7 +171,7 @@ def test_a_large_batch_is_cut_off_in_its_middle(office: Office, made: Any) -> No
 
     with office.client("operator") as operator, ThreadPoolExecutor(1) as thread:
         answer = thread.submit(call)
-        edge.eventually(lambda: 0 < queued() < 4000, "a part of it is signed")
+        edge.until(lambda: 0 < queued() < 4000, "a part of it is signed")
         stop(office, lambda c: c.operations.suspend_key(SLOW, "test"))
         left = queued()
         items = answer.result(30)

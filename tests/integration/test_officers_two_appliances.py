@@ -59,7 +59,7 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
 def seen(what: str, happened: Callable[[], bool]) -> None:
     """Waits until the other appliance has seen it (goal: 2 s), and prints the time."""
     began = time.monotonic()
-    edge.eventually(happened, what)
+    edge.until(happened, what)
     took = time.monotonic() - began
     print(f"{what}: {took:.3f} s")
 
@@ -141,7 +141,7 @@ def test_signing_goes_on_while_the_database_is_gone(site: Site) -> None:
         assert told.value.reason == "REGISTRY_UNAVAILABLE"
         with site.at_second.client("officer-b") as client, pytest.raises(UnavailableError):
             client.operations.get(proposed.id)
-    edge.eventually(lambda: _there(site, proposed.id), "the operation is there again")
+    edge.until(lambda: _there(site, proposed.id), "the operation is there again")
     site.at_second.approve(proposed.id)
     assert site.at_second.ended(proposed.id).state == "DONE"
     for each in (site.first, site.second):

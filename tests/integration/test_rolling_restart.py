@@ -141,7 +141,7 @@ class Calls:
 
     def reach(self, served: Daemon) -> None:
         """Waits until calls of both kinds are answered by an appliance that has just started."""
-        edge.eventually(
+        edge.until(
             lambda: {"MESSAGE", "JWS"} <= formats_signed(served),
             f"{served.config.name} is called again",
             60,
@@ -202,7 +202,7 @@ def test_a_killed_one_costs_the_library_time_and_no_call(pair: Pair) -> None:
         killed.process.kill()
         killed.process.wait()
         done = len(calls.made[LIBRARY])
-        edge.eventually(lambda: len(calls.made[LIBRARY]) > done + 20, "the other one answers")
+        edge.until(lambda: len(calls.made[LIBRARY]) > done + 20, "the other one answers")
         killed.start()
         calls.reach(killed)
     assert calls.failures[LIBRARY] == []

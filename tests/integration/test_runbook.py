@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from signer.client import SignerClientError
+from tests.daemon import until
 from tests.integration.document import Document
-from tests.integration.edge import eventually
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
@@ -52,8 +52,8 @@ def runbook(
         client.sign_batch("facilities/01-001/keys/nothing", "JWS", [b"{}"])
     workers = psutil.Process(appliance.process.pid).children()
     workers[0].kill()
-    eventually(lambda: '"worker_left"' in appliance.log.read_text(), "the worker's end is logged")
-    eventually(lambda: appliance.get("/readyz")[0] == 200, "it serves")
+    until(lambda: '"worker_left"' in appliance.log.read_text(), "the worker's end is logged")
+    until(lambda: appliance.get("/readyz")[0] == 200, "it serves")
     config = configured_elsewhere(appliance.dir, tmp_path_factory.mktemp("etc"))
     names = {
         "CONFIG": config,

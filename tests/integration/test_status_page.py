@@ -49,7 +49,7 @@ def mine(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         with edge.connect(made.dev) as issuer:
             worker = psutil.Process(made.process.pid).children()[0]
             worker.kill()
-            edge.eventually(
+            edge.until(
                 lambda: (
                     issuer.sign([b"{}"] * 50 + [b"no JSON"]) and "no data" not in made.get("/")[1]
                 ),

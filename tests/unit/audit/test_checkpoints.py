@@ -291,8 +291,9 @@ def test_a_folder_that_hangs_holds_up_no_checkpoint(tmp_path: Path, reports: Che
     assert len(reports.shipped) <= 2  # the one that hung, and the newest
 
 
-def test_closing_tries_once_more_and_gives_up(
-    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("back", [False, True])
+def test_closing_tries_once_more_and_gives_up_if_the_folder_is_not_back(
+    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
     disk = FailingDisk()
@@ -300,23 +301,11 @@ def test_closing_tries_once_more_and_gives_up(
     shipper.start()
     shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
     reports.wait(lambda: len(reports.shipping_failures) == 1)
+    disk.failing = not back
     shipper.close(DEADLINE)
     assert not shipper._thread.is_alive()
-    assert disk.attempts == 2
-
-
-def test_closing_ships_what_waits_when_the_folder_is_back(
-    tmp_path: Path, reports: Checkpoints, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shipping, "_RETRY_SECONDS", (10 * DEADLINE,))
-    disk = FailingDisk()
-    shipper = Shipper(Folder(tmp_path / "far", SetClock(), disk), reports.events)
-    shipper.start()
-    shipper.offer(checkpoint_of(1), seal(checkpoint_of(1)))
-    reports.wait(lambda: len(reports.shipping_failures) == 1)
-    disk.failing = False
-    shipper.close(DEADLINE)
-    assert reports.shipped == [1]
+    assert reports.shipped == [1] * back
+    assert back or disk.attempts == 2
 
 
 # --- reading ---------------------------------------------------------------------------------

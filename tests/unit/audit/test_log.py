@@ -77,6 +77,15 @@ def sign(log: AuditLog, number: int = 0) -> tuple[int, int]:
     return intent, outcome
 
 
+def signed(opened: Opener, count: int, **changes: Any) -> AuditLog:
+    """Opens a log, signs so often and closes it."""
+    log = opened(**changes)
+    for number in range(count):
+        sign(log, number)
+    log.close()
+    return log
+
+
 def whole(folder: Path, *checkpoints: Checkpoint) -> bool:
     report = verify_log(folder, ORIGIN, checkpoints)
     assert report.problems == ()
@@ -252,9 +261,7 @@ def test_a_note_is_refused_where_it_could_not_be_recorded(opened: Opener) -> Non
 
 
 def test_segments_link_and_every_record_is_found(opened: Opener, folder: Path) -> None:
-    log = opened(segment_bytes=1000)
-    for number in range(40):
-        sign(log, number)
+    log = signed(opened, 40, segment_bytes=1000)
     segments = list_segments(folder)
     assert len(segments) > 5
     assert whole(folder, head(log))
@@ -266,10 +273,7 @@ def test_segments_link_and_every_record_is_found(opened: Opener, folder: Path) -
 
 def test_a_log_goes_on_where_it_ended(opened: Opener, folder: Path) -> None:
     for _ in range(4):
-        log = opened(segment_bytes=700)
-        sign(log)
-        sign(log)
-        log.close()
+        signed(opened, 2, segment_bytes=700)
     log = opened()
     assert log.size == 16
     assert whole(folder, head(log))
@@ -279,11 +283,8 @@ def test_a_log_goes_on_where_it_ended(opened: Opener, folder: Path) -> None:
 def test_a_damaged_or_missing_index_is_made_anew(
     opened: Opener, folder: Path, damage: Callable[[bytes], bytes] | None
 ) -> None:
-    log = opened(segment_bytes=1000)
-    for number in range(20):
-        sign(log, number)
+    log = signed(opened, 20, segment_bytes=1000)
     leaves = log.leaf_hashes(0, log.size)
-    log.close()
     path = list_segments(folder)[1].index_path
     good = path.read_bytes()
     path.unlink() if damage is None else path.write_bytes(damage(good))
@@ -294,10 +295,7 @@ def test_a_damaged_or_missing_index_is_made_anew(
 
 
 def test_an_index_of_something_else_finds_no_wrong_record(opened: Opener, folder: Path) -> None:
-    log = opened(segment_bytes=1000)
-    for number in range(20):
-        sign(log, number)
-    log.close()
+    signed(opened, 20, segment_bytes=1000)
     segments = list_segments(folder)
     index = Index.decode(segments[0].index_path.read_bytes())
     lie = Index()
@@ -309,10 +307,7 @@ def test_an_index_of_something_else_finds_no_wrong_record(opened: Opener, folder
 
 
 def test_what_was_archived_is_said_to_be(opened: Opener, folder: Path) -> None:
-    log = opened(segment_bytes=1000)
-    for number in range(20):
-        sign(log, number)
-    log.close()
+    signed(opened, 20, segment_bytes=1000)
     first, second, *_ = list_segments(folder)
     first.path.unlink()
     reader = Reader(list_segments(folder))
@@ -388,10 +383,7 @@ def test_opening_starts_at_the_newest_snapshot_under_the_checkpoint(
     opened: Opener, folder: Path
 ) -> None:
     count = Count()
-    log = opened(segment_bytes=1000, listeners=[count.folding()])
-    for number in range(30):
-        sign(log, number)
-    log.close()  # the writer may just have begun a segment
+    log = signed(opened, 30, segment_bytes=1000, listeners=[count.folding()])
     checkpoint, total = head(log), count.total
 
     resumed = Count()
@@ -458,11 +450,7 @@ def test_open_intents_survive_a_snapshot(opened: Opener) -> None:
 
 def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, folder: Path) -> None:
     count = Count()
-    log = opened(segment_bytes=1000, listeners=[count.folding()])
-    for number in range(30):
-        sign(log, number)
-    log.close()  # the writer may just have begun a segment
-    checkpoint = head(log)
+    checkpoint = head(signed(opened, 30, segment_bytes=1000, listeners=[count.folding()]))
     *older, last = list_segments(folder)
     for segment in older:
         segment.path.unlink()
@@ -474,13 +462,8 @@ def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, fold
 
 
 def test_a_snapshot_too_large_for_a_record_stops_nothing(opened: Opener, folder: Path) -> None:
-    log = opened(
-        segment_bytes=500,
-        listeners=[Listener(lambda _: None, snapshot=lambda: {"state": bytes(MAX_BODY)})],
-    )
-    for number in range(10):
-        sign(log, number)
-    log.close()
+    large = Listener(lambda _: None, snapshot=lambda: {"state": bytes(MAX_BODY)})
+    log = signed(opened, 10, segment_bytes=500, listeners=[large])
     assert len(list_segments(folder)) > 1
     assert whole(folder, head(log))
 
@@ -534,9 +517,7 @@ def test_a_directory_has_one_writer(opened: Opener) -> None:
 
 
 def test_a_torn_tail_is_cut_kept_aside_and_recorded(opened: Opener, folder: Path) -> None:
-    log = opened()
-    sign(log)
-    log.close()
+    signed(opened, 1)
     [segment] = list_segments(folder)
     torn = b"\0\0\1\0 what an interrupted write leaves"
     with segment.path.open("ab") as file:
@@ -555,11 +536,7 @@ def test_a_torn_tail_is_cut_kept_aside_and_recorded(opened: Opener, folder: Path
 
 
 def test_a_log_behind_its_checkpoint_is_refused_unchanged(opened: Opener, folder: Path) -> None:
-    log = opened()
-    sign(log)
-    sign(log)
-    checkpoint = head(log)
-    log.close()
+    checkpoint = head(signed(opened, 2))
     [segment] = list_segments(folder)
     cut = segment.path.read_bytes()[:-10]
     segment.path.write_bytes(cut)
@@ -572,37 +549,29 @@ def test_a_log_behind_its_checkpoint_is_refused_unchanged(opened: Opener, folder
 def test_a_directory_without_its_log_is_refused_where_a_checkpoint_knows_better(
     opened: Opener, folder: Path
 ) -> None:
-    log = opened()
-    sign(log)
-    checkpoint = head(log)
-    log.close()
+    checkpoint = head(signed(opened, 1))
     list_segments(folder)[0].path.unlink()
     with pytest.raises(AuditRefused, match="ends after 0 records"):
         opened(checkpoints=[checkpoint])
 
 
-def test_another_root_than_the_checkpoint_is_refused(opened: Opener) -> None:
-    log = opened()
-    sign(log)
-    size = log.size
-    log.close()
-    with pytest.raises(AuditRefused, match="another root"):
-        opened(checkpoints=[Checkpoint(ORIGIN, size, bytes(32))])
-
-
-def test_a_log_of_another_origin_is_refused(opened: Opener) -> None:
-    log = opened()
-    sign(log)
-    log.close()
-    with pytest.raises(AuditRefused, match="is from another log"):
-        opened(origin="other.example/log")
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"checkpoints": [Checkpoint(ORIGIN, 2, bytes(32))]}, "another root"),
+        ({"origin": "other.example/log"}, "is from another log"),
+    ],
+)
+def test_another_root_or_origin_is_refused(
+    opened: Opener, changes: dict[str, Any], text: str
+) -> None:
+    assert signed(opened, 1).size == 2
+    with pytest.raises(AuditRefused, match=text):
+        opened(**changes)
 
 
 def test_a_missing_segment_is_refused(opened: Opener, folder: Path) -> None:
-    log = opened(segment_bytes=1000)
-    for number in range(20):
-        sign(log, number)
-    log.close()
+    signed(opened, 20, segment_bytes=1000)
     middle = list_segments(folder)[2]
     middle.path.unlink()
     with pytest.raises(AuditRefused, match=f"instead of {middle.first}"):
@@ -612,11 +581,7 @@ def test_a_missing_segment_is_refused(opened: Opener, folder: Path) -> None:
 def test_an_override_goes_on_keeps_what_it_cut_and_is_recorded(
     opened: Opener, folder: Path
 ) -> None:
-    log = opened(segment_bytes=1000)
-    for number in range(20):
-        sign(log, number)
-    checkpoint = head(log)
-    log.close()
+    checkpoint = head(signed(opened, 20, segment_bytes=1000))
     segments = list_segments(folder)
     broken = segments[2]
     data = bytearray(broken.path.read_bytes())
@@ -641,9 +606,7 @@ def test_an_override_goes_on_keeps_what_it_cut_and_is_recorded(
 
 
 def test_an_override_of_nothing_is_not_recorded(opened: Opener) -> None:
-    log = opened()
-    sign(log)
-    log.close()
+    signed(opened, 1)
     assert opened(override=True).size == 2
 
 
@@ -702,9 +665,7 @@ def test_a_start_reads_what_the_disk_has_not_what_the_cache_shows(
     log.append(RecordKind.WORKER, {"number": 0})
     [segment] = list_segments(folder)
     on_disk = segment.path.read_bytes()
-    log.append(
-        RecordKind.WORKER, {"number": 1}
-    )  # of this one the sync failed, as far as the disk knows
+    log.append(RecordKind.WORKER, {"number": 1})  # its sync failed, as far as the disk knows
     log.close()
     again = opened(disk=LyingCache(segment.path, on_disk))
     assert again.size == 1

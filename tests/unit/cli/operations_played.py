@@ -47,19 +47,17 @@ def certify(
 ) -> x509.Certificate:
     """A certificate by an authority that nobody has seen."""
     moment = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name.from_rfc4514_string(subject))
-        .issuer_name(x509.Name.from_rfc4514_string("CN=authority,C=VN"))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(moment - timedelta(days=1))
-        .not_valid_after(moment + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-    )
+    builder = x509.CertificateBuilder(
+        x509.Name.from_rfc4514_string("CN=authority,C=VN"),
+        x509.Name.from_rfc4514_string(subject),
+        key.public_key(),
+        x509.random_serial_number(),
+        moment - timedelta(days=1),
+        moment + timedelta(days=days),
+    ).add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     if uri is not None:
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-        builder = builder.add_extension(names, critical=False)
+        uris = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        builder = builder.add_extension(uris, critical=False)
     return builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
 
 

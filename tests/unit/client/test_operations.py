@@ -1,11 +1,9 @@
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -19,6 +17,7 @@ from signer.client import _operations as module
 from signer.officers.approval import Signature, check_signature
 from signer.v1 import keys_pb2
 from signer.v1 import operations_pb2 as pb
+from tests.unit.officers.people import certificate_of
 
 PROPOSED = pb.OPERATION_STATE_PROPOSED
 
@@ -240,34 +239,14 @@ def pem(key: Any, password: bytes = b"") -> bytes:
     ],
     ids=["p256", "p384", "rsa", "ed25519"],
 )
-def test_a_signature_is_one_that_the_appliance_accepts(certified: Any, key: Any) -> None:
-    officers = {"a": certified(key)}
+def test_a_signature_is_one_that_the_appliance_accepts(key: Any) -> None:
+    officers = {"a": certificate_of("a", key=key).public_bytes(Encoding.DER)}
     at = datetime.now(UTC).timestamp()
     for signature in (
         sign_operation(b"bytes", pem(key)),
         sign_operation(b"bytes", pem(key, b"secret"), password=b"secret"),
     ):
         check_signature(b"bytes", Signature("a", signature, at), officers, at)
-
-
-@pytest.fixture
-def certified() -> Any:
-    def make(key: Any) -> bytes:
-        now, name = datetime.now(UTC), x509.Name.from_rfc4514_string("CN=a")
-        authority = ec.generate_private_key(ec.SECP256R1())
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .sign(authority, hashes.SHA256())
-            .public_bytes(Encoding.DER)
-        )
-
-    return make
 
 
 def test_a_key_that_cannot_be_used_is_never_quoted() -> None:

@@ -14,10 +14,10 @@ from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
 from signer.formats import FORMATS, hcert
 from signer.model import ContentRules, Format, FormatContext, HcertTerms
+from tests.unit.formats import test_base45 as base45
 
 Maker = Callable[..., FormatContext]
 HCERT = FORMATS[Format.HCERT]
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ $%*+-./:"
 
 DOCUMENT: dict[str, Any] = {
     "ver": "1.3.0",
@@ -30,15 +30,6 @@ DOCUMENT: dict[str, Any] = {
 
 def of_type(kind: str) -> bytes:
     return json.dumps({"ver": "1", "nam": {}, "dob": "", kind: [{}]}).encode()
-
-
-def base45_decode(text: str) -> bytes:
-    out = b""
-    for start in range(0, len(text), 3):
-        part = text[start : start + 3]
-        number = sum(ALPHABET.index(c) * 45**i for i, c in enumerate(part))
-        out += number.to_bytes(len(part) - 1, "big")
-    return out
 
 
 @pytest.mark.parametrize(
@@ -60,7 +51,7 @@ def test_round_trip(
 
     text = output.decode("ascii")
     assert text.startswith("HC1:")
-    message = cbor2.loads(zlib.decompress(base45_decode(text[4:])))
+    message = cbor2.loads(zlib.decompress(base45.decode(text[4:])))
     assert message.tag == 18
     protected, unprotected, cwt, signature = message.value
     certificate = x509.load_der_x509_certificate(key.version.certificate)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 A, B, C, D, E = (f"spiffe://signer.example/officer/{name}" for name in "abcde")
@@ -38,7 +38,8 @@ def certificate_of(
     builder = x509.CertificateBuilder(name, name, private.public_key(), 11, begins, ends)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return builder.sign(private, hashes.SHA256())
+    hashed = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(private, hashed)
 
 
 @cache

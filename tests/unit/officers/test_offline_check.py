@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,6 +30,7 @@ from signer.officers.offline_check import (
     MAX_PROBLEMS,
     ApprovalFold,
 )
+from tests.unit.officers.people import certificate_of
 
 ORIGIN = "signer.example/log"
 START = 1_767_571_200  # 2026-01-05T00:00:00Z, seconds
@@ -54,11 +54,8 @@ def key_of(who: str) -> Any:
 
 @cache
 def certificate(who: str, ends: datetime = ENDS) -> bytes:
-    key = key_of(who)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, who[-1])])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, BEGINS, ends)
-    hashed = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    return builder.sign(key, hashed).public_bytes(Encoding.DER)
+    made = certificate_of(who, key=key_of(who), begins=BEGINS, ends=ends)
+    return made.public_bytes(Encoding.DER)
 
 
 @cache

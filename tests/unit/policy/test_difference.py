@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from signer.errors import Violation
-from signer.policy.compile import compile_policy
 from signer.policy.difference import difference
 from signer.policy.document import Rules
 from signer.policy.narrow import RULES
-from signer.policy.rules import Policy, Terms
+from signer.policy.rules import Terms
+from tests.unit.policy.test_decide import compiled
 
 AUDITOR, CLINIC, NEW = (f"spiffe://signer.example/{n}" for n in ("auditor", "clinic", "new"))
 
@@ -47,13 +46,6 @@ def document() -> dict[str, Any]:
             "moh": {"profile": "ministry", "clients": [CLINIC]},
         },
     }
-
-
-def compiled(made: dict[str, Any]) -> Policy:
-    problems: list[Violation] = []
-    policy = compile_policy(made, "00" * 32, problems)
-    assert problems == []
-    return policy
 
 
 def changed(path: str, value: Any) -> list[str]:

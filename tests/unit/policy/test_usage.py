@@ -1,4 +1,4 @@
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -161,10 +161,8 @@ def test_threads_together_pass_no_more_than_the_limit() -> None:
     def work() -> None:
         passed.extend(1 for _ in range(500) if usage.charge("f", (quota,), 1, MONDAY) is None)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(4):
+            threads.submit(work)
     assert len(passed) == 1000
     assert usage.busiest(1) == [("f", 1000)]

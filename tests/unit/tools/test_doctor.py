@@ -105,15 +105,9 @@ def certificate(
     days: tuple[float, float] = (-1, 365),
     ca: bool | None = None,
 ) -> x509.Certificate:
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name.from_rfc4514_string(f"CN={name}"))
-        .issuer_name(x509.Name.from_rfc4514_string(f"CN={issuer}"))
-        .public_key(key.public_key())
-        .serial_number(7)
-        .not_valid_before(NOW + timedelta(days=days[0]))
-        .not_valid_after(NOW + timedelta(days=days[1]))
-    )
+    above, subject = (x509.Name.from_rfc4514_string(f"CN={each}") for each in (issuer, name))
+    begins, ends = (NOW + timedelta(days=each) for each in days)
+    builder = x509.CertificateBuilder(above, subject, key.public_key(), 7, begins, ends)
     if ca is not None:
         builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
     return builder.sign(by, hashes.SHA256())
