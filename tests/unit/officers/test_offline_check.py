@@ -245,7 +245,7 @@ def another(content: bytes) -> bytes:
     return content.replace(b'"create-key"', b'"destroy-key"')
 
 
-NOT_APPROVED = "validly signed"
+NOT_APPROVED = "required signatures of officers are valid"
 WRONG = [
     (RecordKind.EXECUTION, 0, {"signatures": flip_signature}, "has not validly signed"),
     (RecordKind.EXECUTION, 1, {"signatures": lambda s: s[:1]}, NOT_APPROVED),
@@ -381,7 +381,7 @@ def test_an_officer_who_left_approves_nothing() -> None:
     history.change_officers(ANN, CAT, signers=(CAT, ANN))
     history.begin(early)
     [problem] = problems(history.records)
-    assert "1 of 2 officers" in problem
+    assert "1 of 2 required signatures" in problem
 
 
 def test_a_policy_that_is_told_again_needs_its_officers_no_longer() -> None:
