@@ -46,5 +46,4 @@ PROPERTIES: Mapping[Algorithm, Properties] = {
 }
 # fmt: on
 
-RSA_BITS = (2048, 3072, 4096)
-"""Lengths of the RSA moduli with which keys are created, imported and used."""
+RSA_BITS = (2048, 3072, 4096)  # of moduli with which keys are created, imported and used

@@ -120,10 +120,7 @@ def encode_record(value: Any, depth: int) -> bytes:
     Maps have ASCII names, in any order, and at most ``depth`` maps and lists are inside
     each other. Raises CborError.
     """
-    try:
-        return cbor2.dumps(_arranged(value, depth))
-    except UnicodeEncodeError:
-        raise CborError("a text with half a surrogate pair") from None
+    return encode(value, lambda whole: _arranged(whole, depth))
 
 
 def decode_record(data: bytes, depth: int) -> Any:

@@ -24,10 +24,8 @@ class SystemClock:
         return time.monotonic()
 
 
-JUMP_SECONDS = 10.0
-"""How far the system clock may drift from monotonic time since the start, in seconds."""
-BEHIND_SECONDS = 2.0
-"""How far it may be behind the log, in seconds: other threads append meanwhile."""
+JUMP_SECONDS = 10.0  # how far the system clock may drift from monotonic time since the start
+BEHIND_SECONDS = 2.0  # how far it may be behind the log: other threads append meanwhile
 
 
 class FlooredClock(SystemClock):

@@ -72,8 +72,7 @@ class Reason(enum.StrEnum):
     INTERNAL = "INTERNAL", Code.INTERNAL, Extent.BOTH, False
 
 
-CLIENT_LIMIT = "calls_per_client"
-"""``limit`` in the metadata of an OVERLOADED that the caller alone causes."""
+CLIENT_LIMIT = "calls_per_client"  # ``limit`` of an OVERLOADED that the caller alone causes
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +134,13 @@ class OperatorError(Exception):
         super().__init__(text)
         self.unsupported = unsupported
 
-    def answer(self) -> CallError:
-        """Returns the error of an officer's call that ends with this one."""
-        return CallError(Reason.OPERATION_REFUSED, str(self))
-
 
 @contextmanager
 def answered() -> Iterator[None]:
     """Turns errors for operators that end an officer's call into CallError."""
     try:
         yield
-    except OperatorError as error:
-        raise error.answer() from error
-    except ConfigError as error:
+    except (OperatorError, ConfigError) as error:
         raise CallError(Reason.OPERATION_REFUSED, str(error)) from error
 
 

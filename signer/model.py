@@ -187,7 +187,6 @@ class KeyVersion:
         return self.state
 
     def active(self, now: float) -> bool:
-        """Whether this version may sign at the time ``now``."""
         return self.state_at(now) is KeyState.ACTIVE
 
 

@@ -9,7 +9,7 @@ put it in quotes.
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn
 
 import yaml
 
@@ -71,15 +71,7 @@ def document_of(content: bytes, file: Path, problems: list[Violation]) -> dict[s
     refuse(file, [*problems, Violation("", f"{file.name}: {text}")])
 
 
-class _Mark(Protocol):
-    """A position in the text, of either YAML parser."""
-
-    @property
-    def line(self) -> int:
-        """Counted from 0."""
-
-
-def _line(mark: _Mark | None) -> str:
+def _line(mark: Any) -> str:  # a position in the text, of either YAML parser, or None
     return f" (line {mark.line + 1})" if mark else ""
 
 

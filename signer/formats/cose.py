@@ -7,9 +7,6 @@ from signer.algorithms import PROPERTIES
 from signer.formats.payloads import MessageFormat, signature_length
 from signer.model import FormatContext, KeyVersion, PreparedBatch
 
-HEADER_ALG = 1
-HEADER_KID = 4
-
 
 class Envelope:
     """COSE_Sign1 around any payload: the parts that a batch shares, encoded once.
@@ -53,7 +50,7 @@ class Envelope:
 
 def envelope(version: KeyVersion) -> Envelope:
     """Returns the envelope of a key version: protected alg and kid, in deterministic order."""
-    return Envelope({HEADER_ALG: PROPERTIES[version.algorithm].cose, HEADER_KID: version.kid})
+    return Envelope({1: PROPERTIES[version.algorithm].cose, 4: version.kid})
 
 
 class CoseSign1(MessageFormat):

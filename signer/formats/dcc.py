@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 from signer.formats.payloads import cbor_map, denied, json_object, unreadable
 from signer.model import ContentRules
 
-TYPES = ("v", "t", "r")
-"""Vaccination, test, recovery."""
-
-MAX_BYTES = 16_384
-"""Longest payload; the largest QR code holds less than 3,000 bytes."""
+TYPES = ("v", "t", "r")  # vaccination, test, recovery
+MAX_BYTES = 16_384  # longest payload; the largest QR code holds less than 3,000 bytes
 
 
 class Dcc(NamedTuple):
@@ -70,8 +67,7 @@ def _check_member(entry: dict[str, Any], member: str, allowed: Collection[str], 
         raise denied(f"content rule {rule}: {member} is not an allowed value")
 
 
-_FARTHEST_EAST = timedelta(hours=14)
-"""A day begins first in the time zone UTC+14."""
+_FARTHEST_EAST = timedelta(hours=14)  # a day begins first in the time zone UTC+14
 
 
 def _check_date(certificate: Dcc, now: datetime) -> None:

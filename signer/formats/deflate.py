@@ -13,12 +13,8 @@ verifiers treat any other first byte as a message without compression.
 import struct
 import zlib
 
-MAX_LENGTH = 65_535
-"""Longest message in bytes: one stored block (RFC 1951 section 3.2.4)."""
-
-OVERHEAD = 11
-"""By how many bytes a stream is at most longer: header 2, block head 5, check 4."""
-
+MAX_LENGTH = 65_535  # of a message in bytes: one stored block (RFC 1951 section 3.2.4)
+OVERHEAD = 11  # by how many bytes a stream is at most longer: header 2, block head 5, check 4
 _PAYS_FROM = 448  # about 50 bytes more than the usual certificate
 
 # Copying a prepared state saves zlib from clearing 200 KiB for every message;

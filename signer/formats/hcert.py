@@ -5,7 +5,6 @@ RFC 8392, Base45 RFC 9285.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -24,10 +23,6 @@ from signer.formats.payloads import (
 )
 from signer.model import FormatContext, PreparedBatch
 
-CLAIM_ISS = 1
-CLAIM_EXP = 4
-CLAIM_IAT = 6
-
 PREFIX = b"HC1:"
 
 
@@ -40,25 +35,25 @@ class Hcert(MessageFormat):
         The DCC in CBOR is at most ``_growth`` longer than its payload, its zlib stream at
         most ``deflate.OVERHEAD`` longer than that, and Base45 makes 3 characters of 2 bytes.
         """
-        issue = _issue(context)
+        claims, _ = _issue(context)
         length = cose.envelope(context.version).length
         signature = signature_length(context.version)
         fixed = length(deflate.MAX_LENGTH, signature) - deflate.MAX_LENGTH
-        fixed += len(issue.claims) + deflate.OVERHEAD
+        fixed += len(claims) + deflate.OVERHEAD
         total = sum(map(len, payloads)) + _growth(payloads) + len(payloads) * fixed
         # A sum of roundings is at most the rounded sum and one for each item.
         return base45.encoded_length(total) + len(payloads) * (1 + len(PREFIX))
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Checks the DCCs and returns the Sig_structures over their CWTs."""
-        issue = _issue(context)
+        claims, types = _issue(context)
         to_sign = cose.envelope(context.version).to_sign
         now = datetime.fromtimestamp(context.now, UTC)
 
         def prepare(payload: bytes) -> bytes:
             certificate = dcc.read(payload)
             dcc.check(certificate, context.content, now)
-            if certificate.type not in issue.types:
+            if certificate.type not in types:
                 raise denied(
                     f"{certificate.type} is not among the extended key usages of the "
                     "signing certificate"
@@ -67,7 +62,7 @@ class Hcert(MessageFormat):
                 document = cbor.encode(certificate.document, cbor.deterministic)
             except cbor.CborError as error:
                 raise unreadable(f"payload has {error}") from None
-            return to_sign(issue.claims + document)
+            return to_sign(claims + document)
 
         return prepare_each(payloads, prepare)
 
@@ -87,16 +82,10 @@ def text(message: bytes) -> bytes:
     return PREFIX + base45.encode(deflate.compress(message))
 
 
-@dataclass(frozen=True, slots=True)
-class _Issue:
-    """What the certificates of a batch share: the CWT up to the DCC, and the allowed types."""
+def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
+    """Returns what a batch shares: the CWT up to the DCC, and the types of DCC that it may have.
 
-    claims: bytes
-    types: frozenset[str]
-
-
-def _issue(context: FormatContext) -> _Issue:
-    """Returns what the batch's certificates share; raises CallError if none can be signed.
+    Raises CallError if no certificate can be signed.
 
     A DCC must not be valid for longer than the certificate that verifies it. An activated
     key version is limited by ``sign_until``, so that the last check passes.
@@ -109,20 +98,19 @@ def _issue(context: FormatContext) -> _Issue:
     if version.certificate is None:
         raise _unfit("the key version has no certificate: import one before it signs HCERT")
     try:
-        certificate = _read_certificate(version.certificate)
+        not_before, not_after, types = _read_certificate(version.certificate)
     except ValueError:
         raise _unfit("the certificate of the key version cannot be read: replace it") from None
     exp = iat + terms.validity
-    if iat < certificate.not_before:
+    if iat < not_before:
         raise _unfit("the certificate of the key version is not valid yet")
-    if exp > certificate.not_after:
+    if exp > not_after:
         raise _unfit(
             "the certificate of the key version ends before what it would sign: "
             "rotate the key, or shorten the validity in the policy"
         )
-    # Integer times, in the deterministic order of the claims.
-    claims = claims_head({CLAIM_ISS: terms.issuer, CLAIM_EXP: exp, CLAIM_IAT: iat})
-    return _Issue(claims, certificate.types)
+    # iss, exp and iat in their deterministic order, with integer times.
+    return claims_head({1: terms.issuer, 4: exp, 6: iat}), types
 
 
 def _unfit(message: str) -> CallError:
@@ -153,15 +141,6 @@ def _growth(payloads: Sequence[bytes]) -> int:
     return 5 * floats + len(everything) // 256
 
 
-@dataclass(frozen=True, slots=True)
-class _Certificate:
-    """Validity of a signing certificate in epoch seconds, and the types of DCC it allows."""
-
-    not_before: float
-    not_after: float
-    types: frozenset[str]
-
-
 # Types of DCC that an extended key usage allows. The second arc is a misprint in an early
 # version of the specification; certificates in use have it.
 DCC_USAGES: Mapping[str, str] = {
@@ -176,8 +155,11 @@ _NO_USAGES = bytes.fromhex("0603551d25 0402 3000")
 
 
 @lru_cache(maxsize=64)
-def _read_certificate(der: bytes) -> _Certificate:
-    """Reads a signing certificate; without a usage for DCCs it allows all types. ValueError."""
+def _read_certificate(der: bytes) -> tuple[float, float, frozenset[str]]:
+    """Returns a signing certificate's validity in epoch seconds, and the types of DCC it allows.
+
+    Without a usage for DCCs it allows all types. Raises ValueError.
+    """
     certificate = x509.load_der_x509_certificate(der)
     oids: list[str] = []
     try:
@@ -189,7 +171,7 @@ def _read_certificate(der: bytes) -> _Certificate:
         if _NO_USAGES not in certificate.tbs_certificate_bytes:
             raise
     types = frozenset(DCC_USAGES[oid] for oid in oids if oid in DCC_USAGES)
-    return _Certificate(
+    return (
         certificate.not_valid_before_utc.timestamp(),
         certificate.not_valid_after_utc.timestamp(),
         types or frozenset(dcc.TYPES),

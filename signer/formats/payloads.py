@@ -19,9 +19,7 @@ from signer.cbor import MAX_INTEGER
 from signer.errors import Failure, Reason
 from signer.model import FormatContext, KeyVersion, PreparedBatch
 
-MAX_DEPTH = 64
-"""Objects and lists inside each other, the outermost included."""
-
+MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
 _MAX_DIGITS = len(str(-MAX_INTEGER))
 
 

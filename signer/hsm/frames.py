@@ -101,7 +101,6 @@ class Channel:
 
 
 def pack_json(value: Mapping[str, Any]) -> bytes:
-    """Packs a small control message."""
     return json.dumps(value).encode()
 
 

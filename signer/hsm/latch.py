@@ -45,7 +45,6 @@ class PinLatch:
 
     @property
     def confirmed(self) -> bool:
-        """Whether an operator has confirmed one attempt."""
         return self._record.confirmed
 
     def attempt(self, pin: str) -> None:
@@ -58,7 +57,6 @@ class PinLatch:
             self.reject(pin)
 
     def reject(self, pin: str) -> None:
-        """Records that the token rejects this PIN."""
         self._write(rejected=(*self._others(pin), self._fingerprint(pin)), confirmed=False)
 
     def withdraw(self, pin: str) -> None:
@@ -66,7 +64,6 @@ class PinLatch:
         self._write(rejected=self._others(pin))
 
     def accept(self, pin: str) -> None:
-        """Records that the PIN works."""
         if self.rejected(pin) or self.confirmed or not self.accepted(pin):
             accepted = self._fingerprint(pin)
             self._write(rejected=self._others(pin), accepted=accepted, confirmed=False)
@@ -145,12 +142,9 @@ def release(state: Path, token: str) -> bool:
 @contextmanager
 def start_lock(state: Path, token: str) -> Iterator[None]:
     """Holds the lock under which workers open a token (a label): one process at a time."""
-    descriptor = os.open(_lock_file(state, token), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with os.fdopen(os.open(_lock_file(state, token), os.O_RDWR | os.O_CREAT, 0o600)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -161,15 +155,13 @@ def shared_start_lock(state: Path, token: str) -> Iterator[None]:
     without one, no worker has opened the token yet.
     """
     try:
-        descriptor = os.open(_lock_file(state, token), os.O_RDONLY)
+        lock = _lock_file(state, token).open()
     except FileNotFoundError:
         yield
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _lock_file(state: Path, token: str) -> Path:

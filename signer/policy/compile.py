@@ -26,8 +26,6 @@ P = TypeVar("P", bound=StrictModel)
 SECTIONS = ("roles", "denied_certificates", "groups", "profiles", "facilities")
 REQUIRED = ("profiles", "facilities")  # a truncated file must not be a policy
 
-_ISSUER = frozenset({Role.ISSUER})
-
 
 def compile_policy(
     document: Mapping[str, object], sha256: str, problems: list[Violation]
@@ -57,7 +55,7 @@ def compile_policy(
     _check_apart(staff, facilities, groups, problems)
     return Policy(
         sha256=sha256,
-        roles=dict.fromkeys((*facilities_of, *groups_of), _ISSUER) | staff,
+        roles=dict.fromkeys((*facilities_of, *groups_of), frozenset({Role.ISSUER})) | staff,
         denied_certificates=_denied(document, problems),
         groups=groups,
         facilities=facilities,

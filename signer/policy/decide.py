@@ -12,11 +12,9 @@ from signer.algorithms import Algorithm
 from signer.errors import Reason
 from signer.model import Format, KeyName, Role
 from signer.policy.rules import Policy, Terms
-from signer.policy.windows import Hours
 from signer.text import utc
 
-DEFAULT_DENY = "default.deny"
-"""The rule behind a denial that nothing in the policy states."""
+DEFAULT_DENY = "default.deny"  # the rule of a denial that nothing in the policy states
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +124,15 @@ def _not_now(terms: Terms, now: float) -> Decision | None:
         denier = _denier(terms, "valid_until", lambda end: now >= end)
         return _denied(denier, f"signing was allowed until {utc(terms.valid_until)}")
     if terms.hours is not None and not terms.hours.is_open(now):
-        return _closed(terms, terms.hours, now)
+        opening = terms.hours.next_opening(now)
+        return Decision(
+            None,
+            _denier(terms, "hours", lambda stated: not stated.hours().is_open(now)),
+            Reason.CLOSED_HOURS,
+            f"closed now; signing is allowed again from {utc(opening)} on",
+            retry_after=opening - now,
+        )
     return None
-
-
-def _closed(terms: Terms, hours: Hours, now: float) -> Decision:
-    opening = hours.next_opening(now)
-    return Decision(
-        None,
-        _denier(terms, "hours", lambda stated: not stated.hours().is_open(now)),
-        Reason.CLOSED_HOURS,
-        f"closed now; signing is allowed again from {utc(opening)} on",
-        retry_after=opening - now,
-    )
 
 
 def _denier(terms: Terms, name: str, denies: Callable[[Any], bool]) -> str:

@@ -28,11 +28,11 @@ def difference(before: Policy, after: Policy) -> list[str]:
 def _roles(before: Policy, after: Policy) -> Iterator[str]:
     for role in Role:
         if role is not Role.ISSUER:  # listed with facilities and groups
-            yield from _set(str(role), _who(before, role), _who(after, role))
-
-
-def _who(policy: Policy, role: Role) -> set[str]:
-    return {who for who, roles in policy.roles.items() if role in roles}
+            old, new = (
+                {who for who, roles in policy.roles.items() if role in roles}
+                for policy in (before, after)
+            )
+            yield from _set(str(role), old, new)
 
 
 def _groups(before: Policy, after: Policy) -> Iterator[str]:

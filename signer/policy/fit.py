@@ -15,14 +15,12 @@ from signer.model import Format
 from signer.policy.document import Content, Profile, Rules
 from signer.policy.rules import Terms
 
-BLIND = frozenset({Format.DIGEST})
-"""Formats of which the appliance sees only a digest."""
+BLIND = frozenset({Format.DIGEST})  # the appliance sees only a digest
 
 CONTENT_OF = dict.fromkeys(Content.model_fields, Format.HCERT) | {"required_members": Format.JWS}
 """Content rules, and the one format to whose payloads each applies."""
 
-_FREE = frozenset({Format.MESSAGE, Format.DIGEST})
-"""Formats in which the caller chooses every byte that is signed."""
+_FREE = frozenset({Format.MESSAGE, Format.DIGEST})  # the caller chooses every signed byte
 
 
 def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:

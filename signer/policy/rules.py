@@ -9,8 +9,7 @@ from signer.policy.document import Rules
 from signer.policy.values import Quota
 from signer.policy.windows import Hours
 
-WEIGHTS: Mapping[str, int] = {"low": 1, "normal": 2, "high": 4}
-"""Priority classes, and the share of the HSM that each gets."""
+WEIGHTS: Mapping[str, int] = {"low": 1, "normal": 2, "high": 4}  # shares of the HSM
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,7 @@ class QuotaRefusal:
 
 @dataclass(slots=True)
 class _WindowEntry:
-    """Items of one facility: ever, and the latest window of each length.
-
-    A window is its number, counted from the epoch, and its items.
-    """
+    """Items of one facility: ever, and by length the latest window's number and items."""
 
     total: int = 0
     windows: dict[int, tuple[int, int]] = field(default_factory=dict)

@@ -16,11 +16,8 @@ from signer.policy.windows import DAY_SECONDS, DAYS
 
 E = TypeVar("E", bound=enum.StrEnum)
 
-WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}
-"""Quota windows and their length in seconds."""
-
-NOT_OFFERED = frozenset({"CMS", "TIMESTAMP"})
-"""Formats whose numbers are reserved in the API."""
+WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}  # of quotas, in seconds
+NOT_OFFERED = frozenset({"CMS", "TIMESTAMP"})  # formats whose numbers are reserved in the API
 
 # SPIFFE-ID, sections 2.1 to 2.3: a trust domain, and a path without empty or dotted segments.
 _SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+")

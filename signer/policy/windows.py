@@ -6,6 +6,7 @@ they are set forward does not open.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +16,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_SECONDS = 86_400
 WEEK_SECONDS = 7 * DAY_SECONDS
 
-Span = tuple[int, int]
-"""Seconds since Monday 00:00 on the wall clock; the end is exclusive."""
+Span = tuple[int, int]  # seconds since Monday 00:00 on the wall clock; the end is exclusive
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,7 @@ class Hours:
         before = self._offset(at)
         if self._offset(at + step) == before:
             return step
-        low, high = 0, step
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._offset(at + middle) == before:
-                low = middle
-            else:
-                high = middle
-        return high
+        return bisect_left(range(step), True, key=lambda wait: self._offset(at + wait) != before)
 
     def _offset(self, at: int) -> float:
         offset = datetime.fromtimestamp(at, self.zone).utcoffset()

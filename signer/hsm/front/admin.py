@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from signer.algorithms import Algorithm
 from signer.config.models import TokenConfig
@@ -35,10 +35,7 @@ from signer.model import TokenObject
 
 T = TypeVar("T")
 
-ORDER_SECONDS = 120.0
-"""How long a worker may take for one order."""
-INSPECT_SECONDS = 20.0
-"""How long it may take for an inspection."""
+ORDER_SECONDS = 120.0  # how long a worker may take for one order
 
 
 class AdminWorker:
@@ -99,7 +96,6 @@ class AdminWorker:
         return result.split()
 
     def wait(self, seconds: float) -> None:
-        """Waits until the worker has opened its token."""
         self._receive(FrameKind.READY, bytes, seconds)
 
     def inspection(self) -> TokenInspection:
@@ -179,20 +175,13 @@ def wait_for_orphans(token: TokenConfig, state: Path, seconds: float = ORDER_SEC
                 return
 
 
-@contextmanager
-def _lock_file(token: TokenConfig, state: Path) -> Iterator[int]:
+def _lock_file(token: TokenConfig, state: Path) -> TextIO:
     """Opens the file that every administrative worker of a token keeps locked until it ends."""
     name = hashlib.sha256(token.label.encode()).hexdigest()[:16]
-    descriptor = os.open(state / f"admin-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    return os.fdopen(os.open(state / f"admin-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600))
 
 
-def inspect(
-    token: TokenConfig, state: Path, *, seconds: float = INSPECT_SECONDS
-) -> TokenInspection:
+def inspect(token: TokenConfig, state: Path, *, seconds: float = 20.0) -> TokenInspection:
     """Returns what a module shows of its tokens and what is known of the PIN; logs in nowhere.
 
     Raises OperatorError.
@@ -223,7 +212,7 @@ def open_admin(
     with _start_errors(), _lock_file(token, state) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         spec = token_spec(token, state, WorkerMode.ADMINISTER)
-        process = WorkerProcess.start(spec, keeps=(lock,))
+        process = WorkerProcess.start(spec, keeps=(lock.fileno(),))
     worker = AdminWorker(process, token.label, order_seconds)
     try:
         worker.wait(start_seconds)

@@ -24,8 +24,7 @@ ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
 COPIES_DROPPED_SINGLY = 64
 """Of more versions, a worker drops all copies: each costs about a signature to make again."""
-_LONG = 60.0
-"""Seconds after which a caller may retry what only an operator can repair."""
+_LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
 
 # Failures as callers read them. Operators read causes in status and logs.
 _NOT_SERVING = Failure(
@@ -100,7 +99,6 @@ class Pool:
     # --- for the front process -------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the workers; does not wait for them."""
         for slot in self._slots:
             slot.start()
 
@@ -128,7 +126,6 @@ class Pool:
 
     @property
     def serving(self) -> int:
-        """How many workers serve."""
         return sum(slot.state == "serving" for slot in self._slots)
 
     @property
@@ -198,7 +195,11 @@ class Pool:
         batch.done.wait(max(0.0, job.deadline - self._clock.monotonic()))
         queued = (batch.begun or self._clock.monotonic()) - now
         self._events.emit(StageEnded("queue", now, queued))
-        if remaining := self._abandon(batch):
+        with self._lock:
+            if remaining := batch.remaining:  # nobody waits for these items any more
+                batch.abandoned = True
+                self._scheduler.remove(lambda other: other is batch)
+        if remaining:
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
                 f"{remaining} of {len(job.inputs)} items were not signed within the "
@@ -275,14 +276,6 @@ class Pool:
     def _give_back(self, admission: Admission) -> None:
         self._reserved -= admission.room
         admission.room = 0
-
-    def _abandon(self, batch: Batch) -> int:
-        """Gives up the items of a batch that are not done; returns their number."""
-        with self._lock:
-            if batch.remaining:
-                batch.abandoned = True
-                self._scheduler.remove(lambda other: other is batch)
-            return batch.remaining
 
     def _fail_all(self) -> None:
         for chunk in self._scheduler.remove(lambda _: True):
@@ -373,10 +366,7 @@ class Pool:
         self._events.emit(LoginEnded(self.token, "ok"))
         with self._lock:
             self._failed = ""
-            if self._halted:
-                slot.state, slot.reason = "failed", self._halted
-            else:
-                slot.state, slot.reason = "serving", ""
+            slot.state, slot.reason = "failed" if self._halted else "serving", self._halted
         self._first_outcome.set()
         self._pump()
 

@@ -19,12 +19,9 @@ CHUNK_SECONDS = 0.006
 """HSM time of one chunk: long enough to spread its overhead, short enough to wait for."""
 CHUNK_BYTES = 64 * 1024
 """Inputs of one chunk, so that two of them fit into a worker's socket buffer."""
-_CHEAPEST = 1e-6
-"""Seconds: no HSM signs faster, whatever a worker reports."""
-_FIRST_ITEMS = 16
-"""Items of the first chunks of a job whose cost is unknown."""
-_WEIGHT = 0.1
-"""Of the newest measurement of a cost."""
+_CHEAPEST = 1e-6  # seconds: no HSM signs faster, whatever a worker reports
+_FIRST_ITEMS = 16  # of the first chunks of a job whose cost is unknown
+_WEIGHT = 0.1  # of the newest measurement of a cost
 
 
 class Batch:
@@ -175,8 +172,7 @@ class Scheduler:
         self._cost = cost
         self._owners: OrderedDict[str, _OwnerQueue] = OrderedDict()
         self._returned: deque[Chunk] = deque()
-        self.items = 0
-        """Items that wait."""
+        self.items = 0  # that wait
 
     def add(self, batch: Batch) -> None:
         """Queues a batch behind those of its owner."""
@@ -224,11 +220,8 @@ class Scheduler:
 
         Returns them as chunks.
         """
-        removed: list[Chunk] = []
-        returned: deque[Chunk] = deque()
-        for chunk in self._returned:
-            (removed if wanted(chunk.batch) else returned).append(chunk)
-        self._returned = returned
+        removed = [chunk for chunk in self._returned if wanted(chunk.batch)]
+        self._returned = deque(chunk for chunk in self._returned if not wanted(chunk.batch))
         for owner, queue in list(self._owners.items()):
             kept: deque[Batch] = deque()
             for batch in queue.batches:

@@ -25,20 +25,19 @@ class Hsm:
         return {label: pool.wait_for_outcome(seconds) for label, pool in self.pools.items()}
 
     def close(self) -> None:
-        """Ends all workers."""
         for pool in self.pools.values():
             pool.close()
 
     def admit(self, job: SignJob) -> Admission:
         """Decides whether a batch may be signed now on the token of its key; see Pool.admit."""
-        return self._pool(job.version).admit(job)
+        # The daemon refuses to serve a registry that names another token.
+        return self.pools[job.version.token].admit(job)
 
     def sign(self, admission: Admission) -> Signed:
         """Signs an admitted batch; see Pool.sign."""
-        return self._pool(admission.job.version).sign(admission)
+        return self.pools[admission.job.version.token].sign(admission)
 
     def refresh(self) -> None:
-        """Makes all workers look for new keys."""
         for pool in self.pools.values():
             pool.refresh()
 
@@ -64,7 +63,6 @@ class Hsm:
             self.pools[token].drop(some)
 
     def status(self) -> list[WorkerStatus]:
-        """Returns all workers of all tokens."""
         return [worker for pool in self.pools.values() for worker in pool.status()]
 
     def waiting(self) -> dict[str, int]:
@@ -80,10 +78,6 @@ class Hsm:
         return [
             f"token {label}: {pool.reason}" for label, pool in self.pools.items() if pool.reason
         ]
-
-    def _pool(self, version: KeyVersion) -> Pool:
-        # The daemon refuses to serve a registry that names another token.
-        return self.pools[version.token]
 
 
 def _by_token(versions: Iterable[KeyVersion]) -> Mapping[str, list[KeyVersion]]:

@@ -20,8 +20,7 @@ from signer.hsm.front.process import WorkerProcess
 from signer.hsm.front.scheduler import Chunk
 from signer.hsm.spec import FailureKind, TokenSpec
 
-START_SECONDS = 60.0
-"""How long a worker may take to open its token."""
+START_SECONDS = 60.0  # how long a worker may take to open its token
 _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 """Seconds before the next start, by how many workers in a row signed nothing."""
 
@@ -68,17 +67,14 @@ class Slot:
         self.reason = ""
         self.starts = 0
         self.items = 0
-        self.since = clock.monotonic()
-        """When it last started, answered, or got a chunk while idle."""
+        self.since = clock.monotonic()  # when it started, answered, or got a chunk while idle
         self.in_flight: dict[int, Chunk] = {}
-        self.inventory = b""
-        """Digest of the keys that the last worker found at its start."""
+        self.inventory = b""  # digest of the keys that the last worker found at its start
         self._spec = spec
         self._owner = owner
         self._hang_seconds = hang_seconds
         self._clock = clock
         self.process: WorkerProcess | None = None
-        """The current worker."""
         self._closing = threading.Event()
         self._refreshing = threading.Lock()
         self._introduced = False
@@ -102,15 +98,13 @@ class Slot:
         )
 
     def start(self) -> None:
-        """Starts the first worker in the background."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         """Makes the worker leave; ``join`` waits for it."""
         self._closing.set()
-        process = self.process
-        if process is not None:
+        if (process := self.process) is not None:
             process.channel.end()
 
     def join(self) -> None:
@@ -120,7 +114,6 @@ class Slot:
                 thread.join()
 
     def send(self, kind: FrameKind, *parts: bytes) -> None:
-        """Sends a frame to the current worker, if there is one."""
         _send(self.process, kind, *parts)
 
     def send_chunk(self, process: WorkerProcess | None, number: int, chunk: Chunk) -> None:

@@ -120,8 +120,7 @@ def _destroy(token: Token, cka_id: str, label: str) -> None:
     identifier = bytes.fromhex(cka_id)
     with token.doing(f"destroy key {label}"):
         objects = list(token.session.get_objects({Attribute.ID: identifier, Attribute.TOKEN: True}))
-        classes = [item[Attribute.CLASS] for item in objects]
-        pairs = list(zip(objects, classes, strict=True))
+        pairs = [(item, item[Attribute.CLASS]) for item in objects]
         privates = [item for item, kind in pairs if kind == ObjectClass.PRIVATE_KEY]
         publics = [item for item, kind in pairs if kind == ObjectClass.PUBLIC_KEY]
         labels = {item[Attribute.LABEL] for item in privates + publics}

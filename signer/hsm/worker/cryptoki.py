@@ -108,8 +108,7 @@ class HotLoop:
             if value := sign(session, data, len(data), buffer_at, length_at):
                 raise CryptokiError("C_Sign", value)
             signatures.append(view[: length.value].tobytes())
-        if mechanism.order is not None:
-            order = mechanism.order
+        if (order := mechanism.order) is not None:
             signatures = [low_s(signature, order) for signature in signatures]
         return signatures
 
@@ -148,8 +147,7 @@ def private_keys(module: str, session: int) -> set[int]:
 def _functions(module: str) -> Sequence[int]:
     """Returns the addresses of a module's functions; the process keeps it loaded."""
     pointer = ctypes.POINTER(_FunctionList)()
-    value = ctypes.CDLL(module).C_GetFunctionList(ctypes.byref(pointer))
-    if value:
+    if value := ctypes.CDLL(module).C_GetFunctionList(ctypes.byref(pointer)):
         raise CryptokiError("C_GetFunctionList", value)
     functions: Sequence[int] = pointer.contents.functions
     return functions

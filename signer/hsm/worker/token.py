@@ -26,8 +26,7 @@ from signer.hsm.worker.cryptoki import private_keys
 from signer.hsm.worker.login import log_in, named, read_pin
 from signer.model import TokenObject
 
-MAX_COPIES = 1024
-"""Session copies a worker keeps; one costs about as much as one signature."""
+MAX_COPIES = 1024  # session copies a worker keeps; one costs about as much as one signature
 _GONE = (errors.ObjectHandleInvalid, errors.KeyHandleInvalid)
 _REFUSALS = (
     *_GONE,
@@ -93,7 +92,6 @@ class PrivateKeys:
 
     @property
     def handles(self) -> AbstractSet[int]:
-        """The handles of all keys."""
         return self._ids.keys()
 
     def add(self, key: Any, cka_id: bytes, label: str) -> None:
@@ -115,8 +113,7 @@ class PrivateKeys:
 
     def remove(self, cka_id: bytes) -> None:
         """Removes a key, if it is there."""
-        entry = self._entries.pop(cka_id, None)
-        if entry is not None:
+        if (entry := self._entries.pop(cka_id, None)) is not None:
             del self._ids[entry.key.handle]
             self._labels.discard(entry.label)
 
@@ -181,8 +178,7 @@ class Token:
 
     def drop(self, cka_id: bytes) -> None:
         """Destroys the session copy of a key, if there is one."""
-        copy = self._copies.pop(cka_id, None)
-        if copy is not None:
+        if (copy := self._copies.pop(cka_id, None)) is not None:
             copy.destroy()
 
     def drop_all(self) -> None:
@@ -231,7 +227,6 @@ def open_token(spec: TokenSpec) -> Token:
 
 
 def _load(module: str) -> Any:
-    """Loads and initialises a PKCS#11 module; raises TokenFailure."""
     try:
         _ = ctypes.CDLL(module).C_GetFunctionList
     except (AttributeError, OSError) as error:
