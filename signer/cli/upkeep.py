@@ -9,11 +9,10 @@ from signer.cli.options import FILE, config_option, token_option
 from signer.clock import SystemClock
 from signer.config.models import Config, TokenConfig, load_config
 from signer.config.policy_documents import PolicyText, read_policy
-from signer.daemon.audit_log import begin, refuse_second_log
+from signer.daemon.audit_log import begin, ensure_audit_key, refuse_second_log
 from signer.errors import ConfigError, OperatorError, Violation
 from signer.hsm.front.admin import open_admin
 from signer.hsm.latch import release
-from signer.keys.audit_key import ensure_audit_key
 from signer.keys.database import connect, explained, version_of
 from signer.keys.registry import Registry
 from signer.officers.kinds.officer_change import first_officers

@@ -26,7 +26,7 @@ from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
 from signer.clock import Clock, FlooredClock
 from signer.config.models import LEVELS, Config, load_config
-from signer.daemon.audit_log import DaemonLog, open_log
+from signer.daemon.audit_log import DaemonLog, audit_key, open_log
 from signer.daemon.catch_up import CatchUp
 from signer.daemon.inventory import Inventory
 from signer.daemon.policy_in_force import PolicyInForce
@@ -51,7 +51,6 @@ from signer.hsm.front.process import token_spec
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
-from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry, RegistryState
 from signer.observe import logs, open_tracing
 from signer.observe.http import HttpPort

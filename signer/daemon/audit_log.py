@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from signer import __version__
+from signer.algorithms import Algorithm
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import RecordKind, Value
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_segments
@@ -37,17 +38,43 @@ from signer.events import (
 )
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
-from signer.model import KeyVersion
+from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
+from signer.keys.registry import Registry
+from signer.model import AUDIT_KEY, KeyVersion
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import ApprovedOperation, PolicyRecord
 from signer.policy.rules import Policy
 
-FLUSH_SECONDS = 10.0
-"""How long denials are added up before they are recorded."""
-MAX_DENIALS = 1000
-"""Different denials between two records; further ones are counted without principal and key."""
-MAX_CHANGES = 100
-"""Key versions named by one KEYS record."""
+FLUSH_SECONDS = 10.0  # how long denials are added up before they are recorded
+MAX_DENIALS = 1000  # different ones between two records; the rest is without principal and key
+MAX_CHANGES = 100  # key versions named by one KEYS record
+
+
+def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
+    """Returns the key of checkpoints, which no call can use; creates it if there is none.
+
+    It is an Ed25519 key, or an ES256 key where the token does not have that mechanism.
+    Raises OperatorError.
+    """
+    if registry.versions(AUDIT_KEY):
+        return audit_key(registry, now)
+    try:
+        return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.EDDSA), now)
+    except OperatorError as error:
+        if not error.unsupported:
+            raise
+    return create_key(registry, admin, NewKey(AUDIT_KEY, Algorithm.ES256), now)
+
+
+def audit_key(registry: Registry, now: float) -> KeyVersion:
+    """Returns the active version of the audit key; raises OperatorError if none is active."""
+    version = KeyIndex(registry.versions(AUDIT_KEY)).primary(AUDIT_KEY, now)
+    if version is None:
+        raise OperatorError(
+            "the registry has no audit key:"
+            " `signer init --config FILE` creates it and starts the log"
+        )
+    return version
 
 
 def refuse_second_log(config: AuditConfig) -> None:

@@ -27,10 +27,7 @@ def fingerprint(der: bytes) -> str:
 
 
 def cose_kid(spki: bytes, certificate: bytes | None) -> bytes:
-    """Returns the key id of COSE messages: 8 bytes of the SHA-256 of the certificate.
-
-    Without a certificate, of the public key.
-    """
+    """Returns the COSE key id: 8 bytes of the SHA-256 of the certificate, else the public key."""
     return hashlib.sha256(spki if certificate is None else certificate).digest()[:8]
 
 

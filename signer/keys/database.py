@@ -12,25 +12,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from signer.errors import CallError, OperatorError, Reason
 from signer.keys.schema import VERSION
 
-_LOCK_WAIT_MS = 10_000
-"""How long a write waits for another process's write to end."""
-
-_STATEMENT_MS = 15_000
-"""How long PostgreSQL works on one statement, its wait for a lock included."""
-
-_IDLE_MS = 60_000
-"""How long PostgreSQL keeps the locks of an appliance that is silent in a transaction."""
-
-_ANSWER_S = 20
-"""How long we wait for PostgreSQL's answer: a server that hangs does not apply its limits."""
-
+_LOCK_WAIT_MS = 10_000  # how long a write waits for another process's write to end
+_STATEMENT_MS = 15_000  # for one statement of PostgreSQL, its wait for a lock included
+_IDLE_MS = 60_000  # PostgreSQL keeps the locks of an appliance that is silent in a transaction
+_ANSWER_S = 20  # we wait for PostgreSQL's answer: a server that hangs does not apply its limits
 _CONNECT_S = 5
-
-_MIGRATION_LOCK = 0x7369676E6572
-"""Our number among PostgreSQL's advisory locks."""
-
+_MIGRATION_LOCK = 0x7369676E6572  # our number among PostgreSQL's advisory locks
 _SCHEMA = "SELECT version_num FROM alembic_version"
-
 _MAKES_IT = "put it back from the backup, or create it with `signer init --config FILE`"
 
 

@@ -11,8 +11,7 @@ from signer.model import KeyName, KeyVersion
 class KeyIndex:
     """Key versions by name; immutable, so threads may share it.
 
-    ``revision`` is the registry's counter when the versions were read. Two
-    indices are equal if revision and versions are.
+    ``revision`` is the registry's counter when they were read; equality covers it.
     """
 
     __slots__ = ("_by_key", "_keys", "_names", "revision")
@@ -61,8 +60,7 @@ class KeyIndex:
     def primary(self, name: KeyName, now: float) -> KeyVersion | None:
         """Returns the version that signs for the key at the time ``now``.
 
-        It is the active version with the latest activation;
-        of two activated at the same instant, the newer one.
+        It is the active one with the latest activation; of two at the same instant, the newer.
         """
         active = (v for v in self._by_key.get(name, {}).values() if v.active(now))
         return max(active, key=lambda v: (v.activate_at or 0.0, v.number), default=None)
@@ -70,9 +68,8 @@ class KeyIndex:
     def names(self, prefix: str = "", after: str = "", limit: int | None = None) -> list[KeyName]:
         """Returns up to ``limit`` names that start with ``prefix`` and come after ``after``.
 
-        The order is that of the resource names as text, which makes the last
-        name of a page the ``after`` of the next. A prefix of one facility ends
-        with a slash: ``facilities/01/``, or ``facilities/01-001`` matches too.
+        They are in the order of their text: the last name of a page is the ``after`` of the next.
+        A prefix of one facility ends with a slash, or ``facilities/01`` matches 01-001 too.
         """
         start = max(bisect_left(self._names, prefix), bisect_right(self._names, after))
         # No name has a character above "z", so this is the end of the prefix's range.
@@ -82,16 +79,14 @@ class KeyIndex:
         return self._keys[start:end]
 
     def by_key(self) -> Iterator[tuple[KeyName, Collection[KeyVersion]]]:
-        """Yields each key with all its versions, oldest first."""
-        for name, numbered in self._by_key.items():
-            yield name, numbered.values()
+        """Returns each key with all its versions, oldest first."""
+        return ((name, numbered.values()) for name, numbered in self._by_key.items())
 
     def __iter__(self) -> Iterator[KeyVersion]:
         for numbered in self._by_key.values():
             yield from numbered.values()
 
     def __len__(self) -> int:
-        """The number of versions."""
         return sum(map(len, self._by_key.values()))
 
     def __eq__(self, other: object) -> bool:

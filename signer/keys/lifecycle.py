@@ -23,6 +23,7 @@ from signer.model import KeyName, KeyState, KeyVersion, TokenObject
 
 _S = KeyState
 
+# The states that may follow each state.
 TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = {
     _S.PRE_ACTIVE: frozenset({_S.ACTIVE, _S.COMPROMISED, _S.DESTROY_SCHEDULED}),
     _S.ACTIVE: frozenset({_S.SUSPENDED, _S.DEACTIVATED, _S.COMPROMISED}),
@@ -35,7 +36,6 @@ TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = {
     ),
     _S.DESTROYED: frozenset(),
 }
-"""The states that may follow each state."""
 
 
 class IllegalMoveError(OperatorError):

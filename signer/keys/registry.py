@@ -33,9 +33,9 @@ _SUSPENSIONS = sa.select(suspensions)
 class RegistryState(NamedTuple):
     """Everything that decides who may sign what, at one revision.
 
-    ``officers`` has their certificates (DER) by principal; ``policy`` is the SHA-256
-    of the one in force, None before the first. ``policy_since`` and ``officers_since`` are the
-    revisions that put them in force: a policy that is put back has another revision.
+    ``officers`` has certificates (DER) by principal; ``policy`` is the SHA-256 of the one in
+    force, None before the first. ``policy_since`` and ``officers_since`` are the revisions that
+    put them in force: a policy that is put back has another revision.
     """
 
     keys: KeyIndex
@@ -100,7 +100,7 @@ class Registry:
         that counts; writers queue nevertheless.
         """
         with explained("write"), self._engine.begin() as connection:
-            writing = Writing.begin(connection, counts=counts)
+            writing = Writing(connection, counts=counts)
             refuse_to_write_newer(connection)
             yield writing
 
@@ -192,8 +192,6 @@ def _is(name: KeyName) -> sa.ColumnElement[bool]:
 
 _ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
 _NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
-
-
 _CONVERTED = {"id", "key_id", "state", "came_from"}
 _UNCHANGED = [column.name for column in key_versions.c if column.name not in _CONVERTED]
 
@@ -208,6 +206,7 @@ def _version(row: sa.Row[Any]) -> KeyVersion:
     )
 
 
+# The columns of a version that can change.
 _MUTABLE = (
     "state",
     "certificate",
@@ -219,7 +218,6 @@ _MUTABLE = (
     "came_from",
     "request",
 )
-"""The columns of a version that can change."""
 
 
 class ChangedMeanwhileError(OperatorError):
@@ -236,12 +234,7 @@ class Change(NamedTuple):
 class Writing:
     """One transaction at one new revision. Every method raises OperatorError."""
 
-    def __init__(self, connection: sa.Connection, number: int) -> None:
-        self.connection = connection
-        self.revision = number
-
-    @classmethod
-    def begin(cls, connection: sa.Connection, *, counts: bool) -> Self:
+    def __init__(self, connection: sa.Connection, *, counts: bool) -> None:
         """Takes the write lock, so that writers queue, and a new revision.
 
         Without ``counts`` the rows get the number of the next revision: daemons read them with
@@ -250,7 +243,7 @@ class Writing:
         step = int(counts)
         connection.execute(sa.update(revision).values(value=revision.c.value + step))
         number = connection.execute(sa.select(revision.c.value)).scalar_one()
-        return cls(connection, int(number) + 1 - step)
+        self.connection, self.revision = connection, int(number) + 1 - step
 
     def add_versions(self, versions: Iterable[KeyVersion]) -> None:
         """Adds versions, each with its key if it is the first one.
@@ -277,11 +270,8 @@ class Writing:
         """
         self._refuse_if_later(revision.c.officers_since, since, "the officers were changed")
         self.connection.execute(sa.delete(officers))
-        rows: list[dict[str, Any]] = [
-            {"principal": who, "certificate": der} for who, der in sorted(certificates.items())
-        ]
-        if rows:
-            self.connection.execute(sa.insert(officers), rows)
+        for who, der in sorted(certificates.items()):
+            self.connection.execute(sa.insert(officers).values(principal=who, certificate=der))
         self.connection.execute(sa.update(revision).values(officers_since=self.revision))
 
     def suspend(self, suspension: Suspension) -> None:

@@ -1,14 +1,12 @@
 """The registry's tables; ``migrations`` builds what this describes.
 
-Times are seconds since the epoch (UTC). ``kid`` and ``thumbprint`` follow from
-the public key and the certificate; they are stored because deriving them for
-ten thousand keys would be most of the time of loading them.
+Times are seconds since the epoch (UTC). ``kid`` and ``thumbprint`` follow from the public key
+and the certificate; deriving them for ten thousand keys would be most of the time of loading.
 """
 
 import sqlalchemy as sa
 
-VERSION = "0002"
-"""The newest migration: what the tables of this module are."""
+VERSION = "0002"  # the newest migration: what the tables of this module are
 
 metadata = sa.MetaData(
     naming_convention={
@@ -89,13 +87,13 @@ suspensions = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
 )
 
+# What operations name by hash: policies, lists of facilities, rotation plans.
 documents = sa.Table(
     "documents",
     metadata,
     sa.Column("sha256", sa.String(64), primary_key=True),
     sa.Column("content", sa.LargeBinary, nullable=False),
 )
-"""What operations name by hash: policies, lists of facilities, rotation plans."""
 
 operations = sa.Table(
     "operations",
@@ -112,8 +110,7 @@ operations = sa.Table(
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
-    # JSON.
-    sa.Column("result", sa.Text),
+    sa.Column("result", sa.Text),  # JSON
     sa.Column("changed_at", sa.Double, nullable=False),
     # The revision of its last transaction: the order in which decisions took effect.
     sa.Column("ended_revision", sa.BigInteger),

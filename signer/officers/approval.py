@@ -25,15 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from signer.errors import CallError, OperatorError, Reason
 
 FIRST_LINE = "signer.v1 approval"
-MAX_BYTES = 1 << 20
-"""Of an operation; longer content is stored beside it and named by its SHA-256."""
-MAX_DEPTH = 16
-"""Of JSON in an operation: two spaces a level on every line, so depth costs as much as length."""
-MAX_NUMBER = 1 << 53
-"""Of times and officers: integers below it are the same in every program that reads JSON."""
+MAX_BYTES = 1 << 20  # of an operation; longer content is stored beside it, named by its SHA-256
+MAX_DEPTH = 16  # of JSON: with two spaces a level on every line, depth costs as much as length
+MAX_NUMBER = 1 << 53  # integers below it are the same in every program that reads JSON
 MAX_SIGNATURE_BYTES = 1024
-FEWEST_OFFICERS = 2
-"""The lowest number of officers for an operation."""
+FEWEST_OFFICERS = 2  # the lowest number of officers for an operation
 
 _MEMBERS = frozenset({"kind", "proposer", "proposed_at", "expires_at", "officers", "details"})
 _KIND = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -141,8 +137,7 @@ class Signature(NamedTuple):
     at: float
 
 
-Officers = Mapping[str, bytes]
-"""The certificates (DER) of officers by principal."""
+Officers = Mapping[str, bytes]  # certificates (DER) by principal
 
 
 def check_signature(data: bytes, signature: Signature, officers: Officers, at: float) -> None:

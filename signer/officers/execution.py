@@ -49,11 +49,8 @@ KINDS: Mapping[str, OperationKind[Any]] = {
         RotateKind(),
     )
 }
-"""Every kind of operation."""
-MAX_NOTE = 2000
-"""Characters of why an operation failed; a long list of problems is cut."""
-_THREADS = 4
-"""Operations executed at once: a long enrolment must not delay a resumption."""
+MAX_NOTE = 2000  # characters of why an operation failed; a long list of problems is cut
+_THREADS = 4  # operations executed at once: a long enrolment must not delay a resumption
 
 
 class Executor:
@@ -69,8 +66,7 @@ class Executor:
         self._lock = threading.Lock()
         self._at_work: set[str] = set()
         self._stopping = threading.Event()
-        self.pending = 0
-        """Proposals that wait for signatures, as the last sweep counted them."""
+        self.pending = 0  # proposals that wait for signatures, as the last sweep counted them
 
     def sweep(self) -> None:
         """Resumes, in the background, the operations that this appliance has not completed.
@@ -188,10 +184,7 @@ class Executor:
             self._at_work.discard(identity)
 
     def _claim(self, identity: str) -> StoredOperation | None:
-        """Marks an operation as begun; returns None if it has ended since it was found.
-
-        Without that check a sweep could execute again what has just been done.
-        """
+        """Marks an operation as begun; returns None if it has ended since a sweep found it."""
         with self._registry.writing(counts=False) as write:
             operation = store.get(write.connection, identity)
             if operation.state not in UNFINISHED:

@@ -34,29 +34,16 @@ from signer.officers.records import (
     rows_of,
 )
 
-SKEW_US = 5_000_000
-"""How far the clocks of two appliances on one registry may be apart, in microseconds."""
-
-MEMORY_US = 30 * 24 * 3600 * 1_000_000
-"""How long an operation that is not under way is remembered, in microseconds of the log's time."""
-
-MAX_OPERATIONS = 4096
-"""Operations remembered at once; the oldest are forgotten first."""
-
-MAX_OFFICERS_BYTES = 192 << 10
-"""Of all principals and certificates; with the operations they fit into a full snapshot."""
-
-MAX_PROBLEMS = 1000
-"""Problems reported one by one; the rest is counted."""
-
+SKEW_US = 5_000_000  # how far the clocks of two appliances on one registry may be apart
+MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
+MAX_OPERATIONS = 4096  # remembered at once; the oldest are forgotten first
+MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
+MAX_PROBLEMS = 1000  # reported one by one; the rest is counted
 _ROW = struct.Struct(f">16sBQ{HASH_SIZE}s")  # the operation, its stage, its time, its content
 _TEXT = 300
 _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
 _POLICY_KINDS = frozenset({"policy", "enrol"})
-
-
-Carried = ApprovedOperation | SignedRecord
-"""The records that carry an operation's bytes."""
+Carried = ApprovedOperation | SignedRecord  # the records that carry an operation's bytes
 
 
 class ProblemError(Exception):
@@ -150,8 +137,6 @@ class ApprovalFold:
         # The text may quote anything from a record, and is printed on a terminal.
         self._problems.append("".join(c if c.isprintable() else "?" for c in text[:_TEXT]))
 
-    # --- snapshots -------------------------------------------------------------------------
-
     def _snapshot(self, record: Record, first: bool) -> None:
         control = record.fields.get("control")
         if not first:
@@ -175,8 +160,6 @@ class ApprovalFold:
                     self._known[identity] = _Known(*known)
             case _:
                 raise ProblemError("the snapshot's officers cannot be read")
-
-    # --- operations ------------------------------------------------------------------------
 
     def _forget(self, time_us: int) -> None:
         """Forgets operations that have been over, or only proposed, for long."""

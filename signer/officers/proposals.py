@@ -33,11 +33,10 @@ from signer.officers.kinds.base import (
     OperationError,
     shortened,
 )
-from signer.officers.records import check_reason
+from signer.officers.records import ActRecord, check_reason
 from signer.officers.store import OperationState, OperationStore, StoredOperation
 
-MOST_PROBLEMS = 200
-"""In one answer: a problem for each line of a long CSV would not fit into a message."""
+MOST_PROBLEMS = 200  # in one answer: one for each line of a long CSV would not fit
 
 
 class PreparedOperation(NamedTuple):
@@ -267,7 +266,7 @@ class Proposals:
         return store.update(write, operation, self._clock.now(), **values)
 
     def _resumed(self, operation: StoredOperation, officer: str, act: str) -> StoredOperation:
-        self._records.resumed(operation, officer, act)
+        self._records.acted(ActRecord(act, operation.id, officer, "", {}))
         self._deps.report(operation)
         self._executor.submit(operation.id)
         return operation

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     # Auditors read records where no database is installed.
     from signer.officers.store import StoredOperation
 
-MAX_REASON = 1000
-"""Bytes of the reason that an officer gives."""
+MAX_REASON = 1000  # bytes of the reason that an officer gives
 
 
 def check_reason(reason: str) -> None:
@@ -164,17 +163,12 @@ class OperationRecords:
         fields = {"operation": operation.id, "officer": officer, "reason": reason}
         self._append(RecordKind.REJECTION, fields)
 
-    def resumed(self, operation: StoredOperation, officer: str, act: str) -> None:
-        """Records that one officer resumed an approved operation."""
-        self.acted(ActRecord(act, operation.id, officer, "", {}))
-
     def execution_begun(self, operation: StoredOperation) -> None:
         """Records the intent: durable before the token is touched."""
         self._append(RecordKind.EXECUTION, ApprovedOperation.of(operation).to_fields())
 
     def execution_ended(self, operation: StoredOperation) -> None:
-        state, note = str(operation.state), operation.note
-        fields = {"operation": operation.id, "state": state, "note": note}
+        fields = {"operation": operation.id, "state": str(operation.state), "note": operation.note}
         self._append(RecordKind.EXECUTED, fields)
 
     def acted(self, record: ActRecord) -> None:
@@ -182,7 +176,6 @@ class OperationRecords:
             self._log.append(RecordKind.ACT, record._asdict())
 
     def officers(self, record: OfficersRecord) -> None:
-        """Records the officers from here on."""
         self._append(RecordKind.OFFICERS, record.to_fields())
 
     def _append(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:

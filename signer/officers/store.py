@@ -28,12 +28,11 @@ class OperationState(enum.StrEnum):
 
 
 UNFINISHED = (OperationState.APPROVED, OperationState.EXECUTING)
-MOST_DECISIONS = 1000
-"""Changes of policy and officers that an appliance can miss and still follow."""
+MOST_DECISIONS = 1000  # of policy and officers: an appliance can miss these and still follow
 ENDED = (OperationState.DONE, OperationState.FAILED, OperationState.WAITING)
 
+# Fields of an operation that are columns as they are.
 _UNCHANGED = ("content", "changed_at", "appliance", "done", "total", "note", "recorded")
-"""Fields of an operation that are columns as they are."""
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _FIND = sa.select(operations).where(operations.c.id == sa.bindparam("identity"))

@@ -21,8 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signer.client import SignerClientError
 from signer.config.models import load_config
+from signer.daemon.audit_log import audit_key
 from signer.hsm.front.admin import open_admin
-from signer.keys.audit_key import audit_key
 from signer.keys.registry import Registry
 from signer.tools.dev import pki, softhsm
 from tests.appliances import Appliance

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from signer.algorithms import Algorithm
+from signer.daemon.audit_log import ensure_audit_key
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
-from signer.keys.audit_key import ensure_audit_key
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, TokenObject
 from signer.tools.dev import softhsm

@@ -39,7 +39,6 @@ SPEAKING = (
     "hsm/front/slot.py",
     "hsm/worker/token.py",
     "hsm/worker/__main__.py",
-    "keys/audit_key.py",
     "keys/database.py",
     "observe/http.py",
     "observe/__init__.py",

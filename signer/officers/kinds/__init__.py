@@ -1,1 +1,1 @@
-"""The kinds of operation: ``table`` lists them, ``base`` says what each must answer."""
+"""The kinds of operation: ``execution`` lists them, ``base`` says what each must answer."""

@@ -29,9 +29,7 @@ from signer.strict import StrictModel, problems_of
 from signer.text import count
 from signer.text import utc as utc_text
 
-FACILITIES_SHOWN = 20
-"""Lines of a difference that list the same thing; the rest is counted."""
-
+FACILITIES_SHOWN = 20  # lines of a difference that list the same thing; the rest is counted
 Moment = Annotated[int, Field(ge=0, le=32_503_680_000)]
 """Seconds since the epoch, up to the year 3000: a time in milliseconds is refused."""
 Span = Annotated[int, Field(ge=0, le=3_155_760_000)]
@@ -123,12 +121,12 @@ class OperationContext:
     def _seen(self, version: KeyVersion) -> str:
         times = [(name, getattr(version, name)) for name in TIMES]
         known = [f"{name} {utc(time)}" for name, time in times if time is not None]
-        changed = f"changed at revision {version.revision}"
-        return ", ".join([str(version.state_at(self.now)), *known, changed])
+        state, revision = str(version.state_at(self.now)), version.revision
+        return ", ".join([state, *known, f"changed at revision {revision}"])
 
 
+# The times of a version that officers see beside its state.
 TIMES = ("activate_at", "sign_until", "deactivate_at", "destroy_at")
-"""The times of a version that officers see beside its state."""
 
 
 def utc(time: float | None) -> str:
@@ -259,8 +257,7 @@ class OperationKind(ABC, Generic[D]):
 
     name: str
     details: type[D]
-    names: str = ""
-    """The member of the details that names a document by its SHA-256, if one does."""
+    names: str = ""  # the member of the details that names a document by its SHA-256, if one does
 
     def complete(self, details: D, context: OperationContext) -> D:
         """Adds what the appliance knows."""

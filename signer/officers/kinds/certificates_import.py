@@ -48,12 +48,8 @@ class ImportCertificateKind(OperationKind[ImportCertificate]):
 
     def complete(self, details: ImportCertificate, context: OperationContext) -> ImportCertificate:
         del context
-        return details.model_copy(
-            update={
-                "certificate": encoded(read_text(details.certificate)),
-                "issuers": [encoded(read_text(issuer)) for issuer in details.issuers],
-            }
-        )
+        certificate, issuers = encoded(details.certificate), list(map(encoded, details.issuers))
+        return details.model_copy(update={"certificate": certificate, "issuers": issuers})
 
     def problems(self, details: ImportCertificate, context: OperationContext) -> list[str]:
         version = context.version(details.version)
@@ -127,11 +123,6 @@ def chain_problems(
     return problems
 
 
-def read_text(text: str) -> x509.Certificate:
-    """Reads one certificate from PEM; raises OperationError."""
-    return read_any(text.encode())
-
-
 def read_any(data: bytes) -> x509.Certificate:
     """Reads one certificate from PEM or DER and every part of it; raises OperationError."""
     try:
@@ -150,9 +141,9 @@ def read_any(data: bytes) -> x509.Certificate:
     return certificate
 
 
-def encoded(certificate: x509.Certificate) -> str:
-    """Returns a certificate as details hold it: base64 of its DER."""
-    return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
+def encoded(pem: str) -> str:
+    """Returns a certificate as details hold it: base64 of its DER. Raises OperationError."""
+    return base64.b64encode(read_any(pem.encode()).public_bytes(Encoding.DER)).decode()
 
 
 def decoded(text: str) -> x509.Certificate:

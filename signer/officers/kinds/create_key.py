@@ -29,8 +29,7 @@ from signer.officers.kinds.base import (
 from signer.policy.rules import Terms
 from signer.text import count
 
-BATCH = 50
-"""Keys of one transaction; after a crash at most so many are found on the token again."""
+BATCH = 50  # keys of one transaction; after a crash at most so many are found on the token
 _TEST = b"signer.v1 test signature"
 
 
@@ -77,7 +76,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
         return [*lines, *use_of(KeyName.parse(details.key), context)]
 
     def execute(self, details: CreateKey, work: Work) -> Effects:
-        new = _new(details)
+        new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
         with work.admin(details.token) as admin:
             version = make(admin, new, 1, index=0, subject=details.subject, work=work)
             result = transcript(admin, version)
@@ -240,10 +239,6 @@ def hcert_terms(key: KeyName, context: OperationContext) -> Terms | None:
     """Returns the terms of a key that signs HCERT, None for other keys."""
     terms = context.policy.policy.terms_of(key)
     return terms if terms is not None and Format.HCERT in terms.formats else None
-
-
-def _new(details: CreateKey) -> NewKey:
-    return NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
 
 
 def _algorithm_problems(details: CreateKey) -> list[str]:

@@ -17,7 +17,6 @@ from signer.keys.lifecycle import NewKey, TokenAdmin, check_bits, cka_id_of, mak
 from signer.model import IDENTIFIER, Format, KeyName, KeyVersion
 from signer.officers.kinds.base import (
     FACILITIES_SHOWN,
-    Details,
     Effects,
     OperationContext,
     OperationError,
@@ -26,17 +25,16 @@ from signer.officers.kinds.base import (
     shortened,
 )
 from signer.officers.kinds.create_key import save_made, try_out
-from signer.officers.kinds.policy_change import replaced_problems
+from signer.officers.kinds.policy_change import PutPolicy, replaced_problems
 from signer.text import count
 
+# The columns of the CSV; spaces separate `clients`, `group` and `bits` may be empty.
 COLUMNS = ("facility", "group", "profile", "clients", "key", "algorithm", "bits")
-"""The columns of the CSV; spaces separate ``clients``, ``group`` and ``bits`` may be empty."""
 MAX_ROWS = 50_000
-TRIED_EVERY = 100
-"""One new key in so many signs a test; the first signature of each is checked anyway."""
+TRIED_EVERY = 100  # one new key in so many signs a test; each key's first signature is checked
 
 
-class Enrol(Details):
+class Enrol(PutPolicy):
     """A CSV by its hash, the policy with its facilities, and the policy that it replaces."""
 
     token: str = ""
@@ -44,9 +42,6 @@ class Enrol(Details):
     facilities: int = 0
     keys: int = 0
     file: str = ""
-    policy_sha256: str = ""
-    replaces: str = ""
-    in_force_since: int = 0
 
 
 class EnrolmentRow(NamedTuple):

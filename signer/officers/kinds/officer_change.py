@@ -19,7 +19,7 @@ from signer.officers.kinds.base import (
     OperationKind,
     Work,
 )
-from signer.officers.kinds.certificates_import import decoded, read_any, read_text
+from signer.officers.kinds.certificates_import import decoded, read_any
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
 from signer.officers.store import StoredOperation
 from signer.policy.values import principals
@@ -52,9 +52,8 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
         if unknown := [who for who in details.remove if who not in before]:
             raise OperationError(*(f"remove: {who} is not an officer" for who in unknown))
         after = {who: der for who, der in before.items() if who not in details.remove}
-        added = {
-            principal_of(certificate): certificate for certificate in map(read_text, details.add)
-        }
+        certificates = [read_any(pem.encode()) for pem in details.add]
+        added = {principal_of(certificate): certificate for certificate in certificates}
         if len(added) < len(details.add):
             raise OperationError(
                 "add: two certificates are for one officer: name the one that they sign with"

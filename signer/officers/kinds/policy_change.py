@@ -1,7 +1,5 @@
 """The kind policy: puts another policy in force, by its hash."""
 
-from typing import Protocol
-
 from signer.config.policy_documents import PolicyText
 from signer.errors import ConfigError
 from signer.officers.kinds.base import (
@@ -94,16 +92,7 @@ def drafted(context: OperationContext) -> PolicyText:
         raise OperationError(*str(error).splitlines()) from None
 
 
-class Replacing(Protocol):
-    """Details of a kind that replaces the policy."""
-
-    @property
-    def replaces(self) -> str: ...
-    @property
-    def in_force_since(self) -> int: ...
-
-
-def replaced_problems(details: Replacing, context: OperationContext) -> list[str]:
+def replaced_problems(details: PutPolicy, context: OperationContext) -> list[str]:
     """Returns why a change of the policy is no longer the one that officers saw."""
     seen = (details.replaces, details.in_force_since)
     if seen == (context.policy.policy.sha256, context.state.policy_since):

@@ -37,7 +37,6 @@ from signer.officers.kinds.certificates_import import (
     decoded,
     encoded,
     read_any,
-    read_text,
 )
 from signer.officers.kinds.create_key import (
     BATCH,
@@ -84,7 +83,7 @@ class RotateKind(OperationKind[Rotate]):
         content = plan_text(plan)
         return details.model_copy(
             update={
-                "issuers": [encoded(read_text(issuer)) for issuer in details.issuers],
+                "issuers": list(map(encoded, details.issuers)),
                 "token": context.token(details.token),
                 "plan_sha256": hashlib.sha256(content).hexdigest(),
                 "keys": len(plan),

@@ -18,11 +18,10 @@ from signer.audit.format.segments import list_segments
 from signer.clock import SystemClock
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy, read_policy
-from signer.daemon.audit_log import begin
+from signer.daemon.audit_log import begin, ensure_audit_key
 from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
-from signer.keys.audit_key import ensure_audit_key
 from signer.keys.certificates import certified, public_key_pem
 from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, create_key
