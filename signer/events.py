@@ -10,6 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
+class TextEvent(NamedTuple):
+    """What events that have only a text derive from."""
+
+    text: str
+
+
 class CallBegan(NamedTuple):
     """A call of the API; until CallEnded, other events of this thread belong to it."""
 
@@ -18,16 +24,13 @@ class CallBegan(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """The end of a call: gRPC code, reason ("ok" or one of the error table), seconds.
-
-    ``notes`` has the call's id and, once known, the principal and what was asked for.
-    """
+    """The end of a call: gRPC code, reason ("ok" or one of the error table), seconds."""
 
     method: str
     code: str
     reason: str
     seconds: float
-    notes: Mapping[str, object]
+    notes: Mapping[str, object]  # the call's id; once known, the principal and the request
 
 
 class CallDenied(NamedTuple):
@@ -110,10 +113,8 @@ class AuditCommitted(NamedTuple):
     seconds: float
 
 
-class AuditStopped(NamedTuple):
+class AuditStopped(TextEvent):
     """The audit log accepts no records until a restart."""
-
-    text: str
 
 
 class AuditSlow(NamedTuple):
@@ -122,10 +123,8 @@ class AuditSlow(NamedTuple):
     since: float
 
 
-class AuditProblem(NamedTuple):
+class AuditProblem(TextEvent):
     """Something about the audit log's files that an operator should look at."""
-
-    text: str
 
 
 class RequestsForgotten(NamedTuple):
@@ -141,10 +140,8 @@ class CheckpointMade(NamedTuple):
     note: str
 
 
-class CheckpointFailed(NamedTuple):
+class CheckpointFailed(TextEvent):
     """A checkpoint that could not be signed or stored; it is tried again."""
-
-    text: str
 
 
 class CheckpointShipped(NamedTuple):
@@ -153,10 +150,8 @@ class CheckpointShipped(NamedTuple):
     size: int
 
 
-class ShippingFailed(NamedTuple):
+class ShippingFailed(TextEvent):
     """A checkpoint that could not be written to the second directory; it is tried again."""
-
-    text: str
 
 
 class Started(NamedTuple):
@@ -207,10 +202,8 @@ class PolicyChanged(NamedTuple):
     policy_sha256: str
 
 
-class PolicyFilesDiffer(NamedTuple):
+class PolicyFilesDiffer(TextEvent):
     """The policy's files hold something else than the policy in force."""
-
-    text: str
 
 
 class SuspensionsChanged(NamedTuple):
@@ -219,10 +212,8 @@ class SuspensionsChanged(NamedTuple):
     suspended: Sequence[str]
 
 
-class RegistryUnreadable(NamedTuple):
+class RegistryUnreadable(TextEvent):
     """The registry cannot be followed."""
-
-    text: str
 
 
 class TokenDiffers(NamedTuple):
@@ -240,13 +231,8 @@ class OperationChanged(NamedTuple):
     note: str
 
 
-class OperationFailed(NamedTuple):
+class OperationFailed(OperationChanged):
     """An operation of officers whose execution failed."""
-
-    operation: str
-    kind: str
-    state: str
-    note: str
 
 
 class OperationBug(NamedTuple):
@@ -277,10 +263,9 @@ class Events:
 
     def emit(self, event: Event) -> None:
         """Hands an event to its listeners."""
-        kind = type(event)
-        for call in self._calls.get(kind, ()):
+        for call in self._calls.get(type(event), ()):
             try:
                 call(event)
             except Exception as error:  # noqa: BLE001 - a listener must not break the emitter
-                if kind is not Bug:
-                    self.emit(Bug(f"a listener of {kind.__name__}", error, {}))
+                if not isinstance(event, Bug):
+                    self.emit(Bug(f"a listener of {type(event).__name__}", error, {}))

@@ -19,7 +19,9 @@ from signer.model import KeyName, KeyState, KeyVersion, Signed, SignJob
 
 E = TypeVar("E", bound=Event)
 EVENTS = [
-    kind for kind in vars(events).values() if isinstance(kind, type) and hasattr(kind, "_fields")
+    kind
+    for kind in vars(events).values()
+    if isinstance(kind, type) and hasattr(kind, "_fields") and kind is not events.TextEvent
 ]
 
 

@@ -39,9 +39,6 @@ HEALTH_CALLS = 24
 """Health checks that may wait for their message at once."""
 HEALTH_CALLS_PER_CLIENT = 8
 """Those of one client: a third, so that one client cannot block the checks of others."""
-_OPEN_SERVICES = ("/grpc.health.v1.Health/",)
-_NOTED = ("rule", "limit")
-"""Metadata of an error that goes into the log line of its call."""
 _CANCELLED = 1
 """google.rpc.Code of a call that was cancelled, or whose deadline passed, before it began."""
 
@@ -105,7 +102,7 @@ class Guard(grpc.ServerInterceptor):
         handler = continuation(details)
         if handler is None:
             return None
-        if details.method.startswith(_OPEN_SERVICES):
+        if details.method.startswith("/grpc.health.v1.Health/"):
             return self._health(handler)
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(
@@ -186,13 +183,16 @@ class Guard(grpc.ServerInterceptor):
         except CallError as error:
             status = wire.call_status(error)
             code, reason = status.code, error.reason
-            notes |= {name: error.metadata[name] for name in _NOTED if name in error.metadata}
+            notes |= {
+                name: error.metadata[name] for name in ("rule", "limit") if name in error.metadata
+            }
         except grpc.RpcError:  # gRPC's own: the client has gone
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)
             raise
         except Exception as error:  # noqa: BLE001 - its text must not reach the caller
             self._events.emit(Bug(method, error, notes))
-            status = _internal(call_id)
+            text = f"internal error: report the id {call_id} to the operator"
+            status = wire.call_status(CallError(Reason.INTERNAL, text, {"call_id": call_id}))
             code, reason = status.code, Reason.INTERNAL
         finally:
             seconds = self._clock.monotonic() - started
@@ -240,11 +240,6 @@ def _only(messages: Iterator[bytes], read: Callable[[bytes], Any]) -> Any:
         return read(message)
     except DecodeError:
         raise invalid("request", "cannot be parsed as the message of this method") from None
-
-
-def _internal(call_id: str) -> status_pb2.Status:
-    text = f"internal error: report the id {call_id} to the operator"
-    return wire.call_status(CallError(Reason.INTERNAL, text, {"call_id": call_id}))
 
 
 def _auth_context(context: grpc.ServicerContext) -> "AuthContext":

@@ -81,9 +81,7 @@ class Health(health_pb2_grpc.HealthServicer):
             self._leave(context)
             return
         arguments = (request.service, context, send)
-        thread = threading.Thread(target=self._send_changes, args=arguments, name="watch")
-        thread.daemon = True
-        thread.start()
+        threading.Thread(None, self._send_changes, "watch", arguments, daemon=True).start()
 
     def _send_changes(self, service: str, context: grpc.ServicerContext, send: Send) -> None:
         """The thread of one watch: sends every change until the watch or the service ends."""

@@ -2,7 +2,6 @@
 
 from signer.api import wire
 from signer.api.guard import Caller
-from signer.api.wire import PAGE_BYTES, page_size
 from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
 from signer.model import IDENTIFIER, Format, KeyName, KeyVersion, Role, parse_key_or_version
@@ -24,9 +23,9 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.ListKeysResponse:
         """Answers with one page of the keys that the caller may see; raises CallError."""
         snapshot = self._served.snapshot
-        size = page_size(request.page_size)
+        size = wire.page_size(request.page_size)
         names = _page(snapshot, caller, _prefix(request.parent), request.page_token, size + 1)
-        page, room = [], PAGE_BYTES
+        page, room = [], wire.PAGE_BYTES
         for name in names[:size]:
             page.append(self._key(snapshot, name, caller))
             room -= page[-1].ByteSize()
@@ -68,7 +67,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.ListKeyVersionsResponse:
         """Answers with the versions of one page of keys; raises CallError."""
         snapshot = self._served.snapshot
-        size = page_size(request.page_size)
+        size = wire.page_size(request.page_size)
         parent, one = request.parent, None
         if parent.count("/") == 3:
             one, _ = _parse(parent)
@@ -77,7 +76,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         if one is not None:
             _allow(snapshot, one, caller)
             names = [one] if snapshot.keys.versions(one) else []
-        page, last, room = [], "", PAGE_BYTES
+        page, last, room = [], "", wire.PAGE_BYTES
         for name in names[:size]:
             versions = [self._shown(snapshot, v, caller) for v in snapshot.keys.versions(name)]
             page += versions
@@ -143,13 +142,6 @@ def _page(snapshot: Snapshot, caller: Caller, prefix: str, after: str, limit: in
     visible = visible_facilities(snapshot.policy, caller.principal)
     if visible is None:
         return snapshot.keys.names(prefix, after, limit)
-    return _names_of(snapshot, visible, prefix, after, limit)
-
-
-def _names_of(
-    snapshot: Snapshot, visible: frozenset[str], prefix: str, after: str, limit: int
-) -> list[KeyName]:
-    """Returns the first names of these facilities, sorted."""
     names: list[KeyName] = []
     for parent in sorted(f"facilities/{facility}/" for facility in visible):
         if parent.startswith(prefix) and len(names) < limit:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from signer.api import wire
 from signer.api.guard import Caller
-from signer.api.wire import bad_token, page_size
 from signer.clock import Clock
 from signer.errors import invalid
 from signer.model import KeyVersion, Scope
@@ -119,7 +118,7 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         if request.state and request.state not in _STATES:
             raise invalid("state", f"{request.state} is not a state of an operation")
         state = _STATES.get(request.state)
-        size = page_size(request.page_size)
+        size = wire.page_size(request.page_size)
         page = self._proposals.page(state, size + 1, _page_start(request.page_token))
         more = page[size - 1] if len(page) > size else None
         token = f"{more.proposal.proposed_at}/{more.id}" if more else ""
@@ -139,8 +138,6 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
             needed=dict(self._needed),
             origin=self._origin,
         )
-
-    # --- at once ---------------------------------------------------------------------------
 
     def SuspendKey(self, request: pb.SuspendKeyRequest, caller: Caller) -> pb.SuspendKeyResponse:
         """Stops a key or version at once; raises CallError."""
@@ -250,5 +247,5 @@ def _page_start(token: str) -> tuple[float, str] | None:
         return None
     at, slash, identity = token.partition("/")
     if not slash or not at.isascii() or not at.isdigit() or len(at) > 12:
-        raise bad_token()
+        raise wire.bad_token()
     return float(at), identity

@@ -85,10 +85,9 @@ class Server:
         limits: LimitsConfig,
         reflect: bool,
     ) -> None:
-        self._guard = guard
-        threads = limits.calls + _SPARE_THREADS
+        self.guard = guard
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(threads, "call"),
+            futures.ThreadPoolExecutor(limits.calls + _SPARE_THREADS, "call"),
             interceptors=[guard],
             options=_options(limits),
             maximum_concurrent_rpcs=limits.calls * 4 + _SPARE_THREADS + MAX_WATCHES,
@@ -101,8 +100,7 @@ class Server:
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
-            names = (*ROLES, HEALTH)
-            reflection.enable_server_reflection(names, self._server)
+            reflection.enable_server_reflection((*ROLES, HEALTH), self._server)
 
     def listen(self, address: str, certificates: Certificates) -> int:
         """Binds and starts; returns the port. Raises OperatorError if it is in use."""
@@ -116,15 +114,6 @@ class Server:
         self._server.start()
         return int(port)
 
-    @property
-    def calls(self) -> int:
-        """Returns the number of calls in progress, without health checks."""
-        return self._guard.calls
-
-    def expire(self, now: float) -> None:
-        """Cancels calls whose message is late; called at every tick."""
-        self._guard.expire(now)
-
     def drain(self, seconds: float) -> None:
         """Reports NOT_SERVING, waits for calls in progress, then cancels the rest."""
         self._health.end()
@@ -132,5 +121,5 @@ class Server:
         if not stopped.wait(_PATIENCE_SECONDS):
             # What is left: watches that their clients do not read, calls without a message.
             self._health.cancel()
-            self._guard.expire(math.inf)
+            self.guard.expire(math.inf)
         stopped.wait()

@@ -22,7 +22,20 @@ class Certificates:
 
     def read(self) -> Content:
         """Returns the content of the files, for ``use``; raises ConfigError."""
-        return _read(self._files)
+        problems, parts = [], []
+        for name in ("certificate", "key", "client_ca"):
+            path = getattr(self._files, name)
+            try:
+                parts.append(path.read_bytes())
+            except OSError as error:
+                text = f"{path} cannot be read: {error.strerror}"
+                problems.append(Violation(f"tls.{name}", text))
+        if not problems:
+            problems = _problems(*parts)
+        if problems:
+            raise ConfigError("the server's TLS files", problems)
+        chain, key, client_ca = parts
+        return chain, key, client_ca
 
     def use(self, content: Content) -> bool:
         """Uses a content for new connections; returns whether it has changed."""
@@ -55,22 +68,6 @@ class Certificates:
             return None
         self._served = now
         return self._configuration()
-
-
-def _read(files: TlsConfig) -> Content:
-    problems, parts = [], []
-    for name in ("certificate", "key", "client_ca"):
-        path = getattr(files, name)
-        try:
-            parts.append(path.read_bytes())
-        except OSError as error:
-            problems.append(Violation(f"tls.{name}", f"{path} cannot be read: {error.strerror}"))
-    if not problems:
-        problems = _problems(*parts)
-    if problems:
-        raise ConfigError("the server's TLS files", problems)
-    chain, key, client_ca = parts
-    return chain, key, client_ca
 
 
 def _problems(chain: bytes, key: bytes, client_ca: bytes) -> list[Violation]:

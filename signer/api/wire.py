@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from signer.errors import CallError, Failure, Reason, Violation, invalid
+from signer.errors import CallError, Failure, Reason, invalid
 from signer.model import Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
@@ -30,8 +30,10 @@ def call_status(error: CallError) -> status_pb2.Status:
     """Returns the google.rpc.Status of a refused call, with exactly one ErrorInfo."""
     status = _status(error.reason, error.message, error.metadata, error.retry_after)
     if error.violations:
-        shown = [_violation(violation) for violation in error.violations[:MAX_VIOLATIONS]]
-        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=shown))
+        bad = error_details_pb2.BadRequest()
+        for each in error.violations[:MAX_VIOLATIONS]:
+            bad.field_violations.add(field=_short(each.field), description=_short(each.description))
+        status.details.add().Pack(bad)
     return status
 
 
@@ -51,12 +53,6 @@ def _status(
         hint.retry_delay.FromMilliseconds(max(1, round(retry_after * 1000)))
         status.details.add().Pack(hint)
     return status
-
-
-def _violation(violation: Violation) -> error_details_pb2.BadRequest.FieldViolation:
-    return error_details_pb2.BadRequest.FieldViolation(
-        field=_short(violation.field), description=_short(violation.description)
-    )
 
 
 def _short(text: str) -> str:

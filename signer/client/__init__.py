@@ -14,6 +14,7 @@ The public names are those of this module; its submodules are private.
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from threading import Event
 from typing import Self
 
@@ -21,7 +22,6 @@ import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from signer.client import _pipeline as pipeline
-from signer.client._batches import cut
 from signer.client._calls import DEFAULT_TIMEOUT, ask, ask_patiently, pages
 from signer.client._channels import CHANNEL_OPTIONS, FilePath, secure_channel
 from signer.client._errors import (
@@ -110,8 +110,7 @@ __all__ = [
 ]
 
 _LARGEST_BATCH = 500
-_HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
-"""ServingStatus of grpc.health.v1, by number."""
+_HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")  # grpc.health.v1, by number
 
 
 class SignerClient:
@@ -202,12 +201,9 @@ class SignerClient:
         if batch_items is None:
             allowed = self.get_key(key.partition("/versions/")[0], timeout=timeout).max_batch_items
             batch_items = min(_LARGEST_BATCH, allowed or _LARGEST_BATCH)
-
-        def call(batch: Sequence[bytes], call_id: str, left: float) -> pipeline.Answer:
-            return self._sign(key, wanted, batch, call_id, left)
-
+        call = partial(self._sign, key, wanted)
         job = pipeline.Job(call, wanted, request_id or uuid.uuid4(), timeout, Event())
-        return pipeline.run(cut(payloads, wanted, batch_items), job, in_flight)
+        return pipeline.run(pipeline.cut(payloads, wanted, batch_items), job, in_flight)
 
     def sign_batch(
         self,

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from signer.client._batches import BATCH_BYTES
 from signer.client._calls import DEFAULT_TIMEOUT, ask, pages
 from signer.client._errors import DeadlineError, SignerClientError
+from signer.client._pipeline import BATCH_BYTES
 from signer.client._values import (
     KeyVersion,
     Officers,
@@ -208,7 +208,6 @@ class Operations:
 
 
 def _parts(certificates: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Cuts certificates into calls, in order."""
     part, size = list[bytes](), 0
     for certificate in certificates:
         if part and size + len(certificate) + _OVERHEAD > BATCH_BYTES:

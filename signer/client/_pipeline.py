@@ -1,20 +1,82 @@
-"""Sends batches: several at once, each until it is answered or its time is over."""
+"""Cuts payloads into batches and sends them: several at once, each until its time is over."""
 
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from threading import Event
 from typing import NamedTuple
 
-from signer.client._batches import PayloadBatch, fits
 from signer.client._calls import retry
 from signer.client._errors import InternalError, ItemError, SignerClientError, of_call
 from signer.client._values import ItemResult
 from signer.errors import Code, Reason
-from signer.model import Format
+from signer.model import MESSAGE_BYTES, Format
+
+BATCH_BYTES = MESSAGE_BYTES - 64 * 1024
+"""Bytes of all payloads, or outputs, of a call; the rest is for names and framing."""
+
+_OVERHEAD = 8  # tag and length of one bytes field
+_RSA_4096 = 512  # the longest signature
+_FAILURE = 640  # a google.rpc.Status with its details, in place of an output
+
+
+class PayloadBatch(NamedTuple):
+    """Payloads of one call; ``start`` is the index of the first in the stream."""
+
+    start: int
+    payloads: list[bytes]
+
+
+def output_bound(size: int, message_format: Format) -> int:
+    """Returns an upper bound in bytes of the output for a payload of ``size`` bytes.
+
+    It may be too high: the appliance refuses a call whose answer *could* exceed
+    the limit. JWS: base64url of payload and signature, and the header. HCERT:
+    base45 makes 3 of 2; a number in JSON can grow threefold as CBOR (``1.5`` is
+    nine bytes).
+    """
+    match message_format:
+        case Format.DIGEST | Format.MESSAGE:
+            output = _RSA_4096
+        case Format.JWS:
+            output = (size + _RSA_4096 + 256) * 4 // 3 + 4
+        case Format.COSE_SIGN1:
+            output = size + _RSA_4096 + 128
+        case Format.HCERT:
+            output = (size * 3 + _RSA_4096 + 512) * 3 // 2
+    return max(output, _FAILURE) + _OVERHEAD
+
+
+def fits(size: int, message_format: Format) -> bool:
+    """Whether a payload of ``size`` bytes can be sent at all, alone in a call."""
+    return size <= BATCH_BYTES and output_bound(size, message_format) <= BATCH_BYTES
+
+
+def cut(
+    payloads: Iterable[bytes], message_format: Format, batch_items: int
+) -> Iterator[PayloadBatch]:
+    """Cuts ``payloads`` into batches, reading no further than one batch and one payload.
+
+    A batch has at most ``batch_items`` payloads, and neither its request nor the
+    largest possible answer exceeds ``BATCH_BYTES``. A payload that does not fit
+    (``fits``) is alone in its batch.
+    """
+    start, batch, sent, answered = 0, list[bytes](), 0, 0
+    for payload in payloads:
+        request = len(payload) + _OVERHEAD
+        answer = output_bound(len(payload), message_format)
+        full = len(batch) == batch_items
+        if batch and (full or sent + request > BATCH_BYTES or answered + answer > BATCH_BYTES):
+            yield PayloadBatch(start, batch)
+            start, batch, sent, answered = start + len(batch), [], 0, 0
+        batch.append(payload)
+        sent, answered = sent + request, answered + answer
+    if batch:
+        yield PayloadBatch(start, batch)
 
 
 class Answer(NamedTuple):
@@ -50,8 +112,7 @@ class Job(NamedTuple):
 class _UnfinishedError(Exception):
     """Some items failed in a way that another attempt may fix."""
 
-    def __init__(self, retry_after: float | None) -> None:
-        super().__init__()
+    def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
 
 
@@ -86,9 +147,6 @@ class _Delivery:
             text = f"{len(answer.signatures)} signatures came back for {len(payloads)} payloads"
             raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
         self._round += 1
-        self._accept(answer)
-
-    def _accept(self, answer: Answer) -> None:
         again, hints = list[int](), list[float]()
         for index_sent, position in enumerate(self._pending):
             error = answer.failures.get(index_sent)
@@ -124,9 +182,8 @@ def deliver(batch: PayloadBatch, job: Job) -> Outcome:
         return Outcome([ItemResult(batch.start, b"", "", error)], None)
     delivery = _Delivery(batch, job)
     try:
-        retry(delivery.attempt, job.timeout, may_help=_may_help, stop=job.stop)
-    except _UnfinishedError:
-        return delivery.outcome(None)
+        with suppress(_UnfinishedError):
+            retry(delivery.attempt, job.timeout, may_help=_may_help, stop=job.stop)
     except SignerClientError as error:
         return delivery.outcome(error)
     return delivery.outcome(None)

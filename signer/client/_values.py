@@ -228,9 +228,6 @@ class Suspension(NamedTuple):
     reason: str
 
 
-_EDDSA = Algorithm.EDDSA
-
-
 def _enum_name(enum: EnumDescriptor, number: int) -> str:
     """Returns the short name of an enum value, or its number where a newer server sent it.
 
@@ -240,11 +237,10 @@ def _enum_name(enum: EnumDescriptor, number: int) -> str:
         return str(number)
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     short = enum.values_by_number[number].name.removeprefix(prefix)
-    return _EDDSA.value if short == _EDDSA.name else short
+    return Algorithm.EDDSA.value if short == Algorithm.EDDSA.name else short
 
 
 def _default(field: Any) -> Callable[[Any], Any]:
-    """Returns how the values of a field are read by default."""
     if field.enum_type is not None:
         return partial(_enum_name, field.enum_type)
     if field.message_type is Timestamp.DESCRIPTOR:
@@ -253,7 +249,6 @@ def _default(field: Any) -> Callable[[Any], Any]:
 
 
 def _getter(field: Any, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns the function that reads a field of a message."""
     name: str = field.name
     if field.is_repeated:
         return lambda message: tuple(map(convert, getattr(message, name)))

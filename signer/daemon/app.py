@@ -52,9 +52,9 @@ from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
 from signer.keys.registry import Registry, RegistryState
-from signer.observe import logs, open_tracing
+from signer.observe import open_tracing
 from signer.observe.http import HttpPort
-from signer.observe.reports import Reports
+from signer.observe.reports import Reports, configure_log
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationDependencies
@@ -84,7 +84,7 @@ class Appliance:
         self._config_path = config_path
         self._config = config = load_config(config_path)
         self._log_level = config.log_level
-        logs.configure(config.log_level)
+        configure_log(config.log_level)
         self._clock = clock = FlooredClock()
         self.started_at = clock.now()
         self._reports, listeners = _reporting(config)
@@ -266,7 +266,7 @@ class Appliance:
         while (left := leave - self._clock.monotonic()) > 0:
             reasons = self.reasons()
             self._health.set_serving(not reasons)
-            self._server.expire(self._clock.monotonic())
+            self._server.guard.expire(self._clock.monotonic())
             self._daemon_log.tick()
             self._sealing.tick()
             self._status.tick()

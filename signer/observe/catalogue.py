@@ -4,7 +4,6 @@
 from closed sets. The facility is never a label (there are 15,000 facilities); its group is.
 """
 
-import enum
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,14 +11,6 @@ from signer.algorithms import Algorithm
 from signer.errors import Extent, Reason
 from signer.hsm.spec import FailureKind
 from signer.model import Format, KeyState
-
-
-class MetricType(enum.StrEnum):
-    """The type of a metric in Prometheus."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
 
 
 class Label(NamedTuple):
@@ -38,12 +29,11 @@ class Family(NamedTuple):
     labels: tuple[Label, ...]
 
     @property
-    def kind(self) -> MetricType:
-        """Returns the type, which the name's last part says."""
+    def kind(self) -> str:
+        """Returns Prometheus' name of the type, which the metric's name says."""
         if self.name.endswith("_total"):
-            return MetricType.COUNTER
-        durations = self.name.endswith("_duration_seconds")
-        return MetricType.HISTOGRAM if durations else MetricType.GAUGE
+            return "counter"
+        return "histogram" if self.name.endswith("_duration_seconds") else "gauge"
 
 
 def _reasons(scope: Extent) -> tuple[str, ...]:

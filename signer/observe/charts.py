@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 600, 140
 _LEFT, _TOP, _BOTTOM = 4, 14, 16
-_SMALLEST = 1e-9  # smaller values are drawn as 0
 _STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)  # 20: a logarithm may be slightly too small
 
 
@@ -42,7 +41,7 @@ def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
 
 def ceiling(value: float) -> float:
     """Returns the end of an axis for a value: 1, 2 or 5 times a power of ten."""
-    if value < _SMALLEST:
+    if value < 1e-9:  # drawn as 0
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * step for step in _STEPS if power * step >= value)

@@ -16,8 +16,6 @@ from signer.errors import OperatorError
 from signer.events import Bug, Events
 from signer.observe.gauges import LiveGauges, Readings
 
-Reasons = Callable[[], Sequence[str]]
-
 _HTML_HEADERS = (
     ("Content-Type", "text/html; charset=utf-8"),
     # The page loads nothing else, and no other page may frame or read it.
@@ -29,7 +27,6 @@ _HTML_HEADERS = (
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "no-store"),
 )
-
 
 MAX_REQUESTS = 16
 """Requests at once; further connections are closed. Clients need no identity here."""
@@ -103,7 +100,7 @@ class HttpPort:
         registry: CollectorRegistry,
         readings: Callable[[], Readings],
         *,
-        reasons: Reasons,
+        reasons: Callable[[], Sequence[str]],
         page: Callable[[], str],
         stuck: Callable[[], str],
         events: Events,
@@ -128,9 +125,8 @@ class HttpPort:
                 f"cannot serve metrics on {host}:{port}: {error.strerror}; stop the other "
                 "program or change `metrics` in the configuration"
             ) from error
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
-        )
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -159,9 +155,8 @@ class HttpPort:
                 return _text(start_response, status, [stuck or "alive"])
             case "/readyz":
                 reasons = self._reasons()
-                if reasons:
-                    return _text(start_response, "503 Service Unavailable", reasons)
-                return _text(start_response, "200 OK", ["ready"])
+                status = "503 Service Unavailable" if reasons else "200 OK"
+                return _text(start_response, status, reasons or ["ready"])
             case "/":
                 page = self._page().encode()
                 start_response("200 OK", list(_HTML_HEADERS))  # which the server adds to

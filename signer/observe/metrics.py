@@ -20,7 +20,6 @@ from signer.observe.history import Totals
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIGN_BATCH = "/signer.v1.SigningService/SignBatch"
-_NO_CALLS = (0.0,) * (len(SECONDS) + 1)
 
 
 def _samples(metric: Counter | Histogram, name: str) -> Iterator[Sample]:
@@ -96,5 +95,5 @@ class Metrics:
             for sample in _samples(self._durations, "signer_request_duration_seconds_bucket")
             if sample.labels["method"] == SIGN_BATCH
         ]
-        counts = tuple(sample.value for sample in calls) or _NO_CALLS
+        counts = tuple(sample.value for sample in calls) or (0.0,) * (len(SECONDS) + 1)
         return Totals(items[True], items[False], SECONDS, counts)

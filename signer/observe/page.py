@@ -4,7 +4,7 @@ Plain HTML without scripts or external resources. It shows gauges, readiness, al
 last hour, and nothing of a single facility.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import NamedTuple
@@ -105,19 +105,14 @@ def _head(state: DaemonState, title: str) -> str:
 
 
 def _charts(state: DaemonState) -> str:
-    def line(name: str, values: Iterable[float | None]) -> Line:
-        ages = (state.monotonic - sample.time for sample in state.samples)
-        return Line(name, list(zip(ages, values, strict=True)))
+    def line(name: str, factor: float = 1) -> Line:
+        """Returns the line of the field ``name`` of the samples, times ``factor``."""
+        values = [(state.monotonic - each.time, getattr(each, name)) for each in state.samples]
+        return Line(name, [(age, value and value * factor) for age, value in values])
 
-    def milliseconds(value: float | None) -> float | None:
-        return None if value is None else value * 1000
-
-    signed = line("signed", (sample.signed for sample in state.samples))
-    failed = line("failed", (sample.failed for sample in state.samples))
-    p50 = line("p50", (milliseconds(sample.p50) for sample in state.samples))
-    p99 = line("p99", (milliseconds(sample.p99) for sample in state.samples))
-    return chart("Items a second", "a second", [signed, failed], SPAN_SECONDS) + chart(
-        "Time of a SignBatch call", "ms", [p50, p99], SPAN_SECONDS
+    items, times = [line("signed"), line("failed")], [line("p50", 1000), line("p99", 1000)]
+    return chart("Items a second", "a second", items, SPAN_SECONDS) + chart(
+        "Time of a SignBatch call", "ms", times, SPAN_SECONDS
     )
 
 
@@ -140,6 +135,7 @@ def _now(state: DaemonState) -> str:
     def value(name: str) -> float:
         return state.gauges[name].get((), 0.0)
 
+    free, low = value("signer_disk_free_bytes") / 1e9, value("signer_disk_low_bytes") / 1e9
     checkpoint = value("signer_audit_checkpoint_timestamp_seconds")
     states = state.gauges["signer_key_versions"]
     rows = [
@@ -148,14 +144,9 @@ def _now(state: DaemonState) -> str:
         ("Proposals to approve", f"{value('signer_operations_pending'):,.0f}"),
         ("Key versions", ", ".join(f"{count:,.0f} {name}" for (name,), count in states.items())),
         ("Newest checkpoint", _moment(checkpoint) if checkpoint else "none yet"),
-        ("Disk of the audit log", _disk(value)),
+        ("Disk of the audit log", f"{free:,.3g} GB free; below {low:.3g} GB nothing is signed"),
     ]
     return _table((), rows)
-
-
-def _disk(value: Callable[[str], float]) -> str:
-    free, low = value("signer_disk_free_bytes") / 1e9, value("signer_disk_low_bytes") / 1e9
-    return f"{free:,.3g} GB free; below {low:.3g} GB nothing is signed"
 
 
 def _due(state: DaemonState) -> str:

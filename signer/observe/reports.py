@@ -4,6 +4,8 @@ A call that was refused or failed is one log line at level warning, any other at
 info. Lines carry ids, names, counts and times, never a payload.
 """
 
+import logging
+import sys
 import threading
 import traceback
 from collections import Counter, deque
@@ -12,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import structlog
+
 from signer import events
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
 from signer.events import Handlers
-from signer.observe import logs
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.metrics import Metrics
 
@@ -165,15 +168,33 @@ class Alarms:
 
     def add(self, time: float, event: str, text: str) -> None:
         """Adds an alarm."""
-        if self._kept and self._kept[-1][1:3] == (event, text):
-            times = self._kept.pop().times + 1
-            self._kept.append(Alarm(time, event, text, times))
-        else:
-            self._kept.append(Alarm(time, event, text))
+        repeated = self._kept and self._kept[-1][1:3] == (event, text)
+        times = self._kept.pop().times + 1 if repeated else 1
+        self._kept.append(Alarm(time, event, text, times))
 
     def newest(self) -> Sequence[Alarm]:
         """Returns the alarms, newest first."""
         return tuple(reversed(self._kept))
+
+
+def configure_log(level: str) -> None:
+    """Configures the log of the process: one JSON object per line, on stderr.
+
+    ``level`` is debug, info, warning or error.
+    """
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.EventRenamer("event"),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
 
 
 class Reports:
@@ -190,7 +211,7 @@ class Reports:
         self.alarms = Alarms()
         self._trace_id = trace_id
         self._clock = clock or SystemClock()
-        self._log = logs.logger()
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
         self._call = threading.local()
         self.handlers: Handlers = {
             **{kind: partial(count, self.metrics) for kind, count in COUNTS.items()},
@@ -203,8 +224,8 @@ class Reports:
 
     def set_level(self, level: str) -> None:
         """Writes lines of this level and above from now on."""
-        logs.configure(level)
-        self._log = logs.logger()
+        configure_log(level)
+        self._log = structlog.get_logger()
 
     def _writing(self, kind: type[Any]) -> Callable[[Any], None]:
         line, level, alarm = LINES[kind]
@@ -232,11 +253,10 @@ class Reports:
     def _call_ended(self, event: events.CallEnded) -> None:
         method, code, reason, seconds, notes = event
         metrics, fields = self.metrics, dict(notes)
-        by_client = notes.get("limit") == CLIENT_LIMIT
         metrics.requests(method, code).inc()
         metrics.durations(method).observe(seconds, self._exemplar())
         if reason != OK:
-            failure = OVERLOADED_BY_CLIENT if by_client else reason
+            failure = OVERLOADED_BY_CLIENT if notes.get("limit") == CLIENT_LIMIT else reason
             metrics.call_failures(method, failure).inc()
         if timings := getattr(self._call, "timings", None):
             fields["timings"] = {stage: round(value, 6) for stage, value in timings.items()}

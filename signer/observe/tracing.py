@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import structlog
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -36,7 +37,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from signer import __version__
 from signer.config.models import TracingConfig
 from signer.events import CallBegan, CallEnded, Handlers, StageEnded, Stopped
-from signer.observe import logs
 
 CLOSE_SECONDS = 5.0
 """How long the end of the daemon waits until the last spans are sent."""
@@ -78,7 +78,7 @@ class _LogLines(logging.Handler):
     """Writes OpenTelemetry's messages as lines of our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logs.logger().warning("tracing_failed", text=record.getMessage())
+        structlog.get_logger().warning("tracing_failed", text=record.getMessage())
 
 
 class Tracing:
@@ -132,7 +132,6 @@ class Tracing:
         self._thread.timings = Counter[str]()
 
     def _stage_ended(self, event: StageEnded) -> None:
-        """Creates the span of a stage that has ended."""
         span: Span | None = getattr(self._thread, "span", None)
         if span is None:
             return
@@ -142,7 +141,6 @@ class Tracing:
         stage.end(start + round(event.seconds * 1e9))
 
     def _call_ended(self, event: CallEnded) -> None:
-        """Writes the result of the call into its span, and ends it."""
         span: Span | None = getattr(self._thread, "span", None)
         if span is None:
             return

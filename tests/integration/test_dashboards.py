@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from signer.observe.catalogue import BY_NAME, Family, MetricType
+from signer.observe.catalogue import BY_NAME, Family
 from tests.integration import edge, officers
 from tests.integration.grafana import FILES, FOLDER, Dashboard, Query, shows_data
 from tests.prometheus_server import PrometheusServer
@@ -101,10 +101,10 @@ def family(name: str) -> Family | None:
     """The entry of the catalogue that a sample's name belongs to."""
     for suffix in ("_bucket", "_count", "_sum"):
         found = BY_NAME.get(name.removesuffix(suffix))
-        if found is not None and name.endswith(suffix) and found.kind is MetricType.HISTOGRAM:
+        if found is not None and name.endswith(suffix) and found.kind == "histogram":
             return found
     found = BY_NAME.get(name)
-    return found if found is not None and found.kind is not MetricType.HISTOGRAM else None
+    return found if found is not None and found.kind != "histogram" else None
 
 
 def selectors(text: str) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:

@@ -22,9 +22,8 @@ from signer.events import (
     WrongSignatures,
 )
 from signer.model import Format
-from signer.observe import logs
 from signer.observe.gauges import LiveGauges
-from signer.observe.reports import Reports
+from signer.observe.reports import Reports, configure_log
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +40,7 @@ def listen(capsys: Capture) -> Callable[[], list[dict[str, Any]]]:
 
     Inside of the test, for pytest replaces stderr between a fixture and its test.
     """
-    logs.configure("info")
+    configure_log("info")
 
     def lines() -> list[dict[str, Any]]:
         out, err = capsys.readouterr()
@@ -57,8 +56,8 @@ def emit(reports: Reports, event: Event) -> None:
 
 def test_lines_are_json_with_time_and_level(capsys: Capture) -> None:
     log = listen(capsys)
-    logs.logger().info("something", text='two\nlines and "quotes"', number=1)
-    logs.logger().debug("nothing")
+    structlog.get_logger().info("something", text='two\nlines and "quotes"', number=1)
+    structlog.get_logger().debug("nothing")
     [line] = log()
     assert line.pop("time").endswith("Z")
     assert line == {

@@ -11,7 +11,8 @@ from signer import observe
 from signer.config.models import TracingConfig
 from signer.errors import OperatorError
 from signer.events import CallBegan, CallEnded, Events, StageEnded
-from signer.observe import logs, open_tracing, tracing
+from signer.observe import open_tracing, tracing
+from signer.observe.reports import configure_log
 from signer.observe.tracing import Tracing
 
 PARENT = f"00-{1:032x}-{2:016x}-01"
@@ -69,7 +70,7 @@ def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
     silent: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
-    logs.configure("info")
+    configure_log("info")
     traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
     logging.getLogger("opentelemetry.sdk").error("Failed to export %s", "spans")
     traced.close()
