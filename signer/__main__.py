@@ -6,15 +6,12 @@ from typing import NoReturn
 
 from signer.cli import main as commands
 
-_GARBAGE = 50_000
-"""New objects after which Python collects garbage; its default is 700."""
-
 
 def main() -> NoReturn:
     """Runs the command line."""
     # Imported modules are not garbage: collecting among them again and again, and once more
     # at the end, takes a third of a short command's time.
-    gc.set_threshold(_GARBAGE)
+    gc.set_threshold(50_000)  # new objects; Python's default is 700
     atexit.register(gc.freeze)
     commands.main()
 

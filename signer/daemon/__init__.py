@@ -5,9 +5,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-_SWITCH_SECONDS = 0.0005
-"""Python's thread switch interval: its default of 5 ms delays a worker's round trip."""
-
 
 def run(
     config_path: Path,
@@ -29,7 +26,7 @@ def run(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from signer.daemon.app import Appliance  # noqa: PLC0415 - after the variable is set
 
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    sys.setswitchinterval(0.0005)  # Python's default of 5 ms delays a worker's round trip
     appliance = Appliance(config_path, override_audit=override_audit, development=development)
     try:
         appliance.start()

@@ -67,10 +67,8 @@ from signer.signing.evidence import Evidence, Repeats
 from signer.signing.request import Served
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
-TICK_SECONDS = 0.25
-"""How often readiness and registry are checked."""
-SWEEP_SECONDS = 5.0
-"""How often operations are searched for that have begun and not ended."""
+TICK_SECONDS = 0.25  # readiness and registry are checked so often
+SWEEP_SECONDS = 5.0  # operations that have begun and not ended are searched for so often
 
 
 class Appliance:
@@ -168,7 +166,9 @@ class Appliance:
         self, dependencies: OperationDependencies, ledger: Ledger, recorded: Events
     ) -> Server:
         config, limits, clock = self._config, self._config.limits, self._clock
-        usage = _restored(ledger)
+        usage = Usage()  # what the intents in the log add up to
+        totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
+        usage.restore(ledger.windows(), totals)
         engine = Engine(
             self._served,
             self._hsm,
@@ -364,10 +364,7 @@ class Appliance:
             self._events.emit(ReloadRefused(error.source, problems))
 
     def _follow(self) -> None:
-        """Follows the registry and resumes interrupted operations; in its own thread.
-
-        A database that hangs must not hold up health and deadlines.
-        """
+        """Follows the registry and resumes operations, in a thread: a database may hang."""
         swept = 0.0
         while not self._closing.wait(TICK_SECONDS):
             try:
@@ -403,11 +400,3 @@ def _hsm(config: Config, clock: Clock, events: Events) -> Hsm:
             for token in config.tokens
         }
     )
-
-
-def _restored(ledger: Ledger) -> Usage:
-    """Returns the usage that the log's intents add up to."""
-    usage = Usage()
-    totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
-    usage.restore(ledger.windows(), totals)
-    return usage

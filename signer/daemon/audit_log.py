@@ -204,9 +204,8 @@ class DaemonLog:
     def policy(self, sha256: str, text: bytes, approved: ApprovedOperation | None) -> None:
         """Stores a policy's text under its hash, and records that it is in force from now on.
 
-        ``approved`` is the operation that approved it; None without one. Raises
-        OperatorError if the text cannot be stored: a policy that cannot be read later
-        must not decide now.
+        ``approved`` is the operation that approved it; None without one. Raises OperatorError if
+        the text cannot be stored: a policy that cannot be read later must not decide now.
         """
         folder = self._directory / POLICIES
         path = folder / sha256
@@ -291,10 +290,7 @@ def _known_checkpoints(config: AuditConfig, key: KeyVersion) -> KnownCheckpoints
 
 
 def _set_aside(config: AuditConfig, key: KeyVersion, log: AuditLog, remaining: int) -> list[Path]:
-    """Sets aside the checkpoints of records that an override has given up; returns their paths.
-
-    ``remaining`` is the number of records that the override left. Raises OperatorError.
-    """
+    """Sets aside checkpoints that the ``remaining`` records contradict; returns their paths."""
     verifier = NoteVerifier.from_spki(config.origin, key.spki)
 
     def borne_out(checkpoint: Checkpoint) -> bool:

@@ -15,9 +15,7 @@ from signer.keys.lifecycle import TokenAdmin
 from signer.model import KeyState, KeyVersion, TokenObject, inventory_digest
 from signer.signing.request import Served
 
-MOST_NAMED = 100
-"""Differences that are named; the rest is counted."""
-
+MOST_NAMED = 100  # differences; the rest is counted
 Admin = Callable[[str], AbstractContextManager[TokenAdmin]]
 
 

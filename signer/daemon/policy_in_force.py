@@ -21,9 +21,6 @@ from signer.events import Events, PolicyFilesDiffer
 from signer.keys.registry import Registry, RegistryState
 from signer.policy.rules import Policy
 
-_PARSED = 4
-"""Policies that are kept parsed."""
-
 
 class PolicyInForce:
     """The policy in force, ``text``, and what the files hold.
@@ -47,7 +44,8 @@ class PolicyInForce:
         self.folder = folder
         self._registry, self._events, self.development = registry, events, development
         self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
-        self.text = self._read_files() if self.files_decide(state) else self._stored(state)
+        text = read_policy(folder) if self.files_decide(state) else self._stored(state)
+        self.text = self._keep(text)
         self._check_clients(self.text.policy, state)
         if state.policy != self.text.policy.sha256:
             with registry.writing() as write:
@@ -62,10 +60,7 @@ class PolicyInForce:
         return self.text if state.policy in (None, self.text.policy.sha256) else self._stored(state)
 
     def write_files(self, before: PolicyText) -> None:
-        """Writes the policy in force into the files, unless they hold a draft.
-
-        ``before`` is the policy that was in force until now.
-        """
+        """Writes the policy in force into the files if they hold ``before``, not a draft."""
         try:
             written = policy_sha256(self.folder)
             if written == before.policy.sha256:
@@ -122,10 +117,7 @@ class PolicyInForce:
     def in_files(self) -> PolicyText:
         """Reads the files, each content once. Raises ConfigError."""
         known = self._parsed.get(policy_sha256(self.folder))
-        return self._read_files() if known is None else self._keep(known)
-
-    def _read_files(self) -> PolicyText:
-        return self._keep(read_policy(self.folder))
+        return self._keep(read_policy(self.folder) if known is None else known)
 
     def _stored(self, state: RegistryState) -> PolicyText:
         content = None if state.policy is None else self._registry.document(state.policy)
@@ -140,7 +132,7 @@ class PolicyInForce:
 
     def _keep(self, text: PolicyText) -> PolicyText:
         self._parsed[text.policy.sha256] = text
-        if len(self._parsed) > _PARSED:
+        if len(self._parsed) > 4:
             self._parsed.popitem(last=False)
         return text
 

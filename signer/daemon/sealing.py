@@ -11,7 +11,6 @@ from signer.events import Events
 from signer.hsm.front.service import Hsm
 from signer.model import KeyVersion, SignJob
 
-_SIGN_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 
 
@@ -61,10 +60,7 @@ class Sealing:
         return newest[1] if newest else ""
 
     def tick(self) -> None:
-        """Updates ``unsigned_since``.
-
-        In a busy log each checkpoint leaves some records unsigned: the wait begins anew with it.
-        """
+        """Updates ``unsigned_since``, which begins anew with each checkpoint of a busy log."""
         newest = self._checkpointer.newest
         size = newest[0].size if newest else 0
         if size >= self._log.size:
@@ -83,7 +79,7 @@ class Sealing:
         return note
 
     def _sign(self, data: bytes) -> bytes:
-        deadline = self._clock.monotonic() + _SIGN_SECONDS
+        deadline = self._clock.monotonic() + 10
         job = SignJob(self._key, [data], self._key.key.facility, 1, 1, deadline)
         try:
             signed = self._hsm.sign(self._hsm.admit(job))

@@ -20,7 +20,6 @@ from signer.officers.kinds.base import OperationContext
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 
-_FOREVER = float("inf")
 _STOPPED = frozenset({KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROYED})
 """States that also stop batches which began before."""
 
@@ -46,8 +45,7 @@ class Serving:
         events: Events,
     ) -> None:
         """``state`` is the state of the registry that ``served`` holds."""
-        self.lock = threading.RLock()
-        """Held while what is served changes."""
+        self.lock = threading.RLock()  # held while what is served changes
         self.error = ""
         self._registry, self._state = registry, state
         self._policies, self._served, self._hsm = policies, served, hsm
@@ -70,10 +68,7 @@ class Serving:
         return self._policies.files_decide(self._state)
 
     def begin(self) -> None:
-        """Records what is served at the start, and stops what is suspended.
-
-        Raises OperatorError if that cannot be stored or recorded.
-        """
+        """Records what is served first, and stops what is suspended. Raises OperatorError."""
         self._catch_up.record(self._state, self._policies)
         self._hsm.suspend(self._served.snapshot.suspended, [])
         self._policies.report_files(self._state)
@@ -190,8 +185,7 @@ class Serving:
             and not before.suspended.reason(version.key.facility)
         ]
         self._hsm.suspend(suspended, halted)
-        suspensions = [str(suspension) for suspension in self._state.suspensions]
-        self._events.emit(SuspensionsChanged(suspensions))
+        self._events.emit(SuspensionsChanged([str(each) for each in self._state.suspensions]))
 
     def _take(self, state: RegistryState, *, from_files: bool = False) -> None:
         """Serves another state: workers know new keys before callers do.
@@ -225,8 +219,7 @@ class Serving:
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
         """Resumes versions that may sign, and drops those that have ended."""
         now = self._clock.now()
-        ended: list[KeyVersion] = []
-        resumed: list[KeyVersion] = []
+        ended, resumed = list[KeyVersion](), list[KeyVersion]()
         for new in after.keys.changed_since(before.keys):
             old = before.keys.version(new.key, new.number)
             state = new.state_at(now)
@@ -244,30 +237,22 @@ class Serving:
     def _end_after(self, time: float) -> float:
         """Returns when the next version ends after a time, both in seconds since the epoch."""
         ends = (version.ends_at for version in self._state.keys)
-        return min((at for at in ends if at is not None and at > time), default=_FOREVER)
+        return min((at for at in ends if at is not None and at > time), default=float("inf"))
 
     def _end_by_clock(self) -> None:
         """Drops session copies of versions that just expired; admitted batches may finish."""
         now = self._clock.now()
         if now < self._next_end:
             return
-        ended = [
-            version
-            for version in self._state.keys
-            if version.ends_at is not None and self._ended_until < version.ends_at <= now
-        ]
-        self._ended_until = now
-        self._hsm.drop(ended)
+        since, self._ended_until = self._ended_until, now
+        self._hsm.drop([v for v in self._state.keys if v.ends_at and since < v.ends_at <= now])
         self._next_end = self._end_after(now)
 
 
 def read_state(
     config: Config, registry: Registry, events: Events, *, development: bool
 ) -> tuple[RegistryState, PolicyInForce]:
-    """Returns what the registry holds and which policy is in force, at the start.
-
-    Raises ConfigError and OperatorError.
-    """
+    """Returns what is served at the start. Raises ConfigError and OperatorError."""
     state = registry.state()
     check_tokens(state.keys, config)
     policies = PolicyInForce(config.policy, registry, state, events, development=development)

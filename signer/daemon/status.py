@@ -18,21 +18,17 @@ from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.signing.request import Served
 
-STUCK_SECONDS = 60.0
-"""How long the daemon's main loop may be silent before the process is reported as dead."""
+STUCK_SECONDS = 60.0  # the main loop may be silent so long before the process counts as dead
 
 
 @dataclass
 class StatusReader:
-    """Reads the state of the daemon's parts, from any thread; one thread calls ``tick``.
-
-    ``reasons`` returns why the daemon does not serve.
-    """
+    """Reads the state of the daemon's parts, from any thread; one thread calls ``tick``."""
 
     config: Config
     clock: FlooredClock
     started_at: float
-    reasons: Callable[[], Sequence[str]]
+    reasons: Callable[[], Sequence[str]]  # why the daemon does not serve
     served: Served
     hsm: Hsm
     log: AuditLog

@@ -7,7 +7,7 @@ log and of the HSM's queue.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
@@ -17,18 +17,16 @@ from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
-from signer.model import MESSAGE_BYTES, Format, FormatContext, KeyVersion, Signed, SignJob
+from signer.model import MESSAGE_BYTES, FormatContext, KeyVersion, Signed, SignJob
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
-from signer.signing.evidence import EarlierAnswer, Evidence, Repeats, failure_texts, repeated
+from signer.signing.evidence import Evidence, Repeats, failure_texts, repeated
 from signer.signing.request import BatchRequest, BatchResult, HsmInputs, Served, Snapshot
 
-FAILURE_BYTES = 400
-"""Most bytes that one failed item adds to an answer."""
+FAILURE_BYTES = 400  # the most that one failed item adds to an answer
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items
-SMALLEST_BUDGET = 0.005
-"""Seconds that a call must have left for the HSM to be used."""
+SMALLEST_BUDGET = 0.005  # seconds that a call must have left for the HSM to be used
 
 
 class Engine:
@@ -67,7 +65,8 @@ class Engine:
             content = request.content_hash() if request.request_id else b""
 
         # 2. A repetition gets the same bytes again, at no cost.
-        with self._once(request, content) as earlier:
+        once = self._repeats.once(request, content) if request.request_id else nullcontext()
+        with once as earlier:
             if earlier is not None:
                 return repeated(request, snapshot.keys, terms, earlier)
 
@@ -106,14 +105,11 @@ class Engine:
                 failures = prepared.failures | inputs.by_index(signed.failures)
                 outputs = message_format.finish(prepared, inputs.spread(signed.signatures), context)
 
-        self._count(request.format, version, terms, failures, len(outputs))
+        reasons = Counter(str(failure.reason) for failure in failures.values())
+        reasons["ok"] = len(outputs) - len(failures)
+        ended = ItemsEnded(terms.group or "", request.format, version.algorithm, reasons)
+        self._events.emit(ended)
         return BatchResult(version, terms, decision.rule, outputs, failures)
-
-    def _once(
-        self, request: BatchRequest, content: bytes
-    ) -> AbstractContextManager[EarlierAnswer | None]:
-        """Yields the earlier answer to this request; None without one, or without an id."""
-        return self._repeats.once(request, content) if request.request_id else nullcontext()
 
     def _sign(self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes]) -> Signed:
         """Records the intent, signs, and records the outcome or why there is none."""
@@ -153,19 +149,6 @@ class Engine:
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} has no room for {items} more: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
-
-    def _count(
-        self,
-        requested: Format,
-        version: KeyVersion,
-        terms: Terms,
-        failures: dict[int, Failure],
-        items: int,
-    ) -> None:
-        reasons = Counter(str(failure.reason) for failure in failures.values())
-        reasons["ok"] = items - len(failures)
-        group = terms.group or ""
-        self._events.emit(ItemsEnded(group, requested, version.algorithm, reasons))
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -31,9 +31,6 @@ from signer.model import FormatContext, KeyVersion, Signed, parse_key_or_version
 from signer.policy.rules import Terms
 from signer.signing.request import BatchRequest, BatchResult, HsmInputs
 
-RETRY_SECONDS = 5.0
-"""When a caller should try again after the log has failed: an operator has to repair it."""
-
 
 class Evidence:
     """Records intents and outcomes in the audit log."""
@@ -101,10 +98,8 @@ class EarlierAnswer(NamedTuple):
 
 def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
     """Reads the records that ``intend`` and ``conclude`` have written; raises RecordError."""
-    fields, ended = (
-        IntentRecord.from_fields(intent.fields),
-        OutcomeRecord.from_fields(outcome.fields),
-    )
+    fields = IntentRecord.from_fields(intent.fields)
+    ended = OutcomeRecord.from_fields(outcome.fields)
     signatures = []
     if outcome.column is not None:
         signatures = [
@@ -134,15 +129,8 @@ def _read_failures(texts: Mapping[int, str]) -> dict[int, Failure]:
 
 
 def _unavailable(text: str) -> CallError:
-    return CallError(Reason.AUDIT_UNAVAILABLE, text, retry_after=RETRY_SECONDS)
-
-
-class _Claim:
-    """A request with an id that this process is answering."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.done = threading.Event()
+    # It takes some time: an operator has to repair the log.
+    return CallError(Reason.AUDIT_UNAVAILABLE, text, retry_after=5.0)
 
 
 class Repeats:
@@ -152,7 +140,8 @@ class Repeats:
         """Takes the open log and the ledger that it keeps."""
         self._log, self._ledger, self._clock = log, ledger, clock
         self._lock = threading.Lock()
-        self._claims: dict[tuple[str, str], _Claim] = {}
+        # Requests that are being answered: the hash of their content, and the event of the end.
+        self._claims: dict[tuple[str, str], tuple[bytes, threading.Event]] = {}
 
     @contextmanager
     def once(self, request: BatchRequest, content: bytes) -> Iterator[EarlierAnswer | None]:
@@ -169,8 +158,8 @@ class Repeats:
             yield None
         finally:
             with self._lock:
-                claim = self._claims.pop((request.principal, request.request_id))
-            claim.done.set()
+                _, done = self._claims.pop((request.principal, request.request_id))
+            done.set()
 
     def _claim(self, request: BatchRequest, content: bytes) -> Earlier | None:
         """Returns the earlier request if it has an outcome, else claims the id for this one."""
@@ -182,11 +171,12 @@ class Repeats:
                     earlier = self._ledger.find(*name, int(self._clock.now() * 1_000_000))
                     if earlier is not None and earlier.outcome is not None:
                         return earlier
-                    self._claims[name] = _Claim(content)
+                    self._claims[name] = content, threading.Event()
                     return None
-            if other.content != content:
+            claimed, done = other
+            if claimed != content:
                 raise _reused()
-            if not other.done.wait(max(0.0, request.deadline - self._clock.monotonic())):
+            if not done.wait(max(0.0, request.deadline - self._clock.monotonic())):
                 raise CallError(
                     Reason.DEADLINE_TOO_SHORT,
                     "the first call with this request id is not answered yet: repeat it later",

@@ -83,10 +83,7 @@ class HsmInputs:
         self.inputs = self._good if prepared.prehashed else _hashed(algorithm, self._good)
 
     def digests(self) -> Sequence[bytes]:
-        """Returns what the audit log holds of the items.
-
-        SHA-256 of the bytes to sign, or for DIGEST the digest that the caller has sent.
-        """
+        """Returns SHA-256 of the bytes to sign, or for DIGEST the digests that were sent."""
         if self._are_digests:
             return self.inputs
         return [sha256(message).digest() for message in self._good]

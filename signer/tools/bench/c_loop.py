@@ -17,15 +17,12 @@ from signer.model import KeyName
 
 Mode = Literal["plain", "best"]
 
-MECHANISMS = {
+MECHANISMS = {  # the names of the loop, which does not support P-384
     Algorithm.ES256: "ecdsa",
     Algorithm.RS256: "rsa-pkcs",
     Algorithm.PS256: "rsa-pss",
     Algorithm.EDDSA: "eddsa",
 }
-"""The loop's names; it does not support P-384."""
-
-_SLACK_SECONDS = 120
 
 
 def cka_ids(config: Config, names: Sequence[KeyName]) -> list[bytes]:
@@ -75,7 +72,7 @@ class CLoop:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=seconds + _SLACK_SECONDS,
+                timeout=seconds + 120,
             )
         if done.returncode:
             raise OperatorError(f"the C loop failed: {done.stderr.strip()}")

@@ -18,9 +18,8 @@ from signer.errors import OperatorError
 from signer.v1 import signing_pb2
 
 METHOD = "/signer.v1.SigningService/SignBatch"
-WARM_UP_SECONDS = 0.7
 _READ_EVERY = 16
-_TIMEOUT = 60.0
+_CPU_SECONDS = "process_cpu_seconds_total"  # of the front process
 
 Requests = Callable[[int], bytes]
 """The n-th request of a caller, serialised."""
@@ -64,7 +63,7 @@ class _Sender(NamedTuple):
         try:
             while not stop.is_set():
                 began = time.monotonic()
-                answer = self.call(self.requests(number), timeout=_TIMEOUT)
+                answer = self.call(self.requests(number), timeout=60.0)
                 calls.append(Call(began, time.monotonic()))
                 if number % _READ_EVERY == 0:
                     self._read(answer)
@@ -129,23 +128,15 @@ class Load:
 
 def measure(load: Load, metrics: str, seconds: float) -> Window:
     """Measures a running load, after a warm-up."""
-    load.wait(WARM_UP_SECONDS)
-    cpu, since = front_cpu_seconds(metrics), time.monotonic()
+    load.wait(0.7)  # warm-up
+    cpu, since = gauge(metrics, _CPU_SECONDS), time.monotonic()
     load.wait(seconds)
-    until, after = time.monotonic(), front_cpu_seconds(metrics)
+    until, after = time.monotonic(), gauge(metrics, _CPU_SECONDS)
     return Window(until - since, load.between(since, until), after - cpu)
 
 
-def front_cpu_seconds(metrics: str) -> float:
-    """Returns the CPU time of the front process so far, from its metrics page."""
-    return gauge(metrics, "process_cpu_seconds_total")
-
-
 def gauge(metrics: str, name: str) -> float:
-    """Returns one value without labels from the metrics page at ``metrics`` (http://host:port).
-
-    Raises OperatorError.
-    """
+    """Returns a value without labels from ``metrics`` (http://host:port). Raises OperatorError."""
     address = urlsplit(metrics)
     connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
     try:

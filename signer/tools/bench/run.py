@@ -15,8 +15,6 @@ from signer.tools.bench.c_loop import CLoop, cka_ids
 from signer.tools.bench.cases import FLOOD_BATCH, FLOOD_CALLERS, Case, requests
 from signer.tools.bench.load import Load, Window, measure
 
-Report = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class CaseRow:
@@ -77,7 +75,7 @@ class Bench:
         wanted = [*case.keys, *([case.flood_key] if case.flood_key else [])]
         return [key for key in wanted if str(key) not in self._keys]
 
-    def run(self, case: Case, rounds: int, report: Report) -> CaseRow:
+    def run(self, case: Case, rounds: int, report: Callable[[str], None]) -> CaseRow:
         """Measures one case; ``report`` is called with a line after each round."""
         terms = self._policy.terms_of(case.keys[0])
         ids = cka_ids(self._config, case.keys)

@@ -31,8 +31,6 @@ from signer.officers.records import OfficersRecord
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, softhsm, texts
 
-DEFAULT_WORKERS = 2
-
 Progress = Callable[[int, int], None]
 """Called with the number of keys created so far and their total."""
 
@@ -65,12 +63,15 @@ def provision(
         _certify(registry, keys, signer_authority)
         _policy(directory / "policy", facilities)
         _officers(registry, directory / "pki")
-        _put_policy(registry, config)
+        policy, text = read_policy(config.policy)
+        if registry.state().policy != policy.sha256:  # `signer serve` serves this folder too
+            with registry.writing() as write:
+                write.put_policy(text)
         _begin_log(registry, config)
         index = registry.snapshot()
     for client in plan.CLIENTS:
-        text = texts.CLIENT.format(port=config.listen.port, client=client)
-        replace_file(directory / f"client-{client}.yaml", text)
+        client_file = texts.CLIENT.format(port=config.listen.port, client=client)
+        replace_file(directory / f"client-{client}.yaml", client_file)
     described = _describe(directory, config, keys, index)
     replace_file(directory / "dev.json", json.dumps(described, indent=2) + "\n")
     return described
@@ -97,7 +98,7 @@ def _configuration(directory: Path, workers: int | None) -> Config:
             label=softhsm.LABEL,
             serial=serial,
             module=module,
-            workers=workers or DEFAULT_WORKERS,
+            workers=workers or 2,
         )
         replace_file(path, text)
     elif workers is not None:
@@ -179,14 +180,6 @@ def _begin_log(registry: Registry, config: Config) -> None:
     policy = bytes.fromhex(load_policy(config.policy).sha256)
     officers = OfficersRecord(registry.state().officers, development=True, policy=policy)
     begin(config.audit, key, officers.to_fields(), SystemClock())
-
-
-def _put_policy(registry: Registry, config: Config) -> None:
-    """Stores the files' policy in the registry, so that `signer serve` serves this folder too."""
-    policy, text = read_policy(config.policy)
-    if registry.state().policy != policy.sha256:
-        with registry.writing() as write:
-            write.put_policy(text)
 
 
 def _officers(registry: Registry, folder: Path) -> None:

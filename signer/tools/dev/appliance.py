@@ -9,14 +9,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from signer.client import SignerClient
 from signer.errors import OperatorError
-
-READY_SECONDS = 120.0
-_LOG_LINES = 20
 
 
 class DevAppliance:
@@ -63,7 +59,7 @@ class DevAppliance:
         if done.returncode:
             raise OperatorError(f"signer dev init ended with {done.returncode}:\n{done.stderr}")
 
-    def start(self, timeout: float = READY_SECONDS) -> float:
+    def start(self, timeout: float = 120) -> float:
         """Starts it and waits for ``ready``; returns how many seconds that took.
 
         Raises OperatorError with the end of the log if it exits or is not ready within
@@ -97,10 +93,7 @@ class DevAppliance:
         return time.monotonic() - began
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 60) -> int:
-        """Stops the process if it is running; returns its exit code.
-
-        After ``timeout`` seconds it is killed, and the code is that of the signal.
-        """
+        """Stops the process, after ``timeout`` seconds by SIGKILL; returns its exit code."""
         process = self.process
         if process is None:
             return 0
@@ -119,7 +112,7 @@ class DevAppliance:
         """The last lines of the log."""
         if not self.log.exists():
             return ""
-        return "\n".join(self.log.read_text().splitlines()[-_LOG_LINES:])
+        return "\n".join(self.log.read_text().splitlines()[-20:])
 
     def client(self, name: str = "issuer") -> SignerClient:
         """Connects as one of the clients of dev.json."""
@@ -129,12 +122,7 @@ class DevAppliance:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

@@ -9,11 +9,8 @@ from signer.model import Format, KeyName
 CLIENTS = ("issuer", "stranger", "officer-a", "officer-b", "auditor", "operator")
 """Clients that get a certificate. The policy names all of them except the stranger."""
 
-OFFICERS = ("officer-a", "officer-b")
-"""Clients that propose and approve operations."""
-
-LOAD_PREFIX = "l-"
-"""Facilities for load tests are l-00001, l-00002, and so on."""
+OFFICERS = ("officer-a", "officer-b")  # they propose and approve operations
+LOAD_PREFIX = "l-"  # facilities for load tests are l-00001, l-00002, and so on
 
 _RECORDS = (Format.JWS, Format.MESSAGE, Format.COSE_SIGN1)
 _DCC = (Format.HCERT,)

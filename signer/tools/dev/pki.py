@@ -29,7 +29,6 @@ VACCINATION = x509.ObjectIdentifier("1.3.6.1.4.1.1847.2021.1.2")
 """Extended key usage of certificates that sign vaccination certificates (EU DCC)."""
 
 _AUTHORITY_DAYS, _CLIENT_DAYS, _SIGNER_DAYS = 3650, 825, 1095
-_SKEW = timedelta(minutes=5)
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
@@ -136,7 +135,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
+        .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )

@@ -11,7 +11,6 @@ from signer.errors import OperatorError
 
 LABEL = "signer-dev"
 LIBRARY = "libsofthsm2.so"
-_MANUFACTURER = "SoftHSM project"
 _TOOL_SECONDS = 30
 _FOLDERS = ("/usr/lib/softhsm", "/usr/local/lib/softhsm", "/usr/lib64", "/usr/lib64/pkcs11")
 
@@ -38,7 +37,7 @@ def find_token(module: Path, configuration: Path) -> str | None:
         raise OperatorError(f"signer dev works with SoftHSM only; {module.name} is another module")
     shown = _tool(configuration, "--show-slots", "--module", str(module))
     tokens = shown.split("Token info:")[1:]
-    if not tokens or not all(_MANUFACTURER in token for token in tokens):
+    if not tokens or not all("SoftHSM project" in token for token in tokens):
         raise OperatorError(f"signer dev works with SoftHSM only; {module} is another module")
     serials = [
         match[1]

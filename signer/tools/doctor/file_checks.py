@@ -11,8 +11,7 @@ from signer.errors import Violation
 from signer.files import daemon_user, is_private, private_mode
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
-CREDENTIALS = Path("/run/credentials")
-"""Where systemd puts the secrets of a service while it runs."""
+CREDENTIALS = Path("/run/credentials")  # of services, by systemd while they run
 
 
 class Problem(NamedTuple):

@@ -18,9 +18,7 @@ from signer.config.client_file import Address
 from signer.config.models import Config
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
-FILES = 4096
-"""Open files that a busy daemon needs: every connection is one."""
-HTTP_SECONDS = 5.0
+FILES = 4096  # open files that a busy daemon needs: every connection is one
 _TIME_ERROR = 5  # linux/timex.h: the kernel's clock is not synchronised
 _SHELL = "this shell; a service has its own"
 _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)
@@ -57,9 +55,8 @@ def examine_daemon(daemon: int | None, metrics: Address) -> Finding:
     if daemon is None:
         return ok("daemon", "it is not running")
     try:
-        with closing(
-            HTTPConnection(metrics.host.strip("[]"), metrics.port, timeout=HTTP_SECONDS)
-        ) as asked:
+        host = metrics.host.strip("[]")
+        with closing(HTTPConnection(host, metrics.port, timeout=5)) as asked:
             asked.request("GET", "/readyz")
             answer = asked.getresponse()
             return judge_daemon(daemon, answer.status, answer.read(65_536).decode())

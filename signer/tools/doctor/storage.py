@@ -27,12 +27,8 @@ from signer.keys.schema import VERSION
 from signer.tools.doctor.file_checks import folder_problem, sqlite_file
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
-ROOMY = 4
-"""How many times ``low_disk_bytes`` should be free."""
-SLOW_SECONDS = 0.1
-"""Every batch waits for two syncs; a good disk takes about a millisecond for each."""
-ANSWER_SECONDS = 10.0
-"""How long a file server may take to answer."""
+SLOW_SECONDS = 0.1  # every batch waits for two syncs; a good disk takes about 1 ms for each
+ANSWER_SECONDS = 10.0  # of a file server
 _INIT = "`signer init --config FILE` creates it"
 
 
@@ -143,7 +139,7 @@ def judge_space(free: int, low: int) -> Finding:
     seen = f"{free >> 20} MiB are free; nothing is signed below {low >> 20}"
     if free < low:
         return wrong("audit disk", seen, "free space, or run `signer audit archive`")
-    if free < ROOMY * low:
+    if free < 4 * low:
         return warning("audit disk", seen, "free space soon, or run `signer audit archive`")
     return ok("audit disk", seen)
 
