@@ -247,7 +247,7 @@ def test_a_full_hsm_ends_an_enrolment_that_goes_on_when_there_is_room(
     assert told.state == "FAILED"
     assert 50 <= told.done < 160
     assert told.total == 160
-    assert f"{told.done} of 160 keys were made" in told.note
+    assert f"{told.done} of 160 keys were created" in told.note
     assert "it is full; destroy unused keys or give it more room" in told.note
     assert "retry" in told.note
     made = registry_equals_token(daemon)

@@ -62,7 +62,7 @@ def test_a_key_that_a_crash_left_on_the_token_is_found(config: Config) -> None:
         open_admin(config.tokens[0], config.state) as admin,
     ):
         left = admin.generate(Algorithm.ES256, 0, cka_id(name, 1), f"{name}/versions/1")
-        with pytest.raises(OperatorError, match=f"{name} was not made"):
+        with pytest.raises(OperatorError, match=f"{name} was not created"):
             create_key(registry, admin, NewKey(name, Algorithm.EDDSA), 1.0)
         assert registry.versions(name) == []
         assert create_key(registry, admin, NewKey(name, Algorithm.ES256), 1.0).spki == left
