@@ -1,11 +1,7 @@
-"""Traces which product files a request and an operation enter, in a real daemon and its worker.
-
-``python -m tests.integration.routes`` prints both routes.
-"""
+"""Traces which product files a request and an operation enter, in a real daemon and its worker."""
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -89,10 +85,3 @@ def trace(folder: Path) -> Routes:
     behind = BEHIND_THE_LOG + BEHIND_THE_HSM
     operation = {file for file in entered if file in DOORS or not file.startswith(behind)}
     return Routes(request, operation)
-
-
-if __name__ == "__main__":
-    Appliance.template = Path(tempfile.mkdtemp()) / "template"
-    for title, files in trace(Path(tempfile.mkdtemp()))._asdict().items():
-        print(f"{title}: {len(files)} files")
-        print(*(f"  {file}" for file in sorted(files)), sep="\n")
