@@ -134,13 +134,19 @@ class OperatorError(Exception):
         super().__init__(text)
         self.unsupported = unsupported
 
+    def answer(self) -> CallError:
+        """Returns the error of an officer's call that ends with this one; subclasses differ."""
+        return CallError(Reason.OPERATION_REFUSED, str(self))
+
 
 @contextmanager
 def answered() -> Iterator[None]:
     """Turns errors for operators that end an officer's call into CallError."""
     try:
         yield
-    except (OperatorError, ConfigError) as error:
+    except OperatorError as error:
+        raise error.answer() from error
+    except ConfigError as error:
         raise CallError(Reason.OPERATION_REFUSED, str(error)) from error
 
 
