@@ -1,10 +1,10 @@
 """COSE_Sign1 (RFC 9052 sections 4.2 and 4.4), concatenated from encoded parts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from signer import cbor
 from signer.algorithms import PROPERTIES
-from signer.formats.payloads import MessageFormat, signature_length
+from signer.formats.payloads import MessageFormat, finish_each, signature_length
 from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 
@@ -67,5 +67,7 @@ class CoseSign1(MessageFormat):
         """Returns the Sig_structures; every payload is accepted."""
         return PreparedBatch(list(map(envelope(context.version).to_sign, payloads)), {})
 
-    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:
-        return envelope(context.version).message
+    def finish(
+        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
+    ) -> list[bytes]:
+        return finish_each(prepared, signatures, envelope(context.version).message)

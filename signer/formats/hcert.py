@@ -4,7 +4,7 @@ Electronic Health Certificate Specification 1.0, EU DCC trust framework; CWT is
 RFC 8392, Base45 RFC 9285.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ from signer.formats import base45, cose, dcc, deflate
 from signer.formats.payloads import (
     MessageFormat,
     denied,
+    finish_each,
     prepare_each,
     signature_length,
     unreadable,
@@ -66,9 +67,15 @@ class Hcert(MessageFormat):
 
         return prepare_each(payloads, prepare)
 
-    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:
+    def finish(
+        self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
+    ) -> list[bytes]:
         message = cose.envelope(context.version).message
-        return lambda to_sign, signature: text(message(to_sign, signature))
+
+        def finish(to_sign: bytes, signature: bytes) -> bytes:
+            return text(message(to_sign, signature))
+
+        return finish_each(prepared, signatures, finish)
 
 
 def claims_head(claims: Mapping[int, object]) -> bytes:

@@ -2,11 +2,12 @@
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from signer.formats.payloads import (
     MessageFormat,
     denied,
+    finish_each,
     json_object,
     prepare_each,
     signature_length,
@@ -42,8 +43,16 @@ class Jws(MessageFormat):
 
         return prepare_each(payloads, prepare)
 
-    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:  # noqa: ARG002 - of all formats
-        return lambda signing_input, signature: signing_input + b"." + _base64url(signature)
+    def finish(
+        self,
+        prepared: PreparedBatch,
+        signatures: Sequence[bytes],
+        context: FormatContext,  # noqa: ARG002 - of all formats
+    ) -> list[bytes]:
+        def finish(signing_input: bytes, signature: bytes) -> bytes:
+            return signing_input + b"." + _base64url(signature)
+
+        return finish_each(prepared, signatures, finish)
 
 
 def _header(version: KeyVersion) -> bytes:

@@ -45,19 +45,11 @@ class MessageFormat(ABC):
         Raises CallError if no payload could be signed in this context.
         """
 
+    @abstractmethod
     def finish(
         self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
     ) -> list[bytes]:
         """Returns the outputs; an empty signature gives an empty output."""
-        output = self._output(context)
-        return [
-            output(signed, signature) if signature else b""
-            for signed, signature in zip(prepared.to_sign, signatures, strict=True)
-        ]
-
-    def _output(self, context: FormatContext) -> Callable[[bytes, bytes], bytes]:
-        """Returns the function that makes an output of signed bytes and their signature."""
-        raise NotImplementedError
 
 
 def unreadable(message: str) -> PayloadError:
@@ -81,6 +73,16 @@ def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -
             to_sign.append(b"")
             failures[index] = error.failure
     return PreparedBatch(to_sign, failures)
+
+
+def finish_each(
+    prepared: PreparedBatch, signatures: Sequence[bytes], finish: Callable[[bytes, bytes], bytes]
+) -> list[bytes]:
+    """Makes each output of the signed bytes and their signature; of an empty signature, none."""
+    return [
+        finish(signed, signature) if signature else b""
+        for signed, signature in zip(prepared.to_sign, signatures, strict=True)
+    ]
 
 
 def signature_length(version: KeyVersion) -> int:
