@@ -7,7 +7,8 @@ between the cut and its record loses nothing: the next start finds the file and 
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -66,23 +67,12 @@ def open_audit_log(
         for listener in listeners_of[record.kind]:
             listener(record)
 
-    lock = None
-    try:
-        lock = _lock(directory, disk)
+    with _locked(directory, disk) as lock:
         free_bytes = _provide_space(directory, disk, low_disk_bytes, ballast_bytes)
         tail, problems = _recover(
             directory, disk, origin, tuple(checkpoints), on_record, override=override
         )
         firsts = _firsts(disk, directory, tail.tip, problems)
-    except BaseException as error:
-        if lock is not None:
-            os.close(lock)
-        if isinstance(error, OSError):
-            raise AuditRefused(
-                f"the audit log in {directory} cannot be opened ({error}): repair the disk, then "
-                "start again"
-            ) from error
-        raise
     try:
         return AuditLog(
             directory,
@@ -139,6 +129,26 @@ def _recover(
     tip = replay.tip if segments else Tip()  # without any segment left, a new log begins
     tail = Tail(disk, directory, origin, tip=tip, segments=segments, index=replay.index)
     return tail, problems
+
+
+@contextmanager
+def _locked(directory: Path, disk: Disk) -> Iterator[int]:
+    """Takes the lock of the log, which stays held unless the block fails.
+
+    Raises AuditRefused for an OSError of the block, too.
+    """
+    try:
+        lock = _lock(directory, disk)
+        try:
+            yield lock
+        except BaseException:
+            os.close(lock)
+            raise
+    except OSError as error:
+        raise AuditRefused(
+            f"the audit log in {directory} cannot be opened ({error}): repair the disk, then "
+            "start again"
+        ) from error
 
 
 def _lock(directory: Path, disk: Disk) -> int:

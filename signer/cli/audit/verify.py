@@ -8,7 +8,7 @@ import click
 
 from signer.audit.format import proof
 from signer.audit.read.search import utc
-from signer.audit.read.verify import verify_log
+from signer.audit.read.verify import Report, verify_log
 from signer.cli.audit.log_files import (
     LogFiles,
     checkpoint_option,
@@ -109,16 +109,22 @@ def verify(
             beginning_elsewhere=beginning_elsewhere,
             end_elsewhere=end_elsewhere,
         )
+    return _described(report, origin, len(checkpoints), [*problems, *report.problems])
+
+
+def _described(
+    report: Report, origin: str, checkpoints: int, problems: list[str]
+) -> dict[str, Any]:
     officers = report.fold(ApprovalFold)
     return {
-        "whole": not (problems or report.problems),
+        "whole": not problems,
         "origin": origin,
         "first": report.first,
         "records": report.records,
         "items": report.items,
         "kinds": {str(kind): count for kind, count in sorted(report.kinds.items())},
         "root": report.root.hex(),
-        "checkpoints": len(checkpoints),
+        "checkpoints": checkpoints,
         "signed_records": report.covered,
         "last_time": utc(report.time_us),
         "open_intents": report.open_intents,
@@ -128,7 +134,7 @@ def verify(
         "development": officers.development,
         "operations": officers.executed,
         "acts": officers.acts,
-        "problems": [*problems, *report.problems],
+        "problems": problems,
     }
 
 
