@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 
@@ -27,7 +28,11 @@ def run(
     from signer.daemon.app import Appliance  # noqa: PLC0415 - after the variable is set
 
     sys.setswitchinterval(0.0005)  # Python's default of 5 ms delays a worker's round trip
-    appliance = Appliance(config_path, override_audit=override_audit, development=development)
+    with ExitStack() as refused:  # closes what a refused constructor leaves open
+        appliance = Appliance(
+            config_path, refused, override_audit=override_audit, development=development
+        )
+        refused.pop_all()
     try:
         appliance.start()
         appliance.serve(on_ready or (lambda: None))

@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,9 +76,17 @@ class Appliance:
     """All parts of one appliance: built, started, served, reloaded and stopped."""
 
     def __init__(
-        self, config_path: Path, *, override_audit: bool = False, development: bool = False
+        self,
+        config_path: Path,
+        refused: ExitStack,
+        *,
+        override_audit: bool = False,
+        development: bool = False,
     ) -> None:
-        """Builds every part and starts none; raises ConfigError or OperatorError."""
+        """Builds every part and starts none; raises ConfigError or OperatorError.
+
+        Then ``refused`` closes the registry and the log, where they are open.
+        """
         # 1. What every part uses: configuration, clock, events.
         self._config_path = config_path
         self._config = config = load_config(config_path)
@@ -90,6 +99,7 @@ class Appliance:
 
         # 2. What is served: the state of the registry under the policy in force.
         self._registry = registry = Registry.open(config.registry)
+        refused.callback(registry.close)
         self._certificates = Certificates(config.tls)
         state, policies = read_state(config, registry, events, development=development)
         self._served = Served(snapshot_of(state, policies.text.policy))
@@ -108,6 +118,7 @@ class Appliance:
             on_stop=self._health.fail,
             override=override_audit,
         )
+        refused.callback(log.close)
         self._daemon_log = DaemonLog(log, ledger, config.audit.directory, clock, events)
         # What calls and workers emit is recorded as well.
         recorded = Events(*listeners, self._daemon_log.handlers)

@@ -145,9 +145,13 @@ def open_log(
         on_time=clock.raise_floor,
         on_stop=stopped,
     )
-    if log.overridden is not None:
-        for path in _set_aside(config, key, log, log.overridden):
-            events.emit(AuditProblem(f"{path} was overridden and put aside"))
+    try:
+        if log.overridden is not None:
+            for path in _set_aside(config, key, log, log.overridden):
+                events.emit(AuditProblem(f"{path} was overridden and put aside"))
+    except BaseException:
+        log.close()
+        raise
     return log
 
 

@@ -109,6 +109,32 @@ def test_a_start_that_is_refused_before_there_are_workers_says_why(
     assert f"signer: the policy cannot be kept in {kept} (File exists)" in refused(config)
 
 
+OPEN_AFTER_A_REFUSAL = """
+import pathlib, sys, psutil
+from signer import daemon
+from signer.errors import OperatorError
+try:
+    daemon.run(pathlib.Path(sys.argv[1]))
+except OperatorError as error:  # while it lives, so does the half-made appliance
+    print(error, [file.path for file in psutil.Process().open_files()], sep="\\n")
+"""
+
+
+def test_a_refused_start_closes_registry_and_log(appliance: Any, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    config = copied(appliance, tmp_path, state=str(tmp_path / "a-file" / "state"))
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_AFTER_A_REFUSAL, str(config)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    text, files = done.stdout.splitlines()
+    assert text.startswith("the folder of latches and locks cannot be created")
+    assert files == "[]"
+
+
 def no_state(folder: Path) -> dict[str, Any]:
     (folder / "a-file").touch()
     return {"tls": {name: str(folder / "absent") for name in ("certificate", "key", "client_ca")}}

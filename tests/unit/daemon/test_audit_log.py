@@ -24,6 +24,7 @@ from signer.audit.write.recovery import AuditRefused
 from signer.config.models import AuditConfig
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.sealing import Sealing
+from signer.errors import OperatorError
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
 from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Signed, SignJob
@@ -200,6 +201,21 @@ def test_a_second_override_of_a_whole_log_changes_nothing(
     assert again.log.overridden is None
     again.log.close()
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_override_that_cannot_put_checkpoints_aside_closes_the_log(
+    config: AuditConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    put(tmp_path / "mirror" / "newest", Checkpoint(ORIGIN, 9, bytes(32)))
+    with monkeypatch.context() as patched:
+        patched.setattr("signer.daemon.audit_log.set_aside", full)
+        with pytest.raises(OperatorError, match="cannot be put aside"):
+            Opened(config, override=True)
+    with pytest.raises(AuditRefused, match="a checkpoint covers 9"):  # and not: it is open
+        Opened(config)
 
 
 def archived(config: AuditConfig) -> tuple[Path, Checkpoint]:
