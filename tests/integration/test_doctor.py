@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Copy:
         return named
 
     def sql(self, statement: str) -> None:
-        with sqlite3.connect(self.dir / "registry.sqlite") as registry:
+        with closing(sqlite3.connect(self.dir / "registry.sqlite")) as registry, registry:
             registry.execute(statement)
 
     def log_in(self) -> None:

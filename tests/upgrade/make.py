@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import sys
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def keep(made: Path, out: Path, signed: list[dict[str, str]]) -> None:
         shutil.copytree(made / name, out / name, ignore=shutil.ignore_patterns("*.lock"))
     ignored = shutil.ignore_patterns("lock", "ballast", "*.index")
     shutil.copytree(made / "audit", out / "audit", ignore=ignored)
-    with sqlite3.connect(made / "registry.sqlite") as registry:
+    with closing(sqlite3.connect(made / "registry.sqlite")) as registry, registry:
         (out / "registry.sql").write_text("\n".join(registry.iterdump()) + "\n")
     with tarfile.open(out / "token.tar.gz", "w:gz") as archive:
         archive.add(made / "token", "token", filter=_nobodys)

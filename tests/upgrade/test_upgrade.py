@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Machine:
         shutil.copytree(HERE / state, self.dir)
         with tarfile.open(self.dir / "token.tar.gz") as archive:
             archive.extractall(self.dir, filter="data")
-        with sqlite3.connect(self.dir / "registry.sqlite") as registry:
+        with closing(sqlite3.connect(self.dir / "registry.sqlite")) as registry, registry:
             registry.executescript((self.dir / "registry.sql").read_text())
         (self.dir / "pin").chmod(0o600)
         (self.dir / "softhsm2.conf").write_text(
@@ -117,7 +118,7 @@ class Machine:
             for path in kept
             if path.is_file() and path.name not in ("lock", "ballast") and path.suffix != ".lock"
         }
-        with sqlite3.connect(self.dir / "registry.sqlite") as registry:
+        with closing(sqlite3.connect(self.dir / "registry.sqlite")) as registry, registry:
             return files | {"registry": "\n".join(registry.iterdump())}
 
     def upgrade(self) -> None:
@@ -190,7 +191,7 @@ def test_a_state_is_verified_upgraded_and_gone_on_with(machine: Machine, serving
 
 def keys(machine: Machine) -> dict[str, str]:
     """The versions that the registry has, by the thumbprint of their public keys."""
-    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+    with closing(sqlite3.connect(machine.dir / "registry.sqlite")) as registry, registry:
         return dict(registry.execute("select thumbprint, state from key_versions"))
 
 
@@ -268,7 +269,7 @@ def test_who_runs_on_while_the_registry_is_migrated_signs_and_follows(
     machine: Machine, serving: Daemon
 ) -> None:
     serving.start()
-    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+    with closing(sqlite3.connect(machine.dir / "registry.sqlite")) as registry, registry:
         registry.execute("alter table suspensions add column until float")
         registry.execute("update alembic_version set version_num = '9999'")
     machine.sign()
@@ -277,7 +278,7 @@ def test_who_runs_on_while_the_registry_is_migrated_signs_and_follows(
     assert told.value.reason == "OPERATION_REFUSED"
     assert "brought to schema 9999 by a newer version of signer" in told.value.message
     # An appliance of the later version stops a facility: the one before it hears of that.
-    with sqlite3.connect(machine.dir / "registry.sqlite") as registry:
+    with closing(sqlite3.connect(machine.dir / "registry.sqlite")) as registry, registry:
         registry.execute("update revision set value = value + 1")
         registry.execute(
             "insert into suspensions (scope, name, since, officer, reason, until)"
