@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -57,3 +60,23 @@ class SignBatchResponse(_message.Message):
     failures: _containers.MessageMap[int, _status_pb2.Status]
     request_id: str
     def __init__(self, key_version: _Optional[str] = ..., signatures: _Optional[_Iterable[bytes]] = ..., failures: _Optional[_Mapping[int, _status_pb2.Status]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class SignStreamRequest(_message.Message):
+    __slots__ = ("tag", "batch", "timeout")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    tag: int
+    batch: SignBatchRequest
+    timeout: _duration_pb2.Duration
+    def __init__(self, tag: _Optional[int] = ..., batch: _Optional[_Union[SignBatchRequest, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SignStreamResponse(_message.Message):
+    __slots__ = ("tag", "batch", "error")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    tag: int
+    batch: SignBatchResponse
+    error: _status_pb2.Status
+    def __init__(self, tag: _Optional[int] = ..., batch: _Optional[_Union[SignBatchResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...

@@ -45,6 +45,11 @@ class SigningServiceStub:
                 request_serializer=signer_dot_v1_dot_signing__pb2.SignBatchRequest.SerializeToString,
                 response_deserializer=signer_dot_v1_dot_signing__pb2.SignBatchResponse.FromString,
                 _registered_method=True)
+        self.SignStream = channel.stream_stream(
+                '/signer.v1.SigningService/SignStream',
+                request_serializer=signer_dot_v1_dot_signing__pb2.SignStreamRequest.SerializeToString,
+                response_deserializer=signer_dot_v1_dot_signing__pb2.SignStreamResponse.FromString,
+                _registered_method=True)
 
 
 class SigningServiceServicer:
@@ -67,6 +72,22 @@ class SigningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignStream(self, request_iterator, context):
+        """Signs requests as they come, over one connection: the way for programs that
+        sign one record at a time.
+
+        Each request is a call of its own: policy, quota, request id, time-out and
+        error are its own, and its error ends no stream. Answers come when they are
+        ready, in any order, with the tag of their request. Where the caller has its
+        share of requests in progress, the appliance reads no further until some are
+        answered: nothing is refused for that. A request that has no answer when the
+        stream ends may or may not have been signed: send it again, under the same
+        request id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SigningServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +95,11 @@ def add_SigningServiceServicer_to_server(servicer, server):
                     servicer.SignBatch,
                     request_deserializer=signer_dot_v1_dot_signing__pb2.SignBatchRequest.FromString,
                     response_serializer=signer_dot_v1_dot_signing__pb2.SignBatchResponse.SerializeToString,
+            ),
+            'SignStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SignStream,
+                    request_deserializer=signer_dot_v1_dot_signing__pb2.SignStreamRequest.FromString,
+                    response_serializer=signer_dot_v1_dot_signing__pb2.SignStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -109,6 +135,33 @@ class SigningService:
             '/signer.v1.SigningService/SignBatch',
             signer_dot_v1_dot_signing__pb2.SignBatchRequest.SerializeToString,
             signer_dot_v1_dot_signing__pb2.SignBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/signer.v1.SigningService/SignStream',
+            signer_dot_v1_dot_signing__pb2.SignStreamRequest.SerializeToString,
+            signer_dot_v1_dot_signing__pb2.SignStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
