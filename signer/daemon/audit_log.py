@@ -20,7 +20,8 @@ from signer.audit.read.ledger import Ledger
 from signer.audit.read.notes import KnownCheckpoints, read_newest
 from signer.audit.write.checkpoints import set_aside
 from signer.audit.write.disk import Disk, replace_durably
-from signer.audit.write.log import SLOW_SECONDS, AuditLog, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import Clock, FlooredClock
 from signer.config.models import AuditConfig
@@ -29,6 +30,7 @@ from signer.events import (
     AuditProblem,
     AuditSlow,
     AuditStopped,
+    Bug,
     CallDenied,
     Events,
     Handlers,
@@ -144,6 +146,7 @@ def open_log(
         on_commit=events.emit,
         on_time=clock.raise_floor,
         on_stop=stopped,
+        on_error=lambda error: events.emit(Bug("answer for a durable record", error, {})),
     )
     try:
         if log.overridden is not None:

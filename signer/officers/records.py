@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from signer.audit.format.record import Fields, RecordError, RecordKind, Value, octets, text
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog
 from signer.errors import OperatorError, invalid
 from signer.officers.approval import Officers, Signature
 

@@ -21,7 +21,8 @@ from signer.audit.format.record import (
     indeterminate,
 )
 from signer.audit.read.ledger import Earlier, Ledger
-from signer.audit.write.log import AuditLate, AuditLog, AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLate, AuditLog
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.formats import FORMATS

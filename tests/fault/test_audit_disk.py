@@ -13,7 +13,8 @@ from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import AuditLog
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import SystemClock
 from tests.fault.audit_disk import FaultyDisk
@@ -256,7 +257,7 @@ FULL_DISK = """
 import resource
 import sys
 from pathlib import Path
-from signer.audit.write.log import AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.recovery import open_audit_log
 from signer.audit.format.record import RecordKind
 from signer.clock import SystemClock

@@ -15,7 +15,8 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable, Entry
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from tests.fault.audit_disk import PowerDisk
 from tests.stand_ins import small_log
@@ -68,9 +69,10 @@ class World:
             case "intent":
                 self.append(log, RecordKind.INTENT)
             case "group":  # one commit of many records, and more than a page
-                with log._inbox._changed:
-                    for _ in range(6):
-                        log.note(RecordKind.DENIALS, {"padding": bytes(900)})
+                with log._inbox._lock:
+                    log._inbox._queue += [
+                        Entry(RecordKind.DENIALS, {"padding": bytes(900)}) for _ in range(6)
+                    ]
                 self.append(log, RecordKind.TOKEN)
             case _:
                 self.checkpoint = Checkpoint(ORIGIN, *log.tree_head())

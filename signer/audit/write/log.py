@@ -1,15 +1,15 @@
 """The audit log while it grows: one writer, one order, group commit.
 
-``append`` returns when one ``fdatasync`` has covered the record, together with all records
-that arrived during the sync before. After a failed write or sync the state of the file is
-unknown: the log stops until it is opened again, which reads what is on the disk.
+A record is durable when one ``fdatasync`` has covered it, together with all records that
+arrived during the sync before. ``append`` waits for that, ``submit`` does not. After a failed
+write or sync the state of the file is unknown: the log stops until it is opened again, which
+reads what is on the disk.
 """
 
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,9 @@ from signer.audit.format.record import (
 from signer.audit.format.segments import Segment
 from signer.audit.read.reader import Reader
 from signer.audit.read.replay import OnRecord
+from signer.audit.write.checkpoints import Growth
 from signer.audit.write.disk import Disk, Tail
+from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
 from signer.clock import Clock
 from signer.errors import Reason
 from signer.events import AuditCommitted
@@ -42,122 +44,8 @@ _WITH_ANSWER = frozenset(
 )
 
 
-class AuditUnavailable(Exception):  # named after the reason that callers get
-    """The record may not be in the log: nothing that it covers may be released."""
-
-
 class AuditLate(Exception):  # not an error of the log
     """The wait for an intent is over: it was withdrawn, or will be closed as INDETERMINATE."""
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A record in the queue; ``done`` is set when it is durable or refused.
-
-    ``seq`` is its number when it is durable, -1 before. ``late``: its waiter timed out.
-    """
-
-    kind: RecordKind
-    fields: Fields
-    column: Column | None = None
-    root: bytes | None = None
-    done: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
-    seq: int = -1
-    late: bool = False
-
-    def refuse(self, error: Exception) -> None:
-        self.error = error
-        self.done.set()
-
-
-class Inbox:
-    """The queue of the writer.
-
-    ``failed`` is the reason why no record is accepted, ``low`` why no intent is; both are
-    normally empty. ``on_stop`` is called with either before any record is refused for it;
-    it must not call ``put``.
-    """
-
-    def __init__(self, on_stop: Callable[[str], None]) -> None:
-        self.failed = self.low = ""
-        self._on_stop = on_stop
-        self._changed = threading.Condition()
-        self._queue: list[Entry] = []
-        self._closing = False
-
-    def put(self, entry: Entry) -> None:
-        """Queues a record; raises AuditUnavailable."""
-        # Under the lock, so that the writer sees every accepted entry before it ends.
-        with self._changed:
-            if self.failed or self._closing:
-                raise AuditUnavailable(self.failed or "the audit log is closed")
-            if self.low and entry.kind is RecordKind.INTENT:
-                raise AuditUnavailable(self.low)
-            self._queue.append(entry)
-            self._changed.notify()
-
-    def wait(self, entry: Entry, seconds: float | None) -> int:
-        """Returns the number of a record when it is durable; raises the reason if it is refused.
-
-        After ``seconds`` AuditLate is raised: an intent that the writer has not begun is
-        withdrawn, another is closed as INDETERMINATE when it is durable.
-        """
-        if not entry.done.wait(seconds):
-            with self._changed:
-                if not entry.done.is_set() and entry.seq < 0:
-                    if entry in self._queue:
-                        self._queue.remove(entry)
-                    entry.late = True
-                    raise AuditLate("the disk of the audit log was too slow to record this in time")
-        if entry.error is not None:
-            raise entry.error
-        return entry.seq
-
-    def take(self) -> list[Entry]:
-        """Waits for entries and returns them all; none when the inbox is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            taken, self._queue = self._queue, []
-            return taken
-
-    def answer(self, entries: Sequence[Entry]) -> None:
-        """Wakes the waiters of durable entries; closes those whose waiters timed out."""
-        reason = str(Reason.DEADLINE_TOO_SHORT)
-        with self._changed:
-            # Before all newer entries, which may have the same request id.
-            self._queue[:0] = [
-                Entry(RecordKind.INDETERMINATE, indeterminate(entry.seq, reason))
-                for entry in entries
-                if entry.late
-            ]
-        for entry in entries:
-            entry.done.set()
-
-    def stop_intents(self, reason: str) -> None:
-        """Refuses all further intents."""
-        with self._changed:
-            self.low = reason
-            self._on_stop(reason)
-
-    def fail(self, taken: Sequence[Entry], reason: str) -> None:
-        """Refuses all further entries, those in the queue, and those that were ``taken``."""
-        waiting: list[Entry] = []
-        try:
-            with self._changed:
-                self.failed = reason
-                waiting, self._queue = self._queue, []
-                self._on_stop(reason)
-        finally:
-            for entry in (*taken, *waiting):
-                if not entry.done.is_set():
-                    entry.refuse(AuditUnavailable(reason))
-
-    def close(self) -> None:
-        """Refuses all further entries; those in the queue are still written."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
 
 
 class _Durable(NamedTuple):
@@ -167,40 +55,6 @@ class _Durable(NamedTuple):
     peaks: list[bytes]
     open_intents: int
     reader: Reader
-
-
-class Growth:
-    """How much the log has grown since this was last taken: records, and the items of intents."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._units = 0
-        self._enough = 0
-        self.closed = False
-
-    def add(self, units: int) -> None:
-        """Adds the records and items of a commit."""
-        with self._changed:
-            before, self._units = self._units, self._units + units
-            if not before or before < self._enough <= self._units:
-                self._changed.notify_all()
-
-    def take(self, enough: int, seconds: float) -> int:
-        """Waits for a first unit, then for ``enough`` or up to ``seconds``; returns all units.
-
-        Does not wait once it is closed, and returns 0 when nothing is left to take.
-        """
-        with self._changed:
-            self._enough = enough
-            self._changed.wait_for(lambda: self._units or self.closed)
-            self._changed.wait_for(lambda: self._units >= enough or self.closed, seconds)
-            units, self._units = self._units, 0
-            return units
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
 
 
 class Listener(NamedTuple):
@@ -229,7 +83,8 @@ class AuditLog:
     not append. If one adds to snapshots, every segment but the first begins with a SNAPSHOT.
     ``on_commit`` is called for each commit, ``on_time`` with the time of the newest durable
     record (seconds since the epoch), ``on_stop`` with the reason why intents are refused
-    from now on, before any is refused.
+    from now on, before any is refused, ``on_error`` with what
+    an entry's ``finished`` raises, which disturbs nothing.
     ``growth`` is for the one thread that makes checkpoints.
     """
 
@@ -250,6 +105,7 @@ class AuditLog:
         on_commit: Callable[[AuditCommitted], None],
         on_time: Callable[[float], None],
         on_stop: Callable[[str], None],
+        on_error: Callable[[Exception], None],
     ) -> None:
         """Starts the writer's thread, and appends ``firsts``; raises AuditUnavailable.
 
@@ -261,7 +117,7 @@ class AuditLog:
         self._listeners = by_kind(listeners)
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
         self._on_commit, self._on_time = on_commit, on_time
-        self._inbox = Inbox(on_stop)
+        self._inbox = Inbox(on_stop, on_error)
         self.growth = Growth()
         self.free_bytes, self.overridden = free_bytes, overridden
         self.commit_seconds = self.committing_since = 0.0
@@ -286,17 +142,48 @@ class AuditLog:
         root: bytes | None = None,
         deadline: float | None = None,
     ) -> int:
-        """Returns the sequence number of a new record when it is durable.
+        """Returns the sequence number of a new record when it is durable; not for an event loop.
 
         ``root`` is the column's, if already computed. ``deadline`` (monotonic seconds) is for
         an INTENT only: an outcome is recorded however long it takes. Raises AuditLate,
         AuditUnavailable, and RecordError for fields that a record cannot hold and for a
         record that may not be the next.
         """
-        entry = Entry(kind, fields, column, root)
+        done = threading.Event()
+        entry = Entry(kind, fields, column, root, lambda _: done.set())
         self._inbox.put(entry)
         seconds = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
-        return self._inbox.wait(entry, seconds)
+        late = str(Reason.DEADLINE_TOO_SHORT)
+        if not done.wait(seconds) and self._inbox.abandon(entry, late):
+            raise AuditLate("the disk of the audit log was too slow to record this in time")
+        if entry.error is not None:
+            raise entry.error
+        return entry.seq
+
+    def submit(self, entry: Entry) -> None:
+        """Hands over a record without waiting; ``entry.finished`` is called when it is durable.
+
+        Raises AuditUnavailable. What else ``append`` would raise becomes ``entry.error``.
+        """
+        self._inbox.put(entry)
+
+    def abandon(self, entry: Entry, reason: str) -> None:
+        """Gives up an INTENT that was submitted: nobody waits for it any more.
+
+        One that the writer has not begun is withdrawn: it is not recorded, and its
+        ``finished`` is not called. Another is closed as INDETERMINATE with this reason, before
+        all records that are submitted later. If the log has stopped, the next start closes it.
+        """
+        if not self._inbox.abandon(entry, reason) and entry.seq >= 0:
+            with suppress(AuditUnavailable):
+                self.close_intent(entry.seq, reason)
+
+    def close_intent(self, seq: int, reason: str) -> None:
+        """Submits the INDETERMINATE of a durable intent; raises AuditUnavailable.
+
+        Nothing is recorded if the intent was closed before.
+        """
+        self._inbox.put(Entry(RecordKind.INDETERMINATE, indeterminate(seq, reason)))
 
     def note(self, kind: RecordKind, fields: Fields) -> None:
         """Appends a record without waiting; the next commit makes it durable.
@@ -368,35 +255,43 @@ class AuditLog:
 
     def _run(self) -> None:
         """Is the writer's thread: takes the entries in the queue and makes them durable."""
-        batch: list[Entry] = []
+        untold: list[Entry] = []
         try:
-            while batch := self._inbox.take():
-                self._commit(batch)
+            while untold := self._inbox.take():
+                records = self._commit(untold)
+                untold = []
+                if records:
+                    self.growth.add(sum(map(_units, records)))
+                    self._on_commit(AuditCommitted(len(records), self.commit_seconds))
                 if self._tail.due(self._segment_bytes):
                     self._rotate()
         except OSError as error:
-            self._fail(batch, str(error))
+            self._fail(untold, str(error))
         except BaseException as error:
-            self._fail(batch, f"internal error: {type(error).__name__}")
+            self._fail(untold, f"internal error: {type(error).__name__}")
             raise
 
-    def _commit(self, batch: Sequence[Entry]) -> None:
+    def _commit(self, batch: Sequence[Entry]) -> list[Record]:
+        """Makes a batch durable, tells those who wait for it, and returns its records."""
+        entries: list[Entry] = []
+        records: list[Record] = []
         with self._timed():
             self._watch_disk()
-            written = [(entry, record) for entry in batch if (record := self._stage(entry))]
-            if written:
+            time_us = int(self._clock.now() * 1_000_000)
+            for entry in batch:
+                if (record := self._stage(entry, time_us)) is not None:
+                    entries.append(entry)
+                    records.append(record)
+            if records:
                 self._tail.commit()
-        if not written:
-            return
-        self._publish()
-        for entry, record in written:
-            for on_record in self._listeners[record.kind]:
-                on_record(record)
-            entry.seq = record.seq
-        intents = [record.column for _, record in written if record.kind is RecordKind.INTENT]
-        self.growth.add(len(written) + sum(column.count for column in intents if column))
-        self._inbox.answer([entry for entry, _ in written])
-        self._on_commit(AuditCommitted(len(written), self.commit_seconds))
+        if records:
+            self._publish()
+            for record in records:
+                for on_record in self._listeners[record.kind]:
+                    on_record(record)
+            self._inbox.answer(entries, [record.seq for record in records])
+        self._inbox.tell(batch)
+        return records
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -407,15 +302,14 @@ class AuditLog:
         finally:
             self.commit_seconds, self.committing_since = self._clock.monotonic() - started, 0.0
 
-    def _stage(self, entry: Entry) -> Record | None:
+    def _stage(self, entry: Entry, time_us: int) -> Record | None:
         if self._inbox.low and entry.kind is RecordKind.INTENT:
-            entry.refuse(AuditUnavailable(self._inbox.low))
+            entry.error = AuditUnavailable(self._inbox.low)
             return None
-        time_us = int(self._clock.now() * 1_000_000)
         try:
             return self._tail.stage(time_us, entry.kind, entry.fields, entry.column, entry.root)
         except RecordError as error:
-            entry.refuse(error)
+            entry.error = error
             return None
 
     def _rotate(self) -> None:
@@ -454,6 +348,12 @@ class AuditLog:
             f"the audit log in {self._directory} cannot be written ({cause}): nothing is "
             "signed until the cause is fixed and the daemon restarted",
         )
+
+
+def _units(record: Record) -> int:
+    """Returns by how much a record makes the log grow: itself, and the items of an intent."""
+    column = record.column
+    return 1 + (column.count if column and record.kind is RecordKind.INTENT else 0)
 
 
 def by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, ...]]:

@@ -18,7 +18,8 @@ from signer.audit.format.record import Fields, Record, RecordKind, Tip, Value, i
 from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
 from signer.audit.write.disk import Disk, Tail, write_file
-from signer.audit.write.log import BALLAST, AuditLog, AuditUnavailable, Listener, by_kind
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import BALLAST, AuditLog, Listener, by_kind
 from signer.clock import Clock
 from signer.errors import OperatorError
 from signer.events import AuditCommitted
@@ -46,6 +47,7 @@ def open_audit_log(
     on_commit: Callable[[AuditCommitted], None] = lambda _: None,
     on_time: Callable[[float], None] = lambda _: None,
     on_stop: Callable[[str], None] = lambda _: None,
+    on_error: Callable[[Exception], None] = lambda _: None,
     disk: Disk | None = None,
 ) -> AuditLog:
     """Verifies the log from the newest snapshot on that all ``checkpoints`` cover, and opens it.
@@ -89,6 +91,7 @@ def open_audit_log(
             on_commit=on_commit,
             on_time=on_time,
             on_stop=on_stop,
+            on_error=on_error,
         )
     except AuditUnavailable as error:
         raise AuditRefused(str(error)) from None

@@ -1,78 +1,110 @@
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from signer.audit.format.record import RecordKind
-from signer.audit.write.log import AuditLate, AuditUnavailable, Entry, Inbox
+from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
+
+
+class Waiter:
+    """Keeps what it is told: the numbers, or the texts of errors, of one call each."""
+
+    def __init__(self) -> None:
+        self.told: list[list[int | str]] = []
+
+    def finished(self, entries: Sequence[Entry]) -> None:
+        self.told.append([str(entry.error) if entry.error else entry.seq for entry in entries])
 
 
 def an_inbox(on_stop: Callable[[str], None] = lambda _: None) -> Inbox:
     return Inbox(on_stop)
 
 
-def put(inbox: Inbox, kind: RecordKind = RecordKind.INTENT) -> Entry:
-    entry = Entry(kind, {})
+def put(inbox: Inbox, kind: RecordKind = RecordKind.INTENT, waiter: Waiter | None = None) -> Entry:
+    entry = Entry(kind, {}, finished=waiter.finished if waiter else None)
     inbox.put(entry)
     return entry
 
 
 def written(inbox: Inbox, entries: list[Entry], first: int = 0) -> None:
     """What the writer does once the records are durable."""
-    for seq, entry in enumerate(entries, first):
-        entry.seq = seq
-    inbox.answer(entries)
+    inbox.answer(entries, range(first, first + len(entries)))
+    inbox.tell(entries)
 
 
-def test_who_waits_gets_the_number_of_his_record() -> None:
-    inbox = an_inbox()
-    entries = [put(inbox), put(inbox, RecordKind.TOKEN)]
+def test_a_waiter_gets_all_numbers_of_a_commit_at_once() -> None:
+    inbox, one, other = an_inbox(), Waiter(), Waiter()
+    waiters = [one, other, one]
+    entries = [put(inbox, waiter=waiter) for waiter in waiters]
     assert inbox.take() == entries
     written(inbox, entries, 7)
-    assert [inbox.wait(entry, None) for entry in entries] == [7, 8]
+    assert (one.told, other.told) == ([[7, 9]], [[8]])
 
 
-def test_a_late_intent_that_waits_is_taken_back() -> None:
-    inbox = an_inbox()
-    late, other = put(inbox), put(inbox)
-    with pytest.raises(AuditLate):
-        inbox.wait(late, 0)
+def test_a_waiter_that_raises_disturbs_no_other() -> None:
+    errors: list[Exception] = []
+
+    def broken(_: Sequence[Entry]) -> None:
+        raise KeyError("a mistake of ours")
+
+    inbox, other = Inbox(lambda _: None, errors.append), Waiter()
+    inbox.put(Entry(RecordKind.TOKEN, {}, finished=broken))
+    put(inbox, waiter=other)
+    written(inbox, inbox.take())
+    assert other.told == [[1]]
+    assert [type(error) for error in errors] == [KeyError]
+
+
+def test_an_abandoned_intent_that_waits_is_withdrawn() -> None:
+    inbox, waiter = an_inbox(), Waiter()
+    gone, other = put(inbox, waiter=waiter), put(inbox, waiter=waiter)
+    assert inbox.abandon(gone, "CANCELLED")
     assert inbox.take() == [other]
+    written(inbox, [other], 4)
+    assert waiter.told == [[4]]
 
 
-def test_a_late_intent_that_is_being_written_is_closed_before_all_that_came_since() -> None:
+def test_an_abandoned_intent_that_is_being_written_is_closed_before_all_that_came_since() -> None:
     inbox = an_inbox()
-    late = put(inbox)
+    gone = put(inbox)
     taken = inbox.take()
-    with pytest.raises(AuditLate):
-        inbox.wait(late, 0)
+    assert inbox.abandon(gone, "DEADLINE_TOO_SHORT")
     again = put(inbox)  # its caller asks again, under the same request id
     written(inbox, taken, 5)
     closing, last = inbox.take()
-    assert (closing.kind, closing.fields["intent"]) == (RecordKind.INDETERMINATE, 5)
-    assert closing.fields["reason"] == "DEADLINE_TOO_SHORT"
+    assert closing.kind is RecordKind.INDETERMINATE
+    assert closing.fields == {"intent": 5, "reason": "DEADLINE_TOO_SHORT"}
     assert last is again
 
 
-def test_an_intent_that_is_durable_at_its_deadline_is_not_late() -> None:
+def test_an_intent_that_is_durable_or_refused_is_not_abandoned() -> None:
     inbox = an_inbox()
-    entry = put(inbox)
+    durable, refused = put(inbox), put(inbox)
     inbox.take()
-    entry.seq = 3  # durable, but its caller was not woken yet
-    assert inbox.wait(entry, 0) == 3
-    inbox.answer([entry])
+    inbox.answer([durable], [3])  # its waiter has not been told yet
+    refused.error = ValueError()
+    assert not inbox.abandon(durable, "CANCELLED")
+    assert not inbox.abandon(refused, "CANCELLED")
     inbox.close()
     assert inbox.take() == []
 
 
-def test_an_intent_that_fails_late_is_not_closed() -> None:
-    inbox = an_inbox()
-    late = put(inbox)
+def test_an_abandoned_intent_that_fails_is_not_closed() -> None:
+    inbox, waiter = an_inbox(), Waiter()
+    gone = put(inbox, waiter=waiter)
     taken = inbox.take()
-    with pytest.raises(AuditLate):
-        inbox.wait(late, 0)
+    assert inbox.abandon(gone, "CANCELLED")
     inbox.fail(taken, "the disk is gone")
-    assert isinstance(late.error, AuditUnavailable)
+    assert waiter.told == [["the disk is gone"]]
+    assert isinstance(gone.error, AuditUnavailable)
+
+
+def test_a_withdrawn_intent_is_not_refused_later() -> None:
+    inbox, waiter = an_inbox(), Waiter()
+    inbox.abandon(put(inbox, waiter=waiter), "CANCELLED")
+    inbox.fail([], "the disk is gone")
+    assert waiter.told == []
 
 
 @pytest.mark.parametrize("stop", [Inbox.stop_intents, lambda inbox, why: inbox.fail([], why)])
@@ -86,12 +118,15 @@ def test_whoever_watches_hears_before_anybody_is_refused(
         try:
             while True:
                 put(inbox)
+                threading.Event().wait(0.001)
         except AuditUnavailable:
             refused.append(list(heard))
 
     def on_stop(why: str) -> None:
         # Callers find out by themselves that it is over, but are not told so yet.
         assert why in {inbox.failed, inbox.low}
+        # The lock is free: what is told may need the event loop, and that may be in ``put``.
+        put(inbox)
         threading.Event().wait(0.05)
         heard.append(why)
 
@@ -105,16 +140,15 @@ def test_whoever_watches_hears_before_anybody_is_refused(
     assert refused == [["no room"]] * 4
 
 
-def test_who_waits_is_refused_even_where_nobody_can_be_told() -> None:
+def test_a_waiter_is_refused_even_where_nobody_can_be_told_of_the_stop() -> None:
     def on_stop(_: str) -> None:
         raise BrokenPipeError
 
-    inbox = an_inbox(on_stop)
-    waiting = put(inbox)
+    inbox, waiter = an_inbox(on_stop), Waiter()
+    put(inbox, waiter=waiter)
     with pytest.raises(BrokenPipeError):
         inbox.fail([], "the disk is gone")
-    with pytest.raises(AuditUnavailable, match="the disk is gone"):
-        inbox.wait(waiting, None)
+    assert waiter.told == [["the disk is gone"]]
 
 
 def test_a_low_disk_takes_all_but_intents() -> None:
@@ -134,3 +168,24 @@ def test_a_closed_inbox_gives_out_what_it_has() -> None:
         put(inbox)
     assert inbox.take() == [entry]
     assert inbox.take() == []
+
+
+def test_a_writer_that_waits_is_woken_by_every_entry_and_by_the_end() -> None:
+    inbox, taken = an_inbox(), list[int]()
+    told = threading.Semaphore(0)
+
+    def write() -> None:
+        while entries := inbox.take():
+            taken.append(len(entries))
+            told.release()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for _ in range(200):
+        put(inbox)
+        assert told.acquire(timeout=30)
+    inbox.abandon(put(inbox), "CANCELLED")  # may wake it for nothing
+    inbox.close()
+    writer.join(30)
+    assert not writer.is_alive()
+    assert sum(taken) in {200, 201}

@@ -1,7 +1,7 @@
 """The log's writer: order, group commit, segments, readers, opening again."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import AuditLog, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable, Entry
+from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from tests.stand_ins import SetClock
 
@@ -222,6 +223,133 @@ def test_close_writes_what_was_handed_over(opened: Opener, folder: Path) -> None
     assert verify_log(folder, ORIGIN, []).kinds == {RecordKind.WORKER: 100}
     with pytest.raises(AuditUnavailable, match="closed"):
         log.append(RecordKind.START, {})
+
+
+# Without waiting
+
+
+class Told:
+    """Waits for entries as an event loop does: told in another thread, once a commit."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[Entry]] = []
+        self._some = threading.Semaphore(0)
+
+    def finished(self, entries: Sequence[Entry]) -> None:
+        self.calls.append(list(entries))
+        self._some.release()
+
+    def wait(self) -> list[Entry]:
+        """Returns the entries of the next call."""
+        assert self._some.acquire(timeout=30)
+        return self.calls[-1]
+
+    def intent(self) -> Entry:
+        return Entry(RecordKind.INTENT, {"principal": "a"}, DIGESTS, finished=self.finished)
+
+
+@pytest.fixture
+def slow(opened: Opener) -> tuple[AuditLog, GatedDisk]:
+    """A log whose writer hangs in a commit of one record."""
+    disk = GatedDisk()
+    log = opened(disk=disk)
+    disk.gate.clear()
+    log.note(RecordKind.TOKEN, {})
+    assert disk.waiting.wait(30)
+    return log, disk
+
+
+def ends(log: AuditLog) -> list[tuple[RecordKind, Any, Any]]:
+    """Closes a log; returns its records from number 1 on, with what those of an end say."""
+    log.close()
+    return [
+        (record.kind, record.fields.get("intent"), record.fields.get("reason"))
+        for record in log.records(1, 99)
+    ]
+
+
+def test_submitted_records_are_told_once_a_commit(slow: tuple[AuditLog, GatedDisk]) -> None:
+    log, disk = slow
+    told, other = Told(), Told()
+    entries = [told.intent(), other.intent(), told.intent()]
+    wrong = Entry(RecordKind.OUTCOME, {"intent": 0}, finished=told.finished)
+    for entry in (*entries, wrong):
+        log.submit(entry)
+    disk.gate.set()
+    assert told.wait() == [entries[0], entries[2], wrong]
+    assert other.wait() == [entries[1]]
+    assert [entry.seq for entry in (*entries, wrong)] == [1, 2, 3, -1]
+    assert isinstance(wrong.error, RecordError)
+    log.append(RecordKind.STOP, {})
+    assert (len(told.calls), len(other.calls)) == (1, 1)
+
+
+def test_a_waiter_that_raises_does_not_stop_the_log(opened: Opener) -> None:
+    errors: list[Exception] = []
+
+    def broken(_: Sequence[Entry]) -> None:
+        raise KeyError("a mistake of ours")
+
+    log = opened(on_error=errors.append)
+    log.submit(Entry(RecordKind.TOKEN, {}, finished=broken))
+    assert log.append(RecordKind.STOP, {}) == 1
+    assert log.refusal == ""
+    assert [type(error) for error in errors] == [KeyError]
+
+
+def test_an_abandoned_intent_is_withdrawn_before_it_is_begun(
+    slow: tuple[AuditLog, GatedDisk], folder: Path
+) -> None:
+    log, disk = slow
+    told = Told()
+    gone, other = told.intent(), told.intent()
+    log.submit(gone)
+    log.submit(other)
+    log.abandon(gone, "CANCELLED")
+    disk.gate.set()
+    assert told.wait() == [other]
+    assert ends(log) == [(RecordKind.INTENT, None, None)]
+    assert len(told.calls) == 1
+    assert whole(folder, head(log))
+
+
+def test_an_abandoned_intent_is_closed_when_it_is_durable(opened: Opener, folder: Path) -> None:
+    disk, told = GatedDisk(), Told()
+    log = opened(disk=disk)
+    disk.gate.clear()
+    gone, again = told.intent(), told.intent()
+    log.submit(gone)
+    assert disk.waiting.wait(30)
+    log.abandon(gone, "CANCELLED")
+    log.submit(again)  # its caller repeats it
+    disk.gate.set()
+    while told.wait() != [again]:
+        pass
+    assert (gone.seq, again.seq) == (0, 2)
+    assert ends(log)[:1] == [(RecordKind.INDETERMINATE, 0, "CANCELLED")]
+    assert log.open_intents == 1
+    assert whole(folder, head(log))
+
+
+def test_a_durable_intent_that_is_abandoned_is_closed(opened: Opener) -> None:
+    log, told = opened(), Told()
+    gone, failed = told.intent(), told.intent()
+    log.submit(gone)
+    told.wait()
+    log.abandon(gone, "CANCELLED")
+    log.submit(failed)
+    told.wait()
+    log.close_intent(failed.seq, "HSM_UNAVAILABLE")
+    log.close_intent(failed.seq, "INTERNAL")  # it is closed once
+    assert [end for end in ends(log) if end[0] is not RecordKind.INTENT] == [
+        (RecordKind.INDETERMINATE, gone.seq, "CANCELLED"),
+        (RecordKind.INDETERMINATE, failed.seq, "HSM_UNAVAILABLE"),
+    ]
+    log.abandon(gone, "CANCELLED")  # nothing is recorded any more, and nobody is disturbed
+    with pytest.raises(AuditUnavailable):
+        log.close_intent(gone.seq, "CANCELLED")
+    with pytest.raises(AuditUnavailable):
+        log.submit(told.intent())
 
 
 # What cannot be recorded

@@ -19,7 +19,8 @@ from signer.audit.read.ledger import Ledger
 from signer.audit.read.reader import Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import SLOW_SECONDS, AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import SLOW_SECONDS, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.config.models import AuditConfig
 from signer.daemon.audit_log import DaemonLog, open_log

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from signer.audit.format.parse import parse
 from signer.audit.format.record import Record, RecordKind, Value, encode
-from signer.audit.write.log import AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import FlooredClock
 from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy

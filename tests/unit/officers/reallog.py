@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from signer.audit.format.record import Record, RecordKind, Value
-from signer.audit.write.log import AuditUnavailable, Listener
+from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.log import Listener
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import FlooredClock
 from signer.officers.offline_check import ApprovalFold

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.record import RecordError, RecordKind
-from signer.audit.write.log import AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission

@@ -1,0 +1,158 @@
+"""The queue of the audit log's writer: what is handed over, withdrawn, refused and answered.
+
+Handing over and withdrawing never wait: not for the disk, and not for what the writer does
+with the entries that it has taken. So the event loop may do both.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from signer.audit.format.record import Column, Fields, RecordKind, indeterminate
+
+
+class AuditUnavailable(Exception):  # named after the reason that callers get
+    """The record may not be in the log: nothing that it covers may be released."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A record for the log; ``root`` is the column's, if already computed.
+
+    ``finished`` is called when the entry is durable or refused: in the writer's thread, once
+    a commit with all entries that have the same one. ``seq`` is then the record's number, or
+    ``error`` the reason of the refusal; before, -1 and None.
+    """
+
+    kind: RecordKind
+    fields: Fields
+    column: Column | None = None
+    root: bytes | None = None
+    finished: "Finished | None" = None
+    error: Exception | None = None
+    seq: int = -1
+    begun: bool = False
+    """Whether the writer has taken it."""
+    abandoned: str = ""
+    """Why nobody waits for it any more."""
+
+
+Finished = Callable[[Sequence[Entry]], None]
+
+
+class Inbox:
+    """The queue of the writer.
+
+    ``failed`` is the reason why no record is accepted, ``low`` why no intent is; both are
+    normally empty. ``on_stop`` is called with either before any record is refused for it; it
+    is called without a lock. ``on_error`` gets what a ``finished`` of an entry raises.
+    """
+
+    def __init__(
+        self, on_stop: Callable[[str], None], on_error: Callable[[Exception], None] = lambda _: None
+    ) -> None:
+        self.failed = self.low = ""
+        self._on_stop, self._on_error = on_stop, on_error
+        # Held for a few assignments at a time: the event loop takes it, too.
+        self._lock = threading.Lock()
+        self._queue: list[Entry] = []
+        self._refusal = self._low_refusal = ""  # set when ``on_stop`` has heard of it
+        # What the writer waits for, released once by who finds ``_waiting`` set.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._waiting = False
+
+    def put(self, entry: Entry) -> None:
+        """Queues a record; raises AuditUnavailable."""
+        # Under the lock, so that the writer sees every accepted entry before it ends.
+        with self._lock:
+            if self._refusal:
+                raise AuditUnavailable(self._refusal)
+            if self._low_refusal and entry.kind is RecordKind.INTENT:
+                raise AuditUnavailable(self._low_refusal)
+            self._queue.append(entry)
+            self._ring()
+
+    def abandon(self, entry: Entry, reason: str) -> bool:
+        """Gives up an intent; returns False if it is durable or refused already.
+
+        One that the writer has not begun is withdrawn. Another will be closed as
+        INDETERMINATE, with this reason, as soon as it is durable.
+        """
+        with self._lock:
+            if entry.seq >= 0 or entry.error is not None:
+                return False
+            entry.abandoned = reason
+            if not entry.begun:  # it stays in the queue, which may be long while a disk hangs
+                entry.fields, entry.column = {}, None
+            return True
+
+    def take(self) -> list[Entry]:
+        """Waits for entries and returns them all; none when the inbox is closed and empty."""
+        while True:
+            with self._lock:
+                taken = [entry for entry in self._queue if not entry.abandoned]
+                self._queue = []
+                if taken or self._refusal:
+                    for entry in taken:
+                        entry.begun = True
+                    return taken
+                self._waiting = True
+            self._bell.acquire()
+
+    def answer(self, entries: Sequence[Entry], numbers: Iterable[int]) -> None:
+        """Numbers durable entries, and closes those that were abandoned meanwhile."""
+        with self._lock:
+            closing: list[Entry] = []
+            for entry, seq in zip(entries, numbers, strict=True):
+                entry.seq = seq
+                if entry.abandoned:
+                    fields = indeterminate(seq, entry.abandoned)
+                    closing.append(Entry(RecordKind.INDETERMINATE, fields))
+            # Before all newer entries, which may have the same request id.
+            self._queue[:0] = closing
+
+    def tell(self, entries: Iterable[Entry]) -> None:
+        """Tells those who wait that their entries are durable or refused."""
+        by_waiter: dict[Finished, list[Entry]] = {}
+        for entry in entries:
+            if (finished := entry.finished) is not None:
+                by_waiter.setdefault(finished, []).append(entry)
+        for finished, done in by_waiter.items():
+            try:
+                finished(done)
+            except Exception as error:  # noqa: BLE001 - a mistake there must not stop the log
+                self._on_error(error)
+
+    def stop_intents(self, reason: str) -> None:
+        """Refuses all further intents."""
+        self.low = reason
+        self._on_stop(reason)
+        with self._lock:
+            self._low_refusal = reason
+
+    def fail(self, taken: Sequence[Entry], reason: str) -> None:
+        """Refuses all further entries, those in the queue, and those ``taken`` and not told yet."""
+        self.failed = reason
+        try:
+            self._on_stop(reason)
+        finally:
+            with self._lock:
+                self._refusal = reason
+                waiting, self._queue = self._queue, []
+                told = [*taken, *(entry for entry in waiting if not entry.abandoned)]
+                for entry in told:
+                    if entry.seq < 0 and entry.error is None:
+                        entry.error = AuditUnavailable(reason)
+            self.tell(told)
+
+    def close(self) -> None:
+        """Refuses all further entries; those in the queue are still written."""
+        with self._lock:
+            self._refusal = self._refusal or "the audit log is closed"
+            self._ring()
+
+    def _ring(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._bell.release()
