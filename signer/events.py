@@ -3,11 +3,37 @@
 A part emits events and does not know who listens. The composition root wires the listeners
 side by side: metrics, log lines and alarms (``signer.observe.reports``), traces
 (``signer.observe.tracing``) and the audit log (``signer.daemon.audit_log``).
+
+Many calls are in progress in one thread. ``CALL`` is the one for which the present task works.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
+
+
+class CallTrace:
+    """What listeners know of a call in progress; made by the guard, before CallBegan.
+
+    ``timings`` adds up the seconds of each stage. ``span`` is the tracer's, ``trace_id`` in
+    hexadecimal; None and "" if no trace is kept.
+    """
+
+    __slots__ = ("span", "timings", "trace_id")
+
+    def __init__(self) -> None:
+        self.timings: dict[str, float] = {}
+        self.span: Any = None
+        self.trace_id = ""
+
+
+CALL: ContextVar[CallTrace | None] = ContextVar("CALL", default=None)
+"""The call to which events belong that are emitted in the present context, from CallBegan on.
+
+A new task, and ``contextvars.copy_context().run`` in another thread, continue in the context
+of their maker. Threads begin with None: what they emit belongs to no call.
+"""
 
 
 class TextEvent(NamedTuple):
@@ -17,7 +43,7 @@ class TextEvent(NamedTuple):
 
 
 class CallBegan(NamedTuple):
-    """A call of the API; until CallEnded, other events of this thread belong to it."""
+    """The beginning of a call of the API, which ``CALL`` names until CallEnded."""
 
     method: str
     metadata: Iterable[tuple[str, str | bytes]]
@@ -42,7 +68,7 @@ class CallDenied(NamedTuple):
 
 
 class StageEnded(NamedTuple):
-    """A stage of this thread's call; ``began`` is in monotonic seconds."""
+    """A stage of the call in ``CALL``; ``began`` is in monotonic seconds."""
 
     stage: str
     began: float

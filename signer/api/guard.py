@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 from signer.api import wire
 from signer.clock import Clock
 from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
-from signer.events import Bug, CallBegan, CallDenied, CallEnded, Events
+from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
 from signer.model import Role
 from signer.policy.decide import UNKNOWN
 from signer.signing.request import Served
@@ -162,6 +162,7 @@ class Guard(grpc.ServerInterceptor):
     @contextmanager
     def _admitted(self, method: str, context: grpc.ServicerContext) -> Iterator[Caller]:
         """Admits one call for a block; an exception in it becomes the call's answer."""
+        CALL.set(CallTrace())
         self._events.emit(CallBegan(method, context.invocation_metadata()))
         status = yield from self._booked(method, context)
         if status is not None:
@@ -197,6 +198,7 @@ class Guard(grpc.ServerInterceptor):
         finally:
             seconds = self._clock.monotonic() - started
             self._events.emit(CallEnded(method, wire.code_name(code), reason, seconds, notes))
+            CALL.set(None)
             if reason == "ok" and notes.get("failed") and notes["failed"] == notes["items"]:
                 reason = "ALL_ITEMS_FAILED"
             if reason != "ok":

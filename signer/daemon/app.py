@@ -55,7 +55,7 @@ from signer.hsm.latch import make_state
 from signer.keys.registry import Registry, RegistryState
 from signer.observe import open_tracing
 from signer.observe.http import HttpPort
-from signer.observe.reports import Reports, configure_log
+from signer.observe.reports import Reports
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationDependencies
@@ -91,7 +91,6 @@ class Appliance:
         self._config_path = config_path
         self._config = config = load_config(config_path)
         self._log_level = config.log_level
-        configure_log(config.log_level)
         self._clock = clock = FlooredClock()
         self.started_at = clock.now()
         self._reports, listeners = _reporting(config)
@@ -319,6 +318,7 @@ class Appliance:
             self._http.close()
         self._registry.close()
         self._events.emit(Stopped())
+        self._reports.lines.close()
 
     @property
     def differences(self) -> list[str]:
@@ -358,10 +358,10 @@ class Appliance:
                 restart_needed=self._config.changed(config),
             )
             # The line is written under the level that lets more through.
-            self._reports.set_level(min(config.log_level, self._log_level, key=LEVELS.index))
+            self._reports.lines.set_level(min(config.log_level, self._log_level, key=LEVELS.index))
             sha256 = self._served.snapshot.policy.sha256
             self._events.emit(ReloadEnded(sha256, asdict(changed)))
-            self._reports.set_level(config.log_level)
+            self._reports.lines.set_level(config.log_level)
             self._log_level = config.log_level
             if not files_decide:
                 self._serving.draft()
@@ -390,9 +390,8 @@ class Appliance:
 
 def _reporting(config: Config) -> tuple[Reports, list[Handlers]]:
     """Returns metrics, log lines and alarms, and all handlers of events: theirs and traces."""
-    tracing = open_tracing(config.tracing, config.audit.origin)
-    tokens = [token.label for token in config.tokens]
-    reports = Reports(tokens, tracing.trace_id if tracing else str)
+    reports = Reports([token.label for token in config.tokens], level=config.log_level)
+    tracing = open_tracing(config.tracing, config.audit.origin, reports.lines)
     return reports, [reports.handlers, *([tracing.handlers] if tracing else [])]
 
 

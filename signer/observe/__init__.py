@@ -9,13 +9,15 @@ from signer.errors import OperatorError
 
 if TYPE_CHECKING:
     from signer.config.models import TracingConfig
+    from signer.observe.lines import LogLines
     from signer.observe.tracing import Tracing
 
 
-def open_tracing(settings: TracingConfig | None, instance: str) -> Tracing | None:
+def open_tracing(settings: TracingConfig | None, instance: str, lines: LogLines) -> Tracing | None:
     """Returns the tracing of the appliance ``instance``; None if it is not configured.
 
-    Raises OperatorError if its packages, which are optional, are missing.
+    What fails in it becomes one of the ``lines``. Raises OperatorError if its packages, which
+    are optional, are missing.
     """
     if settings is None:
         return None
@@ -26,4 +28,4 @@ def open_tracing(settings: TracingConfig | None, instance: str) -> Tracing | Non
         )
     from signer.observe.tracing import Tracing  # noqa: PLC0415 - optional, as above
 
-    return Tracing(settings, instance)
+    return Tracing(settings, instance, lines)

@@ -172,6 +172,9 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "The policy in force; always 1.",
         Label("sha256", source="SHA-256 of the policy"),
     ),
+    "signer_log_lines_dropped_total": (
+        "Lines of the log that were dropped: stderr took them too slowly, or failed.",
+    ),
     "signer_build_info": (
         "The software version; always 1.",
         Label("version", source="version of the software"),

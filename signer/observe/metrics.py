@@ -1,28 +1,92 @@
 """Counters and histograms, made from ``catalogue``; ``reports`` counts events in them."""
 
+import threading
+import time
+from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import product
+from itertools import accumulate, product
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.samples import Sample
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
 
-from signer.observe.catalogue import BY_NAME, OK, closed
+from signer.observe.catalogue import BY_NAME, OK, Family, closed
 from signer.observe.history import Totals
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIGN_BATCH = "/signer.v1.SigningService/SignBatch"
 
 
-def _samples(metric: Counter | Histogram, name: str) -> Iterator[Sample]:
+_BOUNDS = (*map(floatToGoString, SECONDS), "+Inf")
+
+
+class Duration:
+    """The durations under one set of label values. Safe to use from any thread."""
+
+    __slots__ = ("_counts", "_created", "_exemplars", "_lock", "_sum")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * len(_BOUNDS)
+        self._exemplars: list[Exemplar | None] = [None] * len(_BOUNDS)
+        self._sum, self._created = 0.0, time.time()
+
+    def observe(self, seconds: float, trace_id: str = "") -> None:
+        """Counts a duration; the trace becomes the exemplar of its bucket."""
+        bucket = bisect_left(SECONDS, seconds)
+        with self._lock:
+            self._counts[bucket] += 1
+            self._sum += seconds
+        if trace_id:
+            self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time.time())
+
+    def samples(self, name: str, labels: dict[str, str]) -> Iterator[Sample]:
+        """Yields what Prometheus' own histogram does."""
+        with self._lock:
+            counts, total = list(accumulate(self._counts)), self._sum
+        for bound, count, exemplar in zip(_BOUNDS, counts, self._exemplars, strict=True):
+            bucket = {**labels, "le": bound}
+            yield Sample(f"{name}_bucket", bucket, float(count), None, exemplar)
+        yield Sample(f"{name}_count", labels, float(counts[-1]))
+        yield Sample(f"{name}_sum", labels, total)
+        yield Sample(f"{name}_created", labels, self._created)
+
+
+class Durations(Collector):
+    """A histogram of the catalogue; prometheus_client's takes four times as long to count."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._labels = [label.name for label in family.labels]
+        self._lock = threading.Lock()
+        self._children: dict[tuple[str, ...], Duration] = {}
+
+    def labels(self, *values: str) -> Duration:
+        """Returns the durations under these label values."""
+        with self._lock:
+            return self._children.setdefault(tuple(map(str, values)), Duration())
+
+    def collect(self) -> Iterable[Metric]:
+        metric = Metric(self._family.name, self._family.text, "histogram")
+        with self._lock:
+            children = list(self._children.items())
+        for values, child in children:
+            named = dict(zip(self._labels, values, strict=True))
+            metric.samples += child.samples(self._family.name, named)
+        yield metric
+
+
+def _samples(metric: Counter | Durations, name: str) -> Iterator[Sample]:
     return (each for family in metric.collect() for each in family.samples if each.name == name)
 
 
@@ -54,10 +118,11 @@ class Metrics:
         self.logins = cache(counter("login_attempts").labels)
         self.signatures = cache(histogram("hsm_call").labels)
         self.checks = cache(counter("signature_checks").labels)
-        self.commits = histogram("audit_commit")
+        self.commits = histogram("audit_commit").labels()
         self.records = counter("audit_records")
         self.audit_failures = cache(counter("audit_failures").labels)
         self.forgotten = counter("audit_requests_forgotten")
+        self.lines_dropped = counter("log_lines_dropped")
         known = {"token": tokens, "method": (SIGN_BATCH,)}
         for name, counters in (
             ("call_failures", self.call_failures),
@@ -80,10 +145,10 @@ class Metrics:
         labels = [label.name for label in family.labels]
         return Counter(family.name, family.text, labels, registry=self.registry)
 
-    def _histogram(self, name: str) -> Histogram:
-        family = BY_NAME[f"signer_{name}_duration_seconds"]
-        labels = [label.name for label in family.labels]
-        return Histogram(family.name, family.text, labels, buckets=SECONDS, registry=self.registry)
+    def _histogram(self, name: str) -> Durations:
+        made = Durations(BY_NAME[f"signer_{name}_duration_seconds"])
+        self.registry.register(made)
+        return made
 
     def totals(self) -> Totals:
         """Returns what the status page's history is made of."""

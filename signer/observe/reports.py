@@ -4,28 +4,23 @@ A call that was refused or failed is one log line at level warning, any other at
 info. Lines carry ids, names, counts and times, never a payload.
 """
 
-import logging
-import sys
-import threading
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import structlog
-
 from signer import events
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
-from signer.events import Handlers
+from signer.events import CALL, Handlers
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
+from signer.observe.lines import DEBUG, ERROR, INFO, WARNING, LogLines, write_to_stderr
 from signer.observe.metrics import Metrics
 
 KEPT_ALARMS = 20
-DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
 
 
 def _described(error: Exception) -> dict[str, object]:
@@ -177,55 +172,29 @@ class Alarms:
         return tuple(reversed(self._kept))
 
 
-def configure_log(level: str) -> None:
-    """Configures the log of the process: one JSON object per line, on stderr.
-
-    ``level`` is debug, info, warning or error.
-    """
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.EventRenamer("event"),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
 class Reports:
     """Counts events in the metrics, writes their log lines, and keeps their alarms."""
 
     def __init__(
         self,
         tokens: Sequence[str] = (),
-        trace_id: Callable[[], str] = str,
+        *,
+        level: str = INFO,
         clock: Clock | None = None,
+        write: Callable[[bytes], object] = write_to_stderr,
     ) -> None:
-        """Takes the tokens' labels; ``trace_id`` returns that of this thread's call, or ""."""
+        """Takes the tokens' labels, the level of the log, and what writes its lines."""
         self.metrics = Metrics(tokens)
         self.alarms = Alarms()
-        self._trace_id = trace_id
+        self.lines = LogLines(level, self.metrics.lines_dropped.inc, write)
         self._clock = clock or SystemClock()
-        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-        self._call = threading.local()
         self.handlers: Handlers = {
             **{kind: partial(count, self.metrics) for kind, count in COUNTS.items()},
             **{kind: self._writing(kind) for kind in LINES},
-            events.CallBegan: self._call_began,
             events.StageEnded: self._stage_ended,
             events.CallEnded: self._call_ended,
             events.AuditCommitted: self._audit_committed,
         }
-
-    def set_level(self, level: str) -> None:
-        """Writes lines of this level and above from now on."""
-        configure_log(level)
-        self._log = structlog.get_logger()
 
     def _writing(self, kind: type[Any]) -> Callable[[Any], None]:
         line, level, alarm = LINES[kind]
@@ -238,41 +207,43 @@ class Reports:
             if alarm:
                 text = alarm.format(**values) if isinstance(alarm, str) else alarm(event)
                 self.alarms.add(self._clock.now(), line, text)
-            getattr(self._log, level)(line, **(values if fields is None else fields(event)))
+            self.lines.add(level, line, values if fields is None else fields(event))
 
         return write
 
-    def _call_began(self, _: events.CallBegan) -> None:
-        self._call.timings = Counter[str]()
-
     def _stage_ended(self, event: events.StageEnded) -> None:
-        self.metrics.stages(event.stage).observe(event.seconds, self._exemplar())
-        if (timings := getattr(self._call, "timings", None)) is not None:
-            timings[event.stage] += event.seconds
+        stage, _, seconds = event
+        call = CALL.get()
+        if call is None:
+            self.metrics.stages(stage).observe(seconds)
+            return
+        self.metrics.stages(stage).observe(seconds, call.trace_id)
+        call.timings[stage] = call.timings.get(stage, 0.0) + seconds
 
     def _call_ended(self, event: events.CallEnded) -> None:
         method, code, reason, seconds, notes = event
-        metrics, fields = self.metrics, dict(notes)
+        metrics, call = self.metrics, CALL.get()
         metrics.requests(method, code).inc()
-        metrics.durations(method).observe(seconds, self._exemplar())
+        metrics.durations(method).observe(seconds, "" if call is None else call.trace_id)
         if reason != OK:
             failure = OVERLOADED_BY_CLIENT if notes.get("limit") == CLIENT_LIMIT else reason
             metrics.call_failures(method, failure).inc()
-        if timings := getattr(self._call, "timings", None):
-            fields["timings"] = {stage: round(value, 6) for stage, value in timings.items()}
-        self._call.timings = None
-        if trace_id := self._trace_id():
-            fields["trace_id"] = trace_id
-        write = self._log.info if reason == OK else self._log.warning
-        write("call", method=method, code=code, reason=reason, seconds=round(seconds, 6), **fields)
+        fields = {
+            "method": method,
+            "code": code,
+            "reason": reason,
+            "seconds": round(seconds, 6),
+            **notes,
+        }
+        if call is not None and call.timings:
+            fields["timings"] = {stage: round(value, 6) for stage, value in call.timings.items()}
+        if call is not None and call.trace_id:
+            fields["trace_id"] = call.trace_id
+        # Refused calls are not faults: a flood of them must not displace the lines of faults.
+        self.lines.add(INFO if reason == OK else WARNING, "call", fields, fault=False)
 
     def _audit_committed(self, event: events.AuditCommitted) -> None:
         self.metrics.records.inc(event.records)
         self.metrics.commits.observe(event.seconds)
         if event.seconds >= SLOW_SECONDS:
-            self._log.warning("audit_slow_over", seconds=round(event.seconds, 3))
-
-    def _exemplar(self) -> dict[str, str] | None:
-        """Leads from a bucket of a histogram to one trace."""
-        trace_id = self._trace_id()
-        return {"trace_id": trace_id} if trace_id else None
+            self.lines.add(WARNING, "audit_slow_over", {"seconds": round(event.seconds, 3)})

@@ -1,17 +1,15 @@
 """Spans of calls and their stages (OpenTelemetry).
 
 A call continues the caller's trace if its metadata has one (W3C Trace Context). The span of
-a stage is created when the stage has ended, in the thread of the call. This module is imported
+a stage is created when the stage has ended. This module is imported
 only if tracing is configured: its packages are optional.
 """
 
 import logging
 import threading
 import time
-from collections import Counter
 from typing import Any
 
-import structlog
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -36,7 +34,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from signer import __version__
 from signer.config.models import TracingConfig
-from signer.events import CallBegan, CallEnded, Handlers, StageEnded, Stopped
+from signer.events import CALL, CallBegan, CallEnded, Handlers, StageEnded, Stopped
+from signer.observe.lines import WARNING, LogLines
 
 CLOSE_SECONDS = 5.0
 """How long the end of the daemon waits until the last spans are sent."""
@@ -74,18 +73,22 @@ class _AtMost(Sampler):
         return f"AtMost{{{self._a_second}}}"
 
 
-class _LogLines(logging.Handler):
+class _Complaints(logging.Handler):
     """Writes OpenTelemetry's messages as lines of our log."""
 
+    def __init__(self, lines: LogLines) -> None:
+        super().__init__()
+        self._lines = lines
+
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().warning("tracing_failed", text=record.getMessage())
+        self._lines.add(WARNING, "tracing_failed", {"text": record.getMessage()})
 
 
 class Tracing:
     """Creates spans, and sends them to a collector in a separate thread."""
 
-    def __init__(self, settings: TracingConfig, instance: str) -> None:
-        """``instance`` names this appliance."""
+    def __init__(self, settings: TracingConfig, instance: str, lines: LogLines) -> None:
+        """``instance`` names this appliance; what fails is one of the ``lines``."""
         described = {"name": "signer", "version": __version__, "instance.id": instance}
         self._provider = TracerProvider(
             resource=Resource({f"service.{name}": value for name, value in described.items()}),
@@ -103,20 +106,14 @@ class Tracing:
             BatchSpanProcessor(exporter, max_queue_size=_QUEUED_SPANS)
         )
         complaints = logging.getLogger("opentelemetry")
-        complaints.handlers, complaints.propagate = [_LogLines()], False
+        complaints.handlers, complaints.propagate = [_Complaints(lines)], False
         self._tracer = self._provider.get_tracer("signer", __version__)
-        self._thread = threading.local()
         self.handlers: Handlers = {
             CallBegan: self._call_began,
             StageEnded: self._stage_ended,
             CallEnded: self._call_ended,
             Stopped: lambda _: self.close(),
         }
-
-    def trace_id(self) -> str:
-        """Returns the trace id of this thread's call, "" if no trace is kept."""
-        span: Span | None = getattr(self._thread, "span", None)
-        return "" if span is None else f"{span.get_span_context().trace_id:032x}"
 
     def _call_began(self, event: CallBegan) -> None:
         carrier = {name: value for name, value in event.metadata if isinstance(value, str)}
@@ -128,28 +125,30 @@ class Tracing:
             kind=SpanKind.SERVER,
             attributes={"rpc.method": event.method},
         )
-        self._thread.span = span if span.is_recording() else None
-        self._thread.timings = Counter[str]()
+        call = CALL.get()
+        if call is not None and span.is_recording():
+            call.span, call.trace_id = span, f"{span.get_span_context().trace_id:032x}"
 
     def _stage_ended(self, event: StageEnded) -> None:
-        span: Span | None = getattr(self._thread, "span", None)
-        if span is None:
+        call = CALL.get()
+        if call is None or call.span is None:
             return
-        self._thread.timings[event.stage] += event.seconds
         start = time.time_ns() - round((time.monotonic() - event.began) * 1e9)
-        stage = self._tracer.start_span(event.stage, set_span_in_context(span), start_time=start)
+        parent = set_span_in_context(call.span)
+        stage = self._tracer.start_span(event.stage, parent, start_time=start)
         stage.end(start + round(event.seconds * 1e9))
 
     def _call_ended(self, event: CallEnded) -> None:
-        span: Span | None = getattr(self._thread, "span", None)
-        if span is None:
+        call = CALL.get()
+        if call is None or call.span is None:
             return
-        self._thread.span = None
+        span: Span = call.span
+        call.span = None
         span.set_attribute("rpc.response.status_code", event.code)
         for name, value in event.notes.items():
             span.set_attribute(f"signer.{name}", value if isinstance(value, int) else str(value))
-        if timings := self._thread.timings:
-            rounded = {stage: round(seconds, 6) for stage, seconds in timings.items()}
+        if call.timings:
+            rounded = {stage: round(seconds, 6) for stage, seconds in call.timings.items()}
             span.set_attribute("signer.timings", str(rounded))
         if event.code != "OK":
             span.set_status(Status(StatusCode.ERROR, event.code))

@@ -1,5 +1,8 @@
 """Events reach their listeners side by side, whatever one of these does."""
 
+import asyncio
+import contextvars
+import json
 from collections import Counter
 from typing import Any
 
@@ -7,11 +10,13 @@ import pytest
 from prometheus_client import generate_latest
 
 from signer.events import (
+    CALL,
     AuditCommitted,
     Bug,
     CallBegan,
     CallDenied,
     CallEnded,
+    CallTrace,
     ChunkEnded,
     Event,
     Events,
@@ -62,29 +67,58 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
-def test_every_event_is_counted_or_logged(
-    kind: type[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    reports = Reports(["t"])
+def test_every_event_is_counted_or_logged(kind: type[Any]) -> None:
+    lines = bytearray()
+    reports = Reports(["t"], level="debug", write=lines.extend)
     before = generate_latest(reports.metrics.registry)
     fields = kind._fields
     event = kind(**{field: VALUES.get(field, "text") for field in fields})
     reports.handlers.get(kind, str)(event)  # a CallDenied is only recorded
-    lines = capsys.readouterr()
+    reports.lines.close()
     counted = generate_latest(reports.metrics.registry) != before
-    assert counted or lines.out + lines.err or kind in (CallBegan, CallDenied)
+    assert counted or lines or kind in (CallBegan, CallDenied)
 
 
-def test_what_a_call_emits_is_in_its_log_line(capsys: pytest.CaptureFixture[str]) -> None:
-    events = Events(Reports(["t"]).handlers)
+def test_what_a_call_emits_is_in_its_log_line() -> None:
+    written = bytearray()
+    reports = Reports(["t"], write=written.extend)
+    events = Events(reports.handlers)
+    CALL.set(CallTrace())
     events.emit(CallBegan("/m", []))
     events.emit(StageEnded("hsm", 0.0, 0.25))
     events.emit(StageEnded("hsm", 0.0, 0.25))
     events.emit(ChunkEnded("t", 0.1, 1, 1, 0))
     events.emit(AuditCommitted(1, 0.001))
     events.emit(CallEnded("/m", "OK", "ok", 1.0, {}))
+    CALL.set(None)
     events.emit(CallEnded("/m", "OK", "ok", 1.0, {}))
-    written = capsys.readouterr()
-    first, second = (written.out + written.err).splitlines()
-    assert "'hsm': 0.5" in first or '"hsm": 0.5' in first
+    reports.lines.close()
+    first, second = map(json.loads, written.splitlines())
+    assert first["timings"] == {"hsm": 0.5}
     assert "timings" not in second
+
+
+def test_calls_whose_tasks_take_turns_keep_their_own_times() -> None:
+    written = bytearray()
+    reports = Reports(write=written.extend)
+    events = Events(reports.handlers)
+
+    async def call(method: str, seconds: float) -> None:
+        CALL.set(CallTrace())
+        events.emit(CallBegan(method, []))
+        for _ in range(2):
+            await asyncio.sleep(0)
+            stage = StageEnded("audit", 0.0, seconds)
+            context = contextvars.copy_context()
+            await asyncio.get_running_loop().run_in_executor(None, context.run, events.emit, stage)
+            # A thread without the context of a call: its stages are no call's.
+            await asyncio.get_running_loop().run_in_executor(None, events.emit, stage)
+        events.emit(CallEnded(method, "OK", "ok", 1.0, {}))
+
+    async def calls() -> None:
+        await asyncio.gather(call("/one", 0.25), call("/other", 2.0))
+
+    asyncio.run(calls())
+    reports.lines.close()
+    timings = {line["method"]: line["timings"] for line in map(json.loads, written.splitlines())}
+    assert timings == {"/one": {"audit": 0.5}, "/other": {"audit": 4.0}}

@@ -1,10 +1,8 @@
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
 from signer.algorithms import Algorithm
@@ -23,57 +21,38 @@ from signer.events import (
 )
 from signer.model import Format
 from signer.observe.gauges import LiveGauges
-from signer.observe.reports import Reports, configure_log
+from signer.observe.reports import Reports
 
 
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
+class Written:
+    """Reports whose log is read by a test."""
+
+    def __init__(self, level: str = "info") -> None:
+        self._written = bytearray()
+        self.reports = Reports(level=level, write=self._written.extend)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Returns the lines since the last time."""
+        self.reports.lines.close()
+        written = self._written.decode()
+        self._written.clear()
+        return [json.loads(line) for line in written.splitlines()]
 
 
-Capture = pytest.CaptureFixture[str]
-
-
-def listen(capsys: Capture) -> Callable[[], list[dict[str, Any]]]:
-    """Sets up logging as the daemon does; returns what reads the lines since the last time.
-
-    Inside of the test, for pytest replaces stderr between a fixture and its test.
-    """
-    configure_log("info")
-
-    def lines() -> list[dict[str, Any]]:
-        out, err = capsys.readouterr()
-        assert out == ""
-        return [json.loads(line) for line in err.splitlines()]
-
-    return lines
+@pytest.fixture
+def log() -> Written:
+    return Written()
 
 
 def emit(reports: Reports, event: Event) -> None:
     reports.handlers[type(event)](event)
 
 
-def test_lines_are_json_with_time_and_level(capsys: Capture) -> None:
-    log = listen(capsys)
-    structlog.get_logger().info("something", text='two\nlines and "quotes"', number=1)
-    structlog.get_logger().debug("nothing")
-    [line] = log()
-    assert line.pop("time").endswith("Z")
-    assert line == {
-        "event": "something",
-        "level": "info",
-        "text": 'two\nlines and "quotes"',
-        "number": 1,
-    }
-
-
-def test_a_call_is_one_line_and_one_count(capsys: Capture) -> None:
-    log = listen(capsys)
-    reports = Reports()
+def test_a_call_is_one_line_and_one_count(log: Written) -> None:
+    reports = log.reports
     emit(reports, CallEnded("/m", "OK", "ok", 0.25, {"principal": "p"}))
     emit(reports, CallEnded("/m", "NOT_FOUND", "KEY_NOT_FOUND", 0.5, {}))
-    good, bad = log()
+    good, bad = log.lines()
     assert (good["level"], good["principal"], good["seconds"]) == ("info", "p", 0.25)
     assert (bad["level"], bad["code"], bad["reason"]) == ("warning", "NOT_FOUND", "KEY_NOT_FOUND")
     text = generate_latest(reports.metrics.registry).decode()
@@ -93,8 +72,7 @@ def test_a_client_at_its_own_limit_is_not_the_service_at_its_limit() -> None:
     assert 'signer_call_failures_total{method="/m",reason="OVERLOADED_BY_CLIENT"} 1.0' in text
 
 
-def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
-    log = listen(capsys)
+def test_a_bug_is_told_without_its_text(log: Written) -> None:
 
     def fail() -> None:
         raise ValueError("Nguyen Van A")
@@ -102,18 +80,17 @@ def test_a_bug_is_told_without_its_text(capsys: Capture) -> None:
     try:
         fail()
     except ValueError as error:
-        emit(Reports(), Bug("/m", error, {"call_id": "an-id", "principal": "someone"}))
-    [line] = log()
+        emit(log.reports, Bug("/m", error, {"call_id": "an-id", "principal": "someone"}))
+    [line] = log.lines()
     assert "Nguyen" not in str(line)
     assert (line["event"], line["call_id"], line["error"]) == ("bug", "an-id", "ValueError")
     assert (line["reason"], line["principal"]) == ("INTERNAL", "someone")
     assert [place.partition(":")[0] for place in line["places"]] == ["test_reports.py"] * 2
 
 
-def test_a_refused_reload_names_every_problem(capsys: Capture) -> None:
-    log = listen(capsys)
-    emit(Reports(), ReloadRefused("policy", ["a.b: is missing"]))
-    [line] = log()
+def test_a_refused_reload_names_every_problem(log: Written) -> None:
+    emit(log.reports, ReloadRefused("policy", ["a.b: is missing"]))
+    [line] = log.lines()
     assert (line["level"], line["source"], line["problems"]) == (
         "error",
         "policy",
@@ -121,14 +98,13 @@ def test_a_refused_reload_names_every_problem(capsys: Capture) -> None:
     )
 
 
-def test_wrong_signatures_are_counted_and_cried_out(capsys: Capture) -> None:
-    log = listen(capsys)
-    reports = Reports()
+def test_wrong_signatures_are_counted_and_cried_out(log: Written) -> None:
+    reports = log.reports
     emit(reports, ChunkEnded("t", 0.5, 10, 5, 0))
     emit(reports, ChunkEnded("t", 0.5, 10, 10, 2))
-    assert log() == []
+    assert log.lines() == []
     emit(reports, WrongSignatures("t", "facilities/f/keys/k/versions/1", 2))
-    [line] = log()
+    [line] = log.lines()
     assert (line["event"], line["level"], line["wrong"]) == ("wrong_signatures", "error", 2)
     assert line["key_version"] == "facilities/f/keys/k/versions/1"
     text = generate_latest(reports.metrics.registry).decode()
@@ -157,12 +133,11 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     assert b'signer_pin_latched{token="a"} 2.0' in generate_latest(registry)
 
 
-def test_a_disk_that_hangs_is_cried_out_and_its_end_told(capsys: Capture) -> None:
-    log = listen(capsys)
-    reports = Reports()
+def test_a_disk_that_hangs_is_cried_out_and_its_end_told(log: Written) -> None:
+    reports = log.reports
     emit(reports, AuditSlow(1_767_571_200.5))
     emit(reports, AuditCommitted(1, 2.00049))
-    slow, over = log()
+    slow, over = log.lines()
     assert (slow["event"], slow["level"], slow["since"]) == (
         "audit_slow",
         "warning",

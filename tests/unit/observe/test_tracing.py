@@ -5,14 +5,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from signer import observe
 from signer.config.models import TracingConfig
 from signer.errors import OperatorError
-from signer.events import CallBegan, CallEnded, Events, StageEnded
+from signer.events import CALL, CallBegan, CallEnded, CallTrace, Events, StageEnded
 from signer.observe import open_tracing, tracing
-from signer.observe.reports import configure_log
+from signer.observe.lines import LogLines
 from signer.observe.tracing import Tracing
 
 PARENT = f"00-{1:032x}-{2:016x}-01"
@@ -29,25 +28,31 @@ def silent() -> Iterator[str]:
 def as_it_was() -> Iterator[None]:
     yield
     logging.getLogger("opentelemetry").handlers.clear()
-    structlog.reset_defaults()
+    CALL.set(None)
+
+
+def made(endpoint: str) -> Tracing:
+    """Tracing that keeps only what callers ask for."""
+    lines = LogLines("info", write=bytearray().extend)
+    return Tracing(TracingConfig(endpoint=endpoint, sample=0.0), "signer/test", lines)
 
 
 def call(traced: Tracing, parent: str = PARENT) -> str:
     """Makes one call with a stage; returns its trace id."""
     method, events = "/signer.v1.SigningService/SignBatch", Events(traced.handlers)
+    CALL.set(trace := CallTrace())
     events.emit(CallBegan(method, [("traceparent", parent)]))
     events.emit(StageEnded("hsm", 0.0, 0.001))
-    trace_id = traced.trace_id()
     events.emit(CallEnded(method, "OK", "ok", 0.002, {"items": 3}))
-    assert traced.trace_id() == ""
-    return trace_id
+    assert trace.span is None
+    return trace.trace_id
 
 
 def test_a_collector_that_does_not_answer_holds_up_no_end(
     silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
-    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
+    traced = made(silent)
     assert call(traced) == f"{1:032x}"
     traced.close()
     assert [
@@ -61,27 +66,27 @@ def test_callers_have_only_so_many_traces_kept(
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
     monkeypatch.setattr(tracing, "_CALLERS_A_SECOND", 3)
     monkeypatch.setattr("signer.observe.tracing.time.monotonic", lambda: 1000.0)
-    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
+    traced = made(silent)
     assert [bool(call(traced)) for _ in range(5)] == [True, True, True, False, False]
     traced.close()
 
 
 def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
-    silent: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
-    configure_log("info")
-    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test")
+    lines = LogLines("info", write=(read := bytearray()).extend)
+    traced = Tracing(TracingConfig(endpoint=silent, sample=0.0), "signer/test", lines)
     logging.getLogger("opentelemetry.sdk").error("Failed to export %s", "spans")
     traced.close()
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    lines.close()
     assert ("tracing_failed", "Failed to export spans") in [
-        (line["event"], line["text"]) for line in lines
+        (line["event"], line["text"]) for line in map(json.loads, read.splitlines())
     ]  # the threads of tests before may add lines
 
 
 def test_who_configures_tracing_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_tracing(None, "signer/test") is None
+    assert open_tracing(None, "signer/test", LogLines("info")) is None
     monkeypatch.setattr(observe, "find_spec", lambda _: None)
     with pytest.raises(OperatorError, match=r"install signer-appliance\[tracing\]"):
-        open_tracing(TracingConfig(endpoint="http://127.0.0.1:9/"), "signer/test")
+        open_tracing(TracingConfig(endpoint="http://127.0.0.1:9/"), "signer/test", LogLines("info"))
