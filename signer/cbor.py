@@ -123,6 +123,27 @@ def encode_record(value: Any, depth: int) -> bytes:
     return encode(value, lambda whole: _arranged(whole, depth))
 
 
+def record_names(names: Iterable[object]) -> list[str]:
+    """Returns names of a record in the order of their encoding; raises CborError."""
+    return _ascii_names(*names)
+
+
+def encode_members(members: Mapping[str, Any], names: Iterable[str], depth: int) -> bytes:
+    """Encodes a map as ``encode_record`` does, when its ``names`` are known in their order.
+
+    Values that hold no others go to the encoder as they are. Raises CborError.
+    """
+    arranged = {}
+    for name in names:
+        value = members[name]
+        kind = type(value)
+        if kind in _PLAIN or (kind is int and -MAX_INTEGER - 1 <= value <= MAX_INTEGER):
+            arranged[name] = value
+        else:
+            arranged[name] = _arranged(value, depth - 1)
+    return encode(arranged, as_given)
+
+
 def decode_record(data: bytes, depth: int) -> Any:
     """Reads one value from its one encoding, see ``encode_record``; raises CborError."""
     try:
@@ -164,13 +185,14 @@ def _arranged(value: Any, depth: int) -> Any:
         if -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
             return value
         raise CborError("an integer beyond 64 bits")
-    if isinstance(value, str):  # a StrEnum
-        return str(value)
-    if not isinstance(value, Mapping | list | tuple):
-        raise CborError(f"a {kind.__name__}")
+    if kind is not dict and kind is not list:  # the kinds that are usual are found quickly
+        if isinstance(value, str):  # a StrEnum
+            return str(value)
+        if not isinstance(value, Mapping | list | tuple):
+            raise CborError(f"a {kind.__name__}")
     if not depth:
         raise CborError("too many maps and lists inside each other")
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {name: _arranged(value[name], depth - 1) for name in _ascii_names(*value)}
     return [_arranged(member, depth - 1) for member in value]
 

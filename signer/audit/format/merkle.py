@@ -29,9 +29,9 @@ def root(leaf_hashes: Sequence[bytes]) -> bytes:
     # as splitting at the largest power of two.
     level, hashed = list(leaf_hashes), sha256
     while len(level) > 1:
+        one = iter(level)
         above = [
-            hashed(b"\x01" + left + right).digest()
-            for left, right in zip(level[::2], level[1::2], strict=False)
+            hashed(b"\x01" + left + right).digest() for left, right in zip(one, one, strict=False)
         ]
         if len(level) & 1:
             above.append(level[-1])

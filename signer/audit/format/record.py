@@ -12,7 +12,9 @@ written and read here and nowhere else.
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from struct import iter_unpack
 from typing import Any, TypeVar
 
 from signer import cbor
@@ -40,7 +42,8 @@ FIRST_CHAIN = bytes(HASH_SIZE)
 """The chain hash before the first frame of a log."""
 
 COLUMN_NAMES = frozenset({"count", "width", "root"})
-_RESERVED = frozenset({"seq", "time", "kind"}) | COLUMN_NAMES
+_NUMBERED = frozenset({"seq", "time", "kind"})
+_RESERVED = _NUMBERED | COLUMN_NAMES
 
 
 class RecordError(Exception):
@@ -49,6 +52,8 @@ class RecordError(Exception):
 
 class RecordKind(enum.StrEnum):
     """What a record is about. A new kind is a new format: older versions refuse the whole log."""
+
+    __hash__ = str.__hash__  # an enum's own is slow, and kinds are keys for every record
 
     START = "start"
     STOP = "stop"
@@ -97,11 +102,8 @@ class Column:
 
     def leaf_hashes(self) -> list[bytes]:
         """Returns SHA-256(0x00 ‖ item) of every item."""
-        data, width, hashed = self.data, self.width, sha256
-        return [
-            hashed(b"\x00" + data[start : start + width]).digest()
-            for start in range(0, len(data), width)
-        ]
+        items, hashed = iter_unpack(f"{self.width}s", self.data), sha256
+        return [hashed(b"\x00" + item).digest() for (item,) in items]
 
     def root(self) -> bytes:
         """Returns the root of the RFC 6962 tree that has each item as a leaf."""
@@ -163,12 +165,19 @@ def encode(
     return _body(head, column), merkle.leaf_hash(head)
 
 
+def chain_hash(previous: bytes, body: bytes) -> bytes:
+    """Returns the chain hash after a frame, SHA-256(previous ‖ body)."""
+    chain = sha256(previous)
+    chain.update(body)  # not joined: a body may have megabytes
+    return chain.digest()
+
+
 def frame(previous: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Returns the bytes of a frame and its chain hash, SHA-256(previous ‖ body).
+    """Returns the bytes of a frame and its chain hash.
 
     A frame is the body's length (4 bytes, big-endian), the body, the chain hash.
     """
-    chain = sha256(previous + body).digest()
+    chain = chain_hash(previous, body)
     return len(body).to_bytes(LENGTH_SIZE, "big") + body + chain, chain
 
 
@@ -223,11 +232,24 @@ class IntentRecord:
     failed: Mapping[int, str]
 
     def to_fields(self) -> dict[str, Value]:
-        fields: dict[str, Value] = {name: getattr(self, name) for name in self.__slots__}
         hcert = self.hcert
-        fields["hcert"] = None if hcert is None else [hcert.issuer, hcert.validity]
-        fields["failed"] = _by_name(self.failed)
-        return fields
+        return {
+            "principal": self.principal,
+            "request_id": self.request_id,
+            "call_id": self.call_id,
+            "payload_hash": self.payload_hash,
+            "key_version": self.key_version,
+            "kid": self.kid,
+            "format": self.format,
+            "rule": self.rule,
+            "policy": self.policy,
+            "facility": self.facility,
+            "group": self.group,
+            "now": self.now,
+            "hcert": None if hcert is None else [hcert.issuer, hcert.validity],
+            "asked": self.asked,
+            "failed": _by_name(self.failed),
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "IntentRecord":
@@ -293,7 +315,7 @@ def indeterminate(intent: int, reason: str = "") -> dict[str, Value]:
 
 
 def _by_name(texts: Mapping[int, str]) -> dict[str, Value]:
-    return {str(index): written for index, written in texts.items()}
+    return {str(index): written for index, written in texts.items()} if texts else {}
 
 
 def _by_index(fields: Fields, name: str) -> dict[int, str]:
@@ -323,9 +345,10 @@ class Tip:
 
     def check(self, kind: RecordKind, fields: Fields) -> None:
         """Raises RecordError if such a record may not be the next."""
-        if kind in CLOSING and fields.get("intent") not in self.open:
-            raise RecordError(f"an {kind} closes an intent that is not open")
-        if kind is RecordKind.SNAPSHOT and any(
+        if kind in CLOSING:
+            if fields.get("intent") not in self.open:
+                raise RecordError(f"an {kind} closes an intent that is not open")
+        elif kind is RecordKind.SNAPSHOT and any(
             fields.get(name) != value for name, value in self.snapshot().items()
         ):
             raise RecordError("a snapshot differs from the records before it")
@@ -377,20 +400,29 @@ def _shape(column: Column | None, root: bytes | None = None) -> Shape | None:
 
 
 def _head(seq: int, time_us: int, kind: RecordKind, fields: Fields, shape: Shape | None) -> bytes:
-    if not _RESERVED.isdisjoint(fields):
-        raise RecordError("a field has a name that is reserved for the head")
     named: dict[str, Value] = {
         "seq": count_of(seq, "seq"),
         "time": count_of(time_us, "time"),
-        "kind": kind.value,
+        "kind": str(kind),
         **fields,
     }
     if shape is not None:
         named |= {"count": shape.count, "width": shape.width, "root": shape.root}
     try:
-        return cbor.encode_record(named, MAX_DEPTH)
+        return cbor.encode_members(named, _in_order(tuple(fields), shape is not None), MAX_DEPTH)
     except cbor.CborError as error:
         raise RecordError(f"a record cannot hold {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _in_order(fields: tuple[object, ...], shaped: bool) -> tuple[str, ...]:
+    """Returns the names of a head in their order: records of a kind have the same fields.
+
+    Raises RecordError and CborError.
+    """
+    if not _RESERVED.isdisjoint(fields):
+        raise RecordError("a field has a name that is reserved for the head")
+    return tuple(cbor.record_names((*_NUMBERED, *fields, *(COLUMN_NAMES if shaped else ()))))
 
 
 def _body(head: bytes, column: Column | None) -> bytes:

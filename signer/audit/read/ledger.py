@@ -14,6 +14,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -94,25 +95,27 @@ class Ledger:
         A snapshot is the result of the records before it: it is read only if those were not,
         which is when the log is opened from it. Raises RecordError.
         """
-        match record.kind:
-            case RecordKind.SNAPSHOT if not self._used:
-                self._load(record.fields)
-            case RecordKind.INTENT:
-                self._intend(record)
-            case RecordKind.OUTCOME:
-                if identity := self._open.pop(number(record.fields, "intent"), None):
-                    answered = self._requests[identity]._replace(outcome=record.seq)
-                    self._requests[identity] = answered
-            case RecordKind.INDETERMINATE:  # nothing of the intent was released
-                if identity := self._open.get(number(record.fields, "intent")):
-                    self._forget(identity)
+        kind, fields = record.kind, record.fields
+        if kind is RecordKind.INTENT:
+            self._intend(record)
+        elif kind is RecordKind.OUTCOME:
+            if identity := self._open.pop(number(fields, "intent"), None):
+                intent, _, time_us = self._requests[identity]
+                self._requests[identity] = _Request(intent, record.seq, time_us)
+        elif kind is RecordKind.INDETERMINATE:  # nothing of the intent was released
+            if identity := self._open.get(number(fields, "intent")):
+                self._forget(identity)
+        elif kind is RecordKind.SNAPSHOT and not self._used:
+            self._load(fields)
 
     def _intend(self, record: Record) -> None:
         fields = record.fields
         self._expire(record.time_us)
         key, _, _ = text(fields, "key_version", "").partition("/versions/")
         self._latest = now = max(self._latest, number(fields, "now"))
-        used = self._used.setdefault(text(fields, "facility", ""), _Used(now))
+        facility = text(fields, "facility", "")
+        if (used := self._used.get(facility)) is None:
+            used = self._used[facility] = _Used(now)
         items = record.column.count if record.column else 0
         used.charge(key.rpartition("/")[2], items, now)
         request_id = text(fields, "request_id", "")
@@ -206,6 +209,7 @@ def _expired(request: _Request, time_us: int) -> bool:
     return time_us - request.time_us >= REQUEST_LIFE_US
 
 
+@lru_cache(maxsize=1024)  # it is needed to find a request, and again when its intent is durable
 def _identity(principal: str, request_id: str) -> bytes:
     """Returns half of the SHA-256 of principal and id each: a URI may have 2,048 bytes."""
     return b"".join(sha256(text.encode()).digest()[:_ID_BYTES] for text in (principal, request_id))

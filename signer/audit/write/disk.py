@@ -9,14 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from signer.audit.format.record import (
+    HASH_SIZE,
+    LENGTH_SIZE,
     Column,
     Fields,
     Record,
     RecordError,
     RecordKind,
     Tip,
+    chain_hash,
     encode,
-    frame,
 )
 from signer.audit.format.segments import Header, Segment
 from signer.audit.read.reader import INDEX_ENTRY, Index
@@ -175,11 +177,12 @@ class Tail:
         tip.check(kind, fields)
         record = Record(tip.size, max(time_us, tip.time_us), kind, fields, column)
         body, leaf = encode(record.seq, record.time_us, kind, fields, column, root=root)
-        framed, tip.chain = frame(tip.chain, body)
+        tip.chain = chain_hash(tip.chain, body)
         tip.add(record, leaf)
         self.index.grown += INDEX_ENTRY.pack(self._end, leaf)
-        self._staged.append(framed)
-        self._end += len(framed)
+        # The parts of a frame: they are joined once, with all that is written with them.
+        self._staged += (len(body).to_bytes(LENGTH_SIZE, "big"), body, tip.chain)
+        self._end += LENGTH_SIZE + len(body) + HASH_SIZE
         return record
 
     def commit(self) -> None:

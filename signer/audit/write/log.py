@@ -8,8 +8,8 @@ reads what is on the disk.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -275,15 +275,18 @@ class AuditLog:
         """Makes a batch durable, tells those who wait for it, and returns its records."""
         entries: list[Entry] = []
         records: list[Record] = []
-        with self._timed():
+        began = self._begin()
+        try:
             self._watch_disk()
-            time_us = int(self._clock.now() * 1_000_000)
+            time_us = int(self.committing_since * 1_000_000)
             for entry in batch:
                 if (record := self._stage(entry, time_us)) is not None:
                     entries.append(entry)
                     records.append(record)
             if records:
                 self._tail.commit()
+        finally:
+            self._end(began)
         if records:
             self._publish()
             for record in records:
@@ -293,14 +296,13 @@ class AuditLog:
         self._inbox.tell(batch)
         return records
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Sets ``committing_since`` and ``commit_seconds``."""
-        self.committing_since, started = self._clock.now(), self._clock.monotonic()
-        try:
-            yield
-        finally:
-            self.commit_seconds, self.committing_since = self._clock.monotonic() - started, 0.0
+    def _begin(self) -> float:
+        """Sets ``committing_since``; returns the time for ``_end``."""
+        self.committing_since = self._clock.now()
+        return self._clock.monotonic()
+
+    def _end(self, began: float) -> None:
+        self.commit_seconds, self.committing_since = self._clock.monotonic() - began, 0.0
 
     def _stage(self, entry: Entry, time_us: int) -> Record | None:
         if self._inbox.low and entry.kind is RecordKind.INTENT:
@@ -313,11 +315,14 @@ class AuditLog:
             return None
 
     def _rotate(self) -> None:
-        with self._timed():
+        began = self._begin()
+        try:
             snapshot = None
             if self._snapshots:
                 snapshot = {name: value for one in self._snapshots for name, value in one().items()}
-            self._tail.rotate(int(self._clock.now() * 1_000_000), snapshot)
+            self._tail.rotate(int(self.committing_since * 1_000_000), snapshot)
+        finally:
+            self._end(began)
         self._publish()
         self._on_commit(AuditCommitted(0, self.commit_seconds))
 
