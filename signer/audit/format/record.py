@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from struct import iter_unpack
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from signer import cbor
 from signer.audit.format import merkle
-from signer.audit.format.merkle import Frontier
 from signer.model import HcertTerms
 
 T = TypeVar("T")
@@ -323,71 +322,6 @@ def _by_index(fields: Fields, name: str) -> dict[int, str]:
     if not isinstance(written, Mapping) or not all(map(str.isdecimal, written)):
         raise RecordError(f"{name} is not a map of indices")
     return {int(index): text(written, index) for index in written}
-
-
-class Tip:
-    """The end of the log: what the next record has to continue.
-
-    ``chain`` is the chain hash of the last frame, ``time_us`` the time of the last record,
-    ``frontier`` the tree so far, and ``open`` the numbers of intents without an outcome.
-    """
-
-    def __init__(self) -> None:
-        self.chain = FIRST_CHAIN
-        self.time_us = 0
-        self.frontier = Frontier()
-        self.open: set[int] = set()
-
-    @property
-    def size(self) -> int:
-        """How many records the log has: the sequence number of the next."""
-        return self.frontier.size
-
-    def check(self, kind: RecordKind, fields: Fields) -> None:
-        """Raises RecordError if such a record may not be the next."""
-        if kind in CLOSING:
-            if fields.get("intent") not in self.open:
-                raise RecordError(f"an {kind} closes an intent that is not open")
-        elif kind is RecordKind.SNAPSHOT and any(
-            fields.get(name) != value for name, value in self.snapshot().items()
-        ):
-            raise RecordError("a snapshot differs from the records before it")
-
-    def add(self, record: Record, leaf: bytes) -> None:
-        """Adds the next record, which ``check`` has accepted."""
-        if record.kind is RecordKind.INTENT:
-            self.open.add(record.seq)
-        elif record.kind in CLOSING:
-            self.open.remove(record.fields["intent"])  # type: ignore[arg-type]  # checked
-        self.time_us = record.time_us
-        self.frontier.append(leaf)
-
-    def snapshot(self) -> dict[str, Value]:
-        """Returns the fields of a SNAPSHOT record that describe the log itself."""
-        return {"frontier": self.frontier.to_list(), "open": sorted(self.open)}
-
-    def continue_from(self, snapshot: Record) -> None:
-        """Starts before a SNAPSHOT record that begins a segment; raises RecordError.
-
-        The snapshot is unproven until a checkpoint beyond it has been compared: the
-        checkpoint's root covers these subtrees and the snapshot's own leaf.
-        """
-        if snapshot.kind is not RecordKind.SNAPSHOT:
-            raise RecordError("the log begins neither with record 0 nor with a snapshot")
-        peaks = _list_of(bytes, snapshot.fields, "frontier")
-        try:
-            self.frontier = Frontier(snapshot.seq, peaks)
-        except ValueError as error:
-            raise RecordError(f"the snapshot is wrong: {error}") from None
-        self.open = set(_list_of(int, snapshot.fields, "open"))
-        self.time_us = snapshot.time_us
-
-
-def _list_of(kind: type, fields: Fields, name: str) -> list[Any]:
-    values = fields.get(name)
-    if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        raise RecordError(f"{name} of the snapshot is not a list of the expected kind")
-    return values
 
 
 # --- encoding ----------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from signer.audit.format.record import (
     Record,
     RecordError,
     RecordKind,
-    Tip,
     chain_hash,
     encode,
 )
 from signer.audit.format.segments import Header, Segment
+from signer.audit.format.tip import Tip
 from signer.audit.read.reader import INDEX_ENTRY, Index
 
 _MODE = 0o640

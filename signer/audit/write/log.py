@@ -20,11 +20,11 @@ from signer.audit.format.record import (
     Record,
     RecordError,
     RecordKind,
-    Tip,
     encode,
     indeterminate,
 )
 from signer.audit.format.segments import Segment
+from signer.audit.format.tip import Tip
 from signer.audit.read.reader import Reader
 from signer.audit.read.replay import OnRecord
 from signer.audit.write.checkpoints import Growth
