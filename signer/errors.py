@@ -69,10 +69,13 @@ class Reason(enum.StrEnum):
     OPERATION_REFUSED = "OPERATION_REFUSED", Code.FAILED_PRECONDITION, Extent.CALL, False
     APPROVAL_INVALID = "APPROVAL_INVALID", Code.PERMISSION_DENIED, Extent.CALL, False
     REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE", Code.UNAVAILABLE, Extent.CALL, True
+    STREAM_ENDED = "STREAM_ENDED", Code.UNAVAILABLE, Extent.CALL, True
     INTERNAL = "INTERNAL", Code.INTERNAL, Extent.BOTH, False
 
 
-CLIENT_LIMIT = "calls_per_client"  # ``limit`` of an OVERLOADED that the caller alone causes
+CLIENT_LIMIT = "calls_per_client"
+CLIENT_LIMITS = frozenset({CLIENT_LIMIT, "bytes_in_flight_per_client", "streams_per_client"})
+"""``limit`` of an OVERLOADED that the caller alone causes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 import uvloop
@@ -48,6 +49,12 @@ class EventLoop:
 
         self.loop.call_soon_threadsafe(run)
         return done.result()
+
+    def soon(self, function: Callable[P, object], *args: P.args, **_: P.kwargs) -> None:
+        """Calls a function on the loop in its next round; does not wait. From any thread."""
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # it has ended meanwhile
+                self.loop.call_soon_threadsafe(function, *args)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for its result; not for the loop itself."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from signer.api.guard import Caller, CallLimit
+from signer.api.guard import Caller
 from signer.api.wire import PAGE_BYTES, bad_token, page_size
 from signer.audit.format.merkle import leaf_hash
 from signer.audit.format.record import Record, RecordError, RecordKind
@@ -45,7 +45,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
         self._newest_note = newest_note
         self._clock = clock
         self._longest = answer_bytes - _MARGIN_BYTES
-        self._limit = CallLimit(AT_ONCE)
+        self._places = threading.BoundedSemaphore(AT_ONCE)
         self._turn = threading.Lock()
         self._tree: Subtrees | None = None
         self._oldest = -1
@@ -130,8 +130,11 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
     @contextmanager
     def _reading(self, field: str) -> Iterator[None]:
         """Waits for the call's turn; ``field`` names the record in the error if it is absent."""
+        if not self._places.acquire(blocking=False):
+            text = f"too many calls for evidence ({AT_ONCE} at once): try again"
+            raise CallError(Reason.OVERLOADED, text, retry_after=_RETRY_SECONDS)
         try:
-            with self._limit.acquire("", "too many calls for evidence"), self._turn:
+            with self._turn:
                 self._rested = self._clock.monotonic()
                 self._until = self._rested + LONGEST_SECONDS
                 yield
@@ -144,6 +147,8 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
                 "the audit log cannot be read at these records: run `signer audit verify` on the "
                 "appliance",
             ) from error
+        finally:
+            self._places.release()
 
     def _leaf_hashes(self, start: int, stop: int) -> Sequence[bytes]:
         self._rest()

@@ -1,19 +1,19 @@
-"""What every call passes: admission, identity, role, the message, deadline, errors.
+"""What every call passes: identity, role, the message, its place, deadline, errors.
 
 Services get a ``Caller`` instead of gRPC's context; they return a message or raise
 CallError, and do not use gRPC. A caller's principal is the one URI of the client's certificate,
 compared whole: not the common name, and not gRPC's property of all alternative names, which
-contains DNS names as well.
+contains DNS names as well. Everything here runs on the event loop.
 """
 
+import asyncio
 import functools
-import threading
+import math
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 from cryptography import x509
@@ -22,12 +22,15 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from signer.api import wire
+from signer.api.places import Places
 from signer.clock import Clock
-from signer.errors import CLIENT_LIMIT, CallError, Reason, invalid
+from signer.errors import CallError, Reason, invalid
 from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
 from signer.model import Role
 from signer.policy.decide import UNKNOWN
 from signer.signing.request import Served
+
+T = TypeVar("T")
 
 DEFAULT_SECONDS = 30.0
 """Deadline of a call that has none."""
@@ -42,6 +45,9 @@ HEALTH_CALLS_PER_CLIENT = 8
 _CANCELLED = 1
 """google.rpc.Code of a call that was cancelled, or whose deadline passed, before it began."""
 
+Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = Iterable[tuple[str, str | bytes]]
+
 
 @dataclass(slots=True)
 class Caller:
@@ -54,14 +60,14 @@ class Caller:
     notes: dict[str, object]
 
 
-class Guard(grpc.ServerInterceptor):
+class Guard:
     """Wraps the handlers of all services.
 
-    For a unary handler, gRPC waits for the message in a thread before it calls us: a client
-    that sends none would hold the thread for ever. So every handler is registered as one for
-    a stream of messages (the bytes on the wire are the same) and reads the one message
-    itself, after admission and for a limited time. ``roles`` has the roles that may call each
-    service; health is open to all.
+    For a unary handler, gRPC would wait for the message before it calls us, for as long as
+    the client likes. So every handler is registered as one for a stream of messages (the
+    bytes on the wire are the same) and reads the one message itself, after its identity is
+    known and for a limited time. ``roles`` has the roles that may call each service; health
+    is open to all.
     """
 
     def __init__(
@@ -69,125 +75,137 @@ class Guard(grpc.ServerInterceptor):
         *,
         served: Served,
         roles: Mapping[str, frozenset[Role]],
-        calls: int,
-        calls_per_client: int,
+        places: Places,
         events: Events,
         clock: Clock,
     ) -> None:
         self._served = served
         self._roles = roles
-        self._calls = CallLimit(calls, "calls")
-        self._calls_per_client = CallLimit(calls_per_client, CLIENT_LIMIT)
-        self._health_calls = CallLimit(HEALTH_CALLS)
-        self._health_calls_per_client = CallLimit(HEALTH_CALLS_PER_CLIENT)
-        self._timeouts = _MessageTimeouts()
+        self.places = places
+        self._health_calls = CallLimit(HEALTH_CALLS, HEALTH_CALLS_PER_CLIENT)
+        self._messages = MessageWaits()
         self._events = events
         self._clock = clock
 
-    @property
-    def calls(self) -> int:
-        """Returns the number of calls in progress, without health checks."""
-        return self._calls.held
-
     def expire(self, now: float) -> None:
-        """Cancels the calls whose message was due by ``now`` (monotonic seconds).
+        """Ends the calls whose message was due by ``now`` (monotonic seconds).
 
-        Infinity cancels all that wait for a message.
+        Infinity ends all that wait for a message.
         """
-        self._timeouts.expire(now)
+        self._messages.expire(now)
 
-    def intercept_service(
-        self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails
-    ) -> Any:
-        handler = continuation(details)
-        if handler is None:
-            return None
-        if details.method.startswith("/grpc.health.v1.Health/"):
-            return self._health(handler)
-        if handler.unary_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                self._unary(handler, details.method), None, handler.response_serializer
-            )
-        return grpc.stream_stream_rpc_method_handler(
-            self._stream(handler.stream_stream, details.method),
+    def unary(self, method: str, handler: Any) -> Any:
+        """Wraps a handler of one message, whose behaviour is a coroutine (request, caller)."""
+        read, write = handler.request_deserializer, handler.response_serializer
+        behaviour = handler.unary_unary
+
+        async def call(_: object, context: Context) -> bytes:
+            async def answer(caller: Caller) -> bytes:
+                message = await self._message(context, caller)
+                self._take_place(context, caller.principal, len(message))
+                return cast(bytes, write(await behaviour(parsed(read, message), caller)))
+
+            caller = functools.partial(self.identify, method, context)
+            metadata = context.invocation_metadata() or ()
+            answered, status = await self.booked(method, metadata, caller, answer)
+            if status is not None:
+                await abort(context, status)
+            return cast(bytes, answered)
+
+        return grpc.stream_unary_rpc_method_handler(call)
+
+    def stream(self, method: str, handler: Any) -> Any:
+        """Wraps a handler of a stream, whose behaviour is a coroutine (context, caller).
+
+        The behaviour reads and writes bytes. Each request of a stream is a call of its own,
+        which the behaviour books by ``booked``; the stream as a whole has no place.
+        """
+        behaviour = handler.stream_stream
+
+        async def call(_: object, context: Context) -> None:
+            async def answer(caller: Caller) -> None:
+                await behaviour(context, caller)
+
+            caller = functools.partial(self.identify, method, context)
+            metadata = context.invocation_metadata() or ()
+            _, status = await self.booked(method, metadata, caller, answer)
+            if status is not None:
+                await abort(context, status)
+
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    def reflection(self, method: str, handler: Any) -> Any:
+        """Wraps reflection, whose behaviour is an asynchronous generator of gRPC's own."""
+        behaviour, read, write = (
+            handler.stream_stream,
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
-        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            with self._admitted(method, context) as caller:
-                with self._timeouts.until(context, self._message_until(caller)):
-                    request = _only(messages, handler.request_deserializer)
-                return handler.unary_unary(request, caller)
+        async def converse(context: Context, caller: Caller) -> None:
+            async def requests() -> Any:
+                while (message := await self._message(context, caller, more=True)) is not None:
+                    yield parsed(read, message)
 
-        return call
+            self._take_place(context, caller.principal, 0)
+            async for response in behaviour(requests(), context):
+                await context.write(write(response))
 
-    def _stream(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        """Reflection, which waits for messages until its deadline."""
+        return self.stream(method, grpc.stream_stream_rpc_method_handler(converse))
 
-        def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with (
-                self._admitted(method, context) as caller,
-                self._timeouts.until(context, self._message_until(caller)),
-            ):
-                yield from behaviour(requests, context)
-
-        return call
-
-    def _health(self, handler: Any) -> Any:
-        """A check's behaviour takes (request, context), a watch's (request, context, send)."""
+    def health(self, handler: Any) -> Any:
+        """Wraps a health check or watch, whose behaviour is a coroutine (request, context)."""
         behaviour = handler.unary_unary or handler.unary_stream
 
-        def call(messages: Iterator[bytes], context: grpc.ServicerContext, *send: Any) -> Any:
+        async def call(_: object, context: Context) -> Any:
             client = b" ".join(_auth_context(context).get("peer_uri", ())).decode(errors="replace")
             until = self._clock.monotonic() + HEALTH_MESSAGE_SECONDS
             try:
-                with (
-                    self._health_calls.acquire("", "too many health checks"),
-                    self._health_calls_per_client.acquire(client, "too many of your health checks"),
-                    self._timeouts.until(context, until),
-                ):
-                    request = _only(messages, handler.request_deserializer)
-                return behaviour(request, context, *send)
+                self._health_calls.take(client)
+                try:
+                    message = await self._messages.read(context, until)
+                finally:
+                    self._health_calls.give_back(client)
+                if message is None:
+                    raise _missing()
+                return await behaviour(parsed(handler.request_deserializer, message), context)
             except CallError as error:
-                return context.abort_with_status(rpc_status.to_status(wire.call_status(error)))
+                await abort(context, wire.call_status(error))
+            except MessageLateError:
+                await abort(context, _LATE)
 
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(call, None, handler.response_serializer)
-        # gRPC then passes ``send`` instead of waiting for answers in a thread.
-        call.experimental_non_blocking = True  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-    @contextmanager
-    def _admitted(self, method: str, context: grpc.ServicerContext) -> Iterator[Caller]:
-        """Admits one call for a block; an exception in it becomes the call's answer."""
-        CALL.set(CallTrace())
-        self._events.emit(CallBegan(method, context.invocation_metadata()))
-        status = yield from self._booked(method, context)
-        if status is not None:
-            context.abort_with_status(rpc_status.to_status(status))
+    async def booked(
+        self,
+        method: str,
+        metadata: Metadata,
+        identify: Callable[[float, str, dict[str, object]], Caller],
+        respond: Callable[[Caller], Awaitable[T]],
+    ) -> tuple[T | None, status_pb2.Status | None]:
+        """Runs one call: its identity, its answer, and what is reported of it.
 
-    def _booked(
-        self, method: str, context: grpc.ServicerContext
-    ) -> Generator[Caller, None, status_pb2.Status | None]:
-        """Yields once; returns the status of a call that failed."""
+        Returns the answer, or the status of a call that failed.
+        """
         started = self._clock.monotonic()
         call_id = str(uuid.uuid4())
         notes: dict[str, object] = {"call_id": call_id}
         code, reason, status = 0, "ok", None
+        CALL.set(CallTrace())
+        self._events.emit(CallBegan(method, metadata))
         try:
-            with self._calls.acquire("", "too many calls"):
-                caller = self._identify(method, context, started, call_id, notes)
-                with self._calls_per_client.acquire(caller.principal, "too many of your calls"):
-                    yield caller
+            return await respond(identify(started, call_id, notes)), None
         except CallError as error:
             status = wire.call_status(error)
             code, reason = status.code, error.reason
             notes |= {
                 name: error.metadata[name] for name in ("rule", "limit") if name in error.metadata
             }
-        except grpc.RpcError:  # gRPC's own: the client has gone
+        except MessageLateError:
+            status, code, reason = _LATE, _CANCELLED, wire.code_name(_CANCELLED)
+        except (asyncio.CancelledError, grpc.aio.BaseError):  # the caller has gone
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)
             raise
         except Exception as error:  # noqa: BLE001 - its text must not reach the caller
@@ -204,22 +222,23 @@ class Guard(grpc.ServerInterceptor):
             if reason != "ok":
                 principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
                 self._events.emit(CallDenied(principal, key, reason))
-        return status
+        return None, status
 
-    def _message_until(self, caller: Caller) -> float:
-        return min(caller.deadline, self._clock.monotonic() + MESSAGE_SECONDS)
-
-    def _identify(
-        self,
-        method: str,
-        context: grpc.ServicerContext,
-        now: float,
-        call_id: str,
-        notes: dict[str, object],
+    def identify(
+        self, method: str, context: Context, now: float, call_id: str, notes: dict[str, object]
     ) -> Caller:
+        """Returns who calls, in which roles, until when. Raises CallError."""
         policy = self._served.snapshot.policy
         principal = principal_of(_auth_context(context), policy.denied_certificates)
-        roles = policy.roles.get(principal)
+        roles = self.allowed(method, principal)
+        left = context.time_remaining()
+        seconds = DEFAULT_SECONDS if left is None or left > 3600 * 24 else left
+        notes["principal"] = principal
+        return Caller(principal, roles, now + seconds, call_id, notes)
+
+    def allowed(self, method: str, principal: str) -> frozenset[Role]:
+        """Returns the roles that a principal has now. Raises CallError if none may call."""
+        roles = self._served.snapshot.policy.roles.get(principal)
         if not roles:
             raise CallError(Reason.PEER_UNKNOWN, UNKNOWN.message, {"rule": UNKNOWN.rule})
         service = method.split("/")[1]
@@ -227,86 +246,110 @@ class Guard(grpc.ServerInterceptor):
             raise CallError(
                 Reason.POLICY_DENIED, f"{service} is not open to this role", {"rule": "roles"}
             )
-        left = context.time_remaining()
-        seconds = DEFAULT_SECONDS if left is None or left > 3600 * 24 else left
-        notes["principal"] = principal
-        return Caller(principal, roles, now + seconds, call_id, notes)
+        return roles
+
+    async def _message(self, context: Context, caller: Caller, *, more: bool = False) -> Any:
+        """Reads the next message; None at their end if there may be ``more`` than one."""
+        until = min(caller.deadline, self._clock.monotonic() + MESSAGE_SECONDS)
+        message = await self._messages.read(context, until)
+        if message is None and not more:
+            raise _missing()
+        return message
+
+    def _take_place(self, context: Context, principal: str, size: int) -> None:
+        """Takes a place until the call has ended and its answer is out. Raises CallError."""
+        self.places.take(principal, size)
+
+        def ended(_: Context) -> None:
+            self.places.give_back(principal, size)
+
+        context.add_done_callback(ended)  # type: ignore[arg-type] # the stubs declare a Protocol
 
 
-def _only(messages: Iterator[bytes], read: Callable[[bytes], Any]) -> Any:
-    """Waits for the one message of a call; further messages are ignored."""
-    message = next(messages, None)
-    if message is None:
-        raise invalid("request", "is missing: the call ended without a message")
+class MessageLateError(Exception):
+    """A call whose message has not come in time."""
+
+
+_LATE = status_pb2.Status(code=_CANCELLED, message="the message of this call did not come in time")
+
+
+class MessageWaits:
+    """The calls that wait for a message, with the time until which they may."""
+
+    def __init__(self) -> None:
+        self._until: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def read(self, context: Context, until: float) -> bytes | None:
+        """Returns the next message, None at their end; raises MessageLateError after ``until``."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._until[task] = until
+        try:
+            message = await context.read()
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise
+            self._late.discard(task)
+            task.uncancel()
+            raise MessageLateError from None
+        finally:
+            del self._until[task]
+        return None if message is grpc.aio.EOF else cast(bytes, message)
+
+    def expire(self, now: float) -> None:
+        """Ends the waits until ``now``."""
+        for task, end in self._until.items():
+            if end <= now and task not in self._late:
+                self._late.add(task)
+                task.cancel()
+
+
+class CallLimit:
+    """Allows ``most`` calls at once, ``most_of_one`` of one client, and refuses more."""
+
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._most, self._most_of_one = most, most_of_one
+        self._held: Counter[str] = Counter()
+
+    def take(self, client: str) -> None:
+        """Counts a call; raises CallError OVERLOADED above a limit."""
+        if self._held.total() >= self._most:
+            raise _too_many("too many health checks", self._most)
+        if self._held[client] >= self._most_of_one:
+            raise _too_many("too many of your health checks", self._most_of_one)
+        self._held[client] += 1
+
+    def give_back(self, client: str) -> None:
+        """Counts a call down."""
+        self._held[client] -= 1
+        if not self._held[client]:
+            del self._held[client]
+
+
+def _too_many(text: str, most: int) -> CallError:
+    return CallError(Reason.OVERLOADED, f"{text} ({most} at once): try again", {}, retry_after=0.1)
+
+
+def parsed(read: Callable[[bytes], Any], message: bytes) -> Any:
+    """Returns a message of the API; raises CallError for other bytes."""
     try:
         return read(message)
     except DecodeError:
         raise invalid("request", "cannot be parsed as the message of this method") from None
 
 
-def _auth_context(context: grpc.ServicerContext) -> "AuthContext":
-    return cast(AuthContext, context.auth_context())  # the stubs declare other values
+def _missing() -> CallError:
+    return invalid("request", "is missing: the call ended without a message")
 
 
-class _MessageTimeouts:
-    """The calls that wait for a message, with the time until which they may."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._until: dict[grpc.ServicerContext, float] = {}
-
-    @contextmanager
-    def until(self, context: grpc.ServicerContext, end: float) -> Iterator[None]:
-        """While the block lasts, ``expire`` cancels this call from ``end`` on."""
-        with self._lock:
-            self._until[context] = end
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._until[context]
-
-    def expire(self, now: float) -> None:
-        # Under the lock: a call that has just received its message must not be cancelled.
-        with self._lock:
-            for context, end in self._until.items():
-                if end <= now:
-                    context.cancel()
+async def abort(context: Context, status: status_pb2.Status) -> None:
+    """Ends a call with a status; raises what ends its coroutine."""
+    ended = rpc_status.to_status(status)
+    await context.abort(ended.code, ended.details, ended.trailing_metadata)
 
 
-class CallLimit:
-    """Allows ``limit`` calls under one name at once, and refuses more without waiting.
-
-    ``setting`` names the limit in signer.yaml; empty for one that cannot be configured.
-    """
-
-    def __init__(self, limit: int, setting: str = "") -> None:
-        self._limit = limit
-        self._metadata = {"limit": setting} if setting else {}
-        self._lock = threading.Lock()
-        self._held: Counter[str] = Counter()
-
-    @property
-    def held(self) -> int:
-        """Returns the number of calls under all names."""
-        with self._lock:
-            return self._held.total()
-
-    @contextmanager
-    def acquire(self, name: str, refusal: str) -> Iterator[None]:
-        """Counts a call for a block; raises CallError OVERLOADED above the limit."""
-        with self._lock:
-            if self._held[name] >= self._limit:
-                text = f"{refusal} ({self._limit} at once): try again"
-                raise CallError(Reason.OVERLOADED, text, self._metadata, retry_after=0.1)
-            self._held[name] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held[name] -= 1
-                if not self._held[name]:
-                    del self._held[name]
+def _auth_context(context: Context) -> "AuthContext":
+    return context.auth_context()
 
 
 _TLS_VERSION = "TLSv1.3"
@@ -337,6 +380,16 @@ def principal_of(context: AuthContext, denied_serials: frozenset[int]) -> str:
     return uris[0].decode(errors="replace")
 
 
-@functools.lru_cache(maxsize=1024)
+def certificate_end(context: AuthContext) -> float:
+    """Returns when the client's certificate expires, in seconds since the epoch."""
+    pem = b"".join(context.get("x509_pem_cert", ()))
+    return _certificate(pem).not_valid_after_utc.timestamp() if pem else math.inf
+
+
 def _serial(pem: bytes) -> int:
-    return x509.load_pem_x509_certificate(pem).serial_number
+    return _certificate(pem).serial_number
+
+
+@functools.lru_cache(maxsize=1024)
+def _certificate(pem: bytes) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem)

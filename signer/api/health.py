@@ -1,107 +1,96 @@
-"""grpc.health.v1: whether the daemon serves. No thread of gRPC's pool waits for a watcher.
+"""grpc.health.v1: whether the daemon serves. Each watch is one coroutine; nothing waits for it.
 
-The servicer of grpc_health sends to watchers in the thread that sets the status, under the lock
-that the end of a watch needs. A send returns only when the client has read: one client that does
-not read would delay the status for all others, and the daemon. Here each watch has its own
-thread, and nothing waits for it. All services have the same status.
+All services have the same status. It may be set by any thread and is answered from then on;
+watchers hear of it in the next round of the event loop.
 """
 
-import threading
-from collections.abc import Callable
+import asyncio
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from signer.event_loop import EventLoop
+
 MAX_WATCHES = 500
 """Each client process that balances between appliances watches all of them."""
-Send = Callable[[health_pb2.HealthCheckResponse | None], None]
-"""Sends one answer of a watch; None ends it. It blocks until the client has room for it."""
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health(health_pb2_grpc.HealthServicer):
     """Reports the status that ``set_serving`` set last; NOT_SERVING at first."""
 
-    def __init__(self, services: frozenset[str]) -> None:
-        self._services = services
-        self._changed = threading.Condition()  # guards the attributes below
+    def __init__(self, services: frozenset[str], loop: EventLoop) -> None:
+        self._services, self._loop = services, loop
         self._serving = self._failed = self._ended = False
-        self._watches: set[grpc.ServicerContext] = set()
+        self._watches: dict[asyncio.Task[Any], asyncio.Event] = {}  # set: there is news
 
     def set_serving(self, serving: bool) -> None:
         """Reports a change to all watchers; no effect after ``fail`` or ``end``."""
-        with self._changed:
-            if not (self._ended or self._failed) and serving != self._serving:
-                self._serving = serving
-                self._changed.notify_all()
+        if not (self._ended or self._failed) and serving != self._serving:
+            self._serving = serving
+            self._report()
 
     def fail(self) -> None:
         """Reports NOT_SERVING from now on; ``set_serving`` has no effect any more."""
-        with self._changed:
-            self._serving, self._failed = False, True
-            self._changed.notify_all()
+        self._failed = True
+        self._serving = False
+        self._report()
 
     def end(self) -> None:
         """Reports NOT_SERVING for good and ends all watches: a drain must not wait for them."""
-        with self._changed:
-            self._serving, self._ended = False, True
-            self._changed.notify_all()
+        self._ended = True
+        self._serving = False
+        self._report()
 
     def cancel(self) -> None:
-        """Cancels the watches that are left: their clients do not read."""
-        with self._changed:
-            watches = list(self._watches)
-        for context in watches:
-            context.cancel()
+        """Cancels the watches that are left: their clients do not read. On the loop only."""
+        for watch in self._watches:
+            watch.cancel()
 
-    def Check(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         """Answers with the status; NOT_FOUND for an unknown service."""
-        with self._changed:
-            status = self._status(request.service)
+        status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             context.set_code(grpc.StatusCode.NOT_FOUND)
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=status)
 
-    def Watch(  # type: ignore[override]
-        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send: Send
-    ) -> None:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Sends the status now and at every change; above MAX_WATCHES: UNIMPLEMENTED.
 
         With that code a client that balances uses the connection without a watch; with any
         other code it does not use the connection (gRPC proposal A17).
         """
-        with self._changed:
-            if len(self._watches) >= MAX_WATCHES:
-                text = f"too many watches ({MAX_WATCHES} at once): use Check"
-                context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
-            self._watches.add(context)
-        if not context.add_callback(lambda: self._leave(context)):
-            self._leave(context)
-            return
-        arguments = (request.service, context, send)
-        threading.Thread(None, self._send_changes, "watch", arguments, daemon=True).start()
-
-    def _send_changes(self, service: str, context: grpc.ServicerContext, send: Send) -> None:
-        """The thread of one watch: sends every change until the watch or the service ends."""
+        if len(self._watches) >= MAX_WATCHES:
+            text = f"too many watches ({MAX_WATCHES} at once): use Check"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+        watch = asyncio.current_task()
+        assert watch is not None  # noqa: S101 - gRPC runs every handler in a task
+        news = self._watches[watch] = asyncio.Event()
         sent: int | None = None
-
-        def changed() -> bool:
-            return context not in self._watches or self._ended or self._status(service) != sent
-
-        while True:
-            with self._changed:
-                self._changed.wait_for(changed)
-                if context not in self._watches:
+        try:
+            while True:
+                news.clear()
+                status, last = self._status(request.service), self._ended
+                if status != sent:
+                    sent = status
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                    continue  # it may have changed while the client read
+                if last:
                     return
-                status, last = self._status(service), self._ended
-            if status != sent:
-                sent = status
-                send(health_pb2.HealthCheckResponse(status=status))
-            if last:
-                send(None)
-                return
+                await news.wait()
+        finally:
+            del self._watches[watch]
+
+    def _report(self) -> None:
+        self._loop.soon(self._wake)
+
+    def _wake(self) -> None:
+        for news in self._watches.values():
+            news.set()
 
     def _status(self, service: str) -> int:
         if service not in self._services:
@@ -109,8 +98,3 @@ class Health(health_pb2_grpc.HealthServicer):
         if self._serving:
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING
-
-    def _leave(self, context: grpc.ServicerContext) -> None:
-        with self._changed:
-            self._watches.discard(context)
-            self._changed.notify_all()

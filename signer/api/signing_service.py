@@ -1,13 +1,15 @@
-"""SigningService: reads a batch, signs it with the engine, answers."""
+"""SigningService: reads a batch, signs it with the engine, answers; alone or in a stream."""
 
 import uuid
 
 from signer.api import wire
-from signer.api.guard import Caller
+from signer.api.guard import Caller, Context
+from signer.api.streams import Streams
 from signer.errors import invalid
 from signer.model import parse_key_or_version
 from signer.signing.engine import Engine
 from signer.signing.request import BatchRequest
+from signer.signing.turns import ITEMS, Turns
 from signer.v1 import signing_pb2, signing_pb2_grpc
 
 MAX_NAME_BYTES = 256
@@ -16,10 +18,10 @@ MAX_NAME_BYTES = 256
 class SigningService(signing_pb2_grpc.SigningServiceServicer):
     """Signs batches."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, turns: Turns, streams: Streams) -> None:
+        self._engine, self._turns, self.streams = engine, turns, streams
 
-    def SignBatch(
+    async def SignBatch(
         self, request: signing_pb2.SignBatchRequest, caller: Caller
     ) -> signing_pb2.SignBatchResponse:
         """Answers with one signature or one failure for each payload; raises CallError."""
@@ -31,7 +33,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
             "format": str(batch.format),
             "items": len(batch.payloads),
         }
-        result = self._engine.sign_batch(batch)
+        result = await self._engine.sign_batch(batch)
         caller.notes |= {
             "key_version": result.version.name,
             "rule": result.rule,
@@ -40,9 +42,19 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
         response = signing_pb2.SignBatchResponse(
             key_version=result.version.name, signatures=result.outputs, request_id=request_id
         )
-        for index, failure in result.failures.items():
+        for count, (index, failure) in enumerate(result.failures.items(), 1):
+            if not count % ITEMS:
+                await self._turns.next(caller.principal)
             response.failures[index].CopyFrom(wire.item_status(failure))
         return response
+
+    async def SignStream(self, context: Context, caller: Caller) -> None:  # type: ignore[override]
+        """Answers the requests of a stream, each as SignBatch does; raises CallError."""
+        await self.streams.serve(context, caller, self.SignBatch)
+
+    def drain(self) -> None:
+        """Ends all streams: what they have read is answered first."""
+        self.streams.drain()
 
 
 def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest:

@@ -113,9 +113,13 @@ class LimitsConfig(StrictModel):
     """Limits of the server, in the units that the names say."""
 
     message_bytes: int = Field(MESSAGE_BYTES, ge=64 << 10, le=64 << 20)
-    calls: int = Field(32, ge=1, le=1024)
-    calls_per_client: int = Field(16, ge=1, le=1024)
-    streams_per_connection: int = Field(100, ge=1, le=10_000)
+    calls: int = Field(1024, ge=1, le=65_536)
+    calls_per_client: int = Field(256, ge=1, le=65_536)
+    bytes_in_flight: int = Field(64 << 20, ge=64 << 10, le=4 << 30)
+    bytes_in_flight_per_client: int = Field(16 << 20, ge=64 << 10, le=4 << 30)
+    streams_per_client: int = Field(64, ge=1, le=10_000)
+    stream_idle_seconds: float = Field(600.0, ge=1, le=24 * 3600)
+    streams_per_connection: int = Field(256, ge=1, le=10_000)
     queued_items: int = Field(200_000, ge=1, le=10_000_000)
     connection_age_seconds: int = Field(3600, ge=1)
     drain_notice_seconds: float = Field(1.0, ge=0, le=60)

@@ -21,8 +21,10 @@ from signer.api.guard import Guard
 from signer.api.health import Health
 from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
+from signer.api.places import Bound, Places
 from signer.api.server import HEALTH_SERVICES, ROLES, Server
 from signer.api.signing_service import SigningService
+from signer.api.streams import Streams
 from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
 from signer.clock import Clock, FlooredClock
@@ -35,6 +37,7 @@ from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving, check_tokens, read_state, snapshot_of
 from signer.daemon.status import StatusReader
 from signer.errors import ConfigError, OperatorError
+from signer.event_loop import EventLoop
 from signer.events import (
     Bug,
     Events,
@@ -64,8 +67,11 @@ from signer.officers.proposals import Proposals
 from signer.officers.records import OperationRecords
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
-from signer.signing.evidence import Evidence, Repeats
+from signer.signing.evidence import Evidence
+from signer.signing.messages import Messages
+from signer.signing.repeat import Repeats
 from signer.signing.request import Served
+from signer.signing.turns import Turns
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25  # readiness and registry are checked so often
@@ -92,6 +98,7 @@ class Appliance:
         self._config = config = load_config(config_path)
         self._log_level = config.log_level
         self._clock = clock = FlooredClock()
+        self._loop = EventLoop()
         self.started_at = clock.now()
         self._reports, listeners = _reporting(config)
         self._events = events = Events(*listeners)
@@ -106,7 +113,7 @@ class Appliance:
         check_tokens([key], config)
 
         # 3. The audit log. When it stops, health says NOT_SERVING before any call is refused.
-        self._health = Health(HEALTH_SERVICES)
+        self._health = Health(HEALTH_SERVICES, self._loop)
         ledger, approvals = Ledger(), ApprovalFold(checking=False)
         self._log = log = open_log(
             config.audit,
@@ -123,7 +130,7 @@ class Appliance:
         recorded = Events(*listeners, self._daemon_log.handlers)
 
         # 4. The HSM, and what uses it beside requests.
-        self._hsm = hsm = _hsm(config, clock, recorded)
+        self._hsm = hsm = _hsm(config, self._loop, clock, recorded)
         self._sealing = Sealing(config.audit, log, key, hsm=hsm, clock=clock, events=events)
         admins = AdminWorkers(config.tokens, config.state)
         self._inventory = Inventory(hsm, self._served, key, admins.open, events)
@@ -179,11 +186,25 @@ class Appliance:
         usage = Usage()  # what the intents in the log add up to
         totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
         usage.restore(ledger.windows(), totals)
+        guard = Guard(
+            served=self._served,
+            roles=ROLES,
+            places=Places(
+                Bound(limits.calls, limits.calls_per_client),
+                Bound(limits.bytes_in_flight, limits.bytes_in_flight_per_client),
+            ),
+            events=recorded,
+            clock=clock,
+        )
+        turns = Turns(clock)
+        messages = Messages(turns)
         engine = Engine(
             self._served,
             self._hsm,
-            Evidence(self._log),
-            Repeats(self._log, ledger, clock),
+            Evidence(self._log, turns, self._loop, clock),
+            Repeats(self._log, ledger, messages, clock),
+            messages=messages,
+            turns=turns,
             usage=usage,
             events=self._events,
             clock=clock,
@@ -200,16 +221,10 @@ class Appliance:
         evidence = EvidenceService(
             self._log, self._sealing.newest_note, clock, answer_bytes=limits.message_bytes
         )
-        guard = Guard(
-            served=self._served,
-            roles=ROLES,
-            calls=limits.calls,
-            calls_per_client=limits.calls_per_client,
-            events=recorded,
-            clock=clock,
-        )
+        streams = Streams(guard, self._served, limits, clock)
         return Server(
-            signing=SigningService(engine),
+            self._loop,
+            signing=SigningService(engine, turns, streams),
             keys=KeyService(self._served, usage, clock),
             operations=operations,
             evidence=evidence,
@@ -276,7 +291,7 @@ class Appliance:
         while (left := leave - self._clock.monotonic()) > 0:
             reasons = self.reasons()
             self._health.set_serving(not reasons)
-            self._server.guard.expire(self._clock.monotonic())
+            self._server.expire(self._clock.monotonic())
             self._daemon_log.tick()
             self._sealing.tick()
             self._status.tick()
@@ -317,6 +332,7 @@ class Appliance:
         if self._http is not None:
             self._http.close()
         self._registry.close()
+        self._loop.close()
         self._events.emit(Stopped())
         self._reports.lines.close()
 
@@ -395,7 +411,7 @@ def _reporting(config: Config) -> tuple[Reports, list[Handlers]]:
     return reports, [reports.handlers, *([tracing.handlers] if tracing else [])]
 
 
-def _hsm(config: Config, clock: Clock, events: Events) -> Hsm:
+def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:
     make_state(config.state)
     return Hsm(
         {
@@ -404,6 +420,7 @@ def _hsm(config: Config, clock: Clock, events: Events) -> Hsm:
                 workers=token.workers,
                 hang_seconds=token.hang_seconds,
                 max_queued=config.limits.queued_items,
+                loop=loop,
                 events=events,
                 clock=clock,
             )

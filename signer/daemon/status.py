@@ -71,7 +71,7 @@ class StatusReader:
         log, now = self.log, self.clock.now()
         values: dict[str, float] = {
             "signer_ready": not self.reasons(),
-            "signer_calls_at_work": self.server.guard.calls,
+            "signer_calls_at_work": self.server.guard.places.taken,
             "signer_calls_limit": self.config.limits.calls,
             "signer_operations_pending": self.executor.pending,
             "signer_time_seconds": self.clock.machine(),

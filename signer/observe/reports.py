@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from signer import events
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
-from signer.errors import CLIENT_LIMIT, CallError, OperatorError, Reason
+from signer.errors import CLIENT_LIMITS, CallError, OperatorError, Reason
 from signer.events import CALL, Handlers
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.lines import DEBUG, ERROR, INFO, WARNING, LogLines, write_to_stderr
@@ -226,7 +226,7 @@ class Reports:
         metrics.requests(method, code).inc()
         metrics.durations(method).observe(seconds, "" if call is None else call.trace_id)
         if reason != OK:
-            failure = OVERLOADED_BY_CLIENT if notes.get("limit") == CLIENT_LIMIT else reason
+            failure = OVERLOADED_BY_CLIENT if notes.get("limit") in CLIENT_LIMITS else reason
             metrics.call_failures(method, failure).inc()
         fields = {
             "method": method,

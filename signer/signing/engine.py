@@ -1,13 +1,13 @@
 """The pipeline of a signature: authorise, prepare, charge, record, sign and check, record, finish.
 
-``Engine.sign_batch`` shows all its steps. A batch keeps the snapshot (policy and keys) under
-which it was authorised. It takes no locks except those of the usage counters, of the audit
-log and of the HSM's queue.
+``Engine.sign_batch`` shows all its steps. It is one coroutine on the event loop; it waits for
+others at three places: until the intent is durable, until the signatures are there, until the
+outcome is durable. A batch keeps the snapshot (policy and keys) under which it was authorised.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 
 from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
@@ -21,8 +21,11 @@ from signer.model import MESSAGE_BYTES, FormatContext, KeyVersion, Signed, SignJ
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
-from signer.signing.evidence import Evidence, Repeats, failure_texts, repeated
-from signer.signing.request import BatchRequest, BatchResult, HsmInputs, Served, Snapshot
+from signer.signing.evidence import Evidence, failure_texts
+from signer.signing.messages import Messages
+from signer.signing.repeat import Repeats
+from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
+from signer.signing.turns import Turns
 
 FAILURE_BYTES = 400  # the most that one failed item adds to an answer
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items
@@ -30,7 +33,7 @@ SMALLEST_BUDGET = 0.005  # seconds that a call must have left for the HSM to be 
 
 
 class Engine:
-    """Signs batches with what is served when they arrive."""
+    """Signs batches with what is served when they arrive. For the event loop only."""
 
     def __init__(
         self,
@@ -39,6 +42,8 @@ class Engine:
         evidence: Evidence,
         repeats: Repeats,
         *,
+        messages: Messages,
+        turns: Turns,
         usage: Usage,
         events: Events,
         clock: Clock,
@@ -50,34 +55,38 @@ class Engine:
         self._usage = usage
         self._hsm = hsm
         self._evidence, self._repeats = evidence, repeats
+        self._messages, self._turns = messages, turns
         self._events = events
         self._clock = clock
 
-    def sign_batch(self, request: BatchRequest) -> BatchResult:
+    async def sign_batch(self, request: BatchRequest) -> BatchResult:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""
+        await self._turns.begin(request.principal)
         snapshot, now = self._served.snapshot, self._clock.now()
 
         # 1. May this principal do this now?
-        with self._stage("authorise"):
-            decision = decide(snapshot.policy, request.principal, request.key, request.format, now)
-            terms = _granted(decision)
-            _check_size(request, terms)
-            content = request.content_hash() if request.request_id else b""
+        began = self._clock.monotonic()
+        decision = decide(snapshot.policy, request.principal, request.key, request.format, now)
+        terms = _granted(decision)
+        _check_size(request, terms)
+        content = await self._content_hash(request) if request.request_id else b""
+        self._ended("authorise", began)
 
         # 2. A repetition gets the same bytes again, at no cost.
-        once = self._repeats.once(request, content) if request.request_id else nullcontext()
-        with once as earlier:
+        async with self._repeats.once(request, content) as earlier:
             if earlier is not None:
-                return repeated(request, snapshot.keys, terms, earlier)
+                return await self._repeats.answer(request, snapshot.keys, terms, earlier)
 
             # 3. From payloads to bytes to sign. A payload that does not parse fails its item.
-            with self._stage("format"):
-                version = _allowed_version(snapshot, request, terms, now)
-                message_format = FORMATS[request.format]
-                context = FormatContext(version, int(now), terms.hcert, terms.content)
-                self._check_answer(message_format.max_output(request.payloads, context), request)
-                prepared = message_format.prepare(request.payloads, context)
-                inputs = HsmInputs(prepared, version.algorithm)
+            began = self._clock.monotonic()
+            version = _allowed_version(snapshot, request, terms, now)
+            message_format = FORMATS[request.format]
+            context = FormatContext(version, int(now), terms.hcert, terms.content)
+            self._check_answer(message_format.max_output(request.payloads, context), request)
+            inputs = await self._messages.prepare(
+                message_format, request.principal, request.payloads, context
+            )
+            self._ended("format", began)
 
             # 4. If the HSM accepts the job, the quota is charged, and never refunded.
             job = _job(inputs.inputs, version, terms, request.deadline)
@@ -94,16 +103,19 @@ class Engine:
                         policy=snapshot.policy,
                         decision=decision,
                         context=context,
-                        failed=prepared.failures,
+                        failed=inputs.failures,
                     )
-                    signed = self._sign(admission, intent, inputs.digests())
+                    signed = await self._sign(admission, intent, inputs.digests())
                 else:
                     signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
 
             # 6. From signatures to finished messages.
-            with self._stage("format"):
-                failures = prepared.failures | inputs.by_index(signed.failures)
-                outputs = message_format.finish(prepared, inputs.spread(signed.signatures), context)
+            began = self._clock.monotonic()
+            failures = inputs.failures | inputs.by_index(signed.failures)
+            outputs = await self._messages.finish(
+                message_format, request.principal, inputs, signed.signatures, context
+            )
+            self._ended("format", began)
 
         reasons = Counter(str(failure.reason) for failure in failures.values())
         reasons["ok"] = len(outputs) - len(failures)
@@ -111,17 +123,33 @@ class Engine:
         self._events.emit(ended)
         return BatchResult(version, terms, decision.rule, outputs, failures)
 
-    def _sign(self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes]) -> Signed:
+    async def _sign(
+        self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes]
+    ) -> Signed:
         """Records the intent, signs, and records the outcome or why there is none."""
-        job = admission.job
-        with self._stage("audit"):
-            seq = self._evidence.intend(intent, digests, job.deadline)
-        with self._evidence.closing(seq):
-            with self._stage("hsm"):
-                signed = self._hsm.sign(admission)
-            with self._stage("audit"):
-                self._evidence.conclude(seq, job.version, signed)
+        job, began = admission.job, self._clock.monotonic()
+        seq = await self._evidence.intend(intent, digests, job.deadline)
+        try:
+            began = self._ended("audit", began)
+            signed = await self._hsm.sign(admission)
+            began = self._ended("hsm", began)
+            outcome = await self._evidence.outcome(seq, intent.principal, job.version, signed)
+        except BaseException as error:
+            self._evidence.close(seq, error)
+            raise
+        await self._evidence.conclude(seq, outcome)
+        self._ended("audit", began)
         return signed
+
+    async def _content_hash(self, request: BatchRequest) -> bytes:
+        """Returns the SHA-256 of everything that is asked: key, version, format and payloads."""
+        whole, payloads = sha256(request.content_head()), request.payloads
+        await self._turns.each(
+            request.principal,
+            payloads,
+            lambda start, stop: whole.update(b"".join(payloads[start:stop])),
+        )
+        return whole.digest()
 
     def _check_answer(self, bound: int, request: BatchRequest) -> None:
         size = bound + FAILURE_BYTES * len(request.payloads)
@@ -150,13 +178,11 @@ class Engine:
         text = f"the quota of {quota} has no room for {items} more: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        began = self._clock.monotonic()
-        try:
-            yield
-        finally:
-            self._events.emit(StageEnded(name, began, self._clock.monotonic() - began))
+    def _ended(self, stage: str, began: float) -> float:
+        """Reports a stage that has ended now; returns the time."""
+        now = self._clock.monotonic()
+        self._events.emit(StageEnded(stage, began, now - began))
+        return now
 
 
 def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:

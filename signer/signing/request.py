@@ -1,15 +1,12 @@
 """The values of a signing request: what is asked, what is answered, what is served now."""
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 
-from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Failure
 from signer.keys.index import KeyIndex
-from signer.model import Format, KeyName, KeyVersion, PreparedBatch, Suspended
+from signer.model import Format, KeyName, KeyVersion, Suspended
 from signer.policy.rules import Policy, Terms
 
 
@@ -50,12 +47,14 @@ class BatchRequest:
     request_id: str = ""
     call_id: str = ""
 
-    def content_hash(self) -> bytes:
-        """Returns the SHA-256 of everything that is asked: key, version, format and payloads."""
+    def content_head(self) -> bytes:
+        """Returns what the hash of everything that is asked begins with.
+
+        That is key, version, format and the payloads' lengths; the payloads follow.
+        """
         count = len(self.payloads)
         head = f"{self.key}/versions/{self.version or 0}\n{self.format}\n{count}\n".encode()
-        lengths = struct.pack(f">{count}Q", *map(len, self.payloads))
-        return sha256(b"".join((head, lengths, *self.payloads))).digest()
+        return head + struct.pack(f">{count}Q", *map(len, self.payloads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,47 +66,3 @@ class BatchResult:
     rule: str
     outputs: Sequence[bytes]
     failures: dict[int, Failure]
-
-
-class HsmInputs:
-    """The inputs of the HSM for the items that are still good, and their indexes in the batch."""
-
-    def __init__(self, prepared: PreparedBatch, algorithm: Algorithm) -> None:
-        self._size = len(prepared.to_sign)
-        self._indexes: Sequence[int] = range(self._size)
-        self._good = prepared.to_sign
-        if prepared.failures:
-            self._indexes = [i for i in range(self._size) if i not in prepared.failures]
-            self._good = [prepared.to_sign[i] for i in self._indexes]
-        self._are_digests = prepared.prehashed or PROPERTIES[algorithm].hash_name == "sha256"
-        self.inputs = self._good if prepared.prehashed else _hashed(algorithm, self._good)
-
-    def digests(self) -> Sequence[bytes]:
-        """Returns SHA-256 of the bytes to sign, or for DIGEST the digests that were sent."""
-        if self._are_digests:
-            return self.inputs
-        return [sha256(message).digest() for message in self._good]
-
-    def by_index(self, failures: dict[int, Failure]) -> dict[int, Failure]:
-        """Returns failures of inputs by the index of their item in the batch."""
-        return {self._indexes[i]: failure for i, failure in failures.items()}
-
-    def spread(self, signatures: list[bytes]) -> list[bytes]:
-        """Returns signatures at the indexes of their items, b"" elsewhere."""
-        if len(signatures) == self._size:
-            return signatures
-        spread = [b""] * self._size
-        for index, signature in zip(self._indexes, signatures, strict=True):
-            spread[index] = signature
-        return spread
-
-
-def _hashed(algorithm: Algorithm, messages: Sequence[bytes]) -> Sequence[bytes]:
-    """Returns the messages' digests with the key's hash; EdDSA signs messages as they are."""
-    match PROPERTIES[algorithm].hash_name:
-        case None:
-            return messages
-        case "sha256":
-            return [sha256(message).digest() for message in messages]
-        case name:
-            return [hashlib.new(name, message).digest() for message in messages]

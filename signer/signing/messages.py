@@ -1,0 +1,127 @@
+"""From payloads to inputs of the HSM, and from signatures to messages, in slices."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from signer.algorithms import PROPERTIES, Algorithm
+from signer.errors import Failure
+from signer.formats.payloads import MessageFormat
+from signer.model import FormatContext, PreparedBatch
+from signer.signing.turns import Turns
+
+
+class HsmInputs:
+    """The inputs of the HSM for the items that are still good, and their indexes in the batch.
+
+    ``failures`` are those of the other items.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self.failures: dict[int, Failure] = {}
+        self.inputs: list[bytes] = []
+        self._hash_name = PROPERTIES[algorithm].hash_name
+        self._to_sign: list[bytes] = []
+        self._digests: list[bytes] | None = None  # where they are not the inputs
+        self._indexes: list[int] | None = None  # where not all items are good
+
+    def add(self, part: PreparedBatch) -> None:
+        """Adds the next items of the batch."""
+        first, good = len(self._to_sign), part.to_sign
+        self._to_sign += part.to_sign
+        if part.failures and self._indexes is None:
+            self._indexes = list(range(first))
+        if self._indexes is not None:
+            indexes = [i for i in range(len(part.to_sign)) if i not in part.failures]
+            good = [part.to_sign[i] for i in indexes]
+            self._indexes += [first + i for i in indexes]
+            self.failures |= {first + i: failure for i, failure in part.failures.items()}
+        if part.prehashed:
+            self.inputs += good
+            return
+        digests = [sha256(message).digest() for message in good]
+        match self._hash_name:
+            case "sha256":
+                self.inputs += digests
+                return
+            case None:  # EdDSA signs messages as they are
+                self.inputs += good
+            case name:
+                self.inputs += [hashlib.new(name, message).digest() for message in good]
+        self._digests = [*(self._digests or ()), *digests]
+
+    def digests(self) -> Sequence[bytes]:
+        """Returns SHA-256 of the bytes to sign, or for DIGEST the digests that were sent."""
+        return self.inputs if self._digests is None else self._digests
+
+    def by_index(self, failures: dict[int, Failure]) -> dict[int, Failure]:
+        """Returns failures of inputs by the index of their item in the batch."""
+        if self._indexes is None:
+            return failures
+        return {self._indexes[i]: failure for i, failure in failures.items()}
+
+    def spread(self, signatures: list[bytes]) -> list[bytes]:
+        """Returns signatures at the indexes of their items, b"" elsewhere."""
+        if self._indexes is None:
+            return signatures
+        spread = [b""] * len(self._to_sign)
+        for index, signature in zip(self._indexes, signatures, strict=True):
+            spread[index] = signature
+        return spread
+
+    def prepared(self, start: int, stop: int) -> PreparedBatch:
+        """Returns these items as ``MessageFormat.finish`` takes them."""
+        return PreparedBatch(self._to_sign[start:stop], {})
+
+
+class Messages:
+    """Prepares and finishes batches in the turns of their principals."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    async def prepare(
+        self,
+        message_format: MessageFormat,
+        principal: str,
+        payloads: Sequence[bytes],
+        context: FormatContext,
+        failed: Mapping[int, Failure] | None = None,
+    ) -> HsmInputs:
+        """Returns what the HSM signs; a payload that is refused fails its own item.
+
+        Where ``failed`` is given, these items fail, and no others. Raises CallError if no
+        payload could be signed in this context.
+        """
+        inputs = HsmInputs(context.version.algorithm)
+
+        def prepare(start: int, stop: int) -> None:
+            part = message_format.prepare(payloads[start:stop], context)
+            if failed is not None:
+                indexes = range(start, stop)
+                part = part._replace(
+                    failures={i - start: failed[i] for i in indexes if i in failed}
+                )
+            inputs.add(part)
+
+        await self._turns.each(principal, payloads, prepare)
+        return inputs
+
+    async def finish(
+        self,
+        message_format: MessageFormat,
+        principal: str,
+        inputs: HsmInputs,
+        signatures: list[bytes],
+        context: FormatContext,
+    ) -> list[bytes]:
+        """Returns the outputs for the signatures of all inputs, b"" for failed items."""
+        spread = inputs.spread(signatures)
+        finished = await self._turns.each(
+            principal,
+            spread,
+            lambda start, stop: message_format.finish(
+                inputs.prepared(start, stop), spread[start:stop], context
+            ),
+        )
+        return [output for part in finished for output in part]

@@ -1,0 +1,174 @@
+"""Idempotency: how a repeated request gets the same bytes again.
+
+A request id is answered once within 24 hours: a repetition gets the bytes that the log says
+were signed, at no cost. Of two calls with one request id at the same time the second waits for
+the first. For the event loop only.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from signer.audit.format.record import IntentRecord, OutcomeRecord, Record
+from signer.audit.read.ledger import Earlier, Ledger
+from signer.audit.write.log import AuditLog
+from signer.clock import Clock
+from signer.errors import CallError, Failure, Reason
+from signer.formats import FORMATS
+from signer.keys.index import KeyIndex
+from signer.model import FormatContext, Signed, parse_key_or_version
+from signer.policy.rules import Terms
+from signer.signing.messages import Messages
+from signer.signing.request import BatchRequest, BatchResult
+
+
+class EarlierAnswer(NamedTuple):
+    """What the log holds of a request that was answered before.
+
+    ``failed`` are the items that did not go to the HSM, by their index among the payloads;
+    ``digests`` and ``signed`` are for those that did, in their order.
+    """
+
+    intent: IntentRecord
+    failed: dict[int, Failure]
+    digests: bytes
+    signed: Signed
+
+
+class Repeats:
+    """Finds the answers that request ids have had, and makes their messages again."""
+
+    def __init__(self, log: AuditLog, ledger: Ledger, messages: Messages, clock: Clock) -> None:
+        """Takes the open log and the ledger that it keeps."""
+        self._log, self._ledger = log, ledger
+        self._messages, self._clock = messages, clock
+        # Requests that are being answered: the hash of their content, and when they ended.
+        self._claims: dict[tuple[str, str], tuple[bytes, asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def once(
+        self, request: BatchRequest, content: bytes
+    ) -> AsyncIterator[EarlierAnswer | None]:
+        """Yields the earlier answer to a request with an id, None if the caller has to answer it.
+
+        ``content`` is the request's ``content_hash``. While the block lasts, other calls with
+        this id wait, up to their deadlines. A request without an id is always answered anew.
+        Raises CallError.
+        """
+        if not request.request_id:
+            yield None
+            return
+        earlier = await self._claim(request, content)
+        if earlier is not None:
+            loop = asyncio.get_running_loop()
+            yield await loop.run_in_executor(None, self._read, content, earlier)  # reads files
+            return
+        try:
+            yield None
+        finally:
+            _, done = self._claims.pop((request.principal, request.request_id))
+            done.set_result(None)
+
+    async def _claim(self, request: BatchRequest, content: bytes) -> Earlier | None:
+        """Returns the earlier request if it has an outcome, else claims the id for this one."""
+        name = request.principal, request.request_id
+        while (other := self._claims.get(name)) is not None:
+            claimed, done = other
+            if claimed != content:
+                raise _reused()
+            left = request.deadline - self._clock.monotonic()
+            if not (await asyncio.wait((done,), timeout=max(0.0, left)))[0]:
+                raise CallError(
+                    Reason.DEADLINE_TOO_SHORT,
+                    "the first call with this request id is not answered yet: repeat it later",
+                )
+        earlier = self._ledger.find(*name, int(self._clock.now() * 1_000_000))
+        if earlier is not None and earlier.outcome is not None:
+            return earlier
+        self._claims[name] = content, asyncio.get_running_loop().create_future()
+        return None
+
+    def _read(self, content: bytes, earlier: Earlier) -> EarlierAnswer:
+        try:
+            [intent] = self._log.records(earlier.intent, 1)
+            [outcome] = self._log.records(earlier.outcome or 0, 1)
+        except LookupError:
+            raise _cannot_repeat("its records were archived") from None
+        if intent.fields["payload_hash"] != content:
+            raise _reused()
+        return read_answer(intent, outcome)
+
+    async def answer(
+        self, request: BatchRequest, keys: KeyIndex, terms: Terms, earlier: EarlierAnswer
+    ) -> BatchResult:
+        """Returns the same bytes again: time, version and signatures are those in the log.
+
+        So are the items that failed then, whatever the policy now says about them. Raises
+        CallError.
+        """
+        intent, principal = earlier.intent, request.principal
+        name, number = parse_key_or_version(intent.key_version)
+        version = keys.version(name, number or 0)
+        if version is None:
+            raise _cannot_repeat("the key version no longer exists")
+        version = replace(version, kid=intent.kid)
+        context = FormatContext(version, intent.now, intent.hcert)
+        message_format = FORMATS[request.format]
+        try:
+            inputs = await self._messages.prepare(
+                message_format, principal, request.payloads, context, earlier.failed
+            )
+        except CallError as error:
+            raise _cannot_repeat(error.message) from None
+        if b"".join(inputs.digests()) != earlier.digests:
+            raise _cannot_repeat("the certificate of the key version has changed since")
+        failures = earlier.failed | inputs.by_index(earlier.signed.failures)
+        signatures = earlier.signed.signatures
+        outputs = await self._messages.finish(
+            message_format, principal, inputs, signatures, context
+        )
+        return BatchResult(version, terms, intent.rule, outputs, failures)
+
+
+def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
+    """Reads the records that ``Evidence`` has written; raises RecordError."""
+    fields = IntentRecord.from_fields(intent.fields)
+    ended = OutcomeRecord.from_fields(outcome.fields)
+    signatures = []
+    if outcome.column is not None:
+        signatures = [
+            b"" if index in ended.failures else outcome.column.item(index)
+            for index in range(outcome.column.count)
+        ]
+    return EarlierAnswer(
+        intent=fields,
+        failed=_read_failures(fields.failed),
+        digests=intent.column.data if intent.column else b"",
+        signed=Signed(signatures, _read_failures(ended.failures), ended.attempts),
+    )
+
+
+def _read_failures(texts: Mapping[int, str]) -> dict[int, Failure]:
+    failures: dict[int, Failure] = {}
+    for index, text in texts.items():
+        name, _, message = text.partition(": ")
+        reason = Reason(name)
+        failures[index] = Failure(reason, message, 1.0 if reason.retryable else None)
+    return failures
+
+
+def _cannot_repeat(why: str) -> CallError:
+    return CallError(
+        Reason.REQUEST_ID_REUSED,
+        f"this request was answered, and the same bytes cannot be made again: {why}; "
+        "send it under a new request id to have it signed anew",
+    )
+
+
+def _reused() -> CallError:
+    return CallError(
+        Reason.REQUEST_ID_REUSED,
+        "request_id named another request within the last 24 hours: use a new one",
+    )

@@ -1,0 +1,92 @@
+"""Who computes next on the event loop: slices of about a millisecond, principals in turn.
+
+A batch of thousands of payloads is read, prepared and finished in slices. Between two slices
+the loop serves what came meanwhile, and other principals have their turn: one client's large
+or bad batches delay another's single item by slices, not by batches. For the event loop only.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from signer.clock import Clock
+
+T = TypeVar("T")
+
+SLICE_SECONDS = 0.001
+ITEMS = 32
+"""Payloads that are computed between two looks at the clock."""
+ITEMS_BYTES = 64 * 1024
+"""Their bytes together; where they are longer, the clock is read for each."""
+
+
+class Turns:
+    """Gives slices of the loop's time to principals in turn."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._monotonic = clock.monotonic
+        self._until = 0.0  # the end of the present slice
+        self._fresh = True  # whether nothing has computed in this round of the loop
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def begin(self, principal: str) -> None:
+        """Returns when a call of this principal may compute: mostly at once."""
+        if self._fresh:
+            self._fresh = False
+            asyncio.get_running_loop().call_soon(self._round)
+            if not self._waiting:
+                self._until = self._monotonic() + SLICE_SECONDS
+        if self._waiting or self._monotonic() >= self._until:
+            await self._wait(principal)
+
+    async def next(self, principal: str) -> None:
+        """Returns at once while the present slice lasts, else in this principal's next turn."""
+        if self._monotonic() >= self._until:
+            await self.begin(principal)
+
+    async def _wait(self, principal: str) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(principal, deque()).append(waiter)
+        await waiter
+
+    def _round(self) -> None:
+        """Begins a round: the principal that waits for the longest time has a slice."""
+        self._fresh = True
+        while self._waiting:
+            principal, waiters = next(iter(self._waiting.items()))
+            waiter = waiters.popleft()
+            if waiters:
+                self._waiting.move_to_end(principal)
+            else:
+                del self._waiting[principal]
+            if not waiter.done():  # its call may have been cancelled
+                self._fresh = False
+                asyncio.get_running_loop().call_soon(self._round)
+                self._until = self._monotonic() + SLICE_SECONDS
+                waiter.set_result(None)
+                return
+
+    async def each(
+        self, principal: str, items: Sequence[bytes], compute: Callable[[int, int], T]
+    ) -> list[T]:
+        """Calls ``compute(start, stop)`` for consecutive parts of the items.
+
+        Returns the results in their order.
+        """
+        results: list[T] = []
+        for start, stop in parts(items):
+            if start:
+                await self.next(principal)
+            results.append(compute(start, stop))
+        return results
+
+
+def parts(items: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Yields the bounds of consecutive parts: ITEMS items, or one where they are long."""
+    for start in range(0, len(items), ITEMS):
+        stop = min(start + ITEMS, len(items))
+        if sum(map(len, items[start:stop])) <= ITEMS_BYTES:
+            yield start, stop
+        else:
+            yield from ((index, index + 1) for index in range(start, stop))
