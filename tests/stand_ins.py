@@ -118,7 +118,7 @@ class FakeHsm:
             raise self.refusal
         return Admission(job, self.refusal)
 
-    def sign(self, admission: Admission) -> Signed:
+    async def sign(self, admission: Admission) -> Signed:
         job = admission.job
         if self.error is not None:
             raise self.error

@@ -1,6 +1,7 @@
 """An engine on a log of its own, with a stand-in for the HSM."""
 
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -11,14 +12,18 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.log import Listener
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
+from signer.event_loop import EventLoop
 from signer.events import Events
 from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
 from signer.model import KeyVersion
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
-from signer.signing.evidence import Evidence, Repeats
-from signer.signing.request import Served, Snapshot
+from signer.signing.evidence import Evidence
+from signer.signing.messages import Messages
+from signer.signing.repeat import Repeats
+from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
+from signer.signing.turns import Turns
 from tests.stand_ins import FakeHsm, small_log
 
 ORIGIN = "test.example/log"
@@ -65,20 +70,36 @@ class Stage:
         )
         (folder / "policy.yaml").write_text(policy)
         self.served = Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(keys, 1)))
+        self.loop, turns = EventLoop(), Turns(clock)
+        messages = Messages(turns)
         self.engine = Engine(
             self.served,
             cast("Hsm", self.hsm),
-            Evidence(self.log),
-            Repeats(self.log, self.ledger, clock),
+            Evidence(self.log, turns, self.loop, clock),
+            Repeats(self.log, self.ledger, messages, clock),
+            messages=messages,
+            turns=turns,
             usage=self.usage,
             events=Events(),
             clock=clock,
             answer_bytes=answer_bytes,
         )
 
+    def sign(self, request: BatchRequest) -> BatchResult:
+        """Signs a batch on the event loop, from any thread."""
+        return self.loop.run(self.engine.sign_batch(request))
+
     def close(self) -> None:
         self.disk.gate.set()
         self.log.close()
+        self.loop.close()
+
+    def wait_for(self, kinds: list[RecordKind]) -> None:
+        """Waits until the log has these records and no others."""
+        end = time.monotonic() + 30
+        while self.kinds != kinds:
+            assert time.monotonic() < end, self.kinds
+            time.sleep(0.001)
 
     @property
     def kinds(self) -> list[RecordKind]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from signer.audit.format.record import RecordError, RecordKind
-from signer.audit.write.inbox import AuditUnavailable
+from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission
@@ -41,13 +41,13 @@ def request(items: int = 4, seconds: float = 30) -> BatchRequest:
 
 
 def test_what_is_signed_is_charged(stage: Stage) -> None:
-    assert not stage.engine.sign_batch(request()).failures
+    assert not stage.sign(request()).failures
     assert (stage.hsm.signed, stage.left("a")) == (4, 6)
 
 
 def test_an_hsm_that_does_not_serve_costs_no_quota(stage: Stage) -> None:
     stage.hsm.refusal = Failure(Reason.HSM_UNAVAILABLE, "down", retry_after=5.0)
-    result = stage.engine.sign_batch(request())
+    result = stage.sign(request())
     assert result.failures == dict.fromkeys(range(4), stage.hsm.refusal)
     assert list(result.outputs) == [b""] * 4
     assert (stage.hsm.signed, stage.left("a")) == (0, 10)
@@ -56,13 +56,13 @@ def test_an_hsm_that_does_not_serve_costs_no_quota(stage: Stage) -> None:
 def test_a_full_queue_costs_no_quota(stage: Stage) -> None:
     stage.hsm.refusal = CallError(Reason.OVERLOADED, "full")
     with pytest.raises(CallError):
-        stage.engine.sign_batch(request())
+        stage.sign(request())
     assert (stage.hsm.signed, stage.left("a")) == (0, 10)
 
 
 def test_too_little_time_costs_no_quota_and_asks_no_hsm(stage: Stage) -> None:
     with pytest.raises(CallError) as caught:
-        stage.engine.sign_batch(request(seconds=0.004))
+        stage.sign(request(seconds=0.004))
     assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
     assert (stage.hsm.signed, stage.left("a")) == (0, 10)
 
@@ -70,7 +70,7 @@ def test_too_little_time_costs_no_quota_and_asks_no_hsm(stage: Stage) -> None:
 def test_an_answer_that_could_be_too_large_asks_no_hsm(tmp_path: Path) -> None:
     stage = Stage(tmp_path, POLICY, [VERSION], answer_bytes=1000)
     with pytest.raises(CallError) as caught:
-        stage.engine.sign_batch(request())
+        stage.sign(request())
     assert caught.value.reason is Reason.FIELD_INVALID
     assert stage.hsm.signed == 0
     stage.close()
@@ -85,12 +85,12 @@ def test_intent_and_outcome_stand_around_the_signing(
     seen: list[list[RecordKind]] = []
     sign = stage.hsm.sign
 
-    def watched(admission: Admission) -> Signed:
+    async def watched(admission: Admission) -> Signed:
         seen.append(stage.kinds)
-        return sign(admission)
+        return await sign(admission)
 
     monkeypatch.setattr(stage.hsm, "sign", watched)
-    outputs = stage.engine.sign_batch(request()).outputs
+    outputs = stage.sign(request()).outputs
     assert seen == [[RecordKind.INTENT]]
     assert stage.kinds == [RecordKind.INTENT, RecordKind.OUTCOME]
     intent, outcome = stage.log.records(0, 2)
@@ -116,11 +116,11 @@ def test_an_intent_that_came_to_nothing_is_closed_and_its_id_is_free(
     stage.hsm.error = error
     asked = replace(request(), request_id=ID)
     with pytest.raises(type(error)):
-        stage.engine.sign_batch(asked)
-    assert stage.kinds == [RecordKind.INTENT, RecordKind.INDETERMINATE]
+        stage.sign(asked)
+    stage.wait_for([RecordKind.INTENT, RecordKind.INDETERMINATE])
     assert stage.log.records(1, 1)[0].fields == {"intent": 0, "reason": reason}
     stage.hsm.error = None
-    assert not stage.engine.sign_batch(asked).failures
+    assert not stage.sign(asked).failures
     assert (stage.hsm.signed, stage.left("a")) == (4, 2)
 
 
@@ -128,53 +128,55 @@ def test_signatures_that_no_record_holds_are_not_released_and_the_id_is_free(sta
     stage.hsm.length = 63
     asked = replace(request(), request_id=ID)
     with pytest.raises(RecordError):
-        stage.engine.sign_batch(asked)
-    assert stage.kinds == [RecordKind.INTENT, RecordKind.INDETERMINATE]
+        stage.sign(asked)
+    stage.wait_for([RecordKind.INTENT, RecordKind.INDETERMINATE])
     stage.hsm.length = 64
-    outputs = stage.engine.sign_batch(asked).outputs
-    assert stage.engine.sign_batch(asked).outputs == outputs
+    outputs = stage.sign(asked).outputs
+    assert stage.sign(asked).outputs == outputs
     assert stage.hsm.signed == 8  # the repetition asked for nothing
 
 
 def test_a_repetition_asks_no_hsm_and_charges_nothing(stage: Stage) -> None:
     asked = replace(request(), request_id=ID)
-    first = stage.engine.sign_batch(asked)
-    assert stage.engine.sign_batch(asked) == first
+    first = stage.sign(asked)
+    assert stage.sign(asked) == first
     assert (stage.hsm.signed, stage.left("a")) == (4, 6)
     with pytest.raises(CallError) as caught:
-        stage.engine.sign_batch(replace(asked, payloads=[b"other"]))
+        stage.sign(replace(asked, payloads=[b"other"]))
     assert caught.value.reason is Reason.REQUEST_ID_REUSED
     # Another principal's id is another id.
-    assert stage.engine.sign_batch(request()).version is VERSION
+    assert stage.sign(request()).version is VERSION
     assert stage.hsm.signed == 8
 
 
 def test_a_failed_item_fails_again_alike(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = Failure(Reason.HSM_UNAVAILABLE, "two workers died", 1.0)
 
-    def sign(admission: Admission) -> Signed:
+    async def sign(admission: Admission) -> Signed:
         return Signed([b"", *[bytes([7]) * 64] * (len(admission.job.inputs) - 1)], {0: lost})
 
     monkeypatch.setattr(stage.hsm, "sign", sign)
     asked = replace(request(), request_id=ID)
-    first = stage.engine.sign_batch(asked)
+    first = stage.sign(asked)
     assert first.failures == {0: lost}
     monkeypatch.undo()
-    assert stage.engine.sign_batch(asked) == first
+    assert stage.sign(asked) == first
 
 
 @pytest.mark.parametrize("failing", [RecordKind.INTENT, RecordKind.OUTCOME])
 def test_nothing_is_signed_or_released_without_the_log(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, failing: RecordKind
 ) -> None:
-    def append(kind: RecordKind, *_: object) -> int:
-        if kind is failing:
-            raise AuditUnavailable("the disk is gone")
-        return 0
+    submit = stage.log.submit
 
-    monkeypatch.setattr(stage.log, "append", append)
+    def submitted(entry: Entry) -> None:
+        if entry.kind is failing:
+            raise AuditUnavailable("the disk is gone")
+        submit(entry)
+
+    monkeypatch.setattr(stage.log, "submit", submitted)
     with pytest.raises(CallError) as caught:
-        stage.engine.sign_batch(request())
+        stage.sign(request())
     assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
     assert caught.value.retry_after
     assert stage.hsm.signed == (0 if failing is RecordKind.INTENT else 4)
@@ -182,15 +184,15 @@ def test_nothing_is_signed_or_released_without_the_log(
 
 def test_of_too_many_ids_the_latest_are_remembered(tmp_path: Path) -> None:
     stage = Stage(tmp_path, POLICY, [VERSION], capacity=4)
-    engine, hsm = stage.engine, stage.hsm
+    hsm = stage.hsm
     asked = [replace(request(1), request_id=f"{ID[:-1]}{number}") for number in range(4)]
-    first = [engine.sign_batch(batch) for batch in asked]
+    first = [stage.sign(batch) for batch in asked]
     assert [record.fields["request_id"] for record in stage.log.records(0, 8)[::2]] == [
         batch.request_id for batch in asked
     ]
     assert stage.ledger.forgotten == 2
-    assert [engine.sign_batch(batch) for batch in asked[2:]] == first[2:]
+    assert [stage.sign(batch) for batch in asked[2:]] == first[2:]
     assert hsm.signed == 4
-    engine.sign_batch(asked[0])  # forgotten: signed anew
+    stage.sign(asked[0])  # forgotten: signed anew
     assert hsm.signed == 5
     stage.close()

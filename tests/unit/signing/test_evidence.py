@@ -102,7 +102,7 @@ def test_signatures_over_messages_of_every_algorithm_are_proven(
     stage: Stage, algorithm: Algorithm
 ) -> None:
     batch = request(algorithm)
-    result = stage.engine.sign_batch(batch)
+    result = stage.sign(batch)
     for index, payload in enumerate(batch.payloads):
         found = proven(stage, index)
         assert found.digest == hashlib.sha256(payload).digest()
@@ -117,7 +117,7 @@ def test_signatures_over_digests_of_every_algorithm_are_proven(
     hashed = [
         hashlib.new(PROPERTIES[algorithm].hash_name or "", each).digest() for each in (b"a", b"b")
     ]
-    result = stage.engine.sign_batch(request(algorithm, Format.DIGEST, tuple(hashed)))
+    result = stage.sign(request(algorithm, Format.DIGEST, tuple(hashed)))
     for index, digest in enumerate(hashed):
         found = proven(stage, index)
         assert (found.digest, found.signature) == (digest, result.outputs[index])
@@ -126,7 +126,7 @@ def test_signatures_over_digests_of_every_algorithm_are_proven(
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_repetitions_of_every_algorithm_give_the_same(stage: Stage, algorithm: Algorithm) -> None:
     batch = request(algorithm)
-    assert stage.engine.sign_batch(batch) == stage.engine.sign_batch(batch)
+    assert stage.sign(batch) == stage.sign(batch)
     assert stage.hsm.signed == 3
 
 
@@ -136,7 +136,7 @@ def test_repetitions_of_every_algorithm_give_the_same(stage: Stage, algorithm: A
 @pytest.mark.parametrize("attempts", [0, 1, 2])
 def test_the_outcome_says_how_often_it_was_tried(stage: Stage, attempts: int) -> None:
     stage.hsm.attempts = attempts
-    stage.engine.sign_batch(request())
+    stage.sign(request())
     [outcome] = stage.log.records(1, 1)
     assert outcome.fields["attempts"] == attempts
 
@@ -147,14 +147,14 @@ def test_the_outcome_says_how_often_it_was_tried(stage: Stage, attempts: int) ->
 def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stage: Stage) -> None:
     stage.disk.gate.clear()
     with pytest.raises(CallError) as caught:
-        stage.engine.sign_batch(request(seconds=0.1))
+        stage.sign(request(seconds=0.1))
     assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
     assert stage.log.refusal == ""
     assert (stage.kinds, stage.hsm.signed) == ([], 0)
 
     # Whoever asks again under this id, while the disk still hangs, comes after the closing.
     with ThreadPoolExecutor(1) as threads:
-        again = threads.submit(stage.engine.sign_batch, request())
+        again = threads.submit(stage.sign, request())
         while not stage.log._inbox._queue:
             time.sleep(0.001)
         stage.disk.gate.set()
@@ -165,17 +165,17 @@ def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stag
     )
     assert stage.kinds == [*late, *signed]
     assert stage.log.records(1, 1)[0].fields == {"intent": 0, "reason": "DEADLINE_TOO_SHORT"}
-    assert stage.engine.sign_batch(request()) == first
+    assert stage.sign(request()) == first
     assert stage.hsm.signed == 3
 
 
 def test_intents_that_did_not_reach_the_disk_in_time_are_not_in_the_log(stage: Stage) -> None:
     stage.disk.gate.clear()
     with ThreadPoolExecutor(5) as threads:
-        first = threads.submit(stage.engine.sign_batch, replace(request(), request_id=""))
+        first = threads.submit(stage.sign, replace(request(), request_id=""))
         assert stage.disk.waiting.wait(30)
         late = [
-            threads.submit(stage.engine.sign_batch, replace(request(seconds=0.05), request_id=""))
+            threads.submit(stage.sign, replace(request(seconds=0.05), request_id=""))
             for _ in range(4)
         ]
         for call in late:
@@ -190,23 +190,23 @@ def test_an_outcome_is_recorded_and_answered_however_long_it_takes(
 ) -> None:
     sign = stage.hsm.sign
 
-    def slow(admission: Admission) -> Signed:
+    async def slow(admission: Admission) -> Signed:
         stage.disk.gate.clear()
-        return sign(admission)
+        return await sign(admission)
 
     monkeypatch.setattr(stage.hsm, "sign", slow)
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(stage.engine.sign_batch, request(seconds=1.0))
+        first = threads.submit(stage.sign, request(seconds=1.0))
         assert stage.disk.waiting.wait(30)
         # A repetition waits for it, up to its own deadline.
-        refused = threads.submit(stage.engine.sign_batch, request(seconds=0.1)).exception(30)
+        refused = threads.submit(stage.sign, request(seconds=0.1)).exception(30)
         assert isinstance(refused, CallError)
         assert refused.reason is Reason.DEADLINE_TOO_SHORT
         time.sleep(1.0)  # beyond the first one's deadline
         assert not first.done()
         stage.disk.gate.set()
         result = first.result(30)
-    assert stage.engine.sign_batch(request()) == result
+    assert stage.sign(request()) == result
     assert stage.hsm.signed == 3
     assert stage.kinds == [RecordKind.INTENT, RecordKind.OUTCOME]
 
