@@ -7,7 +7,7 @@ it waits, and the appliance reads no further. For the event loop only.
 """
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 
@@ -51,7 +51,7 @@ class Places:
 
     def __init__(self, calls: Bound, message_bytes: Bound) -> None:
         self._calls, self._bytes = calls, message_bytes
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     @property
     def taken(self) -> int:
@@ -75,40 +75,27 @@ class Places:
         self._bytes.add(principal, size)
 
     def give_back(self, principal: str, size: int) -> None:
-        """Gives a place back; a stream that waits for one goes on."""
+        """Gives a place back; streams that wait for one go on."""
         self._calls.add(principal, -1)
         self._bytes.add(principal, -size)
-        for waiting in list(self._waiting):
-            if self._free(waiting):
-                self._wake(waiting)
-                return
+        for waiting in [one for one in self._waiting if self._free(one)]:
+            for waiter in self._waiting.pop(waiting):
+                if not waiter.done():  # its stream may have ended
+                    waiter.set_result(None)
 
     async def free(self, principal: str) -> None:
-        """Returns when a principal may take one more place; streams wait here in turn."""
+        """Returns when a principal may take one more place.
+
+        It is not kept for the stream that waits here, which may be idle for long: all streams
+        of the principal go on, and each may pass the limits by one request.
+        """
         while not self._free(principal):
             waiter = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(principal, deque()).append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled() and principal in self._waiting:
-                    self._wake(principal)  # another one uses what this one was woken for
-                raise
+            self._waiting.setdefault(principal, []).append(waiter)
+            await waiter
 
     def _free(self, principal: str) -> bool:
         return not (self._calls.exceeded(principal, 1) or self._bytes.exceeded(principal, 1))
-
-    def _wake(self, principal: str) -> None:
-        waiters = self._waiting[principal]
-        while waiters:
-            waiter = waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
-        if waiters:
-            self._waiting.move_to_end(principal)
-        else:
-            del self._waiting[principal]
 
 
 def _refused(what: str, most: int, setting: str, *, own: bool) -> CallError:

@@ -168,7 +168,7 @@ def test_no_more_calls_than_places(stage: Stage, monkeypatch: pytest.MonkeyPatch
     threads = [threading.Thread(target=stage.inclusion, args=(0, 2)) for _ in range(AT_ONCE)]
     for thread in threads:
         thread.start()
-    while stage.service._limit._held[""] < AT_ONCE:
+    while stage.service._places._value:
         assert all(thread.is_alive() for thread in threads)
     error = refused(lambda: stage.inclusion(0, 2))
     assert error.reason is Reason.OVERLOADED

@@ -1,0 +1,100 @@
+import asyncio
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.api.places import Bound, Places
+from signer.errors import CLIENT_LIMIT, CallError, Reason
+from tests.unit.api.context import until
+
+
+def places(calls: int = 8, of_one: int = 4, size: int = 1000, size_of_one: int = 500) -> Places:
+    return Places(Bound(calls, of_one), Bound(size, size_of_one))
+
+
+def limit(taken: Places, principal: str, size: int = 1) -> str:
+    """The setting that refuses one more call."""
+    with pytest.raises(CallError) as caught:
+        taken.take(principal, size)
+    assert caught.value.reason is Reason.OVERLOADED
+    assert caught.value.retry_after
+    return caught.value.metadata["limit"]
+
+
+def test_a_principal_has_its_places_and_gets_them_back() -> None:
+    taken = places()
+    for _ in range(4):
+        taken.take("a", 1)
+    assert limit(taken, "a") == CLIENT_LIMIT
+    taken.take("b", 1)
+    taken.give_back("a", 1)
+    taken.take("a", 1)
+    assert taken.taken == 5
+
+
+def test_bytes_are_bounded_for_one_and_for_all() -> None:
+    taken = places()
+    taken.take("a", 500)
+    assert limit(taken, "a") == "bytes_in_flight_per_client"
+    taken.take("b", 200)
+    assert limit(taken, "c", 301) == "bytes_in_flight"
+    taken.give_back("a", 500)
+    taken.take("c", 301)
+
+
+def test_two_greedy_principals_leave_places_for_a_third() -> None:
+    taken = places(calls=32, of_one=16)
+    for principal in "ab":
+        for _ in range(17):
+            with suppress(CallError):
+                taken.take(principal, 1)
+    for _ in range(4):
+        taken.take("c", 1)  # and it is never refused
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.booleans(), st.integers(0, 60))))
+def test_the_bounds_hold_and_a_newcomer_is_refused_only_when_all_is_taken(
+    steps: list[tuple[str, bool, int]],
+) -> None:
+    taken = places(calls=12, of_one=6, size=300, size_of_one=120)
+    held: list[tuple[str, int]] = []
+    for principal, give, size in steps:
+        if give and held:
+            taken.give_back(*held.pop(0))
+            continue
+        try:
+            taken.take(principal, size)
+        except CallError:
+            continue
+        held.append((principal, size))
+        assert taken.taken == len(held) <= 12
+        assert sum(size for _, size in held) <= 300
+        for one in "abcde":
+            sizes = [size for name, size in held if name == one]
+            assert len(sizes) <= 6
+            assert sum(sizes) <= 120
+    if len(held) < 12 and sum(size for _, size in held) < 300:
+        taken.take("newcomer", 1)
+
+
+def test_streams_wait_for_a_place_and_an_idle_one_keeps_none() -> None:
+    taken = places(calls=8, of_one=2)
+
+    async def scenario() -> None:
+        for principal in "aabb":
+            taken.add(principal, 1)
+        waits = [asyncio.ensure_future(taken.free(principal)) for principal in "aaab"]
+        await asyncio.sleep(0)
+        assert not any(wait.done() for wait in waits)
+        waits[0].cancel()
+        taken.give_back("a", 1)
+        await until(lambda: all(wait.done() for wait in waits[:3]))
+        assert not waits[3].done()
+        taken.give_back("b", 1)
+        await until(waits[3].done)
+        await taken.free("a")
+        assert not taken._waiting
+
+    asyncio.run(scenario())

@@ -1,0 +1,77 @@
+import asyncio
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.signing.turns import ITEMS, ITEMS_BYTES, SLICE_SECONDS, Turns, parts
+from tests.stand_ins import SetClock
+
+
+@given(st.lists(st.integers(0, 2 * ITEMS_BYTES), max_size=200))
+def test_parts_are_consecutive_and_bounded(lengths: list[int]) -> None:
+    items = [bytes(length) for length in lengths]
+    bounds = list(parts(items))
+    assert [i for start, stop in bounds for i in range(start, stop)] == list(range(len(items)))
+    for start, stop in bounds:
+        assert 0 < stop - start <= ITEMS
+        assert stop - start == 1 or sum(map(len, items[start:stop])) <= ITEMS_BYTES
+
+
+class Computing:
+    """Principals that compute for so many slices; the order in which they had them."""
+
+    def __init__(self) -> None:
+        self.clock = SetClock()
+        self.turns = Turns(self.clock)
+        self.order: list[str] = []
+
+    async def compute(self, principal: str, slices: int) -> None:
+        await self.turns.begin(principal)
+        for number in range(slices):
+            if number:
+                await self.turns.next(principal)
+            self.order.append(principal)
+            self.clock.forward(SLICE_SECONDS)
+
+    def run(self, *work: tuple[str, int]) -> str:
+        async def scenario() -> None:
+            await asyncio.gather(*(self.compute(*each) for each in work))
+
+        asyncio.run(scenario())
+        return "".join(self.order)
+
+
+def test_one_alone_computes_without_pause() -> None:
+    assert Computing().run(("a", 3)) == "aaa"
+
+
+def test_principals_have_slices_in_turn_however_much_one_computes() -> None:
+    order = Computing().run(*[("a", 5)] * 3, ("b", 2))
+    assert Counter(order) == {"a": 15, "b": 2}
+    assert order.index("b") <= 2
+    assert order.rindex("b") <= 5
+
+
+def test_a_small_piece_of_work_does_not_wait_where_the_slice_lasts() -> None:
+    computing = Computing()
+
+    async def scenario() -> None:
+        await computing.turns.begin("a")
+        await computing.turns.begin("b")
+        assert not computing.turns._waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_wait_costs_no_turn() -> None:
+    computing = Computing()
+
+    async def scenario() -> None:
+        tasks = [asyncio.ensure_future(computing.compute(name, 2)) for name in "abc"]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+
+    asyncio.run(scenario())
+    assert Counter(computing.order) == {"a": 2, "c": 2}
