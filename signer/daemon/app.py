@@ -131,7 +131,9 @@ class Appliance:
 
         # 4. The HSM, and what uses it beside requests.
         self._hsm = hsm = _hsm(config, self._loop, clock, recorded)
-        self._sealing = Sealing(config.audit, log, key, hsm=hsm, clock=clock, events=events)
+        self._sealing = Sealing(
+            config.audit, log, key, hsm=hsm, loop=self._loop, clock=clock, events=events
+        )
         admins = AdminWorkers(config.tokens, config.state)
         self._inventory = Inventory(hsm, self._served, key, admins.open, events)
 
@@ -420,7 +422,6 @@ def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:
                 workers=token.workers,
                 hang_seconds=token.hang_seconds,
                 max_queued=config.limits.queued_items,
-                loop=loop,
                 events=events,
                 clock=clock,
             )

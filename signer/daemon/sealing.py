@@ -7,9 +7,10 @@ from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.config.models import AuditConfig
 from signer.errors import CallError
+from signer.event_loop import EventLoop
 from signer.events import Events
 from signer.hsm.front.service import Hsm
-from signer.model import KeyVersion, SignJob
+from signer.model import KeyVersion, Signed, SignJob
 
 CLOSE_SECONDS = 5.0
 
@@ -28,6 +29,7 @@ class Sealing:
         key: KeyVersion,
         *,
         hsm: Hsm,
+        loop: EventLoop,
         clock: Clock,
         events: Events,
     ) -> None:
@@ -36,7 +38,7 @@ class Sealing:
         self._signed_size = 0
         self._started = False
         self._origin, self._log, self._key, self._hsm = config.origin, log, key, hsm
-        self._clock = clock
+        self._loop, self._clock = loop, clock
         self._verifier = NoteVerifier.from_spki(config.origin, key.spki)
         shippers = [Shipper(Folder(config.mirror, clock), events)] if config.mirror else []
         folder = Folder(config.directory / CHECKPOINTS, clock)
@@ -82,9 +84,13 @@ class Sealing:
         deadline = self._clock.monotonic() + 10
         job = SignJob(self._key, [data], self._key.key.facility, 1, 1, deadline)
         try:
-            signed = self._hsm.sign(self._hsm.admit(job))
+            signed = self._loop.run(self._signed(job))
         except CallError as error:
             raise CheckpointError(str(error)) from error
         for failure in signed.failures.values():
             raise CheckpointError(failure.message)
         return signed.signatures[0]
+
+    async def _signed(self, job: SignJob) -> Signed:
+        with self._hsm.admit(job) as admission:
+            return await self._hsm.sign(admission)

@@ -33,9 +33,13 @@ class Hsm:
         # The daemon refuses to serve a registry that names another token.
         return self.pools[job.version.token].admit(job)
 
-    def sign(self, admission: Admission) -> Signed:
+    async def sign(self, admission: Admission) -> Signed:
         """Signs an admitted batch; see Pool.sign."""
-        return self.pools[admission.job.version.token].sign(admission)
+        import asyncio
+
+        return await asyncio.get_running_loop().run_in_executor(
+            None, self.pools[admission.job.version.token].sign, admission
+        )
 
     def refresh(self) -> None:
         for pool in self.pools.values():

@@ -26,6 +26,7 @@ from signer.config.models import AuditConfig
 from signer.daemon.audit_log import DaemonLog, open_log
 from signer.daemon.sealing import Sealing
 from signer.errors import OperatorError
+from signer.event_loop import EventLoop
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
 from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Signed, SignJob
@@ -54,7 +55,7 @@ class Token:
     def admit(self, job: SignJob) -> Admission:
         return Admission(job)
 
-    def sign(self, admission: Admission) -> Signed:
+    async def sign(self, admission: Admission) -> Signed:
         return Signed([KEY.sign(data) for data in admission.job.inputs], {})
 
 
@@ -106,8 +107,15 @@ class Opened:
             override=override,
         )
         self.daemon = DaemonLog(self.log, ledger, config.directory, clock, events)
+        self.loop = EventLoop()
         self.sealing = Sealing(
-            config, self.log, VERSION, hsm=cast("Any", Token()), clock=clock, events=events
+            config,
+            self.log,
+            VERSION,
+            hsm=cast("Any", Token()),
+            loop=self.loop,
+            clock=clock,
+            events=events,
         )
 
     def tick(self) -> None:
@@ -117,6 +125,7 @@ class Opened:
     def close(self) -> None:
         self.daemon.close()
         self.sealing.close()
+        self.loop.close()
 
 
 def size_in(path: Path) -> int:
