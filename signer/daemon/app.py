@@ -331,6 +331,7 @@ class Appliance:
         self._daemon_log.close()
         self._sealing.close()
         self._hsm.close()
+        self._loop.close()
         if self._http is not None:
             self._http.close()
         self._registry.close()
@@ -422,6 +423,7 @@ def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:
                 workers=token.workers,
                 hang_seconds=token.hang_seconds,
                 max_queued=config.limits.queued_items,
+                loop=loop,
                 events=events,
                 clock=clock,
             )

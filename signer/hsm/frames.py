@@ -2,6 +2,7 @@
 
 A frame is a length (u32), a kind (u8) and a body; numbers are little-endian. SIGN and
 RESULT are packed columns, because they are on the hot path; the rest is small JSON.
+A chunk has parts, one for each key that signs in it: it may carry the items of many calls.
 Every length is checked before it is used: a broken worker must not break the front
 process.
 """
@@ -12,18 +13,20 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from signer.algorithms import Algorithm
 
 MAX_FRAME = 16 * 1024 * 1024
 _HEAD = struct.Struct("<IB")
-_SIGN = struct.Struct("<QBIIIHH")
-_RESULT = struct.Struct("<QBQIIHI")
+_CHUNK = struct.Struct("<QH")
+_SIGN = struct.Struct("<BIIIHH")
+_RESULT = struct.Struct("<BQIIHI")
+PART_BYTES = _SIGN.size  # of a part to sign, beside its ids, keys and inputs
 _ID = struct.Struct("<H")
 _ALGORITHMS = tuple(Algorithm)
+_NUMBERS = {algorithm: number for number, algorithm in enumerate(_ALGORITHMS)}
 
 
 class FrameKind(enum.IntEnum):
@@ -48,31 +51,74 @@ class Closed(Exception):
     """The other side has gone."""
 
 
+def _head(data: bytes | memoryview, at: int = 0) -> tuple[int, FrameKind]:
+    """Reads the head of a frame: the length of its body, and its kind. Raises FrameError."""
+    length, number = _HEAD.unpack_from(data, at)
+    if length > MAX_FRAME:
+        raise FrameError(f"a frame of {length} bytes")
+    try:
+        return length, FrameKind(number)
+    except ValueError as error:
+        raise FrameError(f"a frame of unknown kind {number}") from error
+
+
+def pack_frame(kind: FrameKind, *parts: bytes) -> bytes:
+    """Returns a whole frame with a body of these parts."""
+    return b"".join((_HEAD.pack(sum(map(len, parts)), kind), *parts))
+
+
+class FrameReader:
+    """Cuts what comes from a socket into frames."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # the beginning of a frame that is not complete
+        self._wanted = 0  # bytes that it must have before it is looked at again
+
+    def feed(self, data: memoryview) -> Iterator[tuple[FrameKind, memoryview]]:
+        """Yields the frames that are complete with these bytes; raises FrameError.
+
+        A body is valid until ``data`` is overwritten. Take all frames before more is fed.
+        """
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return
+            data, self._rest = memoryview(self._rest), bytearray()
+        at, size = 0, len(data)
+        self._wanted = _HEAD.size
+        while size - at >= _HEAD.size:
+            length, kind = _head(data, at)
+            end = at + _HEAD.size + length
+            if end > size:
+                self._wanted = end - at
+                break
+            yield kind, data[at + _HEAD.size : end]
+            at = end
+        self._rest += data[at:]
+
+
 class Channel:
-    """Frames over a connected stream socket. One reader at a time; writers take turns."""
+    """Frames over a connected stream socket. One reader at a time; writers take turns.
+
+    It blocks: the event loop uses the socket itself (front/link.py).
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+        self.socket = sock
         self._writing = threading.Lock()
 
     def send(self, kind: FrameKind, *parts: bytes) -> None:
         """Sends one frame; raises Closed where the other side has gone."""
-        body = b"".join(parts)
+        frame = pack_frame(kind, *parts)
         try:
             with self._writing:
-                self._socket.sendall(_HEAD.pack(len(body), kind) + body)
+                self.socket.sendall(frame)
         except OSError as error:
             raise Closed(str(error)) from error
 
     def receive(self) -> tuple[FrameKind, memoryview]:
         """Waits for one frame; raises Closed at the end, FrameError if it is malformed."""
-        length, number = _HEAD.unpack(self._exactly(_HEAD.size))
-        if length > MAX_FRAME:
-            raise FrameError(f"a frame of {length} bytes")
-        try:
-            kind = FrameKind(number)
-        except ValueError as error:
-            raise FrameError(f"a frame of unknown kind {number}") from error
+        length, kind = _head(self._exactly(_HEAD.size))
         return kind, self._exactly(length)
 
     def _exactly(self, length: int) -> memoryview:
@@ -80,7 +126,7 @@ class Channel:
         filled = 0
         while filled < length:
             try:
-                got = self._socket.recv_into(buffer[filled:])
+                got = self.socket.recv_into(buffer[filled:])
             except OSError as error:
                 raise Closed(str(error)) from error
             if not got:
@@ -91,13 +137,13 @@ class Channel:
     def end(self) -> None:
         """Shuts the connection down: sending and receiving raise Closed, on both sides."""
         with contextlib.suppress(OSError):  # it is closed already
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Shuts the connection down and closes the socket; for the side that reads."""
         self.end()
         with self._writing:  # a writer must not meet the descriptor number of another socket
-            self._socket.close()
+            self.socket.close()
 
 
 def pack_json(value: Mapping[str, Any]) -> bytes:
@@ -135,11 +181,9 @@ def unpack_ids(body: memoryview) -> list[bytes]:
     return ids
 
 
-@dataclass(frozen=True, slots=True)
-class SignFrame:
-    """A chunk to sign: ``inputs`` as in SignJob, of one key."""
+class SignPart(NamedTuple):
+    """What one key signs in a chunk; ``inputs`` and ``check_every`` as in SignJob."""
 
-    chunk: int
     algorithm: Algorithm
     check_every: int
     cka_id: bytes
@@ -147,56 +191,72 @@ class SignFrame:
     inputs: Sequence[bytes]
 
 
-def pack_sign(frame: SignFrame) -> tuple[bytes, ...]:
-    """Packs a chunk: header, CKA_ID, SPKI, lengths (none where all are equal), inputs."""
-    inputs = frame.inputs
-    widths = set(map(len, inputs))
-    width = widths.pop() if len(widths) == 1 else 0
-    header = _SIGN.pack(
-        frame.chunk,
-        _ALGORITHMS.index(frame.algorithm),
-        frame.check_every,
-        len(inputs),
-        width,
-        len(frame.cka_id),
-        len(frame.spki),
-    )
-    lengths = b"" if width else struct.pack(f"<{len(inputs)}I", *map(len, inputs))
-    return header, frame.cka_id, frame.spki, lengths, b"".join(inputs)
+class SignFrame(NamedTuple):
+    """A chunk to sign: its parts in order."""
+
+    chunk: int
+    parts: Sequence[SignPart]
+
+
+def pack_sign(frame: SignFrame) -> list[bytes]:
+    """Packs a chunk: number, count of parts, parts.
+
+    A part: header, CKA_ID, SPKI, lengths (none where all are equal), inputs.
+    """
+    packed = [_CHUNK.pack(frame.chunk, len(frame.parts))]
+    for algorithm, check_every, cka_id, spki, inputs in frame.parts:
+        count = len(inputs)
+        widths = set(map(len, inputs))
+        width = widths.pop() if len(widths) == 1 else 0
+        header = _SIGN.pack(_NUMBERS[algorithm], check_every, count, width, len(cka_id), len(spki))
+        packed += (header, cka_id, spki)
+        if not width:
+            packed.append(struct.pack(f"<{count}I", *map(len, inputs)))
+        packed += inputs
+    return packed
 
 
 def unpack_sign(body: memoryview) -> SignFrame:
     """Reads a chunk; raises FrameError."""
+    parts = []
     try:
-        chunk, algorithm, check_every, count, width, id_length, spki_length = _SIGN.unpack_from(
-            body
-        )
-        at = _SIGN.size
-        cka_id = bytes(body[at : at + id_length])
-        at += id_length
-        spki = bytes(body[at : at + spki_length])
-        at += spki_length
-        if width:
-            if at + width * count != len(body):  # before ``count`` items are allocated
-                raise FrameError("a chunk whose lengths do not add up")
-            lengths: Sequence[int] = (width,) * count
-        else:
-            lengths = struct.unpack_from(f"<{count}I", body, at)
-            at += 4 * count
-        name = _ALGORITHMS[algorithm]
+        chunk, count = _CHUNK.unpack_from(body)
+        at = _CHUNK.size
+        for _ in range(count):
+            part, at = _unpack_part(body, at)
+            parts.append(part)
     except (struct.error, IndexError) as error:
         raise FrameError("a chunk that is cut short") from error
-    if at + sum(lengths) != len(body) or not check_every:
+    if at != len(body) or not parts:
         raise FrameError("a chunk whose lengths do not add up")
+    return SignFrame(chunk, parts)
+
+
+def _unpack_part(body: memoryview, at: int) -> tuple[SignPart, int]:
+    """Reads the part that begins at ``at``; returns it and where it ends."""
+    algorithm, check_every, count, width, id_length, spki_length = _SIGN.unpack_from(body, at)
+    key_at = at + _SIGN.size
+    spki_at = key_at + id_length
+    at = spki_at + spki_length
+    if width:
+        if width * count > len(body) - at:  # before ``count`` items are allocated
+            raise FrameError("a chunk whose lengths do not add up")
+        lengths: Sequence[int] = (width,) * count
+    else:
+        lengths = struct.unpack_from(f"<{count}I", body, at)
+        at += 4 * count
+    if sum(lengths) > len(body) - at or not check_every or not count:
+        raise FrameError("a chunk whose lengths do not add up")
+    cka_id, spki = bytes(body[key_at:spki_at]), bytes(body[spki_at : spki_at + spki_length])
     inputs = []
     for length in lengths:
         inputs.append(bytes(body[at : at + length]))
         at += length
-    return SignFrame(chunk, name, check_every, cka_id, spki, inputs)
+    return SignPart(_ALGORITHMS[algorithm], check_every, cka_id, spki, inputs), at
 
 
 class Verdict(enum.IntEnum):
-    """How a chunk went as a whole."""
+    """How a part of a chunk went as a whole."""
 
     SIGNED = 0  # every item has its signature, except those in ``wrong``
     NO_KEY = 1  # the token has no such private key
@@ -204,51 +264,71 @@ class Verdict(enum.IntEnum):
     UNSUITABLE = 3  # the pinned public key does not fit the algorithm
 
 
-class ResultFrame(NamedTuple):
-    """A chunk's signatures: ``width`` bytes each, zeros at the indexes in ``wrong``.
+class ResultPart(NamedTuple):
+    """A part's signatures: ``width`` bytes each, zeros at the indexes in ``wrong``.
 
-    ``busy_us``: how long the chunk took in the worker, in microseconds. ``checked``: how
+    ``busy_us``: how long the part took in the worker, in microseconds. ``checked``: how
     many signatures were verified with the pinned public key.
     """
 
-    chunk: int
     verdict: Verdict
     busy_us: int
     checked: int
     width: int
     wrong: Sequence[int]
-    signatures: memoryview
+    signatures: bytes
+
+    @property
+    def items(self) -> int:
+        """How many signatures it has; 0 where the part was not signed."""
+        return len(self.signatures) // self.width if self.width else 0
 
     def split(self) -> list[bytes]:
-        """Returns the signatures one by one; none where the chunk was not signed."""
-        blob, width = bytes(self.signatures), self.width
+        """Returns the signatures one by one; none where the part was not signed."""
+        blob, width = self.signatures, self.width
         return [blob[at : at + width] for at in range(0, len(blob), width or 1)]
 
 
-def pack_result(result: ResultFrame) -> tuple[bytes, ...]:
-    """Packs a chunk's signatures."""
-    count = len(result.signatures) // result.width if result.width else 0
-    header = _RESULT.pack(
-        result.chunk,
-        result.verdict,
-        result.busy_us,
-        result.checked,
-        count,
-        result.width,
-        len(result.wrong),
-    )
-    return header, struct.pack(f"<{len(result.wrong)}I", *result.wrong), bytes(result.signatures)
+class ResultFrame(NamedTuple):
+    """What became of a chunk: a result for each of its parts, in their order."""
+
+    chunk: int
+    parts: Sequence[ResultPart]
+
+
+def pack_result(frame: ResultFrame) -> list[bytes]:
+    """Packs a chunk's signatures: number, count of parts, parts."""
+    packed = [_CHUNK.pack(frame.chunk, len(frame.parts))]
+    for part in frame.parts:
+        wrong = part.wrong
+        header = _RESULT.pack(
+            part.verdict, part.busy_us, part.checked, part.items, part.width, len(wrong)
+        )
+        packed += (header, struct.pack(f"<{len(wrong)}I", *wrong), part.signatures)
+    return packed
 
 
 def unpack_result(body: memoryview) -> ResultFrame:
     """Reads a chunk's signatures; raises FrameError."""
+    parts = []
     try:
-        chunk, verdict, busy_us, checked, count, width, wrong_count = _RESULT.unpack_from(body)
-        wrong = struct.unpack_from(f"<{wrong_count}I", body, _RESULT.size)
-        verdict = Verdict(verdict)
+        chunk, parts_count = _CHUNK.unpack_from(body)
+        at = _CHUNK.size
+        for _ in range(parts_count):
+            verdict, busy_us, checked, count, width, wrong_count = _RESULT.unpack_from(body, at)
+            at += _RESULT.size
+            wrong: Sequence[int] = ()
+            if wrong_count:
+                wrong = struct.unpack_from(f"<{wrong_count}I", body, at)
+                at += 4 * wrong_count
+            end = at + count * width
+            if end > len(body) or (wrong and max(wrong) >= count) or (count and not width):
+                raise FrameError("a result whose lengths do not add up")
+            signatures = bytes(body[at:end])
+            parts.append(ResultPart(Verdict(verdict), busy_us, checked, width, wrong, signatures))
+            at = end
     except (struct.error, ValueError) as error:
         raise FrameError("a result that is cut short") from error
-    signatures = body[_RESULT.size + 4 * wrong_count :]
-    if len(signatures) != count * width or any(index >= count for index in wrong):
+    if at != len(body) or not parts:
         raise FrameError("a result whose lengths do not add up")
-    return ResultFrame(chunk, verdict, busy_us, checked, width, wrong, signatures)
+    return ResultFrame(chunk, parts)

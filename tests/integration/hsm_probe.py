@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from signer.algorithms import Algorithm
-from signer.hsm.frames import SignFrame
+from signer.hsm.frames import SignPart
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import KeyVersion
@@ -126,8 +126,8 @@ def copies(
     for number in range(rounds):
         for algorithm, cka_id, spki in keys:
             pin, inputs = bytes.fromhex(spki), [bytes([number]) * 32] * 3
-            frame = SignFrame(1, Algorithm(algorithm), 1000, bytes.fromhex(cka_id), pin, inputs)
-            result = signer.sign(frame)
+            part = SignPart(Algorithm(algorithm), 1000, bytes.fromhex(cka_id), pin, inputs)
+            result = signer.sign_part(part)
             verifier = Verifier(Algorithm(algorithm), pin)
             correct += sum(map(verifier.correct, inputs, result.split()))
             counts.append(count())
@@ -153,8 +153,8 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
     signer, verdicts = ChunkSigner(token), []
     for algorithm, cka_id, spki in keys:
         pin, inputs = bytes.fromhex(spki), [bytes(32)]
-        frame = SignFrame(1, Algorithm(algorithm), 1, bytes.fromhex(cka_id), pin, inputs)
-        verdicts.append(signer.sign(frame).verdict.name)
+        part = SignPart(Algorithm(algorithm), 1, bytes.fromhex(cka_id), pin, inputs)
+        verdicts.append(signer.sign_part(part).verdict.name)
     template = {
         pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY,
         pkcs11.Attribute.TOKEN: False,

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.clock import SystemClock
 from signer.config.models import TokenConfig
+from signer.event_loop import EventLoop
 from signer.events import ChunkEnded, LoginEnded, WorkerLeft
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.pool import Pool
@@ -74,13 +75,15 @@ class SoftToken:
     def pool(
         self, *, workers: int = 1, hang: float = 10.0, queued: int = 200_000, **changes: Any
     ) -> "Iterator[tuple[Pool, Record]]":
-        """A pool that serves, and what it reported."""
+        """A pool that serves on a loop of its own, and what it reported."""
         record = Record()
+        loop = EventLoop()
         pool = Pool(
             self.spec(**changes),
             workers=workers,
             hang_seconds=hang,
             max_queued=queued,
+            loop=loop,
             events=record.events,
             clock=SystemClock(),
         )
@@ -90,6 +93,7 @@ class SoftToken:
             yield pool, record
         finally:
             pool.close()
+            loop.close()
 
 
 class Record(Recorder):
@@ -140,7 +144,7 @@ def job(
 
 
 def sign(pool: Pool, job: SignJob) -> Signed:
-    return pool.sign(pool.admit(job))
+    return pool.sign_and_wait(job)
 
 
 def inputs_for(key: KeyVersion, count: int) -> list[bytes]:

@@ -214,7 +214,7 @@ def test_a_wrong_pin_stops_its_key_and_the_third_such_key_stops_the_token(
         assert pool.serving == 0
         # Nor does a new worker bring it back.
         pids = {worker.pid for worker in pool.status()}
-        for slot in pool._slots:
+        for slot in pool._dispatcher.slots:
             assert slot.process is not None
             slot.process.kill()
         until(lambda: not pids & {w.pid for w in pool.status()}, "both are replaced")
@@ -226,7 +226,7 @@ def test_a_wrong_pin_stops_its_key_and_the_third_such_key_stops_the_token(
 def test_keys_made_while_workers_start_are_found(token: SoftToken) -> None:
     with token.pool() as (pool, record):
         for _ in range(4):
-            [slot] = pool._slots
+            [slot] = pool._dispatcher.slots
             assert slot.process is not None
             slot.process.kill()
             [key] = token.make((Algorithm.ES256, 0))
@@ -242,7 +242,7 @@ def test_the_answer_says_to_how_many_workers_an_item_was_given(
     inputs = inputs_for(key, 20)
     with token.pool() as (pool, _), ThreadPoolExecutor(1) as threads:
         assert sign(pool, job(key, inputs)).attempts == 1
-        [slot] = pool._slots
+        [slot] = pool._dispatcher.slots
         assert slot.process is not None
         os.kill(slot.pid, signal.SIGSTOP)
         lost = threads.submit(sign, pool, job(key, inputs))

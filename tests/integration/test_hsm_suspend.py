@@ -101,11 +101,11 @@ def test_what_the_worker_still_signs_is_not_released(
 ) -> None:
     inputs = inputs_for(keys["a"], 20_000)
     with token.pool() as (pool, record), ThreadPoolExecutor(2) as threads:
-        [slot] = pool._slots
+        [slot] = pool._dispatcher.slots
         call = threads.submit(sign, pool, job(keys["a"], inputs, check_every=1000))
         until(lambda: record.counts["chunks"], "some of it has come back")
         os.kill(slot.pid, signal.SIGSTOP)
-        batch = next(iter(slot.in_flight.values())).batch
+        batch = next(iter(slot.in_flight.values())).portions[0].batch
         before = record.counts["chunks"]
         pool.suspend(HALTED, [keys["a"]])
         left = list(batch.signatures)

@@ -22,6 +22,7 @@ from signer.hsm.frames import (
     FrameError,
     FrameKind,
     SignFrame,
+    SignPart,
     Verdict,
     pack_json,
     pack_sign,
@@ -87,8 +88,11 @@ class AdminWorker:
     def sign(
         self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
     ) -> list[bytes]:
-        frame = (FrameKind.SIGN, *pack_sign(SignFrame(1, algorithm, 1, cka_id, spki, inputs)))
-        result = self._receive(FrameKind.RESULT, unpack_result, self._seconds, *frame)
+        order = pack_sign(SignFrame(1, [SignPart(algorithm, 1, cka_id, spki, inputs)]))
+        frame = self._receive(
+            FrameKind.RESULT, unpack_result, self._seconds, FrameKind.SIGN, *order
+        )
+        result = frame.parts[0]
         if result.verdict is not Verdict.SIGNED or result.wrong:
             raise OperatorError(
                 f"token {self.token} cannot sign with the key {cka_id.hex()}: {result.verdict.name}"

@@ -64,8 +64,10 @@ class WorkerProcess:
 
     @property
     def fate(self) -> str:
-        """How a reaped worker ended: "was ended by SIGKILL", "exited with 1"."""
+        """How a worker ended: "was ended by SIGKILL", "exited with 1"."""
         code = self.process.returncode
+        if code is None:
+            return "was killed and does not end"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
     def end(self, seconds: float = 5.0) -> None:

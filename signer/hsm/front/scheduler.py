@@ -1,39 +1,57 @@
-"""What waits for the workers of a token, what may not sign, and which chunk is next.
+"""What waits for the workers of a token, and what the next chunk has.
 
-The order is deficit round robin between owners. Batches are cut into chunks of a few
-milliseconds of HSM time, so that one large batch does not delay a single signature of
-another owner. In its turn an owner earns a quantum of HSM time multiplied by its weight
-(Shreedhar and Varghese, 1996). The lock of the pool guards everything here.
+The order is deficit round robin between owners (Shreedhar and Varghese, 1996). A chunk has a
+few milliseconds of HSM time, so that one large batch does not delay a single signature of
+another owner; it takes portions of several batches, so that many small ones go together. In
+its turn an owner earns a quantum of HSM time multiplied by its weight. Everything here is for
+the event loop.
 """
 
-import threading
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from signer.algorithms import PROPERTIES
 from signer.errors import Failure
-from signer.model import KeyVersion, SignJob, Suspended
+from signer.hsm.frames import PART_BYTES, SignFrame, SignPart
+from signer.hsm.front.costs import CHUNK_SECONDS, Kind, kind_of
+from signer.model import KeyVersion, SignJob
 
-CHUNK_SECONDS = 0.006
-"""HSM time of one chunk: long enough to spread its overhead, short enough to wait for."""
 CHUNK_BYTES = 64 * 1024
-"""Inputs of one chunk, so that two of them fit into a worker's socket buffer."""
-_CHEAPEST = 1e-6  # seconds: no HSM signs faster, whatever a worker reports
-_FIRST_ITEMS = 16  # of the first chunks of a job whose cost is unknown
-_WEIGHT = 0.1  # of the newest measurement of a cost
+"""Inputs and keys of one chunk, so that two of them fit into a worker's socket buffer."""
 
 
 class Batch:
     """A job that is being signed: which items have no chunk yet, and the results so far.
 
     ``queued_at`` and ``begun``, when its first chunk went to a worker, are monotonic
-    seconds. ``remaining`` items have neither a signature nor a failure.
+    seconds. ``remaining`` items have neither a signature nor a failure; ``done`` gets its
+    result when there are none. ``abandoned``: nobody waits for it any more.
     """
 
-    def __init__(self, job: SignJob, queued_at: float) -> None:
-        count = len(job.inputs)
+    __slots__ = (
+        "abandoned",
+        "attempts",
+        "begun",
+        "done",
+        "failures",
+        "job",
+        "kind",
+        "next",
+        "queued_at",
+        "remaining",
+        "signatures",
+        "width",
+    )
+
+    def __init__(self, job: SignJob, queued_at: float, done: asyncio.Future[None]) -> None:
+        inputs = job.inputs
+        count = len(inputs)
+        algorithm = job.version.algorithm
         self.job = job
+        self.kind = kind_of(job.version)
+        self.width = len(inputs[0]) if PROPERTIES[algorithm].hash_name else 0  # 0: they differ
         self.queued_at = queued_at
         self.next = 0  # the first item that no chunk has yet
         self.begun = 0.0
@@ -41,111 +59,120 @@ class Batch:
         self.remaining = count
         self.signatures = [b""] * count
         self.failures: dict[int, Failure] = {}
-        self.done = threading.Event()
+        self.done = done
         self.abandoned = False
 
     @property
     def left(self) -> int:
         """Items that no chunk has yet."""
-        return len(self.job.inputs) - self.next
+        return len(self.signatures) - self.next
 
-    def fail(self, chunk: "Chunk", failure: Failure) -> None:
-        """Gives every item of a chunk this failure."""
-        self.failures.update(dict.fromkeys(range(chunk.start, chunk.stop), failure))
-        self._count(chunk)
+    def size(self, start: int, stop: int) -> int:
+        """Returns the size of these inputs."""
+        if self.width:
+            return self.width * (stop - start)
+        return sum(map(len, self.job.inputs[start:stop]))
+
+    def fail(self, start: int, stop: int, failure: Failure) -> None:
+        """Gives these items a failure."""
+        self.failures.update(dict.fromkeys(range(start, stop), failure))
+        self._count(stop - start)
 
     def store(
-        self, chunk: "Chunk", signatures: Sequence[bytes], failures: Mapping[int, Failure]
+        self, start: int, signatures: Sequence[bytes], failures: Mapping[int, Failure]
     ) -> None:
-        """Stores the signatures of a chunk but those whose index in it has a failure."""
-        self.signatures[chunk.start : chunk.stop] = signatures
+        """Stores signatures from the item ``start`` on, but those whose item has a failure."""
+        self.signatures[start : start + len(signatures)] = signatures
         for index, failure in failures.items():
-            self.signatures[chunk.start + index] = b""
-            self.failures[chunk.start + index] = failure
-        self._count(chunk)
+            self.signatures[index] = b""
+            self.failures[index] = failure
+        self._count(len(signatures))
 
-    def _count(self, chunk: "Chunk") -> None:
-        self.remaining -= len(chunk)
-        if not self.remaining:
-            self.done.set()
+    def _count(self, items: int) -> None:
+        self.remaining -= items
+        if not self.remaining and not self.done.done():
+            self.done.set_result(None)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """Items ``start`` to ``stop`` of a batch.
+class Portion:
+    """Items ``start`` to ``stop`` of a batch, in one chunk."""
 
-    ``attempts`` counts the workers that lost it, ``deaths`` those that died over it.
-    """
+    __slots__ = ("batch", "start", "stop")
 
-    batch: Batch
-    start: int
-    stop: int
-    attempts: int = 0
-    deaths: int = 0
+    def __init__(self, batch: Batch, start: int, stop: int) -> None:
+        self.batch = batch
+        self.start = start
+        self.stop = stop
 
     def __len__(self) -> int:
         return self.stop - self.start
 
-
-class Costs:
-    """Seconds of HSM time for one item, by algorithm and length of the key."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[str, int], float] = {}
-
-    def measured(self, job: SignJob) -> float:
-        """Returns the cost of an item of this job, 0 before the first result of its kind."""
-        return self._seconds.get(_kind(job), 0.0)
-
-    def estimate(self, job: SignJob) -> float:
-        """Returns the measured cost, or one that makes a small first chunk.
-
-        A slow HSM must finish that chunk before it seems to hang.
-        """
-        return self._seconds.get(_kind(job), CHUNK_SECONDS / _FIRST_ITEMS)
-
-    def learn(self, job: SignJob, seconds: float) -> None:
-        """Takes a measurement into account; the first of a kind counts fully."""
-        before = self._seconds.get(_kind(job), seconds)
-        mean = (1 - _WEIGHT) * before + _WEIGHT * seconds
-        self._seconds[_kind(job)] = max(_CHEAPEST, mean)
+    def fail(self, failure: Failure) -> None:
+        """Gives its items a failure."""
+        self.batch.fail(self.start, self.stop, failure)
 
 
-def _kind(job: SignJob) -> tuple[str, int]:
-    return job.version.algorithm, len(job.version.spki)
+class Part:
+    """Portions that one version signs, one after the other in a chunk: one part of a frame."""
+
+    __slots__ = ("check_every", "items", "portions", "version")
+
+    def __init__(self, first: Portion) -> None:
+        self.version: KeyVersion = first.batch.job.version
+        self.check_every = first.batch.job.check_every
+        self.portions = [first]
+        self.items = len(first)
+
+    def packed(self) -> SignPart:
+        """Returns the part for its frame."""
+        inputs: list[bytes] = []
+        for portion in self.portions:
+            inputs += portion.batch.job.inputs[portion.start : portion.stop]
+        version = self.version
+        return SignPart(version.algorithm, self.check_every, version.cka_id, version.spki, inputs)
 
 
-class Stops:
-    """The versions and facilities that may not sign on a token, with the reasons."""
+class Chunk:
+    """What one worker signs at once.
 
-    def __init__(self) -> None:
-        self.suspended = Suspended()
-        self.wrong: dict[bytes, str] = {}  # until the daemon ends
-        self._inactive: dict[bytes, str] = {}  # according to the registry
+    ``attempts`` counts the workers that lost it, ``deaths`` those that died over it.
+    ``delivered``: a worker has got it.
+    """
 
-    def reason(self, version: KeyVersion) -> str:
-        """Returns why a version may not sign; empty where it may."""
-        cka_id = version.cka_id
-        return (
-            self.wrong.get(cka_id)
-            or self._inactive.get(cka_id)
-            or self.suspended.reason(version.key.facility)
-        )
+    __slots__ = ("attempts", "deaths", "delivered", "items", "parts", "portions")
 
-    def stop(self, versions: Mapping[KeyVersion, str]) -> None:
-        """Stops versions, each for its reason."""
-        for version, text in versions.items():
-            self._inactive[version.cka_id] = text or f"{version.name} is stopped"
+    def __init__(
+        self, portions: Iterable[Portion] = (), attempts: int = 0, deaths: int = 0
+    ) -> None:
+        self.portions = list(portions)
+        self.items = sum(map(len, self.portions))
+        self.parts: list[Part] = []  # once it has gone to a worker
+        self.attempts = attempts
+        self.deaths = deaths
+        self.delivered = False
 
-    def resume(self, versions: Iterable[KeyVersion]) -> None:
-        """Lets versions sign again; one with a wrong signature stays stopped."""
-        for version in versions:
-            self._inactive.pop(version.cka_id, None)
+    def add(self, batch: Batch, start: int, stop: int) -> None:
+        """Adds a portion, or to the last one where that ends here."""
+        self.items += stop - start
+        if self.portions and (last := self.portions[-1]).batch is batch and last.stop == start:
+            last.stop = stop
+        else:
+            self.portions.append(Portion(batch, start, stop))
 
-    def distrust(self, version: KeyVersion) -> None:
-        """Stops a version until the daemon ends: the HSM returned a wrong signature of it."""
-        text = f"{version.name} is stopped: the HSM returned a wrong signature"
-        self.wrong[version.cka_id] = text
+    def frame(self, number: int) -> SignFrame:
+        """Returns the frame under this number; ``parts`` are what it has from now on."""
+        parts: list[Part] = []
+        part = None
+        for portion in self.portions:
+            job = portion.batch.job
+            if part and part.version is job.version and part.check_every == job.check_every:
+                part.portions.append(portion)
+                part.items += portion.stop - portion.start
+            else:
+                part = Part(portion)
+                parts.append(part)
+        self.parts = parts
+        return SignFrame(number, [part.packed() for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,104 +184,198 @@ class Waiting:
     since: float
 
 
-@dataclass(slots=True)
-class _OwnerQueue:
-    weight: int
-    deficit: float = 0.0
-    batches: deque[Batch] = field(default_factory=deque)
+class _Line:
+    """The batches of one owner, the time that it has earned, and its waiting items by kind."""
+
+    __slots__ = ("batches", "deficit", "weight", "work")
+
+    def __init__(self) -> None:
+        self.batches: deque[Batch] = deque()
+        self.deficit = 0.0
+        self.weight = 0
+        self.work: dict[Kind, int] = {}
 
 
 class Scheduler:
-    """The queue of one token. Not thread-safe."""
+    """The queue of one token."""
 
-    def __init__(self, cost: Callable[[SignJob], float]) -> None:
-        """Takes ``cost``: the estimated HSM time of one item of a job, in seconds."""
+    def __init__(self, cost: Callable[[Kind], float]) -> None:
+        """Takes ``cost``: the estimated HSM time of one item of a kind, in seconds."""
         self._cost = cost
-        self._owners: OrderedDict[str, _OwnerQueue] = OrderedDict()
+        self._lines: OrderedDict[str, _Line] = OrderedDict()
         self._returned: deque[Chunk] = deque()
         self.items = 0  # that wait
+        # Of them, without those that were returned: items by kind, and bytes.
+        self._work: dict[Kind, int] = {}
+        self._bytes = 0
 
     def add(self, batch: Batch) -> None:
         """Queues a batch behind those of its owner."""
         job = batch.job
-        queue = self._owners.setdefault(job.owner, _OwnerQueue(job.weight))
-        queue.weight = job.weight
-        queue.batches.append(batch)
-        self.items += batch.left
+        line = self._lines.get(job.owner)
+        if line is None:
+            line = self._lines[job.owner] = _Line()
+            line.deficit = CHUNK_SECONDS * job.weight  # or it would wait for its second turn
+        line.weight = job.weight
+        line.batches.append(batch)
+        self._count(line, batch, batch.next, len(job.inputs), 1)
 
     def give_back(self, chunk: Chunk) -> None:
         """Queues a chunk whose worker died, ahead of everything."""
         self._returned.append(chunk)
-        self.items += len(chunk)
+        self.items += chunk.items
 
-    def take(self) -> Chunk | None:
-        """Cuts the next chunk; returns None if nothing waits."""
+    def take(self, most: int) -> Chunk | None:
+        """Fills the next chunk with at most so many items; returns None if nothing waits."""
         if self._returned:
             chunk = self._returned.popleft()
-            self.items -= len(chunk)
+            self.items -= chunk.items
             return chunk
-        while self._owners:
-            owner, queue = next(iter(self._owners.items()))
-            batch = queue.batches[0]
-            cost = self._cost(batch.job)
-            count = _chunk_items(batch, cost)
-            if queue.deficit < count * cost:
-                queue.deficit += CHUNK_SECONDS * queue.weight
-                self._owners.move_to_end(owner)
-                if queue.deficit < count * cost and len(self._owners) == 1:
-                    queue.deficit = count * cost  # no other owner waits
+        chunk = Chunk()
+        seconds, size = CHUNK_SECONDS, CHUNK_BYTES
+        last: KeyVersion | None = None
+        while most and self._lines:
+            owner, line = next(iter(self._lines.items()))
+            batch = line.batches[0]
+            cost = self._cost(batch.kind)
+            at_least = int(not chunk.items)
+            wanted = min(most, batch.left, max(_whole(seconds / cost), at_least))
+            if not wanted:
+                break  # it has no time for another item
+            affordable = _whole(line.deficit / cost)
+            if not affordable:
+                self._next_turn(owner, line, cost)
                 continue
-            queue.deficit -= count * cost
-            chunk = Chunk(batch, batch.next, batch.next + count)
-            batch.next += count
-            self.items -= count
-            if not batch.left:
-                queue.batches.popleft()
-                if not queue.batches:
-                    del self._owners[owner]
-            return chunk
-        return None
+            version = batch.job.version
+            if version is not last:
+                size -= PART_BYTES + len(version.cka_id) + len(version.spki)
+                last = version
+            wanted = _fitting(batch, min(wanted, affordable), size) or at_least
+            if not wanted:
+                break  # it has no space for another item
+            start, stop = batch.next, batch.next + wanted
+            chunk.add(batch, start, stop)
+            batch.next = stop
+            most -= wanted
+            seconds -= wanted * cost
+            size -= self._count(line, batch, start, stop, -1)
+            line.deficit -= wanted * cost
+            if stop == len(batch.signatures):
+                line.batches.popleft()
+                self._end_empty(owner, line)
+        return chunk if chunk.items else None
 
-    def remove(self, wanted: Callable[[Batch], bool]) -> list[Chunk]:
-        """Removes all waiting items of the batches that are ``wanted``, in one pass.
+    def full(self) -> bool:
+        """Returns whether what waits fills a chunk, or a chunk was returned."""
+        if self._returned or self._bytes >= CHUNK_BYTES:
+            return True
+        return self._seconds(self._work) >= CHUNK_SECONDS
 
-        Returns them as chunks.
+    def finish(self, owner: str, weight: int, seconds: float) -> float:
+        """Returns the HSM time until an owner has more work of so many seconds done.
+
+        That is its own line's, and what the others get meanwhile by their weight.
         """
-        removed = [chunk for chunk in self._returned if wanted(chunk.batch)]
-        self._returned = deque(chunk for chunk in self._returned if not wanted(chunk.batch))
-        for owner, queue in list(self._owners.items()):
+        line = self._lines.get(owner)
+        own = seconds + (self._seconds(line.work) if line else 0.0)
+        each = own / weight
+        time = own
+        for name, other in self._lines.items():
+            if name != owner:
+                time += min(self._seconds(other.work), each * other.weight)
+        return time
+
+    def abandon(self, batch: Batch) -> None:
+        """Removes what waits of a batch for which nobody waits any more."""
+        batch.abandoned = True
+        if batch.left:
+            line = self._lines[batch.job.owner]
+            line.batches.remove(batch)
+            self._count(line, batch, batch.next, len(batch.signatures), -1)
+            batch.next = len(batch.signatures)
+            self._end_empty(batch.job.owner, line)
+        if self._returned and batch.remaining:
+            self._remove_returned(lambda other: other is batch)
+
+    def remove(self, wanted: Callable[[Batch], bool]) -> list[Portion]:
+        """Removes all waiting items of the batches that are ``wanted``, in one pass."""
+        removed = self._remove_returned(wanted)
+        for owner, line in list(self._lines.items()):
             kept: deque[Batch] = deque()
-            for batch in queue.batches:
+            for batch in line.batches:
                 if wanted(batch):
-                    removed.append(Chunk(batch, batch.next, len(batch.job.inputs)))
-                    batch.next = len(batch.job.inputs)
+                    count = len(batch.signatures)
+                    removed.append(Portion(batch, batch.next, count))
+                    self._count(line, batch, batch.next, count, -1)
+                    batch.next = count
                 else:
                     kept.append(batch)
-            queue.batches = kept
-            if not kept:
-                del self._owners[owner]
-        self.items -= sum(map(len, removed))
+            line.batches = kept
+            self._end_empty(owner, line)
         return removed
 
     def waiting(self) -> Iterator[Waiting]:
         """Yields what waits, batch by batch."""
         for chunk in self._returned:
-            yield Waiting(chunk.batch.job.owner, len(chunk), chunk.batch.queued_at)
-        for owner, queue in self._owners.items():
-            for batch in queue.batches:
+            for portion in chunk.portions:
+                batch = portion.batch
+                yield Waiting(batch.job.owner, len(portion), batch.queued_at)
+        for owner, line in self._lines.items():
+            for batch in line.batches:
                 yield Waiting(owner, batch.left, batch.queued_at)
 
+    def _next_turn(self, owner: str, line: _Line, cost: float) -> None:
+        """Ends an owner's turn, and gives it what it may spend in its next one."""
+        line.deficit += CHUNK_SECONDS * line.weight
+        self._lines.move_to_end(owner)
+        if len(self._lines) == 1:  # no other owner waits
+            line.deficit = max(line.deficit, cost)
 
-def _chunk_items(batch: Batch, cost: float) -> int:
-    """Returns the items of the next chunk: at least one, at most a chunk's time and bytes."""
-    wanted = max(1, min(batch.left, int(CHUNK_SECONDS / cost)))
+    def _count(self, line: _Line, batch: Batch, start: int, stop: int, sign: int) -> int:
+        """Counts items that come (1) or go (-1); returns their bytes."""
+        size = batch.size(start, stop)
+        change = sign * (stop - start)
+        for work in (line.work, self._work):
+            work[batch.kind] = work.get(batch.kind, 0) + change
+        self.items += change
+        self._bytes += sign * size
+        return size
+
+    def _end_empty(self, owner: str, line: _Line) -> None:
+        """Removes a line in which nothing waits; it keeps no credit."""
+        if not line.batches:
+            del self._lines[owner]
+
+    def _seconds(self, work: Mapping[Kind, int]) -> float:
+        return sum(items * self._cost(kind) for kind, items in work.items() if items)
+
+    def _remove_returned(self, wanted: Callable[[Batch], bool]) -> list[Portion]:
+        """Removes portions from the chunks that were returned."""
+        removed: list[Portion] = []
+        kept: deque[Chunk] = deque()
+        for chunk in self._returned:
+            left: list[Portion] = []
+            for portion in chunk.portions:
+                (removed if wanted(portion.batch) else left).append(portion)
+            if left:
+                kept.append(Chunk(left, chunk.attempts, chunk.deaths))
+        self._returned = kept
+        self.items -= sum(map(len, removed))
+        return removed
+
+
+def _whole(number: float) -> int:
+    """Rounds down, but for what rounding took from a whole number before."""
+    return int(number + 1e-6)
+
+
+def _fitting(batch: Batch, wanted: int, size: int) -> int:
+    """Returns how many of the next items fit into so many bytes."""
+    if batch.width:
+        return min(wanted, max(0, size) // batch.width)
     inputs, first = batch.job.inputs, batch.next
-    hash_name = PROPERTIES[batch.job.version.algorithm].hash_name
-    if len(inputs[first]) <= CHUNK_BYTES // wanted and hash_name:
-        return wanted  # digests are all as short as the first
-    size = 0
     for count in range(wanted):
-        size += len(inputs[first + count])
-        if size > CHUNK_BYTES:
-            return max(1, count)
+        size -= len(inputs[first + count])
+        if size < 0:
+            return count
     return wanted

@@ -1,7 +1,8 @@
 """All tokens together: signing, and what is stopped on them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.front.slot import WorkerStatus
@@ -10,7 +11,10 @@ from signer.model import KeyVersion, Signed, SignJob, Suspended
 
 
 class Hsm:
-    """Passes each call to the pool of the key's token, ``pools`` by its label."""
+    """Passes each call to the pool of the key's token, ``pools`` by its label.
+
+    ``admit`` and ``sign`` are for the event loop, the other methods for any thread; see Pool.
+    """
 
     def __init__(self, pools: Mapping[str, Pool]) -> None:
         self.pools = pools
@@ -33,13 +37,13 @@ class Hsm:
         # The daemon refuses to serve a registry that names another token.
         return self.pools[job.version.token].admit(job)
 
-    async def sign(self, admission: Admission) -> Signed:
-        """Signs an admitted batch; see Pool.sign."""
-        import asyncio
+    def sign(self, admission: Admission) -> Coroutine[Any, Any, Signed]:
+        """Returns the coroutine that signs an admitted batch; see Pool.sign."""
+        return self.pools[admission.job.version.token].sign(admission)
 
-        return await asyncio.get_running_loop().run_in_executor(
-            None, self.pools[admission.job.version.token].sign, admission
-        )
+    def sign_and_wait(self, job: SignJob) -> Signed:
+        """Admits and signs a job, for other threads than the loop's; see Pool.sign_and_wait."""
+        return self.pools[job.version.token].sign_and_wait(job)
 
     def refresh(self) -> None:
         for pool in self.pools.values():

@@ -1,26 +1,38 @@
-"""The slot of one worker: starts it, reads its answers, starts another when it has gone."""
+"""The slot of one worker: starts it, reads its answers, starts another when it has gone.
 
+A slot is a coroutine on the event loop. Only the start of a process may block: that is done
+in a thread.
+"""
+
+import asyncio
 import contextlib
+import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from signer.clock import Clock
 from signer.hsm.frames import (
-    Closed,
     FrameError,
     FrameKind,
     ResultFrame,
-    SignFrame,
     pack_sign,
     unpack_json,
     unpack_result,
 )
+from signer.hsm.front.link import Link
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.front.scheduler import Chunk
 from signer.hsm.spec import FailureKind, TokenSpec
 
+T = TypeVar("T")
+
 START_SECONDS = 60.0  # how long a worker may take to open its token
+REAP_SECONDS = 5.0
+"""How long the slot waits for a killed worker. One that the kernel does not let go (a driver
+that hangs) is reaped in the background, and another starts."""
+_REAP_POLLS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # the last one again and again
 _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 """Seconds before the next start, by how many workers in a row signed nothing."""
 
@@ -46,22 +58,19 @@ class WorkerStatus:
 
 
 class SlotOwner(Protocol):
-    """The owner of the chunks; called in the slot's own thread."""
+    """The owner of the chunks; called on the loop."""
 
     def ready(self, slot: "Slot") -> None: ...
     def result(self, slot: "Slot", result: ResultFrame) -> None: ...
+    def lost(self, slot: "Slot") -> None: ...
     def left(self, slot: "Slot", end: WorkerEnd, failed_starts: int) -> None: ...
 
 
 class Slot:
-    """One worker after another, one at a time.
-
-    ``state`` (starting, serving, failed, stopping), ``in_flight`` and ``since``
-    are guarded by the owner's lock.
-    """
+    """One worker after another, one at a time. Everything but ``status`` is for the loop."""
 
     def __init__(
-        self, number: int, spec: TokenSpec, owner: SlotOwner, hang_seconds: float, clock: Clock
+        self, spec: TokenSpec, owner: SlotOwner, hang_seconds: float, clock: Clock
     ) -> None:
         self.state = "starting"
         self.reason = ""
@@ -70,21 +79,18 @@ class Slot:
         self.since = clock.monotonic()  # when it started, answered, or got a chunk while idle
         self.in_flight: dict[int, Chunk] = {}
         self.inventory = b""  # digest of the keys that the last worker found at its start
+        self.process: WorkerProcess | None = None
+        self.link: Link | None = None
         self._spec = spec
         self._owner = owner
         self._hang_seconds = hang_seconds
         self._clock = clock
-        self.process: WorkerProcess | None = None
-        self._closing = threading.Event()
-        self._refreshing = threading.Lock()
-        self._introduced = False
-        self._stale = False
-        self._hung: WorkerProcess | None = None
-        name = f"{spec.label}-{number}"
-        self._threads = (
-            threading.Thread(target=self._keep, name=f"worker-{name}", daemon=True),
-            threading.Thread(target=self._watch, name=f"watchdog-{name}", daemon=True),
-        )
+        self._closing = asyncio.Event()
+        self._ready = False  # this worker has opened its token
+        self._stale = False  # it has to look for new keys once it has
+        self._report: WorkerEnd | None = None  # why it leaves, as it said itself
+        self._end: asyncio.Future[WorkerEnd] | None = None
+        self._reaping: set[asyncio.Task[None]] = set()
 
     @property
     def pid(self) -> int:
@@ -97,124 +103,165 @@ class Slot:
             self._spec.label, self.pid, self.state, self.starts, self.items, self.reason
         )
 
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
     def close(self) -> None:
-        """Makes the worker leave; ``join`` waits for it."""
+        """Ends the worker, and ``keep`` once it has gone."""
         self._closing.set()
-        if (process := self.process) is not None:
-            process.channel.end()
+        self._finish(WorkerEnd(FailureKind.DIED, ""))
 
-    def join(self) -> None:
-        """Waits until the worker has gone. A start that was refused may have begun no thread."""
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
+    def send(self, kind: FrameKind, *parts: bytes) -> bool:
+        """Sends a frame; False where no worker gets it."""
+        return self.link is not None and self.link.send(kind, *parts)
 
-    def send(self, kind: FrameKind, *parts: bytes) -> None:
-        _send(self.process, kind, *parts)
+    def send_chunk(self, number: int, chunk: Chunk) -> None:
+        """Sends a chunk; the worker answers under this number.
 
-    def send_chunk(self, process: WorkerProcess | None, number: int, chunk: Chunk) -> None:
-        """Sends a chunk to this worker and no other; it answers under this number.
-
-        A chunk of a worker that has gone is requeued by ``SlotOwner.left``.
+        A chunk of a worker that has gone is requeued by ``SlotOwner.lost``.
         """
-        job = chunk.batch.job
-        version, inputs = job.version, job.inputs[chunk.start : chunk.stop]
-        frame = SignFrame(
-            number, version.algorithm, job.check_every, version.cka_id, version.spki, inputs
-        )
-        _send(process, FrameKind.SIGN, *pack_sign(frame))
+        if not self.in_flight:
+            self.since = self._clock.monotonic()
+        self.in_flight[number] = chunk
+        chunk.delivered = self.send(FrameKind.SIGN, *pack_sign(chunk.frame(number)))
 
     def refresh(self) -> None:
         """Makes the worker look for new keys; one that is still starting does so when ready."""
-        with self._refreshing:
-            self._stale = not self._introduced
-            if self._introduced:
-                self.send(FrameKind.REFRESH)
+        if self._ready:
+            self.send(FrameKind.REFRESH)
+        self._stale = not self._ready
 
-    def _introduce(self) -> None:
-        """Reports a worker that is ready, and repeats a refresh that came while it started."""
-        with self._refreshing:
-            self._introduced = True
-            if self._stale:
-                self.send(FrameKind.REFRESH)
-        self._owner.ready(self)
+    def check(self) -> None:
+        """Kills a worker that hangs: PKCS#11 has no time-outs."""
+        starting = self.state == "starting"
+        if self.link is None or not (starting or self.in_flight):
+            return
+        limit = START_SECONDS if starting else self._hang_seconds
+        if self._clock.monotonic() - self.since <= limit:
+            return
+        if self.link.catch_up():
+            self.since = self._clock.monotonic()
+            return
+        self._finish(WorkerEnd(FailureKind.HANG, "the worker hung and was killed"))
 
-    def _keep(self) -> None:
+    async def keep(self) -> None:
+        """Keeps a worker running until ``close``."""
         useless = failed_starts = 0
         while not self._closing.is_set():
             self.state, self.starts = "starting", self.starts + 1
             items = self.items
-            end = self._run_worker()
+            end = await self._run_worker()
             if self._closing.is_set():
                 break
             useless = 0 if self.items > items else useless + 1
             failed_starts = 0 if end.served else failed_starts + 1
             self._owner.left(self, end, failed_starts)
-            self._closing.wait(_PAUSES[min(useless, len(_PAUSES) - 1)])
+            pause = _PAUSES[min(useless, len(_PAUSES) - 1)]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
         self.state = "stopping"
 
-    def _run_worker(self) -> WorkerEnd:
+    async def _run_worker(self) -> WorkerEnd:
         """Runs one worker until it has ended and is reaped."""
-        with self._refreshing:
-            self._introduced = self._stale = False
-        self.since = self._clock.monotonic()
+        self._ready = self._stale = False
+        self._report = None
         try:
-            self.process = process = WorkerProcess.start(self._spec)
+            process = await _in_thread(lambda: WorkerProcess.start(self._spec))
         except OSError as error:
+            self.state = "failed"
             return WorkerEnd(FailureKind.DIED, f"no worker can be started: {error.strerror}")
-        if self._closing.is_set():
-            process.channel.end()  # close() may have come before this process
+        loop = asyncio.get_running_loop()
+        self.since = self._clock.monotonic()
+        self._end = loop.create_future()
+        self.process = process
+        self.link = link = Link(loop, process.channel.socket, self)
         try:
-            end = self._converse(process)
+            if self._closing.is_set():
+                self._finish(WorkerEnd(FailureKind.DIED, ""))
+            end = await self._end
         finally:
-            self.process = None
+            self.link = None
+            link.close()
             process.kill()
-            process.end()
-        if self._hung is process:
-            return end._replace(cause=FailureKind.HANG, text="the worker hung and was killed")
+            process.channel.close()
+        reaping = loop.create_task(_reap(process))
+        self._reaping.add(reaping)
+        reaping.add_done_callback(self._reaping.discard)
+        await asyncio.wait([reaping], timeout=REAP_SECONDS)
+        self.process = None
         return end if end.text else end._replace(text=f"the worker {process.fate}")
 
-    def _converse(self, process: WorkerProcess) -> WorkerEnd:
-        """Reads a worker's frames until it has gone; the text is empty where it gave no reason."""
-        end = WorkerEnd(FailureKind.DIED, "")
+    def _finish(self, end: WorkerEnd) -> None:
+        """Ends the service of the present worker: at once, not when it is reaped."""
+        if self._end is None or self._end.done():
+            return
+        self.state = "failed"
+        self._end.set_result(end._replace(served=self._ready))
+        self._ready = False
+        if self.link is not None:
+            self.link.close()
+        if self.process is not None:
+            self.process.kill()
+        self._owner.lost(self)
+
+    # --- what the link reports -------------------------------------------------------------
+
+    def frame(self, kind: FrameKind, body: memoryview) -> None:
+        """Takes a frame of the worker; raises FrameError."""
+        self.since = self._clock.monotonic()
         try:
-            while True:
-                kind, body = process.channel.receive()
-                if kind is FrameKind.RESULT:
-                    self._owner.result(self, unpack_result(body))
-                elif kind is FrameKind.READY:
-                    end = end._replace(served=True)
-                    self.inventory = bytes(body)
-                    self._introduce()
-                elif kind is FrameKind.FATAL:
-                    report = unpack_json(body)
-                    cause = FailureKind(report["kind"])
-                    end = end._replace(cause=cause, text=str(report["text"]))
-                else:
-                    raise FrameError(f"an unexpected {kind.name}")  # noqa: TRY301 - one exit for all
-        except Closed:
-            return end
-        except (FrameError, ValueError, KeyError) as error:
-            return end._replace(cause=FailureKind.DIED, text=f"the worker sent {error}")
+            if kind is FrameKind.RESULT:
+                self._owner.result(self, unpack_result(body))
+            elif kind is FrameKind.READY:
+                self.inventory = bytes(body)
+                self._introduce()
+            elif kind is FrameKind.FATAL:
+                report = unpack_json(body)
+                self._report = WorkerEnd(FailureKind(report["kind"]), str(report["text"]))
+            else:
+                raise FrameError(f"an unexpected {kind.name}")
+        except (ValueError, KeyError) as error:
+            raise FrameError(str(error)) from error
 
-    def _watch(self) -> None:
-        """Kills a worker that hangs: PKCS#11 has no time-outs."""
-        while not self._closing.wait(0.25):
-            # ``since`` is read last: a chunk that comes after the second line resets it.
-            process, starting = self.process, self.state == "starting"
-            owes = starting or bool(self.in_flight)
-            silent = self._clock.monotonic() - self.since
-            if process and owes and silent > (START_SECONDS if starting else self._hang_seconds):
-                self._hung = process
-                process.kill()
+    def ended(self, error: FrameError | None) -> None:
+        """Ends the worker: it has closed its side, or sent something wrong."""
+        end = self._report or WorkerEnd(FailureKind.DIED, "")
+        if error is not None:
+            end = WorkerEnd(FailureKind.DIED, f"the worker sent {error}")
+        self._finish(end)
+
+    def _introduce(self) -> None:
+        """Reports a worker that is ready, and repeats a refresh that came while it started."""
+        self._ready = True
+        if self._stale:
+            self.refresh()
+        self._owner.ready(self)
 
 
-def _send(process: WorkerProcess | None, kind: FrameKind, *parts: bytes) -> None:
-    """Sends a frame; where the worker has gone, the thread that reads from it handles that."""
-    if process is not None:
-        with contextlib.suppress(Closed):
-            process.channel.send(kind, *parts)
+async def _reap(process: WorkerProcess) -> None:
+    """Waits until a killed worker has left."""
+    for pause in itertools.chain(_REAP_POLLS, itertools.repeat(_REAP_POLLS[-1])):
+        if process.process.poll() is not None:
+            return
+        await asyncio.sleep(pause)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Calls a function in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type] # a value, where there is no error
+
+    def run() -> None:
+        try:
+            value, problem = function(), None
+        except Exception as error:  # noqa: BLE001 - raised where the result is awaited
+            value, problem = None, error
+        loop.call_soon_threadsafe(settle, value, problem)
+
+    threading.Thread(target=run, name="worker-start", daemon=True).start()
+    return await result

@@ -25,7 +25,9 @@ from signer.hsm.frames import (
     FrameError,
     FrameKind,
     ResultFrame,
+    ResultPart,
     SignFrame,
+    SignPart,
     Verdict,
     pack_json,
     pack_result,
@@ -51,43 +53,50 @@ class ChunkSigner:
         self._signed: dict[tuple[bytes, bytes], int] = {}
 
     def sign(self, chunk: SignFrame) -> ResultFrame:
-        """Signs one chunk; raises CryptokiError if the session must not go on."""
+        """Signs the parts of a chunk in order.
+
+        Raises CryptokiError if the session must not go on.
+        """
+        return ResultFrame(chunk.chunk, [self.sign_part(part) for part in chunk.parts])
+
+    def sign_part(self, part: SignPart) -> ResultPart:
+        """Signs what one key has in a chunk; raises CryptokiError if the session must not go on."""
         started = time.perf_counter()
-        handle = self._token.private_key(chunk.cka_id)
+        handle = self._token.private_key(part.cka_id)
         if handle is None:
-            return _refused(chunk, Verdict.NO_KEY)
+            return _refused(Verdict.NO_KEY)
         try:
-            verifier = self._verifier(chunk)
+            verifier = self._verifier(part)
         except ValueError:
-            return _refused(chunk, Verdict.UNSUITABLE)
+            return _refused(Verdict.UNSUITABLE)
         try:
-            signatures = self._loop.sign(handle, MECHANISMS[chunk.algorithm], chunk.inputs)
+            signatures = self._loop.sign(handle, MECHANISMS[part.algorithm], part.inputs)
         except CryptokiError as error:
             if error.usable:
-                return _refused(chunk, Verdict.REFUSED)
+                return _refused(Verdict.REFUSED)
             raise
-        checked, wrong = self._check(chunk, signatures)
+        checked, wrong = self._check(part, verifier, signatures)
         width = verifier.signature_length
         blank = bytes(width)
         for index in wrong:
             signatures[index] = blank
         busy_us = int((time.perf_counter() - started) * 1e6)
-        blob = memoryview(b"".join(signatures))
-        return ResultFrame(chunk.chunk, Verdict.SIGNED, busy_us, checked, width, wrong, blob)
+        return ResultPart(Verdict.SIGNED, busy_us, checked, width, wrong, b"".join(signatures))
 
-    def _check(self, chunk: SignFrame, signatures: Sequence[bytes]) -> tuple[int, list[int]]:
+    def _check(
+        self, part: SignPart, verifier: Verifier, signatures: Sequence[bytes]
+    ) -> tuple[int, list[int]]:
         """Checks one signature in ``check_every``, and always the first of a key.
 
-        Where one is wrong, checks the whole chunk. Returns how many were checked and
+        Where one is wrong, checks the whole part. Returns how many were checked and
         the indexes of the wrong ones.
         """
-        verifier = self._verifier(chunk)
-        pinned = (chunk.cka_id, chunk.spki)
+        pinned = (part.cka_id, part.spki)
         seen = self._signed.get(pinned, 0)
         self._signed[pinned] = seen + len(signatures)
-        sample = range(-seen % chunk.check_every, len(signatures), chunk.check_every)
+        sample = range(-seen % part.check_every, len(signatures), part.check_every)
         width = verifier.signature_length
-        correct, inputs = verifier.correct, chunk.inputs
+        correct, inputs = verifier.correct, part.inputs
         if all(len(signature) == width for signature in signatures) and all(
             correct(inputs[index], signatures[index]) for index in sample
         ):
@@ -95,16 +104,16 @@ class ChunkSigner:
         pairs = enumerate(zip(inputs, signatures, strict=True))
         return len(signatures), [i for i, (item, made) in pairs if not correct(item, made)]
 
-    def _verifier(self, chunk: SignFrame) -> Verifier:
-        pinned = (chunk.cka_id, chunk.spki)
+    def _verifier(self, part: SignPart) -> Verifier:
+        pinned = (part.cka_id, part.spki)
         verifier = self._verifiers.get(pinned)
         if verifier is None:
-            verifier = self._verifiers[pinned] = Verifier(chunk.algorithm, chunk.spki)
+            verifier = self._verifiers[pinned] = Verifier(part.algorithm, part.spki)
         return verifier
 
 
-def _refused(chunk: SignFrame, verdict: Verdict) -> ResultFrame:
-    return ResultFrame(chunk.chunk, verdict, 0, 0, 0, (), memoryview(b""))
+def _refused(verdict: Verdict) -> ResultPart:
+    return ResultPart(verdict, 0, 0, 0, (), b"")
 
 
 def serve(channel: Channel, token: Token) -> None:
@@ -146,7 +155,7 @@ def run(channel: Channel) -> None:
     except TokenFailure as failure:
         _leave(channel, failure.kind, str(failure))
     except CryptokiError as error:
-        _leave(channel, FailureKind(error.error_class), str(error))
+        _leave(channel, error.failure, str(error))
     except Exception as error:  # noqa: BLE001 - every end is reported to the front process
         # Only type and line: the text of a library could quote a secret.
         last = traceback.extract_tb(error.__traceback__)[-1]

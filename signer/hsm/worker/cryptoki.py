@@ -10,6 +10,7 @@ import enum
 from collections.abc import Sequence
 
 from signer.hsm.mechanisms import Mechanism, low_s
+from signer.hsm.spec import FailureKind
 
 _ULONG = ctypes.c_ulong
 # Indexes in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
@@ -41,6 +42,13 @@ class ErrorClass(enum.StrEnum):
     MODULE_FATAL = "module_fatal"
 
 
+_FAILURES = {
+    ErrorClass.REFUSED: FailureKind.MODULE_FATAL,  # where the session goes on, nothing fails
+    ErrorClass.SESSION_LOST: FailureKind.SESSION_LOST,
+    ErrorClass.BUSY: FailureKind.BUSY,
+    ErrorClass.MODULE_FATAL: FailureKind.MODULE_FATAL,
+}
+"""Why a worker leaves after an error of a class."""
 _CLASSES = {
     0x060: ErrorClass.REFUSED,  # CKR_KEY_HANDLE_INVALID
     0x062: ErrorClass.REFUSED,  # CKR_KEY_SIZE_RANGE
@@ -61,12 +69,16 @@ _CLASSES = {
 
 
 class CryptokiError(Exception):
-    """A call of the module failed. ``usable``: the session may go on (C_SignInit refused)."""
+    """A call of the module failed. ``usable``: the session may go on (C_SignInit refused).
+
+    ``failure``: why the worker leaves where it may not.
+    """
 
     def __init__(self, call: str, value: int) -> None:
         self.call = call
         self.value = value
         self.error_class = _CLASSES.get(value, ErrorClass.MODULE_FATAL)
+        self.failure = _FAILURES[self.error_class]
         self.usable = call == "C_SignInit" and self.error_class is ErrorClass.REFUSED
         super().__init__(f"{call} returned 0x{value:08x} ({self.error_class})")
 

@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,13 @@ from signer.hsm.frames import (
     Closed,
     FrameError,
     FrameKind,
+    FrameReader,
     ResultFrame,
+    ResultPart,
     SignFrame,
+    SignPart,
     Verdict,
+    pack_frame,
     pack_ids,
     pack_json,
     pack_result,
@@ -29,9 +34,8 @@ from signer.hsm.frames import (
     unpack_sign,
 )
 
-SIGN_FRAMES = st.builds(
-    SignFrame,
-    chunk=st.integers(0, 2**64 - 1),
+SIGN_PARTS = st.builds(
+    SignPart,
     algorithm=st.sampled_from(Algorithm),
     check_every=st.integers(1, 2**32 - 1),
     cka_id=st.binary(max_size=64),
@@ -41,16 +45,26 @@ SIGN_FRAMES = st.builds(
         lambda width: st.lists(st.binary(min_size=width, max_size=width), min_size=1, max_size=40)
     ),
 )
+SIGN_FRAMES = st.builds(
+    SignFrame, chunk=st.integers(0, 2**64 - 1), parts=st.lists(SIGN_PARTS, min_size=1, max_size=4)
+)
 
 
 @st.composite
-def result_frames(draw: st.DrawFn) -> ResultFrame:
+def result_parts(draw: st.DrawFn) -> ResultPart:
     width, count = draw(st.integers(1, 512)), draw(st.integers(0, 30))
     wrong = draw(st.lists(st.integers(0, count - 1), unique=True)) if count else []
     blob = draw(st.binary(min_size=width * count, max_size=width * count))
-    chunk, busy, checked = (draw(st.integers(0, top)) for top in (2**64 - 1, 2**64 - 1, 2**32 - 1))
-    verdict = draw(st.sampled_from(Verdict))
-    return ResultFrame(chunk, verdict, busy, checked, width, tuple(wrong), memoryview(blob))
+    busy, checked = (draw(st.integers(0, top)) for top in (2**64 - 1, 2**32 - 1))
+    return ResultPart(draw(st.sampled_from(Verdict)), busy, checked, width, tuple(wrong), blob)
+
+
+RESULT_FRAMES = st.builds(
+    ResultFrame,
+    chunk=st.integers(0, 2**64 - 1),
+    parts=st.lists(result_parts(), min_size=1, max_size=4),
+)
+SOME_PART = SignPart(Algorithm.ES256, 1, b"id", b"spki", [bytes(32)])
 
 
 def packed_sign(frame: SignFrame) -> bytes:
@@ -66,19 +80,22 @@ def test_a_chunk_survives_the_way(frame: SignFrame) -> None:
     assert unpack_sign(memoryview(packed_sign(frame))) == frame
 
 
-@given(result_frames())
+@given(RESULT_FRAMES)
 def test_a_result_survives_the_way(frame: ResultFrame) -> None:
     read = unpack_result(memoryview(packed_result(frame)))
     assert read == frame
-    signatures = read.split()
-    assert b"".join(signatures) == bytes(frame.signatures)
-    assert all(len(signature) == frame.width for signature in signatures)
+    for part in read.parts:
+        signatures = part.split()
+        assert b"".join(signatures) == part.signatures
+        assert all(len(signature) == part.width for signature in signatures)
+        assert len(signatures) == part.items
 
 
 @pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.SIGNED])
-def test_a_refused_chunk_has_no_signatures(verdict: Verdict) -> None:
-    frame = ResultFrame(7, verdict, 0, 0, 0, (), memoryview(b""))
-    assert unpack_result(memoryview(packed_result(frame))).split() == []
+def test_a_refused_part_has_no_signatures(verdict: Verdict) -> None:
+    frame = ResultFrame(7, [ResultPart(verdict, 0, 0, 0, (), b"")])
+    [part] = unpack_result(memoryview(packed_result(frame))).parts
+    assert (part.split(), part.items) == ([], 0)
 
 
 @given(SIGN_FRAMES, st.data())
@@ -90,7 +107,7 @@ def test_a_shortened_or_lengthened_chunk_is_refused(frame: SignFrame, data: st.D
             unpack_sign(memoryview(wrong))
 
 
-@given(result_frames(), st.data())
+@given(RESULT_FRAMES, st.data())
 def test_a_shortened_or_lengthened_result_is_refused(
     frame: ResultFrame, data: st.DataObject
 ) -> None:
@@ -101,7 +118,7 @@ def test_a_shortened_or_lengthened_result_is_refused(
             unpack_result(memoryview(wrong))
 
 
-@given(SIGN_FRAMES, result_frames(), st.data())
+@given(SIGN_FRAMES, RESULT_FRAMES, st.data())
 def test_garbled_bytes_give_a_frame_or_frame_error(
     chunk: SignFrame, result: ResultFrame, data: st.DataObject
 ) -> None:
@@ -131,23 +148,34 @@ def test_any_bytes_give_a_frame_or_frame_error(body: bytes) -> None:
 
 def test_huge_counts_are_refused_before_memory_is_allocated() -> None:
     for width in (0, 1, 2**32 - 1):
-        body = struct.pack("<QBIIIHH", 1, 0, 1, 2**32 - 1, width, 0, 0)
+        body = struct.pack("<QHBIIIHH", 1, 1, 0, 1, 2**32 - 1, width, 0, 0)
         with pytest.raises(FrameError):
             unpack_sign(memoryview(body))
-    body = struct.pack("<QBQIIHI", 1, 0, 1, 1, 2**32 - 1, 2**16 - 1, 2**32 - 1)
+    body = struct.pack("<QHBQIIHI", 1, 1, 0, 1, 1, 2**32 - 1, 2**16 - 1, 2**32 - 1)
     with pytest.raises(FrameError):
         unpack_result(memoryview(body))
+    for unpack in (unpack_sign, unpack_result):
+        with pytest.raises(FrameError):
+            unpack(memoryview(struct.pack("<QH", 1, 2**16 - 1)))
 
 
-def test_a_chunk_that_checks_nothing_is_refused() -> None:
-    frame = SignFrame(1, Algorithm.ES256, 0, b"id", b"spki", [bytes(32)])
+@pytest.mark.parametrize("change", [{"check_every": 0}, {"inputs": []}])
+def test_a_part_that_checks_or_signs_nothing_is_refused(change: Any) -> None:
+    frame = SignFrame(1, [SOME_PART, SOME_PART._replace(**change)])
     with pytest.raises(FrameError):
         unpack_sign(memoryview(packed_sign(frame)))
 
 
+def test_a_frame_without_parts_is_refused() -> None:
+    with pytest.raises(FrameError):
+        unpack_sign(memoryview(packed_sign(SignFrame(1, []))))
+    with pytest.raises(FrameError):
+        unpack_result(memoryview(packed_result(ResultFrame(1, []))))
+
+
 @pytest.mark.parametrize("index", [3, 2**32 - 1])
-def test_a_wrong_index_outside_the_chunk_is_refused(index: int) -> None:
-    frame = ResultFrame(1, Verdict.SIGNED, 5, 3, 2, (index,), memoryview(bytes(6)))
+def test_a_wrong_index_outside_the_part_is_refused(index: int) -> None:
+    frame = ResultFrame(1, [ResultPart(Verdict.SIGNED, 5, 3, 2, (index,), bytes(6))])
     with pytest.raises(FrameError):
         unpack_result(memoryview(packed_result(frame)))
 
@@ -266,3 +294,34 @@ def test_the_end_wakes_a_reader_and_a_writer(pair: tuple[Channel, socket.socket]
 def test_control_messages_survive_the_way() -> None:
     value = {"kind": "died", "text": "ä", "number": 7}
     assert unpack_json(memoryview(pack_json(value))) == value
+
+
+# --- a stream of bytes, cut into frames --------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(FrameKind), st.binary(max_size=300)), max_size=12),
+    st.lists(st.integers(1, 400), min_size=1, max_size=30),
+)
+def test_frames_are_found_however_the_stream_is_cut(
+    sent: list[tuple[FrameKind, bytes]], sizes: list[int]
+) -> None:
+    stream = b"".join(pack_frame(kind, body[:7], body[7:]) for kind, body in sent)
+    reader, found, at = FrameReader(), [], 0
+    buffer = bytearray(400)  # used again, like the link's
+    while at < len(stream):
+        size = min(sizes[len(found) % len(sizes)], len(stream) - at)
+        buffer[:size] = stream[at : at + size]
+        found += [(kind, bytes(body)) for kind, body in reader.feed(memoryview(buffer)[:size])]
+        at += size
+    assert found == sent
+
+
+@pytest.mark.parametrize(
+    "head", [struct.pack("<IB", MAX_FRAME + 1, FrameKind.SIGN), struct.pack("<IB", 0, 200)]
+)
+def test_what_came_before_a_malformed_head_is_a_frame(head: bytes) -> None:
+    stream = FrameReader().feed(memoryview(pack_frame(FrameKind.READY, b"all is well") + head))
+    assert next(stream) == (FrameKind.READY, b"all is well")
+    with pytest.raises(FrameError):
+        next(stream)

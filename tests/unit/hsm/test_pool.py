@@ -1,88 +1,158 @@
-"""What a pool stops, with workers that answer when the test says so."""
+"""What a pool stops, packs, blames and refuses, with workers that answer when the test says so."""
 
+import asyncio
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
-from signer.events import Events
-from signer.hsm.frames import FrameKind, ResultFrame, Verdict, unpack_ids, unpack_sign
-from signer.hsm.front.pool import COPIES_DROPPED_SINGLY, Admission, Pool
+from signer.event_loop import EventLoop
+from signer.events import ChunkEnded, StageEnded, WrongSignatures
+from signer.hsm.frames import (
+    FrameError,
+    FrameKind,
+    ResultFrame,
+    ResultPart,
+    SignFrame,
+    Verdict,
+    unpack_ids,
+    unpack_sign,
+)
+from signer.hsm.front.dispatcher import COPIES_DROPPED_SINGLY
+from signer.hsm.front.pool import Admission, Pool
+from signer.hsm.front.scheduler import Chunk
 from signer.hsm.front.service import Hsm
-from signer.hsm.front.slot import WorkerEnd
+from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import AUDIT_KEY, KeyName, KeyVersion, Signed, SignJob, Suspended
-from tests.stand_ins import key_version
+from tests.stand_ins import Recorder, key_version
 
 SIGNATURE = b"s" * 64
 HALTED = Suspended(facilities={"a": "a is suspended"})
+BUSY_US = 400  # for an item, so that a chunk has 15, and a batch many chunks
 
 
-class FakeChannel:
+class FakeLink:
     """Remembers what a worker was sent."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[FrameKind, bytes]] = []
+        self.open = True
 
-    def send(self, kind: FrameKind, *parts: bytes) -> None:
-        self.sent.append((kind, b"".join(parts)))
+    def send(self, kind: FrameKind, *parts: bytes) -> bool:
+        if self.open:
+            self.sent.append((kind, b"".join(parts)))
+        return self.open
 
     def of_kind(self, kind: FrameKind) -> list[bytes]:
         return [body for sent, body in self.sent if sent is kind]
 
+    @property
+    def frames(self) -> list[SignFrame]:
+        """The chunks that it was sent."""
+        return [unpack_sign(memoryview(body)) for body in self.of_kind(FrameKind.SIGN)]
+
 
 class Driven:
-    """A pool with one fake worker, and callers in threads."""
+    """A pool with fake workers, and callers on its loop."""
 
-    def __init__(self, threads: ThreadPoolExecutor, label: str = "t", queued: int = 10**6) -> None:
+    def __init__(
+        self, loop: EventLoop, label: str = "t", queued: int = 10**6, workers: int = 1
+    ) -> None:
         spec = TokenSpec(label, None, "", "", "", session_copies=True, environment={})
+        self.record = Recorder()
         self.pool = Pool(
             spec,
-            workers=1,
+            workers=workers,
             hang_seconds=9.0,
             max_queued=queued,
-            events=Events(),
+            loop=loop,
+            events=self.record.events,
             clock=SystemClock(),
         )
-        self.channel = FakeChannel()
-        [self.slot] = self.pool._slots
-        self.slot.process = SimpleNamespace(channel=self.channel)  # type: ignore[assignment]
-        self.slot.state = "serving"
-        self._threads = threads
+        self.loop = loop
+        self.slots = self.pool._dispatcher.slots
+        self.links = [self.bring_up(slot) for slot in self.slots]
+        self.slot, self.link = self.slots[0], self.links[0]
 
-    def sign(self, key: KeyVersion, count: int) -> Future[Signed]:
-        """Signs in a thread; returns when the batch is queued."""
-        return self.submit(self.pool.admit(job(key, count)))
+    def bring_up(self, slot: Slot) -> FakeLink:
+        link = FakeLink()
+        slot.link = link  # type: ignore[assignment]
+        slot.state = "serving"
+        return link
 
-    def submit(self, admission: Admission) -> Future[Signed]:
-        call = self._threads.submit(self.pool.sign, admission)
-        until(lambda: call.done() or (not admission.room and self.slot.in_flight))
+    def admit(self, job: SignJob) -> Admission:
+        return self.loop.call(self.pool.admit, job)
+
+    def sign(self, key: KeyVersion, count: int, **changes: Any) -> "Future[Signed]":
+        """Signs on the loop; returns when the batch is queued."""
+        return self.submit(self.admit(job(key, count, **changes)))
+
+    def submit(self, admission: Admission) -> "Future[Signed]":
+        call = self.later(admission)
+        self.settle()
         return call
 
-    def answer(self) -> None:
-        """Answers the oldest chunk that the worker has."""
-        until(lambda: self.slot.in_flight)
-        number, chunk = next(iter(self.slot.in_flight.items()))
-        blob = memoryview(SIGNATURE * len(chunk))
-        busy_us = 400 * len(chunk)  # so that a chunk has 15 items, and a batch many chunks
-        self.pool.result(self.slot, ResultFrame(number, Verdict.SIGNED, busy_us, 0, 64, (), blob))
+    def later(self, admission: Admission) -> "Future[Signed]":
+        return asyncio.run_coroutine_threadsafe(self.pool.sign(admission), self.loop.loop)
+
+    def sign_together(self, *jobs: SignJob) -> "list[Future[Signed]]":
+        """Signs jobs that come in one round of the loop."""
+
+        def start() -> "list[Future[Signed]]":
+            return [self.later(self.pool.admit(each)) for each in jobs]
+
+        calls = self.loop.call(start)
+        self.settle()
+        return calls
+
+    def settle(self) -> None:
+        """Lets the loop do what is due."""
+        for _ in range(4):
+            self.loop.run(asyncio.sleep(0))
+
+    def answer(self, slot: Slot | None = None, **changes: Any) -> None:
+        """Answers the oldest chunk that a worker has."""
+        slot = slot or self.slot
+        number, chunk = next(iter(slot.in_flight.items()))
+        self.loop.call(self.pool._dispatcher.result, slot, answer_to(number, chunk, **changes))
+        self.settle()
 
     def answer_all(self) -> None:
-        while self.slot.in_flight:
-            self.answer()
+        while any(slot.in_flight for slot in self.slots):
+            for slot in self.slots:
+                if slot.in_flight:
+                    self.answer(slot)
+
+    def die(self, slot: Slot | None = None) -> None:
+        """A worker dies, and another serves in its slot."""
+        slot = slot or self.slot
+
+        def die() -> None:
+            slot.state = "failed"
+            self.pool._dispatcher.lost(slot)
+
+        self.loop.call(die)
+        self.settle()
+        self.links[self.slots.index(slot)] = link = self.bring_up(slot)
+        if slot is self.slot:
+            self.link = link
+        self.loop.call(self.pool._dispatcher.wake)
+        self.settle()
 
 
-def until(true: Any) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+def answer_to(number: int, chunk: Chunk, **changes: Any) -> ResultFrame:
+    parts = []
+    for part in chunk.parts:
+        blob = SIGNATURE * part.items
+        result = ResultPart(Verdict.SIGNED, BUSY_US * part.items, 0, 64, (), blob)
+        parts.append(result._replace(**changes))
+    return ResultFrame(number, parts)
 
 
 def key(facility: str, number: int = 0, label: str = "t") -> KeyVersion:
@@ -91,20 +161,24 @@ def key(facility: str, number: int = 0, label: str = "t") -> KeyVersion:
     )
 
 
-def job(version: KeyVersion, count: int) -> SignJob:
+def job(
+    version: KeyVersion, count: int, *, seconds: float = 20.0, weight: int = 1, check_every: int = 1
+) -> SignJob:
     inputs = [bytes(32)] * count
-    return SignJob(version, inputs, version.key.facility, 1, 1, time.monotonic() + 20)
+    deadline = time.monotonic() + seconds
+    return SignJob(version, inputs, version.key.facility, weight, check_every, deadline)
 
 
 @pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as made:
-        yield made
+def loop() -> Iterator[EventLoop]:
+    loop = EventLoop()
+    yield loop
+    loop.close()
 
 
 @pytest.fixture
-def driven(threads: ThreadPoolExecutor) -> Driven:
-    return Driven(threads)
+def driven(loop: EventLoop) -> Driven:
+    return Driven(loop)
 
 
 def messages(signed: Signed) -> set[str]:
@@ -116,21 +190,21 @@ def messages(signed: Signed) -> set[str]:
 def test_nothing_of_a_suspended_facility_leaves_after_it(driven: Driven) -> None:
     call = driven.sign(key("a"), 500)
     driven.answer()
-    batch = next(iter(driven.slot.in_flight.values())).batch
+    batch = next(iter(driven.slot.in_flight.values())).portions[0].batch
     assert driven.pool.waiting(), "and others wait"
     driven.pool.suspend(HALTED, [key("a")])
     assert driven.pool.waiting() == []
     left = list(batch.signatures)
-    sent = len(driven.channel.of_kind(FrameKind.SIGN))
+    sent = len(driven.link.of_kind(FrameKind.SIGN))
     driven.answer_all()
     signed = call.result(20)
     assert signed.signatures == left
     assert 0 < left.count(SIGNATURE) < 100
     assert len(signed.failures) == left.count(b"")
     assert messages(signed) == {"a is suspended"}
-    assert len(driven.channel.of_kind(FrameKind.SIGN)) == sent
+    assert len(driven.link.of_kind(FrameKind.SIGN)) == sent
     with pytest.raises(CallError, match="a is suspended") as refused:
-        driven.pool.admit(job(key("a", 7), 1))
+        driven.admit(job(key("a", 7), 1))
     assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
 
 
@@ -145,13 +219,13 @@ def test_others_go_on_and_lifting_lets_it_sign_again(driven: Driven) -> None:
     driven.answer_all()
     assert again.result(20).signatures == [SIGNATURE] * 200
     with pytest.raises(CallError, match="b is suspended"):
-        driven.pool.admit(job(key("b"), 1))
+        driven.admit(job(key("b"), 1))
 
 
 def test_when_everything_is_suspended_only_the_audit_key_signs(driven: Driven) -> None:
     driven.pool.suspend(Suspended(everything="all is suspended"), [])
     with pytest.raises(CallError, match="all is suspended"):
-        driven.pool.admit(job(key("a"), 1))
+        driven.admit(job(key("a"), 1))
     audit = driven.sign(replace(key("b"), key=AUDIT_KEY), 1)
     driven.answer_all()
     assert audit.result(20).failures == {}
@@ -160,9 +234,9 @@ def test_when_everything_is_suspended_only_the_audit_key_signs(driven: Driven) -
 def test_a_chunk_of_a_suspended_facility_goes_to_no_second_worker(driven: Driven) -> None:
     call = driven.sign(key("a"), 10)
     driven.pool.suspend(HALTED, [key("a")])
-    driven.pool.left(driven.slot, WorkerEnd(FailureKind.DIED, "it died", served=True), 0)
+    driven.die()
     assert messages(call.result(20)) == {"a is suspended"}
-    assert len(driven.channel.of_kind(FrameKind.SIGN)) == 1
+    assert driven.link.frames == []
 
 
 def test_lifting_a_suspension_leaves_a_stopped_key_stopped(driven: Driven) -> None:
@@ -170,26 +244,26 @@ def test_lifting_a_suspension_leaves_a_stopped_key_stopped(driven: Driven) -> No
     driven.pool.suspend(HALTED, [])
     driven.pool.suspend(Suspended(), [])
     with pytest.raises(CallError, match="it is revoked"):
-        driven.pool.admit(job(key("a"), 1))
+        driven.admit(job(key("a"), 1))
     with pytest.raises(CallError, match="is stopped"):
-        driven.pool.admit(job(key("a", 1), 1))
-    assert driven.pool.admit(job(key("a", 2), 1)).refused is None
+        driven.admit(job(key("a", 1), 1))
+    assert driven.admit(job(key("a", 2), 1)).refused is None
     driven.pool.resume_keys([key("a"), key("a", 1)])
-    assert driven.pool.admit(job(key("a"), 1)).refused is None
-    assert driven.pool.admit(job(key("a", 1), 1)).refused is None
+    assert driven.admit(job(key("a"), 1)).refused is None
+    assert driven.admit(job(key("a", 1), 1)).refused is None
 
 
 def test_many_keys_stop_in_one_pass_each_for_its_reason(driven: Driven) -> None:
     keys = [key("a", number) for number in range(6)]
     calls = [driven.sign(each, 150) for each in keys]
     asked: list[object] = []
-    remove = driven.pool._scheduler.remove
+    remove = driven.pool._dispatcher.scheduler.remove
 
     def remove_counted(wanted: Any) -> Any:
         asked.append(wanted)
         return remove(wanted)
 
-    driven.pool._scheduler.remove = remove_counted  # type: ignore[method-assign]
+    driven.pool._dispatcher.scheduler.remove = remove_counted  # type: ignore[method-assign]
     driven.pool.stop_keys({each: f"{each.key.key} stops" for each in keys[:5]})
     assert len(asked) == 1
     driven.answer_all()
@@ -206,7 +280,7 @@ def test_the_copies_of_what_stops_are_dropped(driven: Driven, count: int, how: s
         driven.pool.suspend(HALTED, stopped)
     else:
         driven.pool.stop_keys(dict.fromkeys(stopped, "stopped"))
-    bodies = driven.channel.of_kind(FrameKind.DROP)
+    bodies = driven.link.of_kind(FrameKind.DROP)
     if not count:
         assert bodies == []
         return
@@ -218,31 +292,30 @@ def test_the_copies_of_what_stops_are_dropped(driven: Driven, count: int, how: s
 def test_dropping_copies_stops_nothing(driven: Driven) -> None:
     hsm = Hsm({"t": driven.pool})
     hsm.drop([key("a"), key("b")])
-    [body] = driven.channel.of_kind(FrameKind.DROP)
+    [body] = driven.link.of_kind(FrameKind.DROP)
     assert unpack_ids(memoryview(body)) == [b"a-0", b"b-0"]
-    assert hsm.admit(job(key("a"), 1)).refused is None
+    assert hsm.sign_and_wait(job(key("a"), 0)).failures == {}
+    assert driven.admit(job(key("a"), 1)).refused is None
 
 
 def test_a_copy_that_was_made_behind_the_order_is_dropped_again(driven: Driven) -> None:
     call = driven.sign(key("a"), 10)
     driven.pool.suspend(HALTED, [key("a")])
-    before = len(driven.channel.sent)
+    before = len(driven.link.sent)
     driven.answer_all()
     call.result(20)
-    [(kind, body)] = driven.channel.sent[before:]
+    [(kind, body)] = driven.link.sent[before:]
     assert (kind, unpack_ids(memoryview(body))) == (FrameKind.DROP, [key("a").cka_id])
 
 
-def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(
-    threads: ThreadPoolExecutor,
-) -> None:
-    pools = {label: Driven(threads, label) for label in ("t", "u")}
+def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(loop: EventLoop) -> None:
+    pools = {label: Driven(loop, label) for label in ("t", "u")}
     hsm = Hsm({label: each.pool for label, each in pools.items()})
     hsm.suspend(HALTED, [key("a", 1, "t"), key("a", 2, "u")])
     for label, number in (("t", 1), ("u", 2)):
         with pytest.raises(CallError, match="a is suspended"):
             hsm.admit(job(key("a", number, label), 1))
-        [body] = pools[label].channel.of_kind(FrameKind.DROP)
+        [body] = pools[label].link.of_kind(FrameKind.DROP)
         assert unpack_ids(memoryview(body)) == [key("a", number).cka_id]
     hsm.suspend(Suspended(), [])
     hsm.stop_keys({key("a", 1, "t"): "one", key("a", 2, "u"): "two"})
@@ -254,39 +327,25 @@ def test_a_suspension_holds_on_every_token_and_drops_copies_on_their_own(
         assert hsm.admit(job(key("a", number, label), 1)).refused is None
 
 
-def test_a_chunk_is_packed_with_its_items_only(driven: Driven) -> None:
-    version = key("a")
-    call = driven.sign(version, 40)
-    driven.answer_all()
-    assert call.result(20).failures == {}
-    frames = [unpack_sign(memoryview(body)) for body in driven.channel.of_kind(FrameKind.SIGN)]
-    assert sum(len(frame.inputs) for frame in frames) == 40
-    assert {(frame.cka_id, frame.spki, frame.check_every) for frame in frames} == {
-        (version.cka_id, version.spki, 1)
-    }
-
-
 # --- admission ---------------------------------------------------------------------------------
 
 
-def test_what_is_admitted_and_not_yet_queued_takes_room_in_the_queue(
-    threads: ThreadPoolExecutor,
-) -> None:
-    pool = Driven(threads, queued=100).pool
-    with pool.admit(job(key("a"), 60)) as admission:
+def test_what_is_admitted_and_not_yet_queued_takes_room_in_the_queue(loop: EventLoop) -> None:
+    driven = Driven(loop, queued=100)
+    with driven.admit(job(key("a"), 60)) as admission:
         assert admission.room == 60
         with pytest.raises(CallError, match="60 items wait already") as refused:
-            pool.admit(job(key("b"), 41))
+            driven.admit(job(key("b"), 41))
         assert refused.value.reason is Reason.OVERLOADED
-        with pool.admit(job(key("b"), 40)):
+        with driven.admit(job(key("b"), 40)):
             pass
-    assert pool.admit(job(key("b"), 1000)).room == 1000, "all room is free again"
+    assert driven.admit(job(key("b"), 1000)).room == 1000, "all room is free again"
 
 
 def test_room_is_given_back_once_whatever_happens(driven: Driven) -> None:
-    with pytest.raises(ZeroDivisionError), driven.pool.admit(job(key("a"), 60)):
+    with pytest.raises(ZeroDivisionError), driven.admit(job(key("a"), 60)):
         raise ZeroDivisionError
-    with driven.pool.admit(job(key("a"), 60)) as admission:
+    with driven.admit(job(key("a"), 60)) as admission:
         call = driven.submit(admission)
         driven.answer_all()
         assert call.result(20).failures == {}
@@ -294,24 +353,308 @@ def test_room_is_given_back_once_whatever_happens(driven: Driven) -> None:
 
 
 def test_an_admitted_job_whose_key_stops_before_it_is_queued_is_refused(driven: Driven) -> None:
-    admission = driven.pool.admit(job(key("a"), 3))
+    admission = driven.admit(job(key("a"), 3))
     driven.pool.suspend(HALTED, [key("a")])
     with pytest.raises(CallError, match="a is suspended") as refused:
-        driven.pool.sign(admission)
+        driven.later(admission).result(20)
     assert refused.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
-    assert driven.channel.of_kind(FrameKind.SIGN) == []
+    assert driven.link.of_kind(FrameKind.SIGN) == []
     assert driven.pool._reserved == 0
 
 
 def test_an_admitted_job_fails_where_the_token_serves_no_more(driven: Driven) -> None:
-    admission = driven.pool.admit(job(key("a"), 3))
-    driven.pool._halt("the token is stopped")
-    for refused in (admission, driven.pool.admit(job(key("a"), 3))):
-        signed = driven.pool.sign(refused)
+    admission = driven.admit(job(key("a"), 3))
+    driven.pool._dispatcher.halt("the token is stopped")
+    for refused in (admission, driven.admit(job(key("a"), 3))):
+        signed = driven.later(refused).result(20)
         assert {failure.reason for failure in signed.failures.values()} == {Reason.HSM_UNAVAILABLE}
         assert (signed.signatures, signed.attempts) == ([b""] * 3, 0)
 
 
 def test_an_empty_job_is_admitted_even_where_nothing_serves(driven: Driven) -> None:
     driven.pool.suspend(HALTED, [])
-    assert driven.pool.admit(job(key("a"), 0)).refused is None
+    assert driven.admit(job(key("a"), 0)).refused is None
+
+
+# --- the backlog -------------------------------------------------------------------------------
+
+
+def learn(driven: Driven) -> None:
+    """Lets the pool measure what an item costs: 400 us."""
+    call = driven.sign(key("a"), 16)
+    driven.answer_all()
+    assert call.result(20).failures == {}
+
+
+def test_a_batch_that_alone_takes_too_long_is_refused_for_itself(driven: Driven) -> None:
+    driven.admit(job(key("a"), 1000, seconds=0.1))  # nothing is known of its cost
+    learn(driven)
+    with pytest.raises(CallError, match="takes about 0[.]400 s") as refused:
+        driven.admit(job(key("a"), 1000, seconds=0.1))
+    assert refused.value.reason is Reason.DEADLINE_TOO_SHORT
+    driven.admit(job(key("a"), 1000, seconds=0.5)).release()
+
+
+def test_a_deadline_that_has_passed_is_too_short(driven: Driven) -> None:
+    with pytest.raises(CallError, match="no time is left") as refused:
+        driven.admit(job(key("a"), 1, seconds=0.0))
+    assert refused.value.reason is Reason.DEADLINE_TOO_SHORT
+
+
+def test_a_backlog_beyond_the_deadline_is_overload_with_an_honest_hint(driven: Driven) -> None:
+    learn(driven)
+    flood = driven.sign(key("a"), 5000)  # 2 s
+    with pytest.raises(CallError, match="what waits already") as refused:
+        driven.admit(job(key("a"), 250, seconds=1.0))
+    assert refused.value.reason is Reason.OVERLOADED
+    assert refused.value.retry_after == pytest.approx(1.1, abs=0.1)
+    driven.admit(job(key("a"), 250, seconds=3.0)).release()
+    driven.pool.suspend(HALTED, [])
+    driven.answer_all()
+    assert flood.result(20).failures
+
+
+def test_another_owner_waits_for_its_share_only(driven: Driven) -> None:
+    learn(driven)
+    driven.sign(key("a"), 50_000)  # 20 s
+    driven.admit(job(key("b"), 1000, seconds=1.0)).release()  # 0.8 s beside a
+    with pytest.raises(CallError, match="what waits already"):
+        driven.admit(job(key("b"), 1000, seconds=0.7))
+    driven.admit(job(key("b"), 1000, seconds=0.7, weight=4)).release()
+    driven.pool.suspend(HALTED, [])
+
+
+def test_what_is_admitted_and_not_queued_is_backlog_of_its_owner(driven: Driven) -> None:
+    learn(driven)
+    admissions = [driven.admit(job(key("a"), 1000, seconds=1.0)) for _ in range(2)]
+    with pytest.raises(CallError, match="what waits already"):
+        driven.admit(job(key("a"), 1000, seconds=1.0))
+    driven.admit(job(key("b"), 1000, seconds=1.0)).release()
+    for admission in admissions:
+        admission.release()
+        admission.release()
+    assert driven.pool._promised == {}
+    driven.admit(job(key("a"), 1000, seconds=1.0)).release()
+
+
+# --- deadlines and callers that are gone -------------------------------------------------------
+
+
+def test_at_its_deadline_a_batch_leaves_the_queue(driven: Driven) -> None:
+    call = driven.sign(key("a"), 40, seconds=0.2)
+    with pytest.raises(CallError, match="40 of 40 items were not signed") as refused:
+        call.result(20)
+    assert refused.value.reason is Reason.DEADLINE_TOO_SHORT
+    assert driven.pool.waiting() == []
+    driven.answer_all()
+    assert len(driven.link.frames) == 2, "what was with the worker, and nothing after it"
+    assert [event.stage for event in driven.record.of(StageEnded)] == ["queue"]
+
+
+def test_nothing_is_queued_after_its_deadline(driven: Driven) -> None:
+    admission = driven.admit(job(key("a"), 3, seconds=0.05))
+    time.sleep(0.1)
+    with pytest.raises(CallError, match="3 of 3 items"):
+        driven.later(admission).result(20)
+    assert driven.link.frames == []
+
+
+def test_what_a_caller_that_is_gone_left_is_not_signed(driven: Driven) -> None:
+    other = key("b")
+    gone, kept = driven.sign(key("a"), 500), driven.sign(other, 20)
+    with_worker = sum(map(len, (part.inputs for f in driven.link.frames for part in f.parts)))
+    assert gone.cancel()
+    driven.settle()
+    assert {waiting.owner for waiting in driven.pool.waiting()} <= {"b"}
+    driven.answer_all()
+    assert kept.result(20).failures == {}
+    signed = [part for frame in driven.link.frames for part in frame.parts]
+    of_gone = sum(len(part.inputs) for part in signed if part.cka_id != other.cka_id)
+    assert of_gone <= with_worker < 500
+    assert driven.pool._reserved == 0
+
+
+def test_cancelling_raises_in_the_waiting_task(driven: Driven) -> None:
+    async def cancelled() -> bool:
+        with driven.pool.admit(job(key("a"), 500)) as admission:
+            task = asyncio.ensure_future(driven.pool.sign(admission))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+            return task.cancelled()
+
+    assert driven.loop.run(cancelled())
+    assert driven.pool.waiting() == []
+
+
+def test_a_lost_chunk_of_a_caller_that_is_gone_goes_to_nobody(driven: Driven) -> None:
+    gone, kept = driven.sign_together(job(key("a"), 5), job(key("b"), 5))
+    gone.cancel()
+    driven.settle()
+    driven.die()
+    assert [[part.cka_id for part in frame.parts] for frame in driven.link.frames] == [[b"b-0"]]
+    driven.answer_all()
+    assert kept.result(20).failures == {}
+
+
+# --- what goes together ------------------------------------------------------------------------
+
+
+def test_what_comes_in_one_round_goes_in_one_frame(driven: Driven) -> None:
+    calls = driven.sign_together(*(job(key("abc"[n % 3]), 1) for n in range(12)))
+    [frame] = driven.link.frames
+    assert [(part.cka_id, len(part.inputs)) for part in frame.parts] == [
+        (b"a-0", 1),
+        (b"b-0", 1),
+        (b"c-0", 1),
+    ] * 4 or sum(len(part.inputs) for part in frame.parts) == 12
+    driven.answer()
+    for call in calls:
+        assert call.result(20) == Signed([SIGNATURE], {}, 1)
+    [chunk] = driven.record.of(ChunkEnded)
+    assert (chunk.items, chunk.busy) == (12, pytest.approx(12 * BUSY_US / 1e6))
+
+
+def test_one_version_has_one_part_whoever_called(driven: Driven) -> None:
+    version = key("a")
+    calls = driven.sign_together(*(job(version, 2) for _ in range(5)))
+    [frame] = driven.link.frames
+    assert [len(part.inputs) for part in frame.parts] == [10]
+    driven.answer()
+    for call in calls:
+        assert call.result(20).signatures == [SIGNATURE] * 2
+
+
+def test_a_busy_worker_gets_a_second_chunk_only_when_it_is_full(driven: Driven) -> None:
+    learn(driven)
+    first = driven.sign(key("a"), 1)
+    more = [driven.sign(key("b"), 1) for _ in range(14)]
+    assert len(driven.slot.in_flight) == 1
+    more.append(driven.sign(key("c"), 1))
+    assert [chunk.items for chunk in driven.slot.in_flight.values()] == [1, 15]
+    last = driven.sign(key("c"), 100)
+    assert len(driven.slot.in_flight) == 2, "two chunks are with a worker at most"
+    driven.answer_all()
+    assert all(call.result(20).failures == {} for call in (first, *more, last))
+
+
+def test_idle_workers_share_what_waits(loop: EventLoop) -> None:
+    driven = Driven(loop, workers=32)
+    calls = driven.sign_together(*(job(key("a", number), 1) for number in range(16)))
+    assert sorted(len(slot.in_flight) for slot in driven.slots) == [0] * 16 + [1] * 16
+    driven.answer_all()
+    calls += driven.sign_together(*(job(key("a"), 1) for number in range(80)))
+    sizes = [chunk.items for slot in driven.slots for chunk in slot.in_flight.values()]
+    assert sorted(sizes) == [2] * 16 + [3] * 16
+    driven.answer_all()
+    assert all(call.result(20).failures == {} for call in calls)
+
+
+def test_each_part_has_its_own_verdict(driven: Driven) -> None:
+    jobs = [job(key("a"), 2), job(key("b"), 2), job(key("c"), 2)]
+    calls = driven.sign_together(*jobs)
+    number, chunk = next(iter(driven.slot.in_flight.items()))
+    one, two, three = answer_to(number, chunk).parts
+    two = ResultPart(Verdict.NO_KEY, 0, 0, 0, (), b"")
+    three = three._replace(wrong=(1,), checked=2)
+    frame = ResultFrame(number, [one, two, three])
+    driven.loop.call(driven.pool._dispatcher.result, driven.slot, frame)
+    signed = [call.result(20) for call in calls]
+    assert signed[0] == Signed([SIGNATURE] * 2, {}, 1)
+    assert {failure.message for failure in signed[1].failures.values()} == {
+        f"the HSM does not hold the key of {jobs[1].version.name}"
+    }
+    assert signed[2].signatures == [SIGNATURE, b""]
+    assert list(signed[2].failures) == [1]
+    [wrong] = driven.record.of(WrongSignatures)
+    assert wrong.key_version == jobs[2].version.name
+    with pytest.raises(CallError, match="wrong signature"):
+        driven.admit(job(key("c"), 1))
+    driven.admit(job(key("b"), 1)).release()
+
+
+@pytest.mark.parametrize("wrong", ["chunk", "parts", "items"])
+def test_a_result_that_fits_no_chunk_changes_nothing(driven: Driven, wrong: str) -> None:
+    call = driven.sign_together(job(key("a"), 2), job(key("b"), 2))[0]
+    number, chunk = next(iter(driven.slot.in_flight.items()))
+    frame = answer_to(number, chunk)
+    if wrong == "chunk":
+        frame = frame._replace(chunk=number + 1)
+    elif wrong == "parts":
+        frame = frame._replace(parts=frame.parts[:1])
+    else:
+        frame = frame._replace(
+            parts=[frame.parts[0], frame.parts[1]._replace(signatures=SIGNATURE)]
+        )
+    with pytest.raises(FrameError, match="belongs to no chunk"):
+        driven.loop.call(driven.pool._dispatcher.result, driven.slot, frame)
+    assert not call.done()
+    driven.answer()
+    assert call.result(20).failures == {}
+
+
+# --- blame -------------------------------------------------------------------------------------
+
+
+def parts_sent(driven: Driven) -> list[list[bytes]]:
+    """The keys of each chunk that the present worker was sent."""
+    return [[part.cka_id for part in frame.parts] for frame in driven.link.frames]
+
+
+def test_what_was_packed_with_poison_does_not_fail(driven: Driven) -> None:
+    calls = driven.sign_together(*(job(key("a", number), 1) for number in range(5)))
+    for _ in range(20):
+        if not driven.slot.in_flight:
+            break
+        first = next(iter(driven.slot.in_flight.values()))
+        if any(part.version == key("a", 2) for part in first.parts):
+            driven.die()
+        else:
+            driven.answer()
+    signed = [call.result(20) for call in calls]
+    assert [bool(each.failures) for each in signed] == [False, False, True, False, False]
+    assert "two workers died" in signed[2].failures[0].message
+    assert signed[2].attempts == 2
+
+
+def test_after_a_death_each_portion_goes_alone(driven: Driven) -> None:
+    driven.sign_together(job(key("a"), 2), job(key("b"), 1), job(key("c"), 1))
+    driven.die()
+    driven.sign_together(job(key("d"), 1), job(key("e"), 1))
+    while driven.slot.in_flight:
+        driven.answer()
+    assert parts_sent(driven) == [[b"a-0"], [b"b-0"], [b"c-0"], [b"d-0", b"e-0"]]
+
+
+def test_a_second_chunk_is_not_blamed_and_goes_on_as_it_was(driven: Driven) -> None:
+    learn(driven)
+    first = driven.sign(key("a"), 1)
+    seconds = driven.sign_together(*(job(key("b", number), 1) for number in range(15)))
+    assert len(driven.slot.in_flight) == 2
+    for _ in range(2):  # the first one kills two workers
+        driven.die()
+    assert "two workers died" in first.result(20).failures[0].message
+    driven.answer_all()
+    assert [len(keys) for keys in parts_sent(driven)] == [15]
+    assert {call.result(20).attempts for call in seconds} == {3}
+
+
+def test_a_chunk_that_no_worker_got_is_not_blamed(driven: Driven) -> None:
+    driven.link.open = False  # it has gone, and nobody knows yet
+    call = driven.sign(key("a"), 1)
+    driven.die()
+    driven.die()
+    driven.answer_all()
+    assert call.result(20).failures == {}
+
+
+def test_a_token_without_workers_fails_what_waits(driven: Driven) -> None:
+    call = driven.sign(key("a"), 100)
+    driven.slot.state = "failed"
+    end = WorkerEnd(FailureKind.PIN_LATCHED, "the PIN is latched")
+    driven.loop.call(driven.pool._dispatcher.lost, driven.slot)
+    driven.loop.call(driven.pool._dispatcher.left, driven.slot, end, 1)
+    assert {f.reason for f in call.result(20).failures.values()} == {Reason.HSM_UNAVAILABLE}
+    assert driven.pool.reason == "the PIN is latched"
+    assert driven.pool.pin_latched
+    assert driven.pool.wait_for_outcome(0)[0] is FailureKind.PIN_LATCHED

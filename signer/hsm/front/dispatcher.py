@@ -1,0 +1,310 @@
+"""Gives chunks to the workers of one token, and takes what comes back.
+
+Everything here is for the event loop, so that nothing is locked. In each round of the loop
+the queue is looked at once: what came in that round goes to the workers together.
+"""
+
+import asyncio
+import threading
+from collections.abc import Collection
+
+from signer.clock import Clock
+from signer.errors import Failure, Reason
+from signer.event_loop import EventLoop
+from signer.events import Bug, ChunkEnded, Events, LoginEnded, WorkerLeft, WrongSignatures
+from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
+from signer.hsm.front.costs import Costs, kind_of
+from signer.hsm.front.scheduler import Batch, Chunk, Part, Portion, Scheduler
+from signer.hsm.front.slot import Slot, WorkerEnd
+from signer.hsm.front.stops import Stops
+from signer.hsm.spec import FailureKind, TokenSpec
+from signer.model import KeyVersion
+
+ATTEMPTS = 2
+WRONG_SIGNATURES_STOP_TOKEN = 3
+COPIES_DROPPED_SINGLY = 64
+"""Of more versions, a worker drops all copies: each costs about a signature to make again."""
+WATCH_SECONDS = 0.25
+_LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
+
+# Failures as callers read them. Operators read causes in status and logs.
+NOT_SERVING = Failure(
+    Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
+)
+_WRONG = Failure(
+    Reason.HSM_UNAVAILABLE,
+    "the HSM returned a wrong signature: the key is stopped",
+    retry_after=_LONG,
+)
+_TWO_WORKERS_DIED = Failure(
+    Reason.HSM_UNAVAILABLE, "two workers died over this item: try again", retry_after=1.0
+)
+_REFUSED = {
+    Verdict.NO_KEY: "the HSM does not hold the key of {}",
+    Verdict.REFUSED: "the HSM refuses to sign with the key of {}",
+    Verdict.UNSUITABLE: "the public key pinned for {} does not fit its algorithm",
+}
+
+
+class Dispatcher:
+    """The queue, the stops and the workers of one token."""
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        *,
+        workers: int,
+        hang_seconds: float,
+        loop: EventLoop,
+        events: Events,
+        clock: Clock,
+    ) -> None:
+        self.costs = Costs(clock)
+        self.scheduler = Scheduler(self.costs.estimate)
+        self.stops = Stops()
+        self.slots = [Slot(spec, self, hang_seconds, clock) for _ in range(workers)]
+        self.failed = ""  # why no worker serves, until one does
+        self.halted = ""  # why no worker will serve until the daemon ends
+        self.first_outcome = threading.Event()  # a worker serves, or has failed
+        self.first_failure: FailureKind | None = None
+        self.last_cause: FailureKind | None = None
+        self._token = spec.label
+        self._loop = loop.loop
+        self._events = events
+        self._now = clock.monotonic
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pumping = False  # the queue is looked at in this round of the loop
+        self._next_chunk = 0
+
+    @property
+    def serving(self) -> int:
+        """How many workers serve; for any thread."""
+        return sum(slot.state == "serving" for slot in self.slots)
+
+    def start(self) -> None:
+        """Starts all workers; does not wait for them."""
+        for coroutine in (self._watch(), *(slot.keep() for slot in self.slots)):
+            task = self._loop.create_task(coroutine)
+            task.add_done_callback(self._report)
+            self._tasks.append(task)
+
+    def close(self) -> list[asyncio.Task[None]]:
+        """Ends the service; returns the tasks that have not ended yet."""
+        self.halt("the daemon is stopping")
+        for slot in self.slots:
+            slot.close()
+        if self._tasks:
+            self._tasks[0].cancel()  # the watch
+        return [task for task in self._tasks if not task.done()]
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._events.emit(Bug(f"the workers of token {self._token}", error, {}))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for slot in self.slots:
+                slot.check()
+
+    def drop(self, versions: Collection[KeyVersion]) -> None:
+        """Makes workers destroy session copies; a key that still signs is copied again."""
+        if not versions:
+            return
+        single = len(versions) <= COPIES_DROPPED_SINGLY
+        body = pack_ids(version.cka_id for version in versions) if single else b""
+        for slot in self.slots:
+            slot.send(FrameKind.DROP, body)
+
+    def _fail_all(self) -> None:
+        for portion in self.scheduler.remove(lambda _: True):
+            portion.fail(NOT_SERVING)
+
+    def halt(self, text: str) -> None:
+        """Ends the pool's service until the daemon ends."""
+        self.halted = self.halted or text
+        self._fail_all()
+        for slot in self.slots:
+            slot.state, slot.reason = "failed", self.halted
+
+    def fail_stopped(self) -> None:
+        """Fails what waits and may not sign any more, in one pass over the queue."""
+        reason = self.stops.reason
+        for portion in self.scheduler.remove(lambda batch: bool(reason(batch.job.version))):
+            text = reason(portion.batch.job.version)
+            portion.fail(Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
+
+    def _verdict(self, version: KeyVersion) -> Failure | None:
+        """Returns why no signature of this version may be made or released any more, or None."""
+        if text := self.stops.reason(version):
+            return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
+        return NOT_SERVING if self.halted else None
+
+    # --- chunks ----------------------------------------------------------------------------
+
+    def add(self, batch: Batch) -> None:
+        """Queues a batch."""
+        self.scheduler.add(batch)
+        self.wake()
+
+    def wake(self) -> None:
+        """Looks at the queue at the end of this round of the loop, once."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Gives chunks to workers while there are both.
+
+        Idle workers share what waits. One that has a chunk gets a second only if that is
+        full: what comes meanwhile goes together in the next one.
+        """
+        self._pumping = False
+        scheduler = self.scheduler
+        if not scheduler.items:
+            return
+        serving = [slot for slot in self.slots if slot.state == "serving"]
+        idle = [slot for slot in serving if not slot.in_flight]
+        while idle and scheduler.items:
+            self._give(idle.pop(0), -(-scheduler.items // (len(idle) + 1)))
+        for slot in serving:
+            if not (scheduler.items and scheduler.full()):
+                return
+            if len(slot.in_flight) == 1:
+                self._give(slot, scheduler.items)
+
+    def _give(self, slot: Slot, most: int) -> None:
+        """Gives a worker the next chunk, of at most so many items."""
+        chunk = self.scheduler.take(most)
+        if chunk is None:
+            return
+        self._next_chunk += 1
+        now = self._now()
+        for portion in chunk.portions:
+            batch = portion.batch
+            batch.begun = batch.begun or now
+            if batch.attempts <= chunk.attempts:
+                batch.attempts = chunk.attempts + 1
+        slot.send_chunk(self._next_chunk, chunk)
+
+    def _settle(self, slot: Slot, part: Part, result: ResultPart) -> None:
+        """Gives the items of a part what became of them."""
+        version = part.version
+        if (stopped := self._verdict(version)) is not None:
+            for portion in part.portions:
+                portion.fail(stopped)
+            # This part may have followed the order to drop the key's copy.
+            slot.send(FrameKind.DROP, pack_ids([version.cka_id]))
+            return
+        if result.verdict is not Verdict.SIGNED:
+            text = _REFUSED[result.verdict].format(version.name)
+            failure = Failure(Reason.HSM_UNAVAILABLE, text, retry_after=_LONG)
+            for portion in part.portions:
+                portion.fail(failure)
+            return
+        slot.items += part.items
+        self.costs.learn(kind_of(version), result.busy_us / 1e6 / part.items)
+        if result.wrong:
+            self._distrust(version)
+        signatures = result.split()
+        at = 0
+        for portion in part.portions:
+            start, count = portion.start, portion.stop - portion.start
+            wrong = {i - at + start: _WRONG for i in result.wrong if at <= i < at + count}
+            portion.batch.store(start, signatures[at : at + count], wrong)
+            at += count
+        if result.wrong:
+            self._events.emit(WrongSignatures(self._token, version.name, len(result.wrong)))
+            self.drop([version])
+
+    def _distrust(self, version: KeyVersion) -> None:
+        """Stops the key of a wrong signature; the third such key stops the token.
+
+        Keys are counted, not items: one wrong pin makes every signature of its
+        part wrong, and must not stop the token for all others.
+        """
+        self.stops.distrust(version)
+        self.fail_stopped()
+        if len(self.stops.wrong) >= WRONG_SIGNATURES_STOP_TOKEN:
+            self.halt(
+                f"token {self._token} is stopped: {len(self.stops.wrong)} keys had wrong "
+                "signatures; examine the HSM, then restart the daemon"
+            )
+
+    def _requeue(self, chunk: Chunk, blamed: bool) -> None:
+        """Requeues a chunk whose worker died, or fails what may not be signed any more.
+
+        A ``blamed`` chunk may have killed the worker, by one item of one call: its portions
+        go on alone, each as a chunk of its own. One that has killed two workers fails.
+        """
+        deaths = chunk.deaths + blamed
+        kept: list[Portion] = []
+        for portion in chunk.portions:
+            failure = self._verdict(portion.batch.job.version)
+            if failure is None and deaths >= ATTEMPTS:
+                failure = _TWO_WORKERS_DIED
+            if failure is not None:
+                portion.fail(failure)
+            elif not portion.batch.abandoned:
+                kept.append(portion)
+        alone = [[portion] for portion in kept] if blamed else [kept]
+        for portions in alone:
+            if portions:
+                self.scheduler.give_back(Chunk(portions, chunk.attempts + 1, deaths))
+
+    # --- what slots report -----------------------------------------------------------------
+
+    def ready(self, slot: Slot) -> None:
+        """A worker has logged in: it serves from here on."""
+        self._events.emit(LoginEnded(self._token, "ok"))
+        self.failed = ""
+        slot.state, slot.reason = "failed" if self.halted else "serving", self.halted
+        self.first_outcome.set()
+        self.wake()
+
+    def result(self, slot: Slot, result: ResultFrame) -> None:
+        """A chunk has come back. Raises FrameError if it is not the result of a chunk."""
+        chunk = slot.in_flight.get(result.chunk)
+        if chunk is None or len(result.parts) != len(chunk.parts):
+            raise FrameError("a result that belongs to no chunk")
+        busy_us = checked = wrong = 0
+        for part, answer in zip(chunk.parts, result.parts, strict=True):
+            if answer.verdict is Verdict.SIGNED and answer.items != part.items:
+                raise FrameError("a result that belongs to no chunk")
+            busy_us += answer.busy_us
+            checked += answer.checked
+            wrong += len(answer.wrong)
+        del slot.in_flight[result.chunk]
+        for part, answer in zip(chunk.parts, result.parts, strict=True):
+            self._settle(slot, part, answer)
+        self._events.emit(ChunkEnded(self._token, busy_us / 1e6, chunk.items, checked, wrong))
+        self.wake()
+
+    def lost(self, slot: Slot) -> None:
+        """A worker serves no more: its chunks go to others.
+
+        It signed in order, so only the first chunk can have killed it, if it got that.
+        """
+        lost, slot.in_flight = list(slot.in_flight.values()), {}
+        for position, chunk in enumerate(lost):
+            self._requeue(chunk, blamed=position == 0 and chunk.delivered)
+        self.wake()
+
+    def left(self, slot: Slot, end: WorkerEnd, failed_starts: int) -> None:
+        """A worker is gone.
+
+        What waits goes on waiting for the next worker, unless no worker serves and
+        workers cannot start.
+        """
+        self._events.emit(WorkerLeft(self._token, end.cause, end.text))
+        if end.cause is FailureKind.PIN_REJECTED:
+            self._events.emit(LoginEnded(self._token, end.cause))
+        slot.state, slot.reason = "failed", self.halted or end.text
+        self.last_cause = end.cause
+        hopeless = failed_starts > ATTEMPTS or (failed_starts and end.cause.lasting)
+        if hopeless and not self.serving:
+            self.failed = end.text
+            self._fail_all()
+        if not self.serving and failed_starts:
+            self.first_failure = self.first_failure or end.cause
+            self.first_outcome.set()
