@@ -99,6 +99,7 @@ class Appliance:
         self._log_level = config.log_level
         self._clock = clock = FlooredClock()
         self._loop = EventLoop()
+        refused.callback(self._loop.close)
         self.started_at = clock.now()
         self._reports, listeners = _reporting(config)
         self._events = events = Events(*listeners)
@@ -331,7 +332,6 @@ class Appliance:
         self._daemon_log.close()
         self._sealing.close()
         self._hsm.close()
-        self._loop.close()
         if self._http is not None:
             self._http.close()
         self._registry.close()

@@ -4,12 +4,12 @@ The log is written by the code that signs, the HSM aside: intents and outcomes o
 10 million items in batches, then single items with request ids.
 """
 
+import asyncio
 import hashlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +24,15 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.log import Listener
 from signer.audit.write.recovery import SEGMENT_BYTES
 from signer.clock import SystemClock
+from signer.event_loop import EventLoop
 from signer.model import Format, KeyName, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
-from signer.signing.evidence import Evidence, Repeats
+from signer.signing.evidence import Evidence
+from signer.signing.messages import Messages
+from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest
+from signer.signing.turns import Turns
 from tests.stand_ins import key_version, small_log
 
 ORIGIN = "signer.example/scale"
@@ -36,7 +40,7 @@ FACILITIES = 50
 BATCH = 500
 BATCHES = 20_000
 SINGLES = 60_000
-THREADS = 8
+CALLERS = 8
 LARGEST_SNAPSHOT = 16 << 20
 NOW = 1_760_000_000
 QUOTAS = [Quota(100_000_000, length) for length in (60, 3600, 86_400)]
@@ -61,17 +65,36 @@ class Site:
                 Listener(self.ledger.apply, Ledger.KINDS, self.ledger.snapshot),
             ],
         )
-        self.evidence = Evidence(self.log)
+        self.loop, turns = EventLoop(), Turns(clock)
+        self.evidence = Evidence(self.log, turns, self.loop, clock)
+        self.repeats = Repeats(self.log, self.ledger, Messages(turns), clock)
         totals = {name: sum(keys.values()) for name, keys in self.ledger.totals().items()}
         self.usage.restore(self.ledger.windows(), totals)
 
-    def sign(self, number: int, items: int, request_id: str = "") -> None:
+    def close(self) -> None:
+        self.log.close()
+        self.loop.close()
+
+    async def sign(self, number: int, items: int, request_id: str = "") -> None:
         """What the pipeline charges and records of one batch."""
         request = request_of(number, request_id)
         intent = intent_of(number, request)
         assert self.usage.charge(intent.facility, QUOTAS, items, intent.now) is None
-        seq = self.evidence.intend(intent, DIGESTS[:items], time.monotonic() + 60)
-        self.evidence.conclude(seq, version_of(request), Signed(SIGNATURES[:items], {}))
+        seq = await self.evidence.intend(intent, DIGESTS[:items], time.monotonic() + 60)
+        signed = Signed(SIGNATURES[:items], {})
+        outcome = await self.evidence.outcome(seq, request.principal, version_of(request), signed)
+        await self.evidence.conclude(seq, outcome)
+
+    async def sign_all(self, numbers: Iterator[int], items: int, names: Sequence[str]) -> None:
+        """Signs batches one after the other; several callers may share the numbers."""
+        for number in numbers:
+            await self.sign(number, items, names[number] if names else "")
+
+    async def answered(self, request: BatchRequest) -> list[bytes]:
+        """The signatures that a repetition of a request finds."""
+        async with self.repeats.once(request, content_of(request)) as earlier:
+            assert earlier is not None
+            return earlier.signed.signatures
 
     def folded(self) -> Mapping[str, Value]:
         assert not self.ledger.forgotten
@@ -100,6 +123,10 @@ def request_of(number: int, request_id: str) -> BatchRequest:
     )
 
 
+def content_of(request: BatchRequest) -> bytes:
+    return hashlib.sha256(request.content_head() + b"".join(request.payloads)).digest()
+
+
 def version_of(request: BatchRequest) -> KeyVersion:
     return key_version(
         key=request.key, token="signer", cka_id=b"cka", kid=b"kid-of-8", thumbprint="thumbprint"
@@ -112,7 +139,7 @@ def intent_of(number: int, request: BatchRequest) -> IntentRecord:
         principal=request.principal,
         request_id=request.request_id,
         call_id=request.call_id,
-        payload_hash=request.content_hash(),
+        payload_hash=content_of(request),
         key_version=version_of(request).name,
         kid=b"kid-of-8",
         format=str(request.format),
@@ -160,13 +187,15 @@ def test_a_start_after_10_million_items_reads_from_the_newest_snapshot_on(
     long_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(long_log)
-    for number in range(BATCHES):
-        site.sign(number, BATCH)
+    site.loop.run(site.sign_all(iter(range(BATCHES)), BATCH, ()))
     names = [str(uuid.UUID(int=number)) for number in range(SINGLES)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda number: site.sign(number, 1, names[number]), range(SINGLES)):
-            pass
-    site.log.close()
+
+    async def singles() -> None:
+        numbers = iter(range(SINGLES))
+        await asyncio.gather(*(site.sign_all(numbers, 1, names) for _ in range(CALLERS)))
+
+    site.loop.run(singles())
+    site.close()
     before = site.folded(), site.used(), site.log.tree_head()
     assert sum(items for _, items, _ in site.used()) == BATCHES * BATCH + SINGLES
 
@@ -186,12 +215,9 @@ def test_a_start_after_10_million_items_reads_from_the_newest_snapshot_on(
 
     # What was answered before the snapshot is answered again.
     request = request_of(0, names[0])
-    repeats = Repeats(again.log, again.ledger, SystemClock())
-    with repeats.once(request, request.content_hash()) as answered:
-        assert answered is not None
-        assert answered.signed.signatures == SIGNATURES[:1]
-    again.sign(SINGLES, 1)
-    again.log.close()
+    assert again.loop.run(again.answered(request)) == SIGNATURES[:1]
+    again.loop.run(again.sign(SINGLES, 1))
+    again.close()
 
     head = Checkpoint(ORIGIN, *again.log.tree_head())
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -19,10 +19,10 @@ class Watch:
     """A watch of a service; without ``reads`` its client does not read. On the loop only."""
 
     def __init__(self, health: Health, service: str = "", *, reads: bool = True) -> None:
-        self.context: Any = Context()
+        self.context = Context()
         self.context.gate = None if reads else asyncio.Event()
         request = health_pb2.HealthCheckRequest(service=service)
-        self.task = asyncio.ensure_future(health.Watch(request, self.context))
+        self.task = asyncio.ensure_future(health.Watch(request, cast("Any", self.context)))
 
     @property
     def seen(self) -> list[int]:
@@ -68,7 +68,7 @@ def test_watchers_see_changes_only(stage: Stage) -> None:
     known, unknown = stage.watch("a"), stage.watch("b")
     stage.sees(known, NOT_SERVING)
     stage.sees(unknown, UNKNOWN)
-    seen = [NOT_SERVING]
+    seen: list[Any] = [NOT_SERVING]
     for serving in (True, False, True):
         stage.health.set_serving(serving)
         seen.append(SERVING if serving else NOT_SERVING)

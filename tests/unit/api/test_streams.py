@@ -350,7 +350,7 @@ def test_a_caller_that_goes_while_an_answer_is_written() -> None:
         async def write(_: object) -> NoReturn:
             raise grpc.aio.InternalError("the call has ended")
 
-        context.write = write  # type: ignore[method-assign]
+        context.write = write  # type: ignore[method-assign, assignment]
         stream = stage.open(context)
         await until(lambda: context.waits and len(stage.begun) == 2)
         stream.cancel()
