@@ -277,9 +277,10 @@ class Pool:
         left = job.deadline - self._now()
         if left <= 0:
             raise CallError(Reason.DEADLINE_TOO_SHORT, "no time is left to sign: allow more time")
-        waits = self._dispatcher.scheduler.items or promised
-        if seconds <= left and not waits:
-            return
+        scheduler = self._dispatcher.scheduler
+        waits = scheduler.items or promised
+        if seconds + promised + (scheduler.seconds() if waits else 0.0) <= left:
+            return  # one worker would be enough
         workers = max(1, self.serving)
         if seconds / workers > left * _CLEARLY:
             raise CallError(
@@ -288,11 +289,8 @@ class Pool:
                 "than the deadline leaves: send smaller batches or allow more time",
             )
         if waits and seconds:
-            late = (
-                self._dispatcher.scheduler.finish(job.owner, job.weight, seconds + promised)
-                / workers
-                - left
-            )
+            work = scheduler.finish(job.owner, job.weight, seconds + promised)
+            late = work / workers - left
             if late > 0:
                 raise CallError(
                     Reason.OVERLOADED,

@@ -269,7 +269,11 @@ class Scheduler:
         """Returns whether what waits fills a chunk, or a chunk was returned."""
         if self._returned or self._bytes >= CHUNK_BYTES:
             return True
-        return self._seconds(self._work) >= CHUNK_SECONDS
+        return self.seconds() >= CHUNK_SECONDS
+
+    def seconds(self) -> float:
+        """Returns the HSM time of all that waits, without what was returned."""
+        return self._seconds(self._work)
 
     def finish(self, owner: str, weight: int, seconds: float) -> float:
         """Returns the HSM time until an owner has more work of so many seconds done.

@@ -307,7 +307,8 @@ def test_frames_are_found_however_the_stream_is_cut(
     sent: list[tuple[FrameKind, bytes]], sizes: list[int]
 ) -> None:
     stream = b"".join(pack_frame(kind, body[:7], body[7:]) for kind, body in sent)
-    reader, found, at = FrameReader(), [], 0
+    found: list[tuple[FrameKind, bytes]] = []
+    reader, at = FrameReader(), 0
     buffer = bytearray(400)  # used again, like the link's
     while at < len(stream):
         size = min(sizes[len(found) % len(sizes)], len(stream) - at)
@@ -322,6 +323,7 @@ def test_frames_are_found_however_the_stream_is_cut(
 )
 def test_what_came_before_a_malformed_head_is_a_frame(head: bytes) -> None:
     stream = FrameReader().feed(memoryview(pack_frame(FrameKind.READY, b"all is well") + head))
-    assert next(stream) == (FrameKind.READY, b"all is well")
+    kind, body = next(stream)
+    assert (kind, bytes(body)) == (FrameKind.READY, b"all is well")
     with pytest.raises(FrameError):
         next(stream)

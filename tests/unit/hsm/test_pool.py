@@ -503,11 +503,8 @@ def test_a_lost_chunk_of_a_caller_that_is_gone_goes_to_nobody(driven: Driven) ->
 def test_what_comes_in_one_round_goes_in_one_frame(driven: Driven) -> None:
     calls = driven.sign_together(*(job(key("abc"[n % 3]), 1) for n in range(12)))
     [frame] = driven.link.frames
-    assert [(part.cka_id, len(part.inputs)) for part in frame.parts] == [
-        (b"a-0", 1),
-        (b"b-0", 1),
-        (b"c-0", 1),
-    ] * 4 or sum(len(part.inputs) for part in frame.parts) == 12
+    assert sum(len(part.inputs) for part in frame.parts) == 12
+    assert {part.cka_id for part in frame.parts} == {b"a-0", b"b-0", b"c-0"}
     driven.answer()
     for call in calls:
         assert call.result(20) == Signed([SIGNATURE], {}, 1)
