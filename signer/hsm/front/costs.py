@@ -25,40 +25,37 @@ def kind_of(version: KeyVersion) -> Kind:
     return version.algorithm, len(version.spki)
 
 
-class _Cost:
-    __slots__ = ("median", "recent", "until")
-
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=_MEASUREMENTS)
-        self.median = 0.0
-        self.until = 0.0
-
-
 class Costs:
     """Seconds of HSM time for one item of each kind: the median of the latest chunks."""
 
     def __init__(self, clock: Clock) -> None:
-        self._costs: dict[Kind, _Cost] = {}
         self._now = clock.monotonic
+        self._medians: dict[Kind, float] = {}
+        self._recent: dict[Kind, deque[float]] = {}
+        self._learned: dict[Kind, float] = {}  # when, in monotonic seconds
 
     def measured(self, kind: Kind) -> float:
         """Returns the cost of an item; 0 where none was measured lately."""
-        cost = self._costs.get(kind)
-        return cost.median if cost is not None and self._now() < cost.until else 0.0
+        return self._medians.get(kind, 0.0)
 
     def estimate(self, kind: Kind) -> float:
         """Returns the measured cost, or one that makes a small first chunk.
 
         A slow HSM must finish that chunk before it seems to hang.
         """
-        return self.measured(kind) or _UNKNOWN
+        return self._medians.get(kind, _UNKNOWN)
 
     def learn(self, kind: Kind, seconds: float) -> None:
         """Takes the cost of an item in one chunk into account."""
-        now = self._now()
-        cost = self._costs.get(kind)
-        if cost is None or now >= cost.until:
-            cost = self._costs[kind] = _Cost()
-        cost.recent.append(min(max(seconds, _CHEAPEST), _DEAREST))
-        cost.median = sorted(cost.recent)[(len(cost.recent) - 1) // 2]
-        cost.until = now + FORGET_SECONDS
+        recent = self._recent.get(kind)
+        if recent is None:
+            recent = self._recent[kind] = deque(maxlen=_MEASUREMENTS)
+        recent.append(min(max(seconds, _CHEAPEST), _DEAREST))
+        self._medians[kind] = sorted(recent)[(len(recent) - 1) // 2]
+        self._learned[kind] = self._now()
+
+    def forget(self) -> None:
+        """Forgets what was not measured lately; called again and again."""
+        before = self._now() - FORGET_SECONDS
+        for kind in [kind for kind, learned in self._learned.items() if learned <= before]:
+            del self._medians[kind], self._recent[kind], self._learned[kind]

@@ -6,7 +6,7 @@ the queue is looked at once: what came in that round goes to the workers togethe
 
 import asyncio
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from signer.clock import Clock
 from signer.errors import Failure, Reason
@@ -104,6 +104,7 @@ class Dispatcher:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            self.costs.forget()
             for slot in self.slots:
                 slot.check()
 
@@ -210,8 +211,8 @@ class Dispatcher:
         at = 0
         for portion in part.portions:
             start, count = portion.start, portion.stop - portion.start
-            wrong = {i - at + start: _WRONG for i in result.wrong if at <= i < at + count}
-            portion.batch.store(start, signatures[at : at + count], wrong)
+            failures = _wrong_items(result.wrong, at, count, start) if result.wrong else {}
+            portion.batch.store(start, signatures[at : at + count], failures)
             at += count
         if result.wrong:
             self._events.emit(WrongSignatures(self._token, version.name, len(result.wrong)))
@@ -308,3 +309,11 @@ class Dispatcher:
         if not self.serving and failed_starts:
             self.first_failure = self.first_failure or end.cause
             self.first_outcome.set()
+
+
+def _wrong_items(wrong: Sequence[int], at: int, count: int, start: int) -> dict[int, Failure]:
+    """Returns the failures of a portion: ``count`` items from ``at`` on in its part.
+
+    They are by their index in the batch, where the portion begins with the item ``start``.
+    """
+    return {index - at + start: _WRONG for index in wrong if at <= index < at + count}

@@ -82,11 +82,12 @@ class Batch:
         self, start: int, signatures: Sequence[bytes], failures: Mapping[int, Failure]
     ) -> None:
         """Stores signatures from the item ``start`` on, but those whose item has a failure."""
-        self.signatures[start : start + len(signatures)] = signatures
+        count = len(signatures)
+        self.signatures[start : start + count] = signatures
         for index, failure in failures.items():
             self.signatures[index] = b""
             self.failures[index] = failure
-        self._count(len(signatures))
+        self._count(count)
 
     def _count(self, items: int) -> None:
         self.remaining -= items
@@ -337,10 +338,10 @@ class Scheduler:
 
     def _count(self, line: _Line, batch: Batch, start: int, stop: int, sign: int) -> int:
         """Counts items that come (1) or go (-1); returns their bytes."""
-        size = batch.size(start, stop)
+        size, kind = batch.size(start, stop), batch.kind
         change = sign * (stop - start)
-        for work in (line.work, self._work):
-            work[batch.kind] = work.get(batch.kind, 0) + change
+        line.work[kind] = line.work.get(kind, 0) + change
+        self._work[kind] = self._work.get(kind, 0) + change
         self.items += change
         self._bytes += sign * size
         return size

@@ -52,8 +52,10 @@ def test_costs_are_forgotten() -> None:
     costs = Costs(clock)
     costs.learn(KIND, 0.5)
     clock.time += FORGET_SECONDS - 1
+    costs.forget()
     assert costs.measured(KIND) == 0.5
     clock.time += 1
+    costs.forget()
     assert costs.measured(KIND) == 0
     costs.learn(KIND, 0.1)
     assert costs.measured(KIND) == 0.1, "what was before does not count again"
