@@ -32,7 +32,7 @@ class Bound:
             del self.held[principal]
 
     def exceeded(self, principal: str, amount: int) -> tuple[bool, int] | None:
-        """Returns None where the principal may hold so much more.
+        """Returns None if the principal may hold so much more.
 
         Else whether the limit is its own, and the limit.
         """

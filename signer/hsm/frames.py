@@ -280,7 +280,7 @@ class ResultPart(NamedTuple):
 
     @property
     def items(self) -> int:
-        """How many signatures it has; 0 where the part was not signed."""
+        """How many signatures it has; 0 if the part was not signed."""
         return len(self.signatures) // self.width if self.width else 0
 
     def split(self) -> list[bytes]:

@@ -54,7 +54,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_call_failures_total": (
         (
             "Calls that were refused or failed as a whole, by reason (docs/errors.md). "
-            f"{OVERLOADED_BY_CLIENT}: the client had reached a limit of its own (`limits.*_per_client`)."
+            f"{OVERLOADED_BY_CLIENT}: the client had reached a limit of its own."
         ),
         _METHOD,
         Label("reason", (*_reasons(Extent.CALL), OVERLOADED_BY_CLIENT, "CANCELLED")),

@@ -35,7 +35,7 @@ class Costs:
         self._learned: dict[Kind, float] = {}  # when, in monotonic seconds
 
     def measured(self, kind: Kind) -> float:
-        """Returns the cost of an item; 0 where none was measured lately."""
+        """Returns the cost of an item; 0 if none was measured lately."""
         return self._medians.get(kind, 0.0)
 
     def estimate(self, kind: Kind) -> float:

@@ -18,7 +18,7 @@ class LinkOwner(Protocol):
         """A frame has come; ``body`` is valid during the call. May raise FrameError."""
 
     def ended(self, error: FrameError | None) -> None:
-        """The worker has closed its side (None), or has sent what is no frame."""
+        """The worker has closed its side (None), or has sent what is not a frame."""
 
 
 class Link:
@@ -41,7 +41,7 @@ class Link:
     def send(self, kind: FrameKind, *parts: bytes) -> bool:
         """Sends a frame, or keeps what the socket does not take at once.
 
-        Returns False where the worker has gone: it does not get the frame.
+        Returns False if the worker has gone: it does not get the frame.
         """
         if not self._open:
             return False

@@ -109,7 +109,7 @@ class Slot:
         self._finish(WorkerEnd(FailureKind.DIED, ""))
 
     def send(self, kind: FrameKind, *parts: bytes) -> bool:
-        """Sends a frame; False where no worker gets it."""
+        """Sends a frame; False if no worker gets it."""
         return self.link is not None and self.link.send(kind, *parts)
 
     def send_chunk(self, number: int, chunk: Chunk) -> None:
