@@ -47,9 +47,10 @@ class Evidence:
             column,
             await self._root(intent.principal, column),
         )
+        left = max(0.0, deadline - self._clock.monotonic())
+        timer = self._loop.loop.call_later(left, self._expire, entry)
         try:
-            async with asyncio.timeout(deadline - self._clock.monotonic()):
-                return await self._durable(entry)
+            return await self._durable(entry)
         except AuditUnavailable as error:
             raise _unavailable(f"nothing was signed: {error}") from None
         except TimeoutError:
@@ -62,6 +63,8 @@ class Evidence:
         except asyncio.CancelledError:
             self._abandon(entry, CALLER_GONE)
             raise
+        finally:
+            timer.cancel()
 
     async def outcome(self, seq: int, principal: str, version: KeyVersion, signed: Signed) -> Entry:
         """Returns the outcome of an intent, for ``conclude``.
@@ -136,6 +139,11 @@ class Evidence:
             waiter = self._waiting.get(entry)
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
+
+    def _expire(self, entry: Entry) -> None:
+        waiter = self._waiting.get(entry)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(TimeoutError())
 
     def _abandon(self, entry: Entry, reason: str) -> None:
         with suppress(AuditUnavailable):  # the next start closes it

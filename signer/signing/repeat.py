@@ -6,8 +6,7 @@ the first. For the event loop only.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -47,29 +46,27 @@ class Repeats:
         # Requests that are being answered: the hash of their content, and when they ended.
         self._claims: dict[tuple[str, str], tuple[bytes, asyncio.Future[None]]] = {}
 
-    @asynccontextmanager
-    async def once(
-        self, request: BatchRequest, content: bytes
-    ) -> AsyncIterator[EarlierAnswer | None]:
-        """Yields the earlier answer to a request with an id, None if the caller has to answer it.
+    def once(self, request: BatchRequest, content: bytes) -> "_Once":
+        """Opens a block with the earlier answer to a request with an id.
 
-        ``content`` is the request's ``content_hash``. While the block lasts, other calls with
-        this id wait, up to their deadlines. A request without an id is always answered anew.
-        Raises CallError.
+        It is None if the caller has to answer it. ``content`` is the hash of all that is
+        asked. While the block lasts, other calls with this id wait, up to their deadlines. A
+        request without an id is always answered anew. Entering raises CallError.
         """
-        if not request.request_id:
-            yield None
-            return
+        return _Once(self, request, content)
+
+    async def claim(self, request: BatchRequest, content: bytes) -> EarlierAnswer | None:
+        """Returns the earlier answer, or claims the request's id until ``release``."""
         earlier = await self._claim(request, content)
-        if earlier is not None:
-            loop = asyncio.get_running_loop()
-            yield await loop.run_in_executor(None, self._read, content, earlier)  # reads files
-            return
-        try:
-            yield None
-        finally:
-            _, done = self._claims.pop((request.principal, request.request_id))
-            done.set_result(None)
+        if earlier is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self._read, content, earlier)  # reads files
+
+    def release(self, request: BatchRequest) -> None:
+        """Ends a claim."""
+        _, done = self._claims.pop((request.principal, request.request_id))
+        done.set_result(None)
 
     async def _claim(self, request: BatchRequest, content: bytes) -> Earlier | None:
         """Returns the earlier request if it has an outcome, else claims the id for this one."""
@@ -130,6 +127,27 @@ class Repeats:
             message_format, principal, inputs, signatures, context
         )
         return BatchResult(version, terms, intent.rule, outputs, failures)
+
+
+class _Once:
+    """The block of one request."""
+
+    __slots__ = ("_claimed", "_content", "_repeats", "_request")
+
+    def __init__(self, repeats: Repeats, request: BatchRequest, content: bytes) -> None:
+        self._repeats, self._request, self._content = repeats, request, content
+        self._claimed = False
+
+    async def __aenter__(self) -> EarlierAnswer | None:
+        if not self._request.request_id:
+            return None
+        earlier = await self._repeats.claim(self._request, self._content)
+        self._claimed = earlier is None
+        return earlier
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._claimed:
+            self._repeats.release(self._request)
 
 
 def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
