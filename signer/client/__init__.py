@@ -13,16 +13,15 @@ The public names are those of this module; its submodules are private.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from threading import Event
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 import grpc
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from signer.client import _exchanges as exchanges
 from signer.client import _pipeline as pipeline
-from signer.client._calls import DEFAULT_TIMEOUT, ask, ask_patiently, pages
+from signer.client._async_client import AsyncSignerClient
+from signer.client._calls import Blocking, asked, paged
 from signer.client._channels import CHANNEL_OPTIONS, FilePath, secure_channel
 from signer.client._errors import (
     DeadlineError,
@@ -36,9 +35,15 @@ from signer.client._errors import (
     SignerClientError,
     UnauthenticatedError,
     UnavailableError,
-    from_status,
+    closed,
 )
-from signer.client._operations import OVER, Operations, sign_operation
+from signer.client._exchanges import DEFAULT_TIMEOUT
+from signer.client._gathering import CALLS_OUT, LARGEST_BATCH
+from signer.client._gathering_threads import ThreadGathering
+from signer.client._operations import OVER, AsyncOperations, Operations, sign_operation
+from signer.client._stream_tasks import AsyncSignerStream
+from signer.client._stream_threads import SignerStream
+from signer.client._streams import stream_method
 from signer.client._values import (
     ItemResult,
     Key,
@@ -55,27 +60,15 @@ from signer.client._values import (
     Suspension,
     Usage,
     Worker,
-    read_key,
-    read_key_version,
-    read_log_record,
-    read_reloaded,
-    read_status,
 )
 from signer.model import Format
-from signer.v1 import (
-    control_pb2,
-    control_pb2_grpc,
-    evidence_pb2,
-    evidence_pb2_grpc,
-    keys_pb2,
-    keys_pb2_grpc,
-    signing_pb2,
-    signing_pb2_grpc,
-)
 
 __all__ = [
     "CHANNEL_OPTIONS",
     "OVER",
+    "AsyncOperations",
+    "AsyncSignerClient",
+    "AsyncSignerStream",
     "DeadlineError",
     "DeniedError",
     "ExhaustedError",
@@ -99,6 +92,7 @@ __all__ = [
     "Reloaded",
     "SignerClient",
     "SignerClientError",
+    "SignerStream",
     "Status",
     "Suspension",
     "UnauthenticatedError",
@@ -109,11 +103,8 @@ __all__ = [
     "sign_operation",
 ]
 
-_LARGEST_BATCH = 500
-_HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")  # grpc.health.v1, by number
 
-
-class SignerClient:
+class SignerClient(Blocking):
     """A connection to one appliance, or to several; safe to share between threads.
 
     Methods raise ``SignerClientError`` (a subclass by gRPC code) when a call
@@ -125,20 +116,15 @@ class SignerClient:
     auditors connect to one at a time.
     """
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, *, calls_out: int = CALLS_OUT) -> None:
+        """``calls_out``: calls of ``sign_one`` in flight for each key and format."""
+        super().__init__(channel)
         self._channel = channel
         self.operations = Operations(channel)
-        self._signing = signing_pb2_grpc.SigningServiceStub(channel)
-        self._keys = keys_pb2_grpc.KeyServiceStub(channel)
-        self._evidence = evidence_pb2_grpc.EvidenceServiceStub(channel)
-        self._control = control_pb2_grpc.ControlServiceStub(channel)
-        # HealthCheckRequest and HealthCheckResponse of grpc.health.v1 have one field each, as
-        # the wrappers do: their bytes are the same, and the client needs no other package.
-        self._health = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=StringValue.SerializeToString,
-            response_deserializer=Int32Value.FromString,
-        )
+        self._stream_method = stream_method(channel)
+        self._calls_out = calls_out
+        self._gatherings: dict[tuple[str, str], ThreadGathering] = {}
+        self._closed = False
 
     @classmethod
     def from_files(
@@ -165,7 +151,71 @@ class SignerClient:
 
     def close(self) -> None:
         """Closes the connection and cancels the calls that are not answered yet."""
+        self._closed = True
+        for gathering in list(self._gatherings.values()):
+            gathering.close(closed(ValueError("the client was closed")))
         self._channel.close()
+
+    get_key = asked(exchanges.get_key)
+    list_keys = paged(exchanges.list_keys)
+    get_key_version = asked(exchanges.get_key_version)
+    list_key_versions = paged(exchanges.list_key_versions)
+    get_checkpoint = asked(exchanges.get_checkpoint)
+    list_records = paged(exchanges.list_records)
+    inclusion_proof = asked(exchanges.inclusion_proof)
+    consistency_proof = asked(exchanges.consistency_proof)
+    reload = asked(exchanges.reload)
+    status = asked(exchanges.status)
+    health = asked(exchanges.health)
+
+    def sign_one(
+        self,
+        key: str,
+        message_format: Format | str,
+        payload: bytes,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> bytes:
+        """Signs one payload and returns its signature, the finished output of the format.
+
+        For programs that sign each record when it is made, with any number of threads: items
+        of one key and format that come while calls are in flight go together in the next
+        one. The first goes at once, and nothing waits while the client is idle.
+
+        ``timeout`` is in seconds, for this item with all attempts. Calls refused for load or
+        quota, lost connections and items that an HSM dropped are repeated within it, no
+        sooner than the appliance says, and without signing twice. Raises ItemError where the
+        payload is refused, DeadlineError when the time is over, another SignerClientError
+        where the call fails for a reason that holds for all its items; ValueError for an
+        unknown format.
+        """
+        gathering = self._gatherings.get((key, message_format))
+        if gathering is None:
+            gathering = self._gathering(key, Format(message_format))
+        return gathering.sign(bytes(payload), timeout)
+
+    def _gathering(self, key: str, message_format: Format) -> ThreadGathering:
+        if self._closed:
+            raise closed(ValueError("the client was closed"))
+
+        def limit(known: Callable[[int], None]) -> None:
+            request = exchanges.get_key(pipeline.key_of(key))
+            self._begin_later(request, lambda found: known(found.max_batch_items if found else 0))
+
+        made = ThreadGathering(self._begin, limit, key, message_format, self._calls_out)
+        return self._gatherings.setdefault((key, message_format), made)
+
+    def stream(self, key: str, message_format: Format | str) -> SignerStream:
+        """Returns a stream for one key and format, to be used as a context manager.
+
+            with client.stream("facilities/01-001/keys/records", "JWS") as stream:
+                signature = stream.sign(payload)
+
+        It carries items of many threads over one connection, each answered as it is ready.
+        ``sign_one`` costs appliance and program less where many items come at once. Raises
+        ValueError for an unknown format.
+        """
+        return SignerStream(self._stream_method, key, Format(message_format))
 
     def sign(
         self,
@@ -196,14 +246,12 @@ class SignerClient:
         numbers below 1, before anything is sent.
         """
         wanted = Format(message_format)
-        if in_flight < 1 or (batch_items is not None and batch_items < 1):
-            raise ValueError("batch_items and in_flight are at least 1")
+        pipeline.check(batch_items, in_flight)
         if batch_items is None:
-            allowed = self.get_key(key.partition("/versions/")[0], timeout=timeout).max_batch_items
-            batch_items = min(_LARGEST_BATCH, allowed or _LARGEST_BATCH)
-        call = partial(self._sign, key, wanted)
-        job = pipeline.Job(call, wanted, request_id or uuid.uuid4(), timeout, Event())
-        return pipeline.run(pipeline.cut(payloads, wanted, batch_items), job, in_flight)
+            allowed = self.get_key(pipeline.key_of(key), timeout=timeout).max_batch_items
+            batch_items = min(LARGEST_BATCH, allowed or LARGEST_BATCH)
+        job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout)
+        return pipeline.run(self._call, pipeline.cut(payloads, wanted, batch_items), job, in_flight)
 
     def sign_batch(
         self,
@@ -216,117 +264,6 @@ class SignerClient:
     ) -> list[ItemResult]:
         """Signs one batch in exactly one call, without retries."""
         call_id = str(request_id or uuid.uuid4())
-        answer = self._sign(key, Format(message_format), payloads, call_id, timeout)
-        return [
-            ItemResult(index, signature, answer.key_version, answer.failures.get(index))
-            for index, signature in enumerate(answer.signatures)
-        ]
-
-    def _sign(
-        self,
-        key: str,
-        message_format: Format,
-        payloads: Sequence[bytes],
-        request_id: str,
-        timeout: float,
-    ) -> pipeline.Answer:
-        request = signing_pb2.SignBatchRequest(
-            key=key,
-            format=f"FORMAT_{message_format.name}",
-            payloads=payloads,
-            request_id=request_id,
-        )
-        response = ask(self._signing.SignBatch, request, timeout)
-        failures = {index: from_status(status) for index, status in response.failures.items()}
-        return pipeline.Answer(response.key_version, response.signatures, failures)
-
-    def get_key(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> Key:
-        """Returns a key with its primary version and what the caller may do with it."""
-        request = keys_pb2.GetKeyRequest(name=name)
-        return read_key(ask(self._keys.GetKey, request, timeout).key)
-
-    def list_keys(self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Key]:
-        """Yields the keys of ``facilities/{facility}``, or all visible ones, by name."""
-        request = keys_pb2.ListKeysRequest(parent=parent)
-        return pages(self._keys.ListKeys, request, "keys", read_key, timeout)
-
-    def get_key_version(self, name: str, *, timeout: float = DEFAULT_TIMEOUT) -> KeyVersion:
-        """Returns one version, ``…/versions/{n}``, with its public key and certificate."""
-        request = keys_pb2.GetKeyVersionRequest(name=name)
-        return read_key_version(ask(self._keys.GetKeyVersion, request, timeout).key_version)
-
-    def list_key_versions(
-        self, parent: str = "", *, timeout: float = DEFAULT_TIMEOUT
-    ) -> Iterator[KeyVersion]:
-        """Yields the versions of a key, of a facility, or all that the caller may see.
-
-        In the order of their keys' names, the oldest of a key first; without
-        ``certification_request``. ``timeout`` is for each page.
-        """
-        request = keys_pb2.ListKeyVersionsRequest(parent=parent)
-        return pages(self._keys.ListKeyVersions, request, "key_versions", read_key_version, timeout)
-
-    def get_checkpoint(self, *, timeout: float = DEFAULT_TIMEOUT) -> str:
-        """Returns the newest checkpoint of the audit log, a signed note (for auditors).
-
-        The appliance refuses it for a moment after a start, and refuses auditors' calls
-        while it is busy; within ``timeout`` they are repeated. ``signer audit checkpoint``
-        fetches it and verifies it with the public audit key.
-        """
-        request = evidence_pb2.GetCheckpointRequest()
-        return str(ask_patiently(self._evidence.GetCheckpoint, request, timeout).note)
-
-    def list_records(
-        self,
-        start: int = 0,
-        *,
-        kinds: Iterable[str] = (),
-        omit_items: bool = False,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> Iterator[LogRecord]:
-        """Yields the records of the audit log from ``start`` on, in order (for auditors).
-
-        0 is the oldest record that is not archived. ``kinds`` selects kinds; empty: all.
-        ``omit_items`` leaves out digests and signatures. ``timeout`` is for each page.
-        It ends where the log ended when the last page was read.
-        """
-        request = evidence_pb2.ListRecordsRequest(start=start, kinds=kinds, omit_items=omit_items)
-        method = self._evidence.ListRecords
-        return pages(method, request, "records", read_log_record, timeout, call=ask_patiently)
-
-    def inclusion_proof(
-        self, seq: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> list[bytes]:
-        """Returns the proof that record ``seq`` is in the log's first ``size`` records.
-
-        For auditors: the audit path of RFC 6962 section 2.1.1, to be checked against the
-        root of a checkpoint of that size.
-        """
-        request = evidence_pb2.GetInclusionProofRequest(seq=seq, size=size)
-        return list(ask_patiently(self._evidence.GetInclusionProof, request, timeout).hashes)
-
-    def consistency_proof(
-        self, old_size: int, size: int, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> list[bytes]:
-        """Returns the proof that the log's first ``old_size`` records are unchanged.
-
-        For auditors: RFC 6962 section 2.1.2, to be checked against the roots of two
-        checkpoints of these sizes; ``signer audit checkpoint --previous`` does it.
-        """
-        request = evidence_pb2.GetConsistencyProofRequest(old_size=old_size, size=size)
-        return list(ask_patiently(self._evidence.GetConsistencyProof, request, timeout).hashes)
-
-    def reload(self, *, timeout: float = DEFAULT_TIMEOUT) -> Reloaded:
-        """Makes the daemon read its files again (for operators)."""
-        return read_reloaded(ask(self._control.Reload, control_pb2.ReloadRequest(), timeout))
-
-    def status(self, busiest: int = 10, *, timeout: float = DEFAULT_TIMEOUT) -> Status:
-        """Returns the state of the daemon, with its ``busiest`` facilities (for operators)."""
-        request = control_pb2.GetStatusRequest(busiest=busiest)
-        return read_status(ask(self._control.GetStatus, request, timeout))
-
-    def health(self, service: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> str:
-        """Returns ``SERVING`` or ``NOT_SERVING`` for a service of grpc.health.v1."""
-        request = StringValue(value=service)
-        status = ask(self._health, request, timeout, name="HealthCheck").value
-        return _HEALTH[status] if 0 <= status < len(_HEALTH) else str(status)
+        request = pipeline.request_of(key, Format(message_format), payloads, call_id)
+        response = self._call(request, timeout)
+        return pipeline.results_of(pipeline.read_answer(response, len(payloads)))

@@ -53,6 +53,27 @@ def secure_channel(
     cannot be read, ValueError for addresses of another form. Nothing is sent before the
     first call.
     """
+    files = _read(address, server_name, ca, certificate, key)
+    return grpc.secure_channel(*files)
+
+
+def secure_channel_awaited(
+    address: str,
+    *,
+    ca: FilePath,
+    certificate: FilePath,
+    key: FilePath,
+    server_name: str | None = None,
+) -> grpc.aio.Channel:
+    """As ``secure_channel``, for asyncio; to be called on the loop that is to use it."""
+    files = _read(address, server_name, ca, certificate, key)
+    return grpc.aio.secure_channel(*files)
+
+
+def _read(
+    address: str, server_name: str | None, ca: FilePath, certificate: FilePath, key: FilePath
+) -> tuple[str, grpc.ChannelCredentials, list[tuple[str, int | str]]]:
+    """Returns gRPC's target, credentials and options."""
     target, shared = target_of(address)
     if shared and target.startswith("ip") and server_name is None:
         raise ValueError("several addresses need the name in their certificate: server_name")
@@ -66,7 +87,7 @@ def secure_channel(
         options.append(("grpc.service_config", SERVICE_CONFIG))
     if server_name is not None:
         options.append(("grpc.ssl_target_name_override", server_name))
-    return grpc.secure_channel(target, credentials, options)
+    return target, credentials, options
 
 
 def target_of(address: str) -> tuple[str, bool]:

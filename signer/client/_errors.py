@@ -1,7 +1,9 @@
 """What the client raises: one tree by gRPC code, one place that reads google.rpc.Status."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from copy import copy
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -18,7 +20,7 @@ _LOST = (Code.UNAVAILABLE.name, grpc.StatusCode.CANCELLED.name)
 
 
 class SignerClientError(Exception):
-    """A call that failed as a whole.
+    """A call that failed as a whole, or (``ItemError``) one item of a call.
 
     ``code`` is the name of the gRPC code; ``reason`` is the appliance's reason (the
     table in docs/errors.md), or ``code`` again where the failure is not the
@@ -45,6 +47,22 @@ class SignerClientError(Exception):
         self.retry_after = retry_after
         self.violations = tuple(violations)
         self.retryable = is_retryable(code, reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Makes the same error again: for another process, or for another caller of a call."""
+        details: dict[str, Any] = {
+            "metadata": self.metadata,
+            "retry_after": self.retry_after,
+            "violations": self.violations,
+        }
+        return partial(type(self), **details), (self.code, self.reason, self.message)
+
+
+class ItemError(SignerClientError):
+    """Why one item has no signature: ``ItemResult.error``, and what ``sign_one`` raises.
+
+    The other items of its call are not affected.
+    """
 
 
 class InvalidRequestError(SignerClientError):
@@ -96,14 +114,8 @@ ERRORS: Mapping[Code, type[SignerClientError]] = {
 }
 
 
-class ItemError(NamedTuple):
-    """Why one item has no signature; fields as in ``SignerClientError``."""
-
-    code: str
-    reason: str
-    message: str
-    retry_after: float | None
-    retryable: bool
+_KINDS = {int(code): kind for code, kind in ERRORS.items()}
+_CODES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def is_retryable(code: str, reason: str) -> bool:
@@ -139,26 +151,32 @@ def _read_details(details: Iterable[AnyMessage]) -> _Details:
     return reason, metadata, retry_after, violations
 
 
-def closed(error: Exception) -> UnavailableError:
+def closed(error: BaseException) -> UnavailableError:
     """Returns the failure of a call whose channel was closed by its own program."""
     return UnavailableError("CANCELLED", CLOSED, str(error))
 
 
 def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
     """Converts an error that a stub raised."""
-    if not isinstance(error, grpc.Call):  # the channel was closed during the call
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):  # closed during the call
         return closed(error)
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has all it needs
     except ValueError:  # trailers that contradict the status are not from the appliance
         status = None
     code = error.code()
-    reason, metadata, retry_after, violations = _read_details(status.details if status else ())
-    kind = ERRORS.get(code.value[0], SignerClientError)
+    text = error.details() or "the server gave no text"
+    return _from_details(code.value[0], text, status.details if status else ())
+
+
+def _from_details(number: int, text: str, details: Iterable[AnyMessage]) -> SignerClientError:
+    code = _CODES.get(number, "UNKNOWN")
+    reason, metadata, retry_after, violations = _read_details(details)
+    kind = _KINDS.get(number, SignerClientError)
     return kind(
-        code.name,
-        reason or code.name,
-        error.details() or "the server gave no text",
+        code,
+        reason or code,
+        text,
         metadata=metadata,
         retry_after=retry_after,
         violations=violations,
@@ -167,13 +185,35 @@ def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
 
 def from_status(status: status_pb2.Status) -> ItemError:
     """Converts the ``google.rpc.Status`` of an item."""
-    names = {code.value[0]: code.name for code in grpc.StatusCode}
-    code = names.get(status.code, "UNKNOWN")
-    found, _, retry_after, _ = _read_details(status.details)
-    reason = found or code
-    return ItemError(code, reason, status.message, retry_after, is_retryable(code, reason))
+    return of_call(_from_details(status.code, status.message, status.details))
+
+
+def from_call_status(status: status_pb2.Status) -> SignerClientError:
+    """Converts the ``google.rpc.Status`` of a request of a stream that failed as a whole."""
+    return _from_details(status.code, status.message, status.details)
 
 
 def of_call(error: SignerClientError) -> ItemError:
     """Returns the failure of a call as that of one of its items."""
-    return ItemError(error.code, error.reason, error.message, error.retry_after, error.retryable)
+    return ItemError(
+        error.code,
+        error.reason,
+        error.message,
+        metadata=error.metadata,
+        retry_after=error.retry_after,
+    )
+
+
+def for_each(error: Exception) -> Exception:
+    """Returns an error of a call for one more of its callers: each raises one of its own."""
+    if not isinstance(error, SignerClientError):
+        return error
+    made = copy(error)
+    made.__cause__ = error.__cause__
+    return made
+
+
+def late(timeout: float) -> DeadlineError:
+    """Returns the failure of an item that was not answered within ``timeout`` seconds."""
+    code = Code.DEADLINE_EXCEEDED.name
+    return DeadlineError(code, code, f"no answer within {timeout:g} s")

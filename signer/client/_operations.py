@@ -1,34 +1,21 @@
 """``SignerClient.operations``: the calls of security officers, and their signatures."""
 
-import json
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
-import grpc
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from signer.client._calls import DEFAULT_TIMEOUT, ask, pages
+from signer.client import _officer_exchanges as exchanges
+from signer.client._calls import Awaiting, Blocking, asked, awaited, iterated, paged
 from signer.client._errors import DeadlineError, SignerClientError
+from signer.client._exchanges import DEFAULT_TIMEOUT
 from signer.client._pipeline import BATCH_BYTES
-from signer.client._values import (
-    KeyVersion,
-    Officers,
-    Operation,
-    Prepared,
-    Suspension,
-    read_key_version,
-    read_officers,
-    read_operation,
-    read_prepared,
-    read_suspension,
-)
+from signer.client._values import Operation
 from signer.errors import Code
-from signer.v1 import operations_pb2 as pb
-from signer.v1 import operations_pb2_grpc
 
 OVER = frozenset({"DONE", "FAILED", "REJECTED", "EXPIRED"})
 """Final states; only a FAILED operation can leave its state, by ``retry``."""
@@ -37,80 +24,28 @@ _POLL_SECONDS = 0.5
 _OVERHEAD = 8  # tag and length of one certificate
 
 
-class Operations:
+class Operations(Blocking):
     """Operations under dual control, and the stops that one officer may make alone.
 
     Methods raise ``SignerClientError``; ``timeout`` is in seconds. ``sign_operation``
     signs the ``content`` of an operation, which is text.
     """
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._stub = operations_pb2_grpc.OperationServiceStub(channel)
-
-    def prepare(
-        self,
-        kind: str,
-        arguments: Mapping[str, Any],
-        attachment: bytes = b"",
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> Prepared:
-        """Prepares an operation; the appliance stores nothing."""
-        request = pb.PrepareOperationRequest(
-            kind=kind, arguments=json.dumps(arguments), attachment=attachment
-        )
-        return read_prepared(ask(self._stub.PrepareOperation, request, timeout))
-
-    def propose(
-        self,
-        content: bytes,
-        signature: bytes,
-        attachment: bytes = b"",
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> Operation:
-        """Proposes an operation, with the attachment it was prepared with."""
-        request = pb.ProposeOperationRequest(
-            content=content, signature=signature, attachment=attachment
-        )
-        return read_operation(ask(self._stub.ProposeOperation, request, timeout).operation)
-
-    def approve(
-        self, identity: str, signature: bytes, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> Operation:
-        """Approves another officer's proposal."""
-        request = pb.ApproveOperationRequest(id=identity, signature=signature)
-        return read_operation(ask(self._stub.ApproveOperation, request, timeout).operation)
-
-    def reject(self, identity: str, reason: str, *, timeout: float = DEFAULT_TIMEOUT) -> Operation:
-        """Rejects another officer's proposal, or withdraws one's own."""
-        request = pb.RejectOperationRequest(id=identity, reason=reason)
-        return read_operation(ask(self._stub.RejectOperation, request, timeout).operation)
-
-    def retry(self, identity: str, *, timeout: float = DEFAULT_TIMEOUT) -> Operation:
-        """Continues a failed operation from where it stopped."""
-        request = pb.RetryOperationRequest(id=identity)
-        return read_operation(ask(self._stub.RetryOperation, request, timeout).operation)
-
-    def get(self, identity: str, *, timeout: float = DEFAULT_TIMEOUT) -> Operation:
-        """Returns an operation with its bytes and what it changes."""
-        request = pb.GetOperationRequest(id=identity)
-        return read_operation(ask(self._stub.GetOperation, request, timeout).operation)
-
-    def attachment(self, identity: str, *, timeout: float = DEFAULT_TIMEOUT) -> bytes:
-        """Returns what an operation names by its SHA-256 (CSV, keys, policy); b"" if nothing."""
-        request = pb.GetOperationRequest(id=identity, attachment=True)
-        return bytes(ask(self._stub.GetOperation, request, timeout).attachment)
-
-    def list(
-        self, state: str | None = None, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> Iterator[Operation]:
-        """Yields the operations in a state (as "PROPOSED"), or all, the newest first.
-
-        ``timeout`` is for each page. Raises ValueError for an unknown state.
-        """
-        request = pb.ListOperationsRequest(state=f"OPERATION_STATE_{state or 'UNSPECIFIED'}")
-        return pages(self._stub.ListOperations, request, "operations", read_operation, timeout)
+    prepare = asked(exchanges.prepare)
+    propose = asked(exchanges.propose)
+    approve = asked(exchanges.approve)
+    reject = asked(exchanges.reject)
+    retry = asked(exchanges.retry)
+    get = asked(exchanges.get)
+    attachment = asked(exchanges.attachment)
+    list = paged(exchanges.list_operations)
+    officers = asked(exchanges.officers)
+    suspend_key = asked(exchanges.suspend_key)
+    suspend_facility = asked(exchanges.suspend_facility)
+    suspend_group = asked(exchanges.suspend_group)
+    suspend_everything = asked(exchanges.suspend_everything)
+    mark_compromised = asked(exchanges.mark_compromised)
+    suspensions = asked(exchanges.suspensions)
 
     def wait(
         self, identity: str, timeout: float, progress: Callable[[Operation], None] = lambda _: None
@@ -120,21 +55,16 @@ class Operations:
         ``progress`` is called with every answer. Retryable failures, as during a restart
         of the appliance, do not end it. Raises ``DeadlineError`` after ``timeout`` seconds.
         """
-        end = time.monotonic() + timeout
+        poll = _Poll(identity, timeout, progress)
         while True:
             try:
-                operation = self.get(identity)
+                over = poll.answered(self.get(identity))
             except SignerClientError as error:
-                if not error.retryable or time.monotonic() >= end:
+                if poll.gives_up(error):
                     raise
             else:
-                progress(operation)
-                if operation.state in OVER or operation.state == "WAITING":
-                    return operation
-                if time.monotonic() >= end:
-                    code = Code.DEADLINE_EXCEEDED.name
-                    text = f"operation {identity} is still {operation.state} after {timeout:g} s"
-                    raise DeadlineError(code, code, text)
+                if over is not None:
+                    return over
             time.sleep(_POLL_SECONDS)
 
     def import_certificates(
@@ -156,59 +86,100 @@ class Operations:
         for part in _parts(certificates):
             if operation is not None:
                 self.wait(identity, timeout)
-            request = pb.ImportCertificatesRequest(id=identity, certificates=part)
-            answer = ask(self._stub.ImportCertificates, request, timeout)
-            operation, taken = read_operation(answer.operation), taken + len(part)
+            operation = self._ask(exchanges.import_certificates(identity, part, timeout))
+            taken += len(part)
             progress(taken)
         if operation is None:
             raise ValueError("there are no certificates")
         return operation
 
-    def officers(self, *, timeout: float = DEFAULT_TIMEOUT) -> Officers:
-        """Returns the officers, and how many must sign each kind of operation."""
-        request = pb.ListOfficersRequest()
-        return read_officers(ask(self._stub.ListOfficers, request, timeout))
 
-    def suspend_key(
-        self, name: str, reason: str, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> tuple[KeyVersion, ...]:
-        """Stops a key or one version at once; returns the versions that were changed."""
-        request = pb.SuspendKeyRequest(name=name, reason=reason)
-        answer = ask(self._stub.SuspendKey, request, timeout)
-        return tuple(map(read_key_version, answer.key_versions))
+class AsyncOperations(Awaiting):
+    """``Operations`` for asyncio: coroutines, and ``async for`` over ``list``."""
 
-    def suspend_facility(
-        self, facility: str, reason: str, *, timeout: float = DEFAULT_TIMEOUT
+    prepare = awaited(exchanges.prepare)
+    propose = awaited(exchanges.propose)
+    approve = awaited(exchanges.approve)
+    reject = awaited(exchanges.reject)
+    retry = awaited(exchanges.retry)
+    get = awaited(exchanges.get)
+    attachment = awaited(exchanges.attachment)
+    list = iterated(exchanges.list_operations)
+    officers = awaited(exchanges.officers)
+    suspend_key = awaited(exchanges.suspend_key)
+    suspend_facility = awaited(exchanges.suspend_facility)
+    suspend_group = awaited(exchanges.suspend_group)
+    suspend_everything = awaited(exchanges.suspend_everything)
+    mark_compromised = awaited(exchanges.mark_compromised)
+    suspensions = awaited(exchanges.suspensions)
+
+    async def wait(
+        self, identity: str, timeout: float, progress: Callable[[Operation], None] = lambda _: None
+    ) -> Operation:
+        """As ``Operations.wait``; ``progress`` is a plain function."""
+        poll = _Poll(identity, timeout, progress)
+        while True:
+            try:
+                over = poll.answered(await self.get(identity))
+            except SignerClientError as error:
+                if poll.gives_up(error):
+                    raise
+            else:
+                if over is not None:
+                    return over
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def import_certificates(
+        self,
+        identity: str,
+        certificates: Iterable[bytes],
+        progress: Callable[[int], None] = lambda _: None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Operation:
+        """As ``Operations.import_certificates``; ``progress`` is a plain function."""
+        operation, taken = None, 0
+        for part in _parts(certificates):
+            if operation is not None:
+                await self.wait(identity, timeout)
+            operation = await self._ask(exchanges.import_certificates(identity, part, timeout))
+            taken += len(part)
+            progress(taken)
+        if operation is None:
+            raise ValueError("there are no certificates")
+        return operation
+
+
+class _Poll:
+    """What the answers to a waiting officer mean."""
+
+    def __init__(
+        self, identity: str, timeout: float, progress: Callable[[Operation], None]
     ) -> None:
-        """Stops all keys of a facility at once."""
-        request = pb.SuspendFacilityRequest(facility=facility, reason=reason)
-        ask(self._stub.SuspendFacility, request, timeout)
+        self._identity, self._timeout, self._progress = identity, timeout, progress
+        self._end = time.monotonic() + timeout
 
-    def suspend_group(self, group: str, reason: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Stops all facilities of a group at once."""
-        request = pb.SuspendGroupRequest(group=group, reason=reason)
-        ask(self._stub.SuspendGroup, request, timeout)
+    def answered(self, operation: Operation) -> Operation | None:
+        """Returns it if there is nothing more to wait for; raises DeadlineError."""
+        self._progress(operation)
+        if operation.state in OVER or operation.state == "WAITING":
+            return operation
+        if time.monotonic() >= self._end:
+            code = Code.DEADLINE_EXCEEDED.name
+            text = (
+                f"operation {self._identity} is still {operation.state} after {self._timeout:g} s"
+            )
+            raise DeadlineError(code, code, text)
+        return None
 
-    def suspend_everything(self, reason: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Stops everything at once."""
-        ask(self._stub.SuspendEverything, pb.SuspendEverythingRequest(reason=reason), timeout)
-
-    def mark_compromised(
-        self, name: str, reason: str, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> tuple[KeyVersion, ...]:
-        """Ends a key or one version for good; returns the versions that were changed."""
-        request = pb.MarkKeyCompromisedRequest(name=name, reason=reason)
-        answer = ask(self._stub.MarkKeyCompromised, request, timeout)
-        return tuple(map(read_key_version, answer.key_versions))
-
-    def suspensions(self, *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Suspension, ...]:
-        """Returns suspensions other than of keys: of everything, then groups, facilities."""
-        answer = ask(self._stub.ListSuspensions, pb.ListSuspensionsRequest(), timeout)
-        return tuple(map(read_suspension, answer.suspensions))
+    def gives_up(self, error: SignerClientError) -> bool:
+        """Whether a failure does not pass, or lasts too long."""
+        return not error.retryable or time.monotonic() >= self._end
 
 
 def _parts(certificates: Iterable[bytes]) -> Iterator[list[bytes]]:
-    part, size = list[bytes](), 0
+    part: list[bytes] = []
+    size = 0
     for certificate in certificates:
         if part and size + len(certificate) + _OVERHEAD > BATCH_BYTES:
             yield part

@@ -1,25 +1,42 @@
 """Cuts payloads into batches and sends them: several at once, each until its time is over."""
 
+import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from threading import Event
 from typing import NamedTuple
 
-from signer.client._calls import retry
-from signer.client._errors import InternalError, ItemError, SignerClientError, of_call
+from signer.client._calls import retry, retry_awaited
+from signer.client._errors import InternalError, ItemError, SignerClientError, from_status, of_call
 from signer.client._values import ItemResult
 from signer.errors import Code, Reason
 from signer.model import MESSAGE_BYTES, Format
+from signer.v1.signing_pb2 import Format as ApiFormat
+from signer.v1.signing_pb2 import SignBatchRequest, SignBatchResponse
+
+Call = Callable[[SignBatchRequest, float], SignBatchResponse]
+"""Makes one call of so many seconds. Raises SignerClientError."""
+AwaitedCall = Callable[[SignBatchRequest, float], Awaitable[SignBatchResponse]]
+
+_FORMATS = {each: ApiFormat.Name(ApiFormat.Value(f"FORMAT_{each.name}")) for each in Format}
 
 BATCH_BYTES = MESSAGE_BYTES - 64 * 1024
 """Bytes of all payloads, or outputs, of a call; the rest is for names and framing."""
 
-_OVERHEAD = 8  # tag and length of one bytes field
+FIELD_BYTES = 8  # tag and length of one bytes field
 _RSA_4096 = 512  # the longest signature
 _FAILURE = 640  # a google.rpc.Status with its details, in place of an output
 
@@ -48,12 +65,29 @@ def output_bound(size: int, message_format: Format) -> int:
             output = size + _RSA_4096 + 128
         case Format.HCERT:
             output = (size * 3 + _RSA_4096 + 512) * 3 // 2
-    return max(output, _FAILURE) + _OVERHEAD
+    return max(output, _FAILURE) + FIELD_BYTES
 
 
 def fits(size: int, message_format: Format) -> bool:
     """Whether a payload of ``size`` bytes can be sent at all, alone in a call."""
     return size <= BATCH_BYTES and output_bound(size, message_format) <= BATCH_BYTES
+
+
+def too_large(size: int) -> ItemError:
+    """Returns the failure of a payload of ``size`` bytes that does not fit."""
+    text = f"a payload of {size} bytes exceeds the limit of 4 MiB for a call or its answer"
+    return ItemError(Code.INVALID_ARGUMENT.name, Reason.PAYLOAD_INVALID, text)
+
+
+def key_of(name: str) -> str:
+    """Returns the name of the key of a version, or of a key."""
+    return name.partition("/versions/")[0]
+
+
+def check(batch_items: int | None, in_flight: int) -> None:
+    """Raises ValueError for numbers below 1."""
+    if in_flight < 1 or (batch_items is not None and batch_items < 1):
+        raise ValueError("batch_items and in_flight are at least 1")
 
 
 def cut(
@@ -67,7 +101,7 @@ def cut(
     """
     start, batch, sent, answered = 0, list[bytes](), 0, 0
     for payload in payloads:
-        request = len(payload) + _OVERHEAD
+        request = len(payload) + FIELD_BYTES
         answer = output_bound(len(payload), message_format)
         full = len(batch) == batch_items
         if batch and (full or sent + request > BATCH_BYTES or answered + answer > BATCH_BYTES):
@@ -97,29 +131,50 @@ class Outcome(NamedTuple):
 class Job(NamedTuple):
     """What all batches of one ``sign`` share.
 
-    ``call`` takes payloads, request id and time-out in seconds. ``base`` names
-    the job: the id of each call derives from it, so that a job that is repeated
-    with the same base and payloads repeats its ids.
+    ``base`` names the job: the id of each call derives from it, so that a job that is
+    repeated with the same base and payloads repeats its ids.
     """
 
-    call: Callable[[Sequence[bytes], str, float], Answer]
+    key: str
     message_format: Format
     base: uuid.UUID
     timeout: float
-    stop: Event
 
 
 class _UnfinishedError(Exception):
     """Some items failed in a way that another attempt may fix."""
 
+    retryable = True
+
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
 
 
-def _may_help(error: Exception) -> bool:
-    return isinstance(error, _UnfinishedError) or (
-        isinstance(error, SignerClientError) and error.retryable
+def request_of(
+    key: str, message_format: Format, payloads: Sequence[bytes], request_id: str
+) -> SignBatchRequest:
+    """Returns the request for one batch."""
+    return SignBatchRequest(
+        key=key, format=_FORMATS[message_format], payloads=payloads, request_id=request_id
     )
+
+
+def read_answer(response: SignBatchResponse, count: int) -> Answer:
+    """Reads the answer to ``count`` payloads. Raises InternalError where it has another number."""
+    signatures = list(response.signatures)
+    if len(signatures) != count:
+        text = f"{len(signatures)} signatures came back for {count} payloads"
+        raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
+    failures = {index: from_status(status) for index, status in response.failures.items()}
+    return Answer(response.key_version, signatures, failures)
+
+
+def results_of(answer: Answer) -> list[ItemResult]:
+    """Returns the results of a call that was made once."""
+    return [
+        ItemResult(index, signature, answer.key_version, answer.failures.get(index))
+        for index, signature in enumerate(answer.signatures)
+    ]
 
 
 class _Delivery:
@@ -133,19 +188,20 @@ class _Delivery:
         self._round = 0
         self._deadline = time.monotonic() + job.timeout
 
-    def attempt(self) -> None:
-        """Sends the pending items once. Raises the errors that ``_may_help`` decides about.
+    def request(self) -> tuple[SignBatchRequest, float]:
+        """Returns the next call for the pending items, and how many seconds it may take.
 
         The request id changes only with the content: a call that was refused or lost is
         repeated with the same id and payloads; after an answer the rest is a new call.
         """
         payloads = [self._batch.payloads[position] for position in self._pending]
         request_id = str(uuid.uuid5(self._job.base, f"{self._batch.start}/{self._round}"))
-        left = max(0.0, self._deadline - time.monotonic())
-        answer = self._job.call(payloads, request_id, left)
-        if len(answer.signatures) != len(payloads):
-            text = f"{len(answer.signatures)} signatures came back for {len(payloads)} payloads"
-            raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
+        request = request_of(self._job.key, self._job.message_format, payloads, request_id)
+        return request, max(0.0, self._deadline - time.monotonic())
+
+    def answered(self, response: SignBatchResponse) -> None:
+        """Takes the results. Raises _UnfinishedError for those that another call may have."""
+        answer = read_answer(response, len(self._pending))
         self._round += 1
         again, hints = list[int](), list[float]()
         for index_sent, position in enumerate(self._pending):
@@ -171,25 +227,46 @@ class _Delivery:
         return Outcome(results, error)
 
 
-def deliver(batch: PayloadBatch, job: Job) -> Outcome:
+def _unfit(batch: PayloadBatch, job: Job) -> Outcome | None:
+    size = len(batch.payloads[0])
+    if fits(size, job.message_format):
+        return None
+    return Outcome([ItemResult(batch.start, b"", "", too_large(size))], None)  # it is alone
+
+
+def deliver(call: Call, batch: PayloadBatch, job: Job, stop: Event) -> Outcome:
     """Sends one batch until it is signed, fails for good or has no time left."""
-    if not fits(len(batch.payloads[0]), job.message_format):  # it is alone in its batch
-        size = len(batch.payloads[0])
-        text = f"a payload of {size} bytes exceeds the limit of 4 MiB for a call or its answer"
-        error = ItemError(
-            Code.INVALID_ARGUMENT.name, Reason.PAYLOAD_INVALID, text, None, retryable=False
-        )
-        return Outcome([ItemResult(batch.start, b"", "", error)], None)
+    if unfit := _unfit(batch, job):
+        return unfit
     delivery = _Delivery(batch, job)
     try:
         with suppress(_UnfinishedError):
-            retry(delivery.attempt, job.timeout, may_help=_may_help, stop=job.stop)
+            retry(lambda: delivery.answered(call(*delivery.request())), job.timeout, stop=stop)
     except SignerClientError as error:
         return delivery.outcome(error)
     return delivery.outcome(None)
 
 
-def run(batches: Iterable[PayloadBatch], job: Job, in_flight: int) -> Iterator[ItemResult]:
+async def deliver_awaited(call: AwaitedCall, batch: PayloadBatch, job: Job) -> Outcome:
+    """As ``deliver``, awaited."""
+    if unfit := _unfit(batch, job):
+        return unfit
+    delivery = _Delivery(batch, job)
+
+    async def attempt() -> None:
+        delivery.answered(await call(*delivery.request()))
+
+    try:
+        with suppress(_UnfinishedError):
+            await retry_awaited(attempt, job.timeout)
+    except SignerClientError as error:
+        return delivery.outcome(error)
+    return delivery.outcome(None)
+
+
+def run(
+    call: Call, batches: Iterable[PayloadBatch], job: Job, in_flight: int
+) -> Iterator[ItemResult]:
     """Yields the results of all batches in order, with ``in_flight`` calls at a time.
 
     Every payload that was sent gets its result; then, if a call failed for good,
@@ -198,12 +275,14 @@ def run(batches: Iterable[PayloadBatch], job: Job, in_flight: int) -> Iterator[I
     """
     window: deque[Future[Outcome]] = deque()
     failed: SignerClientError | None = None
+    stop = Event()
     executor = ThreadPoolExecutor(in_flight, thread_name_prefix="signer-client")
     try:
         source = iter(batches)
         while True:
             if failed is None and len(window) < in_flight and (batch := next(source, None)):
-                window.append(executor.submit(copy_context().run, deliver, batch, job))
+                context = copy_context()
+                window.append(executor.submit(context.run, deliver, call, batch, job, stop))
                 if not window[0].done():
                     continue
             if not window:
@@ -214,5 +293,32 @@ def run(batches: Iterable[PayloadBatch], job: Job, in_flight: int) -> Iterator[I
         if failed is not None:
             raise failed
     finally:
-        job.stop.set()
+        stop.set()
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def run_awaited(
+    call: AwaitedCall, batches: Iterable[PayloadBatch], job: Job, in_flight: int
+) -> AsyncIterator[ItemResult]:
+    """As ``run``, for ``async for``. Closing the generator cancels what is in flight."""
+    window: deque[asyncio.Task[Outcome]] = deque()
+    failed: SignerClientError | None = None
+    try:
+        source = iter(batches)
+        while True:
+            if failed is None and len(window) < in_flight and (batch := next(source, None)):
+                window.append(asyncio.create_task(deliver_awaited(call, batch, job)))
+                if not window[0].done():
+                    continue
+            if not window:
+                break
+            outcome = await window[0]
+            window.popleft()
+            failed = failed or outcome.error
+            for result in outcome.results:
+                yield result
+        if failed is not None:
+            raise failed
+    finally:
+        for task in window:
+            task.cancel()

@@ -1,0 +1,71 @@
+"""What the messages of a SignStream mean; ``_stream_threads`` and ``_stream_tasks`` carry them.
+
+Every request has one payload and a request id of its own. Where a stream ends, what it did
+not answer has failed with the end's error; where that is retryable, each request goes again on
+the next stream under the same id, and the appliance signs it once.
+"""
+
+import time
+import uuid
+from typing import Any
+
+from signer.client._errors import SignerClientError, UnavailableError, from_call_status
+from signer.client._pipeline import fits, read_answer, request_of, too_large
+from signer.errors import Code
+from signer.model import Format
+from signer.v1.signing_pb2 import SignStreamRequest, SignStreamResponse
+
+METHOD = "/signer.v1.SigningService/SignStream"
+
+
+def stream_method(channel: Any) -> Any:
+    """Returns the method of a channel, blocking or not."""
+    return channel.stream_stream(
+        METHOD,
+        request_serializer=SignStreamRequest.SerializeToString,
+        response_deserializer=SignStreamResponse.FromString,
+    )
+
+
+def ended() -> UnavailableError:
+    """Returns the failure of requests on a stream that ended well before their answers."""
+    code = Code.UNAVAILABLE.name
+    return UnavailableError(code, code, "the appliance ended the stream before it answered")
+
+
+class Streamed:
+    """One payload on its way, until it has its signature."""
+
+    __slots__ = ("_format", "_id", "_key", "_payload", "deadline", "over")
+
+    def __init__(self, key: str, message_format: Format, payload: bytes, timeout: float) -> None:
+        if not fits(len(payload), message_format):
+            raise too_large(len(payload))
+        self._key, self._format, self._payload = key, message_format, payload
+        self._id = str(uuid.uuid4())
+        self.deadline = time.monotonic() + timeout
+        self.over = False
+        """Nobody waits for it any more: what was not sent is not."""
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def request(self, tag: int) -> SignStreamRequest:
+        """Returns the message, with the time that is left now."""
+        batch = request_of(self._key, self._format, [self._payload], self._id)
+        message = SignStreamRequest(tag=tag, batch=batch)
+        message.timeout.FromMilliseconds(int(1000 * self.left))
+        return message
+
+    def signature(self, response: SignStreamResponse) -> bytes:
+        """Returns the signature of an answer. Raises SignerClientError, ItemError."""
+        if response.WhichOneof("result") != "batch":
+            raise from_call_status(response.error)
+        answer = read_answer(response.batch, 1)
+        error: SignerClientError | None = answer.failures.get(0)
+        if error is not None:
+            self._id = str(uuid.uuid4())  # it was answered: another attempt is another request
+            raise error
+        return answer.signatures[0]
