@@ -192,7 +192,7 @@ class SignerClient(Blocking):
         gathering = self._gatherings.get((key, message_format))
         if gathering is None:
             gathering = self._gathering(key, Format(message_format))
-        return gathering.sign(bytes(payload), timeout)
+        return gathering.sign(pipeline.octets(payload), timeout)
 
     def _gathering(self, key: str, message_format: Format) -> ThreadGathering:
         if self._closed:

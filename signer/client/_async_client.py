@@ -102,7 +102,7 @@ class AsyncSignerClient(Awaiting):
         gathering = self._gatherings.get((key, message_format))
         if gathering is None or self._closed:
             gathering = self._gathering(key, Format(message_format))
-        return await gathering.sign(bytes(payload), timeout)
+        return await gathering.sign(pipeline.octets(payload), timeout)
 
     def _gathering(self, key: str, message_format: Format) -> TaskGathering:
         if self._closed:

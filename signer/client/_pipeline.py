@@ -79,6 +79,11 @@ def too_large(size: int) -> ItemError:
     return ItemError(Code.INVALID_ARGUMENT.name, Reason.PAYLOAD_INVALID, text)
 
 
+def octets(payload: bytes) -> bytes:
+    """Returns a payload as bytes. Raises TypeError for text, and for numbers."""
+    return payload if type(payload) is bytes else bytes(memoryview(payload))
+
+
 def key_of(name: str) -> str:
     """Returns the name of the key of a version, or of a key."""
     return name.partition("/versions/")[0]

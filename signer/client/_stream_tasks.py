@@ -135,7 +135,7 @@ class AsyncSignerStream:
 
         A task that is cancelled leaves its item unsent, or its answer unread.
         """
-        item = Streamed(self._key, self._format, bytes(payload), timeout)
+        item = Streamed(self._key, self._format, payload, timeout)
         return await retry_awaited(lambda: self._attempt(item), timeout)
 
     async def _attempt(self, item: Streamed) -> bytes:

@@ -136,7 +136,7 @@ class SignerStream:
         that is refused, DeadlineError when the time is over, another SignerClientError where
         the request fails for a reason that is not the payload's.
         """
-        item = Streamed(self._key, self._format, bytes(payload), timeout)
+        item = Streamed(self._key, self._format, payload, timeout)
         return retry(lambda: self._attempt(item), timeout, stop=self._stop)
 
     def _attempt(self, item: Streamed) -> bytes:

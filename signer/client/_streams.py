@@ -10,7 +10,7 @@ import uuid
 from typing import Any
 
 from signer.client._errors import SignerClientError, UnavailableError, from_call_status
-from signer.client._pipeline import fits, read_answer, request_of, too_large
+from signer.client._pipeline import fits, octets, read_answer, request_of, too_large
 from signer.errors import Code
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamRequest, SignStreamResponse
@@ -39,6 +39,7 @@ class Streamed:
     __slots__ = ("_format", "_id", "_key", "_payload", "deadline", "over")
 
     def __init__(self, key: str, message_format: Format, payload: bytes, timeout: float) -> None:
+        payload = octets(payload)
         if not fits(len(payload), message_format):
             raise too_large(len(payload))
         self._key, self._format, self._payload = key, message_format, payload

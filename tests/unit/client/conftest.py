@@ -1,13 +1,14 @@
 """A small server that plays the API over mutual TLS, as its test tells it."""
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import pytest
@@ -16,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from signer.client import SignerClient
+from signer.client import AsyncSignerClient, SignerClient
 from signer.tools.dev import pki
 from signer.v1 import (
     control_pb2,
@@ -34,7 +35,12 @@ from signer.v1 import (
 VERSION = "facilities/f/keys/k/versions/1"
 KEY = "facilities/f/keys/k"
 
+T = TypeVar("T")
 Script = Callable[[signing_pb2.SignBatchRequest, int], signing_pb2.SignBatchResponse]
+
+StreamScript = Callable[
+    [Iterator[signing_pb2.SignStreamRequest], int], Iterable[signing_pb2.SignStreamResponse]
+]
 
 
 def status(
@@ -87,6 +93,10 @@ def signed(request: signing_pb2.SignBatchRequest) -> signing_pb2.SignBatchRespon
     )
 
 
+def streamed(message: signing_pb2.SignStreamRequest) -> signing_pb2.SignStreamResponse:
+    return signing_pb2.SignStreamResponse(tag=message.tag, batch=signed(message.batch))
+
+
 @dataclass
 class Played(
     signing_pb2_grpc.SigningServiceServicer,
@@ -96,10 +106,14 @@ class Played(
 ):
     """``script`` answers the n-th SignBatch call, n from 0; ``requests`` keeps them.
 
+    ``stream`` answers what comes on the n-th stream; ``messages`` keeps what came on all.
     ``note`` answers the n-th GetCheckpoint call of ``asked``.
     """
 
     script: Script = lambda request, _: signed(request)
+    stream: StreamScript = lambda requests, _: map(streamed, requests)
+    streams: int = 0
+    messages: list[signing_pb2.SignStreamRequest] = field(default_factory=list)
     max_batch_items: int = 0
     requests: list[signing_pb2.SignBatchRequest] = field(default_factory=list)
     note: Callable[[int], str] = lambda _: ""
@@ -120,6 +134,24 @@ class Played(
         finally:
             with self.lock:
                 self.at_work -= 1
+
+    def SignStream(
+        self, requests: Any, context: grpc.ServicerContext
+    ) -> Iterator[signing_pb2.SignStreamResponse]:
+        with self.lock:
+            number = self.streams
+            self.streams += 1
+
+        def read() -> Iterator[signing_pb2.SignStreamRequest]:
+            for request in requests:
+                with self.lock:
+                    self.messages.append(request)
+                yield request
+
+        try:
+            yield from self.stream(read(), number)
+        except Refusal as refusal:
+            context.abort_with_status(rpc_status.to_status(refusal.status))
 
     @refusable
     def GetKey(self, request: Any, _context: Any) -> keys_pb2.GetKeyResponse:
@@ -274,12 +306,32 @@ class Stage:
                 yield client
 
     def connect(self, address: str, name: str | None = pki.SERVER_NAME) -> SignerClient:
-        files = {
+        return SignerClient.from_files(address, **self.files, server_name=name)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {
             "ca": self.folder / "ca.pem",
             "certificate": self.folder / "me.pem",
             "key": self.folder / "me.key",
         }
-        return SignerClient.from_files(address, **files, server_name=name)
+
+    def run(
+        self, work: Callable[[AsyncSignerClient], Awaitable[T]], script: Script | None = None
+    ) -> T:
+        """Serves with ``script``, and runs ``work`` on a loop, with a client for asyncio."""
+        if script is not None:
+            self.played.script = script
+
+        async def main(address: str) -> T:
+            async with AsyncSignerClient.from_files(
+                address, **self.files, server_name=pki.SERVER_NAME
+            ) as client:
+                return await work(client)
+
+        with serving(self.played, self.operations, self.folder) as address:
+            self.address = address
+            return asyncio.run(main(address))
 
 
 @pytest.fixture(scope="session")
