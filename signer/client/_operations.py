@@ -24,6 +24,10 @@ _POLL_SECONDS = 0.5
 _OVERHEAD = 8  # tag and length of one certificate
 
 
+def _unseen(_: object) -> None:
+    """Takes progress that nobody wants to see."""
+
+
 class Operations(Blocking):
     """Operations under dual control, and the stops that one officer may make alone.
 
@@ -48,7 +52,7 @@ class Operations(Blocking):
     suspensions = asked(exchanges.suspensions)
 
     def wait(
-        self, identity: str, timeout: float, progress: Callable[[Operation], None] = lambda _: None
+        self, identity: str, timeout: float, progress: Callable[[Operation], None] = _unseen
     ) -> Operation:
         """Polls every 0.5 s until the operation is over or waits for certificates.
 
@@ -71,7 +75,7 @@ class Operations(Blocking):
         self,
         identity: str,
         certificates: Iterable[bytes],
-        progress: Callable[[int], None] = lambda _: None,
+        progress: Callable[[int], None] = _unseen,
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Operation:
@@ -114,7 +118,7 @@ class AsyncOperations(Awaiting):
     suspensions = awaited(exchanges.suspensions)
 
     async def wait(
-        self, identity: str, timeout: float, progress: Callable[[Operation], None] = lambda _: None
+        self, identity: str, timeout: float, progress: Callable[[Operation], None] = _unseen
     ) -> Operation:
         """As ``Operations.wait``; ``progress`` is a plain function."""
         poll = _Poll(identity, timeout, progress)
@@ -133,7 +137,7 @@ class AsyncOperations(Awaiting):
         self,
         identity: str,
         certificates: Iterable[bytes],
-        progress: Callable[[int], None] = lambda _: None,
+        progress: Callable[[int], None] = _unseen,
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Operation:

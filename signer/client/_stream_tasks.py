@@ -47,8 +47,7 @@ class _OneTaskStream:
         self._next_tag += 1
         self._answers[tag] = answer
         self._outbox.put_nowait((tag, item))
-        allowed = item.left
-        timer = loop.call_later(allowed, _fail, answer, late(allowed))
+        timer = loop.call_later(item.left, _fail, answer, late(item.timeout))
         try:
             return item.signature(await answer)
         finally:
@@ -81,8 +80,10 @@ class _OneTaskStream:
                 answer = self._answers.pop(response.tag, None)
                 if answer is not None and not answer.done():
                     answer.set_result(response)
-        except grpc.RpcError as error:
-            end = from_rpc_error(error)
+        except grpc.aio.AioRpcError as error:
+            # Where the end overtakes a write, gRPC reports the write, without what came.
+            overtaken = error.code() is grpc.StatusCode.INTERNAL and not error.trailing_metadata()
+            end = ended() if overtaken else from_rpc_error(error)
         except asyncio.CancelledError as error:  # the call was cancelled, or the channel closed
             end = closed(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it

@@ -49,15 +49,14 @@ class _OneStream:
             self._next_tag += 1
             self._places[tag] = place
         self._outbox.put((tag, item))
-        allowed = item.left
         try:
-            answered = place.wait(allowed)
+            answered = place.wait(item.left)
         finally:
             with self._lock:
                 unanswered = self._places.pop(tag, None)
                 item.over = unanswered is not None
         if not answered and unanswered is not None:
-            raise late(allowed)
+            raise late(item.timeout)
         if isinstance(place.result, Exception):
             raise for_each(place.result)
         return item.signature(place.result)

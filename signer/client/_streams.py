@@ -36,7 +36,7 @@ def ended() -> UnavailableError:
 class Streamed:
     """One payload on its way, until it has its signature."""
 
-    __slots__ = ("_format", "_id", "_key", "_payload", "deadline", "over")
+    __slots__ = ("_deadline", "_format", "_id", "_key", "_payload", "over", "timeout")
 
     def __init__(self, key: str, message_format: Format, payload: bytes, timeout: float) -> None:
         payload = octets(payload)
@@ -44,14 +44,15 @@ class Streamed:
             raise too_large(len(payload))
         self._key, self._format, self._payload = key, message_format, payload
         self._id = str(uuid.uuid4())
-        self.deadline = time.monotonic() + timeout
+        self.timeout = timeout
+        self._deadline = time.monotonic() + timeout
         self.over = False
         """Nobody waits for it any more: what was not sent is not."""
 
     @property
     def left(self) -> float:
         """Seconds."""
-        return max(0.0, self.deadline - time.monotonic())
+        return max(0.0, self._deadline - time.monotonic())
 
     def request(self, tag: int) -> SignStreamRequest:
         """Returns the message, with the time that is left now."""
