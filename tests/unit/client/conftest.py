@@ -316,6 +316,12 @@ class Stage:
             "key": self.folder / "me.key",
         }
 
+    async def until(self, true: Callable[[], object]) -> None:
+        """Waits for something that threads of the server do."""
+        async with asyncio.timeout(20):
+            while not true():  # noqa: ASYNC110 - no event of this loop
+                await asyncio.sleep(0.01)
+
     def run(
         self, work: Callable[[AsyncSignerClient], Awaitable[T]], script: Script | None = None
     ) -> T:

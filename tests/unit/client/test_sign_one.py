@@ -251,8 +251,7 @@ def test_a_client_of_a_loop_that_is_closed_ends_all_that_wait(stage: Any) -> Non
     async def work(client: AsyncSignerClient) -> list[Any]:
         tasks = [asyncio.create_task(client.sign_one(KEY, "JWS", p)) for p in numbered(8)]
         asking = asyncio.create_task(client.sign_batch(KEY, "JWS", [b"x"]))
-        while not stage.played.requests:
-            await asyncio.sleep(0.01)
+        await stage.until(lambda: stage.played.requests)
         await client.close()
         errors = await asyncio.gather(*tasks, asking, return_exceptions=True)
         over.set()
@@ -276,8 +275,7 @@ def test_a_cancelled_task_takes_its_item_along(stage: Any) -> None:
 
     async def work(client: AsyncSignerClient) -> list[Any]:
         tasks = [asyncio.create_task(client.sign_one(KEY, "JWS", p)) for p in numbered(10)]
-        while len(stage.played.requests) < 2:
-            await asyncio.sleep(0.01)
+        await stage.until(lambda: len(stage.played.requests) >= 2)
         for task in tasks[5:]:
             task.cancel()
         await asyncio.sleep(0)
@@ -300,8 +298,7 @@ def test_a_call_that_all_its_tasks_have_left_is_given_up(stage: Any) -> None:
 
     async def work(client: AsyncSignerClient) -> bytes:
         lone = asyncio.create_task(client.sign_one(KEY, "JWS", b"lone"))
-        while not stage.played.requests:
-            await asyncio.sleep(0.01)
+        await stage.until(lambda: stage.played.requests)
         lone.cancel()
         try:
             return await client.sign_one(KEY, "JWS", b"next")

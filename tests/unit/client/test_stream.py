@@ -195,8 +195,7 @@ def test_a_callers_time_is_its_own(stage: Any, together: Together) -> None:
 
 
 def test_an_appliance_without_streams_is_an_error(stage: Any, together: Together) -> None:
-    def script(_: Iterator[Any], __: int) -> Iterator[Any]:
-        stage.refuse(grpc.StatusCode.UNIMPLEMENTED, "", domain="")
+    script = stage.refusing(grpc.StatusCode.UNIMPLEMENTED, "", domain="")
 
     [error] = together(stage, script, numbered(1))
     assert type(error) is SignerClientError
@@ -271,8 +270,7 @@ def test_a_close_without_waiting_ends_what_waits(stage: Any) -> None:
     async def work(client: AsyncSignerClient) -> list[Any]:
         stream = client.stream(KEY, "JWS")
         tasks = [asyncio.create_task(stream.sign(p)) for p in numbered(3)]
-        while not came.is_set():
-            await asyncio.sleep(0.01)
+        await stage.until(came.is_set)
         await stream.close(wait=False)
         over.set()
         with pytest.raises(UnavailableError, match="CLOSED"):
@@ -298,8 +296,7 @@ def test_a_cancelled_task_leaves_the_stream_to_the_others(stage: Any) -> None:
     async def work(client: AsyncSignerClient) -> list[Any]:
         async with client.stream(KEY, "JWS") as stream:
             tasks = [asyncio.create_task(stream.sign(p)) for p in numbered(3)]
-            while not came.is_set():
-                await asyncio.sleep(0.01)
+            await stage.until(came.is_set)
             tasks[1].cancel()
             over.set()
             return list(await asyncio.gather(*tasks, return_exceptions=True))

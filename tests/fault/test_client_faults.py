@@ -1,0 +1,191 @@
+"""Single items of a client whose connection breaks: each is signed once, and answered."""
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+
+from signer.audit.format.record import RecordKind
+from signer.audit.format.segments import list_segments
+from signer.audit.read.reader import Reader
+from signer.client import AsyncSignerClient, SignerClient
+from tests.daemon import RECORDS, SECONDS, Daemon, correct, until
+from tests.fault.test_audit_kill import kill, on_record
+from tests.proxy import Proxy
+
+CALLERS = 24
+
+
+class Signed(list[tuple[bytes, bytes]]):
+    """Messages and their signatures; ``over`` ends the callers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = threading.Event()
+
+    def more(self) -> None:
+        """Waits for so many more as are in flight, and one."""
+        wanted = len(self) + CALLERS + 1
+        until(lambda: len(self) >= wanted, "items are signed")
+
+
+def message() -> bytes:
+    return os.urandom(20)
+
+
+def by_threads(sign: Callable[..., bytes], signed: Signed) -> None:
+    def call() -> None:
+        while not signed.over.is_set():
+            each = message()
+            signed.append((each, sign(each)))
+
+    threads = [threading.Thread(target=call) for _ in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * SECONDS)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def one_by_threads(files: Any, signed: Signed) -> None:
+    with SignerClient.from_files(**files) as client:
+
+        def sign(each: bytes) -> bytes:
+            return client.sign_one(RECORDS, "MESSAGE", each, timeout=SECONDS)
+
+        by_threads(sign, signed)
+
+
+def stream_by_threads(files: Any, signed: Signed) -> None:
+    with SignerClient.from_files(**files) as client, client.stream(RECORDS, "MESSAGE") as stream:
+        by_threads(lambda each: stream.sign(each, timeout=SECONDS), signed)
+
+
+async def by_tasks(sign: Callable[[bytes], Any], signed: Signed) -> None:
+    async def call() -> None:
+        while not signed.over.is_set():
+            each = message()
+            signed.append((each, await sign(each)))
+
+    await asyncio.gather(*(call() for _ in range(CALLERS)))
+
+
+def one_by_tasks(files: Any, signed: Signed) -> None:
+    async def work() -> None:
+        async with AsyncSignerClient.from_files(**files) as client:
+            await by_tasks(
+                lambda each: client.sign_one(RECORDS, "MESSAGE", each, timeout=SECONDS), signed
+            )
+
+    asyncio.run(work())
+
+
+def stream_by_tasks(files: Any, signed: Signed) -> None:
+    async def work() -> None:
+        async with (
+            AsyncSignerClient.from_files(**files) as client,
+            client.stream(RECORDS, "MESSAGE") as stream,
+        ):
+            await by_tasks(lambda each: stream.sign(each, timeout=SECONDS), signed)
+
+    asyncio.run(work())
+
+
+Work = Callable[[Any, Signed], None]
+KINDS = [one_by_threads, one_by_tasks, stream_by_threads, stream_by_tasks]
+
+
+class Program:
+    """A client's program inside a ``with`` block, on a connection through a proxy."""
+
+    def __init__(self, daemon: Daemon, proxy: Proxy, work: Work) -> None:
+        dev = daemon.dev
+        me = dev["clients"]["issuer"]
+        files = {
+            "address": proxy.address,
+            "server_name": dev["server_name"],
+            "ca": dev["ca"],
+            "certificate": me["cert"],
+            "key": me["key"],
+        }
+        self.signed = Signed()
+        self.errors: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, args=(work, files))
+
+    def _run(self, work: Work, files: Any) -> None:
+        try:
+            work(files, self.signed)
+        except BaseException as error:  # noqa: BLE001 - the test's thread reports it
+            self.errors.append(error)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signed.over.set()
+        self._thread.join(2 * SECONDS)
+        assert not self._thread.is_alive(), "a call hangs"
+        assert not self.errors, self.errors
+
+
+def check(daemon: Daemon, signed: Signed) -> None:
+    """Every item that was answered has one signature on record, the one that was answered."""
+    public = daemon.public_key()
+    assert all(correct(public, *each) for each in signed)
+    recorded = on_record(daemon)
+    for each, signature in signed:
+        assert recorded[hashlib.sha256(each).digest()] == [signature]
+    assert sum(map(len, recorded.values())) == len(signed)
+    verified = daemon.run("audit", "verify")
+    assert verified.code == 0, verified.errors
+
+
+@pytest.mark.parametrize("work", KINDS)
+def test_a_broken_connection_loses_nothing_and_signs_nothing_twice(
+    daemon: Daemon, work: Work
+) -> None:
+    daemon.start()
+    with Proxy(daemon.settings["listen"]) as proxy:
+        with Program(daemon, proxy, work) as program:
+            for number in range(10):
+                program.signed.more()
+                proxy.cut(deaf=0.01 * (number % 5))
+            program.signed.more()
+        assert proxy.connections >= 11
+    assert daemon.stop() == 0
+    check(daemon, program.signed)
+    reader = Reader(list_segments(daemon.folder / "audit"))
+    intents: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    ids: dict[int, str] = {}
+    for record in reader.records(0, reader.size):
+        if record.kind is RecordKind.INTENT:
+            ids[record.seq] = str(record.fields["request_id"])
+            intents[ids[record.seq]] += 1
+        elif record.kind is RecordKind.OUTCOME:
+            outcomes[ids[int(str(record.fields["intent"]))]] += 1
+    assert intents == outcomes
+    assert set(intents.values()) == {1}
+
+
+@pytest.mark.parametrize("work", KINDS)
+def test_a_killed_or_restarted_daemon_loses_nothing_that_was_answered(
+    daemon: Daemon, work: Work
+) -> None:
+    daemon.start()
+    with Proxy(daemon.settings["listen"]) as proxy:
+        with Program(daemon, proxy, work) as program:
+            for end in (kill, Daemon.stop, kill):
+                program.signed.more()
+                end(daemon)
+                daemon.start()
+            program.signed.more()
+        assert proxy.connections >= 4
+    assert daemon.stop() == 0
+    check(daemon, program.signed)
