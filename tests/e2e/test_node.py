@@ -11,12 +11,13 @@ from typing import Any
 import google.rpc
 import pytest
 
-from tests.e2e import verifiers
+from tests.e2e import streaming, verifiers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+INCLUDE = [str(ROOT / "proto"), str(Path(next(iter(google.rpc.__path__))).parents[1])]
 BUILD = ROOT / "build" / "node-client"
-SOURCES = ("package.json", "package-lock.json", ".npmrc", "client.mjs")
+SOURCES = ("package.json", "package-lock.json", ".npmrc", "client.mjs", "stream.mjs")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,7 @@ def sign(
         "ca": appliance.dev["ca"],
         "cert": identity["cert"],
         "key": identity["key"],
-        "include": [str(ROOT / "proto"), str(Path(next(iter(google.rpc.__path__))).parents[1])],
+        "include": INCLUDE,
         "resource": key,
         "format": "FORMAT_MESSAGE",
         "payloads": [base64.b64encode(payload).decode() for payload in payloads],
@@ -94,3 +95,9 @@ def test_node_reads_the_reason_of_a_refusal(program: Path, appliance: Any) -> No
     answer = sign(program, appliance, "stranger", "facilities/01-001/keys/records", [b"x"])
     assert answer["error"]["code"] == "UNAUTHENTICATED"
     assert answer["error"]["reason"] == "PEER_UNKNOWN"
+
+
+def test_items_signed_over_a_stream_verify_with_nodes_own_crypto(
+    program: Path, appliance: Any
+) -> None:
+    streaming.check(["node", str(program.with_name("stream.mjs"))], appliance, include=INCLUDE)
