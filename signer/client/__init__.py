@@ -184,9 +184,9 @@ class SignerClient(Blocking):
 
         ``timeout`` is in seconds, for this item with all attempts. Calls refused for load or
         quota, lost connections and items that an HSM dropped are repeated within it, no
-        sooner than the appliance says, and without signing twice. Raises ItemError where the
+        sooner than the appliance says, and without signing twice. Raises ItemError if the
         payload is refused, DeadlineError when the time is over, another SignerClientError
-        where the call fails for a reason that holds for all its items; ValueError for an
+        if the call fails for a reason that holds for all its items; ValueError for an
         unknown format.
         """
         gathering = self._gatherings.get((key, message_format))

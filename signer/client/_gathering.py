@@ -79,7 +79,7 @@ Result = bytes | Exception
 class Next(NamedTuple):
     """What follows the end of a call: results, and in how many seconds the parcel goes again.
 
-    ``again`` is None where the parcel is over; then others may be due.
+    ``again`` is None if the parcel is over; then others may be due.
     """
 
     results: Sequence[tuple[Single, Result]]

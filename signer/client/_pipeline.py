@@ -165,7 +165,7 @@ def request_of(
 
 
 def read_answer(response: SignBatchResponse, count: int) -> Answer:
-    """Reads the answer to ``count`` payloads. Raises InternalError where it has another number."""
+    """Reads the answer to ``count`` payloads. Raises InternalError if it has another number."""
     signatures = list(response.signatures)
     if len(signatures) != count:
         text = f"{len(signatures)} signatures came back for {count} payloads"

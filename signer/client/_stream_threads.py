@@ -132,7 +132,7 @@ class SignerStream:
 
         ``timeout`` is in seconds and bounds all attempts; failures that may pass are
         repeated within it, no sooner than the appliance says. Raises ItemError for a payload
-        that is refused, DeadlineError when the time is over, another SignerClientError where
+        that is refused, DeadlineError when the time is over, another SignerClientError if
         the request fails for a reason that is not the payload's.
         """
         item = Streamed(self._key, self._format, payload, timeout)
