@@ -26,6 +26,9 @@ CALLS_OUT = 2
 
 LARGEST_BATCH = 500
 
+SMALLEST = 16
+"""So many items are not split between calls: a call costs more than they do."""
+
 _FIELD = "payloads"  # of violations that another batch of the same items may not have
 
 
@@ -154,8 +157,14 @@ class Gathering:
         return None
 
     def _together(self) -> list[Single]:
+        """Takes what goes in the next call: the share of one call in all that is there.
+
+        Were it all that waits, one call would be large and the others almost empty.
+        """
         waiting, items, sent, answered = self._waiting, list[Single](), 0, 0
-        while waiting and len(items) < self._limit:
+        there = len(waiting) + sum(parcel.living for parcel in self._out)
+        share = max(SMALLEST, -(-there // self._calls))
+        while waiting and len(items) < min(self._limit, share):
             item = waiting[0]
             if not item.over:
                 size = len(item.payload)

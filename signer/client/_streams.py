@@ -36,14 +36,13 @@ def ended() -> UnavailableError:
 class Streamed:
     """One payload on its way, until it has its signature."""
 
-    __slots__ = ("_deadline", "_format", "_id", "_key", "_payload", "over", "timeout")
+    __slots__ = ("_batch", "_deadline", "over", "timeout")
 
     def __init__(self, key: str, message_format: Format, payload: bytes, timeout: float) -> None:
         payload = octets(payload)
         if not fits(len(payload), message_format):
             raise too_large(len(payload))
-        self._key, self._format, self._payload = key, message_format, payload
-        self._id = str(uuid.uuid4())
+        self._batch = request_of(key, message_format, [payload], str(uuid.uuid4()))
         self.timeout = timeout
         self._deadline = time.monotonic() + timeout
         self.over = False
@@ -56,8 +55,7 @@ class Streamed:
 
     def request(self, tag: int) -> SignStreamRequest:
         """Returns the message, with the time that is left now."""
-        batch = request_of(self._key, self._format, [self._payload], self._id)
-        message = SignStreamRequest(tag=tag, batch=batch)
+        message = SignStreamRequest(tag=tag, batch=self._batch)
         message.timeout.FromMilliseconds(int(1000 * self.left))
         return message
 
@@ -68,6 +66,7 @@ class Streamed:
         answer = read_answer(response.batch, 1)
         error: SignerClientError | None = answer.failures.get(0)
         if error is not None:
-            self._id = str(uuid.uuid4())  # it was answered: another attempt is another request
+            # It was answered: another attempt is another request.
+            self._batch.request_id = str(uuid.uuid4())
             raise error
         return answer.signatures[0]

@@ -15,7 +15,7 @@ from signer.client._errors import (
     ItemError,
     UnavailableError,
 )
-from signer.client._gathering import LARGEST_BATCH, Gathering, Next, Parcel, Single
+from signer.client._gathering import LARGEST_BATCH, SMALLEST, Gathering, Next, Parcel, Single
 from signer.client._pipeline import BATCH_BYTES, Answer, output_bound
 from signer.errors import Violation
 from signer.model import Format
@@ -88,8 +88,31 @@ def test_until_the_limit_is_known_items_go_alone() -> None:
 @pytest.mark.parametrize(("allowed", "limit"), [(3, 3), (0, LARGEST_BATCH), (4096, LARGEST_BATCH)])
 def test_a_call_has_no_more_items_than_allowed(allowed: int, limit: int) -> None:
     gathering = core(allowed)
-    add(gathering, *[b"x"] * (LARGEST_BATCH + 1))
+    add(gathering, *[b"x"] * (2 * LARGEST_BATCH + 1))
     assert len(due(gathering).items) == limit
+
+
+@pytest.mark.parametrize(
+    ("there", "sizes"), [(1, [1]), (SMALLEST, [SMALLEST]), (40, [20, 20]), (33, [17, 16])]
+)
+def test_calls_share_what_is_there(there: int, sizes: list[int]) -> None:
+    gathering = core()
+    add(gathering, *[b"x"] * there)
+    sent = [len(due(gathering).items) for _ in sizes]
+    assert sent == sizes
+    assert gathering.due() is None
+
+
+def test_a_small_call_is_not_all_that_a_large_one_leaves() -> None:
+    """As after the first item, which went alone."""
+    gathering = core()
+    add(gathering, b"x")
+    first = due(gathering)
+    add(gathering, *[b"x"] * 63)
+    assert len(due(gathering).items) == 32
+    assert gathering.due() is None
+    gathering.answered(first, signed(first), 0.0)
+    assert len(due(gathering).items) == 31
 
 
 def test_a_call_that_is_lost_goes_again_as_it_is() -> None:
