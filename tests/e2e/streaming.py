@@ -16,13 +16,13 @@ DENIED = "facilities/01-002/keys/absent"
 
 def requests(key: str) -> list[dict[str, Any]]:
     """Messages, among them a payload that does not parse and a key that nobody may use."""
-    payloads = [b"message %d" % number for number in range(COUNT)]
-    made = [
-        {"key": key, "format": signing_pb2.FORMAT_MESSAGE, "payload": each} for each in payloads
+    made: list[dict[str, Any]] = [
+        {"key": key, "format": signing_pb2.FORMAT_MESSAGE, "payload": b"message %d" % number}
+        for number in range(COUNT)
     ]
     made[7] |= {"format": signing_pb2.FORMAT_JWS, "payload": b"not JSON"}
     made[11] |= {"key": DENIED}
-    return [{**each, "payload": base64.b64encode(bytes(each["payload"])).decode()} for each in made]
+    return [{**each, "payload": base64.b64encode(each["payload"]).decode()} for each in made]
 
 
 def check(program: Sequence[str], appliance: Any, **more: Any) -> None:
