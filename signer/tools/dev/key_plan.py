@@ -6,8 +6,11 @@ from typing import NamedTuple
 from signer.algorithms import Algorithm
 from signer.model import Format, KeyName
 
-CLIENTS = ("issuer", "stranger", "officer-a", "officer-b", "auditor", "operator")
-"""Clients that get a certificate. The policy names all of them except the stranger."""
+CLIENTS = ("issuer", "issuer-b", "stranger", "officer-a", "officer-b", "auditor", "operator")
+"""Clients that get a certificate. The policy names all of them except the stranger.
+
+The issuer may sign for all facilities, issuer-b for 01-002 only.
+"""
 
 OFFICERS = ("officer-a", "officer-b")  # they propose and approve operations
 LOAD_PREFIX = "l-"  # facilities for load tests are l-00001, l-00002, and so on

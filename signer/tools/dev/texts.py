@@ -107,7 +107,7 @@ facilities:
   01-002:
     profile: records
     group: "01"
-    clients: [{issuer}]
+    clients: [{issuer}, {issuer_b}]
   strict:
     profile: records
     group: "01"
@@ -138,7 +138,8 @@ key: pki/{client}.key
 
 def policy() -> str:
     """Returns the policy of all facilities except those for load tests."""
-    return POLICY.format(**{name: principal(name) for name in ("issuer", "auditor", "operator")})
+    names = ("issuer", "issuer-b", "auditor", "operator")
+    return POLICY.format(**{name.replace("-", "_"): principal(name) for name in names})
 
 
 def load_policy(count: int) -> str:
