@@ -64,14 +64,19 @@ check: $(DEV)
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
 	for file in build/proto/signer/v1/*; do cmp $$file signer/v1/$$(basename $$file) || exit 1; done
 
+# Without Go, or without its modules, the bench uses a load client in Python.
 bench: $(TOOLS) build/loop
-	$(BIN)/signer bench --dir build/bench --loop build/loop
+	-@$(MAKE) --no-print-directory build/load
+	$(BIN)/signer bench --dir build/bench
 	$(BIN)/signer dev init build/bench-keys --facilities 10000
-	$(BIN)/signer bench --dir build/bench-keys --loop build/loop --case keys-10 --case keys-10000
+	$(BIN)/signer bench --dir build/bench-keys --case keys-10 --case keys-10000
 
 build/loop: tests/load/loop.c $(TOOLS)
 	mkdir -p build
 	cc -O2 -Wall -Wextra -Werror -o $@ $< -ldl -lpthread -lcrypto
+
+build/load: $(wildcard tests/load/client/*) proto/signer/v1/signing.proto $(TOOLS)
+	tests/load/client/build $@
 
 proto: $(DEV)
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)

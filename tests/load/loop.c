@@ -9,6 +9,9 @@
  * a file: arguments are visible to every process of the machine. Prints one JSON
  * object; anything that goes wrong ends the program with a text and status 1.
  *
+ * With --step it prints "ready", measures once for every line of its standard input,
+ * and ends where the input ends. Between measurements it uses no CPU.
+ *
  *   cc -O2 -Wall -Wextra -o build/loop tests/load/loop.c -ldl -lpthread -lcrypto
  */
 #define _GNU_SOURCE
@@ -93,7 +96,7 @@ static struct mechanism mechanisms[] = {
 static struct {
 	const char *module, *token, *pin_file, *ids, *check;
 	struct mechanism *mechanism;
-	int best, threads;
+	int best, threads, step;
 	double seconds;
 } options = {.threads = 2, .seconds = 4};
 
@@ -111,7 +114,7 @@ static void read_options(int argc, char **argv)
 		{"module", 1, 0, 'm'},	{"token", 1, 0, 't'},	{"pin-file", 1, 0, 'p'},
 		{"ids", 1, 0, 'i'},	{"mode", 1, 0, 'o'},	{"mechanism", 1, 0, 'e'},
 		{"threads", 1, 0, 'n'}, {"seconds", 1, 0, 's'}, {"check", 1, 0, 'c'},
-		{0, 0, 0, 0}};
+		{"step", 0, 0, 'w'},	{0, 0, 0, 0}};
 	int option;
 
 	options.mechanism = &mechanisms[0];
@@ -125,6 +128,7 @@ static void read_options(int argc, char **argv)
 		case 'e': options.mechanism = find_mechanism(optarg); break;
 		case 'n': options.threads = atoi(optarg); break;
 		case 's': options.seconds = atof(optarg); break;
+		case 'w': options.step = 1; break;
 		case 'o':
 			options.best = !strcmp(optarg, "best");
 			if (!options.best && strcmp(optarg, "plain"))
@@ -136,7 +140,7 @@ static void read_options(int argc, char **argv)
 	if (!options.module || !options.token || !options.pin_file || !options.ids) {
 		fputs("usage: loop --module FILE --token LABEL --pin-file FILE --ids FILE\n"
 		      "  [--mode plain|best] [--mechanism ecdsa|rsa-pkcs|rsa-pss|eddsa]\n"
-		      "  [--threads 2] [--seconds 4] [--check PUBLIC_KEY.pem]\n"
+		      "  [--threads 2] [--seconds 4] [--check PUBLIC_KEY.pem] [--step]\n"
 		      "--ids: one CKA_ID in hex a line; with --check exactly one\n",
 		      stderr);
 		exit(2);
@@ -348,8 +352,9 @@ static void check(EVP_PKEY_CTX *context, const unsigned char *digest, const unsi
 
 /* ---- the loop ---- */
 
-static pthread_barrier_t start;
-static atomic_bool stop;
+/* All threads and main meet here: when keys are ready, at the begin and end of each turn. */
+static pthread_barrier_t meeting;
+static atomic_bool stop, finished;
 
 struct thread {
 	pthread_t id;
@@ -375,7 +380,7 @@ static CK_OBJECT_HANDLE *handles_of(CK_SESSION_HANDLE session)
 	return handles;
 }
 
-static void *sign_until_stopped(void *argument)
+static void *sign_in_turns(void *argument)
 {
 	struct thread *self = argument;
 	struct mechanism *mechanism = options.mechanism;
@@ -391,17 +396,24 @@ static void *sign_until_stopped(void *argument)
 	if (mechanism->prefix_length)
 		memcpy(input, mechanism->prefix, mechanism->prefix_length);
 	digest[0] = (unsigned char)self->number;
-	pthread_barrier_wait(&start);
-	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
-		CK_ULONG length = sizeof signature;
+	pthread_barrier_wait(&meeting);
+	for (;;) {
+		pthread_barrier_wait(&meeting);
+		if (atomic_load(&finished))
+			break;
+		while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+			CK_ULONG length = sizeof signature;
 
-		memcpy(digest + 8, &self->signatures, sizeof self->signatures);
-		must(p11->C_SignInit(session, &mechanism->ck, handles[key]), "C_SignInit");
-		must(p11->C_Sign(session, input, input_length, signature, &length), "C_Sign");
-		if (context)
-			check(context, digest, signature, length);
-		if (++self->signatures % RUN == 0)
-			key = (key + 1) % key_count;
+			memcpy(digest + 8, &self->signatures, sizeof self->signatures);
+			must(p11->C_SignInit(session, &mechanism->ck, handles[key]), "C_SignInit");
+			must(p11->C_Sign(session, input, input_length, signature, &length),
+			     "C_Sign");
+			if (context)
+				check(context, digest, signature, length);
+			if (++self->signatures % RUN == 0)
+				key = (key + 1) % key_count;
+		}
+		pthread_barrier_wait(&meeting);
 	}
 	EVP_PKEY_CTX_free(context);
 	free(handles);
@@ -416,15 +428,44 @@ static double now(void)
 	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
+static unsigned long total(const struct thread *threads)
+{
+	unsigned long signatures = 0;
+
+	for (int i = 0; i < options.threads; i++)
+		signatures += threads[i].signatures;
+	return signatures;
+}
+
+/* One measurement; the threads wait at the meeting before and after it. */
+static void take_turn(const struct thread *threads)
+{
+	struct timespec length;
+	unsigned long signatures = total(threads);
+	double began, seconds;
+
+	length.tv_sec = (time_t)options.seconds;
+	length.tv_nsec = (long)((options.seconds - (double)length.tv_sec) * 1e9);
+	atomic_store(&stop, 0);
+	pthread_barrier_wait(&meeting);
+	began = now();
+	nanosleep(&length, NULL);
+	atomic_store(&stop, 1);
+	pthread_barrier_wait(&meeting);
+	seconds = now() - began;
+	signatures = total(threads) - signatures;
+	printf("{\"rate\": %.1f, \"signatures\": %lu, \"seconds\": %.3f}\n",
+	       (double)signatures / seconds, signatures, seconds);
+	fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
 	struct thread threads[THREADS_MAX] = {0};
-	struct timespec length;
 	EVP_PKEY *public_key;
 	CK_SESSION_HANDLE session;
 	CK_SLOT_ID slot;
-	unsigned long signatures = 0;
-	double began, seconds;
+	char line[16];
 
 	read_options(argc, argv);
 	read_ids();
@@ -434,27 +475,27 @@ int main(int argc, char **argv)
 	session = open_session(slot);
 	log_in(session);
 	find_keys(session);
-	pthread_barrier_init(&start, NULL, (unsigned)options.threads + 1);
+	pthread_barrier_init(&meeting, NULL, (unsigned)options.threads + 1);
 	for (int i = 0; i < options.threads; i++) {
 		threads[i].slot = slot;
 		threads[i].public_key = public_key;
 		threads[i].number = (size_t)i;
-		if (pthread_create(&threads[i].id, NULL, sign_until_stopped, &threads[i]))
+		if (pthread_create(&threads[i].id, NULL, sign_in_turns, &threads[i]))
 			die("cannot start a thread");
 	}
-	length.tv_sec = (time_t)options.seconds;
-	length.tv_nsec = (long)((options.seconds - (double)length.tv_sec) * 1e9);
-	pthread_barrier_wait(&start);
-	began = now();
-	nanosleep(&length, NULL);
-	atomic_store(&stop, 1);
-	for (int i = 0; i < options.threads; i++) {
-		pthread_join(threads[i].id, NULL);
-		signatures += threads[i].signatures;
+	pthread_barrier_wait(&meeting);
+	if (options.step) {
+		puts("ready");
+		fflush(stdout);
+		while (fgets(line, sizeof line, stdin))
+			take_turn(threads);
+	} else {
+		take_turn(threads);
 	}
-	seconds = now() - began;
-	printf("{\"rate\": %.1f, \"signatures\": %lu, \"seconds\": %.3f}\n",
-	       (double)signatures / seconds, signatures, seconds);
+	atomic_store(&finished, 1);
+	pthread_barrier_wait(&meeting);
+	for (int i = 0; i < options.threads; i++)
+		pthread_join(threads[i].id, NULL);
 	p11->C_Finalize(NULL);
 	EVP_PKEY_free(public_key);
 	free(keys);

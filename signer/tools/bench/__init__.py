@@ -1,1 +1,1 @@
-"""``signer bench``: the rate of the appliance beside the rate of a C loop on the same token."""
+"""``signer bench``: the appliance beside a C loop on the same token, in short slices by turns."""

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from signer.config.models import Config
 from signer.errors import OperatorError
 from signer.keys.registry import Registry
 from signer.model import KeyName
+from signer.tools.bench.stepping import Stepping
 
 Mode = Literal["plain", "best"]
 
@@ -33,6 +34,18 @@ def cka_ids(config: Config, names: Sequence[KeyName]) -> list[bytes]:
     return [version.cka_id for version in versions if version is not None]
 
 
+class RunningLoop:
+    """A loop that has its keys and waits; without CPU between two measurements."""
+
+    def __init__(self, process: Stepping) -> None:
+        self._process = process
+
+    def rate(self) -> float:
+        """Measures once; returns signatures a second. Raises OperatorError."""
+        self._process.begin()
+        return float(json.loads(self._process.finish())["rate"])
+
+
 class CLoop:
     """The compiled loop on the first token of ``config``."""
 
@@ -42,7 +55,8 @@ class CLoop:
         self._program = program.resolve()
         self._token = config.tokens[0]
 
-    def rate(
+    @contextmanager
+    def running(
         self,
         mode: Mode,
         algorithm: Algorithm,
@@ -51,8 +65,8 @@ class CLoop:
         seconds: float,
         threads: int = 2,
         check: Path | None = None,
-    ) -> float:
-        """Returns signatures per second of all ``threads`` together.
+    ) -> Iterator[RunningLoop]:
+        """Starts the loop; each measurement takes ``seconds``.
 
         ``check`` is a file with a public key in PEM: the loop verifies every signature with
         it. Raises OperatorError with the loop's error text.
@@ -63,17 +77,9 @@ class CLoop:
             command = [str(self._program), "--module", str(self._token.module)]
             command += ["--token", self._token.label, "--pin-file", str(self._token.pin_file)]
             command += ["--ids", file.name, "--mode", mode, "--mechanism", MECHANISMS[algorithm]]
-            command += ["--seconds", str(seconds), "--threads", str(threads)]
+            command += ["--seconds", str(seconds), "--threads", str(threads), "--step"]
             if check is not None:
                 command += ["--check", str(check)]
-            done = subprocess.run(
-                command,
-                env={**os.environ, **self._token.environment},
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=seconds + 120,
-            )
-        if done.returncode:
-            raise OperatorError(f"the C loop failed: {done.stderr.strip()}")
-        return float(json.loads(done.stdout)["rate"])
+            environment = {**os.environ, **self._token.environment}
+            with Stepping("the C loop", command, environment, seconds) as process:
+                yield RunningLoop(process)

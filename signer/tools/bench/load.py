@@ -1,138 +1,151 @@
-"""The load generator. It shares the CPUs with the appliance, so its calls are cheap.
+"""Load clients: programs of their own, whose CPU is measured, one line of JSON a slice.
 
-Requests are serialised before the clock starts and answers stay bytes; one in ``_READ_EVERY``
-is parsed, to check that it contains signatures and no failures.
+The one in Go (tests/load/client) costs least; where it is not built, and for programs that
+gather, there is one in Python (``python -m signer.tools.bench.python_load``). Both have the
+same options.
 """
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPConnection
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import grpc
-
-from signer.client import secure_channel
+from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.v1 import signing_pb2
+from signer.model import Format, KeyName
+from signer.tools.bench.cases import Case
+from signer.tools.bench.stepping import Stepping
 
-METHOD = "/signer.v1.SigningService/SignBatch"
-_READ_EVERY = 16
-_CPU_SECONDS = "process_cpu_seconds_total"  # of the front process
-
-Requests = Callable[[int], bytes]
-"""The n-th request of a caller, serialised."""
+_VERIFIED = {Algorithm.ES256, Algorithm.RS256}  # by the client in Go
+PYTHON = (sys.executable, "-m", "signer.tools.bench.python_load")
 
 
-class Call(NamedTuple):
-    """One call: when it began and ended, monotonic seconds."""
+class Turn(NamedTuple):
+    """What a load client measured in one turn; see tests/load/client/main.go."""
 
-    began: float
-    ended: float
-
-
-class Window(NamedTuple):
-    """Calls and CPU time between two moments of steady load."""
-
-    seconds: float
-    calls: list[Call]
-    front_cpu_seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Calls that ended, per second."""
-        return len(self.calls) / self.seconds
-
-    def latency(self, quantile: float) -> float:
-        """Seconds that a call took, at a quantile from 0 to 1."""
-        took = sorted(call.ended - call.began for call in self.calls)
-        if not took:
-            raise OperatorError("no call ended in time: run the bench with more --seconds")
-        return took[min(len(took) - 1, int(quantile * len(took)))]
-
-
-class _Sender(NamedTuple):
-    call: "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
-    requests: Requests
+    rate: float
     items: int
-
-    def run(self, stop: threading.Event, calls: list[Call], errors: list[str]) -> None:
-        """Calls until ``stop`` is set or a call fails."""
-        number = 0
-        try:
-            while not stop.is_set():
-                began = time.monotonic()
-                answer = self.call(self.requests(number), timeout=60.0)
-                calls.append(Call(began, time.monotonic()))
-                if number % _READ_EVERY == 0:
-                    self._read(answer)
-                number += 1
-        except (grpc.RpcError, OperatorError) as error:
-            errors.append(str(error))
-            stop.set()
-
-    def _read(self, answer: bytes) -> None:
-        response = signing_pb2.SignBatchResponse.FromString(answer)
-        if response.failures:
-            first = next(iter(response.failures.values()))
-            raise OperatorError(f"{len(response.failures)} items failed: {first.message}")
-        if len(response.signatures) != self.items or not all(response.signatures):
-            raise OperatorError("signatures are missing in an answer without failures")
+    latencies: list[int]
+    failures: dict[str, int]
+    cpu: float  # seconds
 
 
-class Load:
-    """``callers`` threads on one connection, each with one call at a time."""
+class Traffic(NamedTuple):
+    """What one load client sends."""
 
-    def __init__(self, dev: Mapping[str, Any], requests: Sequence[Requests], items: int) -> None:
-        identity = dev["clients"]["issuer"]
-        self._channel = secure_channel(
-            dev["address"],
-            server_name=dev["server_name"],
-            ca=dev["ca"],
-            certificate=identity["cert"],
-            key=identity["key"],
+    format: Format
+    keys: Sequence[KeyName]
+    batch: int
+    callers: int
+    window: int = 0
+    connections: int = 1
+    gathers: bool = False
+    bad: bool = False
+    client: str = "issuer"
+    public_key: str | None = None
+
+
+class LoadTool(NamedTuple):
+    """How load clients are started: the one in Go, or None."""
+
+    program: Path | None
+
+    def name(self, case: Case) -> str:
+        """Which client drives a case."""
+        return "python" if self.program is None or case.gathers else "go"
+
+    @contextmanager
+    def running(
+        self, dev: Mapping[str, Any], traffic: Traffic, *, seconds: float, warm_up: float
+    ) -> Iterator["RunningLoad"]:
+        """Starts a client of the appliance that ``dev`` (dev.json) describes."""
+        with tempfile.NamedTemporaryFile("w", suffix=".names") as names:
+            names.write("".join(f"{key}\n" for key in traffic.keys))
+            names.flush()
+            command = self._command(dev, traffic, names.name)
+            command += ["--seconds", str(seconds), "--warm-up", str(warm_up), "--step"]
+            with Stepping("the load client", command, os.environ, seconds + warm_up) as process:
+                yield RunningLoad(process)
+
+    def _command(self, dev: Mapping[str, Any], traffic: Traffic, names: str) -> list[str]:
+        identity = dev["clients"][traffic.client]
+        go = self.program is not None and not traffic.gathers
+        command = [str(self.program)] if go else list(PYTHON)
+        command += ["--address", dev["address"], "--server-name", dev["server_name"]]
+        command += ["--ca", dev["ca"], "--certificate", identity["cert"], "--key", identity["key"]]
+        command += ["--names", names, "--format", traffic.format.name]
+        command += ["--batch", str(traffic.batch), "--callers", str(traffic.callers)]
+        command += ["--window", str(traffic.window), "--connections", str(traffic.connections)]
+        if traffic.bad:
+            command.append("--bad")
+        if traffic.gathers:
+            command.append("--gather")
+        elif go and traffic.public_key is not None:
+            command += ["--public-key", traffic.public_key]
+        return command
+
+
+class RunningLoad:
+    """A client that is connected and waits."""
+
+    def __init__(self, process: Stepping) -> None:
+        self._process = process
+
+    def begin(self) -> None:
+        """Starts the load, which ends by itself."""
+        self._process.begin()
+
+    def finish(self) -> Turn:
+        """Waits for its end; returns what was measured."""
+        return read_turn(self._process.finish())
+
+
+def traffic_of(case: Case, public_key: str) -> Traffic:
+    """Returns what the measured client of a case sends. ``public_key``: of its first key."""
+    verified = len(case.keys) == 1 and case.algorithm in _VERIFIED
+    return Traffic(
+        case.format,
+        case.keys,
+        case.batch,
+        case.callers,
+        case.window,
+        case.connections,
+        case.gathers,
+        public_key=public_key if verified else None,
+    )
+
+
+def flood_of(case: Case, dev: Mapping[str, Any]) -> Traffic | None:
+    """Returns what the other facility's client sends, a principal of its own if there is one."""
+    if case.flood is None:
+        return None
+    flood = case.flood
+    client = "issuer-b" if "issuer-b" in dev["clients"] else "issuer"
+    return Traffic(
+        flood.format, [flood.key], flood.batch, flood.callers, bad=flood.bad, client=client
+    )
+
+
+def read_turn(line: str) -> Turn:
+    """Reads a client's line of JSON. Raises OperatorError if it is not one."""
+    try:
+        read = json.loads(line)
+        items, failures = int(read["items"]), read["failures"]
+        return Turn(
+            rate=float(read["rate"]),
+            items=items,
+            latencies=[int(took) for took in read.get("latencies_us") or ()],
+            failures={str(reason): int(number) for reason, number in failures.items()},
+            cpu=float(read["client_cpu_us_per_item"]) * max(1, items) / 1e6,
         )
-        # Without serialisers gRPC takes and gives bytes.
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(METHOD)
-        self._stop = threading.Event()
-        self._errors: list[str] = []
-        self._calls: list[list[Call]] = [[] for _ in requests]
-        self._threads = [
-            threading.Thread(
-                target=_Sender(call, source, items).run, args=(self._stop, calls, self._errors)
-            )
-            for source, calls in zip(requests, self._calls, strict=True)
-        ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        self._channel.close()
-
-    def wait(self, seconds: float) -> None:
-        """Waits; raises OperatorError as soon as a call fails."""
-        if self._stop.wait(seconds):
-            raise OperatorError(f"a call of the bench failed: {self._errors[0]}")
-
-    def between(self, since: float, until: float) -> list[Call]:
-        """Returns the calls that ended in that time (monotonic seconds)."""
-        return [c for calls in self._calls for c in list(calls) if since <= c.ended < until]
-
-
-def measure(load: Load, metrics: str, seconds: float) -> Window:
-    """Measures a running load, after a warm-up."""
-    load.wait(0.7)  # warm-up
-    cpu, since = gauge(metrics, _CPU_SECONDS), time.monotonic()
-    load.wait(seconds)
-    until, after = time.monotonic(), gauge(metrics, _CPU_SECONDS)
-    return Window(until - since, load.between(since, until), after - cpu)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperatorError(f"the load client printed what is not a result: {line!r}") from error
 
 
 def gauge(metrics: str, name: str) -> float:

@@ -1,0 +1,94 @@
+"""What the load client in Python sends: requests whose payloads differ."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from signer.model import Format, KeyName
+from signer.v1 import signing_pb2
+
+_REQUESTS = 8  # different batches that a caller sends in turn
+_SINGLES = 512  # the same for requests with one item
+
+Requests = Callable[[int], bytes]
+"""The n-th request of a caller, serialised."""
+
+
+def requests(
+    case_format: Format,
+    keys: Sequence[KeyName],
+    batch: int,
+    caller: int,
+    callers: int,
+    *,
+    bad: bool = False,
+) -> Requests:
+    """Returns the requests of one caller: a few batches, with the keys in turn.
+
+    ``bad``: payloads that do not parse. Serialised messages merge when they are concatenated,
+    so the key is put before a batch that is serialised once.
+    """
+    source = random.Random(caller)  # noqa: S311  payloads only have to differ
+    make = _broken if bad else PAYLOADS[case_format]
+    batches = [
+        signing_pb2.SignBatchRequest(
+            format=f"FORMAT_{case_format.name}", payloads=[make(source) for _ in range(batch)]
+        ).SerializeToString()
+        for _ in range(_SINGLES if batch == 1 else _REQUESTS)
+    ]
+    heads = [signing_pb2.SignBatchRequest(key=str(key)).SerializeToString() for key in keys]
+
+    def request(number: int) -> bytes:
+        key = (number * callers + caller) % len(heads)
+        return heads[key] + batches[number % len(batches)]
+
+    return request
+
+
+def _message(source: random.Random) -> bytes:
+    return source.randbytes(200)
+
+
+def _record(source: random.Random) -> bytes:
+    record = {
+        "id": f"{source.getrandbits(64):016x}",
+        "name": "NGUYEN VAN MAU",
+        "born": f"19{source.randrange(50, 99)}-01-01",
+        "vaccine": "EU/1/20/1528",
+        "lot": f"{source.getrandbits(32):08X}",
+        "dose": source.randrange(1, 4),
+        "given": f"2021-{source.randrange(1, 13):02}-15",
+        "facility": "01-001",
+    }
+    return json.dumps(record).encode()
+
+
+def _broken(source: random.Random) -> bytes:
+    """Returns a record without its last brace: all of it is parsed before it fails."""
+    return _record(source)[:-1]
+
+
+def _dcc(source: random.Random) -> bytes:
+    entry = {
+        "tg": "840539006",
+        "vp": "1119349007",
+        "mp": "EU/1/20/1528",
+        "ma": "ORG-100030215",
+        "dn": source.randrange(1, 3),
+        "sd": 2,
+        "dt": f"2021-{source.randrange(1, 13):02}-15",
+        "co": "VN",
+        "is": "Ministry of Health",
+        "ci": f"URN:UVCI:01:VN:{source.getrandbits(128):032X}",
+    }
+    name = {"fn": "Nguyễn", "fnt": "NGUYEN", "gn": "Văn Mẫu", "gnt": "VAN<MAU"}
+    certificate = {"ver": "1.3.0", "nam": name, "dob": "1980-01-01", "v": [entry]}
+    return json.dumps(certificate, ensure_ascii=False).encode()
+
+
+PAYLOADS: Mapping[Format, Callable[[random.Random], bytes]] = {
+    Format.MESSAGE: _message,
+    Format.JWS: _record,
+    Format.COSE_SIGN1: _message,
+    Format.HCERT: _dcc,
+}
