@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
@@ -77,7 +78,7 @@ func reason(failure *spb.Status) string {
 			return info.Reason
 		}
 	}
-	return codes.Code(failure.Code).String()
+	return code.Code(failure.Code).String()
 }
 
 // caller loads the appliance until the window of the tally is over.
