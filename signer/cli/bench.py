@@ -125,7 +125,10 @@ def bench(
         cases = wanted if names else _possible(ours, wanted)
         if other is not None:
             appliance = other.new_appliance(directory, facilities_for(cases))
-            rival = Rival(other.name, stack.enter_context(started(appliance, _say)))
+            theirs = stack.enter_context(started(appliance, _say))
+            rival = Rival(other.name, theirs)
+            if any(case.flood for case in cases) and "issuer-b" not in theirs.dev["clients"]:
+                _say("their appliance has no second issuer: its flood has the principal of A")
         runner = Bench(ours, config, loop, tool, rounds=rounds, seconds=seconds, rival=rival)
         rows, failed = _measure(runner, cases, as_json=as_json)
         resident = gauge(ours.dev["metrics"], "process_resident_memory_bytes")

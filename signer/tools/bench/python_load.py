@@ -5,7 +5,6 @@ It costs more CPU an item than the one in Go. All callers are tasks of one event
 
 import argparse
 import asyncio
-import inspect
 import json
 import sys
 import time
@@ -183,7 +182,7 @@ def gatherer(client: Any, options: argparse.Namespace, number: int) -> Caller:
             sent = time.monotonic()
             try:
                 signature = await client.sign_one(key, options.format, make(source))
-            except (signer.client.SignerClientError, signer.client.ItemError) as error:  # type: ignore[misc]
+            except signer.client.SignerClientError as error:
                 tally.failures[error.reason] += 1
                 await asyncio.sleep(_AFTER_REFUSAL)
             else:
@@ -241,9 +240,7 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
             key=options.key,
             server_name=options.server_name,
         )
-        if inspect.isawaitable(client):
-            client = await client
-        await gatherer_once(client, options)
+        await _sign_once(client, options)  # no measurement has the connection's handshake
         return [gatherer(client, options, number) for number in range(options.callers)]
     channels = [_channel(options, number) for number in range(options.connections)]
     keys = [KeyName.parse(name) for name in options.keys]
@@ -253,7 +250,7 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
         source = requests(
             Format(options.format), keys, options.batch, number, options.callers, bad=options.bad
         )
-        if number < len(channels):  # no measurement has a connection's handshake
+        if number < len(channels):
             first: Any = channel.unary_unary(_BATCH)
             await first(source(0), timeout=_TIMEOUT)
         answers = Answers(options.batch, bad=options.bad)
@@ -264,8 +261,7 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
     return made
 
 
-async def gatherer_once(client: Any, options: argparse.Namespace) -> None:
-    """Signs one item, so that the client is connected."""
+async def _sign_once(client: Any, options: argparse.Namespace) -> None:
     payload = PAYLOADS[Format(options.format)](Random(0))  # noqa: S311  as above
     await client.sign_one(options.keys[0], options.format, payload)
 
