@@ -84,6 +84,7 @@ def test_health_tells_before_the_first_caller_is_refused(
             caller.join()
     assert ends == [("AUDIT_UNAVAILABLE", "NOT_SERVING")] * 8
     assert "audit log" in daemon.reason()
+    until(lambda: '"audit_stopped"' in daemon.log.read_text(), "the line is written")
     assert daemon.log.read_text().count('"audit_stopped"') == 1
 
     # The disk is well again: only a restart resumes.

@@ -87,7 +87,8 @@ def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) 
             client.sign_batch(RECORDS, "MESSAGE", [b"m"])
         assert stopped.value.reason == "KEY_VERSION_NOT_ACTIVE"
     assert daemon.metric("signer_signature_checks_total", result="wrong") == 1
-    assert f'"key_version": "{RECORDS}/versions/1", "wrong": 1' in daemon.log.read_text()
+    line = f'"key_version": "{RECORDS}/versions/1", "wrong": 1'
+    until(lambda: line in daemon.log.read_text(), "the line is written")
     assert daemon.sign(300, key=OTHERS) == {"ok": 300}
     assert daemon.health() == "SERVING"
     assert daemon.metric("signer_worker_restarts_total") == 0

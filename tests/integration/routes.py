@@ -17,14 +17,21 @@ PRODUCT = Path(signer.__file__).parent
 RECORDS = "facilities/01-001/keys/records"
 NOTICE_SECONDS = 0.5
 """More than the tracer takes to see that it is switched."""
-OTHERS = ("MainThread", "registry", "checkpoints", "metrics", "watchdog", "tracer")
+OTHERS = (*("MainThread", "registry", "checkpoints", "metrics", "log-lines", "watchdog", "tracer"),)
 """Beginnings of the names of the front's threads that work beside every request."""
 OPERATIONS, LOG_WRITER = "operation", "audit-log"
 """Threads that are not on the route of a request, and not on that of an operation."""
 BEHIND_THE_LOG = ("audit/format/", "audit/read/", "audit/write/")
 BEHIND_THE_HSM = ("hsm/",)
-DOORS = ("audit/write/log.py", "hsm/front/admin.py", "hsm/front/service.py")
-"""Where an operation's route ends: what is behind them belongs to the log and to the HSM."""
+BEHIND_THE_REPORTS = ("observe/",)
+DOORS = (
+    *("audit/write/log.py", "hsm/front/admin.py", "hsm/front/service.py"),
+    "observe/reports.py",
+)
+"""Where an operation's route ends: what is behind them belongs to the log and to the HSM.
+
+Both routes end at the reports.
+"""
 
 
 class Routes(NamedTuple):
@@ -82,6 +89,9 @@ def trace(folder: Path) -> Routes:
         )
     finally:
         appliance.stop()
-    behind = BEHIND_THE_LOG + BEHIND_THE_HSM
-    operation = {file for file in entered if file in DOORS or not file.startswith(behind)}
-    return Routes(request, operation)
+    behind = BEHIND_THE_LOG + BEHIND_THE_HSM + BEHIND_THE_REPORTS
+    return Routes(_until(BEHIND_THE_REPORTS, request), _until(behind, entered))
+
+
+def _until(behind: tuple[str, ...], entered: AbstractSet[str]) -> set[str]:
+    return {file for file in entered if file in DOORS or not file.startswith(behind)}

@@ -266,7 +266,9 @@ def test_the_level_of_the_log_changes_and_what_takes_a_restart_is_named(
     def calls() -> int:
         return sum(call["method"].endswith("SignBatch") for call in logged(mine, "call"))
 
+    earlier = calls()
     issuing.sign([b"{}"])
+    edge.until(lambda: calls() > earlier, "the line is written")
     before = calls()
     mine.configure({"log_level": "warning", "limits": {"queued_items": 1000}})
     answer = edge.reload(operating)
@@ -290,7 +292,7 @@ def test_the_level_that_lets_more_through_is_that_of_the_line(
     before = len(logged(mine, "reloaded"))
     mine.configure({"log_level": "info"})
     edge.reload(operating)
-    assert len(logged(mine, "reloaded")) == before + 1
+    edge.until(lambda: len(logged(mine, "reloaded")) == before + 1, "the line is written")
 
 
 def test_a_configuration_that_is_refused_changes_nothing(mine: Any, operating: edge.Stubs) -> None:

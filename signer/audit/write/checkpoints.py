@@ -17,6 +17,7 @@ from pathlib import Path
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError
 from signer.audit.read.notes import NEWEST, checkpoint_files, read_note
 from signer.audit.write.disk import Disk, replace_durably
+from signer.audit.write.log import Growth
 from signer.clock import Clock
 from signer.events import (
     CheckpointFailed,
@@ -32,40 +33,6 @@ INTERVAL = 0.5
 
 _KEEP_EVERY = 3600
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
-
-
-class Growth:
-    """How much the log has grown since this was last taken: records, and the items of intents."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._units = 0
-        self._enough = 0
-        self.closed = False
-
-    def add(self, units: int) -> None:
-        """Adds the records and items of a commit."""
-        with self._changed:
-            before, self._units = self._units, self._units + units
-            if not before or before < self._enough <= self._units:
-                self._changed.notify_all()
-
-    def take(self, enough: int, seconds: float) -> int:
-        """Waits for a first unit, then for ``enough`` or up to ``seconds``; returns all units.
-
-        Does not wait once it is closed, and returns 0 when nothing is left to take.
-        """
-        with self._changed:
-            self._enough = enough
-            self._changed.wait_for(lambda: self._units or self.closed)
-            self._changed.wait_for(lambda: self._units >= enough or self.closed, seconds)
-            units, self._units = self._units, 0
-            return units
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
 
 
 class Folder:

@@ -27,7 +27,6 @@ from signer.audit.format.segments import Segment
 from signer.audit.format.tip import Tip
 from signer.audit.read.reader import Reader
 from signer.audit.read.replay import OnRecord
-from signer.audit.write.checkpoints import Growth
 from signer.audit.write.disk import Disk, Tail
 from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
 from signer.clock import Clock
@@ -55,6 +54,40 @@ class _Durable(NamedTuple):
     peaks: list[bytes]
     open_intents: int
     reader: Reader
+
+
+class Growth:
+    """How much the log has grown since this was last taken: records, and the items of intents."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._units = 0
+        self._enough = 0
+        self.closed = False
+
+    def add(self, units: int) -> None:
+        """Adds the records and items of a commit."""
+        with self._changed:
+            before, self._units = self._units, self._units + units
+            if not before or before < self._enough <= self._units:
+                self._changed.notify_all()
+
+    def take(self, enough: int, seconds: float) -> int:
+        """Waits for a first unit, then for ``enough`` or up to ``seconds``; returns all units.
+
+        Does not wait once it is closed, and returns 0 when nothing is left to take.
+        """
+        with self._changed:
+            self._enough = enough
+            self._changed.wait_for(lambda: self._units or self.closed)
+            self._changed.wait_for(lambda: self._units >= enough or self.closed, seconds)
+            units, self._units = self._units, 0
+            return units
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
 
 
 class Listener(NamedTuple):

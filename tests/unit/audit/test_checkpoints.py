@@ -15,11 +15,11 @@ from signer.audit.write.checkpoints import (
     MAX_ITEMS_BEHIND,
     Checkpointer,
     Folder,
-    Growth,
     Shipper,
     set_aside,
 )
 from signer.audit.write.disk import Disk
+from signer.audit.write.log import Growth
 from signer.events import CheckpointFailed, CheckpointMade, CheckpointShipped, ShippingFailed
 from tests.stand_ins import Recorder, SetClock
 
