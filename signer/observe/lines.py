@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import select
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -54,6 +55,8 @@ class Line(NamedTuple):
 def write_to_stderr(data: bytes) -> None:
     """Writes all of ``data``, and waits as long as stderr blocks; raises OSError."""
     # Not through ``sys.stderr``, whose lock a blocked thread would hold when the process ends.
+    if sys.__stderr__ is None:
+        raise OSError("the process was started without stderr: its number may be another file's")
     left = memoryview(data)
     while left:
         try:
@@ -122,7 +125,8 @@ class LogLines:
         while not ended:
             lines, ended = self._take()
             try:
-                self._write("".join(_formatted(lines)).encode())
+                if lines:
+                    self._write("".join(_formatted(lines)).encode())
             except Exception:  # noqa: BLE001 - observers never decide
                 self._on_dropped(len(lines))
             if not ended:

@@ -194,6 +194,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_audit_requests_forgotten": {},
     "signer_audit_commit_started_timestamp_seconds": {},
     "signer_audit_stopped": {},
+    "signer_log_lines_dropped": {},
     "signer_disk_free_bytes": {},
     "signer_disk_low_bytes": {},
     "signer_time_seconds": {},

@@ -287,8 +287,10 @@ def test_the_level_of_the_log_changes_and_what_takes_a_restart_is_named(
 def test_the_level_that_lets_more_through_is_that_of_the_line(
     mine: Any, operating: edge.Stubs
 ) -> None:
+    earlier = len(logged(mine, "reloaded"))
     mine.configure({"log_level": "warning"})
     edge.reload(operating)
+    edge.until(lambda: len(logged(mine, "reloaded")) > earlier, "the line is written")
     before = len(logged(mine, "reloaded"))
     mine.configure({"log_level": "info"})
     edge.reload(operating)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +199,25 @@ def test_a_process_whose_stderr_is_gone_or_full_ends_all_the_same() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+WITHOUT_STDERR = """
+import os, sys
+other = os.open(sys.argv[1], os.O_WRONLY)
+assert other == 2, other
+from signer.observe.lines import LogLines
+
+log = LogLines("info", lambda number: print("dropped", number))
+log.add("info", "line", {})
+log.close()
+"""
+
+
+def test_a_process_without_stderr_writes_into_no_other_file(tmp_path: Path) -> None:
+    other = tmp_path / "audit log"
+    other.touch()
+    command = [sys.executable, "-c", WITHOUT_STDERR, str(other)]
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "dropped 1\n"
+    assert other.read_bytes() == b""
