@@ -35,7 +35,7 @@ SPEAKING = (
     "hsm/worker/cryptoki.py",
     "hsm/latch.py",
     "hsm/worker/login.py",
-    "hsm/front/pool.py",
+    "hsm/front/dispatcher.py",
     "hsm/front/slot.py",
     "hsm/worker/token.py",
     "hsm/worker/__main__.py",
@@ -47,7 +47,7 @@ SPEAKING = (
 """The modules that can refuse a start, or give a reason for NOT_SERVING."""
 SAYING = {
     *("OperatorError", "AuditRefused", "RegistryError", "TokenFailure"),
-    *("WorkerEnd", "_replace", "_leave", "_halt", "stop_intents", "fail", "__init__"),
+    *("WorkerEnd", "_replace", "_leave", "halt", "stop_intents", "fail", "__init__"),
 }
 """The functions that are called there with such a text."""
 ELSEWHERE = {

@@ -261,7 +261,8 @@ async def _in_thread(function: Callable[[], T]) -> T:
             value, problem = function(), None
         except Exception as error:  # noqa: BLE001 - raised where the result is awaited
             value, problem = None, error
-        loop.call_soon_threadsafe(settle, value, problem)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, value, problem)
 
     threading.Thread(target=run, name="worker-start", daemon=True).start()
     return await result
