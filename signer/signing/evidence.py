@@ -88,6 +88,10 @@ class Evidence:
         """
         try:
             await self._durable(outcome)
+        except asyncio.CancelledError:
+            # Until it is durable, a repetition would not find it, and sign again.
+            await self._settled(outcome)
+            raise
         except AuditUnavailable as error:
             raise _unavailable(f"the signatures are not released: {error}") from None
         except RecordError as error:
@@ -129,6 +133,14 @@ class Evidence:
         if entry.error is not None:
             raise entry.error
         return entry.seq
+
+    async def _settled(self, entry: Entry) -> None:
+        """Returns when a submitted record is durable or refused, however often it is cancelled."""
+        while entry.seq < 0 and entry.error is None:
+            waiter = self._waiting[entry] = self._loop.loop.create_future()
+            with suppress(asyncio.CancelledError):
+                await waiter
+        self._waiting.pop(entry, None)
 
     def _finished(self, entries: Sequence[Entry]) -> None:
         """Is called by the log's thread, once for all entries of a commit."""
