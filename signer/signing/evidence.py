@@ -54,14 +54,14 @@ class Evidence:
         except AuditUnavailable as error:
             raise _unavailable(f"nothing was signed: {error}") from None
         except TimeoutError:
-            self._abandon(entry, Reason.DEADLINE_TOO_SHORT)
+            self._log.abandon(entry, str(Reason.DEADLINE_TOO_SHORT))
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
                 "nothing was signed: the disk of the audit log was too slow to record this in "
                 "time; allow more time",
             ) from None
         except asyncio.CancelledError:
-            self._abandon(entry, CALLER_GONE)
+            self._log.abandon(entry, CALLER_GONE)
             raise
         finally:
             timer.cancel()
@@ -156,10 +156,6 @@ class Evidence:
         waiter = self._waiting.get(entry)
         if waiter is not None and not waiter.done():
             waiter.set_exception(TimeoutError())
-
-    def _abandon(self, entry: Entry, reason: str) -> None:
-        with suppress(AuditUnavailable):  # the next start closes it
-            self._log.abandon(entry, str(reason))
 
 
 def failure_texts(failures: Mapping[int, Failure]) -> dict[int, str]:

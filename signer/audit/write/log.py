@@ -30,7 +30,6 @@ from signer.audit.read.replay import OnRecord
 from signer.audit.write.disk import Disk, Tail
 from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
 from signer.clock import Clock
-from signer.errors import Reason
 from signer.events import AuditCommitted
 
 SLOW_SECONDS = 1.0
@@ -41,10 +40,6 @@ _LEAVES = 4096  # hashes held at once while a root is computed
 _WITH_ANSWER = frozenset(
     {RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE, RecordKind.SNAPSHOT}
 )
-
-
-class AuditLate(Exception):  # not an error of the log
-    """The wait for an intent is over: it was withdrawn, or will be closed as INDETERMINATE."""
 
 
 class _Durable(NamedTuple):
@@ -173,22 +168,16 @@ class AuditLog:
         fields: Fields,
         column: Column | None = None,
         root: bytes | None = None,
-        deadline: float | None = None,
     ) -> int:
         """Returns the sequence number of a new record when it is durable; not for an event loop.
 
-        ``root`` is the column's, if already computed. ``deadline`` (monotonic seconds) is for
-        an INTENT only: an outcome is recorded however long it takes. Raises AuditLate,
-        AuditUnavailable, and RecordError for fields that a record cannot hold and for a
-        record that may not be the next.
+        ``root`` is the column's, if already computed. Raises AuditUnavailable, and RecordError
+        for fields that a record cannot hold and for a record that may not be the next.
         """
         done = threading.Event()
         entry = Entry(kind, fields, column, root, lambda _: done.set())
         self._inbox.put(entry)
-        seconds = None if deadline is None else max(0.0, deadline - self._clock.monotonic())
-        late = str(Reason.DEADLINE_TOO_SHORT)
-        if not done.wait(seconds) and self._inbox.abandon(entry, late):
-            raise AuditLate("the disk of the audit log was too slow to record this in time")
+        done.wait()
         if entry.error is not None:
             raise entry.error
         return entry.seq
