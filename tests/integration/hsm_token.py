@@ -144,7 +144,13 @@ def job(
 
 
 def sign(pool: Pool, job: SignJob) -> Signed:
-    return pool.sign_and_wait(job)
+    """Admits and signs a job on the pool's loop, and waits for it."""
+
+    async def admit_and_sign() -> Signed:
+        with pool.admit(job) as admission:
+            return await pool.sign(admission)
+
+    return pool._loop.run(admit_and_sign())
 
 
 def inputs_for(key: KeyVersion, count: int) -> list[bytes]:

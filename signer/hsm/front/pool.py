@@ -21,6 +21,7 @@ from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import KeyVersion, Signed, SignJob, Suspended
 
 _CLEARLY = 1.25  # how far an estimate must be above the deadline to refuse a batch for itself
+_SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +53,7 @@ class Pool:
     """All workers of one token.
 
     ``admit`` and ``sign`` are for the event loop. The other methods and the properties are for
-    any thread; ``wait_for_outcome``, ``close`` and ``sign_and_wait`` block, and are
-    not for the loop.
+    any thread; ``wait_for_outcome`` and ``close`` block, and are not for the loop.
     """
 
     def __init__(
@@ -175,15 +175,6 @@ class Pool:
         """Makes workers destroy session copies; a key that still signs is copied again."""
         self._loop.call(self._dispatcher.drop, versions)
 
-    def sign_and_wait(self, job: SignJob) -> Signed:
-        """Admits and signs a job; waits for it, so it is not for the loop. Raises as these do."""
-
-        async def sign() -> Signed:
-            with self.admit(job) as admission:
-                return await self.sign(admission)
-
-        return self._loop.run(sign())
-
     # --- the way of a batch ----------------------------------------------------------------
 
     def admit(self, job: SignJob) -> Admission:
@@ -296,7 +287,7 @@ class Pool:
                     Reason.OVERLOADED,
                     f"what waits already takes {late:.3f} s more than the deadline leaves: try "
                     "again later or allow more time",
-                    retry_after=late,
+                    retry_after=max(late, _SHORTEST_HINT),
                 )
 
 

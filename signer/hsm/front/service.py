@@ -41,10 +41,6 @@ class Hsm:
         """Returns the coroutine that signs an admitted batch; see Pool.sign."""
         return self.pools[admission.job.version.token].sign(admission)
 
-    def sign_and_wait(self, job: SignJob) -> Signed:
-        """Admits and signs a job, for other threads than the loop's; see Pool.sign_and_wait."""
-        return self.pools[job.version.token].sign_and_wait(job)
-
     def refresh(self) -> None:
         for pool in self.pools.values():
             pool.refresh()

@@ -148,7 +148,11 @@ class Call:
         self._thread.start()
 
     def _sign(self, pool: Pool, job: SignJob) -> None:
-        self.signed = pool.sign_and_wait(job)
+        async def sign() -> Signed:
+            with pool.admit(job) as admission:
+                return await pool.sign(admission)
+
+        self.signed = pool._loop.run(sign())
 
     def result(self) -> Signed:
         self._thread.join(20)
