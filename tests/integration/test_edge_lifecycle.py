@@ -240,7 +240,8 @@ def test_what_outlasts_the_drain_is_cut_off_and_on_record(
     made = make_appliance(workers=1, config={"limits": {"drain_seconds": 0}})
     workers = children(made)
     with edge.connect(made.dev) as issuer, edge.connect(made.dev, "operator") as operator:
-        calls = [issuer.signing.SignBatch.future(long_batch(), timeout=60) for _ in range(8)]
+        # Time enough that the backlog refuses none of them, however slow the machine is.
+        calls = [issuer.signing.SignBatch.future(long_batch(), timeout=600) for _ in range(8)]
         edge.until(lambda: edge.status(operator).queued_items > 2500, "they wait")
         assert made.stop() == 0
         codes = {call.code() for call in calls}
