@@ -67,9 +67,9 @@ check: $(DEV)
 # Without Go, or without its modules, the bench uses a load client in Python.
 bench: $(TOOLS) build/loop
 	-@$(MAKE) --no-print-directory build/load
-	$(BIN)/signer bench --dir build/bench
 	$(BIN)/signer dev init build/bench-keys --facilities 10000
-	$(BIN)/signer bench --dir build/bench-keys --case keys-10 --case keys-10000
+	$(BIN)/signer bench --dir build/bench; missed=$$?; \
+	$(BIN)/signer bench --dir build/bench-keys --case keys-10 --case keys-10000 && exit $$missed
 
 build/loop: tests/load/loop.c $(TOOLS)
 	mkdir -p build

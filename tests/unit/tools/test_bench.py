@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.cli.bench import _choose, _compare
 from signer.cli.bench_table import table
 from signer.errors import OperatorError
 from signer.model import Format, KeyName
@@ -28,6 +30,7 @@ from signer.tools.bench.figures import (
 )
 from signer.tools.bench.load import LoadTool, Turn, flood_of, read_turn, traffic_of
 from signer.tools.bench.python_load import Tally
+from signer.tools.bench.run import _Optional, rounds_of
 from signer.tools.bench.stepping import Stepping
 from signer.tools.bench.workload import PAYLOADS, requests
 from signer.v1 import signing_pb2
@@ -319,6 +322,61 @@ def test_another_checkout_is_compared_slice_by_slice() -> None:
     assert against["ratio_front_cpu"] == pytest.approx(2)
     with pytest.raises(OperatorError, match="no request was answered"):
         compared("before", [one(1, 1, 120)])
+
+
+class Measuring:
+    """A loaded contender whose third slice fails."""
+
+    def __init__(self) -> None:
+        self.slices = 0
+
+    def slice(self) -> Slice:
+        self.slices += 1
+        if self.slices == 3:
+            raise OperatorError("it has no SignStream")
+        return measured(100)
+
+
+def test_a_contender_that_fails_is_left_out_from_then_on() -> None:
+    contender: Any = Measuring()
+    optional = _Optional(lambda: contender)
+    assert [bool(optional.slice()) for _ in range(5)] == [True, True, False, False, False]
+    assert optional.problem == "it has no SignStream"
+    assert contender.slices == 3
+
+    def refused() -> Any:
+        raise OperatorError("it has no such key")
+
+    never = _Optional(refused)
+    assert (never.slice(), never.problem) == (None, "it has no such key")
+    assert _Optional(lambda: None).slice() is None
+
+
+def test_cases_with_longer_slices_have_fewer_rounds() -> None:
+    assert rounds_of(BY_NAME["single-16"], 12) == 12
+    assert rounds_of(MESSAGE, 12) == 6
+    assert rounds_of(BY_NAME["flood-bad"], 12) == 3
+    assert rounds_of(BY_NAME["flood-bad"], 4) == 3
+    assert rounds_of(BY_NAME["flood-bad"], 1) == 1
+
+
+def test_a_comparison_of_two_cases_is_missed_only_where_both_are_judged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    single = row(BY_NAME["single-16"], ratio_plain=0.1)
+    gather = row(BY_NAME["gather-64"], ratio_plain=0.5)
+    [missed] = _compare([single, gather])
+    assert missed == "gather-64 has 5.00 times the ratio of single-16 (goal: at least 6)"
+    assert not _compare([single, row(BY_NAME["gather-64"], ratio_plain=0.61)])
+    assert not _compare([single])
+    capsys.readouterr()
+    assert not _compare([single, row(BY_NAME["gather-64"], ratio_plain=0.5, judged=False)])
+    assert "not judged" in capsys.readouterr().err
+
+
+def test_an_unknown_case_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(click.UsageError, match=r"unknown case flood; cases: message, .*flood-bad"):
+        _choose(("single-16", "flood"))
 
 
 # --- another checkout --------------------------------------------------------------------------
