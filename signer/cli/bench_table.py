@@ -61,10 +61,12 @@ def _notes(case: Case, row: CaseRow) -> Iterator[str]:
             f"{row.case}: not judged: the plain loop varied by {row.plain_spread:.0%}"
             f" (more than {LARGEST_SPREAD:.0%})"
         )
-    if row.failures:
-        failed = ", ".join(f"{number} {reason}" for reason, number in row.failures.items())
-        yield f"{row.case}: failed: {failed}"
-    if row.against is not None and "error" in row.against:
-        yield f"{row.case}: no figures of theirs: {row.against['error']}"
+    against = row.against or {}
+    for whose, failures in (("ours", row.failures), ("theirs", against.get("failures"))):
+        if failures:
+            failed = ", ".join(f"{number} {reason}" for reason, number in failures.items())
+            yield f"{row.case}: failed at {whose}: {failed}"
+    if "error" in against:
+        yield f"{row.case}: no figures of theirs: {against['error']}"
     if case.flood is not None:
         yield f"{row.case}: rate and CPU are the flood's, latencies those of the single items"

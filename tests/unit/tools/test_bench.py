@@ -444,7 +444,8 @@ def test_a_contender_knows_its_keys() -> None:
 
 def test_the_table_is_at_most_80_columns_wide_and_says_what_is_not_judged() -> None:
     long = BY_NAME["hcert-single-16"]
-    against = compared("before", [one(1, 1, 120, measured(99_999.0))])
+    theirs = measured(99_999.0, failures={"OVERLOADED": 7})
+    against = compared("before", [one(1, 1, 120, theirs)])
     wide: dict[str, Any] = {"rate": 99_999.0, "p99_ms": 1_234.56, "front_cpu_us_per_item": 2_345.67}
     rows = [
         (long, row(long, **wide, against=against)),
@@ -458,3 +459,4 @@ def test_the_table_is_at_most_80_columns_wide_and_says_what_is_not_judged() -> N
     assert any(line.startswith("message ") and line.endswith("?") for line in lines)
     assert any(line.startswith("  ours/theirs") for line in lines)
     assert "flood-bad: no figures of theirs: no" in lines
+    assert "hcert-single-16: failed at theirs: 7 OVERLOADED" in lines
