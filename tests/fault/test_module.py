@@ -125,6 +125,8 @@ def test_the_right_ones_of_a_wrong_chunk_may_leave(daemon: Daemon, faults: Fault
 def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults: Faults) -> None:
     check_all(daemon)
     daemon.start()
+    # It serves with its first worker; one that is killed before its login is not counted below.
+    until(lambda: daemon.metric("signer_login_attempts_total", result="ok") == 2, "both log in")
     faults.order("sign", "wrong")
     names = [
         "facilities/01-001/keys/records",
