@@ -9,10 +9,14 @@ from signer.errors import invalid
 from signer.model import parse_key_or_version
 from signer.signing.engine import Engine
 from signer.signing.request import BatchRequest
-from signer.signing.turns import ITEMS, Turns
+from signer.signing.turns import Turns
 from signer.v1 import signing_pb2, signing_pb2_grpc
 
 MAX_NAME_BYTES = 256
+
+
+FAILURES = 16
+"""Failures that are put into an answer between two looks at the clock."""
 
 
 class SigningService(signing_pb2_grpc.SigningServiceServicer):
@@ -43,7 +47,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
             key_version=result.version.name, signatures=result.outputs, request_id=request_id
         )
         for count, (index, failure) in enumerate(result.failures.items(), 1):
-            if not count % ITEMS:
+            if not count % FAILURES:
                 await self._turns.next(caller.principal)
             response.failures[index].CopyFrom(wire.item_status(failure))
         return response

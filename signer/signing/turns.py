@@ -7,7 +7,7 @@ or bad batches delay another's single item by slices, not by batches. For the ev
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from signer.clock import Clock
@@ -15,10 +15,10 @@ from signer.clock import Clock
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.001
-ITEMS = 32
-"""Payloads that are computed between two looks at the clock."""
-ITEMS_BYTES = 64 * 1024
-"""Their bytes together; where they are longer, the clock is read for each."""
+FIRST_ITEMS, MOST_ITEMS = 8, 64
+"""Payloads of the first and of the largest part: the clock is read after each part."""
+PART_BYTES = 64 * 1024
+"""The bytes of a part's payloads, unless one alone is longer."""
 
 
 class Turns:
@@ -72,21 +72,32 @@ class Turns:
     ) -> list[T]:
         """Calls ``compute(start, stop)`` for consecutive parts of the items.
 
-        Returns the results in their order.
+        Parts are as large as a fraction of a slice allows, by what the part before took. Returns
+        the results in their order.
         """
+        if len(items) == 1:
+            return [compute(0, 1)]
         results: list[T] = []
-        for start, stop in parts(items):
-            if start:
-                await self.next(principal)
+        start, size = 0, FIRST_ITEMS
+        while start < len(items):
+            began = self._monotonic()
+            if start and began >= self._until:
+                await self.begin(principal)
+                began = self._monotonic()
+            stop = _end(items, start, size)
             results.append(compute(start, stop))
+            took = self._monotonic() - began
+            if took < SLICE_SECONDS / 4:
+                size = min(2 * size, MOST_ITEMS)
+            elif took > SLICE_SECONDS / 2:
+                size = max(1, size // 4)
+            start = stop
         return results
 
 
-def parts(items: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Yields the bounds of consecutive parts: ITEMS items, or one where they are long."""
-    for start in range(0, len(items), ITEMS):
-        stop = min(start + ITEMS, len(items))
-        if sum(map(len, items[start:stop])) <= ITEMS_BYTES:
-            yield start, stop
-        else:
-            yield from ((index, index + 1) for index in range(start, stop))
+def _end(items: Sequence[bytes], start: int, size: int) -> int:
+    """Returns where a part of up to ``size`` items ends: one item, or PART_BYTES at most."""
+    stop = min(start + size, len(items))
+    while stop > start + 1 and sum(map(len, items[start:stop])) > PART_BYTES:
+        stop = start + (stop - start) // 2
+    return stop

@@ -4,18 +4,36 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.signing.turns import ITEMS, ITEMS_BYTES, SLICE_SECONDS, Turns, parts
+from signer.signing.turns import MOST_ITEMS, PART_BYTES, SLICE_SECONDS, Turns
 from tests.stand_ins import SetClock
 
 
-@given(st.lists(st.integers(0, 2 * ITEMS_BYTES), max_size=200))
-def test_parts_are_consecutive_and_bounded(lengths: list[int]) -> None:
+@given(st.lists(st.integers(0, 2 * PART_BYTES), max_size=300), st.lists(st.booleans()))
+def test_parts_are_consecutive_and_bounded(lengths: list[int], slow: list[bool]) -> None:
     items = [bytes(length) for length in lengths]
-    bounds = list(parts(items))
+    clock, bounds = SetClock(), list[tuple[int, int]]()
+
+    def compute(start: int, stop: int) -> None:
+        bounds.append((start, stop))
+        if slow:
+            clock.forward(SLICE_SECONDS if slow[len(bounds) % len(slow)] else 0)
+
+    asyncio.run(Turns(clock).each("a", items, compute))
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(len(items)))
     for start, stop in bounds:
-        assert 0 < stop - start <= ITEMS
-        assert stop - start == 1 or sum(map(len, items[start:stop])) <= ITEMS_BYTES
+        assert 0 < stop - start <= MOST_ITEMS
+        assert stop - start == 1 or sum(map(len, items[start:stop])) <= PART_BYTES
+
+
+def test_slow_payloads_are_computed_one_by_one() -> None:
+    clock, sizes = SetClock(), list[int]()
+
+    def compute(start: int, stop: int) -> None:
+        sizes.append(stop - start)
+        clock.forward((stop - start) * SLICE_SECONDS)
+
+    asyncio.run(Turns(clock).each("a", [b"x"] * 20, compute))
+    assert sizes == [8, 2, *[1] * 10]
 
 
 class Computing:
