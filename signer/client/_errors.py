@@ -156,6 +156,11 @@ def closed(error: BaseException) -> UnavailableError:
     return UnavailableError("CANCELLED", CLOSED, str(error))
 
 
+def ended(text: str) -> UnavailableError:
+    """Returns the failure of what was not answered and may be sent again."""
+    return UnavailableError(Code.UNAVAILABLE.name, Code.UNAVAILABLE.name, text)
+
+
 def from_rpc_error(error: grpc.RpcError) -> SignerClientError:
     """Converts an error that a stub raised."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):  # closed during the call

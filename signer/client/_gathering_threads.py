@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from signer.client._calls import traced
-from signer.client._errors import closed, for_each, from_rpc_error, late
+from signer.client._errors import closed, ended, for_each, from_rpc_error, late
 from signer.client._gathering import Gathering, Parcel, Result, Single
 from signer.client._pipeline import fits, read_answer, request_of, too_large
 from signer.model import Format
@@ -134,6 +134,9 @@ class ThreadGathering:
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
             self._take(parcel, closed(error) if isinstance(error, ValueError) else error)
             return
+        except BaseException:  # this thread is interrupted; the items are also those of others
+            self._take(parcel, ended("the sending thread was interrupted"))
+            raise
         with self._lock:
             self._under_way[parcel] = future
             abandoned = not parcel.living

@@ -6,9 +6,9 @@ from typing import Any, Self
 import grpc
 
 from signer.client._calls import retry_awaited
-from signer.client._errors import SignerClientError, closed, for_each, from_rpc_error, late
+from signer.client._errors import SignerClientError, closed, ended, for_each, from_rpc_error, late
 from signer.client._exchanges import DEFAULT_TIMEOUT
-from signer.client._streams import Streamed, ended
+from signer.client._streams import WITHOUT_ANSWER, Streamed
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamResponse
 
@@ -74,7 +74,7 @@ class _OneTaskStream:
             return  # the call has ended; the other task knows why
 
     async def _take(self) -> None:
-        end: Exception = ended()
+        end: Exception = ended(WITHOUT_ANSWER)
         try:
             async for response in self._call:
                 answer = self._answers.pop(response.tag, None)
@@ -83,7 +83,7 @@ class _OneTaskStream:
         except grpc.aio.AioRpcError as error:
             # Where the end overtakes a write, gRPC reports the write, without what came.
             overtaken = error.code() is grpc.StatusCode.INTERNAL and not error.trailing_metadata()
-            end = ended() if overtaken else from_rpc_error(error)
+            end = ended(WITHOUT_ANSWER) if overtaken else from_rpc_error(error)
         except asyncio.CancelledError as error:  # the call was cancelled, or the channel closed
             end = closed(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it

@@ -8,10 +8,10 @@ from typing import Any, Self
 import grpc
 
 from signer.client._calls import retry
-from signer.client._errors import SignerClientError, closed, for_each, from_rpc_error, late
+from signer.client._errors import SignerClientError, closed, ended, for_each, from_rpc_error, late
 from signer.client._exchanges import DEFAULT_TIMEOUT
 from signer.client._gathering_threads import Place
-from signer.client._streams import Streamed, ended
+from signer.client._streams import WITHOUT_ANSWER, Streamed
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamRequest
 
@@ -76,7 +76,7 @@ class _OneStream:
                 yield item.request(tag)
 
     def _take(self) -> None:
-        end: Exception = ended()
+        end: Exception = ended(WITHOUT_ANSWER)
         try:
             for response in self._call:
                 with self._lock:

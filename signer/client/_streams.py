@@ -9,11 +9,12 @@ import time
 import uuid
 from typing import Any
 
-from signer.client._errors import SignerClientError, UnavailableError, from_call_status
+from signer.client._errors import SignerClientError, from_call_status
 from signer.client._pipeline import fits, octets, read_answer, request_of, too_large
-from signer.errors import Code
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamRequest, SignStreamResponse
+
+WITHOUT_ANSWER = "the appliance ended the stream before it answered"
 
 METHOD = "/signer.v1.SigningService/SignStream"
 
@@ -25,12 +26,6 @@ def stream_method(channel: Any) -> Any:
         request_serializer=SignStreamRequest.SerializeToString,
         response_deserializer=SignStreamResponse.FromString,
     )
-
-
-def ended() -> UnavailableError:
-    """Returns the failure of requests on a stream that ended well before their answers."""
-    code = Code.UNAVAILABLE.name
-    return UnavailableError(code, code, "the appliance ended the stream before it answered")
 
 
 class Streamed:
