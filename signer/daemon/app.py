@@ -58,6 +58,7 @@ from signer.hsm.latch import make_state
 from signer.keys.registry import Registry, RegistryState
 from signer.observe import open_tracing
 from signer.observe.http import HttpPort
+from signer.observe.lines import LibraryMessages
 from signer.observe.reports import Reports
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
@@ -410,6 +411,7 @@ class Appliance:
 def _reporting(config: Config) -> tuple[Reports, list[Handlers]]:
     """Returns metrics, log lines and alarms, and all handlers of events: theirs and traces."""
     reports = Reports([token.label for token in config.tokens], level=config.log_level)
+    LibraryMessages(reports.lines).capture()
     tracing = open_tracing(config.tracing, config.audit.origin, reports.lines)
     return reports, [reports.handlers, *([tracing.handlers] if tracing else [])]
 

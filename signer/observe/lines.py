@@ -7,6 +7,7 @@ lines too slowly, lines are dropped and counted.
 
 import atexit
 import json
+import logging
 import os
 import queue
 import select
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from time import sleep, time
 from typing import NamedTuple
 
@@ -145,6 +147,33 @@ class LogLines:
             except queue.Empty:
                 return lines, False
         return lines, True
+
+
+LIBRARIES = ("grpc", "asyncio")
+"""Packages whose own messages become lines of the log."""
+
+
+class LibraryMessages(logging.Handler):
+    """Writes what libraries log as lines: who says it, where, and which error, but no text.
+
+    Their texts could quote what a caller has sent.
+    """
+
+    def __init__(self, lines: LogLines) -> None:
+        super().__init__(logging.WARNING)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        place = f"{Path(record.pathname).name}:{record.lineno}"
+        error = record.exc_info and record.exc_info[0]
+        fields = {"library": record.name, "place": place, "error": error.__name__ if error else ""}
+        self._lines.add(WARNING, "library", fields, fault=False)
+
+    def capture(self) -> None:
+        """Takes the messages of ``LIBRARIES`` from now on."""
+        for name in LIBRARIES:
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [self], False
 
 
 def _formatted(lines: list[Line]) -> list[str]:

@@ -1,6 +1,7 @@
 """Lines are written by a thread of their own: whatever stderr does, nobody waits for it."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from signer.observe import lines
-from signer.observe.lines import LogLines
+from signer.observe.lines import LibraryMessages, LogLines
 
 
 class Sink:
@@ -221,3 +222,23 @@ def test_a_process_without_stderr_writes_into_no_other_file(tmp_path: Path) -> N
     done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "dropped 1\n"
     assert other.read_bytes() == b""
+
+
+def test_messages_of_libraries_are_lines_without_their_text(sink: Sink) -> None:
+    log = LogLines("info", write=sink.write)
+    kept = {name: logging.getLogger(name) for name in lines.LIBRARIES}
+    before = {name: (each.handlers, each.propagate) for name, each in kept.items()}
+    try:
+        LibraryMessages(log).capture()
+        error = ValueError("a secret of the payload")
+        logging.getLogger("grpc._cython.cygrpc").error("Unexpected %s", "secret", exc_info=error)
+        logging.getLogger("asyncio").debug("nothing")
+    finally:
+        for name, each in kept.items():
+            each.handlers, each.propagate = before[name]
+    log.close()
+    [line] = sink.lines()
+    assert (line["event"], line["level"]) == ("library", "warning")
+    assert (line["library"], line["error"]) == ("grpc._cython.cygrpc", "ValueError")
+    assert line["place"].startswith("test_lines.py:")
+    assert "secret" not in str(line)
