@@ -36,7 +36,7 @@ _GATHER_SECONDS = 0.01  # between two batches: lines of several calls come toget
 _encode = json.JSONEncoder(default=repr).encode
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """A line before it is formatted; ``time`` is in seconds since the epoch."""
 
     time: float
@@ -79,7 +79,7 @@ class LogLines:
         """Lines below ``level`` are not written. ``on_dropped`` gets a number of lines."""
         self._rank = LEVELS.index(level)
         self._on_dropped, self._write = on_dropped, write
-        self._queue: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[LogLine | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -101,7 +101,7 @@ class LogLines:
         if self._queue.qsize() >= kept:
             self._on_dropped(1)
             return
-        self._queue.put(Line(time(), level, event, fields))
+        self._queue.put(LogLine(time(), level, event, fields))
         if self._thread is None:
             self._start()
 
@@ -134,9 +134,9 @@ class LogLines:
             if not ended:
                 pause(_GATHER_SECONDS)
 
-    def _take(self) -> tuple[list[Line], bool]:
+    def _take(self) -> tuple[list[LogLine], bool]:
         """Waits for lines; returns them, and whether they are the last."""
-        lines: list[Line] = []
+        lines: list[LogLine] = []
         line = self._queue.get()
         while line is not None:
             lines.append(line)
@@ -176,7 +176,7 @@ class LibraryMessages(logging.Handler):
             logger.handlers, logger.propagate = [self], False
 
 
-def _formatted(lines: list[Line]) -> list[str]:
+def _formatted(lines: list[LogLine]) -> list[str]:
     formatted: list[str] = []
     for number, line in enumerate(lines, 1):
         formatted.append(line.format())

@@ -94,8 +94,8 @@ def disk_story(machine: Machine, prometheus: Watching) -> None:
     prometheus.until(Alert("SignerDiskLow", DISK))
 
     machine.order("slow")
-    with ThreadPoolExecutor(4) as callers:
-        calls = [callers.submit(machine.sign) for _ in range(4)]
+    with ThreadPoolExecutor(3) as callers:
+        calls = [callers.submit(machine.sign) for _ in range(3)]
         stalled = Alert("SignerAuditStalled", DISK), Alert("SignerCallsNearLimit", DISK)
         try:
             prometheus.until(*stalled)

@@ -32,6 +32,8 @@ CONTRACT = {  # callers rely on it: docs/errors.md
     "OPERATION_REFUSED": ("call", "FAILED_PRECONDITION"),
     "APPROVAL_INVALID": ("call", "PERMISSION_DENIED"),
     "REGISTRY_UNAVAILABLE": ("call", "UNAVAILABLE"),
+    # of streams
+    "STREAM_ENDED": ("call", "UNAVAILABLE"),
 }
 
 
@@ -57,6 +59,7 @@ def test_trying_again_helps_only_where_something_passes() -> None:
         Reason.HSM_UNAVAILABLE,
         Reason.AUDIT_UNAVAILABLE,
         Reason.REGISTRY_UNAVAILABLE,
+        Reason.STREAM_ENDED,
     }
 
 
