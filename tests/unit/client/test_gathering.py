@@ -180,6 +180,15 @@ def test_an_item_that_is_left_is_not_sent() -> None:
     assert due(gathering).payloads == [b"3"]
 
 
+def test_an_item_that_is_left_while_its_half_waits_is_not_sent() -> None:
+    gathering = core()
+    gone, *_ = add(gathering, b"gone", b"2", b"3", b"4")
+    gathering.failed(due(gathering), TOO_MANY, 0.0)
+    assert gathering.leave(gone) is None
+    assert due(gathering).payloads == [b"2"]
+    assert due(gathering).payloads == [b"3", b"4"]
+
+
 def test_a_parcel_that_all_have_left_is_named() -> None:
     gathering = core()
     one, two = add(gathering, b"1", b"2")
