@@ -18,7 +18,7 @@ from typing import NamedTuple
 from signer.client._calls import Backoff
 from signer.client._errors import InvalidRequestError, ItemError, SignerClientError
 from signer.client._pipeline import BATCH_BYTES, FIELD_BYTES, Answer, output_bound
-from signer.errors import Code
+from signer.errors import Code, Reason
 from signer.model import Format
 
 CALLS_OUT = 2
@@ -28,6 +28,12 @@ LARGEST_BATCH = 500
 
 SMALLEST = 16
 """So many items are not split between calls: a call costs more than they do."""
+
+_REFUSED = (Reason.OVERLOADED, Reason.QUOTA_EXCEEDED)
+"""The retryable reasons after which nothing was signed."""
+
+_TOO_LONG = ("CLIENT: Sent message larger", "SERVER: Received message larger")
+"""Requests that gRPC did not take. An answer that is too long was signed."""
 
 _FIELD = "payloads"  # of violations that another batch of the same items may not have
 
@@ -51,10 +57,11 @@ class Single:
 class Parcel:
     """Items that go in one call, and again in the same call until it is answered.
 
-    ``living`` of them have a caller that still waits.
+    ``living`` of them have a caller that still waits. ``uncertain``: an attempt under this
+    request id was lost, so that they may have been signed under it, and go under no other.
     """
 
-    __slots__ = ("backoff", "deadline", "items", "living", "request_id")
+    __slots__ = ("backoff", "deadline", "items", "living", "request_id", "uncertain")
 
     def __init__(self, items: Sequence[Single], request_id: str) -> None:
         self.backoff = Backoff()
@@ -65,6 +72,7 @@ class Parcel:
         self.items = items
         self.request_id = request_id
         self.living = len(items)
+        self.uncertain = False
         self.deadline = max(item.deadline for item in items)
         for item in items:
             item.parcel = self
@@ -210,6 +218,7 @@ class Gathering:
         """
         living = [item for item in parcel.items if not item.over]
         if isinstance(error, SignerClientError) and error.retryable:
+            parcel.uncertain |= error.reason not in _REFUSED
             pause = parcel.backoff.pause(error.retry_after)
             late = [item for item in living if now + pause >= item.deadline]
             if len(late) == len(living):
@@ -218,7 +227,7 @@ class Gathering:
             self._mark(results)
             parcel.living -= len(late)
             return Next(results, pause)
-        if len(parcel.items) > 1 and living and _of_few(error):
+        if len(parcel.items) > 1 and living and not parcel.uncertain and _of_few(error):
             middle = (len(living) + 1) // 2
             self._split.extend(half for half in (living[:middle], living[middle:]) if half)
             self._limit_asked = False  # it may have changed
@@ -257,6 +266,6 @@ def _of_few(error: Exception) -> bool:
     """Whether a call may be refused for one of its items, or for their number."""
     if isinstance(error, InvalidRequestError):
         return any(violation.field.startswith(_FIELD) for violation in error.violations)
-    if isinstance(error, SignerClientError):  # gRPC's own limit of a message's length
-        return error.code == error.reason == Code.RESOURCE_EXHAUSTED.name
+    if isinstance(error, SignerClientError) and error.code == error.reason:  # gRPC's own
+        return error.code == Code.RESOURCE_EXHAUSTED.name and error.message.startswith(_TOO_LONG)
     return False

@@ -26,7 +26,11 @@ DENIED = DeniedError("PERMISSION_DENIED", "POLICY_DENIED", "no")
 TOO_MANY = InvalidRequestError(
     "INVALID_ARGUMENT", "FIELD_INVALID", "", violations=[Violation("payloads", "has 9 items")]
 )
-TOO_LONG = ExhaustedError("RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", "message too long")
+TOO_LONG = ExhaustedError(
+    "RESOURCE_EXHAUSTED",
+    "RESOURCE_EXHAUSTED",
+    "CLIENT: Sent message larger than max (5000000 vs. 4194304)",
+)
 DROPPED = ItemError("UNAVAILABLE", "HSM_UNAVAILABLE", "dropped", retry_after=0.5)
 BAD = ItemError("INVALID_ARGUMENT", "PAYLOAD_INVALID", "bad")
 
@@ -168,6 +172,18 @@ def test_a_refusal_for_one_item_is_that_items(error: Exception) -> None:
         results.update(then.results)
     assert [results[item] for item in items] == [b"sig:1", b"sig:2", error, b"sig:4", b"sig:5"]
     assert not gathering.asks_limit()  # nothing waits
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_may_have_been_signed_is_not_sent_under_another_id(lost: bool) -> None:
+    busy = ExhaustedError("RESOURCE_EXHAUSTED", "OVERLOADED", "busy")
+    gathering = core()
+    items = add(gathering, b"1", b"2")
+    parcel = due(gathering)
+    assert gathering.failed(parcel, LOST if lost else busy, 0.0).again is not None
+    then = gathering.failed(parcel, TOO_MANY, 1.0)
+    assert then.results == ([(item, TOO_MANY) for item in items] if lost else [])
+    assert (gathering.due() is None) == lost
 
 
 def test_an_item_that_is_left_is_not_sent() -> None:
