@@ -23,7 +23,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from signer.api import wire
-from signer.api.places import Places
+from signer.api.places import Place, Places
 from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
 from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
@@ -52,13 +52,17 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(slots=True)
 class Caller:
-    """The caller and its deadline (monotonic seconds); ``notes`` go into the call's log line."""
+    """The caller and its deadline (monotonic seconds); ``notes`` go into the call's log line.
+
+    ``place`` is what the call holds, once its message is there.
+    """
 
     principal: str
     roles: frozenset[Role]
     deadline: float
     call_id: str
     notes: dict[str, object]
+    place: Place | None = None
 
 
 class Guard:
@@ -103,8 +107,10 @@ class Guard:
         async def call(_: object, context: Context) -> bytes:
             async def answer(caller: Caller) -> bytes:
                 message = await self._message(context, caller)
-                self._take_place(context, caller.principal, len(message))
-                return cast(bytes, write(await behaviour(parsed(read, message), caller)))
+                place = self._take_place(context, caller, len(message))
+                answered = cast(bytes, write(await behaviour(parsed(read, message), caller)))
+                place.answered(len(answered))
+                return answered
 
             caller = functools.partial(self.identify, method, context)
             metadata = context.invocation_metadata() or ()
@@ -148,7 +154,7 @@ class Guard:
                 while (message := await self._message(context, caller, more=True)) is not None:
                     yield parsed(read, message)
 
-            self._take_place(context, caller.principal, 0)
+            self._take_place(context, caller, 0)
             async for response in behaviour(requests(), context):
                 await context.write(write(response))
 
@@ -252,19 +258,24 @@ class Guard:
     async def _message(self, context: Context, caller: Caller, *, more: bool = False) -> Any:
         """Reads the next message; None at their end if there may be ``more`` than one."""
         until = min(caller.deadline, self._clock.monotonic() + MESSAGE_SECONDS)
-        message = await self._messages.read(context, until)
+        self.places.arrive(caller.principal)
+        try:
+            message = await self._messages.read(context, until)
+        finally:
+            self.places.arrived(caller.principal)
         if message is None and not more:
             raise _missing()
         return message
 
-    def _take_place(self, context: Context, principal: str, size: int) -> None:
+    def _take_place(self, context: Context, caller: Caller, size: int) -> Place:
         """Takes a place until the call has ended and its answer is out. Raises CallError."""
-        self.places.take(principal, size)
+        place = caller.place = self.places.take(caller.principal, size)
 
         def ended(_: Context) -> None:
-            self.places.give_back(principal, size)
+            place.give_back()
 
         context.add_done_callback(ended)  # type: ignore[arg-type] # the stubs declare a Protocol
+        return place
 
 
 _RANDOM = random.Random(os.urandom(32))  # noqa: S311 - ids are names, not secrets

@@ -1,9 +1,10 @@
 """Places: how many calls, and how many bytes of messages, are in progress at once.
 
-A call has a place from the time when its message is there until its answer is out. The last
-quarter of all places is for principals that hold less than their share, so that a few busy
-clients never keep another one out. A stream does not ask for a place that it would not get:
-it waits, and the appliance reads no further. For the event loop only.
+A call has a place from the time when its message is there until its answer is out; it holds the
+bytes of the message, and then those of the answer. The last quarter of all places is for
+principals that hold less than their share, so that a few busy clients never keep another one
+out. A stream does not ask for a place that it would not get: it waits, and the appliance reads
+no further. For the event loop only.
 """
 
 import asyncio
@@ -46,11 +47,41 @@ class Bound:
         return None
 
 
-class Places:
-    """The places of all principals: calls and the bytes of their messages."""
+class Place:
+    """What one call holds until ``give_back``: a place, and bytes."""
 
-    def __init__(self, calls: Bound, message_bytes: Bound) -> None:
-        self._calls, self._bytes = calls, message_bytes
+    __slots__ = ("_firm", "_places", "_principal", "size")
+
+    def __init__(self, places: "Places", principal: str, size: int, *, firm: bool) -> None:
+        """A ``firm`` place is never refused more bytes."""
+        self._places, self._principal, self._firm = places, principal, firm
+        self.size = size
+
+    def resize(self, size: int) -> None:
+        """Holds so many bytes instead; raises CallError if they are too many, and keeps its own."""
+        more = size - self.size
+        if more > 0 and not self._firm:
+            self._places.check_bytes(self._principal, more)
+        self.answered(size)
+
+    def answered(self, size: int) -> None:
+        """Holds the bytes of the answer instead, however many are held already."""
+        self._places.bytes.add(self._principal, size - self.size)
+        self.size = size
+
+    def give_back(self) -> None:
+        """Gives the place back; streams that wait for one go on."""
+        self._places.give_back(self._principal, self.size)
+
+
+class Places:
+    """The places of all principals: calls, and the bytes of their messages and answers.
+
+    ``arriving`` are the calls whose message is not there yet: they have no place.
+    """
+
+    def __init__(self, calls: Bound, held_bytes: Bound, arriving: Bound) -> None:
+        self._calls, self.bytes, self.arriving = calls, held_bytes, arriving
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     @property
@@ -58,26 +89,35 @@ class Places:
         """Returns the number of calls that have a place."""
         return self._calls.total
 
-    def take(self, principal: str, size: int) -> None:
-        """Takes a place for a call whose message has ``size`` bytes; raises CallError."""
-        if (exceeded := self._calls.exceeded(principal, 1)) is not None:
-            own, most = exceeded
-            raise _refused("calls", most, CLIENT_LIMIT if own else "calls", own=own)
-        if (exceeded := self._bytes.exceeded(principal, size)) is not None:
-            own, most = exceeded
-            setting = "bytes_in_flight_per_client" if own else "bytes_in_flight"
-            raise _refused("bytes", most, setting, own=own)
-        self.add(principal, size)
+    def arrive(self, principal: str) -> None:
+        """Counts a call that waits for its message, until ``arrived``; raises CallError."""
+        _check(self.arriving, principal, 1, "calls without a message", _CALLS)
+        self.arriving.add(principal, 1)
 
-    def add(self, principal: str, size: int) -> None:
+    def arrived(self, principal: str) -> None:
+        """Counts the call no more: its message has come, or it has ended."""
+        self.arriving.add(principal, -1)
+
+    def take(self, principal: str, size: int) -> Place:
+        """Takes a place for a call whose message has ``size`` bytes; raises CallError."""
+        _check(self._calls, principal, 1, "calls", _CALLS)
+        self.check_bytes(principal, size)
+        return self.add(principal, size, firm=False)
+
+    def check_bytes(self, principal: str, more: int) -> None:
+        """Raises CallError if a principal may not hold so many more bytes."""
+        _check(self.bytes, principal, more, "bytes in calls", _BYTES)
+
+    def add(self, principal: str, size: int, *, firm: bool = True) -> Place:
         """Takes a place whatever is taken already: for a request that a stream has read."""
         self._calls.add(principal, 1)
-        self._bytes.add(principal, size)
+        self.bytes.add(principal, size)
+        return Place(self, principal, size, firm=firm)
 
     def give_back(self, principal: str, size: int) -> None:
         """Gives a place back; streams that wait for one go on."""
         self._calls.add(principal, -1)
-        self._bytes.add(principal, -size)
+        self.bytes.add(principal, -size)
         for waiting in [one for one in self._waiting if self._free(one)]:
             for waiter in self._waiting.pop(waiting):
                 if not waiter.done():  # its stream may have ended
@@ -95,14 +135,22 @@ class Places:
             await waiter
 
     def _free(self, principal: str) -> bool:
-        return not (self._calls.exceeded(principal, 1) or self._bytes.exceeded(principal, 1))
+        return not (self._calls.exceeded(principal, 1) or self.bytes.exceeded(principal, 1))
 
 
-def _refused(what: str, most: int, setting: str, *, own: bool) -> CallError:
-    text = f"too many of your {what}" if own else f"too many {what}"
-    return CallError(
+_CALLS = ("calls", CLIENT_LIMIT)
+_BYTES = ("bytes_in_flight", "bytes_in_flight_per_client")
+
+
+def _check(bound: Bound, principal: str, amount: int, what: str, settings: tuple[str, str]) -> None:
+    """Raises CallError if a principal may not hold so much more."""
+    exceeded = bound.exceeded(principal, amount)
+    if exceeded is None:
+        return
+    own, most = exceeded
+    raise CallError(
         Reason.OVERLOADED,
-        f"{text} ({most} at once): try again",
-        {"limit": setting},
+        f"too many {'of your ' if own else ''}{what} ({most} at once): try again",
+        {"limit": settings[own]},
         retry_after=_HINT,
     )

@@ -19,6 +19,7 @@ from signer.api.guard import Caller, Guard
 from signer.api.health import MAX_WATCHES, Health
 from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
+from signer.api.signing_messages import read_batch_request
 from signer.api.signing_service import SigningService
 from signer.api.threads import Threads
 from signer.api.tls import Certificates
@@ -181,7 +182,8 @@ class _Handlers(grpc.GenericRpcHandler):
             return self._guard.reflection(method, handler)
         if handler.stream_stream:
             return self._guard.stream(method, handler)
-        if iscoroutinefunction(handler.unary_unary):
+        if iscoroutinefunction(handler.unary_unary):  # SignBatch
+            handler = handler._replace(request_deserializer=read_batch_request)
             return self._guard.unary(method, handler)
         return self._guard.unary(method, handler._replace(unary_unary=self._threaded(handler)))
 

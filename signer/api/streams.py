@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grpc
 
@@ -22,6 +22,8 @@ from signer.api.guard import (
     parsed,
     principal_of,
 )
+from signer.api.places import Place
+from signer.api.signing_messages import read_stream_request
 from signer.clock import Clock
 from signer.config.models import LimitsConfig
 from signer.errors import CallError, Reason
@@ -31,6 +33,8 @@ from signer.v1 import signing_pb2
 METHOD = "/signer.v1.SigningService/SignStream"
 REQUEST = "/signer.v1.SigningService/SignBatch"
 """The method under which each request of a stream is counted and logged."""
+STREAMS_TO_CALLS = 2
+"""Streams of all principals for each of `limits.calls`."""
 _RETRY_SECONDS = 1.0
 Sign = Callable[[signing_pb2.SignBatchRequest, Caller], Awaitable[signing_pb2.SignBatchResponse]]
 
@@ -46,7 +50,7 @@ class _Stream:
         self.policy: object = None  # under which its principal was looked at
         self.task = cast("asyncio.Task[Any]", asyncio.current_task())
         self.requests: set[asyncio.Task[None]] = set()
-        self.answers: deque[tuple[bytes, int]] = deque()  # with the bytes of their requests
+        self.answers: deque[tuple[bytes, Place]] = deque()
         self.writing = self.reading = False
         self.used = now  # when a request last came or was answered, monotonic seconds
         self.ended: CallError | None = None
@@ -57,6 +61,14 @@ class _Stream:
             self.ended = error
             if self.reading:
                 self.task.cancel()
+
+
+class _Request(NamedTuple):
+    """One request of a stream."""
+
+    stream: _Stream
+    asked: signing_pb2.SignStreamRequest
+    place: Place
 
 
 class Streams:
@@ -93,14 +105,8 @@ class Streams:
 
     async def serve(self, context: Context, caller: Caller, sign: Sign) -> None:
         """Answers the requests of one stream until it ends; raises CallError."""
-        principal, most = caller.principal, self._limits.streams_per_client
-        if self._held[principal] >= most:
-            raise CallError(
-                Reason.OVERLOADED,
-                f"too many of your streams ({most} at once): use those that are open",
-                {"limit": "streams_per_client"},
-                retry_after=_RETRY_SECONDS,
-            )
+        principal = caller.principal
+        self._check_number(principal)
         stream = _Stream(context, principal, self._clock.monotonic())
         stream.ended = self._draining
         self._held[principal] += 1
@@ -115,10 +121,22 @@ class Streams:
         finally:
             self._open.discard(stream)
             self._held[principal] -= 1
-            for _, size in stream.answers:  # that nobody takes any more
-                self._guard.places.give_back(principal, size)
+            for _, place in stream.answers:  # that nobody takes any more
+                place.give_back()
         if stream.ended is not None:
             raise stream.ended
+
+    def _check_number(self, principal: str) -> None:
+        """Raises CallError if a principal may not open one more stream."""
+        own = self._held[principal] >= self._limits.streams_per_client
+        if own or len(self._open) >= STREAMS_TO_CALLS * self._limits.calls:
+            most = self._limits.streams_per_client if own else STREAMS_TO_CALLS * self._limits.calls
+            raise CallError(
+                Reason.OVERLOADED,
+                f"too many {'of your ' if own else ''}streams ({most} at once): use open ones",
+                {"limit": "streams_per_client" if own else "calls"},
+                retry_after=_RETRY_SECONDS,
+            )
 
     async def _read(self, stream: _Stream, sign: Sign) -> int:
         """Reads requests and begins to answer them; returns their number at the end."""
@@ -139,32 +157,35 @@ class Streams:
                 break
             count += 1
             stream.used = self._clock.monotonic()
-            places.add(stream.principal, len(message))
-            request = asyncio.get_running_loop().create_task(self._answer(stream, message, sign))
+            place = places.add(stream.principal, len(message))
+            answer = self._answer(stream, message, place, sign)
+            request = asyncio.get_running_loop().create_task(answer)
             stream.requests.add(request)
             request.add_done_callback(stream.requests.discard)
         return count
 
-    async def _answer(self, stream: _Stream, message: bytes, sign: Sign) -> None:
+    async def _answer(self, stream: _Stream, message: bytes, place: Place, sign: Sign) -> None:
         """Signs what one request asks for, and writes the answer."""
         respond: Callable[[Caller], Awaitable[signing_pb2.SignBatchResponse]]
         try:
-            asked = parsed(signing_pb2.SignStreamRequest.FromString, message)
+            asked = parsed(read_stream_request, message)
             respond = partial(sign, asked.batch)
         except CallError as error:
             asked, respond = signing_pb2.SignStreamRequest(), partial(_refuse, error)
         answered = signing_pb2.SignStreamResponse(tag=asked.tag)
         try:
-            identify = partial(self._identify, stream, asked)
+            identify = partial(self._identify, _Request(stream, asked, place))
             batch, status = await self._guard.booked(REQUEST, stream.metadata, identify, respond)
         except BaseException:
-            self._guard.places.give_back(stream.principal, len(message))
+            place.give_back()
             raise
         if status is not None:
             answered.error.CopyFrom(status)
         elif batch is not None:
             answered.batch.CopyFrom(batch)
-        stream.answers.append((answered.SerializeToString(), len(message)))
+        data = answered.SerializeToString()
+        place.answered(len(data))
+        stream.answers.append((data, place))
         if not stream.writing:
             await self._write(stream)
 
@@ -173,25 +194,21 @@ class Streams:
         stream.writing = True
         try:
             while stream.answers:
-                answer, size = stream.answers[0]
+                answer, place = stream.answers[0]
                 await stream.context.write(answer)
                 stream.answers.popleft()
                 stream.used = self._clock.monotonic()
-                self._guard.places.give_back(stream.principal, size)
+                place.give_back()
         except grpc.aio.BaseError:
             return  # the caller has gone: its stream hears of that too
         finally:
             stream.writing = False
 
     def _identify(
-        self,
-        stream: _Stream,
-        asked: signing_pb2.SignStreamRequest,
-        now: float,
-        call_id: str,
-        notes: dict[str, object],
+        self, request: "_Request", now: float, call_id: str, notes: dict[str, object]
     ) -> Caller:
         """Returns the caller of one request, under the policy in force now. Raises CallError."""
+        stream, asked, place = request
         policy = self._served.snapshot.policy
         if policy is not stream.policy:
             principal_of(stream.auth, policy.denied_certificates)
@@ -203,7 +220,7 @@ class Streams:
             seconds = asked.timeout.seconds + asked.timeout.nanos / 1e9
         if seconds > 3600 * 24:
             seconds = DEFAULT_SECONDS
-        return Caller(stream.principal, roles, now + seconds, call_id, notes)
+        return Caller(stream.principal, roles, now + seconds, call_id, notes, place)
 
 
 async def _refuse(error: CallError, _: Caller) -> signing_pb2.SignBatchResponse:

@@ -196,6 +196,7 @@ class Appliance:
             places=Places(
                 Bound(limits.calls, limits.calls_per_client),
                 Bound(limits.bytes_in_flight, limits.bytes_in_flight_per_client),
+                arriving=Bound(limits.calls, limits.calls_per_client),
             ),
             events=recorded,
             clock=clock,

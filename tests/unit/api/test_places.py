@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.api.places import Bound, Places
+from signer.api.places import Bound, Place, Places
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 from tests.unit.api.context import until
 
 
 def places(calls: int = 8, of_one: int = 4, size: int = 1000, size_of_one: int = 500) -> Places:
-    return Places(Bound(calls, of_one), Bound(size, size_of_one))
+    return Places(Bound(calls, of_one), Bound(size, size_of_one), Bound(calls, of_one))
 
 
 def limit(taken: Places, principal: str, size: int = 1) -> str:
@@ -59,23 +59,23 @@ def test_the_bounds_hold_and_a_newcomer_is_refused_only_when_all_is_taken(
     steps: list[tuple[str, bool, int]],
 ) -> None:
     taken = places(calls=12, of_one=6, size=300, size_of_one=120)
-    held: list[tuple[str, int]] = []
+    held: list[tuple[str, int, Place]] = []
     for principal, give, size in steps:
         if give and held:
-            taken.give_back(*held.pop(0))
+            held.pop(0)[2].give_back()
             continue
         try:
-            taken.take(principal, size)
+            place = taken.take(principal, size)
         except CallError:
             continue
-        held.append((principal, size))
+        held.append((principal, size, place))
         assert taken.taken == len(held) <= 12
-        assert sum(size for _, size in held) <= 300
+        assert sum(size for _, size, _ in held) <= 300
         for one in "abcde":
-            sizes = [size for name, size in held if name == one]
+            sizes = [size for name, size, _ in held if name == one]
             assert len(sizes) <= 6
             assert sum(sizes) <= 120
-    if len(held) < 12 and sum(size for _, size in held) < 300:
+    if len(held) < 12 and sum(size for _, size, _ in held) < 300:
         taken.take("newcomer", 1)
 
 
@@ -98,3 +98,33 @@ def test_streams_wait_for_a_place_and_an_idle_one_keeps_none() -> None:
         assert not taken._waiting
 
     asyncio.run(scenario())
+
+
+def test_a_place_holds_the_bytes_of_the_message_and_then_of_the_answer() -> None:
+    taken = places(size=1000, size_of_one=500)
+    place = taken.take("a", 100)
+    place.resize(400)
+    with pytest.raises(CallError) as caught:
+        place.resize(501)
+    assert caught.value.metadata == {"limit": "bytes_in_flight_per_client"}
+    assert limit(taken, "a", 101) == "bytes_in_flight_per_client"
+    place.answered(600)  # what is signed is not refused
+    assert limit(taken, "a", 1) == "bytes_in_flight_per_client"
+    place.give_back()
+    assert (taken.taken, taken.bytes.total) == (0, 0)
+    firm = taken.add("a", 450)
+    firm.resize(2000)
+    firm.give_back()
+    assert not taken.bytes.held
+
+
+def test_calls_without_a_message_are_bounded_for_themselves() -> None:
+    taken = places(calls=8, of_one=2)
+    for _ in range(2):
+        taken.arrive("a")
+    with pytest.raises(CallError) as caught:
+        taken.arrive("a")
+    assert caught.value.metadata == {"limit": CLIENT_LIMIT}
+    taken.take("a", 1)
+    taken.arrived("a")
+    taken.arrive("a")
