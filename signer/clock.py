@@ -4,6 +4,13 @@ import time
 from typing import Protocol
 
 
+DEADLINE_MARGIN = 0.05
+"""Seconds before its deadline from which on a call that is cancelled counts as late.
+
+gRPC cancels a call at its deadline, and so does its client, by a clock of its own.
+"""
+
+
 class Clock(Protocol):
     """A source of time."""
 

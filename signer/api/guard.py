@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 
 from signer.api import wire
 from signer.api.places import Place, Places
-from signer.clock import Clock
+from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Reason, invalid
 from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
 from signer.model import Role
@@ -200,10 +200,12 @@ class Guard:
         call_id = new_call_id()
         notes: dict[str, object] = {"call_id": call_id}
         code, reason, status = 0, "ok", None
+        caller: Caller | None = None
         CALL.set(CallTrace())
         self._events.emit(CallBegan(method, metadata))
         try:
-            return await respond(identify(started, call_id, notes)), None
+            caller = identify(started, call_id, notes)
+            return await respond(caller), None
         except CallError as error:
             status = wire.call_status(error)
             code, reason = status.code, error.reason
@@ -212,8 +214,10 @@ class Guard:
             }
         except MessageLateError:
             status, code, reason = _LATE, _CANCELLED, wire.code_name(_CANCELLED)
-        except (asyncio.CancelledError, grpc.aio.BaseError):  # the caller has gone
-            code, reason = _CANCELLED, wire.code_name(_CANCELLED)
+        except (asyncio.CancelledError, grpc.aio.BaseError):
+            code, reason = _CANCELLED, wire.code_name(_CANCELLED)  # the caller has gone
+            if caller is not None and self._clock.monotonic() > caller.deadline - DEADLINE_MARGIN:
+                code, reason = Reason.DEADLINE_TOO_SHORT.code, Reason.DEADLINE_TOO_SHORT
             raise
         except Exception as error:  # noqa: BLE001 - its text must not reach the caller
             self._events.emit(Bug(method, error, notes))

@@ -135,7 +135,7 @@ class Engine:
             began = self._ended("hsm", began)
             outcome = await self._evidence.outcome(seq, intent.principal, job.version, signed)
         except BaseException as error:
-            self._evidence.close(seq, error)
+            self._evidence.close(seq, error, job.deadline)
             raise
         await self._evidence.conclude(seq, outcome)
         self._ended("audit", began)

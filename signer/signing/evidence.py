@@ -12,7 +12,7 @@ from signer.audit.format import merkle
 from signer.audit.format.record import Column, IntentRecord, OutcomeRecord, RecordError, RecordKind
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
-from signer.clock import Clock
+from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
 from signer.formats.payloads import signature_length
@@ -61,7 +61,7 @@ class Evidence:
                 "time; allow more time",
             ) from None
         except asyncio.CancelledError:
-            self._log.abandon(entry, CALLER_GONE)
+            self._log.abandon(entry, self._why_gone(deadline))
             raise
         finally:
             timer.cancel()
@@ -95,20 +95,25 @@ class Evidence:
         except AuditUnavailable as error:
             raise _unavailable(f"the signatures are not released: {error}") from None
         except RecordError as error:
-            self.close(seq, error)
+            self.close(seq, error, 0.0)
             raise
 
-    def close(self, seq: int, error: BaseException) -> None:
+    def close(self, seq: int, error: BaseException, deadline: float) -> None:
         """Closes an intent as INDETERMINATE after an error: nothing of it is released."""
         match error:
             case CallError():
                 reason = str(error.reason)
             case asyncio.CancelledError():
-                reason = CALLER_GONE
+                reason = self._why_gone(deadline)
             case _:
                 reason = str(Reason.INTERNAL)
         with suppress(AuditUnavailable):  # the next start closes it
             self._log.close_intent(seq, reason)
+
+    def _why_gone(self, deadline: float) -> str:
+        """Returns why a call was cancelled: gRPC cancels it at its deadline, too."""
+        late = self._clock.monotonic() > deadline - DEADLINE_MARGIN
+        return str(Reason.DEADLINE_TOO_SHORT) if late else CALLER_GONE
 
     async def _root(self, principal: str, column: Column) -> bytes:
         """Returns the root of the column's tree, from the roots of its blocks."""

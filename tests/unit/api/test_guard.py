@@ -210,6 +210,18 @@ def test_a_caller_that_leaves_is_booked_as_cancelled(books: Books) -> None:
     assert guard.places.taken == 0
 
 
+def test_a_call_that_is_cancelled_at_its_deadline_is_booked_as_late(books: Books) -> None:
+    guard = make_guard(books)
+
+    async def work(*_: object) -> None:
+        guard._clock.time = 506.99  # type: ignore[attr-defined]
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        served(unary(guard, work), sent(left=7.0))
+    assert books.calls == [(METHOD, "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT")]
+
+
 # --- the message ------------------------------------------------------------------------------
 
 
