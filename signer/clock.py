@@ -3,7 +3,6 @@
 import time
 from typing import Protocol
 
-
 DEADLINE_MARGIN = 0.05
 """Seconds before its deadline from which on a call that is cancelled counts as late.
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2
 
-from signer.audit.format.record import RecordKind
+from signer.audit.format.record import CLOSING, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.v1 import signing_pb2
@@ -250,10 +250,13 @@ def test_what_outlasts_the_drain_is_cut_off_and_on_record(
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []
     assert '"event": "bug"' not in made.log.read_text()
-    assert verified(made.dir / "audit", "signer/audit")["open_intents"] > 0
-    made.start()  # closes as INDETERMINATE what was not released
-    assert made.stop() == 0
+    # What was not released is closed.
+    reader = Reader(list_segments(made.dir / "audit"))
+    ends = [each.fields for each in reader.records(0, reader.size) if each.kind in CLOSING]
+    assert sum(fields.get("reason") == "CALLER_GONE" for fields in ends) > 0
     assert verified(made.dir / "audit", "signer/audit")["open_intents"] == 0
+    made.start()
+    assert made.stop() == 0
 
 
 def test_sigint_ends_it_as_well_and_it_starts_again(make_appliance: Callable[..., Any]) -> None:
