@@ -297,6 +297,7 @@ class MessageLateError(Exception):
 
 
 _LATE = status_pb2.Status(code=_CANCELLED, message="the message of this call did not come in time")
+"""Without details: it is none of the reasons of our errors."""
 
 
 class MessageWaits:
@@ -371,7 +372,8 @@ def _missing() -> CallError:
 async def abort(context: Context, status: status_pb2.Status) -> None:
     """Ends a call with a status; raises what ends its coroutine."""
     ended = rpc_status.to_status(status)
-    await context.abort(ended.code, ended.details, ended.trailing_metadata)
+    details = ended.trailing_metadata if status.details else ()
+    await context.abort(ended.code, ended.details, details)
 
 
 def _auth_context(context: Context) -> "AuthContext":

@@ -43,11 +43,6 @@ class Health(health_pb2_grpc.HealthServicer):
         self._serving = False
         self._report()
 
-    def cancel(self) -> None:
-        """Cancels the watches that are left: their clients do not read. On the loop only."""
-        for watch in self._watches:
-            watch.cancel()
-
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:

@@ -1,7 +1,6 @@
 """The gRPC server: its services, its limits, mutual TLS, the drain."""
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from inspect import iscoroutinefunction
@@ -50,6 +49,8 @@ HEALTH_SERVICES = frozenset({OVERALL_HEALTH, "signer.v1.SigningService"})
 
 _PATIENCE_SECONDS = 1.0
 """How long a drain waits for watchers to read the end, and for messages to arrive."""
+_LOOK_SECONDS = 0.05
+"""How often a drain looks for calls in progress."""
 _WITHOUT_PLACE = 4
 """Calls that gRPC accepts for each place: most of them wait for their message or are streams."""
 
@@ -134,7 +135,8 @@ class Server:
     def expire(self, now: float) -> None:
         """Ends calls whose message was due by ``now`` (monotonic seconds), and idle streams."""
         self._loop.call(self.guard.expire, now)
-        self._loop.call(self._signing.streams.expire)
+        if self._signing.streams.open:
+            self._loop.call(self._signing.streams.expire)
 
     def drain(self, seconds: float) -> None:
         """Reports NOT_SERVING, waits for calls in progress, then cancels the rest."""
@@ -145,10 +147,11 @@ class Server:
     async def _drain(self, seconds: float) -> None:
         self._signing.drain()
         stopped = asyncio.ensure_future(self._server.stop(seconds))
-        if not (await asyncio.wait((stopped,), timeout=_PATIENCE_SECONDS))[0]:
-            # What is left: watches that their clients do not read, calls without a message.
-            self._health.cancel()
-            self.guard.expire(math.inf)
+        await asyncio.wait((stopped,), timeout=_PATIENCE_SECONDS)
+        while not stopped.done() and (self.guard.places.taken or self._signing.streams.open):
+            await asyncio.wait((stopped,), timeout=_LOOK_SECONDS)
+        # What is left: watches that their clients do not read, calls without a message.
+        await self._server.stop(None)
         await stopped
 
 

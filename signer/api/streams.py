@@ -81,6 +81,11 @@ class Streams:
         self._held: Counter[str] = Counter()
         self._draining: CallError | None = None
 
+    @property
+    def open(self) -> int:
+        """Returns the number of open streams."""
+        return len(self._open)
+
     def drain(self) -> None:
         """Ends all streams, and new ones at once."""
         self._draining = CallError(

@@ -10,7 +10,7 @@ from signer.errors import CallError
 from signer.event_loop import EventLoop
 from signer.events import Events
 from signer.hsm.front.service import Hsm
-from signer.model import KeyVersion, Signed, SignJob
+from signer.model import KeyVersion, SignJob
 
 CLOSE_SECONDS = 5.0
 
@@ -84,13 +84,9 @@ class Sealing:
         deadline = self._clock.monotonic() + 10
         job = SignJob(self._key, [data], self._key.key.facility, 1, 1, deadline)
         try:
-            signed = self._loop.run(self._signed(job))
+            signed = self._loop.run(self._hsm.sign_now(job))
         except CallError as error:
             raise CheckpointError(str(error)) from error
         for failure in signed.failures.values():
             raise CheckpointError(failure.message)
         return signed.signatures[0]
-
-    async def _signed(self, job: SignJob) -> Signed:
-        with self._hsm.admit(job) as admission:
-            return await self._hsm.sign(admission)

@@ -101,7 +101,7 @@ CALLS = 4
 
 
 def test_a_slow_disk_makes_calls_wait_and_nothing_else(daemon: Daemon, faults: Faults) -> None:
-    daemon.configure(limits={"calls": CALLS, "calls_per_client": CALLS})
+    daemon.configure(limits={"calls": 2 * CALLS, "calls_per_client": CALLS})
     faults.begin(daemon, "0.05")
     messages = [os.urandom(20) for _ in range(CALLS)]
     with daemon.client() as client, ThreadPoolExecutor(CALLS) as threads:

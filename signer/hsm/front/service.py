@@ -41,6 +41,11 @@ class Hsm:
         """Returns the coroutine that signs an admitted batch; see Pool.sign."""
         return self.pools[admission.job.version.token].sign(admission)
 
+    async def sign_now(self, job: SignJob) -> Signed:
+        """Admits and signs a job that needs no intent of its own: a checkpoint of the log."""
+        with self.admit(job) as admission:
+            return await self.sign(admission)
+
     def refresh(self) -> None:
         for pool in self.pools.values():
             pool.refresh()

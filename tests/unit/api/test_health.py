@@ -108,7 +108,7 @@ def test_a_client_that_does_not_read_delays_nobody(stage: Stage) -> None:
     stage.sees(reading, NOT_SERVING, SERVING)
     stage.health.end()
     stage.sees(reading, NOT_SERVING, SERVING, NOT_SERVING, ended=True)
-    stage.loop.call(stage.health.cancel)
+    stage.loop.call(stuck.task.cancel)
     stage.sees(stuck, ended=True)
     assert not stage.health._watches
 

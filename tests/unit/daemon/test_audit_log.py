@@ -28,7 +28,6 @@ from signer.daemon.sealing import Sealing
 from signer.errors import OperatorError
 from signer.event_loop import EventLoop
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
-from signer.hsm.front.pool import Admission
 from signer.model import AUDIT_KEY, Signed, SignJob
 from tests.stand_ins import ManualClock, Recorder, key_version, small_log
 
@@ -52,11 +51,8 @@ DIGESTS = Column(32, bytes(32))
 class Token:
     """Signs checkpoints."""
 
-    def admit(self, job: SignJob) -> Admission:
-        return Admission(job)
-
-    async def sign(self, admission: Admission) -> Signed:
-        return Signed([KEY.sign(data) for data in admission.job.inputs], {})
+    async def sign_now(self, job: SignJob) -> Signed:
+        return Signed([KEY.sign(data) for data in job.inputs], {})
 
 
 @pytest.fixture
