@@ -297,7 +297,7 @@ class MessageLateError(Exception):
 
 
 _LATE = status_pb2.Status(code=_CANCELLED, message="the message of this call did not come in time")
-"""Without details: it is none of the reasons of our errors."""
+"""Without details: it has no reason of ours."""
 
 
 class MessageWaits:
