@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from signer.audit.format import merkle
-from signer.audit.format.record import Column, IntentRecord, OutcomeRecord, RecordError, RecordKind
+from signer.audit.format.record import (
+    Column,
+    IntentRecord,
+    OutcomeRecord,
+    RecordError,
+    RecordKind,
+    indeterminate,
+)
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
 from signer.clock import DEADLINE_MARGIN, Clock
@@ -32,6 +39,8 @@ class Evidence:
         self._log, self._turns = log, turns
         self._loop, self._clock = loop, clock
         self._waiting: dict[Entry, asyncio.Future[None]] = {}
+        self._gathered: list[Entry] = []
+        self._committing = False  # whether records are with the log's thread, or about to be
 
     async def intend(self, intent: IntentRecord, digests: Sequence[bytes], deadline: float) -> int:
         """Records an intent to sign ``digests``; returns its number when it is durable.
@@ -107,8 +116,7 @@ class Evidence:
                 reason = self._why_gone(deadline)
             case _:
                 reason = str(Reason.INTERNAL)
-        with suppress(AuditUnavailable):  # the next start closes it
-            self._log.close_intent(seq, reason)
+        self._hand_over(Entry(RecordKind.INDETERMINATE, indeterminate(seq, reason)))
 
     def _why_gone(self, deadline: float) -> str:
         """Returns why a call was cancelled: gRPC cancels it at its deadline, too."""
@@ -129,9 +137,8 @@ class Evidence:
     async def _durable(self, entry: Entry) -> int:
         """Submits a record and returns its number when it is durable; raises its error."""
         waiter = self._waiting[entry] = self._loop.loop.create_future()
-        entry.finished = self._finished
+        self._hand_over(entry)
         try:
-            self._log.submit(entry)
             await waiter
         finally:
             del self._waiting[entry]
@@ -147,11 +154,36 @@ class Evidence:
                 await waiter
         self._waiting.pop(entry, None)
 
+    def _hand_over(self, entry: Entry) -> None:
+        """Hands a record to the log's thread with all others of this round of the loop.
+
+        While a commit is in progress, records gather for the next one.
+        """
+        entry.finished = self._finished
+        self._gathered.append(entry)
+        if not self._committing:
+            self._committing = True
+            self._loop.loop.call_soon(self._submit)
+
+    def _submit(self) -> None:
+        entries, self._gathered = self._gathered, []
+        refused = self._log.submit_all(entries)
+        if len(refused) == len(entries):
+            self._wake(refused)
+        elif refused:
+            self._resume(refused)
+
     def _finished(self, entries: Sequence[Entry]) -> None:
         """Is called by the log's thread, once for all entries of a commit."""
         self._loop.soon(self._wake, entries)
 
     def _wake(self, entries: Sequence[Entry]) -> None:
+        self._committing = bool(self._gathered)
+        if self._gathered:
+            self._loop.loop.call_soon(self._submit)
+        self._resume(entries)
+
+    def _resume(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             waiter = self._waiting.get(entry)
             if waiter is not None and not waiter.done():

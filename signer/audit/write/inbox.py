@@ -87,15 +87,36 @@ class Inbox:
                 entry.fields, entry.column = {}, None
             return True
 
+    def put_all(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Queues records together; returns those that are refused, with their ``error``."""
+        refused: list[Entry] = []
+        with self._lock:
+            for entry in entries:
+                text = self._refusal
+                if not text and entry.kind is RecordKind.INTENT:
+                    text = self._low_refusal
+                if text:
+                    entry.error = AuditUnavailable(text)
+                    refused.append(entry)
+                else:
+                    self._queue.append(entry)
+            self._ring()
+        return refused
+
     def take(self) -> list[Entry]:
-        """Waits for entries and returns them all; none when the inbox is closed and empty."""
+        """Waits for entries and returns them all; none when the inbox is closed and empty.
+
+        Those that were withdrawn have an ``error``.
+        """
         while True:
             with self._lock:
-                taken = [entry for entry in self._queue if not entry.abandoned]
-                self._queue = []
-                if taken or self._refusal:
-                    for entry in taken:
+                taken, self._queue = self._queue, []
+                for entry in taken:
+                    if entry.abandoned:
+                        entry.error = AuditUnavailable("the record was withdrawn")
+                    else:
                         entry.begun = True
+                if taken or self._refusal:
                     return taken
                 self._waiting = True
             self._bell.acquire()
@@ -140,7 +161,7 @@ class Inbox:
             with self._lock:
                 self._refusal = reason
                 waiting, self._queue = self._queue, []
-                told = [*taken, *(entry for entry in waiting if not entry.abandoned)]
+                told = [*taken, *waiting]
                 for entry in told:
                     if entry.seq < 0 and entry.error is None:
                         entry.error = AuditUnavailable(reason)

@@ -8,7 +8,7 @@ reads what is on the disk.
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -189,11 +189,15 @@ class AuditLog:
         """
         self._inbox.put(entry)
 
+    def submit_all(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Hands over records that go into one commit; returns those refused, with ``error``."""
+        return self._inbox.put_all(entries)
+
     def abandon(self, entry: Entry, reason: str) -> None:
         """Gives up an INTENT that was submitted: nobody waits for it any more.
 
-        One that the writer has not begun is withdrawn: it is not recorded, and its
-        ``finished`` is not called. Another is closed as INDETERMINATE with this reason, before
+        One that the writer has not begun is withdrawn: it is not recorded, and gets an
+        ``error``. Another is closed as INDETERMINATE with this reason, before
         all records that are submitted later. If the log has stopped, the next start closes it.
         """
         if not self._inbox.abandon(entry, reason) and entry.seq >= 0:
@@ -302,7 +306,7 @@ class AuditLog:
             self._watch_disk()
             time_us = int(self.committing_since * 1_000_000)
             for entry in batch:
-                if (record := self._stage(entry, time_us)) is not None:
+                if entry.error is None and (record := self._stage(entry, time_us)) is not None:
                     entries.append(entry)
                     records.append(record)
             if records:

@@ -25,6 +25,8 @@ WRONG_SIGNATURES_STOP_TOKEN = 3
 COPIES_DROPPED_SINGLY = 64
 """Of more versions, a worker drops all copies: each costs about a signature to make again."""
 WATCH_SECONDS = 0.25
+FRAME_SECONDS = 0.0005
+"""HSM time below which items are not spread over several workers."""
 _LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
 
 # Failures as callers read them. Operators read causes in status and logs.
@@ -166,13 +168,21 @@ class Dispatcher:
             return
         serving = [slot for slot in self.slots if slot.state == "serving"]
         idle = [slot for slot in serving if not slot.in_flight]
+        least = self._worth_a_frame() if idle else 0
         while idle and scheduler.items:
-            self._give(idle.pop(0), -(-scheduler.items // (len(idle) + 1)))
+            share = -(-scheduler.items // len(idle))
+            self._give(idle.pop(0), max(share, least))
         for slot in serving:
             if not (scheduler.items and scheduler.full()):
                 return
             if len(slot.in_flight) == 1:
                 self._give(slot, scheduler.items)
+
+    def _worth_a_frame(self) -> int:
+        """Returns how many items take as long to sign as a frame takes to come and go."""
+        scheduler = self.scheduler
+        seconds = scheduler.seconds()
+        return int(FRAME_SECONDS * scheduler.items / seconds) if seconds else 1
 
     def _give(self, slot: Slot, most: int) -> None:
         """Gives a worker the next chunk, of at most so many items."""
