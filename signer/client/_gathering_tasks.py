@@ -6,7 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from signer.client._errors import SignerClientError, for_each, late
 from signer.client._gathering import Gathering, Next, Parcel, Result, Single
-from signer.client._pipeline import AwaitedCall, fits, read_answer, request_of, too_large
+from signer.client._pipeline import (
+    AwaitedCall,
+    deadline_of,
+    fits,
+    read_answer,
+    request_of,
+    too_large,
+)
 from signer.model import Format
 
 
@@ -32,8 +39,8 @@ class TaskGathering:
         if not fits(len(payload), self._format):
             raise too_large(len(payload))
         taker: asyncio.Future[bytes] = self._loop.create_future()
-        item = Single(payload, time.monotonic() + timeout, taker)
-        timer = self._loop.call_later(timeout, self._late, item, timeout)
+        item = Single(payload, deadline_of(timeout), taker)
+        timer = self._loop.call_later(item.deadline - time.monotonic(), self._late, item, timeout)
         self._core.add(item)
         if not self._flush_planned:  # what other tasks add in this turn of the loop goes along
             self._flush_planned = True

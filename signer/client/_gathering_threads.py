@@ -17,7 +17,7 @@ import grpc
 from signer.client._calls import traced
 from signer.client._errors import closed, ended, for_each, from_rpc_error, late
 from signer.client._gathering import Gathering, Parcel, Result, Single
-from signer.client._pipeline import fits, read_answer, request_of, too_large
+from signer.client._pipeline import deadline_of, fits, read_answer, request_of, too_large
 from signer.model import Format
 
 Begin = Callable[..., Any]
@@ -66,7 +66,7 @@ class ThreadGathering:
         if not fits(len(payload), self._format):
             raise too_large(len(payload))
         place = Place()
-        item = Single(payload, time.monotonic() + timeout, place)
+        item = Single(payload, deadline_of(timeout), place)
         with self._lock:
             if self._closed is not None:
                 raise for_each(self._closed)

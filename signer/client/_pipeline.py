@@ -36,6 +36,9 @@ _FORMATS = {each: ApiFormat.Name(ApiFormat.Value(f"FORMAT_{each.name}")) for eac
 BATCH_BYTES = MESSAGE_BYTES - 64 * 1024
 """Bytes of all payloads, or outputs, of a call; the rest is for names and framing."""
 
+LONGEST_TIMEOUT = 24 * 3600.0
+"""Seconds; more is cut, or the appliance and gRPC would take it for none, or for the past."""
+
 FIELD_BYTES = 8  # tag and length of one bytes field
 _RSA_4096 = 512  # the longest signature
 _FAILURE = 640  # a google.rpc.Status with its details, in place of an output
@@ -82,6 +85,11 @@ def too_large(size: int) -> ItemError:
 def octets(payload: bytes) -> bytes:
     """Returns a payload as bytes. Raises TypeError for text, and for numbers."""
     return payload if type(payload) is bytes else bytes(memoryview(payload))
+
+
+def deadline_of(timeout: float) -> float:
+    """Returns when the time of a call or item is over, in monotonic seconds."""
+    return time.monotonic() + min(timeout, LONGEST_TIMEOUT)
 
 
 def key_of(name: str) -> str:

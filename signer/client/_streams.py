@@ -10,7 +10,7 @@ import uuid
 from typing import Any
 
 from signer.client._errors import SignerClientError, from_call_status
-from signer.client._pipeline import fits, octets, read_answer, request_of, too_large
+from signer.client._pipeline import deadline_of, fits, octets, read_answer, request_of, too_large
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamRequest, SignStreamResponse
 
@@ -39,7 +39,7 @@ class Streamed:
             raise too_large(len(payload))
         self._batch = request_of(key, message_format, [payload], str(uuid.uuid4()))
         self.timeout = timeout
-        self._deadline = time.monotonic() + timeout
+        self._deadline = deadline_of(timeout)
         self.over = False
         """Nobody waits for it any more: what was not sent is not."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -192,6 +193,17 @@ def test_a_callers_time_is_its_own(stage: Any, together: Together) -> None:
     assert results == [b"sig:0", b"sig:2", b"sig:3"]
     [late] = [m for m in stage.played.messages if m.batch.payloads[0] == b"1"]
     assert 0 < late.timeout.ToMilliseconds() <= 300
+
+
+def test_endless_patience_is_a_day_and_harms_nobody(stage: Any, together: Together) -> None:
+    def script(requests: Iterator[Any], _: int) -> Iterator[Any]:
+        for request in requests:
+            yield answer(stage, request)
+
+    assert together(stage, script, numbered(3), [20, math.inf, 1e9]) == sigs(3)
+    longest = sorted(message.timeout.ToSeconds() for message in stage.played.messages)
+    assert longest[0] < 21
+    assert all(24 * 3600 - 20 < seconds <= 24 * 3600 for seconds in longest[1:])
 
 
 def test_an_appliance_without_streams_is_an_error(stage: Any, together: Together) -> None:
