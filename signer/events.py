@@ -7,7 +7,7 @@ side by side: metrics, log lines and alarms (``signer.observe.reports``), traces
 Many calls are in progress in one thread. ``CALL`` is the one for which the present task works.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 class CallTrace:
     """What listeners know of a call in progress; made by the guard, before CallBegan.
 
-    ``timings`` adds up the seconds of each stage. ``span`` is the tracer's, ``trace_id`` in
-    hexadecimal; None and "" if no trace is kept.
+    ``stages`` are those that have ended: name, begin (monotonic seconds) and seconds. ``span``
+    is the tracer's, ``trace_id`` in hexadecimal; None and "" if no trace is kept.
     """
 
-    __slots__ = ("span", "timings", "trace_id")
+    __slots__ = ("span", "stages", "trace_id")
 
     def __init__(self) -> None:
-        self.timings: dict[str, float] = {}
+        self.stages: list[tuple[str, float, float]] = []
         self.span: Any = None
         self.trace_id = ""
 
@@ -34,6 +34,12 @@ CALL: ContextVar[CallTrace | None] = ContextVar("CALL", default=None)
 A new task, and ``contextvars.copy_context().run`` in another thread, continue in the context
 of their maker. Threads begin with None: what they emit belongs to no call.
 """
+
+
+def stage_ended(stage: str, began: float, seconds: float) -> None:
+    """Notes a stage of the call in ``CALL``, for those who listen to its CallEnded."""
+    if (call := CALL.get()) is not None:
+        call.stages.append((stage, began, seconds))
 
 
 class TextEvent(NamedTuple):
@@ -67,21 +73,13 @@ class CallDenied(NamedTuple):
     reason: str
 
 
-class StageEnded(NamedTuple):
-    """A stage of the call in ``CALL``; ``began`` is in monotonic seconds."""
-
-    stage: str
-    began: float
-    seconds: float
-
-
 class ItemsEnded(NamedTuple):
     """The items of a batch, counted by reason: "ok" or the reason of the failure."""
 
     group: str
     format: str
     algorithm: str
-    reasons: Counter[str]
+    reasons: Mapping[str, int]
 
 
 class QuotaRefused(NamedTuple):

@@ -108,7 +108,7 @@ class Guard:
             async def answer(caller: Caller) -> bytes:
                 message = await self._message(context, caller)
                 place = self._take_place(context, caller, len(message))
-                answered = cast(bytes, write(await behaviour(parsed(read, message), caller)))
+                answered: bytes = write(await behaviour(parsed(read, message), caller))
                 place.answered(len(answered))
                 return answered
 
@@ -117,7 +117,7 @@ class Guard:
             answered, status = await self.booked(method, metadata, caller, answer)
             if status is not None:
                 await abort(context, status)
-            return cast(bytes, answered)
+            return answered  # type: ignore[return-value] # aborted without an answer
 
         return grpc.stream_unary_rpc_method_handler(call)
 

@@ -8,7 +8,6 @@ no further. For the event loop only.
 """
 
 import asyncio
-from collections import Counter
 
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 
@@ -23,26 +22,31 @@ class Bound:
     def __init__(self, most: int, most_of_one: int) -> None:
         self.most, self.most_of_one = most, most_of_one
         self.total = 0
-        self.held: Counter[str] = Counter()
+        self.held: dict[str, int] = {}
+        self._free = int(most * (1 - KEPT))
 
     def add(self, principal: str, amount: int) -> None:
         """Adds to what a principal holds, or takes from it."""
         self.total += amount
-        self.held[principal] += amount
-        if self.held[principal] <= 0:
-            del self.held[principal]
+        held = self.held.get(principal, 0) + amount
+        if held > 0:
+            self.held[principal] = held
+        else:
+            self.held.pop(principal, None)
 
     def exceeded(self, principal: str, amount: int) -> tuple[bool, int] | None:
         """Returns None if the principal may hold so much more.
 
         Else whether the limit is its own, and the limit.
         """
-        own, total = self.held[principal] + amount, self.total + amount
+        own, total = self.held.get(principal, 0) + amount, self.total + amount
         if own > self.most_of_one:
             return True, self.most_of_one
+        if total <= self._free:
+            return None
         others = len(self.held) + (principal not in self.held)
         share = self.most // (others + 1)  # of those who are here and of one who may come
-        if total > self.most or (total > self.most * (1 - KEPT) and own > max(share, amount)):
+        if total > self.most or own > max(share, amount):
             return False, self.most
         return None
 

@@ -191,7 +191,6 @@ class Reports:
         self.handlers: Handlers = {
             **{kind: partial(count, self.metrics) for kind, count in COUNTS.items()},
             **{kind: self._writing(kind) for kind in LINES},
-            events.StageEnded: self._stage_ended,
             events.CallEnded: self._call_ended,
             events.AuditCommitted: self._audit_committed,
         }
@@ -211,20 +210,16 @@ class Reports:
 
         return write
 
-    def _stage_ended(self, event: events.StageEnded) -> None:
-        stage, _, seconds = event
-        call = CALL.get()
-        if call is None:
-            self.metrics.stages(stage).observe(seconds)
-            return
-        self.metrics.stages(stage).observe(seconds, call.trace_id)
-        call.timings[stage] = call.timings.get(stage, 0.0) + seconds
-
     def _call_ended(self, event: events.CallEnded) -> None:
         method, code, reason, seconds, notes = event
         metrics, call = self.metrics, CALL.get()
         metrics.requests(method, code).inc()
-        metrics.durations(method).observe(seconds, "" if call is None else call.trace_id)
+        trace_id = "" if call is None else call.trace_id
+        metrics.durations(method).observe(seconds, trace_id)
+        timings: dict[str, float] = {}
+        for stage, _, spent in () if call is None else call.stages:
+            metrics.stages(stage).observe(spent, trace_id)
+            timings[stage] = timings.get(stage, 0.0) + spent
         if reason != OK:
             failure = OVERLOADED_BY_CLIENT if notes.get("limit") in CLIENT_LIMITS else reason
             metrics.call_failures(method, failure).inc()
@@ -235,10 +230,10 @@ class Reports:
             "seconds": round(seconds, 6),
             **notes,
         }
-        if call is not None and call.timings:
-            fields["timings"] = {stage: round(value, 6) for stage, value in call.timings.items()}
-        if call is not None and call.trace_id:
-            fields["trace_id"] = call.trace_id
+        if timings:
+            fields["timings"] = {stage: round(value, 6) for stage, value in timings.items()}
+        if trace_id:
+            fields["trace_id"] = trace_id
         # Refused calls are not faults: a flood of them must not displace the lines of faults.
         self.lines.add(INFO if reason == OK else WARNING, "call", fields, fault=False)
 

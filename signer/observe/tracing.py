@@ -8,6 +8,7 @@ only if tracing is configured: its packages are optional.
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from opentelemetry.context import Context
@@ -34,7 +35,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from signer import __version__
 from signer.config.models import TracingConfig
-from signer.events import CALL, CallBegan, CallEnded, Handlers, StageEnded, Stopped
+from signer.events import CALL, CallBegan, CallEnded, Handlers, Stopped
 from signer.observe.lines import WARNING, LogLines
 
 CLOSE_SECONDS = 5.0
@@ -110,7 +111,6 @@ class Tracing:
         self._tracer = self._provider.get_tracer("signer", __version__)
         self.handlers: Handlers = {
             CallBegan: self._call_began,
-            StageEnded: self._stage_ended,
             CallEnded: self._call_ended,
             Stopped: lambda _: self.close(),
         }
@@ -129,15 +129,6 @@ class Tracing:
         if call is not None and span.is_recording():
             call.span, call.trace_id = span, f"{span.get_span_context().trace_id:032x}"
 
-    def _stage_ended(self, event: StageEnded) -> None:
-        call = CALL.get()
-        if call is None or call.span is None:
-            return
-        start = time.time_ns() - round((time.monotonic() - event.began) * 1e9)
-        parent = set_span_in_context(call.span)
-        stage = self._tracer.start_span(event.stage, parent, start_time=start)
-        stage.end(start + round(event.seconds * 1e9))
-
     def _call_ended(self, event: CallEnded) -> None:
         call = CALL.get()
         if call is None or call.span is None:
@@ -147,12 +138,23 @@ class Tracing:
         span.set_attribute("rpc.response.status_code", event.code)
         for name, value in event.notes.items():
             span.set_attribute(f"signer.{name}", value if isinstance(value, int) else str(value))
-        if call.timings:
-            rounded = {stage: round(seconds, 6) for stage, seconds in call.timings.items()}
+        if timings := self._stages(span, call.stages):
+            rounded = {stage: round(seconds, 6) for stage, seconds in timings.items()}
             span.set_attribute("signer.timings", str(rounded))
         if event.code != "OK":
             span.set_status(Status(StatusCode.ERROR, event.code))
         span.end()
+
+    def _stages(self, span: Span, stages: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+        """Makes a span of each stage; returns the seconds by stage."""
+        timings: dict[str, float] = {}
+        parent = set_span_in_context(span)
+        for name, began, seconds in stages:
+            start = time.time_ns() - round((time.monotonic() - began) * 1e9)
+            stage = self._tracer.start_span(name, parent, start_time=start)
+            stage.end(start + round(seconds * 1e9))
+            timings[name] = timings.get(name, 0.0) + seconds
+        return timings
 
     def close(self) -> None:
         """Sends the spans that are left, for CLOSE_SECONDS at most."""

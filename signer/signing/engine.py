@@ -12,7 +12,7 @@ from hashlib import sha256
 from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
-from signer.events import Events, ItemsEnded, QuotaRefused, StageEnded
+from signer.events import Events, ItemsEnded, QuotaRefused, stage_ended
 from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
@@ -117,7 +117,7 @@ class Engine:
             )
             self._ended("format", began)
 
-        reasons = Counter(str(failure.reason) for failure in failures.values())
+        reasons = Counter(str(failure.reason) for failure in failures.values()) if failures else {}
         reasons["ok"] = len(outputs) - len(failures)
         ended = ItemsEnded(terms.group or "", request.format, version.algorithm, reasons)
         self._events.emit(ended)
@@ -181,7 +181,7 @@ class Engine:
     def _ended(self, stage: str, began: float) -> float:
         """Reports a stage that has ended now; returns the time."""
         now = self._clock.monotonic()
-        self._events.emit(StageEnded(stage, began, now - began))
+        stage_ended(stage, began, now - began)
         return now
 
 

@@ -21,8 +21,8 @@ from signer.events import (
     Event,
     Events,
     LoginEnded,
-    StageEnded,
     WorkerLeft,
+    stage_ended,
 )
 from signer.observe.reports import Reports
 from tests.stand_ins import EVENTS
@@ -85,8 +85,8 @@ def test_what_a_call_emits_is_in_its_log_line() -> None:
     events = Events(reports.handlers)
     CALL.set(CallTrace())
     events.emit(CallBegan("/m", []))
-    events.emit(StageEnded("hsm", 0.0, 0.25))
-    events.emit(StageEnded("hsm", 0.0, 0.25))
+    stage_ended("hsm", 0.0, 0.25)
+    stage_ended("hsm", 0.0, 0.25)
     events.emit(ChunkEnded("t", 0.1, 1, 1, 0))
     events.emit(AuditCommitted(1, 0.001))
     events.emit(CallEnded("/m", "OK", "ok", 1.0, {}))
@@ -108,11 +108,11 @@ def test_calls_whose_tasks_take_turns_keep_their_own_times() -> None:
         events.emit(CallBegan(method, []))
         for _ in range(2):
             await asyncio.sleep(0)
-            stage = StageEnded("audit", 0.0, seconds)
             context = contextvars.copy_context()
-            await asyncio.get_running_loop().run_in_executor(None, context.run, events.emit, stage)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, context.run, stage_ended, "audit", 0.0, seconds)
             # A thread without the context of a call: its stages are no call's.
-            await asyncio.get_running_loop().run_in_executor(None, events.emit, stage)
+            await loop.run_in_executor(None, stage_ended, "audit", 0.0, seconds)
         events.emit(CallEnded(method, "OK", "ok", 1.0, {}))
 
     async def calls() -> None:

@@ -60,9 +60,9 @@ def test_an_abandoned_intent_that_waits_is_withdrawn() -> None:
     inbox, waiter = an_inbox(), Waiter()
     gone, other = put(inbox, waiter=waiter), put(inbox, waiter=waiter)
     assert inbox.abandon(gone, "CANCELLED")
-    assert inbox.take() == [other]
-    written(inbox, [other], 4)
-    assert waiter.told == [[4]]
+    assert inbox.take() == [gone, other]
+    assert isinstance(gone.error, AuditUnavailable)
+    assert (gone.begun, other.begun) == (False, True)
 
 
 def test_an_abandoned_intent_that_is_being_written_is_closed_before_all_that_came_since() -> None:
@@ -100,11 +100,19 @@ def test_an_abandoned_intent_that_fails_is_not_closed() -> None:
     assert isinstance(gone.error, AuditUnavailable)
 
 
-def test_a_withdrawn_intent_is_not_refused_later() -> None:
+def test_records_that_go_together_are_taken_together_or_refused_one_by_one() -> None:
     inbox, waiter = an_inbox(), Waiter()
-    inbox.abandon(put(inbox, waiter=waiter), "CANCELLED")
-    inbox.fail([], "the disk is gone")
-    assert waiter.told == []
+    entries = [Entry(RecordKind.INTENT, {}, finished=waiter.finished) for _ in range(3)]
+    assert inbox.put_all(entries) == []
+    assert inbox.take() == entries
+    inbox.stop_intents("the disk is low")
+    outcome = Entry(RecordKind.OUTCOME, {}, finished=waiter.finished)
+    intent = Entry(RecordKind.INTENT, {}, finished=waiter.finished)
+    assert inbox.put_all([outcome, intent]) == [intent]
+    assert str(intent.error) == "the disk is low"
+    assert inbox.take() == [outcome]
+    inbox.fail([outcome], "the disk is gone")
+    assert inbox.put_all([outcome, intent]) == [outcome, intent]
 
 
 @pytest.mark.parametrize("stop", [Inbox.stop_intents, lambda inbox, why: inbox.fail([], why)])
