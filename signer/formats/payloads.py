@@ -20,6 +20,8 @@ from signer.errors import Failure, Reason
 from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
+MAX_VALUES = 16_384  # commas and opening brackets of a JSON payload
+_MARKS = (b",", b"[", b"{")
 _MAX_DIGITS = len(str(-MAX_INTEGER))
 
 
@@ -99,12 +101,15 @@ def _modulus_length(spki: bytes) -> int:
     return (key.key_size + 7) // 8
 
 
-def json_object(payload: bytes) -> dict[str, Any]:
+def json_object(payload: bytes, most_values: int = MAX_VALUES) -> dict[str, Any]:
     """Reads one JSON object (RFC 8259) in UTF-8 without a byte order mark.
 
     Raises PayloadError for anything else, and for duplicate members, NaN,
-    Infinity, numbers beyond 64 bits, and nesting beyond MAX_DEPTH.
+    Infinity, numbers beyond 64 bits, nesting beyond MAX_DEPTH, and more than ``most_values``
+    commas and brackets, also in texts: reading one payload must not take long.
     """
+    if sum(map(payload.count, _MARKS)) > most_values:
+        raise unreadable(f"payload has more than {most_values} members and list entries")
     try:
         value = _decode_json(payload.decode("utf-8").strip(_WHITESPACE))
     except UnicodeDecodeError as error:

@@ -198,3 +198,12 @@ def test_a_pin_that_is_not_rsa_raises_type_error(keys: Mapping[Algorithm, Any]) 
     version = dataclasses.replace(keys[Algorithm.ES256].version, algorithm=Algorithm.PS256)
     with pytest.raises(TypeError, match="not RSA"):
         payloads.signature_length(version)
+
+
+def test_a_payload_of_too_many_values_is_refused_before_it_is_read() -> None:
+    most = payloads.MAX_VALUES
+    assert len(payloads.json_object(b'{"a":[' + b"1," * (most - 3) + b"1]}")["a"]) == most - 2
+    with pytest.raises(payloads.PayloadError, match="more than 16384 members and list entries"):
+        payloads.json_object(b'{"a":[' + b"1," * (most - 1) + b"1]}")
+    with pytest.raises(payloads.PayloadError, match="more than"):
+        payloads.json_object(b"[" * 250_000)
