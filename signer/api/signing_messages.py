@@ -44,7 +44,7 @@ def _count(message: bytes, start: int, end: int) -> None:
 
 
 def _fields(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yields number and bounds of each field. Raises DecodeError for what is no message.
+    """Yields number and bounds of each field. Raises DecodeError for other bytes.
 
     Protocol Buffers' encoding: a tag (number, and kind in the low 3 bits), then a varint
     (kind 0), 8 bytes (1), a length and so many bytes (2), or 4 bytes (5). Groups (3 and 4),
