@@ -1,6 +1,7 @@
 """The gRPC server: its services, its limits, mutual TLS, the drain."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from inspect import iscoroutinefunction
@@ -148,9 +149,10 @@ class Server:
         self._signing.drain()
         stopped = asyncio.ensure_future(self._server.stop(seconds))
         await asyncio.wait((stopped,), timeout=_PATIENCE_SECONDS)
+        self.guard.expire(math.inf)  # calls without a message, and idle reflection
         while not stopped.done() and (self.guard.places.taken or self._signing.streams.open):
             await asyncio.wait((stopped,), timeout=_LOOK_SECONDS)
-        # What is left: watches that their clients do not read, calls without a message.
+        # What is left: watches that their clients do not read.
         await self._server.stop(None)
         await stopped
 

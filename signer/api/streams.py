@@ -63,7 +63,7 @@ class _Stream:
                 self.task.cancel()
 
 
-class _Request(NamedTuple):
+class _StreamRequest(NamedTuple):
     """One request of a stream."""
 
     stream: _Stream
@@ -179,7 +179,7 @@ class Streams:
             asked, respond = signing_pb2.SignStreamRequest(), partial(_refuse, error)
         answered = signing_pb2.SignStreamResponse(tag=asked.tag)
         try:
-            identify = partial(self._identify, _Request(stream, asked, place))
+            identify = partial(self._identify, _StreamRequest(stream, asked, place))
             batch, status = await self._guard.booked(REQUEST, stream.metadata, identify, respond)
         except BaseException:
             place.give_back()
@@ -210,7 +210,7 @@ class Streams:
             stream.writing = False
 
     def _identify(
-        self, request: "_Request", now: float, call_id: str, notes: dict[str, object]
+        self, request: "_StreamRequest", now: float, call_id: str, notes: dict[str, object]
     ) -> Caller:
         """Returns the caller of one request, under the policy in force now. Raises CallError."""
         stream, asked, place = request

@@ -24,7 +24,7 @@ Begin = Callable[..., Any]
 """Begins a call: request, timeout and metadata to a grpc.Future, as ``stub.method.future``."""
 
 
-class Place:
+class Awaited:
     """Where a thread waits for one result."""
 
     __slots__ = ("_full", "result")
@@ -65,7 +65,7 @@ class ThreadGathering:
         """Returns the signature. Raises ItemError, SignerClientError."""
         if not fits(len(payload), self._format):
             raise too_large(len(payload))
-        place = Place()
+        place = Awaited()
         item = Single(payload, deadline_of(timeout), place)
         with self._lock:
             if self._closed is not None:
@@ -183,7 +183,7 @@ class ThreadGathering:
     @staticmethod
     def _give(results: Sequence[tuple[Single, Result]]) -> None:
         for item, result in results:
-            item.taker.give(result)  # type: ignore[attr-defined]  # a Place
+            item.taker.give(result)  # type: ignore[attr-defined]  # a Awaited
 
 
 def _finish(stack: ExitStack, future: Any) -> Any:

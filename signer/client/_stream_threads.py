@@ -10,7 +10,7 @@ import grpc
 from signer.client._calls import retry
 from signer.client._errors import SignerClientError, closed, ended, for_each, from_rpc_error, late
 from signer.client._exchanges import DEFAULT_TIMEOUT
-from signer.client._gathering_threads import Place
+from signer.client._gathering_threads import Awaited
 from signer.client._streams import WITHOUT_ANSWER, Streamed
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamRequest
@@ -26,7 +26,7 @@ class _OneStream:
 
     def __init__(self, method: Any) -> None:
         self._lock = threading.Lock()
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, Awaited] = {}
         self._next_tag = 1
         self._end: Exception | None = None
         self._outbox: SimpleQueue[tuple[int, Streamed] | None] = SimpleQueue()
@@ -41,7 +41,7 @@ class _OneStream:
 
     def exchange(self, item: Streamed) -> bytes:
         """Sends one item and waits for its signature. Raises SignerClientError."""
-        place = Place()
+        place = Awaited()
         with self._lock:
             if self._end is not None:
                 raise for_each(self._end)
