@@ -155,7 +155,7 @@ def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stag
     # Whoever asks again under this id, while the disk still hangs, comes after the closing.
     with ThreadPoolExecutor(1) as threads:
         again = threads.submit(stage.sign, request())
-        while not stage.log._inbox._queue:
+        while not stage.engine._evidence._gathered:
             time.sleep(0.001)
         stage.disk.gate.set()
         first = again.result(30)
