@@ -15,6 +15,11 @@ from signer.clock import Clock
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.001
+SHARED_SECONDS = 0.00025
+"""A slice while several principals have calls: a single call passes some twenty rounds of the
+loop, and may meet another's slice in each."""
+SHARED_FOR = 1.0
+"""Seconds after a change of the principal for which slices are short."""
 FIRST_ITEMS, MOST_ITEMS = 8, 64
 """Payloads of the first and of the largest part: the clock is read after each part."""
 PART_BYTES = 64 * 1024
@@ -27,6 +32,7 @@ class Turns:
     def __init__(self, clock: Clock) -> None:
         self._monotonic = clock.monotonic
         self._until = 0.0  # the end of the present slice
+        self._latest, self._shared_until = "", 0.0
         self._fresh = True  # whether nothing has computed in this round of the loop
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -36,7 +42,7 @@ class Turns:
             self._fresh = False
             asyncio.get_running_loop().call_soon(self._round)
             if not self._waiting:
-                self._until = self._monotonic() + SLICE_SECONDS
+                self._until = self._end_of_slice(principal)
         if self._waiting or self._monotonic() >= self._until:
             await self._wait(principal)
 
@@ -63,9 +69,15 @@ class Turns:
             if not waiter.done():  # its call may have been cancelled
                 self._fresh = False
                 asyncio.get_running_loop().call_soon(self._round)
-                self._until = self._monotonic() + SLICE_SECONDS
+                self._until = self._end_of_slice(principal)
                 waiter.set_result(None)
                 return
+
+    def _end_of_slice(self, principal: str) -> float:
+        now = self._monotonic()
+        if principal != self._latest:
+            self._latest, self._shared_until = principal, now + SHARED_FOR
+        return now + (SHARED_SECONDS if now < self._shared_until else SLICE_SECONDS)
 
     async def each(
         self, principal: str, items: Sequence[bytes], compute: Callable[[int, int], T]

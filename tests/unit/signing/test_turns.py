@@ -4,7 +4,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.signing.turns import MOST_ITEMS, PART_BYTES, SLICE_SECONDS, Turns
+from signer.signing.turns import MOST_ITEMS, PART_BYTES, SHARED_SECONDS, SLICE_SECONDS, Turns
 from tests.stand_ins import SetClock
 
 
@@ -39,7 +39,8 @@ def test_slow_payloads_are_computed_one_by_one() -> None:
 class Computing:
     """Principals that compute for so many slices; the order in which they had them."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: float = SLICE_SECONDS) -> None:
+        self.step = step
         self.clock = SetClock()
         self.turns = Turns(self.clock)
         self.order: list[str] = []
@@ -50,7 +51,7 @@ class Computing:
             if number:
                 await self.turns.next(principal)
             self.order.append(principal)
-            self.clock.forward(SLICE_SECONDS)
+            self.clock.forward(self.step)
 
     def run(self, *work: tuple[str, int]) -> str:
         async def scenario() -> None:
@@ -69,6 +70,15 @@ def test_principals_have_slices_in_turn_however_much_one_computes() -> None:
     assert Counter(order) == {"a": 15, "b": 2}
     assert order.index("b") <= 2
     assert order.rindex("b") <= 5
+
+
+def test_slices_are_short_while_several_principals_have_calls() -> None:
+    order = Computing(SHARED_SECONDS).run(("a", 6), ("b", 6))
+    assert "aaa" not in order
+    assert "bbb" not in order
+    alone = Computing(SHARED_SECONDS)
+    alone.turns._latest = "a"
+    assert alone.run(("a", 4), ("a", 4)) == "aaaaaaaa"
 
 
 def test_a_small_piece_of_work_does_not_wait_where_the_slice_lasts() -> None:
