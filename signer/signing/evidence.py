@@ -167,7 +167,7 @@ class Evidence:
 
     def _submit(self) -> None:
         entries, self._gathered = self._gathered, []
-        refused = self._log.submit_all(entries)
+        refused = self._log.submit(entries)
         if len(refused) == len(entries):
             self._wake(refused)
         elif refused:

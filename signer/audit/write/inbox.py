@@ -64,14 +64,9 @@ class Inbox:
 
     def put(self, entry: Entry) -> None:
         """Queues a record; raises AuditUnavailable."""
-        # Under the lock, so that the writer sees every accepted entry before it ends.
-        with self._lock:
-            if self._refusal:
-                raise AuditUnavailable(self._refusal)
-            if self._low_refusal and entry.kind is RecordKind.INTENT:
-                raise AuditUnavailable(self._low_refusal)
-            self._queue.append(entry)
-            self._ring()
+        self.put_all((entry,))
+        if entry.error is not None:
+            raise entry.error
 
     def abandon(self, entry: Entry, reason: str) -> bool:
         """Gives up an intent; returns False if it is durable or refused already.
@@ -90,6 +85,7 @@ class Inbox:
     def put_all(self, entries: Iterable[Entry]) -> list[Entry]:
         """Queues records together; returns those that are refused, with their ``error``."""
         refused: list[Entry] = []
+        # Under the lock, so that the writer sees every accepted entry before it ends.
         with self._lock:
             for entry in entries:
                 text = self._refusal

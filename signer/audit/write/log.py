@@ -182,34 +182,24 @@ class AuditLog:
             raise entry.error
         return entry.seq
 
-    def submit(self, entry: Entry) -> None:
-        """Hands over a record without waiting; ``entry.finished`` is called when it is durable.
+    def submit(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Hands over records that go into one commit, without waiting.
 
-        Raises AuditUnavailable. What else ``append`` would raise becomes ``entry.error``.
+        ``finished`` is called when they are durable. Returns those that are refused at once,
+        with their ``error``; what else ``append`` would raise becomes an ``error`` later.
         """
-        self._inbox.put(entry)
-
-    def submit_all(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Hands over records that go into one commit; returns those refused, with ``error``."""
         return self._inbox.put_all(entries)
 
     def abandon(self, entry: Entry, reason: str) -> None:
         """Gives up an INTENT that was submitted: nobody waits for it any more.
 
         One that the writer has not begun is withdrawn: it is not recorded, and gets an
-        ``error``. Another is closed as INDETERMINATE with this reason, before
-        all records that are submitted later. If the log has stopped, the next start closes it.
+        ``error``. Another is closed as INDETERMINATE with this reason, before all records that
+        are submitted later. If the log has stopped, the next start closes it.
         """
         if not self._inbox.abandon(entry, reason) and entry.seq >= 0:
-            with suppress(AuditUnavailable):
-                self.close_intent(entry.seq, reason)
-
-    def close_intent(self, seq: int, reason: str) -> None:
-        """Submits the INDETERMINATE of a durable intent; raises AuditUnavailable.
-
-        Nothing is recorded if the intent was closed before.
-        """
-        self._inbox.put(Entry(RecordKind.INDETERMINATE, indeterminate(seq, reason)))
+            closing = Entry(RecordKind.INDETERMINATE, indeterminate(entry.seq, reason))
+            self._inbox.put_all((closing,))
 
     def note(self, kind: RecordKind, fields: Fields) -> None:
         """Appends a record without waiting; the next commit makes it durable.

@@ -10,7 +10,14 @@ import pytest
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, RecordKind
+from signer.audit.format.record import (
+    MAX_BODY,
+    Column,
+    Record,
+    RecordError,
+    RecordKind,
+    indeterminate,
+)
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log
@@ -273,8 +280,7 @@ def test_submitted_records_are_told_once_a_commit(slow: tuple[AuditLog, GatedDis
     told, other = Told(), Told()
     entries = [told.intent(), other.intent(), told.intent()]
     wrong = Entry(RecordKind.OUTCOME, {"intent": 0}, finished=told.finished)
-    for entry in (*entries, wrong):
-        log.submit(entry)
+    assert log.submit([*entries, wrong]) == []
     disk.gate.set()
     assert told.wait() == [entries[0], entries[2], wrong]
     assert other.wait() == [entries[1]]
@@ -291,7 +297,7 @@ def test_a_waiter_that_raises_does_not_stop_the_log(opened: Opener) -> None:
         raise KeyError("a mistake of ours")
 
     log = opened(on_error=errors.append)
-    log.submit(Entry(RecordKind.TOKEN, {}, finished=broken))
+    log.submit([Entry(RecordKind.TOKEN, {}, finished=broken)])
     assert log.append(RecordKind.STOP, {}) == 1
     assert log.refusal == ""
     assert [type(error) for error in errors] == [KeyError]
@@ -303,8 +309,7 @@ def test_an_abandoned_intent_is_withdrawn_before_it_is_begun(
     log, disk = slow
     told = Told()
     gone, other = told.intent(), told.intent()
-    log.submit(gone)
-    log.submit(other)
+    log.submit([gone, other])
     log.abandon(gone, "CANCELLED")
     disk.gate.set()
     assert [entry for entry in told.wait() if entry.error is None] == [other]
@@ -318,10 +323,10 @@ def test_an_abandoned_intent_is_closed_when_it_is_durable(opened: Opener, folder
     log = opened(disk=disk)
     disk.gate.clear()
     gone, again = told.intent(), told.intent()
-    log.submit(gone)
+    log.submit([gone])
     assert disk.waiting.wait(30)
     log.abandon(gone, "CANCELLED")
-    log.submit(again)  # its caller repeats it
+    log.submit([again])  # its caller repeats it
     disk.gate.set()
     while told.wait() != [again]:
         pass
@@ -334,22 +339,21 @@ def test_an_abandoned_intent_is_closed_when_it_is_durable(opened: Opener, folder
 def test_a_durable_intent_that_is_abandoned_is_closed(opened: Opener) -> None:
     log, told = opened(), Told()
     gone, failed = told.intent(), told.intent()
-    log.submit(gone)
+    log.submit([gone])
     told.wait()
     log.abandon(gone, "CANCELLED")
-    log.submit(failed)
+    log.submit([failed])
     told.wait()
-    log.close_intent(failed.seq, "HSM_UNAVAILABLE")
-    log.close_intent(failed.seq, "INTERNAL")  # it is closed once
+    for reason in ("HSM_UNAVAILABLE", "INTERNAL"):  # it is closed once
+        log.submit([Entry(RecordKind.INDETERMINATE, indeterminate(failed.seq, reason))])
     assert [end for end in ends(log) if end[0] is not RecordKind.INTENT] == [
         (RecordKind.INDETERMINATE, gone.seq, "CANCELLED"),
         (RecordKind.INDETERMINATE, failed.seq, "HSM_UNAVAILABLE"),
     ]
     log.abandon(gone, "CANCELLED")  # nothing is recorded any more, and nobody is disturbed
-    with pytest.raises(AuditUnavailable):
-        log.close_intent(gone.seq, "CANCELLED")
-    with pytest.raises(AuditUnavailable):
-        log.submit(told.intent())
+    late = told.intent()
+    assert log.submit([late]) == [late]
+    assert isinstance(late.error, AuditUnavailable)
 
 
 # What cannot be recorded

@@ -167,15 +167,15 @@ def test_a_failed_item_fails_again_alike(stage: Stage, monkeypatch: pytest.Monke
 def test_nothing_is_signed_or_released_without_the_log(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, failing: RecordKind
 ) -> None:
-    submit_all = stage.log.submit_all
+    submit = stage.log.submit
 
     def submitted(entries: list[Entry]) -> list[Entry]:
         refused = [entry for entry in entries if entry.kind is failing]
         for entry in refused:
             entry.error = AuditUnavailable("the disk is gone")
-        return refused + submit_all(entry for entry in entries if entry.kind is not failing)
+        return refused + submit(entry for entry in entries if entry.kind is not failing)
 
-    monkeypatch.setattr(stage.log, "submit_all", submitted)
+    monkeypatch.setattr(stage.log, "submit", submitted)
     with pytest.raises(CallError) as caught:
         stage.sign(request())
     assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
