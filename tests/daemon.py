@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from signer.client import SignerClient
 from signer.daemon.app import STARTING
+from signer.hsm.latch import start_lock
 from signer.tools.dev import free_ports
 from signer.tools.dev.appliance import connect
 
@@ -52,6 +53,17 @@ def get(url: str) -> tuple[int, str]:
         return response.status, response.read().decode()
     finally:
         connection.close()
+
+
+def kill_workers(folder: Path, *workers: psutil.Process) -> None:
+    """Kills workers of an appliance, none of them in its login.
+
+    At each login SoftHSM empties a file of the token and writes it anew: the token of a process
+    that is killed meanwhile can never be opened again.
+    """
+    with start_lock(folder / "state", "signer-dev"):
+        for worker in workers:
+            worker.kill()
 
 
 class Exit(NamedTuple):

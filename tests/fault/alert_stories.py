@@ -26,7 +26,7 @@ from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
 from signer.tools.dev import pki, softhsm
 from tests.appliances import Appliance
-from tests.daemon import RECORDS, SECONDS, Daemon, until
+from tests.daemon import RECORDS, SECONDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS, check_all
 from tests.fault.watching import Alert, Watching
 from tests.integration.officers import Office
@@ -55,8 +55,7 @@ class Machine(NamedTuple):
         (self.orders / name).unlink()
 
     def kill_workers(self) -> None:
-        for worker in self.daemon.workers():
-            worker.kill()
+        kill_workers(self.daemon.folder, *self.daemon.workers())
 
     def sign(self, key: str = RECORDS) -> str:
         """Signs one item; returns why the call or the item failed, or ok."""

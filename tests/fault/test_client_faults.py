@@ -14,7 +14,7 @@ from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.client import AsyncSignerClient, SignerClient
-from tests.daemon import RECORDS, SECONDS, Daemon, correct, until
+from tests.daemon import RECORDS, SECONDS, Daemon, correct, kill_workers, until
 from tests.fault.test_audit_kill import kill, on_record
 from tests.fault.test_token import hide_token, show_token
 from tests.proxy import Proxy
@@ -217,8 +217,7 @@ def test_killed_workers_and_an_absent_token_lose_nothing_that_was_answered(
             program.signed.more()
             if absent:
                 hide_token(daemon)
-            for worker in daemon.workers():
-                worker.kill()
+            kill_workers(daemon.folder, *daemon.workers())
             if absent:
                 until(daemon.reason, "the token is away")
                 show_token(daemon)

@@ -17,7 +17,7 @@ from signer.client import (
     SignerClientError,
 )
 from signer.tools.dev import softhsm
-from tests.daemon import RECORDS, Daemon, until
+from tests.daemon import RECORDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS, Load, check_all
 
 
@@ -146,8 +146,7 @@ def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults:
     assert item.error is not None
     assert item.error.message == "the HSM does not serve now: try again later"
     assert "3 keys had wrong signatures" in daemon.reason()
-    for worker in daemon.workers():
-        worker.kill()
+    kill_workers(daemon.folder, *daemon.workers())
     until(lambda: daemon.metric("signer_login_attempts_total", result="ok") >= 4, "new workers")
     assert daemon.health() == "NOT_SERVING"
 

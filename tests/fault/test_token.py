@@ -14,7 +14,7 @@ from signer.config.models import load_config
 from signer.hsm.front.process import token_spec
 from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm
-from tests.daemon import RECORDS, Daemon, until
+from tests.daemon import RECORDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS
 from tests.integration.hsm_probe import ask
 
@@ -71,8 +71,7 @@ def test_a_token_that_goes_and_comes_back(daemon: Daemon) -> None:
     daemon.start()
     assert daemon.sign() == {"ok": 3}
     hide_token(daemon)
-    for worker in daemon.workers():
-        worker.kill()
+    kill_workers(daemon.folder, *daemon.workers())
     until(lambda: "C_Initialize" in daemon.reason(), "it says why it does not serve")
     until(lambda: daemon.health() == "NOT_SERVING", "health follows")
     with daemon.client() as client:

@@ -10,7 +10,7 @@ import pytest
 from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
-from tests.daemon import Daemon, until
+from tests.daemon import Daemon, kill_workers, until
 from tests.fault.daemon import Load
 
 
@@ -19,8 +19,7 @@ def test_callers_do_not_notice_one_killed_worker(daemon: Daemon, times: int) -> 
     daemon.start()
     with Load(daemon) as load:
         for _ in range(times):
-            victim = daemon.workers()[0]
-            victim.kill()
+            kill_workers(daemon.folder, daemon.workers()[0])
             load.more()
             until(lambda: len(daemon.workers()) == 2, "the worker is replaced")
     assert load.ends.keys() - {"wrong"} == {"ok"}
@@ -42,8 +41,7 @@ def test_when_all_workers_are_killed_everything_is_answered(daemon: Daemon) -> N
     daemon.start()
     with Load(daemon) as load:
         for _ in range(2):
-            for victim in daemon.workers():
-                victim.kill()
+            kill_workers(daemon.folder, *daemon.workers())
             load.more()
     assert set(load.ends) <= {"ok", "wrong", "HSM_UNAVAILABLE"}
     assert load.ends["wrong"] == 0
@@ -124,7 +122,7 @@ def test_many_kills_in_a_row(daemon: Daemon, times: int) -> None:
     with Load(daemon, callers=4, items=400) as load:
         for number in range(times):
             workers = daemon.workers()
-            workers[number % len(workers)].kill()
+            kill_workers(daemon.folder, workers[number % len(workers)])
             load.more(3)
             until(lambda: len(daemon.workers()) == 2, "the worker is replaced")
             until(lambda: daemon.metric("signer_workers", state="serving") == 2, "both serve")
@@ -140,8 +138,7 @@ def test_all_killed_again_and_again(daemon: Daemon, times: int) -> None:
     daemon.start()
     with Load(daemon, callers=4, items=400) as load:
         for _ in range(times):
-            for victim in daemon.workers():
-                victim.kill()
+            kill_workers(daemon.folder, *daemon.workers())
             load.more(3)
     assert set(load.ends) <= {"ok", "wrong", "HSM_UNAVAILABLE"}
     assert load.ends["wrong"] == 0

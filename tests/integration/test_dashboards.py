@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from signer.observe.catalogue import BY_NAME, Family
+from tests.daemon import kill_workers
 from tests.integration import edge, officers
 from tests.integration.grafana import FILES, FOLDER, Dashboard, Query, shows_data
 from tests.prometheus_server import PrometheusServer
@@ -255,8 +256,7 @@ def break_the_mirror(mirror: Path) -> None:
 def break_the_hsm(made: Any) -> None:
     """No worker can log in any more."""
     (made.dir / "pin").write_text("0000-wrong")
-    for worker in workers(made):
-        worker.kill()
+    kill_workers(made.dir, *workers(made))
 
 
 class Watcher:
@@ -305,7 +305,7 @@ def shown(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         officers.Office(made.dev).propose("create-key", key=name, algorithm="ES256")
         break_the_mirror(mirror)
         with load(made.dev):
-            workers(made)[0].kill()
+            kill_workers(made.dir, workers(made)[0])
             watcher.watch(lambda left: all(needs_a_broken_hsm(query) for query in left))
             break_the_hsm(made)
             watcher.watch(lambda left: not left)

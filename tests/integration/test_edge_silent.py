@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from signer.api.health import MAX_WATCHES
+from tests.daemon import kill_workers
 from tests.integration import edge
 
 CALLS, SHARE = 3, 2
@@ -237,7 +238,7 @@ def test_who_does_not_read_holds_nobody_up(make_appliance: Callable[..., Any]) -
         assert next(watcher).status == SERVING
         # The token goes and comes back.
         (made.dir / "token").rename(made.dir / "hidden")
-        worker.kill()
+        kill_workers(made.dir, worker)
         assert next(watcher).status == NOT_SERVING
         (made.dir / "hidden").rename(made.dir / "token")
         assert next(watcher).status == SERVING

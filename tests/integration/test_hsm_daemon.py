@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from signer.client import NotFoundError
 from signer.hsm.mechanisms import P256_ORDER
-from tests.daemon import until
+from tests.daemon import kill_workers, until
 from tests.integration import officers
 
 Make = Callable[..., Any]
@@ -108,7 +108,7 @@ def test_only_workers_open_the_pin_file(make_appliance: Make) -> None:
             assert client.sign_batch(RECORDS, "MESSAGE", [b"m"])[0].ok
         until(lambda: "3.0" in metric(appliance, "signer_workers", "serving"), "all serve")
         assert count() == 1 + 3, "somebody besides the three workers has opened it"
-        workers(appliance)[0].kill()
+        kill_workers(appliance.dir, workers(appliance)[0])
         until(lambda: "1.0" in metric(appliance, "signer_worker_restarts_total", "died"), "it left")
         until(lambda: "3.0" in metric(appliance, "signer_workers", "serving"), "all serve")
         assert count() == 1 + 4
@@ -149,8 +149,7 @@ def test_keys_made_while_a_worker_is_replaced_are_served(make_appliance: Make) -
     appliance = make_appliance()
     with appliance.client() as client:
         for number in range(2):
-            for worker in workers(appliance):
-                worker.kill()
+            kill_workers(appliance.dir, *workers(appliance))
             name = f"facilities/01-002/keys/new-{number}"
             create(appliance, name, algorithm="ES256")
             until(partial(serves, client, name), "it is served", 10)
@@ -206,8 +205,7 @@ def test_thousands_of_keys_are_made_and_served(make_appliance: Make) -> None:
         for number in range(1, 2501):
             name = f"facilities/l-{number:05}/keys/records"
             assert client.sign_batch(name, "MESSAGE", [b"m"])[0].ok
-        for worker in workers(appliance):
-            worker.kill()
+        kill_workers(appliance.dir, *workers(appliance))
         for number in range(1, 2501, 5):
             name = f"facilities/l-{number:05}/keys/records"
             assert client.sign_batch(name, "MESSAGE", [b"m"])[0].ok

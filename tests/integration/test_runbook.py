@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from signer.client import SignerClientError
-from tests.daemon import until
+from tests.daemon import kill_workers, until
 from tests.integration.document import Document
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def runbook(
     with appliance.client() as client, pytest.raises(SignerClientError):
         client.sign_batch("facilities/01-001/keys/nothing", "JWS", [b"{}"])
     workers = psutil.Process(appliance.process.pid).children()
-    workers[0].kill()
+    kill_workers(appliance.dir, workers[0])
     until(lambda: '"worker_left"' in appliance.log.read_text(), "the worker's end is logged")
     until(lambda: appliance.get("/readyz")[0] == 200, "it serves")
     config = configured_elsewhere(appliance.dir, tmp_path_factory.mktemp("etc"))

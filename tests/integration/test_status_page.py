@@ -11,6 +11,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from tests.daemon import kill_workers
 from tests.integration import edge
 
 SCREEN, PHONE = (1200, 1000), (390, 844)
@@ -48,7 +49,7 @@ def mine(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     with edge.own(appliance, tmp_path_factory.mktemp("seen")) as made:
         with edge.connect(made.dev) as issuer:
             worker = psutil.Process(made.process.pid).children()[0]
-            worker.kill()
+            kill_workers(made.dir, worker)
             edge.until(
                 lambda: (
                     issuer.sign([b"{}"] * 50 + [b"no JSON"]) and "no data" not in made.get("/")[1]

@@ -29,6 +29,10 @@ from signer.hsm.spec import FailureKind, TokenSpec
 T = TypeVar("T")
 
 START_SECONDS = 60.0  # how long a worker may take to open its token
+LEAVE_SECONDS = 3.0
+"""How long a worker that is opening its token may take to leave by itself. One that is killed
+in its login may leave SoftHSM's token unreadable, with all of its keys: that module rewrites
+a file of the token at each login."""
 REAP_SECONDS = 5.0
 """How long the slot waits for a killed worker. One that the kernel does not let go (a driver
 that hangs) is reaped in the background, and another starts."""
@@ -43,6 +47,11 @@ class WorkerEnd(NamedTuple):
     cause: FailureKind
     text: str
     served: bool = False
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the worker is killed at once: it hangs, or has its login behind it."""
+        return self.served or self.cause is FailureKind.HANG
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +185,19 @@ class Slot:
             if self._closing.is_set():
                 self._finish(WorkerEnd(FailureKind.DIED, ""))
             end = await self._end
+        except BaseException:  # the loop ends
+            process.kill()
+            raise
         finally:
             self.link = None
             link.close()
-            process.kill()
             process.channel.close()
         reaping = loop.create_task(_reap(process))
         self._reaping.add(reaping)
         reaping.add_done_callback(self._reaping.discard)
+        if not end.at_once:
+            await asyncio.wait([reaping], timeout=LEAVE_SECONDS)
+        process.kill()
         await asyncio.wait([reaping], timeout=REAP_SECONDS)
         self.process = None
         return end if end.text else end._replace(text=f"the worker {process.fate}")
@@ -193,11 +207,12 @@ class Slot:
         if self._end is None or self._end.done():
             return
         self.state = "failed"
-        self._end.set_result(end._replace(served=self._ready))
+        end = end._replace(served=self._ready)
+        self._end.set_result(end)
         self._ready = False
         if self.link is not None:
             self.link.close()
-        if self.process is not None:
+        if self.process is not None and end.at_once:
             self.process.kill()
         self._owner.lost(self)
 

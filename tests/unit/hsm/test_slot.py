@@ -92,6 +92,7 @@ class Stage:
         self.stubborn = False
         self.gate: threading.Event | None = None
         monkeypatch.setattr(WorkerProcess, "start", self._start)
+        monkeypatch.setattr(slots, "LEAVE_SECONDS", 0.1)
         self.record = Recorder()
         self.loop = EventLoop()
         self.pool = Pool(
@@ -357,6 +358,22 @@ def test_closing_ends_worker_and_callers(stage: Stage) -> None:
     assert (status.state, status.pid, status.reason) == ("stopping", 0, "the daemon is stopping")
     assert stage.left == []
     assert stage.sign().result().failures
+
+
+def test_a_worker_in_its_login_leaves_by_itself(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "LEAVE_SECONDS", 20.0)
+    stage.pool.start()
+    worker = stage.worker()
+    closing = threading.Thread(target=stage.pool.close)
+    closing.start()
+    with pytest.raises(Closed):
+        worker.own.receive()
+    assert not worker.killed.is_set(), "it could be writing to its token"
+    worker.process.returncode = 0
+    closing.join(20)
+    assert not closing.is_alive()
 
 
 def test_closing_during_a_start_ends_what_was_started(stage: Stage) -> None:
