@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+Stages = list[tuple[str, float, float]]
+"""The stages of a call that have ended: name, begin (monotonic seconds) and seconds."""
+
 
 class CallTrace:
     """What listeners know of a call in progress; made by the guard, before CallBegan.
 
-    ``stages`` are those that have ended: name, begin (monotonic seconds) and seconds. ``span``
-    is the tracer's, ``trace_id`` in hexadecimal; None and "" if no trace is kept.
+    ``span`` is the tracer's, ``trace_id`` in hexadecimal; None and "" if no trace is kept.
     """
 
     __slots__ = ("span", "stages", "trace_id")
 
     def __init__(self) -> None:
-        self.stages: list[tuple[str, float, float]] = []
+        self.stages: Stages = []
         self.span: Any = None
         self.trace_id = ""
 
@@ -36,10 +38,10 @@ of their maker. Threads begin with None: what they emit belongs to no call.
 """
 
 
-def stage_ended(stage: str, began: float, seconds: float) -> None:
-    """Notes a stage of the call in ``CALL``, for those who listen to its CallEnded."""
-    if (call := CALL.get()) is not None:
-        call.stages.append((stage, began, seconds))
+def stages() -> Stages:
+    """Returns the stages of the call in ``CALL``, to add those that end, or an unused list."""
+    call = CALL.get()
+    return [] if call is None else call.stages
 
 
 class TextEvent(NamedTuple):

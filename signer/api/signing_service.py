@@ -43,13 +43,14 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
             "items": len(batch.payloads),
         }
         result = await self._engine.sign_batch(batch)
+        version = result.version.name
         caller.notes |= {
-            "key_version": result.version.name,
+            "key_version": version,
             "rule": result.rule,
             "failed": len(result.failures),
         }
         response = signing_pb2.SignBatchResponse(
-            key_version=result.version.name, signatures=result.outputs, request_id=request_id
+            key_version=version, signatures=result.outputs, request_id=request_id
         )
         for count, (index, failure) in enumerate(result.failures.items(), 1):
             if not count % FAILURES:

@@ -62,8 +62,10 @@ class KeyIndex:
 
         It is the active one with the latest activation; of two at the same instant, the newer.
         """
-        active = (v for v in self._by_key.get(name, {}).values() if v.active(now))
-        return max(active, key=lambda v: (v.activate_at or 0.0, v.number), default=None)
+        active = [v for v in self._by_key.get(name, {}).values() if v.active(now)]
+        if len(active) > 1:
+            return max(active, key=lambda v: (v.activate_at or 0.0, v.number))
+        return active[0] if active else None
 
     def names(self, prefix: str = "", after: str = "", limit: int | None = None) -> list[KeyName]:
         """Returns up to ``limit`` names that start with ``prefix`` and come after ``after``.

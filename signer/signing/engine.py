@@ -12,7 +12,7 @@ from hashlib import sha256
 from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, invalid
-from signer.events import Events, ItemsEnded, QuotaRefused, stage_ended
+from signer.events import Events, ItemsEnded, QuotaRefused, Stages, stages
 from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
@@ -61,16 +61,17 @@ class Engine:
 
     async def sign_batch(self, request: BatchRequest) -> BatchResult:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""
-        await self._turns.begin(request.principal)
+        await self._turns.begin(request.principal, len(request.payloads))
         snapshot, now = self._served.snapshot, self._clock.now()
+        ended, monotonic = stages(), self._clock.monotonic
 
         # 1. May this principal do this now?
-        began = self._clock.monotonic()
+        began = monotonic()
         decision = decide(snapshot.policy, request.principal, request.key, request.format, now)
         terms = _granted(decision)
         _check_size(request, terms)
         content = await self._content_hash(request) if request.request_id else b""
-        self._ended("authorise", began)
+        ended.append(("authorise", began, monotonic() - began))
 
         # 2. A repetition gets the same bytes again, at no cost.
         async with self._repeats.once(request, content) as earlier:
@@ -78,7 +79,7 @@ class Engine:
                 return await self._repeats.answer(request, snapshot.keys, terms, earlier)
 
             # 3. From payloads to bytes to sign. A payload that does not parse fails its item.
-            began = self._clock.monotonic()
+            began = monotonic()
             version = _allowed_version(snapshot, request, terms, now)
             message_format = FORMATS[request.format]
             context = FormatContext(version, int(now), terms.hcert, terms.content)
@@ -86,7 +87,7 @@ class Engine:
             inputs = await self._messages.prepare(
                 message_format, request.principal, request.payloads, context
             )
-            self._ended("format", began)
+            ended.append(("format", began, monotonic() - began))
 
             # 4. If the HSM accepts the job, the quota is charged, and never refunded.
             job = _job(inputs.inputs, version, terms, request.deadline)
@@ -105,40 +106,42 @@ class Engine:
                         context=context,
                         failed=inputs.failures,
                     )
-                    signed = await self._sign(admission, intent, inputs.digests())
+                    signed = await self._sign(admission, intent, inputs.digests(), ended)
                 else:
                     signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
 
             # 6. From signatures to finished messages.
-            began = self._clock.monotonic()
+            began = monotonic()
             failures = inputs.failures | inputs.by_index(signed.failures)
             outputs = await self._messages.finish(
                 message_format, request.principal, inputs, signed.signatures, context
             )
-            self._ended("format", began)
+            ended.append(("format", began, monotonic() - began))
 
         reasons = Counter(str(failure.reason) for failure in failures.values()) if failures else {}
         reasons["ok"] = len(outputs) - len(failures)
-        ended = ItemsEnded(terms.group or "", request.format, version.algorithm, reasons)
-        self._events.emit(ended)
+        self._events.emit(ItemsEnded(terms.group or "", request.format, version.algorithm, reasons))
         return BatchResult(version, terms, decision.rule, outputs, failures)
 
     async def _sign(
-        self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes]
+        self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes], ended: Stages
     ) -> Signed:
         """Records the intent, signs, and records the outcome or why there is none."""
-        job, began = admission.job, self._clock.monotonic()
+        job, monotonic = admission.job, self._clock.monotonic
+        began = monotonic()
         seq = await self._evidence.intend(intent, digests, job.deadline)
         try:
-            began = self._ended("audit", began)
+            now = monotonic()
+            ended.append(("audit", began, now - began))
             signed = await self._hsm.sign(admission)
-            began = self._ended("hsm", began)
+            began = monotonic()
+            ended.append(("hsm", now, began - now))
             outcome = await self._evidence.outcome(seq, intent.principal, job.version, signed)
         except BaseException as error:
             self._evidence.close(seq, error, job.deadline)
             raise
         await self._evidence.conclude(seq, outcome)
-        self._ended("audit", began)
+        ended.append(("audit", began, monotonic() - began))
         return signed
 
     async def _content_hash(self, request: BatchRequest) -> bytes:
@@ -177,12 +180,6 @@ class Engine:
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} has no room for {items} more: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
-
-    def _ended(self, stage: str, began: float) -> float:
-        """Reports a stage that has ended now; returns the time."""
-        now = self._clock.monotonic()
-        stage_ended(stage, began, now - began)
-        return now
 
 
 def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:

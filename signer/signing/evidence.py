@@ -21,7 +21,7 @@ from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
 from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Failure, Reason
-from signer.event_loop import EventLoop
+from signer.event_loop import EventLoop, Gathering
 from signer.formats.payloads import signature_length
 from signer.model import KeyVersion, Signed
 from signer.signing.turns import Turns
@@ -40,6 +40,7 @@ class Evidence:
         self._loop, self._clock = loop, clock
         self._waiting: dict[Entry, asyncio.Future[None]] = {}
         self._gathered: list[Entry] = []
+        self._together = Gathering(loop.loop, lambda: len(self._gathered), self._submit)
         self._committing = False  # whether records are with the log's thread, or about to be
 
     async def intend(self, intent: IntentRecord, digests: Sequence[bytes], deadline: float) -> int:
@@ -155,7 +156,7 @@ class Evidence:
         self._waiting.pop(entry, None)
 
     def _hand_over(self, entry: Entry) -> None:
-        """Hands a record to the log's thread with all others of this round of the loop.
+        """Hands a record to the log with all others that come together.
 
         While a commit is in progress, records gather for the next one.
         """
@@ -163,7 +164,7 @@ class Evidence:
         self._gathered.append(entry)
         if not self._committing:
             self._committing = True
-            self._loop.loop.call_soon(self._submit)
+            self._together.soon()
 
     def _submit(self) -> None:
         entries, self._gathered = self._gathered, []
@@ -180,7 +181,7 @@ class Evidence:
     def _wake(self, entries: Sequence[Entry]) -> None:
         self._committing = bool(self._gathered)
         if self._gathered:
-            self._loop.loop.call_soon(self._submit)
+            self._together.soon()
         self._resume(entries)
 
     def _resume(self, entries: Sequence[Entry]) -> None:
@@ -197,6 +198,8 @@ class Evidence:
 
 def failure_texts(failures: Mapping[int, Failure]) -> dict[int, str]:
     """Returns failures as records hold them: ``REASON: message``."""
+    if not failures:
+        return {}
     return {index: f"{failure.reason}: {failure.message}" for index, failure in failures.items()}
 
 

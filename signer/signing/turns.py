@@ -22,8 +22,15 @@ SHARED_FOR = 1.0
 """Seconds after a change of the principal for which slices are short."""
 FIRST_ITEMS, MOST_ITEMS = 8, 64
 """Payloads of the first and of the largest part: the clock is read after each part."""
+SMALL_SECONDS = SLICE_SECONDS / 8
+"""What a call with up to FIRST_ITEMS payloads computes before it waits for others, about: so
+several that wait go on in the same round, and share what follows (a commit, a frame)."""
 PART_BYTES = 64 * 1024
 """The bytes of a part's payloads, unless one alone is longer."""
+
+
+_Waiter = tuple[asyncio.Future[None], float]
+"""One that waits for its turn, and the seconds that it will compute, about."""
 
 
 class Turns:
@@ -34,44 +41,45 @@ class Turns:
         self._until = 0.0  # the end of the present slice
         self._latest, self._shared_until = "", 0.0
         self._fresh = True  # whether nothing has computed in this round of the loop
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
 
-    async def begin(self, principal: str) -> None:
-        """Returns when a call of this principal may compute: mostly at once."""
+    async def begin(self, principal: str, items: int = MOST_ITEMS) -> None:
+        """Returns when a call with so many payloads may compute: mostly at once."""
         if self._fresh:
             self._fresh = False
             asyncio.get_running_loop().call_soon(self._round)
             if not self._waiting:
                 self._until = self._end_of_slice(principal)
         if self._waiting or self._monotonic() >= self._until:
-            await self._wait(principal)
+            waiter = asyncio.get_running_loop().create_future()
+            seconds = SMALL_SECONDS if items <= FIRST_ITEMS else SLICE_SECONDS
+            self._waiting.setdefault(principal, deque()).append((waiter, seconds))
+            await waiter
 
     async def next(self, principal: str) -> None:
         """Returns at once while the present slice lasts, else in this principal's next turn."""
         if self._monotonic() >= self._until:
             await self.begin(principal)
 
-    async def _wait(self, principal: str) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(principal, deque()).append(waiter)
-        await waiter
-
     def _round(self) -> None:
-        """Begins a round: the principal that waits for the longest time has a slice."""
-        self._fresh = True
-        while self._waiting:
+        """Begins a round: the principals that wait for the longest time share a slice."""
+        self._fresh, left = True, 0.0
+        while self._waiting and (self._fresh or left > 0):
             principal, waiters = next(iter(self._waiting.items()))
-            waiter = waiters.popleft()
+            waiter, seconds = waiters.popleft()
             if waiters:
                 self._waiting.move_to_end(principal)
             else:
                 del self._waiting[principal]
-            if not waiter.done():  # its call may have been cancelled
+            if waiter.done():  # its call was cancelled
+                continue
+            if self._fresh:
                 self._fresh = False
                 asyncio.get_running_loop().call_soon(self._round)
                 self._until = self._end_of_slice(principal)
-                waiter.set_result(None)
-                return
+                left = self._until - self._monotonic()
+            left -= seconds
+            waiter.set_result(None)
 
     def _end_of_slice(self, principal: str) -> float:
         now = self._monotonic()

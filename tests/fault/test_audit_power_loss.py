@@ -69,10 +69,7 @@ class World:
             case "intent":
                 self.append(log, RecordKind.INTENT)
             case "group":  # one commit of many records, and more than a page
-                with log._inbox._lock:
-                    log._inbox._queue += [
-                        Entry(RecordKind.DENIALS, {"padding": bytes(900)}) for _ in range(6)
-                    ]
+                log.submit(Entry(RecordKind.DENIALS, {"padding": bytes(900)}) for _ in range(6))
                 self.append(log, RecordKind.TOKEN)
             case _:
                 self.checkpoint = Checkpoint(ORIGIN, *log.tree_head())

@@ -22,7 +22,7 @@ from signer.events import (
     Events,
     LoginEnded,
     WorkerLeft,
-    stage_ended,
+    stages,
 )
 from signer.observe.reports import Reports
 from tests.stand_ins import EVENTS
@@ -85,8 +85,8 @@ def test_what_a_call_emits_is_in_its_log_line() -> None:
     events = Events(reports.handlers)
     CALL.set(CallTrace())
     events.emit(CallBegan("/m", []))
-    stage_ended("hsm", 0.0, 0.25)
-    stage_ended("hsm", 0.0, 0.25)
+    stages().append(("hsm", 0.0, 0.25))
+    stages().append(("hsm", 0.0, 0.25))
     events.emit(ChunkEnded("t", 0.1, 1, 1, 0))
     events.emit(AuditCommitted(1, 0.001))
     events.emit(CallEnded("/m", "OK", "ok", 1.0, {}))
@@ -103,6 +103,9 @@ def test_calls_whose_tasks_take_turns_keep_their_own_times() -> None:
     reports = Reports(write=written.extend)
     events = Events(reports.handlers)
 
+    def ended(stage: str, seconds: float) -> None:
+        stages().append((stage, 0.0, seconds))
+
     async def call(method: str, seconds: float) -> None:
         CALL.set(CallTrace())
         events.emit(CallBegan(method, []))
@@ -110,9 +113,9 @@ def test_calls_whose_tasks_take_turns_keep_their_own_times() -> None:
             await asyncio.sleep(0)
             context = contextvars.copy_context()
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, context.run, stage_ended, "audit", 0.0, seconds)
+            await loop.run_in_executor(None, context.run, ended, "audit", seconds)
             # A thread without the context of a call: its stages are no call's.
-            await loop.run_in_executor(None, stage_ended, "audit", 0.0, seconds)
+            await loop.run_in_executor(None, ended, "audit", seconds)
         events.emit(CallEnded(method, "OK", "ok", 1.0, {}))
 
     async def calls() -> None:

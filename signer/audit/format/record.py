@@ -360,7 +360,9 @@ def _in_order(fields: tuple[object, ...], shaped: bool) -> tuple[str, ...]:
 
 
 def _body(head: bytes, column: Column | None) -> bytes:
-    body = cbor.encode_record([head, column.data if column else None], 1)
+    # An array of two: the head, and the column's items or null (RFC 8949 section 3).
+    items = cbor.byte_string(column.data) if column else b"\xf6"
+    body = b"\x82" + cbor.byte_string(head) + items
     if len(body) > MAX_BODY:
         raise RecordError(f"a record of {len(body)} bytes is longer than the limit of {MAX_BODY}")
     return body

@@ -1,7 +1,7 @@
-"""The queue of the audit log's writer: what is handed over, withdrawn, refused and answered.
+"""The queue of the audit log: what is handed over, withdrawn, refused and answered.
 
-Handing over and withdrawing never wait: not for the disk, and not for what the writer does
-with the entries that it has taken. So the event loop may do both.
+Handing over and withdrawing never wait: not for the disk, and not for what is done with the
+entries that were taken. So the event loop may do both.
 """
 
 import threading
@@ -32,7 +32,7 @@ class Entry:
     error: Exception | None = None
     seq: int = -1
     begun: bool = False
-    """Whether the writer has taken it."""
+    """Whether it was taken to be recorded."""
     abandoned: str = ""
     """Why nobody waits for it any more."""
 
@@ -41,7 +41,7 @@ Finished = Callable[[Sequence[Entry]], None]
 
 
 class Inbox:
-    """The queue of the writer.
+    """The queue of the log, and whether somebody works on what was taken from it.
 
     ``failed`` is the reason why no record is accepted, ``low`` why no intent is; both are
     normally empty. ``on_stop`` is called with either before any record is refused for it; it
@@ -57,22 +57,13 @@ class Inbox:
         self._lock = threading.Lock()
         self._queue: list[Entry] = []
         self._refusal = self._low_refusal = ""  # set when ``on_stop`` has heard of it
-        # What the writer waits for, released once by who finds ``_waiting`` set.
-        self._bell = threading.Lock()
-        self._bell.acquire()
-        self._waiting = False
-
-    def put(self, entry: Entry) -> None:
-        """Queues a record; raises AuditUnavailable."""
-        self.put_all((entry,))
-        if entry.error is not None:
-            raise entry.error
+        self._working = False
 
     def abandon(self, entry: Entry, reason: str) -> bool:
         """Gives up an intent; returns False if it is durable or refused already.
 
-        One that the writer has not begun is withdrawn. Another will be closed as
-        INDETERMINATE, with this reason, as soon as it is durable.
+        One that is not begun is withdrawn. Another will be closed as INDETERMINATE, with this
+        reason, as soon as it is durable.
         """
         with self._lock:
             if entry.seq >= 0 or entry.error is not None:
@@ -85,7 +76,7 @@ class Inbox:
     def put_all(self, entries: Iterable[Entry]) -> list[Entry]:
         """Queues records together; returns those that are refused, with their ``error``."""
         refused: list[Entry] = []
-        # Under the lock, so that the writer sees every accepted entry before it ends.
+        # Under the lock, so that every accepted entry is taken before the end.
         with self._lock:
             for entry in entries:
                 text = self._refusal
@@ -96,26 +87,37 @@ class Inbox:
                     refused.append(entry)
                 else:
                     self._queue.append(entry)
-            self._ring()
         return refused
 
-    def take(self) -> list[Entry]:
-        """Waits for entries and returns them all; none when the inbox is closed and empty.
+    def claim(self) -> list[Entry]:
+        """Returns all entries if nobody works on earlier ones, else none.
 
-        Those that were withdrawn have an ``error``.
+        The caller then works on them, until ``more`` returns none. Those that were withdrawn
+        have an ``error``.
         """
-        while True:
-            with self._lock:
-                taken, self._queue = self._queue, []
-                for entry in taken:
-                    if entry.abandoned:
-                        entry.error = AuditUnavailable("the record was withdrawn")
-                    else:
-                        entry.begun = True
-                if taken or self._refusal:
-                    return taken
-                self._waiting = True
-            self._bell.acquire()
+        with self._lock:
+            return [] if self._working else self._take()
+
+    def more(self) -> list[Entry]:
+        """Returns the entries that came meanwhile; after none, the next ``claim`` gets them."""
+        with self._lock:
+            return self._take()
+
+    def _take(self) -> list[Entry]:
+        taken, self._queue = self._queue, []
+        for entry in taken:
+            if entry.abandoned:
+                entry.error = AuditUnavailable("the record was withdrawn")
+            else:
+                entry.begun = True
+        self._working = bool(taken)
+        return taken
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is taken any more: it is closed, empty, and nobody works."""
+        with self._lock:
+            return bool(self._refusal) and not (self._queue or self._working)
 
     def answer(self, entries: Sequence[Entry], numbers: Iterable[int]) -> None:
         """Numbers durable entries, and closes those that were abandoned meanwhile."""
@@ -156,6 +158,7 @@ class Inbox:
         finally:
             with self._lock:
                 self._refusal = reason
+                self._working = False
                 waiting, self._queue = self._queue, []
                 told = [*taken, *waiting]
                 for entry in told:
@@ -167,9 +170,3 @@ class Inbox:
         """Refuses all further entries; those in the queue are still written."""
         with self._lock:
             self._refusal = self._refusal or "the audit log is closed"
-            self._ring()
-
-    def _ring(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            self._bell.release()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from signer.audit.format.merkle import Frontier
@@ -35,11 +36,23 @@ from signer.events import AuditCommitted
 SLOW_SECONDS = 1.0
 """A commit that takes longer is reported to operators."""
 
+LOOK_SECONDS = 0.1
+"""How often the room on the disk is looked at while records are written."""
+
 BALLAST = "ballast"  # the file that is removed to free space for outcomes
 _LEAVES = 4096  # hashes held at once while a root is computed
 _WITH_ANSWER = frozenset(
     {RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE, RecordKind.SNAPSHOT}
 )
+
+
+class _Staged(NamedTuple):
+    """What goes into one commit: entries, the records of those that have one, and its begin."""
+
+    batch: Sequence[Entry]
+    entries: Sequence[Entry]
+    records: Sequence[Record]
+    began: float  # monotonic seconds
 
 
 class _Durable(NamedTuple):
@@ -146,6 +159,8 @@ class AuditLog:
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
         self._on_commit, self._on_time = on_commit, on_time
         self._inbox = Inbox(on_stop, on_error)
+        self._handed: SimpleQueue[_Staged | None] = SimpleQueue()  # None: the log is closed
+        self._looked = -LOOK_SECONDS  # when the room on the disk was looked at
         self.growth = Growth()
         self.free_bytes, self.overridden = free_bytes, overridden
         self.commit_seconds = self.committing_since = 0.0
@@ -176,8 +191,8 @@ class AuditLog:
         """
         done = threading.Event()
         entry = Entry(kind, fields, column, root, lambda _: done.set())
-        self._inbox.put(entry)
-        done.wait()
+        if not self.submit((entry,)):
+            done.wait()
         if entry.error is not None:
             raise entry.error
         return entry.seq
@@ -188,7 +203,14 @@ class AuditLog:
         ``finished`` is called when they are durable. Returns those that are refused at once,
         with their ``error``; what else ``append`` would raise becomes an ``error`` later.
         """
-        return self._inbox.put_all(entries)
+        refused = self._inbox.put_all(entries)
+        if batch := self._inbox.claim():
+            try:
+                self._handed.put(self._stage(batch))
+            except BaseException as error:
+                self._fail(batch, f"internal error: {type(error).__name__}")
+                raise
+        return refused
 
     def abandon(self, entry: Entry, reason: str) -> None:
         """Gives up an INTENT that was submitted: nobody waits for it any more.
@@ -199,7 +221,7 @@ class AuditLog:
         """
         if not self._inbox.abandon(entry, reason) and entry.seq >= 0:
             closing = Entry(RecordKind.INDETERMINATE, indeterminate(entry.seq, reason))
-            self._inbox.put_all((closing,))
+            self.submit((closing,))
 
     def note(self, kind: RecordKind, fields: Fields) -> None:
         """Appends a record without waiting; the next commit makes it durable.
@@ -208,8 +230,9 @@ class AuditLog:
         """
         if kind in _WITH_ANSWER:
             raise RecordError(f"an {kind} is appended, not noted")
-        encode(0, 0, kind, fields)  # the writer could only drop a record that is not valid
-        self._inbox.put(Entry(kind, fields))
+        encode(0, 0, kind, fields)  # the log could only drop a record that is not valid
+        for refused in self.submit((Entry(kind, fields),)):
+            raise refused.error or AuditUnavailable("the record was refused")
 
     @property
     def refusal(self) -> str:
@@ -264,53 +287,76 @@ class AuditLog:
     def close(self) -> None:
         """Writes the records in the queue and ends; further records are refused."""
         self._inbox.close()
+        self._handed.put(None)
         self._thread.join()
         self._tail.close()
         with suppress(OSError):
             os.close(self._lock)
 
     def _run(self) -> None:
-        """Is the writer's thread: takes the entries in the queue and makes them durable."""
-        untold: list[Entry] = []
+        """Is the writer's thread: makes what is staged durable, and what comes meanwhile."""
+        closed = False
+        batch: Sequence[Entry] = ()
         try:
-            while untold := self._inbox.take():
-                records = self._commit(untold)
-                untold = []
-                if records:
-                    self.growth.add(sum(map(_units, records)))
-                    self._on_commit(AuditCommitted(len(records), self.commit_seconds))
-                if self._tail.due(self._segment_bytes):
-                    self._rotate()
+            while not (closed and self._inbox.finished):
+                staged = self._handed.get()
+                closed = closed or staged is None
+                while staged is not None:
+                    batch = staged.batch
+                    self._commit(staged)
+                    batch = ()
+                    if self._tail.due(self._segment_bytes):
+                        self._rotate()
+                    batch = self._inbox.more()
+                    staged = self._stage(batch) if batch else None
         except OSError as error:
-            self._fail(untold, str(error))
+            self._fail(batch, str(error))
         except BaseException as error:
-            self._fail(untold, f"internal error: {type(error).__name__}")
+            self._fail(batch, f"internal error: {type(error).__name__}")
             raise
 
-    def _commit(self, batch: Sequence[Entry]) -> list[Record]:
-        """Makes a batch durable, tells those who wait for it, and returns its records."""
+    def _stage(self, batch: Sequence[Entry]) -> _Staged:
+        """Adds the records of entries that were taken to the tail; for who has claimed them."""
+        began = self._begin()
+        time_us = int(self.committing_since * 1_000_000)
         entries: list[Entry] = []
         records: list[Record] = []
-        began = self._begin()
+        for entry in batch:
+            if entry.error is not None:
+                continue
+            if self._inbox.low and entry.kind is RecordKind.INTENT:
+                entry.error = AuditUnavailable(self._inbox.low)
+                continue
+            try:
+                record = self._tail.stage(
+                    time_us, entry.kind, entry.fields, entry.column, entry.root
+                )
+            except RecordError as error:
+                entry.error = error
+                continue
+            entries.append(entry)
+            records.append(record)
+        return _Staged(batch, entries, records, began)
+
+    def _commit(self, staged: _Staged) -> None:
+        """Makes what is staged durable, and tells those who wait for it."""
+        records = staged.records
         try:
             self._watch_disk()
-            time_us = int(self.committing_since * 1_000_000)
-            for entry in batch:
-                if entry.error is None and (record := self._stage(entry, time_us)) is not None:
-                    entries.append(entry)
-                    records.append(record)
             if records:
                 self._tail.commit()
         finally:
-            self._end(began)
+            self._end(staged.began)
         if records:
             self._publish()
             for record in records:
                 for on_record in self._listeners[record.kind]:
                     on_record(record)
-            self._inbox.answer(entries, [record.seq for record in records])
-        self._inbox.tell(batch)
-        return records
+            self._inbox.answer(staged.entries, [record.seq for record in records])
+        self._inbox.tell(staged.batch)
+        if records:
+            self.growth.add(sum(map(_units, records)))
+            self._on_commit(AuditCommitted(len(records), self.commit_seconds))
 
     def _begin(self) -> float:
         """Sets ``committing_since``; returns the time for ``_end``."""
@@ -319,16 +365,6 @@ class AuditLog:
 
     def _end(self, began: float) -> None:
         self.commit_seconds, self.committing_since = self._clock.monotonic() - began, 0.0
-
-    def _stage(self, entry: Entry, time_us: int) -> Record | None:
-        if self._inbox.low and entry.kind is RecordKind.INTENT:
-            entry.error = AuditUnavailable(self._inbox.low)
-            return None
-        try:
-            return self._tail.stage(time_us, entry.kind, entry.fields, entry.column, entry.root)
-        except RecordError as error:
-            entry.error = error
-            return None
 
     def _rotate(self) -> None:
         began = self._begin()
@@ -354,6 +390,10 @@ class AuditLog:
 
     def _watch_disk(self) -> None:
         """Refuses intents from now on if the disk is low, and frees the ballast for outcomes."""
+        now = self._clock.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
         self.free_bytes = self._disk.free_bytes(self._directory)
         if self._inbox.low or self.free_bytes >= self._low_disk_bytes:
             return

@@ -1,7 +1,7 @@
 """Gives chunks to the workers of one token, and takes what comes back.
 
-Everything here is for the event loop, so that nothing is locked. In each round of the loop
-the queue is looked at once: what came in that round goes to the workers together.
+Everything here is for the event loop, so that nothing is locked. What comes together goes to
+the workers together.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from signer.clock import Clock
 from signer.errors import Failure, Reason
-from signer.event_loop import EventLoop
+from signer.event_loop import EventLoop, Gathering
 from signer.events import Bug, ChunkEnded, Events, LoginEnded, WorkerLeft, WrongSignatures
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
 from signer.hsm.front.costs import Costs, kind_of
@@ -75,7 +75,7 @@ class Dispatcher:
         self._events = events
         self._now = clock.monotonic
         self._tasks: list[asyncio.Task[None]] = []
-        self._pumping = False  # the queue is looked at in this round of the loop
+        self._together = Gathering(loop.loop, lambda: self.scheduler.items, self._pump)
         self._next_chunk = 0
 
     @property
@@ -151,10 +151,8 @@ class Dispatcher:
         self.wake()
 
     def wake(self) -> None:
-        """Looks at the queue at the end of this round of the loop, once."""
-        if not self._pumping:
-            self._pumping = True
-            self._loop.call_soon(self._pump)
+        """Looks at the queue soon, once for all that comes together."""
+        self._together.soon()
 
     def _pump(self) -> None:
         """Gives chunks to workers while there are both.
@@ -162,7 +160,6 @@ class Dispatcher:
         Idle workers share what waits. One that has a chunk gets a second only if that is
         full: what comes meanwhile goes together in the next one.
         """
-        self._pumping = False
         scheduler = self.scheduler
         if not scheduler.items:
             return

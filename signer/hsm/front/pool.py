@@ -12,7 +12,7 @@ from typing import Self
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
-from signer.events import Events, stage_ended
+from signer.events import Events, stages
 from signer.hsm.front.costs import kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, Dispatcher
 from signer.hsm.front.scheduler import Batch, Waiting
@@ -242,7 +242,7 @@ class Pool:
             remaining = batch.remaining
             if remaining:
                 self._dispatcher.scheduler.abandon(batch)
-            stage_ended("queue", now, (batch.begun or self._now()) - now)
+            stages().append(("queue", now, (batch.begun or self._now()) - now))
         if remaining:
             raise _too_late(remaining, count)
         return Signed(batch.signatures, batch.failures, batch.attempts)

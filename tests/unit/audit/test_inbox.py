@@ -23,7 +23,9 @@ def an_inbox(on_stop: Callable[[str], None] = lambda _: None) -> Inbox:
 
 def put(inbox: Inbox, kind: RecordKind = RecordKind.INTENT, waiter: Waiter | None = None) -> Entry:
     entry = Entry(kind, {}, finished=waiter.finished if waiter else None)
-    inbox.put(entry)
+    for refused in inbox.put_all((entry,)):
+        assert refused.error is not None
+        raise refused.error
     return entry
 
 
@@ -37,7 +39,7 @@ def test_a_waiter_gets_all_numbers_of_a_commit_at_once() -> None:
     inbox, one, other = an_inbox(), Waiter(), Waiter()
     waiters = [one, other, one]
     entries = [put(inbox, waiter=waiter) for waiter in waiters]
-    assert inbox.take() == entries
+    assert inbox.more() == entries
     written(inbox, entries, 7)
     assert (one.told, other.told) == ([[7, 9]], [[8]])
 
@@ -49,9 +51,9 @@ def test_a_waiter_that_raises_disturbs_no_other() -> None:
         raise KeyError("a mistake of ours")
 
     inbox, other = Inbox(lambda _: None, errors.append), Waiter()
-    inbox.put(Entry(RecordKind.TOKEN, {}, finished=broken))
+    inbox.put_all([Entry(RecordKind.TOKEN, {}, finished=broken)])
     put(inbox, waiter=other)
-    written(inbox, inbox.take())
+    written(inbox, inbox.more())
     assert other.told == [[1]]
     assert [type(error) for error in errors] == [KeyError]
 
@@ -60,7 +62,7 @@ def test_an_abandoned_intent_that_waits_is_withdrawn() -> None:
     inbox, waiter = an_inbox(), Waiter()
     gone, other = put(inbox, waiter=waiter), put(inbox, waiter=waiter)
     assert inbox.abandon(gone, "CANCELLED")
-    assert inbox.take() == [gone, other]
+    assert inbox.more() == [gone, other]
     assert isinstance(gone.error, AuditUnavailable)
     assert (gone.begun, other.begun) == (False, True)
 
@@ -68,11 +70,11 @@ def test_an_abandoned_intent_that_waits_is_withdrawn() -> None:
 def test_an_abandoned_intent_that_is_being_written_is_closed_before_all_that_came_since() -> None:
     inbox = an_inbox()
     gone = put(inbox)
-    taken = inbox.take()
+    taken = inbox.more()
     assert inbox.abandon(gone, "DEADLINE_TOO_SHORT")
     again = put(inbox)  # its caller asks again, under the same request id
     written(inbox, taken, 5)
-    closing, last = inbox.take()
+    closing, last = inbox.more()
     assert closing.kind is RecordKind.INDETERMINATE
     assert closing.fields == {"intent": 5, "reason": "DEADLINE_TOO_SHORT"}
     assert last is again
@@ -81,19 +83,19 @@ def test_an_abandoned_intent_that_is_being_written_is_closed_before_all_that_cam
 def test_an_intent_that_is_durable_or_refused_is_not_abandoned() -> None:
     inbox = an_inbox()
     durable, refused = put(inbox), put(inbox)
-    inbox.take()
+    inbox.more()
     inbox.answer([durable], [3])  # its waiter has not been told yet
     refused.error = ValueError()
     assert not inbox.abandon(durable, "CANCELLED")
     assert not inbox.abandon(refused, "CANCELLED")
     inbox.close()
-    assert inbox.take() == []
+    assert inbox.more() == []
 
 
 def test_an_abandoned_intent_that_fails_is_not_closed() -> None:
     inbox, waiter = an_inbox(), Waiter()
     gone = put(inbox, waiter=waiter)
-    taken = inbox.take()
+    taken = inbox.more()
     assert inbox.abandon(gone, "CANCELLED")
     inbox.fail(taken, "the disk is gone")
     assert waiter.told == [["the disk is gone"]]
@@ -104,13 +106,13 @@ def test_records_that_go_together_are_taken_together_or_refused_one_by_one() -> 
     inbox, waiter = an_inbox(), Waiter()
     entries = [Entry(RecordKind.INTENT, {}, finished=waiter.finished) for _ in range(3)]
     assert inbox.put_all(entries) == []
-    assert inbox.take() == entries
+    assert inbox.more() == entries
     inbox.stop_intents("the disk is low")
     outcome = Entry(RecordKind.OUTCOME, {}, finished=waiter.finished)
     intent = Entry(RecordKind.INTENT, {}, finished=waiter.finished)
     assert inbox.put_all([outcome, intent]) == [intent]
     assert str(intent.error) == "the disk is low"
-    assert inbox.take() == [outcome]
+    assert inbox.more() == [outcome]
     inbox.fail([outcome], "the disk is gone")
     assert inbox.put_all([outcome, intent]) == [outcome, intent]
 
@@ -165,7 +167,7 @@ def test_a_low_disk_takes_all_but_intents() -> None:
     with pytest.raises(AuditUnavailable, match="low"):
         put(inbox)
     outcome = put(inbox, RecordKind.OUTCOME)
-    assert inbox.take() == [outcome]
+    assert inbox.more() == [outcome]
 
 
 def test_a_closed_inbox_gives_out_what_it_has() -> None:
@@ -174,26 +176,39 @@ def test_a_closed_inbox_gives_out_what_it_has() -> None:
     inbox.close()
     with pytest.raises(AuditUnavailable, match="closed"):
         put(inbox)
-    assert inbox.take() == [entry]
-    assert inbox.take() == []
+    assert inbox.more() == [entry]
+    assert inbox.more() == []
 
 
-def test_a_writer_that_waits_is_woken_by_every_entry_and_by_the_end() -> None:
-    inbox, taken = an_inbox(), list[int]()
-    told = threading.Semaphore(0)
+def test_entries_are_claimed_while_nobody_works_on_earlier_ones() -> None:
+    inbox = an_inbox()
+    assert inbox.claim() == []
+    first = put(inbox)
+    assert inbox.claim() == [first]
+    second = put(inbox)
+    assert inbox.claim() == [], "somebody works on the first one"
+    assert inbox.more() == [second]
+    assert inbox.claim() == []
+    assert inbox.more() == []
+    third = put(inbox)
+    assert inbox.claim() == [third]
 
-    def write() -> None:
-        while entries := inbox.take():
-            taken.append(len(entries))
-            told.release()
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    for _ in range(200):
-        put(inbox)
-        assert told.acquire(timeout=30)
-    inbox.abandon(put(inbox), "CANCELLED")  # may wake it for nothing
+def test_it_is_finished_when_it_is_closed_and_nobody_works() -> None:
+    inbox = an_inbox()
+    assert not inbox.finished
+    put(inbox)
     inbox.close()
-    writer.join(30)
-    assert not writer.is_alive()
-    assert sum(taken) in {200, 201}
+    assert not inbox.finished, "an entry waits"
+    assert len(inbox.claim()) == 1
+    assert not inbox.finished, "somebody works on it"
+    assert inbox.more() == []
+    assert inbox.finished
+
+
+def test_a_failure_ends_the_work() -> None:
+    inbox, waiter = an_inbox(), Waiter()
+    put(inbox, waiter=waiter)
+    inbox.fail(inbox.claim(), "the disk is gone")
+    assert waiter.told == [["the disk is gone"]]
+    assert inbox.finished

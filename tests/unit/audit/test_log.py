@@ -23,7 +23,7 @@ from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable, Entry
-from signer.audit.write.log import AuditLog, Listener
+from signer.audit.write.log import LOOK_SECONDS, AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from tests.stand_ins import SetClock
 
@@ -748,15 +748,19 @@ def test_an_override_of_nothing_is_not_recorded(opened: Opener) -> None:
 def test_a_low_disk_stops_intents_and_lets_the_rest_be_recorded(
     opened: Opener, folder: Path
 ) -> None:
-    disk = CountingDisk()
+    disk, clock = CountingDisk(), SetClock()
     stopped: list[str] = []
-    options = {"disk": disk, "low_disk_bytes": 1 << 20, "ballast_bytes": 1 << 16}
+    options = {"disk": disk, "clock": clock, "low_disk_bytes": 1 << 20, "ballast_bytes": 1 << 16}
     log = opened(**options, on_stop=stopped.append)
     ballast = folder / "ballast"
     assert ballast.stat().st_blocks * 512 >= 1 << 16  # it occupies what it promises
     intent = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
 
     disk.free = (1 << 20) - 1
+    log.append(RecordKind.TOKEN, {})
+    assert not stopped, "the room was looked at a moment ago"
+    clock.forward(2 * LOOK_SECONDS)
+    log.append(RecordKind.TOKEN, {})  # the writer looks
     with pytest.raises(AuditUnavailable, match="bytes free"):
         log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)
     assert not ballast.exists()

@@ -9,7 +9,7 @@ import pytest
 from signer import observe
 from signer.config.models import TracingConfig
 from signer.errors import OperatorError
-from signer.events import CALL, CallBegan, CallEnded, CallTrace, Events, stage_ended
+from signer.events import CALL, CallBegan, CallEnded, CallTrace, Events, stages
 from signer.observe import open_tracing, tracing
 from signer.observe.lines import LogLines
 from signer.observe.tracing import Tracing
@@ -42,7 +42,7 @@ def call(traced: Tracing, parent: str = PARENT) -> str:
     method, events = "/signer.v1.SigningService/SignBatch", Events(traced.handlers)
     CALL.set(trace := CallTrace())
     events.emit(CallBegan(method, [("traceparent", parent)]))
-    stage_ended("hsm", 0.0, 0.001)
+    stages().append(("hsm", 0.0, 0.001))
     events.emit(CallEnded(method, "OK", "ok", 0.002, {"items": 3}))
     assert trace.span is None
     return trace.trace_id
