@@ -15,6 +15,9 @@ import cbor2
 MAX_INTEGER = (1 << 64) - 1
 """Largest magnitude of an integer in payloads: what CBOR holds without a tag."""
 
+KEPT_NAMES, KEPT_SIZE = 32, 512
+"""Of a map whose names' order is kept in memory: how many names, and how many characters."""
+
 Order = Callable[[Any], Any]
 """Arranges the members of a value and of all values inside it."""
 
@@ -206,14 +209,30 @@ def _ascii_names(*names: object) -> list[str]:
     return in_order
 
 
-@lru_cache(maxsize=1024, typed=True)
 def _sorted_names(*names: object) -> list[str]:
-    """Returns names in the order of their encoded bytes; payloads of one kind share theirs."""
+    """Returns names in the order of their encoded bytes; raises CborError.
+
+    Payloads of one kind share theirs, so they are kept, but only few and short ones: names
+    are what strangers send.
+    """
+    if len(names) > KEPT_NAMES:
+        return _in_order(*names)
+    try:
+        size = len("".join(names))  # type: ignore[arg-type] # what is not text is refused below
+    except TypeError:
+        raise CborError("a name that is not text") from None
+    return (_kept_in_order if size <= KEPT_SIZE else _in_order)(*names)
+
+
+def _in_order(*names: object) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise CborError("a name that is not text")
     # Code points sort as their UTF-8 does; the head of a name grows with its length.
     in_order = sorted(str(name) for name in names)
     return sorted(in_order, key=lambda name: len(name.encode()))
+
+
+_kept_in_order = lru_cache(maxsize=1024, typed=True)(_in_order)
 
 
 class _NoTags(dict[int, Any]):

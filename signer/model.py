@@ -15,6 +15,8 @@ from signer.errors import Failure
 
 MESSAGE_BYTES = 4 << 20
 """The largest request and answer: the default of `limits.message_bytes`, and gRPC's own."""
+LARGEST_MESSAGE = 15 << 20
+"""The most that `limits.message_bytes` may be: a frame to a worker holds one such payload."""
 
 
 class Format(enum.StrEnum):

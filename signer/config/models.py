@@ -10,7 +10,7 @@ from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, fie
 from signer.config.client_file import Address, read_address, read_path
 from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
 from signer.errors import Violation
-from signer.model import MESSAGE_BYTES
+from signer.model import LARGEST_MESSAGE, MESSAGE_BYTES
 from signer.strict import StrictModel, problems_of
 
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
@@ -112,7 +112,7 @@ the last checkpoint of the log, workers and traces, each with its own limit."""
 class LimitsConfig(StrictModel):
     """Limits of the server, in the units that the names say."""
 
-    message_bytes: int = Field(MESSAGE_BYTES, ge=64 << 10, le=64 << 20)
+    message_bytes: int = Field(MESSAGE_BYTES, ge=64 << 10, le=LARGEST_MESSAGE)
     calls: int = Field(1024, ge=1, le=65_536)
     calls_per_client: int = Field(256, ge=1, le=65_536)
     bytes_in_flight: int = Field(64 << 20, ge=64 << 10, le=4 << 30)

@@ -1,4 +1,8 @@
-"""The metrics port, plain HTTP: /metrics, /livez, /readyz, and the status page at /."""
+"""The metrics port, plain HTTP: /metrics, /livez, /readyz, and the status page at /.
+
+Clients need no identity here. So whatever they open and do not use, or ask for again and again,
+neither keeps probes out nor takes the interpreter from the calls.
+"""
 
 import io
 import socket
@@ -6,11 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
+from typing import Any, Generic, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from signer.errors import OperatorError
 from signer.events import Bug, Events
@@ -28,13 +35,76 @@ _HTML_HEADERS = (
     ("Cache-Control", "no-store"),
 )
 
+T = TypeVar("T")
+
 MAX_REQUESTS = 16
-"""Requests at once; further connections are closed. Clients need no identity here."""
+"""Connections at once. One more takes the place of one that has sent no request yet, or that
+has not read its answer for ``ANSWER_SECONDS``; where there is none, it is closed."""
+SILENT_SECONDS = 3.0
+"""How long a client may take to send its request."""
+ANSWER_SECONDS = 1.0
+"""How long a client may take to read its answer where others wait for its place."""
 REQUEST_SECONDS = 15.0
 """How long a request may take in total, however slowly its client sends or reads."""
+COMPUTED_PART = 0.1
+"""The part of the time for which metrics, or the page, are computed at most."""
+_FORMATS = ("application/openmetrics-text;version=1.0.0", "text/plain")
+
+
+@dataclass(slots=True)
+class _Connection:
+    """When it was opened (monotonic seconds), and when its request was there; None before."""
+
+    opened: float
+    asked: float | None = None
+
+
+class Paced(Generic[T]):
+    """A value that is expensive: computed for all who ask meanwhile, and with pauses.
+
+    A caller gets a value that was begun after it had asked.
+    """
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._turn = threading.Lock()  # held by the one that computes
+        self._begun = self._number = 0  # computations begun, and the one that made the value
+        self._value: T | None = None
+        self._not_before = 0.0
+
+    def get(self) -> T:
+        """Returns the value; raises what its computation raises."""
+        needed = self._begun + 1
+        with self._turn:
+            if self._number < needed:
+                time.sleep(max(0.0, self._not_before - time.monotonic()))
+                self._begun += 1
+                began = time.monotonic()
+                try:
+                    self._value = self._compute()
+                finally:
+                    ended = time.monotonic()
+                    self._not_before = ended + (ended - began) * (1 / COMPUTED_PART - 1)
+                self._number = self._begun
+            return self._value  # type: ignore[return-value] # computed at least once
+
+
+class _Metrics(Paced[bytes]):
+    """The registry in one format; ``kind`` is its content type. Without compression."""
+
+    def __init__(self, registry: CollectorRegistry, accepted: str) -> None:
+        encode, self.kind = choose_encoder(accepted)
+        super().__init__(partial(encode, registry))
 
 
 class _Handler(WSGIRequestHandler):
+    def parse_request(self) -> bool:
+        """Reads the request, and counts the connection as one that is answered."""
+        read = super().parse_request()
+        if isinstance(self.server, _Server):
+            self.server.asked(self.request)
+        return read
+
     def log_message(self, *_: object) -> None:
         """Writes nothing: there is a probe every second."""
 
@@ -49,7 +119,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     block_on_close = False
 
     def __init__(self, *arguments: Any) -> None:
-        self._open: dict[socket.socket, float] = {}
+        self._open: dict[socket.socket, _Connection] = {}
         self._lock = threading.Lock()
         super().__init__(*arguments)
 
@@ -60,14 +130,33 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        now = time.monotonic()
         with self._lock:
-            full = len(self._open) >= MAX_REQUESTS
-            if not full:
-                self._open[request] = time.monotonic() + REQUEST_SECONDS
-        if full:
-            self.shutdown_request(request)
-        else:
+            if len(self._open) >= MAX_REQUESTS and (idle := self._idlest(now)) is not None:
+                del self._open[idle]
+                _hang_up(idle)
+            if free := len(self._open) < MAX_REQUESTS:
+                self._open[request] = _Connection(now)
+        if free:
             super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def _idlest(self, now: float) -> socket.socket | None:
+        """Returns the connection that is silent for the longest time, else one not read."""
+        silent = (one for one, its in self._open.items() if its.asked is None)
+        unread = (
+            one
+            for one, its in self._open.items()
+            if its.asked is not None and now - its.asked > ANSWER_SECONDS
+        )
+        return next(silent, None) or next(unread, None)  # they are in the order of their opening
+
+    def asked(self, request: socket.socket) -> None:
+        """Notes that the request of a connection is there."""
+        with self._lock:
+            if (connection := self._open.get(request)) is not None:
+                connection.asked = time.monotonic()
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
@@ -77,14 +166,20 @@ class _Server(ThreadingMixIn, WSGIServer):
     def service_actions(self) -> None:
         """Closes connections that take too long; called twice a second."""
         now = time.monotonic()
-        with self._lock:  # under it no file descriptor is closed and reused
-            for request, until in self._open.items():
-                if until < now:
-                    with suppress(OSError):
-                        request.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            for request, its in self._open.items():
+                silent = its.asked is None and now - its.opened > SILENT_SECONDS
+                if silent or now - its.opened > REQUEST_SECONDS:
+                    _hang_up(request)
 
     def handle_error(self, *_: object) -> None:
         """Ignores clients that send no valid request or close the connection."""
+
+
+def _hang_up(request: socket.socket) -> None:
+    """Ends a connection; under the server's lock, so that its descriptor is not another's."""
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Server6(_Server):
@@ -111,9 +206,9 @@ class HttpPort:
         ``stuck`` why the process is not alive, or "".
         """
         registry.register(LiveGauges(readings))
-        self._metrics = make_wsgi_app(registry)
+        self._metrics = [_Metrics(registry, accepted) for accepted in _FORMATS]
         self._reasons = reasons
-        self._page = page
+        self._page = Paced(page)
         self._stuck = stuck
         self._events = events
         host, port = address
@@ -147,8 +242,12 @@ class HttpPort:
     def _page_at(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):
             case "/metrics":
-                answer: Iterable[bytes] = self._metrics(environ, start_response)
-                return answer
+                if environ.get("REQUEST_METHOD") != "GET":
+                    return _text(start_response, "405 Method Not Allowed", ["use GET"])
+                openmetrics = "application/openmetrics-text" in environ.get("HTTP_ACCEPT", "")
+                metrics = self._metrics[0 if openmetrics else 1]
+                start_response("200 OK", [("Content-Type", metrics.kind)])
+                return [metrics.get()]
             case "/livez":
                 stuck = self._stuck()
                 status = "503 Service Unavailable" if stuck else "200 OK"
@@ -158,7 +257,7 @@ class HttpPort:
                 status = "503 Service Unavailable" if reasons else "200 OK"
                 return _text(start_response, status, reasons or ["ready"])
             case "/":
-                page = self._page().encode()
+                page = self._page.get().encode()
                 start_response("200 OK", list(_HTML_HEADERS))  # which the server adds to
                 return [page]
             case _:

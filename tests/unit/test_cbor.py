@@ -203,3 +203,15 @@ def test_another_value_or_another_form_is_refused_at_any_depth(encoded: str) -> 
 def test_what_is_written_as_a_record_is_read() -> None:
     for value, encoded in EXAMPLES:
         assert encode_record(decode_record(bytes.fromhex(encoded), 2), 2).hex() == encoded, value
+
+
+def test_only_few_and_short_names_are_kept_in_memory() -> None:
+    before = cbor._kept_in_order.cache_info().currsize
+    for number in range(50):
+        many = {f"name {number} {index}": 0 for index in range(cbor.KEPT_NAMES + 1)}
+        long = {f"{number}" + "x" * cbor.KEPT_SIZE: 0}
+        assert list(cbor.deterministic(many)) == sorted(many, key=lambda name: (len(name), name))
+        assert cbor.deterministic(long) == long
+    assert cbor._kept_in_order.cache_info().currsize == before
+    with pytest.raises(cbor.CborError, match="not text"):
+        cbor.deterministic({1: 2})

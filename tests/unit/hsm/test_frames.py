@@ -33,6 +33,7 @@ from signer.hsm.frames import (
     unpack_result,
     unpack_sign,
 )
+from signer.model import LARGEST_MESSAGE
 
 SIGN_PARTS = st.builds(
     SignPart,
@@ -240,6 +241,11 @@ def test_many_writers_do_not_mix_their_frames() -> None:
     ours.close()
     theirs.close()
     assert all(len(set(body)) == 1 and len(body) == 30_000 for body in bodies)
+
+
+def test_the_largest_message_fits_into_a_frame() -> None:
+    part = SignPart(Algorithm.EDDSA, 1, bytes(64), bytes(600), [bytes(LARGEST_MESSAGE)])
+    assert sum(map(len, pack_sign(SignFrame(1, [part])))) <= MAX_FRAME
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
@@ -9,17 +10,20 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from signer.errors import OperatorError
 from signer.events import Bug, Events
-from signer.observe.http import MAX_REQUESTS, HttpPort
+from signer.observe.http import MAX_REQUESTS, HttpPort, Paced
 
 REASONS: list[str] = []
 FAILED: list[Exception] = []
 STUCK: list[str] = []
 
 
+PAGES: list[str] = []
+
+
 def page() -> str:
     if "broken" in REASONS:
         raise ValueError("what nobody may read")
-    return "<p>page ế</p>"
+    return PAGES[-1] if PAGES else "<p>page ế</p>"
 
 
 def served(host: str = "127.0.0.1", port: int = 0) -> HttpPort:
@@ -38,7 +42,7 @@ def served(host: str = "127.0.0.1", port: int = 0) -> HttpPort:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    for each in (REASONS, FAILED, STUCK):
+    for each in (REASONS, FAILED, STUCK, PAGES):
         each.clear()
     http = served()
     yield int(http._server.server_port)
@@ -121,15 +125,15 @@ def test_a_process_whose_main_loop_is_stuck_is_not_alive(port: int) -> None:
     assert get(port, "/livez") == (503, "the main loop is stuck for 61 s\n")
 
 
-def test_clients_that_send_nothing_are_few_and_not_for_long(
+def test_silent_clients_keep_nobody_out_and_do_not_stay(
     port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("signer.observe.http.REQUEST_SECONDS", 3.0)
-    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_REQUESTS)]
+    monkeypatch.setattr("signer.observe.http.SILENT_SECONDS", 5.0)
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * MAX_REQUESTS)]
     for each in idle:
         each.sendall(b"GET / HT")
-    one_too_many = socket.create_connection(("127.0.0.1", port), timeout=20)
-    assert hung_up(one_too_many)
+    for _ in range(20):
+        assert get(port, "/livez") == (200, "alive\n")
     for each in idle:
         each.settimeout(20)
         assert hung_up(each)
@@ -137,20 +141,114 @@ def test_clients_that_send_nothing_are_few_and_not_for_long(
     garbage.sendall(b"\x00\xff\r\n\r\n")
     garbage.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     garbage.close()  # with a reset
-    for each in (*idle, one_too_many):
+    for each in idle:
         each.close()
-    assert alive_again(port)
+    assert get(port, "/livez") == (200, "alive\n")
     assert capfd.readouterr() == ("", "")
 
 
-def alive_again(port: int) -> bool:
-    """Places are free a moment after their clients were hung up on."""
-    for _ in range(200):
-        try:
-            return get(port, "/livez") == (200, "alive\n")
-        except (OSError, HTTPException):
-            time.sleep(0.05)
-    return False
+def test_clients_that_do_not_read_their_answers_keep_nobody_out(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signer.observe.http.ANSWER_SECONDS", 0.1)
+    PAGES.append("long" * (8 << 20))
+    greedy = []
+    for _ in range(2 * MAX_REQUESTS):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        greedy.append(client)
+    end = time.monotonic() + 20
+    while not alive(port):  # all places are taken by clients that have just asked
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for client in greedy:
+        client.close()
+
+
+def alive(port: int) -> bool:
+    try:
+        return get(port, "/livez") == (200, "alive\n")
+    except (OSError, HTTPException):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/html,*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        (
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores",
+        ),
+    ],
+)
+def test_metrics_are_in_the_format_that_the_client_reads(port: int, accept: str, kind: str) -> None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics?name[]=nothing", headers={"Accept": accept})
+    response = connection.getresponse()
+    assert (response.status, response.headers["Content-Type"]) == (200, kind)
+    text = response.read().decode()
+    assert text.endswith("# EOF\n") == kind.startswith("application/openmetrics-text")
+    assert "signer_ready 1.0" in text
+    connection.close()
+    assert get(port, "/metrics", "POST")[0] == 405
+
+
+def test_what_is_expensive_is_computed_for_all_who_ask_meanwhile() -> None:
+    begun, gate = list[int](), threading.Event()
+
+    def compute() -> int:
+        begun.append(len(begun))
+        assert gate.wait(20)
+        return begun[-1]
+
+    paced, got = Paced(compute), list[int]()
+    threads = [threading.Thread(target=lambda: got.append(paced.get())) for _ in range(20)]
+    threads[0].start()
+    while not begun:
+        time.sleep(0.001)
+    for thread in threads[1:]:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join(20)
+    assert got.count(0) == 1, "the others had not asked when it was begun"
+    assert len(got) == 20
+    assert len(begun) < 20
+
+
+def test_between_two_computations_is_a_pause_of_nine_times_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, pauses = [0.0], list[float]()
+    monkeypatch.setattr("signer.observe.http.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("signer.observe.http.time.sleep", pauses.append)
+
+    def compute() -> None:
+        clock[0] += 0.5
+
+    paced = Paced(compute)
+    paced.get()
+    clock[0] += 1.5
+    paced.get()
+    clock[0] += 100
+    paced.get()
+    assert pauses == pytest.approx([0.0, 3.0, 0.0])
+
+
+def test_a_computation_that_fails_fails_for_one_who_asks_and_is_repeated_for_the_next() -> None:
+    answers = iter([ValueError("x"), 7])
+
+    def compute() -> object:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    paced = Paced(compute)
+    with pytest.raises(ValueError, match="x"):
+        paced.get()
+    assert paced.get() == 7
 
 
 def hung_up(connection: socket.socket) -> bool:
