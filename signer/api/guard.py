@@ -23,7 +23,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from signer.api import wire
-from signer.api.places import Place, Places
+from signer.api.places import Place, Places, Reads
 from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Reason, invalid
 from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
@@ -262,11 +262,12 @@ class Guard:
     async def _message(self, context: Context, caller: Caller, *, more: bool = False) -> Any:
         """Reads the next message; None at their end if there may be ``more`` than one."""
         until = min(caller.deadline, self._clock.monotonic() + MESSAGE_SECONDS)
-        self.places.arrive(caller.principal)
+        places, principal = self.places, caller.principal
+        places.arrive(principal)
         try:
-            message = await self._messages.read(context, until)
+            message = await self._messages.read(context, until, places.reads, principal)
         finally:
-            self.places.arrived(caller.principal)
+            places.arrived(principal)
         if message is None and not more:
             raise _missing()
         return message
@@ -307,12 +308,24 @@ class MessageWaits:
         self._until: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
 
-    async def read(self, context: Context, until: float) -> bytes | None:
-        """Returns the next message, None at their end; raises MessageLateError after ``until``."""
+    async def read(
+        self, context: Context, until: float, reads: Reads | None = None, principal: str = ""
+    ) -> bytes | None:
+        """Returns the next message, None at their end; raises MessageLateError after ``until``.
+
+        Where ``reads`` are given, it is received when the principal may receive one more.
+        """
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._until[task] = until
         try:
-            message = await context.read()
+            if reads is None:
+                message = await context.read()
+            else:
+                await reads.begin(principal)
+                try:
+                    message = await context.read()
+                finally:
+                    reads.end(principal)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise

@@ -8,6 +8,7 @@ no further. For the event loop only.
 """
 
 import asyncio
+from collections import OrderedDict, deque
 
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 
@@ -78,14 +79,60 @@ class Place:
         self._places.give_back(self._principal, self.size)
 
 
+class Reads:
+    """The messages that are received at once: a call waits until it may receive its own.
+
+    gRPC keeps what has come of a message in memory, and nobody sees how much. So few calls of
+    one principal receive at a time, however many it has opened.
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        self._bound = bound
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def begin(self, principal: str) -> None:
+        """Returns when a call of this principal may receive its message, until ``end``."""
+        while self._bound.exceeded(principal, 1):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(principal, deque()).append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake()  # another one, instead
+                raise
+        self._bound.add(principal, 1)
+
+    def end(self, principal: str) -> None:
+        """Ends what ``begin`` has begun; one that waits goes on."""
+        self._bound.add(principal, -1)
+        if self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Lets one call that waits look again."""
+        for other in [one for one in self._waiting if not self._bound.exceeded(one, 1)]:
+            waiters = self._waiting.pop(other)
+            while waiters:
+                waiter = waiters.popleft()
+                if waiters:
+                    self._waiting[other] = waiters  # behind the other principals
+                if not waiter.done():  # it may have been cancelled
+                    waiter.set_result(None)
+                    return
+            self._waiting.pop(other, None)
+
+
 class Places:
     """The places of all principals: calls, and the bytes of their messages and answers.
 
-    ``arriving`` are the calls whose message is not there yet: they have no place.
+    ``arriving`` are the calls whose message is not there yet: they have no place. A few of them
+    receive it at a time: ``reads``.
     """
 
-    def __init__(self, calls: Bound, held_bytes: Bound, arriving: Bound) -> None:
+    def __init__(self, calls: Bound, held_bytes: Bound, arriving: Bound, receiving: Bound) -> None:
         self._calls, self.bytes, self.arriving = calls, held_bytes, arriving
+        self.reads = Reads(receiving)
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     @property

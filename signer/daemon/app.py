@@ -76,6 +76,8 @@ from signer.signing.turns import Turns
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25  # readiness and registry are checked so often
+RECEIVING, RECEIVING_PER_CLIENT = 64, 8
+"""Messages that are received at once; each may have up to `limits.message_bytes`."""
 SWEEP_SECONDS = 5.0  # operations that have begun and not ended are searched for so often
 
 
@@ -197,6 +199,7 @@ class Appliance:
                 Bound(limits.calls, limits.calls_per_client),
                 Bound(limits.bytes_in_flight, limits.bytes_in_flight_per_client),
                 arriving=Bound(limits.calls, limits.calls_per_client),
+                receiving=Bound(RECEIVING, RECEIVING_PER_CLIENT),
             ),
             events=recorded,
             clock=clock,

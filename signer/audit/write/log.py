@@ -316,7 +316,7 @@ class AuditLog:
             raise
 
     def _stage(self, batch: Sequence[Entry]) -> _Staged:
-        """Adds the records of entries that were taken to the tail. For the thread that has claimed them."""
+        """Adds the records of entries to the tail. For the thread that has claimed them."""
         began = self._begin()
         time_us = int(self.committing_since * 1_000_000)
         entries: list[Entry] = []

@@ -60,7 +60,7 @@ def make_guard(books: Books, calls: int = 4, share: int = 2, size: int = 1000) -
     return Guard(
         served=Served(Snapshot(POLICY, KeyIndex(()))),
         roles={"signer.v1.Signing": frozenset({Role.ISSUER})},
-        places=Places(Bound(calls, share), Bound(size, size), Bound(calls * 2, share)),
+        places=Places(Bound(calls, share), Bound(size, size), Bound(calls * 2, share), Bound(8, 4)),
         events=books.events,
         clock=SetClock(500.0),
     )

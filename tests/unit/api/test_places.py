@@ -1,17 +1,19 @@
 import asyncio
+from collections import Counter
 from contextlib import suppress
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.api.places import Bound, Place, Places
+from signer.api.places import Bound, Place, Places, Reads
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 from tests.unit.api.context import until
 
 
 def places(calls: int = 8, of_one: int = 4, size: int = 1000, size_of_one: int = 500) -> Places:
-    return Places(Bound(calls, of_one), Bound(size, size_of_one), Bound(calls, of_one))
+    return Places(Bound(calls, of_one), Bound(size, size_of_one), Bound(calls, of_one), Bound(8, 2))
 
 
 def limit(taken: Places, principal: str, size: int = 1) -> str:
@@ -128,3 +130,64 @@ def test_calls_without_a_message_are_bounded_for_themselves() -> None:
     taken.take("a", 1)
     taken.arrived("a")
     taken.arrive("a")
+
+
+def test_a_few_messages_of_one_principal_are_received_at_a_time() -> None:
+    reads, order = Reads(Bound(8, 2)), list[str]()
+
+    async def receive(name: str, over: asyncio.Event) -> None:
+        await reads.begin(name[0])
+        order.append(name)
+        try:
+            await over.wait()
+        finally:
+            reads.end(name[0])
+
+    async def scenario() -> None:
+        over = {name: asyncio.Event() for name in ("a1", "a2", "a3", "a4", "b1")}
+        tasks = {name: asyncio.ensure_future(receive(name, over[name])) for name in over}
+        await asyncio.sleep(0)
+        assert order == ["a1", "a2", "b1"]
+        tasks["a3"].cancel()
+        over["a1"].set()
+        await until(lambda: "a4" in order)
+        tasks["a2"].cancel()
+        for event in over.values():
+            event.set()
+        await asyncio.wait(tasks.values())
+
+    asyncio.run(scenario())
+    assert order == ["a1", "a2", "b1", "a4"]
+    assert not reads._waiting
+    assert not reads._bound.held
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4)), max_size=30), st.randoms())
+def test_every_read_has_its_turn_and_the_bounds_hold(
+    calls: list[tuple[str, int]], random: Random
+) -> None:
+    bound = Bound(3, 2)
+    reads, most = Reads(bound), Counter[str]()
+
+    async def receive(principal: str, rounds: int) -> None:
+        await reads.begin(principal)
+        most[principal] = max(most[principal], bound.held[principal])
+        most["all"] = max(most["all"], bound.total)
+        try:
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+        finally:
+            reads.end(principal)
+
+    async def scenario() -> None:
+        tasks = [asyncio.ensure_future(receive(*call)) for call in calls]
+        for task in random.sample(tasks, len(tasks) // 4):
+            for _ in range(random.randrange(3)):
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    asyncio.run(scenario())
+    assert not bound.total
+    assert all(count <= 2 for principal, count in most.items() if principal != "all")
+    assert most["all"] <= 3

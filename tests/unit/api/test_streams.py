@@ -51,7 +51,9 @@ class Stage:
     def __init__(self, *, of_one: int = 8, streams: int = 2) -> None:
         self.recorder, self.clock = Recorder(), SetClock(1000.0)
         self.served = Served(Snapshot(policy(ISSUER), KeyIndex(())))
-        self.places = Places(Bound(100, of_one), Bound(10_000, 10_000), Bound(100, of_one))
+        self.places = Places(
+            Bound(100, of_one), Bound(10_000, 10_000), Bound(100, of_one), Bound(8, 8)
+        )
         self.guard = Guard(
             served=self.served,
             roles={"signer.v1.SigningService": frozenset({Role.ISSUER})},
