@@ -22,7 +22,7 @@ GATHER_ROUNDS = 4
 """Rounds for which what has come waits at most for more."""
 
 
-class Gathering:
+class Gatherer:
     """Calls a function once for all that comes together; for the loop.
 
     That is what comes in one round of the loop, and in the next ones as long as each brings

@@ -21,7 +21,7 @@ from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
 from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Failure, Reason
-from signer.event_loop import EventLoop, Gathering
+from signer.event_loop import EventLoop, Gatherer
 from signer.formats.payloads import signature_length
 from signer.model import KeyVersion, Signed
 from signer.signing.turns import Turns
@@ -40,7 +40,7 @@ class Evidence:
         self._loop, self._clock = loop, clock
         self._waiting: dict[Entry, asyncio.Future[None]] = {}
         self._gathered: list[Entry] = []
-        self._together = Gathering(loop.loop, lambda: len(self._gathered), self._submit)
+        self._together = Gatherer(loop.loop, lambda: len(self._gathered), self._submit)
         self._committing = False  # whether records are with the log's thread, or about to be
 
     async def intend(self, intent: IntentRecord, digests: Sequence[bytes], deadline: float) -> int:

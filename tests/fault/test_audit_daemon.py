@@ -74,7 +74,9 @@ def test_health_tells_before_the_first_caller_is_refused(
     with daemon.client() as client:
 
         def call() -> None:
-            reason = outcome(lambda: client.sign_batch(RECORDS, "MESSAGE", [b"m"]))
+            reason = "ok"
+            while reason == "ok":  # the writer looks at a full disk a moment later
+                reason = outcome(lambda: client.sign_batch(RECORDS, "MESSAGE", [b"m"]))
             ends.append((reason, client.health()))
 
         callers = [threading.Thread(target=call) for _ in range(8)]

@@ -17,7 +17,7 @@ from tests.fault.daemon import Load
 @pytest.mark.parametrize("times", [3])
 def test_callers_do_not_notice_one_killed_worker(daemon: Daemon, times: int) -> None:
     daemon.start()
-    with Load(daemon) as load:
+    with Load(daemon, callers=4, items=400) as load:
         for _ in range(times):
             kill_workers(daemon.folder, daemon.workers()[0])
             load.more()

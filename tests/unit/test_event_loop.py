@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.event_loop import GATHER_ROUNDS, Gathering
+from signer.event_loop import GATHER_ROUNDS, Gatherer
 
 
 def gathered(arrivals: Sequence[int]) -> list[int]:
@@ -21,7 +21,7 @@ def gathered(arrivals: Sequence[int]) -> list[int]:
             calls.append(waiting)
             waiting = 0
 
-        gathering = Gathering(loop, lambda: waiting, act)
+        gathering = Gatherer(loop, lambda: waiting, act)
 
         def arrive() -> None:
             nonlocal waiting

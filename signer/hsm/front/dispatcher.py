@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from signer.clock import Clock
 from signer.errors import Failure, Reason
-from signer.event_loop import EventLoop, Gathering
+from signer.event_loop import EventLoop, Gatherer
 from signer.events import Bug, ChunkEnded, Events, LoginEnded, WorkerLeft, WrongSignatures
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
 from signer.hsm.front.costs import Costs, kind_of
@@ -75,7 +75,7 @@ class Dispatcher:
         self._events = events
         self._now = clock.monotonic
         self._tasks: list[asyncio.Task[None]] = []
-        self._together = Gathering(loop.loop, lambda: self.scheduler.items, self._pump)
+        self._together = Gatherer(loop.loop, lambda: self.scheduler.items, self._pump)
         self._next_chunk = 0
 
     @property

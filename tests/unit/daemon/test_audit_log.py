@@ -399,7 +399,7 @@ def test_the_end_of_a_slow_commit_is_reported_with_its_seconds(
     recorder = Recorder()
     clock = ManualClock()
     made = Opened(config, recorder, clock=clock)
-    ticks = iter([100.0, 100.0 + 2 * SLOW_SECONDS])
+    ticks = iter([100.0, 100.0, 100.0 + 2 * SLOW_SECONDS])  # the second: is the disk full?
     monkeypatch.setattr(clock, "monotonic", lambda: next(ticks, 200.0))
     made.daemon.handlers[WorkerLeft](WorkerLeft("t", "died", ""))
     made.log.close()
