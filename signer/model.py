@@ -18,6 +18,9 @@ MESSAGE_BYTES = 4 << 20
 LARGEST_MESSAGE = 15 << 20
 """The most that `limits.message_bytes` may be: a frame to a worker holds one such payload."""
 
+MAX_BATCH_ITEMS = 4096
+"""Items of any batch at most: the API's own limit."""
+
 
 class Format(enum.StrEnum):
     """What a payload is, and what is returned for it; ``formats`` has one file for each."""

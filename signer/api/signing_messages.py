@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from google.protobuf.message import DecodeError
 
 from signer.errors import invalid
-from signer.policy.document import MAX_BATCH_ITEMS
+from signer.model import MAX_BATCH_ITEMS
 from signer.v1.signing_pb2 import SignBatchRequest, SignStreamRequest
 
 _BATCH = 2  # the number of the field of SignStreamRequest

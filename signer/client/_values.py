@@ -134,7 +134,7 @@ class LogRecord(NamedTuple):
     ``leaf_hash`` is its leaf in the log's tree, SHA-256(0x00 ‖ ``head``); ``head``
     is deterministic CBOR with ``seq``, ``time`` (UTC) and ``kind`` again, and with
     count, width and Merkle root of ``items``, which are packed one after the
-    other. ``omitted_bytes`` of head and items were left out.
+    other (see docs/auditing.md). ``omitted_bytes`` of head and items were left out.
     """
 
     seq: int

@@ -6,12 +6,11 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, PlainValidator, model_validator
 
 from signer.algorithms import Algorithm
-from signer.model import Format
+from signer.model import MAX_BATCH_ITEMS, Format
 from signer.policy import values
 from signer.policy.windows import Hours, weekly
 from signer.strict import StrictModel
 
-MAX_BATCH_ITEMS = 4096  # of any batch: the API's own limit
 MAX_VALIDITY_DAYS = 365  # of an HCERT: 12 months
 
 Names = Annotated[frozenset[str], PlainValidator(values.names)]

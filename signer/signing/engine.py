@@ -21,7 +21,7 @@ from signer.model import MESSAGE_BYTES, FormatContext, KeyVersion, Signed, SignJ
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
-from signer.signing.evidence import Evidence, failure_texts
+from signer.signing.evidence import Evidence, reasons_of
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
@@ -212,7 +212,7 @@ def _intent(
         now=context.now,
         hcert=context.hcert,
         asked=len(request.payloads),
-        failed=failure_texts(failed),
+        failed=reasons_of(failed),
     )
 
 

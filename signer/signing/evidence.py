@@ -26,7 +26,7 @@ from signer.formats.payloads import signature_length
 from signer.model import KeyVersion, Signed
 from signer.signing.turns import Turns
 
-BLOCK = 512
+BLOCK = 2048
 """Items whose subtree is computed without a pause: a perfect subtree, so a power of two."""
 CALLER_GONE = "CALLER_GONE"
 """Why an intent has no outcome: its caller has left, and what was not signed was dropped."""
@@ -86,7 +86,7 @@ class Evidence:
         if signed.failures:
             signatures = [signature or bytes(width) for signature in signatures]
         column = Column(width, b"".join(signatures))
-        outcome = OutcomeRecord(seq, signed.attempts, failure_texts(signed.failures))
+        outcome = OutcomeRecord(seq, signed.attempts, reasons_of(signed.failures))
         root = await self._root(principal, column)
         return Entry(RecordKind.OUTCOME, outcome.to_fields(), column, root)
 
@@ -196,11 +196,11 @@ class Evidence:
             waiter.set_exception(TimeoutError())
 
 
-def failure_texts(failures: Mapping[int, Failure]) -> dict[int, str]:
-    """Returns failures as records hold them: ``REASON: message``."""
+def reasons_of(failures: Mapping[int, Failure]) -> dict[int, str]:
+    """Returns failures as records hold them: their reasons, without the messages."""
     if not failures:
         return {}
-    return {index: f"{failure.reason}: {failure.message}" for index, failure in failures.items()}
+    return {index: str(failure.reason) for index, failure in failures.items()}
 
 
 def _unavailable(text: str) -> CallError:

@@ -22,6 +22,11 @@ from signer.policy.rules import Terms
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest, BatchResult
 
+ONLY_THE_REASON = (
+    "the item failed when the request was first answered; only the reason is on record"
+)
+"""The message of an item that failed before, where its payload alone does not tell why."""
+
 
 class EarlierAnswer(NamedTuple):
     """What the log holds of a request that was answered before.
@@ -102,7 +107,8 @@ class Repeats:
     ) -> BatchResult:
         """Returns the same bytes again: time, version and signatures are those in the log.
 
-        So are the items that failed then, whatever the policy now says about them. Raises
+        So are the items that failed then and their reasons, whatever the policy now says about
+        them; a message is the one that the payload gets now for the same reason. Raises
         CallError.
         """
         intent, principal = earlier.intent, request.principal
@@ -121,12 +127,33 @@ class Repeats:
             raise _cannot_repeat(error.message) from None
         if b"".join(inputs.digests()) != earlier.digests:
             raise _cannot_repeat("the certificate of the key version has changed since")
-        failures = earlier.failed | inputs.by_index(earlier.signed.failures)
+        failed = await self._worded(request, replace(context, content=terms.content), earlier)
+        failures = failed | inputs.by_index(earlier.signed.failures)
         signatures = earlier.signed.signatures
         outputs = await self._messages.finish(
             message_format, principal, inputs, signatures, context
         )
         return BatchResult(version, terms, intent.rule, outputs, failures)
+
+    async def _worded(
+        self, request: BatchRequest, context: FormatContext, earlier: EarlierAnswer
+    ) -> dict[int, Failure]:
+        """Returns the items that did not go to the HSM, with the messages they get now."""
+        failed = earlier.failed
+        indexes = [index for index, each in failed.items() if each.message == ONLY_THE_REASON]
+        if not indexes:
+            return failed
+        payloads = [request.payloads[index] for index in indexes]
+        message_format = FORMATS[request.format]
+        try:
+            now = await self._messages.prepare(message_format, request.principal, payloads, context)
+        except CallError:  # nothing could be signed now
+            return failed
+        return failed | {
+            indexes[position]: failure
+            for position, failure in now.failures.items()
+            if failure.reason is failed[indexes[position]].reason
+        }
 
 
 class _Once:
@@ -168,12 +195,13 @@ def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
     )
 
 
-def _read_failures(texts: Mapping[int, str]) -> dict[int, Failure]:
+def _read_failures(reasons: Mapping[int, str]) -> dict[int, Failure]:
     failures: dict[int, Failure] = {}
-    for index, text in texts.items():
-        name, _, message = text.partition(": ")
+    for index, text in reasons.items():
+        name, _, message = text.partition(": ")  # version 1 of the log had messages
         reason = Reason(name)
-        failures[index] = Failure(reason, message, 1.0 if reason.retryable else None)
+        retry_after = 1.0 if reason.retryable else None
+        failures[index] = Failure(reason, message or ONLY_THE_REASON, retry_after)
     return failures
 
 

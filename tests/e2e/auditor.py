@@ -1,6 +1,7 @@
 """The auditor: has a copy of the audit folder and the public key, and trusts nobody."""
 
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -85,8 +86,15 @@ class Auditor:
         return _flip(path, place, f"record {record.seq}, an {record.kind}")
 
     def flip_in_proof(self) -> Flipped:
-        """Flips a bit at a random place of the proof, the newline at its end aside."""
-        place = secrets.randbelow(self.proof.stat().st_size - 1)
+        """Flips a bit at a random place of the proof: not of the newline at its end.
+
+        Nor of the index, for the items of a leaf are proven together.
+        """
+        text = self.proof.read_text()
+        index = re.search(r'"index":(\d+)', text)
+        assert index is not None
+        places = [*range(index.start(1)), *range(index.end(1), len(text.encode()) - 1)]
+        place = secrets.choice(places)
         return _flip(self.proof, place, "the proof")
 
     def _log(self, command: str, *arguments: object) -> Said:

@@ -13,8 +13,10 @@ from tests.e2e.auditor import Auditor
 
 FLIPS_ELSEWHERE = 8
 FLIPS = 3
-SIGNED = {"HCERT": ("facilities/moh/keys/dcc", 5), "JWS": ("facilities/01-001/keys/records", 13)}
-"""By format the key that signs, and how many items; an odd number leaves a ragged tree."""
+SIGNED = {"HCERT": ("facilities/moh/keys/dcc", 37), "JWS": ("facilities/01-001/keys/records", 21)}
+"""By format the key that signs, and how many items; these leave ragged trees and leaves."""
+OLDER = Path(__file__).parents[1] / "upgrade" / "schema-0002"
+"""What was signed, and its log, when the leaf of a column was one item."""
 
 
 class Case(NamedTuple):
@@ -56,6 +58,21 @@ def test_both_programs_read_the_same_from_a_proof(case: Case, name: str) -> None
     assert theirs["policy"] == ours["policy_sha256"]
     assert theirs["records"] == ours["checkpoint"]
     assert (case.auditor.copy / "policies" / theirs["policy"]).is_file()
+
+
+def test_both_programs_read_proofs_of_an_older_log(tmp_path: Path) -> None:
+    auditor, message = Auditor(tmp_path / "auditor"), tmp_path / "message"
+    auditor.take_key(OLDER)
+    auditor.take_copy(OLDER)
+    signed = json.loads((OLDER / "signed.json").read_text())[0]
+    message.write_text(signed["output"])
+    assert '"item":' in auditor.prove(message)
+    ours = json.loads(auditor.verify_proof().out)
+    theirs = verifiers.proof(auditor.proof, message, auditor.key)
+    assert theirs["key_version"] == ours["key_version"] == f"{signed['key']}/versions/1"
+    message.write_text(signed["output"].replace(".", ".A", 1))
+    with pytest.raises(verifiers.RejectedError, match="another message"):
+        verifiers.proof(auditor.proof, message, auditor.key)
 
 
 def test_a_proof_of_one_message_is_none_of_another(case: Case) -> None:

@@ -128,6 +128,7 @@ class PowerDisk(Disk):
         if path.exists():
             content = path.read_bytes()
             super().remove(path)
+            self._files.pop(path, None)
             self._undo.append(lambda: path.write_bytes(content))
         self._survive()
 

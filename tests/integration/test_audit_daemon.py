@@ -131,7 +131,7 @@ def test_what_was_answered_is_found_and_proven_offline(
     key_file = shutil.copy(own.dir / "audit" / "audit.pub.pem", tmp_path)
     checked = Ran("audit", "verify", "--proof", proof, "--key", key_file)
     assert checked.code == 0, checked.errors
-    bent = proof.read_text().replace('"item":"', '"item":"00', 1)
+    bent = proof.read_text().replace('"leaf":"', '"leaf":"00', 1)
     proof.write_text(bent)
     assert Ran("audit", "verify", "--proof", proof, "--key", key_file).code == 1
 
@@ -291,7 +291,11 @@ def test_refusals_are_said_again_as_they_were_though_the_rules_have_changed(
             )
         )
         edge.reload(operator)
-        assert stubs.sign(payloads, request_id=request_id) == first
+        again = stubs.sign(payloads, request_id=request_id)
+        assert again.signatures == first.signatures
+        # The reason is on record; its message is the one that the payload gets now.
+        assert edge.read(again.failures[1]).reason == "CONTENT_DENIED"
+        assert again.failures[2].message == first.failures[2].message
         assert stubs.sign(payloads).failures.keys() == {0, 2}
 
 

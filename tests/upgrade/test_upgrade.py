@@ -182,11 +182,20 @@ def test_a_state_is_verified_upgraded_and_gone_on_with(machine: Machine, serving
     told = machine.done("audit", "verify", "--json", "--checkpoint", str(known))
     after = json.loads(told)
     assert after["problems"] == []
+    assert segment_versions(audit) == [1, 1, 2]
     assert after["items"] == before["items"] + len(machine.signed)
     assert len(after["officers"]) == 2
     for each in (machine.signed[0], machine.signed[-1]):
         (machine.dir / "signed").write_text(each["output"])
         machine.done("audit", "find", "--file", str(machine.dir / "signed"))
+
+
+def segment_versions(audit: Path) -> list[int]:
+    found = []
+    for segment in list_segments(audit):
+        with open_segment(segment) as (header, _):
+            found.append(header.version)
+    return found
 
 
 def keys(machine: Machine) -> dict[str, str]:
@@ -241,7 +250,7 @@ def test_a_log_of_a_later_format_is_refused(machine: Machine) -> None:
     segment = list_segments(machine.dir / "audit")[0]
     data = segment.path.read_bytes()
     first = next(read_frames(data, bytes(32)))
-    body = first.body.replace(b"signer audit log 1\n", b"signer audit log 2\n")
+    body = first.body.replace(b"signer audit log 1\n", b"signer audit log 3\n")
     assert body != first.body
     segment.path.write_bytes(frame(bytes(32), body)[0])
     for later in list_segments(machine.dir / "audit")[1:]:

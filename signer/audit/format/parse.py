@@ -7,6 +7,7 @@ from signer.audit.format.merkle import leaf_hash
 from signer.audit.format.record import (
     COLUMN_NAMES,
     HASH_SIZE,
+    LEAF_ITEMS,
     MAX_BODY,
     MAX_DEPTH,
     Column,
@@ -56,7 +57,7 @@ def parse_with_leaf(body: bytes) -> tuple[Record, bytes]:
     if shape is not None:
         if type(data) is not bytes or len(data) != shape.count * shape.width:
             raise RecordError("the size of the record's column differs from its head")
-        column = Column(shape.width, data)
+        column = Column(shape.width, data, shape.leaf_items)
         if column.root() != shape.root:
             raise RecordError("the root of the record's column differs from its head")
     elif data is not None:
@@ -80,10 +81,12 @@ def parse_head(head: bytes) -> RecordHead:
     if not COLUMN_NAMES.isdisjoint(fields):
         count = count_of(fields.pop("count", None), "count")
         width = count_of(fields.pop("width", None), "width")
-        root = fields.pop("root", None)
+        root, leaf_items = fields.pop("root", None), fields.pop("leaf_items", None)
         if type(root) is not bytes or len(root) != HASH_SIZE or not width:
             raise RecordError("the head has no root and width of its column")
-        shape = Shape(count, width, root)
+        if leaf_items not in (None, LEAF_ITEMS):
+            raise RecordError(f"the leaves of the column do not have {LEAF_ITEMS} items")
+        shape = Shape(count, width, root, leaf_items or 1)
     return RecordHead(seq, time_us, kind, fields, shape)
 
 

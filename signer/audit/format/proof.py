@@ -2,8 +2,10 @@
 
 Two records are about a signature: the intent (for whom, under which rule, which digest)
 and the outcome (the signature, or the failure). The proof holds the head of each, the item
-in its column, the item's path to the column's root in the head, the head's path to the
-root in the checkpoint, and the checkpoint. Bytes are in lower-case hex.
+in its column, the path to the column's root in the head, the head's path to the
+root in the checkpoint, and the checkpoint. The item is shown with the other items of its
+leaf, up to 16 one after the other (``leaf`` and ``leaf_path``); in records of version 1 it is
+a leaf alone (``item`` and ``item_path``). Bytes are in lower-case hex.
 """
 
 import json
@@ -18,11 +20,14 @@ from signer.audit.format.parse import RecordHead, parse_head
 from signer.audit.format.record import (
     HASH_SIZE,
     MAX_BODY,
+    Column,
     IntentRecord,
     OutcomeRecord,
     Record,
     RecordError,
     RecordKind,
+    Shape,
+    leaf_range,
 )
 from signer.model import Format
 
@@ -36,7 +41,8 @@ _DIGEST_SIZES = {str(Format.DIGEST): {HASH_SIZE, sha384().digest_size}}
 """The bytes of an item's digest by format: SHA-256 in all others."""
 
 _MEMBERS = frozenset({"form", "checkpoint", "index", "intent", "outcome"})
-_RECORD_MEMBERS = frozenset({"head", "path", "item", "item_path"})
+_LEAF, _ITEM = ("leaf", "leaf_path"), ("item", "item_path")
+"""The members that show the item; ``_ITEM`` where a leaf is one item, or there is no column."""
 
 
 class ProofError(Exception):
@@ -120,25 +126,29 @@ def verify(proof: str, audit_spki: bytes, origin: str) -> Proven:
 
 
 def _show(record: Record, index: int, path: Sequence[bytes]) -> dict[str, object]:
-    item, item_path = None, []
-    if record.column is not None:
+    column, leaf = record.column, None
+    leaf_path: list[bytes] = []
+    shown, shown_path = _ITEM
+    if column is not None:
         try:
-            item = record.column.item(index)
+            leaf = column.leaf(index)
         except IndexError as error:
             raise ProofError(f"{record.kind} {record.seq}: {error}") from None
-        item_path = merkle.inclusion_proof(record.column.leaf_hashes(), index)
+        leaf_path = merkle.inclusion_proof(column.leaf_hashes(), index // column.leaf_items)
+        shown, shown_path = _LEAF if column.leaf_items > 1 else _ITEM
     return {
         "head": record.head().hex(),
         "path": [node.hex() for node in path],
-        "item": item if item is None else item.hex(),
-        "item_path": [node.hex() for node in item_path],
+        shown: leaf if leaf is None else leaf.hex(),
+        shown_path: [node.hex() for node in leaf_path],
     }
 
 
 def _verify_record(
     value: object, kind: RecordKind, index: int, checkpoint: Checkpoint
 ) -> _ShownRecord:
-    members = _object(value, _RECORD_MEMBERS, f"the {kind}")
+    shown, shown_path = _LEAF if isinstance(value, dict) and "leaf" in value else _ITEM
+    members = _object(value, frozenset({"head", "path", shown, shown_path}), f"the {kind}")
     encoded = _bytes(members["head"])
     try:
         head = parse_head(encoded)
@@ -151,18 +161,31 @@ def _verify_record(
     path, leaf = _path(members["path"]), merkle.leaf_hash(encoded)
     if not merkle.verify_inclusion(leaf, head.seq, checkpoint.size, path, checkpoint.root):
         raise ProofError(f"the {kind} is not in the log of the checkpoint")
-    item_path = _path(members["item_path"])
+    leaf_path = _path(members[shown_path])
     if head.shape is None:
-        if members["item"] is not None or item_path:
+        if members[shown] is not None or leaf_path:
             raise ProofError(f"the {kind} has no items, but the proof shows one")
         return head, None
-    item, shape = _bytes(members["item"]), head.shape
-    leaf = merkle.leaf_hash(item)
-    if len(item) != shape.width or not merkle.verify_inclusion(
-        leaf, index, shape.count, item_path, shape.root
-    ):
+    item = None
+    if (shown == "leaf") is (head.shape.leaf_items > 1):
+        item = _item_of(_bytes(members[shown]), leaf_path, index, head.shape)
+    if item is None:
         raise ProofError(f"the item of the proof is not item {index} of the {kind}")
     return head, item
+
+
+def _item_of(leaf: bytes, path: Sequence[bytes], index: int, shape: Shape) -> bytes | None:
+    """Returns the item of a column from its leaf; None unless the leaf is in the column."""
+    leaf_items = shape.leaf_items
+    try:
+        first, stop = leaf_range(index, shape.count, leaf_items)
+    except IndexError:
+        return None
+    if len(leaf) != (stop - first) * shape.width or not merkle.verify_inclusion(
+        merkle.leaf_hash(leaf), index // leaf_items, shape.leaves, path, shape.root
+    ):
+        return None
+    return Column(shape.width, leaf, leaf_items).item(index - first)
 
 
 def _conclude(

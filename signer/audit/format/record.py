@@ -1,9 +1,10 @@
 """Records of the audit log: what they hold, their canonical bytes, and how they follow each other.
 
 A record is a head, one deterministic CBOR map (RFC 8949 section 4.2.1), and optionally
-a column: items of one width, packed, whose count, width and Merkle root are in the head.
+a column: items of one width, packed, whose count, width and Merkle root are in the head. The
+leaves of a column's tree are up to 16 neighbouring items each; in version 1 of the log one.
 A record's leaf in the log's tree is the hash of its head alone, so that a head can be
-shown with the path of one item and without the other items.
+shown with the path of a few items and without all others.
 
 The fields of INTENT, OUTCOME and INDETERMINATE, and the log's own fields of SNAPSHOT, are
 written and read here and nowhere else.
@@ -14,11 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from struct import iter_unpack
 from typing import TypeVar
 
 from signer import cbor
-from signer.audit.format import merkle
+from signer.audit.format import failures, merkle
 from signer.model import HcertTerms
 
 T = TypeVar("T")
@@ -40,7 +40,10 @@ LENGTH_SIZE = 4
 FIRST_CHAIN = bytes(HASH_SIZE)
 """The chain hash before the first frame of a log."""
 
-COLUMN_NAMES = frozenset({"count", "width", "root"})
+LEAF_ITEMS = 16
+"""Items in a leaf of a column's tree; the last leaf may have fewer."""
+
+COLUMN_NAMES = frozenset({"count", "width", "root", "leaf_items"})
 _NUMBERED = frozenset({"seq", "time", "kind"})
 _RESERVED = _NUMBERED | COLUMN_NAMES
 
@@ -78,10 +81,14 @@ class RecordKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Items of ``width`` bytes each, packed one after the other into ``data``."""
+    """Items of ``width`` bytes each, packed one after the other into ``data``.
+
+    ``leaf_items`` neighbouring items are one leaf of its tree: LEAF_ITEMS, in version 1 one.
+    """
 
     width: int
     data: bytes
+    leaf_items: int = LEAF_ITEMS
 
     def __post_init__(self) -> None:
         if self.width < 1 or len(self.data) % self.width:
@@ -99,16 +106,35 @@ class Column:
             raise IndexError(f"item {index} is not in a column of {self.count}")
         return self.data[index * self.width : (index + 1) * self.width]
 
+    def leaf(self, index: int) -> bytes:
+        """Returns the items of the leaf that holds item ``index``; raises IndexError."""
+        first, stop = leaf_range(index, self.count, self.leaf_items)
+        return self.data[first * self.width : stop * self.width]
+
     def leaf_hashes(self) -> list[bytes]:
-        """Returns SHA-256(0x00 ‖ item) of every item."""
-        items, hashed = iter_unpack(f"{self.width}s", self.data), sha256
-        return [hashed(b"\x00" + item).digest() for (item,) in items]
+        """Returns SHA-256(0x00 ‖ items) of every leaf."""
+        data, size, hashed = self.data, self.leaf_items * self.width, sha256
+        return [
+            hashed(b"\x00" + data[start : start + size]).digest()
+            for start in range(0, len(data), size)
+        ]
 
     def root(self) -> bytes:
-        """Returns the root of the RFC 6962 tree that has each item as a leaf."""
-        if len(self.data) == self.width:  # the most frequent column: one item is its own tree
+        """Returns the root of the RFC 6962 tree of the leaves."""
+        if 0 < len(self.data) <= self.leaf_items * self.width:  # mostly: one leaf is the tree
             return merkle.leaf_hash(self.data)
         return merkle.root(self.leaf_hashes())
+
+
+def leaf_range(index: int, count: int, leaf_items: int) -> tuple[int, int]:
+    """Returns the items [first, stop) of the leaf that holds item ``index`` of ``count``.
+
+    Raises IndexError.
+    """
+    if not 0 <= index < count:
+        raise IndexError(f"item {index} is not in a column of {count}")
+    first = index - index % leaf_items
+    return first, min(first + leaf_items, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +144,12 @@ class Shape:
     count: int
     width: int
     root: bytes
+    leaf_items: int
+
+    @property
+    def leaves(self) -> int:
+        """How many leaves the column's tree has."""
+        return -(-self.count // self.leaf_items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +157,7 @@ class Record:
     """One record. ``seq`` counts from 0 and is the index of its leaf in the log's tree.
 
     ``time_us`` is microseconds since the epoch, UTC. Names of fields are ASCII and differ
-    from those of the head itself (seq, time, kind, count, width, root).
+    from those of the head itself (seq, time, kind, count, width, root, leaf_items).
     """
 
     seq: int
@@ -211,7 +243,8 @@ class IntentRecord:
     Its column holds the digests of the items that go to the HSM. ``payload_hash`` is the
     hash of the whole request, ``asked`` its number of payloads, ``now`` the time in messages
     (seconds since the epoch), ``policy`` a SHA-256. ``failed`` has the items that were
-    refused before, by their index among the payloads, as ``REASON: message``.
+    refused before and their reasons, by their index among the payloads; those of version 1
+    have a message, too: ``REASON: message``.
     """
 
     principal: str
@@ -247,7 +280,7 @@ class IntentRecord:
             "now": self.now,
             "hcert": None if hcert is None else [hcert.issuer, hcert.validity],
             "asked": self.asked,
-            "failed": _by_name(self.failed),
+            "failed": failures.pack(self.failed),
         }
 
     @classmethod
@@ -275,7 +308,7 @@ class IntentRecord:
             now=number(fields, "now", 0),
             hcert=hcert,
             asked=number(fields, "asked", 0),
-            failed=_by_index(fields, "failed"),
+            failed=reasons(fields, "failed"),
         )
 
 
@@ -284,7 +317,8 @@ class OutcomeRecord:
     """An OUTCOME: what became of an intent.
 
     Its column holds a signature for each digest of the intent, zeros for those in
-    ``failures``, by their index there. ``attempts`` is how often the HSM was asked.
+    ``failures``, which has their reasons as ``IntentRecord.failed`` does, by their index
+    there. ``attempts`` is how often the HSM was asked.
     """
 
     intent: int
@@ -295,13 +329,13 @@ class OutcomeRecord:
         return {
             "intent": self.intent,
             "attempts": self.attempts,
-            "failures": _by_name(self.failures),
+            "failures": failures.pack(self.failures),
         }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "OutcomeRecord":
         return cls(
-            number(fields, "intent"), number(fields, "attempts", 0), _by_index(fields, "failures")
+            number(fields, "intent"), number(fields, "attempts", 0), reasons(fields, "failures")
         )
 
 
@@ -313,15 +347,18 @@ def indeterminate(intent: int, reason: str = "") -> dict[str, Value]:
     return {"intent": intent, "reason": reason} if reason else {"intent": intent}
 
 
-def _by_name(texts: Mapping[int, str]) -> dict[str, Value]:
-    return {str(index): written for index, written in texts.items()} if texts else {}
+def reasons(fields: Fields, name: str) -> dict[int, str]:
+    """Returns the reasons of failed items by their index; none if the field is missing.
 
-
-def _by_index(fields: Fields, name: str) -> dict[int, str]:
-    written = fields.get(name, {})
-    if not isinstance(written, Mapping) or not all(map(str.isdecimal, written)):
-        raise RecordError(f"{name} is not a map of indices")
-    return {int(index): text(written, index) for index in written}
+    Raises RecordError.
+    """
+    packed = fields.get(name, {})
+    if not isinstance(packed, Mapping):
+        raise RecordError(f"{name} is not a map")
+    try:
+        return failures.unpack(packed)
+    except ValueError as error:
+        raise RecordError(f"{name} {error}") from None
 
 
 # --- encoding ----------------------------------------------------------------------------------
@@ -330,7 +367,7 @@ def _by_index(fields: Fields, name: str) -> dict[int, str]:
 def _shape(column: Column | None, root: bytes | None = None) -> Shape | None:
     if column is None:
         return None
-    return Shape(column.count, column.width, root or column.root())
+    return Shape(column.count, column.width, root or column.root(), column.leaf_items)
 
 
 def _head(seq: int, time_us: int, kind: RecordKind, fields: Fields, shape: Shape | None) -> bytes:
@@ -340,23 +377,27 @@ def _head(seq: int, time_us: int, kind: RecordKind, fields: Fields, shape: Shape
         "kind": str(kind),
         **fields,
     }
+    of_column: dict[str, Value] = {}
     if shape is not None:
-        named |= {"count": shape.count, "width": shape.width, "root": shape.root}
+        of_column = {"count": shape.count, "width": shape.width, "root": shape.root}
+        if shape.leaf_items > 1:  # version 1 did not say it
+            of_column["leaf_items"] = shape.leaf_items
+        named |= of_column
     try:
-        return cbor.encode_members(named, _in_order(tuple(fields), shape is not None), MAX_DEPTH)
+        return cbor.encode_members(named, _in_order(tuple(fields), tuple(of_column)), MAX_DEPTH)
     except cbor.CborError as error:
         raise RecordError(f"a record cannot hold {error}") from None
 
 
 @lru_cache(maxsize=64)
-def _in_order(fields: tuple[object, ...], shaped: bool) -> tuple[str, ...]:
+def _in_order(fields: tuple[object, ...], of_column: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the names of a head in their order: records of a kind have the same fields.
 
     Raises RecordError and CborError.
     """
     if not _RESERVED.isdisjoint(fields):
         raise RecordError("a field has a name that is reserved for the head")
-    return tuple(cbor.record_names((*_NUMBERED, *fields, *(COLUMN_NAMES if shaped else ()))))
+    return tuple(cbor.record_names((*_NUMBERED, *fields, *of_column)))
 
 
 def _body(head: bytes, column: Column | None) -> bytes:

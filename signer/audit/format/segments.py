@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from signer.audit.format.parse import NEWER
-from signer.audit.format.record import HASH_SIZE, LENGTH_SIZE, MAX_BODY, RecordError, frame
+from signer.audit.format.record import (
+    HASH_SIZE,
+    LEAF_ITEMS,
+    LENGTH_SIZE,
+    MAX_BODY,
+    RecordError,
+    frame,
+)
 
 KEY_FILE = "audit.pub.pem"
 """The file of the public audit key, in the log's directory."""
@@ -26,10 +33,14 @@ POLICIES = "policies"
 """The folder of all policies that were in force, each under its SHA-256."""
 
 _NAME = re.compile(r"([0-9]{16})\.log")
+VERSION = 2
+"""The version of new segments. In version 1 each leaf of a column's tree had one item."""
+
 _FORMATS = re.compile(rb"signer audit log [0-9]{1,9}\n")
-_MAGIC = b"signer audit log 1\n"
-_HEADER = struct.Struct(f">{len(_MAGIC)}s{HASH_SIZE}sQ")  # then the origin, to the end
-_PREVIOUS = slice(LENGTH_SIZE + len(_MAGIC), LENGTH_SIZE + len(_MAGIC) + HASH_SIZE)
+_MAGICS = {version: f"signer audit log {version}\n".encode() for version in (1, VERSION)}
+_MAGIC_SIZE = len(_MAGICS[VERSION])
+_HEADER = struct.Struct(f">{_MAGIC_SIZE}s{HASH_SIZE}sQ")  # then the origin, to the end
+_PREVIOUS = slice(LENGTH_SIZE + _MAGIC_SIZE, LENGTH_SIZE + _MAGIC_SIZE + HASH_SIZE)
 
 
 class SegmentError(RecordError):
@@ -73,10 +84,17 @@ class Header(NamedTuple):
     origin: str
     first: int
     previous: bytes
+    version: int = VERSION
+
+    @property
+    def leaf_items(self) -> int:
+        """Items in a leaf of the trees of this segment's columns."""
+        return LEAF_ITEMS if self.version > 1 else 1
 
     def frame(self) -> tuple[bytes, bytes]:
         """Returns the header's frame and the chain hash after it."""
-        body = _HEADER.pack(_MAGIC, self.previous, self.first) + self.origin.encode()
+        packed = _HEADER.pack(_MAGICS[self.version], self.previous, self.first)
+        body = packed + self.origin.encode()
         return frame(self.previous, body)
 
 
@@ -109,11 +127,12 @@ def _parse_header(body: bytes) -> Header:
         origin = body[_HEADER.size :].decode()
     except (struct.error, UnicodeDecodeError):
         magic = b""
-    if magic != _MAGIC and _FORMATS.match(body):
+    for version, known in _MAGICS.items():
+        if magic == known:
+            return Header(origin, first, previous, version)
+    if _FORMATS.match(body):
         raise NewerFrame(0, f"the segment {NEWER}")
-    if magic != _MAGIC:
-        raise BrokenFrame(0, "the segment does not begin with a header of an audit log")
-    return Header(origin, first, previous)
+    raise BrokenFrame(0, "the segment does not begin with a header of an audit log")
 
 
 class Frame(NamedTuple):

@@ -115,7 +115,7 @@ class Replay:
             for frame in islice(frames, records):
                 try:
                     record, leaf = parse_with_leaf(frame.body)
-                    self._take(record, leaf, starts and not self.index)
+                    self._take(record, leaf, starts and not self.index, header.leaf_items)
                 except RecordError as error:
                     kind = NewerFrame if isinstance(error, NewerError) else BrokenFrame
                     raise kind(frame.offset, f"at {frame.offset}: {error}") from None
@@ -136,8 +136,10 @@ class Replay:
         self.index = Index()
         self._started = True
 
-    def _take(self, record: Record, leaf: bytes, first: bool) -> None:
+    def _take(self, record: Record, leaf: bytes, first: bool, leaf_items: int) -> None:
         tip = self.tip
+        if record.column is not None and record.column.leaf_items != leaf_items:
+            raise RecordError("the column is not one of the segment's version")
         if first and record.seq:
             tip.continue_from(record)
             self.first = record.seq

@@ -5,17 +5,28 @@ every record once: an index by digest would be a second store to trust and to pr
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from signer.audit.format import proof
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import CLOSING, Column, Record, RecordKind, Value, number
+from signer.audit.format.record import (
+    CLOSING,
+    Column,
+    Record,
+    RecordError,
+    RecordKind,
+    Value,
+    number,
+    reasons,
+)
 from signer.audit.read.reader import Reader
 from signer.audit.read.subtrees import Subtrees
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FAILED = {RecordKind.INTENT: {"failed"}, RecordKind.OUTCOME: {"failures"}}
 
 
 class SearchError(Exception):
@@ -100,7 +111,8 @@ def prove_item(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) 
 def describe(record: Record) -> dict[str, Any]:
     """Returns a record as JSON values: bytes in hex, the time in RFC 3339, UTC.
 
-    The ``content`` of an operation is the text that officers have signed.
+    The ``content`` of an operation is the text that officers have signed. Failed items are
+    shown by their index.
     """
     described: dict[str, Any] = {
         "seq": record.seq,
@@ -111,6 +123,10 @@ def describe(record: Record) -> dict[str, Any]:
     content = record.fields.get("content")
     if isinstance(content, bytes) and content.isascii():
         described["fields"]["content"] = content.decode()
+    for name in record.fields.keys() & _FAILED.get(record.kind, set()):
+        with suppress(RecordError):
+            failed = reasons(record.fields, name)
+            described["fields"][name] = {str(index): failed[index] for index in sorted(failed)}
     if record.column is not None:
         column = record.column
         described["items"] = [column.item(index).hex() for index in range(column.count)]

@@ -19,7 +19,7 @@ from signer.audit.format.record import (
     chain_hash,
     encode,
 )
-from signer.audit.format.segments import Header, Segment
+from signer.audit.format.segments import VERSION, Header, Segment, open_segment
 from signer.audit.format.tip import Tip
 from signer.audit.read.reader import INDEX_ENTRY, Index
 
@@ -124,6 +124,7 @@ def replace_durably(disk: Disk, path: Path, data: bytes) -> None:
 class Tail:
     """The open segment, and the ``tip`` that the next record continues. For one thread.
 
+    ``older`` is the open segment's header if an earlier version of signer began it.
     Records are staged, then written and synced by one ``commit``. After an OSError from
     ``commit`` or ``rotate`` the state of the file is unknown: neither may be called again.
     """
@@ -145,8 +146,11 @@ class Tail:
         self.index = index
         self._staged: list[bytes] = []
         self._descriptor: int | None = None
+        self.older: Header | None = None
         if self.segments:
             path = self.segments[-1].path
+            with open_segment(self.segments[-1]) as (header, _):
+                self.older = header if header.version < VERSION else None
             self._end = path.stat().st_size
             self._descriptor = disk.open(path)
             # A killed writer may have left data and the file's name in the page cache only.
@@ -158,7 +162,13 @@ class Tail:
         self._begin = 0
 
     def due(self, segment_bytes: int) -> bool:
-        """Returns whether the open segment is full; its first snapshot does not count."""
+        """Returns whether the next segment has to begin.
+
+        The open one is full, where its first snapshot does not count, or an earlier version
+        of signer began it: a segment has records of one version.
+        """
+        if self.older is not None:
+            return True
         return self.tip.size > self.segments[-1].first and self._end - self._begin >= segment_bytes
 
     def stage(
@@ -200,8 +210,13 @@ class Tail:
         holds no record that was acknowledged.
         """
         self.close()
-        if self.segments:
+        if self.older is not None and self.tip.size == self.segments[-1].first:
+            # It has no record, and the next one has its name: the log ends before it.
+            self._disk.remove(self.segments[-1].path)
+            self.segments, self.tip.chain = self.segments[:-1], self.older.previous
+        elif self.segments:
             self.index.save(self.segments[-1])
+        self.older = None
         segment = Segment.named(self._directory, self.tip.size)
         framed, self.tip.chain = Header(self._origin, segment.first, self.tip.chain).frame()
         self._descriptor = self._disk.create(segment.path)

@@ -167,6 +167,11 @@ class AuditLog:
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
         self._publish()
+        if tail.older is not None and not firsts:  # what a recovery records comes before
+            try:
+                self._rotate()
+            except OSError as error:
+                self._fail((), str(error))
         # A daemon thread: a hanging disk must not keep a process alive.
         self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
         self._thread.start()

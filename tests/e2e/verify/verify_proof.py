@@ -86,13 +86,26 @@ def root_over(leaf: bytes, index: int, size: int, path: list[str]) -> bytes:
 
 def record(part: Any, kind: str, index: int, size: int, root: bytes) -> tuple[Any, bytes]:
     """The head of a record that is in the log, and its item that is in the record."""
-    encoded, item = unhex(part["head"]), unhex(part["item"])
+    encoded = unhex(part["head"])
     head = cbor2.loads(encoded)
     must(head["kind"] == kind, f"there is no {kind}")
     must(root_over(encoded, head["seq"], size, part["path"]) == root, f"no such {kind} in the log")
-    of_items = root_over(item, index, head["count"], part["item_path"])
+    # A leaf of the items' tree is several of them, one after the other. Older records do not
+    # say how many: there it is one.
+    count, width, each = head["count"], head["width"], head.get("leaf_items", 1)
+    leaf, path = ("leaf", "leaf_path") if "leaf_items" in head else ("item", "item_path")
+    items, inside = unhex(part[leaf]), index % each
+    must(0 <= index < count, f"there is no such item in the {kind}")
+    of_items = root_over(items, index // each, -(-count // each), part[path])
     must(of_items == head["root"], f"no such item in the {kind}")
-    return head, item
+    must(len(items) == width * min(each, count - index + inside), "an item is cut")
+    return head, items[inside * width :][:width]
+
+
+def failed(failures: dict[str, Any], index: int) -> bool:
+    """Whether a bitmap of a reason has the item; older records have the item's index itself."""
+    bitmaps = [int.from_bytes(one, "little") for one in failures.values() if type(one) is bytes]
+    return str(index) in failures or any(bitmap >> index & 1 for bitmap in bitmaps)
 
 
 def signed(message: str) -> tuple[bytes, bytes]:
@@ -112,7 +125,7 @@ def verify(proof: Any, message: str, key: Any) -> dict[str, Any]:
     intent, digest = record(proof["intent"], "intent", index, size, root)
     outcome, signature = record(proof["outcome"], "outcome", index, size, root)
     must(outcome["intent"] == intent["seq"] < outcome["seq"], "the outcome is of another intent")
-    must(str(index) not in outcome["failures"], "the item was not signed")
+    must(not failed(outcome["failures"], index), "the item was not signed")
     to_sign, made = signed(message)
     must(hashlib.sha256(to_sign).digest() == digest, "the proof is of another message")
     must(made == signature, "the proof is of another signature")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from signer.api.signing_messages import UNCOUNTED_BYTES, read_batch_request, read_stream_request
 from signer.errors import CallError
-from signer.policy.document import MAX_BATCH_ITEMS
+from signer.model import MAX_BATCH_ITEMS
 from signer.v1.signing_pb2 import SignBatchRequest, SignStreamRequest
 
 

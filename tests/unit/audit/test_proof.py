@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.audit.format import merkle
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier, sign
-from signer.audit.format.proof import MAX_PROOF, ProofError, Proven, build, verify
+from signer.audit.format.proof import _LEAF, MAX_PROOF, ProofError, Proven, build, verify
 from signer.audit.format.record import Column, Record, RecordKind, Value, encode
 
 ORIGIN = "audit.example.test/signer"
@@ -38,7 +38,7 @@ def an_outcome(seq: int, intent: int, signatures: list[bytes] = SIGNATURES) -> R
     fields: dict[str, Value] = {
         "intent": intent,
         "attempts": 1,
-        "failures": {str(FAILED): "HSM_UNAVAILABLE"},
+        "failures": {"HSM_UNAVAILABLE": bytes([1 << FAILED])},
     }
     column = Column(64, b"".join(signatures))
     return Record(seq, 1_000_000 * seq + 5, RecordKind.OUTCOME, fields, column)
@@ -55,6 +55,17 @@ def a_log() -> list[Record]:
     ]
 
 
+def of_version_1(log: list[Record]) -> list[Record]:
+    """The same log with columns whose leaves are one item each."""
+    return [
+        replace(record, column=record.column and replace(record.column, leaf_items=1))
+        for record in log
+    ]
+
+
+BOTH = pytest.mark.parametrize("log", [a_log(), of_version_1(a_log())], ids=["2", "1"])
+
+
 def note_of(log: list[Record], origin: str = ORIGIN, key: Ed25519PrivateKey = KEY) -> str:
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     root = merkle.root([record.leaf_hash() for record in log])
@@ -62,10 +73,17 @@ def note_of(log: list[Record], origin: str = ORIGIN, key: Ed25519PrivateKey = KE
 
 
 def a_proof(
-    log: list[Record], *, intent: int = 1, outcome: int = 3, index: int = 0, note: str | None = None
+    log: list[Record],
+    *,
+    intent: int = 1,
+    outcome: int = 3,
+    index: int = 0,
+    note: str | None = None,
+    shown: int | None = None,
 ) -> str:
+    """The proof of an item, which says that it is item ``shown``."""
     leaves = [record.leaf_hash() for record in log]
-    return build(
+    proof = build(
         log[intent],
         log[outcome],
         index,
@@ -73,6 +91,7 @@ def a_proof(
         outcome_path=merkle.inclusion_proof(leaves, outcome),
         checkpoint_note=note or note_of(log),
     )
+    return proof if shown is None else json.dumps(json.loads(proof) | {"index": shown})
 
 
 def check(proof: str) -> Proven:
@@ -87,8 +106,8 @@ def without(record: Record, name: str) -> Record:
     return replace(record, fields={n: v for n, v in record.fields.items() if n != name})
 
 
-def test_a_signature_is_proven() -> None:
-    log = a_log()
+@BOTH
+def test_a_signature_is_proven(log: list[Record]) -> None:
     root = merkle.root([record.leaf_hash() for record in log])
 
     assert check(a_proof(log, index=3)) == Proven(
@@ -109,14 +128,13 @@ def test_a_signature_is_proven() -> None:
     )
 
 
-def test_a_failure_is_proven_with_a_column_and_without() -> None:
-    log = a_log()
+@BOTH
+def test_a_failure_is_proven_with_a_column_and_without(log: list[Record]) -> None:
+    log = log.copy()
     assert check(a_proof(log, index=FAILED)).failure == "HSM_UNAVAILABLE"
     assert check(a_proof(log, index=FAILED)).signature is None
 
-    log[3] = replace(
-        with_fields(log[3], failures={str(n): "HSM_UNAVAILABLE" for n in range(5)}), column=None
-    )
+    log[3] = replace(with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x1f"}), column=None)
     proven = check(a_proof(log, index=4))
     assert (proven.signature, proven.failure) == (None, "HSM_UNAVAILABLE")
 
@@ -129,30 +147,66 @@ def test_an_outcome_without_failures_may_leave_them_out() -> None:
     assert check(a_proof(log, index=FAILED)).signature == signatures[FAILED]
 
 
-def test_every_item_of_large_batches_in_large_logs_is_proven() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_item_of_large_batches_in_large_logs_is_proven(version: int) -> None:
     digests = [sha256(n.to_bytes(2, "big")).digest() for n in range(67)]
     signatures = [digest + digest for digest in digests]
     fillers = [Record(seq, seq, RecordKind.WORKER, {}) for seq in range(200)]
     outcome = with_fields(an_outcome(150, 77, signatures), failures={})
     log = [*fillers[:77], an_intent(77, digests), *fillers[78:150], outcome, *fillers[151:]]
+    log = of_version_1(log) if version == 1 else log
     note = note_of(log)
 
     for index in range(67):
         proven = check(a_proof(log, intent=77, outcome=150, index=index, note=note))
         assert (proven.digest, proven.signature) == (digests[index], signatures[index])
+        with pytest.raises(ProofError, match=f"not item {index + 67} of the intent"):
+            check(a_proof(log, intent=77, outcome=150, index=index, note=note, shown=index + 67))
 
 
-def test_each_changed_byte_is_found() -> None:
-    proof = a_proof(a_log()).encode()
-    for position in range(len(proof)):
+def test_the_proof_shows_the_items_of_a_leaf() -> None:
+    digests = [sha256(bytes([n])).digest() for n in range(37)]
+    outcome = an_outcome(1, 0, [2 * digest for digest in digests])
+    log = [an_intent(0, digests), with_fields(outcome, failures={})]
+    intent = json.loads(a_proof(log, intent=0, outcome=1, index=35))["intent"]
+
+    assert intent["leaf"] == b"".join(digests[32:]).hex()
+    assert [len(node) for node in intent["leaf_path"]] == [64]
+    assert set(intent) == {"head", "path", "leaf", "leaf_path"}
+
+
+def test_a_leaf_is_shown_in_the_way_of_its_version() -> None:
+    for log, names in ((a_log(), ("item", "item_path")), (of_version_1(a_log()), _LEAF)):
+        members = json.loads(a_proof(log))
+        shown, path = members["intent"].keys() - {"head", "path"}
+        if shown.endswith("path"):
+            shown, path = path, shown
+        for old, new in ((shown, names[0]), (path, names[1])):
+            members["intent"][new] = members["intent"].pop(old)
+        with pytest.raises(ProofError, match="not item 0 of the intent"):
+            check(json.dumps(members))
+
+
+@BOTH
+def test_each_changed_byte_is_found(log: list[Record]) -> None:
+    proof = a_proof(log).encode()
+    index = proof.index(b'"index":0') + len(b'"index":')
+    for position in (each for each in range(len(proof)) if each != index):
         flipped = bytearray(proof)
         flipped[position] ^= 1 << position % 8
         with pytest.raises(ProofError):
             check(flipped.decode(errors="surrogateescape"))
 
 
-def test_each_character_in_its_other_case_and_each_missing_one_is_found() -> None:
-    proof = a_proof(a_log())
+def test_a_leaf_proves_all_of_its_items() -> None:
+    proven = check(a_proof(a_log(), index=0, shown=4))
+
+    assert (proven.index, proven.digest, proven.signature) == (4, DIGESTS[4], SIGNATURES[4])
+
+
+@BOTH
+def test_each_character_in_its_other_case_and_each_missing_one_is_found(log: list[Record]) -> None:
+    proof = a_proof(log)
     for position, character in enumerate(proof):
         before, after = proof[:position], proof[position + 1 :]
         with pytest.raises(ProofError):
@@ -169,7 +223,7 @@ def test_white_space_between_members_means_nothing() -> None:
 
 
 def test_parts_that_do_not_belong_together_are_found() -> None:
-    log = a_log()
+    log = of_version_1(a_log())
     parts = {index: json.loads(a_proof(log, index=index)) for index in (0, 1)}
 
     mixed = {**parts[0], "outcome": parts[1]["outcome"]}
@@ -184,10 +238,12 @@ def test_parts_that_do_not_belong_together_are_found() -> None:
         check(json.dumps(swapped))
 
 
-def test_another_signature_or_digest_with_the_same_path_is_found() -> None:
+@BOTH
+def test_another_signature_or_digest_with_the_same_path_is_found(log: list[Record]) -> None:
     for part in ("intent", "outcome"):
-        members = json.loads(a_proof(a_log()))
-        members[part]["item"] = bytes([9] * (len(members[part]["item"]) // 2)).hex()
+        members = json.loads(a_proof(log))
+        shown = "leaf" if "leaf" in members[part] else "item"
+        members[part][shown] = "09" * 32 + members[part][shown][64:]
         with pytest.raises(ProofError, match=f"not item 0 of the {part}"):
             check(json.dumps(members))
 
@@ -195,8 +251,9 @@ def test_another_signature_or_digest_with_the_same_path_is_found() -> None:
 def test_a_node_of_the_tree_is_no_item() -> None:
     # The last of five items is a leaf right under the root, beside a node over
     # the four others; only its hash's prefix tells a leaf from a node.
-    members = json.loads(a_proof(a_log(), index=4))
-    column = an_intent(1).column
+    log = of_version_1(a_log())
+    members = json.loads(a_proof(log, index=4))
+    column = log[1].column
     assert column is not None
     leaves = column.leaf_hashes()
     members["intent"]["item"] = (leaves[0] + leaves[1]).hex()
@@ -223,8 +280,8 @@ def test_an_item_of_another_width_than_the_head_says_is_found() -> None:
     members["outcome"] = {
         "head": cbor2.loads(body)[0].hex(),
         "path": [node.hex() for node in merkle.inclusion_proof(leaves, 3)],
-        "item": forged[0].hex(),
-        "item_path": [node.hex() for node in merkle.inclusion_proof(column.leaf_hashes(), 0)],
+        "leaf": column.leaf(0).hex(),
+        "leaf_path": [],
     }
     with pytest.raises(ProofError, match="not item 0 of the outcome"):
         check(json.dumps(members))
@@ -233,7 +290,7 @@ def test_an_item_of_another_width_than_the_head_says_is_found() -> None:
 def test_paths_hold_hashes_and_nothing_else() -> None:
     for path in ([""], ["00"], ["00" * 33]):
         with pytest.raises(ProofError, match="does not have 32 bytes"):
-            check(changed_intent(item_path=path))
+            check(changed_intent(leaf_path=path))
 
 
 def test_checkpoints_of_other_logs_and_keys_are_refused() -> None:
@@ -273,7 +330,8 @@ Change = Callable[[list[Record]], Record]
         (3, lambda log: without(log[3], "intent")),
         (3, lambda log: with_fields(log[3], failures=[])),
         (3, lambda log: with_fields(log[3], failures={"0": 1})),
-        (3, lambda log: with_fields(log[3], failures={"0": "HSM_UNAVAILABLE"})),
+        (3, lambda log: with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x01"})),
+        (3, lambda log: with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x04\x00"})),
         (3, lambda log: replace(log[3], column=None)),
         (3, lambda log: replace(log[3], column=Column(64, bytes(5 * 64)))),
         (3, lambda log: replace(log[3], kind=RecordKind.INDETERMINATE)),
@@ -326,11 +384,13 @@ def changed_intent(**members: object) -> str:
         changed_intent(head=7),
         changed_intent(head=""),
         changed_intent(head="zz"),
-        changed_intent(item=None),
+        changed_intent(leaf=None),
+        changed_intent(leaf=""),
         changed_intent(path=None),
         changed_intent(path=[None]),
         changed_intent(path=["00"]),
         changed_intent(path=["00" * 32] * 3),
+        changed_intent(leaf_path=["00" * 32]),
         changed_intent(item_path=[]),
     ],
 )

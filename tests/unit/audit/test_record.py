@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer import cbor
-from signer.audit.format.merkle import EMPTY_ROOT, inclusion_proof, leaf_hash, verify_inclusion
+from signer.audit.format.failures import pack, unpack
+from signer.audit.format.merkle import (
+    EMPTY_ROOT,
+    inclusion_proof,
+    leaf_hash,
+    node_hash,
+    verify_inclusion,
+)
 from signer.audit.format.parse import NewerError, parse, parse_head
 from signer.audit.format.record import (
     FIRST_CHAIN,
+    LEAF_ITEMS,
     MAX_BODY,
     MAX_DEPTH,
     Column,
@@ -36,7 +44,7 @@ from signer.audit.format.segments import (
 )
 from signer.model import Format, HcertTerms
 
-RESERVED = ("seq", "time", "kind", "count", "width", "root")
+RESERVED = ("seq", "time", "kind", "count", "width", "root", "leaf_items")
 
 names = st.text(st.characters(max_codepoint=127), max_size=30)
 plain = (
@@ -51,9 +59,12 @@ values = st.recursive(
 )
 fields = st.dictionaries(names.filter(lambda name: name not in RESERVED), values, max_size=8)
 columns = st.builds(
-    lambda width, items: Column(width, b"".join(item.ljust(width, b"\0") for item in items)),
-    st.just(70),
-    st.lists(st.binary(max_size=70), max_size=9),
+    lambda width, items, leaf_items: Column(
+        width, b"".join(item.ljust(width, b"\0") for item in items), leaf_items
+    ),
+    st.just(9),
+    st.lists(st.binary(max_size=9), max_size=2 * LEAF_ITEMS + 2),
+    st.sampled_from([1, LEAF_ITEMS]),  # of both versions
 )
 records = st.builds(
     Record,
@@ -92,7 +103,7 @@ INTENT = Record(
         "request_id": None,
         "failures": {"3": "PAYLOAD_INVALID"},
     },
-    Column(32, bytes(range(160))),
+    Column(8, bytes(range(160))),
 )
 
 
@@ -119,7 +130,7 @@ def test_heads_are_deterministic_cbor(record: Record) -> None:
 
 # Half a surrogate pair must not stop a log, wherever a text came from.
 foreign = st.text(st.characters(), max_size=60)
-failures = st.dictionaries(st.integers(0, 4096), foreign, max_size=3)
+failures = st.dictionaries(st.integers(0, 4095), foreign, max_size=3)
 intents = st.builds(
     IntentRecord,
     principal=foreign,
@@ -160,6 +171,7 @@ def by_the_general_encoder(record: Record) -> bytes | None:
     head |= record.fields
     if (column := record.column) is not None:
         head |= {"count": column.count, "width": column.width, "root": column.root()}
+        head |= {"leaf_items": 16} if column.leaf_items > 1 else {}
     try:
         encoded = cbor.encode_record(head, MAX_DEPTH)
     except cbor.CborError:
@@ -196,9 +208,10 @@ def test_the_head_alone_tells_of_the_column() -> None:
 
     assert (head.seq, head.time_us, head.kind) == (INTENT.seq, INTENT.time_us, INTENT.kind)
     assert head.fields == INTENT.fields
-    assert (head.shape.count, head.shape.width) == (5, 32)
-    path = inclusion_proof(column.leaf_hashes(), 3)
-    assert verify_inclusion(leaf_hash(column.item(3)), 3, 5, path, head.shape.root)
+    assert (head.shape.count, head.shape.width) == (20, 8)
+    assert (head.shape.leaf_items, head.shape.leaves) == (16, 2)
+    path = inclusion_proof(column.leaf_hashes(), 1)
+    assert verify_inclusion(leaf_hash(column.leaf(18)), 1, 2, path, head.shape.root)
 
 
 def changed(body: bytes) -> Iterator[bytes]:
@@ -305,6 +318,10 @@ def test_the_deepest_head_is_read() -> None:
         a_head(kind=["start"]),
         a_head(count=1),
         a_head(count=0, width=0, root=EMPTY_ROOT),
+        a_head(leaf_items=16),
+        a_head(count=0, width=1, root=EMPTY_ROOT, leaf_items=1),
+        a_head(count=0, width=1, root=EMPTY_ROOT, leaf_items=32),
+        a_head(count=0, width=1, root=EMPTY_ROOT, leaf_items=True),
         a_head(count=1, width=1, root=b"short"),
         cbor2.dumps({"seq": 0, "time": 0}, canonical=True),
         cbor2.dumps([0, 0, "start"]),
@@ -364,8 +381,11 @@ def test_a_column_knows_its_items() -> None:
     for index in (-1, 3):
         with pytest.raises(IndexError):
             column.item(index)
-    assert Column(32, b"").root() == EMPTY_ROOT
+    assert Column(32, b"").root() == Column(32, b"", 1).root() == EMPTY_ROOT
     assert Column(6, b"aabbcc").root() == leaf_hash(b"aabbcc")
+    assert column.root() == leaf_hash(b"aabbcc")  # the leaf of up to sixteen items
+    one = [leaf_hash(item) for item in (b"aa", b"bb", b"cc")]
+    assert Column(2, b"aabbcc", 1).root() == node_hash(node_hash(one[0], one[1]), one[2])
     for width, data in ((0, b""), (-1, b"a"), (2, b"abc")):
         with pytest.raises(RecordError):
             Column(width, data)
@@ -559,12 +579,83 @@ def test_an_intent_comes_back_from_its_fields() -> None:
         now=1_700_000_000,
         hcert=HcertTerms("AT", 3600),
         asked=3,
-        failed={2: "PAYLOAD_INVALID: payload is not JSON"},
+        failed={2: "PAYLOAD_INVALID", 0: "CONTENT_DENIED"},
     )
     fields = intent.to_fields()
     assert fields["hcert"] == ["AT", 3600]
-    assert fields["failed"] == {"2": "PAYLOAD_INVALID: payload is not JSON"}
+    assert fields["failed"] == {"PAYLOAD_INVALID": b"\x04", "CONTENT_DENIED": b"\x01"}
     assert IntentRecord.from_fields(fields) == intent
     for name, wrong in (("now", "1"), ("failed", {"x": "y"}), ("policy", b"short"), ("rule", None)):
         with pytest.raises(RecordError, match=name):
             IntentRecord.from_fields(fields | {name: wrong})
+
+
+def test_a_column_has_leaves_of_sixteen_items() -> None:
+    items = [bytes([n]) * 3 for n in range(37)]
+    column = Column(3, b"".join(items))
+
+    parts = [b"".join(items[start : start + 16]) for start in (0, 16, 32)]
+    assert column.leaf_hashes() == [leaf_hash(part) for part in parts]
+    assert [column.leaf(index) for index in (0, 15, 16, 31, 36)] == [
+        *(parts[0], parts[0], parts[1], parts[1], parts[2])
+    ]
+    hashes = column.leaf_hashes()
+    assert column.root() == node_hash(node_hash(hashes[0], hashes[1]), hashes[2])
+    for index in (-1, 37):
+        with pytest.raises(IndexError):
+            column.leaf(index)
+
+
+# Reasons of failed items
+
+
+@given(
+    st.dictionaries(
+        st.integers(0, 4095), st.sampled_from(["PAYLOAD_INVALID", "CONTENT_DENIED"]), max_size=99
+    )
+)
+def test_reasons_come_back_from_their_bitmaps(reasons: dict[int, str]) -> None:
+    packed = pack(reasons)
+    assert unpack(packed) == reasons
+    for reason, bitmap in packed.items():
+        set_bits = {i for i in range(8 * len(bitmap)) if bitmap[i // 8] >> i % 8 & 1}
+        assert set_bits == {index for index, name in reasons.items() if name == reason}
+
+
+def test_a_batch_of_which_all_items_failed_takes_less_than_a_kilobyte_more() -> None:
+    def size(failed: dict[int, str]) -> int:
+        return len(encode(0, 0, RecordKind.OUTCOME, OutcomeRecord(0, 1, failed).to_fields())[0])
+
+    assert size(dict.fromkeys(range(4096), "HSM_UNAVAILABLE")) - size({}) < 1024
+    two = {n: ("PAYLOAD_INVALID", "CONTENT_DENIED")[n % 2] for n in range(4096)}
+    assert size(two) - size({}) < 1100
+
+
+def test_reasons_of_version_1_are_read() -> None:
+    assert unpack({"3": "PAYLOAD_INVALID: payload is not JSON", "17": "HSM_UNAVAILABLE"}) == {
+        3: "PAYLOAD_INVALID: payload is not JSON",
+        17: "HSM_UNAVAILABLE",
+    }
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"PAYLOAD_INVALID": 1},
+        {"PAYLOAD_INVALID": "text"},
+        {"PAYLOAD_INVALID": b""},
+        {"PAYLOAD_INVALID": b"\x01\x00"},
+        {"PAYLOAD_INVALID": bytes(512) + b"\x01"},
+        {"PAYLOAD_INVALID": b"\x03", "CONTENT_DENIED": b"\x02"},
+        {"PAYLOAD_INVALID": b"\x02", "1": "CONTENT_DENIED: x"},
+        {"1": "a", "01": "b"},
+        {"9" * 5000: "a"},
+    ],
+)
+def test_what_is_no_map_of_reasons_is_refused(packed: Any) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # record.reasons names the field
+        unpack(packed)
+    foreign: list[Any] = [packed, None, []]
+    for wrong in foreign:
+        with pytest.raises(RecordError, match="failures"):
+            OutcomeRecord.from_fields({"intent": 0, "failures": wrong})

@@ -391,7 +391,7 @@ def test_proof_verifies_with_the_key_alone(master: Path, tmp_path: Path) -> None
     "forge",
     [
         lambda text: text.replace(signature(9, 1).hex(), signature(9, 0).hex()),
-        lambda text: text.replace('"index":1', '"index":0'),
+        lambda text: text.replace('"index":1', '"index":3'),  # beyond the batch
         lambda _: "[]",
         lambda _: "no json",
         lambda _: '{"checkpoint": 1}',

@@ -149,20 +149,6 @@ def test_a_repetition_asks_no_hsm_and_charges_nothing(stage: Stage) -> None:
     assert stage.hsm.signed == 8
 
 
-def test_a_failed_item_fails_again_alike(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    lost = Failure(Reason.HSM_UNAVAILABLE, "two workers died", 1.0)
-
-    async def sign(admission: Admission) -> Signed:
-        return Signed([b"", *[bytes([7]) * 64] * (len(admission.job.inputs) - 1)], {0: lost})
-
-    monkeypatch.setattr(stage.hsm, "sign", sign)
-    asked = replace(request(), request_id=ID)
-    first = stage.sign(asked)
-    assert first.failures == {0: lost}
-    monkeypatch.undo()
-    assert stage.sign(asked) == first
-
-
 @pytest.mark.parametrize("failing", [RecordKind.INTENT, RecordKind.OUTCOME])
 def test_nothing_is_signed_or_released_without_the_log(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, failing: RecordKind
