@@ -68,7 +68,7 @@ class KeyVersion(NamedTuple):
 
 
 class Quota(NamedTuple):
-    """``remaining`` of ``limit`` signatures are left in a window of ``window_seconds``."""
+    """``remaining`` of ``limit`` items are left in a window of ``window_seconds``."""
 
     limit: int
     window_seconds: int

@@ -89,12 +89,13 @@ class Engine:
             )
             ended.append(("format", began, monotonic() - began))
 
-            # 4. If the HSM accepts the job, the quota is charged, and never refunded.
+            # 4. If the HSM accepts the job, the quota is charged for all that is asked, also
+            # for what cannot be signed, and never refunded.
             job = _job(inputs.inputs, version, terms, request.deadline)
             self._check_time(request.deadline)
             with self._hsm.admit(job) as admission:
                 if admission.refused is None:
-                    self._charge(terms, len(job.inputs), now)
+                    self._charge(terms, len(request.payloads), now)
 
                 # 5. The intent is recorded, the HSM signs, the outcome is recorded.
                 if admission.refused is None and job.inputs:
@@ -175,7 +176,7 @@ class Engine:
             return
         quota = refusal.quota
         if refusal.retry_after is None:
-            raise invalid("payloads", f"has {items} items to sign, the quota is {quota}: split it")
+            raise invalid("payloads", f"has {items} items, the quota is {quota}: split it")
         self._events.emit(QuotaRefused(terms.group or "", quota.window))
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} has no room for {items} more: nothing was signed"

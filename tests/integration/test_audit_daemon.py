@@ -299,6 +299,28 @@ def test_refusals_are_said_again_as_they_were_though_the_rules_have_changed(
         assert stubs.sign(payloads).failures.keys() == {0, 2}
 
 
+# --- items that fail -----------------------------------------------------------------------------
+
+
+def test_bad_payloads_cost_quota_and_no_room_in_the_log(own: Any, stubs: edge.Stubs) -> None:
+    def size() -> int:
+        return sum(path.stat().st_size for path in (own.dir / "audit").glob("*.log"))
+
+    def one_good_and(bad: int) -> tuple[int, int]:
+        room, quota = size(), left(stubs)
+        assert len(stubs.sign([b"{}", *[b""] * bad]).failures) == bad
+        return size() - room, quota - left(stubs)
+
+    alone, charged = one_good_and(0)
+    assert charged == 1
+    full, charged = one_good_and(4095)
+    assert charged == 4096
+    assert full < alone + 1024
+    quota = left(stubs)
+    assert len(stubs.sign([b""] * 4096).failures) == 4096
+    assert quota - left(stubs) == 4096
+
+
 # --- what else is on record, and what stops ------------------------------------------------------
 
 

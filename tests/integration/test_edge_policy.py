@@ -265,10 +265,10 @@ def test_a_quota_holds_for_whole_batches(clients: dict[str, Any], policed: Any) 
     assert used_up.retry_after is not None
     assert 0 < used_up.retry_after <= DAY
     assert left() == 4
-    # What does not parse is not signed, and costs nothing.
-    assert set(issuer.sign([b"{}", b"bad", b"{}", b"{}"], key=key).failures) == {1}
-    assert left() == 1
-    assert len(issuer.sign([b"{}"], key=key).signatures) == 1
+    # What does not parse is not signed, and costs the same.
+    assert set(issuer.sign([b"{}", b"bad"], key=key).failures) == {1}
+    assert left() == 2
+    assert set(issuer.sign([b"bad", b"bad"], key=key).failures) == {0, 1}
     assert left() == 0
     refusal(1)
     _, text = policed.get("/metrics")

@@ -116,8 +116,7 @@ class Ledger:
         facility = text(fields, "facility", "")
         if (used := self._used.get(facility)) is None:
             used = self._used[facility] = _Used(now)
-        items = record.column.count if record.column else 0
-        used.charge(key.rpartition("/")[2], items, now)
+        used.charge(key.rpartition("/")[2], _charged(record), now)
         request_id = text(fields, "request_id", "")
         if request_id:
             identity = _identity(text(fields, "principal", ""), request_id)
@@ -146,7 +145,7 @@ class Ledger:
         }
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Returns the items ever intended, by facility and key (the last part of its name)."""
+        """Returns the items ever charged, by facility and key (the last part of its name)."""
         return {facility: dict(used.keys) for facility, used in self._used.items()}
 
     def snapshot(self) -> dict[str, Value]:
@@ -203,6 +202,17 @@ class Ledger:
         del own[identity]
         if not own:
             del self._held[_principal(identity)]
+
+
+def _charged(intent: Record) -> int:
+    """Returns the items that an intent has cost: all that were asked for.
+
+    In version 1 of the log those that went to the HSM.
+    """
+    column = intent.column
+    if column is None:
+        return 0
+    return number(intent.fields, "asked", column.count) if column.leaf_items > 1 else column.count
 
 
 def _expired(request: _Request, time_us: int) -> bool:

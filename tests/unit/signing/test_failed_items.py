@@ -1,4 +1,4 @@
-"""Items that fail: what the log holds of them, and how they fail again."""
+"""Items that fail: what they cost, what the log holds of them, and how they fail again."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
-from signer.errors import Failure, Reason
+from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName, Signed
 from signer.signing.repeat import ONLY_THE_REASON, read_answer
@@ -50,6 +50,28 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def request(*payloads: bytes, request_id: str = ID) -> BatchRequest:
     deadline = SystemClock().monotonic() + 30
     return BatchRequest(CLIENT, KEY, None, Format.JWS, payloads, deadline, request_id)
+
+
+# --- quota -------------------------------------------------------------------------------------
+
+
+def test_what_fails_costs_as_much_as_what_is_signed_also_after_a_restart(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, TEN, [VERSION])
+    assert set(stage.sign(request(GOOD, DENIED, WRONG)).failures) == {1, 2}
+    assert (stage.hsm.signed, stage.left("a")) == (1, 7)
+    stage.close()
+    again = Stage(tmp_path, TEN, [VERSION])
+    assert again.ledger.totals() == {"a": {"k": 3}}
+    again.close()
+
+
+def test_a_batch_of_which_nothing_can_be_signed_costs_quota_and_no_record(stage: Stage) -> None:
+    for left in (7, 4, 1):
+        assert len(stage.sign(request(WRONG, WRONG, DENIED)).failures) == 3
+        assert (stage.kinds, stage.left("a")) == ([], left)
+    with pytest.raises(CallError) as caught:
+        stage.sign(request(WRONG, WRONG))
+    assert caught.value.reason is Reason.QUOTA_EXCEEDED
 
 
 # --- the audit log -----------------------------------------------------------------------------
