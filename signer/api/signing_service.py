@@ -50,7 +50,10 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
             "failed": len(result.failures),
         }
         response = signing_pb2.SignBatchResponse(
-            key_version=version, signatures=result.outputs, request_id=request_id
+            key_version=version,
+            signatures=result.outputs,
+            request_id=request_id,
+            audit_record=result.audit_record,
         )
         for count, (index, failure) in enumerate(result.failures.items(), 1):
             if not count % FAILURES:

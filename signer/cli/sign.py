@@ -236,6 +236,8 @@ class _Printer:
         described: dict[str, object] = {"index": result.index, "input": source.name}
         if source.line is not None:
             described["line"] = source.line
+        if result.audit_record is not None:
+            described["audit_record"] = result.audit_record
         if result.error is not None:
             error = {"reason": result.error.reason, "message": result.error.message}
             return {**described, "error": error}

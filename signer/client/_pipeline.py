@@ -132,6 +132,7 @@ class Answer(NamedTuple):
     key_version: str
     signatures: Sequence[bytes]
     failures: Mapping[int, ItemError]
+    audit_record: int | None
 
 
 class Outcome(NamedTuple):
@@ -179,15 +180,20 @@ def read_answer(response: SignBatchResponse, count: int) -> Answer:
         text = f"{len(signatures)} signatures came back for {count} payloads"
         raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
     failures = {index: from_status(status) for index, status in response.failures.items()}
-    return Answer(response.key_version, signatures, failures)
+    record = response.audit_record if response.HasField("audit_record") else None
+    return Answer(response.key_version, signatures, failures, record)
 
 
 def results_of(answer: Answer) -> list[ItemResult]:
     """Returns the results of a call that was made once."""
-    return [
-        ItemResult(index, signature, answer.key_version, answer.failures.get(index))
-        for index, signature in enumerate(answer.signatures)
-    ]
+    return [_result(answer, index, index) for index in range(len(answer.signatures))]
+
+
+def _result(answer: Answer, sent: int, index: int) -> ItemResult:
+    """Returns the result of the payload that was ``sent`` there; ``index`` is the caller's."""
+    error = answer.failures.get(sent)
+    signature, version = answer.signatures[sent], answer.key_version
+    return ItemResult(index, signature, version, error, answer.audit_record)
 
 
 class _Delivery:
@@ -218,11 +224,9 @@ class _Delivery:
         self._round += 1
         again, hints = list[int](), list[float]()
         for index_sent, position in enumerate(self._pending):
-            error = answer.failures.get(index_sent)
-            index = self._batch.start + position
-            self._results[position] = ItemResult(
-                index, answer.signatures[index_sent], answer.key_version, error
-            )
+            result = _result(answer, index_sent, self._batch.start + position)
+            self._results[position] = result
+            error = result.error
             if error is not None and error.retryable:
                 again.append(position)
                 hints.append(error.retry_after or 0.0)

@@ -25,13 +25,15 @@ class ItemResult:
 
     ``index`` counts from 0 in the order given. ``signature`` is the finished
     output of the format (text formats as ASCII), b"" if ``error`` is set.
-    ``key_version`` is the version that signed, "" if the call failed.
+    ``key_version`` is the version that signed, "" if the call failed. ``audit_record`` is
+    the number of the batch's intent in the appliance's audit log, None if it has none.
     """
 
     index: int
     signature: bytes
     key_version: str
     error: ItemError | None = None
+    audit_record: int | None = None
 
     @property
     def ok(self) -> bool:

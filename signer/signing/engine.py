@@ -91,7 +91,7 @@ class Engine:
 
             # 4. If the HSM accepts the job, the quota is charged for all that is asked, also
             # for what cannot be signed, and never refunded.
-            job = _job(inputs.inputs, version, terms, request.deadline)
+            job, record = _job(inputs.inputs, version, terms, request.deadline), None
             self._check_time(request.deadline)
             with self._hsm.admit(job) as admission:
                 if admission.refused is None:
@@ -107,7 +107,7 @@ class Engine:
                         context=context,
                         failed=inputs.failures,
                     )
-                    signed = await self._sign(admission, intent, inputs.digests(), ended)
+                    record, signed = await self._sign(admission, intent, inputs.digests(), ended)
                 else:
                     signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
 
@@ -122,12 +122,15 @@ class Engine:
         reasons = Counter(str(failure.reason) for failure in failures.values()) if failures else {}
         reasons["ok"] = len(outputs) - len(failures)
         self._events.emit(ItemsEnded(terms.group or "", request.format, version.algorithm, reasons))
-        return BatchResult(version, terms, decision.rule, outputs, failures)
+        return BatchResult(version, terms, decision.rule, outputs, failures, record)
 
     async def _sign(
         self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes], ended: Stages
-    ) -> Signed:
-        """Records the intent, signs, and records the outcome or why there is none."""
+    ) -> tuple[int, Signed]:
+        """Records the intent, signs, and records the outcome or why there is none.
+
+        Returns the intent's number, and what was signed.
+        """
         job, monotonic = admission.job, self._clock.monotonic
         began = monotonic()
         seq = await self._evidence.intend(intent, digests, job.deadline)
@@ -143,7 +146,7 @@ class Engine:
             raise
         await self._evidence.conclude(seq, outcome)
         ended.append(("audit", began, monotonic() - began))
-        return signed
+        return seq, signed
 
     async def _content_hash(self, request: BatchRequest) -> bytes:
         """Returns the SHA-256 of everything that is asked: key, version, format and payloads."""

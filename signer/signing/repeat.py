@@ -31,10 +31,12 @@ ONLY_THE_REASON = (
 class EarlierAnswer(NamedTuple):
     """What the log holds of a request that was answered before.
 
-    ``failed`` are the items that did not go to the HSM, by their index among the payloads;
-    ``digests`` and ``signed`` are for those that did, in their order.
+    ``record`` is the number of the intent. ``failed`` are the items that did not go to the
+    HSM, by their index among the payloads; ``digests`` and ``signed`` are for those that did,
+    in their order.
     """
 
+    record: int
     intent: IntentRecord
     failed: dict[int, Failure]
     digests: bytes
@@ -133,7 +135,7 @@ class Repeats:
         outputs = await self._messages.finish(
             message_format, principal, inputs, signatures, context
         )
-        return BatchResult(version, terms, intent.rule, outputs, failures)
+        return BatchResult(version, terms, intent.rule, outputs, failures, earlier.record)
 
     async def _worded(
         self, request: BatchRequest, context: FormatContext, earlier: EarlierAnswer
@@ -188,6 +190,7 @@ def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:
             for index in range(outcome.column.count)
         ]
     return EarlierAnswer(
+        record=intent.seq,
         intent=fields,
         failed=_read_failures(fields.failed),
         digests=intent.column.data if intent.column else b"",

@@ -59,10 +59,15 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Outputs in the order of the payloads, b"" if ``failures`` has the index."""
+    """Outputs in the order of the payloads, b"" if ``failures`` has the index.
+
+    ``audit_record`` is the number of the intent in the audit log; None if nothing went to
+    the HSM, so that there is none.
+    """
 
     version: KeyVersion
     terms: Terms
     rule: str
     outputs: Sequence[bytes]
     failures: dict[int, Failure]
+    audit_record: int | None = None

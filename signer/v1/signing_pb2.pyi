@@ -43,7 +43,7 @@ class SignBatchRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class SignBatchResponse(_message.Message):
-    __slots__ = ("key_version", "signatures", "failures", "request_id")
+    __slots__ = ("key_version", "signatures", "failures", "audit_record", "request_id")
     class FailuresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -54,12 +54,14 @@ class SignBatchResponse(_message.Message):
     KEY_VERSION_FIELD_NUMBER: _ClassVar[int]
     SIGNATURES_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_RECORD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     key_version: str
     signatures: _containers.RepeatedScalarFieldContainer[bytes]
     failures: _containers.MessageMap[int, _status_pb2.Status]
+    audit_record: int
     request_id: str
-    def __init__(self, key_version: _Optional[str] = ..., signatures: _Optional[_Iterable[bytes]] = ..., failures: _Optional[_Mapping[int, _status_pb2.Status]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, key_version: _Optional[str] = ..., signatures: _Optional[_Iterable[bytes]] = ..., failures: _Optional[_Mapping[int, _status_pb2.Status]] = ..., audit_record: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class SignStreamRequest(_message.Message):
     __slots__ = ("tag", "batch", "timeout")

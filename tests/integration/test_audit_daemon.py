@@ -21,7 +21,8 @@ from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
-from signer.v1 import keys_pb2
+from signer.tools.dev.appliance import connect
+from signer.v1 import keys_pb2, signing_pb2
 from tests.integration import edge
 
 RECORDS = "facilities/01-001/keys/records"
@@ -319,6 +320,27 @@ def test_bad_payloads_cost_quota_and_no_room_in_the_log(own: Any, stubs: edge.St
     quota = left(stubs)
     assert len(stubs.sign([b""] * 4096).failures) == 4096
     assert quota - left(stubs) == 4096
+
+
+def test_answers_name_their_record(own: Any, stubs: edge.Stubs) -> None:
+    batch = signing_pb2.SignBatchRequest(
+        key=RECORDS, format="FORMAT_JWS", payloads=[b"{}", b""], request_id=new_id()
+    )
+    alone = stubs.signing.SignBatch(batch, timeout=edge.SECONDS)
+    [intent] = intents(own, batch.request_id)
+    assert alone.audit_record == intent.seq
+    requests = [signing_pb2.SignStreamRequest(tag=5, batch=batch)]
+    [streamed] = stubs.signing.SignStream(iter(requests), timeout=edge.SECONDS)
+    assert streamed.batch == alone
+    assert not stubs.sign([b""]).HasField("audit_record")
+    with connect(own.dev, "issuer") as client:
+        results = client.sign_batch(RECORDS, "JWS", [b"{}", b""])
+        [refused] = client.sign_batch(RECORDS, "JWS", [b""])
+    record = next(each for each in records(own) if each.seq == results[0].audit_record)
+    assert record.kind is RecordKind.INTENT
+    assert record.fields["asked"] == 2
+    assert results[1].audit_record == record.seq
+    assert refused.audit_record is None
 
 
 # --- what else is on record, and what stops ------------------------------------------------------

@@ -110,6 +110,24 @@ def test_items_lost_by_the_hsm_are_sent_again_alone(stage: Any) -> None:
     assert first.request_id != again.request_id  # other content is another call
 
 
+def test_results_name_the_record_of_their_batch(stage: Any) -> None:
+    lost = stage.status(grpc.StatusCode.UNAVAILABLE, "HSM_UNAVAILABLE", retry_after=0.01)
+
+    def script(request: Any, number: int) -> Any:
+        answer = stage.signed(request, {1: lost} if number == 0 else {})
+        answer.audit_record = 10 * number
+        return answer
+
+    with stage.client(script) as client:
+        results = list(client.sign(KEY, "JWS", payloads(3)))
+        [alone] = client.sign_batch(KEY, "JWS", payloads(1))
+    assert [result.audit_record for result in results] == [0, 10, 0]
+    assert alone.audit_record == 20
+    with stage.client(lambda request, _: stage.signed(request, {})) as client:
+        [without] = client.sign_batch(KEY, "JWS", payloads(1))  # of an older appliance
+    assert without.audit_record is None
+
+
 def test_items_that_stay_lost_end_with_their_error(stage: Any) -> None:
     lost = stage.status(grpc.StatusCode.UNAVAILABLE, "HSM_UNAVAILABLE", retry_after=60)
     with stage.client(lambda request, _: stage.signed(request, {0: lost})) as client:

@@ -41,7 +41,7 @@ def signed(parcel: Parcel, failures: dict[int, ItemError] | None = None) -> Answ
         b"" if index in failures else b"sig:" + payload
         for index, payload in enumerate(parcel.payloads)
     ]
-    return Answer("version", signatures, failures)
+    return Answer("version", signatures, failures, 7)
 
 
 def core(limit: int = LARGEST_BATCH, calls: int = CALLS) -> Gathering:

@@ -90,6 +90,13 @@ def test_failed_items_take_about_a_kilobyte_of_the_log(tmp_path: Path) -> None:
     stage.close()
 
 
+def test_the_answer_names_its_record(stage: Stage) -> None:
+    first, second = stage.sign(request(GOOD, request_id="")), stage.sign(request(GOOD, WRONG))
+    assert (first.audit_record, second.audit_record) == (0, 2)
+    assert stage.sign(request(GOOD, WRONG)).audit_record == 2
+    assert stage.sign(request(WRONG, request_id="")).audit_record is None
+
+
 # --- repetitions -------------------------------------------------------------------------------
 
 
