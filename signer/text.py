@@ -1,4 +1,4 @@
-"""How texts for people name numbers of things, members of documents, and times."""
+"""Texts for people: numbers of things, members of documents, times, texts from elsewhere."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,6 +30,22 @@ def duration(seconds: int) -> str:
         if seconds and seconds % unit == 0:
             return count(seconds // unit, one)
     return count(seconds, "second")
+
+
+def plain(text: str) -> str:
+    """Returns a text from elsewhere in one line, with "?" for what controls a terminal.
+
+    These are the characters that Unicode does not call printable: control characters, line
+    breaks, marks that change the direction of writing, halves of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def plain_lines(text: str) -> str:
+    """Returns each line of a text as ``plain`` does."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def utc(time: float) -> str:

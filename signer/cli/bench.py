@@ -9,6 +9,7 @@ import click
 
 from signer.cli.bench_table import table
 from signer.cli.options import FILE, json_option
+from signer.cli.output import say
 from signer.client import SignerClientError
 from signer.config.models import load_config
 from signer.errors import OperatorError
@@ -134,7 +135,7 @@ def bench(
         resident = gauge(ours.dev["metrics"], "process_resident_memory_bytes")
         _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
     if not as_json:
-        click.echo(table(rows))
+        say(table(rows))
     missed = [f"{row.case}: {text}" for case, row in rows for text in misses(case, row)]
     missed += [*_compare([row for _, row in rows]), *failed]
     if missed:
@@ -142,7 +143,7 @@ def bench(
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    say(text, err=True)
 
 
 def _choose(names: tuple[str, ...]) -> list[Case]:
@@ -177,7 +178,7 @@ def _measure(
             continue
         rows.append((case, row))
         if as_json:
-            click.echo(json.dumps(row.as_dict()))
+            say(json.dumps(row.as_dict()))
     return rows, failed
 
 

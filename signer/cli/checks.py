@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from signer.cli.options import config_option, json_option
-from signer.cli.output import output, print_json, print_table
+from signer.cli.output import output, print_json, print_table, say
 from signer.clock import SystemClock
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
@@ -58,7 +58,7 @@ def check(*, config_file: Path, as_json: bool) -> None:
     elif policy is not None and not errors:
         _print_checked(config_file, config, policy)
     else:
-        click.echo("\n".join(map(str, errors)), err=True)
+        say("\n".join(map(str, errors)), err=True)
     if errors:
         sys.exit(1)
 
@@ -66,12 +66,12 @@ def check(*, config_file: Path, as_json: bool) -> None:
 def _print_checked(file: Path, config: Config, policy: Policy) -> None:
     facilities = count(len(policy.facilities), "facility", "facilities")
     tokens = (f"{token.label} ({count(token.workers, 'worker')})" for token in config.tokens)
-    click.echo(f"{file} is in order")
-    click.echo(f"  policy  {facilities}, {count(len(policy.groups), 'group')}")
-    click.echo(f"  sha256  {policy.sha256}")
-    click.echo(f"  tokens  {', '.join(tokens)}")
-    click.echo(f"  stop    takes at most {config.limits.stop_seconds:.0f} s")
-    click.echo("  files   all exist, are readable, and private where they must be")
+    say(f"{file} is in order")
+    say(f"  policy  {facilities}, {count(len(policy.groups), 'group')}")
+    say(f"  sha256  {policy.sha256}")
+    say(f"  tokens  {', '.join(tokens)}")
+    say(f"  stop    takes at most {config.limits.stop_seconds:.0f} s")
+    say("  files   all exist, are readable, and private where they must be")
 
 
 def _print_findings(findings: list[Finding]) -> None:
@@ -81,7 +81,7 @@ def _print_findings(findings: list[Finding]) -> None:
         rows = [[str(c).encode("ascii", "backslashreplace").decode() for c in row] for row in rows]
     print_table(["", "check", "state", "what to do"], rows)
     counts = {level: sum(finding.level is level for finding in findings) for level in Level}
-    click.echo(", ".join(f"{counts[level]} {level}" for level in reversed(Level)))
+    say(", ".join(f"{counts[level]} {level}" for level in reversed(Level)))
 
 
 @click.command()

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.output import output, print_table
+from signer.cli.output import output, print_table, say
 from signer.client import Reloaded, SignerClient, Status, Usage, Worker
 from signer.text import count, utc
 
@@ -16,9 +16,9 @@ def _show_reloaded(reloaded: Reloaded) -> None:
         ("certificates", reloaded.certificate_changed),
         (f"log level {reloaded.log_level}", reloaded.log_level_changed),
     ):
-        click.echo(f"{what}: {'changed' if changed else 'as before'}")
+        say(f"{what}: {'changed' if changed else 'as before'}")
     if reloaded.restart_needed:
-        click.echo(f"changed, but needs a restart: {', '.join(reloaded.restart_needed)}")
+        say(f"changed, but needs a restart: {', '.join(reloaded.restart_needed)}")
 
 
 @click.command(short_help="Reloads the policy, certificates and log level of the daemon.")
@@ -38,7 +38,7 @@ def reload(*, client: SignerClient) -> Reloaded:
 
 @click.command(short_help="Shows whether the daemon serves.")
 @client_options
-@output(lambda status: {"status": status}, click.echo, ok=lambda status: status == "SERVING")
+@output(lambda status: {"status": status}, say, ok=lambda status: status == "SERVING")
 def health(*, client: SignerClient) -> str:
     """Shows whether the daemon serves; the exit code is 1 if it does not.
 
@@ -58,15 +58,15 @@ def _status_value(status: Status) -> dict[str, Any]:
 
 def _show_status(status: Status) -> None:
     started = utc(status.started.timestamp()) if status.started else "-"
-    click.echo(f"signer {status.version}, started {started}")
-    click.echo("ready" if status.ready else f"not ready: {'; '.join(status.reasons)}")
-    click.echo(
+    say(f"signer {status.version}, started {started}")
+    say("ready" if status.ready else f"not ready: {'; '.join(status.reasons)}")
+    say(
         f"{count(status.facilities, 'facility', 'facilities')},"
         f" {count(status.key_versions, 'key version')}, "
         f"{count(status.queued_items, 'item')} queued"
     )
     for difference in status.differences:
-        click.echo(f"differs: {difference}")
+        say(f"differs: {difference}")
     print_table(Worker._fields, status.workers)
     print_table(Usage._fields, status.busiest)
 

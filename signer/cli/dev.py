@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from signer.cli.output import output
+from signer.cli.output import output, say
 from signer.cli.progress import progress
 from signer.daemon import run
 from signer.text import count
@@ -45,7 +45,7 @@ def dev() -> None:
 
 def _show_provisioned(described: dict[str, Any]) -> None:
     home = Path(described["config"]).parent
-    click.echo(
+    say(
         f"{count(len(described['keys']), 'key is', 'keys are')} ready; {home / 'dev.json'}"
         f" lists everything. Start it with: signer dev up {home}"
     )
@@ -80,7 +80,7 @@ def up(*, directory: Path, facilities: int, workers: int | None) -> None:
     """
     described = _provision(directory, facilities, workers)
     config = Path(described["config"])
-    sys.exit(run(config, on_ready=lambda: click.echo("ready"), development=True))
+    sys.exit(run(config, on_ready=lambda: say("ready"), development=True))
 
 
 def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:

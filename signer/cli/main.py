@@ -1,12 +1,14 @@
 """The command ``signer``: one file a group of commands, loaded when it is used."""
 
 import importlib
+import io
 import sys
 from typing import Any, NoReturn
 
 import click
 
 from signer import __version__
+from signer.cli.output import say
 from signer.errors import ConfigError, OperatorError
 
 _SUMMARIES = {
@@ -83,18 +85,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)  # may quote the name of a file
+        say(text.getvalue(), err=True, newline=False)
         sys.exit(error.exit_code)
     except click.Abort:
-        click.echo("stopped", err=True)
+        say("stopped", err=True)
         sys.exit(1)
     except (ConfigError, OperatorError) as error:
-        click.echo(f"signer: {error}", err=True)
+        say(f"signer: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "signer":
             raise
-        click.echo(
+        say(
             f"signer: the Python package {error.name} is missing: commands that do not call a"
             " running appliance need `pip install 'signer-appliance[server]'`",
             err=True,

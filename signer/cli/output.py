@@ -12,6 +12,7 @@ import click
 
 from signer.cli.options import json_option
 from signer.errors import OperatorError
+from signer.text import plain, plain_lines
 
 T = TypeVar("T")
 
@@ -45,14 +46,25 @@ def output(
     return decorate
 
 
-def plain(text: str) -> str:
-    """Returns a text from elsewhere without characters that control a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+def say(text: object = "", *, err: bool = False, newline: bool = True) -> None:
+    """Prints lines of text on stdout or stderr, without characters that control a terminal.
+
+    A text from elsewhere may contain line breaks, too: ``plain`` keeps it in its line.
+    """
+    click.echo(plain_lines(str(text)), err=err, nl=newline)
+
+
+def put(content: bytes) -> None:
+    """Writes exactly these bytes on stdout, for a file or a program; a terminal gets text."""
+    if sys.stdout.isatty():
+        say(content.decode(errors="replace"), newline=False)
+    else:
+        click.echo(content, nl=False)
 
 
 def print_json(value: Any) -> None:
     """Prints one JSON value on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    say(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -67,7 +79,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not terminal)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(plain(str(cell))) for cell in row))
     # In a file or a program's input no line is folded.
     Console(width=None if terminal else 10_000).print(table)
 
@@ -81,7 +93,7 @@ def print_values(values: Mapping[str, Any], as_json: bool = False) -> None:
     for name, value in values.items():
         if value is not None:
             text = json.dumps(value) if isinstance(value, dict | list) else value
-            click.echo(f"{name:<{width}}  {text}")
+            say(f"{name:<{width}}  {plain(str(text))}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import click
 
 from signer.cli.operations.arguments import Text
 from signer.cli.options import config_option, json_option
-from signer.cli.output import output, print_json, print_table
+from signer.cli.output import output, print_json, print_table, say
 from signer.config.models import load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
@@ -168,7 +168,7 @@ def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
     if table:
         print_table(list(table[0]), (map(_cell, row, row.values()) for row in table))
     else:
-        click.echo("the policy has no facilities: no client may sign")
+        say("the policy has no facilities: no client may sign")
 
 
 def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import click
+from signer.cli.output import say
+from signer.text import plain
 
 
 class Advance(Protocol):
@@ -31,7 +32,7 @@ def progress(
             nonlocal last
             text = line(done, total, label) if line is not None else ""
             if text and text != last:
-                click.echo(text, err=True)
+                say(text, err=True)
                 last = text
 
         yield print_line
@@ -40,7 +41,7 @@ def progress(
     from rich.console import Console
 
     columns = (
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
@@ -51,6 +52,6 @@ def progress(
         task = bars.add_task(doing, total=None)
 
         def show(done: int, total: int | None, label: str = doing, /) -> None:
-            bars.update(task, completed=done, total=total, description=label)
+            bars.update(task, completed=done, total=total, description=plain(label))
 
         yield show

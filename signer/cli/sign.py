@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from signer.cli.connection import connect, daemon_options
-from signer.cli.output import explained, write_file
+from signer.cli.output import explained, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import ItemResult
 from signer.errors import OperatorError
@@ -217,15 +217,15 @@ class _Printer:
         target = self._targets.get(source.name)
         if result.error is not None:
             self.failed += 1
-            click.echo(f"{source}: {result.error.reason}: {result.error.message}", err=True)
+            say(f"{source}: {result.error.reason}: {result.error.message}", err=True)
         elif target is not None:
             write_file(target, result.signature)
         if self._json:
-            click.echo(json.dumps(self._describe(source, result, target)))
+            say(json.dumps(self._describe(source, result, target)))
         elif target is None and self._single and not self._text:
-            click.echo(result.signature, nl=False)
+            put(result.signature)
         elif target is None:
-            click.echo(self._encode(result.signature))
+            say(self._encode(result.signature))
 
     def _encode(self, signature: bytes) -> str:
         return signature.decode("ascii") if self._text else base64.b64encode(signature).decode()

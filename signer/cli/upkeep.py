@@ -6,6 +6,7 @@ import click
 
 from signer.audit.format.segments import KEY_FILE, list_segments
 from signer.cli.options import FILE, config_option, token_option
+from signer.cli.output import say
 from signer.clock import SystemClock
 from signer.config.models import Config, TokenConfig, load_config
 from signer.config.policy_documents import PolicyText, read_policy
@@ -72,12 +73,12 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
             in_force = bytes.fromhex(state.policy)
             fields = OfficersRecord(state.officers, policy=in_force).to_fields()
             begin(config.audit, key, fields, clock)
-    click.echo(f"officers: {', '.join(sorted(state.officers))}")
-    click.echo(f"policy in force: {state.policy}")
+    say(f"officers: {', '.join(sorted(state.officers))}")
+    say(f"policy in force: {state.policy}")
     if state.policy != policy.policy.sha256:
-        click.echo(f"the policy in {config.policy} is a different one and not in force", err=True)
+        say(f"the policy in {config.policy} is a different one and not in force", err=True)
     key_file = config.audit.directory / KEY_FILE
-    click.echo(
+    say(
         "the audit log continues; the next start records the officers in it"
         if begun
         else f"the audit log was begun; its public key is {key_file}: give the auditor a copy"
@@ -129,9 +130,9 @@ def migrate(*, config_file: Path) -> None:
     with Registry.open(url, migrate=True):
         after = _schema(url)
     if before == after:
-        click.echo(f"the schema of the registry is {after} already: there was nothing to do")
+        say(f"the schema of the registry is {after} already: there was nothing to do")
     else:
-        click.echo(f"the schema of the registry was {before} and is now {after}")
+        say(f"the schema of the registry was {before} and is now {after}")
 
 
 def _schema(url: str) -> str:
@@ -176,4 +177,4 @@ def unlatch(*, config_file: Path, token: str) -> None:
     label = choose(config, token).label
     if not release(config.state, label):
         raise OperatorError(f"token {label}: no PIN was rejected, so there is nothing to do")
-    click.echo(f"token {label}: the PIN is tried once more at the next start of a worker")
+    say(f"token {label}: the PIN is tried once more at the next start of a worker")

@@ -33,6 +33,7 @@ from signer.officers.records import (
     read_officers,
     rows_of,
 )
+from signer.text import plain
 
 SKEW_US = 5_000_000  # how far the clocks of two appliances on one registry may be apart
 MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
@@ -135,7 +136,7 @@ class ApprovalFold:
             self._unlisted += 1
             return
         # The text may quote anything from a record, and is printed on a terminal.
-        self._problems.append("".join(c if c.isprintable() else "?" for c in text[:_TEXT]))
+        self._problems.append(plain(text[:_TEXT]))
 
     def _snapshot(self, record: Record, first: bool) -> None:
         control = record.fields.get("control")

@@ -201,3 +201,25 @@ def test_what_one_officer_stops_two_let_go_on(office: Office) -> None:
     issuer = office.appliance.dir / "client-issuer.yaml"
     refused = office.run("keys", "suspend", key, "--reason", "x", "--client", issuer)
     assert (refused.code, "POLICY_DENIED" in refused.err) == (1, True)
+
+
+def test_an_officers_reason_controls_no_terminal(office: Office) -> None:
+    clear = "\x1b[2J\x1b]0;owned\x07\u202e"
+    office.a("keys", "suspend", "facilities/01-002", "--reason", f"{clear} lost\nnothing")
+    identity = office.propose("operations", "propose", "resume", "facilities/01-002")
+    office.b("operations", "reject", identity, "--reason", f"{clear}\nit is done")
+    config = office.appliance.dir / "signer.yaml"
+    for words in (
+        ("audit", "show", "--config", config),
+        ("audit", "show", "--config", config, "--json"),
+        ("keys", "suspensions", "--client", office.file("b")),
+        ("operations", "show", identity, "--client", office.file("b")),
+        ("operations", "list", "--client", office.file("b")),
+        ("operations", "approve", identity, "--yes", "--client", office.file("b")),
+    ):
+        done = office.run(*words)
+        shown = done.out + done.err
+        assert shown.replace("\n", "").isprintable(), words
+        assert "\nit is done" not in shown
+        assert "list" in words or "?" in shown or "--json" in words
+    office.both("resume", "facilities/01-002")

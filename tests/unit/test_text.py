@@ -1,6 +1,7 @@
 import pytest
+from hypothesis import given, strategies
 
-from signer.text import count
+from signer.text import count, plain, plain_lines
 
 
 @pytest.mark.parametrize(
@@ -14,3 +15,24 @@ def test_a_number_has_the_right_form_of_its_noun(number: int, text: str) -> None
 def test_the_plural_can_be_given_with_its_verb() -> None:
     assert count(1, "facility is", "facilities are") == "1 facility is"
     assert count(3, "facility is", "facilities are") == "3 facilities are"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Phòng tiêm chủng 01", "Phòng tiêm chủng 01"),
+        ("\x1b]0;title\x07\x1b[2Jgone", "?]0;title??[2Jgone"),
+        ("one\ntwo\ttabs\rback", "one?two?tabs?back"),
+        ("\u202edesrever\u2066 \x9b31m \x7f \ud800", "?desrever? ?31m ? ?"),
+    ],
+)
+def test_a_text_from_elsewhere_controls_no_terminal(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+@given(strategies.text())
+def test_lines_stay_lines_and_nothing_else_is_left(text: str) -> None:
+    shown = plain_lines(text)
+    assert shown.count("\n") == text.count("\n")
+    assert len(shown) == len(text)
+    assert shown.replace("\n", "").isprintable()

@@ -29,7 +29,7 @@ from signer.cli.audit.log_files import (
 )
 from signer.cli.audit.verify import verify
 from signer.cli.options import FILE, NEW_FILE
-from signer.cli.output import output, plain, print_table, print_values
+from signer.cli.output import output, print_table, print_values, say
 from signer.errors import OperatorError
 from signer.formats import base45
 from signer.text import count
@@ -118,7 +118,7 @@ def find(*, log: LogFiles, sha256_hex: str | None, file: Path | None) -> list[di
     matches = _search(reader, first, _hashes_wanted(sha256_hex, file))
     described = [_described(reader, match) for match in matches]
     if not described:
-        click.echo(f"not in the log: searched {count(reader.size - first, 'record')}", err=True)
+        say(f"not in the log: searched {count(reader.size - first, 'record')}", err=True)
     return described
 
 
@@ -162,7 +162,7 @@ def prove(
     text = prove_item(reader, match, checkpoint, note)
     proof.verify(text, spki_of(log.key), origin)
     if output is None:
-        click.echo(text)
+        say(text)
     else:
         output.write_text(f"{text}\n")
 
@@ -182,7 +182,7 @@ def export(*, log: LogFiles, start: int | None, stop: int | None) -> None:
     begin = first if start is None else start
     end = reader.size if stop is None else min(stop + 1, reader.size)
     for record in records(reader, begin, end, "exporting"):
-        click.echo(json.dumps(describe(record)))
+        say(json.dumps(describe(record)))
 
 
 # --- finding -----------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def _choose(matches: list[Match]) -> Match:
         raise OperatorError("it is not in the log: there is nothing to prove")
     chosen = next((match for match in matches if match.outcome is not None), matches[0])
     if len(matches) > 1:
-        click.echo(
+        say(
             f"found {len(matches)} times; this proves intent {chosen.intent}, item {chosen.item}; "
             "for another give --record and --item",
             err=True,
@@ -280,7 +280,7 @@ def _print_record(described: dict[str, Any]) -> None:
     content = str(fields.pop("content", ""))
     print_values({**described, "fields": fields})
     if content:
-        click.echo("\n" + "\n".join(map(plain, content.split("\n"))).rstrip("\n"))
+        say("\n" + content.rstrip("\n"))
 
 
 def _summary(described: dict[str, Any]) -> str:

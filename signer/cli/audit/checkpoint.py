@@ -10,7 +10,7 @@ from signer.audit.read.notes import read_note
 from signer.cli.audit.log_files import origin_option, readable_errors, spki_of
 from signer.cli.connection import connect, daemon_options
 from signer.cli.options import FILE, NEW_FILE, json_option
-from signer.cli.output import print_json
+from signer.cli.output import print_json, say
 from signer.client import SignerClient
 from signer.errors import OperatorError
 from signer.files import replace_file
@@ -71,10 +71,10 @@ def checkpoint(
         before = previous.size if previous else None
         print_json({**values, "previous_size": before, "note": note})
         return
-    click.echo(f"the log {newest.origin} has {newest.size} records; the audit key has signed that")
-    click.echo(f"root {newest.root.hex()}")
+    say(f"the log {newest.origin} has {newest.size} records; the audit key has signed that")
+    say(f"root {newest.root.hex()}")
     if previous is not None:
-        click.echo(f"it has only grown since the checkpoint of {previous.size} records")
+        say(f"it has only grown since the checkpoint of {previous.size} records")
 
 
 def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:

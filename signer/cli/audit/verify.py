@@ -18,10 +18,11 @@ from signer.cli.audit.log_files import (
     spki_of,
 )
 from signer.cli.options import FILE
-from signer.cli.output import output, print_values
+from signer.cli.output import output, print_values, say
 from signer.cli.progress import progress
 from signer.errors import OperatorError
 from signer.officers.offline_check import ApprovalFold
+from signer.text import plain
 
 
 def _print(values: dict[str, Any]) -> None:
@@ -29,9 +30,9 @@ def _print(values: dict[str, Any]) -> None:
         print_values(values)
         return
     for problem in values["problems"]:
-        click.echo(f"wrong: {problem}", err=True)
+        say(f"wrong: {plain(problem)}", err=True)
     verdict = "in order" if values["whole"] else "NOT in order"
-    click.echo(f"the log {values['origin']} is {verdict}")
+    say(f"the log {values['origin']} is {verdict}")
     printed = {"whole", "origin", "problems"}
     rest = {name: value for name, value in values.items() if name not in printed}
     if rest["officers"] is None:

@@ -17,9 +17,10 @@ from signer.cli.operations import WAIT_SECONDS, flow, follow, result_lines
 from signer.cli.operations.arguments import KEY, certificate_in, principal_of, utc
 from signer.cli.operations.requested import check_foreign, request
 from signer.cli.options import FILE, FOLDER, NEW_FOLDER, token_option, yes_option
-from signer.cli.output import explained, plain, write_file
+from signer.cli.output import explained, say, write_file
 from signer.client import Operation
 from signer.errors import OperatorError
+from signer.text import plain
 
 _NEEDED = {
     "name": "NAME",
@@ -95,11 +96,11 @@ def _verify(folder: Path, officers: tuple[Path, ...]) -> None:
     }
     members = transcript.verify(folder, certificates)
     result = members["result"]
-    click.echo(f"{folder} is in order")
-    click.echo(f"  key        {result['key_version']}, {result['algorithm']}")
-    click.echo(f"  public key SHA-256 {result['public_key_sha256']}")
+    say(f"{folder} is in order")
+    say(f"  key        {result['key_version']}, {result['algorithm']}")
+    say(f"  public key SHA-256 {result['public_key_sha256']}")
     for participant in members["participants"]:
-        click.echo(f"  signed by  {participant['officer']}")
+        say(f"  signed by  {participant['officer']}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _hold(plan: _CeremonyPlan) -> None:
 
 def _say(*lines: str) -> None:
     for line in lines:
-        click.echo(plain(line))
+        say(plain(line))
 
 
 def _officers(plan: _CeremonyPlan, *both: flow.OfficerKey) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from signer.cli.connection import client_options
 from signer.cli.keys.showing import facility_option, listed
 from signer.cli.options import NEW_FILE
-from signer.cli.output import write_file
+from signer.cli.output import say, write_file
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
 from signer.keys.certificates import jwk_members, jwk_thumbprint
@@ -145,10 +145,10 @@ def export(
     versions = published(listed(client, facility), announced=announced)
     text: str = _FORMS[form](versions)
     if out is None:
-        click.echo(text, nl=False)
+        say(text, newline=False)
     else:
         write_file(out, text.encode())
     included = versions if form == "jwks" else _with_certificates(versions)
     without = len(versions) - len(included)
     more = f"; {count(without, 'more has', 'more have')} no certificate" if without else ""
-    click.echo(f"{count(len(included), 'key version')}{more}", err=True)
+    say(f"{count(len(included), 'key version')}{more}", err=True)

@@ -14,7 +14,7 @@ from signer.cli.operations import follow_options
 from signer.cli.operations.arguments import certificates_in
 from signer.cli.operations.flow import LONG, only_one
 from signer.cli.options import FILE, NEW_FOLDER, json_option
-from signer.cli.output import explained, print_json, write_file
+from signer.cli.output import explained, print_json, say, write_file
 from signer.cli.progress import progress
 from signer.client import KeyVersion, Operation, SignerClient
 from signer.errors import OperatorError
@@ -91,7 +91,7 @@ def requests(
     if as_json:
         print_json(written)
     else:
-        click.echo(f"{count(len(written), 'request is', 'requests are')} in {out}")
+        say(f"{count(len(written), 'request is', 'requests are')} in {out}")
     if len(written) > proposal.details["keys"]:
         raise OperatorError(
             f"the rotation has {count(proposal.details['keys'], 'key')}, but {len(written)}"

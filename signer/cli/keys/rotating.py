@@ -19,7 +19,7 @@ from signer.cli.operations.arguments import DURATION, KEY, TIME, certificates_in
 from signer.cli.operations.flow import proposal_options
 from signer.cli.operations.requested import OperationRequest, request_with_certificates
 from signer.cli.options import FILE, json_option, token_option
-from signer.cli.output import print_json, print_table
+from signer.cli.output import print_json, print_table, say
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
 from signer.model import KeyName
@@ -130,7 +130,7 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
         raise click.UsageError("give --names or --json, not both")
     found = due(client.list_key_versions(), datetime.now(UTC), days)
     if names:
-        click.echo("".join(f"{name}\n" for name in names_due(found)), nl=False)
+        say("".join(f"{name}\n" for name in names_due(found)), newline=False)
     elif as_json:
         print_json([{**one._asdict(), "ends": one.ends.isoformat()} for one in found])
     elif found:
@@ -139,7 +139,7 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
             ((one.version, utc(one.ends), one.cause, _successor(one)) for one in found),
         )
     else:
-        click.echo(f"nothing ends in the next {count(days, 'day')}")
+        say(f"nothing ends in the next {count(days, 'day')}")
 
 
 def _successor(found: Due) -> str:

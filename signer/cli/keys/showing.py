@@ -7,10 +7,11 @@ import click
 from signer.cli.connection import client_options
 from signer.cli.operations.arguments import KEY_OR_VERSION, iso
 from signer.cli.options import json_option
-from signer.cli.output import output, plain, print_json
+from signer.cli.output import output, print_json, say
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
 from signer.keys.certificates import describe_certificate, fingerprint, public_key_pem
+from signer.text import plain
 
 _SEPARATOR = "/versions/"
 
@@ -23,9 +24,9 @@ def listed(client: SignerClient, facility: str | None) -> list[KeyVersion]:
 
 
 def _print_versions(versions: list[KeyVersion]) -> None:
-    click.echo(f"  {'VERSION':<48} {'ALGORITHM':<9} {'STATE':<17} {'KID':<16} CERTIFICATE")
+    say(f"  {'VERSION':<48} {'ALGORITHM':<9} {'STATE':<17} {'KID':<16} CERTIFICATE")
     for version in versions:
-        click.echo(
+        say(
             f"{'*' if version.primary else ' '} {version.name:<48} {version.algorithm:<9}"
             f" {version.state:<17} {version.kid.hex()} {'yes' if version.certificate else 'no'}"
         )
@@ -61,11 +62,11 @@ def show(*, client: SignerClient, target: str, pem: bool, as_json: bool) -> None
         raise click.UsageError("give --pem or --json, not both")
     version = _find(client, target)
     if pem:
-        click.echo(public_key_pem(version.public_key), nl=False)
+        say(public_key_pem(version.public_key), newline=False)
     elif as_json:
         print_json(version_value(version))
     else:
-        click.echo("\n".join(_lines(version_value(version))))
+        say("\n".join(_lines(version_value(version))))
 
 
 @click.command(short_help="Prints the certification request of a version.")
@@ -90,7 +91,7 @@ def csr(*, client: SignerClient, target: str) -> None:
             f"{name} was created without a certification request; create a version that has one:"
             f' signer operations propose new-version {key} --subject "CN=...,C=VN"'
         )
-    click.echo(request, nl=False)
+    say(request, newline=False)
 
 
 def _find(client: SignerClient, target: str) -> KeyVersion:

@@ -7,7 +7,7 @@ import click
 
 from signer.cli.connection import client_options
 from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, utc
-from signer.cli.output import output, plain, print_table
+from signer.cli.output import output, print_table, say
 from signer.client import KeyVersion, SignerClient, Suspension
 from signer.model import parse_key_or_version
 
@@ -23,14 +23,14 @@ def _stopped(done: str, target: str, versions: Sequence[KeyVersion]) -> dict[str
 
 def _print_stopped(stopped: dict[str, Any]) -> None:
     if "suspended" in stopped:
-        click.echo(f"{stopped['suspended']} is suspended")
+        say(f"{stopped['suspended']} is suspended")
     else:
-        click.echo(
+        say(
             f"{stopped['compromised']} is marked as compromised; give verifiers a new"
             " `signer keys export`"
         )
     for name, state in stopped["key_versions"].items():
-        click.echo(f"  {name} is {state}")
+        say(f"  {name} is {state}")
 
 
 def read_target(text: str) -> str:
@@ -96,10 +96,10 @@ def compromise(*, client: SignerClient, name: str, reason: str) -> dict[str, Any
 
 def _print_suspensions(suspensions: Sequence[Suspension]) -> None:
     if not suspensions:
-        click.echo("no facility and no group is suspended")
+        say("no facility and no group is suspended")
         return
     rows = (
-        (f"{one.scope} {one.name}".strip(), utc(one.since), plain(one.officer), plain(one.reason))
+        (f"{one.scope} {one.name}".strip(), utc(one.since), one.officer, one.reason)
         for one in suspensions
     )
     print_table(("what", "since", "by", "reason"), rows)

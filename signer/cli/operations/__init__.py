@@ -27,12 +27,13 @@ from signer.cli.operations.flow import (
 from signer.cli.operations.propose import propose
 from signer.cli.operations.requested import check_foreign
 from signer.cli.options import FILE, NEW_FILE, json_option, yes_option
-from signer.cli.output import output, plain, print_json, print_table, write_file
+from signer.cli.output import output, print_json, print_table, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import Officers, Operation, SignerClient
 from signer.errors import OperatorError
 from signer.keys.certificates import describe_certificate
 from signer.officers.approval import ApprovalError, parse
+from signer.text import plain
 
 _BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
 STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)
@@ -67,15 +68,15 @@ def operations() -> None:
 
 def _print_list(operations: list[Operation]) -> None:
     # No table: an id that a narrow terminal folds cannot be copied.
-    click.echo(f"{'ID':<36}  {'KIND':<20}  {'STATE':<9}  SIGNED  {'PROPOSED':<20}  PROPOSER")
+    say(f"{'ID':<36}  {'KIND':<20}  {'STATE':<9}  SIGNED  {'PROPOSED':<20}  PROPOSER")
     for operation in operations:
-        click.echo(
+        say(
             f"{operation.id}  {operation.kind:<20}  {operation.state:<9}"
             f"  {len(operation.signatures)} of {operation.officers}  {utc(operation.proposed)}"
             f"  {plain(operation.proposer)}"
         )
         if operation.note:
-            click.echo(f"  {plain(operation.note)}")
+            say(f"  {plain(operation.note)}")
 
 
 @operations.command("list")
@@ -126,7 +127,7 @@ def show(
             )
         write_file(attachment, content)
     if as_bytes:
-        click.echo(operation.content, nl=False)
+        put(operation.content)
     elif as_json:
         print_json(operation_value(operation))
     else:
@@ -152,7 +153,7 @@ def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
     if not to_stderr:
         lines.append(next_step(operation))
     for line in lines:
-        click.echo(plain(line), err=to_stderr)
+        say(plain(line), err=to_stderr)
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
@@ -239,7 +240,7 @@ def _officers_value(answer: Officers) -> dict[str, Any]:
 
 
 def _print_officers(answer: Officers) -> None:
-    click.echo(f"log origin: {answer.origin}")
+    say(f"log origin: {answer.origin}")
     members = ("serial", "issuer", "not_after")
     rows = (
         (principal, *map(describe_certificate(certificate).__getitem__, members))
@@ -322,7 +323,7 @@ def approve(
     print_operation(operation, to_stderr=True)
     summary = f"{proposal.kind}, proposed by {plain(proposal.proposer)}"
     digest = hashlib.sha256(operation.content).hexdigest()
-    click.echo(f"the bytes to sign: {summary}; their SHA-256 is {digest}", err=True)
+    say(f"the bytes to sign: {summary}; their SHA-256 is {digest}", err=True)
     confirm("Sign this?", yes=yes)
     signed = me.sign(operation.content) if signature is None else read_file(signature)
     return client.operations.approve(identity, signed, timeout=LONG)

@@ -14,12 +14,12 @@ from signer.cli.connection import connect, daemon_options
 from signer.cli.operations.arguments import certificates_in, iso, principal_of, read_file, utc
 from signer.cli.operations.requested import OperationRequest, check_content
 from signer.cli.options import NEW_FILE, json_option, yes_option
-from signer.cli.output import output, plain, print_json, write_file
+from signer.cli.output import output, print_json, say, write_file
 from signer.client import Operation, SignerClient, sign_operation
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
 from signer.model import MESSAGE_BYTES
-from signer.text import count
+from signer.text import count, plain
 
 LONG = 300.0
 """Seconds for calls that check thousands of facilities or keys."""
@@ -109,7 +109,7 @@ def proposal_options(
                 content, me.sign(content), requested.attachment, timeout=LONG
             )
         if only_id:
-            click.echo(operation.id)
+            say(operation.id)
         elif as_json:
             print_json(operation_value(operation))
         else:
@@ -134,11 +134,11 @@ def prepare(
     )
     if answer.problems:
         for problem in answer.problems:
-            click.echo(plain(problem), err=True)
+            say(plain(problem), err=True)
         raise OperatorError("this cannot be proposed, for the reasons above")
     check_content(answer.content, requested, me.principal)
     for line in answer.difference:
-        click.echo(plain(line), err=to_stderr)
+        say(plain(line), err=to_stderr)
     return answer.content
 
 
@@ -171,7 +171,7 @@ def write_draft(file: Path, content: bytes, attachment: bytes, *, as_json: bool)
         print_json({"file": str(file), "sha256": sha256, "attachment": beside and str(beside)})
         return
     more = "" if beside is None else f" --attachment {beside}"
-    click.echo(
+    say(
         f"{file} has the bytes to sign. Sign them with your key, for instance:\n"
         f"  openssl dgst -sha256 -sign officer.key -out {file}.sig {file}\n"
         f"  openssl pkeyutl -sign -rawin -inkey officer.key -in {file} -out {file}.sig"
@@ -184,10 +184,10 @@ def write_draft(file: Path, content: bytes, attachment: bytes, *, as_json: bool)
 
 def print_outcome(operation: Operation) -> None:
     """Prints an operation that was just changed, and its next step."""
-    click.echo(f"operation {operation.id} ({operation.kind}) is {operation.state}")
+    say(f"operation {operation.id} ({operation.kind}) is {operation.state}")
     if operation.note:
-        click.echo(f"  {plain(operation.note)}")
-    click.echo(next_step(operation))
+        say(f"  {plain(operation.note)}")
+    say(next_step(operation))
 
 
 def signed_count(operation: Operation) -> str:
