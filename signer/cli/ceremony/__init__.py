@@ -156,7 +156,7 @@ def _officers(plan: _CeremonyPlan, *both: flow.OfficerKey) -> dict[str, bytes]:
 
 
 def _propose(plan: _CeremonyPlan, me: flow.OfficerKey) -> str:
-    _say("", f"Step 1: {me.principal} proposes. This is what would change:")
+    _say("", f"Step 1: {me.principal} proposes.")
     arguments = {
         "key": plan.name,
         "algorithm": plan.algorithm,
@@ -168,7 +168,6 @@ def _propose(plan: _CeremonyPlan, me: flow.OfficerKey) -> str:
     }
     with connect(plan.first) as client:
         content = flow.prepare(client, request("create-key", arguments), me, to_stderr=False)
-        _say(f"The bytes to sign have the SHA-256 {hashlib.sha256(content).hexdigest()}")
         flow.confirm("Does the first officer sign and propose this?", yes=plan.yes)
         operation = client.operations.propose(content, me.sign(content), timeout=flow.LONG)
     _say(f"It is proposed: operation {operation.id}.")
@@ -176,13 +175,13 @@ def _propose(plan: _CeremonyPlan, me: flow.OfficerKey) -> str:
 
 
 def _approve(plan: _CeremonyPlan, me: flow.OfficerKey, identity: str) -> None:
-    _say("", f"Step 2: {me.principal} reads it from the appliance. This is what would change:")
+    _say("", f"Step 2: {me.principal} reads it from the appliance.")
     with connect(plan.second) as client:
         operation = client.operations.get(identity)
         check_foreign(operation.content, identity, me.principal)
-        _say(*operation.difference)
-        digest = hashlib.sha256(operation.content).hexdigest()
-        _say(f"The bytes to sign have the SHA-256 {digest}; compare it with the one above.")
+        flow.print_signed(operation.content, to_stderr=False)
+        flow.print_difference(operation.difference, to_stderr=False)
+        _say("Compare the SHA-256 with the one above.")
         flow.confirm("Does the second officer sign and approve this?", yes=plan.yes)
         operation = client.operations.approve(
             identity, me.sign(operation.content), timeout=flow.LONG

@@ -21,7 +21,9 @@ from signer.cli.operations.flow import (
     officer_options,
     only_one,
     operation_value,
+    print_difference,
     print_outcome,
+    print_signed,
     signed_count,
 )
 from signer.cli.operations.propose import propose
@@ -106,7 +108,7 @@ def list_operations(*, client: SignerClient, state: str | None) -> list[Operatio
 def show(
     *, client: SignerClient, identity: str, as_bytes: bool, attachment: Path | None, as_json: bool
 ) -> None:
-    """Shows an operation: what it changes, who has signed it, and its result.
+    """Shows an operation: what is signed, what it changes, who has signed it, its result.
 
     \b
       signer operations show ID --client officer-b.yaml
@@ -131,11 +133,13 @@ def show(
     elif as_json:
         print_json(operation_value(operation))
     else:
+        print_signed(operation.content, to_stderr=False)
+        print_difference(operation.difference, to_stderr=False)
         print_operation(operation)
 
 
 def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
-    """Prints an operation for people."""
+    """Prints for people how far an operation is, as the appliance says."""
     lines = [
         f"operation {operation.id} ({operation.kind}) is {operation.state}",
         f"proposed by {operation.proposer} at {utc(operation.proposed)}",
@@ -149,7 +153,7 @@ def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
         lines.append(f"{operation.done} of {operation.total} steps are done")
     if operation.note:
         lines.append(operation.note)
-    lines += [*operation.difference, *result_lines(operation.result or {})]
+    lines += result_lines(operation.result or {})
     if not to_stderr:
         lines.append(next_step(operation))
     for line in lines:
@@ -301,7 +305,10 @@ def submit(
 def approve(
     *, client: SignerClient, me: OfficerKey, identity: str | None, signature: Path | None, yes: bool
 ) -> Operation:
-    """Signs another officer's proposal, after showing what it changes.
+    """Signs another officer's proposal, after showing it.
+
+    What you sign is shown first and in full, from its own bytes. The appliance's text of
+    what it changes comes after it and is only a help.
 
     Without ID it is the one proposal that waits for your signature, and you are asked to
     confirm. With the last signature that it needs, the appliance executes it. The key is
@@ -319,11 +326,10 @@ def approve(
     if identity is None:
         identity = only_one(client, "PROPOSED", me.may_sign)
     operation = client.operations.get(identity)
-    proposal = check_foreign(operation.content, identity, me.principal)
+    check_foreign(operation.content, identity, me.principal)
+    print_signed(operation.content, to_stderr=True)
+    print_difference(operation.difference, to_stderr=True)
     print_operation(operation, to_stderr=True)
-    summary = f"{proposal.kind}, proposed by {plain(proposal.proposer)}"
-    digest = hashlib.sha256(operation.content).hexdigest()
-    say(f"the bytes to sign: {summary}; their SHA-256 is {digest}", err=True)
     confirm("Sign this?", yes=yes)
     signed = me.sign(operation.content) if signature is None else read_file(signature)
     return client.operations.approve(identity, signed, timeout=LONG)

@@ -4,7 +4,7 @@ import base64
 import functools
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from signer.client import Operation, SignerClient, sign_operation
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
 from signer.model import MESSAGE_BYTES
+from signer.officers.approval import parse
+from signer.officers.signed_text import signed_text
 from signer.text import count, plain
 
 LONG = 300.0
@@ -121,7 +123,7 @@ def proposal_options(
 def prepare(
     client: SignerClient, requested: OperationRequest, me: OfficerKey, *, to_stderr: bool
 ) -> bytes:
-    """Prepares an operation, prints what it changes, and returns its checked bytes.
+    """Prepares an operation, prints it and what it changes, and returns its checked bytes.
 
     All that is wrong with it is printed on stderr; the exit code is then 1.
     """
@@ -137,9 +139,32 @@ def prepare(
             say(plain(problem), err=True)
         raise OperatorError("this cannot be proposed, for the reasons above")
     check_content(answer.content, requested, me.principal)
-    for line in answer.difference:
-        say(plain(line), err=to_stderr)
+    print_signed(answer.content, to_stderr=to_stderr)
+    print_difference(answer.difference, to_stderr=to_stderr)
     return answer.content
+
+
+def print_signed(content: bytes, *, to_stderr: bool) -> None:
+    """Prints what an officer signs, from its bytes alone; raises ApprovalError."""
+    digest = hashlib.sha256(content).hexdigest()
+    say(f"what is signed, in full; its SHA-256 is {digest}", err=to_stderr)
+    lines = signed_text(content)
+    for line in lines:
+        say(f"  {plain(line)}", err=to_stderr)
+    if any("sha256 " in line for line in lines):
+        say(
+            "  a file that it names by its SHA-256 is written, and checked, by:"
+            f" signer operations show {parse(content).id} --attachment FILE",
+            err=to_stderr,
+        )
+
+
+def print_difference(difference: Sequence[str], *, to_stderr: bool) -> None:
+    """Prints what an operation changes, as the appliance says."""
+    if difference:
+        say("what it changes, as the appliance says; a help, which nobody signs:", err=to_stderr)
+    for line in difference:
+        say(f"  {plain(line)}", err=to_stderr)
 
 
 def terminal() -> bool:
