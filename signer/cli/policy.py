@@ -135,21 +135,13 @@ def _load(config_file: Path) -> Policy:
     return load_policy(load_config(config_file).policy)
 
 
-def _clients(policy: Policy, terms: Terms) -> list[str]:
-    """Returns the clients that may sign: with delegation, those of the group too."""
-    clients = policy.facilities[terms.facility].clients
-    if terms.delegation and terms.group is not None:
-        clients |= policy.groups[terms.group].clients
-    return sorted(clients)
-
-
 def _row_value(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
     rules = shown(terms)
     return {
         "facility": terms.facility,
         "group": terms.group,
         "key": key,
-        "clients": _clients(policy, terms),
+        "clients": sorted(policy.clients_of(terms)),
         **rules,
         "rules": {name: terms.rule(name) for name in rules},
     }
@@ -175,7 +167,7 @@ def _print_facility(policy: Policy, rows: Iterable[tuple[str, Terms]]) -> None:
     """Prints one facility, a line for each rule of each key."""
     lines = []
     for key, terms in rows:
-        lines.append((key, "clients", ", ".join(_clients(policy, terms)) or "-", ""))
+        lines.append((key, "clients", ", ".join(sorted(policy.clients_of(terms))) or "-", ""))
         for name, value in shown(terms).items():
             free = name != "formats" and value in (None, [], {})
             lines.append((key, name, _cell(name, value), "" if free else terms.rule(name)))

@@ -109,6 +109,13 @@ class Policy:
         facility = self.facilities.get(key.facility)
         return facility.terms_of(key.key) if facility else None
 
+    def clients_of(self, terms: Terms) -> frozenset[str]:
+        """Returns the clients that may sign under terms: with delegation, the group's too."""
+        clients = self.facilities[terms.facility].clients
+        if terms.delegation and terms.group is not None:
+            clients |= self.groups[terms.group].clients
+        return clients
+
     def officer_problems(self, officers: Iterable[str]) -> list[str]:
         """Returns a problem for each officer that is a client of a facility or a group."""
         return [

@@ -1,9 +1,10 @@
 """Values on the command line (times, durations, names, certificates), and values as shown."""
 
+import calendar
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,38 +18,72 @@ from signer.text import count
 from signer.text import utc as utc_text
 from signer.x509 import read_certificates, uris_of
 
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_DURATION = re.compile(r"([0-9]{1,6})([dhms])")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
+_MONTHS = {"month": 1, "year": 12}
+_SHORT = {"s": "second", "h": "hour", "d": "day", "w": "week"}
+_AMOUNT = re.compile(r"([0-9]{1,6})([a-z]+)")
 _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 T = TypeVar("T")
 
 
 def parse_duration(text: str) -> int:
-    """Reads ``7d``, ``12h``, ``30m`` or ``45s``; returns seconds. Raises ValueError."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError("expected a number of days, hours, minutes or seconds, as in 7d or 12h")
-    return int(match[1]) * _UNITS[match[2]]
+    """Reads ``7d``, ``12h``, ``30minutes`` or ``45s``; returns seconds. Raises ValueError."""
+    number, unit = _amount(text)
+    if unit in _MONTHS:
+        raise ValueError(f"{text}: months and years differ in length: give days, as in 180d")
+    return number * _SECONDS[unit]
 
 
 def parse_time(text: str, now: float) -> int:
     """Reads ISO 8601 with an offset, or ``+7d`` from ``now``; returns seconds since the epoch.
 
-    Raises ValueError. A time without an offset would be a different moment for each reader.
+    Months and years are those of the calendar in UTC. Raises ValueError. A time without an
+    offset would be a different moment for each reader.
     """
     if text.startswith("+"):
-        return int(now) + parse_duration(text[1:])
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
+        moment = _from_now(text[1:], datetime.fromtimestamp(int(now), UTC))
+    else:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            moment = None
     if moment is None or moment.tzinfo is None:
-        raise ValueError("expected a time like 2030-01-01T08:00:00+07:00, or +7d or +12h from now")
+        raise ValueError(
+            "expected a time like 2030-01-01T08:00:00+07:00, or +7d or +6months from now"
+        )
     seconds = moment.timestamp()
     if not 0 < seconds < _LAST:
         raise ValueError("expected a time after 1970 and before 9999")
     return int(seconds)
+
+
+def _from_now(text: str, now: datetime) -> datetime:
+    number, unit = _amount(text)
+    try:
+        if unit in _SECONDS:
+            return now + timedelta(seconds=number * _SECONDS[unit])
+        years, month = divmod(now.month - 1 + number * _MONTHS[unit], 12)
+        year = now.year + years
+        last = calendar.monthrange(year, month + 1)[1]
+        return now.replace(year=year, month=month + 1, day=min(now.day, last))
+    except (ValueError, OverflowError):
+        raise ValueError(f"+{text} is after the year 9999") from None
+
+
+def _amount(text: str) -> tuple[int, str]:
+    """Reads a number and the name of its unit, in the singular; raises ValueError."""
+    match = _AMOUNT.fullmatch(text)
+    unit = "" if match is None else match[2]
+    if unit == "m":
+        number = text[:-1]
+        raise ValueError(
+            f"{text} could be minutes or months: write {number}minutes or {number}months"
+        )
+    unit = _SHORT.get(unit, unit.removesuffix("s"))
+    if match is None or unit not in {*_SECONDS, *_MONTHS}:
+        raise ValueError("expected a number and a unit, as in 7d, 12h, 30minutes or 6months")
+    return int(match[1]), unit
 
 
 class Text(click.ParamType[T], Generic[T]):

@@ -37,7 +37,7 @@ _at_option = click.option(
     "--at",
     type=TIME,
     default=0,
-    help="2030-01-01T08:00:00+07:00, or +7d or +12h from now; without: when it is approved.",
+    help="2030-01-01T08:00:00+07:00, or +7d or +6months; without: when it is approved.",
 )
 _key_argument = click.argument("key", metavar="NAME", type=KEY)
 _version_argument = click.argument("version", metavar="VERSION", type=VERSION)

@@ -1,6 +1,7 @@
 """The kinds create-key and new-version, and what all kinds that create keys share."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from signer.officers.kinds.base import (
     OperationKind,
     Work,
     found_problems,
+    utc,
 )
 from signer.policy.rules import Terms
 from signer.text import count
@@ -66,10 +68,15 @@ class CreateKeyKind(OperationKind[CreateKey]):
 
     def difference(self, details: CreateKey, context: OperationContext) -> list[str]:
         bits = f" of {details.bits} bits" if details.bits else ""
+        ends = f"until {utc(details.sign_until)}" if details.sign_until else "without an end"
         lines = [
             f"+ {details.key}, a key for {details.algorithm}{bits} on token {details.token}",
             f"+ {details.key}/versions/1, "
-            + ("ACTIVE at once" if details.activate else "PRE_ACTIVE: it does not sign yet"),
+            + (
+                f"ACTIVE at once, {ends}"
+                if details.activate
+                else "PRE_ACTIVE: it does not sign yet"
+            ),
         ]
         if details.subject:
             lines.append(f"+ a certification request for {details.subject}")
@@ -268,6 +275,8 @@ def _end_problems(details: CreateKey, context: OperationContext) -> list[str]:
 
 def subject_problems(subject: str, like: str = "CN=DCC 1,O=Ministry,C=VN") -> list[str]:
     """Returns why a subject, which may be empty, is not a distinguished name."""
+    if braces := re.findall(r"\{[^{}]*\}?|\}", subject):
+        return [f"subject: {braces[0]} is not replaced by anything; write it like '{like}'"]
     try:
         x509.Name.from_rfc4514_string(subject or "CN=x")
     except ValueError:

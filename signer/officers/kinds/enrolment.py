@@ -26,6 +26,7 @@ from signer.officers.kinds.base import (
 )
 from signer.officers.kinds.create_key import save_made, try_out
 from signer.officers.kinds.policy_change import PutPolicy, replaced_problems
+from signer.policy.difference import new_facilities
 from signer.text import count
 
 # The columns of the CSV; spaces separate `clients`, `group` and `bits` may be empty.
@@ -113,6 +114,10 @@ class EnrolKind(OperationKind[Enrol]):
                 f"! {count(adopted, 'key exists', 'keys exist')} from an enrolment that did not end"
             )
         alike = Counter((row.group, row.profile, row.clients) for row in rows)
+        # Of facilities with the same profile and group one is shown with its rules.
+        examples = {(row.profile, row.group): row.facility for row in reversed(rows)}
+        made = enrolled(rows, details.file, context).policy
+        lines += new_facilities(made, sorted(examples.values()))
         lines += [
             f"+ {count(number, 'key')} with profile {profile}, group {group or 'none'},"
             f" for {', '.join(who)}"

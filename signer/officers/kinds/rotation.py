@@ -7,6 +7,7 @@ attempt did.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
@@ -131,6 +132,8 @@ class RotateKind(OperationKind[Rotate]):
         if details.issuers:
             issuer = decoded(details.issuers[0]).subject.rfc4514_string()
             lines.append(f"  certificates come from {issuer}, for {details.subject}")
+            if details.keys > 1 and not re.search(r"\{(facility|key)\}", details.subject):
+                lines.append(f"! the requests of all {details.keys} keys name the same subject")
         content = context.document(details.plan_sha256)
         if content is None:
             return lines

@@ -66,7 +66,8 @@ class VersionKind(OperationKind[V]):
 
     def difference(self, details: V, context: OperationContext) -> list[str]:
         before = context.version(details.version)
-        return changes_of(before, self._move(before, details, context.now), context)
+        after = self._move(before, details, context.now)
+        return [*_last_one(before, after, context), *changes_of(before, after, context)]
 
     def execute(self, details: V, work: Work) -> Effects:
         before, now = work.context.version(details.version), work.context.now
@@ -205,6 +206,17 @@ def changes_of(before: KeyVersion, after: KeyVersion, context: OperationContext)
         if old_time != new_time:
             lines.append(f"  {name} {utc(old_time)} becomes {utc(new_time)}")
     return lines
+
+
+def _last_one(before: KeyVersion, after: KeyVersion, context: OperationContext) -> list[str]:
+    """Returns a warning if a version ends and its key then has no active version."""
+    end = context.now if after.ends_at is None else max(after.ends_at, context.now)
+    versions = context.state.keys.versions(before.key)
+    left = [after, *(version for version in versions if version.number != before.number)]
+    if not before.active(context.now) or any(version.active(end) for version in left):
+        return []
+    text = "has no other version that is active then"
+    return [f"! {before.key} {text}: from {utc(end)} on nothing can be signed with it"]
 
 
 def _result(versions: Sequence[KeyVersion], now: float) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -193,6 +194,12 @@ def test_what_another_officer_proposed_is_checked_before_it_is_approved() -> Non
         ("+7d", 1_000 + 7 * 86_400),
         ("+12h", 1_000 + 12 * 3_600),
         ("+0s", 1_000),
+        ("+2w", 1_000 + 14 * 86_400),
+        ("+6minutes", 1_360),
+        ("+1minute", 1_060),
+        ("+6months", 181 * 86_400 + 1_000),
+        ("+1month", 31 * 86_400 + 1_000),
+        ("+1year", 365 * 86_400 + 1_000),
         ("1970-01-02T00:00:00Z", 86_400),
         ("1970-01-02T07:00:00+07:00", 86_400),
         ("1970-01-02T00:00:00.9Z", 86_400),
@@ -204,16 +211,48 @@ def test_times(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "now", "+", "+7", "7d", "+-7d", "+7w", "2030-01-01T00:00:00", "1969-01-01T00:00:00Z"],
+    [
+        "",
+        "now",
+        "+",
+        "+7",
+        "7d",
+        "+-7d",
+        "+7y",
+        "+7ss",
+        "2030-01-01T00:00:00",
+        "1969-01-01T00:00:00Z",
+    ],
 )
 def test_no_times(text: str) -> None:
     with pytest.raises(ValueError, match="expected a"):
         parse_time(text, 1_000)
 
 
+def test_a_month_is_one_of_the_calendar() -> None:
+    for now, text, then in (
+        ("2028-01-31T10:00:00Z", "+1month", "2028-02-29T10:00:00Z"),
+        ("2027-08-31T10:00:00Z", "+6months", "2028-02-29T10:00:00Z"),
+        ("2028-02-29T10:00:00Z", "+1year", "2029-02-28T10:00:00Z"),
+        ("2027-12-15T10:00:00Z", "+1month", "2028-01-15T10:00:00Z"),
+    ):
+        begun, wanted = (datetime.fromisoformat(each).timestamp() for each in (now, then))
+        assert parse_time(text, begun) == wanted
+    with pytest.raises(ValueError, match="after the year 9999"):
+        parse_time("+99999months", 1_000)
+
+
+def test_m_is_refused_because_it_could_be_minutes_or_months() -> None:
+    for read in (parse_duration, lambda text: parse_time(f"+{text}", 1_000)):
+        with pytest.raises(ValueError, match="write 6minutes or 6months"):
+            read("6m")
+
+
 def test_durations() -> None:
-    seconds = [parse_duration(text) for text in ("7d", "12h", "30m", "45s", "0s")]
-    assert seconds == [604_800, 43_200, 1_800, 45, 0]
+    seconds = [parse_duration(text) for text in ("7d", "12h", "30minutes", "45s", "0s", "1week")]
+    assert seconds == [604_800, 43_200, 1_800, 45, 0, 604_800]
+    with pytest.raises(ValueError, match="give days"):
+        parse_duration("6months")
     for wrong in ("", "7", "d", "-7d", "1.5d", "7 d", "1234567d"):
         with pytest.raises(ValueError, match="as in 7d"):
             parse_duration(wrong)

@@ -28,6 +28,7 @@ KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
         ({"token": "hard"}, "token: name one of the tokens soft"),
         ({"subject": "me"}, "not a distinguished name"),
         ({"subject": "CN=" + "a" * 65}, "not a distinguished name"),
+        ({"subject": "CN=DCC {version},C=VN"}, "{version} is not replaced by anything"),
         ({"activate": False, "sign_until": int(START) + 9000}, "applies to an active key"),
         ({"sign_until": int(START) - 1}, "in the past"),
         ({"sign_until": int(START) * 1000}, "32503680000"),
@@ -51,9 +52,11 @@ def test_everything_that_is_wrong_is_told_at_once(stage: Stage) -> None:
 def test_what_will_be_is_shown(stage: Stage) -> None:
     assert stage.prepare("create-key", **KEY).difference == [
         f"+ {CLINIC}, a key for ES256 on token soft",
-        f"+ {CLINIC}/versions/1, ACTIVE at once",
+        f"+ {CLINIC}/versions/1, ACTIVE at once, without an end",
         "  by the policy it signs JWS, MESSAGE",
     ]
+    ends = stage.prepare("create-key", **KEY, sign_until=int(START) + 86_400).difference[1]
+    assert ends == f"+ {CLINIC}/versions/1, ACTIVE at once, until 2026-01-06T00:00:00Z"
     other = {"key": "facilities/x/keys/k", "activate": False, "subject": "CN=k"}
     assert stage.prepare("create-key", **KEY | other).difference[1:] == [
         "+ facilities/x/keys/k/versions/1, PRE_ACTIVE: it does not sign yet",

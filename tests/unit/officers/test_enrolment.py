@@ -52,6 +52,9 @@ def test_facilities_are_enrolled(stage: Stage) -> None:
     ]
     assert f"+ 2 keys with profile clinic, group 01, for {CLIENT}" in shown
     assert "+ facilities/n-1/keys/records, ES256" in shown
+    assert f"+ facility n-1, profile clinic, group 01, for {CLIENT}" in shown
+    assert f"+ facility n-2, profile clinic, for {CLIENT}, rules as facility n-1" in shown
+    assert "+ facility n-1: quotas 200 per second" in shown
     operation = stage.done("enrol", content)
     assert operation.result == {"policy_sha256": stage.snapshot.policy.sha256, "keys": 3}
     assert (operation.done, operation.total) == (3, 3)

@@ -130,6 +130,26 @@ def test_a_subject_must_suit_every_key(
     )
 
 
+@pytest.mark.parametrize("subject", ["CN={versoin}", "CN={facility} {Version}", "CN={", "CN=x}"])
+def test_a_placeholder_that_nothing_replaces_is_refused(
+    stage: Stage, keys: Sequence[str], authority: Authority, subject: str
+) -> None:
+    members = certified(authority) | {"subject": subject}
+    [problem] = stage.problems("rotate", names(*keys), **members)
+    assert "is not replaced by anything" in problem
+    assert "CN={facility} {version},C=VN" in problem
+
+
+def test_one_subject_for_several_keys_is_warned_of(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    members = PLAN | certified(authority) | {"subject": "CN=DCC {version}"}
+    lines = stage.prepare("rotate", names(*keys), **members).difference
+    assert f"! the requests of all {len(keys)} keys name the same subject" in lines
+    alone = stage.prepare("rotate", names(keys[0]), **members).difference
+    assert not any(line.startswith("!") for line in alone)
+
+
 def test_keys_that_are_in_no_state_to_be_rotated(stage: Stage, keys: Sequence[str]) -> None:
     stage.done("new-version", key=CLINIC)
     stage.emergency.suspend_key(C, OTHER, "seen elsewhere")

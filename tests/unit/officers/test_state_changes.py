@@ -7,6 +7,7 @@ import pytest
 from signer.errors import CallError
 from signer.model import Scope
 from signer.officers.store import OperationState
+from signer.text import utc
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, START, Stage
 from tests.unit.officers.people import C
 
@@ -51,6 +52,29 @@ def test_what_will_be_is_shown(stage: Stage) -> None:
     ]
     at_once = stage.prepare("activate", version=ONE).difference
     assert at_once[0] == f"~ {ONE}: PRE_ACTIVE becomes ACTIVE"
+
+
+@pytest.mark.usefixtures("key")
+def test_the_end_of_the_last_active_version_is_warned_of(stage: Stage) -> None:
+    def warned(**arguments: Any) -> list[str]:
+        lines = stage.prepare("deactivate", **arguments).difference
+        return [line for line in lines if line.startswith("!")]
+
+    [now] = warned(version=ONE)
+    assert now == (
+        f"! {CLINIC} has no other version that is active then: from {utc(stage.clock.now())} on"
+        " nothing can be signed with it"
+    )
+    [later] = warned(version=ONE, at=LATER)
+    assert "from 2026-01-06T00:00:00Z on" in later
+    stage.done("new-version", key=CLINIC)
+    assert warned(version=ONE)
+    stage.done("activate", version=TWO, at=LATER)
+    assert not warned(version=ONE, at=LATER)  # the next one signs from that moment on
+    assert warned(version=ONE, at=LATER - 1)
+    assert warned(version=ONE)
+    stage.clock.forward(DAY)
+    assert not warned(version=ONE)
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,13 @@ def test_nothing_differs_from_itself() -> None:
         ("roles/auditor", [], [f"- auditor {AUDITOR}"]),
         ("roles/operator", [NEW], [f"+ operator {NEW}"]),
         ("denied_certificates", ["0b"], ["- denied certificate a", "+ denied certificate b"]),
-        ("groups/02", {"name": "Hue", "clients": []}, ["+ group 02"]),
+        ("groups/02", {"name": "Hue", "clients": []}, ["+ group 02, named Hue"]),
         (
             "groups/02",
             {"name": "Hue", "clients": [NEW]},
-            ["+ group 02", f"+ client of group 02 {NEW}"],
+            ["+ group 02, named Hue", f"+ client of group 02 {NEW}"],
         ),
+        ("groups/01/name", "Hanoi", ["~ group 01: name Ha Noi becomes Hanoi"]),
         ("groups/01/clients", [NEW], [f"+ client of group 01 {NEW}"]),
         (
             "facilities/f/clients",
@@ -90,8 +91,19 @@ def test_nothing_differs_from_itself() -> None:
             {"profile": "clinic", "group": "01", "keys": {"k": {"algorithms": ["EdDSA"]}}},
             [
                 "+ facility g, profile clinic, group 01, for no client",
-                "+ facility g: formats JWS, MESSAGE, algorithms ES256, EdDSA",
-                "+ key g/k: formats JWS, MESSAGE, algorithms EdDSA",
+                "+ facility g: formats JWS, MESSAGE",
+                "+ facility g: algorithms ES256, EdDSA",
+                "+ facility g: max_batch_items 500",
+                "+ facility g: quotas 200 per second",
+                "+ facility g: hours none",
+                "+ facility g: valid_from none",
+                "+ facility g: valid_until none",
+                "+ facility g: delegation no",
+                "+ facility g: priority normal",
+                "+ facility g: check_every 8",
+                "+ facility g: hcert none",
+                "+ facility g: content none",
+                "+ facility g, key k: algorithms EdDSA",
             ],
         ),
         ("facilities/f/max_batch_items", 7, None),
@@ -153,6 +165,47 @@ def test_the_reverse_change_has_as_many_lines() -> None:
     back = difference(compiled(after), compiled(document()))
     assert there
     assert len(there) == len(back)
+
+
+def test_a_new_facility_names_the_clients_of_its_group_and_equal_rules_once() -> None:
+    before, after = document(), document()
+    for one in (before, after):
+        one["groups"]["01"]["clients"] = [NEW]
+    rules = {
+        "profile": "clinic",
+        "group": "01",
+        "quotas": ["100 per minute", "5000 per day"],
+        "max_batch_items": 50,
+        "hours": {
+            "time_zone": "Asia/Ho_Chi_Minh",
+            "open": [{"days": "mon-fri", "from": "07:00", "to": "17:00"}],
+        },
+    }
+    after["profiles"]["clinic"]["delegation"] = before["profiles"]["clinic"]["delegation"] = True
+    after["facilities"] |= {"g": rules, "h": rules | {"clients": [CLINIC], "group": "01"}}
+    after["facilities"]["i"] = rules | {"delegation": False}
+    lines = difference(compiled(before), compiled(after))
+    assert f"+ facility g, profile clinic, group 01, for {NEW}" in lines
+    assert "+ facility g: quotas 200 per second, 100 per minute, 5000 per day" in lines
+    assert "+ facility g: max_batch_items 50" in lines
+    assert "+ facility g: hours mon-fri 07:00-17:00 Asia/Ho_Chi_Minh" in lines
+    both = f"{CLINIC}, {NEW}"
+    assert f"+ facility h, profile clinic, group 01, for {both}, rules as facility g" in lines
+    assert "+ facility i, profile clinic, group 01, for no client" in lines
+    assert "+ facility i: delegation no" in lines
+    assert len(lines) == 3 + 2 * len(RULES)
+
+
+def test_who_signs_by_a_group_is_named_where_a_facility_begins_to_delegate() -> None:
+    before = document()
+    before["groups"]["01"]["clients"] = [NEW]
+    after = copy.deepcopy(before)
+    after["profiles"]["clinic"]["delegation"] = True
+    assert difference(compiled(before), compiled(after)) == [
+        f"+ client of facility f, as its group's {NEW}",
+        "~ facility f: delegation no becomes yes",
+        "~ key f/plain: delegation no becomes yes",
+    ]
 
 
 def test_every_rule_has_a_row() -> None:
