@@ -16,6 +16,7 @@ from signer.events import Events, KeysChanged, PolicyChanged, RegistryUnreadable
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.model import KeyState, KeyVersion, Scope, Suspended
+from signer.officers.approval import Officers
 from signer.officers.kinds.base import OperationContext
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
@@ -61,6 +62,11 @@ class Serving:
     def policy(self) -> Policy:
         """The policy in force."""
         return self._policies.text.policy
+
+    @property
+    def officers(self) -> Officers:
+        """The officers in force, by the registry's state that is served."""
+        return self._state.officers
 
     @property
     def files_decide(self) -> bool:

@@ -11,7 +11,7 @@ from signer.config.models import Config
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving
 from signer.hsm.front.service import Hsm
-from signer.observe.gauges import KeyReadings, Readings, readings
+from signer.observe.gauges import KeyReadings, Readings, officer_readings, readings
 from signer.observe.history import History
 from signer.observe.page import DaemonState, page
 from signer.observe.reports import Reports
@@ -87,9 +87,11 @@ class StatusReader:
         checkpoint = self.sealing.checkpoint_time
         expiries = self.certificates.expiries()
         monotonic = self.clock.monotonic()
+        needed = max(self.config.operations.all_needed().values())
         return {
             **readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
             **self._keys(self.served.snapshot, now, monotonic),
+            **officer_readings(self.serving.officers, needed, now),
             **{name: {(): value} for name, value in values.items()},
             "signer_audit_checkpoint_timestamp_seconds": {(): checkpoint} if checkpoint else {},
         }

@@ -158,6 +158,19 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "When the server's certificates end (notAfter).",
         Label("certificate", ("server", "client_ca")),
     ),
+    "signer_officers": (
+        (
+            "Officers by their certificate; ended and early ones sign no operation, but a renewal "
+            "of what has ended."
+        ),
+        Label("certificate", ("valid", "ended", "early")),
+    ),
+    "signer_officers_needed": (
+        "How many officers must sign the operation that needs most: `operations`.",
+    ),
+    "signer_officer_expiry_timestamp_seconds": (
+        "When the next valid certificate of an officer ends; absent while none is valid.",
+    ),
     "signer_operations_pending": ("Proposals of officers that wait for approvals.",),
     # The daemon.
     "signer_ready": ("1 while the daemon serves; if not, /readyz says why.",),

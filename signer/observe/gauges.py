@@ -14,6 +14,8 @@ from signer import __version__
 from signer.hsm.front.service import Hsm
 from signer.model import KeyState, KeyVersion
 from signer.observe.catalogue import BY_NAME, closed
+from signer.officers.approval import Officers
+from signer.officers.validity import Validity
 from signer.signing.request import Snapshot
 
 Values = Mapping[tuple[str, ...], float]
@@ -61,6 +63,18 @@ def readings(
         "signer_tls_expiry_timestamp_seconds": ends,
         "signer_config_info": {(snapshot.policy.sha256,): 1},
         "signer_build_info": {(__version__,): 1},
+    }
+
+
+def officer_readings(officers: Officers, needed: int, now: float) -> Readings:
+    """Returns the gauges of officers; an operation needs ``needed`` of them at most."""
+    validity = Validity.of(officers, now)
+    counts = {"valid": validity.valid, "ended": validity.ended, "early": validity.early}
+    end = validity.next_end
+    return {
+        "signer_officers": {(name,): len(each) for name, each in counts.items()},
+        "signer_officers_needed": {(): needed},
+        "signer_officer_expiry_timestamp_seconds": {} if end is None else {(): end},
     }
 
 

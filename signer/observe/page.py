@@ -141,6 +141,7 @@ def _now(state: DaemonState) -> str:
     rows = [
         ("Items in the queue", f"{sum(state.gauges['signer_queue_items'].values()):,.0f}"),
         ("Calls in progress", f"{value('signer_calls_at_work'):,.0f}"),
+        ("Officers", _officers(state)),
         ("Proposals to approve", f"{value('signer_operations_pending'):,.0f}"),
         ("Key versions", ", ".join(f"{count:,.0f} {name}" for (name,), count in states.items())),
         ("Newest checkpoint", _moment(checkpoint) if checkpoint else "none yet"),
@@ -149,11 +150,25 @@ def _now(state: DaemonState) -> str:
     return _table((), rows)
 
 
+def _officers(state: DaemonState) -> Html:
+    counts = state.gauges["signer_officers"]
+    valid, ended = counts.get(("valid",), 0), counts.get(("ended",), 0)
+    needed = state.gauges["signer_officers_needed"].get((), 0)
+    text = (
+        f"{valid:.0f} of {sum(counts.values()):.0f} have a valid certificate;"
+        f" operations need {needed:.0f}"
+    )
+    return _toned(text, "bad" if ended or valid < needed else "")
+
+
 def _due(state: DaemonState) -> str:
     keys = state.gauges["signer_key_expiry_timestamp_seconds"]
     files = state.gauges["signer_tls_expiry_timestamp_seconds"]
     ended = state.gauges["signer_keys_ended"]
+    officers = state.gauges["signer_officer_expiry_timestamp_seconds"]
+    officers_ended = state.gauges["signer_officers"].get(("ended",), 0)
     ends = [
+        *((end, "next certificate of an officer") for end in officers.values()),
         *((end, f"next key of {_group(group)}") for (group,), end in keys.items()),
         *((end, f"TLS certificate: {name}") for (name,), end in files.items()),
     ]
@@ -162,6 +177,8 @@ def _due(state: DaemonState) -> str:
         for (group,), count in sorted(ended.items())
         if count
     ]
+    if officers_ended:
+        rows.append(("certificates of officers", _toned(f"{officers_ended:,.0f} ended", "bad"), ""))
     rows += [
         (what, _days((end - state.now) / _DAY), _moment(end))
         for end, what in sorted(ends)

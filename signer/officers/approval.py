@@ -13,7 +13,8 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from signer.errors import CallError, OperatorError, Reason
+from signer.text import utc
 
 FIRST_LINE = "signer.v1 approval"
 MAX_BYTES = 1 << 20  # of an operation; longer content is stored beside it, named by its SHA-256
@@ -140,11 +142,19 @@ class Signature(NamedTuple):
 Officers = Mapping[str, bytes]  # certificates (DER) by principal
 
 
-def check_signature(data: bytes, signature: Signature, officers: Officers, at: float) -> None:
+def check_signature(
+    data: bytes,
+    signature: Signature,
+    officers: Officers,
+    at: float,
+    proposal: Proposal | None = None,
+) -> None:
     """Checks that a signature is by an officer whose certificate is valid at ``at``.
 
-    The certificate's key decides: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or
-    Ed25519, as ``openssl dgst -sha256 -sign`` and ``openssl pkeyutl -sign -rawin`` make them.
+    ``proposal`` is the operation of these bytes: one that only renews certificates that have
+    ended may be signed with the key of such a certificate, too. The certificate's key decides:
+    ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519, as ``openssl dgst
+    -sha256 -sign`` and ``openssl pkeyutl -sign -rawin`` make them.
     Raises ApprovalError.
     """
     der = officers.get(signature.officer)
@@ -154,10 +164,14 @@ def check_signature(data: bytes, signature: Signature, officers: Officers, at: f
         certificate = x509.load_der_x509_certificate(der)
     except ValueError:
         raise ApprovalError(f"the certificate of {signature.officer} is not valid DER") from None
-    begins = certificate.not_valid_before_utc.timestamp()
     ends = certificate.not_valid_after_utc.timestamp()
-    if not begins <= at <= ends:
-        raise ApprovalError(f"the certificate of {signature.officer} is not valid at this time")
+    if not certificate.not_valid_before_utc.timestamp() <= at:  # refuses NaN, too
+        raise ApprovalError(f"the certificate of {signature.officer} is not valid yet")
+    if at > ends and not (proposal is not None and renews(proposal, officers, at)):
+        raise ApprovalError(
+            f"the certificate of {signature.officer} ended on {utc(ends)}: its key only signs"
+            " an operation that renews such certificates and changes nothing else"
+        )
     if not _verified(certificate, data, signature.signature):
         raise ApprovalError(
             f"the signature is not by {signature.officer} over this operation's bytes"
@@ -182,18 +196,48 @@ def _verified(certificate: x509.Certificate, data: bytes, signature: bytes) -> b
     return True
 
 
+def renews(proposal: Proposal, officers: Officers, at: float) -> bool:
+    """Whether an operation changes nothing but certificates that have ended at ``at``.
+
+    The officers stay the same people: nobody is added, nobody is removed.
+    """
+    after = proposal.details.get("officers")
+    if proposal.kind != "officers" or not isinstance(after, dict):
+        return False
+    replaced = [der for who, der in officers.items() if after.get(who) != b64encode(der).decode()]
+    return after.keys() == officers.keys() and all(_ended(der, at) for der in replaced)
+
+
+def _ended(der: bytes, at: float) -> bool:
+    return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() < at
+
+
 def valid_signers(
-    data: bytes, signatures: Iterable[Signature], officers: Officers
+    data: bytes,
+    signatures: Iterable[Signature],
+    officers: Officers,
+    proposal: Proposal | None = None,
 ) -> frozenset[str]:
-    """Returns the officers whose signatures are valid, each once."""
+    """Returns the officers whose signatures are valid, each once; see ``check_signature``."""
     signers = set()
     for signature in signatures:
         try:
-            check_signature(data, signature, officers, signature.at)
+            check_signature(data, signature, officers, signature.at, proposal)
         except ApprovalError:
             continue
         signers.add(signature.officer)
     return frozenset(signers)
+
+
+def enough(
+    proposal: Proposal, data: bytes, signatures: Sequence[Signature], officers: Officers
+) -> bool:
+    """Whether so many officers have signed as the operation needs.
+
+    One of them at least has a certificate that is valid: the others may be renewing theirs.
+    """
+    signers = valid_signers(data, signatures, officers, proposal)
+    return len(signers) >= proposal.officers and bool(valid_signers(data, signatures, officers))
 
 
 def check_approved(
@@ -201,7 +245,7 @@ def check_approved(
 ) -> None:
     """Checks that enough different officers have signed, in time. Raises ApprovalError."""
     in_time = [s for s in signatures if s.at < proposal.expires_at]
-    signers = valid_signers(data, in_time, officers)
+    signers = valid_signers(data, in_time, officers, proposal)
     if proposal.proposer not in signers:
         raise ApprovalError(
             f"its proposer {proposal.proposer} has not validly signed operation {proposal.id}"
@@ -210,6 +254,11 @@ def check_approved(
         raise ApprovalError(
             f"{len(signers)} of {proposal.officers} required signatures of officers are valid"
             f" for operation {proposal.id}"
+        )
+    if not enough(proposal, data, in_time, officers):
+        raise ApprovalError(
+            f"only officers whose certificates have ended have signed operation {proposal.id}:"
+            " one whose certificate is valid must sign it, too"
         )
 
 

@@ -379,5 +379,12 @@ def _proposal(carried: Carried) -> Proposal:
 def _check_signature(
     record: Record, said: SignedRecord, content: bytes, officers: Officers
 ) -> None:
-    at = record.time_us / 1_000_000  # a signature counts as of the record's time
-    approval.check_signature(content, Signature(said.officer, said.signature, at), officers, at)
+    """Checks a signature as of the record's time; it was made, and accepted, a little before."""
+    proposal = approval.parse(content)
+    at = record.time_us / 1_000_000
+    signature = Signature(said.officer, said.signature, at)
+    try:
+        approval.check_signature(content, signature, officers, at, proposal)
+    except ApprovalError:
+        before = at - SKEW_US / 1_000_000  # the certificate may have ended between the two
+        approval.check_signature(content, signature, officers, before, proposal)

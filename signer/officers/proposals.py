@@ -22,8 +22,8 @@ from signer.officers.approval import (
     Signature,
     check_approved,
     check_signature,
+    enough,
     parse,
-    valid_signers,
 )
 from signer.officers.execution import KINDS, Executor, check_time, known_kind, unknown_kind
 from signer.officers.kinds import rotation
@@ -104,7 +104,7 @@ class Proposals:
             documents = known.documents(details, replace(context, attachment=attachment))
             known.check(details, _with_documents(documents, context))
             first = Signature(officer, signature, self._clock.now())
-            check_signature(content, first, context.state.officers, first.at)
+            check_signature(content, first, context.state.officers, first.at, proposal)
             with self._registry.writing(counts=False) as write:
                 if store.find(write.connection, proposal.id) is not None:
                     raise OperatorError(f"operation {proposal.id} is proposed already")
@@ -127,10 +127,11 @@ class Proposals:
                     )
                 if officer in proposed.signers:
                     raise ApprovalError(f"{officer} has already signed operation {identity}")
-                check_signature(proposed.content, signed, officers, signed.at)
+                check_signature(proposed.content, signed, officers, signed.at, proposed.proposal)
                 operation = store.sign(write, proposed, signed)
-                signers = valid_signers(operation.content, operation.signatures, officers)
-                complete = len(signers) >= operation.proposal.officers
+                complete = enough(
+                    operation.proposal, operation.content, operation.signatures, officers
+                )
                 if complete:
                     operation = self._approved(write, operation)
             try:

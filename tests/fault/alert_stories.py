@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -172,10 +175,17 @@ def keys_story(machine: Machine, prometheus: Watching) -> None:
     now = time.time()
     change(daemon, "01-001", "records-rsa", f"sign_until = {now + 20 * DAY}")
     change(daemon, "moh", "digest", f"sign_until = {now + 3 * DAY}")
+    appoint(daemon, "c", timedelta(days=20))
+    prometheus.until(Alert("SignerOfficerCertificateEnding", KEYS))
+    appoint(daemon, "d", timedelta(days=3))
+    appoint(daemon, "e", timedelta(seconds=10))
     Office(daemon.dev).propose("new-version", key=RECORDS)
     machine.order("memory", 600 << 20)
     due = ("CertificateEnding", "CertificateEndingSoon", "KeyEnding", "KeyEndingSoon")
-    alerts = {Alert(f"Signer{name}", KEYS) for name in (*due, "MemoryHigh", "QuotaStorm")}
+    officers = ("OfficerCertificateEndingSoon", "OfficerCertificateEnded")
+    alerts = {
+        Alert(f"Signer{name}", KEYS) for name in (*due, *officers, "MemoryHigh", "QuotaStorm")
+    }
     machine.sign_until(lambda: alerts <= prometheus.fired.keys(), f"{alerts} fire", OTHERS)
     prometheus.until(Alert("SignerOperationsPending", KEYS))
     change(daemon, "moh", "digest", f"sign_until = {time.time() - DAY}")
@@ -201,6 +211,19 @@ def renew(daemon: Daemon, *, server: int, client_ca: int) -> None:
         file.write(issue(client_ca))
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
+
+
+def appoint(daemon: Daemon, name: str, valid_for: timedelta) -> None:
+    """Two officers appoint another one, whose certificate ends soon."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    subject = x509.Name.from_rfc4514_string(f"CN=officer {name}")
+    uri = x509.UniformResourceIdentifier(f"spiffe://dev.signer.example/officer-{name}")
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + valid_for)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    Office(daemon.dev).do("officers", add=[certificate.public_bytes(Encoding.PEM).decode()])
 
 
 def change(daemon: Daemon, facility: str, key: str, assignment: str) -> None:

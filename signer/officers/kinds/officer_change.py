@@ -1,7 +1,7 @@
 """The kind officers: changes who may sign operations."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -18,10 +18,12 @@ from signer.officers.kinds.base import (
     OperationError,
     OperationKind,
     Work,
+    utc,
 )
 from signer.officers.kinds.certificates_import import decoded, read_any
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
 from signer.officers.store import StoredOperation
+from signer.officers.validity import DAY, SOON_DAYS, Validity
 from signer.policy.values import principals
 from signer.text import count
 from signer.x509 import spki_of, uris_of
@@ -81,8 +83,10 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
                 f"{count(len(certificates), 'officer is left', 'officers are left')};"
                 f" operations need {needed}"
             )
-        for who, certificate in certificates.items():
-            problems += certificate_problems(who, certificate, context.now)
+        for who in _changed(details, context):
+            problems += certificate_problems(who, certificates[who], context.now)
+        if not problems and not Validity.of(_certificates(details), context.now).valid:
+            problems.append("no officer would have a valid certificate: nobody could sign anything")
         size = sum(len(who) + len(der) for who, der in _certificates(details).items())
         if size > MAX_OFFICERS_BYTES:
             problems.append(f"all certificates have {size} bytes, at most {MAX_OFFICERS_BYTES}")
@@ -91,14 +95,13 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
 
     def difference(self, details: ChangeOfficers, context: OperationContext) -> list[str]:
         before, after = context.state.officers, _certificates(details)
+        changed = _changed(details, context)
         lines = [f"- {who}" for who in sorted(before.keys() - after.keys())]
-        lines += [f"+ {_shown(who, after[who])}" for who in sorted(after.keys() - before.keys())]
-        lines += [
-            f"~ {_shown(who, after[who])}"
-            for who in sorted(after.keys() & before.keys())
-            if after[who] != before[who]
-        ]
-        return lines
+        lines += [f"+ {_shown(who, after[who])}" for who in changed if who not in before]
+        for who in changed:
+            if who in before:
+                lines += [f"~ {_shown(who, after[who])}", f"  before: {_shown(who, before[who])}"]
+        return [*_warnings(after, changed, context), *lines]
 
     def execute(self, details: ChangeOfficers, work: Work) -> Effects:
         del work
@@ -185,8 +188,35 @@ def _certificates(details: ChangeOfficers) -> dict[str, bytes]:
     return {who: decoded(text).public_bytes(Encoding.DER) for who, text in details.officers.items()}
 
 
+def _changed(details: ChangeOfficers, context: OperationContext) -> list[str]:
+    """Returns the officers who are new or get another certificate."""
+    before, after = context.state.officers, _certificates(details)
+    return sorted(who for who in after if after[who] != before.get(who))
+
+
+def _warnings(
+    after: Mapping[str, bytes], changed: Sequence[str], context: OperationContext
+) -> list[str]:
+    """Returns what officers must not overlook: certificates that end, or have ended."""
+    validity, needed = Validity.of(after, context.now), max(context.needed.values())
+    lines = []
+    if len(validity.valid) < needed:
+        have = count(len(validity.valid), "officer has", "officers have")
+        lines.append(f"! only {have} a valid certificate after this; operations need {needed}")
+    lines += [
+        f"! the certificate of {who} has ended: renew it, or remove the officer"
+        for who in sorted(validity.ended)
+    ]
+    lines += [
+        f"! the certificate of {who} ends in {count(int(left // DAY), 'day')}"
+        for who in changed
+        if who in validity.valid and (left := validity.valid[who] - context.now) < SOON_DAYS * DAY
+    ]
+    return lines
+
+
 def _shown(who: str, der: bytes) -> str:
     certificate = x509.load_der_x509_certificate(der)
-    return (
-        f"{who}, certificate {certificate.serial_number:x} of {certificate.issuer.rfc4514_string()}"
-    )
+    number, issuer = certificate.serial_number, certificate.issuer.rfc4514_string()
+    ends = utc(certificate.not_valid_after_utc.timestamp())
+    return f"{who}, certificate {number:x} of {issuer}, valid until {ends}"

@@ -21,7 +21,12 @@ from signer.tools.doctor.machine import (
     running_daemon,
     synchronised,
 )
-from signer.tools.doctor.storage import examine_audit, examine_registry, last_record_time
+from signer.tools.doctor.storage import (
+    examine_audit,
+    examine_registry,
+    judge_officers,
+    last_record_time,
+)
 from signer.tools.doctor.tls_certificates import examine_client, examine_tls
 from signer.tools.doctor.tokens import examine_token
 
@@ -54,8 +59,10 @@ def _examined(config: Config, now: float) -> Iterator[Finding]:
         if f"tokens[{index}].module" not in bad:
             yield from examine_token(token, config.state)
     audit = config.audit.directory
-    registry = examine_registry(config.registry, begun=bool(list_segments(audit)))
+    registry, officers = examine_registry(config.registry, begun=bool(list_segments(audit)))
     yield registry
+    if officers:
+        yield judge_officers(officers, max(config.operations.all_needed().values()), now)
     yield from examine_audit(config.audit, officers=registry.level is Level.OK)
     yield judge_clock(now, last_record_time(audit), synchronised())
     daemon = running_daemon(audit)

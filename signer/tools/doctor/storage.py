@@ -24,12 +24,17 @@ from signer.errors import OperatorError
 from signer.keys.database import connect, explained, is_newer, version_of
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION
+from signer.officers.approval import Officers
+from signer.officers.validity import DAY, SOON_DAYS, Validity
+from signer.text import count, utc
 from signer.tools.doctor.file_checks import folder_problem, sqlite_file
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 SLOW_SECONDS = 0.1  # every batch waits for two syncs; a good disk takes about 1 ms for each
 ANSWER_SECONDS = 10.0  # of a file server
 _INIT = "`signer init --config FILE` creates it"
+_RENEW = "officers renew it: `signer operations propose officers --add FILE` (docs/runbook.md)"
+_NO_WAY_BACK = "correct the clock if it is wrong; else there is no way back (docs/officers.md)"
 
 
 class Written(NamedTuple):
@@ -42,16 +47,16 @@ class Written(NamedTuple):
 # --- the registry ------------------------------------------------------------------------------
 
 
-def examine_registry(url: str, *, begun: bool) -> Finding:
-    """Judges whether the registry answers and has this program's schema.
+def examine_registry(url: str, *, begun: bool) -> tuple[Finding, Officers]:
+    """Judges whether the registry answers and has this program's schema; returns its officers.
 
     ``begun``: the appliance has an audit log, so there was a registry.
     """
     path = sqlite_file(url)
     if path is not None and (problem := folder_problem(path.parent)):
-        return wrong("registry", *problem)
+        return wrong("registry", *problem), {}
     if path is not None and not path.exists():
-        return judge_schema(None, begun=begun)
+        return judge_schema(None, begun=begun), {}
     try:
         engine = connect(url, create=False)
         try:
@@ -60,15 +65,33 @@ def examine_registry(url: str, *, begun: bool) -> Finding:
         finally:
             engine.dispose()
         if schema != VERSION:
-            return judge_schema(schema, begun=begun)
+            return judge_schema(schema, begun=begun), {}
         with Registry.open(url) as registry:
             state = registry.state()
     except OperatorError as error:
-        return wrong("registry", str(error), "make it available, or restore it from the backup")
+        remedy = "make it available, or restore it from the backup"
+        return wrong("registry", str(error), remedy), {}
     if not state.officers:
-        return warning("registry", "it contains no officers: nobody can create a key", _INIT)
+        return warning("registry", "it contains no officers: nobody can create a key", _INIT), {}
     keys = f"{len(state.keys)} key versions" if len(state.keys) else "no keys yet"
-    return ok("registry", f"schema {schema}, {len(state.officers)} officers, {keys}")
+    seen = f"schema {schema}, {len(state.officers)} officers, {keys}"
+    return ok("registry", seen), state.officers
+
+
+def judge_officers(officers: Officers, needed: int, now: float) -> Finding:
+    """Judges the certificates of officers; an operation needs ``needed`` of them at most."""
+    validity = Validity.of(officers, now)
+    valid, end = len(validity.valid), validity.next_end
+    have = f"{valid} of {count(len(officers), 'officer')} have a valid certificate"
+    if valid < needed:
+        seen = f"{have}, and operations need {needed}"
+        return wrong("officers", seen, _RENEW if valid else _NO_WAY_BACK)
+    if validity.ended:
+        return warning("officers", f"the certificate of {min(validity.ended)} has ended", _RENEW)
+    if end is not None and end - now < SOON_DAYS * DAY:
+        who = min(validity.valid, key=lambda each: validity.valid[each])
+        return warning("officers", f"the certificate of {who} ends at {utc(end)}", _RENEW)
+    return ok("officers", f"{have}, until {utc(end or now)} at least")
 
 
 def judge_schema(schema: str | None, *, begun: bool) -> Finding:

@@ -18,6 +18,9 @@ GAUGES: dict[str, dict[tuple[str, ...], float]] = {
     "signer_key_expiry_timestamp_seconds": {("01",): NOW + 10 * DAY, ("",): NOW + 200 * DAY},
     "signer_keys_ended": {("01",): 0, ("02",): 3, ("",): 0},
     "signer_tls_expiry_timestamp_seconds": {("server",): NOW - 2 * DAY},
+    "signer_officers": {("valid",): 3, ("ended",): 0, ("early",): 0},
+    "signer_officers_needed": {(): 2},
+    "signer_officer_expiry_timestamp_seconds": {(): NOW + 300 * DAY},
     "signer_calls_at_work": {(): 3},
     "signer_operations_pending": {(): 4},
     "signer_disk_free_bytes": {(): 5e9},
@@ -111,6 +114,21 @@ def test_what_falls_due_is_listed_the_soonest_first() -> None:
         "signer_tls_expiry_timestamp_seconds": {("server",): NOW + 100 * DAY},
     }
     assert "Ends within 90 days Nothing." in text_of(gauges=later)
+
+
+def test_certificates_of_officers_fall_due_and_one_that_has_ended_is_red() -> None:
+    ok = text_of()
+    assert "Officers 3 of 3 have a valid certificate; operations need 2" in ok
+    assert "officer" not in ok[ok.index("Ends within") :]
+    soon = GAUGES | {"signer_officer_expiry_timestamp_seconds": {(): NOW + 5 * DAY}}
+    assert "next certificate of an officer 5 days" in text_of(gauges=soon)
+    ended = GAUGES | {
+        "signer_officers": {("valid",): 1, ("ended",): 2, ("early",): 0},
+        "signer_officer_expiry_timestamp_seconds": {},
+    }
+    assert "certificates of officers 2 ended" in text_of(gauges=ended)
+    few = "1 of 3 have a valid certificate; operations need 2"
+    assert f'<span class="bad">{few}</span>' in page(seen(gauges=ended))
 
 
 def test_what_is_wrong_comes_first() -> None:

@@ -104,6 +104,7 @@ class Appliance(RuleBasedStateMachine):
         signers = signers_of(operation.content, in_time, before.officers)
         assert operation.proposal.proposer in signers
         assert len(signers) >= operation.proposal.officers >= 2
+        assert signers_of(operation.content, in_time, before.officers, valid=True)
 
     def operations(self, *states: OperationState) -> list[StoredOperation]:
         now = self.stage.clock.now()

@@ -96,19 +96,33 @@ def state_of(version: KeyVersion, now: float) -> KeyState:
     return version.state
 
 
+def end_of(der: bytes) -> float:
+    """When a certificate ends; it has begun long ago."""
+    return x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
+
+
+def only_renews(content: bytes, officers: Mapping[str, bytes], at: float) -> bool:
+    """Whether an operation replaces certificates that have ended, and nothing else."""
+    members = json.loads(content[content.index(b"{") :])
+    told = members["details"].get("officers")
+    if members["kind"] != "officers" or sorted(told) != sorted(officers):
+        return False
+    others = [who for who in officers if base64.b64decode(told[who]) != officers[who]]
+    return all(end_of(officers[who]) < at for who in others)
+
+
 def signers_of(
-    content: bytes, signatures: Iterable[Any], officers: Mapping[str, bytes]
+    content: bytes, signatures: Iterable[Any], officers: Mapping[str, bytes], *, valid: bool = False
 ) -> set[str]:
-    """The officers whose signatures over these bytes are good."""
+    """The officers whose signatures over these bytes are good; ``valid``: by valid certificates."""
     found = set()
     for who, signature, at in signatures:
         if who not in officers:
             continue
-        certificate = x509.load_der_x509_certificate(officers[who])
-        key = certificate.public_key()
+        key = x509.load_der_x509_certificate(officers[who]).public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if not begins.timestamp() <= at <= ends.timestamp():
+        ended = at > end_of(officers[who])
+        if ended and (valid or not only_renews(content, officers, at)):
             continue
         try:
             key.verify(signature, content, ec.ECDSA(hashes.SHA256()))

@@ -1,22 +1,24 @@
 """Operations that can be proposed now, found from what the registry holds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from signer.model import KeyState
-from tests.unit.officers.opmodel import S, Shadow, state_of
+from tests.unit.officers.opmodel import S, Shadow, end_of, state_of
 from tests.unit.officers.opstage import DAY, HOUR, Stage
-from tests.unit.officers.people import E_ENDS, Authority, D, E, certificate_of, pem
+from tests.unit.officers.people import Authority, D, E, certificate_of, pem
 
 FACILITIES = ("01-001", "02-001")
 
 
 class Move(NamedTuple):
-    """One operation to propose."""
+    """One operation to propose; ``renews``: it only replaces certificates that have ended."""
 
     kind: str
     arguments: Mapping[str, Any]
     attachment: bytes = b""
+    renews: bool = False
 
 
 class Moves:
@@ -119,11 +121,27 @@ class Moves:
 
     def _officers(self) -> Iterator[Move]:
         officers = Shadow.of(self._stage.registry).officers
-        able = {D, E} if self._now < E_ENDS.timestamp() - DAY else {D}
-        for who in sorted(able - officers.keys()):
-            yield Move("officers", {"add": [pem(certificate_of(who))]})
-        if len(officers) > 2:
-            yield from (Move("officers", {"remove": [who]}) for who in sorted(officers))
+        valid, ended = self.valid(), self.ended()
+        for who in sorted({*valid, D, E} - {*ended}):
+            yield Move("officers", {"add": [self._certificate(who)]})
+        for some in _some(ended):
+            yield Move("officers", {"add": [*map(self._certificate, some)]}, renews=True)
+        for who in sorted(officers):
+            if len(officers) > 2 and {*valid} - {who}:
+                yield Move("officers", {"remove": [who]})
+
+    def valid(self) -> list[str]:
+        """The officers whose certificates do not end in the next moments."""
+        officers = Shadow.of(self._stage.registry).officers
+        return sorted(who for who, der in officers.items() if end_of(der) > self._now + 5)
+
+    def ended(self) -> list[str]:
+        officers = Shadow.of(self._stage.registry).officers
+        return sorted(who for who, der in officers.items() if end_of(der) < self._now)
+
+    def _certificate(self, who: str) -> str:
+        ends = datetime.fromtimestamp(int(self._now) + 200 * DAY, UTC)
+        return pem(certificate_of(who, ends=ends))
 
     def _policy(self) -> Iterator[Move]:
         path = self._stage.policy / "policy.yaml"
@@ -164,7 +182,8 @@ class Moves:
 
 
 def _some(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    yield names[:1]
+    if names:
+        yield names[:1]
     if len(names) > 1:
         yield names[-1:]
         yield names

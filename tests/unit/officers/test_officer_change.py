@@ -1,7 +1,7 @@
 """Who may sign operations: sets of officers, and one put in the place of another."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from signer.errors import CallError, OperatorError
 from signer.officers.approval import officers_sha256
 from signer.officers.kinds.officer_change import ChangeOfficers, ChangeOfficersKind, first_officers
 from signer.officers.store import OperationState
-from tests.unit.officers.opstage import CLINIC, START, Stage
+from tests.unit.officers.opstage import CLINIC, DAY, START, Stage
 from tests.unit.officers.people import (
     BEGINS,
     ENDS,
@@ -42,7 +42,7 @@ def test_an_officer_is_added_and_another_removed(stage: Stage) -> None:
     members: dict[str, Any] = {"add": [pem_of(D)], "remove": [C]}
     assert stage.prepare("officers", **members).difference == [
         f"- {C}",
-        f"+ {D}, certificate b of CN=officer d",
+        f"+ {D}, certificate b of CN=officer d, valid until 2060-01-01T00:00:00Z",
     ]
     operation = stage.done("officers", **members)
     assert operation.result == {"officers": [A, B, D]}
@@ -59,12 +59,133 @@ KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
 
 def test_a_new_certificate_of_an_officer(stage: Stage) -> None:
     new = certificate_of(C, key=key_of("another"))
-    [line] = stage.prepare("officers", add=[pem(new)]).difference
-    assert line == f"~ {C}, certificate b of CN=officer c"
+    text = f"{C}, certificate b of CN=officer c, valid until 2060-01-01T00:00:00Z"
+    lines = stage.prepare("officers", add=[pem(new)]).difference
+    assert lines == [f"~ {text}", f"  before: {text}"]
     stage.done("officers", add=[pem(new)])
     assert stage.emergency.officers()[C] == new.public_bytes(Encoding.DER)
     with pytest.raises(CallError, match="not by"):
         stage.approve(stage.propose("create-key", **KEY).id, by=C)
+
+
+SHORT = NOW + timedelta(days=3)  # when the certificates of some officers end
+
+
+def ending(*who: str) -> dict[str, bytes]:
+    """Officers A, B and C, of whom some have certificates that end soon."""
+    short = {each: certificate_of(each, ends=SHORT).public_bytes(Encoding.DER) for each in who}
+    return {**OFFICERS, **short}
+
+
+@pytest.fixture
+def staged(tmp_path: Path, template: Path) -> Iterator[Callable[..., Stage]]:
+    made: list[Stage] = []
+
+    def make(officers: Mapping[str, bytes], **more: Any) -> Stage:
+        made.append(Stage(tmp_path / str(len(made)), template, officers=officers, **more))
+        return made[-1]
+
+    yield make
+    for stage in made:
+        stage.close()
+
+
+def renewed(*who: str) -> list[str]:
+    return [pem(certificate_of(each, key=key_of(f"new {each}"))) for each in who]
+
+
+@pytest.mark.parametrize(("proposer", "approver"), [(A, B), (B, A)])
+def test_one_valid_officer_is_enough_to_renew_what_has_ended(
+    staged: Callable[..., Stage], proposer: str, approver: str
+) -> None:
+    stage = staged(ending(B, C))
+    stage.clock.forward(4 * DAY)
+    lines = stage.prepare("officers", add=renewed(B), by=A).difference
+    assert lines[0] == f"! the certificate of {C} has ended: renew it, or remove the officer"
+    with pytest.raises(CallError, match="its key only signs an operation that renews"):
+        stage.propose("create-key", by=B, **KEY)
+    identity = stage.propose("officers", by=proposer, add=renewed(B)).id
+    stage.approve(identity, by=approver)
+    assert stage.operation(identity).state is OperationState.DONE
+    assert stage.log.control.problems == ()
+    assert stage.log.control.officers == stage.emergency.officers()
+    identity = stage.propose("officers", by=A, add=renewed(C)).id
+    stage.approve(identity, by=C)  # with the key of the certificate that has ended
+    assert stage.operation(identity).state is OperationState.DONE
+    assert stage.log.control.problems == ()
+
+
+def test_a_renewal_changes_nothing_else(staged: Callable[..., Stage]) -> None:
+    stage = staged(ending(B))
+    stage.clock.forward(4 * DAY)
+    changes: tuple[dict[str, Any], ...] = (
+        {"add": [*renewed(B), pem_of(D)]},  # somebody is added
+        {"remove": [B]},
+        {"add": [*renewed(B), *renewed(C)]},  # another certificate is still valid
+        {"add": renewed(C)},
+    )
+    for members in changes:
+        identity = stage.propose("officers", by=A, **members).id
+        with pytest.raises(CallError, match="its key only signs an operation that renews"):
+            stage.approve(identity, by=B)
+        assert stage.operation(identity).state is OperationState.PROPOSED
+
+
+def test_without_a_valid_officer_nothing_is_renewed(staged: Callable[..., Stage]) -> None:
+    stage = staged(ending(A, B, C))
+    stage.clock.forward(4 * DAY)
+    identity = stage.propose("officers", by=A, add=renewed(A)).id
+    stage.approve(identity, by=B)
+    assert stage.operation(identity).state is OperationState.PROPOSED
+    stage.approve(identity, by=C)
+    assert stage.operation(identity).state is OperationState.PROPOSED
+    assert stage.log.control.problems == ()
+
+
+def test_a_third_officer_who_is_valid_completes_a_renewal(staged: Callable[..., Stage]) -> None:
+    stage = staged(ending(A, B))
+    stage.clock.forward(4 * DAY)
+    identity = stage.propose("officers", by=A, add=renewed(A, B)).id
+    stage.approve(identity, by=B)
+    assert stage.operation(identity).state is OperationState.PROPOSED
+    stage.approve(identity, by=C)
+    assert stage.operation(identity).state is OperationState.DONE
+    assert stage.log.control.problems == ()
+
+
+def test_ends_are_shown_and_warned_of(staged: Callable[..., Stage]) -> None:
+    stage = staged(ending(B, C))
+    short = certificate_of(D, ends=NOW + timedelta(days=9, hours=1))
+    lines = stage.prepare("officers", add=[pem(short)]).difference
+    assert lines[0] == f"! the certificate of {D} ends in 9 days"
+    assert lines[1].endswith("valid until 2026-01-14T01:00:00Z")
+    stage.clock.forward(4 * DAY)
+    lines = stage.prepare("officers", remove=[C]).difference
+    assert lines[:2] == [
+        "! only 1 officer has a valid certificate after this; operations need 2",
+        f"! the certificate of {B} has ended: renew it, or remove the officer",
+    ]
+    [problem] = stage.problems("officers", remove=[A])
+    assert problem == "no officer would have a valid certificate: nobody could sign anything"
+
+
+def test_a_certificate_that_ends_between_signature_and_record_counts(
+    staged: Callable[..., Stage],
+) -> None:
+    """The log's clock is later than the one that judged the signature."""
+    stage = staged(ending(B))
+    stage.clock.time = SHORT.timestamp() - 60
+    content = stage.prepare("create-key", by=B, **KEY).content
+    stage.clock.time = SHORT.timestamp()
+    take = stage.log.append
+
+    def late(*arguments: Any) -> int:
+        stage.clock.forward(0.5)
+        return int(take(*arguments))
+
+    stage.log.append = late
+    stage.put(content, by=B)
+    assert stage.log.control.problems == ()
 
 
 def test_sets_that_come_back_are_recorded_in_their_order(stage: Stage) -> None:

@@ -215,7 +215,7 @@ def test_an_officer_whose_certificate_has_expired(tmp_path: Path, template: Path
     stage.clock.forward(40 * DAY)
     late = key(stage, key=f"{CLINIC}-2")
     error = heard(lambda: stage.approve(late.id, by=E))
-    assert f"the certificate of {E} is not valid at this time" in error.message
+    assert f"the certificate of {E} ended on 2026-02-10T00:00:00Z" in error.message
     stage.close()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
@@ -23,8 +24,8 @@ from signer.officers.store import OperationState
 from tests.unit.officers.opmachine import AUTHORITY, OTHER, Appliance, stopped
 from tests.unit.officers.opmodel import S, Shadow, cka_id, signers_of
 from tests.unit.officers.opmoves import Move
-from tests.unit.officers.opstage import DAY, HOUR, MemoryLog, Stage
-from tests.unit.officers.people import A, B, C, D, E, key_of, pem, sign
+from tests.unit.officers.opstage import DAY, HOUR, START, MemoryLog, Stage
+from tests.unit.officers.people import A, B, C, D, E, certificate_of, der_of, key_of, pem, sign
 from tests.unit.officers.reallog import DiskLog
 from tests.unit.officers.softtoken import spki_of
 
@@ -36,6 +37,13 @@ OPEN, ENDS = (
 CRASHES = st.none() | st.integers(0, 45)
 LIFE = ("activate", "deactivate", "schedule-destruction", "restore", "destroy", "resume", "rotate")
 WAITS = (0, 2 * HOUR, 3 * DAY)
+FIRST = {A: der_of(A)} | {
+    who: certificate_of(who, ends=datetime.fromtimestamp(START + days * DAY, UTC)).public_bytes(
+        Encoding.DER
+    )
+    for who, days in ((B, 20), (C, 50))
+}
+"""The first officers: the certificates of two end before long."""
 
 
 class Officers(Appliance):
@@ -58,11 +66,12 @@ class Officers(Appliance):
         move = self.pick(data, kind)
         if move is None:
             return
-        known = who in Shadow.of(self.stage.registry).officers
+        officers = Shadow.of(self.stage.registry).officers
         with self.step():
             prepared = self.stage.prepare(move.kind, move.attachment, by=who, **move.arguments)
             assert not prepared.problems
-            if known:
+            signed = who, sign(who, prepared.content), self.stage.clock.now()
+            if signers_of(prepared.content, [signed], officers):
                 self.stage.put(prepared.content, move.attachment, by=who)
                 return
             with pytest.raises(CallError) as refused:
@@ -82,6 +91,13 @@ class Officers(Appliance):
         if (move := self.pick(data, kind)) is not None:
             self.agree(move, crashes, full=full)
 
+    @rule(crashes=st.tuples(CRASHES, CRASHES))
+    def renew(self, crashes: tuple[int | None, int | None]) -> None:
+        """All certificates that have ended are renewed: one valid officer is enough for it."""
+        renewals = [move for move in self.moves.of("officers") if move.renews]
+        if renewals:
+            self.agree(renewals[-1], crashes)
+
     @rule(data=st.data(), crashes=st.tuples(CRASHES, CRASHES), wait=st.sampled_from(WAITS))
     def live(self, data: st.DataObject, crashes: tuple[int | None, int | None], wait: int) -> None:
         """A version goes on in its life, and time passes."""
@@ -98,7 +114,12 @@ class Officers(Appliance):
     def agree(
         self, move: Move, crashes: tuple[int | None, int | None], *, full: bool = False
     ) -> None:
-        one, other = sorted(Shadow.of(self.stage.registry).officers)[:2]
+        able = self.moves.valid()
+        if move.renews:
+            able = [*able[:1], *self.moves.ended()]
+        if len(able) < 2 or not self.moves.valid():
+            return  # that it is not possible is seen by those who try
+        one, other = able[:2]
         with self.step():
             identity = self.stage.propose(move.kind, move.attachment, by=one, **move.arguments).id
         with self.step(*crashes, full=full):
@@ -141,6 +162,13 @@ class Officers(Appliance):
                 heard = False
         assert heard is counts
         after = self.stage.operation(operation.id)
+        if counts:
+            signers, valid = (
+                signers_of(operation.content, after.signatures, officers, valid=valid)
+                for valid in (False, True)
+            )
+            complete = len(signers) >= operation.proposal.officers and bool(valid)
+            assert (after.state is not OPEN) is complete
         assert (who in after.signers) is (counts or who in operation.signers)
 
     @rule(data=st.data(), who=st.sampled_from(EVERYBODY))
@@ -311,7 +339,7 @@ def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool =
     def make() -> Stage:
         place = folder / str(next(numbers))
         log = partial(DiskLog, place / "audit") if disk else MemoryLog
-        return Stage(place, template, log=log)
+        return Stage(place, template, officers=FIRST, log=log)
 
     limits = settings(
         max_examples=examples,
