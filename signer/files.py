@@ -7,18 +7,33 @@ SECRET, PUBLIC = 0o600, 0o644
 _OTHERS = 0o077
 
 
+def create_file(path: Path, mode: int) -> int:
+    """Creates a file and returns its descriptor, for writing; never opens what is there.
+
+    Raises OSError, also if there is a link of this name, wherever it leads.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, mode)
+
+
+def open_lock(path: Path, mode: int = SECRET) -> int:
+    """Opens a file to lock, created if it is not there; raises OSError, also for a link."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
 def replace_file(
     path: Path, content: str | bytes, mode: int = PUBLIC, *, durable: bool = False
 ) -> None:
     """Writes a file beside ``path`` and renames it: readers see the old content or the new.
 
-    The file has its ``mode`` before it has content. A ``durable`` one is on disk on return,
+    No link is followed: one at ``path`` is replaced, one at the place of the draft removed. The
+    file has its ``mode`` before it has content. A ``durable`` one is on disk on return,
     its name excepted. Raises OSError.
     """
     data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.draft")
     draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    descriptor = create_file(draft, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         if durable:

@@ -64,6 +64,12 @@ class Suspension(NamedTuple):
     def __str__(self) -> str:
         return f"{self.scope} {self.name}".strip()
 
+    @property
+    def target(self) -> str:
+        """How an operation names it: ``everything``, ``groups/G`` or ``facilities/F``."""
+        heads = {Scope.GROUP: "groups/", Scope.FACILITY: "facilities/"}
+        return f"{heads[self.scope]}{self.name}" if self.scope in heads else str(self.scope)
+
 
 @dataclass(frozen=True, slots=True)
 class Suspended:

@@ -1,6 +1,7 @@
 """Policies as files and as one text, whose SHA-256 identifies the policy."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from signer.policy.compile import compile_policy
 from signer.policy.rules import Policy
 
 MAX_POLICY_BYTES = 64 << 20  # all files together
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\.yaml")
+_NAMING = "should be named with letters, digits, '.', '_' and '-', and end with .yaml"
 
 
 class PolicyFile(NamedTuple):
@@ -63,7 +66,11 @@ def policy_text(files: Sequence[PolicyFile]) -> bytes:
 
 
 def policy_files(text: bytes) -> list[PolicyFile]:
-    """Returns the files in a policy's text; raises ValueError."""
+    """Returns the files in a policy's text; raises ValueError.
+
+    The names are those of files beside each other, in their order, each once: they are written
+    into the folder of the policy.
+    """
     parts: list[bytes] = []
     while text:
         length, colon, rest = text.partition(b":")
@@ -74,8 +81,13 @@ def policy_files(text: bytes) -> list[PolicyFile]:
             raise ValueError("this is not the text of a policy")
         parts.append(rest[:size])
         text = rest[size + 1 :]
-    names, contents = parts[::2], parts[1::2]
-    return [PolicyFile(n.decode(), c) for n, c in zip(names, contents, strict=True)]
+    names, contents = [part.decode() for part in parts[::2]], parts[1::2]
+    for name in names:
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"its file {name[:200]!r} {_NAMING}")
+    if names != sorted(set(names)):
+        raise ValueError("its files are not in the order of their names, each once")
+    return [PolicyFile(name, content) for name, content in zip(names, contents, strict=True)]
 
 
 def write_policy_files(path: Path, text: bytes) -> None:
@@ -126,12 +138,16 @@ def _policy_of(files: Sequence[PolicyFile], source: Path) -> PolicyText:
 
 def _policy_files(path: Path) -> list[Path]:
     if not path.is_dir():
+        if not _FILE_NAME.fullmatch(path.name):
+            refuse(path, [Violation("", _NAMING)])
         return [path]
     visible = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     strays = [file for file in visible if file.suffix == ".yml"]
     if strays:
         refuse(path, [Violation("", f"{file.name} should be named *.yaml") for file in strays])
     files = [file for file in visible if file.suffix == ".yaml"]
+    if odd := [file for file in files if not _FILE_NAME.fullmatch(file.name)]:
+        refuse(path, [Violation("", f"{file.name!r} {_NAMING}") for file in odd])
     if not files:
         refuse(path, [Violation("", "contains no *.yaml file: put the policy existing")])
     return files

@@ -38,6 +38,7 @@ from signer.events import (
     RequestsForgotten,
     WorkerLeft,
 )
+from signer.files import replace_file
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
@@ -96,7 +97,7 @@ def begin(
     path = config.directory / KEY_FILE
     try:
         config.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        path.write_text(public_key_pem(key.spki))
+        replace_file(path, public_key_pem(key.spki))
     except OSError as error:
         raise OperatorError(f"{path} cannot be written: {error.strerror}") from error
     log = _opener(config, clock)(checkpoints=_known_checkpoints(config, key).newest)
@@ -217,7 +218,7 @@ class DaemonLog:
         folder = self._directory / POLICIES
         path = folder / sha256
         try:
-            if not path.exists():
+            if path.is_symlink() or not path.exists():
                 folder.mkdir(mode=0o750, exist_ok=True)
                 replace_durably(Disk(), path, text)
         except OSError as error:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from signer.errors import OperatorError
-from signer.files import SECRET, replace_file
+from signer.files import SECRET, open_lock, replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def release(state: Path, token: str) -> bool:
 @contextmanager
 def start_lock(state: Path, token: str) -> Iterator[None]:
     """Holds the lock under which workers open a token (a label): one process at a time."""
-    with os.fdopen(os.open(_lock_file(state, token), os.O_RDWR | os.O_CREAT, 0o600)) as lock:
+    with os.fdopen(open_lock(_lock_file(state, token))) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

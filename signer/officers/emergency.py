@@ -12,7 +12,7 @@ from signer.clock import Clock
 from signer.errors import CallError, OperatorError, Reason, answered, invalid
 from signer.keys import lifecycle
 from signer.keys.registry import Change, ChangedMeanwhileError, Registry
-from signer.model import KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
+from signer.model import IDENTIFIER, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import ServedState
 from signer.officers.records import ActRecord, OperationRecords, check_reason
@@ -43,6 +43,8 @@ class EmergencyStops:
         check_reason(reason)
         if scope is Scope.EVERYTHING and name:
             raise invalid("name", "everything has no name")  # with one it could not be resumed
+        if scope is not Scope.EVERYTHING and not IDENTIFIER.fullmatch(name):
+            raise invalid(str(scope), f"is not the id of a {scope}: name it alone, as in 01-001")
         policy = self._serving.policy
         names = {Scope.GROUP: policy.groups, Scope.FACILITY: policy.facilities}.get(scope)
         with answered():

@@ -185,6 +185,22 @@ def test_a_large_batch_is_cut_off_in_its_middle(office: Office, made: Any) -> No
     resume(office, SLOW)
 
 
+def test_a_part_of_a_name_is_refused_and_not_taken_for_what_it_begins(office: Office) -> None:
+    parts = ("01-001/keys", "01-001/", "01", "facilities/01-001", "01-001/keys/records", "")
+    with office.client("officer-a") as client:
+        for part in parts:
+            for act in (client.operations.suspend_facility, client.operations.suspend_group):
+                if (act, part) == (client.operations.suspend_group, "01"):
+                    continue  # this one is a group
+                with pytest.raises(SignerClientError) as refused:
+                    act(part, "a typing mistake")
+                assert (refused.value.code, refused.value.reason) == (
+                    "INVALID_ARGUMENT",
+                    "FIELD_INVALID",
+                )
+        assert list(client.operations.suspensions()) == []
+
+
 def test_a_suspension_outlives_a_restart(office: Office, made: Any) -> None:
     office.do("create-key", key=MORE, algorithm="ES256", activate=True)
     stop(office, lambda c: c.operations.suspend_key(MORE, "a key"))

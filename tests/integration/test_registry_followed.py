@@ -3,10 +3,14 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from signer.client import SignerClientError
-from tests.daemon import until
+from signer.config.policy_documents import PolicyFile, policy_text
+from signer.keys.registry import Registry
+from tests.appliances import Appliance
+from tests.daemon import Daemon, until
 
 NAME = "facilities/01-001/keys/records"
 Make = Callable[..., Any]
@@ -64,3 +68,25 @@ def test_keys_on_a_token_that_is_not_configured_are_not_taken_over(make_applianc
     until(lambda: "registry_unreadable" in appliance.log_end(), "it is told")
     assert "elsewhere" in appliance.log_end()
     assert reason(appliance) == "ok"
+
+
+def test_a_policy_with_a_path_for_a_name_writes_no_file(tmp_path: Path) -> None:
+    """Anyone who can write the registry could otherwise write files on every appliance."""
+    appliance = Appliance(tmp_path / "outer" / "dev")
+    appliance.init()
+    daemon = Daemon(appliance.dir / "signer.yaml")  # not in development: the registry decides
+    before = {path: path.read_bytes() for path in appliance.dir.glob("*.yaml")}
+    daemon.start()
+    try:
+        [file] = (appliance.dir / "policy").glob("*.yaml")
+        text = policy_text([PolicyFile("../../signer.yaml", file.read_bytes())])
+        url = f"sqlite:///{appliance.dir}/registry.sqlite"
+        with Registry.open(url) as registry, registry.writing() as write:
+            write.put_policy(text)
+        until(lambda: "registry_unreadable" in daemon.log.read_text(), "it is reported")
+        assert daemon.sign(1) == {"ok": 1}
+    finally:
+        daemon.stop()
+    assert {path: path.read_bytes() for path in appliance.dir.glob("*.yaml")} == before
+    assert not (appliance.dir.parent / "signer.yaml").exists()
+    assert [path.name for path in (appliance.dir / "policy").iterdir()] == [file.name]

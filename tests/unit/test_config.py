@@ -15,7 +15,13 @@ from signer.api.guard import DEFAULT_SECONDS
 from signer.config import policy_documents, strict_yaml
 from signer.config.client_file import Address, load_client
 from signer.config.models import LimitsConfig, load_config
-from signer.config.policy_documents import load_policy
+from signer.config.policy_documents import (
+    PolicyFile,
+    load_policy,
+    policy_text,
+    read_policy_text,
+    write_policy_files,
+)
 from signer.daemon import sealing
 from signer.errors import ConfigError, Violation
 from signer.hsm.front.process import WorkerProcess
@@ -193,6 +199,43 @@ def test_hash_follows_the_documented_form(tmp_path: Path) -> None:
     content = file.read_bytes()
     netstrings = b"6:p.yaml,%d:%b," % (len(content), content)
     assert load_policy(file).sha256 == hashlib.sha256(netstrings).hexdigest()
+
+
+NAMES = [
+    *("../../signer.yaml", "/etc/signer.yaml", "a/b.yaml", ".hidden.yaml", "..", ".yaml", "a.yml"),
+    *("a b.yaml", "á.yaml", "a\x1b[2J.yaml", "a.yaml\n", "a.yaml/", "", "x" * 201 + ".yaml"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_with_another_name_is_no_policy_and_nothing_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "a" / "policy"
+    folder.mkdir(parents=True)
+    text = policy_text([PolicyFile("0.yaml", b"0"), PolicyFile(name, PROFILES.encode())])
+    for read in (read_policy_text, lambda text: write_policy_files(folder, text)):
+        with pytest.raises(ValueError, match=r"should be named with letters"):
+            read(text)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
+
+
+def test_files_of_a_text_are_in_order_each_once() -> None:
+    one, other = PolicyFile("a.yaml", PROFILES.encode()), PolicyFile("b.yaml", ONE.encode())
+    assert read_policy_text(policy_text([one, other])).policy.facilities.keys() == {"one"}
+    for files in ([other, one], [one, one]):
+        with pytest.raises(ValueError, match="each once"):
+            read_policy_text(policy_text(files))
+
+
+@pytest.mark.parametrize("name", ["a b.yaml", "á.yaml", "a\x1b[2J.yaml"])
+def test_a_file_with_another_name_is_refused_in_a_folder_and_alone(
+    tmp_path: Path, name: str
+) -> None:
+    folder = policy_files(tmp_path / "policy", ("a.yaml", PROFILES + ONE), (name, TWO))
+    for path in (folder, folder / name):
+        with pytest.raises(ConfigError, match="should be named with letters"):
+            load_policy(path)
 
 
 # YAML has no surrogate pairs, with which JSON escapes what is above.

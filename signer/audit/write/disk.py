@@ -24,6 +24,8 @@ from signer.audit.format.tip import Tip
 from signer.audit.read.reader import INDEX_ENTRY, Index
 
 _MODE = 0o640
+_WRITING = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""No link is followed: what is written stays in the log's own folders."""
 
 
 class Disk:
@@ -35,12 +37,12 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """Creates a file and returns its descriptor; data is written to its end."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(path, flags, _MODE)
+        flags = os.O_APPEND | os.O_CREAT | os.O_EXCL
+        return os.open(path, flags | _WRITING, _MODE)
 
     def open(self, path: Path) -> int:
         """Opens a file that exists; data is written to its end."""
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        return os.open(path, os.O_APPEND | _WRITING)
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[int]:
@@ -83,7 +85,7 @@ class Disk:
 
     def reserve(self, path: Path, size: int) -> None:
         """Creates a file that occupies ``size`` bytes."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        descriptor = os.open(path, os.O_CREAT | _WRITING, _MODE)
         try:
             os.posix_fallocate(descriptor, 0, size)
         finally:

@@ -24,6 +24,7 @@ from signer.audit.write.log import BALLAST, AuditLog, Listener, by_kind
 from signer.clock import Clock
 from signer.errors import OperatorError
 from signer.events import AuditCommitted
+from signer.files import open_lock
 
 SEGMENT_BYTES = 64 << 20
 LOW_DISK_BYTES = 256 << 20
@@ -159,7 +160,7 @@ def _lock(directory: Path, disk: Disk) -> int:
     if not directory.is_dir():
         directory.mkdir(mode=0o750, parents=True)
         disk.sync_directory(directory.parent)
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    lock = open_lock(directory / "lock", 0o640)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

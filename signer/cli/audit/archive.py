@@ -26,6 +26,7 @@ from signer.cli.output import print_values
 from signer.cli.progress import progress
 from signer.clock import SystemClock
 from signer.errors import OperatorError
+from signer.files import PUBLIC, create_file
 
 if TYPE_CHECKING:
     from signer.config.models import AuditConfig
@@ -176,7 +177,9 @@ def keep_copy(source: Path, target: Path, disk: Disk) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         copied = target.with_name(f"{target.name}.draft")
-        shutil.copyfile(source, copied)
+        copied.unlink(missing_ok=True)
+        with source.open("rb") as whole, os.fdopen(create_file(copied, PUBLIC), "wb") as copy:
+            shutil.copyfileobj(whole, copy)
     with disk.opened(copied) as descriptor:
         disk.sync(descriptor)
         # The comparison below reads from the disk, not from the page cache.

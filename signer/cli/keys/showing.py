@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.operations.arguments import KEY_OR_VERSION, iso
+from signer.cli.operations.arguments import FACILITY, KEY_OR_VERSION, iso
 from signer.cli.options import json_option
 from signer.cli.output import output, print_json, say
 from signer.client import KeyVersion, SignerClient
@@ -15,7 +15,7 @@ from signer.text import plain
 
 _SEPARATOR = "/versions/"
 
-facility_option = click.option("--facility", metavar="ID", help="Only the keys of one facility.")
+facility_option = click.option("--facility", type=FACILITY, help="Only the keys of one facility.")
 
 
 def listed(client: SignerClient, facility: str | None) -> list[KeyVersion]:

@@ -9,7 +9,7 @@ from signer.cli.connection import client_options
 from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, utc
 from signer.cli.output import output, print_table, say
 from signer.client import KeyVersion, SignerClient, Suspension
-from signer.model import parse_key_or_version
+from signer.model import IDENTIFIER, parse_key_or_version
 
 _reason_option = click.option(
     "--reason", metavar="TEXT", required=True, help="Why, for the other officers; it is recorded."
@@ -36,7 +36,7 @@ def _print_stopped(stopped: dict[str, Any]) -> None:
 def read_target(text: str) -> str:
     """Reads the target of a suspension; raises ValueError."""
     scope, _, name = text.partition("/")
-    if text == "everything" or (scope in ("groups", "facilities") and name and "/" not in name):
+    if text == "everything" or (scope in ("groups", "facilities") and IDENTIFIER.fullmatch(name)):
         return text
     try:
         parse_key_or_version(text)

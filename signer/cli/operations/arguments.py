@@ -13,7 +13,7 @@ from cryptography import x509
 
 from signer.cli.output import explained
 from signer.errors import OperatorError
-from signer.model import KeyName, parse_key_or_version
+from signer.model import IDENTIFIER, KeyName, parse_key_or_version
 from signer.text import count
 from signer.text import utc as utc_text
 from signer.x509 import read_certificates, uris_of
@@ -108,6 +108,12 @@ def _version(text: str) -> str:
     return text
 
 
+def _facility(text: str) -> str:
+    if not IDENTIFIER.fullmatch(text):
+        raise ValueError(f"{text} is not the id of a facility: name it alone, as in 01-001")
+    return text
+
+
 def _key_or_version(text: str) -> str:
     parse_key_or_version(text)
     return text
@@ -115,6 +121,7 @@ def _key_or_version(text: str) -> str:
 
 TIME = Text("TIME", lambda text: parse_time(text, time.time()))
 DURATION = Text("DURATION", parse_duration)
+FACILITY = Text("ID", _facility)
 KEY = Text("NAME", lambda text: str(KeyName.parse(text)))
 VERSION = Text("VERSION", _version)
 KEY_OR_VERSION = Text("NAME", _key_or_version)

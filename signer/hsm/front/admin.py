@@ -17,6 +17,7 @@ from typing import Any, TextIO, TypeVar
 from signer.algorithms import Algorithm
 from signer.config.models import TokenConfig
 from signer.errors import OperatorError
+from signer.files import open_lock
 from signer.hsm.frames import (
     Closed,
     FrameError,
@@ -182,7 +183,7 @@ def wait_for_orphans(token: TokenConfig, state: Path, seconds: float = ORDER_SEC
 def _lock_file(token: TokenConfig, state: Path) -> TextIO:
     """Opens the file that every administrative worker of a token keeps locked until it ends."""
     name = hashlib.sha256(token.label.encode()).hexdigest()[:16]
-    return os.fdopen(os.open(state / f"admin-{name}.lock", os.O_RDWR | os.O_CREAT, 0o600))
+    return os.fdopen(open_lock(state / f"admin-{name}.lock"))
 
 
 def inspect(token: TokenConfig, state: Path, *, seconds: float = 20.0) -> TokenInspection:

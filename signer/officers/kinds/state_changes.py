@@ -8,7 +8,7 @@ from pydantic import Field
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.registry import Change
-from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
+from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
 from signer.officers.kinds.base import (
     TIMES,
     Details,
@@ -238,16 +238,11 @@ def _microseconds(flag: Suspension) -> int:
 
 def _flag(target: str, context: OperationContext) -> Suspension | None:
     """Returns the suspension that a target names; None if it names a key."""
+    for flag in context.state.suspensions:
+        # Also one whose name is not an id: earlier versions accepted such a suspension.
+        if flag.target == target:
+            return flag
     head, _, name = target.partition("/")
-    if target == "everything":
-        scope, name = Scope.EVERYTHING, ""
-    elif head == "groups":
-        scope = Scope.GROUP
-    elif head == "facilities" and "/" not in name:
-        scope = Scope.FACILITY
-    else:
-        return None
-    for suspension in context.state.suspensions:
-        if (suspension.scope, suspension.name) == (scope, name):
-            return suspension
-    raise OperationError(f"{target} is not suspended")
+    if target == "everything" or head == "groups" or (head == "facilities" and "/" not in name):
+        raise OperationError(f"{target} is not suspended")
+    return None

@@ -345,3 +345,20 @@ def test_export(run: Any, registry: Any, people: Any, tmp_path: Path) -> None:
     done = run("keys", "export", "--form", "trust-list", *client)
     assert (json.loads(done.out), "3 more have no certificate" in done.err) == ([], True)
     assert run("keys", "export", *client).code == 2
+
+
+@pytest.mark.parametrize("name", ["01-001/keys/records", "01-001/", "", "A", "facilities/01-001"])
+@pytest.mark.parametrize("words", [("list",), ("export", "--form", "jwks")])
+@pytest.mark.usefixtures("played")
+def test_a_part_of_a_name_is_no_facility(
+    run: Any, people: Any, words: tuple[str, ...], name: str
+) -> None:
+    done = run("keys", *words, "--facility", name, "--client", people.a.client)
+    assert (done.code, done.out) == (2, "")
+    assert "is not the id of a facility" in done.err
+
+
+@pytest.mark.parametrize("target", ["facilities/", "facilities/A", "facilities/a b", "groups/x/y"])
+def test_a_part_of_a_name_is_not_stopped(run: Any, played: Any, people: Any, target: str) -> None:
+    done = run("keys", "suspend", target, "--reason", "x", "--client", people.a.client)
+    assert (done.code, played.operations.calls) == (2, [])
