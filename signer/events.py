@@ -68,11 +68,18 @@ class CallEnded(NamedTuple):
 
 
 class CallDenied(NamedTuple):
-    """A call that was refused, or all of whose items failed; unknown names are empty."""
+    """A call that was refused, or all of whose items failed; unknown names are empty.
 
-    principal: str
+    ``caller`` is the principal, or the certificate if that names none. ``role`` and ``peer`` (its
+    address) are those of a caller that was refused as such.
+    """
+
+    caller: str
     key: str
     reason: str
+    method: str
+    role: str
+    peer: str
 
 
 class ItemsEnded(NamedTuple):

@@ -28,6 +28,17 @@ def is_authority(certificate: x509.Certificate) -> bool:
     return constraints.value.ca
 
 
+def certifies(certificate: x509.Certificate) -> bool:
+    """Whether the certificate's key may sign certificates or revocation lists, by what it says."""
+    if is_authority(certificate):
+        return True
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+    return usage.key_cert_sign or usage.crl_sign
+
+
 def uris_of(certificate: x509.Certificate) -> list[str]:
     """Returns the URIs among the subject's alternative names; none where they do not parse."""
     try:

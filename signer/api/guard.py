@@ -1,29 +1,25 @@
 """What every call passes: identity, role, the message, its place, deadline, errors.
 
 Services get a ``Caller`` instead of gRPC's context; they return a message or raise
-CallError, and do not use gRPC. A caller's principal is the one URI of the client's certificate,
-compared whole: not the common name, and not gRPC's property of all alternative names, which
-contains DNS names as well. Everything here runs on the event loop.
+CallError, and do not use gRPC. Everything here runs on the event loop.
 """
 
 import asyncio
 import functools
-import math
 import os
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import grpc
-from cryptography import x509
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from signer.api import wire
-from signer.api.places import Place, Places, Reads
+from signer.api.identity import identity_of, principal_of, said
+from signer.api.places import Bound, Place, Places, Reads
 from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Reason, invalid
 from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
@@ -87,7 +83,7 @@ class Guard:
         self._served = served
         self._roles = roles
         self.places = places
-        self._health_calls = CallLimit(HEALTH_CALLS, HEALTH_CALLS_PER_CLIENT)
+        self._health_calls = Bound(HEALTH_CALLS, HEALTH_CALLS_PER_CLIENT)
         self._messages = MessageWaits()
         self._events = events
         self._clock = clock
@@ -165,14 +161,15 @@ class Guard:
         behaviour = handler.unary_unary or handler.unary_stream
 
         async def call(_: object, context: Context) -> Any:
-            client = b" ".join(_auth_context(context).get("peer_uri", ())).decode(errors="replace")
+            client = identity_of(context.auth_context()).name
             until = self._clock.monotonic() + HEALTH_MESSAGE_SECONDS
             try:
-                self._health_calls.take(client)
+                self._check_health_calls(client)
+                self._health_calls.add(client, 1)
                 try:
                     message = await self._messages.read(context, until)
                 finally:
-                    self._health_calls.give_back(client)
+                    self._health_calls.add(client, -1)
                 if message is None:
                     raise _missing()
                 return await behaviour(parsed(handler.request_deserializer, message), context)
@@ -207,22 +204,23 @@ class Guard:
             caller = identify(started, call_id, notes)
             return await respond(caller), None
         except CallError as error:
-            status = wire.call_status(error)
+            status = wire.call_status(error, call_id)
             code, reason = status.code, error.reason
-            notes |= {
-                name: error.metadata[name] for name in ("rule", "limit") if name in error.metadata
-            }
+            notes |= {name: error.metadata[name] for name in _NOTED if name in error.metadata}
+            self._hash_unknown_name(notes)
         except MessageLateError:
             status, code, reason = _LATE, _CANCELLED, wire.code_name(_CANCELLED)
         except (asyncio.CancelledError, grpc.aio.BaseError):
             code, reason = _CANCELLED, wire.code_name(_CANCELLED)  # the caller has gone
+            self._hash_unknown_name(notes)
             if caller is not None and self._clock.monotonic() > caller.deadline - DEADLINE_MARGIN:
                 code, reason = Reason.DEADLINE_TOO_SHORT.code, Reason.DEADLINE_TOO_SHORT
             raise
         except Exception as error:  # noqa: BLE001 - its text must not reach the caller
+            self._hash_unknown_name(notes)
             self._events.emit(Bug(method, error, notes))
             text = f"internal error: report the id {call_id} to the operator"
-            status = wire.call_status(CallError(Reason.INTERNAL, text, {"call_id": call_id}))
+            status = wire.call_status(CallError(Reason.INTERNAL, text), call_id)
             code, reason = status.code, Reason.INTERNAL
         finally:
             seconds = self._clock.monotonic() - started
@@ -231,31 +229,53 @@ class Guard:
             if reason == "ok" and notes.get("failed") and notes["failed"] == notes["items"]:
                 reason = "ALL_ITEMS_FAILED"
             if reason != "ok":
-                principal, key = (str(notes.get(name, "")) for name in ("principal", "key"))
-                self._events.emit(CallDenied(principal, key, reason))
+                self._events.emit(_denied(method, reason, notes))
         return None, status
+
+    def _hash_unknown_name(self, notes: dict[str, object]) -> None:
+        """Keeps only a hash of a key's name that the caller has invented."""
+        if "key" in notes:
+            notes["key"] = self._served.snapshot.known(str(notes["key"]))
+
+    def _check_health_calls(self, client: str) -> None:
+        if exceeded := self._health_calls.exceeded(client, 1):
+            own, most = exceeded
+            text = f"too many {'of your ' if own else ''}health checks ({most} at once): try again"
+            raise CallError(Reason.OVERLOADED, text, retry_after=0.1)
 
     def identify(
         self, method: str, context: Context, now: float, call_id: str, notes: dict[str, object]
     ) -> Caller:
         """Returns who calls, in which roles, until when. Raises CallError."""
-        policy = self._served.snapshot.policy
-        principal = principal_of(_auth_context(context), policy.denied_certificates)
-        roles = self.allowed(method, principal)
+        policy, peer = self._served.snapshot.policy, context.auth_context()
+        identity = identity_of(peer)
+        notes |= said(identity)
+        try:
+            principal = principal_of(peer, policy.denied_certificates)
+            roles = self.allowed(method, principal)
+        except CallError:
+            notes["peer"] = context.peer()
+            raise
         left = context.time_remaining()
         seconds = DEFAULT_SECONDS if left is None or left > 3600 * 24 else left
-        notes["principal"] = principal
         return Caller(principal, roles, now + seconds, call_id, notes)
 
     def allowed(self, method: str, principal: str) -> frozenset[Role]:
         """Returns the roles that a principal has now. Raises CallError if none may call."""
         roles = self._served.snapshot.policy.roles.get(principal)
         if not roles:
-            raise CallError(Reason.PEER_UNKNOWN, UNKNOWN.message, {"rule": UNKNOWN.rule})
+            raise CallError(
+                Reason.PEER_UNKNOWN,
+                f"{UNKNOWN.message}: {principal}",
+                {"rule": UNKNOWN.rule, "principal": principal},
+            )
         service = method.split("/")[1]
         if not roles & self._roles.get(service, frozenset()):
+            role = ", ".join(sorted(roles))
             raise CallError(
-                Reason.POLICY_DENIED, f"{service} is not open to this role", {"rule": "roles"}
+                Reason.POLICY_DENIED,
+                f"{service} is not open to {principal}, whose role is {role}",
+                {"rule": "roles", "role": role, "principal": principal},
             )
         return roles
 
@@ -281,6 +301,20 @@ class Guard:
 
         context.add_done_callback(ended)  # type: ignore[arg-type] # the stubs declare a Protocol
         return place
+
+
+_NOTED = ("rule", "limit", "role")
+"""Metadata of an error that the call's log line has as well."""
+
+
+def _denied(method: str, reason: str, notes: Mapping[str, object]) -> CallDenied:
+    """Returns what the audit log gets of a call that was refused or failed."""
+
+    def note(name: str) -> str:
+        return str(notes.get(name, ""))
+
+    caller = note("principal") or note("certificate")
+    return CallDenied(caller, note("key"), reason, method, note("role"), note("peer"))
 
 
 _RANDOM = random.Random(os.urandom(32))  # noqa: S311 - ids are names, not secrets
@@ -344,32 +378,6 @@ class MessageWaits:
                 task.cancel()
 
 
-class CallLimit:
-    """Allows ``most`` calls at once, ``most_of_one`` of one client, and refuses more."""
-
-    def __init__(self, most: int, most_of_one: int) -> None:
-        self._most, self._most_of_one = most, most_of_one
-        self._held: Counter[str] = Counter()
-
-    def take(self, client: str) -> None:
-        """Counts a call; raises CallError OVERLOADED above a limit."""
-        if self._held.total() >= self._most:
-            raise _too_many("too many health checks", self._most)
-        if self._held[client] >= self._most_of_one:
-            raise _too_many("too many of your health checks", self._most_of_one)
-        self._held[client] += 1
-
-    def give_back(self, client: str) -> None:
-        """Counts a call down."""
-        self._held[client] -= 1
-        if not self._held[client]:
-            del self._held[client]
-
-
-def _too_many(text: str, most: int) -> CallError:
-    return CallError(Reason.OVERLOADED, f"{text} ({most} at once): try again", {}, retry_after=0.1)
-
-
 def parsed(read: Callable[[bytes], Any], message: bytes) -> Any:
     """Returns a message of the API; raises CallError for other bytes."""
     try:
@@ -387,50 +395,3 @@ async def abort(context: Context, status: status_pb2.Status) -> None:
     ended = rpc_status.to_status(status)
     details = ended.trailing_metadata if status.details else ()
     await context.abort(ended.code, ended.details, details)
-
-
-def _auth_context(context: Context) -> "AuthContext":
-    return context.auth_context()
-
-
-_TLS_VERSION = "TLSv1.3"
-AuthContext = Mapping[str, Iterable[bytes]]
-
-
-def principal_of(context: AuthContext, denied_serials: frozenset[int]) -> str:
-    """Returns the caller's principal from gRPC's auth context.
-
-    Raises CallError PEER_UNKNOWN if the certificate does not have exactly one URI or is on
-    the deny list, or if the connection is not known to use TLS 1.3 (grpcio reports the
-    version from 1.85 on).
-    """
-    if list(context.get("ssl_tls_version", ())) != [_TLS_VERSION.encode()]:
-        raise CallError(Reason.PEER_UNKNOWN, f"{_TLS_VERSION} is required: update the client")
-    uris = list(context.get("peer_uri", ()))
-    if len(uris) != 1:
-        raise CallError(
-            Reason.PEER_UNKNOWN,
-            f"the client certificate has {len(uris)} URIs, exactly one is needed: "
-            "ask your security officer for a certificate",
-        )
-    if denied_serials and _serial(b"".join(context.get("x509_pem_cert", ()))) in denied_serials:
-        raise CallError(
-            Reason.PEER_UNKNOWN,
-            "the client certificate is on the deny list: ask your security officer for another",
-        )
-    return uris[0].decode(errors="replace")
-
-
-def certificate_end(context: AuthContext) -> float:
-    """Returns when the client's certificate expires, in seconds since the epoch."""
-    pem = b"".join(context.get("x509_pem_cert", ()))
-    return _certificate(pem).not_valid_after_utc.timestamp() if pem else math.inf
-
-
-def _serial(pem: bytes) -> int:
-    return _certificate(pem).serial_number
-
-
-@functools.lru_cache(maxsize=1024)
-def _certificate(pem: bytes) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(pem)

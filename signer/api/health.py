@@ -10,10 +10,14 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from signer.api.identity import identity_of
+from signer.api.places import Bound
 from signer.event_loop import EventLoop
 
 MAX_WATCHES = 500
 """Each client process that balances between appliances watches all of them."""
+MAX_WATCHES_PER_CLIENT = 166
+"""Those of one client: a third, so that one client cannot block the watches of others."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -24,6 +28,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._services, self._loop = services, loop
         self._serving = self._failed = self._ended = False
         self._watches: dict[asyncio.Task[Any], asyncio.Event] = {}  # set: there is news
+        self._held = Bound(MAX_WATCHES, MAX_WATCHES_PER_CLIENT)
 
     def set_serving(self, serving: bool) -> None:
         """Reports a change to all watchers; no effect after ``fail`` or ``end``."""
@@ -54,17 +59,20 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
-        """Sends the status now and at every change; above MAX_WATCHES: UNIMPLEMENTED.
+        """Sends the status now and at every change; above a limit of watches: UNIMPLEMENTED.
 
         With that code a client that balances uses the connection without a watch; with any
         other code it does not use the connection (gRPC proposal A17).
         """
-        if len(self._watches) >= MAX_WATCHES:
-            text = f"too many watches ({MAX_WATCHES} at once): use Check"
+        client = identity_of(context.auth_context()).name
+        if exceeded := self._held.exceeded(client, 1):
+            own, most = exceeded
+            text = f"too many {'of your ' if own else ''}watches ({most} at once): use Check"
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
         watch = asyncio.current_task()
         assert watch is not None  # noqa: S101 - gRPC runs every handler in a task
         news = self._watches[watch] = asyncio.Event()
+        self._held.add(client, 1)
         sent: int | None = None
         try:
             while True:
@@ -79,6 +87,7 @@ class Health(health_pb2_grpc.HealthServicer):
                 await news.wait()
         finally:
             del self._watches[watch]
+            self._held.add(client, -1)
 
     def _report(self) -> None:
         self._loop.soon(self._wake)

@@ -13,15 +13,8 @@ from typing import Any, NamedTuple, cast
 
 import grpc
 
-from signer.api.guard import (
-    DEFAULT_SECONDS,
-    Caller,
-    Context,
-    Guard,
-    certificate_end,
-    parsed,
-    principal_of,
-)
+from signer.api.guard import DEFAULT_SECONDS, Caller, Context, Guard, parsed
+from signer.api.identity import identity_of, principal_of
 from signer.api.places import Place
 from signer.api.signing_messages import read_stream_request
 from signer.clock import Clock
@@ -45,7 +38,7 @@ class _Stream:
     def __init__(self, context: Context, principal: str, now: float) -> None:
         self.context, self.principal = context, principal
         self.auth = context.auth_context()
-        self.certificate_end = certificate_end(self.auth)
+        self.certificate_end = identity_of(self.auth).end
         self.metadata = tuple(context.invocation_metadata() or ())
         self.policy: object = None  # under which its principal was looked at
         self.task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -214,11 +207,11 @@ class Streams:
     ) -> Caller:
         """Returns the caller of one request, under the policy in force now. Raises CallError."""
         stream, asked, place = request
+        notes["principal"] = stream.principal
         policy = self._served.snapshot.policy
         if policy is not stream.policy:
             principal_of(stream.auth, policy.denied_certificates)
             stream.policy = policy
-        notes["principal"] = stream.principal
         roles = self._guard.allowed(METHOD, stream.principal)
         seconds = DEFAULT_SECONDS
         if asked.HasField("timeout"):

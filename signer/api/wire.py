@@ -26,9 +26,13 @@ FORMATS: Mapping[int, Format] = {
 }
 
 
-def call_status(error: CallError) -> status_pb2.Status:
-    """Returns the google.rpc.Status of a refused call, with exactly one ErrorInfo."""
-    status = _status(error.reason, error.message, error.metadata, error.retry_after)
+def call_status(error: CallError, call_id: str = "") -> status_pb2.Status:
+    """Returns the google.rpc.Status of a refused call, with exactly one ErrorInfo.
+
+    Its metadata has the ``call_id`` under which the log has the call.
+    """
+    metadata = {**error.metadata, "call_id": call_id} if call_id else error.metadata
+    status = _status(error.reason, error.message, metadata, error.retry_after)
     if error.violations:
         bad = error_details_pb2.BadRequest()
         for each in error.violations[:MAX_VIOLATIONS]:

@@ -4,8 +4,6 @@ Intents and outcomes are ``signer.signing.evidence``, the officers' records
 ``signer.officers.records``, checkpoints ``signer.daemon.sealing``.
 """
 
-import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,6 +23,7 @@ from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import Clock, FlooredClock
 from signer.config.models import AuditConfig
+from signer.daemon.denials import Denials
 from signer.errors import OperatorError
 from signer.events import (
     AuditProblem,
@@ -49,7 +48,6 @@ from signer.officers.records import ApprovedOperation, PolicyRecord
 from signer.policy.rules import Policy
 
 FLUSH_SECONDS = 10.0  # how long denials are added up before they are recorded
-MAX_DENIALS = 1000  # different ones between two records; the rest is without principal and key
 MAX_CHANGES = 100  # key versions named by one KEYS record
 
 
@@ -173,8 +171,7 @@ class DaemonLog:
         self._log, self._directory, self._clock = log, directory, clock
         self._events = events
         self._slow_since = 0.0
-        self._lock = threading.Lock()
-        self._denials: Counter[tuple[str, str, str]] = Counter()
+        self._denials = Denials()
         self._flushed = clock.monotonic()
 
     def tick(self) -> None:
@@ -251,22 +248,11 @@ class DaemonLog:
             LoginEnded: lambda event: self._record(
                 RecordKind.TOKEN, {"token": event.token, "login": event.result}
             ),
-            CallDenied: self._call_denied,
+            CallDenied: self._denials.add,
         }
 
-    def _call_denied(self, event: CallDenied) -> None:
-        """Counts the call until the next record."""
-        name: tuple[str, str, str] = event
-        with self._lock:
-            if name not in self._denials and len(self._denials) >= MAX_DENIALS:
-                name = "", "", event.reason
-            self._denials[name] += 1
-
     def _flush(self) -> None:
-        with self._lock:
-            denials, self._denials = self._denials, Counter()
-        if denials:
-            rows: list[Value] = [[*name, count] for name, count in denials.items()]
+        if rows := self._denials.take():
             self._record(RecordKind.DENIALS, {"denials": rows})
 
     def _record(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:

@@ -87,11 +87,16 @@ def certificate_types(value: object) -> frozenset[str]:
     return listed
 
 
+def is_principal(text: str) -> bool:
+    """Whether a text is a SPIFFE URI, the whole of it: without patterns, queries or controls."""
+    return len(text) <= _SPIFFE_BYTES and _SPIFFE.fullmatch(text) is not None
+
+
 def principals(value: object) -> frozenset[str]:
     """Reads a list of SPIFFE URIs. They are compared as a whole; patterns are refused."""
     listed = texts(value)
     for text in listed:
-        if len(text) > _SPIFFE_BYTES or not _SPIFFE.fullmatch(text):
+        if not is_principal(text):
             raise ValueError(
                 f"{text} is not a principal: give the whole URI of the certificate, "
                 "spiffe://domain/path, without patterns"

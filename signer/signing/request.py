@@ -2,11 +2,13 @@
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from signer.errors import Failure
 from signer.keys.index import KeyIndex
-from signer.model import Format, KeyName, KeyVersion, Suspended
+from signer.model import Format, KeyName, KeyVersion, Suspended, parse_key_or_version
 from signer.policy.rules import Policy, Terms
 
 
@@ -17,6 +19,18 @@ class Snapshot:
     policy: Policy
     keys: KeyIndex
     suspended: Suspended = field(default_factory=Suspended)
+
+    def known(self, name: str) -> str:
+        """Returns the name of a key or version if the key exists or the policy lists it.
+
+        Of any other name, which a caller may have chosen for what it says, it is a hash.
+        """
+        with suppress(ValueError):
+            key, _ = parse_key_or_version(name)
+            facility = self.policy.facilities.get(key.facility)
+            if self.keys.versions(key) or (facility is not None and key.key in facility.keys):
+                return name
+        return f"sha256:{sha256(name.encode()).hexdigest()}"
 
 
 class Served:

@@ -1,7 +1,9 @@
 """Calls of the real server as strangers make them, and what they learn."""
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -93,7 +95,7 @@ def connect_with(dev: Mapping[str, Any], certificate: str | Path, key: str | Pat
 
 
 class Refusal(NamedTuple):
-    """What a refused call or item carries."""
+    """What a refused call or item carries; an item has no ``call_id``."""
 
     code: str
     reason: str
@@ -101,6 +103,11 @@ class Refusal(NamedTuple):
     metadata: Mapping[str, str]
     retry_after: float | None
     fields: tuple[str, ...]
+    call_id: str = ""
+
+    def __str__(self) -> str:
+        """What it says; its id is never that of another."""
+        return str(self[:-1])
 
 
 def refused(call: Callable[[], object], reason: str = "") -> Refusal:
@@ -112,6 +119,7 @@ def refused(call: Callable[[], object], reason: str = "") -> Refusal:
     status = rpc_status.from_call(error)
     assert status is not None, f"no google.rpc.Status: {error.code()} {error.details()}"
     found = read(status)
+    assert str(uuid.UUID(found.call_id)) == found.call_id
     if reason:
         assert (found.code, found.reason) == (Reason(reason).code.name, reason)
     return found
@@ -128,14 +136,17 @@ def read(status: status_pb2.Status) -> Refusal:
     assert len(bad) <= 1
     assert len(status.details) == 1 + len(retries) + len(bad)
     assert status.message
+    metadata = dict(infos[0].metadata)
+    call_id = metadata.pop("call_id", "")
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     return Refusal(
         code.name,
         infos[0].reason,
         status.message,
-        dict(infos[0].metadata),
+        metadata,
         retries[0].retry_delay.ToMilliseconds() / 1000 if retries else None,
         tuple(each.field for part in bad for each in part.field_violations),
+        call_id,
     )
 
 
@@ -192,16 +203,26 @@ class Issued(NamedTuple):
     serial: int
 
 
-def issue(folder: Path, authority: pki.Authority, name: str, *uris: str) -> Issued:
-    """Issues a client certificate with any number of URIs."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def issue(
+    folder: Path, authority: pki.Authority, name: str, *uris: str, ca: bool = False
+) -> Issued:
+    """Issues a client certificate with any number of URIs, also one of a ``ca``."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
-    made = authority.issue(
-        key.public_key(),
-        x509.Name.from_rfc4514_string(f"CN={name}"),
-        ExtendedKeyUsageOID.CLIENT_AUTH,
-        [*names, x509.DNSName("client.example")],
-        1,
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name.from_rfc4514_string(f"CN={name}"))
+        .issuer_name(authority.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([*names, x509.DNSName("client.example")]), critical=False
+        )
+        .sign(authority.key, hashes.SHA256())
     )
     issued = Issued(folder / f"{name}.pem", folder / f"{name}.key", made.serial_number)
     issued.certificate.write_bytes(made.public_bytes(Encoding.PEM))

@@ -26,6 +26,7 @@ from signer.v1 import keys_pb2, signing_pb2
 from tests.integration import edge
 
 RECORDS = "facilities/01-001/keys/records"
+SIGN_BATCH = "/signer.v1.SigningService/SignBatch"
 DCC = (
     b'{"ver":"1.3.0","nam":{"fnt":"TEST"},"dob":"1990-01-01","v":[{"tg":"840539006",'
     b'"vp":"1119349007","mp":"EU/1/20/1528","ma":"ORG-100030215","dn":2,"sd":2,'
@@ -352,11 +353,15 @@ def test_starts_denials_policies_keys_and_ends_are_on_record(
     made = make_appliance()
     with edge.connect(made.dev) as stubs, edge.connect(made.dev, "operator") as operator:
         for _ in range(3):
-            edge.refused(lambda: stubs.sign(key="facilities/nowhere/keys/k"))
+            edge.refused(lambda: stubs.sign(key="facilities/nguyen-van-a/keys/k"))
         made.edit_policy(
             lambda policy: policy["groups"].update({"42": {"name": "N", "clients": []}})
         )
         edge.reload(operator)
+    nobody = edge.issue(made.dir, edge.client_authority(made), "nobody")
+    fingerprint = edge.fingerprint(nobody.certificate.read_bytes()).hex()
+    with edge.connect_with(made.dev, nobody.certificate, nobody.key) as stubs:
+        edge.refused(stubs.sign)
     assert made.stop() == 0
     written = records(made)
     kinds = Counter(each.kind for each in written)
@@ -365,8 +370,16 @@ def test_starts_denials_policies_keys_and_ends_are_on_record(
     assert written[-1].kind is RecordKind.STOP
     [denials] = [each for each in written if each.kind is RecordKind.DENIALS]
     issuer = made.dev["clients"]["issuer"]["principal"]
-    row = [issuer, "facilities/nowhere/keys/k", "POLICY_DENIED", 3]
-    assert row in denials.fields["denials"]  # type: ignore[operator]  # a list of lists
+    # Of a name that does not exist, which may say anything, there is a hash.
+    hashed = hashlib.sha256(b"facilities/nguyen-van-a/keys/k").hexdigest()
+    row = [issuer, f"sha256:{hashed}", "POLICY_DENIED", 3, SIGN_BATCH, "", ""]
+    rows: Any = denials.fields["denials"]
+    assert row in rows
+    [[caller, key, reason, calls, method, role, peer]] = [row for row in rows if row[0] != issuer]
+    assert caller == f"certificate {nobody.serial:x} with SHA-256 {fingerprint}"
+    assert (key, reason, calls, method, role) == ("", "PEER_UNKNOWN", 1, SIGN_BATCH, "")
+    assert peer.startswith("ipv4:127.0.0.1:")
+    assert "nguyen" not in made.log.read_text()
     assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
 
 

@@ -81,6 +81,39 @@ def test_exactly_one_uri_is_needed(
 @pytest.mark.parametrize(
     "uri",
     [
+        plan.principal("issuer") + "\0.attacker.example",
+        plan.principal("issuer") + "\0",
+        "\0" + plan.principal("issuer"),
+    ],
+    ids=["before-the-nul", "nul-last", "nul-first"],
+)
+def test_a_uri_with_a_nul_is_nobody(
+    appliance: Any, folder: Path, authority: pki.Authority, uri: str
+) -> None:
+    """gRPC reads the URI up to the NUL: that is another principal."""
+    issued = edge.issue(folder, authority, "nul", uri)
+    pem = issued.certificate.read_bytes()
+    with edge.connect_with(appliance.dev, issued.certificate, issued.key) as stubs:
+        refusal = edge.refused(stubs.sign, "PEER_UNKNOWN")
+    name = f"certificate {issued.serial:x} with SHA-256 {edge.fingerprint(pem).hex()}"
+    assert refusal.metadata == {"certificate": name}
+    assert name in refusal.message
+
+
+@pytest.mark.parametrize("role", ["issuer", "officer-a", "auditor", "operator"])
+def test_a_certificate_of_an_authority_is_nobody(
+    appliance: Any, folder: Path, authority: pki.Authority, role: str
+) -> None:
+    issued = edge.issue(folder, authority, "ca", plan.principal(role), ca=True)
+    with edge.connect_with(appliance.dev, issued.certificate, issued.key) as stubs:
+        refusal = edge.refused(lambda: edge.status(stubs), "PEER_UNKNOWN")
+    assert "authority" in refusal.message
+    assert refusal.metadata == {"principal": plan.principal(role)}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
         plan.principal("issuer") + "/",
         plan.principal("issuer").upper(),
         plan.principal("issue"),
@@ -121,8 +154,11 @@ def test_a_stranger_learns_nothing_on_any_service(everybody: dict[str, edge.Stub
         ),
     ]
     assert len(set(map(str, refusals))) == 1
+    assert len({each.call_id for each in refusals}) == len(refusals)
     assert (refusals[0].code, refusals[0].reason) == ("UNAUTHENTICATED", "PEER_UNKNOWN")
-    assert refusals[0].metadata == {"rule": "default.deny"}
+    principal = plan.principal("stranger")
+    assert refusals[0].metadata == {"rule": "default.deny", "principal": principal}
+    assert refusals[0].message.endswith(principal)
 
 
 def test_only_issuers_sign(everybody: dict[str, edge.Stubs]) -> None:
@@ -143,7 +179,10 @@ def test_only_operators_control(everybody: dict[str, edge.Stubs]) -> None:
 
 def denied(call: Any) -> None:
     refusal = edge.refused(call, "POLICY_DENIED")
-    assert refusal.metadata == {"rule": "roles"}
+    assert refusal.metadata.keys() == {"rule", "role", "principal"}
+    assert refusal.metadata["rule"] == "roles"
+    assert refusal.metadata["principal"] in refusal.message
+    assert refusal.metadata["role"] in refusal.message
 
 
 def test_everybody_with_a_role_sees_keys(everybody: dict[str, edge.Stubs]) -> None:

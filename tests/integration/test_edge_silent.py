@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from signer.api.health import MAX_WATCHES
+from signer.api.health import MAX_WATCHES_PER_CLIENT
 from tests.daemon import kill_workers
 from tests.integration import edge
 
@@ -253,25 +253,26 @@ def test_who_does_not_read_holds_nobody_up(make_appliance: Callable[..., Any]) -
     assert made.stop() == 0
 
 
-def test_watches_are_bounded(small: Any) -> None:
-    """One more than there may be is told by the code with which clients go on unwatched."""
+def test_the_watches_of_one_client_are_bounded(small: Any) -> None:
+    """One more than it may have is told by the code with which clients go on unwatched."""
     request = health_pb2.HealthCheckRequest()
     with ExitStack() as stack:
         watches = []
-        for number in range(MAX_WATCHES):
+        for number in range(MAX_WATCHES_PER_CLIENT):
             if number % STREAMS == 0:  # a connection has no more streams
-                stubs = stack.enter_context(edge.connect(small.dev, "auditor"))
+                stubs = stack.enter_context(edge.connect(small.dev, "stranger"))
             watches.append(stubs.health.Watch(request))
             assert next(watches[-1]).status == SERVING
-        auditor = stack.enter_context(edge.connect(small.dev, "auditor"))
+        stranger = stack.enter_context(edge.connect(small.dev, "stranger"))
         code, text = edge.refused_by_grpc(
-            lambda: next(auditor.health.Watch(request, timeout=edge.SECONDS))
+            lambda: next(stranger.health.Watch(request, timeout=edge.SECONDS))
         )
         assert code == "UNIMPLEMENTED"
         assert "use Check" in text
-        assert auditor.health.Check(request, timeout=edge.SECONDS).status == SERVING
+        assert stranger.health.Check(request, timeout=edge.SECONDS).status == SERVING
+        others_are_served(small, "issuer")
         watches.pop().cancel()
-        edge.until(lambda: watched(auditor), "a watch is free again")
+        edge.until(lambda: watched(stranger), "a watch is free again")
 
 
 def watched(stubs: edge.Stubs) -> bool:

@@ -2,12 +2,23 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NoReturn
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.unit.officers.people import certificate_of, pem
+
 ISSUER, OPERATOR = "spiffe://signer.example/issuer", "spiffe://signer.example/operator"
+
+
+@cache
+def said_of(uri: str) -> Mapping[str, list[bytes]]:
+    """What gRPC says of a connection with a good certificate for a principal."""
+    certificate = pem(certificate_of(uri)).encode()
+    said = {"ssl_tls_version": b"TLSv1.3", "peer_uri": uri.encode(), "x509_pem_cert": certificate}
+    return {name: [value] for name, value in said.items()}
 
 
 class Aborted(Exception):
@@ -52,7 +63,10 @@ class Context:
         self.status = (code, "", ())
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
-        return {"ssl_tls_version": [b"TLSv1.3"], "peer_uri": [self.uri.encode()]}
+        return said_of(self.uri)
+
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:5000"
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("traceparent", "00-1-2-01"),)

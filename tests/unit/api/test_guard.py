@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,9 +16,10 @@ from signer.api.guard import (
     Caller,
     Guard,
 )
+from signer.api.identity import identity_of
 from signer.api.places import Bound, Places
 from signer.errors import CLIENT_LIMIT, CallError, Reason
-from signer.events import Bug, CallBegan, CallEnded
+from signer.events import Bug, CallBegan, CallDenied, CallEnded
 from signer.keys.index import KeyIndex
 from signer.model import Role
 from signer.policy.rules import Policy
@@ -155,6 +157,47 @@ def test_a_stranger_or_another_role_is_refused(guarded: Guarded, books: Books) -
         ("PERMISSION_DENIED", "POLICY_DENIED"),
         ("PERMISSION_DENIED", "POLICY_DENIED"),
     ]
+
+
+def test_who_is_refused_is_named(guarded: Guarded, books: Books) -> None:
+    stranger, other_role = sent("spiffe://x/y"), sent(OPERATOR)
+    nul = sent("spiffe://x/y\0z")
+    for context in (stranger, other_role, nul):
+        refusal(guarded(never), context)
+    ended = [dict(event.notes) for event in books.of(CallEnded)]
+    certificate = identity_of(nul.auth_context()).name
+    peer = {"peer": "ipv4:192.0.2.1:5000"}
+    for notes, context in zip(ended, (stranger, other_role, nul), strict=True):
+        assert notes.pop("call_id") == context.info.metadata["call_id"]
+    assert ended == [
+        {"principal": "spiffe://x/y", "rule": "default.deny", **peer},
+        {"principal": OPERATOR, "rule": "roles", "role": "operator", **peer},
+        {"certificate": certificate, **peer},
+    ]
+    assert books.of(CallDenied) == [
+        CallDenied("spiffe://x/y", "", "PEER_UNKNOWN", METHOD, "", peer["peer"]),
+        CallDenied(OPERATOR, "", "POLICY_DENIED", METHOD, "operator", peer["peer"]),
+        CallDenied(certificate, "", "PEER_UNKNOWN", METHOD, "", peer["peer"]),
+    ]
+    assert OPERATOR in other_role.status[1]
+    assert "operator" in other_role.status[1]
+
+
+@pytest.mark.parametrize("error", [CallError(Reason.POLICY_DENIED, ""), ValueError()], ids=repr)
+def test_of_a_name_that_does_not_exist_only_a_hash_is_kept(
+    guarded: Guarded, books: Books, error: Exception
+) -> None:
+    name = "facilities/nguyen-van-a/keys/k"
+
+    async def fail(_: object, caller: Caller) -> NoReturn:
+        caller.notes["key"] = name
+        raise error
+
+    refusal(guarded(fail), sent())
+    hashed = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    assert [event.notes["key"] for event in books.of(CallEnded)] == [hashed]
+    assert [event.key for event in books.of(CallDenied)] == [hashed]
+    assert all(notes["key"] == hashed for _, notes in books.bugs)
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -6,9 +6,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from signer.api.health import MAX_WATCHES, Health
+from signer.api.health import MAX_WATCHES, MAX_WATCHES_PER_CLIENT, Health
 from signer.event_loop import EventLoop
-from tests.unit.api.context import Aborted, Context, until
+from tests.unit.api.context import ISSUER, OPERATOR, Aborted, Context, until
 
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -16,10 +16,10 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Watch:
-    """A watch of a service; without ``reads`` its client does not read. On the loop only."""
+    """A watch by a client; without ``reads`` it does not read. On the loop only."""
 
-    def __init__(self, health: Health, service: str = "", *, reads: bool = True) -> None:
-        self.context = Context()
+    def __init__(self, health: Health, service: str, uri: str, *, reads: bool) -> None:
+        self.context = Context(uri)
         self.context.gate = None if reads else asyncio.Event()
         request = health_pb2.HealthCheckRequest(service=service)
         self.task = asyncio.ensure_future(health.Watch(request, cast("Any", self.context)))
@@ -36,8 +36,8 @@ class Stage:
         self.loop = EventLoop()
         self.health = Health(frozenset({"", "a"}), self.loop)
 
-    def watch(self, service: str = "", *, reads: bool = True) -> Watch:
-        return self.loop.call(lambda: Watch(self.health, service, reads=reads))
+    def watch(self, service: str = "", *, uri: str = ISSUER, reads: bool = True) -> Watch:
+        return self.loop.call(lambda: Watch(self.health, service, uri, reads=reads))
 
     def sees(self, watch: Watch, *statuses: Any, ended: bool = False) -> None:
         """Waits until a watch has seen just this."""
@@ -113,15 +113,32 @@ def test_a_client_that_does_not_read_delays_nobody(stage: Stage) -> None:
     assert not stage.health._watches
 
 
-def test_watches_are_bounded(stage: Stage) -> None:
-    watches = [stage.watch() for _ in range(MAX_WATCHES)]
+def refused(stage: Stage, watch: Watch) -> None:
+    """Expects that a watch is refused, by the code with which clients go on without one."""
+    stage.sees(watch, ended=True)
+    assert isinstance(watch.task.exception(), Aborted)
+    assert watch.context.status[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_watches_of_one_client_leave_room_for_others(stage: Stage) -> None:
+    watches = [stage.watch() for _ in range(MAX_WATCHES_PER_CLIENT)]
     for watch in watches:
         stage.sees(watch, NOT_SERVING)
-    refused = stage.watch()
-    stage.sees(refused, ended=True)
-    assert isinstance(refused.task.exception(), Aborted)
-    assert refused.context.status[0] is grpc.StatusCode.UNIMPLEMENTED
+    refused(stage, stage.watch())
+    stage.sees(stage.watch(uri=OPERATOR), NOT_SERVING)
     left = watches.pop()
     stage.loop.call(left.task.cancel)
     stage.sees(left, NOT_SERVING, ended=True)
     stage.sees(stage.watch(), NOT_SERVING)
+
+
+def test_all_watches_are_bounded(stage: Stage) -> None:
+    uris = [f"spiffe://signer.example/{number}" for number in range(10)]
+    watches = [stage.watch(uri=uri) for uri in uris for _ in range(MAX_WATCHES // 10)]
+    for watch in watches:
+        stage.loop.run(until(lambda: bool(watch.seen) or watch.task.done()))
+    held = [watch for watch in watches if not watch.task.done()]
+    assert len(held) < MAX_WATCHES
+    for watch in set(watches) - set(held):
+        refused(stage, watch)
+    stage.sees(stage.watch(uri=OPERATOR), NOT_SERVING)

@@ -20,6 +20,7 @@ from signer.signing.request import Served, Snapshot
 from signer.v1 import signing_pb2
 from tests.stand_ins import Recorder, SetClock
 from tests.unit.api.context import ISSUER, Aborted, Context, until
+from tests.unit.officers.people import ENDS
 
 Answered = signing_pb2.SignBatchResponse
 IDLE = 600.0
@@ -267,14 +268,13 @@ def test_a_drain_answers_what_was_read_and_ends_the_stream() -> None:
     assert stage.begun == ["a"]
 
 
-def test_the_end_of_the_certificate_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signer.api.streams.certificate_end", lambda _: 1500.0)
+def test_the_end_of_the_certificate_ends_the_stream() -> None:
     stage = Stage()
 
     def later() -> None:
         stage.streams.expire()
         assert not any(stream.ended for stream in stage.streams._open)
-        stage.clock.time = 1500.0
+        stage.clock.time = ENDS.timestamp()
         stage.streams.expire()
 
     code, reason, context = ends(stage, later)
