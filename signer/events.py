@@ -187,6 +187,10 @@ class ShippingFailed(TextEvent):
     """A checkpoint that could not be written to the second directory; it is tried again."""
 
 
+class ConnectionsLimited(TextEvent):
+    """Fewer connections may be open than the configuration says."""
+
+
 class Started(NamedTuple):
     """The daemon listens."""
 

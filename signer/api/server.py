@@ -64,6 +64,7 @@ def _options(limits: LimitsConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_send_message_length", limits.message_bytes),
         ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
         ("grpc.max_connection_age_ms", limits.connection_age_seconds * seconds),
         ("grpc.max_connection_age_grace_ms", 60 * seconds),

@@ -119,6 +119,7 @@ class LimitsConfig(StrictModel):
     bytes_in_flight_per_client: int = Field(16 << 20, ge=64 << 10, le=4 << 30)
     streams_per_client: int = Field(64, ge=1, le=10_000)
     stream_idle_seconds: float = Field(600.0, ge=1, le=24 * 3600)
+    connections: int = Field(1024, ge=1, le=100_000)
     streams_per_connection: int = Field(256, ge=1, le=10_000)
     queued_items: int = Field(200_000, ge=1, le=10_000_000)
     connection_age_seconds: int = Field(3600, ge=1)

@@ -28,9 +28,10 @@ from signer.api.streams import Streams
 from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
 from signer.clock import Clock, FlooredClock
-from signer.config.models import LEVELS, Config, load_config
+from signer.config.models import LEVELS, Config, LimitsConfig, load_config
 from signer.daemon.audit_log import DaemonLog, audit_key, open_log
 from signer.daemon.catch_up import CatchUp
+from signer.daemon.descriptors import KEPT, room_for
 from signer.daemon.inventory import Inventory
 from signer.daemon.policy_in_force import PolicyInForce
 from signer.daemon.sealing import Sealing
@@ -40,6 +41,7 @@ from signer.errors import ConfigError, OperatorError
 from signer.event_loop import EventLoop
 from signer.events import (
     Bug,
+    ConnectionsLimited,
     Events,
     Handlers,
     NotReady,
@@ -188,7 +190,8 @@ class Appliance:
     def _build_server(
         self, dependencies: OperationDependencies, ledger: Ledger, recorded: Events
     ) -> Server:
-        config, limits, clock = self._config, self._config.limits, self._clock
+        config, clock = self._config, self._clock
+        limits = self._limits_with_room()
         usage = Usage()  # what the intents in the log add up to
         totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
         usage.restore(ledger.windows(), totals)
@@ -242,6 +245,18 @@ class Appliance:
             limits=limits,
             reflect=config.reflection,
         )
+
+    def _limits_with_room(self) -> LimitsConfig:
+        """Returns the limits, with the connections for which there are descriptors."""
+        limits = self._config.limits
+        room = room_for(limits.connections)
+        if room < limits.connections:
+            text = (
+                f"limits.connections is {limits.connections}, but the process may open few files: "
+                f"the limit is {room} now; raise LimitNOFILE to {limits.connections + KEPT}"
+            )
+            self._events.emit(ConnectionsLimited(text))
+        return limits.model_copy(update={"connections": room})
 
     def _build_status(self) -> StatusReader:
         return StatusReader(

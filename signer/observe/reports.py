@@ -78,6 +78,7 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
     events.CheckpointShipped: ("checkpoint_shipped", DEBUG, ""),
     events.ShippingFailed: ("shipping_failed", ERROR, "{text}"),
     # The daemon.
+    events.ConnectionsLimited: ("connections_limited", WARNING, "{text}"),
     events.Started: ("started", INFO, ""),
     events.Stopped: ("stopped", INFO, ""),
     events.Ready: ("ready", INFO, ""),

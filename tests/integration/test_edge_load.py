@@ -1,7 +1,9 @@
 """Too much at once: what is refused is refused at once, and health stays reachable."""
 
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from signer.daemon.descriptors import KEPT
 from signer.tools.dev import key_plan as plan
 from signer.v1 import signing_pb2
 from tests.integration import edge, outputs
@@ -154,3 +157,43 @@ def test_a_service_that_is_none_of_ours_has_no_health(small: Any) -> None:
         watcher = auditor.health.Watch(request, timeout=edge.SECONDS)
         assert next(watcher).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watcher.cancel()
+
+
+def test_connections_are_bounded(make_appliance: Callable[..., Any]) -> None:
+    """One more is closed; nothing happens to those that are open."""
+    made = make_appliance(workers=1, config={"limits": {"connections": 3}})
+    check = health_pb2.HealthCheckRequest()
+    with ExitStack() as stack:
+        connected = [stack.enter_context(edge.connect(made.dev, "stranger")) for _ in range(3)]
+        for stubs in connected:
+            stubs.health.Check(check, timeout=edge.SECONDS)
+        with edge.connect(made.dev) as issuer:
+            assert edge.refused_by_grpc(issuer.sign)[0] == "UNAVAILABLE"
+        for stubs in connected:
+            stubs.health.Check(check, timeout=edge.SECONDS)
+        connected.pop().channel.close()
+        edge.until(lambda: signs(made), "there is room again")
+
+
+def signs(made: Any) -> bool:
+    """Whether a new connection is open for a call."""
+    with edge.connect(made.dev) as issuer:
+        try:
+            return len(issuer.sign().signatures) == 1
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            return False
+
+
+def test_few_descriptors_limit_the_connections(make_appliance: Callable[..., Any]) -> None:
+    made = make_appliance(workers=1, start=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (KEPT - 100, hard))  # which a child inherits
+    try:
+        made.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    raised, _ = resource.prlimit(made.process.pid, resource.RLIMIT_NOFILE)
+    assert raised == 1024 + KEPT  # `limits.connections`, and its own
+    with edge.connect(made.dev) as issuer:
+        assert len(issuer.sign().signatures) == 1

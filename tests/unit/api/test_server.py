@@ -24,11 +24,17 @@ def test_every_service_says_who_may_call_it() -> None:
 
 
 def test_limits_are_stated_one_by_one() -> None:
-    given = {"message_bytes": 70_000, "streams_per_connection": 5, "connection_age_seconds": 7}
+    given = {
+        "message_bytes": 70_000,
+        "streams_per_connection": 5,
+        "connection_age_seconds": 7,
+        "connections": 9,
+    }
     limits = LimitsConfig.model_validate(given)
     options = dict(_options(limits))
     assert len(options) == len(_options(limits))
     assert options["grpc.so_reuseport"] == 0
     assert options["grpc.max_receive_message_length"] == 70_000
+    assert options["grpc.max_allowed_incoming_connections"] == 9
     assert options["grpc.max_concurrent_streams"] == 5
     assert options["grpc.max_connection_age_ms"] == 7000
