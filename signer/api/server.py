@@ -21,12 +21,12 @@ from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
 from signer.api.signing_messages import read_batch_request
 from signer.api.signing_service import SigningService
-from signer.api.threads import Threads
 from signer.api.tls import Certificates
 from signer.config.models import LimitsConfig
 from signer.errors import OperatorError
 from signer.event_loop import EventLoop
 from signer.model import Role
+from signer.signing.threads import Threads
 from signer.v1 import (
     control_pb2_grpc,
     evidence_pb2_grpc,
@@ -95,12 +95,13 @@ class Server:
         control: ControlService,
         health: Health,
         guard: Guard,
+        threads: Threads,
         limits: LimitsConfig,
         reflect: bool,
     ) -> None:
         self.guard = guard
         self._loop, self._health, self._signing = loop, health, signing
-        self._threads = Threads()
+        self._threads = threads
         wrapped: Any = _Handlers(guard, self._threads)
         signing_pb2_grpc.add_SigningServiceServicer_to_server(signing, wrapped)
         keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, wrapped)

@@ -74,6 +74,7 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import Served
+from signer.signing.threads import Threads
 from signer.signing.turns import Turns
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
@@ -207,13 +208,13 @@ class Appliance:
             events=recorded,
             clock=clock,
         )
-        turns = Turns(clock)
+        turns, threads = Turns(clock), Threads()
         messages = Messages(turns)
         engine = Engine(
             self._served,
             self._hsm,
             Evidence(self._log, turns, self._loop, clock),
-            Repeats(self._log, ledger, messages, clock),
+            Repeats(self._log, ledger, messages, threads, clock),
             messages=messages,
             turns=turns,
             usage=usage,
@@ -242,6 +243,7 @@ class Appliance:
             control=ControlService(self, self._served, usage, self._hsm),
             health=self._health,
             guard=guard,
+            threads=threads,
             limits=limits,
             reflect=config.reflection,
         )

@@ -8,6 +8,7 @@ the first. For the event loop only.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from signer.audit.format.record import IntentRecord, OutcomeRecord, Record
@@ -16,11 +17,14 @@ from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.formats import FORMATS
-from signer.keys.index import KeyIndex
-from signer.model import FormatContext, Signed, parse_key_or_version
+from signer.model import FormatContext, KeyState, KeyVersion, Signed, parse_key_or_version
 from signer.policy.rules import Terms
 from signer.signing.messages import Messages
-from signer.signing.request import BatchRequest, BatchResult
+from signer.signing.request import BatchRequest, BatchResult, Snapshot
+from signer.signing.threads import Threads
+
+_ANSWERED = (KeyState.ACTIVE, KeyState.DEACTIVATED)
+"""States of a version whose signatures are given out again; in any other it was stopped."""
 
 ONLY_THE_REASON = (
     "the item failed when the request was first answered; only the reason is on record"
@@ -46,10 +50,12 @@ class EarlierAnswer(NamedTuple):
 class Repeats:
     """Finds the answers that request ids have had, and makes their messages again."""
 
-    def __init__(self, log: AuditLog, ledger: Ledger, messages: Messages, clock: Clock) -> None:
+    def __init__(
+        self, log: AuditLog, ledger: Ledger, messages: Messages, threads: Threads, clock: Clock
+    ) -> None:
         """Takes the open log and the ledger that it keeps."""
         self._log, self._ledger = log, ledger
-        self._messages, self._clock = messages, clock
+        self._messages, self._threads, self._clock = messages, threads, clock
         # Requests that are being answered: the hash of their content, and when they ended.
         self._claims: dict[tuple[str, str], tuple[bytes, asyncio.Future[None]]] = {}
 
@@ -67,8 +73,16 @@ class Repeats:
         earlier = await self._claim(request, content)
         if earlier is None:
             return None
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._read, content, earlier)  # reads files
+        left = request.deadline - self._clock.monotonic()
+        read = partial(self._read, content, earlier)  # files
+        try:
+            return await self._threads.run_for(left, request.principal, read)
+        except TimeoutError:
+            raise CallError(
+                Reason.DEADLINE_TOO_SHORT,
+                "this request was answered, and the audit log could not be read in time: repeat it "
+                "later",
+            ) from None
 
     def release(self, request: BatchRequest) -> None:
         """Ends a claim."""
@@ -105,20 +119,22 @@ class Repeats:
         return read_answer(intent, outcome)
 
     async def answer(
-        self, request: BatchRequest, keys: KeyIndex, terms: Terms, earlier: EarlierAnswer
+        self, request: BatchRequest, snapshot: Snapshot, terms: Terms, earlier: EarlierAnswer
     ) -> BatchResult:
         """Returns the same bytes again: time, version and signatures are those in the log.
 
         So are the items that failed then and their reasons, whatever the policy now says about
-        them; a message is the one that the payload gets now for the same reason. Raises
-        CallError.
+        them; a message is the one that the payload gets now for the same reason. But what
+        officers have stopped since, by ``snapshot``, is not given out. Raises CallError.
         """
         intent, principal = earlier.intent, request.principal
         name, number = parse_key_or_version(intent.key_version)
-        version = keys.version(name, number or 0)
-        if version is None:
+        found = snapshot.keys.version(name, number or 0)
+        if found is None:
             raise _cannot_repeat("the key version no longer exists")
-        version = replace(version, kid=intent.kid)
+        if reason := self._stopped(snapshot, found):
+            raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, reason)
+        version = replace(found, kid=intent.kid)
         context = FormatContext(version, intent.now, intent.hcert)
         message_format = FORMATS[request.format]
         try:
@@ -156,6 +172,15 @@ class Repeats:
             for position, failure in now.failures.items()
             if failure.reason is failed[indexes[position]].reason
         }
+
+    def _stopped(self, snapshot: Snapshot, version: KeyVersion) -> str:
+        """Returns why signatures of a version are not given out again; "" if they are."""
+        if reason := snapshot.suspended.reason(version.key.facility):
+            return reason
+        state = version.state_at(self._clock.now())
+        if state in _ANSWERED:
+            return ""
+        return f"{version.name} is {state}: what it has signed is not given out again"
 
 
 class _Once:

@@ -32,6 +32,7 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest
+from signer.signing.threads import Threads
 from signer.signing.turns import Turns
 from tests.stand_ins import key_version, small_log
 
@@ -67,7 +68,7 @@ class Site:
         )
         self.loop, turns = EventLoop(), Turns(clock)
         self.evidence = Evidence(self.log, turns, self.loop, clock)
-        self.repeats = Repeats(self.log, self.ledger, Messages(turns), clock)
+        self.repeats = Repeats(self.log, self.ledger, Messages(turns), Threads(), clock)
         totals = {name: sum(keys.values()) for name, keys in self.ledger.totals().items()}
         self.usage.restore(self.ledger.windows(), totals)
 

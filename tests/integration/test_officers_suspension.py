@@ -1,6 +1,7 @@
 """What one officer stops is stopped when his call returns; two must let it sign again."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -227,6 +228,38 @@ def ends(client: SignerClient, key: str) -> str:
     except SignerClientError as error:
         return error.reason
     return "ok" if item.error is None else item.error.reason
+
+
+def test_what_was_signed_before_a_stop_is_not_given_out_after_it(office: Office, made: Any) -> None:
+    """A repetition gets what a rotation left, and nothing that officers have stopped since."""
+    key, one, other = "facilities/01-001/keys/repeated", str(uuid.uuid4()), str(uuid.uuid4())
+    office.do("create-key", key=key, algorithm="ES256", activate=True)
+    with edge.connect(made.dev) as issuer:
+
+        def repeat(request_id: str) -> Any:
+            return issuer.sign([b"{}"], key=key, request_id=request_id).signatures
+
+        first = repeat(one)
+        office.do("new-version", key=key)
+        office.do("activate", version=f"{key}/versions/2", at=int(time.time()))
+        second = repeat(other)
+        office.do("deactivate", version=f"{key}/versions/1", at=int(time.time()))
+        assert (repeat(one), repeat(other)) == (first, second)
+        for act, target in (
+            (lambda c: c.operations.suspend_facility("01-001", "test"), "facilities/01-001"),
+            (lambda c: c.operations.suspend_group("01", "test"), "groups/01"),
+            (lambda c: c.operations.suspend_everything("test"), "everything"),
+        ):
+            stop(office, act)
+            edge.refused(lambda: repeat(one), NOT_ACTIVE)
+            edge.refused(lambda: repeat(other), NOT_ACTIVE)
+            resume(office, target)
+            assert (repeat(one), repeat(other)) == (first, second)
+        stop(office, lambda c: c.operations.suspend_key(key, "test"))
+        edge.refused(lambda: repeat(other), NOT_ACTIVE)
+        assert repeat(one) == first, "the version had ended before"
+        stop(office, lambda c: c.operations.mark_compromised(f"{key}/versions/1", "it leaked"))
+        edge.refused(lambda: repeat(one), NOT_ACTIVE)
 
 
 def test_what_is_compromised_never_signs_again(office: Office) -> None:

@@ -23,6 +23,7 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
+from signer.signing.threads import Threads
 from signer.signing.turns import Turns
 from tests.stand_ins import FakeHsm, small_log
 
@@ -70,13 +71,13 @@ class Stage:
         )
         (folder / "policy.yaml").write_text(policy)
         self.served = Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(keys, 1)))
-        self.loop, turns = EventLoop(), Turns(clock)
+        self.loop, turns, self.threads = EventLoop(), Turns(clock), Threads()
         messages = Messages(turns)
         self.engine = Engine(
             self.served,
             cast("Hsm", self.hsm),
             Evidence(self.log, turns, self.loop, clock),
-            Repeats(self.log, self.ledger, messages, clock),
+            Repeats(self.log, self.ledger, messages, self.threads, clock),
             messages=messages,
             turns=turns,
             usage=self.usage,
@@ -92,6 +93,7 @@ class Stage:
     def close(self) -> None:
         self.disk.gate.set()
         self.log.close()
+        self.threads.close()
         self.loop.close()
 
     def wait_for(self, kinds: list[RecordKind]) -> None:

@@ -1,19 +1,22 @@
 """Steps of the pipeline that no caller can see from outside."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from signer.audit.format.record import RecordError, RecordKind
+from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.pool import Admission
-from signer.model import Format, KeyName, Signed
+from signer.keys.index import KeyIndex
+from signer.model import Format, KeyName, KeyState, KeyVersion, Signed, Suspended
 from signer.signing.request import BatchRequest
+from signer.signing.threads import THREADS_OF_ONE
 from tests.stand_ins import key_version
 from tests.unit.signing.stage import CLIENT, ID, Stage
 
@@ -147,6 +150,101 @@ def test_a_repetition_asks_no_hsm_and_charges_nothing(stage: Stage) -> None:
     # Another principal's id is another id.
     assert stage.sign(request()).version is VERSION
     assert stage.hsm.signed == 8
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        key_version(state=KeyState.SUSPENDED),
+        key_version(state=KeyState.COMPROMISED),
+        key_version(state=KeyState.DESTROY_SCHEDULED),
+        key_version(sign_until=1.0, destroy_at=4e9),
+        key_version(state=KeyState.DESTROYED),
+        key_version(state=KeyState.PRE_ACTIVE),
+    ],
+    ids=lambda now: f"{now.state}-{now.state_at(1e9)}",
+)
+def test_what_was_stopped_is_not_given_out_again(stage: Stage, now: KeyVersion) -> None:
+    asked = replace(request(), request_id=ID)
+    stage.sign(asked)
+    serve(stage, replace(now, key=KEY))
+    with pytest.raises(CallError, match="not given out again") as caught:
+        stage.sign(asked)
+    assert caught.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
+    # Under the name of the version as well, and though another one signs now.
+    serve(stage, replace(now, key=KEY), key_version(key=KEY, number=2))
+    with pytest.raises(CallError, match="not given out again"):
+        stage.sign(asked)
+    assert stage.hsm.signed == 4
+
+
+@pytest.mark.parametrize(
+    "suspended", [Suspended("all of it"), Suspended(facilities={"a": "the facility"})], ids=str
+)
+def test_under_a_suspension_nothing_is_given_out_again(stage: Stage, suspended: Suspended) -> None:
+    asked = replace(request(), request_id=ID)
+    first = stage.sign(asked)
+    before = stage.served.snapshot
+    stage.served.snapshot = replace(before, suspended=suspended)
+    with pytest.raises(CallError) as caught:
+        stage.sign(asked)
+    assert caught.value.reason is Reason.KEY_VERSION_NOT_ACTIVE
+    stage.served.snapshot = before
+    assert stage.sign(asked) == first
+
+
+def test_after_a_rotation_the_same_is_given_out_again(stage: Stage) -> None:
+    asked = replace(request(), request_id=ID)
+    first = stage.sign(asked)
+    old = replace(VERSION, state=KeyState.DEACTIVATED)
+    serve(stage, old, key_version(key=KEY, number=2))
+    again = stage.sign(asked)
+    assert (again.outputs, again.version.number, stage.hsm.signed) == (first.outputs, 1, 4)
+
+
+def test_a_stop_while_a_repetition_waits_holds_for_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(request(), request_id=ID)
+    stage.sign(asked)
+    records = stage.log.records
+
+    def stopped_meanwhile(start: int, limit: int) -> list[Record]:
+        serve(stage, replace(VERSION, state=KeyState.COMPROMISED))
+        return records(start, limit)
+
+    monkeypatch.setattr(stage.log, "records", stopped_meanwhile)
+    with pytest.raises(CallError, match="not given out again"):
+        stage.sign(asked)
+
+
+def test_a_log_that_is_read_slowly_ends_a_repetition_at_its_deadline(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(request(), request_id=ID)
+    first = stage.sign(asked)
+    hangs, records = threading.Event(), stage.log.records
+
+    def slow(start: int, limit: int) -> list[Record]:
+        assert hangs.wait(30)
+        return records(start, limit)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(stage.log, "records", slow)
+        # Each holds a thread as long as its disk hangs, and a client has few.
+        for _ in range(THREADS_OF_ONE + 2):
+            with pytest.raises(CallError, match="repeat it later") as caught:
+                stage.sign(replace(asked, deadline=SystemClock().monotonic() + 0.05))
+            assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
+        assert stage.loop.call(lambda: stage.threads._running[CLIENT]) == THREADS_OF_ONE
+        hangs.set()
+    assert stage.sign(asked) == first
+    assert not stage.loop.call(lambda: stage.threads._waiting)
+
+
+def serve(stage: Stage, *versions: KeyVersion) -> None:
+    keys = KeyIndex(versions, 2)
+    stage.served.snapshot = replace(stage.served.snapshot, keys=keys)
 
 
 @pytest.mark.parametrize("failing", [RecordKind.INTENT, RecordKind.OUTCOME])

@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,23 @@ class Threads:
 
         A call that is cancelled while its thread works ends with its thread.
         """
+        work = await self._begin(principal, function)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait((work,))
+            raise
+
+    async def run_for(self, seconds: float, principal: str, function: Callable[[], T]) -> T:
+        """Returns or raises the same; raises TimeoutError after ``seconds``.
+
+        The thread, which cannot be stopped, then still counts until it has ended.
+        """
+        async with asyncio.timeout(seconds):
+            return await asyncio.shield(await self._begin(principal, function))
+
+    async def _begin(self, principal: str, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """Begins the function in a thread, once the principal may have one more."""
         loop = asyncio.get_running_loop()
         while self._running[principal] >= THREADS_OF_ONE:
             waiter = loop.create_future()
@@ -37,16 +55,15 @@ class Threads:
                 self._wake(principal)  # this call may have been woken: another goes on instead
                 raise
         self._running[principal] += 1
-        try:
-            work = loop.run_in_executor(self._pool, copy_context().run, function)
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait((work,))
-                raise
-        finally:
-            self._running[principal] -= 1
-            self._wake(principal)
+        work = loop.run_in_executor(self._pool, copy_context().run, function)
+        work.add_done_callback(partial(self._ended, principal))
+        return work
+
+    def _ended(self, principal: str, work: "asyncio.Future[T]") -> None:
+        if not work.cancelled():
+            work.exception()  # which nobody may be waiting for any more
+        self._running[principal] -= 1
+        self._wake(principal)
 
     def _wake(self, principal: str) -> None:
         waiters = self._waiting.get(principal)
