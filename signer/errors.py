@@ -64,6 +64,7 @@ class Reason(enum.StrEnum):
     CONTENT_DENIED = "CONTENT_DENIED", Code.PERMISSION_DENIED, Extent.ITEM, False
     HSM_UNAVAILABLE = "HSM_UNAVAILABLE", Code.UNAVAILABLE, Extent.ITEM, True
     AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE", Code.UNAVAILABLE, Extent.CALL, True
+    CLOCK_DOUBTFUL = "CLOCK_DOUBTFUL", Code.UNAVAILABLE, Extent.CALL, True
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED", Code.INVALID_ARGUMENT, Extent.CALL, False
     OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND", Code.NOT_FOUND, Extent.CALL, False
     OPERATION_REFUSED = "OPERATION_REFUSED", Code.FAILED_PRECONDITION, Extent.CALL, False
@@ -140,6 +141,12 @@ class OperatorError(Exception):
     def answer(self) -> CallError:
         """Returns the error of an officer's call that ends with this one; subclasses differ."""
         return CallError(Reason.OPERATION_REFUSED, str(self))
+
+
+def clock_doubtful(doubt: str) -> CallError:
+    """Returns the error of a call that is refused while the machine's clock is in doubt."""
+    text = f"{doubt}: nothing is done until that is over or officers have confirmed the clock"
+    return CallError(Reason.CLOCK_DOUBTFUL, text, retry_after=5.0)
 
 
 @contextmanager

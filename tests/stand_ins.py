@@ -55,24 +55,30 @@ class ManualClock(FlooredClock):
         self.time = time
 
     def now(self) -> float:
-        return super().now() if self.time is None else max(self.time, self._floor)
+        return max(self.machine() if self.time is None else self.time, self._floor)
+
+    def doubt(self) -> str:
+        return ""
 
 
 class SetClock(FlooredClock):
     """Moves only when a test says so: one time for now and for durations."""
 
     def __init__(self, time: float = 1_767_571_200.0) -> None:
+        self.time, self.machine_ahead = time, 0.0
         super().__init__()
-        self.time = time
 
-    def now(self) -> float:
-        return max(self.time, self._floor)
+    def machine(self) -> float:
+        return self.time + self.machine_ahead
+
+    def asleep(self) -> float:
+        return 0.0
 
     def monotonic(self) -> float:
         return self.time
 
     def forward(self, seconds: float) -> None:
-        self.time = self.now() + seconds
+        self.time += seconds
 
 
 class Recorder:

@@ -47,6 +47,7 @@ def _environment(value: object, info: ValidationInfo) -> dict[str, str]:
 
 KINDS = (
     "activate",
+    "clock",
     "create-key",
     "deactivate",
     "destroy",
@@ -162,6 +163,17 @@ class OperationsConfig(StrictModel):
         return {kind: self.needed(kind) for kind in KINDS}
 
 
+class ClockConfig(StrictModel):
+    """How many days the machine may be off or asleep before its clock is in doubt."""
+
+    absence_days: float = Field(30.0, gt=0, le=3650)
+
+    @property
+    def absence(self) -> float:
+        """The same in seconds."""
+        return self.absence_days * 24 * 3600
+
+
 class TracingConfig(StrictModel):
     """Where spans are sent (OTLP over HTTP), and the share of calls that begin a trace here.
 
@@ -190,6 +202,7 @@ class Config(StrictModel):
     audit: AuditConfig = Field(default={}, validate_default=True)
     operations: OperationsConfig = OperationsConfig()
     limits: LimitsConfig = LimitsConfig()
+    clock: ClockConfig = ClockConfig()
     tracing: TracingConfig | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     reflection: bool = False

@@ -103,7 +103,7 @@ class Appliance:
         self._config_path = config_path
         self._config = config = load_config(config_path)
         self._log_level = config.log_level
-        self._clock = clock = FlooredClock()
+        self._clock = clock = FlooredClock(config.clock.absence)
         self._loop = EventLoop()
         refused.callback(self._loop.close)
         self.started_at = clock.now()
@@ -132,6 +132,9 @@ class Appliance:
             override=override_audit,
         )
         refused.callback(log.close)
+        self._usage = Usage()  # what the intents in the log add up to
+        totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
+        self._usage.restore(ledger.windows(), totals)
         self._daemon_log = DaemonLog(log, ledger, config.audit.directory, clock, events)
         # What calls and workers emit is recorded as well.
         recorded = Events(*listeners, self._daemon_log.handlers)
@@ -186,6 +189,7 @@ class Appliance:
             events=self._events,
             clock=self._clock,
             origin=self._config.audit.origin,
+            on_clock=self._usage.set_back,
         )
 
     def _build_server(
@@ -193,9 +197,7 @@ class Appliance:
     ) -> Server:
         config, clock = self._config, self._clock
         limits = self._limits_with_room()
-        usage = Usage()  # what the intents in the log add up to
-        totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
-        usage.restore(ledger.windows(), totals)
+        usage = self._usage
         guard = Guard(
             served=self._served,
             roles=ROLES,
@@ -371,6 +373,11 @@ class Appliance:
         reasons = self._hsm.reasons()
         if refusal := self._log.refusal:
             reasons.append(refusal)
+        if doubt := self._clock.doubt():
+            reasons.append(
+                f"{doubt}: nothing is signed until the machine's clock is right again or officers "
+                "have confirmed it (`signer operations propose clock`)"
+            )
         if not self._listening:
             reasons.append(STARTING)
         if self._draining:

@@ -184,7 +184,8 @@ class DaemonLog:
             self._forgotten += forgotten
             self._events.emit(RequestsForgotten(forgotten))
         now = self._clock.monotonic()
-        if now - self._flushed >= FLUSH_SECONDS:
+        # While the clock is in doubt, nothing is recorded that can wait.
+        if now - self._flushed >= FLUSH_SECONDS and not self._clock.doubt():
             self._flushed = now
             self._flush()
 
@@ -205,6 +206,12 @@ class DaemonLog:
                 "key_versions": len(keys),
             },
         )
+
+    def time_of(self, seq: int) -> int:
+        """Returns the time of a record, in microseconds since the epoch; raises LookupError."""
+        for record in self._log.records(seq, 1):
+            return record.time_us
+        raise LookupError(f"there is no record {seq}")
 
     def policy(self, sha256: str, text: bytes, approved: ApprovedOperation | None) -> None:
         """Stores a policy's text under its hash, and records that it is in force from now on.

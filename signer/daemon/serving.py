@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from signer.clock import Clock
+from signer.clock import FlooredClock
 from signer.config.models import Config
 from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import DaemonLog
@@ -42,7 +42,7 @@ class Serving:
         hsm: Hsm,
         log: DaemonLog,
         catch_up: CatchUp,
-        clock: Clock,
+        clock: FlooredClock,
         events: Events,
     ) -> None:
         """``state`` is the state of the registry that ``served`` holds."""
@@ -137,6 +137,8 @@ class Serving:
             draft=policies.in_files,
             read_policy=policies.parse,
             document=self._registry.document,
+            clock=self._clock.reading(),
+            record_time=self._log.time_of,
             policy_folder=policies.folder.is_dir(),
         )
 

@@ -64,7 +64,7 @@ class StatusReader:
 
     def _doubts(self, unfollowed: str) -> list[str]:
         registry = unfollowed if self.serving.error else ""
-        return [doubt for doubt in (registry, self.clock.doubt()) if doubt]
+        return [registry] if registry else []
 
     def readings(self) -> Readings:
         """Returns every gauge as it is now."""

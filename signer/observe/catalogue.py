@@ -176,7 +176,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_ready": ("1 while the daemon serves; if not, /readyz says why.",),
     "signer_time_seconds": ("The machine's clock at the scrape, in seconds since 1970.",),
     "signer_clock_doubtful": (
-        "1 while the machine's clock is behind the log, or after it has jumped.",
+        "1 while the machine's clock has jumped or does not fit the audit log: nothing is signed.",
     ),
     "signer_registry_unreadable": (
         "1 while the registry cannot be read: suspensions by other appliances have no effect.",

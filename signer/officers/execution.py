@@ -27,6 +27,8 @@ from signer.officers.kinds.base import (
     Work,
 )
 from signer.officers.kinds.certificates_import import ImportCertificateKind
+from signer.officers.kinds.clock_confirmation import KIND as CLOCK
+from signer.officers.kinds.clock_confirmation import ConfirmClockKind
 from signer.officers.kinds.create_key import CreateKeyKind, NewVersionKind
 from signer.officers.kinds.enrolment import EnrolKind
 from signer.officers.kinds.officer_change import ChangeOfficersKind
@@ -40,6 +42,7 @@ KINDS: Mapping[str, OperationKind[Any]] = {
     for kind in (
         *VERSION_KINDS,
         ChangeOfficersKind(),
+        ConfirmClockKind(),
         CreateKeyKind(),
         EnrolKind(),
         ImportCertificateKind(),
@@ -111,7 +114,7 @@ class Executor:
         failed = ""
         try:
             operation = self._claim(identity)
-            if operation is None:
+            if operation is None or self._in_doubt(operation):
                 self._release(identity)
                 return
             context = replace(self._serving.context(), executing=identity)
@@ -194,6 +197,10 @@ class Executor:
             return self._update(
                 write, operation, state=OperationState.EXECUTING, note="", recorded=False
             )
+
+    def _in_doubt(self, operation: StoredOperation) -> bool:
+        """Whether an operation waits until the machine's clock is not in doubt any more."""
+        return operation.proposal.kind != CLOCK and bool(self._clock.doubt())
 
     def _finish(self, operation: StoredOperation, effects: Effects) -> None:
         with self._registry.writing() as write:

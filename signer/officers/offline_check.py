@@ -22,11 +22,21 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import ClassVar, NamedTuple
 
-from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind, Value, text
+from signer.audit.format.record import (
+    DOUBTFUL,
+    HASH_SIZE,
+    Record,
+    RecordError,
+    RecordKind,
+    Value,
+    number,
+    text,
+)
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Officers, Proposal, Signature
 from signer.officers.records import (
     ApprovedOperation,
+    ClockRecord,
     OfficersRecord,
     PolicyRecord,
     SignedRecord,
@@ -56,7 +66,7 @@ class _Stage(enum.IntFlag):
 
     BEGUN = 1
     DONE = 2
-    IN_FORCE = 4  # its set of officers was put in force
+    IN_FORCE = 4  # its set of officers was put in force, or its confirmation of the clock
 
 
 class _Known(NamedTuple):
@@ -322,6 +332,22 @@ class ApprovalFold:
         self._known[identity] = _Known(known.stage | _Stage.DONE, record.time_us, known.content)
         self._known.move_to_end(identity)
 
+    def _clock(self, record: Record) -> None:
+        said = ClockRecord.from_fields(record.fields)
+        before = self._remember(record, said.approved)
+        if before is not None and before.stage & _Stage.IN_FORCE:
+            raise ProblemError(f"operation {said.approved.operation} sets the clock again")
+        self._remember(record, said.approved, _Stage.IN_FORCE)
+        if not self._checking:
+            return
+        proposal = self._check_approved(record, said.approved, "a confirmation of the clock")
+        if proposal.kind != "clock":
+            raise ProblemError(f"the clock is confirmed by an operation of kind {proposal.kind}")
+        details = proposal.details
+        approved = details.get("wrong_from"), details.get("right_until")
+        if approved != (said.wrong_from, said.right_until):
+            raise ProblemError("these are not the times that officers have called wrong")
+
     def _act(self, record: Record) -> None:
         self.acts += 1
         officer = text(record.fields, "officer")
@@ -339,6 +365,7 @@ class ApprovalFold:
         RecordKind.EXECUTION: _execution,
         RecordKind.EXECUTED: _executed,
         RecordKind.ACT: _act,
+        RecordKind.CLOCK: _clock,
     }
     KINDS = frozenset({*_TAKEN, RecordKind.SNAPSHOT})
     """The kinds of records that ``apply`` takes into account."""
@@ -379,9 +406,12 @@ def _proposal(carried: Carried) -> Proposal:
 def _check_signature(
     record: Record, said: SignedRecord, content: bytes, officers: Officers
 ) -> None:
-    """Checks a signature as of the record's time; it was made, and accepted, a little before."""
+    """Checks a signature as of the record's time; it was made, and accepted, a little before.
+
+    Of two times in doubt, the earlier one counts.
+    """
     proposal = approval.parse(content)
-    at = record.time_us / 1_000_000
+    at = min(record.time_us, number(record.fields, DOUBTFUL, record.time_us)) / 1_000_000
     signature = Signature(said.officer, said.signature, at)
     try:
         approval.check_signature(content, signature, officers, at, proposal)

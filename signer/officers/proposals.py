@@ -12,7 +12,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from signer.errors import OperatorError, answered, invalid
+from signer.errors import OperatorError, answered, clock_doubtful, invalid
 from signer.keys.registry import Writing
 from signer.officers import store
 from signer.officers.approval import (
@@ -33,6 +33,7 @@ from signer.officers.kinds.base import (
     OperationError,
     shortened,
 )
+from signer.officers.kinds.clock_confirmation import KIND as CLOCK
 from signer.officers.records import ActRecord, check_reason
 from signer.officers.store import OperationState, OperationStore, StoredOperation
 
@@ -99,11 +100,12 @@ class Proposals:
         """Stores an operation that its proposer has signed."""
         with answered(), self._serving.locked() as context:
             proposal = parse(content)
+            self._check_clock(proposal.kind)
             self._check_proposal(officer, proposal, context)
             known, details = known_kind(proposal)
             documents = known.documents(details, replace(context, attachment=attachment))
             known.check(details, _with_documents(documents, context))
-            first = Signature(officer, signature, self._clock.now())
+            first = Signature(officer, signature, self._signing_time())
             check_signature(content, first, context.state.officers, first.at, proposal)
             with self._registry.writing(counts=False) as write:
                 if store.find(write.connection, proposal.id) is not None:
@@ -118,7 +120,7 @@ class Proposals:
     def approve(self, officer: str, identity: str, signature: bytes) -> StoredOperation:
         """Adds another officer's signature; the last one needed starts the execution."""
         with answered(), self._serving.locked() as context:
-            signed = Signature(officer, signature, self._clock.now())
+            signed = Signature(officer, signature, self._signing_time())
             officers = context.state.officers
             with self._open(identity) as (write, proposed):
                 if officer == proposed.proposal.proposer:
@@ -158,6 +160,7 @@ class Proposals:
         with answered(), self._registry.writing(counts=False) as write:
             operation = store.get(write.connection, identity)
             state = operation.state_at(self._clock.now())
+            self._check_clock(operation.proposal.kind)
             if state is not OperationState.FAILED:
                 raise OperatorError(f"operation {identity} is {state}, not FAILED")
             check_time(operation, self._clock.now())
@@ -170,6 +173,7 @@ class Proposals:
         """Adds certificates to the new versions of a rotation, and resumes the rotation."""
         with answered():
             operation = self._waiting(self._store.get(identity))
+            self._check_clock(operation.proposal.kind)
             details = KINDS["rotate"].read(operation.proposal.details)
             context = self._serving.context()
             check_approved(
@@ -233,11 +237,25 @@ class Proposals:
                 " prepare it again"
             )
 
+    def _check_clock(self, kind: str) -> None:
+        """Raises CallError while the machine's clock is in doubt, but for the kind that ends it."""
+        if kind != CLOCK and (doubt := self._clock.doubt()):
+            raise clock_doubtful(doubt)
+
+    def _signing_time(self) -> float:
+        """Returns when an officer signs: of two times in doubt the earlier one.
+
+        The later one may be years ahead, after the ends of all officers' certificates.
+        """
+        reading = self._clock.reading()
+        return min(reading.now, reading.machine) if reading.doubt else reading.now
+
     @contextmanager
     def _open(self, identity: str) -> Iterator[tuple[Writing, StoredOperation]]:
         """A transaction in which a proposal is still open."""
         with self._registry.writing(counts=False) as write:
             operation = store.get(write.connection, identity)
+            self._check_clock(operation.proposal.kind)
             state = operation.state_at(self._clock.now())
             if state is not OperationState.PROPOSED:
                 raise OperatorError(f"operation {identity} is {state}: it takes no more signatures")

@@ -10,7 +10,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from signer.audit.format.record import Fields, RecordError, RecordKind, Value, octets, text
+from signer.audit.format.record import (
+    Fields,
+    RecordError,
+    RecordKind,
+    Value,
+    number,
+    octets,
+    text,
+    wrong_from,
+)
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.errors import OperatorError, invalid
@@ -131,6 +140,30 @@ class PolicyRecord(NamedTuple):
         return cls(octets(fields, "policy"), approved)
 
 
+class ClockRecord(NamedTuple):
+    """A CLOCK: officers have confirmed the machine's clock, whose time is the record's.
+
+    ``wrong_from`` is the number of the first record whose time is wrong, 0 if none is;
+    ``right_until`` is the time of the one before, in microseconds since the epoch.
+    """
+
+    approved: ApprovedOperation
+    wrong_from: int
+    right_until: int
+
+    def to_fields(self) -> dict[str, Value]:
+        return {
+            **self.approved.to_fields(),
+            "wrong_from": self.wrong_from,
+            "right_until": self.right_until,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ClockRecord:
+        approved = ApprovedOperation.from_fields(fields)
+        return cls(approved, wrong_from(fields), number(fields, "right_until", 0))
+
+
 class ActRecord(NamedTuple):
     """An ACT: what one officer did alone; ``changed`` has the states of versions after it."""
 
@@ -172,6 +205,10 @@ class OperationRecords:
         fields = {"operation": operation.id, "state": str(operation.state), "note": operation.note}
         self._append(RecordKind.EXECUTED, fields)
 
+    def clock(self, record: ClockRecord, time_us: int) -> None:
+        """Records that the machine's clock is right, which says ``time_us``."""
+        self._append(RecordKind.CLOCK, record.to_fields(), time_us)
+
     def acted(self, record: ActRecord) -> None:
         with suppress(AuditUnavailable, RecordError):
             self._log.append(RecordKind.ACT, record._asdict())
@@ -179,9 +216,11 @@ class OperationRecords:
     def officers(self, record: OfficersRecord) -> None:
         self._append(RecordKind.OFFICERS, record.to_fields())
 
-    def _append(self, kind: RecordKind, fields: Mapping[str, Value]) -> None:
+    def _append(
+        self, kind: RecordKind, fields: Mapping[str, Value], time_us: int | None = None
+    ) -> None:
         try:
-            self._log.append(kind, fields)
+            self._log.append(kind, fields, time_us=time_us)
         except AuditUnavailable as error:
             raise OperatorError(f"the audit log accepts no records: {error}") from error
         except RecordError as error:

@@ -73,6 +73,19 @@ class Usage:
                 default=0.0,
             )
 
+    def set_back(self, now: float) -> None:
+        """Continues at ``now``, after a time that was later and wrong.
+
+        What was used in a window of the wrong time counts in the present one.
+        """
+        with self._lock:
+            self._latest = min(self._latest, now)
+            for entry in self._entries.values():
+                entry.windows = {
+                    length: (min(number, int(now // length)), items)
+                    for length, (number, items) in entry.windows.items()
+                }
+
     def charge(
         self, facility: str, quotas: Sequence[Quota], items: int, now: float
     ) -> QuotaRefusal | None:

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
-from signer.errors import CallError, Failure, Reason, invalid
+from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
 from signer.events import Events, ItemsEnded, QuotaRefused, Stages, stages
 from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
@@ -64,6 +64,8 @@ class Engine:
         await self._turns.begin(request.principal, len(request.payloads))
         snapshot, now = self._served.snapshot, self._clock.now()
         ended, monotonic = stages(), self._clock.monotonic
+        if doubt := self._clock.doubt():
+            raise clock_doubtful(doubt)
 
         # 1. May this principal do this now?
         began = monotonic()

@@ -4,7 +4,8 @@ Arguments: the folder, seconds of the daemon's tick, the
 configuration. While the folder has ``slow``, syncs of the audit log wait; with
 ``failed`` they fail, with ``quick`` they take no time; with ``full`` the disk has no room,
 with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many
-seconds, ``memory`` has the process hold so many bytes more, each once: the file goes with it.
+seconds, also before it starts; ``memory`` has the process hold so many bytes more, each once:
+the file goes with it.
 """
 
 import errno
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from signer import daemon
 from signer.audit.write.disk import Disk
+from signer.clock import FlooredClock
 from signer.daemon import app
 
 FAULTS = Path(sys.argv[1])
@@ -49,8 +51,9 @@ def ordered(name: str) -> int:
 
 
 def jump(seconds: int) -> None:
-    machine = time.time
-    time.time = lambda: machine() + seconds
+    """As the appliance reads the clock: gRPC's own deadlines would need another kernel."""
+    machine = FlooredClock.machine
+    setattr(FlooredClock, "machine", lambda clock: machine(clock) + seconds)  # noqa: B010
 
 
 def obey() -> None:
@@ -67,5 +70,6 @@ def obey() -> None:
 setattr(Disk, "sync", faulty_sync)  # noqa: B010
 setattr(Disk, "free_bytes", faulty_free_bytes)  # noqa: B010
 app.TICK_SECONDS = float(sys.argv[2])
+jump(ordered("clock"))
 threading.Thread(target=obey, daemon=True).start()
 sys.exit(daemon.run(Path(sys.argv[3])))

@@ -48,12 +48,22 @@ def approved() -> dict[RecordKind, dict[str, Value]]:
         builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, begins, ends)
         der = builder.sign(key, None).public_bytes(Encoding.DER)
         officers.append([f"spiffe://signer.example/{name}", der])
-    details = {"key": "facilities/01-001/keys/records"}
-    proposal = Proposal(ORIGIN, number, "create-key", first, now, now + 7 * DAY, 2, details)
-    content = proposal.canonical()
-    one, two = (key.sign(content) for key in keys.values())
-    signatures: list[Value] = [[first, one, now * 1_000_000], [second, two, now * 1_000_000]]
-    whole: dict[str, Value] = {"operation": number, "content": content, "signatures": signatures}
+
+    def whole(number: str, kind: str, details: dict[str, object]) -> dict[str, Value]:
+        proposal = Proposal(ORIGIN, number, kind, first, now, now + 7 * DAY, 2, details)
+        content = proposal.canonical()
+        signed = (
+            (who, key.sign(content))
+            for who, key in zip((first, second), keys.values(), strict=True)
+        )
+        signatures: list[Value] = [[who, data, now * 1_000_000] for who, data in signed]
+        return {"operation": number, "content": content, "signatures": signatures}
+
+    made = whole(number, "create-key", {"key": "facilities/01-001/keys/records"})
+    times: dict[str, Value] = {"wrong_from": 0, "right_until": 0}
+    clock = whole(str(uuid4()), "clock", {"ahead": 60, **times})
+    content = made["content"]
+    one, two = (key.sign(bytes(content)) for key in keys.values())  # type: ignore[arg-type]
     return {
         RecordKind.OFFICERS: {"officers": officers, "development": False, "policy": bytes(32)},
         RecordKind.PROPOSAL: {
@@ -68,7 +78,7 @@ def approved() -> dict[RecordKind, dict[str, Value]]:
             "officer": second,
             "reason": "not asked for",
         },
-        RecordKind.EXECUTION: whole,
+        RecordKind.EXECUTION: made,
         RecordKind.EXECUTED: {"operation": number, "state": "DONE", "note": ""},
         RecordKind.ACT: {
             "act": "suspend",
@@ -77,6 +87,7 @@ def approved() -> dict[RecordKind, dict[str, Value]]:
             "reason": "a theft",
             "changed": {},
         },
+        RecordKind.CLOCK: clock | times,
     }
 
 

@@ -24,6 +24,7 @@ CONTRACT = {  # callers rely on it: docs/errors.md
     "PAYLOAD_INVALID": ("item", "INVALID_ARGUMENT"),
     "CONTENT_DENIED": ("item", "PERMISSION_DENIED"),
     "HSM_UNAVAILABLE": ("item", "UNAVAILABLE"),
+    "CLOCK_DOUBTFUL": ("call", "UNAVAILABLE"),
     "AUDIT_UNAVAILABLE": ("call", "UNAVAILABLE"),
     "REQUEST_ID_REUSED": ("call", "INVALID_ARGUMENT"),
     "INTERNAL": ("call item", "INTERNAL"),
@@ -58,6 +59,7 @@ def test_trying_again_helps_only_where_something_passes() -> None:
         Reason.OVERLOADED,
         Reason.HSM_UNAVAILABLE,
         Reason.AUDIT_UNAVAILABLE,
+        Reason.CLOCK_DOUBTFUL,
         Reason.REGISTRY_UNAVAILABLE,
         Reason.STREAM_ENDED,
     }

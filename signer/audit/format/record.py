@@ -74,6 +74,7 @@ class RecordKind(enum.StrEnum):
     EXECUTION = "execution"
     EXECUTED = "executed"
     ACT = "act"
+    CLOCK = "clock"
     SNAPSHOT = "snapshot"
     RECOVERY = "recovery"
     OVERRIDE = "override"
@@ -210,6 +211,21 @@ def frame(previous: bytes, body: bytes) -> tuple[bytes, bytes]:
     """
     chain = chain_hash(previous, body)
     return len(body).to_bytes(LENGTH_SIZE, "big") + body + chain, chain
+
+
+DOUBTFUL = "machine_time"
+"""The field of records that were made while the machine's clock was in doubt.
+
+It has the time of that clock in microseconds; the record's own time is the appliance's.
+"""
+
+
+def wrong_from(fields: Fields) -> int:
+    """Returns the number of the first record of which a CLOCK says that its time is wrong.
+
+    So are the times of all records from it to the CLOCK; 0: none is wrong. Raises RecordError.
+    """
+    return number(fields, "wrong_from", 0)
 
 
 # --- what records of signing hold ------------------------------------------------------------

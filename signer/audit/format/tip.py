@@ -11,6 +11,8 @@ from signer.audit.format.record import (
     RecordError,
     RecordKind,
     Value,
+    number,
+    wrong_from,
 )
 
 
@@ -41,6 +43,16 @@ class Tip:
             fields.get(name) != value for name, value in self.snapshot().items()
         ):
             raise RecordError("a snapshot differs from the records before it")
+
+    def earliest(self, kind: RecordKind, fields: Fields) -> int:
+        """Returns the time before which the next record may not be, in microseconds.
+
+        That is the time of the last record. Only a CLOCK that declares times wrong may go back,
+        to the last time that was right. Raises RecordError.
+        """
+        if kind is RecordKind.CLOCK and wrong_from(fields):
+            return min(self.time_us, number(fields, "right_until"))
+        return self.time_us
 
     def add(self, record: Record, leaf: bytes) -> None:
         """Adds the next record, which ``check`` has accepted."""

@@ -18,7 +18,16 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
-from signer.audit.format.record import Fields, Record, RecordError, RecordKind, Value, number, text
+from signer.audit.format.record import (
+    Fields,
+    Record,
+    RecordError,
+    RecordKind,
+    Value,
+    number,
+    text,
+    wrong_from,
+)
 
 REQUEST_LIFE_US = 24 * 3600 * 1_000_000
 """How long a request id names one request, in microseconds of the log's time."""
@@ -74,7 +83,13 @@ class Ledger:
     """
 
     KINDS = frozenset(
-        {RecordKind.SNAPSHOT, RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE}
+        {
+            RecordKind.SNAPSHOT,
+            RecordKind.INTENT,
+            RecordKind.OUTCOME,
+            RecordKind.INDETERMINATE,
+            RecordKind.CLOCK,
+        }
     )
     """The kinds of records that ``apply`` takes into account."""
 
@@ -107,6 +122,20 @@ class Ledger:
                 self._forget(identity)
         elif kind is RecordKind.SNAPSHOT and not self._used:
             self._load(fields)
+        elif kind is RecordKind.CLOCK and wrong_from(fields):
+            self._set_back(record.time_us)
+
+    def _set_back(self, time_us: int) -> None:
+        """Moves what was recorded under a later, wrong time to this time.
+
+        What was used in a window of the wrong time counts in the present one.
+        """
+        now = time_us // 1_000_000
+        self._latest = min(self._latest, now)
+        for used in self._used.values():
+            used.last = min(used.last, now)
+        for identity, request in self._requests.items():
+            self._requests[identity] = request._replace(time_us=min(request.time_us, time_us))
 
     def _intend(self, record: Record) -> None:
         fields = record.fields

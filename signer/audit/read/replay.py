@@ -146,7 +146,7 @@ class Replay:
         size = tip.size
         if record.seq != size:
             raise RecordError(f"record {record.seq} is in the position of record {size}")
-        if record.time_us < tip.time_us:
+        if record.time_us < tip.earliest(record.kind, record.fields):
             raise RecordError("the time goes back")
         tip.check(record.kind, record.fields)
         if first or record.kind is not RecordKind.SNAPSHOT:

@@ -183,11 +183,13 @@ class Tail:
     ) -> Record:
         """Adds a record after all others, with a time that is not before theirs.
 
-        Raises RecordError; then nothing is staged.
+        Only the time of a CLOCK may be (``Tip.earliest``). Raises RecordError; then nothing is
+        staged.
         """
         tip = self.tip
         tip.check(kind, fields)
-        record = Record(tip.size, max(time_us, tip.time_us), kind, fields, column)
+        earliest = tip.earliest(kind, fields)
+        record = Record(tip.size, max(time_us, earliest), kind, fields, column)
         body, leaf = encode(record.seq, record.time_us, kind, fields, column, root=root)
         tip.chain = chain_hash(tip.chain, body)
         tip.add(record, leaf)

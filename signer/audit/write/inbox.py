@@ -35,6 +35,8 @@ class Entry:
     """Whether it was taken to be recorded."""
     abandoned: str = ""
     """Why nobody waits for it any more."""
+    time_us: int | None = None
+    """The record's time, if it is not that of its commit."""
 
 
 Finished = Callable[[Sequence[Entry]], None]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from signer.audit.format.merkle import Frontier
 from signer.audit.format.record import (
+    DOUBTFUL,
     Column,
     Fields,
     Record,
@@ -188,14 +189,18 @@ class AuditLog:
         fields: Fields,
         column: Column | None = None,
         root: bytes | None = None,
+        *,
+        time_us: int | None = None,
     ) -> int:
         """Returns the sequence number of a new record when it is durable; not for an event loop.
 
-        ``root`` is the column's, if already computed. Raises AuditUnavailable, and RecordError
-        for fields that a record cannot hold and for a record that may not be the next.
+        ``root`` is the column's, if already computed; ``time_us`` is the record's time
+        (microseconds since the epoch), if it is not that of its commit. Raises
+        AuditUnavailable, and RecordError for fields that a record cannot hold and for a record
+        that may not be the next.
         """
         done = threading.Event()
-        entry = Entry(kind, fields, column, root, lambda _: done.set())
+        entry = Entry(kind, fields, column, root, lambda _: done.set(), time_us=time_us)
         if not self.submit((entry,)):
             done.wait()
         if entry.error is not None:
@@ -323,19 +328,22 @@ class AuditLog:
     def _stage(self, batch: Sequence[Entry]) -> _Staged:
         """Adds the records of entries to the tail. For the thread that has claimed them."""
         began = self._begin()
-        time_us = int(self.committing_since * 1_000_000)
+        time_us, doubt = int(self.committing_since * 1_000_000), self._clock.doubt()
+        refusal = self._inbox.low or doubt
         entries: list[Entry] = []
         records: list[Record] = []
         for entry in batch:
             if entry.error is not None:
                 continue
-            if self._inbox.low and entry.kind is RecordKind.INTENT:
-                entry.error = AuditUnavailable(self._inbox.low)
+            if refusal and entry.kind is RecordKind.INTENT:
+                entry.error = AuditUnavailable(refusal)
                 continue
+            fields = entry.fields
+            if doubt:
+                fields = {**fields, DOUBTFUL: int(self._clock.machine() * 1_000_000)}
+            at = time_us if entry.time_us is None else entry.time_us
             try:
-                record = self._tail.stage(
-                    time_us, entry.kind, entry.fields, entry.column, entry.root
-                )
+                record = self._tail.stage(at, entry.kind, fields, entry.column, entry.root)
             except RecordError as error:
                 entry.error = error
                 continue

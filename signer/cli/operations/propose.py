@@ -135,6 +135,26 @@ _add(
     click.argument("target", metavar="TARGET"),
 )
 _add(
+    "clock",
+    """Confirms the appliance's clock, which is in doubt: it has jumped, or differs from the log.
+
+    Until then nothing is signed. Look at the clock yourself before you sign: you confirm the
+    time that the appliance shows. If records of the audit log have a wrong time, name the
+    first one; the times of all after it are wrong as well. `signer audit show` lists them.
+
+    \b
+      signer operations propose clock --client officer-a.yaml
+      signer operations propose clock --wrong-from 8121 --client officer-a.yaml
+    """,
+    click.option(
+        "--wrong-from",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="RECORD",
+        help="The first record whose time is wrong; without: no time is wrong.",
+    ),
+)
+_add(
     "deactivate",
     """Ends VERSION for good; what it has signed stays valid.
 

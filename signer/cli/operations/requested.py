@@ -16,6 +16,7 @@ FILLED: Mapping[str, frozenset[str]] = {
     "new-version": frozenset({"token", "version", "algorithm", "bits"}),
     "import-certificate": frozenset(),
     "activate": frozenset({"basis"}),
+    "clock": frozenset({"ahead", "right_until"}),
     "resume": frozenset({"basis", "since"}),
     "deactivate": frozenset({"basis"}),
     "schedule-destruction": frozenset({"basis"}),

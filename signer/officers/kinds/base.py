@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 
-from signer.clock import Clock
+from signer.clock import ClockReading, FlooredClock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
@@ -22,7 +22,7 @@ from signer.keys.lifecycle import TokenAdmin
 from signer.keys.registry import Change, Registry, RegistryState
 from signer.model import KeyName, KeyVersion, Suspension, parse_key_or_version
 from signer.officers import store
-from signer.officers.records import OperationRecords
+from signer.officers.records import ApprovedOperation, ClockRecord, OperationRecords
 from signer.officers.store import OperationState, StoredOperation
 from signer.policy.rules import Policy
 from signer.strict import StrictModel, problems_of
@@ -62,6 +62,8 @@ class OperationContext:
     it made in an earlier attempt do not count as conflicts. ``draft`` reads the policy in the
     files, ``read_policy`` the text of a policy; both raise ConfigError. ``document`` returns
     what is stored under a SHA-256. ``needed`` is the number of officers that each kind needs.
+    ``clock`` has the time of the machine, ``record_time`` returns that of a record of the log, in
+    microseconds since the epoch; it raises LookupError.
     ``attachment`` is the file that an officer sent with a proposal.
     """
 
@@ -73,6 +75,8 @@ class OperationContext:
     draft: Callable[[], PolicyText]
     read_policy: Callable[[bytes], PolicyText]
     document: Callable[[str], bytes | None]
+    clock: ClockReading
+    record_time: Callable[[int], int]
     policy_folder: bool = True
     executing: str = ""
     attachment: bytes = b""
@@ -196,7 +200,8 @@ class ServedState(Protocol):
 class OperationDependencies(NamedTuple):
     """What proposals and executions work with; ``admin`` opens an administrative worker.
 
-    ``origin`` names this appliance's log, and with it the appliance.
+    ``origin`` names this appliance's log, and with it the appliance. ``on_clock`` is called with
+    the time that officers have confirmed, in seconds since the epoch.
     """
 
     registry: Registry
@@ -204,8 +209,9 @@ class OperationDependencies(NamedTuple):
     admin: Callable[[str], AbstractContextManager[TokenAdmin]]
     records: OperationRecords
     events: Events
-    clock: Clock
+    clock: FlooredClock
     origin: str
+    on_clock: Callable[[float], object]
 
     def report(self, operation: StoredOperation) -> None:
         """Emits an operation's state."""
@@ -237,6 +243,20 @@ class Work:
         """Raises StoppedError if the daemon is stopping: the next start resumes."""
         if self._stopping.is_set():
             raise StoppedError
+
+    def accept_clock(self, wrong_from: int, right_until: int) -> None:
+        """Records that officers confirm the machine's clock, and follows it from then on.
+
+        Does nothing if that is done: an attempt was interrupted after it.
+        """
+        clock = self._deps.clock
+        if not clock.doubt():
+            return
+        approved = ApprovedOperation.of(self._operation)
+        record = ClockRecord(approved, wrong_from, right_until)
+        self._deps.records.clock(record, int(clock.machine() * 1_000_000))
+        clock.accept()
+        self._deps.on_clock(clock.now())
 
     def save(self, added: Sequence[KeyVersion], changes: Sequence[Change]) -> None:
         """Writes a part of what is done, in a transaction of its own."""

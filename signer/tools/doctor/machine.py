@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from signer.clock import BEHIND_SECONDS
+from signer.clock import JUMP_SECONDS
 from signer.config.client_file import Address
 from signer.config.models import Config
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
@@ -84,11 +84,11 @@ def judge_daemon(pid: int, status: int, text: str) -> Finding:
 
 def judge_clock(now: float, last_record: float | None, synchronised: bool | None) -> Finding:
     """Judges the clock by the time of the log's last record and by the kernel's own state."""
-    if last_record is not None and last_record - now > BEHIND_SECONDS:
+    if last_record is not None and last_record - now > JUMP_SECONDS:
         return wrong(
             "clock",
             f"it is {last_record - now:.0f} s behind the last record of the audit log",
-            "correct the clock: until then the time in decisions and quotas does not advance",
+            "correct the clock, or have officers confirm it: until then nothing is signed",
         )
     if synchronised is None:
         return warning("clock", "the kernel does not report whether it is synchronised", _SYNC)

@@ -32,6 +32,12 @@ class Days:
     def monotonic(self) -> float:
         return 0.0
 
+    def machine(self) -> float:
+        return self.day * 86_400.0
+
+    def doubt(self) -> str:
+        return ""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -212,6 +212,36 @@ def test_restored_usage_is_what_was_charged(steps: list[Step]) -> None:
     assert restored.busiest(5) == charged.busiest(5)
 
 
+def test_times_that_were_wrong_are_moved_to_the_present() -> None:
+    """The same as ``policy.usage`` does, so that a restart finds the same."""
+    years = 3 * 365 * 86_400
+    wrong_us = START_US + years * 1_000_000
+    usage, quotas = Usage(), [Quota(10, length) for length in (60, 86_400)]
+    records = [
+        intent(0, request_id="early", items=2, facility="other"),
+        intent(1, request_id="late", items=4, time_us=wrong_us, now=MONDAY + years),
+        closing(RecordKind.OUTCOME, 2, 1, wrong_us),
+        Record(3, START_US + 1, RecordKind.CLOCK, {"wrong_from": 1, "right_until": START_US}),
+    ]
+    usage.charge("other", quotas, 2, MONDAY)
+    usage.charge("01-001", quotas, 4, MONDAY + years)
+    usage.set_back(MONDAY)
+    ledger = fold(records)
+    restored = Usage()
+    restored.restore(ledger.windows(), {})
+    for facility in ("other", "01-001"):
+        for now in (MONDAY, MONDAY + 60, MONDAY + 86_400):
+            left = usage.remaining(facility, quotas, now)
+            assert restored.remaining(facility, quotas, now) == left
+    # A request id lives for 24 hours from then on.
+    assert ledger.find(ISSUER, "late", START_US + 2) == Earlier(1, 2)
+    assert ledger.find(ISSUER, "late", START_US + 1 + REQUEST_LIFE_US) is None
+    confirmed = Record(4, START_US + 9, RecordKind.CLOCK, {"wrong_from": 0, "right_until": 0})
+    before = ledger.snapshot()
+    ledger.apply(confirmed)
+    assert ledger.snapshot() == before
+
+
 def test_windows_are_those_that_quotas_may_have() -> None:
     assert set(WINDOW_SECONDS) == set(WINDOWS.values())
 

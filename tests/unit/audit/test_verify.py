@@ -308,6 +308,14 @@ def test_a_tail_that_stays_torn_is_told(folder: Path, tmp_path: Path) -> None:
     [
         ([INTENT, Record(2, 5, RecordKind.START, {})], "record 2 is in the position of record 1"),
         ([INTENT, INTENT], "record 0 is in the position of record 1"),
+        (
+            [INTENT, Record(1, 4, RecordKind.CLOCK, {"wrong_from": 0, "right_until": 3})],
+            "the time goes back",
+        ),
+        (
+            [INTENT, Record(1, 2, RecordKind.CLOCK, {"wrong_from": 1, "right_until": 3})],
+            "the time goes back",
+        ),
         ([INTENT, Record(1, 4, RecordKind.START, {})], "the time goes back"),
         ([Record(0, 5, RecordKind.OUTCOME, {"intent": 0})], "closes an intent that is not open"),
         (

@@ -71,6 +71,8 @@ PLAIN = [
         {"version": VERSION, "at": 1_893_456_000, "sign_until": 1_893_542_400},
     ),
     (("activate", VERSION), {"version": VERSION, "at": 0, "sign_until": 0}),
+    (("clock",), {"wrong_from": 0}),
+    (("clock", "--wrong-from", "8121"), {"wrong_from": 8121}),
     (("resume", "groups/01"), {"target": "groups/01"}),
     (("deactivate", VERSION), {"version": VERSION, "at": 0}),
     (

@@ -50,6 +50,7 @@ ASKED = [
         "import-certificate", {"version": VERSION, "replace": False}, certificate=ONE, issuers=[TWO]
     ),
     request("activate", {"version": VERSION, "at": 7, "sign_until": 0}),
+    request("clock", {"wrong_from": 7}),
     request("resume", {"target": "groups/g"}),
     request("deactivate", {"version": VERSION, "at": 0}),
     request("schedule-destruction", {"version": VERSION, "at": 7}),

@@ -19,7 +19,7 @@ from unittest.mock import Mock
 import sqlalchemy as sa
 
 from signer.audit.format.parse import parse
-from signer.audit.format.record import Record, RecordKind, Value, encode
+from signer.audit.format.record import DOUBTFUL, Record, RecordKind, Value, encode
 from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import FlooredClock
 from signer.config.models import Config, OperationsConfig
@@ -101,12 +101,17 @@ class MemoryLog:
         self.records: list[Record] = []
         self.full = False
 
-    def append(self, kind: RecordKind, fields: Mapping[str, Value]) -> int:
+    def append(
+        self, kind: RecordKind, fields: Mapping[str, Value], *, time_us: int | None = None
+    ) -> int:
         self._fate.at(f"before the record {kind}")
         if self.full:
             raise AuditUnavailable("the disk is full")
         seq = len(self.records)
-        time_us = round(self._clock.now() * 1_000_000)
+        if time_us is None:
+            time_us = round(self._clock.now() * 1_000_000)
+        if self._clock.doubt():
+            fields = {**fields, DOUBTFUL: round(self._clock.machine() * 1_000_000)}
         record = parse(encode(seq, time_us, kind, fields)[0])
         self.records.append(record)
         self._clock.raise_floor(time_us / 1e6)
@@ -156,6 +161,9 @@ class FakeDaemonLog:
         with suppress(AuditUnavailable):
             self._log.append(RecordKind.POLICY, fields)
 
+    def time_of(self, seq: int) -> int:
+        return self._log.records[seq].time_us
+
     def keys_changed(self, before: Any, after: Any) -> None:
         """Says nothing of dual control."""
 
@@ -191,7 +199,7 @@ class Stage:
         lanes: Lanes | None = None,
     ) -> None:
         self.fate, self.clock, self.seen = Fate(), SetClock(), Recorder()
-        self.token = SoftToken(self.fate)
+        self.token, self.confirmed = SoftToken(self.fate), list[float]()
         self.policy = folder / "policy"
         self.policy.mkdir(parents=True)
         (self.policy / "policy.yaml").write_text(POLICY)
@@ -249,6 +257,7 @@ class Stage:
             events=self.seen.events,
             clock=self.clock,
             origin=ORIGIN,
+            on_clock=self.confirmed.append,
         )
         self.executor = Executor(deps, self._lanes)
         self.proposals = Proposals(deps, self.executor, expire_hours=24)

@@ -30,11 +30,13 @@ class DiskLog:
             on_time=clock.raise_floor,
         )
 
-    def append(self, kind: RecordKind, fields: Mapping[str, Value]) -> int:
+    def append(
+        self, kind: RecordKind, fields: Mapping[str, Value], *, time_us: int | None = None
+    ) -> int:
         self._fate.at(f"before the record {kind}")
         if self.full:
             raise AuditUnavailable("the disk is full")
-        seq = self.log.append(kind, fields)
+        seq = self.log.append(kind, fields, time_us=time_us)
         self._fate.at(f"after the record {kind}")
         return seq
 

@@ -130,6 +130,19 @@ def test_restored_usage_is_not_refilled_by_a_clock_set_back() -> None:
     assert usage.busiest(5) == [("f", 1000), ("g", 7)]
 
 
+def test_a_time_that_was_wrong_gives_nothing_back_and_holds_up_nothing() -> None:
+    quotas = [Quota(10, 60), Quota(10, 86_400)]
+    usage = Usage()
+    assert usage.charge("f", quotas, 4, 1e9) is None  # years ahead
+    now = 1e6
+    usage.set_back(now)
+    assert usage.remaining("f", quotas, now) == (6, 6)
+    assert usage.remaining("f", quotas, now + 60) == (10, 6)
+    assert usage.remaining("f", quotas, now + 86_400) == (10, 10)
+    assert usage.charge("f", quotas, 6, now) is None
+    assert usage.charge("f", quotas, 1, now) is not None
+
+
 def test_limit_lowered_by_a_reload_holds_at_once() -> None:
     usage = Usage()
     usage.charge("f", (Quota(10, 60),), 8, MONDAY)
