@@ -28,6 +28,7 @@ from signer.errors import CallError, Reason
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
 from signer.officers.offline_check import ApprovalFold
+from signer.signing.evidence import BLOCK
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version, small_log
 from tests.unit.signing.stage import CLIENT, ID, ORIGIN, Stage
@@ -128,6 +129,18 @@ def test_repetitions_of_every_algorithm_give_the_same(stage: Stage, algorithm: A
     batch = request(algorithm)
     assert stage.sign(batch) == stage.sign(batch)
     assert stage.hsm.signed == 3
+
+
+def test_the_roots_of_a_batch_of_several_blocks_are_those_of_its_columns(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, POLICY.replace("items: 9", "items: 4096"), KEYS)
+    for items in (BLOCK - 1, BLOCK + 1, 2 * BLOCK):
+        payloads = tuple(n.to_bytes(2, "big") for n in range(items))
+        number = stage.sign(replace(request(payloads=payloads), request_id="")).audit_record
+        assert number is not None
+        for record in stage.log.records(number, 2):  # which compares the roots
+            assert record.column is not None
+            assert record.column.count == items
+    stage.close()
 
 
 # --- attempts ----------------------------------------------------------------------------------
