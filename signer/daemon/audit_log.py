@@ -146,6 +146,7 @@ def open_log(
         on_time=clock.raise_floor,
         on_stop=stopped,
         on_error=lambda error: events.emit(Bug("answer for a durable record", error, {})),
+        on_problem=lambda text: events.emit(AuditProblem(text)),
     )
     try:
         if log.overridden is not None:

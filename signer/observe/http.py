@@ -97,6 +97,9 @@ class _Metrics(Paced[bytes]):
         super().__init__(partial(encode, registry))
 
 
+_NO_ROOM_SECONDS = 0.1
+
+
 class _Handler(WSGIRequestHandler):
     def parse_request(self) -> bool:
         """Reads the request, and counts the connection as one that is answered."""
@@ -128,6 +131,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+    def get_request(self) -> Any:
+        """Accepts a connection; waits a moment where there is no descriptor for one."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_NO_ROOM_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from signer.audit.format.record import IntentRecord, OutcomeRecord, Record
+from signer.audit.format.record import IntentRecord, OutcomeRecord, Record, RecordError
 from signer.audit.read.ledger import Earlier, Ledger
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
@@ -114,6 +114,12 @@ class Repeats:
             [outcome] = self._log.records(earlier.outcome or 0, 1)
         except LookupError:
             raise _cannot_repeat("its records were archived") from None
+        except (OSError, RecordError):
+            raise CallError(
+                Reason.AUDIT_UNAVAILABLE,
+                "this request was answered, and the audit log cannot be read now: repeat it later",
+                retry_after=1.0,
+            ) from None
         if intent.fields["payload_hash"] != content:
             raise _reused()
         return read_answer(intent, outcome)

@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+import resource
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from signer.audit.format.record import Record, RecordKind
 from signer.audit.format.segments import list_segments
@@ -185,3 +189,84 @@ def assert_on_record(daemon: Daemon, signatures: list[bytes]) -> None:
         if each.kind is RecordKind.INDETERMINATE and each.fields["intent"] == late
     ]
     assert closed["reason"] == "DEADLINE_TOO_SHORT"
+
+
+def remove(segment: Path) -> None:
+    segment.unlink()
+
+
+def rename(segment: Path) -> None:
+    segment.rename(segment.with_suffix(".old"))
+
+
+def replace(segment: Path) -> None:
+    copy = segment.with_suffix(".copy")
+    shutil.copyfile(segment, copy)
+    copy.rename(segment)
+
+
+def empty(segment: Path) -> None:
+    segment.write_bytes(b"")
+
+
+def cut(segment: Path) -> None:
+    os.truncate(segment, segment.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("damage", [remove, rename, replace, empty, cut])
+def test_a_log_that_auditors_would_not_find_stops_signing(
+    daemon: Daemon, damage: Callable[[Path], None]
+) -> None:
+    """Its descriptor would take records for as long as the daemon lives."""
+    daemon.configure({"workers": 1})  # its login is on record before the first signature
+    daemon.start()
+    assert daemon.sign() == {"ok": 3}
+    segment = list_segments(daemon.folder / "audit")[-1].path
+    kept = segment.with_suffix(".kept")
+    shutil.copyfile(segment, kept)
+    damage(segment)
+    until(lambda: daemon.health() == "NOT_SERVING", "health tells, without a call")
+    assert segment.name in daemon.reason()
+    assert outcome(daemon.sign) == "AUDIT_UNAVAILABLE"
+    assert daemon.metric("signer_audit_stopped") == 1
+    assert daemon.stop() == 0
+    kept.replace(segment)
+    for left in segment.parent.glob("*.old"):
+        left.unlink()
+    daemon.start()
+    assert daemon.sign() == {"ok": 3}
+    assert daemon.run("audit", "verify").code == 0
+
+
+def test_without_a_descriptor_for_a_moment_the_log_goes_on(daemon: Daemon) -> None:
+    settings = daemon.settings
+    settings["audit"]["segment_bytes"] = 1 << 20
+    daemon.config.write_text(yaml.safe_dump(settings))
+    daemon.start()
+    process = daemon.process
+    assert process is not None
+
+    def segments() -> int:
+        return len(list_segments(daemon.folder / "audit"))
+
+    with daemon.client() as client:
+
+        def sign() -> None:
+            results = client.sign_batch(RECORDS, "MESSAGE", [os.urandom(9)] * 4000, timeout=SECONDS)
+            assert all(result.error is None for result in results)
+
+        sign()
+        assert segments() == 1
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, hard))  # no further one
+        for _ in range(4):
+            sign()
+        assert segments() == 1
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        time.sleep(1)
+        sign()
+        until(lambda: segments() == 2, "the next segment is begun")
+        sign()
+    assert "cannot be opened now" in daemon.log.read_text()
+    assert daemon.stop() == 0
+    assert daemon.run("audit", "verify").code == 0

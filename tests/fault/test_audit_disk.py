@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Column, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
-from signer.audit.write.disk import Disk
+from signer.audit.write.disk import PASSING, Disk
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.audit.write.recovery import AuditRefused, open_audit_log
@@ -288,4 +289,48 @@ def test_a_real_short_write_by_the_kernel(folder: Path) -> None:
     log = open_log(folder)
     assert [record.seq for record in log.records(0, len(answered))] == [int(n) for n in answered]
     assert log.records(len(answered), 1)[0].kind is RecordKind.RECOVERY
+    log.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_segment_that_cannot_be_begun_at_the_moment_is_begun_later(
+    tmp_path: Path, code: int
+) -> None:
+    """Nothing was done, so nothing is unknown: the segment before takes the records."""
+    assert code in PASSING
+    disk = FaultyDisk("create", code)
+    told: list[str] = []
+    log = open_audit_log(
+        tmp_path,
+        origin=ORIGIN,
+        clock=SystemClock(),
+        segment_bytes=1 << 10,
+        low_disk_bytes=0,
+        ballast_bytes=0,
+        disk=disk,
+        on_problem=told.append,
+    )
+    disk.armed = True
+    for _ in range(8):
+        log.append(RecordKind.DENIALS, {"padding": bytes(900)})
+    assert (log.refusal, len(list_segments(tmp_path)), len(told)) == ("", 1, 1)
+    disk.armed = False
+    end = time.monotonic() + 30
+    while len(list_segments(tmp_path)) < 2 and time.monotonic() < end:
+        log.append(RecordKind.DENIALS, {})
+    assert len(list_segments(tmp_path)) == 2
+    log.close()
+    assert verify_log(tmp_path, ORIGIN, []).problems == ()
+
+
+def test_a_name_that_cannot_be_synced_at_the_moment_is_synced_soon(tmp_path: Path) -> None:
+    disk = FaultyDisk("sync_directory", errno.EMFILE)
+    log = open_log(tmp_path, disk, 1 << 10)
+    disk.armed = True
+    threading.Timer(0.2, lambda: setattr(disk, "armed", False)).start()
+    for _ in range(2):
+        log.append(RecordKind.DENIALS, {"padding": bytes(900)})
+    log.append(RecordKind.DENIALS, {})
+    assert disk.tried.count("sync_directory") > 1
+    assert (log.refusal, len(list_segments(tmp_path))) == ("", 2)
     log.close()

@@ -3,10 +3,13 @@
 ``Disk`` is one object with all system calls, so that tests can make each of them fail.
 """
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from signer.audit.format.record import (
     HASH_SIZE,
@@ -23,6 +26,12 @@ from signer.audit.format.segments import VERSION, Header, Segment, open_segment
 from signer.audit.format.tip import Tip
 from signer.audit.read.reader import INDEX_ENTRY, Index
 
+T = TypeVar("T")
+
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of a file that is opened: no descriptor or memory at the moment, and nothing was done."""
+PATIENCE_SECONDS = 10.0
+"""How long what cannot be left for later is tried again after such an error."""
 _MODE = 0o640
 _WRITING = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 """No link is followed: what is written stays in the log's own folders."""
@@ -91,10 +100,57 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def identity(self, descriptor: int) -> tuple[int, int]:
+        """Returns by which numbers of device and inode a file is known."""
+        status = os.fstat(descriptor)
+        return status.st_dev, status.st_ino
+
+    def status(self, path: Path) -> os.stat_result:
+        """Returns what is at a path now."""
+        return path.stat()
+
     def free_bytes(self, path: Path) -> int:
         """Returns the bytes that a process without privileges can still write beside ``path``."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+
+def patiently(act: Callable[[], T]) -> T:
+    """Does something that opens a file, and again for a while if it cannot at the moment.
+
+    Raises OSError.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in PASSING or time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
+
+
+class OpenFile(NamedTuple):
+    """The file that is written: what must be found at its path, with so many bytes or more."""
+
+    path: Path
+    identity: tuple[int, int]
+    size: int
+
+    def problem(self, disk: Disk) -> str:
+        """Returns why auditors would not find there what was written; "" if they would."""
+        try:
+            status = disk.status(self.path)
+        except FileNotFoundError:
+            return f"{self.path.name} was removed or renamed"
+        except OSError as error:
+            passing = error.errno in PASSING
+            return "" if passing else f"{self.path.name} cannot be seen: {error.strerror}"
+        if (status.st_dev, status.st_ino) != self.identity:
+            return f"{self.path.name} was replaced by another file"
+        if status.st_size < self.size:
+            return f"{self.path.name} has {status.st_size} bytes; {self.size} were written"
+        return ""
 
 
 def write_whole(disk: Disk, descriptor: int, data: bytes) -> None:
@@ -154,14 +210,23 @@ class Tail:
             with open_segment(self.segments[-1]) as (header, _):
                 self.older = header if header.version < VERSION else None
             self._end = path.stat().st_size
-            self._descriptor = disk.open(path)
+            descriptor = disk.open(path)
+            self._use(descriptor)
             # A killed writer may have left data and the file's name in the page cache only.
             # From now on both must be durable.
-            disk.sync(self._descriptor)
+            disk.sync(descriptor)
             disk.sync_directory(directory)
-        else:
-            self.rotate(0, None)
+        elif not self.rotate(0, None):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self._begin = 0
+
+    def _use(self, descriptor: int) -> None:
+        self._descriptor, self._identity = descriptor, self._disk.identity(descriptor)
+
+    @property
+    def file(self) -> OpenFile:
+        """What the open segment's file must be once all that is staged was committed."""
+        return OpenFile(self.segments[-1].path, self._identity, self._end)
 
     def due(self, segment_bytes: int) -> bool:
         """Returns whether the next segment has to begin.
@@ -207,12 +272,20 @@ class Tail:
         self._staged.clear()
         self._disk.sync(self._descriptor)
 
-    def rotate(self, time_us: int, snapshot: Fields | None) -> None:
+    def rotate(self, time_us: int, snapshot: Fields | None) -> bool:
         """Begins the next segment, with a snapshot if there is one; raises OSError.
 
         Header and name are durable before any record, so a segment with a torn header
-        holds no record that was acknowledged.
+        holds no record that was acknowledged. Returns False if its file cannot be created at
+        the moment: then the segment before is still open.
         """
+        segment = Segment.named(self._directory, self.tip.size)
+        try:
+            descriptor = self._disk.create(segment.path)
+        except OSError as error:
+            if error.errno in PASSING:
+                return False
+            raise
         self.close()
         if self.older is not None and self.tip.size == self.segments[-1].first:
             # It has no record, and the next one has its name: the log ends before it.
@@ -221,9 +294,8 @@ class Tail:
         elif self.segments:
             self.index.save(self.segments[-1])
         self.older = None
-        segment = Segment.named(self._directory, self.tip.size)
         framed, self.tip.chain = Header(self._origin, segment.first, self.tip.chain).frame()
-        self._descriptor = self._disk.create(segment.path)
+        self._use(descriptor)
         self._staged, self._end, self.index = [framed], len(framed), Index()
         self.segments = (*self.segments, segment)
         # A snapshot that is too large for a record only makes the next start slower.
@@ -232,7 +304,8 @@ class Tail:
                 self.stage(time_us, RecordKind.SNAPSHOT, {**snapshot, **self.tip.snapshot()})
         self._begin = self._end
         self.commit()
-        self._disk.sync_directory(self._directory)
+        patiently(lambda: self._disk.sync_directory(self._directory))
+        return True
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

@@ -6,6 +6,7 @@ write or sync the state of the file is unknown: the log stops until it is opened
 reads what is on the disk.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ from signer.audit.format.segments import Segment
 from signer.audit.format.tip import Tip
 from signer.audit.read.reader import Reader
 from signer.audit.read.replay import OnRecord
-from signer.audit.write.disk import Disk, Tail
+from signer.audit.write.disk import Disk, OpenFile, Tail
 from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
 from signer.clock import Clock
 from signer.events import AuditCommitted
@@ -47,6 +48,10 @@ _WITH_ANSWER = frozenset(
 )
 
 
+WATCH_SECONDS = 0.5
+"""How often the file at the path of the open segment is compared with the file that is written."""
+
+
 class _Staged(NamedTuple):
     """What goes into one commit: entries, the records of those that have one, and its begin."""
 
@@ -59,6 +64,7 @@ class _Staged(NamedTuple):
 class _Durable(NamedTuple):
     """The state that readers see; replaced as a whole at every commit."""
 
+    file: OpenFile
     size: int
     peaks: list[bytes]
     open_intents: int
@@ -125,8 +131,8 @@ class AuditLog:
     not append. If one adds to snapshots, every segment but the first begins with a SNAPSHOT.
     ``on_commit`` is called for each commit, ``on_time`` with the time of the newest durable
     record (seconds since the epoch), ``on_stop`` with the reason why intents are refused
-    from now on, before any is refused, ``on_error`` with what
-    an entry's ``finished`` raises, which disturbs nothing.
+    from now on, before any is refused, ``on_error`` with what an entry's ``finished`` raises,
+    which disturbs nothing, ``on_problem`` with a text for operators.
     ``growth`` is for the one thread that makes checkpoints.
     """
 
@@ -148,6 +154,7 @@ class AuditLog:
         on_time: Callable[[float], None],
         on_stop: Callable[[str], None],
         on_error: Callable[[Exception], None],
+        on_problem: Callable[[str], None],
     ) -> None:
         """Starts the writer's thread, and appends ``firsts``; raises AuditUnavailable.
 
@@ -158,7 +165,7 @@ class AuditLog:
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
         self._listeners = by_kind(listeners)
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
-        self._on_commit, self._on_time = on_commit, on_time
+        self._on_commit, self._on_time, self._on_problem = on_commit, on_time, on_problem
         self._inbox = Inbox(on_stop, on_error)
         self._handed: SimpleQueue[_Staged | None] = SimpleQueue()  # None: the log is closed
         self._looked = -LOOK_SECONDS  # when the room on the disk was looked at
@@ -167,6 +174,7 @@ class AuditLog:
         self.commit_seconds = self.committing_since = 0.0
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
+        self._postponed = 0.0  # since when the next segment cannot be begun, monotonic seconds
         self._publish()
         if tail.older is not None and not firsts:  # what a recovery records comes before
             try:
@@ -176,6 +184,8 @@ class AuditLog:
         # A daemon thread: a hanging disk must not keep a process alive.
         self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
         self._thread.start()
+        self._closing = threading.Event()
+        threading.Thread(target=self._watch_file, name="audit-file", daemon=True).start()
         try:
             for kind, fields in firsts:
                 self.append(kind, fields)
@@ -296,6 +306,7 @@ class AuditLog:
 
     def close(self) -> None:
         """Writes the records in the queue and ends; further records are refused."""
+        self._closing.set()
         self._inbox.close()
         self._handed.put(None)
         self._thread.join()
@@ -315,7 +326,7 @@ class AuditLog:
                     batch = staged.batch
                     self._commit(staged)
                     batch = ()
-                    if self._tail.due(self._segment_bytes):
+                    if self._tail.due(self._segment_bytes) and self._may_rotate():
                         self._rotate()
                     batch = self._inbox.more()
                     staged = self._stage(batch) if batch else None
@@ -379,15 +390,29 @@ class AuditLog:
     def _end(self, began: float) -> None:
         self.commit_seconds, self.committing_since = self._clock.monotonic() - began, 0.0
 
+    def _may_rotate(self) -> bool:
+        """Whether it is time to begin the next segment, if that was not possible before."""
+        since = self._postponed
+        return not since or self._clock.monotonic() - since >= WATCH_SECONDS
+
     def _rotate(self) -> None:
+        """Begins the next segment, if not now then after the next commit."""
         began = self._begin()
         try:
             snapshot = None
             if self._snapshots:
                 snapshot = {name: value for one in self._snapshots for name, value in one().items()}
-            self._tail.rotate(int(self.committing_since * 1_000_000), snapshot)
+            rotated = self._tail.rotate(int(self.committing_since * 1_000_000), snapshot)
         finally:
             self._end(began)
+        if not rotated:
+            if self._tail.older is not None:  # it must not get records of this version
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if not self._postponed:
+                self._on_problem("the next file of the audit log cannot be opened now: later again")
+            self._postponed = self._clock.monotonic()
+            return
+        self._postponed = 0.0
         self._publish()
         self._on_commit(AuditCommitted(0, self.commit_seconds))
 
@@ -398,7 +423,7 @@ class AuditLog:
             # One reader per segment, because it caches the indices of closed segments.
             self._segments, self._reader = tail.segments, Reader(tail.segments, tail.index)
         peaks = tip.frontier.to_list()
-        self._durable = _Durable(tip.size, peaks, len(tip.open), self._reader)
+        self._durable = _Durable(tail.file, tip.size, peaks, len(tip.open), self._reader)
         self._on_time(tip.time_us / 1e6)
 
     def _watch_disk(self) -> None:
@@ -415,6 +440,19 @@ class AuditLog:
             f"{self._low_disk_bytes}: nothing is signed; make room, then restart"
         )
         self._disk.remove(self._directory / BALLAST)
+
+    def _watch_file(self) -> None:
+        """Stops the log if auditors would not find what is written; in a thread of its own.
+
+        The file descriptor would take records, and make them durable, in a file that nobody can
+        find any more.
+        """
+        while not self._closing.wait(WATCH_SECONDS):
+            file = self._durable.file
+            problem = file.problem(self._disk)
+            if problem and file.path == self._durable.file.path:
+                self._fail((), problem)
+                return
 
     def _fail(self, batch: Sequence[Entry], cause: str) -> None:
         self._inbox.fail(

@@ -50,6 +50,7 @@ def open_audit_log(
     on_time: Callable[[float], None] = lambda _: None,
     on_stop: Callable[[str], None] = lambda _: None,
     on_error: Callable[[Exception], None] = lambda _: None,
+    on_problem: Callable[[str], None] = lambda _: None,
     disk: Disk | None = None,
 ) -> AuditLog:
     """Verifies the log from the newest snapshot on that all ``checkpoints`` cover, and opens it.
@@ -94,6 +95,7 @@ def open_audit_log(
             on_time=on_time,
             on_stop=on_stop,
             on_error=on_error,
+            on_problem=on_problem,
         )
     except AuditUnavailable as error:
         raise AuditRefused(str(error)) from None
