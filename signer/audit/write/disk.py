@@ -280,18 +280,19 @@ class Tail:
         the moment: then the segment before is still open.
         """
         segment = Segment.named(self._directory, self.tip.size)
+        if self.older is not None and self.segments[-1] == segment:
+            # It has no record, and the next one has its name: the log ends before it.
+            self.close()
+            self._disk.remove(segment.path)
+            self.segments, self.tip.chain = self.segments[:-1], self.older.previous
         try:
             descriptor = self._disk.create(segment.path)
         except OSError as error:
             if error.errno in PASSING:
                 return False
             raise
-        self.close()
-        if self.older is not None and self.tip.size == self.segments[-1].first:
-            # It has no record, and the next one has its name: the log ends before it.
-            self._disk.remove(self.segments[-1].path)
-            self.segments, self.tip.chain = self.segments[:-1], self.older.previous
-        elif self.segments:
+        if self._descriptor is not None:
+            self.close()
             self.index.save(self.segments[-1])
         self.older = None
         framed, self.tip.chain = Header(self._origin, segment.first, self.tip.chain).frame()
