@@ -43,7 +43,6 @@ from signer.officers.records import (
     read_officers,
     rows_of,
 )
-from signer.text import plain
 
 SKEW_US = 5_000_000  # how far the clocks of two appliances on one registry may be apart
 MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
@@ -117,6 +116,13 @@ class ApprovalFold:
         A snapshot as the first record is where the fold begins, and is trusted. A later
         snapshot must hold what the records before it come to.
         """
+        self.allows(record)
+
+    def allows(self, record: Record) -> bool:
+        """Applies the next record; returns whether officers have allowed it.
+
+        Without ``checking`` only those rules count on which the state depends.
+        """
         first, self._begun = not self._begun, True
         try:
             if record.kind is RecordKind.SNAPSHOT:
@@ -125,7 +131,9 @@ class ApprovalFold:
                 self._forget(record.time_us)
                 self._TAKEN[record.kind](self, record)
         except (ProblemError, RecordError, ApprovalError) as error:
-            self._report(f"record {record.seq}: {error}")
+            self._report(record.seq, str(error))
+            return False
+        return True
 
     def snapshot(self) -> dict[str, Value]:
         """Returns the field of a SNAPSHOT record that holds this state, ``control``."""
@@ -139,14 +147,13 @@ class ApprovalFold:
         }
         return {"control": control}
 
-    def _report(self, text: str) -> None:
+    def _report(self, seq: int, problem: str) -> None:
         if not self._checking:
             return
         if len(self._problems) >= MAX_PROBLEMS:
             self._unlisted += 1
             return
-        # The text may quote anything from a record, and is printed on a terminal.
-        self._problems.append(plain(text[:_TEXT]))
+        self._problems.append(problem_text(seq, problem))
 
     def _snapshot(self, record: Record, first: bool) -> None:
         control = record.fields.get("control")
@@ -382,6 +389,12 @@ class ApprovalFold:
         if record.kind in ApprovalFold._TAKEN:
             return record
         return None if record.seq else replace(record, fields={}, column=None)
+
+
+def problem_text(seq: int, problem: str) -> str:
+    """Returns the text of a problem with its record; what it quotes controls no terminal."""
+    text = f"record {seq}: {problem}"[:_TEXT]
+    return plain(text)
 
 
 def _identity(operation: str) -> bytes:

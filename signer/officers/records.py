@@ -173,6 +173,19 @@ class ActRecord(NamedTuple):
     reason: str
     changed: Mapping[str, str]
 
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ActRecord:
+        changed = fields.get("changed")
+        return cls(
+            text(fields, "act", ""),
+            text(fields, "target", ""),
+            text(fields, "officer"),
+            text(fields, "reason", ""),
+            {name: str(state) for name, state in changed.items()}
+            if isinstance(changed, Mapping)
+            else {},
+        )
+
 
 class OperationRecords:
     """Writes records of operations; a record is durable when its method returns.

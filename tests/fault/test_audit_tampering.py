@@ -29,6 +29,7 @@ from signer.audit.write.log import AuditLog, Listener
 from signer.audit.write.recovery import AuditRefused
 from signer.clock import SystemClock
 from signer.officers.approval import Proposal
+from signer.officers.change_check import ChangeFold
 from signer.officers.offline_check import ApprovalFold
 from tests.stand_ins import small_log
 
@@ -130,7 +131,7 @@ class Evidence:
             (self.folder / name).write_bytes(data)
 
     def problems(self) -> tuple[str, ...]:
-        return verify_log(self.folder, ORIGIN, [self.checkpoint], folds=[ApprovalFold]).problems
+        return verify_log(self.folder, ORIGIN, [self.checkpoint], folds=[ChangeFold]).problems
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def make_log(folder: Path, random: Random) -> Checkpoint:
     sign(log, random)
     log.close()
     checkpoint = Checkpoint(ORIGIN, *log.tree_head())
-    report = verify_log(folder, ORIGIN, [checkpoint], folds=[ApprovalFold])
+    report = verify_log(folder, ORIGIN, [checkpoint], folds=[ChangeFold])
     assert report.problems == ()
     assert {*report.kinds, RecordKind.SNAPSHOT} == set(RecordKind)
     return checkpoint

@@ -3,8 +3,8 @@
 Several processes read a long log at once. Each starts at a segment that begins with a
 snapshot, and trusts the snapshot. The calling process then checks the seams: every
 segment must continue the chain, the sequence and the time of the one before, and its
-snapshot must match the records before it. The few records that folds need are collected,
-and applied in order at the seams.
+snapshot must match the records before it. Folds work in the same way: what a fold needs of
+a part is gathered where the part is read, and joined in order at the seams.
 """
 
 import os
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Record, RecordKind
@@ -29,17 +29,24 @@ Progress = Callable[[int, int], None]
 """Is called with the number of bytes read so far, and of all."""
 
 
-class Fold(Protocol):
-    """A further check over a log: it gets the records that it needs, in the log's order.
+class FoldPart(Protocol):
+    """What a fold needs of consecutive records; it is pickled after the last one."""
 
-    Every reading makes its own. ``problems`` has one text for each, with the record's number.
+    def take(self, record: Record) -> None:
+        """Takes the next record. Runs in any process."""
+
+
+class Fold(Protocol):
+    """A further check over a log. Every reading makes its own.
+
+    ``part`` makes an empty part, in any process; ``join`` gets the parts in the log's order.
+    ``problems`` has one text for each, with the record's number.
     """
 
-    @staticmethod
-    def relevant(record: Record) -> Record | None:
-        """Returns what the fold needs of a record, or None. Runs in any process."""
+    @property
+    def part(self) -> Callable[[], FoldPart]: ...
 
-    def apply(self, record: Record) -> None: ...
+    def join(self, part: Any) -> None: ...
 
     @property
     def problems(self) -> Sequence[str]: ...
@@ -91,7 +98,7 @@ def verify_log(
     checkpoints: Iterable[Checkpoint],
     progress: Progress = lambda _done, _total: None,
     *,
-    folds: Sequence[type[Fold]] = (),
+    folds: Sequence[Callable[[], Fold]] = (),
     beginning_elsewhere: bool = False,
     end_elsewhere: bool = False,
     processes: int | None = None,
@@ -103,7 +110,7 @@ def verify_log(
     which a checkpoint proves, ``end_elsewhere`` one that ends before the newest checkpoint.
     ``processes`` read at once; by default one per processor for a long log. Raises OSError.
     """
-    log = _Run(list_segments(directory), origin, tuple(checkpoints), folds)
+    log = _Log(list_segments(directory), origin, tuple(checkpoints), folds)
     reading = _read(log, progress, processes)
     return reading.report(beginning_elsewhere=beginning_elsewhere, end_elsewhere=end_elsewhere)
 
@@ -118,7 +125,7 @@ def verify_part(
 
     Without folds: whether copies are whole does not depend on what officers have approved.
     """
-    reading = _read(_Run(segments, origin, tuple(checkpoints), ()), progress, None)
+    reading = _read(_Log(segments, origin, tuple(checkpoints), ()), progress, None)
     return reading.report(beginning_elsewhere=True, end_elsewhere=True)
 
 
@@ -129,7 +136,7 @@ _LONG = 64 << 20
 """Bytes from which on a log is read by several processes."""
 
 
-def _read(log: "_Run", progress: Progress, processes: int | None) -> "_Reading":
+def _read(log: "_Log", progress: Progress, processes: int | None) -> "_Reading":
     for _ in range(_READINGS):
         reading = _Reading(log, progress, processes)
         if not reading.overtaken():
@@ -137,20 +144,29 @@ def _read(log: "_Run", progress: Progress, processes: int | None) -> "_Reading":
     return reading
 
 
+class _Log(NamedTuple):
+    """What is verified, and with which folds."""
+
+    segments: Sequence[Segment]
+    origin: str
+    checkpoints: Sequence[Checkpoint]
+    folds: Sequence[Callable[[], Fold]]
+
+
 class _Run(NamedTuple):
     """Consecutive segments, of which the first begins the log or begins with a snapshot.
 
-    ``checkpoints`` are those of more records than the first.
+    ``checkpoints`` are those of more records than the first; ``parts`` make those of the folds.
     """
 
     segments: Sequence[Segment]
     origin: str
     checkpoints: Sequence[Checkpoint]
-    folds: Sequence[type[Fold]]
+    parts: Sequence[Callable[[], FoldPart]]
 
 
 class _Ended(NamedTuple):
-    """The result of reading a part."""
+    """The result of reading a run."""
 
     tip: Tip
     covered: int
@@ -159,58 +175,58 @@ class _Ended(NamedTuple):
     counted: "_Counted"
 
 
-def _read_run(part: _Run) -> _Ended:
-    """Reads a part; runs in any process."""
-    counted = _Counted(part.folds)
-    replay = Replay(part.origin, part.checkpoints, counted.record)
-    unreadable = replay.read(part.segments)
+def _read_run(run: _Run) -> _Ended:
+    """Reads a run; runs in any process."""
+    counted = _Counted(run.parts)
+    replay = Replay(run.origin, run.checkpoints, counted.record)
+    unreadable = replay.read(run.segments)
     return _Ended(replay.tip, replay.covered, replay.contradictions, unreadable, counted)
 
 
 class _Reading:
     """One reading of the whole log."""
 
-    def __init__(self, log: _Run, progress: Progress, processes: int | None) -> None:
+    def __init__(self, log: _Log, progress: Progress, processes: int | None) -> None:
         segments, origin, checkpoints, folds = log
         self._sizes = {segment: segment.path.stat().st_size for segment in segments}
         # An empty file at the end was just created, or a crash left it: it held nothing.
         if segments and not self._sizes[segments[-1]]:
             del self._sizes[segments[-1]]
             segments = segments[:-1]
-        self._counted = _Counted(folds)
+        self._counted = _Counted()
         self._folds = tuple(fold() for fold in folds)
         self._forks = forks(checkpoints)
         self._replay = Replay(origin, checkpoints)
         self._unreadable: Unreadable | None = None
-        parts = [
-            _Run(run, origin, [c for c in checkpoints if c.size > run[0].first + 1], folds)
+        parts = [fold.part for fold in self._folds]
+        runs = [
+            _Run(run, origin, [c for c in checkpoints if c.size > run[0].first + 1], parts)
             for run in _runs(segments)
         ]
         total = sum(self._sizes.values())
         if processes is None:
             processes = len(os.sched_getaffinity(0)) if total > _LONG else 1
         done = 0
-        with _readers(min(processes, len(parts))) as read_all:
-            for part, ended in zip(parts, read_all(_read_run, parts), strict=True):
-                self._unreadable = self._join(part, ended)
-                done += sum(self._sizes[segment] for segment in part.segments)
+        with _readers(min(processes, len(runs))) as read_all:
+            for run, ended in zip(runs, read_all(_read_run, runs), strict=True):
+                self._unreadable = self._join(run, ended)
+                done += sum(self._sizes[segment] for segment in run.segments)
                 progress(done, total)
                 if self._unreadable is not None:
                     break
 
-    def _join(self, part: _Run, ended: _Ended) -> Unreadable | None:
-        """Checks the seam before a part, then continues at the end of the part."""
+    def _join(self, run: _Run, ended: _Ended) -> Unreadable | None:
+        """Checks the seam before a run, then continues at the end of the run."""
         replay = self._replay
-        unreadable = replay.read(part.segments[:1], 1)
+        unreadable = replay.read(run.segments[:1], 1)
         if unreadable is not None:
             return unreadable
         replay.tip = ended.tip
         replay.covered = max(replay.covered, ended.covered)
         replay.contradictions += ended.contradictions
         self._counted.add(ended.counted)
-        for fold, records in zip(self._folds, ended.counted.folded, strict=True):
-            for record in records:
-                fold.apply(record)
+        for fold, part in zip(self._folds, ended.counted.parts, strict=True):
+            fold.join(part)
         return ended.unreadable
 
     def overtaken(self) -> bool:
@@ -262,7 +278,7 @@ def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
 def _readers(
     processes: int,
 ) -> Iterator[Callable[[Callable[[_Run], _Ended], list[_Run]], Iterator[_Ended]]]:
-    """Yields a function like ``map`` that reads parts in several processes."""
+    """Yields a function like ``map`` that reads runs in several processes."""
     if processes < 2:
         yield map
         return
@@ -281,20 +297,18 @@ def _leave_interrupts() -> None:
 
 
 class _Counted:
-    """Counts for the report; ``folded`` has the records for each fold."""
+    """Counts for the report; ``parts`` are those of the folds."""
 
-    def __init__(self, folds: Sequence[type[Fold]]) -> None:
+    def __init__(self, parts: Iterable[Callable[[], FoldPart]] = ()) -> None:
         self.items = 0
         self.kinds: Counter[RecordKind] = Counter()
         self.recovered: list[int] = []
         self.overridden: list[int] = []
-        self.folded: list[list[Record]] = [[] for _ in folds]
-        self._folds = folds
+        self.parts = [part() for part in parts]
 
     def record(self, record: Record) -> None:
-        for fold, into in zip(self._folds, self.folded, strict=True):
-            if (needed := fold.relevant(record)) is not None:
-                into.append(needed)
+        for part in self.parts:
+            part.take(record)
         if record.kind is RecordKind.SNAPSHOT:
             return
         self.kinds[record.kind] += 1

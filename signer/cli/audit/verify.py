@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from signer.audit.format import proof
+from signer.audit.read.ledger_check import LedgerFold
 from signer.audit.read.search import utc
 from signer.audit.read.verify import Report, verify_log
 from signer.cli.audit.log_files import (
@@ -21,7 +22,7 @@ from signer.cli.options import FILE
 from signer.cli.output import output, print_values, say
 from signer.cli.progress import progress
 from signer.errors import OperatorError
-from signer.officers.offline_check import ApprovalFold
+from signer.officers.change_check import ChangeFold
 from signer.text import plain
 
 
@@ -106,7 +107,7 @@ def verify(
             origin,
             checkpoints,
             advance,
-            folds=[ApprovalFold],
+            folds=[ChangeFold, LedgerFold],
             beginning_elsewhere=beginning_elsewhere,
             end_elsewhere=end_elsewhere,
         )
@@ -116,7 +117,7 @@ def verify(
 def _described(
     report: Report, origin: str, checkpoints: int, problems: list[str]
 ) -> dict[str, Any]:
-    officers = report.fold(ApprovalFold)
+    officers = report.fold(ChangeFold).approvals
     return {
         "whole": not problems,
         "origin": origin,

@@ -11,7 +11,7 @@ from signer.audit.format.record import DOUBTFUL, Record, RecordKind, number
 from signer.audit.read.verify import verify_log
 from signer.clock import JUMP_SECONDS
 from signer.errors import CallError, Reason
-from signer.officers.offline_check import ApprovalFold
+from signer.officers.change_check import ChangeFold
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, DAY, ORIGIN, Stage, empty_registry
 from tests.unit.officers.people import A, B
@@ -33,7 +33,7 @@ def stage(tmp_path: Path, template: Path) -> Iterator[Stage]:
     yield made
     made.close()
     # Whatever happened: the log is whole, and officers have allowed all of it.
-    assert not verify_log(folder, ORIGIN, [], folds=[ApprovalFold]).problems
+    assert not verify_log(folder, ORIGIN, [], folds=[ChangeFold]).problems
 
 
 def about(seconds: float) -> Any:
@@ -164,7 +164,7 @@ def test_an_interrupted_confirmation_is_completed(stage: Stage) -> None:
 
 
 def judged(records: list[Record]) -> list[str]:
-    fold = ApprovalFold()
+    fold = ChangeFold()
     for record in records:
         fold.apply(record)
     return list(fold.problems)

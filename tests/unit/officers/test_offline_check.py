@@ -24,6 +24,7 @@ from signer.audit.format.record import FIRST_CHAIN, Record, RecordKind, Value, e
 from signer.audit.format.segments import Header, Segment
 from signer.audit.read.verify import verify_log, verify_part
 from signer.officers.approval import Proposal, officers_sha256
+from signer.officers.change_check import ChangeFold
 from signer.officers.offline_check import (
     MAX_OFFICERS_BYTES,
     MAX_OPERATIONS,
@@ -681,8 +682,8 @@ def test_a_log_in_parts_says_what_one_says(tmp_path: Path, processes: int, broke
     if broken:
         records, _ = edited(RecordKind.EXECUTION, 4, signatures=flip_signature)
     told = write_log(tmp_path, records, [5, 12, len(records) - 3])
-    report = verify_log(tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold], processes=processes)
-    control = report.fold(ApprovalFold)
+    report = verify_log(tmp_path, ORIGIN, [known(told)], folds=[ChangeFold], processes=processes)
+    control = report.fold(ChangeFold).approvals
     assert len(report.problems) == broken
     assert report.problems == problems(told)
     assert sorted(control.officers or ()) == [ANN, CAT, DAN]
@@ -696,10 +697,10 @@ def test_a_log_whose_beginning_is_elsewhere_begins_with_its_snapshot(
     told = write_log(tmp_path, whole().records, [place])
     Segment.named(tmp_path, 0).path.unlink()
     report = verify_log(
-        tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold], beginning_elsewhere=True
+        tmp_path, ORIGIN, [known(told)], folds=[ChangeFold], beginning_elsewhere=True
     )
     assert report.problems == ()
-    assert sorted(report.fold(ApprovalFold).officers or ()) == [ANN, CAT, DAN]
+    assert sorted(report.fold(ChangeFold).approvals.officers or ()) == [ANN, CAT, DAN]
 
 
 def test_a_snapshot_in_a_log_that_lies_about_officers_is_told(tmp_path: Path) -> None:
@@ -707,7 +708,7 @@ def test_a_snapshot_in_a_log_that_lies_about_officers_is_told(tmp_path: Path) ->
         "control": {"officers": None, "development": True, "policy": b"", "operations": b""}
     }
     told = write_log(tmp_path, whole().records, [1, 9], lie)
-    first, second = verify_log(tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold]).problems
+    first, second = verify_log(tmp_path, ORIGIN, [known(told)], folds=[ChangeFold]).problems
     assert "record 1: the snapshot does not say" in first
     assert "record 10: the snapshot does not say" in second
 
@@ -716,7 +717,7 @@ def test_whether_copies_are_whole_does_not_depend_on_people(tmp_path: Path) -> N
     records, _ = edited(RecordKind.EXECUTION, 0, signatures=[])
     told = write_log(tmp_path, records, [])
     assert verify_part([Segment.named(tmp_path, 0)], ORIGIN, [known(told)]).whole
-    assert not verify_log(tmp_path, ORIGIN, [known(told)], folds=[ApprovalFold]).whole
+    assert not verify_log(tmp_path, ORIGIN, [known(told)], folds=[ChangeFold]).whole
 
 
 # --- histories at random -----------------------------------------------------------------------

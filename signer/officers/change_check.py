@@ -1,0 +1,249 @@
+"""Checks offline that a log accounts for every change, and that signatures keep to them.
+
+Beside what officers approved (``signer.officers.offline_check``): every intent is under the
+policy that is recorded as in force, an approval puts a policy or officers in force once,
+states follow the table, and what an officer stopped signs nothing until an approved
+operation lifts that. Pure: a fold over the whole log, in parts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar
+
+from signer.audit.format.record import (
+    CLOSING,
+    HASH_SIZE,
+    Record,
+    RecordError,
+    RecordKind,
+    number,
+    octets,
+    text,
+)
+from signer.officers import approval
+from signer.officers.approval import ApprovalError
+from signer.officers.key_history import KeyHistory, Stop
+from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, problem_text
+from signer.officers.records import ActRecord, PolicyRecord
+from signer.officers.signings import IntentNames, Signings, SigningsReader
+
+CALL_US = 300_000_000
+"""How long after a change the intent of a call may be recorded that began before it."""
+_SIGNING = frozenset({RecordKind.INTENT, *CLOSING})
+
+
+class ChangePart:
+    """The records of changes in one part of a log, and the signings between them."""
+
+    def __init__(self) -> None:
+        self.events: list[Record | Signings] = []
+        self._reader = SigningsReader()
+
+    @property
+    def open(self) -> Mapping[int, IntentNames]:
+        """The part's intents without an end in the part."""
+        return self._reader.open
+
+    def take(self, record: Record) -> None:
+        if record.kind in _SIGNING:
+            self._reader.take(record)
+        elif (needed := ChangeFold.relevant(record)) is not None:
+            self.flush()
+            self.events.append(needed)
+
+    def flush(self) -> None:
+        """Adds the signings since the last record of a change."""
+        if (signings := self._reader.taken()) is not None:
+            self.events.append(signings)
+
+
+class ChangeFold:
+    """Whether every change and every signature is one that the records before it allow.
+
+    ``approvals`` says which officers and which policy are in force. ``policies`` are the
+    SHA-256 of all policies that records put in force.
+    """
+
+    part: ClassVar[Callable[[], ChangePart]] = ChangePart
+
+    def __init__(self) -> None:
+        self.approvals = ApprovalFold()
+        self.policies: set[bytes] = set()
+        self._problems: list[str] = []
+        self._unlisted = 0
+        self._keys = KeyHistory()
+        self._open: dict[int, IntentNames] = {}  # intents of earlier parts
+        self._policy = b""  # as recorded, whether approved or not
+        self._replaced: dict[bytes, int] = {}  # earlier policies, and until when calls may use them
+        self._early: dict[bytes, tuple[int, int]] = {}  # policies used before they are recorded
+        self._used: dict[str, int] = {}  # operations that put something in force, and where
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One text for each problem, with the record's number."""
+        early = [_unknown_policy(*first) for first in self._early.items()]
+        more = [f"and {self._unlisted} more about changes"] if self._unlisted else []
+        return (*self.approvals.problems, *self._problems, *early, *more)
+
+    @staticmethod
+    def relevant(record: Record) -> Record | None:
+        """Returns what is needed of a record that is not about signing; None: nothing."""
+        if record.kind in ChangeFold._TAKEN:
+            return record
+        return ApprovalFold.relevant(record)
+
+    def join(self, part: ChangePart) -> None:
+        """Takes the next part of the log."""
+        part.flush()
+        for event in part.events:
+            if isinstance(event, Signings):
+                self._signed(event)
+            else:
+                self._apply(event)
+        self._open |= part.open
+
+    def _apply(self, record: Record) -> None:
+        allowed = self.approvals.allows(record)
+        if not self._policy:  # the log begins with a snapshot, or with its first officers
+            self._policy = self.approvals.policy
+        take = self._TAKEN.get(record.kind)
+        if take is None:
+            return
+        try:
+            take(self, record, allowed)
+        except (RecordError, ApprovalError) as error:
+            if allowed:  # otherwise it was reported
+                self._report(record.seq, str(error))
+
+    def _report(self, seq: int, problem: str) -> None:
+        if len(self._problems) >= MAX_PROBLEMS:
+            self._unlisted += 1
+        else:
+            self._problems.append(problem_text(seq, problem))
+
+    def _report_all(self, seq: int, problems: Iterable[str]) -> None:
+        for problem in problems:
+            self._report(seq, problem)
+
+    # --- changes ---------------------------------------------------------------------------
+
+    def _put_policy(self, record: Record, allowed: bool) -> None:
+        policy = octets(record.fields, "policy")
+        self.policies.add(policy)
+        if policy == self._policy:
+            return
+        if self._policy:
+            self._replaced[self._policy] = record.time_us + CALL_US
+        self._policy = policy
+        self._replaced.pop(policy, None)
+        early = self._early.pop(policy, None)
+        if early is not None and record.time_us - early[1] > CALL_US:
+            self._report(
+                early[0],
+                f"it is under policy {policy.hex()}, which record {record.seq}"
+                " puts in force only long after it",
+            )
+        approved = PolicyRecord.from_fields(record.fields).approved
+        if allowed and approved is not None and not self.approvals.development:
+            self._use_once(record, approved.operation, f"policy {policy.hex()}")
+
+    def _put_officers(self, record: Record, allowed: bool) -> None:
+        operation = text(record.fields, "operation", "")
+        if allowed and operation:
+            self._use_once(record, operation, "the officers")
+
+    def _use_once(self, record: Record, operation: str, what: str) -> None:
+        before = self._used.setdefault(operation, record.seq)
+        if before != record.seq:
+            self._report(
+                record.seq,
+                f"operation {operation} puts {what} in force again: its approval was used in"
+                f" record {before}",
+            )
+
+    def _change_keys(self, record: Record, _allowed: bool) -> None:
+        changed = record.fields.get("changed")
+        if not isinstance(changed, Mapping):
+            return  # the record of the audit key
+        if number(record.fields, "changes", 0) > len(changed):
+            self._keys.forget()  # it does not name all of them
+        self._report_all(record.seq, self._keys.changed(changed, record.seq, record.time_us))
+
+    def _start(self, _record: Record, _allowed: bool) -> None:
+        """What changed while the appliance was away is in no record of this log."""
+        self._keys.forget()
+
+    def _act(self, record: Record, _allowed: bool) -> None:
+        act = ActRecord.from_fields(record.fields)
+        self._report_all(record.seq, self._keys.acted(act, record.seq, record.time_us))
+
+    def _begin(self, record: Record, allowed: bool) -> None:
+        if allowed:
+            self._keys.begun(approval.parse(octets(record.fields, "content")))
+
+    def _end(self, record: Record, _allowed: bool) -> None:
+        done = text(record.fields, "state") != "FAILED"
+        self._keys.ended(text(record.fields, "operation"), done=done)
+
+    _TAKEN: ClassVar[Mapping[RecordKind, Callable[["ChangeFold", Record, bool], None]]] = {
+        RecordKind.START: _start,
+        RecordKind.POLICY: _put_policy,
+        RecordKind.OFFICERS: _put_officers,
+        RecordKind.KEYS: _change_keys,
+        RecordKind.ACT: _act,
+        RecordKind.EXECUTION: _begin,
+        RecordKind.EXECUTED: _end,
+    }
+
+    # --- signatures ------------------------------------------------------------------------
+
+    def _signed(self, signings: Signings) -> None:
+        for names, seen in signings.seen.items():
+            if names.policy != self._policy:
+                self._check_policy(names, seen.first, seen.last, seen.last_us)
+            if names.facility and names.key and names.facility != names.key.facility:
+                self._report(
+                    seen.last, f"it names facility {names.facility} and signs with {names.key}"
+                )
+            self._check_stops(names, seen.last, seen.last_us, seen.signed)
+        for closed in signings.closed:
+            known = closed.names or self._open.pop(closed.intent, None)
+            if known is not None and closed.signed:
+                self._check_stops(known, closed.intent, 0, closed.intent)
+
+    def _check_policy(self, names: IntentNames, first: int, last: int, last_us: int) -> None:
+        """Checks intents that are not under the policy in force, once for each policy."""
+        policy = names.policy
+        if len(policy) != HASH_SIZE or not self._policy:
+            return  # a log that does not say which policy is in force
+        until = self._replaced.get(policy)
+        if until is None:
+            self._early.setdefault(policy, (first, last_us))
+        elif last_us > until:
+            self._report(
+                last,
+                f"it is under policy {policy.hex()}, which was replaced more than"
+                f" {CALL_US // 60_000_000} minutes before",
+            )
+            self._replaced[policy] = 1 << 63  # reported
+
+    def _check_stops(self, names: IntentNames, last: int, last_us: int, signed: int | None) -> None:
+        key = names.key
+        if key is None:
+            return
+        for target, stop in list(self._keys.stops(names, key)):
+            if problem := _not_obeyed(stop, last_us, signed):
+                self._report(last, f"{names.version} {problem}: {stop.text}")
+                self._keys.reported(target)
+
+
+def _not_obeyed(stop: Stop, last_us: int, signed: int | None) -> str:
+    """Returns what was done in spite of a stop; empty if it was obeyed."""
+    if stop.at_once and signed is not None and signed > stop.seq:
+        return f"signed intent {signed}"
+    if last_us > stop.time_us + CALL_US:
+        return "is to sign"
+    return ""
+
+
+def _unknown_policy(policy: bytes, first: tuple[int, int]) -> str:
+    return f"record {first[0]}: it is under policy {policy.hex()}, which no record puts in force"

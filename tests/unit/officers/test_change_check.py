@@ -1,0 +1,460 @@
+"""What a log must account for: states, stops, policies of intents, and approvals used once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signer.audit.format.record import Column, RecordKind, Value
+from signer.officers.change_check import CALL_US, ChangeFold, ChangePart
+from tests.unit.officers.test_offline_check import (
+    ANN,
+    BEN,
+    CAT,
+    POLICY,
+    History,
+    Operation,
+    place_of,
+)
+
+VERSION = "facilities/01-001/keys/records/versions/1"
+OTHER = "facilities/01-002/keys/records/versions/1"
+SECOND, THIRD = (sha256(name).digest() for name in (b"second policy", b"third policy"))
+CALL = CALL_US // 1_000_000
+
+
+class Signing(History):
+    """A history in which batches are signed."""
+
+    def intend(self, version: str = VERSION, policy: bytes = POLICY, group: str = "01") -> int:
+        fields: dict[str, Value] = {
+            "principal": "spiffe://x/issuer",
+            "key_version": version,
+            "facility": version.split("/")[1],
+            "group": group,
+            "policy": policy,
+        }
+        self.add(RecordKind.INTENT, **fields)
+        self._column(Column(32, bytes(64)))
+        return self.records[-1].seq
+
+    def answer(self, intent: int, *, failed: Sequence[int] = ()) -> None:
+        failures: dict[str, Value] = {str(index): "LOST" for index in failed}
+        self.add(RecordKind.OUTCOME, intent=intent, attempts=1, failures=failures)
+        self._column(Column(64, bytes(128)))
+
+    def sign(self, version: str = VERSION, policy: bytes = POLICY, group: str = "01") -> int:
+        intent = self.intend(version, policy, group)
+        self.answer(intent)
+        return intent
+
+    def keys(self, changes: int | None = None, **states: str) -> None:
+        """The states of versions 1 of keys by facility: ``f01_001="ACTIVE"``."""
+        changed = {
+            f"facilities/{name[1:].replace('_', '-')}/keys/records/versions/1": state
+            for name, state in states.items()
+        }
+        count = len(changed) if changes is None else changes
+        self.add(RecordKind.KEYS, registry_revision=self.time, changed=changed, changes=count)
+
+    def act(self, target: str, act: str = "suspend", state: str = "SUSPENDED") -> None:
+        changed = {target: state} if "/versions/" in target else {}
+        self.add(RecordKind.ACT, act=act, target=target, officer=CAT, reason="r", changed=changed)
+
+    def resume(self, target: str, kind: str = "resume") -> Operation:
+        name = "version" if kind == "activate" else "target"
+        operation = self.propose(kind, (ANN, BEN), **{name: target})
+        self.begin(operation)
+        return operation
+
+    def _column(self, column: Column) -> None:
+        self.records[-1] = replace(self.records[-1], column=column)
+
+
+def problems(history: History, *cuts: int) -> tuple[str, ...]:
+    """What is wrong with a history, read in parts that begin at these records."""
+    fold = ChangeFold()
+    places = [0, *cuts, len(history.records)]
+    for start, stop in pairwise(places):
+        part = ChangePart()
+        for record in history.records[start:stop]:
+            part.take(record)
+        fold.join(part)
+    return fold.problems
+
+
+def problem_of(history: History) -> str:
+    """The one problem; it is found once wherever the log is cut."""
+    [problem] = problems(history)
+    for place in range(1, len(history.records)):
+        assert len(problems(history, place)) == 1
+    return problem
+
+
+def seq_of(problem: str) -> int:
+    return int(problem.removeprefix("record ").partition(":")[0])
+
+
+def whole() -> Signing:
+    """All that may happen to keys and policies beside signatures, by the rules."""
+    history = Signing()
+    history.keys(f01_001="ACTIVE", f01_002="PRE_ACTIVE")
+    history.sign()
+    history.keys(f01_001="SUSPENDED")
+    history.act(VERSION)
+    history.sign(OTHER)
+    operation = history.resume(VERSION)
+    history.keys(f01_001="ACTIVE")
+    history.sign()
+    history.end(operation)
+    for target in ("facility 01-001", "group 01", "everything"):
+        late = history.intend()
+        history.act(target)
+        history.answer(late)
+        history.answer(history.intend(), failed=[0, 1])
+        head, _, name = target.partition(" ")
+        path = {"facility": f"facilities/{name}", "group": f"groups/{name}"}.get(head, target)
+        operation = history.resume(path)
+        history.sign()
+        history.end(operation)
+    late = history.intend()
+    history.put_policy(SECOND)
+    history.answer(late)
+    history.sign()  # it was authorised before
+    history.sign(policy=SECOND)
+    history.put_policy(POLICY)
+    history.sign()
+    history.keys(f01_001="DEACTIVATED")
+    history.sign()  # a batch that began before
+    history.keys(f01_001="DESTROY_SCHEDULED")
+    history.keys(f01_001="DEACTIVATED")
+    history.keys(f01_002="COMPROMISED")
+    history.keys(f01_002="DESTROY_SCHEDULED")
+    history.keys(f01_002="COMPROMISED")
+    return history
+
+
+def test_a_history_by_the_rules_has_no_problem_wherever_it_is_cut() -> None:
+    history = whole()
+    assert problems(history) == ()
+    for place in range(1, len(history.records)):
+        assert problems(history, place) == ()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, len(whole().records) - 1), unique=True).map(sorted))
+def test_parts_say_together_what_the_whole_says(cuts: list[int]) -> None:
+    assert problems(whole(), *cuts) == ()
+
+
+# --- policies ----------------------------------------------------------------------------------
+
+
+def test_an_intent_under_a_policy_that_no_record_puts_in_force_is_a_problem() -> None:
+    history = Signing()
+    history.sign()
+    first = history.sign(policy=SECOND)
+    history.sign(policy=SECOND)
+    problem = problem_of(history)
+    assert seq_of(problem) == first
+    assert f"under policy {SECOND.hex()}, which no record puts in force" in problem
+
+
+def test_a_policy_may_be_used_a_moment_before_its_record_and_not_long_before() -> None:
+    history = Signing()
+    history.sign(policy=SECOND)
+    history.put_policy(SECOND)
+    assert problems(history) == ()
+    early = Signing()
+    first = early.sign(policy=SECOND)
+    early.time += CALL
+    early.put_policy(SECOND)
+    assert seq_of(problem_of(early)) == first
+
+
+def test_a_replaced_policy_is_for_calls_that_began_before() -> None:
+    history = Signing()
+    history.put_policy(SECOND)
+    history.time += CALL - 10
+    history.sign()
+    assert problems(history) == ()
+    history.time += 10
+    late = history.sign()
+    history.sign()
+    problem = problem_of(history)
+    assert seq_of(problem) in (late, late + 2)
+    assert "was replaced more than 5 minutes before" in problem
+
+
+def test_an_approval_puts_a_policy_in_force_once_for_as_long_as_the_log_lives() -> None:
+    history = Signing()
+    history.put_policy(SECOND)
+    first = history.records[place_of(history.records, RecordKind.POLICY)]
+    history.put_policy(POLICY)
+    history.time += 90 * 24 * 3600
+    history.add(RecordKind.POLICY, **first.fields)
+    problem = problem_of(history)
+    assert f"puts policy {SECOND.hex()} in force again" in problem
+    assert f"used in record {first.seq}" in problem
+
+
+def test_an_approval_puts_officers_in_force_once_for_as_long_as_the_log_lives() -> None:
+    history = Signing()
+    change = history.change_officers(ANN, CAT)
+    carried = history.records[place_of(history.records, RecordKind.OFFICERS, 1)]
+    history.change_officers(ANN, BEN, CAT, signers=(ANN, CAT))
+    history.time += 90 * 24 * 3600
+    history.add(RecordKind.OFFICERS, **carried.fields)
+    problem = problem_of(history)
+    assert f"operation {change.id} puts the officers in force again" in problem
+
+
+def test_a_policy_that_is_recorded_again_at_each_start_uses_no_approval() -> None:
+    history = Signing()
+    history.put_policy(SECOND)
+    record = history.records[place_of(history.records, RecordKind.POLICY)]
+    history.add(RecordKind.START)
+    history.add(RecordKind.POLICY, **record.fields)
+    history.sign(policy=SECOND)
+    assert problems(history) == ()
+
+
+def test_in_development_policies_come_and_go_and_intents_still_keep_to_them() -> None:
+    history = Signing(development=True)
+    for policy in (SECOND, THIRD, SECOND):
+        history.add(RecordKind.POLICY, policy=policy)
+        history.sign(policy=policy)
+    assert problems(history) == ()
+    history.sign(policy=sha256(b"another").digest())
+    assert "which no record puts in force" in problem_of(history)
+
+
+def test_a_log_that_names_no_policy_asks_nothing_of_its_intents() -> None:
+    history = Signing()
+    history.records = []
+    history.add(RecordKind.START)
+    history.sign(policy=SECOND)
+    assert problems(history) == ()
+
+
+# --- states ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        ("COMPROMISED", "ACTIVE"),
+        ("DEACTIVATED", "ACTIVE"),
+        ("DESTROYED", "PRE_ACTIVE"),
+        ("ACTIVE", "PRE_ACTIVE"),
+        ("SUSPENDED", "DESTROY_SCHEDULED", "ACTIVE"),
+        ("COMPROMISED", "DESTROY_SCHEDULED", "SUSPENDED"),
+        ("DEACTIVATED", "DESTROY_SCHEDULED", "PRE_ACTIVE"),
+        ("ACTIVE", "LOST"),
+    ],
+)
+def test_a_move_that_the_table_does_not_have_is_a_problem(states: Sequence[str]) -> None:
+    history = Signing()
+    for state in states:
+        history.keys(f01_001=state)
+    problem = problem_of(history)
+    assert seq_of(problem) == history.records[-1].seq
+    assert states[-1] in problem
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        ("PRE_ACTIVE", "SUSPENDED", "ACTIVE", "DESTROY_SCHEDULED", "DEACTIVATED"),
+        ("PRE_ACTIVE", "DESTROY_SCHEDULED", "PRE_ACTIVE", "DEACTIVATED"),
+        ("DESTROY_SCHEDULED", "SUSPENDED"),
+        ("COMPROMISED", "DESTROY_SCHEDULED", "COMPROMISED", "DESTROYED"),
+    ],
+)
+def test_moves_between_two_records_may_be_several(states: Sequence[str]) -> None:
+    history = Signing()
+    for state in states:
+        history.keys(f01_001=state)
+    assert problems(history) == ()
+
+
+def test_a_record_that_does_not_name_all_changes_says_nothing_of_the_others() -> None:
+    history = Signing()
+    history.keys(f01_001="SUSPENDED", f01_002="COMPROMISED")
+    history.keys(changes=200, f01_003="ACTIVE")
+    history.sign()
+    assert problems(history) == ()
+    history.keys(f01_002="ACTIVE")
+    assert "was COMPROMISED" in problem_of(history)
+
+
+def test_what_changed_before_a_start_is_in_no_record_but_what_is_final() -> None:
+    history = Signing()
+    history.keys(f01_001="SUSPENDED", f01_002="COMPROMISED")
+    history.add(RecordKind.START)
+    history.sign()
+    assert problems(history) == ()
+    history.sign(OTHER)
+    assert "COMPROMISED" in problem_of(history)
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "COMPROMISED", "DESTROYED"])
+def test_a_version_that_is_halted_signs_nothing_more(state: str) -> None:
+    history = Signing()
+    late = history.intend()
+    history.keys(f01_001=state)
+    history.answer(late)
+    history.answer(history.intend(), failed=[0, 1])
+    assert problems(history) == ()
+    signed = history.sign()
+    problem = problem_of(history)
+    assert f"{VERSION} signed intent {signed}: it is {state} since record" in problem
+
+
+# --- stops -------------------------------------------------------------------------------------
+
+TARGETS = [VERSION, "facility 01-001", "group 01", "everything"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_an_officer_stopped_signs_nothing(target: str) -> None:
+    history = Signing()
+    history.act(target)
+    act = history.records[-1].seq
+    signed = history.sign()
+    history.sign()
+    problem = problem_of(history)
+    assert f"{CAT} did suspend {target} in record {act}" in problem
+    assert f"signed intent {signed + 2}" in problem or f"signed intent {signed}" in problem
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_intents_long_after_a_stop_are_a_problem_whatever_became_of_them(target: str) -> None:
+    history = Signing()
+    history.act(target)
+    history.time += CALL
+    history.intend()
+    assert f"{VERSION} is to sign: " in problem_of(history)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_stop_does_not_concern_others(target: str) -> None:
+    history = Signing()
+    history.act(target)
+    history.time += CALL
+    history.sign("facilities/02-001/keys/records/versions/1", group="02")
+    assert len(problems(history)) == (target == "everything")
+
+
+@pytest.mark.parametrize(
+    ("target", "other"),
+    [
+        (VERSION, OTHER),
+        ("facility 01-001", "facilities/01-002"),
+        ("group 01", "groups/02"),
+        ("everything", "groups/01"),
+        ("facility 01-001", VERSION),
+    ],
+)
+def test_an_operation_lifts_only_what_it_names(target: str, other: str) -> None:
+    history = Signing()
+    history.act(target)
+    history.end(history.resume(other))
+    history.sign()
+    assert "and no" not in problem_of(history)
+
+
+def test_an_operation_that_nobody_approved_lifts_nothing() -> None:
+    history = Signing()
+    history.act("everything")
+    operation = history.propose("resume", target="everything")
+    history.begin(replace_signatures(operation))
+    history.end(operation)
+    history.sign()
+    unapproved, signed = problems(history)
+    assert "required signatures" in unapproved or "validly signed" in unapproved
+    assert "did suspend everything" in signed
+
+
+def replace_signatures(operation: Operation) -> Operation:
+    return operation._replace(signatures=[])
+
+
+def test_an_operation_that_failed_has_lifted_nothing() -> None:
+    history = Signing()
+    history.act("everything")
+    operation = history.resume("everything")
+    history.end(operation, "FAILED")
+    history.sign()
+    assert "did suspend everything" in problem_of(history)
+
+
+def test_a_suspended_version_that_becomes_active_by_itself_is_a_problem() -> None:
+    history = Signing()
+    history.keys(f01_001="SUSPENDED")
+    history.act(VERSION)
+    history.keys(f01_001="ACTIVE")
+    history.sign()
+    problem = problem_of(history)
+    assert "becomes ACTIVE" in problem
+    assert "no approved operation lifts that" in problem
+
+
+def test_nothing_lifts_a_compromise() -> None:
+    history = Signing()
+    history.act(VERSION, "compromised", "COMPROMISED")
+    history.end(history.resume(VERSION))
+    history.sign()
+    assert "did compromised" in problem_of(history)
+
+
+def test_a_planned_activation_that_was_stopped_needs_an_activation_of_its_own() -> None:
+    history = Signing()
+    history.act(VERSION, state="PRE_ACTIVE")
+    assert problems(history) == ()
+    operation = history.resume(VERSION, "activate")
+    history.keys(f01_001="ACTIVE")
+    history.end(operation)
+    history.sign()
+    assert problems(history) == ()
+
+
+def test_a_key_of_another_facility_than_the_intent_names_is_a_problem() -> None:
+    history = Signing()
+    history.sign()
+    fields = {**history.records[-2].fields, "facility": "02-001"}
+    history.records[-2] = replace(history.records[-2], fields=fields)
+    assert "names facility 02-001" in problem_of(history)
+
+
+# --- wherever it happens -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h.act("facility 01-003"),
+        lambda h: h.keys(f01_003="SUSPENDED"),
+        lambda h: h.keys(f01_003="DESTROYED"),
+    ],
+)
+def test_a_stop_anywhere_in_a_history_is_compared_with_what_is_signed_then(
+    change: Callable[[Signing], None],
+) -> None:
+    version = "facilities/01-003/keys/records/versions/1"
+    for place in range(2, len(whole().records)):
+        history = whole()
+        del history.records[place:]
+        history.time = history.records[-1].time_us // 1_000_000
+        change(history)
+        assert problems(history) == ()
+        stop = history.records[-1].seq
+        put = [r.fields["policy"] for r in history.records if r.kind is RecordKind.POLICY]
+        in_force = put[-1] if put else POLICY
+        assert isinstance(in_force, bytes)
+        history.sign(version, in_force)
+        assert any(problem.endswith(f"record {stop}") for problem in problems(history)), place
