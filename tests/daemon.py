@@ -176,10 +176,10 @@ class Daemon:
         )
         return Exit(done.returncode, done.stderr)
 
-    def verified(self) -> dict[str, Any]:
+    def verified(self, *options: str) -> dict[str, Any]:
         """Returns what ``signer audit verify`` reports once the whole log is signed."""
         audit = self.settings["audit"]
-        return verified(self.folder / audit["directory"], audit["origin"])
+        return verified(self.folder / audit["directory"], audit["origin"], *options)
 
     # --- looks -----------------------------------------------------------------------------
 
@@ -275,10 +275,10 @@ def beside(made: Any) -> Path:
     return path
 
 
-def verified(audit: Path, origin: str, *, whole: bool = True) -> dict[str, Any]:
+def verified(audit: Path, origin: str, *options: str, whole: bool = True) -> dict[str, Any]:
     """The report on a log; where it is to be ``whole``, once its newest records are signed."""
     command = [*SIGNER, "audit", "verify", "--json", "--dir", str(audit)]
-    command += ["--key", str(audit / "audit.pub.pem"), "--origin", origin]
+    command += ["--key", str(audit / "audit.pub.pem"), "--origin", origin, *options]
     report: dict[str, Any] = {}
 
     def reported() -> bool:

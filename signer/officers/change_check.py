@@ -15,19 +15,17 @@ from signer.audit.format.record import (
     Record,
     RecordError,
     RecordKind,
-    number,
     octets,
     text,
 )
 from signer.officers import approval
-from signer.officers.approval import ApprovalError
-from signer.officers.key_history import KeyHistory, Stop
-from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, problem_text
-from signer.officers.records import ActRecord, PolicyRecord
+from signer.officers.approval import ApprovalError, Proposal
+from signer.officers.key_history import BULK_KINDS, CALL_US, KeyHistory
+from signer.officers.key_records import KeysChange
+from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, ProblemError, problem_text
+from signer.officers.records import ActRecord, ApprovedOperation, PolicyRecord
 from signer.officers.signings import IntentNames, Signings, SigningsReader
 
-CALL_US = 300_000_000
-"""How long after a change the intent of a call may be recorded that began before it."""
 _SIGNING = frozenset({RecordKind.INTENT, *CLOSING})
 
 
@@ -60,22 +58,26 @@ class ChangeFold:
     """Whether every change and every signature is one that the records before it allow.
 
     ``approvals`` says which officers and which policy are in force. ``policies`` are the
-    SHA-256 of all policies that records put in force.
+    SHA-256 of all policies that records put in force. ``operations_elsewhere``: before the
+    log's first baseline, other appliances may have ended suspensions.
     """
 
     part: ClassVar[Callable[[], ChangePart]] = ChangePart
 
-    def __init__(self) -> None:
+    def __init__(self, *, operations_elsewhere: bool = False) -> None:
         self.approvals = ApprovalFold()
         self.policies: set[bytes] = set()
         self._problems: list[str] = []
         self._unlisted = 0
-        self._keys = KeyHistory()
+        self._keys = KeyHistory(operations_elsewhere=operations_elsewhere)
         self._open: dict[int, IntentNames] = {}  # intents of earlier parts
         self._policy = b""  # as recorded, whether approved or not
         self._replaced: dict[bytes, int] = {}  # earlier policies, and until when calls may use them
         self._early: dict[bytes, tuple[int, int]] = {}  # policies used before they are recorded
         self._used: dict[str, int] = {}  # operations that put something in force, and where
+        self._executions: dict[str, bytes] = {}  # what was approved and begun in this log
+        self._made: dict[str, Proposal] = {}  # operations that changed keys
+        self._acts: set[str] = set()  # acts that records of keys name
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ class ChangeFold:
             return
         try:
             take(self, record, allowed)
-        except (RecordError, ApprovalError) as error:
+        except (ProblemError, RecordError, ApprovalError) as error:
             if allowed:  # otherwise it was reported
                 self._report(record.seq, str(error))
 
@@ -161,24 +163,64 @@ class ChangeFold:
             )
 
     def _change_keys(self, record: Record, _allowed: bool) -> None:
-        changed = record.fields.get("changed")
-        if not isinstance(changed, Mapping):
-            return  # the record of the audit key
-        if number(record.fields, "changes", 0) > len(changed):
-            self._keys.forget()  # it does not name all of them
-        self._report_all(record.seq, self._keys.changed(changed, record.seq, record.time_us))
+        change, seq, time_us = KeysChange.from_fields(record.fields), record.seq, record.time_us
+        self._report_all(seq, change.unaccounted)
+        if change.baseline:
+            self._keys.begin(change, seq, time_us)
+        elif change.rows is not None:
+            if change.act is not None:
+                self._acts.add(change.act_id)
+                if not self.approvals.acts_for(change.act.officer, record.time_us):
+                    self._report(seq, f"{change.act.officer} acts and is not an officer")
+            made_by = self._operation(record, change.operation)
+            self._report_all(seq, self._keys.account(change, made_by, seq, time_us))
+        else:
+            if not change.named_all:
+                self._keys.forget()
+            self._report_all(seq, self._keys.changed(change.states, seq, time_us))
+
+    def _operation(self, record: Record, operation: str) -> Proposal | None:
+        """Returns the approved operation that makes a change of keys; None without a valid one.
+
+        Only the first record of several carries the operation. It is checked there, unless its
+        execution was recorded in this log.
+        """
+        if not operation:
+            return None
+        if "content" in record.fields:
+            carried = ApprovedOperation.from_fields(record.fields)
+            if self._executions.get(operation) != carried.content:
+                try:
+                    self.approvals.check_approved(record, carried, "a change of keys")
+                except (ProblemError, ApprovalError) as error:
+                    self._report(record.seq, str(error))
+                    return None
+            proposal = approval.parse(carried.content)
+            if operation in self._made:
+                self._report(record.seq, f"operation {operation} changes keys again")
+            self._made[operation] = proposal
+            return proposal
+        known = self._made.get(operation)
+        if known is None or known.kind not in BULK_KINDS:
+            self._report(record.seq, f"operation {operation} is not in the log, or changes more")
+            return None
+        return known
 
     def _start(self, _record: Record, _allowed: bool) -> None:
         """What changed while the appliance was away is in no record of this log."""
         self._keys.forget()
 
     def _act(self, record: Record, _allowed: bool) -> None:
+        if text(record.fields, "id", "") in self._acts:
+            return  # a record of keys says what it changed
         act = ActRecord.from_fields(record.fields)
         self._report_all(record.seq, self._keys.acted(act, record.seq, record.time_us))
 
     def _begin(self, record: Record, allowed: bool) -> None:
         if allowed:
-            self._keys.begun(approval.parse(octets(record.fields, "content")))
+            content = octets(record.fields, "content")
+            self._executions[text(record.fields, "operation")] = content
+            self._keys.begun(approval.parse(content))
 
     def _end(self, record: Record, _allowed: bool) -> None:
         done = text(record.fields, "state") != "FAILED"
@@ -204,6 +246,8 @@ class ChangeFold:
                 self._report(
                     seen.last, f"it names facility {names.facility} and signs with {names.key}"
                 )
+            if unfit := self._keys.unfit(names, seen):
+                self._report(seen.last, f"{names.version} {unfit}")
             self._check_stops(names, seen.last, seen.last_us, seen.signed)
         for closed in signings.closed:
             known = closed.names or self._open.pop(closed.intent, None)
@@ -231,18 +275,9 @@ class ChangeFold:
         if key is None:
             return
         for target, stop in list(self._keys.stops(names, key)):
-            if problem := _not_obeyed(stop, last_us, signed):
+            if problem := stop.contradicted(last_us, signed):
                 self._report(last, f"{names.version} {problem}: {stop.text}")
                 self._keys.reported(target)
-
-
-def _not_obeyed(stop: Stop, last_us: int, signed: int | None) -> str:
-    """Returns what was done in spite of a stop; empty if it was obeyed."""
-    if stop.at_once and signed is not None and signed > stop.seq:
-        return f"signed intent {signed}"
-    if last_us > stop.time_us + CALL_US:
-        return "is to sign"
-    return ""
 
 
 def _unknown_policy(policy: bytes, first: tuple[int, int]) -> str:

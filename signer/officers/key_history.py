@@ -1,29 +1,37 @@
 """What a log says of the states of key versions, and of what officers have stopped.
 
 Pure: a fold over records, in the order of the log. A stop is an officer's act; only an
-operation that enough officers have signed lifts it.
+operation that enough officers have signed lifts it. From a log's first baseline on, every
+version and every suspension is in a record with what made it.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from signer.keys.lifecycle import reachable
+from signer.keys.lifecycle import cka_id_of, reachable
 from signer.model import KeyName, KeyState
 from signer.officers.approval import Proposal
+from signer.officers.key_records import KeysChange, VersionRow
 from signer.officers.records import ActRecord
-from signer.officers.signings import IntentNames
+from signer.officers.signings import IntentNames, Seen
 
+CALL_US = 300_000_000
+"""How long after a change the intent of a call may be recorded that began before it."""
 EVERYTHING = "everything"
 _HALTED = frozenset({KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROYED})
 """States that also end batches which began before."""
 _OVER = frozenset({KeyState.DEACTIVATED, KeyState.DESTROY_SCHEDULED})
 """States in which batches that began before may be finished."""
 _FINAL = frozenset({KeyState.COMPROMISED, KeyState.DESTROYED})
+_COMPROMISE = "compromised"
 _LIFTING = frozenset({"resume", "activate"})
+BULK_KINDS = frozenset({"rotate", "enrol"})
+"""Kinds that change many keys, and so may account for several records."""
 
 
 class Stop(NamedTuple):
-    """X not sign; ``text`` says why.
+    """From record ``seq`` on, at ``time_us``, a version may not sign; ``text`` says why.
 
     ``at_once``: nothing is signed for later intents at all. Otherwise calls that began before
     may still be finished.
@@ -34,38 +42,100 @@ class Stop(NamedTuple):
     text: str
     at_once: bool = True
 
+    def contradicted(self, last_us: int, signed: int | None) -> str:
+        """Returns what was done in spite of the stop; empty if it was obeyed.
+
+        ``last_us`` is the time of the last intent, ``signed`` the last one with a signature.
+        """
+        if self.at_once and signed is not None and signed > self.seq:
+            return f"signed intent {signed}"
+        return "is to sign" if last_us > self.time_us + CALL_US else ""
+
 
 class _LastState(NamedTuple):
-    """A version's state, the state before it if that is known, and the record that says it."""
+    """A version's state, the state before it if that is known, and the record that says it.
+
+    ``row`` is there from a baseline on: the clock moves the state on.
+    """
 
     state: KeyState
     came_from: KeyState | None
     seq: int
     time_us: int
+    row: VersionRow | None = None
+
+    def state_at(self, time_us: int) -> KeyState:
+        return self.row.state_at(time_us) if self.row else self.state
+
+    def before(self) -> KeyState | None:
+        return self.row.version.came_from if self.row else self.came_from
 
 
 class KeyHistory:
-    """States by version, and stops by what they stop, as of the last record."""
+    """States by version, and stops by what they stop, as of the last record.
 
-    def __init__(self) -> None:
+    ``complete``: since a baseline every version is known. Before that an operation that another
+    appliance executed is in no record; ``operations_elsewhere`` says that there are some, so
+    that what an officer suspended may sign again.
+    """
+
+    def __init__(self, *, operations_elsewhere: bool = False) -> None:
+        self.complete = False
+        self._elsewhere = operations_elsewhere
         self._states: dict[str, _LastState] = {}
         self._stops: dict[str, Stop] = {}
         self._lifted: dict[str, dict[str, Stop]] = {}  # by the operation that is under way
+        self._reported: set[str] = set()  # versions that no record knows
 
-    def changed(self, states: Mapping[str, object], seq: int, time_us: int) -> Iterator[str]:
-        """Takes new states of versions; yields what is wrong with them."""
+    # --- records of changes ----------------------------------------------------------------
+
+    def begin(self, change: KeysChange, seq: int, time_us: int) -> None:
+        """Takes a part of a baseline as given."""
+        if change.baseline == 1:
+            self._states.clear()
+            self._stops.clear()
+        self.complete = True
+        for row in change.rows or ():
+            self._put(row, seq, time_us)
+        self._suspend(change, seq, time_us)
+
+    def account(
+        self, change: KeysChange, made_by: Proposal | None, seq: int, time_us: int
+    ) -> Iterator[str]:
+        """Takes a change of rows and suspensions that an operation, an act or nothing made.
+
+        Yields what is wrong with it.
+        """
+        for row in change.rows or ():
+            known = self._states.get(row.name)
+            if known is not None:
+                yield from self._moved(row.name, row.state_at(time_us), time_us)
+            if text := self._gain(row, known):
+                if made_by is None:
+                    yield f"{row.name} {text}, and no operation of officers makes that"
+                elif not _makes(made_by, row):
+                    yield f"{row.name} {text}; operation {made_by.id} ({made_by.kind}) does not"
+            self._put(row, seq, time_us)
+        for flag in change.lifted:
+            self._stops.pop(str(flag), None)
+            if made_by is None or not _names(made_by, str(flag)):
+                yield f"the suspension of {flag} ends, and no operation of officers lifts it"
+        if made_by is not None:
+            self.begun(made_by)
+            self.ended(made_by.id, done=True)
+        self._suspend(change, seq, time_us)
+
+    def changed(self, states: Mapping[str, str], seq: int, time_us: int) -> Iterator[str]:
+        """Takes states of versions from a record without rows; yields what is wrong with them."""
         for version, name in states.items():
-            try:
-                state = KeyState(str(name))
-            except ValueError:
+            if name not in list(KeyState):
                 yield f"{version} has the state {name}, which does not exist"
                 continue
-            before = self._states.get(version)
-            came_from = before.state if before else None
-            if before is not None and before.state is state:
+            state, known = KeyState(name), self._states.get(version)
+            if known is not None and known.state is state:
                 continue
-            if before is not None and state not in reachable(before.state, before.came_from):
-                yield f"{version} becomes {state} and was {before.state} in record {before.seq}"
+            yield from self._moved(version, state, time_us)
+            came_from = known.state if known else None
             self._states[version] = _LastState(state, came_from, seq, time_us)
             if state is KeyState.ACTIVE and (stop := self._stops.pop(version, None)):
                 yield f"{version} becomes ACTIVE: {stop.text}, and no approved operation lifts that"
@@ -74,9 +144,10 @@ class KeyHistory:
         """Takes an officer's act; yields what is wrong with it."""
         why = f"{act.officer} did {act.act} {act.target} in record {seq}"
         stop = Stop(seq, time_us, why)
-        for target in act.changed or (act.target,):
-            self._stops[target] = stop
-        yield from self.changed(act.changed, seq, time_us)
+        if self.complete or act.act == _COMPROMISE or not self._elsewhere:
+            self._stops |= dict.fromkeys(act.changed or (act.target,), stop)
+        if not self.complete:
+            yield from self.changed(act.changed, seq, time_us)
 
     def begun(self, proposal: Proposal) -> None:
         """Takes an approved operation whose execution begins: it lifts what it names."""
@@ -88,7 +159,7 @@ class KeyHistory:
             }
             for target in lifted:
                 del self._stops[target]
-            self._lifted[proposal.id] = lifted
+            self._lifted[proposal.id] = {**self._lifted.get(proposal.id, {}), **lifted}
 
     def ended(self, operation: str, *, done: bool) -> None:
         """Takes the end of an operation; one that is not done has lifted nothing."""
@@ -98,9 +169,12 @@ class KeyHistory:
 
     def forget(self) -> None:
         """Forgets the states that may have changed without a record of this log."""
-        self._states = {
-            version: known for version, known in self._states.items() if known.state in _FINAL
-        }
+        if not self.complete:
+            self._states = {
+                version: known for version, known in self._states.items() if known.state in _FINAL
+            }
+
+    # --- signatures ------------------------------------------------------------------------
 
     def stops(self, names: IntentNames, key: KeyName) -> Iterator[tuple[str, Stop]]:
         """Yields what stops the version, with the name under which ``reported`` drops it."""
@@ -109,18 +183,63 @@ class KeyHistory:
             if (stop := self._stops.get(target)) is not None:
                 yield target, stop
         known = self._states.get(names.version)
-        if (
-            known is not None
-            and known.state in _HALTED | _OVER
-            and names.version not in self._stops
-        ):
+        if known is None or names.version in self._stops:
+            return
+        # Without rows a version may be active again a moment before a record says so.
+        halted = known.state in (_HALTED if known.row else _FINAL)
+        if halted or known.state in (_OVER if known.row else {KeyState.DEACTIVATED}):
             text = f"it is {known.state} since record {known.seq}"
-            yield names.version, Stop(known.seq, known.time_us, text, known.state in _HALTED)
+            yield names.version, Stop(known.seq, known.time_us, text, halted)
 
     def reported(self, target: str) -> None:
         """Drops a stop that was not obeyed: it is reported once."""
         self._stops.pop(target, None)
-        self._states.pop(target, None)
+        if self._states.pop(target, None) is not None:
+            self._reported.add(target)
+
+    def unfit(self, names: IntentNames, seen: Seen) -> str:
+        """Returns why a version may not sign by the clock, or because no record knows it."""
+        if not self.complete or names.version in self._reported:
+            return ""
+        known = self._states.get(names.version)
+        text = ""
+        if known is None:
+            text = "is in no record of keys"
+        elif known.state_at(seen.first_us) is KeyState.PRE_ACTIVE:
+            text = "is not active yet"
+        elif known.state not in _OVER and known.state_at(seen.last_us - CALL_US) in _OVER:
+            text = f"was to end more than {CALL_US // 60_000_000} minutes before"
+        if text:
+            self._reported.add(names.version)
+        return text
+
+    # --- one version -----------------------------------------------------------------------
+
+    def _moved(self, version: str, state: KeyState, time_us: int) -> Iterator[str]:
+        """Yields what is wrong with a state that follows the known one."""
+        known = self._states.get(version)
+        if known is None:
+            return
+        before = known.state_at(time_us)
+        if state is not before and state not in reachable(before, known.before()):
+            yield f"{version} becomes {state} and was {before} in record {known.seq}"
+
+    def _gain(self, row: VersionRow, known: _LastState | None) -> str:
+        """Returns what a row allows that was not allowed before; empty if nothing."""
+        if known is None or known.row is None:
+            return "appears" if self.complete else ""
+        if row.identity != known.row.identity:
+            return "has another key or place"
+        return row.allows_more_than(known.row)
+
+    def _put(self, row: VersionRow, seq: int, time_us: int) -> None:
+        state = row.state_at(time_us)
+        self._states[row.name] = _LastState(state, row.version.came_from, seq, time_us, row)
+
+    def _suspend(self, change: KeysChange, seq: int, time_us: int) -> None:
+        for flag in change.suspended:
+            who = f"{change.act.officer} did suspend {flag}" if change.act else f"{flag} suspended"
+            self._stops[str(flag)] = Stop(seq, time_us, f"{who} in record {seq}")
 
     def _final(self, version: str) -> bool:
         known = self._states.get(version)
@@ -131,6 +250,8 @@ def _names(proposal: Proposal, target: str) -> bool:
     """Whether an operation names what a stop has stopped."""
     if proposal.kind == "activate":
         return proposal.details.get("version") == target
+    if proposal.kind != "resume":
+        return False
     named = str(proposal.details.get("target"))
     head, _, name = named.partition("/")
     if head == "groups":
@@ -138,3 +259,24 @@ def _names(proposal: Proposal, target: str) -> bool:
     if head == "facilities" and "/" not in name:
         return target == f"facility {name}"
     return target == named or target.startswith(f"{named}/versions/")
+
+
+def _makes(proposal: Proposal, row: VersionRow) -> bool:
+    """Whether an operation is about a version: it names it or its key, or has created it."""
+    key = row.name.partition("/versions/")[0]
+    details = proposal.details
+    if proposal.kind in BULK_KINDS:
+        keys = details.get("keys")
+        return row.cka_id in _made_by(proposal.id, keys if isinstance(keys, int) else 0)
+    if proposal.kind in {"create-key", "new-version"} and row.cka_id not in _made_by(
+        proposal.id, 1
+    ):
+        return False
+    named = {details.get(name) for name in ("version", "key", "target")}
+    return bool(named & {row.name, key})
+
+
+@lru_cache(maxsize=16)
+def _made_by(operation: str, keys: int) -> frozenset[bytes]:
+    """Returns the CKA_IDs of an operation's keys: at most those of its largest kind."""
+    return frozenset(cka_id_of(operation, index) for index in range(min(keys, 50_000)))

@@ -43,6 +43,7 @@ from signer.officers.records import (
     read_officers,
     rows_of,
 )
+from signer.text import plain
 
 SKEW_US = 5_000_000  # how far the clocks of two appliances on one registry may be apart
 MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
@@ -147,6 +148,11 @@ class ApprovalFold:
         }
         return {"control": control}
 
+    def acts_for(self, officer: str, time_us: int) -> bool:
+        """Returns whether a principal is an officer, or was one a moment before."""
+        until, before = self._before
+        return officer in (self.officers or ()) or (officer in before and time_us <= until)
+
     def _report(self, seq: int, problem: str) -> None:
         if not self._checking:
             return
@@ -212,8 +218,11 @@ class ApprovalFold:
             raise ProblemError(f"{what} comes before any officers are named")
         return self.officers
 
-    def _check_approved(self, record: Record, approved: ApprovedOperation, what: str) -> Proposal:
-        """Checks that enough officers in force have signed the operation of a record."""
+    def check_approved(self, record: Record, approved: ApprovedOperation, what: str) -> Proposal:
+        """Checks that enough officers in force have signed the operation of a record.
+
+        Raises ProblemError, ApprovalError.
+        """
         officers = self._known_officers(what)
         proposal = _proposal(approved)
         for signature in approved.signatures:
@@ -232,7 +241,7 @@ class ApprovalFold:
             self._first_officers(said)
             return
         before = self._remember(record, said.approved)
-        proposal = self._check_approved(record, said.approved, "a change of officers")
+        proposal = self.check_approved(record, said.approved, "a change of officers")
         if proposal.kind != "officers":
             raise ProblemError(f"officers are changed by an operation of kind {proposal.kind}")
         if proposal.details.get("replaces") != approval.officers_sha256(self.officers or {}):
@@ -282,7 +291,7 @@ class ApprovalFold:
         if same or (before is not None and before.stage & _Stage.BEGUN):
             proposal = _proposal(said.approved)
         else:
-            proposal = self._check_approved(record, said.approved, "the approval of a policy")
+            proposal = self.check_approved(record, said.approved, "the approval of a policy")
         approved = proposal.kind in _POLICY_KINDS and proposal.details.get("policy_sha256")
         if approved != policy:
             raise ProblemError(f"operation {proposal.id} does not approve policy {policy}")
@@ -321,7 +330,7 @@ class ApprovalFold:
         if before is not None and before.stage & _Stage.DONE:
             raise ProblemError(f"operation {approved.operation} was done before (repeated)")
         if self._checking:
-            self._check_approved(record, approved, "an execution")
+            self.check_approved(record, approved, "an execution")
 
     def _executed(self, record: Record) -> None:
         operation, state = text(record.fields, "operation"), text(record.fields, "state")
@@ -358,10 +367,8 @@ class ApprovalFold:
     def _act(self, record: Record) -> None:
         self.acts += 1
         officer = text(record.fields, "officer")
-        if officer in self._known_officers("an act"):
-            return
-        until, before = self._before
-        if officer not in before or record.time_us > until:
+        self._known_officers("an act")
+        if not self.acts_for(officer, record.time_us):
             raise ProblemError(f"{officer} acts and is not an officer")
 
     _TAKEN: ClassVar[Mapping[RecordKind, Callable[[ApprovalFold, Record], None]]] = {

@@ -40,12 +40,13 @@ class IntentNames(NamedTuple):
 
 @dataclass(slots=True)
 class Seen:
-    """Intents that name the same: numbers of the first and the last, and the last one's time.
+    """Intents that name the same: numbers and times of the first and the last.
 
     ``signed`` is the last of these intents of which a signature was recorded in the same run.
     """
 
     first: int
+    first_us: int
     last: int
     last_us: int
     signed: int | None = None
@@ -97,7 +98,7 @@ class SigningsReader:
         self.open[record.seq] = names
         seen = self._current.seen.get(names)
         if seen is None:
-            self._current.seen[names] = Seen(record.seq, record.seq, record.time_us)
+            self._current.seen[names] = Seen(record.seq, record.time_us, record.seq, record.time_us)
         else:
             seen.last, seen.last_us = record.seq, record.time_us
 

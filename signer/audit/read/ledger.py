@@ -145,7 +145,7 @@ class Ledger:
         facility = text(fields, "facility", "")
         if (used := self._used.get(facility)) is None:
             used = self._used[facility] = _Used(now)
-        used.charge(key.rpartition("/")[2], _charged(record), now)
+        used.charge(key.rpartition("/")[2], charged(record), now)
         request_id = text(fields, "request_id", "")
         if request_id:
             identity = _identity(text(fields, "principal", ""), request_id)
@@ -233,7 +233,7 @@ class Ledger:
             del self._held[_principal(identity)]
 
 
-def _charged(intent: Record) -> int:
+def charged(intent: Record) -> int:
     """Returns the items that an intent has cost: all that were asked for.
 
     In version 1 of the log those that went to the HSM.

@@ -1,6 +1,8 @@
 """``signer audit verify``: a whole log, a part of one, or one proof."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import click
 
 from signer.audit.format import proof
 from signer.audit.read.ledger_check import LedgerFold
+from signer.audit.read.policy_texts import text_problems
 from signer.audit.read.search import utc
-from signer.audit.read.verify import Report, verify_log
+from signer.audit.read.verify import Fold, Report, verify_log
 from signer.cli.audit.log_files import (
     LogFiles,
     checkpoint_option,
@@ -58,6 +61,15 @@ def _print(values: dict[str, Any]) -> None:
     is_flag=True,
     help="This is an archive: it may end before the newest checkpoint.",
 )
+@click.option(
+    "--operations-elsewhere",
+    is_flag=True,
+    help="Other appliances share the registry: before the log's first baseline, what they did is "
+    "in their logs only.",
+)
+@click.option(
+    "--decide", is_flag=True, help="Decide every intent once more from the kept text of its policy."
+)
 def verify(
     *,
     log: LogFiles | None,
@@ -67,6 +79,8 @@ def verify(
     proof_file: Path | None,
     beginning_elsewhere: bool,
     end_elsewhere: bool,
+    operations_elsewhere: bool,
+    decide: bool,
 ) -> dict[str, Any]:
     """Verifies a whole log, or one proof. Exit code 1 if anything is wrong.
 
@@ -101,17 +115,37 @@ def verify(
     checkpoints, problems = log.checkpoints(checkpoint_files, origin)
     if not checkpoints:
         problems.append("there is no checkpoint: nobody has signed this log")
+    folds: list[Callable[[], Fold]] = [
+        partial(ChangeFold, operations_elsewhere=operations_elsewhere),
+        LedgerFold,
+    ]
+    if decide:
+        folds.append(_decision_fold(log.directory))
     with progress("verifying") as advance:
         report = verify_log(
             log.directory,
             origin,
             checkpoints,
             advance,
-            folds=[ChangeFold, LedgerFold],
+            folds=folds,
             beginning_elsewhere=beginning_elsewhere,
             end_elsewhere=end_elsewhere,
         )
-    return _described(report, origin, len(checkpoints), [*problems, *report.problems])
+    problems += report.problems
+    problems += text_problems(log.directory, report.fold(ChangeFold).policies)
+    return _described(report, origin, len(checkpoints), problems)
+
+
+def _decision_fold(directory: Path) -> Callable[[], Fold]:
+    """Returns what decides intents once more; raises OperatorError without the packages for it."""
+    try:
+        from signer.audit.read.decide_again import DecisionFold
+    except ModuleNotFoundError as error:
+        raise OperatorError(
+            f"--decide reads policies and needs the Python package {error.name}: install"
+            " `pip install 'signer-appliance[server]'`, or verify without --decide"
+        ) from error
+    return partial(DecisionFold, directory)
 
 
 def _described(

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer.audit.format.record import Column, RecordKind, Value
-from signer.officers.change_check import CALL_US, ChangeFold, ChangePart
+from signer.keys.lifecycle import cka_id_of
+from signer.officers.change_check import ChangeFold, ChangePart
+from signer.officers.key_history import CALL_US
 from tests.unit.officers.test_offline_check import (
     ANN,
     BEN,
@@ -75,9 +77,9 @@ class Signing(History):
         self.records[-1] = replace(self.records[-1], column=column)
 
 
-def problems(history: History, *cuts: int) -> tuple[str, ...]:
+def problems(history: History, *cuts: int, elsewhere: bool = False) -> tuple[str, ...]:
     """What is wrong with a history, read in parts that begin at these records."""
-    fold = ChangeFold()
+    fold = ChangeFold(operations_elsewhere=elsewhere)
     places = [0, *cuts, len(history.records)]
     for start, stop in pairwise(places):
         part = ChangePart()
@@ -302,7 +304,7 @@ def test_what_changed_before_a_start_is_in_no_record_but_what_is_final() -> None
     assert "COMPROMISED" in problem_of(history)
 
 
-@pytest.mark.parametrize("state", ["SUSPENDED", "COMPROMISED", "DESTROYED"])
+@pytest.mark.parametrize("state", ["COMPROMISED", "DESTROYED"])
 def test_a_version_that_is_halted_signs_nothing_more(state: str) -> None:
     history = Signing()
     late = history.intend()
@@ -393,6 +395,18 @@ def test_an_operation_that_failed_has_lifted_nothing() -> None:
     assert "did suspend everything" in problem_of(history)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_another_appliance_may_have_lifted_a_suspension_but_no_compromise(target: str) -> None:
+    history = Signing()
+    history.act(target)
+    history.sign()
+    assert problems(history, elsewhere=True) == ()
+    history.act(VERSION, "compromised", "COMPROMISED")
+    history.sign()
+    [problem] = problems(history, elsewhere=True)
+    assert "did compromised" in problem
+
+
 def test_a_suspended_version_that_becomes_active_by_itself_is_a_problem() -> None:
     history = Signing()
     history.keys(f01_001="SUSPENDED")
@@ -438,7 +452,7 @@ def test_a_key_of_another_facility_than_the_intent_names_is_a_problem() -> None:
     "change",
     [
         lambda h: h.act("facility 01-003"),
-        lambda h: h.keys(f01_003="SUSPENDED"),
+        lambda h: h.keys(f01_003="COMPROMISED"),
         lambda h: h.keys(f01_003="DESTROYED"),
     ],
 )
@@ -458,3 +472,253 @@ def test_a_stop_anywhere_in_a_history_is_compared_with_what_is_signed_then(
         assert isinstance(in_force, bytes)
         history.sign(version, in_force)
         assert any(problem.endswith(f"record {stop}") for problem in problems(history)), place
+
+
+# --- from a baseline on ------------------------------------------------------------------------
+
+CERTIFIED, OTHER_CERTIFICATE = b"c" * 16, b"d" * 16
+
+
+def row(
+    name: str = VERSION,
+    state: str = "ACTIVE",
+    came_from: str = "",
+    *,
+    times: tuple[int | None, ...] = (0, None, None, None),
+    cka_id: bytes = b"id",
+    identity: bytes = b"i" * 16,
+    certificate: bytes = CERTIFIED,
+) -> list[Value]:
+    """A version as a record of keys has it; times are in seconds."""
+    moments = [at if at is None else at * 1_000_000 for at in times]
+    return [name, state, came_from, *moments, 7, cka_id, identity, certificate]
+
+
+class Accounted(Signing):
+    """A history that begins with two active versions, one of them suspended by its facility."""
+
+    def __init__(self, *rows: list[Value], suspensions: Sequence[Value] = ()) -> None:
+        super().__init__()
+        self.add(
+            RecordKind.KEYS,
+            registry_revision=3,
+            baseline=True,
+            part=1,
+            parts=1,
+            development=False,
+            deployment="0f" * 16,
+            versions=list(rows) or [row(), row(OTHER)],
+            suspensions=list(suspensions),
+            changed={},
+            changes=0,
+        )
+
+    def change(self, *rows: list[Value], made_by: Operation | None = None, **fields: Value) -> None:
+        if made_by is not None:
+            fields = {**made_by.approved(), **fields}
+        self.add(
+            RecordKind.KEYS,
+            registry_revision=self.time,
+            versions=list(rows),
+            changed={},
+            changes=0,
+            **fields,
+        )
+
+    def did(self, operation: Operation, *rows: list[Value], **fields: Value) -> None:
+        """What an execution writes: it begins, keys change, it ends."""
+        self.begin(operation)
+        self.change(*rows, made_by=operation, **fields)
+        self.end(operation)
+
+
+def suspend_act(target: str, officer: str = CAT) -> list[Value]:
+    return ["6a9b7d3e-0000-4000-8000-000000000001", "suspend", target, officer, "why", 5]
+
+
+def test_all_that_officers_do_to_keys_is_accounted_for() -> None:
+    history = Accounted()
+    history.sign()
+    act = suspend_act("facility 01-001")
+    history.change(suspended=[["facility", "01-001", 5]], act=act)
+    fields: dict[str, Value] = {"target": "facility 01-001", "officer": CAT, "reason": "r"}
+    history.add(RecordKind.ACT, act="suspend", changed={}, id=act[0], **fields)
+    resume = history.propose("resume", target="facilities/01-001", since=5)
+    history.did(resume, lifted=[["facility", "01-001", 5]])
+    history.sign()
+    history.change(row(state="SUSPENDED"), act=suspend_act(VERSION))
+    elsewhere = history.propose("resume", target=VERSION)
+    history.change(row(), made_by=elsewhere)  # executed by another appliance
+    history.sign()
+    create = history.propose("create-key", key="facilities/01-003/keys/records", activate=True)
+    made = cka_id_of(create.id, 0)
+    history.did(create, row("facilities/01-003/keys/records/versions/1", cka_id=made))
+    history.sign("facilities/01-003/keys/records/versions/1")
+    rotate = history.propose("rotate", keys=1)
+    second = "facilities/01-001/keys/records/versions/2"
+    new = cka_id_of(rotate.id, 0)
+    history.begin(rotate)
+    history.change(row(second, "PRE_ACTIVE", times=(None,) * 4, cka_id=new), made_by=rotate)
+    history.change(
+        row(second, cka_id=new, certificate=OTHER_CERTIFICATE),
+        row(times=(0, None, history.time + 2 * CALL, None)),
+        operation=rotate.id,
+    )
+    history.end(rotate)
+    history.sign(second)
+    history.sign()
+    history.change(row(state="COMPROMISED"), unaccounted=[])
+    history.add(RecordKind.START)
+    assert problems(history) == ()
+    for place in range(1, len(history.records)):
+        assert problems(history, place) == ()
+
+
+GAINS = [
+    ([row(state="SUSPENDED")], [row()], "becomes ACTIVE and was SUSPENDED"),
+    (
+        [row(state="DESTROY_SCHEDULED", came_from="SUSPENDED")],
+        [row(state="SUSPENDED")],
+        "was to be destroyed",
+    ),
+    ([row(times=(0, 9**10, None, None))], [row()], "signs longer"),
+    ([row(times=(0, 9**10, None, None))], [row(times=(0, 10**10, None, None))], "signs longer"),
+    ([row(times=(9**10, None, None, None))], [row()], "is active earlier"),
+    ([row()], [row(certificate=OTHER_CERTIFICATE)], "has another certificate"),
+    ([row()], [row(identity=b"j" * 16)], "has another key or place"),
+    ([row()], [row(OTHER)], "appears"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "text"), GAINS)
+def test_what_allows_more_needs_an_operation_that_is_about_it(
+    before: list[list[Value]], after: list[list[Value]], text: str
+) -> None:
+    history = Accounted(*before)
+    history.change(*after)
+    problem = problem_of(history)
+    assert text in problem
+    assert "no operation of officers makes that" in problem
+    other = Accounted(*before)
+    other.did(other.propose("activate", version="facilities/09-001/keys/k/versions/1"), *after)
+    problem = problem_of(other)
+    assert text in problem
+    assert "(activate) does not" in problem
+
+
+@pytest.mark.parametrize(("before", "after", "text"), GAINS[:6])
+def test_an_operation_that_names_the_version_makes_it(
+    before: list[list[Value]], after: list[list[Value]], text: str
+) -> None:
+    del text
+    history = Accounted(*before)
+    history.did(history.propose("activate", version=VERSION), *after)
+    assert problems(history) == ()
+
+
+@pytest.mark.parametrize("kind", ["create-key", "enrol", "rotate"])
+def test_a_key_that_an_operation_did_not_make_is_not_its_key(kind: str) -> None:
+    history = Accounted()
+    new = "facilities/01-003/keys/records/versions/1"
+    operation = history.propose(kind, key="facilities/01-003/keys/records", keys=3)
+    history.did(operation, row(new, cka_id=cka_id_of(operation.id, 5)))
+    assert f"({kind}) does not" in problem_of(history)
+
+
+@pytest.mark.parametrize(
+    "carry",
+    [
+        lambda o: o._replace(signatures=o.signatures[:1]),
+        lambda o: o._replace(content=o.content.replace(b"resume", b"restore")),
+    ],
+)
+def test_an_operation_from_elsewhere_must_be_approved(
+    carry: Callable[[Operation], Operation],
+) -> None:
+    history = Accounted(row(state="SUSPENDED"))
+    history.change(row(), made_by=carry(history.propose("resume", target=VERSION)))
+    assert len(problems(history)) == 2
+    assert "no operation of officers makes that" in problems(history)[1]
+
+
+def test_an_approval_accounts_for_one_change() -> None:
+    history = Accounted(row(state="SUSPENDED"))
+    resume = history.propose("resume", target=VERSION)
+    history.did(resume, row())
+    history.change(row(state="SUSPENDED"), act=suspend_act(VERSION))
+    history.change(row(), made_by=resume)
+    assert f"operation {resume.id} changes keys again" in problem_of(history)
+
+
+def test_a_suspension_ends_only_by_an_operation_that_names_it() -> None:
+    flag: list[Value] = ["facility", "01-001", 5]
+    history = Accounted(suspensions=[flag])
+    history.change(lifted=[flag])
+    history.sign()
+    assert "no operation of officers lifts it" in problem_of(history)
+    other = Accounted(suspensions=[flag])
+    other.did(other.propose("resume", target="facilities/01-002"), lifted=[flag])
+    assert "no operation of officers lifts it" in problem_of(other)
+    kept = Accounted(suspensions=[flag])
+    kept.sign()
+    assert "facility 01-001 suspended" in problem_of(kept)
+
+
+def test_a_version_whose_row_says_suspended_signs_nothing() -> None:
+    history = Accounted()
+    history.change(row(state="SUSPENDED"), act=suspend_act(VERSION))
+    history.answer(history.intend(), failed=[0, 1])
+    assert problems(history) == ()
+    signed = history.sign()
+    assert f"{VERSION} signed intent {signed}: it is SUSPENDED since" in problem_of(history)
+
+
+def test_only_officers_act() -> None:
+    history = Accounted()
+    history.change(row(state="SUSPENDED"), act=suspend_act(VERSION, "spiffe://x/stranger"))
+    assert "spiffe://x/stranger acts and is not an officer" in problem_of(history)
+
+
+def test_what_the_appliance_did_not_serve_is_told() -> None:
+    history = Accounted()
+    history.change(unaccounted=["version 1: somebody made it ACTIVE", "a second"])
+    assert [text.partition(": ")[2] for text in problems(history)] == [
+        "version 1: somebody made it ACTIVE",
+        "a second",
+    ]
+
+
+def test_a_version_signs_while_it_is_active_by_the_clock() -> None:
+    history = Accounted()
+    planned, ends = history.time + 100, history.time + 200
+    history = Accounted(row(times=(planned, ends, None, None)))
+    history.time = planned
+    history.sign()
+    history.time = ends + CALL - 10
+    history.sign()
+    assert problems(history) == ()
+    history.time = ends + CALL + 10
+    history.sign()
+    assert "was to end more than 5 minutes before" in problem_of(history)
+    early = Accounted(row(times=(planned, ends, None, None)))
+    early.sign()
+    assert "is not active yet" in problem_of(early)
+
+
+def test_a_version_that_no_record_knows_signs_nothing() -> None:
+    history = Accounted(row())
+    history.sign(OTHER)
+    history.sign(OTHER)
+    assert f"{OTHER} is in no record of keys" in problem_of(history)
+
+
+def test_a_record_of_keys_that_cannot_be_read_is_a_problem() -> None:
+    history = Accounted()
+    unreadable: list[dict[str, Value]] = [
+        {"versions": [["name"]]},
+        {"versions": [], "lifted": [[1]]},
+        {"versions": [], "act": [1]},
+    ]
+    for fields in unreadable:
+        history.add(RecordKind.KEYS, registry_revision=4, **fields)
+    assert len(problems(history)) == 3
