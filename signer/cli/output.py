@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,13 +63,22 @@ def put(content: bytes) -> None:
         click.echo(content, nl=False)
 
 
+def print_text(text: str, indent: str = "") -> None:
+    """Prints sentences in lines of 80 columns; ``indent`` begins the lines after the first."""
+    say(textwrap.fill(plain(text), 80, subsequent_indent=indent, break_on_hyphens=False))
+
+
 def print_json(value: Any) -> None:
     """Prints one JSON value on stdout."""
     say(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Prints rows under the names of their columns: ruled on a terminal, ASCII elsewhere."""
+    """Prints rows under the names of their columns: ruled on a terminal, ASCII elsewhere.
+
+    No cell controls the terminal, wherever its text comes from. A list is a cell of several
+    lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -79,9 +89,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not terminal)
     for row in rows:
-        table.add_row(*(Text(plain(str(cell))) for cell in row))
+        table.add_row(*(Text(_cell(cell)) for cell in row))
     # In a file or a program's input no line is folded.
     Console(width=None if terminal else 10_000).print(table)
+
+
+def _cell(value: object) -> str:
+    return "\n".join(plain(str(line)) for line in (value if isinstance(value, list) else [value]))
 
 
 def print_values(values: Mapping[str, Any], as_json: bool = False) -> None:

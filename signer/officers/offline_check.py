@@ -356,7 +356,7 @@ class ApprovalFold:
         self._remember(record, said.approved, _Stage.IN_FORCE)
         if not self._checking:
             return
-        proposal = self._check_approved(record, said.approved, "a confirmation of the clock")
+        proposal = self.check_approved(record, said.approved, "a confirmation of the clock")
         if proposal.kind != "clock":
             raise ProblemError(f"the clock is confirmed by an operation of kind {proposal.kind}")
         details = proposal.details

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
 from signer.audit.format.proof import ProofError
-from signer.audit.format.record import Record, RecordError
+from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, Segment, list_segments, open_segment
+from signer.audit.read.filters import Wanted
 from signer.audit.read.notes import checkpoint_files, read_newest, read_note
 from signer.audit.read.reader import Reader
 from signer.audit.read.search import SearchError
@@ -136,6 +138,55 @@ def needed(log: LogFiles | None) -> LogFiles:
     if log is None:
         raise click.UsageError("give --config FILE on the appliance, or --dir DIR for a copy")
     return log
+
+
+def filter_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Adds options that say which records are ``wanted``."""
+
+    @click.option("--principal", default="", metavar="URI", help="Only what this one asked or did.")
+    @click.option("--facility", default="", help="Only records about this facility.")
+    @click.option("--key-name", default="", metavar="NAME", help="A key, or a version.")
+    @click.option("--since", type=_MOMENT, help="From this time on, UTC unless it says otherwise.")
+    @click.option("--until", type=_MOMENT, help="Before this time.")
+    @functools.wraps(command)
+    def wrapped(
+        *,
+        principal: str,
+        facility: str,
+        key_name: str,
+        since: datetime | None,
+        until: datetime | None,
+        kinds: tuple[str, ...] = (),
+        **options: Any,
+    ) -> T:
+        wanted = Wanted(
+            principal,
+            facility,
+            key_name,
+            frozenset(kinds),
+            _microseconds(since),
+            _microseconds(until),
+        )
+        return command(wanted=wanted, **options)
+
+    return wrapped
+
+
+_MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+kind_option = click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(list(map(str, RecordKind))),
+    multiple=True,
+    help="Only records of this kind; may be given several times.",
+)
+
+
+def _microseconds(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(zoned.timestamp() * 1_000_000)
 
 
 checkpoint_option = click.option(

@@ -4,15 +4,17 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import click
 
 from signer.audit.format import proof
+from signer.audit.read.in_hand import InHand, compare
 from signer.audit.read.ledger_check import LedgerFold
 from signer.audit.read.policy_texts import text_problems
 from signer.audit.read.search import utc
 from signer.audit.read.verify import Fold, Report, verify_log
+from signer.cli.audit.finding import message_options
 from signer.cli.audit.log_files import (
     LogFiles,
     checkpoint_option,
@@ -21,27 +23,35 @@ from signer.cli.audit.log_files import (
     origin_option,
     spki_of,
 )
+from signer.cli.audit.printing import finding, print_proof, print_report
 from signer.cli.options import FILE
-from signer.cli.output import output, print_values, say
+from signer.cli.output import output
 from signer.cli.progress import progress
 from signer.errors import OperatorError
 from signer.officers.change_check import ChangeFold
-from signer.text import plain
+
+
+@runtime_checkable
+class _Deciding(Protocol):
+    """The fold that decides intents once more; its module is imported only with ``--decide``."""
+
+    decided: int
+
+
+class _Asked(NamedTuple):
+    """How a log is verified."""
+
+    beginning_elsewhere: bool
+    end_elsewhere: bool
+    operations_elsewhere: bool
+    decide: bool
 
 
 def _print(values: dict[str, Any]) -> None:
-    if "problems" not in values:  # of a proof
-        print_values(values)
-        return
-    for problem in values["problems"]:
-        say(f"wrong: {plain(problem)}", err=True)
-    verdict = "in order" if values["whole"] else "NOT in order"
-    say(f"the log {values['origin']} is {verdict}")
-    printed = {"whole", "origin", "problems"}
-    rest = {name: value for name, value in values.items() if name not in printed}
-    if rest["officers"] is None:
-        rest["officers"] = "none are known: the log does not say who had to approve what"
-    print_values(rest)
+    if "problems" in values:
+        print_report(values)
+    else:
+        print_proof(values)
 
 
 @click.command()
@@ -50,6 +60,7 @@ def _print(values: dict[str, Any]) -> None:
 @checkpoint_option
 @origin_option
 @click.option("--proof", "proof_file", type=FILE, help="Verify this proof instead of a log.")
+@message_options
 @click.option(
     "--beginning-elsewhere",
     is_flag=True,
@@ -77,10 +88,8 @@ def verify(
     checkpoint_files: tuple[Path, ...],
     origin: str | None,
     proof_file: Path | None,
-    beginning_elsewhere: bool,
-    end_elsewhere: bool,
-    operations_elsewhere: bool,
-    decide: bool,
+    messages: list[InHand],
+    **asked: bool,
 ) -> dict[str, Any]:
     """Verifies a whole log, or one proof. Exit code 1 if anything is wrong.
 
@@ -88,8 +97,13 @@ def verify(
     checkpoint: those in the log's directory and those given. A log without a
     checkpoint is not in order, because nobody has signed it.
 
-    Checks for every operation that enough of the officers in force have signed
-    exactly what was done. A log from before there were officers says so.
+    Checks that the log accounts for every change: that enough of the officers in force
+    have signed exactly what was done, once; that states of keys follow the table; that
+    nothing was signed with what was stopped; that every intent names the policy in
+    force, and that its text is kept. With --decide, each intent is decided once more
+    from that text; this needs `pip install 'signer-appliance[server]'`.
+
+    A proof is compared with the message in hand, if one is given with --file.
 
     If segments were archived, say so: a log without its beginning or end is wrong
     otherwise. The records of an archive beyond `signed_records` are proven by the
@@ -97,29 +111,35 @@ def verify(
 
     \b
       signer audit verify --config /etc/signer/signer.yaml --checkpoint from-the-ministry
+      signer audit verify --config /etc/signer/signer.yaml --decide
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
-      signer audit verify --proof proof.json --key audit.pub.pem --json
+      signer audit verify --proof proof.json --key audit.pub.pem --file certificate.txt
     """
     if proof_file is not None:
         key = key_file or (log and log.key)
         if key is None:
             raise click.UsageError("give --key PEM: the public audit key")
-        if checkpoint_files or beginning_elsewhere or end_elsewhere:
+        if checkpoint_files or any(asked.values()):
             raise click.UsageError(
-                "--proof cannot be used with --checkpoint, --beginning-elsewhere and "
-                "--end-elsewhere: a proof contains its checkpoint"
+                "--proof goes only with --key, --origin, --file and --signature: a proof contains"
+                " its checkpoint, and says nothing of the rest of the log"
             )
-        return _verify_proof(proof_file, spki_of(key), origin)
+        return _verify_proof(proof_file, spki_of(key), origin, messages)
+    if messages:
+        raise click.UsageError("--file goes with --proof; `signer audit find` searches the log")
     log = needed(log)
-    origin = origin or log.origin()
+    return _verify_log(log, origin or log.origin(), checkpoint_files, _Asked(**asked))
+
+
+def _verify_log(
+    log: LogFiles, origin: str, checkpoint_files: tuple[Path, ...], asked: _Asked
+) -> dict[str, Any]:
     checkpoints, problems = log.checkpoints(checkpoint_files, origin)
     if not checkpoints:
         problems.append("there is no checkpoint: nobody has signed this log")
-    folds: list[Callable[[], Fold]] = [
-        partial(ChangeFold, operations_elsewhere=operations_elsewhere),
-        LedgerFold,
-    ]
-    if decide:
+    changes = partial(ChangeFold, operations_elsewhere=asked.operations_elsewhere)
+    folds: list[Callable[[], Fold]] = [changes, LedgerFold]
+    if asked.decide:
         folds.append(_decision_fold(log.directory))
     with progress("verifying") as advance:
         report = verify_log(
@@ -128,8 +148,8 @@ def verify(
             checkpoints,
             advance,
             folds=folds,
-            beginning_elsewhere=beginning_elsewhere,
-            end_elsewhere=end_elsewhere,
+            beginning_elsewhere=asked.beginning_elsewhere,
+            end_elsewhere=asked.end_elsewhere,
         )
     problems += report.problems
     problems += text_problems(log.directory, report.fold(ChangeFold).policies)
@@ -170,15 +190,26 @@ def _described(
         "development": officers.development,
         "operations": officers.executed,
         "acts": officers.acts,
+        "decided_intents": next(
+            (fold.decided for fold in report.folds if isinstance(fold, _Deciding)), None
+        ),
         "problems": problems,
     }
 
 
-def _verify_proof(path: Path, spki: bytes, origin: str | None) -> dict[str, Any]:
+def _verify_proof(
+    path: Path, spki: bytes, origin: str | None, messages: list[InHand]
+) -> dict[str, Any]:
     # Bytes that are not UTF-8 become characters that no proof has, and are refused with them.
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(proof.MAX_PROOF + 1)
     proven = proof.verify(text, spki, origin or _origin_in(text))
+    compared = compare(messages, proven.digest, proven.signature) if messages else None
+    if compared is not None and not compared.holds:
+        raise OperatorError(
+            f"the proof is valid, but not of the message in hand: it is of item {proven.index} of"
+            f" intent {proven.intent}. {finding(compared)}"
+        )
     return {
         "log": proven.checkpoint.origin,
         "checkpoint": proven.checkpoint.size,
@@ -195,6 +226,7 @@ def _verify_proof(path: Path, spki: bytes, origin: str | None) -> dict[str, Any]
         "digest": proven.digest.hex(),
         "signature": proven.signature.hex() if proven.signature else None,
         "failure": proven.failure,
+        "compared": None if compared is None else str(compared),
     }
 
 

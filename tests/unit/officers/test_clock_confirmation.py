@@ -12,6 +12,7 @@ from signer.audit.read.verify import verify_log
 from signer.clock import JUMP_SECONDS
 from signer.errors import CallError, Reason
 from signer.officers.change_check import ChangeFold
+from signer.officers.offline_check import ApprovalFold
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, DAY, ORIGIN, Stage, empty_registry
 from tests.unit.officers.people import A, B
@@ -164,7 +165,7 @@ def test_an_interrupted_confirmation_is_completed(stage: Stage) -> None:
 
 
 def judged(records: list[Record]) -> list[str]:
-    fold = ChangeFold()
+    fold = ApprovalFold()
     for record in records:
         fold.apply(record)
     return list(fold.problems)

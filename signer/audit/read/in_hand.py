@@ -1,0 +1,136 @@
+"""A message in hand, read from a file, and compared with an item of the log.
+
+The log has the digest of the bytes that were signed, and the signature. A finished message
+holds both, so that a genuine signature in a changed message is seen: a compact JWS (RFC 7515
+section 7.1), a COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's text. A raw signature says
+nothing of what it signs, and a message without its signature nothing of who signed it.
+"""
+
+import base64
+import binascii
+import enum
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from hashlib import sha256, sha384
+from typing import NamedTuple
+
+import cbor2
+
+from signer.formats import base45
+
+MAX_MESSAGE = 4 << 20
+"""Bytes of a message, as in the API, and of a decompressed one."""
+
+_JWS = re.compile(rb"([A-Za-z0-9_-]+\.[A-Za-z0-9_-]*)\.([A-Za-z0-9_-]+)")
+_DIGEST_SIZES = frozenset({sha256().digest_size, sha384().digest_size})
+
+
+class Compared(enum.StrEnum):
+    """What comparing a message in hand with an item says, the best first."""
+
+    SAME = "same message and signature"
+    MESSAGE = "same message, no signature in hand"
+    SIGNATURE = "same signature, no message in hand"
+    OTHER_MESSAGE = "another message"
+    OTHER_SIGNATURE = "another signature"
+    NEITHER = "another message and signature"
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing in hand differs from what was signed."""
+        return self in {Compared.SAME, Compared.MESSAGE, Compared.SIGNATURE}
+
+
+class InHand(NamedTuple):
+    """One way to read a file: its raw signature, and the digests that the log may have of it.
+
+    Without a message there are no digests; without a signature that is None.
+    """
+
+    signature: bytes | None
+    digests: frozenset[bytes]
+
+    def compare(self, digest: bytes, signature: bytes | None) -> Compared:
+        """Compares with the digest and the signature of an item; None: it was not signed."""
+        same_message = digest in self.digests
+        same_signature = self.signature is not None and self.signature == signature
+        if self.signature is None:
+            return Compared.MESSAGE if same_message else Compared.NEITHER
+        if not self.digests:
+            return Compared.SIGNATURE if same_signature else Compared.NEITHER
+        match same_message, same_signature:
+            case True, True:
+                return Compared.SAME
+            case True, False:
+                return Compared.OTHER_SIGNATURE
+            case False, True:
+                return Compared.OTHER_MESSAGE
+        return Compared.NEITHER
+
+
+def read_message(content: bytes, signature: bytes | None = None) -> list[InHand]:
+    """Returns all ways to read a file.
+
+    With a ``signature`` (raw, or in Base64) the file is what it signs: a MESSAGE, or the
+    message of a DIGEST. Without one it is a finished message; else a signature or a message
+    alone.
+    """
+    if signature is not None:
+        return [InHand(each, _digests(content)) for each in _raw(signature)]
+    finished = _finished(content)
+    if finished:
+        return finished
+    alone = [InHand(each, frozenset()) for each in _raw(content)]
+    return [*alone, InHand(None, _digests(content))]
+
+
+def hashes_of(messages: Iterable[InHand]) -> frozenset[bytes]:
+    """Returns under what a search finds them: digests, and hashes of signatures."""
+    hashes: set[bytes] = set()
+    for message in messages:
+        hashes |= message.digests
+        if message.signature is not None:
+            hashes.add(sha256(message.signature).digest())
+    return frozenset(hashes)
+
+
+def compare(messages: Sequence[InHand], digest: bytes, signature: bytes | None) -> Compared:
+    """Returns the best that comparing a file with an item says, however the file is read."""
+    order = list(Compared)
+    said = [message.compare(digest, signature) for message in messages]
+    return min(said, key=order.index, default=Compared.NEITHER)
+
+
+def _digests(message: bytes) -> frozenset[bytes]:
+    """Returns what the log has of a message: its hash, or itself where it is a digest."""
+    digests = {sha256(message).digest(), sha384(message).digest()}
+    return frozenset(digests | ({message} if len(message) in _DIGEST_SIZES else set()))
+
+
+def _raw(content: bytes) -> list[bytes]:
+    signatures = [content]
+    with suppress(binascii.Error):
+        signatures.append(base64.b64decode(content.strip(), validate=True))
+    return signatures
+
+
+def _finished(content: bytes) -> list[InHand]:
+    """Reads a finished message; returns nothing for another file."""
+    text = content.strip()
+    if jws := _JWS.fullmatch(text):
+        with suppress(binascii.Error):
+            signature = base64.urlsafe_b64decode(jws[2] + b"=" * (-len(jws[2]) % 4))
+            return [InHand(signature, frozenset({sha256(jws[1]).digest()}))]
+    with suppress(ValueError, zlib.error):
+        if text.startswith(b"HC1:"):
+            content = zlib.decompressobj().decompress(base45.decode(text[4:]), MAX_MESSAGE)
+    with suppress(cbor2.CBORError):
+        match cbor2.loads(content, max_depth=4, allow_indefinite=False):
+            case cbor2.CBORTag(
+                tag=18, value=[bytes() as protected, _, bytes() as payload, bytes() as signature]
+            ):
+                signed = cbor2.dumps(["Signature1", protected, b"", payload])
+                return [InHand(signature, frozenset({sha256(signed).digest()}))]
+    return []
