@@ -110,8 +110,9 @@ def _keys(fields: Mapping[str, Any]) -> str:
     changed = [f"{_short(name)} {state}" for name, state in fields["changed"].items()]
     flags = [f"{flag[0]} {flag[1]} suspended".strip() for flag in fields.get("suspended", ())]
     flags += [f"{flag[0]} {flag[1]} resumed".strip() for flag in fields.get("lifted", ())]
-    begins = [f"{count(len(fields['versions']), 'version')} taken as given"]
-    lines = begins if fields.get("baseline") else [*changed, *flags]
+    lines = [*changed, *flags]
+    if fields.get("baseline"):
+        lines = [f"{count(len(fields['versions']), 'version')} taken as given"]
     return ", ".join([*lines, *fields.get("unaccounted", ())]) or "nothing changed"
 
 
