@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from signer.cli.main import main
-from signer.cli.output import print_table, print_values, put, say
+from signer.cli.output import print_table, print_text, print_values, put, say
 
 ATTACK = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
 
@@ -64,3 +64,16 @@ def test_exact_bytes_go_to_a_file_and_text_to_a_terminal(
         screen.flush()
         assert os.read(ours, 4096).decode() == "?]0;owned??[2J??31m"
     os.close(ours)
+
+
+def test_a_cell_may_have_several_lines_and_sentences_are_folded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(("what", "why"), [("b", ["first", ATTACK])])
+    printed = capsys.readouterr().out
+    assert "| b    | first" in printed
+    assert printed.replace("\n", "").isprintable()
+    print_text(f"{ATTACK} words " * 20)
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    assert max(map(len, printed.splitlines())) <= 80
