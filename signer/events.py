@@ -253,6 +253,16 @@ class RegistryUnreadable(TextEvent):
     """The registry cannot be followed."""
 
 
+class Unaccounted(NamedTuple):
+    """Changes of the registry for which no operation and no act accounts.
+
+    ``refused`` are not served; ``obeyed`` are stops that somebody made by hand.
+    """
+
+    refused: Sequence[str]
+    obeyed: Sequence[str]
+
+
 class TokenDiffers(NamedTuple):
     """The keys on a token are not those in the registry."""
 

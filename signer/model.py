@@ -71,6 +71,20 @@ class Suspension(NamedTuple):
         return f"{heads[self.scope]}{self.name}" if self.scope in heads else str(self.scope)
 
 
+class Act(NamedTuple):
+    """What one officer stopped alone: ``act`` is suspend or compromised, ``id`` a UUID.
+
+    ``target`` is a key, a version, or what a suspension names.
+    """
+
+    id: str
+    act: str
+    target: str
+    officer: str
+    reason: str
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Suspended:
     """Which suspensions are in force: the reason for everything, or reasons by facility."""

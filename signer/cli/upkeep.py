@@ -17,7 +17,6 @@ from signer.hsm.latch import release
 from signer.keys.database import connect, explained, version_of
 from signer.keys.registry import Registry
 from signer.officers.kinds.officer_change import first_officers
-from signer.officers.records import OfficersRecord
 from signer.text import count
 
 
@@ -70,9 +69,7 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
         with open_admin(chosen, config.state) as admin:
             key = ensure_audit_key(registry, admin, clock.now())
         if not begun:
-            in_force = bytes.fromhex(state.policy)
-            fields = OfficersRecord(state.officers, policy=in_force).to_fields()
-            begin(config.audit, key, fields, clock)
+            begin(config.audit, key, state, clock, development=False)
     say(f"officers: {', '.join(sorted(state.officers))}")
     say(f"policy in force: {state.policy}")
     if state.policy != policy.policy.sha256:

@@ -29,13 +29,12 @@ from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
 from signer.clock import Clock, FlooredClock
 from signer.config.models import LEVELS, Config, LimitsConfig, load_config
+from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog, audit_key, open_log
-from signer.daemon.catch_up import CatchUp
 from signer.daemon.descriptors import KEPT, room_for
 from signer.daemon.inventory import Inventory
-from signer.daemon.policy_in_force import PolicyInForce
 from signer.daemon.sealing import Sealing
-from signer.daemon.serving import Serving, check_tokens, read_state, snapshot_of
+from signer.daemon.serving import Serving, begin_serving, check_tokens
 from signer.daemon.status import StatusReader
 from signer.errors import ConfigError, OperatorError
 from signer.event_loop import EventLoop
@@ -57,7 +56,7 @@ from signer.hsm.front.process import token_spec
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
-from signer.keys.registry import Registry, RegistryState
+from signer.keys.registry import Registry
 from signer.observe import open_tracing
 from signer.observe.http import HttpPort
 from signer.observe.lines import LibraryMessages
@@ -68,6 +67,7 @@ from signer.officers.kinds.base import OperationDependencies
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import Proposals
 from signer.officers.records import OperationRecords
+from signer.officers.standing import StandingFold
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
@@ -81,6 +81,7 @@ STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25  # readiness and registry are checked so often
 RECEIVING, RECEIVING_PER_CLIENT = 64, 8
 """Messages that are received at once; each may have up to `limits.message_bytes`."""
+COMPARE_SECONDS = 1.0  # a part of the registry is compared with what was read so often
 SWEEP_SECONDS = 5.0  # operations that have begun and not ended are searched for so often
 
 
@@ -110,24 +111,22 @@ class Appliance:
         self._reports, listeners = _reporting(config)
         self._events = events = Events(*listeners)
 
-        # 2. What is served: the state of the registry under the policy in force.
+        # 2. The registry, whose state is to be served under the policy in force.
         self._registry = registry = Registry.open(config.registry)
         refused.callback(registry.close)
         self._certificates = Certificates(config.tls)
-        state, policies = read_state(config, registry, events, development=development)
-        self._served = Served(snapshot_of(state, policies.text.policy))
         key = audit_key(registry, clock.now())
         check_tokens([key], config)
 
         # 3. The audit log. When it stops, health says NOT_SERVING before any call is refused.
         self._health = Health(HEALTH_SERVICES, self._loop)
-        ledger, approvals = Ledger(), ApprovalFold(checking=False)
+        ledger, approvals, standings = Ledger(), ApprovalFold(checking=False), StandingFold()
         self._log = log = open_log(
             config.audit,
             key,
             clock,
             events,
-            folds=(ledger, approvals),
+            folds=(ledger, approvals, standings),
             on_stop=self._health.fail,
             override=override_audit,
         )
@@ -136,6 +135,20 @@ class Appliance:
         totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
         self._usage.restore(ledger.windows(), totals)
         self._daemon_log = DaemonLog(log, ledger, config.audit.directory, clock, events)
+        # What of the registry is served is what the log accounts for.
+        accounts = Accounts(
+            registry,
+            self._daemon_log,
+            clock,
+            events,
+            standings=standings,
+            approvals=approvals,
+            development=development,
+        )
+        begun = begin_serving(
+            config, registry, accounts, self._daemon_log, events, development=development
+        )
+        self._served = Served(begun.snapshot())
         # What calls and workers emit is recorded as well.
         recorded = Events(*listeners, self._daemon_log.handlers)
 
@@ -149,8 +162,16 @@ class Appliance:
 
         # 5. What follows the registry, the way of an operation, the way of a request.
         records = OperationRecords(log)
-        catch_up = CatchUp(registry, self._daemon_log, records, approvals)
-        self._serving = self._build_serving(state, policies, catch_up)
+        self._serving = Serving(
+            config,
+            registry,
+            begun,
+            served=self._served,
+            hsm=hsm,
+            log=self._daemon_log,
+            clock=clock,
+            events=events,
+        )
         dependencies = self._build_dependencies(records, admins)
         self._executor = Executor(dependencies)
         self._server = self._build_server(dependencies, ledger, recorded)
@@ -161,22 +182,6 @@ class Appliance:
         self._closing = threading.Event()
         self._reloading = threading.Lock()
         self._listening = self._draining = False
-
-    def _build_serving(
-        self, state: RegistryState, policies: PolicyInForce, catch_up: CatchUp
-    ) -> Serving:
-        return Serving(
-            self._config,
-            self._registry,
-            state,
-            policies=policies,
-            served=self._served,
-            hsm=self._hsm,
-            log=self._daemon_log,
-            catch_up=catch_up,
-            clock=self._clock,
-            events=self._events,
-        )
 
     def _build_dependencies(
         self, records: OperationRecords, admins: AdminWorkers
@@ -366,7 +371,8 @@ class Appliance:
     @property
     def differences(self) -> list[str]:
         """Where registry and tokens differ, and what else is wrong although the daemon serves."""
-        return [*self._inventory.differences, *self._status.doubts()]
+        unaccounted = self._serving.refused
+        return [*self._inventory.differences, *unaccounted, *self._status.doubts()]
 
     def reasons(self) -> list[str]:
         """Returns why the daemon does not serve; empty while it does."""
@@ -378,6 +384,8 @@ class Appliance:
                 f"{doubt}: nothing is signed until the machine's clock is right again or officers "
                 "have confirmed it (`signer operations propose clock`)"
             )
+        if unaccounted := self._serving.reason:
+            reasons.append(unaccounted)
         if not self._listening:
             reasons.append(STARTING)
         if self._draining:
@@ -424,11 +432,14 @@ class Appliance:
 
     def _follow(self) -> None:
         """Follows the registry and resumes operations, in a thread: a database may hang."""
-        swept = 0.0
+        swept = compared = 0.0
         while not self._closing.wait(TICK_SECONDS):
             try:
                 self._serving.follow()
                 self._inventory.compare()
+                if self._clock.monotonic() - compared >= COMPARE_SECONDS:
+                    compared = self._clock.monotonic()
+                    self._serving.compare()
                 if self._clock.monotonic() - swept >= SWEEP_SECONDS:
                     swept = self._clock.monotonic()
                     self._executor.sweep()

@@ -4,7 +4,8 @@ Intents and outcomes are ``signer.signing.evidence``, the officers' records
 ``signer.officers.records``, checkpoints ``signer.daemon.sealing``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from signer import __version__
 from signer.algorithms import Algorithm
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
-from signer.audit.format.record import RecordKind, Value
+from signer.audit.format.record import Fields, RecordError, RecordKind, Value
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_segments
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.notes import KnownCheckpoints, read_newest
@@ -41,14 +42,14 @@ from signer.files import replace_file
 from signer.keys.certificates import public_key_pem
 from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
-from signer.keys.registry import Registry
+from signer.keys.registry import Registry, RegistryState
 from signer.model import AUDIT_KEY, KeyVersion
 from signer.officers.offline_check import ApprovalFold
-from signer.officers.records import ApprovedOperation, PolicyRecord
+from signer.officers.records import OfficersRecord
+from signer.officers.standing import StandingFold, baseline_fields
 from signer.policy.rules import Policy
 
 FLUSH_SECONDS = 10.0  # how long denials are added up before they are recorded
-MAX_CHANGES = 100  # key versions named by one KEYS record
 
 
 def ensure_audit_key(registry: Registry, admin: TokenAdmin, now: float) -> KeyVersion:
@@ -85,13 +86,16 @@ def refuse_second_log(config: AuditConfig) -> None:
 
 
 def begin(
-    config: AuditConfig, key: KeyVersion, officers: Mapping[str, Value], clock: Clock
+    config: AuditConfig, key: KeyVersion, state: RegistryState, clock: Clock, *, development: bool
 ) -> Path:
-    """Writes the public audit key's file, and begins a log with the key and the first officers.
+    """Writes the public audit key's file, and begins a log.
 
-    ``officers`` are the fields of an ``OfficersRecord``. Returns the path of the key's file.
+    It begins with the key, and with what is taken as given: the officers and the policy in
+    force, and a baseline of the state of the registry. Returns the path of the key's file.
     Raises OperatorError, AuditRefused.
     """
+    policy = bytes.fromhex(state.policy or "")
+    officers = OfficersRecord.first(state, development=development, policy=policy)
     path = config.directory / KEY_FILE
     try:
         config.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -101,7 +105,9 @@ def begin(
     log = _opener(config, clock)(checkpoints=_known_checkpoints(config, key).newest)
     try:
         log.append(RecordKind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
-        log.append(RecordKind.OFFICERS, officers)
+        log.append(RecordKind.OFFICERS, officers.to_fields())
+        for part in baseline_fields(state, clock.now(), development=development):
+            log.append(RecordKind.KEYS, part)
     except AuditUnavailable as error:
         raise OperatorError(f"the audit log could not be started: {error}") from error
     finally:
@@ -115,7 +121,7 @@ def open_log(
     clock: FlooredClock,
     events: Events,
     *,
-    folds: Sequence[Ledger | ApprovalFold],
+    folds: Sequence[Ledger | ApprovalFold | StandingFold],
     on_stop: Callable[[], object],
     override: bool,
 ) -> AuditLog:
@@ -214,11 +220,10 @@ class DaemonLog:
             return record.time_us
         raise LookupError(f"there is no record {seq}")
 
-    def policy(self, sha256: str, text: bytes, approved: ApprovedOperation | None) -> None:
-        """Stores a policy's text under its hash, and records that it is in force from now on.
+    def keep_policy(self, sha256: str, text: bytes) -> None:
+        """Stores a policy's text under its hash. Raises OperatorError.
 
-        ``approved`` is the operation that approved it; None without one. Raises OperatorError if
-        the text cannot be stored: a policy that cannot be read later must not decide now.
+        A policy that cannot be read later must not decide now.
         """
         folder = self._directory / POLICIES
         path = folder / sha256
@@ -230,21 +235,28 @@ class DaemonLog:
             raise OperatorError(
                 f"the policy cannot be kept in {folder} ({error.strerror}): make room there"
             ) from error
-        record = PolicyRecord(bytes.fromhex(sha256), approved)
-        self._record(RecordKind.POLICY, record.to_fields())
 
-    def keys_changed(self, before: KeyIndex, after: KeyIndex) -> None:
-        """Records a new revision of the registry, and which versions are new or changed."""
-        now = self._clock.now()
-        changed = list(after.changed_since(before))
-        self._record(
-            RecordKind.KEYS,
-            {
-                "registry_revision": after.revision,
-                "changed": {v.name: str(v.state_at(now)) for v in changed[:MAX_CHANGES]},
-                "changes": len(changed),
-            },
-        )
+    def kept_policy(self, sha256: str) -> bytes | None:
+        """Returns the text of a policy that was in force here, None without it."""
+        try:
+            text = (self._directory / POLICIES / sha256).read_bytes()
+        except OSError:
+            return None
+        return text if hashlib.sha256(text).hexdigest() == sha256 else None
+
+    def account(self, records: Iterable[tuple[RecordKind, Fields]]) -> None:
+        """Records what is served from here on, ahead of every intent that depends on it.
+
+        It is not waited for: the log is in order, so what is signed under it is durable after
+        it. Raises OperatorError if the log accepts no records.
+        """
+        try:
+            for kind, fields in records:
+                self._log.note(kind, fields)
+        except AuditUnavailable as error:
+            raise OperatorError(f"the audit log accepts no records: {error}") from error
+        except RecordError as error:
+            raise OperatorError(f"this cannot be recorded: {error}") from error
 
     @property
     def handlers(self) -> Handlers:

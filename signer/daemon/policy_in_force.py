@@ -6,6 +6,7 @@ names the policy in force, and the files are a copy of it or somebody's draft of
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,14 +36,17 @@ class PolicyInForce:
         state: RegistryState,
         events: Events,
         *,
+        kept: Callable[[str], bytes | None],
         development: bool,
     ) -> None:
         """Reads the policy in force at the start; one from the files is put into the registry.
 
-        ``state`` is what the registry holds. Raises ConfigError and OperatorError.
+        ``state`` is what is accounted for; ``kept`` returns the text that the log has kept of a
+        policy, by its SHA-256. Raises ConfigError and OperatorError.
         """
         self.folder = folder
-        self._registry, self._events, self.development = registry, events, development
+        self._registry, self._events, self._kept = registry, events, kept
+        self._development = development
         self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
         text = read_policy(folder) if self.files_decide(state) else self._stored(state)
         self.text = self._keep(text)
@@ -53,7 +57,7 @@ class PolicyInForce:
 
     def files_decide(self, state: RegistryState) -> bool:
         """Returns whether the files are in force as they are, without an approval."""
-        return self.development or not state.officers
+        return self._development or not state.officers
 
     def of(self, state: RegistryState) -> PolicyText:
         """Returns the policy that a state puts in force; raises OperatorError if it has no text."""
@@ -120,7 +124,9 @@ class PolicyInForce:
         return self._keep(read_policy(self.folder) if known is None else known)
 
     def _stored(self, state: RegistryState) -> PolicyText:
-        content = None if state.policy is None else self._registry.document(state.policy)
+        # First where the log keeps it: nobody changes that by SQL.
+        sha256 = state.policy or ""
+        content = self._kept(sha256) or self._registry.document(sha256)
         if content is None:
             raise OperatorError(
                 "the registry does not hold the policy in force: put it back from the backup"

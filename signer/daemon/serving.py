@@ -1,21 +1,23 @@
 """What is served now: keys, policy and suspensions, kept in step with the registry."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from signer.clock import FlooredClock
 from signer.config.models import Config
 from signer.config.policy_documents import PolicyText
+from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog
-from signer.daemon.catch_up import CatchUp
 from signer.daemon.policy_in_force import PolicyInForce
 from signer.errors import ConfigError, OperatorError
 from signer.events import Events, KeysChanged, PolicyChanged, RegistryUnreadable, SuspensionsChanged
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
-from signer.model import KeyState, KeyVersion, Scope, Suspended
+from signer.model import KeyState, KeyVersion, Scope, Suspended, Suspension
+from signer.officers.accounting import Judgement
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import OperationContext
 from signer.policy.rules import Policy
@@ -23,6 +25,19 @@ from signer.signing.request import Served, Snapshot
 
 _STOPPED = frozenset({KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROYED})
 """States that also stop batches which began before."""
+COMPARED = 200  # versions that one comparison reads
+
+
+class Begun(NamedTuple):
+    """What the daemon serves first: the registry's state, what is accounted for, the policy."""
+
+    state: RegistryState
+    accounts: Accounts
+    judged: Judgement
+    policies: PolicyInForce
+
+    def snapshot(self) -> Snapshot:
+        return snapshot_of(self.judged.state, self.policies.text.policy)
 
 
 class Serving:
@@ -35,26 +50,25 @@ class Serving:
         self,
         config: Config,
         registry: Registry,
-        state: RegistryState,
+        begun: Begun,
         *,
-        policies: PolicyInForce,
         served: Served,
         hsm: Hsm,
         log: DaemonLog,
-        catch_up: CatchUp,
         clock: FlooredClock,
         events: Events,
     ) -> None:
-        """``state`` is the state of the registry that ``served`` holds."""
+        """``begun`` is what ``served`` holds."""
         self.lock = threading.RLock()  # held while what is served changes
         self.error = ""
-        self._registry, self._state = registry, state
-        self._policies, self._served, self._hsm = policies, served, hsm
-        self._log, self._catch_up = log, catch_up
-        self._clock, self._events = clock, events
+        self._registry, self._state = registry, begun.state
+        self._accounts, self._first = begun.accounts, begun.judged
+        self._policies, self._served, self._hsm = begun.policies, served, hsm
+        self._log, self._clock, self._events = log, clock, events
         self._config = config
         self._tokens = tuple(token.label for token in config.tokens)
         self._needed = config.operations.all_needed()
+        self._compared, self._seen = 0, 0  # the rows of versions that were compared in this pass
         self._ended_until = clock.now()  # session copies of versions that ended before are gone
         self._next_end = self._end_after(self._ended_until)
 
@@ -71,13 +85,23 @@ class Serving:
     @property
     def files_decide(self) -> bool:
         """Whether the policy's files are in force as they are, without an approval."""
-        return self._policies.files_decide(self._state)
+        return self._accounts.files_decide
+
+    @property
+    def reason(self) -> str:
+        """Why the registry is not served as it is; empty where it is."""
+        return self._accounts.reason()
+
+    @property
+    def refused(self) -> Sequence[str]:
+        """What of the registry is not served, because nothing accounts for it."""
+        return self._accounts.refused
 
     def begin(self) -> None:
         """Records what is served first, and stops what is suspended. Raises OperatorError."""
-        self._catch_up.record(self._state, self._policies)
+        self._accounts.record(self._first, self._policies.text)
         self._hsm.suspend(self._served.snapshot.suspended, [])
-        self._policies.report_files(self._state)
+        self._policies.report_files(self._accounts.state)
 
     def follow(self) -> bool:
         """Serves what the registry holds now; the last state stays while it cannot be read.
@@ -96,14 +120,39 @@ class Serving:
             self._report(error)
             return False
 
+    def compare(self) -> None:
+        """Compares a part of the registry with what was read of it, whatever its revision.
+
+        So a change by hand that did not raise the revision is found, too. All of a small
+        registry is one part.
+        """
+        known = self._state
+        try:
+            page = self._registry.page(self._compared, COMPARED)
+            differs = self._registry.state(known.keys) != known or any(
+                known.keys.version(v.key, v.number) != v for v in page.versions
+            )
+            self._seen += len(page.versions)
+            if page.last is None:
+                differs = differs or self._seen != len(known.keys)
+                self._seen = 0
+            self._compared = page.last or 0
+            if differs:
+                with self.lock:
+                    self._serve(self._registry.state())
+        except OperatorError as error:
+            self._report(error)
+
     def draft(self) -> PolicyText | None:
         """Returns the policy in the files if it is another one; see ``PolicyInForce.draft``."""
-        return self._policies.draft(self._state)
+        return self._policies.draft(self._accounts.state)
 
     def put(self, draft: PolicyText) -> None:
         """Puts a draft in force where the files decide. Raises ConfigError."""
         with self.lock:
             try:
+                # Kept first: what cannot be kept must not be in force after a restart either.
+                self._log.keep_policy(draft.policy.sha256, draft.text)
                 with self._registry.writing() as write:
                     write.put_policy(draft.text)
                 state = self._registry.state(self._state.keys)
@@ -114,24 +163,44 @@ class Serving:
 
     def context(self) -> OperationContext:
         """Returns what operations depend on, read now. Raises OperatorError."""
-        # Without the lock: a reader does not wait for a thread that waits for the database.
-        return self._context(self._registry.state(self._state.keys))
+        state = self._registry.state(self._state.keys)
+        if state.keys.revision != self._state.keys.revision:
+            # Officers and policy are those that are served: serve this state first. Otherwise
+            # without the lock: a reader does not wait for a thread that waits for the database.
+            with self.lock:
+                self._serve(state)
+        return self._context(state)
 
     @contextmanager
     def locked(self, known: OperationContext | None = None) -> Iterator[OperationContext]:
         """Holds the lock for a block, at the registry's newest state; see ``ServedState``."""
         with self.lock:
-            if known is None or known.state.keys.revision != self._registry.revision():
-                known = self._context(self._registry.state(self._state.keys))
-            self._serve(known.state)
-            yield known
+            revision = self._registry.revision()
+            read = [self._state] if known is None else [self._state, known.state]
+            if any(state.keys.revision != revision for state in read):
+                state = self._registry.state(self._state.keys)
+                self._serve(state)
+                known = self._context(state)
+            yield known or self._context(self._state)
 
     def _context(self, state: RegistryState) -> OperationContext:
-        policies = self._policies
+        """Returns the context at a state of the registry.
+
+        Keys and suspensions are the registry's, because operations change them there. Officers
+        and policy are those that are accounted for: a row alone makes nobody an officer.
+        """
+        policies, served = self._policies, self._accounts.state
         return OperationContext(
             now=self._clock.now(),
-            state=state,
-            policy=policies.of(state),
+            state=state._replace(
+                officers=served.officers,
+                officers_since=served.officers_since,
+                policy=served.policy,
+                policy_since=served.policy_since,
+                deployment=served.deployment,
+            ),
+            stored=state,
+            policy=policies.text,
             tokens=self._tokens,
             needed=self._needed,
             draft=policies.in_files,
@@ -148,7 +217,7 @@ class Serving:
         """Serves a state of the registry; returns whether everything that it stops is stopped."""
         stopped = False
         try:
-            if state.keys.revision != self._state.keys.revision:
+            if state is not self._state:
                 self._stop(state)
                 stopped = True
                 self._take(state)
@@ -181,9 +250,9 @@ class Serving:
             {**more.facilities, **snapshot.suspended.facilities},
         )
         if both != snapshot.suspended:
-            self._suspend(snapshot, both)
+            self._suspend(snapshot, both, state.suspensions)
 
-    def _suspend(self, before: Snapshot, suspended: Suspended) -> None:
+    def _suspend(self, before: Snapshot, suspended: Suspended, flags: Sequence[Suspension]) -> None:
         """Puts other suspensions in force: first for new jobs, then for those that wait."""
         self._served.snapshot = replace(self._served.snapshot, suspended=suspended)
         halted = [
@@ -193,58 +262,62 @@ class Serving:
             and not before.suspended.reason(version.key.facility)
         ]
         self._hsm.suspend(suspended, halted)
-        self._events.emit(SuspensionsChanged([str(each) for each in self._state.suspensions]))
+        self._events.emit(SuspensionsChanged([str(each) for each in flags]))
 
     def _take(self, state: RegistryState, *, from_files: bool = False) -> None:
         """Serves another state: workers know new keys before callers do.
 
         The files that a policy came from are not written: they may hold the next draft.
         """
-        check_tokens(state.keys, self._config)
+        judged = self._accounts.judge(state)
+        check_tokens(judged.state.keys, self._config)
         before, before_text = self._served.snapshot, self._policies.text
-        self._policies.text = text = self._policies.of(state)
-        officers = self._state.officers
-        changed = list(state.keys.changed_since(self._state.keys))
-        new = any(self._state.keys.version(v.key, v.number) is None for v in changed)
-        self._state = state
+        text = self._policies.of(judged.state)
+        # Nothing is served that is not in the log: what fails here is tried again at the next look.
+        self._accounts.record(judged, text)
+        self._state, self._policies.text = state, text
+        after = snapshot_of(judged.state, text.policy)
+        changed = list(after.keys.changed_since(before.keys))
+        new = any(before.keys.version(v.key, v.number) is None for v in changed)
         if new or any(v.state is KeyState.DESTROYED for v in changed):
             # Workers must find a key before the first chunk that needs it, and drop destroyed ones.
             self._hsm.refresh()
-        after = snapshot_of(state, text.policy)
         self._served.snapshot = after
         self._enforce(before, after)
         self._next_end = self._end_after(self._ended_until)
         if changed:
-            self._log.keys_changed(before.keys, after.keys)
             self._events.emit(KeysChanged(len(after.keys), after.keys.revision))
-        if state.officers != officers or text is not before_text:
-            self._catch_up.record(state, self._policies)
         if text is not before_text:
             if not from_files:
                 self._policies.write_files(before_text)
             self._events.emit(PolicyChanged(text.policy.sha256))
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
-        """Resumes versions that may sign, and drops those that have ended."""
+        """Stops what is not accounted for, resumes what may sign, drops what has ended."""
         now = self._clock.now()
         ended, resumed = list[KeyVersion](), list[KeyVersion]()
+        stopped: dict[KeyVersion, str] = {}
         for new in after.keys.changed_since(before.keys):
             old = before.keys.version(new.key, new.number)
             state = new.state_at(now)
             if state is KeyState.ACTIVE:
                 resumed.append(new)
-            elif state not in _STOPPED and old is not None and old.active(now):
+            elif state in _STOPPED and new.token in self._tokens:
+                stopped[new if old is None else old] = f"{new.name} is {state}"
+            elif old is not None and old.active(now):
                 ended.append(new)  # admitted batches may finish, as where the clock ends it
+        if stopped:
+            self._hsm.stop_keys(stopped)
         if resumed:
             self._hsm.resume_keys(resumed)
         if ended:
             self._hsm.drop(ended)
         if before.suspended != after.suspended:
-            self._suspend(before, after.suspended)
+            self._suspend(before, after.suspended, self._accounts.state.suspensions)
 
     def _end_after(self, time: float) -> float:
         """Returns when the next version ends after a time, both in seconds since the epoch."""
-        ends = (version.ends_at for version in self._state.keys)
+        ends = (version.ends_at for version in self._served.snapshot.keys)
         return min((at for at in ends if at is not None and at > time), default=float("inf"))
 
     def _end_by_clock(self) -> None:
@@ -253,18 +326,29 @@ class Serving:
         if now < self._next_end:
             return
         since, self._ended_until = self._ended_until, now
-        self._hsm.drop([v for v in self._state.keys if v.ends_at and since < v.ends_at <= now])
+        keys = self._served.snapshot.keys
+        self._hsm.drop([v for v in keys if v.ends_at and since < v.ends_at <= now])
         self._next_end = self._end_after(now)
 
 
-def read_state(
-    config: Config, registry: Registry, events: Events, *, development: bool
-) -> tuple[RegistryState, PolicyInForce]:
+def begin_serving(
+    config: Config,
+    registry: Registry,
+    accounts: Accounts,
+    log: DaemonLog,
+    events: Events,
+    *,
+    development: bool,
+) -> Begun:
     """Returns what is served at the start. Raises ConfigError and OperatorError."""
     state = registry.state()
     check_tokens(state.keys, config)
-    policies = PolicyInForce(config.policy, registry, state, events, development=development)
-    return registry.state(state.keys), policies
+    decided = accounts.begin(state).state
+    policies = PolicyInForce(
+        config.policy, registry, decided, events, kept=log.kept_policy, development=development
+    )
+    state = registry.state(state.keys)  # a policy from the files was put into it
+    return Begun(state, accounts, accounts.begin(state), policies)
 
 
 def check_tokens(keys: Iterable[KeyVersion], config: Config) -> None:

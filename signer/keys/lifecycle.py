@@ -69,6 +69,55 @@ def _after(state: KeyState) -> frozenset[KeyState]:
     return frozenset(found)
 
 
+# By the stored state: the moves that anybody may make, because they only stop.
+_STOPS: Mapping[KeyState, frozenset[KeyState]] = {
+    _S.PRE_ACTIVE: frozenset({_S.COMPROMISED, _S.DESTROY_SCHEDULED}),
+    # To PRE_ACTIVE goes a planned activation that is cancelled.
+    _S.ACTIVE: frozenset(
+        {_S.PRE_ACTIVE, _S.SUSPENDED, _S.DEACTIVATED, _S.COMPROMISED, _S.DESTROY_SCHEDULED}
+    ),
+    _S.SUSPENDED: frozenset({_S.DEACTIVATED, _S.COMPROMISED, _S.DESTROY_SCHEDULED}),
+    _S.DEACTIVATED: frozenset({_S.COMPROMISED, _S.DESTROY_SCHEDULED}),
+    _S.COMPROMISED: frozenset({_S.DESTROY_SCHEDULED}),
+    _S.DESTROY_SCHEDULED: frozenset({_S.DESTROYED, _S.COMPROMISED}),
+    _S.DESTROYED: frozenset(),
+}
+
+
+def only_stops(before: KeyVersion, after: KeyVersion) -> bool:
+    """Returns whether a change of a version allows nothing that was not allowed before.
+
+    That includes what a later move could lead back to. Nothing but states and times differs.
+    """
+    moved = after.state is before.state or after.state in _STOPS[before.state]
+    return moved and _signs_no_longer(before, after) and _leads_no_further(before, after)
+
+
+def _signs_no_longer(before: KeyVersion, after: KeyVersion) -> bool:
+    """Returns whether the times of a version let it sign at no other time than before."""
+    if after.activate_at is not None:
+        planned = None if after.state is _S.PRE_ACTIVE else before.activate_at
+        if planned is None or after.activate_at < planned:
+            return False
+    return before.ends_at is None or (after.ends_at is not None and after.ends_at <= before.ends_at)
+
+
+def _leads_no_further(before: KeyVersion, after: KeyVersion) -> bool:
+    """Returns whether no move leads to more than before, by where a version came from."""
+    if before.compromised and after.state is not _S.DESTROYED and not after.compromised:
+        return False
+    match after.state:
+        case _S.PRE_ACTIVE:  # a cancelled plan stays one: no rotation continues it
+            from_plan = _S.ACTIVE if before.state is _S.ACTIVE else before.came_from
+            return after.came_from is from_plan
+        case _S.DESTROY_SCHEDULED if before.state is not _S.DESTROY_SCHEDULED:
+            return after.came_from in (None, before.state, _S.DEACTIVATED, _S.COMPROMISED)
+        case _S.COMPROMISED | _S.DESTROYED:
+            return True
+        case _:
+            return after.came_from is before.came_from
+
+
 class IllegalMoveError(OperatorError):
     """A state cannot follow the state in force, or not at this time."""
 

@@ -18,8 +18,8 @@ from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.index import KeyIndex
-from signer.keys.schema import documents, key_versions, keys, officers, revision, suspensions
-from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.keys.schema import acts, documents, key_versions, keys, officers, revision, suspensions
+from signer.model import AUDIT_KEY, Act, KeyName, KeyState, KeyVersion, Scope, Suspension
 
 _VERSIONS = sa.select(keys.c.facility, keys.c.key, keys.c.algorithm, key_versions).join(
     keys, key_versions.c.key_id == keys.c.id
@@ -35,7 +35,8 @@ class RegistryState(NamedTuple):
 
     ``officers`` has certificates (DER) by principal; ``policy`` is the SHA-256 of the one in
     force, None before the first. ``policy_since`` and ``officers_since`` are the revisions that
-    put them in force: a policy that is put back has another revision.
+    put them in force: a policy that is put back has another revision. ``deployment`` is the id
+    of the appliances that share the registry.
     """
 
     keys: KeyIndex
@@ -44,6 +45,7 @@ class RegistryState(NamedTuple):
     policy: str | None
     policy_since: int = 0
     officers_since: int = 0
+    deployment: str = ""
 
 
 class RegistryHead(NamedTuple):
@@ -51,6 +53,13 @@ class RegistryHead(NamedTuple):
 
     revision: int
     policy: str | None
+
+
+class RegistryPage(NamedTuple):
+    """Some versions by the order of their rows; ``last`` continues, None after the last one."""
+
+    versions: Sequence[KeyVersion]
+    last: int | None
 
 
 class Registry:
@@ -135,7 +144,29 @@ class Registry:
                 policy=now.policy,
                 policy_since=int(now.policy_since),
                 officers_since=int(now.officers_since),
+                deployment=now.deployment or "",
             )
+
+    def page(self, after: int, limit: int) -> RegistryPage:
+        """Returns the versions of the next rows, whatever their revision. Raises OperatorError.
+
+        So what somebody has changed without raising the revision is found, a part at a time.
+        """
+        with self.reading() as connection:
+            rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
+            last = rows[-1].id if len(rows) == limit else None
+            return RegistryPage([_version(row) for row in rows], last)
+
+    def acts(self, since: int) -> Sequence[tuple[int, Act]]:
+        """Returns the acts after a revision, each with its own. Raises OperatorError."""
+        with self.reading() as connection:
+            return [
+                (
+                    int(row.revision),
+                    Act(row.id, row.act, row.target, row.officer, row.reason, row.at),
+                )
+                for row in connection.execute(_ACTS, {"since": since})
+            ]
 
     def officers(self) -> Mapping[str, bytes]:
         """Returns the officers' certificates (DER) by principal. Raises OperatorError."""
@@ -162,7 +193,12 @@ class Registry:
         statement = sa.select(documents.c.content).where(documents.c.sha256 == sha256)
         with self.reading() as connection:
             content = connection.execute(statement).scalar_one_or_none()
-            return None if content is None else bytes(content)
+        if content is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise OperatorError(
+                f"the registry has another text under {sha256}: somebody has changed it by hand;"
+                " put the row of `documents` back from the backup"
+            )
+        return None if content is None else bytes(content)
 
     def add_version(self, version: KeyVersion) -> None:
         """Adds one version in a transaction of its own; see ``Writing.add_versions``."""
@@ -192,6 +228,12 @@ def _is(name: KeyName) -> sa.ColumnElement[bool]:
 
 _ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
 _NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
+_PAGE = (
+    _ALL.where(key_versions.c.id > sa.bindparam("after"))
+    .order_by(key_versions.c.id)
+    .limit(sa.bindparam("most"))
+)
+_ACTS = sa.select(acts).where(acts.c.revision > sa.bindparam("since")).order_by(acts.c.revision)
 _CONVERTED = {"id", "key_id", "state", "came_from"}
 _UNCHANGED = [column.name for column in key_versions.c if column.name not in _CONVERTED]
 
@@ -279,6 +321,10 @@ class Writing:
         where = _flag(suspension.scope, suspension.name)
         self.connection.execute(sa.delete(suspensions).where(where))
         self.connection.execute(sa.insert(suspensions).values(suspension._asdict()))
+
+    def act(self, act: Act) -> None:
+        """Adds the act of one officer, which this transaction carries out."""
+        self.connection.execute(sa.insert(acts).values(revision=self.revision, **act._asdict()))
 
     def lift(self, suspension: Suspension) -> None:
         """Removes a suspension, unless it has been renewed since."""

@@ -6,7 +6,7 @@ and the certificate; deriving them for ten thousand keys would be most of the ti
 
 import sqlalchemy as sa
 
-VERSION = "0002"  # the newest migration: what the tables of this module are
+VERSION = "0003"  # the newest migration: what the tables of this module are
 
 metadata = sa.MetaData(
     naming_convention={
@@ -67,6 +67,8 @@ revision = sa.Table(
     # The revisions that put that policy, and these officers, in force.
     sa.Column("policy_since", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("officers_since", sa.BigInteger, nullable=False, server_default="0"),
+    # The random id of the appliances that share this registry; approvals name it.
+    sa.Column("deployment", sa.String(32)),
     sa.CheckConstraint("id = 1", name="one_row"),
 )
 
@@ -124,5 +126,18 @@ signatures = sa.Table(
     sa.Column("operation", sa.String(36), sa.ForeignKey("operations.id"), primary_key=True),
     sa.Column("officer", sa.String(2048), primary_key=True),
     sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+# What single officers stopped: rows, so that every appliance of the registry knows them.
+acts = sa.Table(
+    "acts",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+    sa.Column("act", sa.String(16), nullable=False),
+    sa.Column("target", sa.String(200), nullable=False),
+    sa.Column("officer", sa.String(2048), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
 )

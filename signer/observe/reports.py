@@ -19,6 +19,7 @@ from signer.events import CALL, Handlers
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.lines import DEBUG, ERROR, INFO, WARNING, LogLines, write_to_stderr
 from signer.observe.metrics import Metrics
+from signer.text import count
 
 KEPT_ALARMS = 20
 
@@ -39,8 +40,8 @@ def _chunk_ended(metrics: Metrics, event: events.ChunkEnded) -> None:
 def _items_ended(metrics: Metrics, event: events.ItemsEnded) -> None:
     *labels, reasons = event
     metrics.begin_items(*labels)
-    for reason, count in reasons.items():
-        metrics.items(*labels, reason).inc(count)
+    for reason, items in reasons.items():
+        metrics.items(*labels, reason).inc(items)
 
 
 COUNTS: Mapping[type[Any], Callable[[Metrics, Any], object]] = {
@@ -105,6 +106,15 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
         "registry_unreadable",
         ERROR,
         "the registry cannot be read, suspensions are not followed: see the log",
+    ),
+    events.Unaccounted: (
+        "registry_unaccounted",
+        ERROR,
+        lambda event: (
+            "the registry was changed by hand: "
+            f"{count(len(event.refused), 'change is', 'changes are')} not served, "
+            f"{count(len(event.obeyed), 'stop is', 'stops are')} obeyed; see the log"
+        ),
     ),
     events.TokenDiffers: (
         "registry_and_token_differ",

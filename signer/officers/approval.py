@@ -5,8 +5,9 @@ offline check of the audit log uses the same ones. The proposer's signature is t
 operation takes effect when ``officers`` different officers have signed the same bytes.
 
 The bytes are text, so that officers can read what they sign with any program: the line
-``signer.v1 approval``, the origin of the log, the operation's id, and JSON with its members
-in order, two spaces a level and ASCII only.
+``signer.v1 approval``, the origin of the log, the operation's id, a line with the deployment's
+id, and JSON with its members in order, two spaces a level and ASCII only. Older operations have
+no line of the deployment; they are read, and nothing new is done with them.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from signer.errors import CallError, OperatorError, Reason
 from signer.text import utc
 
 FIRST_LINE = "signer.v1 approval"
+DEPLOYMENT = "deployment "  # begins the line with the deployment's id
 MAX_BYTES = 1 << 20  # of an operation; longer content is stored beside it, named by its SHA-256
 MAX_DEPTH = 16  # of JSON: with two spaces a level on every line, depth costs as much as length
 MAX_NUMBER = 1 << 53  # integers below it are the same in every program that reads JSON
@@ -35,6 +37,7 @@ FEWEST_OFFICERS = 2  # the lowest number of officers for an operation
 
 _MEMBERS = frozenset({"kind", "proposer", "proposed_at", "expires_at", "officers", "details"})
 _KIND = re.compile(r"[a-z]+(-[a-z]+)*")
+_DEPLOYMENT = re.compile("[0-9a-f]{32}")
 
 
 class ApprovalError(OperatorError):
@@ -48,7 +51,8 @@ class ApprovalError(OperatorError):
 class Proposal:
     """An operation as it was proposed. Times are whole seconds since the epoch.
 
-    ``officers`` is the number who must sign, the proposer included.
+    ``officers`` is the number who must sign, the proposer included. ``deployment`` is the id of
+    the appliances for which it is, empty in operations from before there was one.
     """
 
     origin: str
@@ -59,12 +63,16 @@ class Proposal:
     expires_at: int
     officers: int
     details: Mapping[str, Any]
+    deployment: str = ""
 
     def canonical(self) -> bytes:
         """Returns the bytes to sign."""
         members = {name: getattr(self, name) for name in sorted(_MEMBERS)}
         text = json.dumps(members, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
-        return f"{FIRST_LINE}\n{self.origin}\n{self.id}\n{text}\n".encode()
+        head = [FIRST_LINE, self.origin, self.id]
+        if self.deployment:
+            head.append(f"{DEPLOYMENT}{self.deployment}")
+        return "\n".join([*head, text, ""]).encode()
 
 
 def parse(data: bytes) -> Proposal:
@@ -83,12 +91,18 @@ def parse(data: bytes) -> Proposal:
 
 def _read(data: bytes) -> Proposal:
     first, origin, identity, text = data.decode("ascii").split("\n", 3)
+    deployment = ""
+    if text.startswith(DEPLOYMENT):
+        line, text = text.split("\n", 1)
+        deployment = line.removeprefix(DEPLOYMENT)
+        if not _DEPLOYMENT.fullmatch(deployment):
+            raise ValueError
     members = json.loads(text, parse_float=_refused, parse_constant=_refused)
     if first != FIRST_LINE or set(members) != _MEMBERS or str(uuid.UUID(identity)) != identity:
         raise ValueError
     if not origin or not origin.isprintable():  # an officer reads it on a terminal
         raise ValueError
-    proposal = Proposal(origin=origin, id=identity, **members)
+    proposal = Proposal(origin=origin, id=identity, deployment=deployment, **members)
     _check_types(proposal)
     _check_values(members)
     return proposal
@@ -259,6 +273,16 @@ def check_approved(
         raise ApprovalError(
             f"only officers whose certificates have ended have signed operation {proposal.id}:"
             " one whose certificate is valid must sign it, too"
+        )
+
+
+def check_deployment(proposal: Proposal, deployment: str) -> None:
+    """Checks that an operation is for the appliances of a deployment. Raises ApprovalError."""
+    if proposal.deployment != deployment:
+        said = proposal.deployment or "none"
+        raise ApprovalError(
+            f"operation {proposal.id} is for another deployment ({said}), this one is"
+            f" {deployment or 'none'}: propose it again here"
         )
 
 

@@ -1,9 +1,11 @@
 """What one officer may stop alone, at once: a key, a facility, a group or everything.
 
 A stop waits for nothing: first the registry, then this appliance, then the log. If the log
-accepts no records, nothing is signed anyway.
+accepts no records, nothing is signed anyway. The act is a row of the registry, in the
+transaction that carries it out: so every appliance can record which act stopped a key.
 """
 
+import uuid
 from collections.abc import Callable
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
@@ -12,7 +14,15 @@ from signer.clock import Clock
 from signer.errors import CallError, OperatorError, Reason, answered, invalid
 from signer.keys import lifecycle
 from signer.keys.registry import Change, ChangedMeanwhileError, Registry
-from signer.model import IDENTIFIER, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
+from signer.model import (
+    IDENTIFIER,
+    Act,
+    KeyState,
+    KeyVersion,
+    Scope,
+    Suspension,
+    parse_key_or_version,
+)
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import ServedState
 from signer.officers.records import ActRecord, OperationRecords, check_reason
@@ -58,10 +68,12 @@ class EmergencyStops:
             ):
                 raise invalid(str(scope), f"there is no {scope} {name}")
             flag = Suspension(scope, name, self._clock.now(), officer, reason)
+            act = self._act("suspend", str(flag), officer, reason)
             with self._registry.writing() as write:
                 write.suspend(flag)
+                write.act(act)
         self._stopped()
-        self._records.acted(ActRecord("suspend", str(flag), officer, reason, {}))
+        self._records.acted(ActRecord.of(act))
 
     def suspensions(self) -> tuple[Suspension, ...]:
         """Returns the suspensions of facilities, groups and everything."""
@@ -81,21 +93,26 @@ class EmergencyStops:
             parse_key_or_version(name)
         except ValueError as error:
             raise invalid("name", str(error)) from None
+        done = self._act(act, name, officer, reason)
         with answered():
-            after = self._stop(name, stops, move)
+            after = self._stop(done, stops, move)
         self._stopped()
         now = self._clock.now()
         states_after = {version.name: str(version.state_at(now)) for version in after}
-        self._records.acted(ActRecord(act, name, officer, reason, states_after))
+        self._records.acted(ActRecord.of(done, states_after))
         return after
+
+    def _act(self, act: str, target: str, officer: str, reason: str) -> Act:
+        return Act(str(uuid.uuid4()), act, target, officer, reason, self._clock.now())
 
     @retry(
         retry=retry_if_exception_type(ChangedMeanwhileError),
         stop=stop_after_attempt(5),
         reraise=True,
     )
-    def _stop(self, name: str, stops: _Stops, move: _Move) -> list[KeyVersion]:
+    def _stop(self, act: Act, stops: _Stops, move: _Move) -> list[KeyVersion]:
         """Writes the stopped versions; repeats where others change the key at the same time."""
+        name = act.target
         now, (key, number) = self._clock.now(), parse_key_or_version(name)
         versions = [v for v in self._registry.versions(key) if number in (None, v.number)]
         if not versions:
@@ -106,6 +123,7 @@ class EmergencyStops:
             raise OperatorError(f"nothing to stop: {states}")
         with self._registry.writing() as write:
             write.change(changes)
+            write.act(act)
         return [change.after for change in changes]
 
     def _stopped(self) -> None:

@@ -16,7 +16,7 @@ from signer.events import OperationBug
 from signer.keys.database import RegistryError
 from signer.keys.registry import Writing
 from signer.officers import store
-from signer.officers.approval import Proposal, check_approved
+from signer.officers.approval import Proposal, check_approved, check_deployment
 from signer.officers.kinds.base import (
     Details,
     Effects,
@@ -68,6 +68,7 @@ class Executor:
         self._threads = threads or ThreadPoolExecutor(_THREADS, "operation")
         self._lock = threading.Lock()
         self._at_work: set[str] = set()
+        self._ended: set[str] = set()  # their end is in the log, and the registry does not say so
         self._stopping = threading.Event()
         self.pending = 0  # proposals that wait for signatures, as the last sweep counted them
 
@@ -124,7 +125,8 @@ class Executor:
             # 1. What officers approved is still true; the last transaction refuses later changes.
             kind.check(details, context)
             with self._serving.locked(context) as current:
-                # 2. Enough officers, who are officers now, have signed these very bytes.
+                # 2. Enough officers, who are officers now, have signed these very bytes, for us.
+                check_deployment(operation.proposal, current.state.deployment)
                 check_approved(
                     operation.proposal,
                     operation.content,
@@ -160,14 +162,20 @@ class Executor:
         try:
             if failed:
                 self._fail(identity, failed)
-            with self._registry.writing(counts=False) as write:
-                operation = store.get(write.connection, identity)
-                if operation.state not in ENDED or operation.recorded:
-                    return
-                # Recorded before the commit, and after the first write: where the database
-                # takes no writes, a sweep must not add the same record again and again.
-                operation = self._update(write, operation, recorded=True)
+            operation = self._store.get(identity)
+            if operation.state not in ENDED or operation.recorded:
+                return
+            # Outside of a transaction: nobody waits for the registry because a disk of one
+            # appliance's log hangs. Where the database takes no writes, a sweep must not add the
+            # same record again and again. A crash in between adds it twice, and it counts once.
+            if identity not in self._ended:
                 self._records.execution_ended(operation)
+                self._ended.add(identity)
+            with self._registry.writing(counts=False) as write:
+                operation = self._update(
+                    write, store.get(write.connection, identity), recorded=True
+                )
+            self._ended.discard(identity)
             self._deps.report(operation)
         except (OperatorError, CallError) as error:
             self._deps.events.emit(OperationBug(identity, error))

@@ -51,6 +51,7 @@ MAX_OPERATIONS = 4096  # remembered at once; the oldest are forgotten first
 MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
 MAX_PROBLEMS = 1000  # reported one by one; the rest is counted
 _ROW = struct.Struct(f">16sBQ{HASH_SIZE}s")  # the operation, its stage, its time, its content
+_ID = 16  # bytes of an operation's id
 _TEXT = 300
 _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
 _POLICY_KINDS = frozenset({"policy", "enrol"})
@@ -80,8 +81,10 @@ class ApprovalFold:
 
     ``officers`` are certificates (DER) by principal, None before any are known;
     ``development``: policies need no approval; ``policy`` is the SHA-256 of the policy in
-    force, empty while it is unknown. ``executed`` and ``acts`` count the operations that are
-    DONE and the acts of single officers since this object was made.
+    force, empty while it is unknown; ``officers_since`` and ``policy_since`` are the registry's
+    revisions that put them in force, -1 while unknown. ``deployment`` is the id that operations
+    must name, empty before the log's first baseline. ``executed`` and ``acts`` count the
+    operations that are DONE and the acts of single officers since this object was made.
     """
 
     def __init__(self, *, checking: bool = True) -> None:
@@ -93,6 +96,8 @@ class ApprovalFold:
         self.officers: dict[str, bytes] | None = None
         self.development = False
         self.policy = b""
+        self.officers_since = self.policy_since = -1
+        self.deployment = ""
         self.executed = 0
         self.acts = 0
         self._checking = checking
@@ -101,6 +106,8 @@ class ApprovalFold:
         self._unlisted = 0
         # In the order of their times: the oldest first.
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        # What has put officers or a policy in force since the baseline; never forgotten.
+        self._in_force: dict[bytes, None] = {}
         # An act of an officer who was removed a moment ago may still be recorded.
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
         self._contents: dict[bytes, bytes] = {}  # of proposals, for their approvals
@@ -128,6 +135,8 @@ class ApprovalFold:
         try:
             if record.kind is RecordKind.SNAPSHOT:
                 self._snapshot(record, first)
+            elif record.kind is RecordKind.KEYS:
+                self._baseline(record)
             elif record.kind in self._TAKEN:
                 self._forget(record.time_us)
                 self._TAKEN[record.kind](self, record)
@@ -135,6 +144,15 @@ class ApprovalFold:
             self._report(record.seq, str(error))
             return False
         return True
+
+    def checked(self, operation: str, content: bytes) -> bool:
+        """Returns whether the execution of an operation with these bytes has begun here."""
+        known = self._known.get(_identity(operation))
+        return (
+            known is not None
+            and bool(known.stage & _Stage.BEGUN)
+            and known.content == sha256(content).digest()
+        )
 
     def snapshot(self) -> dict[str, Value]:
         """Returns the field of a SNAPSHOT record that holds this state, ``control``."""
@@ -146,6 +164,12 @@ class ApprovalFold:
                 _ROW.pack(identity, *known) for identity, known in self._known.items()
             ),
         }
+        if self.deployment:
+            control |= {
+                "deployment": self.deployment,
+                "since": [self.officers_since, self.policy_since],
+                "in_force": b"".join(self._in_force),
+            }
         return {"control": control}
 
     def acts_for(self, officer: str, time_us: int) -> bool:
@@ -184,6 +208,32 @@ class ApprovalFold:
                     self._known[identity] = _Known(*known)
             case _:
                 raise ProblemError("the snapshot's officers cannot be read")
+        match control:
+            case {
+                "deployment": str(deployment),
+                "since": [int(officers_since), int(policy_since)],
+                "in_force": bytes(packed),
+            } if len(packed) % _ID == 0:
+                self.deployment = deployment
+                self.officers_since, self.policy_since = officers_since, policy_since
+                ids = range(0, len(packed), _ID)
+                self._in_force = {packed[at : at + _ID]: None for at in ids}
+
+    def _baseline(self, record: Record) -> None:
+        """Takes the deployment's id from the first part of a baseline."""
+        if record.fields.get("baseline") is not True or record.fields.get("part") != 1:
+            return
+        if self.deployment and not self.development:
+            raise ProblemError("states are taken as given again, which only the first baseline may")
+        self.deployment = text(record.fields, "deployment")
+
+    def _put_in_force(self, operation: str) -> None:
+        """Remembers that an operation's officers or policy came into force: they do so once."""
+        identity = _identity(operation)
+        if identity in self._in_force:
+            raise ProblemError(f"operation {operation} has put this in force before (repeated)")
+        if self.deployment:
+            self._in_force[identity] = None
 
     def _forget(self, time_us: int) -> None:
         """Forgets operations that have been over, or only proposed, for long."""
@@ -228,6 +278,8 @@ class ApprovalFold:
         for signature in approved.signatures:
             if signature.at * 1_000_000 > record.time_us + SKEW_US:
                 raise ProblemError(f"{signature.officer} signed it after it was recorded")
+        if self.deployment:
+            approval.check_deployment(proposal, self.deployment)
         approval.check_approved(proposal, approved.content, approved.signatures, officers)
         return proposal
 
@@ -253,14 +305,16 @@ class ApprovalFold:
         # The officers before may come back, and with them this approval would count again.
         if before is not None and before.stage & _Stage.IN_FORCE:
             raise ProblemError(f"operation {proposal.id} changes the officers again (repeated)")
+        self._put_in_force(said.approved.operation)
         self._remember(record, said.approved, _Stage.IN_FORCE)
         self._before = record.time_us + SKEW_US, frozenset(self.officers or ())
-        self.officers = officers
+        self.officers, self.officers_since = officers, said.since
 
     def _first_officers(self, said: OfficersRecord) -> None:
         if self.officers is not None:
             raise ProblemError("officers are named without an operation, and not as the first")
         self.officers, self.development = dict(said.officers), said.development
+        self.officers_since, self.policy_since = said.since, said.policy_since
         if said.policy is None or len(said.policy) != HASH_SIZE:
             raise ProblemError("the first officers are named without the policy in force")
         self.policy = said.policy
@@ -275,9 +329,9 @@ class ApprovalFold:
             self._check_policy(record, said)
         except (ProblemError, ApprovalError):
             if self.development:
-                self.policy = said.policy
+                self.policy, self.policy_since = said.policy, said.since
             raise
-        self.policy = said.policy
+        self.policy, self.policy_since = said.policy, said.since
 
     def _check_policy(self, record: Record, said: PolicyRecord) -> None:
         same, policy = said.policy == self.policy, said.policy.hex()
@@ -300,6 +354,8 @@ class ApprovalFold:
             raise ProblemError(
                 f"operation {proposal.id} was to replace another policy than the one in force"
             )
+        if not same:
+            self._put_in_force(proposal.id)
 
     def _proposed(self, record: Record) -> None:
         officers = self._known_officers("a proposal")
@@ -381,7 +437,7 @@ class ApprovalFold:
         RecordKind.ACT: _act,
         RecordKind.CLOCK: _clock,
     }
-    KINDS = frozenset({*_TAKEN, RecordKind.SNAPSHOT})
+    KINDS = frozenset({*_TAKEN, RecordKind.KEYS, RecordKind.SNAPSHOT})
     """The kinds of records that ``apply`` takes into account."""
 
     @staticmethod
@@ -395,6 +451,9 @@ class ApprovalFold:
             return replace(record, fields={} if control is None else {"control": control})
         if record.kind in ApprovalFold._TAKEN:
             return record
+        if record.kind is RecordKind.KEYS and record.fields.get("baseline") is True:
+            named = {name: record.fields.get(name) for name in ("baseline", "part", "deployment")}
+            return replace(record, fields=named)
         return None if record.seq else replace(record, fields={}, column=None)
 
 

@@ -21,6 +21,7 @@ from signer.officers.approval import (
     Proposal,
     Signature,
     check_approved,
+    check_deployment,
     check_signature,
     enough,
     parse,
@@ -87,6 +88,7 @@ class Proposals:
             expires_at=now + self._hours * 3600,
             officers=context.needed[kind],
             details=details.model_dump(mode="json"),
+            deployment=context.state.deployment,
         )
         content = proposal.canonical()
         if len(content) > MAX_BYTES:
@@ -176,6 +178,7 @@ class Proposals:
             self._check_clock(operation.proposal.kind)
             details = KINDS["rotate"].read(operation.proposal.details)
             context = self._serving.context()
+            check_deployment(operation.proposal, context.state.deployment)
             check_approved(
                 operation.proposal, operation.content, operation.signatures, context.state.officers
             )
@@ -221,6 +224,7 @@ class Proposals:
             raise ApprovalError(f"its proposer is {proposal.proposer}: {officer} cannot propose it")
         if proposal.origin != origin:
             raise ApprovalError(f"it is for the log {proposal.origin}, this is {origin}")
+        check_deployment(proposal, context.state.deployment)
         if not proposal.proposed_at - 1 <= now < proposal.expires_at:
             raise ApprovalError("it was prepared too long ago: prepare it again")
         if proposal.expires_at != proposal.proposed_at + self._hours * 3600:

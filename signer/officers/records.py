@@ -23,10 +23,12 @@ from signer.audit.format.record import (
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import AuditLog
 from signer.errors import OperatorError, invalid
+from signer.model import Act
 from signer.officers.approval import Officers, Signature
 
 if TYPE_CHECKING:
     # Auditors read records where no database is installed.
+    from signer.keys.registry import RegistryState
     from signer.officers.store import StoredOperation
 
 MAX_REASON = 1000  # bytes of the reason that an officer gives
@@ -97,20 +99,38 @@ class OfficersRecord(NamedTuple):
 
     ``policy``, the SHA-256 of the policy in force, is only in the first one of a log, which
     nobody has approved. ``development``: the policy's files are in force without approval.
+    ``since`` and ``policy_since`` are the revisions of the registry that put them in force, -1
+    where that is not known.
     """
 
     officers: Officers
     approved: ApprovedOperation = ApprovedOperation()
     development: bool = False
     policy: bytes | None = None
+    since: int = -1
+    policy_since: int = -1
+
+    @classmethod
+    def first(cls, state: RegistryState, *, development: bool, policy: bytes) -> OfficersRecord:
+        """Returns the first one of a log, which takes the officers of the registry as given."""
+        return cls(
+            state.officers,
+            development=development,
+            policy=policy,
+            since=state.officers_since,
+            policy_since=state.policy_since,
+        )
 
     def to_fields(self) -> dict[str, Value]:
         fields: dict[str, Value] = {
             "officers": rows_of(self.officers),
             "development": self.development,
+            "since": self.since,
             **self.approved.to_fields(),
         }
-        return fields if self.policy is None else {**fields, "policy": self.policy}
+        if self.policy is None:
+            return fields
+        return {**fields, "policy": self.policy, "policy_since": self.policy_since}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> OfficersRecord:
@@ -122,22 +142,29 @@ class OfficersRecord(NamedTuple):
             else ApprovedOperation(),
             fields.get("development") is True,
             policy if type(policy) is bytes else None,
+            number(fields, "since", -1),
+            number(fields, "policy_since", -1),
         )
 
 
 class PolicyRecord(NamedTuple):
-    """A POLICY: the SHA-256 of the policy from here on, and the operation that approved it."""
+    """A POLICY: the SHA-256 of the policy from here on, and the operation that approved it.
+
+    ``since`` is the revision of the registry that put it in force, -1 if unknown.
+    """
 
     policy: bytes
-    approved: ApprovedOperation | None
+    approved: ApprovedOperation | None = None
+    since: int = -1
 
     def to_fields(self) -> dict[str, Value]:
-        return {"policy": self.policy, **(self.approved.to_fields() if self.approved else {})}
+        approved = self.approved.to_fields() if self.approved else {}
+        return {"policy": self.policy, "since": self.since, **approved}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> PolicyRecord:
         approved = ApprovedOperation.from_fields(fields) if fields.get("operation") else None
-        return cls(octets(fields, "policy"), approved)
+        return cls(octets(fields, "policy"), approved, number(fields, "since", -1))
 
 
 class ClockRecord(NamedTuple):
@@ -165,13 +192,21 @@ class ClockRecord(NamedTuple):
 
 
 class ActRecord(NamedTuple):
-    """An ACT: what one officer did alone; ``changed`` has the states of versions after it."""
+    """An ACT: what one officer did alone; ``changed`` has the states of versions after it.
+
+    ``id`` is that of the act's row in the registry, empty where it stops nothing.
+    """
 
     act: str
     target: str
     officer: str
     reason: str
     changed: Mapping[str, str]
+    id: str = ""
+
+    @classmethod
+    def of(cls, act: Act, changed: Mapping[str, str] | None = None) -> ActRecord:
+        return cls(act.act, act.target, act.officer, act.reason, changed or {}, act.id)
 
     @classmethod
     def from_fields(cls, fields: Fields) -> ActRecord:

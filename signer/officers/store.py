@@ -28,11 +28,23 @@ class OperationState(enum.StrEnum):
 
 
 UNFINISHED = (OperationState.APPROVED, OperationState.EXECUTING)
-MOST_DECISIONS = 1000  # of policy and officers: an appliance can miss these and still follow
+MOST_DECISIONS = 10_000  # operations that an appliance can miss and still account for
 ENDED = (OperationState.DONE, OperationState.FAILED, OperationState.WAITING)
 
 # Fields of an operation that are columns as they are.
-_UNCHANGED = ("content", "changed_at", "appliance", "done", "total", "note", "recorded")
+_UNCHANGED = (
+    "content",
+    "changed_at",
+    "appliance",
+    "done",
+    "total",
+    "note",
+    "ended_revision",
+    "recorded",
+)
+
+_BEGUN = (*UNFINISHED, OperationState.WAITING, OperationState.FAILED)
+_LAST = (1 << 63) - 1
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _FIND = sa.select(operations).where(operations.c.id == sa.bindparam("identity"))
@@ -48,7 +60,8 @@ class StoredOperation:
     """An operation in the registry.
 
     ``appliance`` is the origin of the appliance that executes it, ``done`` of ``total`` its
-    progress, ``note`` why it failed or what it waits for. ``recorded``: its end is in the log.
+    progress, ``note`` why it failed or what it waits for. ``ended_revision`` is that of the
+    transaction that ended it. ``recorded``: its end is in the log.
     """
 
     proposal: Proposal
@@ -61,6 +74,7 @@ class StoredOperation:
     total: int = 0
     note: str = ""
     result: Mapping[str, Any] | None = None
+    ended_revision: int | None = None
     recorded: bool = False
 
     @property
@@ -127,14 +141,25 @@ class OperationStore:
             appliance, sa.and_(operations.c.state.in_(ENDED), sa.not_(operations.c.recorded))
         )
 
-    def newest_done(self, kinds: Sequence[str]) -> list[StoredOperation]:
-        """Returns the operations of these kinds that are DONE, the last one first."""
+    def that_may_account(self, since: int, kinds: Sequence[str] = ()) -> list[StoredOperation]:
+        """Returns what can have changed something after a revision; with ``kinds`` only of these.
+
+        Operations that have ended come first, in their order, then those that have begun. What
+        the rows say of their states is not evidence of anything: their approvals are.
+        """
+        begun = operations.c.state.in_(_BEGUN) & (
+            (operations.c.state != OperationState.FAILED) | (operations.c.done > 0)
+        )
         statement = (
             sa.select(operations)
-            .where(operations.c.kind.in_(kinds), operations.c.state == OperationState.DONE)
-            .order_by(operations.c.ended_revision.desc())
+            .where(sa.or_(operations.c.ended_revision > since, begun))
+            .order_by(
+                sa.func.coalesce(operations.c.ended_revision, _LAST), operations.c.proposed_at
+            )
             .limit(MOST_DECISIONS)
         )
+        if kinds:
+            statement = statement.where(operations.c.kind.in_(kinds))
         return self._all(statement)
 
     def pending(self, now: float) -> int:
@@ -204,12 +229,12 @@ def update(
 
     ``ended`` stores the revision of this transaction as that of its end.
     """
+    if ended:
+        values["ended_revision"] = write.revision
     changed = replace(operation, changed_at=now, **values)
     stored = {name: getattr(changed, name) for name in ("changed_at", *values)}
     if stored.get("result") is not None:
         stored["result"] = json.dumps(stored["result"], sort_keys=True)
-    if ended:
-        stored["ended_revision"] = write.revision
     write.connection.execute(
         sa.update(operations).where(operations.c.id == operation.id).values(stored)
     )

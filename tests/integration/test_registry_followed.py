@@ -8,6 +8,7 @@ from typing import Any
 
 from signer.client import SignerClientError
 from signer.config.policy_documents import PolicyFile, policy_text
+from signer.daemon.accounts import UNACCOUNTED
 from signer.keys.registry import Registry
 from tests.appliances import Appliance
 from tests.daemon import Daemon, until
@@ -43,14 +44,19 @@ def set_state(appliance: Any, state: str) -> None:
     execute(appliance, f"UPDATE key_versions SET state = '{state}' WHERE {where}")
 
 
-def test_a_suspended_version_stops_and_a_resumed_one_signs(make_appliance: Make) -> None:
+def test_a_stop_by_hand_is_obeyed_and_its_end_is_not(make_appliance: Make) -> None:
     appliance = make_appliance()
     assert reason(appliance) == "ok"
     set_state(appliance, "SUSPENDED")
     until(lambda: reason(appliance) == "KEY_VERSION_NOT_ACTIVE", "it is stopped")
     assert reason(appliance, "facilities/01-002/keys/records") == "ok"
+    assert appliance.get("/readyz")[0] == 200
+    assert '"obeyed": ["' in appliance.log_end()
     set_state(appliance, "ACTIVE")
-    until(lambda: reason(appliance) == "ok", "it signs again")
+    until(lambda: UNACCOUNTED in appliance.get("/readyz")[1], "a reason is given")
+    assert reason(appliance) == "KEY_VERSION_NOT_ACTIVE"
+    set_state(appliance, "SUSPENDED")
+    until(lambda: appliance.get("/readyz")[0] == 200, "the row is as it was")
 
 
 def test_a_registry_that_cannot_be_read_changes_nothing(make_appliance: Make) -> None:
@@ -62,12 +68,12 @@ def test_a_registry_that_cannot_be_read_changes_nothing(make_appliance: Make) ->
     until(lambda: reason(appliance) == "KEY_VERSION_NOT_ACTIVE", "it is followed again")
 
 
-def test_keys_on_a_token_that_is_not_configured_are_not_taken_over(make_appliance: Make) -> None:
+def test_keys_that_were_moved_to_another_token_by_hand_stop(make_appliance: Make) -> None:
     appliance = make_appliance()
     execute(appliance, "UPDATE key_versions SET token = 'elsewhere'")
-    until(lambda: "registry_unreadable" in appliance.log_end(), "it is told")
-    assert "elsewhere" in appliance.log_end()
-    assert reason(appliance) == "ok"
+    until(lambda: "registry_unaccounted" in appliance.log_end(), "it is told")
+    assert reason(appliance) == "KEY_VERSION_NOT_ACTIVE"
+    assert "registry_unreadable" not in appliance.log_end()
 
 
 def test_a_policy_with_a_path_for_a_name_writes_no_file(tmp_path: Path) -> None:
@@ -83,7 +89,7 @@ def test_a_policy_with_a_path_for_a_name_writes_no_file(tmp_path: Path) -> None:
         url = f"sqlite:///{appliance.dir}/registry.sqlite"
         with Registry.open(url) as registry, registry.writing() as write:
             write.put_policy(text)
-        until(lambda: "registry_unreadable" in daemon.log.read_text(), "it is reported")
+        until(lambda: "registry_un" in daemon.log.read_text(), "it is reported")
         assert daemon.sign(1) == {"ok": 1}
     finally:
         daemon.stop()

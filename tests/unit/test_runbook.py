@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from signer.daemon.accounts import UNACCOUNTED
 from signer.daemon.app import STARTING, STOPPING
 from signer.errors import ConfigError
 from signer.hsm.spec import FailureKind
@@ -28,8 +29,8 @@ SPEAKING = (
     "api/server.py",
     "audit/write/log.py",
     "audit/write/recovery.py",
+    "daemon/accounts.py",
     "daemon/app.py",
-    "daemon/catch_up.py",
     "daemon/policy_in_force.py",
     "daemon/serving.py",
     "hsm/worker/cryptoki.py",
@@ -153,7 +154,7 @@ def texts() -> Iterator[str]:
                     said = [*node.args, *(word.value for word in node.keywords)]
                     yield from filter(has_words, map(text_of, said))
     yield str(ConfigError(DIFFERS, []))
-    yield from (STARTING, STOPPING)
+    yield from (STARTING, STOPPING, UNACCOUNTED)
     yield "starting"  # Pool.reason, while no worker has an end yet
 
 

@@ -22,6 +22,7 @@ from signer.audit.write.log import Listener
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.officers.offline_check import ApprovalFold
+from signer.officers.standing import StandingFold
 from signer.tools.dev.appliance import DevAppliance
 
 KEYS = ("facilities/01-001/keys/records", "facilities/01-001/keys/records-ed25519")
@@ -59,7 +60,7 @@ def begin_segment(made: DevAppliance) -> None:
         ballast_bytes=0,
         listeners=[
             Listener(fold.apply, fold.KINDS, fold.snapshot)
-            for fold in (Ledger(), ApprovalFold(checking=False))
+            for fold in (Ledger(), ApprovalFold(checking=False), StandingFold())
         ],
     )
     log.append(RecordKind.WORKER, {"token": "signer-dev", "cause": "died"})

@@ -7,8 +7,8 @@ again before it is executed.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -18,9 +18,10 @@ from signer.clock import ClockReading, FlooredClock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
-from signer.keys.lifecycle import TokenAdmin
+from signer.keys.certificates import cose_kid
+from signer.keys.lifecycle import TokenAdmin, cka_id_of
 from signer.keys.registry import Change, Registry, RegistryState
-from signer.model import KeyName, KeyVersion, Suspension, parse_key_or_version
+from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
 from signer.officers import store
 from signer.officers.records import ApprovedOperation, ClockRecord, OperationRecords
 from signer.officers.store import OperationState, StoredOperation
@@ -43,6 +44,9 @@ class Details(StrictModel):
 D = TypeVar("D", bound=Details)
 
 
+T = TypeVar("T")
+
+
 class OperationError(OperatorError):
     """Why an operation is not possible: everything that is wrong with it, a text each."""
 
@@ -58,6 +62,8 @@ class OperationError(OperatorError):
 class OperationContext:
     """All that operations depend on, at one moment.
 
+    ``state`` is that of the registry under the officers and the policy that are accounted for,
+    ``stored`` is as the registry has it: the last transaction compares with that.
     ``executing`` is the id of the operation at work, empty while it is only proposed: keys that
     it made in an earlier attempt do not count as conflicts. ``draft`` reads the policy in the
     files, ``read_policy`` the text of a policy; both raise ConfigError. ``document`` returns
@@ -69,6 +75,7 @@ class OperationContext:
 
     now: float
     state: RegistryState
+    stored: RegistryState
     policy: PolicyText
     tokens: tuple[str, ...]
     needed: Mapping[str, int]
@@ -163,6 +170,60 @@ class Effects:
     officers_since: int | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
     waiting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remake:
+    """How an operation is made again, to see whether it made what the registry has.
+
+    ``operation`` is its id, ``version`` a version as the registry has it now. ``times`` are those
+    at which the operation may have been executed. ``document`` returns what is stored under a
+    SHA-256. ``kept`` holds what is read once for all versions of the operation.
+    """
+
+    operation: str
+    version: KeyVersion
+    times: Sequence[float]
+    document: Callable[[str], bytes | None]
+    kept: dict[str, Any]
+
+    @property
+    def made(self) -> KeyVersion:
+        """The version as it was made: PRE_ACTIVE, without times and certificate."""
+        return replace(
+            self.version,
+            state=KeyState.PRE_ACTIVE,
+            came_from=None,
+            certificate=None,
+            kid=cose_kid(self.version.spki, None),
+            activate_at=None,
+            sign_until=None,
+            deactivate_at=None,
+            destroy_at=None,
+        )
+
+    def moves(self, move: Callable[[float], KeyVersion]) -> Iterator[KeyVersion]:
+        """Yields what a move of the life cycle makes at each of the times; what it refuses, not."""
+        for at in self.times:
+            with suppress(OperatorError):
+                yield move(at)
+
+    def number(self, keys: int) -> int | None:
+        """Returns which of the operation's first ``keys`` keys the version is, None if none."""
+        ids = self.once("ids", lambda: {cka_id_of(self.operation, i): i for i in range(keys)})
+        return ids.get(self.version.cka_id)
+
+    def once(self, name: str, read: Callable[[], T]) -> T:
+        """Returns what ``read`` returns, which is called for the first version only."""
+        if name not in self.kept:
+            self.kept[name] = read()
+        found: T = self.kept[name]
+        return found
+
+
+def seen(basis: Mapping[str, str], before: KeyVersion) -> bool:
+    """Returns whether officers saw a version as it was last written."""
+    return basis.get(before.name, "").endswith(f" {before.revision}") or before.revision < 0
 
 
 class StoppedError(Exception):
@@ -277,6 +338,8 @@ class OperationKind(ABC, Generic[D]):
 
     name: str
     details: type[D]
+    once = True  # one transaction makes all of its changes
+    steps = 1  # changes of one version by one operation
     names: str = ""  # the member of the details that names a document by its SHA-256, if one does
 
     def complete(self, details: D, context: OperationContext) -> D:
@@ -304,6 +367,19 @@ class OperationKind(ABC, Generic[D]):
     @abstractmethod
     def difference(self, details: D, context: OperationContext) -> list[str]:
         """Returns what the operation changes, as lines for officers."""
+
+    def remade(self, details: D, before: KeyVersion | None, remake: Remake) -> Iterator[KeyVersion]:
+        """Yields what the operation can have made of one version; nothing if it names another.
+
+        ``before`` is None for a version that did not exist.
+        """
+        del details, before, remake
+        return iter(())
+
+    def lifts(self, details: D, flag: Suspension) -> bool:
+        """Returns whether the operation ends a suspension, and not a later one of the same name."""
+        del details, flag
+        return False
 
     @abstractmethod
     def execute(self, details: D, work: Work) -> Effects:

@@ -21,6 +21,7 @@ from signer.officers.kinds.base import (
     OperationContext,
     OperationError,
     OperationKind,
+    Remake,
     Work,
     shortened,
 )
@@ -61,6 +62,7 @@ class EnrolKind(OperationKind[Enrol]):
 
     name = "enrol"
     details = Enrol
+    once = False
     names = "csv_sha256"
 
     def complete(self, details: Enrol, context: OperationContext) -> Enrol:
@@ -126,6 +128,21 @@ class EnrolKind(OperationKind[Enrol]):
         shown = [f"+ {row.new.name}, {row.new.algorithm}" for row in rows]
         return [*lines, *shortened(shown, "key", hint="; `show ID --attachment FILE` has them all")]
 
+    def remade(
+        self, details: Enrol, before: KeyVersion | None, remake: Remake
+    ) -> Iterator[KeyVersion]:
+        made = remake.made
+        if before is not None or made.number != 1 or made.token != details.token:
+            return iter(())
+        index = remake.number(details.keys)
+        if index is None:
+            return iter(())
+        content = remake.once("csv", lambda: remake.document(details.csv_sha256) or b"")
+        new = remake.once("rows", lambda: read_rows(content))[index].new
+        if (made.key, made.algorithm) != (new.name, new.algorithm):
+            return iter(())
+        return remake.moves(lambda at: lifecycle.activate(made, at, None, at))
+
     def execute(self, details: Enrol, work: Work) -> Effects:
         content = work.context.document(details.csv_sha256)
         rows = read_rows(content or b"")
@@ -136,8 +153,8 @@ class EnrolKind(OperationKind[Enrol]):
             save_made(_made(rows, admin, work), work, len(rows), len(rows))
         return Effects(
             policy=text.text,
-            policy_since=details.in_force_since,
-            officers_since=work.context.state.officers_since,
+            policy_since=work.context.stored.policy_since,
+            officers_since=work.context.stored.officers_since,
             result={"policy_sha256": details.policy_sha256, "keys": details.keys},
         )
 

@@ -22,7 +22,6 @@ from signer.officers.kinds.base import (
 )
 from signer.officers.kinds.certificates_import import decoded, read_any
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
-from signer.officers.store import StoredOperation
 from signer.officers.validity import DAY, SOON_DAYS, Validity
 from signer.policy.values import principals
 from signer.text import count
@@ -73,7 +72,7 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
         seen = (details.replaces, details.in_force_since)
         if seen != (officers_sha256(context.state.officers), context.state.officers_since):
             return ["the officers have changed since this was proposed: propose it again"]
-        if details.officers and _certificates(details) == dict(context.state.officers):
+        if details.officers and certificates_of(details) == dict(context.state.officers):
             return ["these are the officers in force: add or remove somebody"]
         certificates = {who: decoded(text) for who, text in details.officers.items()}
         needed = max(context.needed.values())
@@ -85,16 +84,16 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
             )
         for who in _changed(details, context):
             problems += certificate_problems(who, certificates[who], context.now)
-        if not problems and not Validity.of(_certificates(details), context.now).valid:
+        if not problems and not Validity.of(certificates_of(details), context.now).valid:
             problems.append("no officer would have a valid certificate: nobody could sign anything")
-        size = sum(len(who) + len(der) for who, der in _certificates(details).items())
+        size = sum(len(who) + len(der) for who, der in certificates_of(details).items())
         if size > MAX_OFFICERS_BYTES:
             problems.append(f"all certificates have {size} bytes, at most {MAX_OFFICERS_BYTES}")
         problems += shared_keys(certificates)
         return problems + context.policy.policy.officer_problems(certificates)
 
     def difference(self, details: ChangeOfficers, context: OperationContext) -> list[str]:
-        before, after = context.state.officers, _certificates(details)
+        before, after = context.state.officers, certificates_of(details)
         changed = _changed(details, context)
         lines = [f"- {who}" for who in sorted(before.keys() - after.keys())]
         lines += [f"+ {_shown(who, after[who])}" for who in changed if who not in before]
@@ -104,11 +103,10 @@ class ChangeOfficersKind(OperationKind[ChangeOfficers]):
         return [*_warnings(after, changed, context), *lines]
 
     def execute(self, details: ChangeOfficers, work: Work) -> Effects:
-        del work
-        after = _certificates(details)
+        after = certificates_of(details)
         return Effects(
             officers=after,
-            officers_since=details.in_force_since,
+            officers_since=work.context.stored.officers_since,
             result={"officers": sorted(after)},
         )
 
@@ -179,18 +177,14 @@ def certificate_problems(who: str, certificate: x509.Certificate, now: float) ->
     return problems
 
 
-def officers_of(operation: StoredOperation) -> dict[str, bytes]:
+def certificates_of(details: ChangeOfficers) -> dict[str, bytes]:
     """Returns the officers that an operation of this kind puts in force."""
-    return _certificates(ChangeOfficers.model_validate(operation.proposal.details))
-
-
-def _certificates(details: ChangeOfficers) -> dict[str, bytes]:
     return {who: decoded(text).public_bytes(Encoding.DER) for who, text in details.officers.items()}
 
 
 def _changed(details: ChangeOfficers, context: OperationContext) -> list[str]:
     """Returns the officers who are new or get another certificate."""
-    before, after = context.state.officers, _certificates(details)
+    before, after = context.state.officers, certificates_of(details)
     return sorted(who for who in after if after[who] != before.get(who))
 
 

@@ -63,8 +63,8 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         text = self._text(details, work.context).text
         return Effects(
             policy=text,
-            policy_since=details.in_force_since,
-            officers_since=work.context.state.officers_since,
+            policy_since=work.context.stored.policy_since,
+            officers_since=work.context.stored.officers_since,
             result={"policy_sha256": details.policy_sha256},
         )
 

@@ -9,6 +9,7 @@ attempt did.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from cryptography import x509
 from pydantic import Field
@@ -26,6 +27,7 @@ from signer.officers.kinds.base import (
     OperationContext,
     OperationError,
     OperationKind,
+    Remake,
     Span,
     Work,
     found_problems,
@@ -35,6 +37,7 @@ from signer.officers.kinds.base import (
 from signer.officers.kinds.certificates_import import (
     activation_problems,
     certificate_problems,
+    chain_problems,
     decoded,
     encoded,
     read_any,
@@ -77,6 +80,8 @@ class RotateKind(OperationKind[Rotate]):
 
     name = "rotate"
     details = Rotate
+    once = False
+    steps = 3  # made, certified, activated
     names = "plan_sha256"
 
     def complete(self, details: Rotate, context: OperationContext) -> Rotate:
@@ -142,6 +147,31 @@ class RotateKind(OperationKind[Rotate]):
             for step in read_plan(content)
         ]
         return [*lines, *shortened(steps, "key")]
+
+    def remade(
+        self, details: Rotate, before: KeyVersion | None, remake: Remake
+    ) -> Iterator[KeyVersion]:
+        content = remake.once("plan", lambda: remake.document(details.plan_sha256) or b"[]")
+        steps = remake.once("steps", lambda: {step.key: step for step in read_plan(content)})
+        step, made = steps.get(remake.version.key), remake.made
+        if step is None:
+            return
+        if before is not None and before.number == step.old:
+            yield from _retired(before, details, remake)
+        if made.number != step.new or remake.number(details.keys) is None:
+            return
+        if before is None:
+            if (made.token, made.algorithm) == (details.token, step.algorithm):
+                yield made
+            return
+        if before.certificate is None and remake.version.certificate is not None:
+            issuer, data = decoded(details.issuers[0]), remake.version.certificate
+            certificate = read_any(data)
+            for after in remake.moves(lambda at: certified(before, data, at)):
+                if not chain_problems(certificate, [issuer], remake.times[0]):
+                    yield after
+        if before.activate_at is None and before.came_from is None:
+            yield from _activated(before, details, remake)
 
     def execute(self, details: Rotate, work: Work) -> Effects:
         plan = read_plan(work.context.document(details.plan_sha256) or b"[]")
@@ -234,6 +264,24 @@ class RotateKind(OperationKind[Rotate]):
             end = old.ends_at
         destroy_at = end + details.destroy_after_seconds if details.destroy_after_seconds else None
         return [Change(old, lifecycle.deactivate(old, end, context.now, destroy_at))]
+
+
+def _activated(before: KeyVersion, details: Rotate, remake: Remake) -> Iterator[KeyVersion]:
+    """Yields a new version as a rotation has activated it."""
+    for now in remake.times:
+        at = max(float(details.activate_at), now)
+        until = at + details.sign_for_seconds if details.sign_for_seconds else None
+        with suppress(OperatorError):
+            yield lifecycle.activate(before, at, until, now)
+
+
+def _retired(before: KeyVersion, details: Rotate, remake: Remake) -> Iterator[KeyVersion]:
+    """Yields an old version as a rotation has ended it, never later than before."""
+    end = remake.version.deactivate_at
+    if end is None or (before.ends_at is not None and end > before.ends_at):
+        return
+    destroy_at = end + details.destroy_after_seconds if details.destroy_after_seconds else None
+    yield from remake.moves(lambda now: lifecycle.deactivate(before, end, now, destroy_at))
 
 
 def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:

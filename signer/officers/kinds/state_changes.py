@@ -1,6 +1,6 @@
 """Kinds that change the state of one version or key (``keys.lifecycle``)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -8,7 +8,7 @@ from pydantic import Field
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.registry import Change
-from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
+from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
 from signer.officers.kinds.base import (
     TIMES,
     Details,
@@ -17,11 +17,14 @@ from signer.officers.kinds.base import (
     OperationContext,
     OperationError,
     OperationKind,
+    Remake,
     Work,
     found_problems,
+    seen,
     utc,
 )
 from signer.officers.kinds.certificates_import import activation_problems
+from signer.officers.standing import since_of
 
 
 class OfVersion(Details):
@@ -68,6 +71,11 @@ class VersionKind(OperationKind[V]):
         before = context.version(details.version)
         after = self._move(before, details, context.now)
         return [*_last_one(before, after, context), *changes_of(before, after, context)]
+
+    def remade(self, details: V, before: KeyVersion | None, remake: Remake) -> Iterator[KeyVersion]:
+        if before is None or before.name != details.version or not seen(details.basis, before):
+            return iter(())
+        return remake.moves(lambda at: self._move(before, details, at))
 
     def execute(self, details: V, work: Work) -> Effects:
         before, now = work.context.version(details.version), work.context.now
@@ -139,14 +147,14 @@ class ResumeKind(OperationKind[Resume]):
 
     def complete(self, details: Resume, context: OperationContext) -> Resume:
         if (flag := _flag(details.target, context)) is not None:
-            return details.model_copy(update={"since": _microseconds(flag)})
+            return details.model_copy(update={"since": since_of(flag)})
         key, _ = _key_target(details.target)
         return details.model_copy(update={"basis": context.basis(key)})
 
     def problems(self, details: Resume, context: OperationContext) -> list[str]:
         flag = _flag(details.target, context)
         if flag is not None:
-            if _microseconds(flag) == details.since:
+            if since_of(flag) == details.since:
                 return []
             return [f"{flag} was suspended anew since this was proposed: propose it again"]
         key, _ = _key_target(details.target)
@@ -163,6 +171,18 @@ class ResumeKind(OperationKind[Resume]):
             for before, after in self._changes(details, context)
             for line in changes_of(before, after, context)
         ]
+
+    def remade(
+        self, details: Resume, before: KeyVersion | None, remake: Remake
+    ) -> Iterator[KeyVersion]:
+        if before is None or not seen(details.basis, before):
+            return iter(())
+        if details.target not in (before.name, str(before.key)):
+            return iter(())
+        return remake.moves(lambda at: lifecycle.resume(before, at))
+
+    def lifts(self, details: Resume, flag: Suspension) -> bool:
+        return details.target == target_of(flag) and details.since == since_of(flag)
 
     def execute(self, details: Resume, work: Work) -> Effects:
         if (flag := _flag(details.target, work.context)) is not None:
@@ -232,8 +252,10 @@ def _key_target(target: str) -> tuple[KeyName, int | None]:
         ) from None
 
 
-def _microseconds(flag: Suspension) -> int:
-    return int(flag.since * 1_000_000)
+def target_of(flag: Suspension) -> str:
+    """Returns what names a suspension in an operation."""
+    plurals = {Scope.GROUP: "groups", Scope.FACILITY: "facilities"}
+    return f"{plurals[flag.scope]}/{flag.name}" if flag.scope in plurals else str(flag.scope)
 
 
 def _flag(target: str, context: OperationContext) -> Suspension | None:

@@ -17,7 +17,7 @@ from cryptography.x509 import load_der_x509_certificate
 from signer.audit.format.segments import list_segments
 from signer.clock import SystemClock
 from signer.config.models import Config, load_config
-from signer.config.policy_documents import load_policy, read_policy
+from signer.config.policy_documents import read_policy
 from signer.daemon.audit_log import begin, ensure_audit_key
 from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
@@ -27,7 +27,6 @@ from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, create_key
 from signer.keys.registry import Change, Registry
 from signer.officers.kinds.officer_change import first_officers
-from signer.officers.records import OfficersRecord
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, softhsm, texts
 
@@ -177,9 +176,7 @@ def _begin_log(registry: Registry, config: Config) -> None:
         return
     with open_admin(config.tokens[0], config.state) as admin:
         key = ensure_audit_key(registry, admin, SystemClock().now())
-    policy = bytes.fromhex(load_policy(config.policy).sha256)
-    officers = OfficersRecord(registry.state().officers, development=True, policy=policy)
-    begin(config.audit, key, officers.to_fields(), SystemClock())
+    begin(config.audit, key, registry.state(), SystemClock(), development=True)
 
 
 def _officers(registry: Registry, folder: Path) -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from signer.audit.format.record import RecordKind
 from signer.config.policy_documents import read_policy
+from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
-from signer.events import PolicyFilesDiffer, RegistryUnreadable
+from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
 from signer.model import Role, Scope
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
-from tests.unit.officers.people import A, B, C, certificate_of, pem
+from tests.unit.officers.people import OFFICERS, A, B, C, certificate_of, pem
 
 Make = Callable[..., Stage]
 
@@ -185,14 +186,19 @@ def test_the_officers_of_the_registry_have_their_role(stage: Stage) -> None:
     assert len(stage.log.of(RecordKind.OFFICERS)) == 2
 
 
-def test_a_set_that_no_operation_made_is_not_recorded_as_if_one_had(stage: Stage) -> None:
+def test_a_set_of_officers_that_no_operation_made_is_not_in_force(stage: Stage) -> None:
     """Somebody has written to the database."""
     with stage.registry.writing() as write:
         write.set_officers({A: pem(certificate_of(A)).encode(), B: b"x"})
-    stage.serving.follow()
-    assert len(stage.log.of(RecordKind.OFFICERS)) == 1
-    with pytest.raises(OperatorError, match="no operation leads to the officers"):
-        stage.start()
+    for look in (stage.serving.follow, stage.start):
+        look()
+        assert stage.snapshot.policy.roles[C] == {Role.OFFICER}
+        assert stage.context.state.officers == OFFICERS
+        assert len(stage.log.of(RecordKind.OFFICERS)) == 1
+        [text] = stage.serving.refused
+        assert "no operation leads to the officers" in text
+        assert stage.serving.reason == UNACCOUNTED
+    assert [len(event.refused) for event in stage.seen.of(Unaccounted)] == [1, 1]
 
 
 def test_an_appliance_that_was_away_records_each_set_of_officers(stage: Stage) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.events import OperationBug
+from signer.events import OperationBug, Unaccounted
 from tests.unit.officers.opstage import Stage, empty_registry
 from tests.unit.officers.people import Authority
 
@@ -21,6 +21,7 @@ def stage(tmp_path: Path, template: Path) -> Iterator[Stage]:
     made.close()
     assert made.log.control.problems == ()
     assert made.seen.of(OperationBug) == []
+    assert made.seen.of(Unaccounted) == [], "operations and acts account for all that was served"
 
 
 @pytest.fixture(scope="session")

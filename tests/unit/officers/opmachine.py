@@ -9,8 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
-from signer.events import OperationBug
+from signer.events import OperationBug, Unaccounted
 from signer.model import Format, KeyName, KeyVersion
+from signer.officers.standing import standing_of
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.engine import _find_version
 from signer.signing.request import BatchRequest
@@ -193,6 +194,17 @@ class Appliance(RuleBasedStateMachine):
             if record.fields.get("state") == "DONE":
                 done.add(identity)
         assert self.stage.log.control.officers == Shadow.of(self.stage.registry).officers
+
+    @invariant()
+    def the_log_accounts_for_all_that_is_served(self) -> None:
+        assert self.stage.serving.refused == []
+        assert self.stage.seen.of(Unaccounted) == []
+        standings, served = self.stage.log.standings, self.stage.snapshot.keys
+        assert len(standings) == len(served)
+        for version in served:
+            known = standings.standing(version.name)
+            assert known is not None
+            assert known.same(standing_of(version)), version.name
 
     def forgiven(self) -> bool:
         """A log that took nothing is told as it should be, once; after that it is forgotten."""

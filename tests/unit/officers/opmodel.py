@@ -142,7 +142,8 @@ class Oracle:
     def __init__(
         self, content: bytes, before: Shadow, after: Shadow, when: Between, document: Any
     ) -> None:
-        _, _, self.id, text = content.decode().split("\n", 3)
+        _, _, self.id, deployment, text = content.decode().split("\n", 4)
+        assert deployment.startswith("deployment ")
         members = json.loads(text)
         self.kind, self.details = members["kind"], members["details"]
         self.before, self.after, self.when = before, after, when

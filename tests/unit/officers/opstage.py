@@ -6,10 +6,10 @@ builds it anew from what was kept: the registry, the token and the log.
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor as Lanes
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
 from types import SimpleNamespace
@@ -19,13 +19,14 @@ from unittest.mock import Mock
 import sqlalchemy as sa
 
 from signer.audit.format.parse import parse
-from signer.audit.format.record import DOUBTFUL, Record, RecordKind, Value, encode
+from signer.audit.format.record import DOUBTFUL, Fields, Record, RecordKind, Value, encode
 from signer.audit.write.inbox import AuditUnavailable
 from signer.clock import FlooredClock
 from signer.config.models import Config, OperationsConfig
 from signer.config.policy_documents import read_policy
-from signer.daemon.catch_up import CatchUp
-from signer.daemon.serving import Serving, read_state, snapshot_of
+from signer.daemon.accounts import Accounts
+from signer.daemon.serving import Serving, begin_serving
+from signer.errors import OperatorError
 from signer.keys.lifecycle import TokenAdmin
 from signer.keys.registry import Registry, Writing
 from signer.model import KeyVersion, parse_key_or_version
@@ -35,12 +36,8 @@ from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationContext, OperationDependencies
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import PreparedOperation, Proposals
-from signer.officers.records import (
-    ApprovedOperation,
-    OfficersRecord,
-    OperationRecords,
-    PolicyRecord,
-)
+from signer.officers.records import OfficersRecord, OperationRecords
+from signer.officers.standing import StandingFold, baseline_fields
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot
 from tests.stand_ins import Recorder, SetClock
@@ -98,6 +95,7 @@ class MemoryLog:
     def __init__(self, clock: FlooredClock, fate: Fate) -> None:
         self._clock, self._fate = clock, fate
         self.control = ApprovalFold()
+        self.standings = StandingFold()
         self.records: list[Record] = []
         self.full = False
 
@@ -116,6 +114,7 @@ class MemoryLog:
         self.records.append(record)
         self._clock.raise_floor(time_us / 1e6)
         self.control.apply(record)
+        self.standings.apply(record)
         self._fate.at(f"after the record {kind}")
         return seq
 
@@ -154,18 +153,23 @@ class FakeDaemonLog:
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
+        self.kept: dict[str, bytes] = {}
 
-    def policy(self, sha256: str, text: bytes, approved: ApprovedOperation | None) -> None:
-        del text
-        fields = PolicyRecord(bytes.fromhex(sha256), approved).to_fields()
-        with suppress(AuditUnavailable):
-            self._log.append(RecordKind.POLICY, fields)
+    def keep_policy(self, sha256: str, text: bytes) -> None:
+        self.kept[sha256] = text
 
     def time_of(self, seq: int) -> int:
         return self._log.records[seq].time_us
 
-    def keys_changed(self, before: Any, after: Any) -> None:
-        """Says nothing of dual control."""
+    def kept_policy(self, sha256: str) -> bytes | None:
+        return self.kept.get(sha256)
+
+    def account(self, records: Iterable[tuple[RecordKind, Fields]]) -> None:
+        try:
+            for kind, fields in records:
+                self._log.append(kind, fields)
+        except AuditUnavailable as error:
+            raise OperatorError(f"the audit log accepts no records: {error}") from error
 
 
 def empty_registry(path: Path) -> Path:
@@ -221,8 +225,11 @@ class Stage:
             write.put_policy(text.text)
         self.log = log(self.clock, self.fate)
         sha256 = bytes.fromhex(text.policy.sha256)
-        first = OfficersRecord(officers, development=development, policy=sha256)
+        state = self.registry.state()
+        first = OfficersRecord.first(state, development=development, policy=sha256)
         self.log.append(RecordKind.OFFICERS, first.to_fields())
+        for part in baseline_fields(state, self.clock.now(), development=development):
+            self.log.append(RecordKind.KEYS, part)
         self.start()
 
     def start(self, *, crash_after: int | None = None) -> None:
@@ -234,17 +241,24 @@ class Stage:
         registry, events, development = self.registry, self.seen.events, self._development
         records = OperationRecords(cast("Any", self.log))
         log = cast("Any", FakeDaemonLog(self.log))
-        state, policies = read_state(self.config, registry, events, development=development)
-        self.served = Served(snapshot_of(state, policies.text.policy))
+        accounts = Accounts(
+            registry,
+            log,
+            self.clock,
+            events,
+            standings=self.log.standings,
+            approvals=self.log.control,
+            development=development,
+        )
+        begun = begin_serving(self.config, registry, accounts, log, events, development=development)
+        self.served = Served(begun.snapshot())
         self.serving = Serving(
             self.config,
             registry,
-            state,
-            policies=policies,
+            begun,
             served=self.served,
             hsm=self.hsm,
             log=log,
-            catch_up=CatchUp(registry, log, records, self.log.control),
             clock=self.clock,
             events=events,
         )
@@ -324,7 +338,17 @@ class Stage:
     def crafted(self, kind: str, **members: Any) -> bytes:
         """The bytes of an operation as an officer might write them himself."""
         now = int(self.clock.now())
-        proposal = Proposal(ORIGIN, str(uuid.uuid4()), kind, A, now, now + LIFE, 2, members)
+        proposal = Proposal(
+            ORIGIN,
+            str(uuid.uuid4()),
+            kind,
+            A,
+            now,
+            now + LIFE,
+            2,
+            members,
+            self.registry.state().deployment,
+        )
         return proposal.canonical()
 
     def approve(self, identity: str, *, by: str = B) -> StoredOperation:

@@ -9,6 +9,7 @@ from signer.audit.write.log import Listener
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import FlooredClock
 from signer.officers.offline_check import ApprovalFold
+from signer.officers.standing import StandingFold
 from tests.unit.officers.softtoken import Fate
 
 
@@ -18,6 +19,7 @@ class DiskLog:
     def __init__(self, folder: Path, clock: FlooredClock, fate: Fate) -> None:
         self._fate = fate
         self.control = ApprovalFold()
+        self.standings = StandingFold()
         self.records: list[Record] = []
         self.full = False
         self.log = open_audit_log(
@@ -49,3 +51,4 @@ class DiskLog:
     def _heard(self, record: Record) -> None:
         self.records.append(record)
         self.control.apply(record)
+        self.standings.apply(record)

@@ -88,6 +88,7 @@ def other(stage: Stage, **members: Any) -> bytes:
         "expires_at": now + LIFE,
         "officers": 2,
         "details": KEY | {"token": "soft"},
+        "deployment": stage.registry.state().deployment,
     }
     return Proposal(**good | members).canonical()
 
@@ -106,6 +107,8 @@ def test_what_is_prepared_is_what_is_proposed(stage: Stage) -> None:
     ("members", "told"),
     [
         ({"origin": "another.example/log"}, "it is for the log another.example/log"),
+        ({"deployment": "0" * 32}, "is for another deployment"),
+        ({"deployment": ""}, "is for another deployment (none)"),
         ({"proposer": B}, f"its proposer is {B}"),
         ({"officers": 3}, "it asks for 3 officers, create-key needs 2 here"),
         ({"officers": 1}, "needs at least 2 officers"),
@@ -168,11 +171,12 @@ def test_the_last_signature_has_it_executed(stage: Stage) -> None:
     assert stage.operation(operation.id).state is OperationState.DONE
     assert "is DONE" in heard(lambda: stage.approve(operation.id, by=C)).message
     assert "is DONE" in heard(lambda: stage.proposals.retry(C, operation.id)).message
-    kinds = [record.kind for record in stage.log.records[2:]]
+    kinds = [record.kind for record in stage.log.records[3:]]
     assert kinds == [
         RecordKind.PROPOSAL,
         RecordKind.APPROVAL,
         RecordKind.EXECUTION,
+        RecordKind.KEYS,
         RecordKind.EXECUTED,
     ]
 

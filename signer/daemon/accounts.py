@@ -1,0 +1,224 @@
+"""What this appliance's log accounts for, and what that makes of the registry's next state.
+
+Every change that the daemon begins to serve is a record first, with the operation or the act
+that made it. The log judges a record by the officers before it, so an appliance that missed
+several decisions records each of them, in their order. What nothing accounts for is not
+served: see ``signer.officers.accounting``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from signer.audit.format.record import Fields, RecordKind
+from signer.clock import Clock
+from signer.config.policy_documents import PolicyText
+from signer.daemon.audit_log import DaemonLog
+from signer.errors import OperatorError
+from signer.events import Events, Unaccounted
+from signer.keys.index import KeyIndex
+from signer.keys.registry import Registry, RegistryState
+from signer.model import KeyVersion, Scope, Suspension
+from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
+from signer.officers.approval import officers_sha256
+from signer.officers.offline_check import ApprovalFold
+from signer.officers.records import OfficersRecord, PolicyRecord
+from signer.officers.standing import (
+    KeysRecord,
+    Standing,
+    StandingFold,
+    baseline_fields,
+    key_of,
+    since_of,
+    standing_of,
+)
+from signer.officers.store import OperationStore
+from signer.text import count
+
+UNACCOUNTED = "the registry has changes that no operation of officers accounts for: see the log"
+"""The reason on /readyz: everybody who reaches the port can read it, so it names no key."""
+
+
+class Accounts:
+    """What is accounted for; ``state`` of it is served. For one thread at a time.
+
+    ``refused`` says what the registry has and nothing accounts for: it is not served.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        log: DaemonLog,
+        clock: Clock,
+        events: Events,
+        *,
+        standings: StandingFold,
+        approvals: ApprovalFold,
+        development: bool,
+    ) -> None:
+        """``standings`` and ``approvals`` are what the log's records so far say."""
+        self._registry, self._store = registry, OperationStore(registry)
+        self._log, self._clock, self._events = log, clock, events
+        self._standings, self._approvals = standings, approvals
+        self._development = development
+        self._given = not standings.deployment  # states are taken as given, in a new baseline
+        self._revision = 0  # up to which operations have been accounted with
+        self._used: set[str] = set()
+        self._unaccounted: dict[VersionName, Standing | None] = {}
+        self._policy = ""  # the newest that this process has recorded
+        self.refused: Sequence[str] = ()
+        self.state = RegistryState(KeyIndex(), {}, (), None)
+
+    def begin(self, state: RegistryState) -> Judgement:
+        """Judges the registry at a start, by what the log has. Raises OperatorError."""
+        approvals, standings = self._approvals, self._standings
+        # A registry that was put back from a backup counts from an earlier revision.
+        self._revision = min(standings.revision, state.keys.revision)
+        officers, policy = approvals.officers, approvals.policy.hex()
+        known = state._replace(
+            keys=KeyIndex(),
+            suspensions=state.suspensions if self._given else _flags(state, standings),
+            deployment=state.deployment if self._given else standings.deployment,
+        )
+        if officers is not None:
+            same = officers_sha256(officers) == officers_sha256(state.officers)
+            known = known._replace(
+                officers=officers,
+                officers_since=_since(approvals.officers_since, same, state.officers_since),
+                policy=policy,
+                policy_since=_since(
+                    approvals.policy_since, policy == state.policy, state.policy_since
+                ),
+            )
+        self.state = known
+        judged = self.judge(state)
+        if judged.refused and self._development and not self._given:
+            # `signer dev` has created keys: in development states are taken as given again.
+            self._given = True
+            return self.begin(state)
+        here = sum(standings.standing(version.name) is not None for version in state.keys)
+        if gone := len(standings) - here:
+            gone_text = count(gone, "version is", "versions are")
+            judged.by_hand.append(f"{gone_text} in the log and no longer in the registry")
+        return judged
+
+    def judge(self, new: RegistryState) -> Judgement:
+        """Returns what may be served of a state of the registry. Raises OperatorError."""
+        standings = self._standings
+        known = Known(
+            state=self.state,
+            standing=self._standing,
+            unaccounted=self._unaccounted.keys(),
+            used=lambda operation: operation in self._used or standings.used(operation),
+            checked=lambda operation, content: (
+                standings.checked(operation, content) or self._approvals.checked(operation, content)
+            ),
+            policy_free=self.files_decide or self._approvals.development,
+            document=self._registry.document,
+        )
+        since = self._revision
+        # Where states are taken as given, only decisions on officers and policy are followed.
+        kinds = DECISIONS if self._given else ()
+        operations = self._store.that_may_account(since, kinds)
+        judged = judge(known, new, operations, self._registry.acts(since))
+        if new.deployment != known.state.deployment:
+            judged.refused.append(
+                f"the registry is that of deployment {new.deployment or 'none'}, and this log of"
+                f" {known.state.deployment}"
+            )
+        return judged
+
+    @property
+    def files_decide(self) -> bool:
+        """Whether the policy in the files needs no approval."""
+        return self._development or not self.state.officers
+
+    def record(self, judged: Judgement, text: PolicyText) -> None:
+        """Records what is served from here on, and keeps its policies. Raises OperatorError.
+
+        ``text`` is the policy of the judged state. Nothing is recorded if one of its policies
+        cannot be kept.
+        """
+        put = [each.policy.hex() for each in judged.records if isinstance(each, PolicyRecord)]
+        sha256 = text.policy.sha256
+        for each in put:
+            content = text.text if each == sha256 else self._registry.document(each)
+            if content is None:
+                raise OperatorError(
+                    f"the registry does not hold the policy {each}: put it back from the backup"
+                )
+            self._log.keep_policy(each, content)
+        self._log.keep_policy(sha256, text.text)
+        records = list(self._records(judged, sha256, put))
+        self._log.account(records)
+        self._policy, self._given = sha256, False
+        self._take(judged)
+
+    def _records(
+        self, judged: Judgement, sha256: str, put: Sequence[str]
+    ) -> Iterator[tuple[RecordKind, Fields]]:
+        """Yields the records of a judgement in their order."""
+        now, state = self._clock.now(), judged.state
+        if self._approvals.officers is None and not self._policy and state.officers:
+            first = OfficersRecord.first(
+                state, development=self._development, policy=bytes.fromhex(sha256)
+            )
+            yield RecordKind.OFFICERS, first.to_fields()
+        for record in judged.records:
+            if isinstance(record, KeysRecord):
+                yield from ((RecordKind.KEYS, fields) for fields in record.to_fields(now))
+            elif isinstance(record, PolicyRecord):
+                yield RecordKind.POLICY, record.to_fields()
+            else:
+                yield RecordKind.OFFICERS, record.to_fields()
+        if sha256 != (put[-1] if put else self._policy):
+            same = PolicyRecord(bytes.fromhex(sha256), since=state.policy_since)
+            yield RecordKind.POLICY, same.to_fields()
+        if self._given:
+            for part in baseline_fields(state, now, development=self._development):
+                yield RecordKind.KEYS, part
+        if judged.refused and judged.refused != self.refused:
+            refused = KeysRecord(state.keys.revision, unaccounted=judged.refused)
+            yield from ((RecordKind.KEYS, fields) for fields in refused.to_fields(now))
+
+    def _take(self, judged: Judgement) -> None:
+        """Continues from a judgement, which is in the log."""
+        if judged.by_hand or (judged.refused and judged.refused != self.refused):
+            self._events.emit(Unaccounted(judged.refused, judged.by_hand))
+        for record in judged.records:
+            if isinstance(record, KeysRecord) and record.approved is not None:
+                self._used.add(record.approved.operation)
+        self.state, self.refused = judged.state, judged.refused
+        self._unaccounted = judged.unaccounted
+        self._revision = judged.state.keys.revision
+
+    def _standing(self, version: KeyVersion) -> Standing | None:
+        """Returns what is accounted for of a version."""
+        name = version.key, version.number
+        if name in self._unaccounted:
+            return self._unaccounted[name]
+        known = self.state.keys.version(*name)
+        if known is not None:
+            return standing_of(known)
+        if self._given:
+            return standing_of(version)
+        # Nothing is served before the first judgement; later, what is new is in no record either.
+        return self._standings.standing(version.name)
+
+    def reason(self) -> str:
+        """Returns why the registry is not served as it is; empty if it is."""
+        return UNACCOUNTED if self.refused else ""
+
+
+def _since(logged: int, same: bool, now: int) -> int:
+    """Returns the revision of what is in force; older logs do not have it."""
+    return now if logged < 0 and same else logged
+
+
+def _flags(state: RegistryState, standings: StandingFold) -> tuple[Suspension, ...]:
+    """Returns the suspensions that the log has, with what the registry says of them."""
+    said = {key_of(flag): flag for flag in state.suspensions}
+    return tuple(
+        said[key]
+        if key in said and since_of(said[key]) == since
+        else Suspension(Scope(key[0]), key[1], (since + 0.5) / 1_000_000, "", "")
+        for key, since in standings.flags.items()
+    )

@@ -1,0 +1,449 @@
+"""Which changes of the registry operations and acts account for. Pure: values in, values out.
+
+Anyone with rights on the registry can write anything into it, also a row that says DONE. So a
+change is served only where it follows from what officers signed: an operation whose approvals
+verify against the officers in force, which names this very change and which has not made one
+before. The operation is made again, by the same functions that execute it; its result must be
+what the registry has. A move towards a stop needs no operation: it is obeyed, and reported.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from signer.errors import OperatorError
+from signer.keys import lifecycle
+from signer.keys.index import KeyIndex
+from signer.keys.registry import RegistryState
+from signer.model import Act, KeyName, KeyState, KeyVersion, Suspension
+from signer.officers.approval import Officers, check_approved, check_deployment, officers_sha256
+from signer.officers.execution import known_kind
+from signer.officers.kinds.base import Details, OperationKind, Remake
+from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
+from signer.officers.kinds.policy_change import PutPolicy
+from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
+from signer.officers.standing import KeysRecord, Standing, key_of, since_of, standing_of, times_of
+from signer.officers.store import StoredOperation
+
+MOST_WAYS = 64  # that one version may have gone, as far as they are followed
+
+
+DECISIONS = ("officers", "policy", "enrol")  # the kinds that replace officers or the policy
+VersionName = tuple[KeyName, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is accounted for so far.
+
+    ``state`` is served; its deployment is the log's. ``standing`` returns that of a version,
+    None if it is not known; ``unaccounted`` names those that are not served. ``used``
+    says whether the log has a change by an operation, ``checked`` whether it has found these very
+    bytes of it approved. ``policy_free``: the policy needs no approval. ``document`` returns
+    what is stored under a SHA-256. A revision of -1 is not known.
+    """
+
+    state: RegistryState
+    standing: Callable[[KeyVersion], Standing | None]
+    unaccounted: Collection[VersionName]
+    used: Callable[[str], bool]
+    checked: Callable[[str, bytes], bool]
+    policy_free: bool
+    document: Callable[[str], bytes | None]
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What another state of the registry comes to.
+
+    ``state`` may be served. ``records`` belong into the log before it is, in this order.
+    ``refused`` says what is not served, ``by_hand`` which stops nobody accounts for.
+    ``unaccounted`` are the versions that are not served, with what is known of each: one that was
+    known before is suspended in ``state``, a new one is left out.
+    """
+
+    state: RegistryState
+    records: list[OfficersRecord | PolicyRecord | KeysRecord] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    by_hand: list[str] = field(default_factory=list)
+    unaccounted: dict[VersionName, Standing | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """An approved operation, in its order among all that is accounted with."""
+
+    stored: StoredOperation
+    kind: OperationKind[Any]
+    details: Details
+    times: tuple[float, ...]
+    document: Callable[[str], bytes | None]
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def once(self) -> bool:
+        return self.kind.once
+
+    def ways(self, before: KeyVersion | None, version: KeyVersion) -> Iterator[KeyVersion]:
+        """Yields what the operation can have made of a version."""
+        known = (version.activate_at, version.deactivate_at, version.destroy_at)
+        times = [*(at for at in known if at is not None), *self.times]
+        remake = Remake(self.stored.id, version, times, self.document, self.kept)
+        reached: list[KeyVersion | None] = [before]
+        for _ in range(self.kind.steps):
+            made = [row for each in reached for row in self._made(each, remake)]
+            yield from made
+            reached = list(made)
+
+    def _made(self, before: KeyVersion | None, remake: Remake) -> list[KeyVersion]:
+        try:
+            rows = list(self.kind.remade(self.details, before, remake))
+        except (OperatorError, ValueError, IndexError):
+            return []
+        revision = self.stored.ended_revision if self.once else None
+        distinct: list[KeyVersion] = []
+        for row in rows:
+            after = replace(row, revision=-1 if revision is None else revision)
+            if after not in distinct:
+                distinct.append(after)
+        return distinct
+
+
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """An act of one officer, at its revision."""
+
+    act: Act
+    revision: int
+
+    once = False
+
+    def ways(self, before: KeyVersion | None, version: KeyVersion) -> Iterator[KeyVersion]:
+        """Yields what the act has made of a version."""
+        del version
+        if before is None or self.act.target not in (before.name, str(before.key)):
+            return
+        move = lifecycle.compromise if self.act.act == "compromised" else lifecycle.suspend
+        try:
+            yield replace(move(before, self.act.at), revision=self.revision)
+        except OperatorError:
+            return
+
+
+_Step = _Operation | _Act
+_Path = tuple[tuple[_Step, KeyVersion], ...]  # what was done, and the version after it
+
+
+class _Decided(NamedTuple):
+    """The officers and the policy in force, and since which revisions."""
+
+    officers: Officers
+    officers_since: int
+    policy: str | None
+    policy_since: int
+
+
+def judge(
+    known: Known,
+    new: RegistryState,
+    operations: Sequence[StoredOperation],
+    acts: Sequence[tuple[int, Act]],
+) -> Judgement:
+    """Returns what may be served of a state of the registry, and what accounts for it.
+
+    ``operations`` and ``acts`` are those since the known state, in their order.
+    """
+    judging = _Judging(known, new, acts)
+    judging.decide(operations)
+    judging.versions()
+    judging.suspensions()
+    return judging.judgement()
+
+
+class _Judging:
+    """One judgement while it is made."""
+
+    def __init__(self, known: Known, new: RegistryState, acts: Sequence[tuple[int, Act]]) -> None:
+        self._known, self._new = known, new
+        self._acts = [_Act(act, revision) for revision, act in acts]
+        self._steps: list[_Step] = []
+        self._decisions: list[tuple[int, OfficersRecord | PolicyRecord]] = []
+        self._changed: dict[int, list[KeyVersion]] = {}  # by the number of the step
+        self._suspended: dict[int, list[Suspension]] = {}
+        self._lifted: dict[int, list[Suspension]] = {}
+        self._result = Judgement(new)
+
+    # --- officers and policy -------------------------------------------------------------------
+
+    def decide(self, operations: Sequence[StoredOperation]) -> None:
+        """Follows officers and policy from operation to operation, and collects what is approved.
+
+        What leads to something else than the registry has did not happen: it is left out.
+        """
+        state, new = self._known.state, self._new
+        left_out: set[str] = set()
+        for _ in range(3):
+            end = self._follow(operations, left_out)
+            officers = _same_officers(end, new.officers, new.officers_since)
+            policy = (end.policy, end.policy_since) == (new.policy, new.policy_since)
+            if officers and (policy or self._known.policy_free):
+                break
+            left_out |= set() if officers else {"officers"}
+            left_out |= set() if policy else {"policy", "enrol"}
+        if not officers:
+            self._result.refused.append(
+                "no operation leads to the officers that the registry has: those before stay"
+            )
+            end = end._replace(officers=state.officers, officers_since=state.officers_since)
+        if self._known.policy_free:
+            end = end._replace(policy=new.policy, policy_since=new.policy_since)
+        elif not policy:
+            self._result.refused.append(
+                f"no operation puts the policy {new.policy} in force at revision"
+                f" {new.policy_since}: {state.policy} stays"
+            )
+        self._result.state = replace_state(new, state, end)
+
+    def _follow(self, operations: Sequence[StoredOperation], left_out: set[str]) -> _Decided:
+        """Follows the operations in their order; returns what is in force after the last one."""
+        state = self._known.state
+        at = _Decided(state.officers, state.officers_since, state.policy, state.policy_since)
+        self._steps, self._decisions = [], []
+        acts = list(self._acts)
+        for stored in operations:
+            step = self._approved(stored, at.officers)
+            if step is None:
+                continue
+            ended = stored.ended_revision
+            while acts and ended is not None and acts[0].revision < ended:
+                self._steps.append(acts.pop(0))
+            self._steps.append(step)
+            if stored.proposal.kind not in left_out and ended is not None:
+                at = self._decided(step, at, ended)
+        self._steps += acts
+        return at
+
+    def _approved(self, stored: StoredOperation, officers: Officers) -> _Operation | None:
+        """Returns an operation that officers have approved, None if they have not."""
+        proposal = stored.proposal
+        try:
+            check_deployment(proposal, self._known.state.deployment)
+            kind, details = known_kind(proposal)
+            if kind.once and self._known.used(stored.id):
+                return None
+            if not self._known.checked(stored.id, stored.content):
+                check_approved(proposal, stored.content, stored.signatures, officers)
+        except OperatorError:
+            return None
+        signed = max((signature.at for signature in stored.signatures), default=0.0)
+        times = (stored.changed_at, signed)
+        return _Operation(stored, kind, details, times, self._known.document)
+
+    def _decided(self, step: _Operation, at: _Decided, revision: int) -> _Decided:
+        """Returns what is in force after an operation, which may have changed nothing of it."""
+        approved, number = ApprovedOperation.of(step.stored), len(self._steps) - 1
+        match step.details:
+            case ChangeOfficers(replaces=replaces, in_force_since=since) as details:
+                if replaces != officers_sha256(at.officers) or at.officers_since not in (since, -1):
+                    return at
+                officers = certificates_of(details)
+                record = OfficersRecord(officers, approved, since=revision)
+                self._decisions.append((number, record))
+                return at._replace(officers=officers, officers_since=revision)
+            case PutPolicy(replaces=replaces, in_force_since=since) as policy:
+                if replaces != at.policy or at.policy_since not in (since, -1):
+                    return at
+                sha256 = policy.policy_sha256
+                put = PolicyRecord(bytes.fromhex(sha256), approved, since=revision)
+                self._decisions.append((number, put))
+                return at._replace(policy=sha256, policy_since=revision)
+        return at
+
+    # --- versions ------------------------------------------------------------------------------
+
+    def versions(self) -> None:
+        """Judges every version that is not as it is known."""
+        known, added = self._known, 0
+        changed = {v.name: v for v in self._new.keys.changed_since(known.state.keys)}
+        for name in known.unaccounted:
+            now = self._new.keys.version(*name)
+            changed |= {} if now is None else {now.name: now}
+        for version in changed.values():
+            added += known.state.keys.version(version.key, version.number) is None
+            standing = known.standing(version)
+            if standing is not None and standing.same(standing_of(version)):
+                continue
+            if not self._explain(version, standing):
+                self._result.unaccounted[version.key, version.number] = standing
+                self._result.refused.append(
+                    f"{version.name}: no operation accounts for what the registry has of it"
+                )
+        if len(self._new.keys) - added < len(known.state.keys):
+            self._result.by_hand += [
+                f"{version.name} is no longer in the registry"
+                for version in known.state.keys
+                if self._new.keys.version(version.key, version.number) is None
+            ]
+
+    def _explain(self, version: KeyVersion, standing: Standing | None) -> bool:
+        """Finds what has led to a version; returns whether it may be served."""
+        before, now = None, standing_of(version)
+        version = now.of(version)  # with times as exact as those that are known
+        if standing is not None:
+            if standing.identity != now.identity:
+                return False
+            before = standing.of(version)
+        paths = self._paths(before, version)
+        for row, path in paths:
+            if row is not None and _alike(row, version):
+                self._take(path)
+                return True
+        for row, path in paths:
+            if row is not None and _stops(row, version):
+                self._take(path)
+                self._changed.setdefault(len(self._steps), []).append(version)
+                self._result.by_hand.append(
+                    f"{version.name} was stopped in the registry by hand: it is {version.state}"
+                )
+                return True
+        return False
+
+    def _paths(
+        self, before: KeyVersion | None, version: KeyVersion
+    ) -> list[tuple[KeyVersion | None, _Path]]:
+        """Returns the ways that a version may have gone; the last one ends in it if any does."""
+        paths: list[tuple[KeyVersion | None, _Path]] = [(before, ())]
+        for step in self._steps:
+            for row, path in list(paths):
+                for after in step.ways(row, version):
+                    if len(paths) < MOST_WAYS:
+                        paths.append((after, (*path, (step, after))))
+                    if _alike(after, version):
+                        return [(after, (*path, (step, after)))]
+        return paths
+
+    def _take(self, path: _Path) -> None:
+        for step, after in path:
+            number = next(i for i, each in enumerate(self._steps) if each is step)
+            self._changed.setdefault(number, []).append(after)
+
+    # --- suspensions ---------------------------------------------------------------------------
+
+    def suspensions(self) -> None:
+        """Judges the suspensions: added ones are obeyed, lifted ones need an operation."""
+        before = {key_of(flag): flag for flag in self._known.state.suspensions}
+        after = {key_of(flag): flag for flag in self._new.suspensions}
+        served = dict(before)
+        for key, flag in after.items():
+            old = before.get(key)
+            if old is not None and since_of(flag) <= since_of(old):
+                if since_of(flag) < since_of(old):
+                    self._result.refused.append(f"the time of the suspension of {flag} was changed")
+                continue
+            served[key] = flag
+            number = self._act_of(flag)
+            self._suspended.setdefault(number, []).append(flag)
+            if number == len(self._steps):
+                self._result.by_hand.append(f"{flag} was suspended in the registry by hand")
+        for key in before.keys() - after.keys():
+            flag, lifted = before[key], self._lifted_by(before[key])
+            if lifted is None:
+                self._result.refused.append(
+                    f"no operation has lifted the suspension of {flag}: it stays in force; suspend"
+                    " it again, then have officers resume it"
+                )
+                continue
+            self._lifted.setdefault(lifted, []).append(flag)
+            del served[key]
+        flags = tuple(sorted(served.values()))
+        self._result.state = self._result.state._replace(suspensions=flags)
+
+    def _act_of(self, flag: Suspension) -> int:
+        """Returns the number of the act that set a suspension, one after the last without one."""
+        for number, step in enumerate(self._steps):
+            if isinstance(step, _Act) and (step.act.target, step.act.at) == (str(flag), flag.since):
+                return number
+        return len(self._steps)
+
+    def _lifted_by(self, flag: Suspension) -> int | None:
+        for number, step in enumerate(self._steps):
+            if isinstance(step, _Operation) and step.kind.lifts(step.details, flag):
+                return number
+        return None
+
+    # --- the result ----------------------------------------------------------------------------
+
+    def judgement(self) -> Judgement:
+        """Returns the judgement, with its records in the order of what was done."""
+        result, revision = self._result, self._new.keys.revision
+        decisions = dict(self._decisions)
+        for number in range(len(self._steps) + 1):
+            if number in decisions:
+                result.records.append(decisions[number])
+            changed = self._changed.get(number, [])
+            flags = self._suspended.get(number, []), self._lifted.get(number, [])
+            if not changed and not any(flags):
+                continue
+            step = self._steps[number] if number < len(self._steps) else None
+            suspended, lifted = ({key_of(f): since_of(f) for f in each} for each in flags)
+            result.records.append(
+                KeysRecord(
+                    revision,
+                    [self._row(version) for version in changed],
+                    suspended,
+                    lifted,
+                    ApprovedOperation.of(step.stored) if isinstance(step, _Operation) else None,
+                    step.act if isinstance(step, _Act) else None,
+                    result.by_hand if step is None else (),
+                )
+            )
+        result.state = result.state._replace(keys=self._served())
+        return result
+
+    def _served(self) -> KeyIndex:
+        """Returns the versions to serve: those of the registry, but for what is unaccounted."""
+        keys, known = self._new.keys, self._known.state.keys
+        unaccounted = self._result.unaccounted
+        if any(standing is None for standing in unaccounted.values()):
+            left = (v for v in keys if unaccounted.get((v.key, v.number), True) is not None)
+            keys = KeyIndex(left, keys.revision)
+        stopped = [
+            replace(row, state=KeyState.SUSPENDED)
+            for name, standing in unaccounted.items()
+            if standing is not None
+            if (row := known.version(*name) or self._new.keys.version(*name)) is not None
+        ]
+        return keys.updated(stopped, keys.revision) if stopped else keys
+
+    def _row(self, version: KeyVersion) -> KeyVersion:
+        """Returns a version with the revision that the registry has for it."""
+        now = self._new.keys.version(version.key, version.number)
+        revision = version.revision if version.revision >= 0 or now is None else now.revision
+        return replace(version, revision=revision)
+
+
+def replace_state(new: RegistryState, known: RegistryState, end: _Decided) -> RegistryState:
+    """Returns a state of the registry under the officers and the policy that are in force."""
+    return new._replace(deployment=known.deployment, **end._asdict())
+
+
+def _same_officers(end: _Decided, officers: Officers, since: int) -> bool:
+    return (officers_sha256(end.officers), end.officers_since) == (officers_sha256(officers), since)
+
+
+def _alike(row: KeyVersion, version: KeyVersion) -> bool:
+    """Whether both rows allow the same; they are of one key pair."""
+    return (
+        row.state is version.state
+        and row.came_from is version.came_from
+        and _certified_alike(row, version)
+        and times_of(row) == times_of(version)
+    )
+
+
+def _stops(row: KeyVersion, version: KeyVersion) -> bool:
+    return _certified_alike(row, version) and lifecycle.only_stops(row, version)
+
+
+def _certified_alike(row: KeyVersion, version: KeyVersion) -> bool:
+    return (row.certificate, row.kid) == (version.certificate, version.kid)
