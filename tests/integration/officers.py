@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import yaml
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer.client import Operation as Told
 from signer.client import SignerClient, SignerClientError, sign_operation
+from tests.daemon import verified
 
 SECONDS = 60.0
 
@@ -98,6 +100,14 @@ class Office:
         told = self.ended(proposed.id, seconds)
         assert told.state in ("DONE", "WAITING"), told.note
         return told
+
+    def log_in_order(self) -> None:
+        """Verifies the whole log offline: it accounts for all that was done and signed."""
+        config = Path(self.dev["config"])
+        origin = yaml.safe_load(config.read_text())["audit"].get("origin", "signer/audit")
+        report = verified(config.parent / "audit", origin, "--decide")
+        assert report["problems"] == []
+        assert report["decided_intents"] == report["kinds"]["intent"] > 0
 
     def versions(self, key: str) -> dict[int, Any]:
         """All versions of a key by their number, as an officer sees them."""

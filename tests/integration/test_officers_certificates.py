@@ -252,3 +252,7 @@ def test_records_name_the_new_key(plan: Plan) -> None:
 def test_a_rotation_that_is_done_takes_no_certificates(plan: Plan) -> None:
     with pytest.raises(SignerClientError, match="is not a rotation that waits for certificates"):
         plan.give(*plan.certificates([DCC]))
+
+
+def test_the_log_accounts_for_all_of_it(plan: Plan) -> None:
+    plan.office.log_in_order()

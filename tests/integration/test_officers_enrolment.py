@@ -114,6 +114,10 @@ def softhsm_rate(token: SoftToken, start: int, count: int) -> float:
         return count / (time.monotonic() - began)
 
 
+def test_the_log_accounts_for_all_of_it(office: Office) -> None:
+    office.log_in_order()
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize(("facilities", "rounds", "least"), [(5000, 2, 0.8)])
 def test_thousands_at_nearly_the_hsm_s_own_rate(

@@ -97,6 +97,10 @@ def test_the_version_before_signs_for_the_overlap_where_it_is_named(office: Offi
             assert (item.error, item.key_version) == (None, used)
 
 
+def test_the_log_accounts_for_all_of_it(office: Office) -> None:
+    office.log_in_order()
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("times", [100])
 def test_many_rotations_without_delay_or_overlap(office: Office, times: int) -> None:

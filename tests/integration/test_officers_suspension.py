@@ -315,3 +315,7 @@ def test_nobody_else_may_call_anything_of_it(made: Any, name: str, code: str, re
             request = message_factory.GetMessageClass(method.input_type)()
             refusal = edge.refused(lambda: call(request, timeout=10))
             assert (refusal.code, refusal.reason) == (code, reason), method.name
+
+
+def test_the_log_accounts_for_all_of_it(office: Office) -> None:
+    office.log_in_order()

@@ -1,6 +1,8 @@
 import base64
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -212,6 +214,37 @@ def test_no_log_no_key_no_place(appliance: Path, tmp_path: Path) -> None:
     assert "audit.pub.pem" in absent.stderr
     assert run("verify").exit_code == 2
     assert run("show").exit_code == 2
+
+
+SERVER_PACKAGES = ("pydantic", "sqlalchemy", "alembic", "pkcs11", "prometheus_client", "uvloop")
+
+
+def without_server(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs `signer audit ...` where no package of the server is installed."""
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({SERVER_PACKAGES}));"
+        "from signer.cli.main import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, "audit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_auditors_need_the_packages_of_the_server_only_to_decide(appliance: Path) -> None:
+    place = ("--dir", appliance / "audit")
+    verified = without_server("verify", *place)
+    assert verified.returncode == 0, verified.stderr
+    assert without_server("find", *place, digest(7, 1).hex()).returncode == 0
+    decided = without_server("verify", *place, "--decide")
+    assert (decided.returncode, decided.stdout) == (1, "")
+    assert "pip install 'signer-appliance[server]'" in decided.stderr
+    assert "Traceback" not in decided.stderr
+
+
+def test_intents_that_cannot_be_decided_are_a_problem(appliance: Path) -> None:
+    result = run("verify", "--dir", appliance / "audit", "--decide")
+    assert result.exit_code == 1
+    assert "wrong: record 1: it and those after it cannot be decided" in result.stderr
+    assert "0 intents were decided once more" in result.stdout
 
 
 # --- officers --------------------------------------------------------------------------------

@@ -506,7 +506,7 @@ class Accounted(Signing):
             part=1,
             parts=1,
             development=False,
-            deployment="0f" * 16,
+            deployment="",
             versions=list(rows) or [row(), row(OTHER)],
             suspensions=list(suspensions),
             changed={},
