@@ -7,6 +7,7 @@ operation lifts that. Pure: a fold over the whole log, in parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 from typing import ClassVar
 
 from signer.audit.format.record import (
@@ -75,7 +76,7 @@ class ChangeFold:
         self._replaced: dict[bytes, int] = {}  # earlier policies, and until when calls may use them
         self._early: dict[bytes, tuple[int, int]] = {}  # policies used before they are recorded
         self._used: dict[str, int] = {}  # operations that put something in force, and where
-        self._executions: dict[str, bytes] = {}  # what was approved and begun in this log
+        self._executions: dict[str, bytes] = {}  # approved and begun in this log, by SHA-256
         self._made: dict[str, Proposal] = {}  # operations that changed keys
         self._acts: set[str] = set()  # acts that records of keys name
 
@@ -182,29 +183,28 @@ class ChangeFold:
     def _operation(self, record: Record, operation: str) -> Proposal | None:
         """Returns the approved operation that makes a change of keys; None without a valid one.
 
-        Only the first record of several carries the operation. It is checked there, unless its
-        execution was recorded in this log.
+        A change with many versions takes several records, of which only the first carries the
+        operation. It is checked there, unless its execution was recorded in this log.
         """
         if not operation:
             return None
-        if "content" in record.fields:
-            carried = ApprovedOperation.from_fields(record.fields)
-            if self._executions.get(operation) != carried.content:
-                try:
-                    self.approvals.check_approved(record, carried, "a change of keys")
-                except (ProblemError, ApprovalError) as error:
-                    self._report(record.seq, str(error))
-                    return None
-            proposal = approval.parse(carried.content)
-            if operation in self._made:
-                self._report(record.seq, f"operation {operation} changes keys again")
-            self._made[operation] = proposal
-            return proposal
         known = self._made.get(operation)
-        if known is None or known.kind not in BULK_KINDS:
-            self._report(record.seq, f"operation {operation} is not in the log, or changes more")
-            return None
-        return known
+        if known is not None and known.kind not in BULK_KINDS:
+            self._report(record.seq, f"operation {operation} changes keys again")
+            return known
+        if "content" not in record.fields:
+            if known is None:
+                self._report(record.seq, f"operation {operation} was not carried before")
+            return known
+        carried = ApprovedOperation.from_fields(record.fields)
+        if self._executions.get(operation) != sha256(carried.content).digest():
+            try:
+                self.approvals.check_approved(record, carried, "a change of keys")
+            except (ProblemError, ApprovalError) as error:
+                self._report(record.seq, str(error))
+                return None
+        self._made[operation] = approval.parse(carried.content)
+        return self._made[operation]
 
     def _start(self, _record: Record, _allowed: bool) -> None:
         """What changed while the appliance was away is in no record of this log."""
@@ -219,7 +219,7 @@ class ChangeFold:
     def _begin(self, record: Record, allowed: bool) -> None:
         if allowed:
             content = octets(record.fields, "content")
-            self._executions[text(record.fields, "operation")] = content
+            self._executions[text(record.fields, "operation")] = sha256(content).digest()
             self._keys.begun(approval.parse(content))
 
     def _end(self, record: Record, _allowed: bool) -> None:

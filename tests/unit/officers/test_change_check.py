@@ -564,6 +564,7 @@ def test_all_that_officers_do_to_keys_is_accounted_for() -> None:
         row(times=(0, None, history.time + 2 * CALL, None)),
         operation=rotate.id,
     )
+    history.change(row(second, cka_id=new, certificate=b"e" * 16), made_by=rotate)
     history.end(rotate)
     history.sign(second)
     history.sign()
@@ -648,6 +649,14 @@ def test_an_approval_accounts_for_one_change() -> None:
     history.change(row(state="SUSPENDED"), act=suspend_act(VERSION))
     history.change(row(), made_by=resume)
     assert f"operation {resume.id} changes keys again" in problem_of(history)
+
+
+def test_a_record_that_only_names_an_operation_follows_one_that_carries_it() -> None:
+    history = Accounted(row(state="SUSPENDED"))
+    history.change(row(), operation="6a9b7d3e-0000-4000-8000-000000000001")
+    not_carried, gain = problems(history)
+    assert "was not carried before" in not_carried
+    assert "no operation of officers makes that" in gain
 
 
 def test_a_suspension_ends_only_by_an_operation_that_names_it() -> None:
