@@ -17,7 +17,8 @@ from signer.hsm.latch import release
 from signer.keys.database import connect, explained, version_of
 from signer.keys.registry import Registry
 from signer.officers.kinds.officer_change import first_officers
-from signer.text import count
+from signer.officers.validity import Validity
+from signer.text import count, utc
 
 
 @click.command()
@@ -71,6 +72,8 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
         if not begun:
             begin(config.audit, key, state, clock, development=False)
     say(f"officers: {', '.join(sorted(state.officers))}")
+    for who, end in Validity.of(state.officers, clock.now()).ending:
+        say(f"the certificate of {who} ends soon: {utc(end)}", err=True)
     say(f"policy in force: {state.policy}")
     if state.policy != policy.policy.sha256:
         say(f"the policy in {config.policy} is a different one and not in force", err=True)

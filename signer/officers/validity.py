@@ -16,12 +16,14 @@ SOON_DAYS = 30
 class Validity:
     """The officers with a valid certificate and its end; those with one that ended, or is early.
 
-    Ends are in seconds since the epoch.
+    ``ending``: of the valid ones those that end within ``SOON_DAYS``, and when. Ends are in
+    seconds since the epoch.
     """
 
     valid: dict[str, float]
     ended: frozenset[str]
     early: frozenset[str]
+    ending: tuple[tuple[str, float], ...]
 
     @classmethod
     def of(cls, officers: Officers, now: float) -> Self:
@@ -36,7 +38,9 @@ class Validity:
                 early.add(who)
             else:
                 valid[who] = end
-        return cls(valid, frozenset(ended), frozenset(early))
+        soon = now + SOON_DAYS * DAY
+        ending = tuple((who, end) for who, end in sorted(valid.items()) if end < soon)
+        return cls(valid, frozenset(ended), frozenset(early), ending)
 
     @property
     def next_end(self) -> float | None:

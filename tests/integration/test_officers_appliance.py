@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signer.client import DeniedError, InvalidRequestError
 from signer.daemon.accounts import UNACCOUNTED
@@ -239,3 +242,18 @@ def test_a_policy_that_was_put_in_force_by_hand_decides_nothing(
     assert not items(office, 6)
     assert items(office, 5)
     assert verified(audit, "signer/audit")["problems"] == []
+
+
+def test_init_warns_of_a_certificate_that_ends_soon(tmp_path: Path) -> None:
+    made = Place(tmp_path)
+    file = made.certificate("officer-b")
+    old = x509.load_pem_x509_certificate(file.read_bytes())
+    names = list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    authority = pki.authority(tmp_path / "pki", "client-ca", "clients")
+    usage = ExtendedKeyUsageOID.CLIENT_AUTH
+    short = authority.issue(old.public_key(), old.subject, usage, names, 10)  # type: ignore[arg-type] # it is one of ours
+    file.write_bytes(short.public_bytes(Encoding.PEM))
+    done = made.init("officer-a", "officer-b")
+    assert done.returncode == 0
+    assert f"the certificate of {plan.principal('officer-b')} ends soon: 20" in done.stderr
+    assert plan.principal("officer-a") not in done.stderr

@@ -22,10 +22,10 @@ from signer.officers.kinds.base import (
 )
 from signer.officers.kinds.certificates_import import decoded, read_any
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
-from signer.officers.validity import DAY, SOON_DAYS, Validity
+from signer.officers.validity import DAY, Validity
 from signer.policy.values import principals
 from signer.text import count
-from signer.x509 import spki_of, uris_of
+from signer.x509 import is_authority, spki_of, uris_of
 
 
 class ChangeOfficers(Details):
@@ -170,6 +170,8 @@ def certificate_problems(who: str, certificate: x509.Certificate, now: float) ->
         ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey,
     ):
         problems.append(f"the key of {who} must be ECDSA, RSA or Ed25519")
+    if is_authority(certificate):
+        problems.append(f"the certificate of {who} is that of an authority: use one of their own")
     if now > certificate.not_valid_after_utc.timestamp():
         problems.append(f"the certificate of {who} has expired")
     if now < certificate.not_valid_before_utc.timestamp():
@@ -202,9 +204,9 @@ def _warnings(
         for who in sorted(validity.ended)
     ]
     lines += [
-        f"! the certificate of {who} ends in {count(int(left // DAY), 'day')}"
-        for who in changed
-        if who in validity.valid and (left := validity.valid[who] - context.now) < SOON_DAYS * DAY
+        f"! the certificate of {who} ends in {count(int((end - context.now) // DAY), 'day')}"
+        for who, end in validity.ending
+        if who in changed
     ]
     return lines
 

@@ -25,7 +25,7 @@ from signer.keys.database import connect, explained, is_newer, version_of
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION
 from signer.officers.approval import Officers
-from signer.officers.validity import DAY, SOON_DAYS, Validity
+from signer.officers.validity import Validity
 from signer.text import count, utc
 from signer.tools.doctor.file_checks import folder_problem, sqlite_file
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
@@ -88,8 +88,8 @@ def judge_officers(officers: Officers, needed: int, now: float) -> Finding:
         return wrong("officers", seen, _RENEW if valid else _NO_WAY_BACK)
     if validity.ended:
         return warning("officers", f"the certificate of {min(validity.ended)} has ended", _RENEW)
-    if end is not None and end - now < SOON_DAYS * DAY:
-        who = min(validity.valid, key=lambda each: validity.valid[each])
+    if validity.ending:
+        who, end = min(validity.ending, key=lambda each: each[1])
         return warning("officers", f"the certificate of {who} ends at {utc(end)}", _RENEW)
     return ok("officers", f"{have}, until {utc(end or now)} at least")
 

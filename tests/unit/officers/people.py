@@ -29,6 +29,7 @@ def certificate_of(
     uris: Sequence[str] | None = None,
     begins: datetime = BEGINS,
     ends: datetime | None = None,
+    ca: bool = False,
 ) -> x509.Certificate:
     """An officer's certificate that is good but for what a test changes."""
     private = key or key_of(who)
@@ -36,6 +37,8 @@ def certificate_of(
     name = x509.Name.from_rfc4514_string(f"CN=officer {who[-1]}")
     names = [x509.UniformResourceIdentifier(uri) for uri in ([who] if uris is None else uris)]
     builder = x509.CertificateBuilder(name, name, private.public_key(), 11, begins, ends)
+    if ca:
+        builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     hashed = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()

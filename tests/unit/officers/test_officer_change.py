@@ -203,6 +203,8 @@ def test_sets_that_come_back_are_recorded_in_their_order(stage: Stage) -> None:
     [
         (lambda: certificate_of(D, ends=NOW - timedelta(days=1)), "has expired"),
         (lambda: certificate_of(D, begins=NOW + timedelta(days=1)), "is not valid yet"),
+        (lambda: certificate_of(D, ca=True), "is that of an authority"),
+        (lambda: certificate_of(D, uris=[f"{D}\0.x"]), "is not a principal"),
         (lambda: certificate_of(D, uris=[]), "exactly one URI; this one has 0"),
         (lambda: certificate_of(D, uris=[D, E]), "exactly one URI; this one has 2"),
         (lambda: certificate_of(D, uris=["https://x/d"]), "is not a principal"),

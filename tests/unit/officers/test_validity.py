@@ -43,6 +43,7 @@ def test_officers_are_sorted_by_their_certificates() -> None:
     assert later.valid.keys() == {B}
     assert later.ended == {A}
     assert Validity.of(officers(a=-1), AT).next_end is None
+    assert Validity.of(officers(a=-1, b=29, c=31), AT).ending == ((B, AT + 29 * 86_400),)
 
 
 def test_gauges_say_how_many_can_sign_and_when_the_next_one_cannot() -> None:
