@@ -451,7 +451,9 @@ def _reporting(config: Config) -> tuple[Reports, list[Handlers]]:
     """Returns metrics, log lines and alarms, and all handlers of events: theirs and traces."""
     reports = Reports([token.label for token in config.tokens], level=config.log_level)
     LibraryMessages(reports.lines).capture()
-    tracing = open_tracing(config.tracing, config.audit.origin, reports.lines)
+    tracing = open_tracing(
+        config.tracing, config.audit.origin, reports.lines, reports.spans_dropped
+    )
     return reports, [reports.handlers, *([tracing.handlers] if tracing else [])]
 
 

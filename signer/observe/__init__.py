@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,16 @@ if TYPE_CHECKING:
     from signer.observe.tracing import Tracing
 
 
-def open_tracing(settings: TracingConfig | None, instance: str, lines: LogLines) -> Tracing | None:
+def open_tracing(
+    settings: TracingConfig | None,
+    instance: str,
+    lines: LogLines,
+    on_dropped: Callable[[int], object] = lambda _: None,
+) -> Tracing | None:
     """Returns the tracing of the appliance ``instance``; None if it is not configured.
 
-    What fails in it becomes one of the ``lines``. Raises OperatorError if its packages, which
+    What fails in it becomes one of the ``lines``; ``on_dropped`` gets the number of spans that
+    the collector did not take. Raises OperatorError if its packages, which
     are optional, are missing.
     """
     if settings is None:
@@ -28,4 +35,4 @@ def open_tracing(settings: TracingConfig | None, instance: str, lines: LogLines)
         )
     from signer.observe.tracing import Tracing  # noqa: PLC0415 - optional, as above
 
-    return Tracing(settings, instance, lines)
+    return Tracing(settings, instance, lines, on_dropped)

@@ -188,6 +188,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_log_lines_dropped_total": (
         "Lines of the log that were dropped: stderr took them too slowly, or failed.",
     ),
+    "signer_spans_dropped_total": ("Spans that the collector of traces did not take.",),
     "signer_build_info": (
         "The software version; always 1.",
         Label("version", source="version of the software"),

@@ -13,11 +13,14 @@ import queue
 import select
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import sleep, time
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, TextIO
 
 from signer.config.models import LEVELS
 
@@ -149,10 +152,6 @@ class LogLines:
         return lines, True
 
 
-LIBRARIES = ("grpc", "asyncio")
-"""Packages whose own messages become lines of the log."""
-
-
 class LibraryMessages(logging.Handler):
     """Writes what libraries log as lines: who says it, where, and which error, but no text.
 
@@ -164,16 +163,44 @@ class LibraryMessages(logging.Handler):
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        place = f"{Path(record.pathname).name}:{record.lineno}"
         error = record.exc_info and record.exc_info[0]
-        fields = {"library": record.name, "place": place, "error": error.__name__ if error else ""}
-        self._lines.add(WARNING, "library", fields, fault=False)
+        place = f"{Path(record.pathname).name}:{record.lineno}"
+        self._add(record.name, place, error.__name__ if error else "")
 
     def capture(self) -> None:
-        """Takes the messages of ``LIBRARIES`` from now on."""
-        for name in LIBRARIES:
-            logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = [self], False
+        """Takes everything that Python itself or a library would write to stderr from now on.
+
+        It would wait there for a stderr that nobody reads, and not write a line of JSON.
+        """
+        logging.getLogger().handlers = [self]
+
+        def warned(  # noqa: PLR0917 - as Python calls it
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            del message, file, line
+            self._add("warnings", f"{Path(filename).name}:{lineno}", category.__name__)
+
+        def raised(where: str, error: Any) -> None:
+            self._raised(where, error.exc_type, error.exc_traceback)
+
+        warnings.showwarning = warned
+        threading.excepthook = partial(raised, "thread")
+        sys.unraisablehook = partial(raised, "unraisable")
+
+    def _raised(self, where: str, kind: type[BaseException], trace: TracebackType | None) -> None:
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        file = trace.tb_frame.f_code.co_filename if trace else ""
+        self._add(where, f"{Path(file).name}:{trace.tb_lineno if trace else 0}", kind.__name__)
+
+    def _add(self, library: str, place: str, error: str) -> None:
+        fields = {"library": library, "place": place, "error": error}
+        self._lines.add(WARNING, "library", fields, fault=False)
 
 
 def _formatted(lines: list[LogLine]) -> list[str]:

@@ -145,6 +145,7 @@ class Metrics:
         self.audit_failures = cache(counter("audit_failures").labels)
         self.forgotten = counter("audit_requests_forgotten").labels()
         self.lines_dropped = counter("log_lines_dropped").labels()
+        self.spans_dropped = counter("spans_dropped").labels()
         known = {"token": tokens, "method": (SIGN_BATCH,)}
         for name, counters in (
             ("call_failures", self.call_failures),

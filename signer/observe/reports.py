@@ -4,6 +4,7 @@ A call that was refused or failed is one log line at level warning, any other at
 info. Lines carry ids, names, counts and times, never a payload.
 """
 
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -171,16 +172,19 @@ class Alarms:
 
     def __init__(self) -> None:
         self._kept: deque[Alarm] = deque(maxlen=KEPT_ALARMS)
+        self._lock = threading.Lock()
 
     def add(self, time: float, event: str, text: str) -> None:
         """Adds an alarm."""
-        repeated = self._kept and self._kept[-1][1:3] == (event, text)
-        times = self._kept.pop().times + 1 if repeated else 1
-        self._kept.append(Alarm(time, event, text, times))
+        with self._lock:
+            repeated = self._kept and self._kept[-1][1:3] == (event, text)
+            times = self._kept.pop().times + 1 if repeated else 1
+            self._kept.append(Alarm(time, event, text, times))
 
     def newest(self) -> Sequence[Alarm]:
         """Returns the alarms, newest first."""
-        return tuple(reversed(self._kept))
+        with self._lock:
+            return tuple(reversed(self._kept))
 
 
 class Reports:
@@ -197,14 +201,25 @@ class Reports:
         """Takes the tokens' labels, the level of the log, and what writes its lines."""
         self.metrics = Metrics(tokens)
         self.alarms = Alarms()
-        self.lines = LogLines(level, self.metrics.lines_dropped.inc, write)
         self._clock = clock or SystemClock()
+        self.lines = LogLines(level, self._lines_dropped, write)
         self.handlers: Handlers = {
             **{kind: partial(count, self.metrics) for kind, count in COUNTS.items()},
             **{kind: self._writing(kind) for kind in LINES},
             events.CallEnded: self._call_ended,
             events.AuditCommitted: self._audit_committed,
         }
+
+    def _lines_dropped(self, number: int) -> None:
+        self.metrics.lines_dropped.inc(number)
+        text = "lines of the log are dropped: stderr is slow or cannot be written"
+        self.alarms.add(self._clock.now(), "log_lines_dropped", text)
+
+    def spans_dropped(self, number: int) -> None:
+        """Counts spans that the collector of traces did not take, with an alarm."""
+        self.metrics.spans_dropped.inc(number)
+        text = "traces are dropped: their collector does not take them"
+        self.alarms.add(self._clock.now(), "spans_dropped", text)
 
     def _writing(self, kind: type[Any]) -> Callable[[Any], None]:
         line, level, alarm = LINES[kind]

@@ -8,14 +8,14 @@ only if tracing is configured: its packages are optional.
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import (
     Decision,
     ParentBased,
@@ -38,7 +38,7 @@ from signer.config.models import TracingConfig
 from signer.events import CALL, CallBegan, CallEnded, Handlers, Stopped
 from signer.observe.lines import WARNING, LogLines
 
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 1.0
 """How long the end of the daemon waits until the last spans are sent."""
 _EXPORT_SECONDS = 5
 """How long a request to the collector may take."""
@@ -85,11 +85,38 @@ class _Complaints(logging.Handler):
         self._lines.add(WARNING, "tracing_failed", {"text": record.getMessage()})
 
 
+class _Exporter(OTLPSpanExporter):
+    """Sends spans, and counts those that the collector did not take."""
+
+    def __init__(self, on_dropped: Callable[[int], object], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._on_dropped = on_dropped
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        taken = False
+        try:
+            result = super().export(spans)
+            taken = result is SpanExportResult.SUCCESS
+            return result
+        finally:
+            if not taken:
+                self._on_dropped(len(spans))
+
+
 class Tracing:
     """Creates spans, and sends them to a collector in a separate thread."""
 
-    def __init__(self, settings: TracingConfig, instance: str, lines: LogLines) -> None:
-        """``instance`` names this appliance; what fails is one of the ``lines``."""
+    def __init__(
+        self,
+        settings: TracingConfig,
+        instance: str,
+        lines: LogLines,
+        on_dropped: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """``instance`` names this appliance; what fails is one of the ``lines``.
+
+        ``on_dropped`` gets the number of spans that the collector did not take.
+        """
         described = {"name": "signer", "version": __version__, "instance.id": instance}
         self._provider = TracerProvider(
             resource=Resource({f"service.{name}": value for name, value in described.items()}),
@@ -98,7 +125,8 @@ class Tracing:
             ),
             shutdown_on_exit=False,
         )
-        exporter = OTLPSpanExporter(
+        exporter = _Exporter(
+            on_dropped,
             endpoint=settings.endpoint,
             certificate_file=str(settings.ca) if settings.ca else None,
             timeout=_EXPORT_SECONDS,

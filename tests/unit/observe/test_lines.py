@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -224,21 +226,55 @@ def test_a_process_without_stderr_writes_into_no_other_file(tmp_path: Path) -> N
     assert other.read_bytes() == b""
 
 
-def test_messages_of_libraries_are_lines_without_their_text(sink: Sink) -> None:
-    log = LogLines("info", write=sink.write)
-    kept = {name: logging.getLogger(name) for name in lines.LIBRARIES}
-    before = {name: (each.handlers, each.propagate) for name, each in kept.items()}
+@pytest.fixture
+def captured(sink: Sink) -> Iterator[LogLines]:
+    """All that is not ours becomes lines, for one test."""
+    root, log = logging.getLogger(), LogLines("info", write=sink.write)
+    before = root.handlers, warnings.showwarning, threading.excepthook, sys.unraisablehook
+    LibraryMessages(log).capture()
     try:
-        LibraryMessages(log).capture()
-        error = ValueError("a secret of the payload")
-        logging.getLogger("grpc._cython.cygrpc").error("Unexpected %s", "secret", exc_info=error)
-        logging.getLogger("asyncio").debug("nothing")
+        yield log
     finally:
-        for name, each in kept.items():
-            each.handlers, each.propagate = before[name]
-    log.close()
-    [line] = sink.lines()
-    assert (line["event"], line["level"]) == ("library", "warning")
-    assert (line["library"], line["error"]) == ("grpc._cython.cygrpc", "ValueError")
-    assert line["place"].startswith("test_lines.py:")
-    assert "secret" not in str(line)
+        root.handlers, warnings.showwarning, threading.excepthook, sys.unraisablehook = before
+
+
+def test_messages_of_libraries_are_lines_without_their_text(sink: Sink, captured: LogLines) -> None:
+    error = ValueError("a secret of the payload")
+    logging.getLogger("grpc._cython.cygrpc").error("Unexpected %s", "secret", exc_info=error)
+    logging.getLogger("some.library").warning("a secret")
+    logging.getLogger("asyncio").debug("nothing")
+    captured.close()
+    first, second = sink.lines()
+    assert (first["event"], first["level"]) == ("library", "warning")
+    assert (first["library"], first["error"]) == ("grpc._cython.cygrpc", "ValueError")
+    assert first["place"].startswith("test_lines.py:")
+    assert (second["library"], second["error"]) == ("some.library", "")
+    assert "secret" not in str(sink.lines())
+
+
+def test_what_python_itself_says_is_a_line_without_its_text(sink: Sink, captured: LogLines) -> None:
+    """Python would write it to stderr, and wait there for as long as nobody reads."""
+
+    class Careless:
+        def __del__(self) -> None:
+            raise KeyError("a secret")
+
+    def fail() -> None:
+        raise LookupError("a secret")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    Careless()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("a secret", UserWarning, stacklevel=1)
+    captured.close()
+    said = [(line["library"], line["error"]) for line in sink.lines()]
+    assert said == [
+        ("thread", "LookupError"),
+        ("unraisable", "KeyError"),
+        ("warnings", "UserWarning"),
+    ]
+    assert all(line["place"].startswith("test_lines.py:") for line in sink.lines())
+    assert "secret" not in str(sink.lines())

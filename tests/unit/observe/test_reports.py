@@ -15,6 +15,7 @@ from signer.events import (
     Event,
     ItemsEnded,
     QuotaRefused,
+    Ready,
     ReloadRefused,
     RequestsForgotten,
     WrongSignatures,
@@ -152,3 +153,18 @@ def test_forgotten_request_ids_are_counted() -> None:
     emit(reports, RequestsForgotten(1))
     counted = generate_latest(reports.metrics.registry).decode()
     assert "signer_audit_requests_forgotten_total 4.0" in counted
+
+
+def test_what_is_dropped_is_counted_and_alarmed() -> None:
+    def fail(_: bytes) -> None:
+        raise OSError("nobody reads")
+
+    reports = Reports(write=fail)
+    emit(reports, Ready())
+    reports.lines.close()
+    reports.spans_dropped(3)
+    newest = [(alarm.event, alarm.times) for alarm in reports.alarms.newest()]
+    assert newest == [("spans_dropped", 1), ("log_lines_dropped", 1)]
+    page = generate_latest(reports.metrics.registry).decode()
+    assert "signer_log_lines_dropped_total 1.0" in page
+    assert "signer_spans_dropped_total 3.0" in page

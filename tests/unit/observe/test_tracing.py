@@ -85,6 +85,19 @@ def test_what_opentelemetry_complains_of_is_a_line_of_the_log(
     ]  # the threads of tests before may add lines
 
 
+def test_spans_that_nobody_takes_are_counted() -> None:
+    dropped: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    lines = LogLines("info", write=bytearray().extend)
+    settings = TracingConfig(endpoint=f"http://127.0.0.1:{port}/v1/traces", sample=0.0)
+    traced = Tracing(settings, "signer/test", lines, dropped.append)
+    call(traced)
+    traced._provider.force_flush()
+    traced._provider.shutdown()
+    assert sum(dropped) == 2  # the call and its stage
+
+
 def test_who_configures_tracing_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_tracing(None, "signer/test", LogLines("info")) is None
     monkeypatch.setattr(observe, "find_spec", lambda _: None)
