@@ -82,6 +82,20 @@ class CallDenied(NamedTuple):
     peer: str
 
 
+class HandshakesFailed(NamedTuple):
+    """Clients that could not connect, because their TLS handshakes failed for one cause."""
+
+    cause: str
+    times: int
+
+
+class LibraryLines(NamedTuple):
+    """What a library in C has said at one place of its source; its text is not kept."""
+
+    place: str
+    times: int
+
+
 class ItemsEnded(NamedTuple):
     """The items of a batch, counted by reason: "ok" or the reason of the failure."""
 

@@ -1,11 +1,12 @@
 """The process: composition root, what is served, the open audit log, status."""
 
 import gc
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+
+from signer.daemon.app import Appliance
 
 
 def run(
@@ -22,12 +23,6 @@ def run(
     ``on_ready`` is called once, when health first says SERVING. Raises
     ConfigError and OperatorError if the start is refused.
     """
-    # gRPC's core writes its own lines to stderr, one for each failed handshake too: strangers
-    # could fill a log that is one JSON object a line. It reads the variable when it is loaded.
-    # Set it to see those lines while looking for a fault.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from signer.daemon.app import Appliance  # noqa: PLC0415 - after the variable is set
-
     sys.setswitchinterval(0.0005)  # Python's default of 5 ms delays a worker's round trip
     with ExitStack() as refused:  # closes what a refused constructor leaves open
         appliance = Appliance(

@@ -7,8 +7,10 @@ runs NOT_SERVING, says why on /readyz, and serves with its first worker.
 """
 
 import math
+import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -60,6 +62,7 @@ from signer.keys.registry import Registry
 from signer.observe import open_tracing
 from signer.observe.http import HttpPort
 from signer.observe.lines import LibraryMessages
+from signer.observe.native_lines import NativeLines
 from signer.observe.reports import Reports
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
@@ -110,6 +113,10 @@ class Appliance:
         self.started_at = clock.now()
         self._reports, listeners = _reporting(config)
         self._events = events = Events(*listeners)
+
+        self._native = _native_lines(events)
+        if self._native is not None:
+            refused.callback(self._native.close)
 
         # 2. The registry, whose state is to be served under the policy in force.
         self._registry = registry = Registry.open(config.registry)
@@ -366,6 +373,8 @@ class Appliance:
         self._registry.close()
         self._loop.close()
         self._events.emit(Stopped())
+        if self._native is not None:
+            self._native.close()
         self._reports.lines.close()
 
     @property
@@ -455,6 +464,13 @@ def _reporting(config: Config) -> tuple[Reports, list[Handlers]]:
         config.tracing, config.audit.origin, reports.lines, reports.spans_dropped
     )
     return reports, [reports.handlers, *([tracing.handlers] if tracing else [])]
+
+
+def _native_lines(events: Events) -> NativeLines | None:
+    """Takes what libraries write to stderr, unless an operator wants to see gRPC's own lines."""
+    if sys.__stderr__ is None or "GRPC_VERBOSITY" in os.environ:
+        return None
+    return NativeLines(events.emit)
 
 
 def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:

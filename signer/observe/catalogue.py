@@ -40,6 +40,16 @@ def _reasons(scope: Extent) -> tuple[str, ...]:
     return tuple(str(reason) for reason in Reason if reason.scope & scope)
 
 
+OTHER = "other"
+HANDSHAKE_CAUSES = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no_certificate",
+    "CERTIFICATE_VERIFY_FAILED": "certificate_refused",
+    "BAD_SIGNATURE": "certificate_refused",
+    "WRONG_VERSION_NUMBER": "not_tls",
+    "HTTP_REQUEST": "not_tls",
+    "UNSUPPORTED_PROTOCOL": "version",
+}
+"""Causes of a failed handshake by the name that gRPC's TLS library gives."""
 OK = "ok"
 OVERLOADED_BY_CLIENT = "OVERLOADED_BY_CLIENT"
 _CODE = Label("code", source="gRPC status codes, for example OK or UNAVAILABLE")
@@ -62,6 +72,13 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_request_duration_seconds": (
         "Duration of a call inside the daemon; exemplars have the trace id.",
         _METHOD,
+    ),
+    "signer_tls_handshakes_failed_total": (
+        (
+            "TLS handshakes of clients that failed, by cause. Clients that end the connection or "
+            "are silent are not counted: gRPC does not say so."
+        ),
+        Label("cause", tuple(sorted({*HANDSHAKE_CAUSES.values(), OTHER}))),
     ),
     "signer_calls_at_work": ("Calls in progress, without health checks.",),
     "signer_calls_limit": ("Calls that may be in progress at once: `limits.calls`.",),

@@ -22,6 +22,7 @@ from time import sleep, time
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
+from signer import stderr
 from signer.config.models import LEVELS
 
 QUEUED_LINES = 10_000
@@ -32,7 +33,6 @@ CLOSE_SECONDS = 1.0
 """How long the end waits for a slow stderr."""
 
 DEBUG, INFO, WARNING, ERROR = LEVELS
-_STDERR = 2
 _BATCH_LINES = 1_000  # written with one system call
 _SLICE_LINES = 16  # formatted before another thread gets the interpreter
 _GATHER_SECONDS = 0.01  # between two batches: lines of several calls come together
@@ -62,12 +62,12 @@ def write_to_stderr(data: bytes) -> None:
     # Not through ``sys.stderr``, whose lock a blocked thread would hold when the process ends.
     if sys.__stderr__ is None:
         raise OSError("the process was started without stderr: its number may be another file's")
-    left = memoryview(data)
+    descriptor, left = stderr.descriptor(), memoryview(data)
     while left:
         try:
-            left = left[os.write(_STDERR, left) :]
+            left = left[os.write(descriptor, left) :]
         except BlockingIOError:  # another process has made it non-blocking
-            select.select([], [_STDERR], [])
+            select.select([], [descriptor], [])
 
 
 class LogLines:

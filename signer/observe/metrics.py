@@ -130,6 +130,7 @@ class Metrics:
         self._items, self._durations = counter("items"), histogram("request")
         self.requests = cache(counter("requests").labels)
         self.call_failures = cache(counter("call_failures").labels)
+        self.handshakes_failed = cache(counter("tls_handshakes_failed").labels)
         self.durations = cache(self._durations.labels)
         self.items = cache(self._items.labels)
         self.begin_items = cache(self._begin_items)
@@ -149,6 +150,7 @@ class Metrics:
         known = {"token": tokens, "method": (SIGN_BATCH,)}
         for name, counters in (
             ("call_failures", self.call_failures),
+            ("tls_handshakes_failed", self.handshakes_failed),
             ("worker_restarts", self.restarts),
             ("login_attempts", self.logins),
             ("signature_checks", self.checks),

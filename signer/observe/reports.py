@@ -46,6 +46,9 @@ def _items_ended(metrics: Metrics, event: events.ItemsEnded) -> None:
 
 
 COUNTS: Mapping[type[Any], Callable[[Metrics, Any], object]] = {
+    events.HandshakesFailed: lambda metrics, event: metrics.handshakes_failed(event.cause).inc(
+        event.times
+    ),
     events.ItemsEnded: _items_ended,
     events.QuotaRefused: lambda metrics, event: metrics.quotas(event.group, event.window).inc(),
     events.ChunkEnded: _chunk_ended,
@@ -59,6 +62,9 @@ COUNTS: Mapping[type[Any], Callable[[Metrics, Any], object]] = {
 
 LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
     events.Bug: ("bug", ERROR, "an internal error: see the log"),
+    # Clients.
+    events.HandshakesFailed: ("handshakes_failed", WARNING, ""),
+    events.LibraryLines: ("library", WARNING, ""),
     # Tokens.
     events.WrongSignatures: (
         "wrong_signatures",
@@ -145,6 +151,7 @@ FIELDS: Mapping[type[Any], Callable[[Any], Mapping[str, object]]] = {
         **_described(event.error),
         **event.notes,
     },
+    events.LibraryLines: lambda event: {"library": "native", **event._asdict()},
     events.ReloadEnded: lambda event: {"policy_sha256": event.policy_sha256, **event.changed},
     events.OperationBug: lambda event: {
         "operation": event.operation,

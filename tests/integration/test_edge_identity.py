@@ -1,9 +1,11 @@
 """Who may call at all: certificates, TLS versions, principals, roles."""
 
+import json
 import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +295,62 @@ def test_the_same_exchange_over_tls_1_3_is_answered(appliance: Any) -> None:
     assert version == "TLSv1.3"
     assert b"PEER_UNKNOWN" not in headers
     assert control_pb2.GetStatusResponse.FromString(data[5:]).ready
+
+
+# --- handshakes that fail ----------------------------------------------------------------------
+
+
+def handshake(made: Any, certificate: tuple[Path, Path] | None) -> None:
+    """Tries to connect, and waits until the appliance has closed the connection."""
+    context = ssl.create_default_context(cafile=made.dev["ca"])
+    context.set_alpn_protocols(["h2"])
+    if certificate is not None:
+        context.load_cert_chain(*certificate)
+    host, _, port = made.dev["address"].partition(":")
+    with (
+        suppress(OSError),
+        socket.create_connection((host, int(port)), timeout=edge.SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=made.dev["server_name"]) as connection,
+    ):
+        while connection.recv(4096):
+            pass
+
+
+def no_tls(made: Any) -> None:
+    host, _, port = made.dev["address"].partition(":")
+    with socket.create_connection((host, int(port)), timeout=edge.SECONDS) as plain:
+        plain.sendall(b"hello, is this the appliance?\r\n")
+        with suppress(OSError):
+            while plain.recv(4096):
+                pass
+
+
+def test_handshakes_that_fail_are_counted_by_cause_and_do_not_flood_the_log(
+    make_appliance: Any, tmp_path: Path
+) -> None:
+    made = make_appliance(workers=1)
+    (tmp_path / "foreign").mkdir()
+    foreign = pki.authority(tmp_path / "foreign", "ca", "Signer development clients")
+    issued = edge.issue(tmp_path, foreign, "foreign", plan.principal("issuer"))
+    times = 40
+    for _ in range(times):
+        handshake(made, None)
+        handshake(made, (issued.certificate, issued.key))
+        no_tls(made)
+
+    def failed(cause: str) -> float:
+        line = f'signer_tls_handshakes_failed_total{{cause="{cause}"}} '
+        text = made.get("/metrics")[1]
+        return next(float(one[len(line) :]) for one in text.splitlines() if one.startswith(line))
+
+    causes = ("no_certificate", "certificate_refused", "not_tls")
+    edge.until(lambda: [failed(each) for each in causes] == [times] * 3, "all are counted")
+    assert failed("other") == 0
+    with edge.connect(made.dev) as stubs:
+        assert len(stubs.sign().signatures) == 1
+    assert made.stop() == 0
+    written = [json.loads(line) for line in made.log.read_text().splitlines()]  # JSON, all of it
+    said = [line for line in written if line["event"] == "handshakes_failed"]
+    assert sum(line["times"] for line in said) == 3 * times
+    assert len(said) < times
+    assert "foreign" not in made.log.read_text()

@@ -61,7 +61,7 @@ VALUES: dict[str, Any] = {
     "suspended": [],
     "differences": ["one"],
     **dict.fromkeys(("began", "seconds", "busy", "since"), 0.5),
-    **dict.fromkeys(("items", "checked", "records", "requests", "size"), 3),
+    **dict.fromkeys(("items", "checked", "records", "requests", "size", "times"), 3),
     **dict.fromkeys(("wrong", "versions", "revision"), 0),
 }
 

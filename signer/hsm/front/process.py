@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from signer import stderr
 from signer.config.models import TokenConfig
 from signer.hsm.frames import Channel, Closed, FrameKind, pack_json
 from signer.hsm.spec import TokenSpec, WorkerMode
@@ -49,6 +50,7 @@ class WorkerProcess:
                     [sys.executable, "-P", "-m", "signer.hsm.worker", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(), *keeps),
                     stdin=subprocess.DEVNULL,
+                    stderr=stderr.descriptor(),
                     env=environment | dict(spec.environment),
                 )
         except OSError:
