@@ -108,8 +108,8 @@ def _leads_no_further(before: KeyVersion, after: KeyVersion) -> bool:
         return False
     match after.state:
         case _S.PRE_ACTIVE:  # a cancelled plan stays one: no rotation continues it
-            from_plan = _S.ACTIVE if before.state is _S.ACTIVE else before.came_from
-            return after.came_from is from_plan
+            as_before = before.state is _S.PRE_ACTIVE and after.came_from is before.came_from
+            return as_before or after.came_from is _S.ACTIVE
         case _S.DESTROY_SCHEDULED if before.state is not _S.DESTROY_SCHEDULED:
             return after.came_from in (None, before.state, _S.DEACTIVATED, _S.COMPROMISED)
         case _S.COMPROMISED | _S.DESTROYED:

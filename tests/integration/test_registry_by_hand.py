@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -139,6 +140,18 @@ def _signs(office: Office, who: str, key: str) -> bool:
             return client.sign_batch(key, "JWS", [b"{}"], timeout=10)[0].ok
         except SignerClientError:
             return False
+
+
+def _refused(office: Office, key: str) -> bool:
+    return not _signs(office, "issuer", key)
+
+
+def _alarms(daemon: Daemon) -> int:
+    return daemon.log.read_text().count('"obeyed": ["')
+
+
+def _alarmed(daemon: Daemon, known: int) -> bool:
+    return _alarms(daemon) > known
 
 
 def _version(name: str) -> sa.ColumnElement[bool]:
@@ -422,13 +435,13 @@ def test_the_log_names_what_was_not_served(site: Site) -> None:
 def test_a_stop_by_hand_is_obeyed_and_alarmed(site: Site, change: Change) -> None:
     key = f"{CLINIC}/{change.name.partition('-')[0]}"
     key = KEY if key not in [f"{CLINIC}/{name}" for name in ACTIVE] else key
-    alarms = [daemon.log.read_text().count('"obeyed": ["') for daemon in site.daemons]
+    alarms = [_alarms(daemon) for daemon in site.daemons]
     assert all(_signs(office, "issuer", key) for office in site.offices())
     with site.changed(change):
         for office in site.offices():
-            until(lambda office=office: not _signs(office, "issuer", key), "it is stopped")
+            until(partial(_refused, office, key), "it is stopped")
         for daemon, known in zip(site.daemons, alarms, strict=True):
-            until(lambda d=daemon, k=known: d.log.read_text().count('"obeyed": ["') > k, "an alarm")
+            until(partial(_alarmed, daemon, known), "an alarm is raised")
     # That the rows are as before does not end it: officers do.
     until(site.told, "every appliance gives a reason")
     assert not any(_signs(office, "issuer", key) for office in site.offices())

@@ -13,6 +13,8 @@ from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
 from signer.model import Role, Scope
+from signer.officers.approval import parse
+from signer.officers.standing import StandingFold
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
 from tests.unit.officers.people import OFFICERS, A, B, C, certificate_of, pem
 
@@ -174,6 +176,131 @@ def test_a_policy_in_which_an_officer_signs_is_refused(make: Make) -> None:
     assert stage.snapshot.policy.sha256 == before
     with pytest.raises(ConfigError, match="is a client in the policy"):
         stage.start()
+
+
+def test_a_policy_that_cannot_be_kept_is_not_in_force_until_it_can(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stage.snapshot.policy.sha256
+    new = edit(stage)
+    operation = stage.propose("policy")
+
+    def full(sha256: str, text: bytes) -> None:
+        del text
+        raise OperatorError(f"the policy {sha256} cannot be kept: make room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.daemon_log, "keep_policy", full)
+        stage.approve(operation.id)
+        for _ in range(2):
+            stage.serving.follow()
+            assert stage.snapshot.policy.sha256 == stage.context.state.policy == before
+            assert "cannot be kept" in stage.serving.error
+        assert new not in [r.fields["policy"].hex() for r in stage.log.of(RecordKind.POLICY)]
+    stage.serving.follow()
+    assert stage.snapshot.policy.sha256 == new
+    assert stage.serving.error == ""
+    newest = stage.log.of(RecordKind.POLICY)[-1].fields
+    assert (newest["policy"], newest["operation"]) == (bytes.fromhex(new), operation.id)
+    assert new in stage.daemon_log.kept
+
+
+def test_a_reload_that_cannot_keep_its_policy_changes_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make(development=True)
+    before = stage.snapshot.policy.sha256
+    edit(stage)
+
+    def full(sha256: str, text: bytes) -> None:
+        del sha256, text
+        raise OperatorError("cannot be kept: make room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.daemon_log, "keep_policy", full)
+        with pytest.raises(ConfigError, match="cannot be kept"):
+            reload(stage)
+    stage.serving.follow()
+    assert stage.snapshot.policy.sha256 == stage.registry.state().policy == before
+    assert reload(stage)
+
+
+# --- what accounts for the registry -------------------------------------------------------------
+
+
+def by_hand(stage: Stage, *statements: str) -> None:
+    with stage.registry.writing() as write:
+        for statement in statements:
+            write.connection.exec_driver_sql(statement)
+        write.connection.exec_driver_sql("UPDATE key_versions SET revision = 10000")
+
+
+def test_a_log_from_before_takes_what_there_is_as_given(stage: Stage) -> None:
+    name = stage.key()
+    stage.log.records = [r for r in stage.log.records if r.kind is not RecordKind.KEYS]
+    stage.log.control.deployment, stage.log.standings = "", StandingFold()
+    by_hand(stage, "UPDATE key_versions SET state = 'SUSPENDED'")
+    stage.start()
+    assert stage.states(name) == ["SUSPENDED"]
+    assert stage.serving.refused == []
+    [baseline] = [r for r in stage.log.of(RecordKind.KEYS) if r.fields.get("baseline")]
+    assert baseline.fields["deployment"] == stage.registry.state().deployment
+    by_hand(stage, "UPDATE key_versions SET state = 'ACTIVE'")
+    stage.start()
+    assert len(stage.serving.refused) == 1
+    assert stage.snapshot.keys.primary(stage.version(name).key, stage.clock.now()) is None
+
+
+def test_all_that_was_done_while_an_appliance_was_away_is_recorded_in_order(stage: Stage) -> None:
+    name = stage.key()
+    served = len(stage.log.records)
+    follow, stage.serving._take = stage.serving._take, lambda *_, **__: None  # type: ignore[method-assign]
+    at = int(stage.clock.now()) + DAY
+    stage.done("deactivate", version=name, at=at)
+    stage.emergency.suspend_key(A, name, "why")
+    stage.done("resume", target=name)
+    stage.emergency.suspend(A, Scope.FACILITY, "01-001", "why")
+    stage.done("new-version", key=CLINIC)
+    stage.serving._take = follow  # type: ignore[method-assign]
+    stage.serving.follow()
+    made_by = [
+        ("act" if "act" in record.fields else parse(record.fields["content"]).kind)
+        for record in stage.log.records[served:]
+        if record.kind is RecordKind.KEYS
+    ]
+    # Suspended and resumed again, the version is as it was after its first operation.
+    assert made_by == ["deactivate", "act", "new-version"]
+    assert stage.seen.of(Unaccounted) == []
+    assert stage.snapshot.keys.version(stage.version(name).key, 1) == stage.version(name)
+
+
+def test_an_act_is_named_by_every_log(stage: Stage) -> None:
+    name = stage.key()
+    stage.emergency.suspend_key(A, name, "seen forged")
+    stage.emergency.suspend(A, Scope.GROUP, "01", "seen forged")
+    acts = [r.fields["act"] for r in stage.log.of(RecordKind.KEYS) if "act" in r.fields]
+    said = [[act[1:5] for act in acts], [act[0] for act in acts]]
+    assert said[0] == [
+        ["suspend", name, A, "seen forged"],
+        ["suspend", "group 01", A, "seen forged"],
+    ]
+    assert said[1] == [r.fields["id"] for r in stage.log.of(RecordKind.ACT)]
+
+
+def test_a_used_operation_accounts_for_nothing_after_a_restart(stage: Stage) -> None:
+    name = stage.key()
+    stage.emergency.suspend_key(A, name, "why")
+    resumed = stage.done("resume", target=name)
+    stage.emergency.suspend_key(A, name, "why")
+    by_hand(
+        stage,
+        "UPDATE key_versions SET state = 'ACTIVE'",
+        f"UPDATE operations SET ended_revision = 10000 WHERE id = '{resumed.id}'",
+    )
+    for look in (stage.serving.follow, stage.start):
+        look()
+        assert len(stage.serving.refused) == 1
+        assert stage.snapshot.keys.primary(stage.version(name).key, stage.clock.now()) is None
 
 
 # --- officers ---------------------------------------------------------------------------------

@@ -265,3 +265,46 @@ def test_what_is_compromised_is_scheduled_for_nothing() -> None:
     compromised = lifecycle.compromise(scheduled, NOW)
     assert (compromised.state, compromised.came_from) == (S.COMPROMISED, None)
     assert compromised.destroy_at is None
+
+
+# --- moves towards a stop -----------------------------------------------------------------------
+
+
+@given(versions(), versions())
+def test_what_only_stops_signs_at_no_other_time(before: KeyVersion, after: KeyVersion) -> None:
+    if lifecycle.only_stops(before, after):
+        for now in (899, 950, 1000, 1050, 1101):
+            assert before.active(now) or not after.active(now)
+
+
+@given(versions(), st.floats(900, 1100))
+def test_what_one_officer_may_do_only_stops(version: KeyVersion, now: float) -> None:
+    for move in (lifecycle.suspend, lifecycle.compromise):
+        try:
+            after = move(version, now)
+        except OperatorError:
+            continue
+        assert lifecycle.only_stops(version, after)
+
+
+@given(versions(), st.floats(900, 1100))
+def test_what_takes_officers_together_is_no_mere_stop(version: KeyVersion, now: float) -> None:
+    for move in (
+        lifecycle.resume,
+        lifecycle.restore,
+        lambda version, now: lifecycle.activate(version, now, None, now),
+    ):
+        try:
+            after = move(version, now)
+        except OperatorError:
+            continue
+        if after.state in (S.PRE_ACTIVE, S.ACTIVE, S.SUSPENDED):
+            assert not lifecycle.only_stops(version, after)
+
+
+@given(versions())
+def test_a_compromised_version_stays_one(version: KeyVersion) -> None:
+    bad = replace(version, state=S.COMPROMISED, came_from=None)
+    for came_from in (None, *S):
+        after = replace(bad, state=S.DESTROY_SCHEDULED, came_from=came_from)
+        assert lifecycle.only_stops(bad, after) == (came_from is S.COMPROMISED)

@@ -240,7 +240,8 @@ class Stage:
         self.hsm = Mock(pools={self.token.token: None})
         registry, events, development = self.registry, self.seen.events, self._development
         records = OperationRecords(cast("Any", self.log))
-        log = cast("Any", FakeDaemonLog(self.log))
+        self.daemon_log = FakeDaemonLog(self.log)
+        log = cast("Any", self.daemon_log)
         accounts = Accounts(
             registry,
             log,

@@ -82,6 +82,17 @@ PROPOSALS = st.builds(
 # --- bytes -------------------------------------------------------------------------------------
 
 
+def test_the_deployment_has_a_line_of_its_own() -> None:
+    named = replace(PROPOSAL, deployment="0f" * 16)
+    head, text = TEXT.split(b"{", 1)
+    assert named.canonical() == head + b"deployment " + b"0f" * 16 + b"\n{" + text
+    assert parse(named.canonical()) == named
+    assert parse(TEXT).deployment == ""
+    for wrong in (b"0F" * 16, b"0f" * 15, b"", b"0f" * 16 + b" "):
+        with pytest.raises(ApprovalError):
+            parse(head + b"deployment " + wrong + b"\n{" + text)
+
+
 def test_the_bytes_are_text_that_an_officer_can_read() -> None:
     assert PROPOSAL.canonical() == TEXT
     assert parse(TEXT) == PROPOSAL

@@ -14,6 +14,7 @@ from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
 from signer.events import OperationBug
 from signer.keys.database import RegistryError
+from signer.keys.registry import Registry
 from signer.keys.schema import operations
 from signer.model import KeyState, Scope
 from signer.officers.execution import MAX_NOTE
@@ -227,6 +228,25 @@ def test_an_approved_operation_under_another_id_is_not_executed(stage: Stage) ->
     stage.executor.submit(second)
     assert len(stage.log.of(RecordKind.EXECUTION)) == 1
     assert len(stage.token.keys) == 1
+
+
+def test_nobody_waits_for_the_registry_because_the_log_is_slow(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a record is made durable, another appliance can write, and stop a facility."""
+    inner, wrote = stage.log.append, []
+    url = f"sqlite:///{tmp_path}/stage/registry.sqlite"
+
+    def slow(kind: RecordKind, fields: Any) -> int:
+        with Registry.open(url) as elsewhere, elsewhere.writing(counts=False) as write:
+            write.store(b"what another appliance writes")
+        wrote.append(kind)
+        seq: int = inner(kind, fields)
+        return seq
+
+    monkeypatch.setattr(stage.log, "append", slow)
+    stage.done("create-key", key=CLINIC, algorithm="ES256")
+    assert set(wrote) >= {RecordKind.EXECUTION, RecordKind.KEYS, RecordKind.EXECUTED}
 
 
 # --- a registry that does not answer, a log that takes nothing -------------------------------

@@ -94,6 +94,7 @@ class History:
     def __init__(self, *officers: str, development: bool = False) -> None:
         self.records: list[Record] = []
         self.time = START
+        self.named = ""  # the deployment that operations name
         self.officers = {who: certificate(who) for who in officers or FIRST}
         self.add(RecordKind.KEYS, audit_key=b"key")
         first: dict[str, Value] = {"operation": "", "content": b"", "signatures": []}
@@ -109,6 +110,21 @@ class History:
         self.time += 1
         self.records.append(Record(len(self.records), self.time * 1_000_000, kind, fields))
 
+    def baseline(self, deployment: str) -> None:
+        """A baseline; with "" operations of this history belong to its deployment."""
+        if not deployment:
+            self.named = deployment = "0f" * 16
+        self.add(
+            RecordKind.KEYS,
+            baseline=True,
+            part=1,
+            parts=1,
+            deployment=deployment,
+            versions=[],
+            suspensions=[],
+            registry_revision=1,
+        )
+
     def propose(
         self, kind: str = "create-key", signers: Sequence[str] = (ANN, BEN), **details: object
     ) -> Operation:
@@ -116,7 +132,15 @@ class History:
         number = uuid.UUID(int=self.time << 64)  # the same in every run of a test
         expires = self.time + 7 * DAY
         proposal = Proposal(
-            ORIGIN, str(number), kind, signers[0], self.time, expires, len(signers), details
+            ORIGIN,
+            str(number),
+            kind,
+            signers[0],
+            self.time,
+            expires,
+            len(signers),
+            details,
+            self.named,
         )
         operation = Operation(proposal, proposal.canonical(), [])
         for who in signers:
@@ -143,9 +167,13 @@ class History:
         return operation
 
     def put_policy(
-        self, policy: bytes, kind: str = "policy", signers: Sequence[str] = (CAT, ANN)
+        self,
+        policy: bytes,
+        kind: str = "policy",
+        signers: Sequence[str] = (CAT, ANN),
+        **details: object,
     ) -> None:
-        operation = self.propose(kind, signers, policy_sha256=policy.hex())
+        operation = self.propose(kind, signers, policy_sha256=policy.hex(), **details)
         self.begin(operation)
         self.add(RecordKind.POLICY, policy=policy, **operation.approved())
         self.end(operation)
@@ -396,6 +424,41 @@ def test_a_policy_that_is_told_again_needs_its_officers_no_longer() -> None:
     history.add(RecordKind.POLICY, policy=POLICY)
     [problem] = problems(history.records)
     assert "without an approval" in problem
+
+
+def test_a_policy_that_was_replaced_does_not_come_back_by_its_old_approval() -> None:
+    """Not even after the operation has been forgotten."""
+    history = History()
+    history.baseline("")
+    second = sha256(b"second").digest()
+    for policy, replaced in ((second, POLICY), (POLICY, second)):
+        history.put_policy(policy, replaces=replaced.hex())
+    assert problems(history.records) == ()
+    fields = next(r.fields for r in history.records if r.kind is RecordKind.POLICY)
+    history.time += 60 * DAY
+    history.add(RecordKind.POLICY, **fields)
+    [problem] = problems(history.records)
+    assert "has put this in force before (repeated)" in problem
+
+
+def test_after_the_baseline_operations_are_for_this_deployment() -> None:
+    history = History()
+    history.operate()
+    history.baseline("d" * 32)
+    assert problems(history.records) == ()
+    history.operate()  # it names none
+    [problem] = problems(history.records)
+    assert "is for another deployment (none)" in problem
+
+
+@pytest.mark.parametrize("development", [False, True])
+def test_states_are_taken_as_given_once(development: bool) -> None:
+    history = History(development=development)
+    for _ in range(2):
+        history.baseline("d" * 32)
+    assert ["taken as given again" in text for text in problems(history.records)] == (
+        [] if development else [True]
+    )
 
 
 def test_signatures_count_while_the_certificate_is_valid_and_the_operation_open() -> None:
