@@ -1,10 +1,10 @@
 """docs/reliability.md counts what the tests inject, and names tests that exist."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import import_module
-from itertools import product
+from itertools import product, takewhile
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +72,19 @@ def test_no_test_is_listed_twice_and_every_file_of_faults_is_named() -> None:
     assert {
         f"tests/fault/{path.name}" for path in (ROOT / "tests/fault").glob("test_*.py")
     } <= files
+
+
+def test_every_threat_that_is_stopped_names_its_test() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    named: list[Sequence[str]] = []
+    for table in text.split(" | What stops it | Test |\n")[1:]:
+        for row in takewhile(lambda line: line.startswith("| "), table.splitlines()[1:]):
+            test = re.search(r"\| `(tests/[\w/]+\.py)::(\w+)` \|$", row)
+            assert test, row
+            named.append(test.groups())
+    assert len(named) > 25
+    for file, name in named:
+        assert callable(getattr(import_module(file.removesuffix(".py").replace("/", ".")), name))
 
 
 def test_the_counting_counts() -> None:
