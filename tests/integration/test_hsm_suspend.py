@@ -105,12 +105,12 @@ def test_what_the_worker_still_signs_is_not_released(
         call = threads.submit(sign, pool, job(keys["a"], inputs, check_every=1000))
         until(lambda: record.counts["chunks"], "some of it has come back")
         os.kill(slot.pid, signal.SIGSTOP)
+        until(lambda: len(slot.in_flight) == 2, "chunks are with the worker")
         batch = next(iter(slot.in_flight.values())).portions[0].batch
         before = record.counts["chunks"]
         pool.suspend(HALTED, [keys["a"]])
         left = list(batch.signatures)
         with_worker = len(slot.in_flight)
-        assert with_worker, "chunks are with the worker"
         os.kill(slot.pid, signal.SIGCONT)
         signed = call.result(30)
         until(lambda: record.counts["chunks"] >= before + with_worker, "they have come back")

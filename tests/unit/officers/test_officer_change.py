@@ -179,9 +179,9 @@ def test_a_certificate_that_ends_between_signature_and_record_counts(
     stage.clock.time = SHORT.timestamp()
     take = stage.log.append
 
-    def late(*arguments: Any) -> int:
+    def late(*arguments: Any, **named: Any) -> int:
         stage.clock.forward(0.5)
-        return int(take(*arguments))
+        return int(take(*arguments, **named))
 
     stage.log.append = late
     stage.put(content, by=B)

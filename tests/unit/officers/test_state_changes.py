@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from signer.errors import CallError
+from signer.events import Unaccounted
 from signer.model import Scope, Suspension
 from signer.officers.store import OperationState
 from signer.text import utc
@@ -245,6 +246,9 @@ def test_a_suspension_of_a_part_of_a_name_from_before_can_be_lifted(stage: Stage
         write.suspend(Suspension(Scope.FACILITY, "01-001/keys", START, C, "an earlier version"))
     stage.done("resume", target="facilities/01-001/keys")
     assert stage.emergency.suspensions() == ()
+    [by_hand] = stage.seen.of(Unaccounted)
+    assert by_hand.obeyed == ["facility 01-001/keys was suspended in the registry by hand"]
+    stage.seen.seen.clear()
 
 
 def test_a_suspension_wants_a_reason_and_a_name(stage: Stage, key: str) -> None:

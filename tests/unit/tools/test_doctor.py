@@ -253,8 +253,8 @@ def test_a_mirror_that_does_not_answer_holds_nobody_up(
     [
         (None, True, OK),
         (999.0, True, OK),
-        (1001.0, True, OK),
-        (1003.0, True, WRONG),
+        (1009.0, True, OK),
+        (1011.0, True, WRONG),
         (999.0, False, WARNING),
         (999.0, None, WARNING),
     ],
