@@ -37,6 +37,7 @@ SHOWN = {
     "doctor": ("registry", "token"),
     "check": ("signer.yaml",),
     "ports": ("LISTEN",),
+    "unaccounted": (),
     "unlatch": (),
 }
 """What each block prints about an appliance that has lost a worker; nothing else happened."""
