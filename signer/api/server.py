@@ -50,6 +50,8 @@ HEALTH_SERVICES = frozenset({OVERALL_HEALTH, "signer.v1.SigningService"})
 
 _PATIENCE_SECONDS = 1.0
 """How long a drain waits for watchers to read the end, and for messages to arrive."""
+_SETTLE_SECONDS = 5.0
+"""How long a drain waits for the records of calls that it has cut off."""
 _LOOK_SECONDS = 0.05
 """How often a drain looks for calls in progress."""
 _WITHOUT_PLACE = 4
@@ -157,6 +159,7 @@ class Server:
         # What is left: watches that their clients do not read.
         await self._server.stop(None)
         await stopped
+        await self._signing.settle(_SETTLE_SECONDS)
 
 
 class _Handlers(grpc.GenericRpcHandler):

@@ -65,6 +65,10 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
         """Answers the requests of a stream, each as SignBatch does; raises CallError."""
         await self.streams.serve(context, caller, self.SignBatch)
 
+    async def settle(self, seconds: float) -> None:
+        """Returns when calls that were cut off have closed their intents, or after a while."""
+        await self._engine.settle(seconds)
+
     def drain(self) -> None:
         """Ends all streams: what they have read is answered first."""
         self.streams.drain()

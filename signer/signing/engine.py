@@ -126,6 +126,10 @@ class Engine:
         self._events.emit(ItemsEnded(terms.group or "", request.format, version.algorithm, reasons))
         return BatchResult(version, terms, decision.rule, outputs, failures, record)
 
+    async def settle(self, seconds: float) -> None:
+        """Returns when the records of all calls are with the log, or after so many seconds."""
+        await self._evidence.settle(seconds)
+
     async def _sign(
         self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes], ended: Stages
     ) -> tuple[int, Signed]:

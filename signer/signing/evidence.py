@@ -28,6 +28,7 @@ from signer.signing.turns import Turns
 
 BLOCK = 2048
 """Items whose subtree is computed without a pause: a perfect subtree, so a power of two."""
+_LOOK_SECONDS = 0.01
 CALLER_GONE = "CALLER_GONE"
 """Why an intent has no outcome: its caller has left, and what was not signed was dropped."""
 
@@ -42,6 +43,7 @@ class Evidence:
         self._gathered: list[Entry] = []
         self._together = Gatherer(loop.loop, lambda: len(self._gathered), self._submit)
         self._committing = False  # whether records are with the log's thread, or about to be
+        self._open = 0  # intents that are durable, or about to be, and not closed yet
 
     async def intend(self, intent: IntentRecord, digests: Sequence[bytes], deadline: float) -> int:
         """Records an intent to sign ``digests``; returns its number when it is durable.
@@ -60,7 +62,7 @@ class Evidence:
         left = max(0.0, deadline - self._clock.monotonic())
         timer = self._loop.loop.call_later(left, self._expire, entry)
         try:
-            return await self._durable(entry)
+            seq = await self._durable(entry)
         except AuditUnavailable as error:
             raise _unavailable(f"nothing was signed: {error}") from None
         except TimeoutError:
@@ -75,6 +77,8 @@ class Evidence:
             raise
         finally:
             timer.cancel()
+        self._open += 1
+        return seq
 
     async def outcome(self, seq: int, principal: str, version: KeyVersion, signed: Signed) -> Entry:
         """Returns the outcome of an intent, for ``conclude``.
@@ -96,6 +100,7 @@ class Evidence:
         There is no deadline, and a caller that leaves meanwhile changes nothing: a repetition
         that did not find the outcome would sign again.
         """
+        self._open -= 1
         try:
             await self._durable(outcome)
         except asyncio.CancelledError:
@@ -105,11 +110,23 @@ class Evidence:
         except AuditUnavailable as error:
             raise _unavailable(f"the signatures are not released: {error}") from None
         except RecordError as error:
+            self._open += 1
             self.close(seq, error, 0.0)
             raise
 
+    async def settle(self, seconds: float) -> None:
+        """Returns when all intents are closed and their records are with the log or refused.
+
+        Waits for so many ``seconds`` at most. Records that come after the end of the log would
+        be lost, and the next start would have to close their intents.
+        """
+        until = self._clock.monotonic() + seconds
+        while (self._open or self._committing) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once
+            await asyncio.sleep(_LOOK_SECONDS)
+
     def close(self, seq: int, error: BaseException, deadline: float) -> None:
         """Closes an intent as INDETERMINATE after an error: nothing of it is released."""
+        self._open -= 1
         match error:
             case CallError():
                 reason = str(error.reason)

@@ -125,3 +125,30 @@ def test_while_the_outcome_is_written_it_stays_and_a_repetition_finds_it(
     again = repeated.result(30)
     assert (len(again.outputs), stage.hsm.signed) == (4, 4)
     assert stage.kinds == SIGNED
+
+
+def test_the_end_waits_until_what_was_cut_off_is_on_record(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = asyncio.Event()
+
+    async def slow(_: Admission) -> Signed:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await late.wait()  # the call takes a while to end
+        raise AssertionError
+
+    monkeypatch.setattr(stage.hsm, "sign", slow)
+    call = begun(stage)
+    stage.wait_for([RecordKind.INTENT])
+    stage.loop.run(asyncio.sleep(0.01))
+    call.cancel()
+    stage.loop.run(stage.engine.settle(0.05))  # not for longer than it may
+    assert stage.kinds == [RecordKind.INTENT]
+    settled = asyncio.run_coroutine_threadsafe(stage.engine.settle(30), stage.loop.loop)
+    stage.loop.call(late.set)
+    settled.result(30)
+    stage.log.close()  # nothing that comes later would be recorded
+    assert stage.kinds == CLOSED
+    stage.loop.run(stage.engine.settle(30))
