@@ -67,8 +67,10 @@ class EmergencyStops:
                 )
             ):
                 raise invalid(str(scope), f"there is no {scope} {name}")
-            flag = Suspension(scope, name, self._clock.now(), officer, reason)
-            act = self._act("suspend", str(flag), officer, reason)
+            # One time for both: by it the log accounts for the suspension.
+            now = self._clock.now()
+            flag = Suspension(scope, name, now, officer, reason)
+            act = self._act("suspend", str(flag), officer, reason, now)
             with self._registry.writing() as write:
                 write.suspend(flag)
                 write.act(act)
@@ -102,8 +104,11 @@ class EmergencyStops:
         self._records.acted(ActRecord.of(done, states_after))
         return after
 
-    def _act(self, act: str, target: str, officer: str, reason: str) -> Act:
-        return Act(str(uuid.uuid4()), act, target, officer, reason, self._clock.now())
+    def _act(
+        self, act: str, target: str, officer: str, reason: str, now: float | None = None
+    ) -> Act:
+        at = self._clock.now() if now is None else now
+        return Act(str(uuid.uuid4()), act, target, officer, reason, at)
 
     @retry(
         retry=retry_if_exception_type(ChangedMeanwhileError),
