@@ -218,7 +218,8 @@ def test_what_came_after_the_last_copy_is_missed_told_and_overridden(site: Site)
 
     told = site.block("auditor")
     assert told.code == 0, told.errors
-    [overridden] = re.findall(r"overridden +\[(\d+)\]", told.out)
+    said = " ".join(told.out.split())
+    [overridden] = re.findall(r"Records are missing, as was declared at record (\d+)\.", said)
     assert f'"seq": {overridden}' in told.out
     assert f"a checkpoint covers {knows}" in told.out
     for checkpoint in site.mirror.glob("*.overridden"):

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from signer.observe.catalogue import FAMILIES
+from signer.observe.catalogue import FAMILIES, HANDSHAKE_CAUSES, OTHER
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2, signing_pb2
 from tests.integration import edge
 
@@ -133,6 +133,7 @@ CALL_REASONS = {
     "KEY_VERSION_NOT_ACTIVE",
     "FIELD_INVALID",
     "QUOTA_EXCEEDED",
+    "CLOCK_DOUBTFUL",
     "CLOSED_HOURS",
     "OVERLOADED",
     "DEADLINE_TOO_SHORT",
@@ -199,6 +200,8 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_audit_commit_started_timestamp_seconds": {},
     "signer_audit_stopped": {},
     "signer_log_lines_dropped": {},
+    "signer_spans_dropped": {},
+    "signer_tls_handshakes_failed": {"cause": {*HANDSHAKE_CAUSES.values(), OTHER}},
     "signer_disk_free_bytes": {},
     "signer_disk_low_bytes": {},
     "signer_time_seconds": {},
