@@ -90,6 +90,10 @@ class Accounts:
             )
         self.state = known
         judged = self.judge(state)
+        if judged.refused and self._revision:
+            # Something was not accounted for when the log's newest record was written.
+            self._revision = 0
+            judged = self.judge(state)
         if judged.refused and self._development and not self._given:
             # `signer dev` has created keys: in development states are taken as given again.
             self._given = True
@@ -188,7 +192,8 @@ class Accounts:
                 self._used.add(record.approved.operation)
         self.state, self.refused = judged.state, judged.refused
         self._unaccounted = judged.unaccounted
-        self._revision = judged.state.keys.revision
+        if not judged.refused:  # what was missed meanwhile is needed once rows are put back
+            self._revision = judged.state.keys.revision
 
     def _standing(self, version: KeyVersion) -> Standing | None:
         """Returns what is accounted for of a version."""

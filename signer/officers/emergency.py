@@ -67,10 +67,9 @@ class EmergencyStops:
                 )
             ):
                 raise invalid(str(scope), f"there is no {scope} {name}")
-            # One time for both: by it the log accounts for the suspension.
-            now = self._clock.now()
-            flag = Suspension(scope, name, now, officer, reason)
-            act = self._act("suspend", str(flag), officer, reason, now)
+            flag = Suspension(scope, name, self._clock.now(), officer, reason)
+            # Of the same time: so every appliance knows that this act has set this flag.
+            act = self._act("suspend", str(flag), officer, reason)._replace(at=flag.since)
             with self._registry.writing() as write:
                 write.suspend(flag)
                 write.act(act)
@@ -104,11 +103,8 @@ class EmergencyStops:
         self._records.acted(ActRecord.of(done, states_after))
         return after
 
-    def _act(
-        self, act: str, target: str, officer: str, reason: str, now: float | None = None
-    ) -> Act:
-        at = self._clock.now() if now is None else now
-        return Act(str(uuid.uuid4()), act, target, officer, reason, at)
+    def _act(self, act: str, target: str, officer: str, reason: str) -> Act:
+        return Act(str(uuid.uuid4()), act, target, officer, reason, self._clock.now())
 
     @retry(
         retry=retry_if_exception_type(ChangedMeanwhileError),
