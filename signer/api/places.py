@@ -92,35 +92,42 @@ class Reads:
 
     async def begin(self, principal: str) -> None:
         """Returns when a call of this principal may receive its message, until ``end``."""
-        while self._bound.exceeded(principal, 1):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(principal, deque()).append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._wake()  # another one, instead
-                raise
-        self._bound.add(principal, 1)
+        if principal not in self._waiting and not self._bound.exceeded(principal, 1):
+            self._bound.add(principal, 1)
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(principal, deque()).append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():  # it was its turn
+                self.end(principal)
+            elif waiter in (waiters := self._waiting.get(principal, deque())):
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiting[principal]
+            raise
 
     def end(self, principal: str) -> None:
-        """Ends what ``begin`` has begun; one that waits goes on."""
+        """Ends what ``begin`` has begun; those that wait and may begin now have their turn."""
         self._bound.add(principal, -1)
-        if self._waiting:
-            self._wake()
+        while self._waiting and self._next():
+            pass
 
-    def _wake(self) -> None:
-        """Lets one call that waits look again."""
-        for other in [one for one in self._waiting if not self._bound.exceeded(one, 1)]:
-            waiters = self._waiting.pop(other)
-            while waiters:
-                waiter = waiters.popleft()
-                if waiters:
-                    self._waiting[other] = waiters  # behind the other principals
-                if not waiter.done():  # it may have been cancelled
-                    waiter.set_result(None)
-                    return
-            self._waiting.pop(other, None)
+    def _next(self) -> bool:
+        """Gives one call that waits its turn; returns False if none may begin."""
+        exceeded = self._bound.exceeded
+        principal = next((one for one in self._waiting if not exceeded(one, 1)), None)
+        if principal is None:
+            return False
+        waiters = self._waiting.pop(principal)
+        waiter = waiters.popleft()
+        if waiters:
+            self._waiting[principal] = waiters  # behind the other principals
+        if not waiter.done():  # it may have been cancelled
+            self._bound.add(principal, 1)
+            waiter.set_result(None)
+        return True
 
 
 class Places:

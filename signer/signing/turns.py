@@ -75,11 +75,12 @@ class Turns:
                 continue
             if self._fresh:
                 self._fresh = False
-                asyncio.get_running_loop().call_soon(self._round)
                 self._until = self._end_of_slice(principal)
                 left = self._until - self._monotonic()
             left -= seconds
             waiter.set_result(None)
+        if not self._fresh:  # behind those that compute now, or they would begin two slices
+            asyncio.get_running_loop().call_soon(self._round)
 
     def _end_of_slice(self, principal: str) -> float:
         now = self._monotonic()

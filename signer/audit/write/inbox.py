@@ -153,14 +153,21 @@ class Inbox:
             self._low_refusal = reason
 
     def fail(self, taken: Sequence[Entry], reason: str) -> None:
-        """Refuses all further entries, those in the queue, and those ``taken`` and not told yet."""
-        self.failed = reason
+        """Refuses all further entries, those in the queue, and those ``taken`` and not told yet.
+
+        One that works on entries gives them as ``taken``, and works no more. Another that finds a
+        fault gives none: the work stays with its owner. The first reason counts.
+        """
+        first = not self.failed
+        self.failed = reason = self.failed or reason
         try:
-            self._on_stop(reason)
+            if first:
+                self._on_stop(reason)
         finally:
             with self._lock:
                 self._refusal = reason
-                self._working = False
+                if taken:
+                    self._working = False
                 waiting, self._queue = self._queue, []
                 told = [*taken, *waiting]
                 for entry in told:

@@ -227,9 +227,10 @@ class AuditLog:
         if batch := self._inbox.claim():
             try:
                 self._handed.put(self._stage(batch))
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - it stops the log
                 self._fail(batch, f"internal error: {type(error).__name__}")
-                raise
+                self.committing_since = 0.0
+                self._handed.put(None)  # the writer has nothing more to do
         return refused
 
     def abandon(self, entry: Entry, reason: str) -> None:
@@ -369,6 +370,8 @@ class AuditLog:
             self._watch_disk()
             if records:
                 self._tail.commit()
+            if self._inbox.failed:  # meanwhile: perhaps nobody can find the file
+                raise OSError(self._inbox.failed)
         finally:
             self._end(staged.began)
         if records:

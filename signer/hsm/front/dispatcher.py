@@ -75,7 +75,8 @@ class Dispatcher:
         self._events = events
         self._now = clock.monotonic
         self._tasks: list[asyncio.Task[None]] = []
-        self._together = Gatherer(loop.loop, lambda: self.scheduler.items, self._pump)
+        self._added = 0  # items since the queue was last looked at
+        self._together = Gatherer(loop.loop, lambda: self._added, self._pump)
         self._next_chunk = 0
 
     @property
@@ -148,6 +149,7 @@ class Dispatcher:
     def add(self, batch: Batch) -> None:
         """Queues a batch."""
         self.scheduler.add(batch)
+        self._added += batch.remaining
         self.wake()
 
     def wake(self) -> None:
@@ -160,7 +162,7 @@ class Dispatcher:
         Idle workers share what waits. One that has a chunk gets a second only if that is
         full: what comes meanwhile goes together in the next one.
         """
-        scheduler = self.scheduler
+        scheduler, self._added = self.scheduler, 0
         if not scheduler.items:
             return
         serving = [slot for slot in self.slots if slot.state == "serving"]

@@ -191,3 +191,46 @@ def test_every_read_has_its_turn_and_the_bounds_hold(
     assert not bound.total
     assert all(count <= 2 for principal, count in most.items() if principal != "all")
     assert most["all"] <= 3
+
+
+def test_all_that_may_begin_after_an_end_do_so() -> None:
+    """The share of each grows when another one has gone: more than one may then begin."""
+    reads, begun = Reads(Bound(64, 8)), list[str]()
+
+    async def begin(principal: str) -> None:
+        await reads.begin(principal)
+        begun.append(principal)
+
+    async def scenario() -> None:
+        for principal in "abcdefg":
+            for _ in range(7):
+                await reads.begin(principal)
+        await reads.begin("h")
+        waiting = [asyncio.ensure_future(begin(principal)) for principal in "abcdefg"]
+        await asyncio.sleep(0)
+        assert not begun
+        reads.end("h")
+        await asyncio.wait(waiting, timeout=20)
+
+    asyncio.run(scenario())
+    assert "".join(begun) == "abcdefg"
+
+
+def test_a_newer_call_does_not_overtake_one_that_waits() -> None:
+    reads, order = Reads(Bound(8, 1)), list[int]()
+
+    async def receive(number: int) -> None:
+        await reads.begin("a")
+        order.append(number)
+        reads.end("a")
+
+    async def scenario() -> None:
+        await reads.begin("a")
+        first = asyncio.ensure_future(receive(0))
+        await asyncio.sleep(0)
+        reads.end("a")
+        later = [asyncio.ensure_future(receive(number)) for number in range(1, 50)]
+        await asyncio.wait([first, *later], timeout=20)
+
+    asyncio.run(scenario())
+    assert order == list(range(50))

@@ -212,3 +212,18 @@ def test_a_failure_ends_the_work() -> None:
     inbox.fail(inbox.claim(), "the disk is gone")
     assert waiter.told == [["the disk is gone"]]
     assert inbox.finished
+
+
+def test_a_fault_that_another_finds_leaves_the_work_with_its_owner() -> None:
+    stops: list[str] = []
+    inbox, waiter = an_inbox(stops.append), Waiter()
+    gone = put(inbox, waiter=waiter)
+    taken = inbox.claim()
+    inbox.abandon(gone, "CANCELLED")
+    inbox.fail((), "the file is gone")
+    written(inbox, taken)  # its end is to be recorded, by its owner alone
+    assert inbox.claim() == []
+    assert not inbox.finished
+    inbox.fail(taken, "the disk is gone")
+    assert inbox.finished
+    assert (inbox.failed, stops) == ("the file is gone", ["the file is gone"])

@@ -232,6 +232,39 @@ def test_close_writes_what_was_handed_over(opened: Opener, folder: Path) -> None
         log.append(RecordKind.START, {})
 
 
+def test_nothing_is_durable_in_a_file_that_was_lost_meanwhile(opened: Opener) -> None:
+    disk = GatedDisk()
+    log = opened(disk=disk)
+    disk.gate.clear()
+    told = Told()
+    log.submit([entry := told.intent()])
+    assert disk.waiting.wait(30)
+    log._fail((), "its file is not at its path")
+    disk.gate.set()
+    told.wait()
+    assert isinstance(entry.error, AuditUnavailable)
+    assert "its file is not at its path" in log.refusal
+    assert log.size == 0
+
+
+def test_a_mistake_in_staging_stops_the_log_and_its_end_does_not_wait(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = opened()
+
+    def broken(*_: object) -> None:
+        log._handed.put(None)  # as `close` does at this moment
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(log._tail, "stage", broken)
+    with pytest.raises(AuditUnavailable, match="internal error: KeyError"):
+        log.append(RecordKind.TOKEN, {})
+    assert log.committing_since == 0
+    with pytest.raises(AuditUnavailable, match="internal error"):
+        log.append(RecordKind.TOKEN, {})
+    log.close()
+
+
 # Without waiting
 
 

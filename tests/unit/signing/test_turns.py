@@ -103,3 +103,21 @@ def test_a_cancelled_wait_costs_no_turn() -> None:
 
     asyncio.run(scenario())
     assert Counter(computing.order) == {"a": 2, "c": 2}
+
+
+def test_a_batch_that_has_waited_computes_one_slice_in_a_round() -> None:
+    computing, rounds = Computing(), list[int]()
+
+    async def count_rounds(until: asyncio.Task[None]) -> None:
+        while not until.done():
+            before = len(computing.order)
+            await asyncio.sleep(0)
+            rounds.append(len(computing.order) - before)
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(computing.compute("a", 20))
+        await count_rounds(task)
+
+    asyncio.run(scenario())
+    assert len(computing.order) == 20
+    assert max(rounds) == 1
