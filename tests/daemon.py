@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ def kill_workers(folder: Path, *workers: psutil.Process) -> None:
     """
     with start_lock(folder / "state", "signer-dev"):
         for worker in workers:
-            worker.kill()
+            with suppress(psutil.NoSuchProcess):  # it may just have left by itself
+                worker.kill()
 
 
 class Exit(NamedTuple):

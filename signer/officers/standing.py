@@ -27,6 +27,7 @@ from signer.audit.format.record import (
     octets,
     text,
 )
+from signer.keys.certificates import cose_kid
 from signer.model import Act, KeyState, KeyVersion, Scope, Suspension
 from signer.officers.records import ApprovedOperation
 
@@ -73,7 +74,10 @@ class Standing(NamedTuple):
         return self._replace(revision=0) == other._replace(revision=0)
 
     def of(self, version: KeyVersion) -> KeyVersion:
-        """Returns the version as it was at this standing; without the certificate if it differs."""
+        """Returns the version as it was at this standing.
+
+        Of another certificate than the version's only the hash is known: it is ``b""`` then.
+        """
         activate_at, sign_until, deactivate_at, destroy_at = map(_seconds, self.times)
         before = replace(
             version,
@@ -85,9 +89,12 @@ class Standing(NamedTuple):
             destroy_at=destroy_at,
             revision=self.revision,
         )
+        without = replace(before, certificate=None, kid=cose_kid(version.spki, None))
         if self.certificate == _certificate(version):
             return before
-        return replace(before, certificate=None, kid=b"")
+        if self.certificate == _certificate(without):
+            return without
+        return replace(before, certificate=b"", kid=b"")
 
 
 def standing_of(version: KeyVersion) -> Standing:

@@ -332,5 +332,6 @@ def test_a_name_that_cannot_be_synced_at_the_moment_is_synced_soon(tmp_path: Pat
         log.append(RecordKind.DENIALS, {"padding": bytes(900)})
     log.append(RecordKind.DENIALS, {})
     assert disk.tried.count("sync_directory") > 1
-    assert (log.refusal, len(list_segments(tmp_path))) == ("", 2)
+    assert log.refusal == ""
+    assert len(list_segments(tmp_path)) > 1
     log.close()

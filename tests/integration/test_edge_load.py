@@ -187,12 +187,8 @@ def signs(made: Any) -> bool:
 
 def test_few_descriptors_limit_the_connections(make_appliance: Callable[..., Any]) -> None:
     made = make_appliance(workers=1, start=False)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (KEPT - 100, hard))  # which a child inherits
-    try:
-        made.start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    made._command = ["prlimit", f"--nofile={KEPT - 100}:", *made._command]
+    made.start()
     raised, _ = resource.prlimit(made.process.pid, resource.RLIMIT_NOFILE)
     assert raised == 1024 + KEPT  # `limits.connections`, and its own
     with edge.connect(made.dev) as issuer:

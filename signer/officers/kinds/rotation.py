@@ -152,13 +152,16 @@ class RotateKind(OperationKind[Rotate]):
         self, details: Rotate, before: KeyVersion | None, remake: Remake
     ) -> Iterator[KeyVersion]:
         content = remake.once("plan", lambda: remake.document(details.plan_sha256) or b"[]")
-        steps = remake.once("steps", lambda: {step.key: step for step in read_plan(content)})
-        step, made = steps.get(remake.version.key), remake.made
-        if step is None:
+        steps = remake.once(
+            "steps", lambda: {s.key: (i, s) for i, s in enumerate(read_plan(content))}
+        )
+        if (found := steps.get(remake.version.key)) is None:
             return
+        (index, step), made = found, remake.made
         if before is not None and before.number == step.old:
             yield from _retired(before, details, remake)
-        if made.number != step.new or remake.number(details.keys) is None:
+        # Each key pair is for its own step: two of a plan must not change places.
+        if made.number != step.new or remake.number(details.keys) != index:
             return
         if before is None:
             if (made.token, made.algorithm) == (details.token, step.algorithm):
@@ -170,7 +173,8 @@ class RotateKind(OperationKind[Rotate]):
             for after in remake.moves(lambda at: certified(before, data, at)):
                 if not chain_problems(certificate, [issuer], remake.times[0]):
                     yield after
-        if before.activate_at is None and before.came_from is None:
+        certified_first = not details.issuers or before.certificate is not None
+        if before.activate_at is None and before.came_from is None and certified_first:
             yield from _activated(before, details, remake)
 
     def execute(self, details: Rotate, work: Work) -> Effects:

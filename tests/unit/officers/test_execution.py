@@ -237,11 +237,11 @@ def test_nobody_waits_for_the_registry_because_the_log_is_slow(
     inner, wrote = stage.log.append, []
     url = f"sqlite:///{tmp_path}/stage/registry.sqlite"
 
-    def slow(kind: RecordKind, fields: Any) -> int:
+    def slow(kind: RecordKind, fields: Any, **named: Any) -> int:
         with Registry.open(url) as elsewhere, elsewhere.writing(counts=False) as write:
             write.store(b"what another appliance writes")
         wrote.append(kind)
-        seq: int = inner(kind, fields)
+        seq: int = inner(kind, fields, **named)
         return seq
 
     monkeypatch.setattr(stage.log, "append", slow)

@@ -1,0 +1,104 @@
+"""What a rotation accounts for: its own pairs in their places, certified before they sign."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from signer.keys.certificates import cose_kid
+from signer.keys.index import KeyIndex
+from signer.keys.lifecycle import cka_id_of
+from signer.keys.registry import RegistryState
+from signer.model import KeyName, KeyState, KeyVersion
+from signer.officers.accounting import Judgement, Known, judge
+from signer.officers.approval import Proposal, Signature
+from signer.officers.rotation_plan import Step, plan_text
+from signer.officers.standing import standing_of
+from signer.officers.store import OperationState, StoredOperation
+from tests.stand_ins import key_version
+
+ID = "00000000-0000-4000-8000-000000000002"
+OFFICER, DEPLOYMENT = "spiffe://a/b", "a" * 32
+ONE, OTHER = KeyName("f", "k"), KeyName("g", "k")
+ACTIVE, PREPARED = KeyState.ACTIVE, KeyState.PRE_ACTIVE
+OLD = [key_version(key=name, state=ACTIVE, activate_at=100.0) for name in (ONE, OTHER)]
+PLAN = plan_text([Step(name, 1, 2, OLD[0].algorithm, 0) for name in (ONE, OTHER)])
+SHA256 = hashlib.sha256(PLAN).hexdigest()
+
+
+def made(name: KeyName, index: int) -> KeyVersion:
+    """The new version of a key with the pair of one step of the plan."""
+    cka_id, spki = cka_id_of(ID, index), b"pair %d" % index
+    version = key_version(key=name, number=2, state=PREPARED, activate_at=None)
+    return replace(version, cka_id=cka_id, spki=spki, certificate=None, kid=cose_kid(spki, None))
+
+
+def rotation(issuers: Sequence[str]) -> StoredOperation:
+    details: Mapping[str, object] = {
+        "token": OLD[0].token,
+        "plan_sha256": SHA256,
+        "keys": 2,
+        "activate_at": 1200,
+        "sign_for_seconds": 0,
+        "overlap_seconds": 0,
+        "destroy_after_seconds": 0,
+        "subject": "CN=x",
+        "issuers": issuers,
+    }
+    proposal = Proposal("o", ID, "rotate", OFFICER, 1000, 2000, 2, dict(details), DEPLOYMENT)
+    signed = (Signature(OFFICER, b"", 1100.0),)
+    return StoredOperation(
+        proposal,
+        proposal.canonical(),
+        state=OperationState.WAITING,
+        signatures=signed,
+        changed_at=1500.0,
+        ended_revision=9,
+    )
+
+
+def judged(
+    before: Sequence[KeyVersion], after: Sequence[KeyVersion], issuers: Sequence[str]
+) -> Judgement:
+    state = RegistryState(KeyIndex(before, 15), {OFFICER: b""}, (), "p", 3, 2, DEPLOYMENT)
+
+    def standing(version: KeyVersion) -> object:
+        known = state.keys.version(version.key, version.number)
+        return None if known is None else standing_of(known)
+
+    known = Known(
+        state=state,
+        standing=standing,  # type: ignore[arg-type] # a standing or None
+        unaccounted=(),
+        used=lambda _: False,
+        checked=lambda *_: True,
+        policy_free=False,
+        document={SHA256: PLAN}.get,
+    )
+    return judge(known, state._replace(keys=KeyIndex(after, 20)), [rotation(issuers)], ())
+
+
+def test_the_pairs_of_a_plan_are_each_for_their_own_key() -> None:
+    right = [made(ONE, 0), made(OTHER, 1)]
+    assert judged(OLD, [*OLD, *right], ["MAAA"]).refused == []
+    swapped = judged(OLD, [*OLD, made(ONE, 1), made(OTHER, 0)], ["MAAA"])
+    assert len(swapped.refused) == 2
+    assert len(swapped.state.keys) == 2, "neither is served"
+
+
+@pytest.mark.parametrize(("issuers", "refused"), [([], 0), (["MAAA"], 1)])
+def test_a_version_that_waits_for_its_certificate_is_not_activated(
+    issuers: list[str], refused: int
+) -> None:
+    new = made(ONE, 0)
+    signs = replace(new, state=ACTIVE, activate_at=1500.0, revision=20)
+    assert len(judged([*OLD, new], [*OLD, signs], issuers).refused) == refused
+
+
+def test_of_another_certificate_a_standing_has_only_the_hash() -> None:
+    bare = made(ONE, 0)
+    first, second = (replace(bare, certificate=der, kid=cose_kid(b"", der)) for der in (b"1", b"2"))
+    assert standing_of(bare).of(first).certificate is None
+    assert standing_of(first).of(first).certificate == b"1"
+    assert standing_of(first).of(second).certificate == b""
