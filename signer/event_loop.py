@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 GATHER_ROUNDS = 4
 """Rounds for which what has come waits at most for more."""
+GATHER_ITEMS = 16
+"""What is worth a commit or a frame of its own, and waits for nothing."""
 
 
 class Gatherer:
@@ -45,7 +47,7 @@ class Gatherer:
 
     def _look(self) -> None:
         count = self._count()
-        more = count > self._seen and (count > 1 or self._several)
+        more = self._seen < count < GATHER_ITEMS and (count > 1 or self._several)
         if more and self._rounds < GATHER_ROUNDS:
             self._seen, self._rounds = count, self._rounds + 1
             self._loop.call_soon(self._look)

@@ -41,7 +41,8 @@ class Evidence:
         self._loop, self._clock = loop, clock
         self._waiting: dict[Entry, asyncio.Future[None]] = {}
         self._gathered: list[Entry] = []
-        self._together = Gatherer(loop.loop, lambda: len(self._gathered), self._submit)
+        self._items = 0  # of what is gathered: of a batch all, of other records one
+        self._together = Gatherer(loop.loop, lambda: self._items, self._submit)
         self._committing = False  # whether records are with the log's thread, or about to be
         self._open = 0  # intents that are durable, or about to be, and not closed yet
 
@@ -179,12 +180,13 @@ class Evidence:
         """
         entry.finished = self._finished
         self._gathered.append(entry)
+        self._items += 1 if entry.column is None else entry.column.count
         if not self._committing:
             self._committing = True
             self._together.soon()
 
     def _submit(self) -> None:
-        entries, self._gathered = self._gathered, []
+        entries, self._gathered, self._items = self._gathered, [], 0
         refused = self._log.submit(entries)
         if len(refused) == len(entries):
             self._wake(refused)
