@@ -265,15 +265,20 @@ class _Judging:
         """Judges every version that is not as it is known."""
         known, added = self._known, 0
         changed = {v.name: v for v in self._new.keys.changed_since(known.state.keys)}
+        changed |= {v.name: v for v in self._new.keys.set_back_since(known.state.keys)}
         for name in known.unaccounted:
             now = self._new.keys.version(*name)
             changed |= {} if now is None else {now.name: now}
         for version in changed.values():
             added += known.state.keys.version(version.key, version.number) is None
             standing = known.standing(version)
-            if standing is not None and standing.same(standing_of(version)):
+            same = standing is not None and standing.same(standing_of(version))
+            # A revision grows with each change: an earlier one would let an approval count that
+            # officers gave before a later change, a stop for instance.
+            set_back = standing is not None and version.revision < standing.revision
+            if same and not set_back:
                 continue
-            if not self._explain(version, standing):
+            if set_back or not self._explain(version, standing):
                 self._result.unaccounted[version.key, version.number] = standing
                 self._result.refused.append(
                     f"{version.name}: no operation accounts for what the registry has of it"

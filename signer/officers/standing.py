@@ -126,7 +126,8 @@ def key_of(flag: Suspension) -> FlagKey:
 
 def since_of(flag: Suspension) -> int:
     """Returns since when a suspension is in force, in microseconds since the epoch."""
-    return int(flag.since * 1_000_000)  # as operations name it
+    since = max(-_FARTHEST, min(flag.since, _FARTHEST))  # somebody may have written any by hand
+    return int(since * 1_000_000)  # as operations name it
 
 
 class KeysRecord(NamedTuple):

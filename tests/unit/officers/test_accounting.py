@@ -1,4 +1,4 @@
-"""What a rotation accounts for: its own pairs in their places, certified before they sign."""
+"""What accounts for versions: a rotation for its own pairs alone, nothing for what is set back."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -58,8 +58,27 @@ def rotation(issuers: Sequence[str]) -> StoredOperation:
     )
 
 
+def resumption() -> StoredOperation:
+    """Officers have approved it when the version had revision 10; it was never executed."""
+    name = f"{ONE}/versions/1"
+    details = {"target": name, "basis": {name: "SUSPENDED, changed at revision 10"}, "since": 0}
+    proposal = Proposal("o", ID, "resume", OFFICER, 1000, 2000, 2, details, DEPLOYMENT)
+    signed = (Signature(OFFICER, b"", 1100.0),)
+    return StoredOperation(
+        proposal,
+        proposal.canonical(),
+        state=OperationState.DONE,
+        signatures=signed,
+        changed_at=1500.0,
+        ended_revision=20,
+    )
+
+
 def judged(
-    before: Sequence[KeyVersion], after: Sequence[KeyVersion], issuers: Sequence[str]
+    before: Sequence[KeyVersion],
+    after: Sequence[KeyVersion],
+    issuers: Sequence[str] = (),
+    operation: StoredOperation | None = None,
 ) -> Judgement:
     state = RegistryState(KeyIndex(before, 15), {OFFICER: b""}, (), "p", 3, 2, DEPLOYMENT)
 
@@ -76,7 +95,8 @@ def judged(
         policy_free=False,
         document={SHA256: PLAN}.get,
     )
-    return judge(known, state._replace(keys=KeyIndex(after, 20)), [rotation(issuers)], ())
+    operations = [operation or rotation(issuers)]
+    return judge(known, state._replace(keys=KeyIndex(after, 20)), operations, ())
 
 
 def test_the_pairs_of_a_plan_are_each_for_their_own_key() -> None:
@@ -102,3 +122,19 @@ def test_of_another_certificate_a_standing_has_only_the_hash() -> None:
     assert standing_of(bare).of(first).certificate is None
     assert standing_of(first).of(first).certificate == b"1"
     assert standing_of(first).of(second).certificate == b""
+
+
+def test_a_revision_that_was_set_back_is_unaccounted_and_stops_the_version() -> None:
+    """Otherwise an approval from before a stop would undo it."""
+    stopped = replace(OLD[0], state=KeyState.SUSPENDED, revision=20)
+    back = replace(stopped, revision=10)
+    for start in ([stopped], [replace(stopped, state=ACTIVE)]):
+        after = [replace(start[0], revision=10)]
+        result = judged(start, after, operation=resumption())
+        assert len(result.refused) == 1
+        [served] = result.state.keys
+        assert (served.state, served.revision) == (KeyState.SUSPENDED, 20)
+    resumed = replace(back, state=ACTIVE)
+    assert len(judged([stopped], [resumed], operation=resumption()).refused) == 1
+    again = replace(stopped, revision=21)
+    assert judged([stopped], [again], operation=resumption()).refused == []
