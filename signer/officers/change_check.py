@@ -167,7 +167,7 @@ class ChangeFold:
         change, seq, time_us = KeysChange.from_fields(record.fields), record.seq, record.time_us
         self._report_all(seq, change.unaccounted)
         if change.baseline:
-            self._keys.begin(change, seq, time_us)
+            self._report_all(seq, self._keys.begin(change, seq, time_us))
         elif change.rows is not None:
             if change.act is not None:
                 self._acts.add(change.act_id)
@@ -175,6 +175,9 @@ class ChangeFold:
                     self._report(seq, f"{change.act.officer} acts and is not an officer")
             made_by = self._operation(record, change.operation)
             self._report_all(seq, self._keys.account(change, made_by, seq, time_us))
+        elif self._keys.complete:
+            if change.states:
+                self._report(seq, "it names states without the versions that records have since")
         else:
             if not change.named_all:
                 self._keys.forget()

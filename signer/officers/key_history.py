@@ -81,6 +81,7 @@ class KeyHistory:
 
     def __init__(self, *, operations_elsewhere: bool = False) -> None:
         self.complete = False
+        self._parts = range(0)  # of the baseline, those that are still to come
         self._elsewhere = operations_elsewhere
         self._states: dict[str, _LastState] = {}
         self._stops: dict[str, Stop] = {}
@@ -89,11 +90,16 @@ class KeyHistory:
 
     # --- records of changes ----------------------------------------------------------------
 
-    def begin(self, change: KeysChange, seq: int, time_us: int) -> None:
-        """Takes a part of a baseline as given."""
+    def begin(self, change: KeysChange, seq: int, time_us: int) -> Iterator[str]:
+        """Takes a part of a baseline as given; yields what is wrong with it."""
         if change.baseline == 1:
             self._states.clear()
             self._stops.clear()
+            self._parts = range(1, change.parts + 1)
+        if change.baseline not in self._parts[:1]:
+            yield f"part {change.baseline} of a baseline does not continue one: it is not taken"
+            return
+        self._parts = self._parts[1:]
         self.complete = True
         for row in change.rows or ():
             self._put(row, seq, time_us)

@@ -89,7 +89,8 @@ class KeysChange(NamedTuple):
     """A record of keys. ``states`` are by name; ``named_all``: no other version has changed.
 
     ``rows`` is None in older records. ``baseline`` is the number of the part, 0 if the record
-    belongs to none. ``unaccounted`` are texts about what the appliance did not serve.
+    belongs to none, of ``parts``. ``unaccounted`` are texts about what the appliance did not
+    serve.
     """
 
     states: Mapping[str, str]
@@ -102,6 +103,7 @@ class KeysChange(NamedTuple):
     act_id: str
     unaccounted: Sequence[str]
     baseline: int
+    parts: int
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "KeysChange":
@@ -121,6 +123,7 @@ class KeysChange(NamedTuple):
             act_id=act[0],
             unaccounted=[str(said) for said in _rows(fields.get("unaccounted"))],
             baseline=number(fields, "part") if baseline else 0,
+            parts=number(fields, "parts", 1) if baseline else 0,
         )
 
 

@@ -731,3 +731,29 @@ def test_a_record_of_keys_that_cannot_be_read_is_a_problem() -> None:
     for fields in unreadable:
         history.add(RecordKind.KEYS, registry_revision=4, **fields)
     assert len(problems(history)) == 3
+
+
+def test_a_baseline_gives_no_more_than_its_parts() -> None:
+    history = Accounted(row(state="SUSPENDED"))
+    history.add(
+        RecordKind.KEYS,
+        registry_revision=history.time,
+        baseline=True,
+        part=2,
+        parts=2,
+        versions=[row()],
+        suspensions=[],
+    )
+    history.sign()
+    problem, signed = problems(history)
+    assert "part 2 of a baseline does not continue one" in problem
+    assert "SUSPENDED" in signed
+
+
+def test_after_a_baseline_states_alone_change_nothing() -> None:
+    history = Accounted(row(state="SUSPENDED"))
+    history.keys(f01_001="ACTIVE")
+    history.sign()
+    problem, signed = problems(history)
+    assert "it names states without the versions" in problem
+    assert "SUSPENDED" in signed
