@@ -1,5 +1,6 @@
 """The verifiers of others, as programs: called by the tests and by the demo."""
 
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -23,15 +24,19 @@ def prepare() -> Path:
     """Makes the verifiers' own environment unless it is there; returns its Python.
 
     It is apart from ours because python-cwt needs an older cbor2 than we do. The
-    stamp is written last, so that an interrupted installation is done again.
+    stamp is written last, so that an interrupted installation is done again; of tests that run
+    at the same time one makes it, and the others wait.
     """
-    lock = _VERIFY / "requirements.lock"
+    pinned = _VERIFY / "requirements.lock"
     stamp, python = _VENV / "installed.sha256", _VENV / "bin" / "python"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        venv.create(_VENV, clear=True, with_pip=True)
-        _run([str(python), "-m", "pip", "install", "-q", "--require-hashes", "-r", str(lock)])
-        stamp.write_text(wanted)
+    wanted = hashlib.sha256(pinned.read_bytes()).hexdigest()
+    _VENV.parent.mkdir(exist_ok=True)
+    with _VENV.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            venv.create(_VENV, clear=True, with_pip=True)
+            _run([str(python), "-m", "pip", "install", "-q", "--require-hashes", "-r", str(pinned)])
+            stamp.write_text(wanted)
     return python
 
 
