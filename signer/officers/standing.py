@@ -402,7 +402,7 @@ def _certificate(version: KeyVersion) -> bytes:
 
 def _microseconds(at: float | None) -> int | None:
     """Converts a time; one that no clock has, which somebody wrote by hand, is cut."""
-    return None if at is None else round(max(-_FARTHEST, min(at, _FARTHEST)) * 1_000_000)
+    return None if at is None else round(max(0.0, min(at, _FARTHEST)) * 1_000_000)
 
 
 def _seconds(at: int | None) -> float | None:
