@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from signer.daemon.app import Appliance
+from signer.daemon.process_limits import share_heap
 
 
 def run(
@@ -23,6 +24,7 @@ def run(
     ``on_ready`` is called once, when health first says SERVING. Raises
     ConfigError and OperatorError if the start is refused.
     """
+    share_heap()
     sys.setswitchinterval(0.0005)  # Python's default of 5 ms delays a worker's round trip
     with ExitStack() as refused:  # closes what a refused constructor leaves open
         appliance = Appliance(

@@ -33,8 +33,8 @@ from signer.clock import Clock, FlooredClock
 from signer.config.models import LEVELS, Config, LimitsConfig, load_config
 from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog, audit_key, open_log
-from signer.daemon.descriptors import KEPT, room_for
 from signer.daemon.inventory import Inventory
+from signer.daemon.process_limits import KEPT, room_for
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving, begin_serving, check_tokens
 from signer.daemon.status import StatusReader
@@ -82,7 +82,7 @@ from signer.signing.turns import Turns
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25  # readiness and registry are checked so often
-RECEIVING, RECEIVING_PER_CLIENT = 64, 8
+RECEIVING, RECEIVING_PER_CLIENT = 64, 4
 """Messages that are received at once; each may have up to `limits.message_bytes`."""
 COMPARE_SECONDS = 1.0  # a part of the registry is compared with what was read so often
 SWEEP_SECONDS = 5.0  # operations that have begun and not ended are searched for so often

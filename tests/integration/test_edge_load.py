@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from signer.daemon.descriptors import KEPT
+from signer.daemon.process_limits import KEPT
 from signer.tools.dev import key_plan as plan
 from signer.v1 import signing_pb2
 from tests.integration import edge, outputs

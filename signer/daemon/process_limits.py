@@ -1,11 +1,13 @@
-"""How many files and connections the process may have open."""
+"""What the process may take of its machine: open files and connections, heaps of the C library."""
 
+import ctypes
 import resource
 
 from signer.errors import OperatorError
 
 KEPT = 256
 """Descriptors beside those of clients: the audit log, the registry, workers, probes."""
+_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 def room_for(connections: int) -> int:
@@ -26,3 +28,15 @@ def room_for(connections: int) -> int:
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
     return files - KEPT
+
+
+def share_heap() -> None:
+    """Makes all threads that start from now on allocate from the same heap of glibc.
+
+    By default each thread may get one of its own, which keeps what was freed in it: the same
+    messages of 4 MiB, received by one of gRPC's threads after another, were held several times.
+    Another C library has no such setting, and needs none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
