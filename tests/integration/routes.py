@@ -1,6 +1,7 @@
 """Traces which product files a request and an operation enter, in a real daemon and its worker."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -48,7 +49,9 @@ class _Traced(Appliance):
         self._tracer = folder / "tracer"
         self._tracer.mkdir(parents=True)
         shutil.copy(TRACER, self._tracer)
-        super().__init__(folder / "dev", (), {"PYTHONPATH": str(self._tracer)})
+        # This tree behind the tracer: another one may be what is installed.
+        path = os.pathsep.join([str(self._tracer), str(PRODUCT.parent)])
+        super().__init__(folder / "dev", (), {"PYTHONPATH": path})
 
     def files(self, work: Callable[[], object], *without: str) -> set[str]:
         """The files entered during ``work``, by threads not named in OTHERS or ``without``."""
