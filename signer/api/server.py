@@ -24,9 +24,8 @@ from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
 from signer.config.models import LimitsConfig
 from signer.errors import OperatorError
-from signer.event_loop import EventLoop
+from signer.event_loop import EventLoop, Threads
 from signer.model import Role
-from signer.signing.threads import Threads
 from signer.v1 import (
     control_pb2_grpc,
     evidence_pb2_grpc,

@@ -6,10 +6,10 @@ from signer.api import wire
 from signer.api.guard import Caller, Context
 from signer.api.streams import Streams
 from signer.errors import invalid
+from signer.event_loop import Turns
 from signer.model import parse_key_or_version
 from signer.signing.engine import Engine
 from signer.signing.request import BatchRequest
-from signer.signing.turns import Turns
 from signer.v1 import signing_pb2, signing_pb2_grpc
 
 MAX_NAME_BYTES = 256

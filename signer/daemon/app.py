@@ -39,7 +39,7 @@ from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving, begin_serving, check_tokens
 from signer.daemon.status import StatusReader
 from signer.errors import ConfigError, OperatorError
-from signer.event_loop import EventLoop
+from signer.event_loop import EventLoop, Threads, Turns
 from signer.events import (
     Bug,
     ConnectionsLimited,
@@ -77,8 +77,6 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import Served
-from signer.signing.threads import Threads
-from signer.signing.turns import Turns
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 TICK_SECONDS = 0.25  # readiness and registry are checked so often
@@ -222,7 +220,7 @@ class Appliance:
             events=recorded,
             clock=clock,
         )
-        turns, threads = Turns(clock), Threads()
+        turns, threads = Turns(clock.monotonic), Threads()
         messages = Messages(turns)
         engine = Engine(
             self._served,

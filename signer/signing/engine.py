@@ -12,6 +12,7 @@ from hashlib import sha256
 from signer.audit.format.record import IntentRecord
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
+from signer.event_loop import Turns
 from signer.events import Events, ItemsEnded, QuotaRefused, Stages, stages
 from signer.formats import FORMATS
 from signer.hsm.front.pool import Admission
@@ -25,7 +26,6 @@ from signer.signing.evidence import Evidence, reasons_of
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
-from signer.signing.turns import Turns
 
 FAILURE_BYTES = 400  # the most that one failed item adds to an answer
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items

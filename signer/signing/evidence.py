@@ -21,10 +21,9 @@ from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
 from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Failure, Reason
-from signer.event_loop import EventLoop, Gatherer
+from signer.event_loop import EventLoop, Gatherer, Turns
 from signer.formats.payloads import signature_length
 from signer.model import KeyVersion, Signed
-from signer.signing.turns import Turns
 
 BLOCK = 2048
 """Items whose subtree is computed without a pause: a perfect subtree, so a power of two."""

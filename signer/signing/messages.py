@@ -6,9 +6,9 @@ from hashlib import sha256
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Failure
+from signer.event_loop import Turns
 from signer.formats.payloads import MessageFormat
 from signer.model import FormatContext, PreparedBatch
-from signer.signing.turns import Turns
 
 
 class HsmInputs:

@@ -16,12 +16,12 @@ from signer.audit.read.ledger import Earlier, Ledger
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
+from signer.event_loop import Threads
 from signer.formats import FORMATS
 from signer.model import FormatContext, KeyState, KeyVersion, Signed, parse_key_or_version
 from signer.policy.rules import Terms
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest, BatchResult, Snapshot
-from signer.signing.threads import Threads
 
 _ANSWERED = (KeyState.ACTIVE, KeyState.DEACTIVATED)
 """States of a version whose signatures are given out again; in any other it was stopped."""

@@ -24,7 +24,7 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.log import Listener
 from signer.audit.write.recovery import SEGMENT_BYTES
 from signer.clock import SystemClock
-from signer.event_loop import EventLoop
+from signer.event_loop import EventLoop, Threads, Turns
 from signer.model import Format, KeyName, KeyVersion, Signed
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
@@ -32,8 +32,6 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest
-from signer.signing.threads import Threads
-from signer.signing.turns import Turns
 from tests.stand_ins import key_version, small_log
 
 ORIGIN = "signer.example/scale"
@@ -66,7 +64,7 @@ class Site:
                 Listener(self.ledger.apply, Ledger.KINDS, self.ledger.snapshot),
             ],
         )
-        self.loop, turns = EventLoop(), Turns(clock)
+        self.loop, turns = EventLoop(), Turns(clock.monotonic)
         self.evidence = Evidence(self.log, turns, self.loop, clock)
         self.repeats = Repeats(self.log, self.ledger, Messages(turns), Threads(), clock)
         totals = {name: sum(keys.values()) for name, keys in self.ledger.totals().items()}

@@ -12,7 +12,7 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.log import Listener
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
-from signer.event_loop import EventLoop
+from signer.event_loop import EventLoop, Threads, Turns
 from signer.events import Events
 from signer.hsm.front.service import Hsm
 from signer.keys.index import KeyIndex
@@ -23,8 +23,6 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
-from signer.signing.threads import Threads
-from signer.signing.turns import Turns
 from tests.stand_ins import FakeHsm, small_log
 
 ORIGIN = "test.example/log"
@@ -71,7 +69,7 @@ class Stage:
         )
         (folder / "policy.yaml").write_text(policy)
         self.served = Served(Snapshot(load_policy(folder / "policy.yaml"), KeyIndex(keys, 1)))
-        self.loop, turns, self.threads = EventLoop(), Turns(clock), Threads()
+        self.loop, turns, self.threads = EventLoop(), Turns(clock.monotonic), Threads()
         messages = Messages(turns)
         self.engine = Engine(
             self.served,

@@ -12,11 +12,11 @@ from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
+from signer.event_loop import THREADS_OF_ONE
 from signer.hsm.front.pool import Admission
 from signer.keys.index import KeyIndex
 from signer.model import Format, KeyName, KeyState, KeyVersion, Signed, Suspended
 from signer.signing.request import BatchRequest
-from signer.signing.threads import THREADS_OF_ONE
 from tests.stand_ins import key_version
 from tests.unit.signing.stage import CLIENT, ID, Stage
 

@@ -4,7 +4,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.signing.turns import MOST_ITEMS, PART_BYTES, SHARED_SECONDS, SLICE_SECONDS, Turns
+from signer.event_loop import MOST_ITEMS, PART_BYTES, SHARED_SECONDS, SLICE_SECONDS, Turns
 from tests.stand_ins import SetClock
 
 
@@ -18,7 +18,7 @@ def test_parts_are_consecutive_and_bounded(lengths: list[int], slow: list[bool])
         if slow:
             clock.forward(SLICE_SECONDS if slow[len(bounds) % len(slow)] else 0)
 
-    asyncio.run(Turns(clock).each("a", items, compute))
+    asyncio.run(Turns(clock.monotonic).each("a", items, compute))
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(len(items)))
     for start, stop in bounds:
         assert 0 < stop - start <= MOST_ITEMS
@@ -32,7 +32,7 @@ def test_slow_payloads_are_computed_one_by_one() -> None:
         sizes.append(stop - start)
         clock.forward((stop - start) * SLICE_SECONDS)
 
-    asyncio.run(Turns(clock).each("a", [b"x"] * 20, compute))
+    asyncio.run(Turns(clock.monotonic).each("a", [b"x"] * 20, compute))
     assert sizes == [8, 2, *[1] * 10]
 
 
@@ -42,7 +42,7 @@ class Computing:
     def __init__(self, step: float = SLICE_SECONDS) -> None:
         self.step = step
         self.clock = SetClock()
-        self.turns = Turns(self.clock)
+        self.turns = Turns(self.clock.monotonic)
         self.order: list[str] = []
 
     async def compute(self, principal: str, slices: int) -> None:
