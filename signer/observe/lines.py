@@ -22,7 +22,6 @@ from time import sleep, time
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
-from signer import stderr
 from signer.config.models import LEVELS
 
 QUEUED_LINES = 10_000
@@ -59,10 +58,10 @@ class LogLine(NamedTuple):
 
 def write_to_stderr(data: bytes) -> None:
     """Writes all of ``data``, and waits as long as stderr blocks; raises OSError."""
-    # Not through ``sys.stderr``, whose lock a blocked thread would hold when the process ends.
+    # Not through the text file, whose lock a blocked thread would hold when the process ends.
     if sys.__stderr__ is None:
         raise OSError("the process was started without stderr: its number may be another file's")
-    descriptor, left = stderr.descriptor(), memoryview(data)
+    descriptor, left = sys.__stderr__.fileno(), memoryview(data)
     while left:
         try:
             left = left[os.write(descriptor, left) :]

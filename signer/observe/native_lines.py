@@ -1,18 +1,22 @@
-"""What libraries in C say on stderr: failed TLS handshakes, counted by cause, and the rest.
+"""What libraries in C write to stderr: failed TLS handshakes, counted by cause, and the rest.
 
-Much of it is caused by strangers, who can connect as often as they like. So it is added up, and
-reported at most once in ``PAUSE_SECONDS``.
+gRPC's core, for instance, writes a line of its own to descriptor 2 for each failed TLS handshake.
+Strangers, who can connect as often as they like, could fill the log with them, and a stderr that
+nobody reads would stop gRPC's threads. So libraries get a descriptor 2 of their own, which is
+read here; what it says is added up, and reported at most once in ``PAUSE_SECONDS``.
 """
 
 import os
 import re
 import select
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
-from signer import stderr
 from signer.events import Event, HandshakesFailed, LibraryLines
 from signer.observe.catalogue import HANDSHAKE_CAUSES, OTHER
 
@@ -23,6 +27,7 @@ _LINE = re.compile(rb"[IWEF]\d{4} [\d:.]+ +\d+ ([\w.]{1,60}:\d{1,6})\] (.*)")
 _HANDSHAKE = re.compile(rb"Handshake failed .*?OPENSSL_internal:([A-Z0-9_]{1,60})")
 _LONGEST = 4096
 
+_STDERR = 2
 
 _Said = HandshakesFailed | LibraryLines
 
@@ -44,14 +49,16 @@ class NativeLines:
     def __init__(self, emit: Callable[[Event], None]) -> None:
         """Separates stderr; ``emit`` gets the events, each for several lines. Raises OSError."""
         self._emit = emit
-        self._descriptor = stderr.separate()
+        self._stderr, self._descriptor = separate()
         self._counted: Counter[tuple[type[_Said], str]] = Counter()
         self._thread = threading.Thread(target=self._run, name="native-lines", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Gives stderr back to libraries, and reports what is left."""
-        stderr.join()
+        with suppress(OSError):
+            self._stderr.flush()
+        os.dup2(self._stderr.fileno(), _STDERR)  # which ends what the thread reads
         self._thread.join(1.0)
 
     def _run(self) -> None:
@@ -81,3 +88,19 @@ class NativeLines:
         counted, self._counted = self._counted, Counter()
         for (kind, what), times in counted.items():
             self._emit(kind(what, times))
+
+
+def separate() -> tuple[TextIO, int]:
+    """Leaves descriptor 2 to libraries.
+
+    Returns the file of the stderr with which the process was started, and the descriptor that
+    reads what libraries write. They never wait: what there is no room for is lost. ``sys.stderr``
+    and ``sys.__stderr__`` write where they wrote before. Raises OSError.
+    """
+    ours = os.fdopen(os.dup(_STDERR), "w", buffering=1)
+    sys.stderr = sys.__stderr__ = ours  # type: ignore[misc]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.dup2(writing, _STDERR)
+    os.close(writing)
+    return ours, reading

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from signer import stderr
 from signer.config.models import TokenConfig
 from signer.hsm.frames import Channel, Closed, FrameKind, pack_json
 from signer.hsm.spec import TokenSpec, WorkerMode
@@ -50,7 +49,7 @@ class WorkerProcess:
                     [sys.executable, "-P", "-m", "signer.hsm.worker", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(), *keeps),
                     stdin=subprocess.DEVNULL,
-                    stderr=stderr.descriptor(),
+                    stderr=sys.__stderr__,  # not descriptor 2, which libraries have
                     env=environment | dict(spec.environment),
                 )
         except OSError:
