@@ -19,9 +19,9 @@ from signer.api.guard import Caller, Guard
 from signer.api.health import MAX_WATCHES, Health
 from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
-from signer.api.signing_messages import read_batch_request
 from signer.api.signing_service import SigningService
 from signer.api.tls import Certificates
+from signer.api.wire import read_batch_request
 from signer.config.models import LimitsConfig
 from signer.errors import OperatorError
 from signer.event_loop import EventLoop, Threads

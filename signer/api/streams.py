@@ -16,7 +16,7 @@ import grpc
 from signer.api.guard import DEFAULT_SECONDS, Caller, Context, Guard, parsed
 from signer.api.identity import identity_of, principal_of
 from signer.api.places import Place
-from signer.api.signing_messages import read_stream_request
+from signer.api.wire import read_stream_request
 from signer.clock import Clock
 from signer.config.models import LimitsConfig
 from signer.errors import CallError, Reason
