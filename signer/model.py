@@ -3,10 +3,13 @@
 Times are seconds since the epoch in UTC; names are resource names of the API.
 """
 
+from __future__ import annotations
+
 import enum
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -108,6 +111,16 @@ class Role(enum.StrEnum):
     OPERATOR = "operator"
 
 
+# SPIFFE-ID, sections 2.1 to 2.3: a trust domain, and a path without empty or dotted segments.
+_SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+")
+_SPIFFE_BYTES = 2048  # the same, section 2.3
+
+
+def is_principal(text: str) -> bool:
+    """Whether a text is a SPIFFE URI, the whole of it: without patterns, queries or controls."""
+    return len(text) <= _SPIFFE_BYTES and _SPIFFE.fullmatch(text) is not None
+
+
 IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 """Ids of facilities, groups, profiles and keys: 1 to 63 characters, lower case."""
 _KEY_NAME = re.compile(f"facilities/({IDENTIFIER.pattern})/keys/({IDENTIFIER.pattern})")
@@ -124,7 +137,7 @@ class KeyName:
         return f"facilities/{self.facility}/keys/{self.key}"
 
     @classmethod
-    def parse(cls, name: str) -> "KeyName":
+    def parse(cls, name: str) -> KeyName:
         """Reads a resource name; raises ValueError that says what is expected."""
         if not (match := _KEY_NAME.fullmatch(name)):
             raise ValueError("expected facilities/{facility}/keys/{key}")
@@ -215,6 +228,106 @@ class KeyVersion:
         return self.state_at(now) is KeyState.ACTIVE
 
 
+class KeyIndex:
+    """All key versions at one revision of the registry; immutable, so threads may share it.
+
+    ``revision`` is the registry's counter when they were read; equality covers it.
+    """
+
+    __slots__ = ("_by_key", "_keys", "_names", "revision")
+
+    def __init__(self, versions: Iterable[KeyVersion] = (), revision: int = 0) -> None:
+        self.revision = revision
+        by_key: dict[KeyName, dict[int, KeyVersion]] = {}
+        for version in versions:
+            numbered = by_key.setdefault(version.key, {})
+            if version.number in numbered:
+                raise ValueError(f"two versions are named {version.name}")
+            numbered[version.number] = version
+        self._by_key = {key: dict(sorted(numbered.items())) for key, numbered in by_key.items()}
+        self._keys = sorted(by_key, key=str)
+        self._names = [str(key) for key in self._keys]
+
+    def updated(self, changed: Iterable[KeyVersion], revision: int) -> KeyIndex:
+        """Returns an index with these versions added or replaced."""
+        index = KeyIndex(changed, revision)
+        fresh = not index._by_key.keys() <= self._by_key.keys()
+        for key, numbered in index._by_key.items():
+            if key in self._by_key:
+                index._by_key[key] = dict(sorted((self._by_key[key] | numbered).items()))
+        index._by_key = self._by_key | index._by_key
+        index._keys = sorted(index._by_key, key=str) if fresh else self._keys
+        index._names = [str(key) for key in index._keys] if fresh else self._names
+        return index
+
+    def changed_since(self, before: KeyIndex) -> Iterator[KeyVersion]:
+        """Yields the versions that differ from those in an earlier index, or are new."""
+        for key, numbered in self._by_key.items():
+            if before._by_key.get(key) is numbered:
+                continue  # shared by `updated`: nothing of this key has changed
+            for number, version in numbered.items():
+                if before.version(key, number) != version:
+                    yield version
+
+    def set_back_since(self, before: KeyIndex) -> Iterator[KeyVersion]:
+        """Yields the versions that an earlier index has with a later revision."""
+        for key, numbered in self._by_key.items():
+            if (earlier := before._by_key.get(key)) is None or earlier is numbered:
+                continue
+            for number, version in numbered.items():
+                if number in earlier and version.revision < earlier[number].revision:
+                    yield version
+
+    def version(self, name: KeyName, number: int) -> KeyVersion | None:
+        """Returns one version, whatever its state."""
+        return self._by_key.get(name, {}).get(number)
+
+    def versions(self, name: KeyName) -> tuple[KeyVersion, ...]:
+        """Returns all versions of a key, oldest first; none if there is no such key."""
+        return tuple(self._by_key.get(name, {}).values())
+
+    def primary(self, name: KeyName, now: float) -> KeyVersion | None:
+        """Returns the version that signs for the key at the time ``now``.
+
+        It is the active one with the latest activation; of two at the same instant, the newer.
+        """
+        active = [v for v in self._by_key.get(name, {}).values() if v.active(now)]
+        if len(active) > 1:
+            return max(active, key=lambda v: (v.activate_at or 0.0, v.number))
+        return active[0] if active else None
+
+    def names(self, prefix: str = "", after: str = "", limit: int | None = None) -> list[KeyName]:
+        """Returns up to ``limit`` names that start with ``prefix`` and come after ``after``.
+
+        They are in the order of their text: the last name of a page is the ``after`` of the next.
+        A prefix of one facility ends with a slash, or ``facilities/01`` matches 01-001 too.
+        """
+        start = max(bisect_left(self._names, prefix), bisect_right(self._names, after))
+        # No name has a character above "z", so this is the end of the prefix's range.
+        end = bisect_left(self._names, prefix + "\x7f")
+        if limit is not None:
+            end = min(end, start + limit)
+        return self._keys[start:end]
+
+    def by_key(self) -> Iterator[tuple[KeyName, Collection[KeyVersion]]]:
+        """Returns each key with all its versions, oldest first."""
+        return ((name, numbered.values()) for name, numbered in self._by_key.items())
+
+    def __iter__(self) -> Iterator[KeyVersion]:
+        for numbered in self._by_key.values():
+            yield from numbered.values()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_key.values()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeyIndex):
+            return NotImplemented
+        return self.revision == other.revision and self._by_key == other._by_key
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by content, which is large
+
+
 @dataclass(frozen=True, slots=True)
 class ContentRules:
     """What HCERT and JWS payloads of a key must contain. None or empty: not restricted.
@@ -261,41 +374,6 @@ class PreparedBatch(NamedTuple):
     to_sign: Sequence[bytes]
     failures: dict[int, Failure]
     prehashed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SignJob:
-    """One batch for the HSM layer, in columns.
-
-    ``inputs``: digests of the key's hash, or messages for EdDSA. Owners share the HSM in
-    proportion to their ``weight``. ``check_every``: one signature in this many is checked
-    with the pinned public key (1: every one). ``deadline`` is in monotonic seconds.
-    """
-
-    version: KeyVersion
-    inputs: Sequence[bytes]
-    owner: str
-    weight: int
-    check_every: int
-    deadline: float
-
-
-class Signed(NamedTuple):
-    """Raw signatures in the order of the inputs, b"" if ``failures`` has the index.
-
-    ``attempts``: the largest number of workers that the same item was sent to, one after
-    the other; 0 if nothing reached an HSM.
-    """
-
-    signatures: list[bytes]
-    failures: dict[int, Failure]
-    attempts: int = 1
-
-    @classmethod
-    def all_failed(cls, job: SignJob, failure: Failure) -> "Signed":
-        """Returns a batch of which every item has failed in the same way."""
-        count = len(job.inputs)
-        return cls([b""] * count, dict.fromkeys(range(count), failure), 0)
 
 
 class TokenObject(NamedTuple):

@@ -14,8 +14,9 @@ from signer.clock import FlooredClock, SystemClock
 from signer.errors import CallError, Failure
 from signer.events import Event, Events
 from signer.formats.payloads import signature_length
+from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission
-from signer.model import KeyName, KeyState, KeyVersion, Signed, SignJob
+from signer.model import KeyName, KeyState, KeyVersion
 
 E = TypeVar("E", bound=Event)
 EVENTS = [

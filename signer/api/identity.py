@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cryptography import x509
 
 from signer.errors import CallError, Reason
-from signer.policy.values import is_principal
+from signer.model import is_principal
 from signer.x509 import certifies, uris_of
 
 AuthContext = Mapping[str, Iterable[bytes]]

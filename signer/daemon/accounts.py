@@ -14,9 +14,8 @@ from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import DaemonLog
 from signer.errors import OperatorError
 from signer.events import Events, Unaccounted
-from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry, RegistryState
-from signer.model import KeyVersion, Scope, Suspension
+from signer.model import KeyIndex, KeyVersion, Scope, Suspension
 from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
 from signer.officers.approval import officers_sha256
 from signer.officers.offline_check import ApprovalFold

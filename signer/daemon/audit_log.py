@@ -40,10 +40,9 @@ from signer.events import (
 )
 from signer.files import replace_file
 from signer.keys.certificates import public_key_pem
-from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry, RegistryState
-from signer.model import AUDIT_KEY, KeyVersion
+from signer.model import AUDIT_KEY, KeyIndex, KeyVersion
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OfficersRecord
 from signer.officers.standing import StandingFold, baseline_fields

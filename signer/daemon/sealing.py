@@ -9,8 +9,9 @@ from signer.config.models import AuditConfig
 from signer.errors import CallError
 from signer.event_loop import EventLoop
 from signer.events import Events
+from signer.hsm.front.chunks import SignJob
 from signer.hsm.front.service import Hsm
-from signer.model import KeyVersion, SignJob
+from signer.model import KeyVersion
 
 CLOSE_SECONDS = 5.0
 

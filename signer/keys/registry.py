@@ -17,9 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
-from signer.keys.index import KeyIndex
 from signer.keys.schema import acts, documents, key_versions, keys, officers, revision, suspensions
-from signer.model import AUDIT_KEY, Act, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
 
 _VERSIONS = sa.select(keys.c.facility, keys.c.key, keys.c.algorithm, key_versions).join(
     keys, key_versions.c.key_id == keys.c.id

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from signer.errors import OperatorError
 from signer.keys import lifecycle
-from signer.keys.index import KeyIndex
 from signer.keys.registry import RegistryState
-from signer.model import Act, KeyName, KeyState, KeyVersion, Suspension
+from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Suspension
 from signer.officers.approval import Officers, check_approved, check_deployment, officers_sha256
 from signer.officers.execution import known_kind
 from signer.officers.kinds.base import Details, OperationKind, Remake

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
+from signer.model import is_principal
 from signer.policy.windows import DAY_SECONDS, DAYS
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -19,9 +20,6 @@ E = TypeVar("E", bound=enum.StrEnum)
 WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}  # of quotas, in seconds
 NOT_OFFERED = frozenset({"CMS", "TIMESTAMP"})  # formats whose numbers are reserved in the API
 
-# SPIFFE-ID, sections 2.1 to 2.3: a trust domain, and a path without empty or dotted segments.
-_SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+")
-_SPIFFE_BYTES = 2048  # the same, section 2.3
 _QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per ([a-z]+)")
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
 _SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")  # 20 octets at most: RFC 5280, section 4.1.2.2
@@ -85,11 +83,6 @@ def certificate_types(value: object) -> frozenset[str]:
     if not listed <= {"v", "t", "r"}:
         raise ValueError("should list only v, t and r")
     return listed
-
-
-def is_principal(text: str) -> bool:
-    """Whether a text is a SPIFFE URI, the whole of it: without patterns, queries or controls."""
-    return len(text) <= _SPIFFE_BYTES and _SPIFFE.fullmatch(text) is not None
 
 
 def principals(value: object) -> frozenset[str]:

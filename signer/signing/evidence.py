@@ -23,7 +23,8 @@ from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop, Gatherer, Turns
 from signer.formats.payloads import signature_length
-from signer.model import KeyVersion, Signed
+from signer.hsm.front.chunks import Signed
+from signer.model import KeyVersion
 
 BLOCK = 2048
 """Items whose subtree is computed without a pause: a perfect subtree, so a power of two."""

@@ -18,7 +18,8 @@ from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import Threads
 from signer.formats import FORMATS
-from signer.model import FormatContext, KeyState, KeyVersion, Signed, parse_key_or_version
+from signer.hsm.front.chunks import Signed
+from signer.model import FormatContext, KeyState, KeyVersion, parse_key_or_version
 from signer.policy.rules import Terms
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest, BatchResult, Snapshot

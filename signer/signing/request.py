@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from signer.errors import Failure
-from signer.keys.index import KeyIndex
-from signer.model import Format, KeyName, KeyVersion, Suspended, parse_key_or_version
+from signer.model import Format, KeyIndex, KeyName, KeyVersion, Suspended, parse_key_or_version
 from signer.policy.rules import Policy, Terms
 
 

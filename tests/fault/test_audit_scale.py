@@ -25,7 +25,8 @@ from signer.audit.write.log import Listener
 from signer.audit.write.recovery import SEGMENT_BYTES
 from signer.clock import SystemClock
 from signer.event_loop import EventLoop, Threads, Turns
-from signer.model import Format, KeyName, KeyVersion, Signed
+from signer.hsm.front.chunks import Signed
+from signer.model import Format, KeyName, KeyVersion
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
 from signer.signing.evidence import Evidence

@@ -18,11 +18,12 @@ from signer.config.models import TokenConfig
 from signer.event_loop import EventLoop
 from signer.events import ChunkEnded, LoginEnded, WorkerLeft
 from signer.hsm.front.admin import open_admin
+from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import token_spec
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
-from signer.model import KeyName, KeyVersion, Signed, SignJob
+from signer.model import KeyName, KeyVersion
 from signer.tools.dev import softhsm, texts
 from tests.daemon import until
 from tests.stand_ins import Recorder, key_version

@@ -6,19 +6,18 @@ the workers together.
 
 import asyncio
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from signer.clock import Clock
 from signer.errors import Failure, Reason
 from signer.event_loop import EventLoop, Gatherer
 from signer.events import Bug, ChunkEnded, Events, LoginEnded, WorkerLeft, WrongSignatures
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
-from signer.hsm.front.costs import Costs, kind_of
-from signer.hsm.front.scheduler import Batch, Chunk, Part, Portion, Scheduler
+from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
+from signer.hsm.front.scheduler import Costs, Scheduler
 from signer.hsm.front.slot import Slot, WorkerEnd
-from signer.hsm.front.stops import Stops
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import KeyVersion
+from signer.model import KeyVersion, Suspended
 
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
@@ -46,6 +45,39 @@ _REFUSED = {
     Verdict.REFUSED: "the HSM refuses to sign with the key of {}",
     Verdict.UNSUITABLE: "the public key pinned for {} does not fit its algorithm",
 }
+
+
+class Stops:
+    """The versions and facilities that may not sign on a token, with the reasons."""
+
+    def __init__(self) -> None:
+        self.suspended = Suspended()
+        self.wrong: dict[bytes, str] = {}  # until the daemon ends
+        self._inactive: dict[bytes, str] = {}  # according to the registry
+
+    def reason(self, version: KeyVersion) -> str:
+        """Returns why a version may not sign; empty where it may."""
+        cka_id = version.cka_id
+        return (
+            self.wrong.get(cka_id)
+            or self._inactive.get(cka_id)
+            or self.suspended.reason(version.key.facility)
+        )
+
+    def stop(self, versions: Mapping[KeyVersion, str]) -> None:
+        """Stops versions, each for its reason."""
+        for version, text in versions.items():
+            self._inactive[version.cka_id] = text or f"{version.name} is stopped"
+
+    def resume(self, versions: Iterable[KeyVersion]) -> None:
+        """Lets versions sign again; one with a wrong signature stays stopped."""
+        for version in versions:
+            self._inactive.pop(version.cka_id, None)
+
+    def distrust(self, version: KeyVersion) -> None:
+        """Stops a version until the daemon ends: the HSM returned a wrong signature of it."""
+        text = f"{version.name} is stopped: the HSM returned a wrong signature"
+        self.wrong[version.cka_id] = text
 
 
 class Dispatcher:

@@ -13,12 +13,12 @@ from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
 from signer.events import Events, stages
-from signer.hsm.front.costs import kind_of
+from signer.hsm.front.chunks import Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, Dispatcher
-from signer.hsm.front.scheduler import Batch, Waiting
+from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import KeyVersion, Signed, SignJob, Suspended
+from signer.model import KeyVersion, Suspended
 
 _CLEARLY = 1.25  # how far an estimate must be above the deadline to refuse a batch for itself
 _SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once

@@ -1,4 +1,4 @@
-"""What waits for the workers of a token, and what the next chunk has.
+"""What waits for the workers of a token, what the next chunk has, and what an item costs.
 
 The order is deficit round robin between owners (Shreedhar and Varghese, 1996). A chunk has a
 few milliseconds of HSM time, so that one large batch does not delay a single signature of
@@ -7,173 +7,26 @@ its turn an owner earns a quantum of HSM time multiplied by its weight. Everythi
 the event loop.
 """
 
-import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from signer.algorithms import PROPERTIES
-from signer.errors import Failure
-from signer.hsm.frames import PART_BYTES, SignFrame, SignPart
-from signer.hsm.front.costs import CHUNK_SECONDS, Kind, kind_of
-from signer.model import KeyVersion, SignJob
+from signer.clock import Clock
+from signer.hsm.frames import PART_BYTES
+from signer.hsm.front.chunks import Batch, Chunk, Kind, Portion
+from signer.model import KeyVersion
 
+CHUNK_SECONDS = 0.006
+"""HSM time of one chunk: long enough to spread its overhead, short enough to wait for."""
+FORGET_SECONDS = 300.0
+"""A cost that was not measured for so long is not known any more."""
+_CHEAPEST = 1e-6  # seconds: no HSM signs faster, whatever a worker reports
+_DEAREST = 1.0  # seconds: what a stall makes of one item at most
+_FIRST_ITEMS = 16  # of the first chunk of a kind whose cost is unknown
+_UNKNOWN = CHUNK_SECONDS / _FIRST_ITEMS
+_MEASUREMENTS = 9  # the median of them bears four stalls
 CHUNK_BYTES = 64 * 1024
 """Inputs and keys of one chunk, so that two of them fit into a worker's socket buffer."""
-
-
-class Batch:
-    """A job that is being signed: which items have no chunk yet, and the results so far.
-
-    ``queued_at`` and ``begun``, when its first chunk went to a worker, are monotonic
-    seconds. ``remaining`` items have neither a signature nor a failure; ``done`` gets its
-    result when there are none. ``abandoned``: nobody waits for it any more.
-    """
-
-    __slots__ = (
-        "abandoned",
-        "attempts",
-        "begun",
-        "done",
-        "failures",
-        "job",
-        "kind",
-        "next",
-        "queued_at",
-        "remaining",
-        "signatures",
-        "width",
-    )
-
-    def __init__(self, job: SignJob, queued_at: float, done: asyncio.Future[None]) -> None:
-        inputs = job.inputs
-        count = len(inputs)
-        algorithm = job.version.algorithm
-        self.job = job
-        self.kind = kind_of(job.version)
-        self.width = len(inputs[0]) if PROPERTIES[algorithm].hash_name else 0  # 0: they differ
-        self.queued_at = queued_at
-        self.next = 0  # the first item that no chunk has yet
-        self.begun = 0.0
-        self.attempts = 0
-        self.remaining = count
-        self.signatures = [b""] * count
-        self.failures: dict[int, Failure] = {}
-        self.done = done
-        self.abandoned = False
-
-    @property
-    def left(self) -> int:
-        """Items that no chunk has yet."""
-        return len(self.signatures) - self.next
-
-    def size(self, start: int, stop: int) -> int:
-        """Returns the size of these inputs."""
-        if self.width:
-            return self.width * (stop - start)
-        return sum(map(len, self.job.inputs[start:stop]))
-
-    def fail(self, start: int, stop: int, failure: Failure) -> None:
-        """Gives these items a failure."""
-        self.failures.update(dict.fromkeys(range(start, stop), failure))
-        self._count(stop - start)
-
-    def store(
-        self, start: int, signatures: Sequence[bytes], failures: Mapping[int, Failure]
-    ) -> None:
-        """Stores signatures from the item ``start`` on, but those whose item has a failure."""
-        count = len(signatures)
-        self.signatures[start : start + count] = signatures
-        for index, failure in failures.items():
-            self.signatures[index] = b""
-            self.failures[index] = failure
-        self._count(count)
-
-    def _count(self, items: int) -> None:
-        self.remaining -= items
-        if not self.remaining and not self.done.done():
-            self.done.set_result(None)
-
-
-class Portion:
-    """Items ``start`` to ``stop`` of a batch, in one chunk."""
-
-    __slots__ = ("batch", "start", "stop")
-
-    def __init__(self, batch: Batch, start: int, stop: int) -> None:
-        self.batch = batch
-        self.start = start
-        self.stop = stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def fail(self, failure: Failure) -> None:
-        """Gives its items a failure."""
-        self.batch.fail(self.start, self.stop, failure)
-
-
-class Part:
-    """Portions that one version signs, one after the other in a chunk: one part of a frame."""
-
-    __slots__ = ("check_every", "items", "portions", "version")
-
-    def __init__(self, first: Portion) -> None:
-        self.version: KeyVersion = first.batch.job.version
-        self.check_every = first.batch.job.check_every
-        self.portions = [first]
-        self.items = len(first)
-
-    def packed(self) -> SignPart:
-        """Returns the part for its frame."""
-        inputs: list[bytes] = []
-        for portion in self.portions:
-            inputs += portion.batch.job.inputs[portion.start : portion.stop]
-        version = self.version
-        return SignPart(version.algorithm, self.check_every, version.cka_id, version.spki, inputs)
-
-
-class Chunk:
-    """What one worker signs at once.
-
-    ``attempts`` counts the workers that lost it, ``deaths`` those that died over it.
-    ``delivered``: a worker has got it.
-    """
-
-    __slots__ = ("attempts", "deaths", "delivered", "items", "parts", "portions")
-
-    def __init__(
-        self, portions: Iterable[Portion] = (), attempts: int = 0, deaths: int = 0
-    ) -> None:
-        self.portions = list(portions)
-        self.items = sum(map(len, self.portions))
-        self.parts: list[Part] = []  # once it has gone to a worker
-        self.attempts = attempts
-        self.deaths = deaths
-        self.delivered = False
-
-    def add(self, batch: Batch, start: int, stop: int) -> None:
-        """Adds a portion, or to the last one where that ends here."""
-        self.items += stop - start
-        if self.portions and (last := self.portions[-1]).batch is batch and last.stop == start:
-            last.stop = stop
-        else:
-            self.portions.append(Portion(batch, start, stop))
-
-    def frame(self, number: int) -> SignFrame:
-        """Returns the frame under this number; ``parts`` are what it has from now on."""
-        parts: list[Part] = []
-        part = None
-        for portion in self.portions:
-            job = portion.batch.job
-            if part and part.version is job.version and part.check_every == job.check_every:
-                part.portions.append(portion)
-                part.items += portion.stop - portion.start
-            else:
-                part = Part(portion)
-                parts.append(part)
-        self.parts = parts
-        return SignFrame(number, [part.packed() for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +48,42 @@ class _Line:
         self.deficit = 0.0
         self.weight = 0
         self.work: dict[Kind, int] = {}
+
+
+class Costs:
+    """Seconds of HSM time for one item of each kind: the median of the latest chunks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._now = clock.monotonic
+        self._medians: dict[Kind, float] = {}
+        self._recent: dict[Kind, deque[float]] = {}
+        self._learned: dict[Kind, float] = {}  # when, in monotonic seconds
+
+    def measured(self, kind: Kind) -> float:
+        """Returns the cost of an item; 0 if none was measured lately."""
+        return self._medians.get(kind, 0.0)
+
+    def estimate(self, kind: Kind) -> float:
+        """Returns the measured cost, or one that makes a small first chunk.
+
+        A slow HSM must finish that chunk before it seems to hang.
+        """
+        return self._medians.get(kind, _UNKNOWN)
+
+    def learn(self, kind: Kind, seconds: float) -> None:
+        """Takes the cost of an item in one chunk into account."""
+        recent = self._recent.get(kind)
+        if recent is None:
+            recent = self._recent[kind] = deque(maxlen=_MEASUREMENTS)
+        recent.append(min(max(seconds, _CHEAPEST), _DEAREST))
+        self._medians[kind] = sorted(recent)[(len(recent) - 1) // 2]
+        self._learned[kind] = self._now()
+
+    def forget(self) -> None:
+        """Forgets what was not measured lately; called again and again."""
+        before = self._now() - FORGET_SECONDS
+        for kind in [kind for kind, learned in self._learned.items() if learned <= before]:
+            del self._medians[kind], self._recent[kind], self._learned[kind]
 
 
 class Scheduler:

@@ -4,10 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
+from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind
-from signer.model import KeyVersion, Signed, SignJob, Suspended
+from signer.model import KeyVersion, Suspended
 
 
 class Hsm:

@@ -21,9 +21,9 @@ from signer.hsm.frames import (
     unpack_json,
     unpack_result,
 )
+from signer.hsm.front.chunks import Chunk
 from signer.hsm.front.link import Link
 from signer.hsm.front.process import WorkerProcess
-from signer.hsm.front.scheduler import Chunk
 from signer.hsm.spec import FailureKind, TokenSpec
 
 T = TypeVar("T")

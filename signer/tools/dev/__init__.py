@@ -23,9 +23,9 @@ from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
 from signer.keys.certificates import certified, public_key_pem
-from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import NewKey, create_key
 from signer.keys.registry import Change, Registry
+from signer.model import KeyIndex
 from signer.officers.kinds.officer_change import first_officers
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, softhsm, texts

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.algorithms import Algorithm
 from signer.client import Suspension
-from signer.keys.index import KeyIndex
-from signer.model import KeyName, KeyState
+from signer.model import KeyIndex, KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
 from tests.stand_ins import key_version

@@ -28,7 +28,8 @@ from signer.daemon.sealing import Sealing
 from signer.errors import OperatorError
 from signer.event_loop import EventLoop
 from signer.events import AuditCommitted, AuditProblem, AuditSlow, AuditStopped, WorkerLeft
-from signer.model import AUDIT_KEY, Signed, SignJob
+from signer.hsm.front.chunks import Signed, SignJob
+from signer.model import AUDIT_KEY
 from tests.stand_ins import ManualClock, Recorder, key_version, small_log
 
 ORIGIN = "test.example/log"

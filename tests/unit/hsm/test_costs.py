@@ -1,7 +1,7 @@
 """Costs are robust against a stall, and forgotten."""
 
 from signer.algorithms import Algorithm
-from signer.hsm.front.costs import CHUNK_SECONDS, FORGET_SECONDS, Costs
+from signer.hsm.front.scheduler import CHUNK_SECONDS, FORGET_SECONDS, Costs
 from tests.stand_ins import SetClock
 
 KIND = (Algorithm.ES256, 91)

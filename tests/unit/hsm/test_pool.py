@@ -23,13 +23,13 @@ from signer.hsm.frames import (
     unpack_ids,
     unpack_sign,
 )
+from signer.hsm.front.chunks import Chunk, Signed, SignJob
 from signer.hsm.front.dispatcher import COPIES_DROPPED_SINGLY
 from signer.hsm.front.pool import Admission, Pool
-from signer.hsm.front.scheduler import Chunk
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import AUDIT_KEY, KeyName, KeyVersion, Signed, SignJob, Suspended
+from signer.model import AUDIT_KEY, KeyName, KeyVersion, Suspended
 from tests.stand_ins import Recorder, key_version
 
 SIGNATURE = b"s" * 64

@@ -13,9 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from signer.algorithms import Algorithm
 from signer.errors import Failure, Reason
-from signer.hsm.front.costs import CHUNK_SECONDS, Kind
-from signer.hsm.front.scheduler import CHUNK_BYTES, Batch, Chunk, Portion, Scheduler
-from signer.model import SignJob
+from signer.hsm.front.chunks import Batch, Chunk, Kind, Portion, SignJob
+from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Scheduler
 from tests.stand_ins import key_version
 
 ALL = 10**9

@@ -23,10 +23,10 @@ from signer.hsm.frames import (
     unpack_sign,
 )
 from signer.hsm.front import slot as slots
+from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import Signed, SignJob
 from tests.stand_ins import Recorder, key_version
 
 HANG = 0.4

@@ -9,10 +9,9 @@ import sqlalchemy as sa
 from signer.errors import OperatorError
 from signer.keys import database
 from signer.keys.database import RegistryError
-from signer.keys.index import KeyIndex
 from signer.keys.registry import Change, Registry
 from signer.keys.schema import key_versions
-from signer.model import KeyState, Scope, Suspension
+from signer.model import KeyIndex, KeyState, Scope, Suspension
 from tests.unit.keys.made import make
 
 ROUNDS = 25

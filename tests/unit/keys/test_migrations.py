@@ -13,9 +13,8 @@ from alembic.script import ScriptDirectory
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys import schema
-from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, KeyName, KeyState
+from signer.model import AUDIT_KEY, KeyIndex, KeyName, KeyState
 from tests.stand_ins import key_version
 from tests.unit.keys.made import make
 

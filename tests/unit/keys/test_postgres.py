@@ -12,9 +12,8 @@ import sqlalchemy as sa
 
 from signer.keys import database
 from signer.keys.database import RegistryError
-from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
-from signer.model import KeyVersion
+from signer.model import KeyIndex, KeyVersion
 from tests.postgres import Postgres
 from tests.unit.keys.made import make
 

@@ -7,10 +7,9 @@ import pytest
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.database import RegistryError
-from signer.keys.index import KeyIndex
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
-from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion
+from signer.model import AUDIT_KEY, KeyIndex, KeyName, KeyState, KeyVersion
 from tests.unit.keys.made import make
 
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from signer.keys.certificates import cose_kid
-from signer.keys.index import KeyIndex
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
-from signer.model import KeyName, KeyState, KeyVersion
+from signer.model import KeyIndex, KeyName, KeyState, KeyVersion
 from signer.officers.accounting import Judgement, Known, judge
 from signer.officers.approval import Proposal, Signature
 from signer.officers.rotation_plan import Step, plan_text

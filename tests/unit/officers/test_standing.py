@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from signer.audit.format.parse import parse
 from signer.audit.format.record import Record, RecordKind, Value, encode
-from signer.keys.index import KeyIndex
 from signer.keys.registry import RegistryState
-from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
 from signer.officers.records import ApprovedOperation
 from signer.officers.standing import (
     KeysRecord,

@@ -13,9 +13,9 @@ from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import THREADS_OF_ONE
+from signer.hsm.front.chunks import Signed
 from signer.hsm.front.pool import Admission
-from signer.keys.index import KeyIndex
-from signer.model import Format, KeyName, KeyState, KeyVersion, Signed, Suspended
+from signer.model import Format, KeyIndex, KeyName, KeyState, KeyVersion, Suspended
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version
 from tests.unit.signing.stage import CLIENT, ID, Stage

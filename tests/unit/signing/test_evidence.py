@@ -25,8 +25,9 @@ from signer.audit.read.search import locate, prove_item
 from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
 from signer.errors import CallError, Reason
+from signer.hsm.front.chunks import Signed
 from signer.hsm.front.pool import Admission
-from signer.model import Format, KeyName, KeyState, KeyVersion, Signed
+from signer.model import Format, KeyName, KeyState, KeyVersion
 from signer.officers.change_check import ChangeFold
 from signer.officers.offline_check import ApprovalFold
 from signer.signing.evidence import BLOCK

@@ -13,8 +13,9 @@ from signer.audit.read.reader import Reader
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Failure, Reason
+from signer.hsm.front.chunks import Signed
 from signer.hsm.front.pool import Admission
-from signer.model import Format, KeyName, Signed
+from signer.model import Format, KeyName
 from signer.signing.repeat import ONLY_THE_REASON, read_answer
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version

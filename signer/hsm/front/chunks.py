@@ -1,0 +1,212 @@
+"""What workers sign: the jobs of calls, cut into portions of batches, which chunks bring together.
+
+A job is what a call asks for. While it is signed it is a batch; a chunk is what one worker signs
+at once. For the event loop.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from signer.algorithms import PROPERTIES, Algorithm
+from signer.errors import Failure
+from signer.hsm.frames import SignFrame, SignPart
+from signer.model import KeyVersion
+
+Kind = tuple[Algorithm, int]
+"""Items that cost the same: the algorithm and the length of the public key."""
+
+
+def kind_of(version: KeyVersion) -> Kind:
+    """Returns the kind of the items that a version signs."""
+    return version.algorithm, len(version.spki)
+
+
+@dataclass(frozen=True, slots=True)
+class SignJob:
+    """One batch for the HSM layer, in columns.
+
+    ``inputs``: digests of the key's hash, or messages for EdDSA. Owners share the HSM in
+    proportion to their ``weight``. ``check_every``: one signature in this many is checked
+    with the pinned public key (1: every one). ``deadline`` is in monotonic seconds.
+    """
+
+    version: KeyVersion
+    inputs: Sequence[bytes]
+    owner: str
+    weight: int
+    check_every: int
+    deadline: float
+
+
+class Signed(NamedTuple):
+    """Raw signatures in the order of the inputs, b"" if ``failures`` has the index.
+
+    ``attempts``: the largest number of workers that the same item was sent to, one after
+    the other; 0 if nothing reached an HSM.
+    """
+
+    signatures: list[bytes]
+    failures: dict[int, Failure]
+    attempts: int = 1
+
+    @classmethod
+    def all_failed(cls, job: SignJob, failure: Failure) -> "Signed":
+        """Returns a batch of which every item has failed in the same way."""
+        count = len(job.inputs)
+        return cls([b""] * count, dict.fromkeys(range(count), failure), 0)
+
+
+class Batch:
+    """A job that is being signed: which items have no chunk yet, and the results so far.
+
+    ``queued_at`` and ``begun``, when its first chunk went to a worker, are monotonic
+    seconds. ``remaining`` items have neither a signature nor a failure; ``done`` gets its
+    result when there are none. ``abandoned``: nobody waits for it any more.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "attempts",
+        "begun",
+        "done",
+        "failures",
+        "job",
+        "kind",
+        "next",
+        "queued_at",
+        "remaining",
+        "signatures",
+        "width",
+    )
+
+    def __init__(self, job: SignJob, queued_at: float, done: asyncio.Future[None]) -> None:
+        inputs = job.inputs
+        count = len(inputs)
+        algorithm = job.version.algorithm
+        self.job = job
+        self.kind = kind_of(job.version)
+        self.width = len(inputs[0]) if PROPERTIES[algorithm].hash_name else 0  # 0: they differ
+        self.queued_at = queued_at
+        self.next = 0  # the first item that no chunk has yet
+        self.begun = 0.0
+        self.attempts = 0
+        self.remaining = count
+        self.signatures = [b""] * count
+        self.failures: dict[int, Failure] = {}
+        self.done = done
+        self.abandoned = False
+
+    @property
+    def left(self) -> int:
+        """Items that no chunk has yet."""
+        return len(self.signatures) - self.next
+
+    def size(self, start: int, stop: int) -> int:
+        """Returns the size of these inputs."""
+        if self.width:
+            return self.width * (stop - start)
+        return sum(map(len, self.job.inputs[start:stop]))
+
+    def fail(self, start: int, stop: int, failure: Failure) -> None:
+        """Gives these items a failure."""
+        self.failures.update(dict.fromkeys(range(start, stop), failure))
+        self._count(stop - start)
+
+    def store(
+        self, start: int, signatures: Sequence[bytes], failures: Mapping[int, Failure]
+    ) -> None:
+        """Stores signatures from the item ``start`` on, but those whose item has a failure."""
+        count = len(signatures)
+        self.signatures[start : start + count] = signatures
+        for index, failure in failures.items():
+            self.signatures[index] = b""
+            self.failures[index] = failure
+        self._count(count)
+
+    def _count(self, items: int) -> None:
+        self.remaining -= items
+        if not self.remaining and not self.done.done():
+            self.done.set_result(None)
+
+
+class Portion:
+    """Items ``start`` to ``stop`` of a batch, in one chunk."""
+
+    __slots__ = ("batch", "start", "stop")
+
+    def __init__(self, batch: Batch, start: int, stop: int) -> None:
+        self.batch = batch
+        self.start = start
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def fail(self, failure: Failure) -> None:
+        """Gives its items a failure."""
+        self.batch.fail(self.start, self.stop, failure)
+
+
+class Part:
+    """Portions that one version signs, one after the other in a chunk: one part of a frame."""
+
+    __slots__ = ("check_every", "items", "portions", "version")
+
+    def __init__(self, first: Portion) -> None:
+        self.version: KeyVersion = first.batch.job.version
+        self.check_every = first.batch.job.check_every
+        self.portions = [first]
+        self.items = len(first)
+
+    def packed(self) -> SignPart:
+        """Returns the part for its frame."""
+        inputs: list[bytes] = []
+        for portion in self.portions:
+            inputs += portion.batch.job.inputs[portion.start : portion.stop]
+        version = self.version
+        return SignPart(version.algorithm, self.check_every, version.cka_id, version.spki, inputs)
+
+
+class Chunk:
+    """What one worker signs at once.
+
+    ``attempts`` counts the workers that lost it, ``deaths`` those that died over it.
+    ``delivered``: a worker has got it.
+    """
+
+    __slots__ = ("attempts", "deaths", "delivered", "items", "parts", "portions")
+
+    def __init__(
+        self, portions: Iterable[Portion] = (), attempts: int = 0, deaths: int = 0
+    ) -> None:
+        self.portions = list(portions)
+        self.items = sum(map(len, self.portions))
+        self.parts: list[Part] = []  # once it has gone to a worker
+        self.attempts = attempts
+        self.deaths = deaths
+        self.delivered = False
+
+    def add(self, batch: Batch, start: int, stop: int) -> None:
+        """Adds a portion, or to the last one where that ends here."""
+        self.items += stop - start
+        if self.portions and (last := self.portions[-1]).batch is batch and last.stop == start:
+            last.stop = stop
+        else:
+            self.portions.append(Portion(batch, start, stop))
+
+    def frame(self, number: int) -> SignFrame:
+        """Returns the frame under this number; ``parts`` are what it has from now on."""
+        parts: list[Part] = []
+        part = None
+        for portion in self.portions:
+            job = portion.batch.job
+            if part and part.version is job.version and part.check_every == job.check_every:
+                part.portions.append(portion)
+                part.items += portion.stop - portion.start
+            else:
+                part = Part(portion)
+                parts.append(part)
+        self.parts = parts
+        return SignFrame(number, [part.packed() for part in parts])
