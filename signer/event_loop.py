@@ -302,3 +302,28 @@ def _end(items: Sequence[bytes], start: int, size: int) -> int:
     while stop > start + 1 and sum(map(len, items[start:stop])) > PART_BYTES:
         stop = start + (stop - start) // 2
     return stop
+
+
+async def in_thread(name: str, function: Callable[[], T]) -> T:
+    """Calls a function in a thread of its own, which does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type] # a value, where there is no error
+
+    def run() -> None:
+        try:
+            value, problem = function(), None
+        except Exception as error:  # noqa: BLE001 - raised where the result is awaited
+            value, problem = None, error
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, value, problem)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await result

@@ -100,7 +100,7 @@ class FrameReader:
 class Channel:
     """Frames over a connected stream socket. One reader at a time; writers take turns.
 
-    It blocks: the event loop uses the socket itself (front/link.py).
+    It blocks: the event loop uses the socket itself (front/slot.py).
     """
 
     def __init__(self, sock: socket.socket) -> None:

@@ -1,32 +1,31 @@
 """The slot of one worker: starts it, reads its answers, starts another when it has gone.
 
 A slot is a coroutine on the event loop. Only the start of a process may block: that is done
-in a thread.
+in a thread. Its link reads from and writes to the worker's socket as the loop permits.
 """
 
 import asyncio
 import contextlib
 import itertools
-import threading
-from collections.abc import Callable
+import socket
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from signer.clock import Clock
+from signer.event_loop import in_thread
 from signer.hsm.frames import (
     FrameError,
     FrameKind,
+    FrameReader,
     ResultFrame,
+    pack_frame,
     pack_sign,
     unpack_json,
     unpack_result,
 )
 from signer.hsm.front.chunks import Chunk
-from signer.hsm.front.link import Link
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import FailureKind, TokenSpec
-
-T = TypeVar("T")
 
 START_SECONDS = 60.0  # how long a worker may take to open its token
 LEAVE_SECONDS = 3.0
@@ -39,6 +38,8 @@ that hangs) is reaped in the background, and another starts."""
 _REAP_POLLS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # the last one again and again
 _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 """Seconds before the next start, by how many workers in a row signed nothing."""
+READ_BYTES = 256 * 1024
+"""What is read at once: more than a worker's socket buffer holds."""
 
 
 class WorkerEnd(NamedTuple):
@@ -172,7 +173,7 @@ class Slot:
         self._ready = self._stale = False
         self._report = None
         try:
-            process = await _in_thread(lambda: WorkerProcess.start(self._spec))
+            process = await in_thread("worker-start", lambda: WorkerProcess.start(self._spec))
         except OSError as error:
             self.state = "failed"
             return WorkerEnd(FailureKind.DIED, f"no worker can be started: {error.strerror}")
@@ -250,34 +251,111 @@ class Slot:
         self._owner.ready(self)
 
 
+class LinkOwner(Protocol):
+    """What a link reports to; called on the loop."""
+
+    def frame(self, kind: FrameKind, body: memoryview) -> None:
+        """A frame has come; ``body`` is valid during the call. May raise FrameError."""
+
+    def ended(self, error: FrameError | None) -> None:
+        """The worker has closed its side (None), or has sent what is not a frame."""
+
+
+class Link:
+    """Frames to and from one worker, in order. All methods are for the loop."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, owner: LinkOwner
+    ) -> None:
+        """Reads from the socket from now on; its other owner closes it after ``close``."""
+        self._loop = loop
+        self._socket = sock
+        self._owner = owner
+        self._reader = FrameReader()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._unsent = bytearray()
+        self._open = True
+        sock.setblocking(False)
+        loop.add_reader(sock.fileno(), self._read)
+
+    def send(self, kind: FrameKind, *parts: bytes) -> bool:
+        """Sends a frame, or keeps what the socket does not take at once.
+
+        Returns False if the worker has gone: it does not get the frame.
+        """
+        if not self._open:
+            return False
+        frame = pack_frame(kind, *parts)
+        if self._unsent:
+            self._unsent += frame
+            return True
+        try:
+            sent = self._socket.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return False  # the reader reports the end
+        if sent < len(frame):
+            self._unsent += memoryview(frame)[sent:]
+            self._loop.add_writer(self._socket.fileno(), self._write)
+        return True
+
+    def catch_up(self) -> bool:
+        """Reads and writes all that is possible now; returns whether anything was.
+
+        A loop that was stalled must not take a worker for silent.
+        """
+        moved = self._write()
+        while self._read():
+            moved = True
+        return moved
+
+    def close(self) -> None:
+        """Reads and writes no more."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+            self._unsent.clear()
+
+    def _read(self) -> bool:
+        """Reads once and reports the frames; returns whether anything came."""
+        if not self._open:
+            return False
+        try:
+            count = self._socket.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            count = 0  # a worker that was killed may reset the connection
+        if not count:
+            self._owner.ended(None)
+            return True
+        try:
+            for kind, body in self._reader.feed(self._buffer[:count]):
+                self._owner.frame(kind, body)
+                if not self._open:
+                    break
+        except FrameError as error:
+            self._owner.ended(error)
+        return True
+
+    def _write(self) -> bool:
+        """Writes what is kept; returns whether the socket took any of it."""
+        if not self._open or not self._unsent:
+            return False
+        sent = 0
+        with contextlib.suppress(OSError):  # it takes nothing now, or the reader reports the end
+            sent = self._socket.send(self._unsent)
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._socket.fileno())
+        return bool(sent)
+
+
 async def _reap(process: WorkerProcess) -> None:
     """Waits until a killed worker has left."""
     for pause in itertools.chain(_REAP_POLLS, itertools.repeat(_REAP_POLLS[-1])):
         if process.process.poll() is not None:
             return
         await asyncio.sleep(pause)
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Calls a function in a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: Exception | None) -> None:
-        if result.done():
-            return
-        if error is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(value)  # type: ignore[arg-type] # a value, where there is no error
-
-    def run() -> None:
-        try:
-            value, problem = function(), None
-        except Exception as error:  # noqa: BLE001 - raised where the result is awaited
-            value, problem = None, error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, value, problem)
-
-    threading.Thread(target=run, name="worker-start", daemon=True).start()
-    return await result

@@ -10,7 +10,7 @@ import pytest
 
 from signer.event_loop import EventLoop
 from signer.hsm.frames import Channel, FrameError, FrameKind, pack_frame
-from signer.hsm.front.link import READ_BYTES, Link
+from signer.hsm.front.slot import READ_BYTES, Link
 
 BIG = 3 * 1024 * 1024  # more than a socket buffer holds
 
