@@ -4,6 +4,7 @@
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
 # make reference  docs/metrics.md anew, from the code
+# make shim    a PKCS#11 module that is slow or wrong on demand, for tests and `signer dev up`
 # make bench   the table of docs/performance.md, beside a C loop on the same token
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
 
-.PHONY: demo test check torture packaging bench setup proto reference lock clean
+.PHONY: demo test check torture packaging bench shim setup proto reference lock clean
 
 setup: $(READY)
 
@@ -40,10 +41,10 @@ demo: $(READY)
 
 # Three at a time on two cores: most tests wait for processes of their own. A file stays
 # together; files come in the order of their folders, which has those that take long first.
-test: $(TOOLS)
+test: $(TOOLS) build/shim.so
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-torture: $(TOOLS)
+torture: $(TOOLS) build/shim.so
 	$(BIN)/pytest -m torture
 
 packaging: $(DEV)
@@ -70,6 +71,12 @@ bench: $(TOOLS) build/loop
 	$(BIN)/signer dev init build/bench-keys --facilities 10000
 	$(BIN)/signer bench --dir build/bench; missed=$$?; \
 	$(BIN)/signer bench --dir build/bench-keys --case keys-10 --case keys-10000 && exit $$missed
+
+shim: build/shim.so
+
+build/shim.so: tests/fault/shim.c $(TOOLS)
+	mkdir -p build
+	cc -std=gnu11 -O2 -Wall -Wextra -Werror -shared -fPIC -o $@ $< -ldl -lpthread
 
 build/loop: tests/load/loop.c $(TOOLS)
 	mkdir -p build

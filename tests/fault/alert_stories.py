@@ -27,10 +27,11 @@ from signer.config.models import load_config
 from signer.daemon.audit_log import audit_key
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
-from signer.tools.dev import pki, softhsm
+from signer.tools.dev import pki
 from tests.appliances import Appliance
 from tests.daemon import RECORDS, SECONDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS, check_all
+from tests.fault.shim import Action, Shim
 from tests.fault.watching import Alert, Watching
 from tests.integration.officers import Office
 
@@ -44,10 +45,11 @@ DISK, HSM, PIN, KEYS = "disk", "hsm", "pin", "keys"
 
 
 class Machine(NamedTuple):
-    """A daemon, and the orders for its machine and for its PKCS#11 module."""
+    """A daemon, the orders for its machine, and the rules for its PKCS#11 module."""
 
     daemon: Daemon
     orders: Path
+    shim: Shim
 
     def order(self, name: str, text: object = "") -> None:
         path = self.orders / f"{name}.new"
@@ -125,10 +127,10 @@ def hsm_story(machine: Machine, prometheus: Watching) -> None:
     machine.sign()
     prometheus.until(*unsigned)  # though nothing more is recorded
 
-    machine.order("sign.once", "wrong")
+    machine.shim.on("C_Sign", times=1, action=Action.FLIP)
     until(lambda: machine.sign(OTHERS) == "KEY_VERSION_NOT_ACTIVE", "the key is stopped")
 
-    machine.order("sign", "hang")
+    machine.shim.on("C_Sign", action=Action.HANG)
     with ThreadPoolExecutor(8) as callers:
         calls = []
         for _ in range(8):  # what comes together goes to one worker together
@@ -137,10 +139,9 @@ def hsm_story(machine: Machine, prometheus: Watching) -> None:
         try:
             prometheus.until(Alert("SignerQueueOld", HSM))
         finally:
-            machine.cancel("sign")
-            machine.kill_workers()  # those that hang do so for ever
+            machine.shim.clear()  # those that hang go on
         assert {call.result() for call in calls} <= {"ok", *LATE}
-    machine.order("sign", "fail 0x30")  # CKR_DEVICE_ERROR
+    machine.shim.on("C_Sign", code=0x30)  # CKR_DEVICE_ERROR
     restarts = Alert("SignerWorkerRestarts", HSM)
     machine.sign_until(lambda: restarts in fired, "workers die")
 
@@ -250,7 +251,8 @@ def set_up(folder: Path, shim_module: Path) -> dict[str, Machine]:
     for name in STORIES:
         appliance = Appliance(folder / name)
         appliance.init()
-        machine = Machine(Daemon(appliance.dir / "signer.yaml"), folder / f"{name}-orders")
+        shim = Shim(folder / f"{name}-shim")
+        machine = Machine(Daemon(appliance.dir / "signer.yaml"), folder / f"{name}-orders", shim)
         machine.orders.mkdir()
         machine.order("free", ROOM)
         machine.order("quick")  # the disk of a busy machine is slow of itself
@@ -258,9 +260,10 @@ def set_up(folder: Path, shim_module: Path) -> dict[str, Machine]:
         machine.daemon.configure(token={"workers": 1})
         machines[name] = machine
     machines[DISK].daemon.configure(limits={"calls": 4, "calls_per_client": 4})
-    shim = {"SHIM_MODULE": str(softhsm.find_module()), "SHIM_FAULTS": str(machines[HSM].orders)}
-    machines[HSM].daemon.configure(
-        token={"module": str(shim_module), "hang_seconds": 600.0, "environment": shim}
+    hsm = machines[HSM]
+    environment = hsm.shim.environment
+    hsm.daemon.configure(
+        token={"module": str(shim_module), "hang_seconds": 600.0, "environment": environment}
     )
     policy = machines[KEYS].daemon.folder / "policy" / "policy.yaml"
     edited = yaml.safe_load(policy.read_text())

@@ -1,6 +1,5 @@
 """Daemons that tests may hurt: each in a folder of its own, and none of them outlives its test."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from tests.appliances import Appliance
 from tests.daemon import Daemon
+from tests.fault.shim import Shim, compiled
 
 
 @pytest.fixture
@@ -25,8 +25,12 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 @pytest.fixture(scope="session")
 def shim_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """shim.c, compiled."""
-    made = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = Path(__file__).with_name("shim.c")
-    compiler = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([*compiler, "-o", str(made), str(source), "-ldl"], check=True)
-    return made
+    return compiled(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> Iterator[Shim]:
+    """Rules for the workers of the test; what a rule holds goes on in the end."""
+    made = Shim(tmp_path / "shim")
+    yield made
+    made.clear()

@@ -10,7 +10,7 @@ from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, TokenObject
-from signer.tools.dev import softhsm
+from tests.fault.shim import Action, Shim
 from tests.integration.hsm_probe import ask
 from tests.integration.hsm_token import SoftToken, version
 
@@ -18,20 +18,9 @@ KEY = (Algorithm.ES256, 0, b"the id", "the label")
 
 
 @pytest.fixture
-def faults(tmp_path: Path) -> Path:
-    made = tmp_path / "faults"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
-def token(tmp_path: Path, shim_module: Path, faults: Path) -> SoftToken:
+def token(tmp_path: Path, shim_module: Path, shim: Shim) -> SoftToken:
     made = SoftToken(tmp_path / "hsm")
-    environment = {
-        **made.settings.environment,
-        "SHIM_MODULE": str(softhsm.find_module()),
-        "SHIM_FAULTS": str(faults),
-    }
+    environment = {**made.settings.environment, **shim.environment}
     made.settings = made.settings.model_copy(
         update={"module": shim_module, "environment": environment}
     )
@@ -42,20 +31,20 @@ def objects(token: SoftToken) -> dict[str, int]:
     return ask("objects", token.spec(), cka_id=KEY[2].hex())
 
 
-def test_a_worker_that_hangs_at_its_start_is_killed(token: SoftToken, faults: Path) -> None:
-    (faults / "initialize").write_text("hang")
+def test_a_worker_that_hangs_at_its_start_is_killed(token: SoftToken, shim: Shim) -> None:
+    shim.on("C_Initialize", action=Action.HANG)
     with (
         pytest.raises(OperatorError, match=r"did not answer within 0\.5 s and was killed"),
         open_admin(token.settings, token.state, start_seconds=0.5),
     ):
         pytest.fail("it opened")
-    (faults / "initialize").unlink()
+    shim.clear()
     with open_admin(token.settings, token.state) as admin:
         assert admin.inventory() == []
 
 
-def test_a_worker_that_hangs_in_an_order_is_killed(token: SoftToken, faults: Path) -> None:
-    (faults / "generate").write_text("hang")
+def test_a_worker_that_hangs_in_an_order_is_killed(token: SoftToken, shim: Shim) -> None:
+    shim.on("C_GenerateKeyPair", action=Action.HANG)
     with open_admin(token.settings, token.state, order_seconds=2.0) as admin:
         assert admin.inventory() == []
         with pytest.raises(OperatorError, match="did not answer within 2 s and was killed"):
@@ -65,17 +54,17 @@ def test_a_worker_that_hangs_in_an_order_is_killed(token: SoftToken, faults: Pat
     assert objects(token) == {}
 
 
-def test_a_full_token_names_the_remedy_and_goes_on(token: SoftToken, faults: Path) -> None:
-    (faults / "generate").write_text("fail 0x31")  # CKR_DEVICE_MEMORY
+def test_a_full_token_names_the_remedy_and_goes_on(token: SoftToken, shim: Shim) -> None:
+    shim.on("C_GenerateKeyPair", code=0x31)  # CKR_DEVICE_MEMORY
     with open_admin(token.settings, token.state) as admin:
         with pytest.raises(OperatorError, match="it is full; destroy unused keys"):
             admin.generate(*KEY)
-        (faults / "generate").unlink()
+        shim.clear()
         assert admin.generate(*KEY)
 
 
-def test_a_refused_order_leaves_the_worker_in_place(token: SoftToken, faults: Path) -> None:
-    (faults / "generate").write_text("fail 0x70")  # CKR_MECHANISM_INVALID
+def test_a_refused_order_leaves_the_worker_in_place(token: SoftToken, shim: Shim) -> None:
+    shim.on("C_GenerateKeyPair", code=0x70)  # CKR_MECHANISM_INVALID
     with open_admin(token.settings, token.state) as admin:
         with pytest.raises(
             OperatorError, match="cannot create ES256 key the label: MechanismInv"
@@ -86,13 +75,13 @@ def test_a_refused_order_leaves_the_worker_in_place(token: SoftToken, faults: Pa
 
 
 def test_a_passing_fault_does_not_change_the_algorithm_of_the_audit_key(
-    token: SoftToken, faults: Path, tmp_path: Path
+    token: SoftToken, shim: Shim, tmp_path: Path
 ) -> None:
     with (
         Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", create=True) as registry,
         open_admin(token.settings, token.state) as admin,
     ):
-        (faults / "generate.once").write_text("fail 0x31")  # CKR_DEVICE_MEMORY
+        shim.on("C_GenerateKeyPair", times=1, code=0x31)  # CKR_DEVICE_MEMORY
         with pytest.raises(OperatorError, match="it is full") as refused:
             ensure_audit_key(registry, admin, 1.0)
         assert not refused.value.unsupported
@@ -103,9 +92,9 @@ def test_a_passing_fault_does_not_change_the_algorithm_of_the_audit_key(
 
 
 def test_a_token_without_ed25519_gets_an_audit_key_of_es256(
-    token: SoftToken, faults: Path, tmp_path: Path
+    token: SoftToken, shim: Shim, tmp_path: Path
 ) -> None:
-    (faults / "generate.once").write_text("fail 0x70")  # CKR_MECHANISM_INVALID
+    shim.on("C_GenerateKeyPair", times=1, code=0x70)  # CKR_MECHANISM_INVALID
     with (
         Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", create=True) as registry,
         open_admin(token.settings, token.state) as admin,
@@ -113,17 +102,15 @@ def test_a_token_without_ed25519_gets_an_audit_key_of_es256(
         assert ensure_audit_key(registry, admin, 1.0).algorithm is Algorithm.ES256
 
 
-@pytest.mark.parametrize(
-    ("value", "name"), [("0x30", "DeviceError"), ("0xb3", "SessionHandleInvalid")]
-)
+@pytest.mark.parametrize(("value", "name"), [(0x30, "DeviceError"), (0xB3, "SessionHandleInvalid")])
 def test_after_a_failed_session_the_worker_leaves(
-    token: SoftToken, faults: Path, value: str, name: str
+    token: SoftToken, shim: Shim, value: int, name: str
 ) -> None:
-    (faults / "generate").write_text(f"fail {value}")
+    shim.on("C_GenerateKeyPair", code=value)
     with open_admin(token.settings, token.state) as admin:
         with pytest.raises(OperatorError, match=f"cannot create ES256 key the label: {name}"):
             admin.generate(*KEY)
-        (faults / "generate").unlink()
+        shim.clear()
         with pytest.raises(OperatorError, match="worker of token signer-dev died"):
             admin.generate(*KEY)
     assert objects(token) == {}
@@ -131,14 +118,14 @@ def test_after_a_failed_session_the_worker_leaves(
         assert admin.generate(*KEY)
 
 
-def test_what_a_dead_worker_made_is_found_again(token: SoftToken, faults: Path) -> None:
-    (faults / "generated").write_text("crash")
+def test_what_a_dead_worker_made_is_found_again(token: SoftToken, shim: Shim) -> None:
+    shim.on("C_GenerateKeyPair", after=True, action=Action.SEGFAULT)
     with (
         open_admin(token.settings, token.state) as admin,
         pytest.raises(OperatorError, match="worker of token signer-dev died"),
     ):
         admin.generate(*KEY)
-    (faults / "generated").unlink()
+    shim.clear()
     assert objects(token) == {"PRIVATE_KEY": 1, "PUBLIC_KEY": 1}
     with open_admin(token.settings, token.state) as admin:
         spki = admin.generate(*KEY)
@@ -150,14 +137,14 @@ def test_what_a_dead_worker_made_is_found_again(token: SoftToken, faults: Path) 
 
 
 def test_the_public_half_that_a_dead_worker_left_goes_with_the_next_order(
-    token: SoftToken, faults: Path
+    token: SoftToken, shim: Shim
 ) -> None:
     with open_admin(token.settings, token.state) as admin:
         admin.generate(*KEY)
-        (faults / "destroyed").write_text("crash")
+        shim.on("C_DestroyObject", after=True, action=Action.SEGFAULT)
         with pytest.raises(OperatorError, match="worker of token signer-dev died"):
             admin.destroy(KEY[2], KEY[3])
-    (faults / "destroyed").unlink()
+    shim.clear()
     assert objects(token) == {"PUBLIC_KEY": 1}, "the private half goes first"
     with open_admin(token.settings, token.state) as admin:
         assert admin.inventory() == []

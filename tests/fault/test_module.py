@@ -1,9 +1,9 @@
 """A PKCS#11 module that goes wrong: shim.c between the workers and the real SoftHSM."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,45 +16,20 @@ from signer.client import (
     SignerClient,
     SignerClientError,
 )
-from signer.tools.dev import softhsm
 from tests.daemon import RECORDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS, Load, check_all
+from tests.fault.shim import Action, Shim
 
-
-class Faults:
-    """The faults of the module, until they are changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir()
-
-    def order(self, name: str, order: str) -> None:
-        (self._folder / f"{name}.new").write_text(order)
-        (self._folder / f"{name}.new").rename(self._folder / name)
-
-    def clear(self) -> None:
-        for path in self._folder.iterdir():
-            path.unlink(missing_ok=True)
-
-    def spent(self) -> bool:
-        """Whether the order for one call has been carried out."""
-        return not (self._folder / "sign.once").exists()
+WRONG: dict[str, Any] = {"action": Action.FLIP}
+HANG: dict[str, Any] = {"action": Action.HANG}
+CRASH: dict[str, Any] = {"action": Action.SEGFAULT}
 
 
 @pytest.fixture
-def faults(daemon: Daemon, shim_module: Path, tmp_path: Path) -> Iterator[Faults]:
-    made = Faults(tmp_path / "faults")
-    daemon.configure(
-        token={
-            "module": str(shim_module),
-            "environment": {
-                "SHIM_MODULE": str(softhsm.find_module()),
-                "SHIM_FAULTS": str(tmp_path / "faults"),
-            },
-        }
-    )
-    yield made
-    made.clear()
+def faults(daemon: Daemon, shim_module: Path, shim: Shim) -> Shim:
+    """Rules for the module of the daemon's workers."""
+    daemon.configure(token={"module": str(shim_module), "environment": shim.environment})
+    return shim
 
 
 def settle(daemon: Daemon) -> None:
@@ -74,12 +49,12 @@ def settle(daemon: Daemon) -> None:
 # --- wrong signatures ---------------------------------------------------------------------
 
 
-def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) -> None:
+def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Shim) -> None:
     check_all(daemon)
     daemon.start()
     assert daemon.sign(300) == {"ok": 300}
     settle(daemon)
-    faults.order("sign.once", "wrong")
+    faults.on("C_Sign", times=1, **WRONG)
     ends = daemon.sign(1)
     assert ends == {"HSM_UNAVAILABLE": 1}
     for _ in range(2):
@@ -94,12 +69,12 @@ def test_nothing_wrong_leaves_and_the_key_stops(daemon: Daemon, faults: Faults) 
     assert daemon.metric("signer_worker_restarts_total") == 0
 
 
-def test_one_wrong_signature_has_its_whole_chunk_checked(daemon: Daemon, faults: Faults) -> None:
+def test_one_wrong_signature_has_its_whole_chunk_checked(daemon: Daemon, faults: Shim) -> None:
     daemon.configure(token={"workers": 1})
     daemon.start()  # checks one signature in 64, and a key's first
     settle(daemon)
     correct = daemon.metric("signer_signature_checks_total", result="correct")
-    faults.order("sign", "wrong")
+    faults.on("C_Sign", **WRONG)
     ends = daemon.sign(50)
     assert ends["wrong"] == 0
     assert set(ends) <= {"HSM_UNAVAILABLE", "KEY_VERSION_NOT_ACTIVE", "wrong"}
@@ -110,24 +85,24 @@ def test_one_wrong_signature_has_its_whole_chunk_checked(daemon: Daemon, faults:
     assert daemon.metric("signer_signature_checks_total", result="correct") == correct
 
 
-def test_the_right_ones_of_a_wrong_chunk_may_leave(daemon: Daemon, faults: Faults) -> None:
+def test_the_right_ones_of_a_wrong_chunk_may_leave(daemon: Daemon, faults: Shim) -> None:
     check_all(daemon)
     daemon.configure(token={"workers": 1})
     daemon.start()
     settle(daemon)
-    faults.order("sign.once", "wrong")
+    faults.on("C_Sign", times=1, **WRONG)
     ends = daemon.sign(20)
     assert ends["HSM_UNAVAILABLE"] == 1
     assert ends["wrong"] == 0
     assert ends.total() == 20
 
 
-def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults: Faults) -> None:
+def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults: Shim) -> None:
     check_all(daemon)
     daemon.start()
     # It serves with its first worker; one that is killed before its login is not counted below.
     until(lambda: daemon.metric("signer_login_attempts_total", result="ok") == 2, "both log in")
-    faults.order("sign", "wrong")
+    faults.on("C_Sign", **WRONG)
     names = [
         "facilities/01-001/keys/records",
         "facilities/01-002/keys/records",
@@ -157,34 +132,34 @@ def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults:
 @pytest.mark.parametrize(
     ("order", "cause", "workers"),
     [
-        ("fail 0x30", "module_fatal", 2),  # CKR_DEVICE_ERROR
-        ("fail 0x32", "session_lost", 1),  # CKR_DEVICE_REMOVED
-        ("fail 0x80000001", "module_fatal", 1),  # a vendor's own
-        ("crash", "died", 1),
-        ("crash", "died", 2),
-        ("hang", "hang", 1),
+        ({"code": 0x30}, "module_fatal", 2),  # CKR_DEVICE_ERROR
+        ({"code": 0x32}, "session_lost", 1),  # CKR_DEVICE_REMOVED
+        ({"code": 0x80000001}, "module_fatal", 1),  # a vendor's own
+        (CRASH, "died", 1),
+        (CRASH, "died", 2),
+        (HANG, "hang", 1),
     ],
 )
 def test_callers_do_not_notice_one_failure(
-    daemon: Daemon, faults: Faults, order: str, cause: str, workers: int
+    daemon: Daemon, faults: Shim, order: dict[str, Any], cause: str, workers: int
 ) -> None:
     # A worker that only waits for a processor is not to be taken for one that hangs.
-    daemon.configure(token={"workers": workers, "hang_seconds": 1.0 if order == "hang" else 10.0})
+    daemon.configure(token={"workers": workers, "hang_seconds": 1.0 if order is HANG else 10.0})
     daemon.start()
     assert daemon.sign() == {"ok": 3}
     settle(daemon)
-    faults.order("sign.once", order)
+    rule = faults.on("C_Sign", times=1, **order)
     assert daemon.sign(400) == {"ok": 400}
-    assert faults.spent()
+    assert rule.spent
     assert daemon.metric("signer_worker_restarts_total", cause=cause) == 1
     assert daemon.metric("signer_worker_restarts_total") == 1
     until(lambda: daemon.health() == "SERVING", "the only worker is replaced")
 
 
-def test_items_fail_when_a_second_worker_dies_over_them(daemon: Daemon, faults: Faults) -> None:
+def test_items_fail_when_a_second_worker_dies_over_them(daemon: Daemon, faults: Shim) -> None:
     daemon.start()
     settle(daemon)
-    faults.order("sign", "crash")
+    faults.on("C_Sign", **CRASH)
     with daemon.client() as client:
         [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])
     assert item.error is not None
@@ -197,31 +172,31 @@ def test_items_fail_when_a_second_worker_dies_over_them(daemon: Daemon, faults: 
     assert daemon.sign(300) == {"ok": 300}
 
 
-def test_a_refused_key_fails_its_items_without_a_new_worker(daemon: Daemon, faults: Faults) -> None:
+def test_a_refused_key_fails_its_items_without_a_new_worker(daemon: Daemon, faults: Shim) -> None:
     daemon.start()
-    faults.order("init", "fail 0x63")  # CKR_KEY_TYPE_INCONSISTENT
+    faults.on("C_SignInit", code=0x63)  # CKR_KEY_TYPE_INCONSISTENT
     assert daemon.sign() == {"HSM_UNAVAILABLE": 3}
     faults.clear()
     assert daemon.sign() == {"ok": 3}
     assert daemon.metric("signer_worker_restarts_total") == 0
 
 
-def test_a_hang_in_the_middle_of_a_load(daemon: Daemon, faults: Faults) -> None:
+def test_a_hang_in_the_middle_of_a_load(daemon: Daemon, faults: Shim) -> None:
     daemon.configure(token={"hang_seconds": 1.0})
     daemon.start()
     with Load(daemon) as load:
         for _ in range(2):
-            faults.order("sign.once", "hang")
-            until(faults.spent, "a worker hangs")
+            hang = faults.on("C_Sign", times=1, **HANG)
+            until(lambda: hang.spent, "a worker hangs")
             load.more()
     until(lambda: daemon.metric("signer_worker_restarts_total", cause="hang") == 2, "both killed")
     assert load.ends["ok"] == load.ends.total()
     assert set(load.calls) == {"ok"}
 
 
-def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Faults) -> None:
+def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Shim) -> None:
     daemon.start()
-    faults.order("sign", "crash")
+    faults.on("C_Sign", **CRASH)
     began = time.monotonic()
     with daemon.client() as client:
         for _ in range(3):
@@ -240,15 +215,15 @@ def test_a_module_that_always_crashes_does_not_storm(daemon: Daemon, faults: Fau
 @pytest.mark.parametrize(
     ("order", "text"),
     [
-        ("abort", "was ended by SIGABRT"),
-        ("crash", "was ended by SIGSEGV"),
-        ("fail 0x5", "C_Initialize of"),
+        ({"action": Action.ABORT}, "was ended by SIGABRT"),
+        (CRASH, "was ended by SIGSEGV"),
+        ({"code": 0x5}, "C_Initialize of"),
     ],
 )
 def test_a_module_that_fails_at_its_start_is_reported_and_tried_again_slowly(
-    daemon: Daemon, faults: Faults, order: str, text: str
+    daemon: Daemon, faults: Shim, order: dict[str, Any], text: str
 ) -> None:
-    faults.order("initialize", order)
+    faults.on("C_Initialize", **order)
     began = time.monotonic()
     daemon.start(ready=False)
     until(lambda: text in daemon.reason(), "the reason is reported")
@@ -266,10 +241,10 @@ def test_a_module_that_fails_at_its_start_is_reported_and_tried_again_slowly(
 # --- a slow module: queues and deadlines --------------------------------------------------
 
 
-def test_a_full_queue_refuses_with_a_hint(daemon: Daemon, faults: Faults) -> None:
+def test_a_full_queue_refuses_with_a_hint(daemon: Daemon, faults: Shim) -> None:
     daemon.configure(token={"workers": 1, "hang_seconds": 20.0}, limits={"queued_items": 300})
     daemon.start()
-    faults.order("sign", "slow 5")
+    faults.on("C_Sign", delay=0.005)
     with daemon.client() as client, ThreadPoolExecutor(1) as threads:
         first = threads.submit(client.sign_batch, RECORDS, "MESSAGE", [b"m"] * 290)
         until(lambda: daemon.metric("signer_queue_items") > 40, "the queue fills")
@@ -283,12 +258,12 @@ def test_a_full_queue_refuses_with_a_hint(daemon: Daemon, faults: Faults) -> Non
 
 
 def test_a_deadline_that_passes_in_the_queue_ends_the_call_only(
-    daemon: Daemon, faults: Faults
+    daemon: Daemon, faults: Shim
 ) -> None:
     daemon.configure(token={"workers": 1, "hang_seconds": 20.0})
     daemon.start()
     assert daemon.sign(500) == {"ok": 500}
-    faults.order("sign", "slow 20")
+    faults.on("C_Sign", delay=0.02)
 
     def late(client: SignerClient, seconds: float) -> SignerClientError:
         with pytest.raises(DeadlineError) as refused:
@@ -304,18 +279,18 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_call_only(
     assert daemon.metric("signer_worker_restarts_total") == 0
 
 
-def test_a_short_deadline_is_refused_by_us(daemon: Daemon, faults: Faults) -> None:
+def test_a_short_deadline_is_refused_by_us(daemon: Daemon, faults: Shim) -> None:
     daemon.start()
-    faults.order("sign", "slow 5")
+    faults.on("C_Sign", delay=0.005)
     assert daemon.sign(600) == {"ok": 600}  # the cost of a signature is known now
     with daemon.client() as client, pytest.raises(DeadlineError) as refused:
         client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 4000, timeout=1.0)
     assert refused.value.reason == "DEADLINE_TOO_SHORT"
 
 
-def test_one_facility_is_served_while_another_floods(daemon: Daemon, faults: Faults) -> None:
+def test_one_facility_is_served_while_another_floods(daemon: Daemon, faults: Shim) -> None:
     daemon.start()
-    faults.order("sign", "slow 1")
+    faults.on("C_Sign", delay=0.001)
     with daemon.client() as flooding, daemon.client() as client, ThreadPoolExecutor(4) as threads:
         floods = [
             threads.submit(flooding.sign_batch, OTHERS, "MESSAGE", [b"m"] * 1500) for _ in range(4)

@@ -13,9 +13,9 @@ from signer.config.models import load_config
 from signer.config.policy_documents import read_policy
 from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
-from signer.tools.dev import softhsm
 from tests.daemon import Daemon, until
 from tests.fault.daemon import Load
+from tests.fault.shim import Action, Shim
 from tests.integration.officers import Office, csv_of
 
 KEY = "facilities/01-001/keys/new"
@@ -85,18 +85,10 @@ def killer(daemon: Daemon, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def faults(daemon: Daemon, shim_module: Path, tmp_path: Path) -> Path:
-    """Orders for the module between the workers and the HSM; the daemon has not started."""
-    folder = tmp_path / "faults"
-    folder.mkdir()
-    environment = {"SHIM_MODULE": str(softhsm.find_module()), "SHIM_FAULTS": str(folder)}
-    daemon.configure(token={"module": str(shim_module), "environment": environment})
-    return folder
-
-
-def order(folder: Path, name: str, text: str) -> None:
-    (folder / f"{name}.new").write_text(text)
-    (folder / f"{name}.new").rename(folder / name)
+def faults(daemon: Daemon, shim_module: Path, shim: Shim) -> Shim:
+    """Rules for the module between the workers and the HSM; the daemon has not started."""
+    daemon.configure(token={"module": str(shim_module), "environment": shim.environment})
+    return shim
 
 
 def approved(office: Office, kind: str, attachment: bytes = b"", **arguments: Any) -> str:
@@ -231,16 +223,17 @@ def verified(daemon: Daemon) -> None:
 
 
 def test_a_full_hsm_ends_an_enrolment_that_goes_on_when_there_is_room(
-    daemon: Daemon, faults: Path
+    daemon: Daemon, faults: Shim
 ) -> None:
     daemon.start()
     before = registry_equals_token(daemon)
     office = Office(daemon.dev)
-    order(faults, "generate", "slow 10")
+    faults.on("C_GenerateKeyPair", delay=0.01)
     with Load(daemon, callers=1, items=20) as load:
         operation = approved(office, "enrol", enrolment(daemon, 160))
         until(lambda: office.get(operation).done >= 50, "some are made")
-        order(faults, "generate", "fail 0x31")  # CKR_DEVICE_MEMORY
+        faults.clear()
+        faults.on("C_GenerateKeyPair", code=0x31)  # CKR_DEVICE_MEMORY
         told = office.ended(operation)
         load.more()
     nothing_failed(load)
@@ -256,7 +249,7 @@ def test_a_full_hsm_ends_an_enrolment_that_goes_on_when_there_is_room(
         client.sign_batch("facilities/e-0000/keys/records", "JWS", [b"{}"])
     assert refused.value.reason == "POLICY_DENIED", "its policy is not in force"
 
-    (faults / "generate").unlink()
+    faults.clear()
     with office.client("officer-a") as client:
         client.operations.retry(operation)
     told = office.ended(operation)
@@ -274,18 +267,18 @@ def test_a_full_hsm_ends_an_enrolment_that_goes_on_when_there_is_room(
 
 
 def test_an_admin_worker_that_dies_over_a_key_leaves_one_that_is_found(
-    daemon: Daemon, faults: Path
+    daemon: Daemon, faults: Shim
 ) -> None:
     daemon.start()
     before = registry_equals_token(daemon)
     office = Office(daemon.dev)
-    order(faults, "generated", "crash")
+    faults.on("C_GenerateKeyPair", after=True, action=Action.SEGFAULT)
     operation = approved(office, "create-key", key=KEY, algorithm="ES256", activate=True)
     told = office.ended(operation)
     assert told.state == "FAILED"
     assert "died" in told.note
     assert daemon.sign() == {"ok": 3}
-    (faults / "generated").unlink()
+    faults.clear()
     with office.client("officer-b") as client:
         client.operations.retry(operation)
     assert office.ended(operation).state == "DONE"
@@ -299,12 +292,12 @@ def sleeps(worker: psutil.Process) -> bool:
 
 
 def test_an_admin_worker_of_a_killed_daemon_makes_no_second_key(
-    daemon: Daemon, faults: Path
+    daemon: Daemon, faults: Shim
 ) -> None:
     """It is still at work in the HSM when the next daemon completes the operation."""
     daemon.start()
     before = registry_equals_token(daemon)
-    order(faults, "generate", "slow 2000")
+    faults.on("C_GenerateKeyPair", delay=2.0)
     office = Office(daemon.dev)
     operation = approved(office, "create-key", key=KEY, algorithm="ES256", activate=True)
     until(lambda: executions(daemon, operation)["execution"], "it has begun")
@@ -314,7 +307,7 @@ def test_an_admin_worker_of_a_killed_daemon_makes_no_second_key(
     assert daemon.process is not None
     daemon.process.kill()
     daemon.process.wait()
-    (faults / "generate").unlink()
+    faults.clear()
     daemon.start()
     until(lambda: executions(daemon, operation)["execution"] == 2, "it is begun again")
     with suppress(AssertionError):  # it must not be: the other one holds what it needs
