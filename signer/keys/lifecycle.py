@@ -139,19 +139,25 @@ def activate(version: KeyVersion, at: float, sign_until: float | None, now: floa
 def suspend(version: KeyVersion, now: float) -> KeyVersion:
     """Suspends a version.
 
-    A PRE_ACTIVE version with a planned activation loses that plan instead; ``came_from``
-    = ACTIVE keeps its rotation from activating it later.
+    A PRE_ACTIVE version stays PRE_ACTIVE and loses its planned activation, if it has one;
+    ``came_from`` = ACTIVE keeps the rotation that made it from activating it later.
     """
     if version.state_at(now) is _S.PRE_ACTIVE:
-        if version.activate_at is None:
-            raise IllegalMoveError(f"{version.name} is {_S.PRE_ACTIVE}: nothing to stop")
+        if version.activate_at is None and version.came_from is not None:
+            raise IllegalMoveError(f"{version.name} was stopped before: nothing to stop")
         return replace(version, state=_S.PRE_ACTIVE, activate_at=None, came_from=_S.ACTIVE)
     _check(version, _S.SUSPENDED, now, _S.ACTIVE)
     return replace(version, state=_S.SUSPENDED)
 
 
 def resume(version: KeyVersion, now: float) -> KeyVersion:
-    """Ends a suspension; the version signs again as long as its times allow."""
+    """Ends a suspension; the version signs again as long as its times allow.
+
+    One that was stopped before it signed waits again for its activation, which its rotation
+    may do. A plan that the stop has cancelled does not come back.
+    """
+    if version.state_at(now) is _S.PRE_ACTIVE and version.came_from is _S.ACTIVE:
+        return replace(version, came_from=None)
     _check(version, _S.ACTIVE, now, _S.SUSPENDED)
     return replace(version, state=_S.ACTIVE)
 

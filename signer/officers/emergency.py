@@ -41,7 +41,10 @@ class EmergencyStops:
         self._serving, self._clock = serving, clock
 
     def suspend_key(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
-        """Suspends the active versions of a key, or one; a planned activation is cancelled."""
+        """Suspends the versions of a key that sign or may come to sign, or one of them.
+
+        A planned activation is cancelled, and no rotation activates what has no plan yet.
+        """
         return self._change("suspend", officer, name, reason, _may_sign, move=lifecycle.suspend)
 
     def compromise(self, officer: str, name: str, reason: str) -> list[KeyVersion]:
@@ -138,8 +141,9 @@ class EmergencyStops:
 
 
 def _may_sign(version: KeyVersion, state: KeyState) -> bool:
-    planned = state is KeyState.PRE_ACTIVE and version.activate_at is not None
-    return state is KeyState.ACTIVE or planned
+    """Whether a version signs or will: that of a rotation needs no further approval for it."""
+    planned = version.activate_at is not None or version.came_from is None
+    return state is KeyState.ACTIVE or (state is KeyState.PRE_ACTIVE and planned)
 
 
 def _lives(_version: KeyVersion, state: KeyState) -> bool:

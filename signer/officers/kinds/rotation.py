@@ -182,10 +182,12 @@ class RotateKind(OperationKind[Rotate]):
         self._make(plan, details, work)
         # Read again: creating thousands of keys takes minutes.
         context = work.current_context()
-        versions = [context.version(f"{step.key}/versions/{step.new}") for step in plan]
+        stopped = {step.key: text for step in plan if (text := _stopped_since(step, context))}
+        goes_on = [step for step in plan if step.key not in stopped]
+        versions = [context.version(f"{step.key}/versions/{step.new}") for step in goes_on]
         waiting = [v for v in versions if details.issuers and v.certificate is None]
-        ready = [pair for pair in zip(plan, versions, strict=True) if pair[1] not in waiting]
-        skipped = self._activate(ready, details, context, work)
+        ready = [pair for pair in zip(goes_on, versions, strict=True) if pair[1] not in waiting]
+        skipped = [*stopped.values(), *self._activate(ready, details, context, work)]
         work.progress(2 * len(plan) - len(waiting) - len(skipped), 2 * len(plan))
         if skipped:
             raise OperatorError("; ".join(shortened(skipped, "key")))
@@ -201,7 +203,8 @@ class RotateKind(OperationKind[Rotate]):
         for index, step in enumerate(plan):
             existing = work.context.state.keys.version(step.key, step.new)
             if existing is None:
-                missing.append((index, step))
+                if not _stopped_since(step, work.context):
+                    missing.append((index, step))
             elif existing.cka_id != cka_id_of(work.id, index):
                 raise OperatorError(f"another operation has created {existing.name} meanwhile")
         if not missing:
@@ -230,21 +233,8 @@ class RotateKind(OperationKind[Rotate]):
         for step, version in ready:
             if version.state_at(context.now) is not KeyState.PRE_ACTIVE or version.activate_at:
                 continue  # activated before, or ended since
-            if version.came_from is not None:
-                skipped.append(
-                    f"{version.name} was stopped since then: activate it by an operation"
-                )
-                continue
             at = max(float(details.activate_at), context.now)
             until = at + details.sign_for_seconds if details.sign_for_seconds else None
-            suspended = [
-                other.name
-                for other in context.state.keys.versions(step.key)
-                if other.state_at(context.now) is KeyState.SUSPENDED
-            ]
-            if suspended:
-                skipped.append(f"{suspended[0]} is suspended: resume it, then retry")
-                continue
             if problems := activation_problems(version, at, until, context):
                 skipped += problems
                 continue
@@ -268,6 +258,29 @@ class RotateKind(OperationKind[Rotate]):
             end = old.ends_at
         destroy_at = end + details.destroy_after_seconds if details.destroy_after_seconds else None
         return [Change(old, lifecycle.deactivate(old, end, context.now, destroy_at))]
+
+
+def _stopped_since(step: Step, context: OperationContext) -> str:
+    """Returns why a rotation does not go on with a key; empty if it does.
+
+    An officer who stops a key also stops the version that follows: one that is not made yet is
+    not made, and one that has no plan yet gets none.
+    """
+    new = context.state.keys.version(step.key, step.new)
+    if new is not None and (new.state is not KeyState.PRE_ACTIVE):
+        return ""  # it has gone on before
+    for version in context.state.keys.versions(step.key):
+        if version.state_at(context.now) is KeyState.SUSPENDED:
+            return f"{version.name} is suspended: resume it, then retry"
+    if new is not None and new.came_from is not None:
+        return (
+            f"{new.name} was stopped since then: resume or activate it by an operation, then retry"
+        )
+    old = context.state.keys.version(step.key, step.old)
+    if old is not None and (old.compromised or old.state is KeyState.SUSPENDED):
+        name = f"{step.key}/versions/{step.new}"
+        return f"{old.name} was stopped since then: propose {name} by operations of its own"
+    return ""
 
 
 def _activated(before: KeyVersion, details: Rotate, remake: Remake) -> Iterator[KeyVersion]:

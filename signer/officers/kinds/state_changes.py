@@ -197,8 +197,7 @@ class ResumeKind(OperationKind[Resume]):
         suspended = [
             version
             for version in context.state.keys.versions(key)
-            if number in (None, version.number)
-            and version.state_at(context.now) is KeyState.SUSPENDED
+            if number in (None, version.number) and _is_stopped(version, context.now)
         ]
         if not suspended:
             raise OperatorError(f"{details.target} has no suspended version")
@@ -225,7 +224,16 @@ def changes_of(before: KeyVersion, after: KeyVersion, context: OperationContext)
         old_time, new_time = getattr(before, name), getattr(after, name)
         if old_time != new_time:
             lines.append(f"  {name} {utc(old_time)} becomes {utc(new_time)}")
+    if old is new and _is_stopped(before, context.now) and not _is_stopped(after, context.now):
+        lines.append("  it was stopped before it signed: a rotation may activate it again")
     return lines
+
+
+def _is_stopped(version: KeyVersion, now: float) -> bool:
+    """Whether a version was suspended, in use or before its activation."""
+    state = version.state_at(now)
+    before_use = state is KeyState.PRE_ACTIVE and version.came_from is KeyState.ACTIVE
+    return state is KeyState.SUSPENDED or before_use
 
 
 def _last_one(before: KeyVersion, after: KeyVersion, context: OperationContext) -> list[str]:

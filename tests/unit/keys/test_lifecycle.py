@@ -59,7 +59,7 @@ def of(state: KeyState, **times: float | None) -> KeyVersion:
 
 MOVES: Mapping[str, tuple[Callable[[KeyVersion, float], KeyVersion], frozenset[KeyState]]] = {
     "activate": (lambda v, now: lifecycle.activate(v, now, None, now), frozenset({S.PRE_ACTIVE})),
-    "suspend": (lifecycle.suspend, frozenset({S.ACTIVE})),
+    "suspend": (lifecycle.suspend, frozenset({S.ACTIVE, S.PRE_ACTIVE})),
     "resume": (lifecycle.resume, frozenset({S.SUSPENDED})),
     "deactivate": (
         lambda v, now: lifecycle.deactivate(v, now, now),
@@ -88,7 +88,9 @@ def test_the_table_is_that_of_the_design() -> None:
 def test_a_move_is_made_from_its_states_and_from_no_others(name: str, state: KeyState) -> None:
     move, allowed = MOVES[name]
     version = of(state)
-    if state in allowed:
+    if name == "suspend" and state is S.PRE_ACTIVE:
+        assert move(version, NOW).state_at(NOW) is state
+    elif state in allowed:
         assert move(version, NOW).state_at(NOW) in TRANSITIONS[state]
     else:
         with pytest.raises(IllegalMoveError, match=rf"is {state}"):
@@ -183,9 +185,26 @@ def test_a_version_that_waits_loses_its_time_when_it_is_stopped_and_says_so() ->
     assert (again.state_at(NOW), again.came_from) == (S.ACTIVE, None)
 
 
-def test_what_only_waits_to_be_told_cannot_be_stopped() -> None:
+def test_a_version_without_a_plan_is_stopped_once_and_resumed_without_one() -> None:
+    stopped = lifecycle.suspend(of(S.PRE_ACTIVE), NOW)
+    assert (stopped.state_at(NOW), stopped.activate_at, stopped.came_from) == (
+        S.PRE_ACTIVE,
+        None,
+        S.ACTIVE,
+    )
     with pytest.raises(IllegalMoveError, match="nothing to stop"):
-        lifecycle.suspend(of(S.PRE_ACTIVE), NOW)
+        lifecycle.suspend(stopped, NOW)
+    assert lifecycle.resume(stopped, NOW) == of(S.PRE_ACTIVE)
+    with pytest.raises(IllegalMoveError):
+        lifecycle.resume(of(S.PRE_ACTIVE), NOW)
+
+
+def test_what_was_to_be_destroyed_before_it_signed_is_neither_stopped_nor_resumed() -> None:
+    restored = lifecycle.restore(lifecycle.schedule_destruction(of(S.PRE_ACTIVE), NOW, NOW), NOW)
+    with pytest.raises(IllegalMoveError, match="nothing to stop"):
+        lifecycle.suspend(restored, NOW)
+    with pytest.raises(IllegalMoveError):
+        lifecycle.resume(restored, NOW)
 
 
 def test_what_is_suspended_ends_at_its_time_and_is_not_resumed_after_that() -> None:

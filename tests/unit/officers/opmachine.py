@@ -49,14 +49,32 @@ class Appliance(RuleBasedStateMachine):
     # --- steps -----------------------------------------------------------------------------
 
     @contextmanager
-    def step(self, *crashes: int | None, at: str = "", full: bool = False) -> Iterator[None]:
+    def step(
+        self,
+        *crashes: int | None,
+        at: str = "",
+        full: bool = False,
+        meanwhile: tuple[int, Callable[[], None]] | None = None,
+    ) -> Iterator[None]:
         """Judges what is done within; with crashes the program ends there, and begins anew.
 
-        ``at`` is the operation that is asked for, if any.
+        ``at`` is the operation that is asked for, if any. ``meanwhile`` is what others do after
+        so many points of it, and is judged by itself.
         """
         stage = self.stage
         stage.clock.forward(0.01)
         before, first, seen = Shadow.of(stage.registry), stage.clock.now(), len(self.records())
+
+        def between() -> None:
+            nonlocal before, first
+            assert meanwhile is not None
+            begun = {str(r.fields["operation"]) for r in self.records()[seen:] if _begins(r.kind)}
+            self.judge(before, Between(first, stage.clock.now()), begun | ({at} if at else set()))
+            meanwhile[1]()
+            before, first = Shadow.of(stage.registry), stage.clock.now()
+
+        if meanwhile is not None:
+            stage.fate.meanwhile(meanwhile[0], between)
         again = list(crashes)
         after = again.pop(0) if again else None
         if after is not None:
@@ -255,7 +273,7 @@ def stopped(version: KeyVersion, now: float, *, end: bool) -> KeyVersion | None:
         return replace(version, state=S.COMPROMISED, came_from=None, destroy_at=None)
     if not end and state is S.ACTIVE:
         return replace(version, state=S.SUSPENDED)
-    if not end and state is S.PRE_ACTIVE and version.activate_at is not None:
+    if not end and state is S.PRE_ACTIVE and (version.activate_at or version.came_from is None):
         return replace(version, state=S.PRE_ACTIVE, activate_at=None, came_from=S.ACTIVE)
     return None
 

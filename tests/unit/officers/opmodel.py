@@ -255,6 +255,7 @@ class Oracle:
         at = self.details["activate_at"]
         versions[new] = self._active(version, at, told + span if span else None)
         before = versions[old]
+        assert state_of(before, self.when.first) is not S.SUSPENDED
         if state_of(before, self.when.last) is not S.ACTIVE:
             return
         ends = [e for e in (before.sign_until, before.deactivate_at) if e is not None]
@@ -336,13 +337,20 @@ class Oracle:
         meant = [
             name
             for name, version in versions.items()
-            if (name == target or name.startswith(f"{target}/versions/"))
-            and state_of(version, self.when.last) is S.SUSPENDED
+            if (name == target or name.startswith(f"{target}/versions/")) and self._halted(version)
         ]
         assert meant
         for name in meant:
-            versions[name] = replace(versions[name], state=S.ACTIVE)
+            if versions[name].state is S.SUSPENDED:
+                versions[name] = replace(versions[name], state=S.ACTIVE)
+            else:
+                versions[name] = replace(versions[name], came_from=None)
         return {}
+
+    def _halted(self, version: KeyVersion) -> bool:
+        """Whether one officer has stopped a version, in use or before its activation."""
+        state = state_of(version, self.when.last)
+        return state is S.SUSPENDED or (state is S.PRE_ACTIVE and version.came_from is S.ACTIVE)
 
     # --- people and rules ------------------------------------------------------------------
 

@@ -113,8 +113,11 @@ class Moves:
             yield Move("import-certificate", {"version": name, "replace": True, **members})
 
     def _resume(self) -> Iterator[Move]:
+        versions = Shadow.of(self._stage.registry).versions
         targets = self._in(S.SUSPENDED)
-        targets += [key for key, states in self._keys().items() if S.SUSPENDED in states]
+        # Also what was stopped before it signed.
+        targets += [n for n in self._in(S.PRE_ACTIVE) if versions[n].came_from is S.ACTIVE]
+        targets += sorted({name.partition("/versions/")[0] for name in targets})
         for scope, name in sorted(Shadow.of(self._stage.registry).flags):
             heads = {"everything": "everything", "group": f"groups/{name}"}
             targets.append(heads.get(scope, f"facilities/{name}"))

@@ -1,6 +1,6 @@
 """A token in memory, and the end of the program at any point of its work."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
@@ -24,17 +24,30 @@ class Fate:
         self.points = 0
         self.dead = False
         self._left: int | None = None
+        self._meanwhile: tuple[int, Callable[[], None]] | None = None
+
+    def meanwhile(self, points: int, act: Callable[[], None]) -> None:
+        """Lets so many points pass, and has something done by others before the next.
+
+        Others cannot write while a transaction is open.
+        """
+        self._meanwhile = points, act
 
     def crash_after(self, points: int) -> None:
         """Lets so many points pass, and ends the program at the next."""
         self._left = points
 
     def revive(self) -> None:
-        self.dead, self._left = False, None
+        self.dead, self._left, self._meanwhile = False, None, None
 
     def at(self, point: str) -> None:
         """Marks a point at which a program can end."""
         self.points += 1
+        if self._meanwhile is not None and not point.startswith("before a commit"):
+            left, act = self._meanwhile
+            self._meanwhile = (left - 1, act) if left else None
+            if not left:
+                act()
         if self._left is not None:
             self._left -= 1
             self.dead = self.dead or self._left < 0

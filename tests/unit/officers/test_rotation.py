@@ -1,6 +1,7 @@
 """Plans that replace the primary versions of keys, with and without certificates."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -290,6 +291,75 @@ def test_a_key_that_is_suspended_meanwhile_is_not_given_a_new_version_that_signs
     stage.done("resume", target=CLINIC)
     stage.proposals.retry(A, operation.id)
     assert stage.operation(operation.id).state is OperationState.DONE
+
+
+@pytest.mark.parametrize("issued", [False, True], ids=["without-issuers", "with-issuers"])
+@pytest.mark.parametrize("act", ["suspend_key", "compromise"])
+@pytest.mark.parametrize("step", range(16))
+def test_a_stop_at_any_step_of_a_rotation_holds_until_officers_resume(
+    stage: Stage, authority: Authority, step: int, act: str, issued: bool
+) -> None:
+    """The version before ends at once, so that only its own stop holds the next one back."""
+    stage.key(CLINIC)
+    plan = (certified(authority) if issued else PLAN) | {"activate_at": 0, "overlap_seconds": 0}
+    identity = stage.propose("rotate", names(CLINIC), **plan).id
+    stops = count()
+
+    def stop() -> None:
+        getattr(stage.emergency, act)(C, CLINIC, "the ceremony was disturbed")
+        next(stops)
+
+    stage.fate.meanwhile(step, stop)
+    stage.approve(identity)
+    if issued and stage.operation(identity).state is OperationState.WAITING:
+        answers = [pem(authority.certify(s)).encode() for s in requested(stage, CLINIC)]
+        stage.proposals.import_certificates(C, identity, answers)
+    if not next(stops):
+        return  # it has fewer steps
+    _never_again(stage, identity, wait=step % 2 == 0)
+    if act == "suspend_key":
+        stage.done("resume", target=CLINIC)
+        states = stage.states(CLINIC)
+        assert "SUSPENDED" not in states
+        if stage.operation(identity).state is OperationState.FAILED:
+            stage.proposals.retry(A, identity)
+            assert stage.operation(identity).state in (OperationState.DONE, OperationState.WAITING)
+
+
+def _never_again(stage: Stage, identity: str, *, wait: bool) -> None:
+    """Checks that no version signs, whatever is retried, also after time has passed."""
+    for _ in range(2):
+        if stage.operation(identity).state is OperationState.FAILED:
+            stage.proposals.retry(A, identity)
+        new = stage.states(CLINIC)[1:]
+        assert "ACTIVE" not in new
+        stage.clock.forward(HOUR if wait else 1)
+        stage.serving.follow()
+        assert stage.serving.refused == []
+
+
+def test_a_version_that_waits_stays_stopped_when_the_one_before_is_ended(
+    stage: Stage, keys: Sequence[str]
+) -> None:
+    """Two officers end version 1; that lets one officer alone not go on with version 2."""
+    stage.token.room = 1
+    operation = stage.do("rotate", names(*keys), **PLAN)
+    assert operation.state is OperationState.FAILED
+    stage.token.room = None
+    [made] = [key for key in keys if len(stage.states(key)) > 1]
+    stage.emergency.suspend_key(C, made, "seen elsewhere")
+    stage.done("deactivate", version=f"{made}/versions/1")
+    stage.proposals.retry(A, operation.id)
+    assert "was stopped since" in stage.operation(operation.id).note
+    assert stage.states(made) == ["DEACTIVATED", "PRE_ACTIVE"]
+    assert stage.version(f"{made}/versions/2").activate_at is None
+    assert stage.problems("resume", target=made) == []
+    assert "a rotation may activate it" in "".join(stage.prepare("resume", target=made).difference)
+    stage.done("resume", target=made)
+    stage.proposals.retry(A, operation.id)
+    assert stage.operation(operation.id).state is OperationState.DONE
+    assert stage.version(f"{made}/versions/2").activate_at == LATER
+    assert stage.log.control.problems == ()
 
 
 def test_what_officers_no_longer_stand_for_gets_no_certificates(

@@ -282,6 +282,35 @@ class Officers(Appliance):
                 if halted or error.reason is not Reason.OPERATION_REFUSED:
                     raise
 
+    @rule(data=st.data(), end=st.booleans(), points=st.integers(0, 30), wait=st.sampled_from(WAITS))
+    def stop_in_rotation(self, data: st.DataObject, end: bool, points: int, wait: int) -> None:
+        """One officer stops a key while a rotation of it is at any of its steps."""
+        move, able = self.pick(data, "rotate"), self.moves.valid()
+        if move is None or len(able) < 2:
+            return
+        key = data.draw(st.sampled_from(move.attachment.decode().split()))
+        act = self.stage.emergency.compromise if end else self.stage.emergency.suspend_key
+
+        def stop() -> None:
+            before, now = Shadow.of(self.stage.registry), self.stage.clock.now() + 0.01
+            meant = [v for v in before.versions.values() if str(v.key) == key]
+            halted = {v.name: after for v in meant if (after := stopped(v, now, end=end))}
+            wanted = replace(before, versions={**before.versions, **halted})
+            with self.acting(before, wanted, None):
+                try:
+                    act(able[-1], key, "it was seen elsewhere")
+                except CallError:
+                    if halted:
+                        raise
+
+        with self.step():
+            identity = self.stage.propose(
+                move.kind, move.attachment, by=able[0], **move.arguments
+            ).id
+        with self.step(at=identity, meanwhile=(points, stop)):
+            self.stage.approve(identity, by=able[1])
+        self.time_passes(wait)
+
     @rule(
         scope=st.sampled_from(
             [
