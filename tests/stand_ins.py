@@ -15,7 +15,7 @@ from signer.errors import CallError, Failure
 from signer.events import Event, Events
 from signer.formats.payloads import signature_length
 from signer.hsm.front.chunks import Signed, SignJob
-from signer.hsm.front.service import Admission
+from signer.hsm.front.pool import Admission
 from signer.model import KeyName, KeyState, KeyVersion
 
 E = TypeVar("E", bound=Event)

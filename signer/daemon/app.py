@@ -53,8 +53,9 @@ from signer.events import (
     Stopped,
 )
 from signer.hsm.front.admin import AdminWorkers
+from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import token_spec
-from signer.hsm.front.service import Hsm, Pool
+from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.latch import make_state
 from signer.keys.registry import Registry

@@ -16,7 +16,8 @@ from signer.event_loop import Turns
 from signer.events import Events, ItemsEnded, QuotaRefused, Stages, stages
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed, SignJob
-from signer.hsm.front.service import Admission, Hsm
+from signer.hsm.front.pool import Admission
+from signer.hsm.front.service import Hsm
 from signer.model import MESSAGE_BYTES, FormatContext, KeyIndex, KeyVersion
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms

@@ -19,8 +19,8 @@ from signer.event_loop import EventLoop
 from signer.events import ChunkEnded, LoginEnded, WorkerLeft
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.chunks import Signed, SignJob
+from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import token_spec
-from signer.hsm.front.service import Pool
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import KeyName, KeyVersion

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.algorithms import Algorithm
 from signer.errors import CallError, OperatorError, Reason
 from signer.hsm.front.admin import open_admin
-from signer.hsm.front.service import Pool
+from signer.hsm.front.pool import Pool
 from signer.hsm.mechanisms import MECHANISMS
 from signer.model import KeyVersion
 from tests.daemon import until

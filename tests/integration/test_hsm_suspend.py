@@ -11,7 +11,7 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
-from signer.hsm.front.service import Pool
+from signer.hsm.front.pool import Pool
 from signer.model import KeyName, KeyVersion, Suspended
 from tests.daemon import until
 from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign

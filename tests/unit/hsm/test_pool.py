@@ -25,7 +25,8 @@ from signer.hsm.frames import (
 )
 from signer.hsm.front.chunks import Chunk, Signed, SignJob
 from signer.hsm.front.dispatcher import COPIES_DROPPED_SINGLY
-from signer.hsm.front.service import Admission, Hsm, Pool
+from signer.hsm.front.pool import Admission, Pool
+from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import AUDIT_KEY, KeyName, KeyVersion, Suspended

@@ -24,8 +24,8 @@ from signer.hsm.frames import (
 )
 from signer.hsm.front import slot as slots
 from signer.hsm.front.chunks import Signed, SignJob
+from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import WorkerProcess
-from signer.hsm.front.service import Pool
 from signer.hsm.spec import FailureKind, TokenSpec
 from tests.stand_ins import Recorder, key_version
 

@@ -12,7 +12,7 @@ import pytest
 from signer.audit.format.record import RecordKind
 from signer.clock import SystemClock
 from signer.hsm.front.chunks import Signed
-from signer.hsm.front.service import Admission
+from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version

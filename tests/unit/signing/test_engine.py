@@ -14,7 +14,7 @@ from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import THREADS_OF_ONE
 from signer.hsm.front.chunks import Signed
-from signer.hsm.front.service import Admission
+from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyIndex, KeyName, KeyState, KeyVersion, Suspended
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version

@@ -26,7 +26,7 @@ from signer.audit.read.verify import verify_log
 from signer.audit.write.log import AuditLog, Listener
 from signer.errors import CallError, Reason
 from signer.hsm.front.chunks import Signed
-from signer.hsm.front.service import Admission
+from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName, KeyState, KeyVersion
 from signer.officers.change_check import ChangeFold
 from signer.officers.offline_check import ApprovalFold

@@ -14,7 +14,7 @@ from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Failure, Reason
 from signer.hsm.front.chunks import Signed
-from signer.hsm.front.service import Admission
+from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName
 from signer.signing.repeat import ONLY_THE_REASON, read_answer
 from signer.signing.request import BatchRequest

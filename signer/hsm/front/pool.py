@@ -1,0 +1,305 @@
+"""The worker processes of one token, as the rest of the front process uses them.
+
+Everything that changes runs on the event loop. Other threads call methods that pass the
+change to the loop and wait for it.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from signer.clock import Clock
+from signer.errors import CallError, Failure, Reason
+from signer.event_loop import EventLoop
+from signer.events import Events, stages
+from signer.hsm.front.chunks import Batch, Signed, SignJob, kind_of
+from signer.hsm.front.dispatcher import NOT_SERVING, Dispatcher
+from signer.hsm.front.scheduler import Waiting
+from signer.hsm.front.slot import WorkerStatus
+from signer.hsm.spec import FailureKind, TokenSpec
+from signer.model import KeyVersion, Suspended
+
+_CLEARLY = 1.25  # how far an estimate must be above the deadline to refuse a batch for itself
+_SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
+
+
+@dataclass(slots=True, eq=False)
+class Admission:
+    """The answer to a job, which ``sign`` takes: ``refused`` is the failure of every item, or None.
+
+    ``room`` items of the queue, which take ``seconds`` of HSM time, are reserved for it.
+    ``release`` gives back what has not been used; so does the end of a ``with`` block.
+    """
+
+    job: SignJob
+    refused: Failure | None = None
+    room: int = 0
+    seconds: float = 0.0
+    pool: "Pool | None" = None
+
+    def release(self) -> None:
+        if self.pool is not None:
+            self.pool.release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Pool:
+    """All workers of one token.
+
+    ``admit`` and ``sign`` are for the event loop. The other methods and the properties are for
+    any thread; ``wait_for_outcome`` and ``close`` block, and are not for the loop.
+    """
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        *,
+        workers: int,
+        hang_seconds: float,
+        max_queued: int,
+        loop: EventLoop,
+        events: Events,
+        clock: Clock,
+    ) -> None:
+        self.token = spec.label
+        self._max_queued = max_queued
+        self._loop = loop
+        self._events = events
+        self._now = clock.monotonic
+        self._dispatcher = Dispatcher(
+            spec, workers=workers, hang_seconds=hang_seconds, loop=loop, events=events, clock=clock
+        )
+        self._reserved = 0  # items that are admitted and not queued yet
+        self._promised: dict[str, float] = {}  # their HSM time, by owner
+
+    # --- for any thread --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts all workers; does not wait for them."""
+        self._loop.call(self._dispatcher.start)
+
+    def wait_for_outcome(self, seconds: float) -> tuple[FailureKind | None, str]:
+        """Waits until a worker serves or one has failed; returns the failure, if any."""
+        self._dispatcher.first_outcome.wait(seconds)
+        return self._dispatcher.first_failure, self.reason
+
+    def close(self) -> None:
+        """Ends all workers and waits for that; what waits, or is with them, fails."""
+        if ended := self._loop.call(self._dispatcher.close):
+            self._loop.run(asyncio.wait(ended))
+
+    @property
+    def inventory(self) -> bytes:
+        """Digest of the keys that a worker found at its start; empty before the first."""
+        return next((slot.inventory for slot in self._dispatcher.slots if slot.inventory), b"")
+
+    @property
+    def serving(self) -> int:
+        return self._dispatcher.serving
+
+    @property
+    def reason(self) -> str:
+        """Why no worker serves; empty where one does."""
+        if self.serving:
+            return ""
+        return (
+            self._dispatcher.halted
+            or self._dispatcher.failed
+            or next((slot.reason for slot in self._dispatcher.slots if slot.reason), "starting")
+        )
+
+    def status(self) -> list[WorkerStatus]:
+        return [slot.status() for slot in self._dispatcher.slots]
+
+    def waiting(self) -> list[Waiting]:
+        """Returns what waits for a worker, batch by batch."""
+        return self._loop.call(lambda: list(self._dispatcher.scheduler.waiting()))
+
+    @property
+    def pin_latched(self) -> bool:
+        """Whether the last worker could not log in because of the PIN."""
+        return (
+            self._dispatcher.last_cause is not None
+            and self._dispatcher.last_cause.about_pin
+            and not self.serving
+        )
+
+    def refresh(self) -> None:
+        """Makes every worker look for new keys before it gets another chunk."""
+
+        def refresh() -> None:
+            for slot in self._dispatcher.slots:
+                slot.refresh()
+
+        self._loop.call(refresh)
+
+    def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
+        """Stops versions at once, each for its reason.
+
+        Their waiting items fail, their session copies are destroyed, and no signature
+        that comes back later is released.
+        """
+
+        def stop() -> None:
+            self._dispatcher.stops.stop(versions)
+            self._dispatcher.fail_stopped()
+            self._dispatcher.drop(versions)
+
+        self._loop.call(stop)
+
+    def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
+        """Lets versions sign again; one with a wrong signature stays stopped."""
+        self._loop.call(self._dispatcher.stops.resume, versions)
+
+    def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
+        """Replaces what is suspended, at once.
+
+        ``stopped`` are the versions on this token that were not suspended before: their
+        session copies are destroyed. No signature that comes back later is released.
+        """
+
+        def suspend() -> None:
+            self._dispatcher.stops.suspended = suspended
+            self._dispatcher.fail_stopped()
+            self._dispatcher.drop(stopped)
+
+        self._loop.call(suspend)
+
+    def drop(self, versions: Collection[KeyVersion]) -> None:
+        """Makes workers destroy session copies; a key that still signs is copied again."""
+        self._loop.call(self._dispatcher.drop, versions)
+
+    # --- the way of a batch ----------------------------------------------------------------
+
+    def admit(self, job: SignJob) -> Admission:
+        """Decides whether a job may be signed now, and reserves its room in the queue.
+
+        ``refused`` of the answer is the failure of every item, None if the job is
+        admitted. An empty job always is. Raises CallError: OVERLOADED,
+        DEADLINE_TOO_SHORT, KEY_VERSION_NOT_ACTIVE.
+        """
+        count = len(job.inputs)
+        if not count:
+            return Admission(job)
+        if (refused := self._refusal(job.version)) is not None:
+            return Admission(job, refused)
+        self._check_room(count)
+        seconds = count * self._dispatcher.costs.measured(kind_of(job.version))
+        promised = self._promised.get(job.owner, 0.0)
+        self._check_time(job, seconds, promised)
+        self._reserved += count
+        if seconds:
+            self._promised[job.owner] = promised + seconds
+        return Admission(job, None, count, seconds, self)
+
+    def release(self, admission: Admission) -> None:
+        """Gives back the room of an admission that is not used."""
+        if not admission.room:
+            return
+        self._reserved -= admission.room
+        admission.room = 0
+        if seconds := admission.seconds:
+            owner = admission.job.owner
+            left = self._promised.get(owner, 0.0) - seconds
+            if left > 1e-9:  # smaller values are errors of rounding
+                self._promised[owner] = left
+            else:
+                self._promised.pop(owner, None)
+
+    async def sign(self, admission: Admission) -> Signed:
+        """Signs an admitted batch; returns when every item has its signature or its failure.
+
+        Raises CallError: DEADLINE_TOO_SHORT where the deadline passes meanwhile,
+        KEY_VERSION_NOT_ACTIVE where the version was stopped after its admission. What is
+        unsigned leaves the queue at the deadline, and where the waiting task is cancelled.
+        """
+        job = admission.job
+        if admission.refused is not None:
+            return Signed.all_failed(job, admission.refused)
+        self.release(admission)
+        if (refused := self._refusal(job.version)) is not None:
+            return Signed.all_failed(job, refused)
+        now, count = self._now(), len(job.inputs)
+        if not count:
+            return Signed([], {}, 0)
+        if job.deadline <= now:
+            raise _too_late(count, count)
+        loop = self._loop.loop
+        done: asyncio.Future[None] = loop.create_future()
+        batch = Batch(job, now, done)
+        self._dispatcher.add(batch)
+        timer = loop.call_later(job.deadline - now, _expire, done)
+        try:
+            await done
+        finally:
+            timer.cancel()
+            remaining = batch.remaining
+            if remaining:
+                self._dispatcher.scheduler.abandon(batch)
+            stages().append(("queue", now, (batch.begun or self._now()) - now))
+        if remaining:
+            raise _too_late(remaining, count)
+        return Signed(batch.signatures, batch.failures, batch.attempts)
+
+    def _refusal(self, version: KeyVersion) -> Failure | None:
+        """Returns why the pool takes no job now; raises CallError if the version is stopped."""
+        if text := self._dispatcher.stops.reason(version):
+            raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
+        return NOT_SERVING if self._dispatcher.halted or self._dispatcher.failed else None
+
+    def _check_room(self, count: int) -> None:
+        # A batch above the limit passes where nothing waits, or it never could.
+        waiting = self._dispatcher.scheduler.items + self._reserved
+        if waiting and waiting + count > self._max_queued:
+            text = f"{waiting} items wait already: try again a little later"
+            raise CallError(Reason.OVERLOADED, text, {"limit": "queued_items"}, retry_after=1.0)
+
+    def _check_time(self, job: SignJob, seconds: float, promised: float) -> None:
+        """Refuses a job of so many seconds that its deadline does not allow.
+
+        ``promised`` is the HSM time of what its owner has admitted and not queued yet.
+        """
+        left = job.deadline - self._now()
+        if left <= 0:
+            raise CallError(Reason.DEADLINE_TOO_SHORT, "no time is left to sign: allow more time")
+        scheduler = self._dispatcher.scheduler
+        waits = scheduler.items or promised
+        if seconds + promised + (scheduler.seconds() if waits else 0.0) <= left:
+            return  # one worker would be enough
+        workers = max(1, self.serving)
+        if seconds / workers > left * _CLEARLY:
+            raise CallError(
+                Reason.DEADLINE_TOO_SHORT,
+                f"signing {len(job.inputs)} items takes about {seconds / workers:.3f} s, more "
+                "than the deadline leaves: send smaller batches or allow more time",
+            )
+        if waits and seconds:
+            work = scheduler.finish(job.owner, job.weight, seconds + promised)
+            late = work / workers - left
+            if late > 0:
+                raise CallError(
+                    Reason.OVERLOADED,
+                    f"what waits already takes {late:.3f} s more than the deadline leaves: try "
+                    "again later or allow more time",
+                    retry_after=max(late, _SHORTEST_HINT),
+                )
+
+
+def _expire(done: asyncio.Future[None]) -> None:
+    """Wakes the task that waits for a batch: its deadline has passed."""
+    if not done.done():
+        done.set_result(None)
+
+
+def _too_late(remaining: int, count: int) -> CallError:
+    return CallError(
+        Reason.DEADLINE_TOO_SHORT,
+        f"{remaining} of {count} items were not signed within the deadline: send smaller "
+        "batches or allow more time",
+    )
