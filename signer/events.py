@@ -217,7 +217,13 @@ class Stopped(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The daemon has begun to serve."""
+    """The daemon has begun to serve, or serves with all tokens again."""
+
+
+class Degraded(NamedTuple):
+    """The daemon serves without some tokens, or without others than before."""
+
+    away: Sequence[str]
 
 
 class NotReady(NamedTuple):

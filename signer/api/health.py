@@ -1,10 +1,12 @@
 """grpc.health.v1: whether the daemon serves. Each watch is one coroutine; nothing waits for it.
 
-All services have the same status. It may be set by any thread and is answered from then on;
-watchers hear of it in the next round of the event loop.
+All services have the same status, but for those that are away while the daemon serves: those of
+tokens. It may be set by any thread and is answered from then on; watchers hear of it in the next
+round of the event loop.
 """
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 import grpc
@@ -27,14 +29,20 @@ class Health(health_pb2_grpc.HealthServicer):
     def __init__(self, services: frozenset[str], loop: EventLoop) -> None:
         self._services, self._loop = services, loop
         self._serving = self._failed = self._ended = False
+        self._away: frozenset[str] = frozenset()
         self._watches: dict[asyncio.Task[Any], asyncio.Event] = {}  # set: there is news
         self._held = Bound(MAX_WATCHES, MAX_WATCHES_PER_CLIENT)
 
-    def set_serving(self, serving: bool) -> None:
-        """Reports a change to all watchers; no effect after ``fail`` or ``end``."""
-        if not (self._ended or self._failed) and serving != self._serving:
-            self._serving = serving
-            self._report()
+    def set_serving(self, serving: bool, away: Collection[str] = ()) -> None:
+        """Reports a change to all watchers; no effect after ``fail`` or ``end``.
+
+        The services ``away`` do not serve, whether or not the others do.
+        """
+        if self._ended or self._failed or (serving, frozenset(away)) == (self._serving, self._away):
+            return
+        # Two fields, of which a check may see one: each is right for its services.
+        self._away, self._serving = frozenset(away), serving
+        self._report()
 
     def fail(self) -> None:
         """Reports NOT_SERVING from now on; ``set_serving`` has no effect any more."""
@@ -99,6 +107,6 @@ class Health(health_pb2_grpc.HealthServicer):
     def _status(self, service: str) -> int:
         if service not in self._services:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        if self._serving:
+        if self._serving and service not in self._away:
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING

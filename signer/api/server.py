@@ -45,7 +45,13 @@ ROLES: Mapping[str, frozenset[Role]] = {
 """The roles that may call each service; nobody may call a service that is not here."""
 
 HEALTH_SERVICES = frozenset({OVERALL_HEALTH, "signer.v1.SigningService"})
-"""The names under which health answers."""
+"""The names under which health answers, beside those of tokens."""
+
+
+def health_of(token: str) -> str:
+    """Returns the name under which health answers for one token."""
+    return f"signer.v1.SigningService/{token}"
+
 
 _PATIENCE_SECONDS = 1.0
 """How long a drain waits for watchers to read the end, and for messages to arrive."""

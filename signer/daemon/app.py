@@ -3,7 +3,8 @@
 Start order: configuration, registry, policy, audit log, workers, the HTTP port,
 operations, the gRPC port. Wrong configuration and ambiguous tokens end the start
 before anything listens. An absent token or a latched PIN does not: the daemon then
-runs NOT_SERVING, says why on /readyz, and serves with its first worker.
+runs NOT_SERVING, says why on /readyz, and serves with its first worker. Where one of
+several tokens serves, only the keys that no such token holds are away.
 """
 
 import math
@@ -24,7 +25,7 @@ from signer.api.health import Health
 from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
 from signer.api.places import Bound, Places
-from signer.api.server import HEALTH_SERVICES, ROLES, Server
+from signer.api.server import HEALTH_SERVICES, ROLES, Server, health_of
 from signer.api.signing_service import SigningService
 from signer.api.streams import Streams
 from signer.api.tls import Certificates
@@ -36,13 +37,14 @@ from signer.daemon.audit_log import DaemonLog, audit_key, open_log
 from signer.daemon.inventory import Inventory
 from signer.daemon.process_limits import KEPT, room_for
 from signer.daemon.sealing import Sealing
-from signer.daemon.serving import Serving, begin_serving, check_tokens
+from signer.daemon.serving import Serving, begin_serving, check_audit_token
 from signer.daemon.status import StatusReader
 from signer.errors import ConfigError, OperatorError
 from signer.event_loop import EventLoop, Threads, Turns
 from signer.events import (
     Bug,
     ConnectionsLimited,
+    Degraded,
     Events,
     Handlers,
     NotReady,
@@ -121,10 +123,11 @@ class Appliance:
         refused.callback(registry.close)
         self._certificates = Certificates(config.tls)
         key = audit_key(registry, clock.now())
-        check_tokens([key], config)
+        check_audit_token(key, config)
 
         # 3. The audit log. When it stops, health says NOT_SERVING before any call is refused.
-        self._health = Health(HEALTH_SERVICES, self._loop)
+        tokens = {health_of(token.label) for token in config.tokens}
+        self._health = Health(HEALTH_SERVICES | tokens, self._loop)
         ledger, approvals, standings = Ledger(), ApprovalFold(checking=False), StandingFold()
         self._log = log = open_log(
             config.audit,
@@ -278,6 +281,7 @@ class Appliance:
             clock=self._clock,
             started_at=self.started_at,
             reasons=self.reasons,
+            away=self.away,
             served=self._served,
             hsm=self._hsm,
             log=self._log,
@@ -307,6 +311,7 @@ class Appliance:
             self._reports.metrics.registry,
             self._status.readings,
             reasons=self.reasons,
+            away=self.away,
             page=self._status.page,
             stuck=self._status.stuck,
             events=self._events,
@@ -324,17 +329,18 @@ class Appliance:
         more, so that load balancers have turned to another appliance before one is refused.
         """
         announced, leave = False, math.inf
-        logged: list[str] | None = None
+        logged: NotReady | Degraded | Ready | None = None
         while (left := leave - self._clock.monotonic()) > 0:
             reasons = self.reasons()
-            self._health.set_serving(not reasons)
+            away = self._hsm.away()
+            self._health.set_serving(not reasons, [health_of(token) for token in away])
             self._server.expire(self._clock.monotonic())
             self._daemon_log.tick()
             self._sealing.tick()
             self._status.tick()
-            if reasons != logged:
-                logged = reasons
-                self._events.emit(NotReady(reasons) if reasons else Ready())
+            if (seen := NotReady(reasons) if reasons else self._served_with()) != logged:
+                logged = seen
+                self._events.emit(seen)
             if not reasons and not announced:
                 announced = True
                 on_ready()
@@ -379,7 +385,8 @@ class Appliance:
     def differences(self) -> list[str]:
         """Where registry and tokens differ, and what else is wrong although the daemon serves."""
         unaccounted = self._serving.refused
-        return [*self._inventory.differences, *unaccounted, *self._status.doubts()]
+        away = [] if self._hsm.reasons() else self.away()
+        return [*away, *self._inventory.differences, *unaccounted, *self._status.doubts()]
 
     def reasons(self) -> list[str]:
         """Returns why the daemon does not serve; empty while it does."""
@@ -398,6 +405,14 @@ class Appliance:
         if self._draining:
             reasons.append(STOPPING)
         return reasons
+
+    def away(self) -> list[str]:
+        """Returns which tokens do not serve, and why: the daemon may serve without them."""
+        return [f"token {token} is away: {why}" for token, why in self._hsm.away().items()]
+
+    def _served_with(self) -> Degraded | Ready:
+        away = self.away()
+        return Degraded(away) if away else Ready()
 
     def reload(self) -> ReloadChanges:
         """Reads its files again; raises ConfigError with everything that is refused.

@@ -1,7 +1,7 @@
 """What is served now: keys, policy and suspensions, kept in step with the registry."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -65,7 +65,6 @@ class Serving:
         self._accounts, self._first = begun.accounts, begun.judged
         self._policies, self._served, self._hsm = begun.policies, served, hsm
         self._log, self._clock, self._events = log, clock, events
-        self._config = config
         self._tokens = tuple(token.label for token in config.tokens)
         self._needed = config.operations.all_needed()
         self._compared, self._seen = 0, 0  # the rows of versions that were compared in this pass
@@ -239,7 +238,7 @@ class Serving:
         stopped = {
             new: f"{new.name} is {new.state_at(now)}"
             for new in state.keys.changed_since(self._state.keys)
-            if new.state_at(now) in _STOPPED and new.token in self._tokens
+            if new.state_at(now) in _STOPPED
         }
         if stopped:
             self._hsm.stop_keys(stopped)
@@ -270,7 +269,6 @@ class Serving:
         The files that a policy came from are not written: they may hold the next draft.
         """
         judged = self._accounts.judge(state)
-        check_tokens(judged.state.keys, self._config)
         before, before_text = self._served.snapshot, self._policies.text
         text = self._policies.of(judged.state)
         # Nothing is served that is not in the log: what fails here is tried again at the next look.
@@ -302,7 +300,7 @@ class Serving:
             state = new.state_at(now)
             if state is KeyState.ACTIVE:
                 resumed.append(new)
-            elif state in _STOPPED and new.token in self._tokens:
+            elif state in _STOPPED:
                 stopped[new if old is None else old] = f"{new.name} is {state}"
             elif old is not None and old.active(now):
                 ended.append(new)  # admitted batches may finish, as where the clock ends it
@@ -342,7 +340,6 @@ def begin_serving(
 ) -> Begun:
     """Returns what is served at the start. Raises ConfigError and OperatorError."""
     state = registry.state()
-    check_tokens(state.keys, config)
     decided = accounts.begin(state).state
     policies = PolicyInForce(
         config.policy, registry, decided, events, kept=log.kept_policy, development=development
@@ -351,13 +348,15 @@ def begin_serving(
     return Begun(state, accounts, accounts.begin(state), policies)
 
 
-def check_tokens(keys: Iterable[KeyVersion], config: Config) -> None:
-    """Raises OperatorError if a key is on a token that the configuration does not name."""
-    unknown = {version.token for version in keys} - {token.label for token in config.tokens}
-    if unknown:
+def check_audit_token(audit_key: KeyVersion, config: Config) -> None:
+    """Raises OperatorError if the audit key is on a token that the configuration does not name.
+
+    Other keys may be: an appliance may lack a token that others of its deployment have.
+    """
+    if audit_key.token not in {token.label for token in config.tokens}:
         raise OperatorError(
-            f"the registry has keys on token {', '.join(sorted(unknown))}, which the "
-            "configuration does not name: add it under `tokens`"
+            f"the audit key is on token {audit_key.token}, which the configuration does not name:"
+            " add it under `tokens`"
         )
 
 

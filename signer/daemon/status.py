@@ -29,6 +29,7 @@ class StatusReader:
     clock: FlooredClock
     started_at: float
     reasons: Callable[[], Sequence[str]]  # why the daemon does not serve
+    away: Callable[[], Sequence[str]]  # tokens that it serves without
     served: Served
     hsm: Hsm
     log: AuditLog
@@ -90,7 +91,7 @@ class StatusReader:
         needed = max(self.config.operations.all_needed().values())
         return {
             **readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
-            **self._keys(self.served.snapshot, now, monotonic),
+            **self._keys(self.served.snapshot, self.hsm.serving(), now, monotonic),
             **officer_readings(self.serving.officers, needed, now),
             **{name: {(): value} for name, value in values.items()},
             "signer_audit_checkpoint_timestamp_seconds": {(): checkpoint} if checkpoint else {},
@@ -105,6 +106,7 @@ class StatusReader:
                 monotonic=self.clock.monotonic(),
                 started=self.started_at,
                 reasons=self.reasons(),
+                away=self.away(),
                 # Without the database's text: everyone who reaches the port can read this.
                 doubts=self._doubts("the registry is not followed: see the log"),
                 gauges=self.readings(),

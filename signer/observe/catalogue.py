@@ -109,6 +109,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         _TOKEN,
         Label("state", ("starting", "serving", "stopping", "failed")),
     ),
+    "signer_token_serving": ("1 while a token gets work; if not, `signer top` says why.", _TOKEN),
     "signer_worker_restarts_total": (
         "Worker processes that ended, by cause.",
         _TOKEN,
@@ -160,6 +161,9 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_disk_low_bytes": ("Nothing is signed below so many free bytes.",),
     # Keys, officers, certificates.
     "signer_key_versions": ("Key versions by state.", Label("state", tuple(map(str, KeyState)))),
+    "signer_keys_away": (
+        "Active key versions that no token here can sign with now: their callers get failures.",
+    ),
     "signer_key_expiry_timestamp_seconds": (
         (
             "When the next key of a group will have no version that may sign. Keys without an end "

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import product
 
 from cryptography import x509
@@ -55,10 +55,12 @@ def readings(
     workers: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(hsm.pools, states), 0))
     workers.update((worker.token, worker.state) for worker in hsm.status())
     latched: Values = {(label,): pool.pin_latched for label, pool in hsm.pools.items()}
+    away = hsm.away()
     ends: Values = {(name,): expiry for name, expiry in expiries.items()}
     return {
         "signer_workers": workers,
         "signer_pin_latched": latched,
+        "signer_token_serving": {(label,): label not in away for label in hsm.pools},
         **_queue(snapshot, hsm, now - monotonic),
         "signer_tls_expiry_timestamp_seconds": ends,
         "signer_config_info": {(snapshot.policy.sha256,): 1},
@@ -98,27 +100,32 @@ class KeyReadings:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._snapshot: Snapshot | None = None
+        self._read: tuple[Snapshot, frozenset[str]] | None = None
         self._read_at = -_NEVER
         self._readings: Readings = {}
 
-    def __call__(self, snapshot: Snapshot, now: float, monotonic: float) -> Readings:
-        """Returns the gauges; ``now`` is in seconds since the epoch."""
+    def __call__(
+        self, snapshot: Snapshot, serving: Collection[str], now: float, monotonic: float
+    ) -> Readings:
+        """Returns the gauges; ``serving`` are tokens, ``now`` is in seconds since the epoch."""
         with self._lock:
-            good_for = KEYS_SECONDS if snapshot is self._snapshot else KEYS_CHANGED_SECONDS
-            if monotonic - self._read_at >= good_for:
-                self._readings = _read_keys(snapshot, now)
-                self._snapshot, self._read_at = snapshot, monotonic
+            read = snapshot, frozenset(serving)
+            same = self._read and (self._read[0] is snapshot and self._read[1] == read[1])
+            if monotonic - self._read_at >= (KEYS_SECONDS if same else KEYS_CHANGED_SECONDS):
+                self._readings = _read_keys(*read, now)
+                self._read, self._read_at = read, monotonic
             return self._readings
 
 
-def _read_keys(snapshot: Snapshot, now: float) -> Readings:
-    """Returns key versions by state, and for each group the next end and the ended keys."""
+def _read_keys(snapshot: Snapshot, serving: Collection[str], now: float) -> Readings:
+    """Returns key versions by state, those away, each group's next end and ended keys."""
+    away = 0
     states: Counter[KeyState] = Counter()
     expiry: dict[tuple[str, ...], float] = {}
     ended: Counter[tuple[str, ...]] = Counter()
     for name, versions in snapshot.keys.by_key():
         states.update([version.state_at(now) for version in versions])
+        away += sum(v.token not in serving and v.active(now) for v in versions)
         facility = snapshot.policy.facilities.get(name.facility)
         label = ((facility.terms.group if facility else None) or "",)
         end = max([_end(v) for v in versions if _meant_to_sign(v, now)], default=_NEVER)
@@ -127,6 +134,7 @@ def _read_keys(snapshot: Snapshot, now: float) -> Readings:
             expiry[label] = min(end, expiry.get(label, end))
     return {
         "signer_key_versions": {(str(state),): count for state, count in states.items()},
+        "signer_keys_away": {(): away},
         "signer_key_expiry_timestamp_seconds": expiry,
         "signer_keys_ended": ended,
     }

@@ -207,18 +207,20 @@ class HttpPort:
         readings: Callable[[], Readings],
         *,
         reasons: Callable[[], Sequence[str]],
+        away: Callable[[], Sequence[str]],
         page: Callable[[], str],
         stuck: Callable[[], str],
         events: Events,
     ) -> None:
         """Binds; raises OperatorError if the port is in use.
 
-        ``readings`` returns the gauges that are added to the registry, ``page`` HTML, and
-        ``stuck`` why the process is not alive, or "".
+        ``readings`` returns the gauges that are added to the registry, ``reasons`` why the
+        daemon does not serve, ``away`` what it serves without, ``page`` HTML, and ``stuck`` why
+        the process is not alive, or "".
         """
         registry.register(LiveGauges(readings))
         self._metrics = [_Metrics(registry, accepted) for accepted in _FORMATS]
-        self._reasons = reasons
+        self._reasons, self._away = reasons, away
         self._page = Paced(page)
         self._stuck = stuck
         self._events = events
@@ -266,7 +268,7 @@ class HttpPort:
             case "/readyz":
                 reasons = self._reasons()
                 status = "503 Service Unavailable" if reasons else "200 OK"
-                return _text(start_response, status, reasons or ["ready"])
+                return _text(start_response, status, reasons or ["ready", *self._away()])
             case "/":
                 page = self._page.get().encode()
                 start_response("200 OK", list(_HTML_HEADERS))  # which the server adds to

@@ -62,6 +62,7 @@ class DaemonState(NamedTuple):
     monotonic: float
     started: float
     reasons: Sequence[str]
+    away: Sequence[str]
     doubts: Sequence[str]
     gauges: Mapping[str, Values]
     workers: Sequence[WorkerStatus]
@@ -71,7 +72,8 @@ class DaemonState(NamedTuple):
 
 def page(state: DaemonState) -> str:
     """Returns the page."""
-    title = "NOT SERVING" if state.reasons else "SERVING"
+    degraded = "DEGRADED" if state.away else "SERVING"
+    title = "NOT SERVING" if state.reasons else degraded
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}: {escape(state.name)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -92,9 +94,9 @@ def page(state: DaemonState) -> str:
 
 
 def _head(state: DaemonState, title: str) -> str:
-    tone = "bad" if state.reasons else "good"
+    tone = "good" if title == "SERVING" else "bad"
     [(policy,)] = state.gauges["signer_config_info"]
-    notes = [*state.reasons, *state.doubts]
+    notes = [*(state.reasons or state.away), *state.doubts]
     listed = "".join(f'<li class="bad">{escape(note)}</li>' for note in notes)
     return (
         f'<h1>Signer <span class="{tone}">{title}</span></h1>'

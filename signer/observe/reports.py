@@ -90,6 +90,7 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
     events.Started: ("started", INFO, ""),
     events.Stopped: ("stopped", INFO, ""),
     events.Ready: ("ready", INFO, ""),
+    events.Degraded: ("degraded", WARNING, lambda event: "; ".join(event.away)),
     events.NotReady: ("not_ready", WARNING, lambda event: "; ".join(event.reasons)),
     events.ReloadEnded: ("reloaded", INFO, ""),
     events.ReloadRefused: (

@@ -151,7 +151,7 @@ def pin_story(machine: Machine, prometheus: Watching) -> None:
     daemon = machine.daemon
     (daemon.folder / "pin").write_text(secrets.token_hex(16))
     machine.kill_workers()
-    alerts = ("LoginFailed", "PinLatched", "TokenDown", "WorkersMissing")
+    alerts = ("LoginFailed", "PinLatched", "TokenDown", "KeysAway", "WorkersMissing")
     prometheus.until(*(Alert(f"Signer{name}", PIN) for name in alerts))
 
     def started() -> float | None:

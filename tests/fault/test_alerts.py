@@ -35,6 +35,7 @@ FAULTS = (
     ("SignerLoginFailed", PIN),
     ("SignerPinLatched", PIN),
     ("SignerTokenDown", PIN),
+    ("SignerKeysAway", PIN),
     ("SignerWorkersMissing", PIN),
     ("SignerRestarting", PIN),
     ("SignerClockDoubtful", PIN),
@@ -58,7 +59,7 @@ FAULTS = (
 )
 """Every alert, and to which daemon its fault happens."""
 CONSEQUENCES = {
-    HSM: ("SignerNotReady", "SignerTokenDown", "SignerWorkersMissing"),
+    HSM: ("SignerNotReady", "SignerTokenDown", "SignerKeysAway", "SignerWorkersMissing"),
     PIN: ("SignerNotReady", "SignerWorkerRestarts", "SignerCheckpointsFailing"),
 }
 """What else is told of a daemon for the same faults."""

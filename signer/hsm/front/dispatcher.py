@@ -24,6 +24,8 @@ WRONG_SIGNATURES_STOP_TOKEN = 3
 COPIES_DROPPED_SINGLY = 64
 """Of more versions, a worker drops all copies: each costs about a signature to make again."""
 WATCH_SECONDS = 0.25
+AWAY_SECONDS = 5.0
+"""How long no worker serves before what waits fails: its callers then still have time."""
 FRAME_SECONDS = 0.0005
 """HSM time below which items are not spread over several workers."""
 _LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
@@ -107,6 +109,7 @@ class Dispatcher:
         self._events = events
         self._now = clock.monotonic
         self._tasks: list[asyncio.Task[None]] = []
+        self._served_at = self._now()  # when a worker was last seen to serve, or the start
         self._added = 0  # items since the queue was last looked at
         self._together = Gatherer(loop.loop, lambda: self._added, self._pump)
         self._next_chunk = 0
@@ -142,6 +145,16 @@ class Dispatcher:
             self.costs.forget()
             for slot in self.slots:
                 slot.check()
+            self._look_for_service()
+
+    def _look_for_service(self) -> None:
+        """Fails what waits once no worker has served for long, whatever becomes of them."""
+        now = self._now()
+        if self.serving:
+            self._served_at = now
+        elif not self.failed and now - self._served_at > AWAY_SECONDS:
+            self.failed = next((slot.reason for slot in self.slots if slot.reason), "starting")
+            self._fail_all()
 
     def drop(self, versions: Collection[KeyVersion]) -> None:
         """Makes workers destroy session copies; a key that still signs is copied again."""

@@ -89,6 +89,11 @@ class Pool:
         self._dispatcher.first_outcome.wait(seconds)
         return self._dispatcher.first_failure, self.reason
 
+    @property
+    def settled(self) -> bool:
+        """Whether a worker serves, or one has failed."""
+        return self._dispatcher.first_outcome.is_set()
+
     def close(self) -> None:
         """Ends all workers and waits for that; what waits, or is with them, fails."""
         if ended := self._loop.call(self._dispatcher.close):

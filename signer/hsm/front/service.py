@@ -1,18 +1,30 @@
 """All tokens together: signing, and what is stopped on them."""
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
+from signer.errors import Failure, Reason
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind
 from signer.model import KeyVersion, Suspended
 
+OTHERS_SECONDS = 5.0
+"""How long a start waits for other tokens once one serves."""
+_LOOK_SECONDS = 0.02
+NOT_HERE = Failure(
+    Reason.HSM_UNAVAILABLE,
+    "this appliance does not have the token that holds the key: use another appliance",
+    retry_after=60.0,
+)
+
 
 class Hsm:
     """Passes each call to the pool of the key's token, ``pools`` by its label.
+
+    An appliance may lack a token that others of its deployment have.
 
     ``admit`` and ``sign`` are for the event loop, the other methods for any thread; see Pool.
     """
@@ -26,8 +38,17 @@ class Hsm:
             pool.start()
 
     def wait_for_outcomes(self, seconds: float) -> dict[str, tuple[FailureKind | None, str]]:
-        """Waits until each token serves or has failed; returns failures and their texts."""
-        return {label: pool.wait_for_outcome(seconds) for label, pool in self.pools.items()}
+        """Waits until each token serves or has failed; returns failures and their texts.
+
+        Once one token serves, the others are waited for only a little longer.
+        """
+        pools = self.pools.values()
+        end, one_serves = time.monotonic() + seconds, False
+        while not all(pool.settled for pool in pools) and time.monotonic() < end:
+            if not one_serves and any(pool.serving for pool in pools):
+                one_serves, end = True, min(end, time.monotonic() + OTHERS_SECONDS)
+            time.sleep(_LOOK_SECONDS)
+        return {label: pool.wait_for_outcome(0) for label, pool in self.pools.items()}
 
     def close(self) -> None:
         for pool in self.pools.values():
@@ -35,12 +56,15 @@ class Hsm:
 
     def admit(self, job: SignJob) -> Admission:
         """Decides whether a batch may be signed now on the token of its key; see Pool.admit."""
-        # The daemon refuses to serve a registry that names another token.
-        return self.pools[job.version.token].admit(job)
+        pool = self.pools.get(job.version.token)
+        return Admission(job, NOT_HERE) if pool is None else pool.admit(job)
 
-    def sign(self, admission: Admission) -> Coroutine[Any, Any, Signed]:
-        """Returns the coroutine that signs an admitted batch; see Pool.sign."""
-        return self.pools[admission.job.version.token].sign(admission)
+    async def sign(self, admission: Admission) -> Signed:
+        """Signs an admitted batch; see Pool.sign."""
+        pool = self.pools.get(admission.job.version.token)
+        if pool is None:
+            return Signed.all_failed(admission.job, NOT_HERE)
+        return await pool.sign(admission)
 
     async def sign_now(self, job: SignJob) -> Signed:
         """Admits and signs a job that needs no intent of its own: a checkpoint of the log."""
@@ -53,23 +77,23 @@ class Hsm:
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions, each for its reason; see Pool.stop_keys."""
-        for token, some in _by_token(versions).items():
+        for token, some in self._by_token(versions).items():
             self.pools[token].stop_keys({version: versions[version] for version in some})
 
     def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
         """Lets versions sign again; see Pool.resume_keys."""
-        for token, some in _by_token(versions).items():
+        for token, some in self._by_token(versions).items():
             self.pools[token].resume_keys(some)
 
     def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
         """Replaces what is suspended on all tokens; see Pool.suspend."""
-        newly = _by_token(stopped)
+        newly = self._by_token(stopped)
         for label, pool in self.pools.items():
             pool.suspend(suspended, newly.get(label, ()))
 
     def drop(self, versions: Iterable[KeyVersion]) -> None:
         """Destroys the session copies of versions, and stops nothing."""
-        for token, some in _by_token(versions).items():
+        for token, some in self._by_token(versions).items():
             self.pools[token].drop(some)
 
     def status(self) -> list[WorkerStatus]:
@@ -83,15 +107,25 @@ class Hsm:
                 items[waiting.owner] += waiting.items
         return items
 
+    def away(self) -> dict[str, str]:
+        """Returns which tokens do not serve, and why."""
+        return {label: why for label, pool in self.pools.items() if (why := pool.reason)}
+
+    def serving(self) -> list[str]:
+        """Returns the labels of the tokens that serve."""
+        return [label for label, pool in self.pools.items() if not pool.reason]
+
     def reasons(self) -> list[str]:
-        """Returns why tokens do not serve; empty where all do."""
-        return [
-            f"token {label}: {pool.reason}" for label, pool in self.pools.items() if pool.reason
-        ]
+        """Returns why no token serves; empty where one does."""
+        away = self.away()
+        if len(away) < len(self.pools):
+            return []
+        return [f"token {label}: {why}" for label, why in away.items()]
 
-
-def _by_token(versions: Iterable[KeyVersion]) -> Mapping[str, list[KeyVersion]]:
-    tokens: defaultdict[str, list[KeyVersion]] = defaultdict(list)
-    for version in versions:
-        tokens[version.token].append(version)
-    return tokens
+    def _by_token(self, versions: Iterable[KeyVersion]) -> Mapping[str, list[KeyVersion]]:
+        """Returns versions by their token, without those of tokens that are not here."""
+        tokens: defaultdict[str, list[KeyVersion]] = defaultdict(list)
+        for version in versions:
+            if version.token in self.pools:
+                tokens[version.token].append(version)
+        return tokens

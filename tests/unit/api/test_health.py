@@ -64,6 +64,21 @@ def test_checks_answer_what_was_set_last(stage: Stage) -> None:
     assert stage.check("b") == (0, grpc.StatusCode.NOT_FOUND)
 
 
+def test_a_service_that_is_away_does_not_serve_and_others_do(stage: Stage) -> None:
+    whole, token = stage.watch(""), stage.watch("a")
+    stage.health.set_serving(True, ["a"])
+    assert (stage.check("")[0], stage.check("a")[0]) == (SERVING, NOT_SERVING)
+    stage.sees(whole, NOT_SERVING, SERVING)
+    stage.health.set_serving(True)
+    stage.sees(token, NOT_SERVING, SERVING)
+    stage.health.set_serving(True, ["a"])
+    stage.sees(token, NOT_SERVING, SERVING, NOT_SERVING)
+    stage.sees(whole, NOT_SERVING, SERVING)
+    stage.health.fail()
+    stage.health.set_serving(True)
+    assert (stage.check("")[0], stage.check("a")[0]) == (NOT_SERVING, NOT_SERVING)
+
+
 def test_watchers_see_changes_only(stage: Stage) -> None:
     known, unknown = stage.watch("a"), stage.watch("b")
     stage.sees(known, NOT_SERVING)

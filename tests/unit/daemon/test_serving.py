@@ -12,7 +12,7 @@ from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
-from signer.model import Role, Scope
+from signer.model import KeyState, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing import StandingFold
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
@@ -404,12 +404,17 @@ def test_copies_of_all_that_has_ended_are_dropped_when_their_time_comes(stage: S
     assert [v.name for v in dropped] == names[2:]
 
 
-def test_a_key_on_a_token_that_nobody_named_ends_the_start(stage: Stage) -> None:
-    stage.key()
+def test_a_key_on_a_token_that_this_appliance_lacks_is_served_and_stopped_as_others(
+    stage: Stage,
+) -> None:
+    key = stage.key()
     token: Any = stage.config.tokens[0]
     token.label = "other"
-    with pytest.raises(OperatorError, match="keys on token soft"):
-        stage.start()
+    stage.start()
+    stage.hsm.stop_keys.reset_mock()
+    stage.emergency.suspend_key(A, str(stage.version(key).key), "forged certificates")
+    assert stage.version(key).state is KeyState.SUSPENDED
+    assert [set(call.args[0]) for call in stage.hsm.stop_keys.call_args_list]
 
 
 # --- a registry that cannot be read -----------------------------------------------------------

@@ -32,10 +32,11 @@ def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, 
     policy = SimpleNamespace(facilities={"f": facility}, sha256="00")
     pool = SimpleNamespace(pin_latched=False, waiting=lambda: waiting)
     worker = WorkerStatus("t", 1, "serving", 1, 0, "")
-    hsm = SimpleNamespace(pools={"t": pool, "u": pool}, status=lambda: [worker, worker])
+    pools = {"t": pool, "u": pool}
+    hsm = SimpleNamespace(pools=pools, status=lambda: [worker, worker], away=lambda: {"u": "gone"})
     snapshot = Snapshot(cast(Any, policy), KeyIndex(versions))
     found = readings(snapshot, cast(Hsm, hsm), {}, now=NOW, monotonic=NOW)
-    keys = KeyReadings()(snapshot, NOW, NOW)
+    keys = KeyReadings()(snapshot, ["t"], NOW, NOW)
     return {name: dict(values) for name, values in {**found, **keys}.items()}
 
 
@@ -102,6 +103,13 @@ def test_a_group_of_which_no_key_has_ended_is_zero_and_not_absent() -> None:
     assert read(version())["signer_keys_ended"] == {("g",): 0}
 
 
+def test_keys_of_a_token_that_does_not_serve_are_away() -> None:
+    here, there = version(), version(key=KeyName("f", "other"), token="u")
+    told = read(here, there, version(2, state=KeyState.SUSPENDED, token="u"))
+    assert told["signer_keys_away"] == {(): 1}
+    assert told["signer_token_serving"] == {("t",): 1, ("u",): 0}
+
+
 def test_a_key_that_its_officers_have_ended_is_not_told() -> None:
     for over in (
         version(deactivate_at=NOW - DAY),
@@ -126,7 +134,7 @@ def test_keys_are_not_looked_through_at_every_request(monkeypatch: pytest.Monkey
     keys = KeyReadings()
 
     def read_at(snapshot: Snapshot, seconds: float) -> tuple[int, Any]:
-        found = keys(snapshot, NOW + seconds, 7.0 + seconds)
+        found = keys(snapshot, ["t"], NOW + seconds, 7.0 + seconds)
         return len(looked), found["signer_key_versions"]
 
     assert read_at(first, 0) == (1, {("ACTIVE",): 1})

@@ -17,6 +17,7 @@ FAILED: list[Exception] = []
 STUCK: list[str] = []
 
 
+AWAY: list[str] = []
 PAGES: list[str] = []
 
 
@@ -34,6 +35,7 @@ def served(host: str = "127.0.0.1", port: int = 0) -> HttpPort:
         registry,
         dict,
         reasons=lambda: REASONS,
+        away=lambda: AWAY,
         page=page,
         stuck=lambda: "".join(STUCK),
         events=Events({Bug: lambda bug: FAILED.append(bug.error)}),
@@ -42,7 +44,7 @@ def served(host: str = "127.0.0.1", port: int = 0) -> HttpPort:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    for each in (REASONS, FAILED, STUCK, PAGES):
+    for each in (REASONS, AWAY, FAILED, STUCK, PAGES):
         each.clear()
     http = served()
     yield int(http._server.server_port)
@@ -62,6 +64,13 @@ def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 def test_alive_and_ready(port: int) -> None:
     assert get(port, "/livez") == (200, "alive\n")
     assert get(port, "/readyz") == (200, "ready\n")
+
+
+def test_ready_without_a_token_says_so(port: int) -> None:
+    AWAY.append("token b is away: it is locked")
+    assert get(port, "/readyz") == (200, "ready\ntoken b is away: it is locked\n")
+    REASONS.append("stopped")
+    assert get(port, "/readyz") == (503, "stopped\n")
 
 
 def test_not_ready_says_why_and_is_still_alive(port: int) -> None:

@@ -36,6 +36,7 @@ def seen(**changes: Any) -> DaemonState:
         "monotonic": 5000.0,
         "started": NOW - DAY,
         "reasons": [],
+        "away": [],
         "doubts": [],
         "gauges": GAUGES,
         "workers": [WorkerStatus("main", 7, "serving", 1, 1_234_567, "")],
@@ -101,6 +102,14 @@ def test_a_healthy_daemon_at_a_glance() -> None:
         "None since the start.",
     ):
         assert part in text
+
+
+def test_a_daemon_that_serves_without_a_token_is_degraded() -> None:
+    told = "token b is away: it is locked"
+    text = text_of(away=[told])
+    assert text.startswith("DEGRADED: signer/audit Signer DEGRADED")
+    assert told in text
+    assert text_of(away=[told], reasons=["stopped"]).startswith("NOT SERVING: ")
 
 
 def test_what_falls_due_is_listed_the_soonest_first() -> None:

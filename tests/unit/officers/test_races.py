@@ -146,12 +146,12 @@ def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
     version = stage.version(stage.key())
 
     def refuse(*_: object) -> None:
-        raise OperatorError("keys on a token that is not configured")
+        raise OperatorError("a policy that is not there")
 
-    monkeypatch.setattr("signer.daemon.serving.check_tokens", refuse)
+    monkeypatch.setattr(stage.serving._policies, "of", refuse)
     stage.emergency.suspend_key(A, CLINIC, "forged certificates")
     stage.emergency.suspend(A, Scope.EVERYTHING, "", "forged certificates")
     stopped = [set(call.args[0]) for call in stage.hsm.stop_keys.call_args_list]
     assert {version.cka_id} in [{each.cka_id for each in some} for some in stopped]
     assert stage.snapshot.suspended.everything
-    assert "not configured" in stage.serving.error
+    assert "not there" in stage.serving.error
