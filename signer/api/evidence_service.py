@@ -11,7 +11,7 @@ from signer.api.wire import PAGE_BYTES, bad_token, page_size
 from signer.audit.format.merkle import leaf_hash
 from signer.audit.format.record import Record, RecordError, RecordKind
 from signer.audit.read.subtrees import Subtrees
-from signer.audit.write.log import AuditLog
+from signer.audit.write.durable import DurableLog
 from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
 from signer.v1 import evidence_pb2, evidence_pb2_grpc
@@ -38,7 +38,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
     """
 
     def __init__(
-        self, log: AuditLog, newest_note: Callable[[], str], clock: Clock, *, answer_bytes: int
+        self, log: DurableLog, newest_note: Callable[[], str], clock: Clock, *, answer_bytes: int
     ) -> None:
         """``newest_note`` returns the newest checkpoint, or "" before the first."""
         self._log = log

@@ -8,7 +8,8 @@ process sends to another small, however many signatures a log has.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from signer.audit.format.record import CLOSING, OutcomeRecord, Record, RecordKind, number
+from signer.audit.format.batch_records import OutcomeRecord
+from signer.audit.format.record import CLOSING, Record, RecordKind, number
 from signer.model import KeyName, parse_key_or_version
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from signer.audit.format.record import IntentRecord
+from signer.audit.format.batch_records import IntentRecord
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
 from signer.event_loop import Turns

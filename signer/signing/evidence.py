@@ -9,14 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from signer.audit.format import merkle
-from signer.audit.format.record import (
-    Column,
-    IntentRecord,
-    OutcomeRecord,
-    RecordError,
-    RecordKind,
-    indeterminate,
-)
+from signer.audit.format.batch_records import IntentRecord, OutcomeRecord, indeterminate
+from signer.audit.format.record import Column, RecordError, RecordKind
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
 from signer.clock import DEADLINE_MARGIN, Clock

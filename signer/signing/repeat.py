@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from signer.audit.format.record import IntentRecord, OutcomeRecord, Record, RecordError
+from signer.audit.format.batch_records import IntentRecord, OutcomeRecord
+from signer.audit.format.record import Record, RecordError
 from signer.audit.read.ledger import Earlier, Ledger
 from signer.audit.write.log import AuditLog
 from signer.clock import Clock

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from signer.audit.format.batch_records import IntentRecord
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import IntentRecord, RecordKind, Value
+from signer.audit.format.record import RecordKind, Value
 from signer.audit.format.segments import Frame, Header, Segment, list_segments, open_segment
 from signer.audit.read import replay
 from signer.audit.read.ledger import Ledger

@@ -15,14 +15,13 @@ from hashlib import sha384
 from typing import Any
 
 from signer.audit.format import merkle
+from signer.audit.format.batch_records import IntentRecord, OutcomeRecord
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError, NoteVerifier
 from signer.audit.format.parse import RecordHead, parse_head
 from signer.audit.format.record import (
     HASH_SIZE,
     MAX_BODY,
     Column,
-    IntentRecord,
-    OutcomeRecord,
     Record,
     RecordError,
     RecordKind,

@@ -6,8 +6,8 @@ leaves of a column's tree are up to 16 neighbouring items each; in version 1 of 
 A record's leaf in the log's tree is the hash of its head alone, so that a head can be
 shown with the path of a few items and without all others.
 
-The fields of INTENT, OUTCOME and INDETERMINATE, and the log's own fields of SNAPSHOT, are
-written and read here and nowhere else.
+The log's own fields of SNAPSHOT are written and read here and nowhere else; those of INTENT,
+OUTCOME and INDETERMINATE in batch_records.
 """
 
 import enum
@@ -15,11 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from signer import cbor
-from signer.audit.format import failures, merkle
-from signer.model import HcertTerms
+from signer.audit.format import merkle
 
 T = TypeVar("T")
 
@@ -213,6 +212,11 @@ def frame(previous: bytes, body: bytes) -> tuple[bytes, bytes]:
     return len(body).to_bytes(LENGTH_SIZE, "big") + body + chain, chain
 
 
+# --- fields, and how records follow each other ----------------------------------------------
+
+CLOSING = frozenset({RecordKind.OUTCOME, RecordKind.INDETERMINATE})
+"""Records that close an intent; ``intent`` is its sequence number."""
+
 DOUBTFUL = "machine_time"
 """The field of records that were made while the machine's clock was in doubt.
 
@@ -226,12 +230,6 @@ def wrong_from(fields: Fields) -> int:
     So are the times of all records from it to the CLOCK; 0: none is wrong. Raises RecordError.
     """
     return number(fields, "wrong_from", 0)
-
-
-# --- what records of signing hold ------------------------------------------------------------
-
-CLOSING = frozenset({RecordKind.OUTCOME, RecordKind.INDETERMINATE})
-"""Records that close an intent; ``intent`` is its sequence number."""
 
 
 def _reader(kind: type[T], what: str) -> Callable[..., T]:
@@ -252,129 +250,79 @@ number = _reader(int, "a number")
 octets = _reader(bytes, "a byte string")
 
 
-@dataclass(frozen=True, slots=True)
-class IntentRecord:
-    """An INTENT: what is about to be signed, for whom, and under which rule.
+class Tip:
+    """The end of the log: what the next record has to continue.
 
-    Its column holds the digests of the items that go to the HSM. ``payload_hash`` is the
-    hash of the whole request, ``asked`` its number of payloads, ``now`` the time in messages
-    (seconds since the epoch), ``policy`` a SHA-256. ``failed`` has the items that were
-    refused before and their reasons, by their index among the payloads; those of version 1
-    have a message, too: ``REASON: message``.
+    ``chain`` is the chain hash of the last frame, ``time_us`` the time of the last record,
+    ``frontier`` the tree so far, and ``open`` the numbers of intents without an outcome.
     """
 
-    principal: str
-    request_id: str
-    call_id: str
-    payload_hash: bytes
-    key_version: str
-    kid: bytes
-    format: str
-    rule: str
-    policy: bytes
-    facility: str
-    group: str
-    now: int
-    hcert: HcertTerms | None
-    asked: int
-    failed: Mapping[int, str]
+    def __init__(self) -> None:
+        self.chain = FIRST_CHAIN
+        self.time_us = 0
+        self.frontier = merkle.Frontier()
+        self.open: set[int] = set()
 
-    def to_fields(self) -> dict[str, Value]:
-        hcert = self.hcert
-        return {
-            "principal": self.principal,
-            "request_id": self.request_id,
-            "call_id": self.call_id,
-            "payload_hash": self.payload_hash,
-            "key_version": self.key_version,
-            "kid": self.kid,
-            "format": self.format,
-            "rule": self.rule,
-            "policy": self.policy,
-            "facility": self.facility,
-            "group": self.group,
-            "now": self.now,
-            "hcert": None if hcert is None else [hcert.issuer, hcert.validity],
-            "asked": self.asked,
-            "failed": failures.pack(self.failed),
-        }
+    @property
+    def size(self) -> int:
+        """How many records the log has: the sequence number of the next."""
+        return self.frontier.size
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "IntentRecord":
-        """Reads the fields; those that a proof does not show may be missing."""
-        policy = octets(fields, "policy")
-        if len(policy) != HASH_SIZE:
-            raise RecordError("policy is not a SHA-256")
-        hcert = None
-        match fields.get("hcert"):
-            case [str(issuer), int(validity)]:
-                hcert = HcertTerms(issuer, validity)
-        return cls(
-            principal=text(fields, "principal"),
-            request_id=text(fields, "request_id", ""),
-            call_id=text(fields, "call_id", ""),
-            payload_hash=octets(fields, "payload_hash", b""),
-            key_version=text(fields, "key_version"),
-            kid=octets(fields, "kid", b""),
-            format=text(fields, "format"),
-            rule=text(fields, "rule"),
-            policy=policy,
-            facility=text(fields, "facility", ""),
-            group=text(fields, "group", ""),
-            now=number(fields, "now", 0),
-            hcert=hcert,
-            asked=number(fields, "asked", 0),
-            failed=reasons(fields, "failed"),
-        )
+    def check(self, kind: RecordKind, fields: Fields) -> None:
+        """Raises RecordError if such a record may not be the next."""
+        if kind in CLOSING:
+            if fields.get("intent") not in self.open:
+                raise RecordError(f"an {kind} closes an intent that is not open")
+        elif kind is RecordKind.SNAPSHOT and any(
+            fields.get(name) != value for name, value in self.snapshot().items()
+        ):
+            raise RecordError("a snapshot differs from the records before it")
+
+    def earliest(self, kind: RecordKind, fields: Fields) -> int:
+        """Returns the time before which the next record may not be, in microseconds.
+
+        That is the time of the last record. Only a CLOCK that declares times wrong may go back,
+        to the last time that was right. Raises RecordError.
+        """
+        if kind is RecordKind.CLOCK and wrong_from(fields):
+            return min(self.time_us, number(fields, "right_until"))
+        return self.time_us
+
+    def add(self, record: Record, leaf: bytes) -> None:
+        """Adds the next record, which ``check`` has accepted."""
+        if record.kind is RecordKind.INTENT:
+            self.open.add(record.seq)
+        elif record.kind in CLOSING:
+            self.open.remove(record.fields["intent"])  # type: ignore[arg-type]  # checked
+        self.time_us = record.time_us
+        self.frontier.append(leaf)
+
+    def snapshot(self) -> dict[str, Value]:
+        """Returns the fields of a SNAPSHOT record that describe the log itself."""
+        return {"frontier": self.frontier.to_list(), "open": sorted(self.open)}
+
+    def continue_from(self, snapshot: Record) -> None:
+        """Starts before a SNAPSHOT record that begins a segment; raises RecordError.
+
+        The snapshot is unproven until a checkpoint beyond it has been compared: the
+        checkpoint's root covers these subtrees and the snapshot's own leaf.
+        """
+        if snapshot.kind is not RecordKind.SNAPSHOT:
+            raise RecordError("the log begins neither with record 0 nor with a snapshot")
+        peaks = _list_of(bytes, snapshot.fields, "frontier")
+        try:
+            self.frontier = merkle.Frontier(snapshot.seq, peaks)
+        except ValueError as error:
+            raise RecordError(f"the snapshot is wrong: {error}") from None
+        self.open = set(_list_of(int, snapshot.fields, "open"))
+        self.time_us = snapshot.time_us
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeRecord:
-    """An OUTCOME: what became of an intent.
-
-    Its column holds a signature for each digest of the intent, zeros for those in
-    ``failures``, which has their reasons as ``IntentRecord.failed`` does, by their index
-    there. ``attempts`` is how often the HSM was asked.
-    """
-
-    intent: int
-    attempts: int
-    failures: Mapping[int, str]
-
-    def to_fields(self) -> dict[str, Value]:
-        return {
-            "intent": self.intent,
-            "attempts": self.attempts,
-            "failures": failures.pack(self.failures),
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "OutcomeRecord":
-        return cls(
-            number(fields, "intent"), number(fields, "attempts", 0), reasons(fields, "failures")
-        )
-
-
-def indeterminate(intent: int, reason: str = "") -> dict[str, Value]:
-    """Returns the fields of an INDETERMINATE: nothing of the intent is released.
-
-    ``reason`` is empty if a start closes what an earlier process has left open.
-    """
-    return {"intent": intent, "reason": reason} if reason else {"intent": intent}
-
-
-def reasons(fields: Fields, name: str) -> dict[int, str]:
-    """Returns the reasons of failed items by their index; none if the field is missing.
-
-    Raises RecordError.
-    """
-    packed = fields.get(name, {})
-    if not isinstance(packed, Mapping):
-        raise RecordError(f"{name} is not a map")
-    try:
-        return failures.unpack(packed)
-    except ValueError as error:
-        raise RecordError(f"{name} {error}") from None
+def _list_of(kind: type, fields: Fields, name: str) -> list[Any]:
+    values = fields.get(name)
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
+        raise RecordError(f"{name} of the snapshot is not a list of the expected kind")
+    return values
 
 
 # --- encoding ----------------------------------------------------------------------------------

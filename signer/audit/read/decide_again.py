@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
-from signer.audit.format.record import HASH_SIZE, IntentRecord, Record, RecordError, RecordKind
+from signer.audit.format.batch_records import IntentRecord
+from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind
 from signer.audit.format.segments import POLICIES
 from signer.audit.read.ledger import Ledger, charged
 from signer.config.policy_documents import read_policy_text

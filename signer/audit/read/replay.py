@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.parse import NewerError, parse, parse_with_leaf
-from signer.audit.format.record import Record, RecordError, RecordKind
+from signer.audit.format.record import Record, RecordError, RecordKind, Tip
 from signer.audit.format.segments import (
     BrokenFrame,
     Header,
@@ -21,7 +21,6 @@ from signer.audit.format.segments import (
     TornTail,
     open_segment,
 )
-from signer.audit.format.tip import Tip
 from signer.audit.read.reader import Index
 
 OnRecord = Callable[[Record], None]

@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from signer.audit.format import proof
+from signer.audit.format.batch_records import reasons
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import (
     CLOSING,
@@ -20,7 +21,6 @@ from signer.audit.format.record import (
     RecordKind,
     Value,
     number,
-    reasons,
 )
 from signer.audit.read.reader import Reader
 from signer.audit.read.subtrees import Subtrees

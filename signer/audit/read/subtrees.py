@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from signer.audit.format import merkle
-from signer.audit.format.record import Record
-from signer.audit.format.tip import Tip
+from signer.audit.format.record import Record, Tip
 
 LeafHashes = Callable[[int, int], Sequence[bytes]]
 """Returns the leaf hashes of the records [start, stop), as ``Reader.leaf_hashes`` does."""

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Record, RecordKind
+from signer.audit.format.record import Record, RecordKind, Tip
 from signer.audit.format.segments import Segment, list_segments
-from signer.audit.format.tip import Tip
 from signer.audit.read.replay import Replay, Unreadable, begins_with_snapshot, forks
 
 Progress = Callable[[int, int], None]

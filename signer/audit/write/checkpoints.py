@@ -17,7 +17,7 @@ from pathlib import Path
 from signer.audit.format.checkpoint import Checkpoint, CheckpointError
 from signer.audit.read.notes import NEWEST, checkpoint_files, read_note
 from signer.audit.write.disk import Disk, replace_durably
-from signer.audit.write.log import Growth
+from signer.audit.write.inbox import Growth
 from signer.clock import Clock
 from signer.events import (
     CheckpointFailed,

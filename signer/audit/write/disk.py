@@ -19,11 +19,11 @@ from signer.audit.format.record import (
     Record,
     RecordError,
     RecordKind,
+    Tip,
     chain_hash,
     encode,
 )
 from signer.audit.format.segments import VERSION, Header, Segment, open_segment
-from signer.audit.format.tip import Tip
 from signer.audit.read.reader import INDEX_ENTRY, Index
 
 T = TypeVar("T")

@@ -1,14 +1,15 @@
-"""The queue of the audit log: what is handed over, withdrawn, refused and answered.
+"""What passes between the log's writer and other threads: entries in, answers and growth out.
 
-Handing over and withdrawing never wait: not for the disk, and not for what is done with the
-entries that were taken. So the event loop may do both.
+Handing over and withdrawing an entry never wait: not for the disk, and not for what is done with
+the entries that were taken. So the event loop may do both.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from signer.audit.format.record import Column, Fields, RecordKind, indeterminate
+from signer.audit.format.batch_records import indeterminate
+from signer.audit.format.record import Column, Fields, Record, RecordKind
 
 
 class AuditUnavailable(Exception):  # named after the reason that callers get
@@ -179,3 +180,43 @@ class Inbox:
         """Refuses all further entries; those in the queue are still written."""
         with self._lock:
             self._refusal = self._refusal or "the audit log is closed"
+
+
+class Growth:
+    """How much the log has grown since this was last taken: records, and the items of intents."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._units = 0
+        self._enough = 0
+        self.closed = False
+
+    def add(self, units: int) -> None:
+        """Adds the records and items of a commit."""
+        with self._changed:
+            before, self._units = self._units, self._units + units
+            if not before or before < self._enough <= self._units:
+                self._changed.notify_all()
+
+    def take(self, enough: int, seconds: float) -> int:
+        """Waits for a first unit, then for ``enough`` or up to ``seconds``; returns all units.
+
+        Does not wait once it is closed, and returns 0 when nothing is left to take.
+        """
+        with self._changed:
+            self._enough = enough
+            self._changed.wait_for(lambda: self._units or self.closed)
+            self._changed.wait_for(lambda: self._units >= enough or self.closed, seconds)
+            units, self._units = self._units, 0
+            return units
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+
+def units_of(record: Record) -> int:
+    """Returns by how much a record makes the log grow: itself, and the items of an intent."""
+    column = record.column
+    return 1 + (column.count if column and record.kind is RecordKind.INTENT else 0)

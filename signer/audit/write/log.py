@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from signer.audit.format.merkle import Frontier
+from signer.audit.format.batch_records import indeterminate
 from signer.audit.format.record import (
     DOUBTFUL,
     Column,
@@ -24,14 +24,13 @@ from signer.audit.format.record import (
     RecordError,
     RecordKind,
     encode,
-    indeterminate,
 )
 from signer.audit.format.segments import Segment
-from signer.audit.format.tip import Tip
 from signer.audit.read.reader import Reader
 from signer.audit.read.replay import OnRecord
-from signer.audit.write.disk import Disk, OpenFile, Tail
-from signer.audit.write.inbox import AuditUnavailable, Entry, Inbox
+from signer.audit.write.disk import Disk, Tail
+from signer.audit.write.durable import Durable, DurableLog
+from signer.audit.write.inbox import AuditUnavailable, Entry, Growth, Inbox, units_of
 from signer.clock import Clock
 from signer.events import AuditCommitted
 
@@ -42,12 +41,9 @@ LOOK_SECONDS = 0.1
 """How often the room on the disk is looked at while records are written."""
 
 BALLAST = "ballast"  # the file that is removed to free space for outcomes
-_LEAVES = 4096  # hashes held at once while a root is computed
 _WITH_ANSWER = frozenset(
     {RecordKind.INTENT, RecordKind.OUTCOME, RecordKind.INDETERMINATE, RecordKind.SNAPSHOT}
 )
-
-
 WATCH_SECONDS = 0.5
 """How often the file at the path of the open segment is compared with the file that is written."""
 
@@ -59,50 +55,6 @@ class _Staged(NamedTuple):
     entries: Sequence[Entry]
     records: Sequence[Record]
     began: float  # monotonic seconds
-
-
-class _Durable(NamedTuple):
-    """The state that readers see; replaced as a whole at every commit."""
-
-    file: OpenFile
-    size: int
-    peaks: list[bytes]
-    open_intents: int
-    reader: Reader
-
-
-class Growth:
-    """How much the log has grown since this was last taken: records, and the items of intents."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._units = 0
-        self._enough = 0
-        self.closed = False
-
-    def add(self, units: int) -> None:
-        """Adds the records and items of a commit."""
-        with self._changed:
-            before, self._units = self._units, self._units + units
-            if not before or before < self._enough <= self._units:
-                self._changed.notify_all()
-
-    def take(self, enough: int, seconds: float) -> int:
-        """Waits for a first unit, then for ``enough`` or up to ``seconds``; returns all units.
-
-        Does not wait once it is closed, and returns 0 when nothing is left to take.
-        """
-        with self._changed:
-            self._enough = enough
-            self._changed.wait_for(lambda: self._units or self.closed)
-            self._changed.wait_for(lambda: self._units >= enough or self.closed, seconds)
-            units, self._units = self._units, 0
-            return units
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
 
 
 class Listener(NamedTuple):
@@ -119,7 +71,7 @@ class Listener(NamedTuple):
     snapshot: Callable[[], Fields] | None = None
 
 
-class AuditLog:
+class AuditLog(DurableLog):
     """The open log in a directory; made by ``recovery.open_audit_log``.
 
     ``free_bytes`` is the free space at the last commit, which took ``commit_seconds``;
@@ -260,51 +212,6 @@ class AuditLog:
         """Why intents are refused: the log has failed, or the disk is low. Normally empty."""
         return self._inbox.failed or self._inbox.low
 
-    @property
-    def size(self) -> int:
-        """Durable records: the sequence number of the next."""
-        return self._durable.size
-
-    @property
-    def first(self) -> int:
-        """The number of the oldest record in the directory; older ones were archived."""
-        return self._durable.reader.first
-
-    @property
-    def open_intents(self) -> int:
-        """Durable intents whose outcome is not durable yet."""
-        return self._durable.open_intents
-
-    def tree_head(self) -> tuple[int, bytes]:
-        """Returns the number of durable records and the root of their tree."""
-        durable = self._durable  # read once: the writer replaces it as a whole
-        return durable.size, Frontier(durable.size, durable.peaks).root()
-
-    def root_of(self, size: int) -> bytes:
-        """Returns the root of the first ``size`` records, of which the oldest may be archived.
-
-        Raises LookupError if more than these were archived.
-        """
-        first, tip = self.first, Tip()
-        if size < first:
-            raise LookupError(f"the first {size} records are not in this directory any more")
-        if first:
-            tip.continue_from(self.records(first, 1)[0])
-        for start in range(first, size, _LEAVES):
-            for leaf in self.leaf_hashes(start, min(start + _LEAVES, size)):
-                tip.frontier.append(leaf)
-        return tip.frontier.root()
-
-    def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
-        """Returns the leaf hashes of the durable records [start, stop); see ``Reader``."""
-        durable = self._durable
-        return durable.reader.leaf_hashes(start, min(stop, durable.size))
-
-    def records(self, start: int, limit: int) -> list[Record]:
-        """Returns up to ``limit`` durable records from ``start`` on; see ``Reader``."""
-        durable = self._durable
-        return list(durable.reader.records(start, min(start + limit, durable.size)))
-
     def close(self) -> None:
         """Writes the records in the queue and ends; further records are refused."""
         self._closing.set()
@@ -382,7 +289,7 @@ class AuditLog:
             self._inbox.answer(staged.entries, [record.seq for record in records])
         self._inbox.tell(staged.batch)
         if records:
-            self.growth.add(sum(map(_units, records)))
+            self.growth.add(sum(map(units_of, records)))
             self._on_commit(AuditCommitted(len(records), self.commit_seconds))
 
     def _begin(self) -> float:
@@ -426,7 +333,7 @@ class AuditLog:
             # One reader per segment, because it caches the indices of closed segments.
             self._segments, self._reader = tail.segments, Reader(tail.segments, tail.index)
         peaks = tip.frontier.to_list()
-        self._durable = _Durable(tail.file, tip.size, peaks, len(tip.open), self._reader)
+        self._durable = Durable(tail.file, tip.size, peaks, len(tip.open), self._reader)
         self._on_time(tip.time_us / 1e6)
 
     def _watch_disk(self) -> None:
@@ -463,12 +370,6 @@ class AuditLog:
             f"the audit log in {self._directory} cannot be written ({cause}): nothing is "
             "signed until the cause is fixed and the daemon restarted",
         )
-
-
-def _units(record: Record) -> int:
-    """Returns by how much a record makes the log grow: itself, and the items of an intent."""
-    column = record.column
-    return 1 + (column.count if column and record.kind is RecordKind.INTENT else 0)
 
 
 def by_kind(listeners: Sequence[Listener]) -> dict[RecordKind, tuple[OnRecord, ...]]:

@@ -13,10 +13,10 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
+from signer.audit.format.batch_records import indeterminate
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import Fields, Record, RecordKind, Value, indeterminate
+from signer.audit.format.record import Fields, Record, RecordKind, Tip, Value
 from signer.audit.format.segments import Segment, list_segments
-from signer.audit.format.tip import Tip
 from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
 from signer.audit.write.disk import Disk, Tail, write_file
 from signer.audit.write.inbox import AuditUnavailable

@@ -19,7 +19,7 @@ from signer.audit.write.checkpoints import (
     set_aside,
 )
 from signer.audit.write.disk import Disk
-from signer.audit.write.log import Growth
+from signer.audit.write.inbox import Growth
 from signer.events import CheckpointFailed, CheckpointMade, CheckpointShipped, ShippingFailed
 from tests.stand_ins import Recorder, SetClock
 

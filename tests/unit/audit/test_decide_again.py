@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.record import Column, IntentRecord, Record, RecordKind
+from signer.audit.format.batch_records import IntentRecord
+from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.decide_again import DecidedPart, DecisionFold
 from signer.audit.read.ledger import Ledger
 from signer.config.policy_documents import PolicyFile, policy_text

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from signer.audit.format import merkle
+from signer.audit.format.batch_records import indeterminate
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import (
-    MAX_BODY,
-    Column,
-    Record,
-    RecordError,
-    RecordKind,
-    indeterminate,
-)
+from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log

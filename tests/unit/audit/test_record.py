@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer import cbor
-from signer.audit.format.failures import pack, unpack
+from signer.audit.format.batch_records import (
+    IntentRecord,
+    OutcomeRecord,
+    pack_reasons,
+    unpack_reasons,
+)
 from signer.audit.format.merkle import (
     EMPTY_ROOT,
     inclusion_proof,
@@ -25,8 +30,6 @@ from signer.audit.format.record import (
     MAX_BODY,
     MAX_DEPTH,
     Column,
-    IntentRecord,
-    OutcomeRecord,
     Record,
     RecordError,
     RecordKind,
@@ -615,8 +618,8 @@ def test_a_column_has_leaves_of_sixteen_items() -> None:
     )
 )
 def test_reasons_come_back_from_their_bitmaps(reasons: dict[int, str]) -> None:
-    packed = pack(reasons)
-    assert unpack(packed) == reasons
+    packed = pack_reasons(reasons)
+    assert unpack_reasons(packed) == reasons
     for reason, bitmap in packed.items():
         set_bits = {i for i in range(8 * len(bitmap)) if bitmap[i // 8] >> i % 8 & 1}
         assert set_bits == {index for index, name in reasons.items() if name == reason}
@@ -632,10 +635,9 @@ def test_a_batch_of_which_all_items_failed_takes_less_than_a_kilobyte_more() -> 
 
 
 def test_reasons_of_version_1_are_read() -> None:
-    assert unpack({"3": "PAYLOAD_INVALID: payload is not JSON", "17": "HSM_UNAVAILABLE"}) == {
-        3: "PAYLOAD_INVALID: payload is not JSON",
-        17: "HSM_UNAVAILABLE",
-    }
+    assert unpack_reasons(
+        {"3": "PAYLOAD_INVALID: payload is not JSON", "17": "HSM_UNAVAILABLE"}
+    ) == {3: "PAYLOAD_INVALID: payload is not JSON", 17: "HSM_UNAVAILABLE"}
 
 
 @pytest.mark.parametrize(
@@ -654,7 +656,7 @@ def test_reasons_of_version_1_are_read() -> None:
 )
 def test_what_is_no_map_of_reasons_is_refused(packed: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # record.reasons names the field
-        unpack(packed)
+        unpack_reasons(packed)
     foreign: list[Any] = [packed, None, []]
     for wrong in foreign:
         with pytest.raises(RecordError, match="failures"):

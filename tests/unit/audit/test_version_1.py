@@ -14,17 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signer.audit.format import checkpoint as notes
 from signer.audit.format import proof
+from signer.audit.format.batch_records import reasons
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.parse import parse
-from signer.audit.format.record import (
-    FIRST_CHAIN,
-    Column,
-    Record,
-    RecordKind,
-    Value,
-    frame,
-    reasons,
-)
+from signer.audit.format.record import FIRST_CHAIN, Column, Record, RecordKind, Value, frame
 from signer.audit.format.segments import Header, list_segments, open_segment
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.reader import Reader
