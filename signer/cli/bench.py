@@ -122,24 +122,17 @@ def bench(
     with ExitStack() as stack:
         ours = stack.enter_context(_ours(directory))
         config = load_config(Path(ours.dev["config"]))
-        loop, rival = CLoop(program, config), None
         cases = wanted if names else _possible(ours, wanted)
+        rival = None
         if other is not None:
-            appliance = other.new_appliance(directory, facilities_for(cases))
-            theirs = stack.enter_context(started(appliance, _say))
-            rival = Rival(other.name, theirs)
-            if any(case.flood for case in cases) and "issuer-b" not in theirs.dev["clients"]:
-                _say("their appliance has no second issuer: its flood has the principal of A")
+            rival = stack.enter_context(_rival(other, directory, cases))
+        loop = CLoop(program, config)
         runner = Bench(ours, config, loop, tool, rounds=rounds, seconds=seconds, rival=rival)
         rows, failed = _measure(runner, cases, as_json=as_json)
-        resident = gauge(ours.dev["metrics"], "process_resident_memory_bytes")
-        _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
+        _say_memory(ours)
     if not as_json:
         say(table(rows))
-    missed = [f"{row.case}: {text}" for case, row in rows for text in misses(case, row)]
-    missed += [*_compare([row for _, row in rows]), *failed]
-    if missed:
-        raise OperatorError("goals missed:\n" + "\n".join(f"  {text}" for text in missed))
+    _check_goals(rows, failed)
 
 
 def _say(text: str) -> None:
@@ -205,6 +198,16 @@ def _ours(directory: Path) -> Iterator[Contender]:
         yield contender
 
 
+@contextmanager
+def _rival(other: Checkout, directory: Path, cases: list[Case]) -> Iterator[Rival]:
+    """Yields an appliance of another checkout, started beside ours."""
+    appliance = other.new_appliance(directory, facilities_for(cases))
+    with started(appliance, _say) as theirs:
+        if any(case.flood for case in cases) and "issuer-b" not in theirs.dev["clients"]:
+            _say("their appliance has no second issuer: its flood has the principal of A")
+        yield Rival(other.name, theirs)
+
+
 def _serves(directory: Path) -> bool:
     described = directory / "dev.json"
     if not described.exists():
@@ -214,6 +217,19 @@ def _serves(directory: Path) -> bool:
             return client.health(timeout=5) == "SERVING"
         except SignerClientError:
             return False
+
+
+def _say_memory(ours: Contender) -> None:
+    resident = gauge(ours.dev["metrics"], "process_resident_memory_bytes")
+    _say(f"memory of the front process: {resident / 2**20:.0f} MiB (goal: at most 250)")
+
+
+def _check_goals(rows: list[tuple[Case, CaseRow]], failed: list[str]) -> None:
+    """Raises OperatorError if a goal is missed, or a case has ``failed``."""
+    missed = [f"{row.case}: {text}" for case, row in rows for text in misses(case, row)]
+    missed += [*_compare([row for _, row in rows]), *failed]
+    if missed:
+        raise OperatorError("goals missed:\n" + "\n".join(f"  {text}" for text in missed))
 
 
 def _compare(rows: list[CaseRow]) -> list[str]:

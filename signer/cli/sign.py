@@ -130,19 +130,17 @@ def sign(
     printer = _Printer(message_format, targets, as_json=as_json, single=single)
     prints = as_json or len(targets) < len(inputs)
     total = None if lines else len(inputs)
+    sources = deque[_Source]()
     with (
         progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
         connect(client_file) as client,
     ):
-        done = 0
-        sources = deque[_Source]()
         payloads = _payloads(items, sources)
         results = client.sign(key, message_format, payloads, batch_items=batch, timeout=timeout)
         for done, result in enumerate(results, 1):
             printer.take(sources.popleft(), result)
             advance(done, total)
-    if printer.failed:
-        raise OperatorError(f"{printer.failed} of {count(done, 'payload')} could not be signed")
+    printer.check()
 
 
 def _payloads(items: Iterable[_Item], pending: deque[_Source]) -> Iterator[bytes]:
@@ -211,12 +209,13 @@ class _Printer:
         self._targets = targets
         self._json = as_json
         self._single = single
-        self.failed = 0
+        self._taken = self._failed = 0
 
     def take(self, source: _Source, result: ItemResult) -> None:
+        self._taken += 1
         target = self._targets.get(source.name)
         if result.error is not None:
-            self.failed += 1
+            self._failed += 1
             say(f"{source}: {result.error.reason}: {result.error.message}", err=True)
         elif target is not None:
             write_file(target, result.signature)
@@ -226,6 +225,12 @@ class _Printer:
             put(result.signature)
         elif target is None:
             say(self._encode(result.signature))
+
+    def check(self) -> None:
+        """Raises OperatorError if a payload could not be signed."""
+        if self._failed:
+            payloads = count(self._taken, "payload")
+            raise OperatorError(f"{self._failed} of {payloads} could not be signed")
 
     def _encode(self, signature: bytes) -> str:
         return signature.decode("ascii") if self._text else base64.b64encode(signature).decode()

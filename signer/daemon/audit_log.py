@@ -20,7 +20,7 @@ from signer.audit.read.notes import KnownCheckpoints, read_newest
 from signer.audit.write.checkpoints import set_aside
 from signer.audit.write.disk import Disk, replace_durably
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener
+from signer.audit.write.log import SLOW_SECONDS, AuditLog, Listener, LogHooks
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from signer.clock import Clock, FlooredClock
 from signer.config.models import AuditConfig
@@ -147,11 +147,13 @@ def open_log(
         checkpoints=known.newest,
         override=override,
         listeners=[Listener(fold.apply, fold.KINDS, fold.snapshot) for fold in folds],
-        on_commit=events.emit,
-        on_time=clock.raise_floor,
-        on_stop=stopped,
-        on_error=lambda error: events.emit(Bug("answer for a durable record", error, {})),
-        on_problem=lambda text: events.emit(AuditProblem(text)),
+        hooks=LogHooks(
+            on_commit=events.emit,
+            on_time=clock.raise_floor,
+            on_stop=stopped,
+            on_error=lambda error: events.emit(Bug("answer for a durable record", error, {})),
+            on_problem=lambda text: events.emit(AuditProblem(text)),
+        ),
     )
     try:
         if log.overridden is not None:

@@ -6,7 +6,7 @@ outcome is durable. A batch keeps the snapshot (policy and keys) under which it 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 
 from signer.audit.format.batch_records import IntentRecord
@@ -23,7 +23,7 @@ from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
 from signer.signing.evidence import Evidence, reasons_of
-from signer.signing.messages import Messages
+from signer.signing.messages import HsmInputs, Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
 
@@ -102,12 +102,7 @@ class Engine:
                 # 5. The intent is recorded, the HSM signs, the outcome is recorded.
                 if admission.refused is None and job.inputs:
                     intent = _intent(
-                        request,
-                        content=content,
-                        policy=snapshot.policy,
-                        decision=decision,
-                        context=context,
-                        failed=inputs.failures,
+                        request, content, decision, context, inputs, policy=snapshot.policy
                     )
                     record, signed = await self._sign(admission, intent, inputs.digests(), ended)
                 else:
@@ -121,10 +116,9 @@ class Engine:
             )
             ended.append(("format", began, monotonic() - began))
 
-        reasons = Counter(str(failure.reason) for failure in failures.values()) if failures else {}
-        reasons["ok"] = len(outputs) - len(failures)
-        self._events.emit(ItemsEnded(terms.group or "", request.format, version.algorithm, reasons))
-        return BatchResult(version, terms, decision.rule, outputs, failures, record)
+        result = BatchResult(version, terms, decision.rule, outputs, failures, record)
+        self._events.emit(_ended(request, result))
+        return result
 
     async def settle(self, seconds: float) -> None:
         """Returns when the records of all calls are with the log, or after so many seconds."""
@@ -198,12 +192,12 @@ def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: f
 
 def _intent(
     request: BatchRequest,
-    *,
     content: bytes,
-    policy: Policy,
     decision: Decision,
     context: FormatContext,
-    failed: Mapping[int, Failure],
+    inputs: HsmInputs,
+    *,
+    policy: Policy,
 ) -> IntentRecord:
     """Returns what is about to be signed, and everything that the same bytes depend on."""
     terms, version = _granted(decision), context.version
@@ -222,8 +216,17 @@ def _intent(
         now=context.now,
         hcert=context.hcert,
         asked=len(request.payloads),
-        failed=reasons_of(failed),
+        failed=reasons_of(inputs.failures),
     )
+
+
+def _ended(request: BatchRequest, result: BatchResult) -> ItemsEnded:
+    """Returns how many items have which reason of their failure, or "ok"."""
+    failures = result.failures.values()
+    reasons = Counter(str(failure.reason) for failure in failures) if failures else {}
+    reasons["ok"] = len(result.outputs) - len(failures)
+    group = result.terms.group or ""
+    return ItemsEnded(group, request.format, result.version.algorithm, reasons)
 
 
 def _granted(decision: Decision) -> Terms:

@@ -15,9 +15,8 @@ from signer.audit.format.segments import list_segments
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import PASSING, Disk
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import AuditLog
-from signer.audit.write.recovery import AuditRefused, open_audit_log
-from signer.clock import SystemClock
+from signer.audit.write.log import AuditLog, LogHooks
+from signer.audit.write.recovery import AuditRefused
 from tests.fault.audit_disk import FaultyDisk
 from tests.stand_ins import small_log
 
@@ -77,7 +76,9 @@ def test_a_failed_call_stops_everybody_until_a_restart(
 ) -> None:
     stopped = threading.Event()
     disk = FaultyDisk(call, code)
-    log = small_log(folder, origin=ORIGIN, disk=disk, on_stop=lambda _: stopped.set())
+    log = small_log(
+        folder, origin=ORIGIN, disk=disk, hooks=LogHooks(on_stop=lambda _: stopped.set())
+    )
     callers = Callers(log, 8)
     assert callers.some.wait(30)
     disk.armed = True
@@ -189,14 +190,7 @@ def refuse_and_mend(folder: Path, disk: FaultyDisk, code: int) -> None:
     """A start on a failing disk is refused; the next one has all records and tells of the cut."""
     disk.armed = True
     with pytest.raises(AuditRefused, match=errno.errorcode[code]):
-        open_audit_log(
-            folder,
-            origin=ORIGIN,
-            clock=SystemClock(),
-            disk=disk,
-            low_disk_bytes=0,
-            ballast_bytes=4096,
-        )
+        small_log(folder, origin=ORIGIN, disk=disk, ballast_bytes=4096)
     log = open_log(folder)
     assert [record.fields.get("number") for record in log.records(0, 5)] == [0, 1, 2, 3, 4]
     assert log.records(5, 1)[0].kind is RecordKind.RECOVERY
@@ -300,16 +294,8 @@ def test_a_segment_that_cannot_be_begun_at_the_moment_is_begun_later(
     assert code in PASSING
     disk = FaultyDisk("create", code)
     told: list[str] = []
-    log = open_audit_log(
-        tmp_path,
-        origin=ORIGIN,
-        clock=SystemClock(),
-        segment_bytes=1 << 10,
-        low_disk_bytes=0,
-        ballast_bytes=0,
-        disk=disk,
-        on_problem=told.append,
-    )
+    hooks = LogHooks(on_problem=told.append)
+    log = small_log(tmp_path, origin=ORIGIN, segment_bytes=1 << 10, disk=disk, hooks=hooks)
     disk.armed = True
     for _ in range(8):
         log.append(RecordKind.DENIALS, {"padding": bytes(900)})

@@ -71,6 +71,22 @@ class Listener(NamedTuple):
     snapshot: Callable[[], Fields] | None = None
 
 
+class LogHooks(NamedTuple):
+    """What the log calls besides listeners.
+
+    ``on_commit`` is called for each commit, ``on_time`` with the time of the newest durable
+    record (seconds since the epoch), ``on_stop`` with the reason why intents are refused
+    from now on, before any is refused, ``on_error`` with what an entry's ``finished`` raises,
+    which disturbs nothing, ``on_problem`` with a text for operators.
+    """
+
+    on_commit: Callable[[AuditCommitted], None] = lambda _: None
+    on_time: Callable[[float], None] = lambda _: None
+    on_stop: Callable[[str], None] = lambda _: None
+    on_error: Callable[[Exception], None] = lambda _: None
+    on_problem: Callable[[str], None] = lambda _: None
+
+
 class AuditLog(DurableLog):
     """The open log in a directory; made by ``recovery.open_audit_log``.
 
@@ -81,10 +97,6 @@ class AuditLog(DurableLog):
 
     The writer's thread calls listeners one after the other and waits for them; they must
     not append. If one adds to snapshots, every segment but the first begins with a SNAPSHOT.
-    ``on_commit`` is called for each commit, ``on_time`` with the time of the newest durable
-    record (seconds since the epoch), ``on_stop`` with the reason why intents are refused
-    from now on, before any is refused, ``on_error`` with what an entry's ``finished`` raises,
-    which disturbs nothing, ``on_problem`` with a text for operators.
     ``growth`` is for the one thread that makes checkpoints.
     """
 
@@ -102,11 +114,7 @@ class AuditLog(DurableLog):
         segment_bytes: int,
         low_disk_bytes: int,
         listeners: Sequence[Listener],
-        on_commit: Callable[[AuditCommitted], None],
-        on_time: Callable[[float], None],
-        on_stop: Callable[[str], None],
-        on_error: Callable[[Exception], None],
-        on_problem: Callable[[str], None],
+        hooks: LogHooks,
     ) -> None:
         """Starts the writer's thread, and appends ``firsts``; raises AuditUnavailable.
 
@@ -117,8 +125,9 @@ class AuditLog(DurableLog):
         self._segment_bytes, self._low_disk_bytes = segment_bytes, low_disk_bytes
         self._listeners = by_kind(listeners)
         self._snapshots = [one.snapshot for one in listeners if one.snapshot is not None]
-        self._on_commit, self._on_time, self._on_problem = on_commit, on_time, on_problem
-        self._inbox = Inbox(on_stop, on_error)
+        self._on_commit, self._on_time = hooks.on_commit, hooks.on_time
+        self._on_problem = hooks.on_problem
+        self._inbox = Inbox(hooks.on_stop, hooks.on_error)
         self._handed: SimpleQueue[_Staged | None] = SimpleQueue()  # None: the log is closed
         self._looked = -LOOK_SECONDS  # when the room on the disk was looked at
         self.growth = Growth()

@@ -7,7 +7,7 @@ between the cut and its record loses nothing: the next start finds the file and 
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
@@ -20,15 +20,15 @@ from signer.audit.format.segments import Segment, list_segments
 from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
 from signer.audit.write.disk import Disk, Tail, write_file
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import BALLAST, AuditLog, Listener, by_kind
+from signer.audit.write.log import BALLAST, AuditLog, Listener, LogHooks, by_kind
 from signer.clock import Clock
 from signer.errors import OperatorError
-from signer.events import AuditCommitted
 from signer.files import open_lock
 
 SEGMENT_BYTES = 64 << 20
 LOW_DISK_BYTES = 256 << 20
 BALLAST_BYTES = 64 << 20
+NO_HOOKS = LogHooks()
 
 
 class AuditRefused(OperatorError):  # the decision not to open, not an error in it
@@ -46,11 +46,7 @@ def open_audit_log(
     checkpoints: Iterable[Checkpoint] = (),
     override: bool = False,
     listeners: Sequence[Listener] = (),
-    on_commit: Callable[[AuditCommitted], None] = lambda _: None,
-    on_time: Callable[[float], None] = lambda _: None,
-    on_stop: Callable[[str], None] = lambda _: None,
-    on_error: Callable[[Exception], None] = lambda _: None,
-    on_problem: Callable[[str], None] = lambda _: None,
+    hooks: LogHooks = NO_HOOKS,
     disk: Disk | None = None,
 ) -> AuditLog:
     """Verifies the log from the newest snapshot on that all ``checkpoints`` cover, and opens it.
@@ -91,11 +87,7 @@ def open_audit_log(
             segment_bytes=segment_bytes,
             low_disk_bytes=low_disk_bytes,
             listeners=listeners,
-            on_commit=on_commit,
-            on_time=on_time,
-            on_stop=on_stop,
-            on_error=on_error,
-            on_problem=on_problem,
+            hooks=hooks,
         )
     except AuditUnavailable as error:
         raise AuditRefused(str(error)) from None

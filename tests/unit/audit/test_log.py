@@ -17,7 +17,7 @@ from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable, Entry
-from signer.audit.write.log import LOOK_SECONDS, AuditLog, Listener
+from signer.audit.write.log import LOOK_SECONDS, AuditLog, Listener, LogHooks
 from signer.audit.write.recovery import AuditRefused, open_audit_log
 from tests.stand_ins import SetClock
 
@@ -323,7 +323,7 @@ def test_a_waiter_that_raises_does_not_stop_the_log(opened: Opener) -> None:
     def broken(_: Sequence[Entry]) -> None:
         raise KeyError("a mistake of ours")
 
-    log = opened(on_error=errors.append)
+    log = opened(hooks=LogHooks(on_error=errors.append))
     log.submit([Entry(RecordKind.TOKEN, {}, finished=broken)])
     assert log.append(RecordKind.STOP, {}) == 1
     assert log.refusal == ""
@@ -507,7 +507,8 @@ class Count:
 def test_a_fold_hears_every_record_once_before_its_author_goes_on(opened: Opener) -> None:
     count, commits = Count(), list[int]()
     log = opened(
-        listeners=[Listener(count.record)], on_commit=lambda commit: commits.append(commit.records)
+        listeners=[Listener(count.record)],
+        hooks=LogHooks(on_commit=lambda commit: commits.append(commit.records)),
     )
     for number in range(10):
         seq = log.append(RecordKind.TOKEN, {"number": number})
@@ -636,7 +637,7 @@ def test_a_listener_that_fails_stops_the_log(opened: Opener) -> None:
 
     hook, threading.excepthook = threading.excepthook, lambda args: thrown.append(args.exc_type)
     try:
-        log = opened(listeners=[Listener(broken)], on_stop=stopped.append)
+        log = opened(listeners=[Listener(broken)], hooks=LogHooks(on_stop=stopped.append))
         with pytest.raises(AuditUnavailable, match="internal error: KeyError"):
             log.append(RecordKind.START, {})
         log.close()
@@ -778,7 +779,7 @@ def test_a_low_disk_stops_intents_and_lets_the_rest_be_recorded(
     disk, clock = CountingDisk(), SetClock()
     stopped: list[str] = []
     options = {"disk": disk, "clock": clock, "low_disk_bytes": 1 << 20, "ballast_bytes": 1 << 16}
-    log = opened(**options, on_stop=stopped.append)
+    log = opened(**options, hooks=LogHooks(on_stop=stopped.append))
     ballast = folder / "ballast"
     assert ballast.stat().st_blocks * 512 >= 1 << 16  # it occupies what it promises
     intent = log.append(RecordKind.INTENT, {"principal": "a"}, DIGESTS)

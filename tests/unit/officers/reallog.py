@@ -5,7 +5,7 @@ from pathlib import Path
 
 from signer.audit.format.record import Record, RecordKind, Value
 from signer.audit.write.inbox import AuditUnavailable
-from signer.audit.write.log import Listener
+from signer.audit.write.log import Listener, LogHooks
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import FlooredClock
 from signer.officers.offline_check import ApprovalFold
@@ -29,7 +29,7 @@ class DiskLog:
             low_disk_bytes=1 << 20,
             ballast_bytes=1 << 20,
             listeners=[Listener(self._heard)],
-            on_time=clock.raise_floor,
+            hooks=LogHooks(on_time=clock.raise_floor),
         )
 
     def append(
