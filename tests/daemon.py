@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from signer.client import SignerClient
-from signer.daemon.app import STARTING
+from signer.daemon.status import STARTING
 from signer.hsm.latch import start_lock
 from signer.tools.dev import free_ports
 from signer.tools.dev.appliance import connect

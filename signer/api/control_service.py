@@ -1,6 +1,6 @@
 """ControlService: for operators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -28,22 +28,30 @@ class ReloadChanges:
     restart_needed: tuple[str, ...]
 
 
-class Daemon(Protocol):
-    """The running daemon, a layer above."""
+class DaemonStatus(Protocol):
+    """What the daemon, a layer above, says of itself."""
 
     @property
     def started_at(self) -> float: ...
     @property
     def differences(self) -> Sequence[str]: ...
-    def reload(self) -> ReloadChanges: ...
     def reasons(self) -> Sequence[str]: ...
 
 
 class ControlService(control_pb2_grpc.ControlServiceServicer):
     """Shows the state of the daemon, and reloads its files."""
 
-    def __init__(self, daemon: Daemon, served: Served, usage: Usage, hsm: Hsm) -> None:
-        self._daemon = daemon
+    def __init__(
+        self,
+        status: DaemonStatus,
+        reload: Callable[[], ReloadChanges],
+        *,
+        served: Served,
+        usage: Usage,
+        hsm: Hsm,
+    ) -> None:
+        """``reload`` reads the daemon's files again; it raises ConfigError."""
+        self._status, self._reload = status, reload
         self._served = served
         self._usage = usage
         self._hsm = hsm
@@ -53,7 +61,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     ) -> control_pb2.ReloadResponse:
         """Answers with what is in force afterwards; raises CallError with all problems."""
         try:
-            changed = self._daemon.reload()
+            changed = self._reload()
         except ConfigError as error:
             raise CallError(
                 Reason.FIELD_INVALID,
@@ -72,18 +80,18 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         if not 0 <= request.busiest <= MOST_BUSIEST:
             raise invalid("busiest", f"is {request.busiest}, expected 0 to {MOST_BUSIEST}")
         snapshot = self._served.snapshot
-        reasons = self._daemon.reasons()
+        reasons = self._status.reasons()
         waiting = self._hsm.waiting()
         return control_pb2.GetStatusResponse(
             version=__version__,
-            start_time=wire.timestamp(self._daemon.started_at),
+            start_time=wire.timestamp(self._status.started_at),
             ready=not reasons,
             reasons=reasons,
             policy_sha256=snapshot.policy.sha256,
             facilities=len(snapshot.policy.facilities),
             key_versions=len(snapshot.keys),
             queued_items=sum(waiting.values()),
-            differences=self._daemon.differences,
+            differences=self._status.differences,
             workers=[control_pb2.WorkerStatus(**asdict(each)) for each in self._hsm.status()],
             busiest=[
                 control_pb2.FacilityUsage(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from signer.daemon.app import Appliance
+from signer.daemon.app import build
 from signer.daemon.process_limits import share_heap
 
 
@@ -27,7 +27,7 @@ def run(
     share_heap()
     sys.setswitchinterval(0.0005)  # Python's default of 5 ms delays a worker's round trip
     with ExitStack() as refused:  # closes what a refused constructor leaves open
-        appliance = Appliance(
+        appliance = build(
             config_path, refused, override_audit=override_audit, development=development
         )
         refused.pop_all()

@@ -1,15 +1,16 @@
-"""What operators and monitoring see of the running daemon: gauges, doubts and the status page."""
+"""What operators and monitoring see of the running daemon: whether it serves, gauges, the page."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from signer.api.server import Server
+from signer.api.places import Places
 from signer.api.tls import Certificates
 from signer.audit.write.log import AuditLog
 from signer.clock import FlooredClock
 from signer.config.models import Config
+from signer.daemon.inventory import Inventory
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving
+from signer.events import Degraded, NotReady, Ready
 from signer.hsm.front.service import Hsm
 from signer.observe.gauges import KeyReadings, Readings, officer_readings, readings
 from signer.observe.history import History
@@ -18,7 +19,49 @@ from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.signing.request import Served
 
+STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 STUCK_SECONDS = 60.0  # the main loop may be silent so long before the process counts as dead
+
+
+@dataclass
+class Readiness:
+    """Whether the daemon serves. It is ``listening`` once its ports are open."""
+
+    hsm: Hsm
+    log: AuditLog
+    clock: FlooredClock
+    serving: Serving
+    listening: bool = False
+    draining: bool = False
+
+    def reasons(self) -> list[str]:
+        """Returns why the daemon does not serve; empty while it does."""
+        reasons = self.hsm.reasons()
+        if refusal := self.log.refusal:
+            reasons.append(refusal)
+        if doubt := self.clock.doubt():
+            reasons.append(
+                f"{doubt}: nothing is signed until the machine's clock is right again or officers "
+                "have confirmed it (`signer operations propose clock`)"
+            )
+        if unaccounted := self.serving.reason:
+            reasons.append(unaccounted)
+        if not self.listening:
+            reasons.append(STARTING)
+        if self.draining:
+            reasons.append(STOPPING)
+        return reasons
+
+    def away(self) -> list[str]:
+        """Returns which tokens do not serve, and why: the daemon may serve without them."""
+        return [f"token {token} is away: {why}" for token, why in self.hsm.away().items()]
+
+    def seen(self, reasons: list[str]) -> NotReady | Degraded | Ready:
+        """Returns the event that says whether the daemon serves, and with all of its tokens."""
+        if reasons:
+            return NotReady(reasons)
+        away = self.away()
+        return Degraded(away) if away else Ready()
 
 
 @dataclass
@@ -28,15 +71,15 @@ class StatusReader:
     config: Config
     clock: FlooredClock
     started_at: float
-    reasons: Callable[[], Sequence[str]]  # why the daemon does not serve
-    away: Callable[[], Sequence[str]]  # tokens that it serves without
+    readiness: Readiness
     served: Served
     hsm: Hsm
     log: AuditLog
     sealing: Sealing
     serving: Serving
     executor: Executor
-    server: Server
+    inventory: Inventory
+    places: Places
     certificates: Certificates
     reports: Reports
     _history: History = field(default_factory=History)
@@ -59,9 +102,16 @@ class StatusReader:
         silent = 0.0 if ticked is None else self.clock.monotonic() - ticked
         return f"the main loop is stuck for {silent:.0f} s" if silent > STUCK_SECONDS else ""
 
-    def doubts(self) -> list[str]:
-        """Returns what is wrong although the daemon serves."""
-        return self._doubts(f"the registry is not followed: {self.serving.error}")
+    def reasons(self) -> list[str]:
+        """Returns why the daemon does not serve; empty while it does."""
+        return self.readiness.reasons()
+
+    @property
+    def differences(self) -> list[str]:
+        """Where registry and tokens differ, and what else is wrong although the daemon serves."""
+        doubts = self._doubts(f"the registry is not followed: {self.serving.error}")
+        away = [] if self.hsm.reasons() else self.readiness.away()
+        return [*away, *self.inventory.differences, *self.serving.refused, *doubts]
 
     def _doubts(self, unfollowed: str) -> list[str]:
         registry = unfollowed if self.serving.error else ""
@@ -72,7 +122,7 @@ class StatusReader:
         log, now = self.log, self.clock.now()
         values: dict[str, float] = {
             "signer_ready": not self.reasons(),
-            "signer_calls_at_work": self.server.guard.places.taken,
+            "signer_calls_at_work": self.places.taken,
             "signer_calls_limit": self.config.limits.calls,
             "signer_operations_pending": self.executor.pending,
             "signer_time_seconds": self.clock.machine(),
@@ -106,7 +156,7 @@ class StatusReader:
                 monotonic=self.clock.monotonic(),
                 started=self.started_at,
                 reasons=self.reasons(),
-                away=self.away(),
+                away=self.readiness.away(),
                 # Without the database's text: everyone who reaches the port can read this.
                 doubts=self._doubts("the registry is not followed: see the log"),
                 gauges=self.readings(),

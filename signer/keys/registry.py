@@ -16,17 +16,10 @@ from sqlalchemy.exc import IntegrityError
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
+from signer.keys import schema
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.schema import acts, documents, key_versions, keys, officers, revision, suspensions
-from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
-
-_VERSIONS = sa.select(keys.c.facility, keys.c.key, keys.c.algorithm, key_versions).join(
-    keys, key_versions.c.key_id == keys.c.id
-)
-# Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
-_REVISION = sa.select(revision)
-_OFFICERS = sa.select(officers)
-_SUSPENSIONS = sa.select(suspensions)
+from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
 
 
 class RegistryState(NamedTuple):
@@ -119,7 +112,7 @@ class Registry:
     def head(self) -> RegistryHead:
         """Returns the revision and the policy in force. Raises OperatorError."""
         with self.reading() as connection:
-            row = connection.execute(_REVISION).one()
+            row = connection.execute(schema.REVISION).one()
             return RegistryHead(int(row.value), row.policy)
 
     def state(self, since: KeyIndex | None = None) -> RegistryState:
@@ -129,13 +122,13 @@ class Registry:
         key is not among the versions: no request can name it.
         """
         with self.reading() as connection:
-            now = connection.execute(_REVISION).one()
+            now = connection.execute(schema.REVISION).one()
             # A registry that was restored from a backup is another one: read all of it.
             known = KeyIndex() if since is None or now.value < since.revision else since
             if known.revision:
-                rows = connection.execute(_NEW, {"since": known.revision}).all()
+                rows = connection.execute(schema.NEW_VERSIONS, {"since": known.revision}).all()
             else:
-                rows = connection.execute(_ALL).all()
+                rows = connection.execute(schema.VERSIONS).all()
             return RegistryState(
                 keys=known.updated(map(_version, rows), int(now.value)),
                 officers=_officers(connection),
@@ -152,7 +145,7 @@ class Registry:
         So what somebody has changed without raising the revision is found, a part at a time.
         """
         with self.reading() as connection:
-            rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
+            rows = connection.execute(schema.PAGE, {"after": after, "most": limit}).all()
             last = rows[-1].id if len(rows) == limit else None
             return RegistryPage([_version(row) for row in rows], last)
 
@@ -164,7 +157,7 @@ class Registry:
                     int(row.revision),
                     Act(row.id, row.act, row.target, row.officer, row.reason, row.at),
                 )
-                for row in connection.execute(_ACTS, {"since": since})
+                for row in connection.execute(schema.ACTS, {"since": since})
             ]
 
     def officers(self) -> Mapping[str, bytes]:
@@ -183,9 +176,9 @@ class Registry:
 
     def versions(self, name: KeyName) -> Sequence[KeyVersion]:
         """Returns the versions of one key, oldest first. Raises OperatorError."""
-        statement = _VERSIONS.where(_is(name)).order_by(key_versions.c.number)
+        named = {"facility": name.facility, "key": name.key}
         with self.reading() as connection:
-            return [_version(row) for row in connection.execute(statement)]
+            return [_version(row) for row in connection.execute(schema.VERSIONS_OF_KEY, named)]
 
     def document(self, sha256: str) -> bytes | None:
         """Returns the document with a SHA-256, None without one. Raises OperatorError."""
@@ -206,12 +199,12 @@ class Registry:
 
 
 def _officers(connection: sa.Connection) -> dict[str, bytes]:
-    rows = connection.execute(_OFFICERS)
+    rows = connection.execute(schema.OFFICERS)
     return {row.principal: bytes(row.certificate) for row in rows}
 
 
 def _suspensions(connection: sa.Connection) -> tuple[Suspension, ...]:
-    rows = connection.execute(_SUSPENSIONS)
+    rows = connection.execute(schema.SUSPENSIONS)
     # Sorted here: the order of text differs between databases.
     return tuple(
         sorted(
@@ -221,18 +214,6 @@ def _suspensions(connection: sa.Connection) -> tuple[Suspension, ...]:
     )
 
 
-def _is(name: KeyName) -> sa.ColumnElement[bool]:
-    return sa.and_(keys.c.facility == name.facility, keys.c.key == name.key)
-
-
-_ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
-_NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
-_PAGE = (
-    _ALL.where(key_versions.c.id > sa.bindparam("after"))
-    .order_by(key_versions.c.id)
-    .limit(sa.bindparam("most"))
-)
-_ACTS = sa.select(acts).where(acts.c.revision > sa.bindparam("since")).order_by(acts.c.revision)
 _CONVERTED = {"id", "key_id", "state", "came_from"}
 _UNCHANGED = [column.name for column in key_versions.c if column.name not in _CONVERTED]
 
@@ -245,20 +226,6 @@ def _version(row: sa.Row[Any]) -> KeyVersion:
         came_from=None if row.came_from is None else KeyState(row.came_from),
         **{name: getattr(row, name) for name in _UNCHANGED},
     )
-
-
-# The columns of a version that can change.
-_MUTABLE = (
-    "state",
-    "certificate",
-    "kid",
-    "activate_at",
-    "sign_until",
-    "deactivate_at",
-    "destroy_at",
-    "came_from",
-    "request",
-)
 
 
 class ChangedMeanwhileError(OperatorError):
@@ -385,10 +352,13 @@ class Writing:
                 key_versions.c.cka_id == before.cka_id,
                 *(
                     key_versions.c[name].is_not_distinct_from(getattr(before, name))
-                    for name in _MUTABLE
+                    for name in schema.MUTABLE
                 ),
             )
-            .values({name: getattr(after, name) for name in _MUTABLE} | {"revision": self.revision})
+            .values(
+                {name: getattr(after, name) for name in schema.MUTABLE}
+                | {"revision": self.revision}
+            )
         )
         if self.connection.execute(statement).rowcount != 1:
             raise ChangedMeanwhileError(

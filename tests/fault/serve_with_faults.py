@@ -17,7 +17,7 @@ from pathlib import Path
 from signer import daemon
 from signer.audit.write.disk import Disk
 from signer.clock import FlooredClock
-from signer.daemon import app
+from signer.daemon import running
 
 FAULTS = Path(sys.argv[1])
 sync, free_bytes = Disk.sync, Disk.free_bytes
@@ -69,7 +69,7 @@ def obey() -> None:
 
 setattr(Disk, "sync", faulty_sync)  # noqa: B010
 setattr(Disk, "free_bytes", faulty_free_bytes)  # noqa: B010
-app.TICK_SECONDS = float(sys.argv[2])
+running.TICK_SECONDS = float(sys.argv[2])
 jump(ordered("clock"))
 threading.Thread(target=obey, daemon=True).start()
 sys.exit(daemon.run(Path(sys.argv[3])))

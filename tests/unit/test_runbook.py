@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from signer.daemon.accounts import UNACCOUNTED
-from signer.daemon.app import STARTING, STOPPING
+from signer.daemon.status import STARTING, STOPPING
 from signer.errors import ConfigError
 from signer.hsm.spec import FailureKind
 
@@ -30,7 +30,8 @@ SPEAKING = (
     "audit/write/log.py",
     "audit/write/recovery.py",
     "daemon/accounts.py",
-    "daemon/app.py",
+    "daemon/running.py",
+    "daemon/status.py",
     "daemon/policy_in_force.py",
     "daemon/serving.py",
     "hsm/worker/cryptoki.py",

@@ -1,0 +1,141 @@
+"""One appliance while it runs: it starts, serves until a signal ends it, drains and stops.
+
+Start order: workers, the HTTP port, operations, the gRPC port. An absent token or a latched PIN
+does not end the start: the daemon then runs NOT_SERVING, says why on /readyz, and serves with
+its first worker. Where one of several tokens serves, only the keys that no such token holds are
+away.
+"""
+
+import math
+import queue
+import signal
+import threading
+from collections.abc import Callable
+
+from signer.api.server import health_of
+from signer.daemon.parts import Base, Core, Edge
+from signer.errors import OperatorError
+from signer.events import Bug, Degraded, NotReady, Ready, Started, Stopped
+from signer.hsm.front.slot import START_SECONDS
+from signer.observe.http import HttpPort
+
+TICK_SECONDS = 0.25  # readiness and registry are checked so often
+COMPARE_SECONDS = 1.0  # a part of the registry is compared with what was read so often
+SWEEP_SECONDS = 5.0  # operations that have begun and not ended are searched for so often
+
+
+class Appliance:
+    """Starts, runs and stops the parts that ``app.build`` has made."""
+
+    def __init__(self, base: Base, core: Core, edge: Edge) -> None:
+        self._base, self._core, self._edge = base, core, edge
+        self._http: HttpPort | None = None
+        self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
+        self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
+        self._closing = threading.Event()
+
+    def start(self) -> None:
+        """Starts the parts in their order; raises OperatorError if one cannot start."""
+        self._receive(signal.SIGHUP)  # by default it would end a daemon that is still starting
+        snapshot = self._core.served.snapshot
+        self._core.serving.begin()
+        self._core.records.daemon_log.started(snapshot.policy, snapshot.keys)
+        self._core.hsm.start()
+        for label, (kind, text) in self._core.hsm.wait_for_outcomes(START_SECONDS).items():
+            if kind is not None and kind.ends_start:
+                raise OperatorError(f"token {label}: {text}")
+        self._core.sealing.start()
+        # Once /readyz answers, a supervisor may end the daemon: from here on with a drain.
+        self._receive(signal.SIGTERM, signal.SIGINT)
+        self._http = HttpPort(
+            self._base.config.metrics,
+            self._base.reports.metrics.registry,
+            self._edge.status.readings,
+            reasons=self._edge.readiness.reasons,
+            away=self._edge.readiness.away,
+            page=self._edge.status.page,
+            stuck=self._edge.status.stuck,
+            events=self._base.events,
+        )
+        self._core.serving.follow()  # what was decided since the constructor, before any call
+        self._edge.server.listen(str(self._base.config.listen), self._core.certificates)
+        self._edge.readiness.listening = True
+        self._following.start()
+        self._base.events.emit(
+            Started(str(self._base.config.listen), self._core.served.snapshot.policy.sha256)
+        )
+
+    def serve(self, on_ready: Callable[[], None]) -> None:
+        """Runs the main loop until a signal ends it.
+
+        Then health says NOT_SERVING at once, and calls are taken for ``drain_notice_seconds``
+        more, so that load balancers have turned to another appliance before one is refused.
+        """
+        announced, leave = False, math.inf
+        logged: NotReady | Degraded | Ready | None = None
+        while (left := leave - self._base.clock.monotonic()) > 0:
+            reasons = self._edge.readiness.reasons()
+            away = self._core.hsm.away()
+            self._core.health.set_serving(not reasons, [health_of(token) for token in away])
+            self._edge.server.expire(self._base.clock.monotonic())
+            self._core.records.daemon_log.tick()
+            self._core.sealing.tick()
+            self._edge.status.tick()
+            if (seen := self._edge.readiness.seen(reasons)) != logged:
+                logged = seen
+                self._base.events.emit(seen)
+            if not reasons and not announced:
+                announced = True
+                on_ready()
+            try:
+                received = self._signals.get(timeout=min(TICK_SECONDS, left))
+            except queue.Empty:
+                continue
+            if received is signal.SIGHUP:
+                self._edge.reloading.by_signal()
+            elif self._edge.readiness.draining or reasons:
+                return  # a second signal, or no calls were sent here anyway
+            else:
+                self._edge.readiness.draining = True
+                leave = self._base.clock.monotonic() + self._base.config.limits.drain_notice_seconds
+
+    def stop(self) -> None:
+        """Drains: health first, then the calls under way, the audit log, workers last."""
+        self._edge.readiness.draining = True
+        self._edge.status.rest()
+        self._edge.server.drain(self._base.config.limits.drain_seconds)
+        self._closing.set()
+        if self._following.is_alive():
+            self._following.join()
+        self._core.executor.close()
+        self._core.records.daemon_log.close()
+        self._core.sealing.close()
+        self._core.hsm.close()
+        if self._http is not None:
+            self._http.close()
+        self._core.registry.close()
+        self._base.loop.close()
+        self._base.events.emit(Stopped())
+        if self._base.native is not None:
+            self._base.native.close()
+        self._base.reports.lines.close()
+
+    def _receive(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            signal.signal(number, lambda received, _: self._signals.put(signal.Signals(received)))
+
+    def _follow(self) -> None:
+        """Follows the registry and resumes operations, in a thread: a database may hang."""
+        swept = compared = 0.0
+        while not self._closing.wait(TICK_SECONDS):
+            try:
+                self._core.serving.follow()
+                self._core.inventory.compare()
+                if self._base.clock.monotonic() - compared >= COMPARE_SECONDS:
+                    compared = self._base.clock.monotonic()
+                    self._core.serving.compare()
+                if self._base.clock.monotonic() - swept >= SWEEP_SECONDS:
+                    swept = self._base.clock.monotonic()
+                    self._core.executor.sweep()
+            except Exception as error:  # noqa: BLE001 - without this thread suspensions are missed
+                self._base.events.emit(Bug("follow the registry", error, {}))
