@@ -39,7 +39,6 @@ from signer.events import (
     WorkerLeft,
 )
 from signer.files import replace_file
-from signer.keys.certificates import public_key_pem
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry, RegistryState
 from signer.model import AUDIT_KEY, KeyIndex, KeyVersion
@@ -47,6 +46,7 @@ from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OfficersRecord
 from signer.officers.standing import StandingFold, baseline_fields
 from signer.policy.rules import Policy
+from signer.x509 import public_key_pem
 
 FLUSH_SECONDS = 10.0  # how long denials are added up before they are recorded
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError
-from signer.keys.certificates import cose_kid, fits, jwk_thumbprint
 from signer.model import KeyName, KeyState, KeyVersion, TokenObject
+from signer.x509 import cose_kid, fits, jwk_thumbprint
 
 if TYPE_CHECKING:
     # Auditors judge a log by the table of states where no database is installed.

@@ -15,10 +15,9 @@ from datetime import datetime, tzinfo
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.keys.certificates import fingerprint
 from signer.officers.approval import parse
 from signer.text import duration
-from signer.x509 import uris_of
+from signer.x509 import fingerprint, uris_of
 
 _WIDTH = 16  # of names before their values
 _TIME = re.compile(r"(?:.*_)?(?:at|until)")  # names of times in seconds since the epoch

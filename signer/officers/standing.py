@@ -27,9 +27,9 @@ from signer.audit.format.record import (
     octets,
     text,
 )
-from signer.keys.certificates import cose_kid
 from signer.model import Act, KeyState, KeyVersion, Scope, Suspension
 from signer.officers.records import ApprovedOperation
+from signer.x509 import cose_kid
 
 if TYPE_CHECKING:
     from signer.keys.registry import RegistryState

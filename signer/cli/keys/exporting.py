@@ -17,8 +17,8 @@ from signer.cli.options import NEW_FILE
 from signer.cli.output import say, write_file
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
-from signer.keys.certificates import jwk_members, jwk_thumbprint
 from signer.text import count
+from signer.x509 import jwk_members, jwk_thumbprint
 
 _SIGNED = frozenset({"ACTIVE", "SUSPENDED", "DEACTIVATED"})
 _RETIRED = frozenset({"DESTROY_SCHEDULED", "DESTROYED"})

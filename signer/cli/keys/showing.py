@@ -10,8 +10,8 @@ from signer.cli.options import json_option
 from signer.cli.output import output, print_json, say
 from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
-from signer.keys.certificates import describe_certificate, fingerprint, public_key_pem
 from signer.text import plain
+from signer.x509 import describe_certificate, fingerprint, public_key_pem
 
 _SEPARATOR = "/versions/"
 

@@ -33,9 +33,9 @@ from signer.cli.output import output, print_json, print_table, put, say, write_f
 from signer.cli.progress import progress
 from signer.client import Officers, Operation, SignerClient
 from signer.errors import OperatorError
-from signer.keys.certificates import describe_certificate
 from signer.officers.approval import ApprovalError, parse
 from signer.text import plain
+from signer.x509 import describe_certificate
 
 _BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
 STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)

@@ -18,7 +18,6 @@ from signer.clock import ClockReading, FlooredClock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
-from signer.keys.certificates import cose_kid
 from signer.keys.lifecycle import TokenAdmin, cka_id_of
 from signer.keys.registry import Change, Registry, RegistryState
 from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
@@ -29,6 +28,7 @@ from signer.policy.rules import Policy
 from signer.strict import StrictModel, problems_of
 from signer.text import count
 from signer.text import utc as utc_text
+from signer.x509 import cose_kid
 
 FACILITIES_SHOWN = 20  # lines of a difference that list the same thing; the rest is counted
 Moment = Annotated[int, Field(ge=0, le=32_503_680_000)]

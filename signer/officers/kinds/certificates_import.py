@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.errors import OperatorError
 from signer.formats.hcert import DCC_USAGES
-from signer.keys.certificates import certified, extended_key_usages, read_certificate
 from signer.keys.registry import Change
 from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.base import (
@@ -27,7 +26,7 @@ from signer.officers.kinds.base import (
     utc,
 )
 from signer.officers.kinds.create_key import hcert_terms
-from signer.x509 import is_authority
+from signer.x509 import certified, extended_key_usages, is_authority, read_certificate
 
 MAX_CHAIN = 5
 

@@ -14,7 +14,6 @@ from signer import __version__
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import OperatorError
 from signer.keys import lifecycle
-from signer.keys.certificates import fingerprint
 from signer.keys.csr import make_request
 from signer.keys.lifecycle import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
 from signer.model import Format, KeyName, KeyVersion
@@ -31,6 +30,7 @@ from signer.officers.kinds.base import (
 )
 from signer.policy.rules import Terms
 from signer.text import count
+from signer.x509 import fingerprint
 
 BATCH = 50  # keys of one transaction; after a crash at most so many are found on the token
 _TEST = b"signer.v1 test signature"

@@ -12,7 +12,6 @@ from signer.algorithms import Algorithm
 from signer.config.policy_documents import PolicyFile, PolicyText, policy_files, policy_text
 from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
-from signer.keys.certificates import fits
 from signer.keys.lifecycle import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
 from signer.model import IDENTIFIER, Format, KeyName, KeyVersion
 from signer.officers.kinds.base import (
@@ -29,6 +28,7 @@ from signer.officers.kinds.create_key import save_made, try_out
 from signer.officers.kinds.policy_change import PutPolicy, replaced_problems
 from signer.policy.difference import new_facilities
 from signer.text import count
+from signer.x509 import fits
 
 # The columns of the CSV; spaces separate `clients`, `group` and `bits` may be empty.
 COLUMNS = ("facility", "group", "profile", "clients", "key", "algorithm", "bits")

@@ -16,7 +16,6 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.keys import lifecycle
-from signer.keys.certificates import certified
 from signer.keys.lifecycle import NewKey, cka_id_of
 from signer.keys.registry import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion
@@ -52,7 +51,7 @@ from signer.officers.kinds.create_key import (
 )
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
 from signer.text import count, duration
-from signer.x509 import spki_of
+from signer.x509 import certified, spki_of
 
 MAX_KEYS = 50_000
 

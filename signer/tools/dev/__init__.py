@@ -22,13 +22,13 @@ from signer.daemon.audit_log import begin, ensure_audit_key
 from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
-from signer.keys.certificates import certified, public_key_pem
 from signer.keys.lifecycle import NewKey, create_key
 from signer.keys.registry import Change, Registry
 from signer.model import KeyIndex
 from signer.officers.kinds.officer_change import first_officers
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, softhsm, texts
+from signer.x509 import certified, public_key_pem
 
 Progress = Callable[[int, int], None]
 """Called with the number of keys created so far and their total."""

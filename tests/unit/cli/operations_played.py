@@ -33,8 +33,8 @@ from signer.client import (
     Prepared,
     SignerClient,
 )
-from signer.keys.certificates import cose_kid, jwk_thumbprint
 from signer.officers.approval import Proposal, parse
+from signer.x509 import cose_kid, jwk_thumbprint
 
 NOW = int(datetime.now(UTC).timestamp())
 ES256 = {"algorithm": "ES256", "bits": 0, "token": "", "activate": False, "sign_until": 0}

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys.certificates import (
+from signer.model import KeyVersion
+from signer.x509 import (
     certified,
     check_certificate,
     cose_kid,
@@ -21,7 +22,6 @@ from signer.keys.certificates import (
     public_key_pem,
     read_certificate,
 )
-from signer.model import KeyVersion
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 

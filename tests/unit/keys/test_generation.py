@@ -5,10 +5,10 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys.certificates import cose_kid, fits, jwk_thumbprint
 from signer.keys.lifecycle import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
 from signer.model import KeyIndex, KeyName, KeyState
+from signer.x509 import cose_kid, fits, jwk_thumbprint
 
 NAME = KeyName("01-001", "records")
 

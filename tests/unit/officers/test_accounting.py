@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from signer.keys.certificates import cose_kid
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
 from signer.model import KeyIndex, KeyName, KeyState, KeyVersion
@@ -15,6 +14,7 @@ from signer.officers.approval import Proposal, Signature
 from signer.officers.rotation_plan import Step, plan_text
 from signer.officers.standing import standing_of
 from signer.officers.store import OperationState, StoredOperation
+from signer.x509 import cose_kid
 from tests.stand_ins import key_version
 
 ID = "00000000-0000-4000-8000-000000000002"

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.keys.certificates import cose_kid
+from signer.x509 import cose_kid
 from tests.unit.officers.opstage import CLINIC, DAY, MINISTRY, START, Stage
 from tests.unit.officers.people import Authority, key_of, pem
 from tests.unit.officers.softtoken import spki_of
