@@ -3,7 +3,8 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,6 +89,18 @@ class Appliance(DevAppliance):
         edit(policy)
         # JSON is YAML, with every text in quotes and without anchors.
         path.write_text(json.dumps(policy, indent=2))
+
+
+@contextmanager
+def serving(made: Appliance) -> Iterator[None]:
+    """Starts an appliance; it must live until the end of the block, and end cleanly."""
+    made.start()
+    try:
+        yield
+    finally:
+        lived, code = made.running, made.stop()
+    assert lived, f"the appliance died (exit code {code}):\n{made.log_end()}"
+    assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
 
 
 def _merge(into: dict[str, Any], changes: Mapping[str, Any]) -> None:

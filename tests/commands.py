@@ -1,5 +1,7 @@
-"""Command lines that run in the process of a test."""
+"""Command lines that run in the process of a test, or in one of their own."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +17,20 @@ class Done(NamedTuple):
 
 
 Run = Callable[..., Done]
+SIGNER = [sys.executable, "-m", "signer"]
+
+
+def signer(*words: object) -> Done:
+    """Runs a command line in a process of its own, without input."""
+    done = subprocess.run(
+        [*SIGNER, *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.appliances import Appliance
+from tests.appliances import Appliance, serving
 from tests.postgres import Postgres
 
 # Where Python is told to keep no bytecode, every daemon and command would compile all of signer.
@@ -53,13 +53,8 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     """An appliance that serves; it must end cleanly after the last test."""
     made = Appliance(tmp_path_factory.mktemp("appliance") / "dev")
     made.init()
-    made.start()
-    try:
+    with serving(made):
         yield made
-    finally:
-        lived, code = made.running, made.stop()
-    assert lived, f"the appliance died (exit code {code}):\n{made.log_end()}"
-    assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
 
 
 @pytest.fixture(scope="session")

@@ -29,13 +29,15 @@ from signer.daemon.status import STARTING
 from signer.hsm.latch import start_lock
 from signer.tools.dev import free_ports
 from signer.tools.dev.appliance import connect
+from tests.commands import signer
 
 SECONDS = 120.0
-SIGNER = [sys.executable, "-m", "signer"]
 RECORDS = "facilities/01-001/keys/records"
 
 
-def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
+def until(
+    true: Callable[[], object], what: str = "what the test waits for", seconds: float = SECONDS
+) -> None:
     """Waits for something to become true; fails with ``what`` if it does not."""
     end, pause = time.monotonic() + seconds, 0.02
     while not true():
@@ -168,15 +170,8 @@ class Daemon:
 
     def run(self, *arguments: str) -> Exit:
         """Runs another command of the program on the same configuration."""
-        done = subprocess.run(
-            [*SIGNER, *arguments, "--config", str(self.config)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=SECONDS,
-        )
-        return Exit(done.returncode, done.stderr)
+        done = signer(*arguments, "--config", self.config)
+        return Exit(done.code, done.err)
 
     def verified(self, *options: str) -> dict[str, Any]:
         """Returns what ``signer audit verify`` reports once the whole log is signed."""
@@ -279,13 +274,12 @@ def beside(made: Any) -> Path:
 
 def verified(audit: Path, origin: str, *options: str, whole: bool = True) -> dict[str, Any]:
     """The report on a log; where it is to be ``whole``, once its newest records are signed."""
-    command = [*SIGNER, "audit", "verify", "--json", "--dir", str(audit)]
-    command += ["--key", str(audit / "audit.pub.pem"), "--origin", origin, *options]
+    command = ["audit", "verify", "--json", "--dir", audit, "--key", audit / "audit.pub.pem"]
+    command += ["--origin", origin, *options]
     report: dict[str, Any] = {}
 
     def reported() -> bool:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        report.update(json.loads(done.stdout))
+        report.update(json.loads(signer(*command).out))
         return bool(report["whole"]) or not whole
 
     until(reported, "the log is whole and signed")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from signer import events
 from signer.algorithms import Algorithm
+from signer.audit.write.disk import Disk
 from signer.audit.write.log import AuditLog
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import FlooredClock, SystemClock
@@ -133,6 +134,23 @@ class FakeHsm:
         first, self.signed = self.signed + 1, self.signed + len(job.inputs)
         signatures = [n.to_bytes(length, "big") for n in range(first, self.signed + 1)]
         return Signed(signatures, {}, self.attempts)
+
+
+class GatedDisk(Disk):
+    """A disk that counts its syncs, which wait for ``gate``."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        if not self.gate.is_set():
+            self.waiting.set()
+            assert self.gate.wait(30)
+        self.syncs += 1
+        super().sync(descriptor)
 
 
 def small_log(folder: Path, **changes: Any) -> AuditLog:

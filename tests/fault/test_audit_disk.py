@@ -156,6 +156,13 @@ def test_a_recovery_that_cannot_be_written_refuses_the_start(folder: Path) -> No
     log.close()
 
 
+def append_five(folder: Path) -> None:
+    log = open_log(folder)
+    for number in range(5):
+        log.append(RecordKind.TOKEN, {"number": number})
+    log.close()
+
+
 RECOVERY_CALLS = ["open", "sync", "forget", "close", "create", "write", "remove", "sync_directory"]
 
 
@@ -164,10 +171,7 @@ RECOVERY_CALLS = ["open", "sync", "forget", "close", "create", "write", "remove"
 def test_a_start_that_cannot_mend_a_torn_tail_refuses_and_loses_nothing(
     folder: Path, call: str, code: int
 ) -> None:
-    log = open_log(folder)
-    for number in range(5):
-        log.append(RecordKind.TOKEN, {"number": number})
-    log.close()
+    append_five(folder)
     [segment] = list_segments(folder)
     segment.path.write_bytes(segment.path.read_bytes() + b"torn")
     refuse_and_mend(folder, FaultyDisk(call, code), code)
@@ -178,10 +182,7 @@ def test_a_start_that_cannot_mend_a_torn_tail_refuses_and_loses_nothing(
 def test_a_start_that_cannot_put_a_torn_segment_aside_refuses_and_loses_nothing(
     folder: Path, call: str, code: int
 ) -> None:
-    log = open_log(folder)
-    for number in range(5):
-        log.append(RecordKind.TOKEN, {"number": number})
-    log.close()
+    append_five(folder)
     (folder / f"{5:016d}.log").write_bytes(b"\x00")  # a header that was not finished
     refuse_and_mend(folder, FaultyDisk(call, code), code)
 

@@ -31,6 +31,7 @@ from signer.v1 import (
     signing_pb2_grpc,
 )
 from tests import daemon
+from tests.appliances import serving
 
 SECONDS = 120.0
 """Deadline of every call: what hangs fails its test."""
@@ -186,13 +187,8 @@ def own(appliance: Any, folder: Path, **changes: Any) -> Iterator[Any]:
         made.edit_policy(changes["policy"])
     if "prepare" in changes:
         changes["prepare"](made)
-    made.start()
-    try:
+    with serving(made):
         yield made
-    finally:
-        lived, code = made.running, made.stop()
-    assert lived, f"the appliance died (exit code {code}):\n{made.log_end()}"
-    assert code == 0, f"the appliance ended with {code}:\n{made.log_end()}"
 
 
 class Issued(NamedTuple):

@@ -1,14 +1,12 @@
 """A real appliance from nothing, for ``signer init`` and ``signer serve``."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from signer.files import SECRET, replace_file
 from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
+from tests.commands import Done, signer
 
-SIGNER = [sys.executable, "-m", "signer"]
 KEY = "facilities/clinic/keys/records"
 POLICY = """
 roles:
@@ -72,10 +70,9 @@ class Place:
     def policy(self) -> str:
         return (self.dir / "policy/policy.yaml").read_text()
 
-    def signer(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [*SIGNER, *map(str, arguments), "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def signer(self, *arguments: object) -> Done:
+        return signer(*arguments, "--config", self.config)
 
-    def init(self, *names: str) -> subprocess.CompletedProcess[str]:
+    def init(self, *names: str) -> Done:
         options = [word for name in names for word in ("--officer", self.certificate(name))]
         return self.signer("init", *options)

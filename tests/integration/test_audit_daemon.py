@@ -23,6 +23,7 @@ from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
 from signer.tools.dev.appliance import connect
 from signer.v1 import keys_pb2, signing_pb2
+from tests.commands import Done, signer
 from tests.integration import edge
 
 RECORDS = "facilities/01-001/keys/records"
@@ -34,21 +35,6 @@ DCC = (
 )
 """A vaccination certificate of nobody."""
 DCC_KEY = "facilities/moh/keys/dcc"
-
-
-class Ran:
-    """How a command of the program ended."""
-
-    def __init__(self, *arguments: object) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "signer", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-        self.code, self.out, self.errors = done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +83,7 @@ def left(stubs: edge.Stubs) -> int:
 
 def proven(made: Any, output: Path, proof: Path) -> bool:
     """Whether the proof of an output can be had; it can once a checkpoint covers it."""
-    done = Ran("audit", "prove", "--config", made.dir / "signer.yaml", "--file", output)
+    done = signer("audit", "prove", "--config", made.dir / "signer.yaml", "--file", output)
     proof.write_text(done.out)
     return done.code == 0
 
@@ -124,30 +110,32 @@ def test_what_was_answered_is_found_and_proven_offline(
     response = stubs.sign([payload], key=key, format=f"FORMAT_{wanted}")
     output, proof = tmp_path / "output", tmp_path / "proof.json"
     output.write_bytes(response.signatures[0])
-    found = Ran("audit", "find", "--config", own.dir / "signer.yaml", "--file", output, "--json")
-    assert found.code == 0, found.errors
+    found = signer("audit", "find", "--config", own.dir / "signer.yaml", "--file", output, "--json")
+    assert found.code == 0, found.err
     [match] = json.loads(found.out)
     assert match["key_version"] == response.key_version
     assert match["request_id"] == ""  # the caller gave none
     edge.until(lambda: proven(own, output, proof), "a checkpoint covers the signature")
     key_file = shutil.copy(own.dir / "audit" / "audit.pub.pem", tmp_path)
-    checked = Ran("audit", "verify", "--proof", proof, "--key", key_file)
-    assert checked.code == 0, checked.errors
+    checked = signer("audit", "verify", "--proof", proof, "--key", key_file)
+    assert checked.code == 0, checked.err
     bent = proof.read_text().replace('"leaf":"', '"leaf":"00', 1)
     proof.write_text(bent)
-    assert Ran("audit", "verify", "--proof", proof, "--key", key_file).code == 1
+    assert signer("audit", "verify", "--proof", proof, "--key", key_file).code == 1
 
 
 def test_what_was_never_signed_is_not_found(own: Any) -> None:
     config = own.dir / "signer.yaml"
-    assert Ran("audit", "find", "--config", config, hashlib.sha256(b"never").hexdigest()).code == 1
+    assert (
+        signer("audit", "find", "--config", config, hashlib.sha256(b"never").hexdigest()).code == 1
+    )
 
 
 def test_the_whole_log_verifies_while_it_grows(own: Any, stubs: edge.Stubs) -> None:
     for _ in range(20):
         stubs.sign([b"{}"] * 50)
-    done = Ran("audit", "verify", "--config", own.dir / "signer.yaml")
-    assert done.code == 0, done.errors
+    done = signer("audit", "verify", "--config", own.dir / "signer.yaml")
+    assert done.code == 0, done.err
 
 
 def test_checkpoints_are_shipped_to_the_mirror(own: Any, stubs: edge.Stubs) -> None:
@@ -380,7 +368,7 @@ def test_starts_denials_policies_keys_and_ends_are_on_record(
     assert (key, reason, calls, method, role) == ("", "PEER_UNKNOWN", 1, SIGN_BATCH, "")
     assert peer.startswith("ipv4:127.0.0.1:")
     assert "nguyen" not in made.log.read_text()
-    assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
+    assert signer("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
 
 
 def test_a_log_that_cannot_be_written_stops_signing_until_a_restart(
@@ -407,7 +395,7 @@ def test_a_log_that_cannot_be_written_stops_signing_until_a_restart(
         answered += stubs.sign([b"m"] * 2000, **batch).signatures
     digests = {hashlib.sha256(each).digest() for each in answered}
     assert digests == digests & signed(made)
-    assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
+    assert signer("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
 
 
 def signed(made: Any) -> set[bytes]:
@@ -420,8 +408,8 @@ def signed(made: Any) -> set[bytes]:
     }
 
 
-def served(made: Any) -> Ran:
-    return Ran("serve", "--config", made.dir / "signer.yaml")
+def served(made: Any) -> Done:
+    return signer("serve", "--config", made.dir / "signer.yaml")
 
 
 def test_a_log_that_was_cut_or_is_gone_ends_the_start(make_appliance: Callable[..., Any]) -> None:
@@ -434,16 +422,16 @@ def test_a_log_that_was_cut_or_is_gone_ends_the_start(make_appliance: Callable[.
     segment.write_bytes(whole[: len(whole) - 400])
     cut = served(made)
     assert cut.code == 1
-    assert "not whole" in cut.errors
-    assert "Restore the missing files" in cut.errors
+    assert "not whole" in cut.err
+    assert "Restore the missing files" in cut.err
     segment.unlink()
     gone = served(made)
     assert gone.code == 1
-    assert "no audit log" in gone.errors
-    begun = Ran("init", "--join", "--config", made.dir / "signer.yaml")
+    assert "no audit log" in gone.err
+    begun = signer("init", "--join", "--config", made.dir / "signer.yaml")
     assert begun.code == 1  # a checkpoint knows that there was one
     segment.write_bytes(whole)
-    assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
+    assert signer("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
 
 
 def test_an_override_goes_on_is_recorded_and_lasts(
@@ -471,7 +459,7 @@ def test_an_override_goes_on_is_recorded_and_lasts(
     with edge.connect(made.dev) as stubs:
         assert stubs.sign().signatures
     assert made.stop() == 0
-    assert Ran("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
+    assert signer("audit", "verify", "--config", made.dir / "signer.yaml").code == 0
     assert list((tmp_path / "mirror").glob("*.overridden"))  # kept as evidence
 
 
@@ -483,9 +471,9 @@ def ready(made: Any) -> bool:
 
 
 def test_a_log_is_begun_once(own: Any) -> None:
-    again = Ran("init", "--config", own.dir / "signer.yaml")
+    again = signer("init", "--config", own.dir / "signer.yaml")
     assert again.code == 1
-    assert "only once" in again.errors
+    assert "only once" in again.err
 
 
 def test_the_client_repeats_a_job_under_its_id(own: Any) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands import signer
 from tests.integration import edge
 from tests.integration.officers import Office
 from tests.integration.test_registry_followed import execute, reason
@@ -38,14 +37,9 @@ def signs(made: Any) -> str:
 
 def verified(made: Any, *words: str, folder: Path | None = None) -> dict[str, Any]:
     audit = folder or made.dir / "audit"
-    done = subprocess.run(
-        [sys.executable, "-m", "signer", "audit", "verify", "--json", "--dir", str(audit), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    report: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == (not report["whole"]), done.stderr
+    done = signer("audit", "verify", "--json", "--dir", audit, *words)
+    report: dict[str, Any] = json.loads(done.out)
+    assert done.code == (not report["whole"]), done.err
     return report
 
 

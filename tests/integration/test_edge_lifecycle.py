@@ -19,28 +19,17 @@ from signer.audit.format.record import CLOSING, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.v1 import signing_pb2
+from tests.commands import signer
 from tests.daemon import verified
 from tests.integration import edge, outputs
 
 
-def serve(config: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a daemon whose start must be refused."""
-    return subprocess.run(
-        [sys.executable, "-m", "signer", "serve", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
 def refused(config: Path) -> str:
     """The text of a refusal: exit code 1, no traceback, and no worker left behind."""
-    done = serve(config)
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    return done.stderr
+    done = signer("serve", "--config", config)
+    assert (done.code, done.out) == (1, ""), done.err
+    assert "Traceback" not in done.err
+    return done.err
 
 
 def copied(appliance: Any, folder: Path, **changes: Any) -> Path:

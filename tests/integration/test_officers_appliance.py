@@ -33,13 +33,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     }
     for names, told in refusals.items():
         done = made.init(*names)
-        assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+        assert (done.code, told in done.err) == (1, True), done.err
         assert not (made.dir / "audit").exists()
-    assert made.signer("init", "--join").returncode == 1
+    assert made.signer("init", "--join").code == 1
     done = made.init("officer-a", "officer-b")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     again = made.init("officer-a", "officer-b")
-    assert (again.returncode, "only once" in again.stderr) == (1, True)
+    assert (again.code, "only once" in again.err) == (1, True)
     return made
 
 
@@ -185,6 +185,6 @@ def test_init_warns_of_a_certificate_that_ends_soon(tmp_path: Path) -> None:
     short = authority.issue(old.public_key(), old.subject, usage, names, 10)  # type: ignore[arg-type] # it is one of ours
     file.write_bytes(short.public_bytes(Encoding.PEM))
     done = made.init("officer-a", "officer-b")
-    assert done.returncode == 0
-    assert f"the certificate of {plan.principal('officer-b')} ends soon: 20" in done.stderr
-    assert plan.principal("officer-a") not in done.stderr
+    assert done.code == 0
+    assert f"the certificate of {plan.principal('officer-b')} ends soon: 20" in done.err
+    assert plan.principal("officer-a") not in done.err

@@ -1,8 +1,6 @@
 """Nothing under dual control is done by fewer officers, over other bytes, or twice."""
 
 import json
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signer.client import SignerClientError, sign_operation
 from signer.officers.approval import parse
+from tests.commands import signer
 from tests.integration import edge
 from tests.integration.officers import Office
 
@@ -184,13 +183,8 @@ def test_the_log_proves_all_of_it_offline(office: Office, made: Any) -> None:
 
 def verified(folder: Path) -> dict[str, Any]:
     """What `signer audit verify` says, with nothing but the log and its public key."""
-    signer = [sys.executable, "-m", "signer", "audit", "verify"]
-    done = subprocess.run(
-        [*signer, "--dir", str(folder), "--key", str(folder / "audit.pub.pem"), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
+    key = folder / "audit.pub.pem"
+    done = signer("audit", "verify", "--dir", folder, "--key", key, "--json")
+    assert done.code == 0, done
+    report: dict[str, Any] = json.loads(done.out)
     return report

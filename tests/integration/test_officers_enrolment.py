@@ -1,7 +1,6 @@
 """Facilities by the hundred and the thousand, from one file, served without a restart."""
 
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -20,18 +19,6 @@ from tests.integration.officers import Issuing, Office, check, csv_of
 A = "facilities/01-001/keys/records"
 HEADER = "facility,group,profile,clients,key,algorithm,bits"
 ISSUER = "spiffe://dev.signer.example/issuer"
-
-
-@pytest.fixture(scope="module")
-def made(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An appliance of this module's own."""
-    with edge.own(appliance, tmp_path_factory.mktemp("enrolment")) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def office(made: Any) -> Office:
-    return Office(made.dev)
 
 
 def keys_of(names: list[str]) -> list[str]:

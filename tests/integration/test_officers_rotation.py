@@ -1,8 +1,6 @@
 """Keys are rotated while issuers sign, and nobody notices but by the new public key."""
 
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -12,13 +10,6 @@ from tests.integration.officers import Answer, Issuing, Office
 
 KEY = "facilities/01-001/keys/records"
 OTHER = "facilities/01-002/keys/records"
-
-
-@pytest.fixture(scope="module")
-def office(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    """Officers of an appliance of this module's own."""
-    with edge.own(appliance, tmp_path_factory.mktemp("rotation")) as made:
-        yield Office(made.dev)
 
 
 def number(version: str) -> int:

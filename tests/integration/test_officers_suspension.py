@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,18 +23,6 @@ MORE = "facilities/01-001/keys/more"
 SLOW = "facilities/01-001/keys/records-rs256"
 LATEST_SECONDS = 2.0
 """Slack for a busy machine: the goal is 100 ms."""
-
-
-@pytest.fixture(scope="module")
-def made(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An appliance of this module's own."""
-    with edge.own(appliance, tmp_path_factory.mktemp("suspension")) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def office(made: Any) -> Office:
-    return Office(made.dev)
 
 
 Stop = Callable[[SignerClient], object]

@@ -1,8 +1,6 @@
 """Two appliances on one PostgreSQL registry and one token: what one decides, both do."""
 
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +10,10 @@ import pytest
 
 from signer.client import NotFoundError, PreconditionError, UnavailableError
 from signer.tools.dev import pki
+from tests.commands import signer
 from tests.daemon import Daemon, beside
 from tests.integration import edge, officers
 
-SIGNER = [sys.executable, "-m", "signer"]
 RECORDS = edge.RECORDS
 OTHER = "facilities/01-002/keys/records"
 
@@ -48,7 +46,7 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
     second = beside(made)
     made.start()  # in development the files' policy comes into force with a start
     assert made.stop() == 0
-    subprocess.run([*SIGNER, "init", "--config", str(second), "--join"], check=True)
+    assert signer("init", "--config", second, "--join").code == 0
     both = Daemon(made.dir / "signer.yaml"), Daemon(second)
     for each in both:
         each.start()

@@ -7,7 +7,6 @@ obeyed. After each one the rows are put back, and the appliances serve again.
 import base64
 import json
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,9 +25,10 @@ from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.officers.approval import parse
 from signer.tools.dev.key_plan import principal
+from tests.commands import signer
 from tests.daemon import Daemon, beside, until
 from tests.integration.officers import Office
-from tests.integration.place import KEY, SIGNER, Place
+from tests.integration.place import KEY, Place
 
 CLINIC, WARD = "facilities/clinic/keys", "facilities/ward/keys/records"
 STOPPED = ("suspended", "resumed", "compromised", "deactivated", "planned")
@@ -279,12 +279,12 @@ def _store(
             recorded=state == "DONE",
         )
     )
-    for who, signer in zip(("officer-a", "officer-b"), signers, strict=True):
+    for who, name in zip(("officer-a", "officer-b"), signers, strict=True):
         connection.execute(
             sa.insert(schema.signatures).values(
                 operation=proposal.id,
                 officer=principal(who),
-                signature=sign_operation(content, site.office.keys[signer]),
+                signature=sign_operation(content, site.office.keys[name]),
                 at=proposal.proposed_at + 1,
             )
         )
@@ -353,7 +353,7 @@ def site(
         settings = yaml.safe_load(place.config.read_text())
         place.config.write_text(yaml.safe_dump(settings | {"registry": url}))
     done = place.init("officer-a", "officer-b")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     daemons = [Daemon(place.config)]
     if request.param == "two":
         daemons.append(Daemon(beside(place)))
@@ -426,12 +426,7 @@ def test_every_log_names_what_was_not_served(site: Site) -> None:
         with site.changed(change):
             until(site.told, "every appliance gives a reason")
     for daemon in site.daemons:
-        exported = subprocess.run(
-            [*SIGNER, "audit", "export", "--config", str(daemon.config)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        exported = signer("audit", "export", "--config", daemon.config).out
         for what in ("planned/versions/1", "the officers"):
             assert re.search(f'"unaccounted": [^]]*{what}', exported), what
 

@@ -4,8 +4,6 @@ Plain gRPC stubs, which try nothing again, and the client library. Both balance 
 appliances and watch their health.
 """
 
-import subprocess
-import sys
 import threading
 import uuid
 from collections import Counter
@@ -24,10 +22,10 @@ from signer.audit.read.reader import Reader
 from signer.client import secure_channel
 from signer.tools.dev.appliance import connect
 from tests.appliances import Appliance
+from tests.commands import signer
 from tests.daemon import Daemon, beside
 from tests.integration import edge
 
-SIGNER = [sys.executable, "-m", "signer"]
 PLAIN, LIBRARY = edge.RECORDS, "facilities/01-002/keys/records"
 THREADS = 3
 PAUSE = 0.01
@@ -78,7 +76,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     made.configure({"audit": {"directory": "audit", "origin": "signer/audit"}})
     made.configure({"limits": {"drain_notice_seconds": NOTICE}})
     second = beside(made)
-    subprocess.run([*SIGNER, "init", "--config", str(second), "--join"], check=True)
+    assert signer("init", "--config", second, "--join").code == 0
     with ExitStack() as stack:
         both = Daemon(made.dir / "signer.yaml"), Daemon(second)
         for each in both:

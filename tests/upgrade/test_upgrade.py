@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -28,13 +27,13 @@ from signer.keys.schema import VERSION
 from signer.tools.dev import free_ports, pki
 from signer.tools.dev.appliance import connect
 from signer.tools.dev.key_plan import principal
+from tests.commands import Done, signer
 from tests.daemon import Daemon, verified
 from tests.integration import edge
 from tests.integration.document import Document
 
 HERE = Path(__file__).parent
 STATES = sorted(path.name for path in HERE.glob("schema-*"))
-SIGNER = [sys.executable, "-m", "signer"]
 RECORDS = edge.RECORDS
 
 
@@ -88,28 +87,22 @@ class Machine:
             },
         }
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*SIGNER, *arguments, "--config", str(self.config)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+    def run(self, *arguments: str) -> Done:
+        return signer(*arguments, "--config", self.config)
 
     def done(self, *arguments: str) -> str:
         ran = self.run(*arguments)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        assert ran.code == 0, ran.err
+        return ran.out
 
     def refused(self) -> str:
         """Why a daemon does not start; nothing was changed."""
         before = self.contents()
         ran = self.run("serve")
-        assert ran.returncode == 1, ran.stderr
-        assert "Traceback" not in ran.stderr
+        assert ran.code == 1, ran.err
+        assert "Traceback" not in ran.err
         assert self.contents() == before
-        return ran.stderr
+        return ran.err
 
     def contents(self) -> dict[str, str]:
         """All that the state is, but for the files that each start makes."""
@@ -242,9 +235,9 @@ def test_a_log_with_a_record_of_a_later_version_is_refused(machine: Machine) -> 
     assert header.first > 0
     assert refusal in machine.refused()
     overridden = machine.run("serve", "--override-audit-log")
-    assert overridden.returncode == 1
-    assert refusal in overridden.stderr
-    assert refusal in machine.run("audit", "verify").stderr
+    assert overridden.code == 1
+    assert refusal in overridden.err
+    assert refusal in machine.run("audit", "verify").err
 
 
 def test_a_log_of_a_later_format_is_refused(machine: Machine) -> None:
@@ -263,8 +256,8 @@ def test_rejected_pins_of_a_later_version_are_respected(machine: Machine) -> Non
     [latch] = (machine.dir / "state").glob("pin-*.json")
     latch.write_text(json.dumps(json.loads(latch.read_text()) | {"attempts": 1}))
     ran = machine.run("serve")
-    assert ran.returncode == 1
-    assert "the record of rejected PINs, was written by a newer version of signer" in ran.stderr
+    assert ran.code == 1
+    assert "the record of rejected PINs, was written by a newer version of signer" in ran.err
 
 
 def test_a_configuration_of_a_later_version_is_refused(machine: Machine) -> None:

@@ -19,7 +19,7 @@ from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import LOOK_SECONDS, AuditLog, Listener, LogHooks
 from signer.audit.write.recovery import AuditRefused, open_audit_log
-from tests.stand_ins import SetClock
+from tests.stand_ins import GatedDisk, SetClock
 
 ORIGIN = "signer.example/log"
 DIGESTS = Column(32, sha256(b"a").digest() + sha256(b"b").digest())
@@ -155,22 +155,6 @@ def test_root_is_that_of_the_leaves(opened: Opener) -> None:
 
 
 # Group commit
-
-
-class GatedDisk(CountingDisk):
-    """A disk whose syncs wait for ``gate``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.waiting = threading.Event()
-
-    def sync(self, descriptor: int) -> None:
-        if not self.gate.is_set():
-            self.waiting.set()
-            assert self.gate.wait(30)
-        super().sync(descriptor)
 
 
 def test_a_slow_sync_holds_up_and_then_covers_all_that_came(opened: Opener, folder: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -20,45 +20,31 @@ from signer.client import (
     SignerClientError,
     UnavailableError,
 )
+from tests.unit.client.at_once import Together, in_tasks, in_threads, numbered
 
 KEY = "facilities/f/keys/k"
-
-Together = Callable[..., list[Any]]
-"""Signs payloads at the same time; what each caller got, in their order."""
 
 
 def by_threads(
     stage: Any, script: Any, payloads: Sequence[bytes], timeouts: Sequence[float] = ()
 ) -> list[Any]:
-    results: list[Any] = [None] * len(payloads)
-
-    def call(client: SignerClient, index: int) -> None:
-        timeout = timeouts[index] if timeouts else 20
-        try:
-            results[index] = client.sign_one(KEY, "JWS", payloads[index], timeout=timeout)
-        except SignerClientError as error:
-            results[index] = error
-
     with stage.client(script) as client:
-        threads = [
-            threading.Thread(target=call, args=(client, index)) for index in range(len(payloads))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(40)
-    return results
+        return in_threads(
+            lambda payload, timeout: client.sign_one(KEY, "JWS", payload, timeout=timeout),
+            payloads,
+            timeouts,
+        )
 
 
 def by_tasks(
     stage: Any, script: Any, payloads: Sequence[bytes], timeouts: Sequence[float] = ()
 ) -> list[Any]:
     async def work(client: AsyncSignerClient) -> list[Any]:
-        calls = [
-            client.sign_one(KEY, "JWS", each, timeout=timeouts[index] if timeouts else 20)
-            for index, each in enumerate(payloads)
-        ]
-        return list(await asyncio.gather(*calls, return_exceptions=True))
+        return await in_tasks(
+            lambda payload, timeout: client.sign_one(KEY, "JWS", payload, timeout=timeout),
+            payloads,
+            timeouts,
+        )
 
     found: list[Any] = stage.run(work, script)
     return found
@@ -68,10 +54,6 @@ def by_tasks(
 def together(request: pytest.FixtureRequest) -> Together:
     chosen: Together = request.param
     return chosen
-
-
-def numbered(count: int) -> list[bytes]:
-    return [b"%d" % number for number in range(count)]
 
 
 def payloads_of(stage: Any) -> Counter[bytes]:

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -21,36 +21,19 @@ from signer.client import (
     UnavailableError,
 )
 from signer.v1.signing_pb2 import FORMAT_JWS, SignStreamResponse
+from tests.unit.client.at_once import Together, in_tasks, in_threads, numbered
 
 KEY = "facilities/f/keys/k"
-
-Together = Callable[..., list[Any]]
-"""Signs payloads at the same time, on one stream; what each caller got, in their order."""
 
 
 def by_threads(
     stage: Any, script: Any, payloads: Sequence[bytes], timeouts: Sequence[float] = ()
 ) -> list[Any]:
-    results: list[Any] = [None] * len(payloads)
     stage.played.stream = script or stage.played.stream
-
-    def call(stream: Any, index: int) -> None:
-        try:
-            results[index] = stream.sign(
-                payloads[index], timeout=timeouts[index] if timeouts else 20
-            )
-        except SignerClientError as error:
-            results[index] = error
-
     with stage.client() as client, client.stream(KEY, "JWS") as stream:
-        threads = [
-            threading.Thread(target=call, args=(stream, index)) for index in range(len(payloads))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(40)
-    return results
+        return in_threads(
+            lambda payload, timeout: stream.sign(payload, timeout=timeout), payloads, timeouts
+        )
 
 
 def by_tasks(
@@ -60,11 +43,9 @@ def by_tasks(
 
     async def work(client: AsyncSignerClient) -> list[Any]:
         async with client.stream(KEY, "JWS") as stream:
-            calls = [
-                stream.sign(each, timeout=timeouts[index] if timeouts else 20)
-                for index, each in enumerate(payloads)
-            ]
-            return list(await asyncio.gather(*calls, return_exceptions=True))
+            return await in_tasks(
+                lambda payload, timeout: stream.sign(payload, timeout=timeout), payloads, timeouts
+            )
 
     found: list[Any] = stage.run(work)
     return found
@@ -74,10 +55,6 @@ def by_tasks(
 def together(request: pytest.FixtureRequest) -> Together:
     chosen: Together = request.param
     return chosen
-
-
-def numbered(count: int) -> list[bytes]:
-    return [b"%d" % number for number in range(count)]
 
 
 def sigs(count: int) -> list[bytes]:
@@ -268,7 +245,8 @@ def test_a_close_takes_the_answers_to_what_was_sent(stage: Any) -> None:
     assert results == sigs(1)
 
 
-def test_a_close_without_waiting_ends_what_waits(stage: Any) -> None:
+def held(stage: Any) -> tuple[threading.Event, threading.Event]:
+    """Holds answers back: the first event is set when a request has come, the other ends it."""
     came, over = threading.Event(), threading.Event()
 
     def script(requests: Iterator[Any], _: int) -> Iterator[Any]:
@@ -278,6 +256,11 @@ def test_a_close_without_waiting_ends_what_waits(stage: Any) -> None:
             yield answer(stage, request)
 
     stage.played.stream = script
+    return came, over
+
+
+def test_a_close_without_waiting_ends_what_waits(stage: Any) -> None:
+    came, over = held(stage)
 
     async def work(client: AsyncSignerClient) -> list[Any]:
         stream = client.stream(KEY, "JWS")
@@ -295,15 +278,7 @@ def test_a_close_without_waiting_ends_what_waits(stage: Any) -> None:
 
 
 def test_a_cancelled_task_leaves_the_stream_to_the_others(stage: Any) -> None:
-    came, over = threading.Event(), threading.Event()
-
-    def script(requests: Iterator[Any], _: int) -> Iterator[Any]:
-        for request in requests:
-            came.set()
-            over.wait(20)
-            yield answer(stage, request)
-
-    stage.played.stream = script
+    came, over = held(stage)
 
     async def work(client: AsyncSignerClient) -> list[Any]:
         async with client.stream(KEY, "JWS") as stream:

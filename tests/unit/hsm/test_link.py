@@ -4,13 +4,14 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from signer.event_loop import EventLoop
 from signer.hsm.frames import Channel, FrameError, FrameKind, pack_frame
 from signer.hsm.front.slot import READ_BYTES, Link
+from tests.daemon import until
 
 BIG = 3 * 1024 * 1024  # more than a socket buffer holds
 
@@ -56,24 +57,10 @@ class Linked:
 
 
 @pytest.fixture
-def loop() -> Iterator[EventLoop]:
-    loop = EventLoop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def linked(loop: EventLoop) -> Iterator[Linked]:
     made = Linked(loop)
     yield made
     made.close()
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_frames_go_both_ways_in_their_order(linked: Linked) -> None:

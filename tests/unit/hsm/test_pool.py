@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -167,13 +166,6 @@ def job(
     inputs = [bytes(32)] * count
     deadline = time.monotonic() + seconds
     return SignJob(version, inputs, version.key.facility, weight, check_every, deadline)
-
-
-@pytest.fixture
-def loop() -> Iterator[EventLoop]:
-    loop = EventLoop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Pool
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import FailureKind, TokenSpec
+from tests.daemon import until
 from tests.stand_ins import Recorder, key_version
 
 HANG = 0.4
@@ -166,13 +167,6 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     made = Stage(monkeypatch)
     yield made
     made.close()
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_a_worker_serves_once_it_is_ready(stage: Stage) -> None:

@@ -1,6 +1,5 @@
 """An engine on a log of its own, with a stand-in for the HSM."""
 
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import cast
 
 from signer.audit.format.record import RecordKind
 from signer.audit.read.ledger import MAX_REQUESTS, Ledger
-from signer.audit.write.disk import Disk
 from signer.audit.write.log import Listener
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
@@ -22,26 +20,11 @@ from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
-from tests.stand_ins import FakeHsm, small_log
+from tests.stand_ins import FakeHsm, GatedDisk, small_log
 
 ORIGIN = "test.example/log"
 CLIENT = "spiffe://x/issuer"
 ID = "6a9b7d3e-0000-4000-8000-000000000001"
-
-
-class GatedDisk(Disk):
-    """A disk whose syncs wait for ``gate``."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.waiting = threading.Event()
-
-    def sync(self, descriptor: int) -> None:
-        if not self.gate.is_set():
-            self.waiting.set()
-            assert self.gate.wait(30)
-        super().sync(descriptor)
 
 
 class Stage:
