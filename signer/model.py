@@ -160,6 +160,11 @@ def parse_key_or_version(name: str) -> tuple[KeyName, int | None]:
     return KeyName.parse(head), int(number) if separator else None
 
 
+def version_name(key: KeyName, number: int) -> str:
+    """Returns a version's resource name, as ``parse_key_or_version`` reads it."""
+    return f"{key}/versions/{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
     """One version of a key as the registry knows it.
@@ -196,7 +201,7 @@ class KeyVersion:
 
     @property
     def name(self) -> str:
-        return f"{self.key}/versions/{self.number}"
+        return version_name(self.key, self.number)
 
     @property
     def compromised(self) -> bool:
@@ -232,12 +237,13 @@ class KeyIndex:
     """All key versions at one revision of the registry; immutable, so threads may share it.
 
     ``revision`` is the registry's counter when they were read; equality covers it.
+    ``complete``: no row of a version was left out because it cannot be read.
     """
 
-    __slots__ = ("_by_key", "_keys", "_names", "revision")
+    __slots__ = ("_by_key", "_keys", "_names", "complete", "revision")
 
     def __init__(self, versions: Iterable[KeyVersion] = (), revision: int = 0) -> None:
-        self.revision = revision
+        self.revision, self.complete = revision, True
         by_key: dict[KeyName, dict[int, KeyVersion]] = {}
         for version in versions:
             numbered = by_key.setdefault(version.key, {})
@@ -248,9 +254,12 @@ class KeyIndex:
         self._keys = sorted(by_key, key=str)
         self._names = [str(key) for key in self._keys]
 
-    def updated(self, changed: Iterable[KeyVersion], revision: int) -> KeyIndex:
+    def updated(
+        self, changed: Iterable[KeyVersion], revision: int, *, complete: bool = True
+    ) -> KeyIndex:
         """Returns an index with these versions added or replaced."""
         index = KeyIndex(changed, revision)
+        index.complete = complete
         fresh = not index._by_key.keys() <= self._by_key.keys()
         for key, numbered in index._by_key.items():
             if key in self._by_key:

@@ -7,6 +7,7 @@ served: see ``signer.officers.accounting``.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from signer.audit.format.record import Fields, RecordKind
 from signer.clock import Clock
@@ -15,7 +16,8 @@ from signer.daemon.audit_log import DaemonLog
 from signer.errors import OperatorError
 from signer.events import Events, Unaccounted
 from signer.keys.registry import Registry, RegistryState
-from signer.model import KeyIndex, KeyVersion, Scope, Suspension
+from signer.keys.rows import UnreadableRow, texts_of
+from signer.model import KeyIndex, Scope, Suspension, version_name
 from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
 from signer.officers.approval import officers_sha256
 from signer.officers.offline_check import ApprovalFold
@@ -64,6 +66,7 @@ class Accounts:
         self._unaccounted: dict[VersionName, Standing | None] = {}
         self._policy = ""  # the newest that this process has recorded
         self.refused: Sequence[str] = ()
+        self.unreadable: Sequence[UnreadableRow] = ()  # rows that are not served for that reason
         self.state = RegistryState(KeyIndex(), {}, (), None)
 
     def begin(self, state: RegistryState) -> Judgement:
@@ -108,7 +111,7 @@ class Accounts:
         standings = self._standings
         known = Known(
             state=self.state,
-            standing=self._standing,
+            standing=lambda name: self._standing(name, new),
             unaccounted=self._unaccounted.keys(),
             used=lambda operation: operation in self._used or standings.used(operation),
             checked=lambda operation, content: (
@@ -120,8 +123,9 @@ class Accounts:
         since = self._revision
         # Where states are taken as given, only decisions on officers and policy are followed.
         kinds = DECISIONS if self._given else ()
-        operations = self._store.that_may_account(since, kinds)
-        judged = judge(known, new, operations, self._registry.acts(since))
+        operations, bad_operations = self._store.that_may_account(since, kinds)
+        acts, bad_acts = self._registry.acts(since)
+        judged = judge(known, new, operations, acts, [*bad_operations, *bad_acts])
         if new.deployment != known.state.deployment:
             judged.refused.append(
                 f"the registry is that of deployment {new.deployment or 'none'}, and this log of"
@@ -190,25 +194,28 @@ class Accounts:
             if isinstance(record, KeysRecord) and record.approved is not None:
                 self._used.add(record.approved.operation)
         self.state, self.refused = judged.state, judged.refused
-        self._unaccounted = judged.unaccounted
+        self._unaccounted, self.unreadable = judged.unaccounted, judged.unreadable
         if not judged.refused:  # what was missed meanwhile is needed once rows are put back
             self._revision = judged.state.keys.revision
 
-    def _standing(self, version: KeyVersion) -> Standing | None:
-        """Returns what is accounted for of a version."""
-        name = version.key, version.number
+    def _standing(self, name: VersionName, new: RegistryState) -> Standing | None:
+        """Returns what is accounted for of a version, at another state of the registry."""
         if name in self._unaccounted:
             return self._unaccounted[name]
         known = self.state.keys.version(*name)
         if known is not None:
             return standing_of(known)
         if self._given:
-            return standing_of(version)
+            version = new.keys.version(*name)
+            return None if version is None else standing_of(version)
         # Nothing is served before the first judgement; later, what is new is in no record either.
-        return self._standings.standing(version.name)
+        return self._standings.standing(version_name(*name))
 
     def reason(self) -> str:
         """Returns why the registry is not served as it is; empty if it is."""
+        unreadable = "; ".join(islice(texts_of(self.unreadable), 5))
+        if unreadable:
+            return f"{UNACCOUNTED}; rows of it cannot be read: {unreadable}"
         return UNACCOUNTED if self.refused else ""
 
 

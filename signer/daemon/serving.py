@@ -13,10 +13,18 @@ from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog
 from signer.daemon.policy_in_force import PolicyInForce
 from signer.errors import ConfigError, OperatorError
-from signer.events import Events, KeysChanged, PolicyChanged, RegistryUnreadable, SuspensionsChanged
+from signer.events import (
+    Bug,
+    Events,
+    KeysChanged,
+    PolicyChanged,
+    RegistryUnreadable,
+    SuspensionsChanged,
+)
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
-from signer.model import KeyState, KeyVersion, Scope, Suspended, Suspension
+from signer.keys.rows import UnreadableError, UnreadableRow
+from signer.model import KeyIndex, KeyState, KeyVersion, Scope, Suspended, Suspension
 from signer.officers.accounting import Judgement
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import OperationContext
@@ -43,7 +51,9 @@ class Begun(NamedTuple):
 class Serving:
     """Makes the daemon serve the registry's newest state. Safe to call from any thread.
 
-    ``error`` says why the registry is not followed; it is empty while it is.
+    ``error`` says why the registry is not followed; it is empty while it is. Where the database
+    does not answer, what was served last is served on. Where it answers and nothing can be
+    followed, because its row of ``revision`` cannot be read, nothing is signed.
     """
 
     def __init__(
@@ -61,6 +71,8 @@ class Serving:
         """``begun`` is what ``served`` holds."""
         self.lock = threading.RLock()  # held while what is served changes
         self.error = ""
+        self._defect = ""  # the kind of error that must not be, and was
+        self._halted = ""  # why everything is stopped here, whatever officers have stopped
         self._registry, self._state = registry, begun.state
         self._accounts, self._first = begun.accounts, begun.judged
         self._policies, self._served, self._hsm = begun.policies, served, hsm
@@ -89,7 +101,12 @@ class Serving:
     @property
     def reason(self) -> str:
         """Why the registry is not served as it is; empty where it is."""
-        return self._accounts.reason()
+        return self._halted or self._defect or self._accounts.reason()
+
+    @property
+    def unreadable(self) -> Sequence[UnreadableRow]:
+        """Rows of the registry that cannot be read; what they are about is not served."""
+        return self._accounts.unreadable
 
     @property
     def refused(self) -> Sequence[str]:
@@ -115,9 +132,8 @@ class Serving:
                 known = self._state
                 new = head.revision != known.keys.revision
                 return self._serve(self._registry.state(known.keys) if new else known)
-        except OperatorError as error:
-            self._report(error)
-            return False
+        except Exception as error:  # noqa: BLE001 - suspensions are missed: that must be seen
+            return self._failed(error)
 
     def compare(self) -> None:
         """Compares a part of the registry with what was read of it, whatever its revision.
@@ -128,8 +144,11 @@ class Serving:
         known = self._state
         try:
             page = self._registry.page(self._compared, COMPARED)
-            differs = self._registry.state(known.keys) != known or any(
-                known.keys.version(v.key, v.number) != v for v in page.versions
+            newest = self._registry.state(known.keys)
+            differs = (
+                newest != known
+                or not {*page.unreadable} <= {*newest.unreadable}
+                or any(known.keys.version(v.key, v.number) != v for v in page.versions)
             )
             self._seen += len(page.versions)
             if page.last is None:
@@ -137,10 +156,13 @@ class Serving:
                 self._seen = 0
             self._compared = page.last or 0
             if differs:
+                newest = self._registry.state()
+            # Rows of operations are not compared: look again whether they can be read now.
+            if differs or self._accounts.unreadable:
                 with self.lock:
-                    self._serve(self._registry.state())
-        except OperatorError as error:
-            self._report(error)
+                    self._serve(newest)
+        except Exception as error:  # noqa: BLE001 - suspensions are missed: that must be seen
+            self._failed(error)
 
     def draft(self) -> PolicyText | None:
         """Returns the policy in the files if it is another one; see ``PolicyInForce.draft``."""
@@ -216,30 +238,55 @@ class Serving:
         """Serves a state of the registry; returns whether everything that it stops is stopped."""
         stopped = False
         try:
-            if state is not self._state:
+            if state is not self._state or self._halted:
                 self._stop(state)
                 stopped = True
                 self._take(state)
             stopped = True
             self._end_by_clock()
-            self.error = ""
-        except (OperatorError, ConfigError) as error:
-            self._report(error)
+            self.error = self._defect = ""
+        except Exception as error:  # noqa: BLE001 - as in `follow`
+            self._failed(error)
         return stopped
 
-    def _report(self, error: OperatorError | ConfigError) -> None:
-        if not self.error:
+    def _failed(self, error: Exception) -> bool:
+        """Reports why the registry is not followed; returns whether everything is stopped.
+
+        Everything is, where what it holds is the reason.
+        """
+        if isinstance(error, OperatorError | ConfigError):
+            self._defect = ""
+        else:
+            self._events.emit(Bug("follow the registry", error, {}))
+            self._defect = f"the registry is not followed: {type(error).__name__}, see the log"
+        if str(error) != self.error:
             self._events.emit(RegistryUnreadable(str(error)))
-        self.error = str(error)
+        self.error = str(error) or self._defect
+        halts = isinstance(error, UnreadableError)
+        if halts:
+            with self.lock:
+                self._halt(f"the registry cannot be followed, nothing is signed: {error}")
+        return halts
+
+    def _halt(self, reason: str) -> None:
+        """Stops everything until the registry can be followed again."""
+        if not self._halted:
+            snapshot = self._served.snapshot
+            self._suspend(snapshot, replace(snapshot.suspended, everything=reason), ())
+        self._halted = reason
 
     def _stop(self, state: RegistryState) -> None:
         """Stops what a new state has stopped, before any change that could be refused."""
-        now = self._clock.now()
+        now, served = self._clock.now(), self._served.snapshot.keys
         stopped = {
             new: f"{new.name} is {new.state_at(now)}"
             for new in state.keys.changed_since(self._state.keys)
-            if new.state_at(now) in _STOPPED
+            if new.state_at(now) in _STOPPED or _plan_is_cancelled(new, served)
         }
+        for row in state.unreadable:
+            version = None if row.version is None else served.version(*row.version)
+            if version is not None:
+                stopped[version] = row.text
         if stopped:
             self._hsm.stop_keys(stopped)
         snapshot = self._served.snapshot
@@ -280,7 +327,7 @@ class Serving:
         if new or any(v.state is KeyState.DESTROYED for v in changed):
             # Workers must find a key before the first chunk that needs it, and drop destroyed ones.
             self._hsm.refresh()
-        self._served.snapshot = after
+        self._served.snapshot, self._halted = after, ""
         self._enforce(before, after)
         self._next_end = self._end_after(self._ended_until)
         if changed:
@@ -298,7 +345,8 @@ class Serving:
         for new in after.keys.changed_since(before.keys):
             old = before.keys.version(new.key, new.number)
             state = new.state_at(now)
-            if state is KeyState.ACTIVE:
+            # Also one that the clock activates later: nothing is recorded then.
+            if new.state is KeyState.ACTIVE and state in (KeyState.ACTIVE, KeyState.PRE_ACTIVE):
                 resumed.append(new)
             elif state in _STOPPED:
                 stopped[new if old is None else old] = f"{new.name} is {state}"
@@ -360,6 +408,12 @@ def check_audit_token(audit_key: KeyVersion, config: Config) -> None:
         )
 
 
+def _plan_is_cancelled(new: KeyVersion, served: KeyIndex) -> bool:
+    """Whether a version that was to be active at a time is not any more."""
+    old = served.version(new.key, new.number)
+    return new.state is KeyState.PRE_ACTIVE and old is not None and old.state is KeyState.ACTIVE
+
+
 def snapshot_of(state: RegistryState, policy: Policy) -> Snapshot:
     """Returns what is served of a state of the registry under a policy."""
     return Snapshot(policy.with_officers(state.officers), state.keys, _suspended(state, policy))
@@ -370,6 +424,10 @@ def _suspended(state: RegistryState, policy: Policy) -> Suspended:
     names: dict[Scope, set[str]] = {scope: set() for scope in Scope}
     for suspension in state.suspensions:
         names[suspension.scope].add(suspension.name)
+    for row in state.unreadable:  # a suspension that cannot be read is one nevertheless
+        if row.flag is not None:
+            scope, name = row.flag
+            names[scope].add(name)
     reasons = {
         name: f"group {facility.terms.group} is suspended by the officers"
         for name, facility in policy.facilities.items()
@@ -378,4 +436,6 @@ def _suspended(state: RegistryState, policy: Policy) -> Suspended:
     for name in names[Scope.FACILITY]:
         reasons[name] = f"facility {name} is suspended by the officers"
     everything = "everything is suspended by the officers" if names[Scope.EVERYTHING] else ""
+    if any(row.stops_all for row in state.unreadable):
+        everything = "a suspension in the registry cannot be read: what it stops is not known"
     return Suspended(everything, reasons)

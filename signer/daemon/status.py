@@ -127,7 +127,7 @@ class StatusReader:
             "signer_operations_pending": self.executor.pending,
             "signer_time_seconds": self.clock.machine(),
             "signer_clock_doubtful": bool(self.clock.doubt()),
-            "signer_registry_unreadable": bool(self.serving.error),
+            "signer_registry_unreadable": bool(self.serving.error or self.serving.unreadable),
             "signer_audit_stopped": bool(log.refusal),
             "signer_audit_open_intents": log.open_intents,
             "signer_audit_commit_started_timestamp_seconds": log.committing_since,

@@ -129,11 +129,20 @@ def _limit_waits(connection: Any, _record: object) -> None:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     # Python's own transaction control would leave reads outside of transactions.
     connection.isolation_level = None
+    connection.text_factory = _text
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_LOCK_WAIT_MS}")
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _text(data: bytes) -> str | bytes:
+    """Returns a text, and other bytes as they are: those who read them check the type."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

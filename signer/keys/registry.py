@@ -9,17 +9,37 @@ revision has changed.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys import schema
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
+from signer.keys.rows import (
+    UnreadableError,
+    UnreadableRow,
+    raw,
+    read_acts,
+    read_document,
+    read_head,
+    read_officers,
+    read_suspensions,
+    read_versions,
+)
 from signer.keys.schema import acts, documents, key_versions, keys, officers, revision, suspensions
-from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyVersion, Scope, Suspension
+
+_OF_KEY = [column for column in raw(keys) if column.name != "id"]
+_VERSIONS = (
+    sa.select(*_OF_KEY, *raw(key_versions))
+    .select_from(key_versions)
+    .join(keys, key_versions.c.key_id == keys.c.id)
+)
+# Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
+_REVISION = sa.select(*raw(revision))
+_OFFICERS = sa.select(*raw(officers))
+_SUSPENSIONS = sa.select(*raw(suspensions))
 
 
 class RegistryState(NamedTuple):
@@ -28,7 +48,8 @@ class RegistryState(NamedTuple):
     ``officers`` has certificates (DER) by principal; ``policy`` is the SHA-256 of the one in
     force, None before the first. ``policy_since`` and ``officers_since`` are the revisions that
     put them in force: a policy that is put back has another revision. ``deployment`` is the id
-    of the appliances that share the registry.
+    of the appliances that share the registry. ``unreadable`` are the rows that cannot be read,
+    and are in none of the others.
     """
 
     keys: KeyIndex
@@ -38,6 +59,7 @@ class RegistryState(NamedTuple):
     policy_since: int = 0
     officers_since: int = 0
     deployment: str = ""
+    unreadable: tuple[UnreadableRow, ...] = ()
 
 
 class RegistryHead(NamedTuple):
@@ -48,10 +70,14 @@ class RegistryHead(NamedTuple):
 
 
 class RegistryPage(NamedTuple):
-    """Some versions by the order of their rows; ``last`` continues, None after the last one."""
+    """Some versions by the order of their rows; ``last`` continues, None after the last one.
+
+    ``unreadable`` are those of the rows that cannot be read.
+    """
 
     versions: Sequence[KeyVersion]
     last: int | None
+    unreadable: Sequence[UnreadableRow] = ()
 
 
 class Registry:
@@ -110,33 +136,44 @@ class Registry:
         return self.head().revision
 
     def head(self) -> RegistryHead:
-        """Returns the revision and the policy in force. Raises OperatorError."""
+        """Returns the revision and the policy in force.
+
+        Raises UnreadableError if somebody has written something else there, and OperatorError.
+        """
         with self.reading() as connection:
-            row = connection.execute(schema.REVISION).one()
-            return RegistryHead(int(row.value), row.policy)
+            head = read_head(connection.execute(_REVISION))
+            return RegistryHead(head.value, head.policy)
 
     def state(self, since: KeyIndex | None = None) -> RegistryState:
-        """Returns the state at the newest revision. Raises OperatorError.
+        """Returns the state at the newest revision. Raises as ``head``.
 
         Versions that have not changed are taken from ``since``, an earlier index. The audit
         key is not among the versions: no request can name it.
         """
         with self.reading() as connection:
-            now = connection.execute(schema.REVISION).one()
-            # A registry that was restored from a backup is another one: read all of it.
-            known = KeyIndex() if since is None or now.value < since.revision else since
+            now = read_head(connection.execute(_REVISION))
+            # A registry that was restored from a backup is another one: read all of it. So too
+            # where rows cannot be read: a version without a row of its own is not served.
+            anew = since is None or now.value < since.revision or not since.complete
+            known = KeyIndex() if since is None or anew else since
+            bad: Sequence[UnreadableRow] = ()
             if known.revision:
-                rows = connection.execute(schema.NEW_VERSIONS, {"since": known.revision}).all()
-            else:
-                rows = connection.execute(schema.VERSIONS).all()
+                new = connection.execute(_NEW, {"since": known.revision})
+                versions, bad = read_versions(new)
+            if bad or not known.revision:
+                known = KeyIndex()
+                versions, bad = read_versions(connection.execute(_ALL))
+            certificates, bad_officers = read_officers(connection.execute(_OFFICERS))
+            flags, bad_flags = read_suspensions(connection.execute(_SUSPENSIONS))
             return RegistryState(
-                keys=known.updated(map(_version, rows), int(now.value)),
-                officers=_officers(connection),
-                suspensions=_suspensions(connection),
+                keys=known.updated(versions, now.value, complete=not bad),
+                officers=certificates,
+                suspensions=flags,
                 policy=now.policy,
-                policy_since=int(now.policy_since),
-                officers_since=int(now.officers_since),
-                deployment=now.deployment or "",
+                policy_since=now.policy_since,
+                officers_since=now.officers_since,
+                deployment=now.deployment,
+                unreadable=(*bad, *bad_officers, *bad_flags),
             )
 
     def page(self, after: int, limit: int) -> RegistryPage:
@@ -145,52 +182,56 @@ class Registry:
         So what somebody has changed without raising the revision is found, a part at a time.
         """
         with self.reading() as connection:
-            rows = connection.execute(schema.PAGE, {"after": after, "most": limit}).all()
+            rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
             last = rows[-1].id if len(rows) == limit else None
-            return RegistryPage([_version(row) for row in rows], last)
+            versions, bad = read_versions(rows)
+            return RegistryPage(versions, last, bad)
 
-    def acts(self, since: int) -> Sequence[tuple[int, Act]]:
-        """Returns the acts after a revision, each with its own. Raises OperatorError."""
+    def acts(self, since: int) -> tuple[Sequence[tuple[int, Act]], Sequence[UnreadableRow]]:
+        """Returns the acts after a revision, each with its own, and what cannot be read.
+
+        Raises OperatorError.
+        """
         with self.reading() as connection:
-            return [
-                (
-                    int(row.revision),
-                    Act(row.id, row.act, row.target, row.officer, row.reason, row.at),
-                )
-                for row in connection.execute(schema.ACTS, {"since": since})
-            ]
+            return read_acts(connection.execute(_ACTS, {"since": since}))
 
     def officers(self) -> Mapping[str, bytes]:
         """Returns the officers' certificates (DER) by principal. Raises OperatorError."""
         with self.reading() as connection:
-            return _officers(connection)
+            return read_officers(connection.execute(_OFFICERS))[0]
 
     def suspensions(self) -> tuple[Suspension, ...]:
         """Returns the suspensions of facilities, groups and everything. Raises OperatorError."""
         with self.reading() as connection:
-            return _suspensions(connection)
+            return read_suspensions(connection.execute(_SUSPENSIONS))[0]
 
     def snapshot(self) -> KeyIndex:
         """Returns every version; see ``state``. Raises OperatorError."""
         return self.state().keys
 
     def versions(self, name: KeyName) -> Sequence[KeyVersion]:
-        """Returns the versions of one key, oldest first. Raises OperatorError."""
-        named = {"facility": name.facility, "key": name.key}
+        """Returns the versions of one key, oldest first, without those that cannot be read.
+
+        Raises OperatorError, also if none can be read.
+        """
+        statement = _VERSIONS.where(_is(name)).order_by(key_versions.c.number)
         with self.reading() as connection:
-            return [_version(row) for row in connection.execute(schema.VERSIONS_OF_KEY, named)]
+            versions, bad = read_versions(connection.execute(statement))
+        if bad and not versions:
+            raise UnreadableError(f"{bad[0].text}; it signs nothing. Put it back from the backup")
+        return versions
 
     def document(self, sha256: str) -> bytes | None:
         """Returns the document with a SHA-256, None without one. Raises OperatorError."""
-        statement = sa.select(documents.c.content).where(documents.c.sha256 == sha256)
+        statement = sa.select(*raw(documents)).where(documents.c.sha256 == sha256)
         with self.reading() as connection:
-            content = connection.execute(statement).scalar_one_or_none()
+            content = read_document(connection.execute(statement), sha256)
         if content is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise OperatorError(
                 f"the registry has another text under {sha256}: somebody has changed it by hand;"
                 " put the row of `documents` back from the backup"
             )
-        return None if content is None else bytes(content)
+        return content
 
     def add_version(self, version: KeyVersion) -> None:
         """Adds one version in a transaction of its own; see ``Writing.add_versions``."""
@@ -198,34 +239,34 @@ class Registry:
             write.add_versions([version])
 
 
-def _officers(connection: sa.Connection) -> dict[str, bytes]:
-    rows = connection.execute(schema.OFFICERS)
-    return {row.principal: bytes(row.certificate) for row in rows}
+def _is(name: KeyName) -> sa.ColumnElement[bool]:
+    return sa.and_(keys.c.facility == name.facility, keys.c.key == name.key)
 
 
-def _suspensions(connection: sa.Connection) -> tuple[Suspension, ...]:
-    rows = connection.execute(schema.SUSPENSIONS)
-    # Sorted here: the order of text differs between databases.
-    return tuple(
-        sorted(
-            Suspension(Scope(row.scope), row.name, row.since, row.officer, row.reason)
-            for row in rows
-        )
-    )
+_ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
+_NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
+_PAGE = (
+    _ALL.where(key_versions.c.id > sa.bindparam("after"))
+    .order_by(key_versions.c.id)
+    .limit(sa.bindparam("most"))
+)
+_ACTS = (
+    sa.select(*raw(acts)).where(acts.c.revision > sa.bindparam("since")).order_by(acts.c.revision)
+)
 
 
-_CONVERTED = {"id", "key_id", "state", "came_from"}
-_UNCHANGED = [column.name for column in key_versions.c if column.name not in _CONVERTED]
-
-
-def _version(row: sa.Row[Any]) -> KeyVersion:
-    return KeyVersion(
-        key=KeyName(row.facility, row.key),
-        algorithm=Algorithm(row.algorithm),
-        state=KeyState(row.state),
-        came_from=None if row.came_from is None else KeyState(row.came_from),
-        **{name: getattr(row, name) for name in _UNCHANGED},
-    )
+# The columns of a version that can change.
+_MUTABLE = (
+    "state",
+    "certificate",
+    "kid",
+    "activate_at",
+    "sign_until",
+    "deactivate_at",
+    "destroy_at",
+    "came_from",
+    "request",
+)
 
 
 class ChangedMeanwhileError(OperatorError):
@@ -250,8 +291,8 @@ class Writing:
         """
         step = int(counts)
         connection.execute(sa.update(revision).values(value=revision.c.value + step))
-        number = connection.execute(sa.select(revision.c.value)).scalar_one()
-        self.connection, self.revision = connection, int(number) + 1 - step
+        number = read_head(connection.execute(_REVISION)).value
+        self.connection, self.revision = connection, number + 1 - step
 
     def add_versions(self, versions: Iterable[KeyVersion]) -> None:
         """Adds versions, each with its key if it is the first one.
@@ -352,13 +393,10 @@ class Writing:
                 key_versions.c.cka_id == before.cka_id,
                 *(
                     key_versions.c[name].is_not_distinct_from(getattr(before, name))
-                    for name in schema.MUTABLE
+                    for name in _MUTABLE
                 ),
             )
-            .values(
-                {name: getattr(after, name) for name in schema.MUTABLE}
-                | {"revision": self.revision}
-            )
+            .values({name: getattr(after, name) for name in _MUTABLE} | {"revision": self.revision})
         )
         if self.connection.execute(statement).rowcount != 1:
             raise ChangedMeanwhileError(

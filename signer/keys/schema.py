@@ -1,12 +1,10 @@
-"""The registry's tables, which ``migrations`` builds, and the statements that read them.
+"""The registry's tables; ``migrations`` builds what this describes.
 
 Times are seconds since the epoch (UTC). ``kid`` and ``thumbprint`` follow from the public key
 and the certificate; deriving them for ten thousand keys would be most of the time of loading.
 """
 
 import sqlalchemy as sa
-
-from signer.model import AUDIT_KEY
 
 VERSION = "0003"  # the newest migration: what the tables of this module are
 
@@ -142,40 +140,4 @@ acts = sa.Table(
     sa.Column("officer", sa.String(2048), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
-)
-
-# The columns of a version that can change.
-MUTABLE = (
-    "state",
-    "certificate",
-    "kid",
-    "activate_at",
-    "sign_until",
-    "deactivate_at",
-    "destroy_at",
-    "came_from",
-    "request",
-)
-
-# Statements that are executed often: to build one takes SQLAlchemy longer than SQLite to answer it.
-REVISION = sa.select(revision)
-OFFICERS = sa.select(officers)
-SUSPENSIONS = sa.select(suspensions)
-ACTS = sa.select(acts).where(acts.c.revision > sa.bindparam("since")).order_by(acts.c.revision)
-
-_EVERY_VERSION = sa.select(keys.c.facility, keys.c.key, keys.c.algorithm, key_versions).join(
-    keys, key_versions.c.key_id == keys.c.id
-)
-VERSIONS_OF_KEY = _EVERY_VERSION.where(
-    keys.c.facility == sa.bindparam("facility"), keys.c.key == sa.bindparam("key")
-).order_by(key_versions.c.number)
-# All but the audit key's: no request can name it.
-VERSIONS = _EVERY_VERSION.where(
-    sa.or_(keys.c.facility != AUDIT_KEY.facility, keys.c.key != AUDIT_KEY.key)
-)
-NEW_VERSIONS = VERSIONS.where(key_versions.c.revision > sa.bindparam("since"))
-PAGE = (
-    VERSIONS.where(key_versions.c.id > sa.bindparam("after"))
-    .order_by(key_versions.c.id)
-    .limit(sa.bindparam("most"))
 )

@@ -200,7 +200,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "1 while the machine's clock has jumped or does not fit the audit log: nothing is signed.",
     ),
     "signer_registry_unreadable": (
-        "1 while the registry cannot be read: suspensions by other appliances have no effect.",
+        "1 while the registry or a row of it cannot be read: see /readyz and the log.",
     ),
     "signer_config_info": (
         "The policy in force; always 1.",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.registry import RegistryState
+from signer.keys.rows import UnreadableRow
 from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Suspension
 from signer.officers.approval import Officers, check_approved, check_deployment, officers_sha256
 from signer.officers.execution import known_kind
@@ -43,7 +44,7 @@ class Known:
     """
 
     state: RegistryState
-    standing: Callable[[KeyVersion], Standing | None]
+    standing: Callable[[VersionName], Standing | None]
     unaccounted: Collection[VersionName]
     used: Callable[[str], bool]
     checked: Callable[[str, bytes], bool]
@@ -58,7 +59,8 @@ class Judgement:
     ``state`` may be served. ``records`` belong into the log before it is, in this order.
     ``refused`` says what is not served, ``by_hand`` which stops nobody accounts for.
     ``unaccounted`` are the versions that are not served, with what is known of each: one that was
-    known before is suspended in ``state``, a new one is left out.
+    known before is suspended in ``state``, a new one is left out. ``unreadable`` are rows that
+    cannot be read: what they are about is not served either.
     """
 
     state: RegistryState
@@ -66,6 +68,7 @@ class Judgement:
     refused: list[str] = field(default_factory=list)
     by_hand: list[str] = field(default_factory=list)
     unaccounted: dict[VersionName, Standing | None] = field(default_factory=dict)
+    unreadable: Sequence[UnreadableRow] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +150,15 @@ def judge(
     new: RegistryState,
     operations: Sequence[StoredOperation],
     acts: Sequence[tuple[int, Act]],
+    unreadable: Sequence[UnreadableRow] = (),
 ) -> Judgement:
     """Returns what may be served of a state of the registry, and what accounts for it.
 
-    ``operations`` and ``acts`` are those since the known state, in their order.
+    ``operations`` and ``acts`` are those since the known state, in their order; ``unreadable``
+    are rows of them that cannot be read.
     """
     judging = _Judging(known, new, acts)
+    judging.read([*new.unreadable, *unreadable])
     judging.decide(operations)
     judging.versions()
     judging.suspensions()
@@ -171,6 +177,14 @@ class _Judging:
         self._suspended: dict[int, list[Suspension]] = {}
         self._lifted: dict[int, list[Suspension]] = {}
         self._result = Judgement(new)
+
+    def read(self, unreadable: Sequence[UnreadableRow]) -> None:
+        """Refuses what cannot be read: a version is not served, a suspension stays."""
+        self._result.unreadable = unreadable
+        for row in unreadable:
+            self._result.refused.append(row.text)
+            if row.version is not None:
+                self._result.unaccounted[row.version] = self._known.standing(row.version)
 
     # --- officers and policy -------------------------------------------------------------------
 
@@ -270,7 +284,7 @@ class _Judging:
             changed |= {} if now is None else {now.name: now}
         for version in changed.values():
             added += known.state.keys.version(version.key, version.number) is None
-            standing = known.standing(version)
+            standing = known.standing((version.key, version.number))
             same = standing is not None and standing.same(standing_of(version))
             # A revision grows with each change: an earlier one would let an approval count that
             # officers gave before a later change, a stop for instance.
@@ -287,6 +301,7 @@ class _Judging:
                 f"{version.name} is no longer in the registry"
                 for version in known.state.keys
                 if self._new.keys.version(version.key, version.number) is None
+                and (version.key, version.number) not in self._result.unaccounted
             ]
 
     def _explain(self, version: KeyVersion, standing: Standing | None) -> bool:
@@ -349,7 +364,8 @@ class _Judging:
             self._suspended.setdefault(number, []).append(flag)
             if number == len(self._steps):
                 self._result.by_hand.append(f"{flag} was suspended in the registry by hand")
-        for key in before.keys() - after.keys():
+        unreadable = {(str(f[0]), f[1]) for row in self._new.unreadable if (f := row.flag)}
+        for key in before.keys() - after.keys() - unreadable:
             flag, lifted = before[key], self._lifted_by(before[key])
             if lifted is None:
                 self._result.refused.append(

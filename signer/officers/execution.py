@@ -5,16 +5,17 @@ an operation: the same function completes it, because it finds what was created 
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor as Threads
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from signer.errors import CallError, ConfigError, OperatorError
-from signer.events import OperationBug
+from signer.events import OperationBug, RegistryUnreadable
 from signer.keys.database import RegistryError
 from signer.keys.registry import Writing
+from signer.keys.rows import UnreadableError, UnreadableRow
 from signer.officers import store
 from signer.officers.approval import Proposal, check_approved, check_deployment
 from signer.officers.kinds.base import (
@@ -69,6 +70,7 @@ class Executor:
         self._lock = threading.Lock()
         self._at_work: set[str] = set()
         self._ended: set[str] = set()  # their end is in the log, and the registry does not say so
+        self._unreadable = set[str]()
         self._stopping = threading.Event()
         self.pending = 0  # proposals that wait for signatures, as the last sweep counted them
 
@@ -87,16 +89,25 @@ class Executor:
 
     def _sweep(self) -> None:
         try:
-            for operation in self._store.unrecorded(self._deps.origin):
+            ended, bad = self._store.unrecorded(self._deps.origin)
+            for operation in ended:
                 if self._take(operation.id):
                     self._conclude(operation.id)
-            for operation in self._store.unfinished(self._deps.origin):
+            begun, more = self._store.unfinished(self._deps.origin)
+            for operation in begun:
                 self.submit(operation.id)
+            self._report_unreadable([*bad, *more])
             self.pending = self._store.pending(self._clock.now())
         except RegistryError:
             return  # the database does not answer: the next sweep finds them
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
             self._deps.events.emit(OperationBug("", error))
+
+    def _report_unreadable(self, rows: Sequence[UnreadableRow]) -> None:
+        """Reports rows of operations that cannot be read, each once: nobody executes them."""
+        known, self._unreadable = self._unreadable, {row.text for row in rows}
+        for text in sorted(self._unreadable - known):
+            self._deps.events.emit(RegistryUnreadable(text))
 
     def submit(self, identity: str) -> None:
         """Executes an approved operation in the background, unless that is under way."""
@@ -146,6 +157,10 @@ class Executor:
                 self._finish(operation, effects)
                 self._serving.follow()
         except StoppedError:
+            self._release(identity)
+            return
+        except UnreadableError as error:  # its row: nothing can be written into it either
+            self._deps.events.emit(RegistryUnreadable(str(error)))
             self._release(identity)
             return
         except (OperatorError, ConfigError) as error:
@@ -200,8 +215,6 @@ class Executor:
             operation = store.get(write.connection, identity)
             if operation.state not in UNFINISHED:
                 return None
-            if operation.id != identity:
-                raise OperatorError(f"the registry has {operation.id} under the id {identity}")
             return self._update(
                 write, operation, state=OperationState.EXECUTING, note="", recorded=False
             )

@@ -8,10 +8,24 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from signer.errors import CallError, Reason
+from signer.errors import CallError, OperatorError, Reason
 from signer.keys.registry import Registry, Writing
+from signer.keys.rows import (
+    BadValueError,
+    UnreadableError,
+    UnreadableRow,
+    moment,
+    octets,
+    one_of,
+    optional,
+    raw,
+    text,
+    truth,
+    whole,
+)
 from signer.keys.schema import operations, signatures
-from signer.officers.approval import Proposal, Signature, parse
+from signer.officers.approval import MAX_BYTES, MAX_SIGNATURE_BYTES, Proposal, Signature, parse
+from signer.text import plain
 
 
 class OperationState(enum.StrEnum):
@@ -47,9 +61,9 @@ _BEGUN = (*UNFINISHED, OperationState.WAITING, OperationState.FAILED)
 _LAST = (1 << 63) - 1
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
-_FIND = sa.select(operations).where(operations.c.id == sa.bindparam("identity"))
+_FIND = sa.select(*raw(operations)).where(operations.c.id == sa.bindparam("identity"))
 _SIGNED = (
-    sa.select(signatures)
+    sa.select(*raw(signatures))
     .where(signatures.c.operation == sa.bindparam("operation"))
     .order_by(signatures.c.at)
 )
@@ -98,6 +112,10 @@ class StoredOperation:
         return frozenset(signature.officer for signature in self.signatures)
 
 
+Found = tuple[list[StoredOperation], list[UnreadableRow]]
+"""Operations, and rows among them that cannot be read: the others go on without them."""
+
+
 class OperationStore:
     """Operations in a registry. Every method raises OperatorError."""
 
@@ -116,7 +134,7 @@ class OperationStore:
 
         ``before``, the time and id of a proposal, continues after that operation.
         """
-        statement = sa.select(operations).order_by(
+        statement = sa.select(*raw(operations)).order_by(
             operations.c.proposed_at.desc(), operations.c.id.desc()
         )
         if states:
@@ -129,19 +147,19 @@ class OperationStore:
                     sa.and_(operations.c.proposed_at == at, operations.c.id < identity),
                 )
             )
-        return self._all(statement.limit(limit))
+        return self._all(statement.limit(limit))[0]
 
-    def unfinished(self, appliance: str) -> list[StoredOperation]:
+    def unfinished(self, appliance: str) -> Found:
         """Returns the operations that this appliance is to execute or has begun, oldest first."""
         return self._of(appliance, operations.c.state.in_(UNFINISHED))
 
-    def unrecorded(self, appliance: str) -> list[StoredOperation]:
+    def unrecorded(self, appliance: str) -> Found:
         """Returns the operations that ended here and, after a crash, are not recorded as ended."""
         return self._of(
             appliance, sa.and_(operations.c.state.in_(ENDED), sa.not_(operations.c.recorded))
         )
 
-    def that_may_account(self, since: int, kinds: Sequence[str] = ()) -> list[StoredOperation]:
+    def that_may_account(self, since: int, kinds: Sequence[str] = ()) -> Found:
         """Returns what can have changed something after a revision; with ``kinds`` only of these.
 
         Operations that have ended come first, in their order, then those that have begun. What
@@ -151,7 +169,7 @@ class OperationStore:
             (operations.c.state != OperationState.FAILED) | (operations.c.done > 0)
         )
         statement = (
-            sa.select(operations)
+            sa.select(*raw(operations))
             .where(sa.or_(operations.c.ended_revision > since, begun))
             .order_by(
                 sa.func.coalesce(operations.c.ended_revision, _LAST), operations.c.proposed_at
@@ -170,22 +188,34 @@ class OperationStore:
         with self._registry.reading() as connection:
             return int(connection.execute(statement).scalar_one())
 
-    def _of(self, appliance: str, where: sa.ColumnElement[bool]) -> list[StoredOperation]:
+    def _of(self, appliance: str, where: sa.ColumnElement[bool]) -> Found:
         return self._all(
-            sa.select(operations)
+            sa.select(*raw(operations))
             .where(operations.c.appliance == appliance, where)
             .order_by(operations.c.proposed_at)
         )
 
-    def _all(self, statement: sa.Select[Any]) -> list[StoredOperation]:
+    def _all(self, statement: sa.Select[Any]) -> Found:
+        found: list[StoredOperation] = []
+        bad: list[UnreadableRow] = []
         with self._registry.reading() as connection:
-            return [_read(connection, row) for row in connection.execute(statement)]
+            for row in connection.execute(statement):
+                try:
+                    found.append(_read(connection, row))
+                except BadValueError as error:
+                    bad.append(UnreadableRow(_where(error), f"operation {plain(str(row.id)[:36])}"))
+        return found, bad
 
 
 def find(connection: sa.Connection, identity: str) -> StoredOperation | None:
     """Returns one operation within a transaction, None if it does not exist."""
     row = connection.execute(_FIND, {"identity": identity}).one_or_none()
-    return None if row is None else _read(connection, row)
+    try:
+        return None if row is None else _read(connection, row)
+    except BadValueError as error:
+        raise UnreadableError(
+            f"the operation cannot be read: {_where(error)}; propose it again"
+        ) from None
 
 
 def get(connection: sa.Connection, identity: str) -> StoredOperation:
@@ -242,11 +272,48 @@ def update(
 
 
 def _read(connection: sa.Connection, row: sa.Row[Any]) -> StoredOperation:
-    signed = connection.execute(_SIGNED, {"operation": row.id})
+    """Reads a row and the signatures of its operation. Raises BadValueError."""
+    identity, content = text(row, "id", 36), octets(row, "content", MAX_BYTES)
+    try:
+        proposal = parse(content)
+    except OperatorError:
+        raise BadValueError("content", "an operation") from None
+    if proposal.id != identity:
+        raise BadValueError("content", "that of the operation with its id")
+    signed = connection.execute(_SIGNED, {"operation": identity})
     return StoredOperation(
-        proposal=parse(row.content),
-        state=OperationState(row.state),
-        signatures=tuple(Signature(s.officer, s.signature, s.at) for s in signed),
-        result=None if row.result is None else json.loads(row.result),
-        **{name: getattr(row, name) for name in _UNCHANGED},
+        proposal=proposal,
+        content=content,
+        changed_at=moment(row, "changed_at"),
+        state=one_of(row, "state", OperationState),
+        signatures=tuple(map(_signature, signed)),
+        appliance=optional(text, row, "appliance"),
+        done=whole(row, "done"),
+        total=whole(row, "total"),
+        note=text(row, "note"),
+        result=_result(row),
+        ended_revision=optional(whole, row, "ended_revision"),
+        recorded=truth(row, "recorded"),
     )
+
+
+def _signature(row: sa.Row[Any]) -> Signature:
+    officer, signed = text(row, "officer", 2048), octets(row, "signature", MAX_SIGNATURE_BYTES)
+    return Signature(officer, signed, moment(row, "at"))
+
+
+def _result(row: sa.Row[Any]) -> Mapping[str, Any] | None:
+    """Returns the result, a JSON object."""
+    stored = optional(text, row, "result")
+    try:
+        result = None if stored is None else json.loads(stored)
+    except (ValueError, RecursionError):
+        result = stored
+    if result is not None and not isinstance(result, dict):
+        raise BadValueError("result", "an object in JSON")
+    return result
+
+
+def _where(error: BadValueError) -> str:
+    table = signatures if error.column not in operations.c else operations
+    return f"{error.column} of {table.name} is not {error.expected}"

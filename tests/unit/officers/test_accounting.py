@@ -9,7 +9,7 @@ import pytest
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
 from signer.model import KeyIndex, KeyName, KeyState, KeyVersion
-from signer.officers.accounting import Judgement, Known, judge
+from signer.officers.accounting import Judgement, Known, VersionName, judge
 from signer.officers.approval import Proposal, Signature
 from signer.officers.rotation_plan import Step, plan_text
 from signer.officers.standing import standing_of
@@ -81,8 +81,8 @@ def judged(
 ) -> Judgement:
     state = RegistryState(KeyIndex(before, 15), {OFFICER: b""}, (), "p", 3, 2, DEPLOYMENT)
 
-    def standing(version: KeyVersion) -> object:
-        known = state.keys.version(version.key, version.number)
+    def standing(name: VersionName) -> object:
+        known = state.keys.version(*name)
         return None if known is None else standing_of(known)
 
     known = Known(

@@ -1,0 +1,327 @@
+"""Reads rows of the registry, in which somebody may have written anything by hand.
+
+Every value is checked: its type, its range, its length. A row that cannot be read is an
+``UnreadableRow``, which says what the row is about; the other rows are read nevertheless. No text
+quotes a value. Statements select ``raw`` columns: the library's own conversions trust the types
+that the columns were declared with, and SQLite does not enforce them.
+"""
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+
+from signer.algorithms import Algorithm
+from signer.errors import OperatorError
+from signer.keys.schema import acts, key_versions, keys, officers, revision, suspensions
+from signer.model import (
+    AUDIT_KEY,
+    IDENTIFIER,
+    Act,
+    KeyName,
+    KeyState,
+    KeyVersion,
+    Scope,
+    Suspension,
+    version_name,
+)
+
+LATEST = 253_402_300_799  # the end of the year 9999, in seconds since the epoch
+MOST = 1 << 62  # revisions: the next one must be a number that every database has
+MAX_OCTETS = 1 << 16  # of a certificate, a public key or an id
+MAX_TEXT = 1 << 20  # characters of a column without a declared length
+_MAX_NUMBER = 999_999_999  # of a version: its name has at most nine digits
+
+T = TypeVar("T")
+E = TypeVar("E", bound=enum.StrEnum)
+Row = sa.Row[Any]
+
+
+class BadValueError(ValueError):
+    """A value that cannot be read: its column, and what was expected."""
+
+    def __init__(self, column: str, expected: str) -> None:
+        super().__init__(f"{column} is not {expected}")
+        self.column, self.expected = column, expected
+
+
+class UnreadableRow(NamedTuple):
+    """A row that cannot be read.
+
+    ``where`` names table and column, and ``about`` what the row is about, as far as that can be
+    read: a version or a suspension. ``stops_all``: what it may have stopped is not known.
+    """
+
+    where: str
+    about: str = ""
+    version: tuple[KeyName, int] | None = None
+    flag: tuple[Scope, str] | None = None
+    stops_all: bool = False
+
+    @property
+    def text(self) -> str:
+        """Says for the log and for operators what cannot be read."""
+        head = f"{self.about}: " if self.about else ""
+        return f"{head}a row of the registry cannot be read: {self.where}"
+
+
+class UnreadableError(OperatorError):
+    """Without this row nothing of the registry can be followed."""
+
+
+def raw(*tables: sa.Table) -> list[sa.ColumnElement[Any]]:
+    """Returns the columns of tables for a statement; their values come as the database has them."""
+    return [
+        sa.type_coerce(column, sa.types.NullType()).label(column.name)
+        for table in tables
+        for column in table.c
+    ]
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def whole(row: Row, column: str, most: int = MOST) -> int:
+    """Returns a number from 0. Raises BadValueError, as all of these functions."""
+    value = getattr(row, column)
+    if type(value) is not int or not 0 <= value <= most:
+        raise BadValueError(column, f"a whole number from 0 to {most}")
+    return value
+
+
+def moment(row: Row, column: str) -> float:
+    """Returns a time in seconds since the epoch."""
+    value = getattr(row, column)
+    number = type(value) is float or type(value) is int
+    if not number or not math.isfinite(value) or not 0 <= value <= LATEST:
+        raise BadValueError(column, "a time")
+    return float(value)
+
+
+def text(row: Row, column: str, most: int = MAX_TEXT) -> str:
+    """Returns a text of at most ``most`` characters."""
+    value = getattr(row, column)
+    if type(value) is not str or len(value) > most or "\0" in value:
+        raise BadValueError(column, f"a text of at most {most} characters")
+    return value
+
+
+def octets(row: Row, column: str, most: int = MAX_OCTETS) -> bytes:
+    """Returns at most ``most`` bytes."""
+    value = getattr(row, column)
+    if not isinstance(value, bytes | memoryview) or len(value) > most:
+        raise BadValueError(column, f"at most {most} bytes")
+    return bytes(value)
+
+
+def truth(row: Row, column: str) -> bool:
+    """Returns a truth value, which SQLite stores as 0 or 1."""
+    value = getattr(row, column)
+    if value not in (0, 1) or not isinstance(value, int):
+        raise BadValueError(column, "true or false")
+    return bool(value)
+
+
+def one_of(row: Row, column: str, values: type[E]) -> E:
+    """Returns a member of an enumeration."""
+    value = getattr(row, column)
+    if type(value) is not str or value not in values.__members__.values():
+        raise BadValueError(column, f"a {values.__name__}")
+    return values(value)
+
+
+def optional(read: Callable[[Row, str], T], row: Row, column: str) -> T | None:
+    """Returns what ``read`` returns, None for NULL."""
+    return None if getattr(row, column) is None else read(row, column)
+
+
+def _identifier(row: Row, column: str) -> str:
+    value = text(row, column, 63)
+    if not IDENTIFIER.fullmatch(value):
+        raise BadValueError(column, "an id")
+    return value
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """The one row of ``revision``, see ``keys.schema``."""
+
+    value: int
+    policy: str | None
+    policy_since: int
+    officers_since: int
+    deployment: str
+
+
+def read_head(rows: Iterable[Row]) -> Head:
+    """Reads the one row of ``revision``. Raises UnreadableError."""
+    remedy = "put the row back from the backup"
+    found = list(rows)
+    if len(found) != 1:
+        raise UnreadableError(f"revision has {len(found)} rows, expected 1: {remedy}")
+    try:
+        return Head(
+            whole(found[0], "value"),
+            optional(_short, found[0], "policy"),
+            whole(found[0], "policy_since"),
+            whole(found[0], "officers_since"),
+            optional(_short, found[0], "deployment") or "",
+        )
+    except BadValueError as error:
+        raise UnreadableError(f"{_where(error, revision)}: {remedy}") from None
+
+
+def _short(row: Row, column: str) -> str:
+    return text(row, column, 64)
+
+
+def read_versions(rows: Iterable[Row]) -> tuple[list[KeyVersion], list[UnreadableRow]]:
+    """Reads rows of ``key_versions`` with their keys."""
+    versions: dict[tuple[KeyName, int], KeyVersion] = {}
+    bad: list[UnreadableRow] = []
+    for row in rows:
+        try:
+            version = _version(row)
+        except BadValueError as error:
+            bad.append(_bad_version(row, error))
+            continue
+        name = version.key, version.number
+        if name in versions:
+            bad.append(UnreadableRow("two rows of key_versions have its name", version.name, name))
+        versions[name] = version
+    for each in bad:
+        if each.version is not None:
+            versions.pop(each.version, None)
+    return list(versions.values()), bad
+
+
+def _bad_version(row: Row, error: BadValueError) -> UnreadableRow:
+    where = _where(error, keys if error.column in keys.c else key_versions)
+    try:
+        name, number = _key_name(row), _number(row)
+    except BadValueError:
+        return UnreadableRow(where)
+    return UnreadableRow(where, version_name(name, number), (name, number))
+
+
+def _key_name(row: Row) -> KeyName:
+    if (row.facility, row.key) == (AUDIT_KEY.facility, AUDIT_KEY.key):
+        return AUDIT_KEY
+    return KeyName(_identifier(row, "facility"), _identifier(row, "key"))
+
+
+def _number(row: Row) -> int:
+    number = whole(row, "number", _MAX_NUMBER)
+    if not number:
+        raise BadValueError("number", "a number from 1")
+    return number
+
+
+def _version(row: Row) -> KeyVersion:
+    came_from = None if row.came_from is None else one_of(row, "came_from", KeyState)
+    return KeyVersion(
+        key=_key_name(row),
+        number=_number(row),
+        algorithm=one_of(row, "algorithm", Algorithm),
+        state=one_of(row, "state", KeyState),
+        token=text(row, "token", 32),
+        cka_id=octets(row, "cka_id"),
+        spki=octets(row, "spki"),
+        certificate=optional(octets, row, "certificate"),
+        kid=octets(row, "kid"),
+        thumbprint=text(row, "thumbprint", 43),
+        created=moment(row, "created"),
+        activate_at=optional(moment, row, "activate_at"),
+        sign_until=optional(moment, row, "sign_until"),
+        deactivate_at=optional(moment, row, "deactivate_at"),
+        destroy_at=optional(moment, row, "destroy_at"),
+        came_from=came_from,
+        request=optional(text, row, "request"),
+        revision=whole(row, "revision"),
+    )
+
+
+def read_officers(rows: Iterable[Row]) -> tuple[dict[str, bytes], list[UnreadableRow]]:
+    """Reads rows of ``officers``: certificates by principal."""
+
+    def read(row: Row) -> tuple[str, bytes]:
+        return text(row, "principal", 2048), octets(row, "certificate")
+
+    found, bad = _read_all(rows, officers, read)
+    return dict(found), bad
+
+
+def read_suspensions(rows: Iterable[Row]) -> tuple[tuple[Suspension, ...], list[UnreadableRow]]:
+    """Reads rows of ``suspensions``; one that cannot be read stops what it is about."""
+    found: list[Suspension] = []
+    bad: list[UnreadableRow] = []
+    for row in rows:
+        about: tuple[Scope, str] | None = None
+        try:
+            about = one_of(row, "scope", Scope), text(row, "name", 63)
+            found.append(
+                Suspension(
+                    *about, moment(row, "since"), text(row, "officer", 2048), text(row, "reason")
+                )
+            )
+        except BadValueError as error:
+            what = "" if about is None else f"the suspension of {' '.join(about)}".rstrip()
+            where = _where(error, suspensions)
+            bad.append(UnreadableRow(where, what, flag=about, stops_all=about is None))
+    # Sorted here: the order of text differs between databases.
+    return tuple(sorted(found)), bad
+
+
+def read_acts(rows: Iterable[Row]) -> tuple[list[tuple[int, Act]], list[UnreadableRow]]:
+    """Reads rows of ``acts``, each with its revision."""
+
+    def read(row: Row) -> tuple[int, Act]:
+        act = Act(
+            text(row, "id", 36),
+            text(row, "act", 16),
+            text(row, "target", 200),
+            text(row, "officer", 2048),
+            text(row, "reason"),
+            moment(row, "at"),
+        )
+        return whole(row, "revision"), act
+
+    return _read_all(rows, acts, read)
+
+
+def read_document(rows: Iterable[Row], sha256: str) -> bytes | None:
+    """Reads the content of a document, None without a row. Raises OperatorError."""
+    for row in rows:
+        if isinstance(row.content, bytes | memoryview):
+            return bytes(row.content)
+        raise OperatorError(
+            f"the text {sha256} cannot be read: content of documents is not bytes;"
+            " put the row back from the backup"
+        )
+    return None
+
+
+def _read_all(
+    rows: Iterable[Row], table: sa.Table, read: Callable[[Row], T]
+) -> tuple[list[T], list[UnreadableRow]]:
+    found: list[T] = []
+    bad: list[UnreadableRow] = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except BadValueError as error:
+            bad.append(UnreadableRow(_where(error, table)))
+    return found, bad
+
+
+def _where(error: BadValueError, table: sa.Table) -> str:
+    return f"{error.column} of {table.name} is not {error.expected}"
+
+
+def texts_of(unreadable: Iterable[UnreadableRow]) -> Iterator[str]:
+    """Yields what cannot be read, each once, as everybody may read it: no names of keys."""
+    yield from dict.fromkeys(each.where for each in unreadable)

@@ -1,0 +1,114 @@
+"""Somebody writes into the registry what no program writes: officers' stops hold nevertheless.
+
+Every column of every table, with values that SQLite takes whatever the column was declared with.
+"""
+
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from signer.errors import CallError, OperatorError
+from signer.events import Bug, RegistryUnreadable, Unaccounted
+from signer.keys import schema
+from signer.model import KeyState, Scope, parse_key_or_version
+from tests.unit.officers.opstage import CLINIC, Stage, empty_registry
+from tests.unit.officers.people import C
+
+OTHER = "facilities/02-001/keys/records"
+BROKEN: dict[str, object] = {
+    "text": "x\0y",
+    "no-text": sa.text("CAST(x'fffe' AS TEXT)"),
+    "bytes": b"\xff",
+    "negative": -1,
+    "huge": (1 << 63) - 1,
+    "infinite": 9e999,
+}
+IDS = (("keys", "id"), ("key_versions", "id"), ("revision", "id"))  # SQLite's own, too
+COLUMNS = [
+    (table.name, column.name) for table in schema.metadata.sorted_tables for column in table.c
+]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return empty_registry(tmp_path_factory.mktemp("template") / "empty.sqlite")
+
+
+class Site:
+    """A stage and its registry by SQL; one on which a stop by hand is in force is left behind."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        self._folder, self._template, self._number = folder, template, 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Two keys, suspensions, and operations in several states."""
+        self._number += 1
+        self.stage = stage = Stage(self._folder / str(self._number), self._template)
+        stage.key(CLINIC)
+        stage.key(OTHER)
+        stage.emergency.suspend(C, Scope.FACILITY, "moh", "seen forged")
+        stage.propose("create-key", key=f"{OTHER}-2", algorithm="ES256", activate=True)
+        # Another program, which checks nothing.
+        path = str(stage.registry._engine.url.database)
+        self.sql = sqlite3.connect(path, isolation_level=None).execute
+        self.sql("PRAGMA foreign_keys = OFF")
+        self.sql("PRAGMA ignore_check_constraints = ON")
+
+    def look(self) -> None:
+        """What the daemon does again and again."""
+        self.stage.serving.follow()
+        self.stage.serving.compare()
+
+    def signs(self, key: str) -> bool:
+        """Whether the daemon would sign with a key now."""
+        name, _ = parse_key_or_version(key)
+        snapshot, now = self.stage.snapshot, self.stage.clock.now()
+        stopped = snapshot.suspended.reason(name.facility)
+        return snapshot.keys.primary(name, now) is not None and not stopped
+
+
+@pytest.fixture
+def site(tmp_path: Path, template: Path) -> Site:
+    return Site(tmp_path, template)
+
+
+@pytest.mark.parametrize(("table", "column"), COLUMNS, ids=[".".join(each) for each in COLUMNS])
+def test_a_stop_holds_whatever_a_row_holds_or_readiness_says_why(
+    site: Site, table: str, column: str
+) -> None:
+    broken = 0
+    for number, value in enumerate(BROKEN.values()):
+        stage = site.stage
+        (row,) = site.sql(f"SELECT max(rowid) FROM {table}").fetchone()
+        (before,) = site.sql(f"SELECT {column} FROM {table} WHERE rowid = {row}").fetchone()
+        quoted, values = (value.text, ()) if isinstance(value, sa.TextClause) else ("?", (value,))
+        with suppress(sqlite3.Error):  # that the database refuses
+            site.sql(f"UPDATE {table} SET {column} = {quoted} WHERE rowid = {row}", values)
+            broken += 1
+        if number % 2 and table != "revision":  # otherwise nobody says that something changed
+            site.sql("UPDATE revision SET value = value + 1")
+        site.look()
+        try:
+            stage.emergency.suspend_key(C, CLINIC, "seen forged")
+        except (CallError, OperatorError):
+            assert stage.serving.reason
+        else:
+            assert not site.signs(CLINIC)
+        if stage.serving.reason:
+            assert any(stage.seen.of(kind) for kind in (Unaccounted, RegistryUnreadable))
+        assert stage.seen.of(Bug) == []
+        ids = "id" if (table, column) in IDS else "rowid"
+        (now,) = site.sql(f"SELECT max(rowid) FROM {table}").fetchone() if ids == "id" else (row,)
+        site.sql(f"UPDATE {table} SET {column} = ? WHERE rowid = {now}", (before,))
+        site.look()
+        assert not stage.serving.error
+        if stage.serving.reason or stage.version(CLINIC).state is not KeyState.SUSPENDED:
+            site.begin()
+        else:
+            stage.done("resume", target=CLINIC)
+            assert site.signs(CLINIC)
+    assert broken
