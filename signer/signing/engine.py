@@ -78,7 +78,7 @@ class Engine:
         # 2. A repetition gets the same bytes again, at no cost.
         async with self._repeats.once(request, content) as earlier:
             if earlier is not None:
-                return await self._repeats.answer(request, self._served.snapshot, terms, earlier)
+                return await self._repeats.answer(request, self._served, terms, earlier)
 
             # 3. From payloads to bytes to sign. A payload that does not parse fails its item.
             began = monotonic()

@@ -23,7 +23,7 @@ from signer.hsm.front.chunks import Signed
 from signer.model import FormatContext, KeyState, KeyVersion, parse_key_or_version
 from signer.policy.rules import Terms
 from signer.signing.messages import Messages
-from signer.signing.request import BatchRequest, BatchResult, Snapshot
+from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
 
 _ANSWERED = (KeyState.ACTIVE, KeyState.DEACTIVATED)
 """States of a version whose signatures are given out again; in any other it was stopped."""
@@ -127,22 +127,17 @@ class Repeats:
         return read_answer(intent, outcome)
 
     async def answer(
-        self, request: BatchRequest, snapshot: Snapshot, terms: Terms, earlier: EarlierAnswer
+        self, request: BatchRequest, served: Served, terms: Terms, earlier: EarlierAnswer
     ) -> BatchResult:
         """Returns the same bytes again: time, version and signatures are those in the log.
 
         So are the items that failed then and their reasons, whatever the policy now says about
         them; a message is the one that the payload gets now for the same reason. But what
-        officers have stopped since, by ``snapshot``, is not given out. Raises CallError.
+        officers have stopped since is not given out, also where they stop it while the messages
+        are made. Raises CallError.
         """
         intent, principal = earlier.intent, request.principal
-        name, number = parse_key_or_version(intent.key_version)
-        found = snapshot.keys.version(name, number or 0)
-        if found is None:
-            raise _cannot_repeat("the key version no longer exists")
-        if reason := self._stopped(snapshot, found):
-            raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, reason)
-        version = replace(found, kid=intent.kid)
+        version = replace(self._not_stopped(served.snapshot, intent), kid=intent.kid)
         context = FormatContext(version, intent.now, intent.hcert)
         message_format = FORMATS[request.format]
         try:
@@ -154,11 +149,13 @@ class Repeats:
         if b"".join(inputs.digests()) != earlier.digests:
             raise _cannot_repeat("the certificate of the key version has changed since")
         failed = await self._worded(request, replace(context, content=terms.content), earlier)
+        self._not_stopped(served.snapshot, intent)
         failures = failed | inputs.by_index(earlier.signed.failures)
         signatures = earlier.signed.signatures
         outputs = await self._messages.finish(
             message_format, principal, inputs, signatures, context
         )
+        self._not_stopped(served.snapshot, intent)
         return BatchResult(version, terms, intent.rule, outputs, failures, earlier.record)
 
     async def _worded(
@@ -180,6 +177,16 @@ class Repeats:
             for position, failure in now.failures.items()
             if failure.reason is failed[indexes[position]].reason
         }
+
+    def _not_stopped(self, snapshot: Snapshot, intent: IntentRecord) -> KeyVersion:
+        """Returns the version that has signed; raises CallError if it is stopped now."""
+        name, number = parse_key_or_version(intent.key_version)
+        found = snapshot.keys.version(name, number or 0)
+        if found is None:
+            raise _cannot_repeat("the key version no longer exists")
+        if reason := self._stopped(snapshot, found):
+            raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, reason)
+        return found
 
     def _stopped(self, snapshot: Snapshot, version: KeyVersion) -> str:
         """Returns why signatures of a version are not given out again; "" if they are."""

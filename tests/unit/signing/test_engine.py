@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from signer.event_loop import THREADS_OF_ONE
 from signer.hsm.front.chunks import Signed
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyIndex, KeyName, KeyState, KeyVersion, Suspended
+from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version
 from tests.unit.signing.stage import CLIENT, ID, Stage
@@ -214,6 +216,25 @@ def test_a_stop_while_a_repetition_waits_holds_for_it(
         return records(start, limit)
 
     monkeypatch.setattr(stage.log, "records", stopped_meanwhile)
+    with pytest.raises(CallError, match="not given out again"):
+        stage.sign(asked)
+
+
+@pytest.mark.parametrize("step", ["prepare", "finish"])
+def test_a_stop_while_the_messages_of_a_repetition_are_made_holds_for_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Both take turns with other principals, and so may last."""
+    asked = replace(request(), request_id=ID)
+    stage.sign(asked)
+    made = getattr(Messages, step)
+
+    async def stopped_meanwhile(*arguments: Any) -> Any:
+        messages = await made(*arguments)
+        serve(stage, replace(VERSION, state=KeyState.COMPROMISED))
+        return messages
+
+    monkeypatch.setattr(Messages, step, stopped_meanwhile)
     with pytest.raises(CallError, match="not given out again"):
         stage.sign(asked)
 
