@@ -26,6 +26,18 @@ _workers = click.option(
     type=click.IntRange(1, 64),
     help="Worker processes; at first 2, later unchanged.",
 )
+_latency = click.option(
+    "--latency",
+    metavar="MS",
+    type=click.FloatRange(0, 10_000),
+    help="Every call of the token's module takes so many milliseconds longer, as over a network.",
+)
+_shim = click.option(
+    "--shim",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The library for --latency, build/shim.so by default; `make shim` compiles it.",
+)
 
 
 @click.group()
@@ -70,16 +82,31 @@ def init(*, directory: Path, facilities: int, workers: int | None) -> dict[str, 
 @_directory
 @_facilities
 @_workers
-def up(*, directory: Path, facilities: int, workers: int | None) -> None:
+@_latency
+@_shim
+def up(
+    *,
+    directory: Path,
+    facilities: int,
+    workers: int | None,
+    latency: float | None,
+    shim: Path | None,
+) -> None:
     """Provisions DIR if needed, then serves in the foreground until SIGTERM or Ctrl-C.
 
     Prints `ready` on stdout when it serves; logs go to stderr.
 
     \b
       signer dev up /tmp/appliance --workers 2
+      signer dev up /tmp/appliance --latency 1
     """
+    if shim is not None and latency is None:
+        raise click.UsageError("--shim FILE needs --latency MS")
     described = _provision(directory, facilities, workers)
     config = Path(described["config"])
+    if latency is not None:
+        shim = shim or Path("build/shim.so")
+        config = development.slow_configuration(config.parent, latency, shim)
     sys.exit(run(config, on_ready=lambda: say("ready"), development=True))
 
 

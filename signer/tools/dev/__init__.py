@@ -76,6 +76,26 @@ def provision(
     return described
 
 
+def slow_configuration(directory: Path, milliseconds: float, shim: Path) -> Path:
+    """Writes signer-slow.yaml, which is signer.yaml with a slow HSM; returns its path.
+
+    Every call of PKCS#11 takes so many milliseconds longer, as over a network. Raises
+    OperatorError if ``shim``, the library that does that, is missing.
+    """
+    if not shim.is_file():
+        raise OperatorError(f"{shim} is missing: `make shim` compiles tests/fault/shim.c")
+    directory = directory.resolve()
+    slow = texts.with_slow_module(
+        (directory / "signer.yaml").read_text(),
+        shim.resolve(),
+        load_config(directory / "signer.yaml").tokens[0].module,
+        directory / "state" / "shim",
+        milliseconds,
+    )
+    replace_file(directory / "signer-slow.yaml", slow)
+    return directory / "signer-slow.yaml"
+
+
 def _refuse_foreign(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise OperatorError(f"{directory} is a file; signer dev needs a folder")

@@ -1,7 +1,10 @@
 """The texts of a development appliance's configuration and policy."""
 
+import json
 import re
+from pathlib import Path
 
+from signer.errors import OperatorError
 from signer.tools.dev.key_plan import load_facilities, principal
 
 SOFTHSM_CONF = """\
@@ -45,6 +48,10 @@ tokens:
     session_copies: true
     environment:
       SOFTHSM2_CONF: ./softhsm2.conf
+"""
+
+SLOW_NOTE = """\
+# Written by each `signer dev up --latency` from signer.yaml, which is the file to edit.
 """
 
 POLICY = """\
@@ -150,6 +157,33 @@ def load_policy(count: int) -> str:
         for facility in load_facilities(count)
     ]
     return "\n".join(lines) + "\n"
+
+
+def with_slow_module(
+    configuration: str, shim: Path, module: Path, control: Path, milliseconds: float
+) -> str:
+    """Returns the configuration with the shim in front of the module of its token.
+
+    Each call of the module takes so much longer. Raises OperatorError if the token's lines
+    are not as CONFIGURATION has them.
+    """
+    environment = (
+        ("SHIM_MODULE", str(module)),
+        ("SHIM_CONTROL", str(control)),
+        ("SHIM_LATENCY_US", str(round(milliseconds * 1000))),
+        ("SHIM_INDEX", "1"),
+    )
+    lines = "".join(f"      {name}: {json.dumps(value)}\n" for name, value in environment)
+    slow, modules = re.subn(
+        r"(?m)^(    module: ).*$", lambda line: line[1] + json.dumps(str(shim)), configuration
+    )
+    slow, environments = re.subn(r"(?m)^    environment:\n", lambda line: line[0] + lines, slow)
+    if (modules, environments) != (1, 1):
+        raise OperatorError(
+            "--latency changes `module` and `environment` of the token in signer.yaml, and finds"
+            " them only as `signer dev init` wrote them"
+        )
+    return SLOW_NOTE + slow
 
 
 def with_workers(configuration: str, workers: int) -> str:
