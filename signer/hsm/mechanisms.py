@@ -61,10 +61,13 @@ MECHANISMS: Mapping[Algorithm, Mechanism] = {
 
 
 def low_s(signature: bytes, order: int) -> bytes:
-    """Returns the signature r||s with the smaller of the two valid s."""
+    """Returns the signature r||s with the smaller of the two valid s.
+
+    Returns what cannot be a signature as it is: the check finds it wrong.
+    """
     middle = len(signature) // 2
     s = int.from_bytes(signature[middle:])
-    if s <= order // 2:
+    if not order // 2 < s < order or len(signature) != (order.bit_length() + 7) // 8 * 2:
         return signature
     return signature[:middle] + (order - s).to_bytes(middle)
 

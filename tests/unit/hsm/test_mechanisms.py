@@ -174,3 +174,16 @@ def test_a_pin_must_fit_the_algorithm(algorithm: Algorithm, pinned: str) -> None
     else:
         with pytest.raises(ValueError, match=r".+"):
             Verifier(algorithm, pin)
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+@given(st.one_of(st.binary(max_size=600), st.sampled_from([b"\xff" * 64, b"\xff" * 96])))
+@example(b"\xff" * 64)
+@example(b"\xff" * 63)
+@example(bytes(64))
+@example(b"")
+def test_what_is_no_signature_is_wrong_and_nothing_worse(algorithm: Algorithm, made: bytes) -> None:
+    order = MECHANISMS[algorithm].order
+    made = made if order is None else low_s(made, order)
+    verifier = Verifier(algorithm, spki(KEYS[algorithm]))
+    assert not verifier.correct(data_for(algorithm), made)
