@@ -138,6 +138,15 @@ class WrongSignatures(NamedTuple):
     wrong: int
 
 
+class KeyRefused(NamedTuple):
+    """A token does not sign with a key: it has none, two, or refuses. Once until it signs again."""
+
+    token: str
+    key_version: str
+    verdict: str
+    text: str
+
+
 class WorkerLeft(NamedTuple):
     """The end of a worker process."""
 

@@ -91,7 +91,11 @@ class TlsConfig(StrictModel):
 
 
 class TokenConfig(StrictModel):
-    """One token. A value of ``environment`` that begins with ``./`` is a path as well."""
+    """One token. A value of ``environment`` that begins with ``./`` is a path as well.
+
+    The last three are how long one call of the module may take, in seconds: while a worker
+    opens the token, while it signs, and while it carries out an administrative order.
+    """
 
     label: str = Field(min_length=1, max_length=32)  # PKCS#11 v2.40, CK_TOKEN_INFO
     serial: str | None = Field(None, min_length=1, max_length=16)
@@ -99,10 +103,13 @@ class TokenConfig(StrictModel):
     pin_file: File
     workers: int = Field(ge=1, le=64)
     session_copies: bool = False
+    key_lookup: Literal["search", "index"] = "search"
     environment: Annotated[Mapping[str, str], PlainValidator(_environment)] = Field(
         default_factory=dict
     )
+    start_seconds: float = Field(60.0, gt=0, le=3600)
     hang_seconds: float = Field(10.0, gt=0, le=600)
+    order_seconds: float = Field(120.0, gt=0, le=3600)
 
 
 CLOSE_SECONDS = 50

@@ -137,7 +137,7 @@ def _core(base: Base, refused: ExitStack, *, override_audit: bool, development: 
         config.audit, records.log, key, hsm=hsm, loop=loop, clock=clock, events=events
     )
     admins = AdminWorkers(config.tokens, config.state)
-    inventory = Inventory(hsm, served, key, admins.open, events)
+    inventory = Inventory(hsm, served, key, open_list=admins.open_list, events=events, clock=clock)
     serving = Serving(
         config,
         registry,
@@ -211,6 +211,7 @@ def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:
             token.label: Pool(
                 token_spec(token, config.state),
                 workers=token.workers,
+                start_seconds=token.start_seconds,
                 hang_seconds=token.hang_seconds,
                 max_queued=config.limits.queued_items,
                 loop=loop,

@@ -1,80 +1,176 @@
-"""Registry and token compared at the start: the keys that only one of them has.
+"""Registry and token compared: the keys that only one of them has, and those that are there twice.
 
 Nothing is repaired here. A key on the token that the registry does not know never signs;
-a version whose key is not on the token fails its callers with HSM_UNAVAILABLE. What an
-interrupted operation has left is completed by that operation.
+a version whose key is not on the token, or twice, fails its callers with HSM_UNAVAILABLE. What
+an interrupted operation has left is completed by that operation.
 """
 
-from collections.abc import Callable, Iterable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
+from signer.clock import Clock
 from signer.errors import OperatorError
-from signer.events import Events, TokenDiffers
+from signer.events import Bug, Events, TokenDiffers
 from signer.hsm.front.service import Hsm
-from signer.keys.lifecycle import TokenAdmin
 from signer.model import KeyState, KeyVersion, TokenObject, inventory_digest
 from signer.signing.request import Served
 
-MOST_NAMED = 100  # differences; the rest is counted
-Admin = Callable[[str], AbstractContextManager[TokenAdmin]]
+MOST_NAMED = 100  # differences of a token; the rest is counted
+LOOK_AGAIN_SECONDS = 24 * 3600.0  # after a comparison
+RETRY_SECONDS = 600.0  # after one that failed
+TICK_SECONDS = 1.0
+RESTS = 4
+"""How many times as long as it works a comparison rests: others use the HSM meanwhile."""
+
+
+class TokenList(Protocol):
+    """One token of which the keys can be listed."""
+
+    def inventory(self, rest: Callable[[float], object]) -> list[TokenObject]:
+        """Returns every private key; raises OperatorError.
+
+        After each part, ``rest`` is called with the seconds that it took.
+        """
+
+
+class Comparison(NamedTuple):
+    """What one comparison of a token has found; ``problem``: why there was none."""
+
+    missing: frozenset[bytes] = frozenset()  # ids that only the registry has
+    twice: frozenset[bytes] = frozenset()  # ids of two keys
+    unknown: Mapping[bytes, str] = {}  # ids that only the token has, with their labels
+    problem: str = ""
+
+    def lines(self, token: str, expected: Mapping[bytes, KeyVersion]) -> list[str]:
+        """Returns a line for each difference that the registry of now still has."""
+        lines = [self.problem] if self.problem else []
+        lines += [
+            f"token {token} does not hold the key of {expected[cka_id].name}: restore the"
+            " token's backup, or schedule the destruction of the version"
+            for cka_id in sorted(self.missing & expected.keys())
+        ]
+        lines += [
+            f"token {token} holds two private keys with the CKA_ID {cka_id.hex()}, so that"
+            " neither signs: remove the wrong one with the HSM's own tool"
+            for cka_id in sorted(self.twice)
+        ]
+        lines += [
+            f"token {token} holds a key that the registry does not know: CKA_ID {cka_id.hex()},"
+            f" label {label[:200]!r}; an operation that is not ended may have created it (list"
+            " them: `signer operations list --state FAILED`), else remove it with the HSM's own"
+            " tool"
+            for cka_id, label in self.unknown.items()
+            if cka_id not in expected
+        ]
+        if (more := len(lines) - MOST_NAMED) > 0:
+            lines[MOST_NAMED:] = [f"token {token}: {more} more differences"]
+        return lines
+
+
+def compared(present: Sequence[TokenObject], expected: Iterable[bytes]) -> Comparison:
+    """Compares the keys on a token with the ids that the registry expects there."""
+    labels = {key.cka_id: key.label for key in present}
+    ids, wanted = Counter(key.cka_id for key in present), set(expected)
+    return Comparison(
+        missing=frozenset(wanted - labels.keys()),
+        twice=frozenset(cka_id for cka_id, count in ids.items() if count > 1 and cka_id),
+        unknown={cka_id: label for cka_id, label in labels.items() if cka_id not in wanted},
+    )
 
 
 class Inventory:
-    """Compares each token once, as soon as it serves; ``differences`` has a line for each."""
+    """Compares each token once it serves and then every day, in a thread of its own.
+
+    It reads a part of the token at a time and rests between the parts, so that it holds up
+    nothing: neither callers nor operations nor the follower of the registry.
+    """
 
     def __init__(
-        self, hsm: Hsm, served: Served, audit_key: KeyVersion, open_admin: Admin, events: Events
+        self,
+        hsm: Hsm,
+        served: Served,
+        audit_key: KeyVersion,
+        *,
+        open_list: Callable[[str], AbstractContextManager[TokenList]],
+        events: Events,
+        clock: Clock,
     ) -> None:
-        self.differences: list[str] = []
         self._hsm, self._served, self._audit_key = hsm, served, audit_key
-        self._open_admin, self._events = open_admin, events
-        self._left = list(hsm.pools)
+        self._open_list, self._events, self._clock = open_list, events, clock
+        self._due = dict.fromkeys(hsm.pools, clock.monotonic())
+        self._found: dict[str, Comparison] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inventory", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the comparison in progress; does not wait for an HSM that hangs."""
+        self._closing.set()
+
+    @property
+    def differences(self) -> list[str]:
+        """A line for each difference that was found and that the registry still has."""
+        found = dict(self._found)
+        return [
+            line
+            for token, comparison in found.items()
+            if comparison != _NOTHING
+            for line in comparison.lines(token, self._expected(token))
+        ]
 
     def compare(self) -> None:
-        """Compares the tokens that serve by now, and reports the differences."""
-        for label in [label for label in self._left if self._hsm.pools[label].inventory]:
-            self._left.remove(label)
-            digest = self._hsm.pools[label].inventory
-            versions = [*self._served.snapshot.keys, self._audit_key]
+        """Compares the tokens that serve and are due."""
+        for token, due in self._due.items():
+            if due <= self._clock.monotonic() and self._hsm.pools[token].serving:
+                self._compare(token)
+
+    def _compare(self, token: str) -> None:
+        self._due[token] = self._clock.monotonic() + RETRY_SECONDS
+        before, digest = self._expected(token), self._hsm.pools[token].inventory
+        known = inventory_digest(TokenObject(v.cka_id, v.name) for v in before.values())
+        if token not in self._found and digest == known:
+            comparison = _NOTHING  # by what the workers have read at their start
+        else:
             try:
-                lines = differences(label, digest, versions, self._open_admin)
+                with self._open_list(token) as admin:
+                    comparison = compared(admin.inventory(self._rest), before)
+            except _Closing:
+                return
             except OperatorError as error:
-                lines = [f"token {label} could not be compared with the registry: {error}"]
-            if lines:
-                self.differences += lines
-                self._events.emit(TokenDiffers(lines))
+                text = f"token {token} could not be compared with the registry: {error}"
+                comparison = Comparison(problem=text)
+        self._found[token] = comparison
+        if not comparison.problem:
+            self._due[token] = self._clock.monotonic() + LOOK_AGAIN_SECONDS
+        if lines := comparison.lines(token, self._expected(token)):
+            self._events.emit(TokenDiffers(lines))
+
+    def _expected(self, token: str) -> Mapping[bytes, KeyVersion]:
+        return {
+            version.cka_id: version
+            for version in [*self._served.snapshot.keys, self._audit_key]
+            if version.token == token and version.state is not KeyState.DESTROYED
+        }
+
+    def _rest(self, seconds: float) -> None:
+        if self._closing.wait(RESTS * seconds):
+            raise _Closing
+
+    def _run(self) -> None:
+        while not self._closing.wait(TICK_SECONDS):
+            try:
+                self.compare()
+            except Exception as error:  # noqa: BLE001 - the next token is compared anyway
+                self._events.emit(Bug("compare a token with the registry", error, {}))
 
 
-def differences(
-    token: str, digest: bytes, versions: Iterable[KeyVersion], open_admin: Admin
-) -> list[str]:
-    """Returns how a token differs from the registry's versions, a line for each difference.
+class _Closing(Exception):
+    """The daemon ends: the comparison is not finished."""
 
-    ``digest`` is of the keys that a worker has found: if it is the expected one, the token is
-    not read again. Raises OperatorError if the token cannot be read.
-    """
-    expected = {
-        version.cka_id: version
-        for version in versions
-        if version.token == token and version.state is not KeyState.DESTROYED
-    }
-    if digest == inventory_digest(TokenObject(v.cka_id, v.name) for v in expected.values()):
-        return []
-    with open_admin(token) as admin:
-        present = {key.cka_id: key.label for key in admin.inventory()}
-    lines = [
-        f"token {token} does not hold the key of {version.name}: restore the token's backup, or"
-        " schedule the destruction of the version"
-        for cka_id, version in expected.items()
-        if cka_id not in present
-    ]
-    lines += [
-        f"token {token} holds a key that the registry does not know: CKA_ID {cka_id.hex()},"
-        f" label {label[:200]!r}; an operation that is not ended may have created it (list them:"
-        " `signer operations list --state FAILED`), else remove it with the HSM's own tool"
-        for cka_id, label in present.items()
-        if cka_id not in expected
-    ]
-    if (more := len(lines) - MOST_NAMED) > 0:
-        lines[MOST_NAMED:] = [f"token {token}: {more} more differences"]
-    return lines
+
+_NOTHING = Comparison()

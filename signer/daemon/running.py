@@ -16,7 +16,6 @@ from signer.api.server import health_of
 from signer.daemon.parts import Base, Core, Edge
 from signer.errors import OperatorError
 from signer.events import Bug, Degraded, NotReady, Ready, Started, Stopped
-from signer.hsm.front.slot import START_SECONDS
 from signer.observe.http import HttpPort
 
 TICK_SECONDS = 0.25  # readiness and registry are checked so often
@@ -41,7 +40,8 @@ class Appliance:
         self._core.serving.begin()
         self._core.records.daemon_log.started(snapshot.policy, snapshot.keys)
         self._core.hsm.start()
-        for label, (kind, text) in self._core.hsm.wait_for_outcomes(START_SECONDS).items():
+        longest = max(token.start_seconds for token in self._base.config.tokens)
+        for label, (kind, text) in self._core.hsm.wait_for_outcomes(longest).items():
             if kind is not None and kind.ends_start:
                 raise OperatorError(f"token {label}: {text}")
         self._core.sealing.start()
@@ -61,6 +61,7 @@ class Appliance:
         self._edge.server.listen(str(self._base.config.listen), self._core.certificates)
         self._edge.readiness.listening = True
         self._following.start()
+        self._core.inventory.start()
         self._base.events.emit(
             Started(str(self._base.config.listen), self._core.served.snapshot.policy.sha256)
         )
@@ -105,6 +106,7 @@ class Appliance:
         self._edge.status.rest()
         self._edge.server.drain(self._base.config.limits.drain_seconds)
         self._closing.set()
+        self._core.inventory.close()
         if self._following.is_alive():
             self._following.join()
         self._core.executor.close()
@@ -130,7 +132,6 @@ class Appliance:
         while not self._closing.wait(TICK_SECONDS):
             try:
                 self._core.serving.follow()
-                self._core.inventory.compare()
                 if self._base.clock.monotonic() - compared >= COMPARE_SECONDS:
                     compared = self._base.clock.monotonic()
                     self._core.serving.compare()

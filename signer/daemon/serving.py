@@ -323,10 +323,9 @@ class Serving:
         self._state, self._policies.text = state, text
         after = snapshot_of(judged.state, text.policy)
         changed = list(after.keys.changed_since(before.keys))
-        new = any(before.keys.version(v.key, v.number) is None for v in changed)
-        if new or any(v.state is KeyState.DESTROYED for v in changed):
-            # Workers must find a key before the first chunk that needs it, and drop destroyed ones.
-            self._hsm.refresh()
+        # Workers hear of a key before the first chunk that needs it, and forget destroyed ones.
+        created = [v for v in changed if before.keys.version(v.key, v.number) is None]
+        self._hsm.keys_changed(created + [v for v in changed if v.state is KeyState.DESTROYED])
         self._served.snapshot, self._halted = after, ""
         self._enforce(before, after)
         self._next_end = self._end_after(self._ended_until)

@@ -33,11 +33,11 @@ class FrameKind(enum.IntEnum):
     """What a frame is."""
 
     CONFIGURE = 1  # to the worker, JSON: which token, once at the start
-    READY = 2  # from the worker, logged in: the digest of the keys that it found
+    READY = 2  # from the worker, logged in: the digest of all keys, empty without an index
     FATAL = 3  # from the worker, JSON: why it leaves
     SIGN = 4  # to the worker, packed
     RESULT = 5  # from the worker, packed
-    REFRESH = 6  # to the worker, empty: look for new keys
+    KEYS = 6  # to the worker, packed: CKA_IDs of keys that were created or destroyed
     DROP = 7  # to the worker, packed: CKA_IDs whose session copies must go; empty: all copies
     ADMIN = 8  # to an administrative worker, JSON: an order (worker/administration.py)
     DONE = 9  # from an administrative worker, JSON: its answer
@@ -259,9 +259,10 @@ class Verdict(enum.IntEnum):
     """How a part of a chunk went as a whole."""
 
     SIGNED = 0  # every item has its signature, except those in ``wrong``
-    NO_KEY = 1  # the token has no such private key
+    NO_KEY = 1  # the token has no private key of this id
     REFUSED = 2  # the module refuses this key or mechanism
     UNSUITABLE = 3  # the pinned public key does not fit the algorithm
+    AMBIGUOUS = 4  # the token has two private keys of this id
 
 
 class ResultPart(NamedTuple):

@@ -11,13 +11,16 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from signer.errors import OperatorError
 from signer.files import SECRET, open_lock, replace_file
+
+_LOCK_SECONDS = 0.01  # so often is a start lock tried that another process holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,21 @@ def release(state: Path, token: str) -> bool:
 
 
 @contextmanager
-def start_lock(state: Path, token: str) -> Iterator[None]:
-    """Holds the lock under which workers open a token (a label): one process at a time."""
+def start_lock(
+    state: Path, token: str, waiting: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Holds the lock under which workers open a token (a label): one process at a time.
+
+    ``waiting`` is called again and again while another process holds it.
+    """
     with os.fdopen(open_lock(_lock_file(state, token))) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(_LOCK_SECONDS)
         yield
 
 

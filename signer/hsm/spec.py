@@ -11,7 +11,15 @@ class WorkerMode(enum.StrEnum):
 
     SIGN = "sign"
     ADMINISTER = "administer"  # create, read and destroy keys, in a read-write session
+    LIST = "list"  # list all private keys, in the background
     INSPECT = "inspect"  # report what is seen without a login, then leave
+
+
+class KeyLookup(enum.StrEnum):
+    """How a worker finds the private key of a CKA_ID."""
+
+    SEARCH = "search"  # by a search, when the key is first used
+    INDEX = "index"  # in an index of all keys: where a search walks all objects of the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class TokenSpec:
     state: str
     session_copies: bool
     environment: Mapping[str, str]
+    key_lookup: KeyLookup = KeyLookup.SEARCH
     mode: WorkerMode = WorkerMode.SIGN
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError
-from signer.model import KeyName, KeyState, KeyVersion, TokenObject
+from signer.model import KeyName, KeyState, KeyVersion
 from signer.x509 import cose_kid, fits, jwk_thumbprint
 
 if TYPE_CHECKING:
@@ -232,9 +232,6 @@ class TokenAdmin(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Returns label, serial, model, manufacturer and versions of the token."""
-
-    def inventory(self) -> list[TokenObject]:
-        """Returns every private key on the token."""
 
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         """Creates a key pair and returns its SubjectPublicKeyInfo in DER.

@@ -71,6 +71,11 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
         ERROR,
         "token {token} made {wrong} wrong signatures",
     ),
+    events.KeyRefused: (
+        "key_refused",
+        WARNING,
+        "token {token} does not sign with a key ({verdict}): see the log",
+    ),
     events.WorkerLeft: ("worker_left", WARNING, "token {token}: {cause}"),
     events.LoginEnded: ("login", INFO, ""),
     # The audit log.

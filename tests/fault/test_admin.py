@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from signer.algorithms import Algorithm
+from signer.config.models import TokenConfig
 from signer.daemon.audit_log import ensure_audit_key
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
@@ -27,6 +28,11 @@ def token(tmp_path: Path, shim_module: Path, shim: Shim) -> SoftToken:
     return made
 
 
+def impatient(token: SoftToken, **seconds: float) -> TokenConfig:
+    """The token's settings, with less time for one call."""
+    return token.settings.model_copy(update=seconds)
+
+
 def objects(token: SoftToken) -> dict[str, int]:
     return ask("objects", token.spec(), cka_id=KEY[2].hex())
 
@@ -35,7 +41,7 @@ def test_a_worker_that_hangs_at_its_start_is_killed(token: SoftToken, shim: Shim
     shim.on("C_Initialize", action=Action.HANG)
     with (
         pytest.raises(OperatorError, match=r"did not answer within 0\.5 s and was killed"),
-        open_admin(token.settings, token.state, start_seconds=0.5),
+        open_admin(impatient(token, start_seconds=0.5), token.state),
     ):
         pytest.fail("it opened")
     shim.clear()
@@ -45,7 +51,7 @@ def test_a_worker_that_hangs_at_its_start_is_killed(token: SoftToken, shim: Shim
 
 def test_a_worker_that_hangs_in_an_order_is_killed(token: SoftToken, shim: Shim) -> None:
     shim.on("C_GenerateKeyPair", action=Action.HANG)
-    with open_admin(token.settings, token.state, order_seconds=2.0) as admin:
+    with open_admin(impatient(token, order_seconds=2.0), token.state) as admin:
         assert admin.inventory() == []
         with pytest.raises(OperatorError, match="did not answer within 2 s and was killed"):
             admin.generate(*KEY)

@@ -9,11 +9,11 @@ import pytest
 
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
-from signer.client import (
+from signer.client import SignerClient
+from signer.client._errors import (
     DeadlineError,
     ExhaustedError,
     PreconditionError,
-    SignerClient,
     SignerClientError,
 )
 from tests.daemon import RECORDS, Daemon, kill_workers, until
@@ -178,6 +178,16 @@ def test_a_refused_key_fails_its_items_without_a_new_worker(daemon: Daemon, faul
     assert daemon.sign() == {"HSM_UNAVAILABLE": 3}
     faults.clear()
     assert daemon.sign() == {"ok": 3}
+    assert daemon.metric("signer_worker_restarts_total") == 0
+
+
+def test_a_slow_chunk_is_not_taken_for_a_hang(daemon: Daemon, faults: Shim) -> None:
+    """What counts is one call: the chunk takes several times as long as one may."""
+    daemon.configure(token={"workers": 1, "hang_seconds": 1.0})
+    daemon.start()
+    assert daemon.sign(300) == {"ok": 300}  # so that a chunk has many items
+    faults.on("C_Sign", delay=0.1)
+    assert daemon.sign(60) == {"ok": 60}
     assert daemon.metric("signer_worker_restarts_total") == 0
 
 

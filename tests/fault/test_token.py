@@ -1,5 +1,6 @@
 """Tokens that are absent, ambiguous, or refuse the PIN."""
 
+import json
 import secrets
 import shutil
 import sqlite3
@@ -35,6 +36,22 @@ def alter(daemon: Daemon, statement: str, *values: object) -> None:
         registry.commit()
     with DevAppliance(daemon.folder):
         pass
+
+
+def id_of_records(daemon: Daemon) -> bytes:
+    """The CKA_ID of the version that RECORDS signs with."""
+    with closing(sqlite3.connect(daemon.folder / "registry.sqlite")) as registry:
+        [[cka_id]] = registry.execute(
+            "SELECT cka_id FROM key_versions JOIN keys ON keys.id = key_id"
+            " WHERE facility = '01-001' AND key = 'records'"
+        ).fetchall()
+    return bytes(cka_id)
+
+
+def events(daemon: Daemon, name: str) -> list[dict[str, Any]]:
+    """The lines of the daemon's log about one event."""
+    lines = (json.loads(line) for line in daemon.log.read_text().splitlines() if line[:1] == "{")
+    return [line for line in lines if line["event"] == name]
 
 
 def hide_token(daemon: Daemon) -> None:
@@ -205,25 +222,35 @@ def test_a_state_that_cannot_be_kept_ends_the_start(daemon: Daemon) -> None:
     assert "Traceback" not in refused.errors
 
 
-@pytest.mark.parametrize("twice", ["label", "id"])
-def test_two_private_keys_under_one_name_end_the_start(daemon: Daemon, twice: str) -> None:
-    name = f"{RECORDS}/versions/1"
-    with closing(sqlite3.connect(daemon.folder / "registry.sqlite")) as registry:
-        rows = registry.execute(
-            "SELECT cka_id FROM key_versions JOIN keys ON keys.id = key_id"
-            " WHERE facility = '01-001' AND key = 'records'"
-        ).fetchall()
-    [[cka_id]] = rows
-    if twice == "label":
-        ask("duplicate", spec(daemon), cka_id=b"other".hex(), label=name)
-    else:
-        ask("duplicate", spec(daemon), cka_id=cka_id.hex(), label="other")
-    refused = daemon.refused()
-    assert refused.code == 1
-    assert "two private keys" in refused.errors
-    either = (cka_id.hex(), b"other".hex()) if twice == "label" else (cka_id.hex(),)
-    assert any(f"with the CKA_ID {each} " in refused.errors for each in either)
-    assert name not in refused.errors  # others read it on /readyz where a worker finds it late
+@pytest.mark.parametrize("lookup", ["search", "index"])
+def test_two_private_keys_of_one_id_fail_this_key_only(daemon: Daemon, lookup: str) -> None:
+    cka_id = id_of_records(daemon)
+    ask("duplicate", spec(daemon), cka_id=cka_id.hex(), label="other")
+    daemon.configure(token={"key_lookup": lookup})
+    daemon.start()
+    assert daemon.sign() == {"HSM_UNAVAILABLE": 3}
+    assert daemon.sign(key=OTHERS) == {"ok": 3}
+    with daemon.client() as client:
+        [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])
+    assert item.error is not None
+    assert "holds two keys with the CKA_ID of facilities/01-001" in item.error.message
+    [line] = events(daemon, "key_refused")
+    assert (line["verdict"], line["key_version"]) == ("AMBIGUOUS", f"{RECORDS}/versions/1")
+    until(lambda: events(daemon, "registry_and_token_differ"), "token and registry are compared")
+    [difference] = events(daemon, "registry_and_token_differ")[0]["differences"]
+    assert f"two private keys with the CKA_ID {cka_id.hex()}" in difference
+    assert daemon.metric("signer_worker_restarts_total") == 0
+    assert daemon.health() == "SERVING"
+
+
+def test_two_private_keys_of_one_label_both_sign(daemon: Daemon) -> None:
+    """Workers find keys by their id; a key of a stranger is reported."""
+    ask("duplicate", spec(daemon), cka_id=b"other".hex(), label=f"{RECORDS}/versions/1")
+    daemon.start()
+    assert daemon.sign() == {"ok": 3}
+    until(lambda: events(daemon, "registry_and_token_differ"), "token and registry are compared")
+    [difference] = events(daemon, "registry_and_token_differ")[0]["differences"]
+    assert f"does not know: CKA_ID {b'other'.hex()}" in difference
 
 
 def test_two_tokens_with_one_label_need_a_serial(daemon: Daemon) -> None:
@@ -283,8 +310,20 @@ def test_a_key_that_the_token_lacks_fails_and_others_go_on(daemon: Daemon) -> No
         [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"])
     assert item.error is not None
     assert "does not hold the key" in item.error.message
+    assert [line["verdict"] for line in events(daemon, "key_refused")] == ["NO_KEY"]
     assert daemon.metric("signer_worker_restarts_total") == 0
     assert daemon.health() == "SERVING"
+
+
+def test_a_key_that_another_program_destroys_fails_and_others_go_on(daemon: Daemon) -> None:
+    daemon.configure(token={"session_copies": False})  # a copy would go on signing
+    daemon.start()
+    assert daemon.sign(200) == {"ok": 200}
+    ask("destroy", spec(daemon), cka_id=id_of_records(daemon).hex())
+    assert daemon.sign(200) == {"HSM_UNAVAILABLE": 200}
+    assert daemon.sign(key=OTHERS) == {"ok": 3}
+    assert {line["verdict"] for line in events(daemon, "key_refused")} == {"NO_KEY"}
+    assert daemon.metric("signer_worker_restarts_total") == 0
 
 
 def test_a_wrong_pin_of_a_key_stops_this_key_only(daemon: Daemon) -> None:

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from signer.algorithms import Algorithm
 from signer.hsm.frames import SignPart
+from signer.hsm.heartbeat import Heartbeat, shared_counter
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import KeyVersion
@@ -52,6 +54,11 @@ NAMES = (
 )
 
 
+def heartbeat() -> Heartbeat:
+    with shared_counter() as counter:
+        return Heartbeat(counter)
+
+
 def key_arguments(keys: Sequence[KeyVersion]) -> list[list[str]]:
     return [[key.algorithm, key.cka_id.hex(), key.spki.hex()] for key in keys]
 
@@ -63,7 +70,7 @@ def attributes(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
 
     from signer.hsm.worker.token import open_token
 
-    token = open_token(spec)
+    token = open_token(spec, heartbeat())
     answer = {}
     for _, cka_id, _ in keys:
         [key] = token.session.get_objects(
@@ -112,7 +119,7 @@ def copies(
     from signer.hsm.worker.__main__ import ChunkSigner
 
     token_module.MAX_COPIES = most
-    token = token_module.open_token(spec)
+    token = token_module.open_token(spec, heartbeat())
     signer = ChunkSigner(token)
     correct, counts = 0, []
     template = {
@@ -131,25 +138,21 @@ def copies(
             verifier = Verifier(Algorithm(algorithm), pin)
             correct += sum(map(verifier.correct, inputs, result.split()))
             counts.append(count())
-    if at_once:
-        token.drop_all()
-    for _, cka_id, _ in () if at_once else keys:
-        token.drop(bytes.fromhex(cka_id))
-        token.drop(bytes.fromhex(cka_id))
+    ids = None if at_once else [bytes.fromhex(cka_id) for _, cka_id, _ in keys]
+    for _ in range(2):
+        token.drop(ids)
     return {"correct": correct, "most": max(counts), "left": count()}
 
 
 def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
-    """Destroys the first key behind a token's back, then has it sign with all of them."""
+    """Destroys the first key when its handle is known, then has all of them sign."""
     import pkcs11
 
     from signer.hsm.worker.__main__ import ChunkSigner
     from signer.hsm.worker.token import open_token
 
-    token = open_token(spec)
-    found = token.keys.find(bytes.fromhex(keys[0][1]))
-    assert found is not None
-    found.destroy()
+    token = open_token(spec, heartbeat())
+    token.objects.destroy(token.keys.find(bytes.fromhex(keys[0][1])))
     signer, verdicts = ChunkSigner(token), []
     for algorithm, cka_id, spki in keys:
         pin, inputs = bytes.fromhex(spki), [bytes(32)]
@@ -160,6 +163,45 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
         pkcs11.Attribute.TOKEN: False,
     }
     return {"verdicts": verdicts, "copies": sum(1 for _ in token.session.get_objects(template))}
+
+
+def calls(spec: TokenSpec, cka_id: str) -> dict[str, int]:
+    """How many calls of our own a token takes to open, and a key to be found in several ways."""
+    from signer.hsm.worker.lookup import NotOneKey
+    from signer.hsm.worker.token import open_token
+
+    beats = heartbeat()
+    token = open_token(spec, beats)
+    counted = {"open": beats.count}
+
+    def count(name: str, wanted: bytes) -> None:
+        before = beats.count
+        with suppress(NotOneKey):
+            token.private_key(wanted)
+        counted[name] = beats.count - before
+
+    known = bytes.fromhex(cka_id)
+    count("first", known)
+    count("second", known)
+    count("absent", b"absent")
+    token.drop([known])
+    count("after a stop", known)
+    token.drop(None)
+    count("after a stop of all", known)
+    token.forget([known])
+    count("after a change", known)
+    return counted
+
+
+def destroy(spec: TokenSpec, cka_id: str) -> dict[str, Any]:
+    """Destroys a key pair as another program might; nobody hears of it."""
+    import pkcs11
+
+    token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
+    with token.open(rw=True, user_pin=Path(spec.pin_file).read_text().strip()) as session:
+        for each in list(session.get_objects({pkcs11.Attribute.ID: bytes.fromhex(cka_id)})):
+            each.destroy()
+    return {}
 
 
 def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
@@ -187,7 +229,7 @@ def flags(spec: TokenSpec) -> dict[str, Any]:
 
 COMMANDS = {
     each.__name__: each
-    for each in (attributes, copies, copies_after_loss, duplicate, flags, objects)
+    for each in (attributes, calls, copies, copies_after_loss, destroy, duplicate, flags, objects)
 }
 
 

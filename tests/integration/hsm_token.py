@@ -35,7 +35,8 @@ SECONDS = 30.0
 class SoftToken:
     """A fresh token in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        """``changes`` are other settings of the token."""
         self.state = folder / "state"
         self.state.mkdir(parents=True)
         (folder / "token").mkdir()
@@ -55,6 +56,7 @@ class SoftToken:
             "workers": 1,
             "session_copies": True,
             "environment": {"SOFTHSM2_CONF": str(conf)},
+            **changes,
         }
         self.settings = TokenConfig.model_validate(settings, context={"directory": folder})
 
@@ -82,6 +84,7 @@ class SoftToken:
         pool = Pool(
             self.spec(**changes),
             workers=workers,
+            start_seconds=60.0,
             hang_seconds=hang,
             max_queued=queued,
             loop=loop,

@@ -18,7 +18,10 @@ PRODUCT = Path(signer.__file__).parent
 RECORDS = "facilities/01-001/keys/records"
 NOTICE_SECONDS = 0.5
 """More than the tracer takes to see that it is switched."""
-OTHERS = (*("MainThread", "registry", "checkpoints", "metrics", "log-lines", "watchdog", "tracer"),)
+OTHERS = (
+    *("MainThread", "registry", "checkpoints", "inventory", "metrics", "log-lines", "watchdog"),
+    "tracer",
+)
 """Beginnings of the names of the front's threads that work beside every request."""
 OPERATIONS, LOG_WRITER = "operation", "audit-log"
 """Threads that are not on the route of a request, and not on that of an operation."""

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from signer.client import NotFoundError
+from signer.client._errors import NotFoundError
 from signer.hsm.mechanisms import P256_ORDER
 from tests.daemon import kill_workers, until
 from tests.integration import officers
@@ -143,6 +143,24 @@ def test_keys_made_while_the_daemon_runs_are_served(make_appliance: Make) -> Non
             create(appliance, name, **arguments)
             until(partial(serves, client, name), "it is served", 10)
     assert workers(appliance) == before
+
+
+def test_a_key_that_is_made_signs_at_once_on_all_workers(make_appliance: Make) -> None:
+    """Also where a search would find it anyway, and where an index has to learn of it."""
+    appliance = make_appliance(workers=3)
+    key = "facilities/01-001/keys/new"
+
+    def items() -> list[int]:
+        with appliance.client("operator") as client:
+            return [worker.items for worker in client.status().workers]
+
+    create(appliance, key, algorithm="ES256")
+    before = items()
+    with appliance.client() as client:
+        until(partial(serves, client, key), "it is served", 10)
+        results = client.sign_batch(key, "MESSAGE", [b"m"] * 4000)
+    assert all(item.ok for item in results)
+    assert all(now > then for now, then in zip(items(), before, strict=True))
 
 
 def test_keys_made_while_a_worker_is_replaced_are_served(make_appliance: Make) -> None:

@@ -230,7 +230,7 @@ def test_keys_made_while_workers_start_are_found(token: SoftToken) -> None:
             assert slot.process is not None
             slot.process.kill()
             [key] = token.make((Algorithm.ES256, 0))
-            pool.refresh()
+            pool.keys_changed([key.cka_id])
             assert sign(pool, job(key, inputs_for(key, 3))).failures == {}
         assert [cause for cause, _ in record.left] == ["died"] * 4
 

@@ -82,7 +82,8 @@ def test_samples_of_the_repository_load() -> None:
     (token,) = loaded.tokens
     assert token.module == Path("/usr/lib/softhsm/libsofthsm2.so")
     assert token.environment == {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
-    assert token.hang_seconds == 10
+    assert (token.start_seconds, token.hang_seconds, token.order_seconds) == (60, 10, 120)
+    assert token.key_lookup == "index"
     assert loaded.limits == LimitsConfig()
     assert loaded.client is None
     policy = load_policy(loaded.policy)

@@ -31,13 +31,13 @@ from signer.hsm.frames import (
     unpack_result,
 )
 from signer.hsm.front.process import WorkerProcess, token_spec
-from signer.hsm.front.slot import START_SECONDS
 from signer.hsm.spec import PinState, SeenToken, TokenInspection, WorkerMode
 from signer.model import TokenObject
 
 T = TypeVar("T")
 
-ORDER_SECONDS = 120.0  # how long a worker may take for one order
+KEYS_AT_ONCE = 100  # of which the names are read by one order
+LOOK_SECONDS = 0.1  # so often is looked whether a worker hangs
 
 
 class AdminWorker:
@@ -48,6 +48,7 @@ class AdminWorker:
     """
 
     def __init__(self, process: WorkerProcess, label: str, order_seconds: float) -> None:
+        """A worker of which one call takes longer than ``order_seconds`` is killed."""
         self._process = process
         self._seconds = order_seconds
         self.token = label
@@ -66,13 +67,15 @@ class AdminWorker:
     def describe(self) -> dict[str, str]:
         return dict(self.call("describe"))
 
-    def inventory(self) -> list[TokenObject]:
+    def inventory(self, rest: Callable[[float], object] = lambda _: None) -> list[TokenObject]:
+        handles = self.call("handles")
         keys: list[TokenObject] = []
-        while True:  # in parts that fit into a frame
-            part = self.call("inventory", first=len(keys))
-            keys += [TokenObject(bytes.fromhex(cka_id), label) for cka_id, label in part["keys"]]
-            if not part["keys"] or len(keys) >= part["count"]:
-                return keys
+        for start in range(0, len(handles), KEYS_AT_ONCE):
+            began = time.monotonic()
+            names = self.call("names", handles=handles[start : start + KEYS_AT_ONCE])
+            keys += [TokenObject(bytes.fromhex(cka_id), label) for cka_id, label in names]
+            rest(time.monotonic() - began)
+        return keys
 
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         spki = self.call(
@@ -118,7 +121,7 @@ class AdminWorker:
         """Sends the order, if there is one, and waits for the answer of this kind."""
         channel = self._process.channel
         try:
-            with self._killed_after(seconds):
+            with self._killed_if_hung(seconds):
                 if order:
                     channel.send(*order)
                 kind, body = channel.receive()
@@ -131,18 +134,25 @@ class AdminWorker:
             raise OperatorError(f"the worker of token {self.token} sent {error}") from error
 
     @contextmanager
-    def _killed_after(self, seconds: float) -> Iterator[None]:
-        """Kills a worker that is silent for so long: PKCS#11 has no time-outs."""
-        hung = threading.Event()
+    def _killed_if_hung(self, seconds: float) -> Iterator[None]:
+        """Kills a worker whose heartbeat does not move for so long."""
+        heartbeat = self._process.heartbeat
+        answered, hung = threading.Event(), threading.Event()
 
-        def kill() -> None:
-            hung.set()
-            self._process.kill()
-            self._process.channel.end()  # ends our wait even where the kernel holds the process
+        def watch() -> None:
+            beats, since = heartbeat.count, time.monotonic()
+            while not answered.wait(min(LOOK_SECONDS, seconds)):
+                now = time.monotonic()
+                if heartbeat.count != beats:
+                    beats, since = heartbeat.count, now
+                elif now - since >= seconds:
+                    hung.set()
+                    self._process.kill()
+                    # Ends our wait even if the kernel holds the process.
+                    self._process.channel.end()
+                    return
 
-        timer = threading.Timer(seconds, kill)
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=watch, name="hang-watch", daemon=True).start()
         try:
             yield
         except Closed as error:
@@ -154,17 +164,18 @@ class AdminWorker:
                 f"the worker of token {self.token} {text}, then repeat what was not done"
             ) from error
         finally:
-            timer.cancel()
+            answered.set()
 
 
-def wait_for_orphans(token: TokenConfig, state: Path, seconds: float = ORDER_SECONDS) -> None:
+def wait_for_orphans(token: TokenConfig, state: Path) -> None:
     """Waits until the administrative workers of a daemon that was killed have left.
 
     One of them can still be at work in the HSM: repeating its order meanwhile would make
-    a second key under the same CKA_ID. Raises OperatorError if one does not leave.
+    a second key under the same CKA_ID. Raises OperatorError if one does not leave within the
+    time that an order may take.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + token.order_seconds
     with _lock_file(token, state) as lock:
         while True:
             try:
@@ -201,26 +212,22 @@ def inspect(token: TokenConfig, state: Path, *, seconds: float = 20.0) -> TokenI
 
 @contextmanager
 def open_admin(
-    token: TokenConfig,
-    state: Path,
-    *,
-    start_seconds: float = START_SECONDS,
-    order_seconds: float = ORDER_SECONDS,
+    token: TokenConfig, state: Path, mode: WorkerMode = WorkerMode.ADMINISTER
 ) -> Iterator[AdminWorker]:
-    """Starts an administrative worker for one token.
+    """Starts an administrative worker for one token, or one that only lists its keys.
 
-    A worker that takes longer than ``start_seconds`` to open the token, or than
-    ``order_seconds`` for one order, is killed. Raises OperatorError if it
+    A worker of which one call takes longer than the token's ``start_seconds`` while it opens
+    the token, or than ``order_seconds`` afterwards, is killed. Raises OperatorError if it
     cannot open.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _start_errors(), _lock_file(token, state) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        spec = token_spec(token, state, WorkerMode.ADMINISTER)
+        spec = token_spec(token, state, mode)
         process = WorkerProcess.start(spec, keeps=(lock.fileno(),))
-    worker = AdminWorker(process, token.label, order_seconds)
+    worker = AdminWorker(process, token.label, token.order_seconds)
     try:
-        worker.wait(start_seconds)
+        worker.wait(token.start_seconds)
         yield worker
     finally:
         process.end()
@@ -238,6 +245,10 @@ class AdminWorkers:
     def open(self, label: str) -> AbstractContextManager[AdminWorker]:
         """Opens a worker for a block; raises OperatorError."""
         return open_admin(self._tokens[label], self._state)
+
+    def open_list(self, label: str) -> AbstractContextManager[AdminWorker]:
+        """Opens a worker that lists the token's keys in the background; raises OperatorError."""
+        return open_admin(self._tokens[label], self._state, WorkerMode.LIST)
 
     @contextmanager
     def open_alone(self, label: str) -> Iterator[AdminWorker]:

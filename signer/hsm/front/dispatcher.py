@@ -11,7 +11,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from signer.clock import Clock
 from signer.errors import Failure, Reason
 from signer.event_loop import EventLoop, Gatherer
-from signer.events import Bug, ChunkEnded, Events, LoginEnded, WorkerLeft, WrongSignatures
+from signer.events import (
+    Bug,
+    ChunkEnded,
+    Events,
+    KeyRefused,
+    LoginEnded,
+    WorkerLeft,
+    WrongSignatures,
+)
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
 from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
 from signer.hsm.front.scheduler import Costs, Scheduler
@@ -23,7 +31,7 @@ ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
 COPIES_DROPPED_SINGLY = 64
 """Of more versions, a worker drops all copies: each costs about a signature to make again."""
-WATCH_SECONDS = 0.25
+WATCH_SECONDS = 0.1  # so often is looked for workers that hang
 AWAY_SECONDS = 5.0
 """How long no worker serves before what waits fails: its callers then still have time."""
 FRAME_SECONDS = 0.0005
@@ -44,6 +52,7 @@ _TWO_WORKERS_DIED = Failure(
 )
 _REFUSED = {
     Verdict.NO_KEY: "the HSM does not hold the key of {}",
+    Verdict.AMBIGUOUS: "the HSM holds two keys with the CKA_ID of {}",
     Verdict.REFUSED: "the HSM refuses to sign with the key of {}",
     Verdict.UNSUITABLE: "the public key pinned for {} does not fit its algorithm",
 }
@@ -90,6 +99,7 @@ class Dispatcher:
         spec: TokenSpec,
         *,
         workers: int,
+        start_seconds: float,
         hang_seconds: float,
         loop: EventLoop,
         events: Events,
@@ -98,7 +108,10 @@ class Dispatcher:
         self.costs = Costs(clock)
         self.scheduler = Scheduler(self.costs.estimate)
         self.stops = Stops()
-        self.slots = [Slot(spec, self, hang_seconds, clock) for _ in range(workers)]
+        self.slots = [
+            Slot(spec, self, start_seconds=start_seconds, hang_seconds=hang_seconds, clock=clock)
+            for _ in range(workers)
+        ]
         self.failed = ""  # why no worker serves, until one does
         self.halted = ""  # why no worker will serve until the daemon ends
         self.first_outcome = threading.Event()  # a worker serves, or has failed
@@ -113,6 +126,7 @@ class Dispatcher:
         self._added = 0  # items since the queue was last looked at
         self._together = Gatherer(loop.loop, lambda: self._added, self._pump)
         self._next_chunk = 0
+        self._refused: dict[bytes, Verdict] = {}  # by CKA_ID, since the last signature
 
     @property
     def serving(self) -> int:
@@ -253,10 +267,14 @@ class Dispatcher:
             return
         if result.verdict is not Verdict.SIGNED:
             text = _REFUSED[result.verdict].format(version.name)
+            if self._refused.get(version.cka_id) is not result.verdict:
+                self._refused[version.cka_id] = result.verdict
+                self._events.emit(KeyRefused(self._token, version.name, result.verdict.name, text))
             failure = Failure(Reason.HSM_UNAVAILABLE, text, retry_after=_LONG)
             for portion in part.portions:
                 portion.fail(failure)
             return
+        self._refused.pop(version.cka_id, None)
         slot.items += part.items
         self.costs.learn(kind_of(version), result.busy_us / 1e6 / part.items)
         if result.wrong:

@@ -61,6 +61,7 @@ class Pool:
         spec: TokenSpec,
         *,
         workers: int,
+        start_seconds: float,
         hang_seconds: float,
         max_queued: int,
         loop: EventLoop,
@@ -73,7 +74,13 @@ class Pool:
         self._events = events
         self._now = clock.monotonic
         self._dispatcher = Dispatcher(
-            spec, workers=workers, hang_seconds=hang_seconds, loop=loop, events=events, clock=clock
+            spec,
+            workers=workers,
+            start_seconds=start_seconds,
+            hang_seconds=hang_seconds,
+            loop=loop,
+            events=events,
+            clock=clock,
         )
         self._reserved = 0  # items that are admitted and not queued yet
         self._promised: dict[str, float] = {}  # their HSM time, by owner
@@ -101,7 +108,7 @@ class Pool:
 
     @property
     def inventory(self) -> bytes:
-        """Digest of the keys that a worker found at its start; empty before the first."""
+        """Digest of the keys in a worker's index; empty before the first start, or without one."""
         return next((slot.inventory for slot in self._dispatcher.slots if slot.inventory), b"")
 
     @property
@@ -135,14 +142,17 @@ class Pool:
             and not self.serving
         )
 
-    def refresh(self) -> None:
-        """Makes every worker look for new keys before it gets another chunk."""
+    def keys_changed(self, ids: Collection[bytes]) -> None:
+        """Passes on the CKA_IDs of keys that were created or destroyed.
 
-        def refresh() -> None:
+        Every worker looks them up again when it uses them after the chunks that it has now.
+        """
+
+        def pass_on() -> None:
             for slot in self._dispatcher.slots:
-                slot.refresh()
+                slot.keys_changed(ids)
 
-        self._loop.call(refresh)
+        self._loop.call(pass_on)
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions at once, each for its reason.

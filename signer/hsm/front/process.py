@@ -12,7 +12,8 @@ from pathlib import Path
 
 from signer.config.models import TokenConfig
 from signer.hsm.frames import Channel, Closed, FrameKind, pack_json
-from signer.hsm.spec import TokenSpec, WorkerMode
+from signer.hsm.heartbeat import Heartbeat, shared_counter
+from signer.hsm.spec import KeyLookup, TokenSpec, WorkerMode
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
 
@@ -22,8 +23,13 @@ def token_spec(token: TokenConfig, state: Path, mode: WorkerMode = WorkerMode.SI
     shared = token.model_dump(
         mode="json", include={"label", "serial", "module", "pin_file", "environment"}
     )
-    copies = token.session_copies and mode is WorkerMode.SIGN
-    return TokenSpec(**shared, state=str(state), session_copies=copies, mode=mode)
+    return TokenSpec(
+        **shared,
+        state=str(state),
+        session_copies=token.session_copies and mode is WorkerMode.SIGN,
+        key_lookup=KeyLookup.SEARCH if mode is WorkerMode.LIST else KeyLookup(token.key_lookup),
+        mode=mode,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class WorkerProcess:
 
     process: subprocess.Popen[bytes]
     channel: Channel
+    heartbeat: Heartbeat
 
     @classmethod
     def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> "WorkerProcess":
@@ -44,10 +51,12 @@ class WorkerProcess:
         channel = Channel(ours)
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         try:
-            with theirs, _signals_blocked():
+            with theirs, shared_counter() as counter, _signals_blocked():
+                heartbeat = Heartbeat(counter)
+                inherited = (theirs.fileno(), counter)
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "signer.hsm.worker", str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(), *keeps),
+                    [sys.executable, "-P", "-m", "signer.hsm.worker", *map(str, inherited)],
+                    pass_fds=(*inherited, *keeps),
                     stdin=subprocess.DEVNULL,
                     stderr=sys.__stderr__,  # not descriptor 2, which libraries have
                     env=environment | dict(spec.environment),
@@ -57,7 +66,7 @@ class WorkerProcess:
             raise
         with contextlib.suppress(Closed):  # it died at once: its reader reports that
             channel.send(FrameKind.CONFIGURE, pack_json(asdict(spec)))
-        return cls(process, channel)
+        return cls(process, channel, heartbeat)
 
     def kill(self) -> None:
         """Kills a hung worker; its reader sees the socket close."""

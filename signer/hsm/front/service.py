@@ -71,9 +71,10 @@ class Hsm:
         with self.admit(job) as admission:
             return await self.sign(admission)
 
-    def refresh(self) -> None:
-        for pool in self.pools.values():
-            pool.refresh()
+    def keys_changed(self, versions: Iterable[KeyVersion]) -> None:
+        """Passes on the versions whose keys were created or destroyed; see Pool.keys_changed."""
+        for token, some in self._by_token(versions).items():
+            self.pools[token].keys_changed([version.cka_id for version in some])
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions, each for its reason; see Pool.stop_keys."""

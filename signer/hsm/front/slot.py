@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from signer.hsm.frames import (
     FrameReader,
     ResultFrame,
     pack_frame,
+    pack_ids,
     pack_sign,
     unpack_json,
     unpack_result,
@@ -27,7 +29,6 @@ from signer.hsm.front.chunks import Chunk
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import FailureKind, TokenSpec
 
-START_SECONDS = 60.0  # how long a worker may take to open its token
 LEAVE_SECONDS = 3.0
 """How long a worker that is opening its token may take to leave by itself. One that is killed
 in its login may leave SoftHSM's token unreadable, with all of its keys: that module rewrites
@@ -80,24 +81,32 @@ class Slot:
     """One worker after another, one at a time. Everything but ``status`` is for the loop."""
 
     def __init__(
-        self, spec: TokenSpec, owner: SlotOwner, hang_seconds: float, clock: Clock
+        self,
+        spec: TokenSpec,
+        owner: SlotOwner,
+        *,
+        start_seconds: float,
+        hang_seconds: float,
+        clock: Clock,
     ) -> None:
+        """Takes how long one call of the module may take at a start and afterwards."""
         self.state = "starting"
         self.reason = ""
         self.starts = 0
         self.items = 0
-        self.since = clock.monotonic()  # when it started, answered, or got a chunk while idle
+        self.since = clock.monotonic()  # when it started, last went on, or got a chunk while idle
         self.in_flight: dict[int, Chunk] = {}
-        self.inventory = b""  # digest of the keys that the last worker found at its start
+        self.inventory = b""  # digest of the keys in the index of the last worker
         self.process: WorkerProcess | None = None
         self.link: Link | None = None
         self._spec = spec
         self._owner = owner
-        self._hang_seconds = hang_seconds
+        self._start_seconds, self._hang_seconds = start_seconds, hang_seconds
         self._clock = clock
         self._closing = asyncio.Event()
         self._ready = False  # this worker has opened its token
-        self._stale = False  # it has to look for new keys once it has
+        self._missed: set[bytes] = set()  # keys that changed while it did
+        self._beats = 0  # the heartbeat when it was last looked at
         self._report: WorkerEnd | None = None  # why it leaves, as it said itself
         self._end: asyncio.Future[WorkerEnd] | None = None
         self._reaping: set[asyncio.Task[None]] = set()
@@ -132,22 +141,29 @@ class Slot:
         self.in_flight[number] = chunk
         chunk.delivered = self.send(FrameKind.SIGN, *pack_sign(chunk.frame(number)))
 
-    def refresh(self) -> None:
-        """Makes the worker look for new keys; one that is still starting does so when ready."""
+    def keys_changed(self, ids: Iterable[bytes]) -> None:
+        """Makes the worker look up keys again, when it next uses them.
+
+        One that is still starting may have missed them: it does so when it is ready.
+        """
         if self._ready:
-            self.send(FrameKind.REFRESH)
-        self._stale = not self._ready
+            self.send(FrameKind.KEYS, pack_ids(ids))
+        else:
+            self._missed.update(ids)
 
     def check(self) -> None:
-        """Kills a worker that hangs: PKCS#11 has no time-outs."""
-        starting = self.state == "starting"
-        if self.link is None or not (starting or self.in_flight):
+        """Kills a worker of which one call of the module does not return."""
+        if self.link is None or self.process is None:
             return
-        limit = START_SECONDS if starting else self._hang_seconds
-        if self._clock.monotonic() - self.since <= limit:
+        now, beats = self._clock.monotonic(), self.process.heartbeat.count
+        if beats != self._beats:
+            self._beats, self.since = beats, now
+        starting = self.state == "starting"
+        limit = self._start_seconds if starting else self._hang_seconds
+        if not (starting or self.in_flight) or now - self.since <= limit:
             return
         if self.link.catch_up():
-            self.since = self._clock.monotonic()
+            self.since = now
             return
         self._finish(WorkerEnd(FailureKind.HANG, "the worker hung and was killed"))
 
@@ -170,8 +186,9 @@ class Slot:
 
     async def _run_worker(self) -> WorkerEnd:
         """Runs one worker until it has ended and is reaped."""
-        self._ready = self._stale = False
-        self._report = None
+        self._ready = False
+        self._missed.clear()
+        self._report, self._beats = None, 0
         try:
             process = await in_thread("worker-start", lambda: WorkerProcess.start(self._spec))
         except OSError as error:
@@ -244,10 +261,11 @@ class Slot:
         self._finish(end)
 
     def _introduce(self) -> None:
-        """Reports a worker that is ready, and repeats a refresh that came while it started."""
+        """Reports a worker that is ready; it hears first what changed while it started."""
         self._ready = True
-        if self._stale:
-            self.refresh()
+        if self._missed:
+            self.keys_changed(self._missed)
+            self._missed.clear()
         self._owner.ready(self)
 
 

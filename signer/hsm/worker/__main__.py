@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,12 +34,14 @@ from signer.hsm.frames import (
     unpack_json,
     unpack_sign,
 )
-from signer.hsm.mechanisms import MECHANISMS, Verifier
+from signer.hsm.heartbeat import Heartbeat
+from signer.hsm.mechanisms import MECHANISMS
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
 from signer.hsm.worker.administration import carry_out
 from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
+from signer.hsm.worker.lookup import NotOneKey
+from signer.hsm.worker.pins import Pins
 from signer.hsm.worker.token import Token, inspect, open_token
-from signer.model import inventory_digest
 
 
 class ChunkSigner:
@@ -48,9 +49,8 @@ class ChunkSigner:
 
     def __init__(self, token: Token) -> None:
         self._token = token
-        self._loop = HotLoop(token.spec.module, token.session.handle)
-        self._verifiers: dict[tuple[bytes, bytes], Verifier] = {}
-        self._signed: dict[tuple[bytes, bytes], int] = {}
+        self._loop = HotLoop(token.spec.module, token.session.handle, token.heartbeat)
+        self._pins = Pins()
 
     def sign(self, chunk: SignFrame) -> ResultFrame:
         """Signs the parts of a chunk in order.
@@ -61,55 +61,45 @@ class ChunkSigner:
 
     def sign_part(self, part: SignPart) -> ResultPart:
         """Signs what one key has in a chunk; raises CryptokiError if the session must not go on."""
-        started = time.perf_counter()
-        handle = self._token.private_key(part.cka_id)
-        if handle is None:
-            return _refused(Verdict.NO_KEY)
         try:
-            verifier = self._verifier(part)
+            width = self._pins.width(part)
         except ValueError:
             return _refused(Verdict.UNSUITABLE)
         try:
-            signatures = self._loop.sign(handle, MECHANISMS[part.algorithm], part.inputs)
+            result = self._attempt(part, width)
+            if result is None:  # once more, with what the token holds now
+                self._token.forget([part.cka_id])
+                self._pins.begin_again(part)
+                result = self._attempt(part, width)
+        except NotOneKey as found:
+            return _refused(found.verdict)
         except CryptokiError as error:
             if error.usable:
                 return _refused(Verdict.REFUSED)
             raise
-        checked, wrong = self._check(part, verifier, signatures)
-        width = verifier.signature_length
+        return result or _refused(Verdict.NO_KEY)
+
+    def _attempt(self, part: SignPart, width: int) -> ResultPart | None:
+        """Signs and checks a part; returns None if the key's handle is not its handle any more.
+
+        Then another process has destroyed the key, and may have created another one.
+        """
+        try:
+            handle = self._token.private_key(part.cka_id)
+            started = time.perf_counter()
+            signatures = self._loop.sign(handle, MECHANISMS[part.algorithm], part.inputs)
+        except CryptokiError as error:
+            if error.dead_handle:
+                return None
+            raise
+        checked, wrong = self._pins.check(part, signatures)
+        if wrong and not self._token.is_key(handle, part.cka_id):
+            return None
         blank = bytes(width)
         for index in wrong:
             signatures[index] = blank
         busy_us = int((time.perf_counter() - started) * 1e6)
         return ResultPart(Verdict.SIGNED, busy_us, checked, width, wrong, b"".join(signatures))
-
-    def _check(
-        self, part: SignPart, verifier: Verifier, signatures: Sequence[bytes]
-    ) -> tuple[int, list[int]]:
-        """Checks one signature in ``check_every``, and always the first of a key.
-
-        Where one is wrong, checks the whole part. Returns how many were checked and
-        the indexes of the wrong ones.
-        """
-        pinned = (part.cka_id, part.spki)
-        seen = self._signed.get(pinned, 0)
-        self._signed[pinned] = seen + len(signatures)
-        sample = range(-seen % part.check_every, len(signatures), part.check_every)
-        width = verifier.signature_length
-        correct, inputs = verifier.correct, part.inputs
-        if all(len(signature) == width for signature in signatures) and all(
-            correct(inputs[index], signatures[index]) for index in sample
-        ):
-            return len(sample), []
-        pairs = enumerate(zip(inputs, signatures, strict=True))
-        return len(signatures), [i for i, (item, made) in pairs if not correct(item, made)]
-
-    def _verifier(self, part: SignPart) -> Verifier:
-        pinned = (part.cka_id, part.spki)
-        verifier = self._verifiers.get(pinned)
-        if verifier is None:
-            verifier = self._verifiers[pinned] = Verifier(part.algorithm, part.spki)
-        return verifier
 
 
 def _refused(verdict: Verdict) -> ResultPart:
@@ -119,27 +109,23 @@ def _refused(verdict: Verdict) -> ResultPart:
 def serve(channel: Channel, token: Token) -> None:
     """Answers frames until the front process closes the socket."""
     signer = ChunkSigner(token)
-    channel.send(FrameKind.READY, inventory_digest(token.keys.listed()))
+    channel.send(FrameKind.READY, token.keys.digest)
     while True:
         kind, body = channel.receive()
         match kind:
             case FrameKind.SIGN:
                 channel.send(FrameKind.RESULT, *pack_result(signer.sign(unpack_sign(body))))
-            case FrameKind.REFRESH:
-                token.refresh()
+            case FrameKind.KEYS:
+                token.forget(unpack_ids(body))
             case FrameKind.DROP:
-                if ids := unpack_ids(body):
-                    for cka_id in ids:
-                        token.drop(cka_id)
-                else:
-                    token.drop_all()
-            case FrameKind.ADMIN if token.spec.mode == WorkerMode.ADMINISTER:
+                token.drop(unpack_ids(body) or None)
+            case FrameKind.ADMIN if token.spec.mode in (WorkerMode.ADMINISTER, WorkerMode.LIST):
                 channel.send(FrameKind.DONE, pack_json(carry_out(token, unpack_json(body))))
             case _:
                 raise FrameError(f"a {kind.name} frame, which is not for this worker")
 
 
-def run(channel: Channel) -> None:
+def run(channel: Channel, heartbeat: Heartbeat) -> None:
     """Runs one worker: configure, open, serve; reports why where it has to leave."""
     try:
         kind, body = channel.receive()
@@ -149,7 +135,10 @@ def run(channel: Channel) -> None:
         if spec.mode == WorkerMode.INSPECT:
             channel.send(FrameKind.DONE, pack_json(inspect(spec)))
             return
-        serve(channel, open_token(spec))
+        token = open_token(spec, heartbeat)
+        if spec.mode == WorkerMode.LIST:
+            os.nice(19)  # not before: others wait for the lock under which it opens its token
+        serve(channel, token)
     except Closed:
         return
     except TokenFailure as failure:
@@ -178,9 +167,12 @@ def harden() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: ``python -m signer.hsm.worker FD``, the socket inherited."""
+    """Entry point: ``python -m signer.hsm.worker FD FD``: the socket, the heartbeat's counter."""
     harden()
-    run(Channel(socket.socket(fileno=int(sys.argv[1]))))
+    channel, counter = map(int, sys.argv[1:])
+    heartbeat = Heartbeat(counter)
+    os.close(counter)
+    run(Channel(socket.socket(fileno=channel)), heartbeat)
     # Not sys.exit: a broken module could hang in its own clean-up.
     os._exit(0)
 

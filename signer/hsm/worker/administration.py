@@ -17,12 +17,11 @@ from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
-from signer.hsm.frames import FrameError
-from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.frames import FrameError, Verdict
+from signer.hsm.spec import FailureKind, TokenFailure, WorkerMode
+from signer.hsm.worker.lookup import NotOneKey
 from signer.hsm.worker.token import Token
-
-KEYS_AT_ONCE = 2000
-"""Keys of one answer to ``inventory``: 15,000 of them with long labels do not fit in a frame."""
+from signer.model import TokenObject
 
 _STRICT = {
     Attribute.TOKEN: True,
@@ -54,9 +53,11 @@ def carry_out(token: Token, order: Mapping[str, Any]) -> dict[str, Any]:
     Raises TokenFailure if the session is in doubt afterwards, FrameError if the
     operation is unknown.
     """
-    operation = OPERATIONS.get(order.get("operation", ""))
-    if operation is None:
-        raise FrameError("an order of an unknown operation")
+    name = order.get("operation", "")
+    operation = OPERATIONS.get(name)
+    if operation is None or (token.spec.mode == WorkerMode.LIST and name not in _LISTING):
+        raise FrameError("an order that is not for this worker")
+    token.beat()
     try:
         return {"result": operation(token, **order["arguments"])}
     except TokenFailure as failure:
@@ -85,28 +86,44 @@ def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-def _inventory(token: Token, first: int) -> dict[str, Any]:
-    """Returns the keys from the number ``first`` on, one part; the first part finds new keys."""
-    if first == 0:
-        token.refresh()
-    keys = token.keys.listed()
-    part = keys[first : first + KEYS_AT_ONCE]
-    return {"keys": [[key.cka_id.hex(), key.label] for key in part], "count": len(keys)}
+def _handles(token: Token) -> list[int]:
+    """Returns the handle of every private key."""
+    with token.doing("list its private keys"):
+        return token.objects.find({})
+
+
+def _names(token: Token, handles: list[int]) -> list[list[str]]:
+    """Returns the CKA_ID and the label of keys; without those that have gone."""
+    with token.doing("read the names of its private keys"):
+        names = [token.objects.names(handle) for handle in handles]
+    return [[key.cka_id.hex(), key.label] for key in names if key is not None]
+
+
+def _private_keys(token: Token, cka_id: bytes) -> list[Any]:
+    """Returns the private keys of an id as objects of python-pkcs11."""
+    template = {
+        Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+        Attribute.TOKEN: True,
+        Attribute.ID: cka_id,
+    }
+    return list(token.session.get_objects(template))
 
 
 def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
     """Returns the attributes of a private key that the token knows."""
-    key = token.keys.find(bytes.fromhex(cka_id))
-    if key is None:
-        raise TokenFailure(
-            FailureKind.CONFIGURATION,
-            f"token {token.spec.label} holds no private key with the CKA_ID {cka_id}",
-        )
     values = {}
     with token.doing(f"read the attributes of key {cka_id}"):
+        found = _private_keys(token, bytes.fromhex(cka_id))
+        if len(found) != 1:
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS if found else FailureKind.CONFIGURATION,
+                f"token {token.spec.label} holds {len(found) or 'no'} private "
+                f"{'keys' if found else 'key'} with the CKA_ID {cka_id}",
+            )
         for attribute in _STRICT | _MADE_HERE:
+            token.beat()
             try:
-                values[attribute.name.lower()] = bool(key[attribute])
+                values[attribute.name.lower()] = bool(found[0][attribute])
             except errors.AttributeTypeInvalid:
                 continue
     return values
@@ -130,12 +147,10 @@ def _destroy(token: Token, cka_id: str, label: str) -> None:
                 f"token {token.spec.label} holds another key than {label} with the CKA_ID "
                 f"{cka_id}: nothing was destroyed; examine it with the HSM's own tool",
             )
-        for private in privates:
-            private.destroy()
-            token.drop(identifier)
-            token.keys.remove(identifier)
-        for public in publics:
-            public.destroy()
+        for item in privates + publics:
+            token.beat()
+            item.destroy()
+            token.forget([identifier])
 
 
 def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) -> str:
@@ -147,7 +162,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
     """
     wanted, identifier = Algorithm(algorithm), bytes.fromhex(cka_id)
     with _mechanism_checked(token, wanted), token.doing(f"create {wanted} key {label}"):
-        if identifier in token.keys:
+        if _exists(token, identifier):
             return _existing(token, wanted, identifier, label).hex()
         if token.keys.has_label(label):
             raise TokenFailure(
@@ -156,6 +171,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
                 "remove or rename it with the HSM's own tool",
             )
         public, private = _generate_pair(token.session, wanted, bits, identifier, label)
+        token.beat()
         if wrong := _wrong_attributes(private):
             private.destroy()
             public.destroy()
@@ -164,7 +180,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
                 f"token {token.spec.label} created a key whose {', '.join(wrong)} is not as "
                 "demanded: it was destroyed; this module must not hold signing keys",
             )
-        token.keys.add(private, identifier, label)
+        token.keys.add(private.handle, TokenObject(identifier, label))
         return _public_key(wanted, public).hex()
 
 
@@ -183,12 +199,27 @@ def _mechanism_checked(token: Token, algorithm: Algorithm) -> Iterator[None]:
         raise
 
 
+def _exists(token: Token, cka_id: bytes) -> bool:
+    """Returns whether there is a private key of an id; raises TokenFailure if there are two."""
+    try:
+        token.keys.find(cka_id)
+    except NotOneKey as found:
+        if found.verdict is Verdict.NO_KEY:
+            return False
+        raise TokenFailure(
+            FailureKind.AMBIGUOUS,
+            f"token {token.spec.label} holds two private keys with the CKA_ID {cka_id.hex()}: "
+            "remove one with the HSM's own tool",
+        ) from found
+    return True
+
+
 def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> bytes:
     """Returns the public key of a pair that exists already and is as we make them."""
-    private = token.keys.find(cka_id)
+    [private] = _private_keys(token, cka_id)
     template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: cka_id}
     publics = list(token.session.get_objects(template))
-    if token.keys.label(cka_id) != label or len(publics) != 1 or _wrong_attributes(private):
+    if private[Attribute.LABEL] != label or len(publics) != 1 or _wrong_attributes(private):
         raise TokenFailure(
             FailureKind.AMBIGUOUS,
             f"token {token.spec.label} holds a private key with the CKA_ID {cka_id.hex()} that "
@@ -270,8 +301,10 @@ def _der(key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPubl
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "describe": _describe,
-    "inventory": _inventory,
+    "handles": _handles,
+    "names": _names,
     "attributes": _attributes,
     "destroy": _destroy,
     "generate": _generate,
 }
+_LISTING = ("handles", "names")  # the orders that a worker in the mode LIST carries out

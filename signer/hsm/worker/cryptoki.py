@@ -1,23 +1,30 @@
-"""Signing and listing keys, straight on the module's function list: python-pkcs11 is too slow.
+"""Signing and finding keys, straight on the module's function list: python-pkcs11 is too slow.
 
 Its ``sign`` makes three C calls and several allocations for each signature; the hot
 loop makes two calls into one buffer (docs/adr/0002). Its search makes an object and two
-C calls for every key that it finds, known or not. Everything else uses python-pkcs11.
+C calls for every key that it finds. It opens tokens and creates and destroys keys.
 """
 
 import ctypes
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.mechanisms import Mechanism, low_s
 from signer.hsm.spec import FailureKind
+from signer.model import TokenObject
 
 _ULONG = ctypes.c_ulong
+_NOTHING = _ULONG(-1).value  # CK_UNAVAILABLE_INFORMATION
 # Indexes in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
-_C_FIND_INIT, _C_FIND, _C_FIND_FINAL, _C_SIGN_INIT, _C_SIGN = 26, 27, 28, 42, 43
+_C_COPY, _C_DESTROY, _C_READ, _C_FIND_INIT, _C_FIND, _C_FIND_FINAL = 21, 22, 24, 26, 27, 28
+_C_SIGN_INIT, _C_SIGN = 42, 43
 _FUNCTIONS = 68
-_CKA_CLASS, _CKA_TOKEN, _CKO_PRIVATE_KEY = 0, 1, 3
+_CKA_CLASS, _CKA_TOKEN, CKA_LABEL, CKA_ID = 0x000, 0x001, 0x003, 0x102
+_CKO_PRIVATE_KEY, _TRUE, _FALSE = bytes(_ULONG(3)), b"\1", b"\0"
 _HANDLES_AT_ONCE = 1024
+_NAME_BYTES = 1024  # of an id or a label; ours have 16 and at most 150
 MAX_SIGNATURE = 512
 
 
@@ -49,6 +56,10 @@ _FAILURES = {
     ErrorClass.MODULE_FATAL: FailureKind.MODULE_FATAL,
 }
 """Why a worker leaves after an error of a class."""
+_DEAD_HANDLE = (0x060, 0x082)  # CKR_KEY_HANDLE_INVALID, CKR_OBJECT_HANDLE_INVALID
+_PARTLY_READ = (0x011, 0x012, 0x150)
+"""CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID, CKR_BUFFER_TOO_SMALL: C_GetAttributeValue
+has read the other attributes."""
 _CLASSES = {
     0x060: ErrorClass.REFUSED,  # CKR_KEY_HANDLE_INVALID
     0x062: ErrorClass.REFUSED,  # CKR_KEY_SIZE_RANGE
@@ -71,7 +82,8 @@ _CLASSES = {
 class CryptokiError(Exception):
     """A call of the module failed. ``usable``: the session may go on (C_SignInit refused).
 
-    ``failure``: why the worker leaves where it may not.
+    ``dead_handle``: the key of this handle does not exist any more. ``failure``: why the
+    worker leaves if it may not go on.
     """
 
     def __init__(self, call: str, value: int) -> None:
@@ -79,6 +91,7 @@ class CryptokiError(Exception):
         self.value = value
         self.error_class = _CLASSES.get(value, ErrorClass.MODULE_FATAL)
         self.failure = _FAILURES[self.error_class]
+        self.dead_handle = call != "C_Sign" and value in _DEAD_HANDLE
         self.usable = call == "C_SignInit" and self.error_class is ErrorClass.REFUSED
         super().__init__(f"{call} returned 0x{value:08x} ({self.error_class})")
 
@@ -86,7 +99,7 @@ class CryptokiError(Exception):
 class HotLoop:
     """Signs many inputs in one session of one module, in one thread."""
 
-    def __init__(self, module: str, session: int) -> None:
+    def __init__(self, module: str, session: int, heartbeat: Heartbeat) -> None:
         """Takes a module that the process has loaded, and the handle of an open session."""
         functions = _functions(module)
         prototype = ctypes.CFUNCTYPE
@@ -95,6 +108,7 @@ class HotLoop:
             _ULONG, _ULONG, ctypes.c_char_p, _ULONG, ctypes.c_void_p, ctypes.c_void_p
         )(functions[_C_SIGN])
         self._session = session
+        self._beats = heartbeat.counter
         self._buffer = ctypes.create_string_buffer(MAX_SIGNATURE)
         self._length = _ULONG(0)
 
@@ -111,49 +125,123 @@ class HotLoop:
         buffer, buffer_at = self._buffer, ctypes.addressof(self._buffer)
         length, length_at = self._length, ctypes.addressof(self._length)
         view = memoryview(buffer).cast("B")
+        beats = self._beats
+        beat = beats[0]
         signatures = []
         for item in inputs:
             data = prefix + item if prefix else item
+            beats[0] = beat = beat + 1
             if value := init(session, mechanism_at, key):
                 raise CryptokiError("C_SignInit", value)
+            beats[0] = beat = beat + 1
             length.value = MAX_SIGNATURE
             if value := sign(session, data, len(data), buffer_at, length_at):
                 raise CryptokiError("C_Sign", value)
             signatures.append(view[: length.value].tobytes())
+        beats[0] = beat + 1
         if (order := mechanism.order) is not None:
             signatures = [low_s(signature, order) for signature in signatures]
         return signatures
 
 
-def private_keys(module: str, session: int) -> set[int]:
-    """Returns the handles of the token's private keys; reads no attributes.
+class Objects:
+    """The private keys of a token as handles: found, named and copied in one session.
 
-    Takes a module that the process has loaded, and the handle of an open session.
-    Raises CryptokiError.
+    Every method raises CryptokiError.
     """
-    functions, prototype = _functions(module), ctypes.CFUNCTYPE
-    init = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG)(functions[_C_FIND_INIT])
-    find = prototype(_ULONG, _ULONG, ctypes.c_void_p, _ULONG, ctypes.c_void_p)(functions[_C_FIND])
-    final = prototype(_ULONG, _ULONG)(functions[_C_FIND_FINAL])
-    key_class, on_token = _ULONG(_CKO_PRIVATE_KEY), ctypes.c_ubyte(1)
-    template = (_Attribute * 2)(
-        _Attribute(_CKA_CLASS, ctypes.addressof(key_class), ctypes.sizeof(key_class)),
-        _Attribute(_CKA_TOKEN, ctypes.addressof(on_token), ctypes.sizeof(on_token)),
-    )
-    batch, count = (_ULONG * _HANDLES_AT_ONCE)(), _ULONG(0)
-    handles: set[int] = set()
-    if value := init(session, ctypes.addressof(template), len(template)):
-        raise CryptokiError("C_FindObjectsInit", value)
-    try:
-        while True:
-            value = find(session, ctypes.addressof(batch), len(batch), ctypes.addressof(count))
-            if value:
-                raise CryptokiError("C_FindObjects", value)
-            if not count.value:
-                return handles
-            handles.update(batch[: count.value])
-    finally:
-        final(session)
+
+    def __init__(self, module: str, session: int, heartbeat: Heartbeat) -> None:
+        """Takes a module that the process has loaded, and the handle of an open session."""
+        functions, pointer = _functions(module), ctypes.c_void_p
+
+        def function(index: int, *arguments: Any) -> Any:
+            return ctypes.CFUNCTYPE(_ULONG, _ULONG, *arguments)(functions[index])
+
+        self._session, self._heartbeat = session, heartbeat
+        self._find_init = function(_C_FIND_INIT, pointer, _ULONG)
+        self._find = function(_C_FIND, pointer, _ULONG, pointer)
+        self._find_final = function(_C_FIND_FINAL)
+        self._read = function(_C_READ, _ULONG, pointer, _ULONG)
+        self._copy = function(_C_COPY, _ULONG, pointer, _ULONG, pointer)
+        self._destroy = function(_C_DESTROY, _ULONG)
+        self._id, self._label = (ctypes.create_string_buffer(_NAME_BYTES) for _ in range(2))
+
+    def find(self, wanted: Mapping[int, bytes], most: int | None = None) -> list[int]:
+        """Returns the handles of the private keys with these attributes; ``most``: so many.
+
+        A search reads no attributes.
+        """
+        template = _Template({_CKA_CLASS: _CKO_PRIVATE_KEY, _CKA_TOKEN: _TRUE, **wanted})
+        batch, count = (_ULONG * (most or _HANDLES_AT_ONCE))(), _ULONG(0)
+        batch_at, count_at = ctypes.addressof(batch), ctypes.addressof(count)
+        handles: list[int] = []
+        self._call("C_FindObjectsInit", self._find_init, template.address, template.length)
+        try:
+            while most is None or len(handles) < most:
+                self._call("C_FindObjects", self._find, batch_at, len(batch), count_at)
+                if not count.value:
+                    break
+                handles += batch[: count.value]
+        finally:
+            self._find_final(self._session)
+        return handles
+
+    def names(self, handle: int) -> TokenObject | None:
+        """Returns the id and the label of a key, read by one call; None if it has gone.
+
+        A name that is absent, or longer than 1,024 bytes, is empty.
+        """
+        both = (_Attribute * 2)(
+            _Attribute(CKA_ID, ctypes.addressof(self._id), _NAME_BYTES),
+            _Attribute(CKA_LABEL, ctypes.addressof(self._label), _NAME_BYTES),
+        )
+        try:
+            self._call("C_GetAttributeValue", self._read, handle, ctypes.addressof(both), 2)
+        except CryptokiError as error:
+            if error.dead_handle:
+                return None
+            if error.value not in _PARTLY_READ:
+                raise
+        cka_id, label = (
+            b"" if each.length == _NOTHING else buffer.raw[: each.length]
+            for each, buffer in zip(both, (self._id, self._label), strict=True)
+        )
+        return TokenObject(cka_id, label.decode(errors="replace"))
+
+    def copy(self, handle: int) -> int:
+        """Copies a key as an object of the session; returns the handle of the copy."""
+        template, made = _Template({_CKA_TOKEN: _FALSE}), _ULONG(0)
+        at, length = template.address, template.length
+        self._call("C_CopyObject", self._copy, handle, at, length, ctypes.addressof(made))
+        return made.value
+
+    def destroy(self, handle: int) -> None:
+        """Destroys an object; one that has gone is ignored."""
+        try:
+            self._call("C_DestroyObject", self._destroy, handle)
+        except CryptokiError as error:
+            if not error.dead_handle:
+                raise
+
+    def _call(self, name: str, function: Any, *arguments: int) -> None:
+        self._heartbeat.beat()
+        if value := function(self._session, *arguments):
+            raise CryptokiError(name, value)
+
+
+class _Template:
+    """Attributes and their values, at an address that is valid as long as this object."""
+
+    def __init__(self, values: Mapping[int, bytes]) -> None:
+        self._values = list(values.values())
+        self._attributes = (_Attribute * len(values))(
+            *(
+                _Attribute(kind, ctypes.cast(ctypes.c_char_p(value), ctypes.c_void_p), len(value))
+                for kind, value in values.items()
+            )
+        )
+        self.address = ctypes.addressof(self._attributes)
+        self.length = len(values)
 
 
 def _functions(module: str) -> Sequence[int]:

@@ -7,29 +7,28 @@ whose kind shows the front process and the operator what to do.
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pkcs11
-from pkcs11 import Attribute, ObjectClass
 from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
 
 from signer.errors import OperatorError
 from signer.files import daemon_user
+from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.latch import latch_of, shared_start_lock, start_lock
-from signer.hsm.spec import FailureKind, PinState, TokenFailure, TokenSpec
-from signer.hsm.worker.cryptoki import private_keys
+from signer.hsm.spec import FailureKind, KeyLookup, PinState, TokenFailure, TokenSpec
+from signer.hsm.worker.cryptoki import CryptokiError, ErrorClass, Objects
 from signer.hsm.worker.login import log_in, named, read_pin
-from signer.model import TokenObject
+from signer.hsm.worker.lookup import IndexedKeys, KeyFinder, SearchedKeys
 
 MAX_COPIES = 1024  # session copies a worker keeps; one costs about as much as one signature
-_GONE = (errors.ObjectHandleInvalid, errors.KeyHandleInvalid)
 _REFUSALS = (
-    *_GONE,
+    errors.ObjectHandleInvalid,
+    errors.KeyHandleInvalid,
     errors.AttributeReadOnly,
     errors.AttributeSensitive,
     errors.AttributeTypeInvalid,
@@ -56,135 +55,66 @@ _LOST = (
 )
 
 
-class _KeyEntry(NamedTuple):
-    key: Any  # an object of python-pkcs11
-    label: str
-
-
-class PrivateKeys:
-    """The private keys of one token by CKA_ID, each with its label; no two share either."""
-
-    def __init__(self, token: str) -> None:
-        """Takes the token's label, for texts."""
-        self._token = token
-        self._entries: dict[bytes, _KeyEntry] = {}
-        self._ids: dict[int, bytes] = {}
-        self._labels: set[str] = set()
-
-    def __contains__(self, cka_id: object) -> bool:
-        return cka_id in self._entries
-
-    def find(self, cka_id: bytes) -> Any | None:
-        """Returns the object, None if there is none."""
-        entry = self._entries.get(cka_id)
-        return None if entry is None else entry.key
-
-    def has_label(self, label: str) -> bool:
-        return label in self._labels
-
-    def label(self, cka_id: bytes) -> str:
-        """Returns the label of a key; raises KeyError if there is none."""
-        return self._entries[cka_id].label
-
-    def listed(self) -> list[TokenObject]:
-        """Returns every key, in the order of the enumeration."""
-        return [TokenObject(cka_id, entry.label) for cka_id, entry in self._entries.items()]
-
-    @property
-    def handles(self) -> AbstractSet[int]:
-        return self._ids.keys()
-
-    def add(self, key: Any, cka_id: bytes, label: str) -> None:
-        """Adds a key.
-
-        Raises TokenFailure where another key has its id or its label, so that a name is
-        ambiguous. Many keys may have an empty label.
-        """
-        if cka_id in self._entries or (label and label in self._labels):
-            raise TokenFailure(
-                FailureKind.AMBIGUOUS,
-                f"token {self._token} holds two private keys with the CKA_ID {cka_id.hex()} or "
-                "with its label: remove or rename one with the HSM's own tool",
-            )
-        self._entries[cka_id] = _KeyEntry(key, label)
-        self._ids[key.handle] = cka_id
-        if label:
-            self._labels.add(label)
-
-    def remove(self, cka_id: bytes) -> None:
-        """Removes a key, if it is there."""
-        if (entry := self._entries.pop(cka_id, None)) is not None:
-            del self._ids[entry.key.handle]
-            self._labels.discard(entry.label)
-
-    def retain(self, present: AbstractSet[int]) -> list[bytes]:
-        """Removes the keys whose handle is not among those present; returns their ids."""
-        gone = [cka_id for handle, cka_id in self._ids.items() if handle not in present]
-        for cka_id in gone:
-            self.remove(cka_id)
-        return gone
-
-
 class Token:
-    """A logged-in session and an index of the token's private keys by CKA_ID (``keys``)."""
+    """A logged-in session, and the token's private keys by CKA_ID.
 
-    def __init__(self, session: Any, spec: TokenSpec) -> None:
+    ``objects`` are the raw calls, ``keys`` finds a key, ``beat`` shows that a call of
+    python-pkcs11 has returned.
+    """
+
+    def __init__(self, session: Any, spec: TokenSpec, heartbeat: Heartbeat) -> None:
         self.session = session
         self.spec = spec
+        self.heartbeat = heartbeat
+        self.beat = heartbeat.beat
+        self.objects = Objects(spec.module, session.handle, heartbeat)
+        indexed = spec.key_lookup == KeyLookup.INDEX
+        self.keys: KeyFinder = IndexedKeys(self.objects) if indexed else SearchedKeys(self.objects)
         self._copies_wanted = spec.session_copies
-        self._copies: OrderedDict[bytes, Any] = OrderedDict()
-        self.keys = PrivateKeys(spec.label)
-        self.refresh()
+        self._copies: OrderedDict[bytes, int] = OrderedDict()
 
-    def refresh(self) -> None:
-        """Adds the private keys that are new on the token, and removes those that are gone.
+    def private_key(self, cka_id: bytes) -> int:
+        """Returns the handle to sign with: of a session copy where wanted.
 
-        Where none is new, only handles are read. Raises TokenFailure where two keys
-        share an id or a label, CryptokiError if the search fails.
+        Raises NotOneKey, and CryptokiError; with ``dead_handle`` if the key was destroyed.
         """
-        present = private_keys(self.spec.module, self.session.handle)
-        for cka_id in self.keys.retain(present):
-            self.drop(cka_id)
-        if present <= self.keys.handles:
-            return
-        template = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.TOKEN: True}
-        with self.doing("list its private keys"):
-            for key in self.session.get_objects(template):
-                if key.handle not in self.keys.handles:
-                    names = key.get_attributes([Attribute.ID, Attribute.LABEL])
-                    cka_id = bytes(names.get(Attribute.ID, b""))
-                    self.keys.add(key, cka_id, names.get(Attribute.LABEL, ""))
-
-    def private_key(self, cka_id: bytes) -> int | None:
-        """Returns the handle to sign with: a session copy where wanted, or None if absent."""
-        key = self.keys.find(cka_id)
-        if key is None or not self._copies_wanted:
-            return None if key is None else int(key.handle)
-        copy = self._copies.get(cka_id)
-        if copy is None:
-            try:
-                copy = key.copy({Attribute.TOKEN: False})
-            except PKCS11Error as error:
-                # Where the module refuses copies, sign with the token's objects from now on;
-                # a key that was destroyed meanwhile does not show that.
-                self._copies_wanted = isinstance(error, _GONE)
-                return int(key.handle)
-            self._copies[cka_id] = copy
-            if len(self._copies) > MAX_COPIES:
-                self._copies.popitem(last=False)[1].destroy()
-        else:
+        if (copy := self._copies.get(cka_id)) is not None:
             self._copies.move_to_end(cka_id)
-        return int(copy.handle)
+            return copy
+        handle = self.keys.find(cka_id)
+        return self._copied(cka_id, handle) if self._copies_wanted else handle
 
-    def drop(self, cka_id: bytes) -> None:
-        """Destroys the session copy of a key, if there is one."""
-        if (copy := self._copies.pop(cka_id, None)) is not None:
-            copy.destroy()
+    def _copied(self, cka_id: bytes, handle: int) -> int:
+        try:
+            copy = self.objects.copy(handle)
+        except CryptokiError as error:
+            if error.dead_handle:
+                raise
+            # The module refuses copies: sign with the token's objects from now on.
+            self._copies_wanted = False
+            return handle
+        self._copies[cka_id] = copy
+        if len(self._copies) > MAX_COPIES:
+            self.objects.destroy(self._copies.popitem(last=False)[1])
+        return copy
 
-    def drop_all(self) -> None:
-        """Destroys all session copies; a key that still signs is copied again."""
-        while self._copies:
-            self._copies.popitem()[1].destroy()
+    def is_key(self, handle: int, cka_id: bytes) -> bool:
+        """Returns whether a handle is still that of the key: modules may use handles again."""
+        names = self.objects.names(handle)
+        return names is not None and names.cka_id == cka_id
+
+    def forget(self, ids: Iterable[bytes]) -> None:
+        """Looks up keys again that were created or destroyed, when they are next used."""
+        ids = list(ids)
+        self.drop(ids)
+        self.keys.forget(ids)
+
+    def drop(self, ids: Collection[bytes] | None) -> None:
+        """Destroys the session copies of keys that are stopped; None: of all keys."""
+        for cka_id in list(self._copies) if ids is None else ids:
+            if (copy := self._copies.pop(cka_id, None)) is not None:
+                self.objects.destroy(copy)
+        self.keys.release(ids)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -194,6 +124,12 @@ class Token:
         """
         try:
             yield
+        except CryptokiError as error:
+            raise TokenFailure(
+                error.failure,
+                f"token {self.spec.label} cannot {what}: {error}",
+                leave=error.error_class is not ErrorClass.REFUSED,
+            ) from error
         except PKCS11Error as error:
             text = f"token {self.spec.label} cannot {what}: {named(error)}"
             if isinstance(error, errors.DeviceMemory):
@@ -209,21 +145,24 @@ class Token:
             ) from error
 
 
-def open_token(spec: TokenSpec) -> Token:
-    """Loads the module, finds the token, logs in once and indexes its keys.
+def open_token(spec: TokenSpec, heartbeat: Heartbeat) -> Token:
+    """Loads the module, finds the token and logs in once.
 
     Raises TokenFailure. A lock file serialises initialisation and login over all
     processes: modules race there, and only one process may try a wrong PIN.
     """
     state = Path(spec.state)
-    with start_lock(state, spec.label):
+    with start_lock(state, spec.label, heartbeat.beat):
+        heartbeat.beat()
         token = _find(_load(spec.module).get_tokens(), spec)
+        heartbeat.beat()
         try:
             latch = latch_of(state, spec.label, _names(token)[1])
         except OperatorError as error:
             raise TokenFailure(FailureKind.CONFIGURATION, str(error)) from error
         session = log_in(token, spec, latch)
-    return Token(session, spec)
+        heartbeat.beat()
+    return Token(session, spec, heartbeat)
 
 
 def _load(module: str) -> Any:

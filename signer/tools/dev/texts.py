@@ -46,6 +46,7 @@ tokens:
     pin_file: pin
     workers: {workers}
     session_copies: true
+    key_lookup: index
     environment:
       SOFTHSM2_CONF: ./softhsm2.conf
 """

@@ -12,7 +12,7 @@ from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
-from signer.model import KeyState, Role, Scope
+from signer.model import KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing import StandingFold
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
@@ -342,14 +342,23 @@ def test_an_appliance_that_was_away_records_each_set_of_officers(stage: Stage) -
 
 
 def test_workers_learn_of_new_keys_before_they_are_served(stage: Stage) -> None:
-    seen: list[int] = []
-    count = lambda: seen.append(len(stage.snapshot.keys))  # noqa: E731
-    setattr(stage.hsm, "refresh", count)  # noqa: B010
-    stage.key()
-    assert seen == [0]
+    heard: list[tuple[list[str], int]] = []
+
+    def hear(versions: list[KeyVersion]) -> None:
+        if versions:
+            heard.append(([version.name for version in versions], len(stage.snapshot.keys)))
+
+    stage.hsm.keys_changed.side_effect = hear
+    name = stage.key()
+    assert heard == [([name], 0)], "a list of one, before it is served"
     assert len(stage.snapshot.keys) == 1
-    stage.done("deactivate", version=f"{CLINIC}/versions/1", at=int(START) + DAY)
-    assert seen == [0], "no key is new"
+    stage.done("deactivate", version=name, at=int(START) + HOUR)
+    stage.clock.time = START + 2 * HOUR
+    stage.done("schedule-destruction", version=name, at=int(START) + DAY)
+    assert len(heard) == 1, "no key is new"
+    stage.clock.time = START + 2 * DAY
+    stage.done("destroy", version=name)
+    assert heard[1:] == [([name], 1)]
 
 
 def test_a_version_that_is_stopped_is_stopped_in_the_hsm_and_resumed_there(stage: Stage) -> None:

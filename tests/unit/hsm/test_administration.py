@@ -2,7 +2,9 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,32 +14,36 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.hsm.frames import Channel, Closed, FrameKind, pack_json, unpack_json
-from signer.hsm.front.admin import AdminWorker
+from signer.hsm.frames import Channel, Closed, FrameError, FrameKind, pack_json, unpack_json
+from signer.hsm.front.admin import KEYS_AT_ONCE, AdminWorker
 from signer.hsm.mechanisms import Verifier
-from signer.hsm.spec import FailureKind, TokenFailure
-from signer.hsm.worker.administration import (
-    KEYS_AT_ONCE,
-    OPERATIONS,
-    carry_out,
-    spki_of_point,
-    spki_of_rsa,
-)
+from signer.hsm.spec import FailureKind, TokenFailure, WorkerMode
+from signer.hsm.worker.administration import OPERATIONS, carry_out, spki_of_point, spki_of_rsa
 from signer.model import TokenObject
 
 
 class FakeToken:
-    """Holds the keys it is given from the next ``refresh`` on."""
+    """Holds the keys it is given, each under its number as a handle."""
 
     def __init__(self) -> None:
         self.holds: list[TokenObject] = []
-        self.refreshed = 0
         self.failure: TokenFailure | None = None
-        self.keys = SimpleNamespace(listed=list)
+        self.spec = SimpleNamespace(mode=WorkerMode.ADMINISTER)
+        self.objects = self
+        self.heartbeat = SimpleNamespace(count=0)
 
-    def refresh(self) -> None:
-        self.refreshed += 1
-        self.keys.listed = list(self.holds).copy
+    def beat(self) -> None:
+        self.heartbeat.count += 1
+
+    def find(self, wanted: Mapping[int, bytes]) -> list[int]:
+        assert not wanted
+        return list(range(len(self.holds)))
+
+    def names(self, handle: int) -> TokenObject | None:
+        return self.holds[handle] if handle < len(self.holds) else None
+
+    def doing(self, _: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def destroy(token: FakeToken, cka_id: str, label: str) -> None:
@@ -64,14 +70,14 @@ def admin(token: FakeToken, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdminWo
                 theirs.send(FrameKind.DONE, pack_json(answer))
         except Closed:
             return
-        except TokenFailure as failure:
-            theirs.send(FrameKind.FATAL, pack_json({"kind": failure.kind, "text": str(failure)}))
+        except (TokenFailure, FrameError) as failure:
+            theirs.send(FrameKind.FATAL, pack_json({"text": str(failure)}))
         finally:
             theirs.close()
 
     worker = threading.Thread(target=answer)
     worker.start()
-    process: Any = SimpleNamespace(channel=ours, kill=lambda: None)
+    process: Any = SimpleNamespace(channel=ours, kill=lambda: None, heartbeat=token.heartbeat)
     yield AdminWorker(process, "t", 30.0)
     ours.close()
     worker.join()
@@ -83,8 +89,62 @@ def test_an_inventory_of_any_length_arrives_whole(
 ) -> None:
     label = "\u1ed9" * 200  # 1,200 bytes as JSON: together more than a frame may have
     token.holds = [TokenObject(b"%d" % number, f"{label}{number}") for number in range(count)]
+    parts: list[float] = []
+    assert admin.inventory(parts.append) == token.holds
+    assert len(parts) == -(-count // KEYS_AT_ONCE), "it may rest after each part"
+
+
+def test_keys_that_go_while_they_are_listed_are_left_out(
+    token: FakeToken, admin: AdminWorker
+) -> None:
+    token.holds = [TokenObject(b"%d" % number, "") for number in range(KEYS_AT_ONCE + 5)]
+    first = token.holds[:KEYS_AT_ONCE]
+
+    def lose(_: float) -> None:
+        token.holds = first
+
+    assert admin.inventory(lose) == first
+
+
+def test_a_worker_that_only_lists_keys_does_nothing_else(
+    token: FakeToken, admin: AdminWorker
+) -> None:
+    token.holds = [TokenObject(b"a", "one")]
+    token.spec.mode = WorkerMode.LIST
     assert admin.inventory() == token.holds
-    assert token.refreshed == 1
+    with pytest.raises(OperatorError, match="not for this worker"):
+        admin.destroy(b"a", "one")
+    assert token.holds == [TokenObject(b"a", "one")]
+
+
+def test_an_order_of_many_calls_is_not_taken_for_a_hang(
+    admin: AdminWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(token: FakeToken) -> dict[str, str]:
+        for _ in range(40):
+            time.sleep(0.02)
+            token.beat()
+        return {"label": "t"}
+
+    admin._seconds = 0.3
+    monkeypatch.setitem(OPERATIONS, "describe", work)
+    assert admin.describe() == {"label": "t"}
+
+
+def test_an_order_of_which_one_call_hangs_ends_its_worker(
+    admin: AdminWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    def hang(_: FakeToken) -> dict[str, str]:
+        release.wait(20)
+        return {}
+
+    admin._seconds = 0.3
+    monkeypatch.setitem(OPERATIONS, "describe", hang)
+    with pytest.raises(OperatorError, match=r"did not answer within 0\.3 s and was killed"):
+        admin.describe()
+    release.set()
 
 
 def test_a_failed_order_is_reported_and_the_worker_goes_on(

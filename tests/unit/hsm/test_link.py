@@ -78,13 +78,13 @@ def test_what_the_socket_does_not_take_is_written_later_and_nothing_waits(linked
     big, small = bytes(range(256)) * (BIG // 256), b"after it"
     before = time.monotonic()
     assert linked.send(FrameKind.SIGN, big)
-    assert linked.send(FrameKind.REFRESH)
+    assert linked.send(FrameKind.KEYS)
     assert linked.send(FrameKind.DROP, small)
     assert time.monotonic() - before < 5, "nobody reads, and nobody waits"
     received = [linked.worker.receive() for _ in range(3)]
     assert [(kind, bytes(body)) for kind, body in received] == [
         (FrameKind.SIGN, big),
-        (FrameKind.REFRESH, b""),
+        (FrameKind.KEYS, b""),
         (FrameKind.DROP, small),
     ]
     assert linked.send(FrameKind.DROP, b"directly again")
@@ -117,13 +117,13 @@ def test_the_end_is_reported_once_and_nothing_is_taken_after_it(linked: Linked) 
     until(lambda: linked.owner.ends)
     assert linked.owner.frames == [(FrameKind.READY, b"last words")]
     assert linked.owner.ends == ["gone"]
-    assert not linked.send(FrameKind.REFRESH)
+    assert not linked.send(FrameKind.KEYS)
 
 
 def test_a_frame_for_a_worker_that_has_gone_is_not_taken(linked: Linked) -> None:
     def send_at_once() -> bool:
         linked.theirs.close()  # the loop has no time to notice
-        return linked.link.send(FrameKind.REFRESH)
+        return linked.link.send(FrameKind.KEYS)
 
     assert not linked.loop.call(send_at_once)
     until(lambda: linked.owner.ends)

@@ -68,6 +68,7 @@ class Driven:
         self.pool = Pool(
             spec,
             workers=workers,
+            start_seconds=60.0,
             hang_seconds=9.0,
             max_queued=queued,
             loop=loop,

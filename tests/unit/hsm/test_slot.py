@@ -1,9 +1,10 @@
-"""Slots on the event loop: starts, refreshes, the watchdog and workers that do not end."""
+"""Slots on the event loop: starts, changed keys, the watchdog and workers that do not end."""
 
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from signer.hsm.frames import (
     Verdict,
     pack_json,
     pack_result,
+    unpack_ids,
     unpack_sign,
 )
 from signer.hsm.front import slot as slots
@@ -30,7 +32,7 @@ from signer.hsm.spec import FailureKind, TokenSpec
 from tests.daemon import until
 from tests.stand_ins import Recorder, key_version
 
-HANG = 0.4
+HANG, START = 0.4, 30.0
 SPEC = TokenSpec("t", None, "", "", "", session_copies=False, environment={})
 
 
@@ -54,6 +56,7 @@ class FakeWorker:
         theirs.settimeout(20)
         self.channel, self.own = Channel(ours), Channel(theirs)
         self.process = FakeProcess(pid, stubborn=stubborn)
+        self.heartbeat = SimpleNamespace(count=0)
         self.killed = threading.Event()
 
     def kill(self) -> None:
@@ -99,6 +102,7 @@ class Stage:
         self.pool = Pool(
             SPEC,
             workers=1,
+            start_seconds=START,
             hang_seconds=HANG,
             max_queued=1000,
             loop=self.loop,
@@ -228,40 +232,42 @@ def test_what_a_worker_says_at_its_end(
     assert stage.pool.wait_for_outcome(20)[0] == FailureKind(cause)
 
 
-# --- refresh -----------------------------------------------------------------------------------
+# --- keys that are created or destroyed --------------------------------------------------------
 
 
-def test_a_refresh_comes_before_every_later_chunk(stage: Stage) -> None:
+def test_a_changed_key_is_announced_before_every_later_chunk(stage: Stage) -> None:
     stage.pool.start()
     worker = stage.serving()
-    stage.pool.refresh()
+    stage.pool.keys_changed([b"new", b"gone"])
     call = stage.sign()
-    assert worker.next_kind() is FrameKind.REFRESH
+    kind, body = worker.own.receive()
+    assert (kind, unpack_ids(body)) == (FrameKind.KEYS, [b"new", b"gone"])
     worker.answer()
     assert call.result().failures == {}
 
 
-def test_a_refresh_during_a_start_is_repeated_once_before_the_first_chunk(stage: Stage) -> None:
+def test_what_changes_during_a_start_is_announced_once_before_the_first_chunk(stage: Stage) -> None:
     stage.gate = threading.Event()
     stage.pool.start()
-    stage.pool.refresh()  # no process runs yet
+    stage.pool.keys_changed([b"a"])  # no process runs yet
     stage.gate.set()
     worker = stage.worker()
     until(lambda: stage.slot.pid)
-    stage.pool.refresh()  # it is opening its token
+    stage.pool.keys_changed([b"b", b"a"])  # it is opening its token
     call = stage.sign()
     worker.ready()
-    assert worker.next_kind() is FrameKind.REFRESH
+    kind, body = worker.own.receive()
+    assert (kind, set(unpack_ids(body))) == (FrameKind.KEYS, {b"a", b"b"})
     worker.answer()
     assert call.result().failures == {}
     stage.pool.drop([key_version()])
-    assert worker.next_kind() is FrameKind.DROP, "no second REFRESH"
+    assert worker.next_kind() is FrameKind.DROP, "no second announcement"
 
 
-def test_the_next_worker_does_not_repeat_the_refresh_of_the_last(stage: Stage) -> None:
+def test_the_next_worker_does_not_hear_what_the_last_one_heard(stage: Stage) -> None:
     stage.pool.start()
     first = stage.serving()
-    stage.pool.refresh()
+    stage.pool.keys_changed([b"a"])
     first.own.close()
     second = stage.serving(1)
     call = stage.sign()
@@ -292,10 +298,30 @@ def test_a_silent_worker_that_owes_nothing_is_left_alone(stage: Stage) -> None:
     assert call.result().failures == {}
 
 
-def test_a_start_that_hangs_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "START_SECONDS", 0.3)
+def test_a_worker_whose_heartbeat_moves_is_not_killed(stage: Stage) -> None:
+    """However long its chunk takes: only one call can hang."""
     stage.pool.start()
-    assert stage.worker().killed.wait(20)
+    worker = stage.serving()
+    call = stage.sign()
+    until(lambda: stage.slot.in_flight)
+    end = time.monotonic() + 3 * HANG
+    while time.monotonic() < end:
+        worker.heartbeat.count += 1
+        time.sleep(HANG / 20)
+    worker.answer()
+    assert call.result().failures == {}
+    assert not worker.killed.is_set()
+
+
+def test_a_start_that_hangs_is_killed_and_a_slow_one_is_not(stage: Stage) -> None:
+    stage.slot._start_seconds = 0.3
+    stage.pool.start()
+    worker = stage.worker()
+    for _ in range(40):
+        worker.heartbeat.count += 1
+        time.sleep(0.02)
+    assert not worker.killed.is_set(), "its calls return"
+    assert worker.killed.wait(20)
     until(lambda: stage.left)
     assert stage.left[0][0] == "hang"
 

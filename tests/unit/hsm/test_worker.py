@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,7 +19,9 @@ from signer.hsm.frames import (
 )
 from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker import __main__ as worker
+from signer.hsm.worker import pins
 from signer.hsm.worker.cryptoki import _CLASSES, CryptokiError, ErrorClass
+from signer.hsm.worker.lookup import NotOneKey
 
 SPEC: dict[str, Any] = {
     "label": "t",
@@ -34,13 +37,13 @@ SPEC: dict[str, Any] = {
 def report(monkeypatch: pytest.MonkeyPatch, error: Exception) -> dict[str, Any]:
     """What a worker reports that meets this error."""
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(worker, "open_token", fail)
     ours, theirs = (Channel(end) for end in socket.socketpair())
     ours.send(FrameKind.CONFIGURE, pack_json(SPEC))
-    worker.run(theirs)
+    worker.run(theirs, Mock())
     kind, body = ours.receive()
     for channel in (ours, theirs):
         channel.close()
@@ -77,25 +80,44 @@ def test_other_errors_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) ->
     assert "secret" not in said["text"]
 
 
+REFUSALS = {9: 0x063, 60: 0x060, 82: 0x082}  # of these handles
+
+
 class FakeLoop:
     """Signs with the name of the key's handle."""
 
     def sign(self, handle: int, _: object, inputs: Sequence[bytes]) -> list[bytes]:
-        if handle == 9:
-            raise CryptokiError("C_SignInit", 0x063)
+        if handle in REFUSALS:
+            raise CryptokiError("C_SignInit", REFUSALS[handle])
         return [b"%d" % handle * 64 for _ in inputs]
 
 
 class FakeVerifier:
     signature_length = 64
 
-    def correct(self, item: bytes, _: bytes) -> bool:
-        return item != b"wrong"
+    def correct(self, item: bytes, signature: bytes) -> bool:
+        return item != b"wrong" and not signature.startswith(b"7")
 
 
 class FakeToken:
-    def private_key(self, cka_id: bytes) -> int | None:
-        return None if cka_id == b"none" else int(cka_id)
+    """Its key of an id is the handle of that number, or what ``handles`` says, one by one."""
+
+    def __init__(self) -> None:
+        self.handles: list[int | Verdict] = []
+        self.forgotten: list[bytes] = []
+        self.reused: set[int] = set()
+
+    def private_key(self, cka_id: bytes) -> int:
+        handle = self.handles.pop(0) if self.handles else int(cka_id)
+        if isinstance(handle, Verdict):
+            raise NotOneKey(handle)
+        return handle
+
+    def forget(self, ids: list[bytes]) -> None:
+        self.forgotten += ids
+
+    def is_key(self, handle: int, _: bytes) -> bool:
+        return handle not in self.reused
 
 
 @pytest.fixture
@@ -105,9 +127,9 @@ def signer(monkeypatch: pytest.MonkeyPatch) -> worker.ChunkSigner:
             raise ValueError(spki)
         return FakeVerifier()
 
-    monkeypatch.setattr(worker, "Verifier", verifier)
+    monkeypatch.setattr(pins, "Verifier", verifier)
     made = worker.ChunkSigner.__new__(worker.ChunkSigner)
-    made.__dict__.update(_token=FakeToken(), _loop=FakeLoop(), _verifiers={}, _signed={})
+    made.__dict__.update(_token=FakeToken(), _loop=FakeLoop(), _pins=pins.Pins())
     return made
 
 
@@ -116,11 +138,13 @@ def part(cka_id: bytes, *inputs: bytes, spki: bytes = b"spki") -> SignPart:
 
 
 def test_each_part_of_a_chunk_is_answered_for_itself(signer: worker.ChunkSigner) -> None:
+    signer._token.handles = [1, Verdict.NO_KEY, Verdict.AMBIGUOUS]  # type: ignore[attr-defined]
     frame = SignFrame(
         5,
         [
             part(b"1", b"a", b"b"),
             part(b"none"),
+            part(b"two"),
             part(b"9"),
             part(b"2", spki=b"unsuitable"),
             part(b"3", b"wrong", b"right"),
@@ -132,6 +156,7 @@ def test_each_part_of_a_chunk_is_answered_for_itself(signer: worker.ChunkSigner)
     assert [each.verdict for each in result.parts] == [
         Verdict.SIGNED,
         Verdict.NO_KEY,
+        Verdict.AMBIGUOUS,
         Verdict.REFUSED,
         Verdict.UNSUITABLE,
         Verdict.SIGNED,
@@ -141,3 +166,41 @@ def test_each_part_of_a_chunk_is_answered_for_itself(signer: worker.ChunkSigner)
     assert first.split() == [b"1" * 64] * 2
     assert (first.checked, last.checked) == (1, 0), "the first of a key, then one in ten"
     assert (wrong.checked, wrong.wrong, wrong.split()) == (2, [0], [bytes(64), b"3" * 64])
+
+
+@pytest.mark.parametrize("dead", [60, 82])
+@pytest.mark.parametrize(
+    ("then", "verdict"),
+    [
+        (5, Verdict.SIGNED),
+        (60, Verdict.NO_KEY),
+        (9, Verdict.REFUSED),
+        (Verdict.NO_KEY, Verdict.NO_KEY),
+        (Verdict.AMBIGUOUS, Verdict.AMBIGUOUS),
+    ],
+)
+def test_a_key_whose_handle_is_dead_is_looked_up_once_more(
+    signer: worker.ChunkSigner, dead: int, then: int | Verdict, verdict: Verdict
+) -> None:
+    token: Any = signer._token
+    token.handles = [dead, then]
+    result = signer.sign_part(part(b"1"))
+    assert result.verdict is verdict
+    assert token.forgotten == [b"1"]
+    assert token.handles == []
+    if verdict is Verdict.SIGNED:
+        assert result.split() == [b"5" * 64]
+
+
+def test_a_handle_that_another_key_has_now_is_no_wrong_signature(
+    signer: worker.ChunkSigner,
+) -> None:
+    """A module may use a handle again: then the signature is another key's."""
+    token: Any = signer._token
+    token.handles, token.reused = [7, 5], {7}
+    result = signer.sign_part(part(b"1", b"a", b"b"))
+    assert (result.split(), result.wrong) == ([b"5" * 64] * 2, [])
+    token.handles, token.reused = [7], set()
+    result = signer.sign_part(part(b"2", b"a", b"b"))
+    assert (result.verdict, result.wrong) == (Verdict.SIGNED, [0, 1])
+    assert token.forgotten == [b"1"]
