@@ -19,7 +19,8 @@ from signer.hsm.spec import FailureKind
 from signer.model import KeyVersion
 from signer.tools.dev.appliance import DevAppliance
 from tests.appliances import Appliance
-from tests.daemon import RECORDS, SIGNER, until
+from tests.commands import SIGNER
+from tests.daemon import RECORDS, until
 from tests.fault.shim import FUNCTIONS, Action, Shim
 from tests.fault.shim_probe import Probe
 from tests.integration.hsm_token import SoftToken, all_correct, inputs_for, job, sign
