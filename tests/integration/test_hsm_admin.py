@@ -7,7 +7,7 @@ import pytest
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError, Reason
 from signer.hsm.frames import FrameKind, pack_json, unpack_json
-from signer.hsm.front.admin import open_admin
+from signer.hsm.front.admin import open_admin, wait_for_orphans
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import WorkerMode
 from signer.model import KeyVersion, TokenObject
@@ -48,6 +48,19 @@ def test_the_inventory_has_every_private_key_of_now(token: SoftToken) -> None:
         with open_admin(token.settings, token.state) as other:
             other.destroy(late.cka_id, label(late))
         assert sorted(admin.inventory()) == sorted(reported)
+
+
+def test_an_operation_does_not_wait_for_a_worker_that_lists_keys(token: SoftToken) -> None:
+    [key] = token.make((Algorithm.ES256, 0))
+    impatient = token.settings.model_copy(update={"order_seconds": 0.2})
+    with open_admin(token.settings, token.state, WorkerMode.LIST) as listing:
+        assert listing.inventory() == [TokenObject(key.cka_id, label(key))]
+        wait_for_orphans(impatient, token.state)
+        with (
+            open_admin(token.settings, token.state),
+            pytest.raises(OperatorError, match="does not leave"),
+        ):
+            wait_for_orphans(impatient, token.state)
 
 
 def test_the_attributes_of_our_key_are_the_strict_ones(token: SoftToken) -> None:

@@ -192,7 +192,7 @@ def wait_for_orphans(token: TokenConfig, state: Path) -> None:
 
 
 def _lock_file(token: TokenConfig, state: Path) -> TextIO:
-    """Opens the file that every administrative worker of a token keeps locked until it ends."""
+    """Opens the file that a worker keeps locked until it ends, if it can change the token."""
     name = hashlib.sha256(token.label.encode()).hexdigest()[:16]
     return os.fdopen(open_lock(state / f"admin-{name}.lock"))
 
@@ -222,9 +222,11 @@ def open_admin(
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _start_errors(), _lock_file(token, state) as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        spec = token_spec(token, state, mode)
-        process = WorkerProcess.start(spec, keeps=(lock.fileno(),))
+        keeps: tuple[int, ...] = ()
+        if mode is WorkerMode.ADMINISTER:  # nobody has to wait for one that changes nothing
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            keeps = (lock.fileno(),)
+        process = WorkerProcess.start(token_spec(token, state, mode), keeps=keeps)
     worker = AdminWorker(process, token.label, token.order_seconds)
     try:
         worker.wait(token.start_seconds)
