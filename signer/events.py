@@ -285,7 +285,7 @@ class RegistryUnreadable(TextEvent):
 class Unaccounted(NamedTuple):
     """Changes of the registry for which no operation and no act accounts.
 
-    ``refused`` are not served; ``obeyed`` are stops that somebody made by hand.
+    ``refused`` are not served; ``obeyed`` are stops that were made by hand.
     """
 
     refused: Sequence[str]

@@ -292,7 +292,7 @@ class KeyIndex:
         return self._by_key.get(name, {}).get(number)
 
     def versions(self, name: KeyName) -> tuple[KeyVersion, ...]:
-        """Returns all versions of a key, oldest first; none if there is no such key."""
+        """Returns all versions of a key, oldest first; none of a key that does not exist."""
         return tuple(self._by_key.get(name, {}).values())
 
     def primary(self, name: KeyName, now: float) -> KeyVersion | None:

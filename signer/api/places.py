@@ -63,7 +63,7 @@ class Place:
         self.size = size
 
     def resize(self, size: int) -> None:
-        """Holds so many bytes instead; raises CallError if they are too many, and keeps its own."""
+        """Holds ``size`` bytes instead; raises CallError if that is too many, and keeps its own."""
         more = size - self.size
         if more > 0 and not self._firm:
             self._places.check_bytes(self._principal, more)
@@ -153,7 +153,7 @@ class Places:
         self.arriving.add(principal, 1)
 
     def arrived(self, principal: str) -> None:
-        """Counts the call no more: its message has come, or it has ended."""
+        """Stops counting the call: its message has come, or it has ended."""
         self.arriving.add(principal, -1)
 
     def take(self, principal: str, size: int) -> Place:

@@ -10,7 +10,7 @@ import click
 from signer.cli.bench_table import table
 from signer.cli.options import FILE, json_option
 from signer.cli.output import say
-from signer.client import SignerClientError
+from signer.client._errors import SignerClientError
 from signer.config.models import load_config
 from signer.errors import OperatorError
 from signer.text import count
@@ -160,7 +160,7 @@ def _load_tool(program: Path) -> LoadTool:
 def _measure(
     runner: Bench, cases: list[Case], *, as_json: bool
 ) -> tuple[list[tuple[Case, CaseRow]], list[str]]:
-    """Returns the rows, and why there is no row of other cases."""
+    """Returns the rows, and for each case without a row the reason."""
     rows, failed = [], []
     for case in cases:
         try:

@@ -94,7 +94,7 @@ class Operations(Blocking):
             taken += len(part)
             progress(taken)
         if operation is None:
-            raise ValueError("there are no certificates")
+            raise ValueError("give at least one certificate")
         return operation
 
 
@@ -150,7 +150,7 @@ class AsyncOperations(Awaiting):
             taken += len(part)
             progress(taken)
         if operation is None:
-            raise ValueError("there are no certificates")
+            raise ValueError("give at least one certificate")
         return operation
 
 

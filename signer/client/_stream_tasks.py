@@ -55,7 +55,7 @@ class _OneTaskStream:
             item.over = self._answers.pop(tag, None) is not None
 
     async def close(self, *, wait: bool) -> None:
-        """Sends no more; with ``wait`` takes the answers to what was sent."""
+        """Stops sending; with ``wait`` takes the answers to what was sent."""
         self._closing = True
         self._outbox.put_nowait(None)
         if wait:

@@ -62,7 +62,7 @@ class _OneStream:
         return item.signature(place.result)
 
     def close(self, *, wait: bool) -> None:
-        """Sends no more; with ``wait`` takes the answers to what was sent."""
+        """Stops sending; with ``wait`` takes the answers to what was sent."""
         self._outbox.put(None)
         if wait:
             self._thread.join(_CLOSE_SECONDS)

@@ -132,8 +132,8 @@ def open_log(
     """
     if not list_segments(config.directory) and not override:
         raise AuditRefused(
-            f"there is no audit log in {config.directory}: restore it from the backup, or, if "
-            "there never was one, begin it with `signer init --config FILE`"
+            f"{config.directory} has no audit log: restore it from the backup, or, if it never "
+            "had one, begin it with `signer init --config FILE`"
         )
 
     def stopped(text: str) -> None:
@@ -219,7 +219,7 @@ class DaemonLog:
         """Returns the time of a record, in microseconds since the epoch; raises LookupError."""
         for record in self._log.records(seq, 1):
             return record.time_us
-        raise LookupError(f"there is no record {seq}")
+        raise LookupError(f"record {seq} does not exist")
 
     def keep_policy(self, sha256: str, text: bytes) -> None:
         """Stores a policy's text under its hash. Raises OperatorError.

@@ -1,7 +1,7 @@
 """Which policy is in force: the one in the files, or the one that officers have approved.
 
-The files decide only while there are no officers, and in development. Otherwise the registry
-names the policy in force, and the files are a copy of it or somebody's draft of the next one.
+The files decide only before the first officers are appointed, and in development. Otherwise the
+registry names the policy in force, and the files are a copy of it or a draft of the next one.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class PolicyInForce:
             if written == before.policy.sha256:
                 write_policy_files(self.folder, self.text.text)
             elif written != self.text.policy.sha256:
-                text = "the files are somebody's draft and were left alone: put what came into"
+                text = "the files are a draft and were left alone: put the policy that came into"
                 text = f"{text} force into it before it is proposed"
                 self._events.emit(PolicyFilesDiffer(text))
         except (ConfigError, OSError, ValueError) as error:

@@ -18,9 +18,9 @@ from signer.errors import OperatorError
 from signer.events import Bug, Degraded, NotReady, Ready, Started, Stopped
 from signer.observe.http import HttpPort
 
-TICK_SECONDS = 0.25  # readiness and registry are checked so often
-COMPARE_SECONDS = 1.0  # a part of the registry is compared with what was read so often
-SWEEP_SECONDS = 5.0  # operations that have begun and not ended are searched for so often
+TICK_SECONDS = 0.25  # between two checks of readiness and registry
+COMPARE_SECONDS = 1.0  # between two comparisons of a part of the registry
+SWEEP_SECONDS = 5.0  # between two searches for operations that have not ended
 
 
 class Appliance:

@@ -20,7 +20,7 @@ from signer.officers.execution import Executor
 from signer.signing.request import Served
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
-STUCK_SECONDS = 60.0  # the main loop may be silent so long before the process counts as dead
+STUCK_SECONDS = 60.0  # the silence of the main loop after which the process counts as dead
 
 
 @dataclass

@@ -65,7 +65,7 @@ def connect(url: str, *, create: bool) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         path = Path(parsed.database or "")
         if not create and not path.is_file():
-            raise OperatorError(f"there is no registry at {path}; {_MAKES_IT}")
+            raise OperatorError(f"no registry exists at {path}; {_MAKES_IT}")
     return engine
 
 

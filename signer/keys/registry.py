@@ -179,7 +179,7 @@ class Registry:
     def page(self, after: int, limit: int) -> RegistryPage:
         """Returns the versions of the next rows, whatever their revision. Raises OperatorError.
 
-        So what somebody has changed without raising the revision is found, a part at a time.
+        This finds changes that did not raise the revision, a part at a time.
         """
         with self.reading() as connection:
             rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
@@ -228,7 +228,7 @@ class Registry:
             content = read_document(connection.execute(statement), sha256)
         if content is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise OperatorError(
-                f"the registry has another text under {sha256}: somebody has changed it by hand;"
+                f"the registry has another text under {sha256}: it was changed by hand;"
                 " put the row of `documents` back from the backup"
             )
         return content

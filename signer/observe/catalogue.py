@@ -158,7 +158,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "1 after a write failed or disk space ran low: nothing is signed until a restart.",
     ),
     "signer_disk_free_bytes": ("Free bytes on the log's disk at the last commit.",),
-    "signer_disk_low_bytes": ("Nothing is signed below so many free bytes.",),
+    "signer_disk_low_bytes": ("Below this many free bytes nothing is signed.",),
     # Keys, officers, certificates.
     "signer_key_versions": ("Key versions by state.", Label("state", tuple(map(str, KeyState)))),
     "signer_keys_away": (

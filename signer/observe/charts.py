@@ -48,7 +48,7 @@ def ceiling(value: float) -> float:
 
 
 def _line(line: Line, place: int, top: float, span: float) -> str:
-    """Returns the path of a line, with gaps where there is no value."""
+    """Returns the path of a line, with gaps for missing values."""
     height = HEIGHT - _TOP - _BOTTOM
     parts, drawing = list[str](), False
     for age, value in line.points:

@@ -133,7 +133,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def get_request(self) -> Any:
-        """Accepts a connection; waits a moment where there is no descriptor for one."""
+        """Accepts a connection; waits a moment when descriptors have run out."""
         try:
             return super().get_request()
         except OSError:

@@ -1,6 +1,6 @@
 """The ordinary log: one JSON object a line, on stderr.
 
-Who adds a line only queues it: a thread formats and writes what is queued, many lines with
+Adding a line only queues it: a thread formats and writes what is queued, many lines with
 one system call. So a stderr that blocks or fails delays nobody and fails nothing. If it takes
 lines too slowly, lines are dropped and counted.
 """
@@ -94,7 +94,7 @@ class LogLines:
     ) -> None:
         """Queues a line with the present time; ``fields`` must not change any more.
 
-        Below level warning, and where it is no ``fault``, it is dropped earlier.
+        Below level warning, and unless it is a ``fault``, it is dropped earlier.
         """
         rank = LEVELS.index(level)
         if rank < self._rank:

@@ -94,7 +94,7 @@ def separate() -> tuple[TextIO, int]:
     """Leaves descriptor 2 to libraries.
 
     Returns the file of the stderr with which the process was started, and the descriptor that
-    reads what libraries write. They never wait: what there is no room for is lost. ``sys.stderr``
+    reads what libraries write. They never wait: lines that find no room are lost. ``sys.stderr``
     and ``sys.__stderr__`` write where they wrote before. Raises OSError.
     """
     ours = os.fdopen(os.dup(_STDERR), "w", buffering=1)

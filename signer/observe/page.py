@@ -17,9 +17,9 @@ from signer.observe.history import SPAN_SECONDS, Sample
 from signer.observe.reports import Alarm
 
 DUE_DAYS = 90
-"""Keys and certificates that end within so many days are listed."""
+"""Keys and certificates that end within this many days are listed."""
 SOON_DAYS = 30
-"""Those that end within so many days are coloured."""
+"""Those that end within this many days are coloured."""
 _DAY = 86_400.0
 
 _STYLE = """

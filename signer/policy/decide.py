@@ -56,7 +56,7 @@ _UNLISTED = (
 def may_use(policy: Policy, principal: str, key: KeyName) -> Terms | None:
     """Returns the terms under which a principal may sign with a key, at any time.
 
-    None if it may not, or if there is no such facility.
+    None if it may not, or if the facility does not exist.
     """
     right = _right(policy, principal, key)
     return right[0] if right else None

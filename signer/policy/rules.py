@@ -54,7 +54,7 @@ class Terms:
     def rule(self, name: str) -> str:
         """Returns the dotted path of the innermost statement of a rule, else ``default.NAME``.
 
-        Where there are no formats, that is the list in which the key is missing.
+        For a key without formats it is the list in which the key is missing.
         """
         if name == "formats" and not self.formats:
             return f"facilities.{self.facility}.keys"

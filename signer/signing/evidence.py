@@ -92,7 +92,7 @@ class Evidence:
     async def conclude(self, seq: int, outcome: Entry) -> None:
         """Records an outcome; returns when it is durable. Raises CallError and RecordError.
 
-        There is no deadline, and a caller that leaves meanwhile changes nothing: a repetition
+        This has no deadline, and a caller that leaves meanwhile changes nothing: a repetition
         that did not find the outcome would sign again.
         """
         self._open -= 1
@@ -112,7 +112,7 @@ class Evidence:
     async def settle(self, seconds: float) -> None:
         """Returns when all intents are closed and their records are with the log or refused.
 
-        Waits for so many ``seconds`` at most. Records that come after the end of the log would
+        Waits for ``seconds`` at most. Records that come after the end of the log would
         be lost, and the next start would have to close their intents.
         """
         until = self._clock.monotonic() + seconds

@@ -41,7 +41,7 @@ _DIGEST_SIZES = {str(Format.DIGEST): {HASH_SIZE, sha384().digest_size}}
 
 _MEMBERS = frozenset({"form", "checkpoint", "index", "intent", "outcome"})
 _LEAF, _ITEM = ("leaf", "leaf_path"), ("item", "item_path")
-"""The members that show the item; ``_ITEM`` where a leaf is one item, or there is no column."""
+"""The members that show the item; ``_ITEM`` if a leaf is one item, or without a column."""
 
 
 class ProofError(Exception):

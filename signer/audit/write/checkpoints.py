@@ -157,7 +157,7 @@ class Checkpointer:
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Makes and ships the last checkpoint; call it when the log writes no more.
+        """Makes and ships the last checkpoint; call it once the log is closed.
 
         Returns after about ``timeout`` seconds in any case.
         """

@@ -44,7 +44,7 @@ Finished = Callable[[Sequence[Entry]], None]
 
 
 class Inbox:
-    """The queue of the log, and whether somebody works on what was taken from it.
+    """The queue of the log, and whether a thread works on entries that were taken from it.
 
     ``failed`` is the reason why no record is accepted, ``low`` why no intent is; both are
     normally empty. ``on_stop`` is called with either before any record is refused for it; it
@@ -156,8 +156,8 @@ class Inbox:
     def fail(self, taken: Sequence[Entry], reason: str) -> None:
         """Refuses all further entries, those in the queue, and those ``taken`` and not told yet.
 
-        One that works on entries gives them as ``taken``, and works no more. Another that finds a
-        fault gives none: the work stays with its owner. The first reason counts.
+        The thread that works on entries gives them as ``taken``, and stops working. Another thread
+        that finds a fault gives none: the work stays with its owner. The first reason counts.
         """
         first = not self.failed
         self.failed = reason = self.failed or reason

@@ -136,7 +136,7 @@ def _verify_log(
 ) -> dict[str, Any]:
     checkpoints, problems = log.checkpoints(checkpoint_files, origin)
     if not checkpoints:
-        problems.append("there is no checkpoint: nobody has signed this log")
+        problems.append("the log has no checkpoint: nobody has signed it")
     changes = partial(ChangeFold, operations_elsewhere=asked.operations_elsewhere)
     folds: list[Callable[[], Fold]] = [changes, LedgerFold]
     if asked.decide:

@@ -105,7 +105,7 @@ def _find(client: SignerClient, target: str) -> KeyVersion:
 def _newest(client: SignerClient, key: str) -> KeyVersion:
     versions = list(client.list_key_versions(key))
     if not versions:
-        raise OperatorError(f"there is no key {key}: `signer keys list` shows all keys")
+        raise OperatorError(f"{key} does not exist: `signer keys list` shows all keys")
     return versions[-1]
 
 

@@ -15,7 +15,9 @@ from signer.cli.operations.arguments import certificates_in, iso, principal_of, 
 from signer.cli.operations.requested import OperationRequest, check_content
 from signer.cli.options import NEW_FILE, json_option, yes_option
 from signer.cli.output import output, print_json, say, write_file
-from signer.client import Operation, SignerClient, sign_operation
+from signer.client import SignerClient
+from signer.client._operations import sign_operation
+from signer.client._values import Operation
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
 from signer.model import MESSAGE_BYTES
@@ -173,9 +175,9 @@ def terminal() -> bool:
 
 
 def must_confirm(*, yes: bool) -> None:
-    """Refuses, as wrong usage, to ask where there is no terminal."""
+    """Refuses, as wrong usage, to ask without a terminal."""
     if not yes and not terminal():
-        raise click.UsageError("there is no terminal to ask for confirmation: give --yes")
+        raise click.UsageError("a confirmation needs a terminal: give --yes to go on without one")
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -285,7 +287,7 @@ def only_one(client: SignerClient, state: str, wanted: Callable[[Operation], boo
     if len(candidates) == 1:
         return candidates[0].id
     if not candidates:
-        text = f"there is no operation in the state {state} for this command: name its ID"
+        text = f"no operation is in the state {state}: name the ID of one for this command"
         raise OperatorError(text)
     listed = "".join(f"\n  {candidate.id}  {candidate.kind}" for candidate in candidates)
     raise OperatorError(f"{len(candidates)} operations are {state}: name the ID of one{listed}")

@@ -243,7 +243,7 @@ class Dispatcher:
         return int(FRAME_SECONDS * scheduler.items / seconds) if seconds else 1
 
     def _give(self, slot: Slot, most: int) -> None:
-        """Gives a worker the next chunk, of at most so many items."""
+        """Gives a worker the next chunk, of at most ``most`` items."""
         chunk = self.scheduler.take(most)
         if chunk is None:
             return
@@ -354,7 +354,7 @@ class Dispatcher:
         self.wake()
 
     def lost(self, slot: Slot) -> None:
-        """A worker serves no more: its chunks go to others.
+        """A worker has stopped serving: its chunks go to others.
 
         It signed in order, so only the first chunk can have killed it, if it got that.
         """

@@ -19,7 +19,7 @@ from signer.model import KeyVersion
 CHUNK_SECONDS = 0.006
 """HSM time of one chunk: long enough to spread its overhead, short enough to wait for."""
 FORGET_SECONDS = 300.0
-"""A cost that was not measured for so long is not known any more."""
+"""A cost that was last measured before that is forgotten."""
 _CHEAPEST = 1e-6  # seconds: no HSM signs faster, whatever a worker reports
 _DEAREST = 1.0  # seconds: what a stall makes of one item at most
 _FIRST_ITEMS = 16  # of the first chunk of a kind whose cost is unknown
@@ -116,7 +116,7 @@ class Scheduler:
         self.items += chunk.items
 
     def take(self, most: int) -> Chunk | None:
-        """Fills the next chunk with at most so many items; returns None if nothing waits."""
+        """Fills the next chunk with at most ``most`` items; returns None if nothing waits."""
         if self._returned:
             chunk = self._returned.popleft()
             self.items -= chunk.items
@@ -166,7 +166,7 @@ class Scheduler:
         return self._seconds(self._work)
 
     def finish(self, owner: str, weight: int, seconds: float) -> float:
-        """Returns the HSM time until an owner has more work of so many seconds done.
+        """Returns the HSM time until an owner has done ``seconds`` more of work.
 
         That is its own line's, and what the others get meanwhile by their weight.
         """
@@ -264,7 +264,7 @@ def _whole(number: float) -> int:
 
 
 def _fitting(batch: Batch, wanted: int, size: int) -> int:
-    """Returns how many of the next items fit into so many bytes."""
+    """Returns how many of the next items fit into ``size`` bytes."""
     if batch.width:
         return min(wanted, max(0, size) // batch.width)
     inputs, first = batch.job.inputs, batch.next

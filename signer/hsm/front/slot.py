@@ -329,7 +329,7 @@ class Link:
         return moved
 
     def close(self) -> None:
-        """Reads and writes no more."""
+        """Stops reading and writing."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())

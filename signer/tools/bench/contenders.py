@@ -29,7 +29,7 @@ class Contender(NamedTuple):
         """Returns the CPU seconds of the front process so far.
 
         From the kernel's clock of the process, which costs the appliance nothing; of an
-        appliance that somebody else started, from its metrics, which it has to render.
+        appliance that another program started, from its metrics, which it has to render.
         """
         if self.pid is None:
             return gauge(self.dev["metrics"], _CPU_SECONDS)
@@ -41,7 +41,7 @@ class Contender(NamedTuple):
         return [key for key in keys if str(key) not in here]
 
     def public_key(self, name: str) -> str:
-        """Returns the PEM file of a key. Raises OperatorError if there is no such key."""
+        """Returns the PEM file of a key. Raises OperatorError if the key does not exist."""
         for key in self.dev["keys"]:
             if key["name"] == name:
                 return str(key["public_key"])

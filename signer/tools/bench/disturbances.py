@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.request import urlopen
 
-from signer.client import OVER, SignerClient, SignerClientError, sign_operation
+from signer.client import SignerClient
+from signer.client._errors import SignerClientError
+from signer.client._operations import OVER, sign_operation
 from signer.errors import OperatorError
 from signer.tools.dev.appliance import connect
 
@@ -52,7 +54,7 @@ class Disturbances:
             raise OperatorError(f"a call beside the load failed: {self._errors[0]}")
 
     def pause(self) -> None:
-        """Disturbs no more, once what has begun is over."""
+        """Stops the disturbance, once what has begun is over."""
         self._on.clear()
 
     def __exit__(self, *_: object) -> None:

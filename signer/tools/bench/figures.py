@@ -86,7 +86,7 @@ class CaseRow:
     against: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the row for JSON; without ``against`` if there was no other checkout."""
+        """Returns the row for JSON; without ``against`` unless another checkout was measured."""
         row: dict[str, Any] = _rounded(asdict(self))
         if self.against is None:
             del row["against"]
@@ -103,7 +103,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def quantile(values: Sequence[float], at: float) -> float:
-    """Returns the value at a quantile from 0 to 1; 0 if there are no values."""
+    """Returns the value at a quantile from 0 to 1; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(at * len(ordered)))] if ordered else 0.0
 

@@ -19,7 +19,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 import signer.client
-from signer.client import CHANNEL_OPTIONS
+from signer.client._channels import CHANNEL_OPTIONS
 from signer.model import Format, KeyName
 from signer.tools.bench.figures import quantile
 from signer.tools.bench.workload import PAYLOADS, Requests, requests
@@ -50,7 +50,7 @@ class Tally:
         self.failures: Counter[str] = Counter()
 
     def over(self) -> bool:
-        """Whether no more is sent in this turn."""
+        """Whether this turn has ended: nothing further is sent."""
         return time.monotonic() >= self._end
 
     def answered(self, sent: float, items: int) -> None:

@@ -201,7 +201,7 @@ def judge_memory(limits: Limits, whose: str, swap: bool) -> Finding:
             f"{seen}; there is swap, to which the PIN in a worker's memory may be written",
             "turn swap off or encrypt it; a module that locks its memory needs LimitMEMLOCK",
         )
-    return ok("memory", f"{seen}; there is no swap")
+    return ok("memory", f"{seen}; without swap")
 
 
 def limits_of(pid: int) -> Limits:

@@ -95,15 +95,15 @@ def judge_officers(officers: Officers, needed: int, now: float) -> Finding:
 
 
 def judge_schema(schema: str | None, *, begun: bool) -> Finding:
-    """Judges a schema that differs from this program's; None: there is no registry."""
+    """Judges a schema that differs from this program's; None: the registry is missing."""
     if schema is None and begun:
         return wrong(
             "registry",
-            "there is no registry, but there is an audit log",
+            "the registry is missing, but an audit log exists",
             "put it back from the backup",
         )
     if schema is None:
-        return warning("registry", "there is no registry yet", _INIT)
+        return warning("registry", "the registry does not exist yet", _INIT)
     if is_newer(schema):
         return wrong(
             "registry",

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from signer.client import DeadlineError, DeniedError, UnavailableError, sign_operation
 from signer.client import _operations as module
+from signer.client._errors import DeadlineError, DeniedError, UnavailableError
+from signer.client._operations import sign_operation
 from signer.officers.approval import Signature, check_signature
 from signer.v1 import keys_pb2
 from signer.v1 import operations_pb2 as pb
@@ -132,7 +133,7 @@ def test_certificates_go_in_calls_that_fit_while_the_rotation_waits(stage: Any) 
     told: list[int] = []
     with stage.client() as client:
         assert client.operations.import_certificates("7", sent, told.append).id == "7"
-        with pytest.raises(ValueError, match="no certificates"):
+        with pytest.raises(ValueError, match="at least one certificate"):
             client.operations.import_certificates("7", [])
     calls = [
         list(request.certificates)

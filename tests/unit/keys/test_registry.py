@@ -93,7 +93,7 @@ def test_the_audit_key_is_in_no_snapshot(registry: Registry) -> None:
 
 
 def test_the_daemon_does_not_make_a_registry(sqlite_url: str, tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match="no registry at"):
+    with pytest.raises(OperatorError, match="no registry exists at"):
         Registry.open(sqlite_url)
     assert list(tmp_path.iterdir()) == []
 

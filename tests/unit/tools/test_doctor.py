@@ -172,8 +172,8 @@ def test_the_folder_of_latches_is_the_daemons_alone(mode: int, user: int, level:
 @pytest.mark.parametrize(
     ("schema", "begun", "level", "text"),
     [
-        (None, False, WARNING, "there is no registry yet"),
-        (None, True, WRONG, "there is no registry, but there is an audit log"),
+        (None, False, WARNING, "the registry does not exist yet"),
+        (None, True, WRONG, "the registry is missing, but an audit log exists"),
         ("0001", True, WRONG, f"older than this program's {VERSION}"),
         ("9999", True, WRONG, "was written by a newer version of signer"),
     ],
