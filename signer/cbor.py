@@ -163,7 +163,7 @@ def decode_record(data: bytes, depth: int) -> Any:
 
 
 def _check(value: Any) -> None:
-    """Refuses what was read but ``encode_record`` would not write, or not in this order."""
+    """Refuses values that ``encode_record`` would not write, or not in this order."""
     kind = type(value)
     if kind is dict:
         if _ascii_names(*value) != list(value):

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 GATHER_ROUNDS = 4
-"""Rounds for which what has come waits at most for more."""
+"""The most rounds for which an item waits for others."""
 GATHER_ITEMS = 16
 """What is worth a commit or a frame of its own, and waits for nothing."""
 
@@ -275,7 +275,7 @@ class Threads:
 
     def _ended(self, principal: str, work: "asyncio.Future[T]") -> None:
         if not work.cancelled():
-            work.exception()  # which nobody may be waiting for any more
+            work.exception()  # whose caller may have left
         self._running[principal] -= 1
         self._wake(principal)
 

@@ -90,7 +90,7 @@ class HandshakesFailed(NamedTuple):
 
 
 class LibraryLines(NamedTuple):
-    """What a library in C has said at one place of its source; its text is not kept."""
+    """Lines that a library in C wrote from one place of its source; their text is not kept."""
 
     place: str
     times: int
@@ -249,7 +249,7 @@ class ReloadEnded(NamedTuple):
 
 
 class ReloadRefused(NamedTuple):
-    """A reload that was refused; what was in force stays in force."""
+    """A reload that was refused: policy and certificates stay as they were."""
 
     source: str
     problems: Sequence[str]

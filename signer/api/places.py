@@ -82,8 +82,8 @@ class Place:
 class Reads:
     """The messages that are received at once: a call waits until it may receive its own.
 
-    gRPC keeps what has come of a message in memory, and nobody sees how much. So few calls of
-    one principal receive at a time, however many it has opened.
+    gRPC keeps the part of a message that has come in memory, and does not report its size. So few
+    calls of one principal receive at a time, however many it has opened.
     """
 
     def __init__(self, bound: Bound) -> None:

@@ -42,7 +42,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "signer.v1.ControlService": frozenset({Role.OPERATOR}),
     reflection.SERVICE_NAME: frozenset(Role),
 }
-"""The roles that may call each service; nobody may call a service that is not here."""
+"""The roles that may call each service; a service that is not here may not be called."""
 
 HEALTH_SERVICES = frozenset({OVERALL_HEALTH, "signer.v1.SigningService"})
 """The names under which health answers, beside those of tokens."""

@@ -70,7 +70,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
         await self._engine.settle(seconds)
 
     def drain(self) -> None:
-        """Ends all streams: what they have read is answered first."""
+        """Ends all streams, after the requests that they have read are answered."""
         self.streams.drain()
 
 

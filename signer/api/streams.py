@@ -33,7 +33,7 @@ Sign = Callable[[signing_pb2.SignBatchRequest, Caller], Awaitable[signing_pb2.Si
 
 
 class _Stream:
-    """One open stream: what it has read and not answered, and why it ends."""
+    """One open stream: the requests that it has read and not answered, and why it ends."""
 
     def __init__(self, context: Context, principal: str, now: float) -> None:
         self.context, self.principal = context, principal
@@ -119,7 +119,7 @@ class Streams:
         finally:
             self._open.discard(stream)
             self._held[principal] -= 1
-            for _, place in stream.answers:  # that nobody takes any more
+            for _, place in stream.answers:  # whose caller has gone
                 place.give_back()
         if stream.ended is not None:
             raise stream.ended
@@ -198,7 +198,7 @@ class Streams:
                 stream.used = self._clock.monotonic()
                 place.give_back()
         except grpc.aio.BaseError:
-            return  # the caller has gone: its stream hears of that too
+            return  # the caller has gone: its stream ends as well
         finally:
             stream.writing = False
 

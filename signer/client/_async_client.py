@@ -97,7 +97,7 @@ class AsyncSignerClient(Awaiting):
         """Signs one payload; as ``SignerClient.sign_one``, awaited by any number of tasks.
 
         A task that is cancelled takes its item out of the batch that was not sent; in one
-        that was sent it is signed, and nobody gets the signature.
+        that was sent it is signed, and its signature is dropped.
         """
         gathering = self._gatherings.get((key, message_format))
         if gathering is None or self._closed:

@@ -157,7 +157,7 @@ def closed(error: BaseException) -> UnavailableError:
 
 
 def ended(text: str) -> UnavailableError:
-    """Returns the failure of what was not answered and may be sent again."""
+    """Returns the failure of items without an answer, which may be sent again."""
     return UnavailableError(Code.UNAVAILABLE.name, Code.UNAVAILABLE.name, text)
 
 

@@ -1,4 +1,4 @@
-"""Single items of one key and format become batches: what goes when, and what an answer means.
+"""Single items of one key and format become batches: which call takes which, what an answer means.
 
 Pure: no clock, thread, loop or connection. ``_gathering_threads`` and ``_gathering_tasks``
 drive it; each calls it from one thread at a time.
@@ -139,7 +139,7 @@ class Gathering:
     def leave(self, item: Single) -> Parcel | None:
         """Forgets the caller of an item; an item that was not sent never will be.
 
-        Returns its parcel if nobody waits for any item of it any more.
+        Returns its parcel if the callers of all its items have left.
         """
         if item.over:
             return None
@@ -165,7 +165,7 @@ class Gathering:
         return None
 
     def _together(self) -> list[Single]:
-        """Takes what goes in the next call: the share of one call in all that is there.
+        """Takes the items of the next call: one call's share of all waiting items.
 
         Were it all that waits, one call would be large and the others almost empty.
         """

@@ -25,7 +25,7 @@ _OVERHEAD = 8  # tag and length of one certificate
 
 
 def _unseen(_: object) -> None:
-    """Takes progress that nobody wants to see."""
+    """Takes progress, and shows none."""
 
 
 class Operations(Blocking):

@@ -41,7 +41,7 @@ class Streamed:
         self.timeout = timeout
         self._deadline = deadline_of(timeout)
         self.over = False
-        """Nobody waits for it any more: what was not sent is not."""
+        """Its caller has left: it is not sent, unless it was sent already."""
 
     @property
     def left(self) -> float:

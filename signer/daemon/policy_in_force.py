@@ -110,7 +110,7 @@ class PolicyInForce:
         return self._keep(read_policy_text(content) if known is None else known)
 
     def parse_early(self, sha256: str | None) -> None:
-        """Reads the policy that comes into force next, before anybody waits for it."""
+        """Reads the policy that comes into force next, before a call needs it."""
         if sha256 is None or sha256 == self.text.policy.sha256 or sha256 in self._parsed:
             return
         with suppress(OperatorError, ConfigError, ValueError):  # reported when it is put in force
@@ -124,7 +124,7 @@ class PolicyInForce:
         return self._keep(read_policy(self.folder) if known is None else known)
 
     def _stored(self, state: RegistryState) -> PolicyText:
-        # First where the log keeps it: nobody changes that by SQL.
+        # First where the log keeps it, which SQL cannot change.
         sha256 = state.policy or ""
         content = self._kept(sha256) or self._registry.document(sha256)
         if content is None:

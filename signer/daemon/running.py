@@ -57,7 +57,7 @@ class Appliance:
             stuck=self._edge.status.stuck,
             events=self._base.events,
         )
-        self._core.serving.follow()  # what was decided since the constructor, before any call
+        self._core.serving.follow()  # decisions since the parts were built, before any call
         self._edge.server.listen(str(self._base.config.listen), self._core.certificates)
         self._edge.readiness.listening = True
         self._following.start()

@@ -136,7 +136,7 @@ class Serving:
             return self._failed(error)
 
     def compare(self) -> None:
-        """Compares a part of the registry with what was read of it, whatever its revision.
+        """Compares a part of the registry with the rows that were read, whatever its revision.
 
         So a change by hand that did not raise the revision is found, too. All of a small
         registry is one part.
@@ -337,7 +337,7 @@ class Serving:
             self._events.emit(PolicyChanged(text.policy.sha256))
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
-        """Stops what is not accounted for, resumes what may sign, drops what has ended."""
+        """Stops unaccounted versions, resumes those that may sign, drops those that have ended."""
         now = self._clock.now()
         ended, resumed = list[KeyVersion](), list[KeyVersion]()
         stopped: dict[KeyVersion, str] = {}

@@ -1,7 +1,7 @@
 """The registry: keys, officers, policies and operations in a database, by SQLAlchemy Core.
 
 Every write is one transaction (``writing``) whose first statement increments ``revision``.
-That statement takes the write lock: writers queue, and nobody changes what a writer reads
+That statement takes the write lock: writers queue, and no other writer changes what one reads
 before it commits. The daemon polls ``head()`` and reads the changes (``state``) when the
 revision has changed.
 """

@@ -1,7 +1,7 @@
 """The ordinary log: one JSON object a line, on stderr.
 
 Adding a line only queues it: a thread formats and writes what is queued, many lines with
-one system call. So a stderr that blocks or fails delays nobody and fails nothing. If it takes
+one system call. So a stderr that blocks or fails delays no call and fails none. If it takes
 lines too slowly, lines are dropped and counted.
 """
 
@@ -169,7 +169,7 @@ class LibraryMessages(logging.Handler):
     def capture(self) -> None:
         """Takes everything that Python itself or a library would write to stderr from now on.
 
-        It would wait there for a stderr that nobody reads, and not write a line of JSON.
+        It would wait there for a stderr that is not read, and not write a line of JSON.
         """
         logging.getLogger().handlers = [self]
 

@@ -45,6 +45,6 @@ class Recount:
             if room:
                 windows[number] = windows.get(number, 0) + room
                 left -= room
-        if left:  # so that what follows is compared with what was really signed
+        if left:  # later records are compared with what was really signed
             windows[last] = windows.get(last, 0) + left
         return left > 0

@@ -24,7 +24,7 @@ BLOCK = 2048
 """Items whose subtree is computed without a pause: a perfect subtree, so a power of two."""
 _LOOK_SECONDS = 0.01
 CALLER_GONE = "CALLER_GONE"
-"""Why an intent has no outcome: its caller has left, and what was not signed was dropped."""
+"""Why an intent has no outcome: its caller has left, and unsigned items were dropped."""
 
 
 class Evidence:

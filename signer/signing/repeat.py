@@ -31,7 +31,7 @@ _ANSWERED = (KeyState.ACTIVE, KeyState.DEACTIVATED)
 ONLY_THE_REASON = (
     "the item failed when the request was first answered; only the reason is on record"
 )
-"""The message of an item that failed before, where its payload alone does not tell why."""
+"""The message of an item that failed before, where its payload alone does not show the reason."""
 
 
 class EarlierAnswer(NamedTuple):

@@ -51,7 +51,7 @@ def test_an_officer_reads_what_is_signed_whatever_the_appliance_shows(
         for text in (proposed.err, shown.out, approved.err):
             lines = [" ".join(line.split()) for line in text.splitlines()]
             lie = next(number for number, line in enumerate(lines) if "harmless" in line)
-            assert "a help, which nobody signs" in lines[lie - 1]
+            assert "a help, not part of what is signed" in lines[lie - 1]
             signed = lines[: lie - 1]
             assert f"key {KEY}" in signed
             assert "activate yes" in signed

@@ -138,7 +138,7 @@ class OpenFile(NamedTuple):
     size: int
 
     def problem(self, disk: Disk) -> str:
-        """Returns why auditors would not find there what was written; "" if they would."""
+        """Returns why auditors would not find the records at its path; "" if they would."""
         try:
             status = disk.status(self.path)
         except FileNotFoundError:

@@ -35,7 +35,7 @@ class Entry:
     begun: bool = False
     """Whether it was taken to be recorded."""
     abandoned: str = ""
-    """Why nobody waits for it any more."""
+    """Why its caller stopped waiting; empty while it waits."""
     time_us: int | None = None
     """The record's time, if it is not that of its commit."""
 
@@ -59,7 +59,7 @@ class Inbox:
         # Held for a few assignments at a time: the event loop takes it, too.
         self._lock = threading.Lock()
         self._queue: list[Entry] = []
-        self._refusal = self._low_refusal = ""  # set when ``on_stop`` has heard of it
+        self._refusal = self._low_refusal = ""  # set after the call of ``on_stop``
         self._working = False
 
     def abandon(self, entry: Entry, reason: str) -> bool:
@@ -93,7 +93,7 @@ class Inbox:
         return refused
 
     def claim(self) -> list[Entry]:
-        """Returns all entries if nobody works on earlier ones, else none.
+        """Returns all entries unless a thread works on earlier ones, else none.
 
         The caller then works on them, until ``more`` returns none. Those that were withdrawn
         have an ``error``.
@@ -118,7 +118,7 @@ class Inbox:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is taken any more: it is closed, empty, and nobody works."""
+        """Whether no entry can be taken any more: it is closed, empty, and no thread works."""
         with self._lock:
             return bool(self._refusal) and not (self._queue or self._working)
 
@@ -154,7 +154,7 @@ class Inbox:
             self._low_refusal = reason
 
     def fail(self, taken: Sequence[Entry], reason: str) -> None:
-        """Refuses all further entries, those in the queue, and those ``taken`` and not told yet.
+        """Refuses all further entries, those in the queue, and those ``taken`` without an answer.
 
         The thread that works on entries gives them as ``taken``, and stops working. Another thread
         that finds a fault gives none: the work stays with its owner. The first reason counts.

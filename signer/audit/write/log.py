@@ -195,7 +195,7 @@ class AuditLog(DurableLog):
         return refused
 
     def abandon(self, entry: Entry, reason: str) -> None:
-        """Gives up an INTENT that was submitted: nobody waits for it any more.
+        """Gives up an INTENT that was submitted: its caller has left.
 
         One that the writer has not begun is withdrawn: it is not recorded, and gets an
         ``error``. Another is closed as INDETERMINATE with this reason, before all records that
@@ -232,7 +232,7 @@ class AuditLog(DurableLog):
             os.close(self._lock)
 
     def _run(self) -> None:
-        """Is the writer's thread: makes what is staged durable, and what comes meanwhile."""
+        """Is the writer's thread: makes staged records durable, and those that come meanwhile."""
         closed = False
         batch: Sequence[Entry] = ()
         try:
@@ -280,13 +280,13 @@ class AuditLog(DurableLog):
         return _Staged(batch, entries, records, began)
 
     def _commit(self, staged: _Staged) -> None:
-        """Makes what is staged durable, and tells those who wait for it."""
+        """Makes staged records durable, and wakes those who wait for them."""
         records = staged.records
         try:
             self._watch_disk()
             if records:
                 self._tail.commit()
-            if self._inbox.failed:  # meanwhile: perhaps nobody can find the file
+            if self._inbox.failed:  # meanwhile: the file may be gone
                 raise OSError(self._inbox.failed)
         finally:
             self._end(staged.began)
@@ -363,8 +363,8 @@ class AuditLog(DurableLog):
     def _watch_file(self) -> None:
         """Stops the log if auditors would not find what is written; in a thread of its own.
 
-        The file descriptor would take records, and make them durable, in a file that nobody can
-        find any more.
+        The file descriptor would take records, and make them durable, in a file without a
+        name.
         """
         while not self._closing.wait(WATCH_SECONDS):
             file = self._durable.file

@@ -194,7 +194,7 @@ def _provide_space(directory: Path, disk: Disk, low: int, ballast: int) -> int:
 def _firsts(
     disk: Disk, directory: Path, tip: Tip, problems: Sequence[str]
 ) -> list[tuple[RecordKind, Fields]]:
-    """Returns the records to append first: of what was cut, the problems, the open intents."""
+    """Returns the records to append first: the cut bytes, the problems, the open intents."""
     firsts: list[tuple[RecordKind, Fields]] = []
     if kept := kept_aside(disk, directory, tip.size):
         firsts.append((RecordKind.RECOVERY, {"cut": kept}))

@@ -198,7 +198,7 @@ def _search(reader: Reader, first: int, sought: Sought) -> Iterator[Match]:
 
 
 def _ok(matches: Iterable[dict[str, Any]]) -> bool:
-    """Whether what was found is what is in hand; a bare hash is not compared."""
+    """Whether the item that was found equals the one in hand; a bare hash is not compared."""
     said = [match["compared"] for match in matches]
     return all(each is None or Compared(each).holds for each in said)
 

@@ -95,7 +95,7 @@ def verify(
 
     Checks every record, chain, link and number, and compares the tree with every
     checkpoint: those in the log's directory and those given. A log without a
-    checkpoint is not in order, because nobody has signed it.
+    checkpoint is not in order, because it is not signed.
 
     Checks that the log accounts for every change: that enough of the officers in force
     have signed exactly what was done, once; that states of keys follow the table; that
@@ -136,7 +136,7 @@ def _verify_log(
 ) -> dict[str, Any]:
     checkpoints, problems = log.checkpoints(checkpoint_files, origin)
     if not checkpoints:
-        problems.append("the log has no checkpoint: nobody has signed it")
+        problems.append("the log has no checkpoint: it is not signed")
     changes = partial(ChangeFold, operations_elsewhere=asked.operations_elsewhere)
     folds: list[Callable[[], Fold]] = [changes, LedgerFold]
     if asked.decide:

@@ -164,7 +164,10 @@ def print_signed(content: bytes, *, to_stderr: bool) -> None:
 def print_difference(difference: Sequence[str], *, to_stderr: bool) -> None:
     """Prints what an operation changes, as the appliance says."""
     if difference:
-        say("what it changes, as the appliance says; a help, which nobody signs:", err=to_stderr)
+        say(
+            "what it changes, as the appliance describes it (a help, not part of what is signed):",
+            err=to_stderr,
+        )
     for line in difference:
         say(f"  {plain(line)}", err=to_stderr)
 

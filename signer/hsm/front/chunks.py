@@ -63,7 +63,7 @@ class Batch:
 
     ``queued_at`` and ``begun``, when its first chunk went to a worker, are monotonic
     seconds. ``remaining`` items have neither a signature nor a failure; ``done`` gets its
-    result when there are none. ``abandoned``: nobody waits for it any more.
+    result when there are none. ``abandoned``: its caller has left.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""Gives chunks to the workers of one token, and takes what comes back.
+"""Gives chunks to the workers of one token, and takes their results.
 
 Everything here is for the event loop, so that nothing is locked. What comes together goes to
 the workers together.
@@ -191,7 +191,7 @@ class Dispatcher:
             slot.state, slot.reason = "failed", self.halted
 
     def fail_stopped(self) -> None:
-        """Fails what waits and may not sign any more, in one pass over the queue."""
+        """Fails waiting items that may not be signed any more, in one pass over the queue."""
         reason = self.stops.reason
         for portion in self.scheduler.remove(lambda batch: bool(reason(batch.job.version))):
             text = reason(portion.batch.job.version)

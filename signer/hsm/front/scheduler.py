@@ -80,7 +80,7 @@ class Costs:
         self._learned[kind] = self._now()
 
     def forget(self) -> None:
-        """Forgets what was not measured lately; called again and again."""
+        """Forgets costs that were not measured lately; called regularly."""
         before = self._now() - FORGET_SECONDS
         for kind in [kind for kind, learned in self._learned.items() if learned <= before]:
             del self._medians[kind], self._recent[kind], self._learned[kind]
@@ -156,13 +156,13 @@ class Scheduler:
         return chunk if chunk.items else None
 
     def full(self) -> bool:
-        """Returns whether what waits fills a chunk, or a chunk was returned."""
+        """Returns whether the waiting items fill a chunk, or a chunk was returned."""
         if self._returned or self._bytes >= CHUNK_BYTES:
             return True
         return self.seconds() >= CHUNK_SECONDS
 
     def seconds(self) -> float:
-        """Returns the HSM time of all that waits, without what was returned."""
+        """Returns the HSM time of all waiting items, without returned chunks."""
         return self._seconds(self._work)
 
     def finish(self, owner: str, weight: int, seconds: float) -> float:
@@ -180,7 +180,7 @@ class Scheduler:
         return time
 
     def abandon(self, batch: Batch) -> None:
-        """Removes what waits of a batch for which nobody waits any more."""
+        """Removes the waiting items of a batch whose caller has left."""
         batch.abandoned = True
         if batch.left:
             line = self._lines[batch.job.owner]
@@ -209,7 +209,7 @@ class Scheduler:
         return removed
 
     def waiting(self) -> Iterator[Waiting]:
-        """Yields what waits, batch by batch."""
+        """Yields the waiting items, batch by batch."""
         for chunk in self._returned:
             for portion in chunk.portions:
                 batch = portion.batch

@@ -102,7 +102,7 @@ class RunningLoad:
         self._process.begin()
 
     def finish(self) -> Turn:
-        """Waits for its end; returns what was measured."""
+        """Waits for its end; returns the measurements."""
         return read_turn(self._process.finish())
 
 

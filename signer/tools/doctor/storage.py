@@ -72,7 +72,7 @@ def examine_registry(url: str, *, begun: bool) -> tuple[Finding, Officers]:
         remedy = "make it available, or restore it from the backup"
         return wrong("registry", str(error), remedy), {}
     if not state.officers:
-        return warning("registry", "it contains no officers: nobody can create a key", _INIT), {}
+        return warning("registry", "it contains no officers, so no key can be created", _INIT), {}
     keys = f"{len(state.keys)} key versions" if len(state.keys) else "no keys yet"
     seen = f"schema {schema}, {len(state.officers)} officers, {keys}"
     return ok("registry", seen), state.officers
