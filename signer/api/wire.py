@@ -33,6 +33,7 @@ _BATCH = 2  # the number of the field of SignStreamRequest
 UNCOUNTED_BYTES = 128 * 1024
 """A message up to this length is read without counting: it takes a few milliseconds."""
 _LONGEST_NUMBER = 10  # bytes of a varint
+_PAYLOAD = 0x1A  # the tag of a payload: the field 3 of SignBatchRequest, with a length
 _OTHER_FIELDS = 64  # beside the payloads: those of the message, and of later versions
 
 
@@ -147,38 +148,61 @@ def read_stream_request(message: bytes) -> signing_pb2.SignStreamRequest:
     return signing_pb2.SignStreamRequest.FromString(message)
 
 
-def _count(message: bytes, start: int, end: int) -> None:
+def _count(message: bytes, at: int, end: int) -> None:
     """Raises CallError if the batch in these bytes has more payloads than any may have."""
-    for count, _ in enumerate(_fields(message, start, end), 1):
-        if count > MAX_BATCH_ITEMS + _OTHER_FIELDS:
-            raise invalid(
-                "payloads", f"has more than {MAX_BATCH_ITEMS} items, the limit everywhere: split it"
-            )
+    for _ in range(MAX_BATCH_ITEMS + _OTHER_FIELDS):
+        if at >= end:
+            return
+        at = _end_of_field(message, at)
+    if at < end:
+        raise invalid(
+            "payloads", f"has more than {MAX_BATCH_ITEMS} items, the limit everywhere: split it"
+        )
+
+
+def _end_of_field(message: bytes, at: int) -> int:
+    """Returns where a field ends; raises DecodeError for other bytes.
+
+    A batch has thousands of payloads, of which most have a length of one or two bytes: these
+    are passed without more calls, or their batch would hold the event loop for milliseconds.
+    """
+    if message[at] == _PAYLOAD and at + 2 < len(message):
+        length, high = message[at + 1], message[at + 2]
+        if length < 0x80:
+            return at + 2 + length
+        if high < 0x80:
+            return at + 3 + (length & 0x7F | high << 7)
+    return _field(message, at)[2]
 
 
 def _fields(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yields number and bounds of each field. Raises DecodeError for other bytes.
+    """Yields number and bounds of each field. Raises DecodeError for other bytes."""
+    while at < end:
+        number, start, at = _field(message, at)
+        yield number, start, min(at, end)
+
+
+def _field(message: bytes, at: int) -> tuple[int, int, int]:
+    """Returns number and bounds of the field that begins here; raises DecodeError.
 
     Protocol Buffers' encoding: a tag (number, and kind in the low 3 bits), then a varint
     (kind 0), 8 bytes (1), a length and so many bytes (2), or 4 bytes (5). Groups (3 and 4),
     which our messages do not have, could hide fields.
     """
-    while at < end:
-        tag, at = _varint(message, at)
-        start = at
-        match tag & 7:
-            case 0:
-                _, at = _varint(message, at)
-            case 1:
-                at += 8
-            case 2:
-                length, start = _varint(message, at)
-                at = start + length
-            case 5:
-                at += 4
-            case _:
-                raise DecodeError("a group")
-        yield tag >> 3, start, min(at, end)
+    tag, start = _varint(message, at)
+    match tag & 7:
+        case 0:
+            _, end = _varint(message, start)
+        case 1:
+            end = start + 8
+        case 2:
+            length, start = _varint(message, start)
+            end = start + length
+        case 5:
+            end = start + 4
+        case _:
+            raise DecodeError("a group")
+    return tag >> 3, start, end
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

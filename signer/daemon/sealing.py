@@ -9,7 +9,7 @@ from signer.config.models import AuditConfig
 from signer.errors import CallError
 from signer.event_loop import EventLoop
 from signer.events import Events
-from signer.hsm.front.chunks import SignJob
+from signer.hsm.front.chunks import APPLIANCE, SignJob
 from signer.hsm.front.service import Hsm
 from signer.model import KeyVersion
 
@@ -83,7 +83,7 @@ class Sealing:
 
     def _sign(self, data: bytes) -> bytes:
         deadline = self._clock.monotonic() + 10
-        job = SignJob(self._key, [data], self._key.key.facility, 1, 1, deadline)
+        job = SignJob(self._key, [data], APPLIANCE, 1, 1, deadline)
         try:
             signed = self._loop.run(self._hsm.sign_now(job))
         except CallError as error:

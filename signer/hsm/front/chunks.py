@@ -23,13 +23,18 @@ def kind_of(version: KeyVersion) -> Kind:
     return version.algorithm, len(version.spki)
 
 
+APPLIANCE = ""
+"""The owner of what the appliance signs for itself: the checkpoints of its log."""
+
+
 @dataclass(frozen=True, slots=True)
 class SignJob:
     """One batch for the HSM layer, in columns.
 
-    ``inputs``: digests of the key's hash, or messages for EdDSA. Owners share the HSM in
-    proportion to their ``weight``. ``check_every``: one signature in this many is checked
-    with the pinned public key (1: every one). ``deadline`` is in monotonic seconds.
+    ``inputs``: digests of the key's hash, or messages for EdDSA. Owners (facilities, and
+    APPLIANCE) share the HSM in proportion to their ``weight``. ``check_every``: one signature
+    in this many is checked with the pinned public key (1: every one). ``deadline`` is in
+    monotonic seconds.
     """
 
     version: KeyVersion

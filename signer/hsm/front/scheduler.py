@@ -1,23 +1,29 @@
 """What waits for the workers of a token, what the next chunk has, and what an item costs.
 
 The order is deficit round robin between owners (Shreedhar and Varghese, 1996). A chunk has a
-few milliseconds of HSM time, so that one large batch does not delay a single signature of
-another owner; it takes portions of several batches, so that many small ones go together. In
-its turn an owner earns a quantum of HSM time multiplied by its weight. Everything here is for
-the event loop.
+few milliseconds of HSM time, and fewer while several owners use the token, so that one large
+batch does not delay a single signature of another owner; it takes portions of several batches,
+so that many small ones go together. In its turn an owner earns a quantum of HSM time, that of a
+chunk, multiplied by its weight. Everything here is for the event loop.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from signer.clock import Clock
 from signer.hsm.frames import PART_BYTES
-from signer.hsm.front.chunks import Batch, Chunk, Kind, Portion
+from signer.hsm.front.chunks import APPLIANCE, Batch, Chunk, Kind, Portion
 from signer.model import KeyVersion
 
 CHUNK_SECONDS = 0.006
 """HSM time of one chunk: long enough to spread its overhead, short enough to wait for."""
+SHARED_CHUNK_SECONDS = 0.0025
+"""The same while several owners use the token: a single item waits for the chunks that its
+worker has, and for its own."""
+SHARED_FOR = 10.0
+"""Seconds after a batch of another owner for which chunks are short."""
 FORGET_SECONDS = 300.0
 """A cost that was last measured before that is forgotten."""
 _CHEAPEST = 1e-6  # seconds: no HSM signs faster, whatever a worker reports
@@ -90,7 +96,10 @@ class Scheduler:
     """The queue of one token."""
 
     def __init__(self, cost: Callable[[Kind], float]) -> None:
-        """Takes ``cost``: the estimated HSM time of one item of a kind, in seconds."""
+        """Takes ``cost``: the estimated HSM time of one item of a kind, in seconds.
+
+        ``chunk_seconds`` is the HSM time of a chunk now.
+        """
         self._cost = cost
         self._lines: OrderedDict[str, _Line] = OrderedDict()
         self._returned: deque[Chunk] = deque()
@@ -98,14 +107,23 @@ class Scheduler:
         # Of them, without those that were returned: items by kind, and bytes.
         self._work: dict[Kind, int] = {}
         self._bytes = 0
+        self._latest = ""  # the owner of the newest batch
+        self._shared_until = -math.inf  # monotonic seconds
+        self.chunk_seconds = CHUNK_SECONDS
 
     def add(self, batch: Batch) -> None:
         """Queues a batch behind those of its owner."""
         job = batch.job
+        if job.owner not in {self._latest, APPLIANCE}:
+            if self._latest:
+                self._shared_until = batch.queued_at + SHARED_FOR
+            self._latest = job.owner
+        shared = batch.queued_at < self._shared_until
+        self.chunk_seconds = SHARED_CHUNK_SECONDS if shared else CHUNK_SECONDS
         line = self._lines.get(job.owner)
         if line is None:
             line = self._lines[job.owner] = _Line()
-            line.deficit = CHUNK_SECONDS * job.weight  # or it would wait for its second turn
+            line.deficit = self.chunk_seconds * job.weight  # or it would wait for its second turn
         line.weight = job.weight
         line.batches.append(batch)
         self._count(line, batch, batch.next, len(job.inputs), 1)
@@ -122,7 +140,7 @@ class Scheduler:
             self.items -= chunk.items
             return chunk
         chunk = Chunk()
-        seconds, size = CHUNK_SECONDS, CHUNK_BYTES
+        seconds, size = self.chunk_seconds, CHUNK_BYTES
         last: KeyVersion | None = None
         while most and self._lines:
             owner, line = next(iter(self._lines.items()))
@@ -159,7 +177,7 @@ class Scheduler:
         """Returns whether the waiting items fill a chunk, or a chunk was returned."""
         if self._returned or self._bytes >= CHUNK_BYTES:
             return True
-        return self.seconds() >= CHUNK_SECONDS
+        return self.seconds() >= self.chunk_seconds
 
     def seconds(self) -> float:
         """Returns the HSM time of all waiting items, without returned chunks."""
@@ -220,7 +238,7 @@ class Scheduler:
 
     def _next_turn(self, owner: str, line: _Line, cost: float) -> None:
         """Ends an owner's turn, and gives it what it may spend in its next one."""
-        line.deficit += CHUNK_SECONDS * line.weight
+        line.deficit += self.chunk_seconds * line.weight
         self._lines.move_to_end(owner)
         if len(self._lines) == 1:  # no other owner waits
             line.deficit = max(line.deficit, cost)

@@ -149,6 +149,24 @@ def test_a_payload_full_of_the_tag_is_one_item() -> None:
     assert read_batch_request(asked.SerializeToString()) == asked
 
 
+def test_usual_payloads_are_counted_by_one_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done for each of thousands of payloads holds the event loop."""
+    others: list[int] = []
+    read = wire._field
+
+    def noted(message: bytes, at: int) -> tuple[int, int, int]:
+        others.append(at)
+        return read(message, at)
+
+    monkeypatch.setattr(wire, "_field", noted)
+    asked = SignBatchRequest(key="k", payloads=[bytes(size) for size in range(1, 4001)])
+    assert read_batch_request(asked.SerializeToString()) == asked
+    assert len(others) < 5
+    unusual = batch(9, bytes(1 << 14))  # lengths of three bytes
+    assert read_batch_request(unusual.SerializeToString()) == unusual
+    assert len(others) >= 9
+
+
 @given(st.binary(max_size=200), st.integers(0, 60))
 def test_other_bytes_are_refused_or_read_as_protobuf_does(noise: bytes, at: int) -> None:
     message = noise[:at] + batch(1, bytes(UNCOUNTED_BYTES)).SerializeToString() + noise[at:]

@@ -13,8 +13,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from signer.algorithms import Algorithm
 from signer.errors import Failure, Reason
-from signer.hsm.front.chunks import Batch, Chunk, Kind, Portion, SignJob
-from signer.hsm.front.scheduler import CHUNK_BYTES, CHUNK_SECONDS, Scheduler
+from signer.hsm.front.chunks import APPLIANCE, Batch, Chunk, Kind, Portion, SignJob
+from signer.hsm.front.scheduler import (
+    CHUNK_BYTES,
+    CHUNK_SECONDS,
+    SHARED_CHUNK_SECONDS,
+    SHARED_FOR,
+    Scheduler,
+)
 from tests.stand_ins import key_version
 
 ALL = 10**9
@@ -31,14 +37,15 @@ def job(
     *,
     algorithm: Algorithm = Algorithm.ES256,
     weight: int = 1,
+    at: float = 0.0,
 ) -> Batch:
     version = key_version(algorithm=algorithm)
     column = [bytes(32)] * inputs if isinstance(inputs, int) else inputs
-    return batch(SignJob(version, column, owner, weight, 1, 0.0))
+    return batch(SignJob(version, column, owner, weight, 1, 0.0), at)
 
 
-def batch(job: SignJob) -> Batch:
-    return Batch(job, 0.0, cast("asyncio.Future[None]", Future()))
+def batch(job: SignJob, at: float = 0.0) -> Batch:
+    return Batch(job, at, cast("asyncio.Future[None]", Future()))
 
 
 def drain(scheduler: Scheduler) -> list[Chunk]:
@@ -339,9 +346,42 @@ def test_keys_count_among_the_bytes_of_a_chunk() -> None:
 )
 def test_a_chunk_is_full_by_time(items: int, algorithm: Algorithm, full: bool) -> None:
     scheduler = Scheduler(cost)
-    for number in range(items):
-        scheduler.add(job(f"owner-{number}", 1, algorithm=algorithm))
+    for _ in range(items):
+        scheduler.add(job("owner", 1, algorithm=algorithm))
     assert scheduler.full() == full
+
+
+def test_chunks_are_short_while_another_owner_has_used_the_token_lately() -> None:
+    """A single item waits for the chunks of a flood that its worker has got before it came."""
+    scheduler = Scheduler(cost)
+
+    def longest(at: float) -> float:
+        scheduler.add(job("flood", 4000, at=at))
+        return max(map(seconds, drain(scheduler)))
+
+    assert longest(at=100.0) == pytest.approx(CHUNK_SECONDS)
+    scheduler.add(job("single", 1, at=101.0))
+    drain(scheduler)
+    for moment in (101.0, 101.0 + 0.99 * SHARED_FOR):  # the item has been gone for long
+        assert longest(at=moment) == pytest.approx(SHARED_CHUNK_SECONDS)
+    after = 102.0 + 2 * SHARED_FOR
+    assert longest(at=after) == pytest.approx(CHUNK_SECONDS)
+
+
+def test_a_chunk_of_a_flood_is_short_while_another_owner_waits() -> None:
+    scheduler = Scheduler(cost)
+    scheduler.add(job("flood", 4000))
+    scheduler.add(job("other", 4000))
+    assert max(map(seconds, drain(scheduler))) <= SHARED_CHUNK_SECONDS + 1e-9
+
+
+def test_checkpoints_of_the_log_do_not_make_the_chunks_of_others_short() -> None:
+    scheduler = Scheduler(cost)
+    scheduler.add(job(APPLIANCE, 1, at=99.0))
+    for moment in range(100, 110):
+        scheduler.add(job("flood", 4000, at=moment))
+        scheduler.add(job(APPLIANCE, 1, at=moment + 0.5))
+    assert seconds(drain(scheduler)[0]) == pytest.approx(CHUNK_SECONDS)
 
 
 def test_a_chunk_is_full_by_bytes() -> None:
