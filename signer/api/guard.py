@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from signer.api import wire
 from signer.api.identity import identity_of, principal_of, said
-from signer.api.places import Bound, Place, Places, Reads
+from signer.api.places import Bound, Place, Places
 from signer.clock import DEADLINE_MARGIN, Clock
 from signer.errors import CallError, Reason, invalid
 from signer.events import CALL, Bug, CallBegan, CallDenied, CallEnded, CallTrace, Events
@@ -101,16 +101,17 @@ class Guard:
         behaviour = handler.unary_unary
 
         async def call(_: object, context: Context) -> bytes:
-            async def answer(caller: Caller) -> bytes:
-                message = await self._message(context, caller)
-                place = self._take_place(context, caller, len(message))
-                answered: bytes = write(await behaviour(parsed(read, message), caller))
+            async def respond(caller: Caller) -> bytes:
+                message, place = await self._message_and_place(context, caller)
+                answer = behaviour(parsed(read, message), caller)
+                del message  # which takes memory until the call has ended
+                answered: bytes = write(await answer)
                 place.answered(len(answered))
                 return answered
 
             caller = functools.partial(self.identify, method, context)
             metadata = context.invocation_metadata() or ()
-            answered, status = await self.booked(method, metadata, caller, answer)
+            answered, status = await self.booked(method, metadata, caller, respond)
             if status is not None:
                 await abort(context, status)
             return answered  # type: ignore[return-value] # aborted without an answer
@@ -147,10 +148,12 @@ class Guard:
 
         async def converse(context: Context, caller: Caller) -> None:
             async def requests() -> Any:
-                while (message := await self._message(context, caller, more=True)) is not None:
+                while (message := await self._receive(context, caller)) is not None:
+                    self._received(caller)
                     yield parsed(read, message)
+                self._received(caller)
 
-            self._take_place(context, caller, 0)
+            self._keep(context, caller, self.places.take(caller.principal, 0))
             async for response in behaviour(requests(), context):
                 await context.write(write(response))
 
@@ -167,10 +170,10 @@ class Guard:
                 self._check_health_calls(client)
                 self._health_calls.add(client, 1)
                 try:
-                    message = await self._messages.read(context, until)
+                    message = await self._messages.wait(context.read(), until)
                 finally:
                     self._health_calls.add(client, -1)
-                if message is None:
+                if message is grpc.aio.EOF:
                     raise _missing()
                 return await behaviour(parsed(handler.request_deserializer, message), context)
             except CallError as error:
@@ -279,28 +282,48 @@ class Guard:
             )
         return roles
 
-    async def _message(self, context: Context, caller: Caller, *, more: bool = False) -> Any:
-        """Reads the next message; None at their end if there may be ``more`` than one."""
+    async def _message_and_place(self, context: Context, caller: Caller) -> tuple[bytes, Place]:
+        """Returns the one message of a call, and the place that the call has taken for it."""
+        message = await self._receive(context, caller)
+        try:
+            if message is None:
+                raise _missing()
+            left = caller.deadline - self._clock.monotonic()
+            place = await self.places.enter(caller.principal, len(message), left)
+        finally:
+            self._received(caller)
+        self._keep(context, caller, place)
+        return message, place
+
+    async def _receive(self, context: Context, caller: Caller) -> bytes | None:
+        """Receives the next message, None at their end; this turn lasts until ``_received``."""
         until = min(caller.deadline, self._clock.monotonic() + MESSAGE_SECONDS)
-        places, principal = self.places, caller.principal
+        places, principal, wait = self.places, caller.principal, self._messages.wait
         places.arrive(principal)
         try:
-            message = await self._messages.read(context, until, places.reads, principal)
-        finally:
+            await wait(places.reads.begin(principal), until)
+        except BaseException:
             places.arrived(principal)
-        if message is None and not more:
-            raise _missing()
-        return message
+            raise
+        try:
+            message = await wait(context.read(), until)
+        except BaseException:
+            self._received(caller)
+            raise
+        return None if message is grpc.aio.EOF else cast(bytes, message)
 
-    def _take_place(self, context: Context, caller: Caller, size: int) -> Place:
-        """Takes a place until the call has ended and its answer is out. Raises CallError."""
-        place = caller.place = self.places.take(caller.principal, size)
+    def _received(self, caller: Caller) -> None:
+        self.places.reads.end(caller.principal)
+        self.places.arrived(caller.principal)
+
+    def _keep(self, context: Context, caller: Caller, place: Place) -> None:
+        """Keeps a place until the call has ended and its answer is out."""
+        caller.place = place
 
         def ended(_: Context) -> None:
             place.give_back()
 
         context.add_done_callback(ended)  # type: ignore[arg-type] # the stubs declare a Protocol
-        return place
 
 
 _NOTED = ("rule", "limit", "role")
@@ -342,24 +365,12 @@ class MessageWaits:
         self._until: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
 
-    async def read(
-        self, context: Context, until: float, reads: Reads | None = None, principal: str = ""
-    ) -> bytes | None:
-        """Returns the next message, None at their end; raises MessageLateError after ``until``.
-
-        Where ``reads`` are given, it is received when the principal may receive one more.
-        """
+    async def wait(self, awaited: Awaitable[T], until: float) -> T:
+        """Returns what is awaited; raises MessageLateError after ``until``, monotonic seconds."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._until[task] = until
         try:
-            if reads is None:
-                message = await context.read()
-            else:
-                await reads.begin(principal)
-                try:
-                    message = await context.read()
-                finally:
-                    reads.end(principal)
+            return await awaited
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -368,7 +379,6 @@ class MessageWaits:
             raise MessageLateError from None
         finally:
             del self._until[task]
-        return None if message is grpc.aio.EOF else cast(bytes, message)
 
     def expire(self, now: float) -> None:
         """Ends the waits until ``now``."""

@@ -1,7 +1,8 @@
 """Places: how many calls, and how many bytes of messages, are in progress at once.
 
 A call has a place from the time when its message is there until its answer is out; it holds the
-bytes of the message, and then those of the answer. The last quarter of all places is for
+bytes of the message, and then those of the answer. A call of a principal that holds too many
+bytes waits, and its next messages are not received. The last quarter of all places is for
 principals that hold less than their share, so that a few busy clients never keep another one
 out. A stream does not ask for a place that it would not get: it waits, and the appliance reads
 no further. For the event loop only.
@@ -9,9 +10,13 @@ no further. For the event loop only.
 
 import asyncio
 from collections import OrderedDict, deque
+from contextlib import suppress
 
 from signer.errors import CLIENT_LIMIT, CallError, Reason
+from signer.model import MAX_BATCH_ITEMS
 
+ITEM_BYTES = 200
+"""What an item is expected to add to an answer besides its payload."""
 KEPT = 0.25
 """The part of all places that only principals below their share may take."""
 _HINT = 0.1  # seconds after which a refused call may come again
@@ -52,15 +57,26 @@ class Bound:
         return None
 
 
-class Place:
-    """What one call holds until ``give_back``: a place, and bytes."""
+def held_by(message: int, items: int) -> int:
+    """Returns the bytes that a call with so many items in a message of this size holds.
 
-    __slots__ = ("_firm", "_places", "_principal", "size")
+    That is for its answer as well, which is not larger but for failed items.
+    """
+    return 2 * message + ITEM_BYTES * items
+
+
+class Place:
+    """What one call holds until ``give_back``: a place, and bytes.
+
+    ``message`` is the size of its message.
+    """
+
+    __slots__ = ("_firm", "_places", "_principal", "message", "size")
 
     def __init__(self, places: "Places", principal: str, size: int, *, firm: bool) -> None:
         """A ``firm`` place is never refused more bytes."""
         self._places, self._principal, self._firm = places, principal, firm
-        self.size = size
+        self.size = self.message = size
 
     def resize(self, size: int) -> None:
         """Holds ``size`` bytes instead; raises CallError if that is too many, and keeps its own."""
@@ -71,7 +87,10 @@ class Place:
 
     def answered(self, size: int) -> None:
         """Holds the bytes of the answer instead, however many are held already."""
-        self._places.bytes.add(self._principal, size - self.size)
+        if size < self.size:
+            self._places.release(self._principal, self.size - size)
+        else:
+            self._places.bytes.add(self._principal, size - self.size)
         self.size = size
 
     def give_back(self) -> None:
@@ -141,6 +160,7 @@ class Places:
         self._calls, self.bytes, self.arriving = calls, held_bytes, arriving
         self.reads = Reads(receiving)
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._without_room: dict[str, asyncio.Future[None]] = {}
 
     @property
     def taken(self) -> int:
@@ -162,6 +182,37 @@ class Places:
         self.check_bytes(principal, size)
         return self.add(principal, size, firm=False)
 
+    async def enter(self, principal: str, size: int, seconds: float) -> Place:
+        """Takes a place for a message that was received, with all bytes that it may come to hold.
+
+        Waits for that until the principal's other calls have given back enough, up to so many
+        ``seconds``: it has few such calls, because each of them has a turn to receive, and no
+        work is thrown away. Raises CallError.
+        """
+        most = held_by(size, min(MAX_BATCH_ITEMS, size // 2))  # an item takes two bytes or more
+        wanted = max(size, min(most, self.bytes.most_of_one))
+        if self._has_no_room(principal, wanted):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._room(principal, wanted)
+        place = self.take(principal, wanted)
+        place.message = size
+        return place
+
+    async def _room(self, principal: str, size: int) -> None:
+        """Returns when the principal's own calls leave room for so many bytes more."""
+        while self._has_no_room(principal, size):
+            given_back = self._without_room.get(principal)
+            if given_back is None:
+                given_back = asyncio.get_running_loop().create_future()
+                self._without_room[principal] = given_back
+            await asyncio.shield(given_back)
+
+    def _has_no_room(self, principal: str, size: int) -> bool:
+        """Whether so many bytes are too many only because of the principal's other calls."""
+        exceeded = self.bytes.exceeded(principal, size)
+        return exceeded is not None and exceeded[0] and size <= self.bytes.most_of_one
+
     def check_bytes(self, principal: str, more: int) -> None:
         """Raises CallError if a principal may not hold so many more bytes."""
         _check(self.bytes, principal, more, "bytes in calls", _BYTES)
@@ -175,7 +226,13 @@ class Places:
     def give_back(self, principal: str, size: int) -> None:
         """Gives a place back; streams that wait for one go on."""
         self._calls.add(principal, -1)
+        self.release(principal, size)
+
+    def release(self, principal: str, size: int) -> None:
+        """Gives bytes back; calls and streams that wait for room go on."""
         self.bytes.add(principal, -size)
+        if (given_back := self._without_room.pop(principal, None)) is not None:
+            given_back.set_result(None)
         for waiting in [one for one in self._waiting if self._free(one)]:
             for waiter in self._waiting.pop(waiting):
                 if not waiter.done():  # its stream may have ended

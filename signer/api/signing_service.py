@@ -4,6 +4,7 @@ import uuid
 
 from signer.api import wire
 from signer.api.guard import Caller, Context
+from signer.api.places import held_by
 from signer.api.streams import Streams
 from signer.errors import invalid
 from signer.event_loop import Turns
@@ -15,8 +16,6 @@ from signer.v1 import signing_pb2, signing_pb2_grpc
 MAX_NAME_BYTES = 256
 
 
-ITEM_BYTES = 200
-"""What an item is expected to add to an answer besides its payload."""
 FAILURES = 16
 """Failures that are put into an answer between two looks at the clock."""
 
@@ -32,9 +31,9 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
     ) -> signing_pb2.SignBatchResponse:
         """Answers with one signature or one failure for each payload; raises CallError."""
         batch = _read(request, caller)
-        if caller.place is not None:  # for the answer, which is not larger but for failed items
-            held = 2 * caller.place.size + ITEM_BYTES * len(batch.payloads)
-            caller.place.resize(held)
+        del request  # the batch has its payloads
+        if caller.place is not None:
+            caller.place.resize(held_by(caller.place.message, len(batch.payloads)))
         request_id = batch.request_id or caller.call_id
         caller.notes |= {
             "request_id": request_id,

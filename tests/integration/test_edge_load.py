@@ -115,6 +115,21 @@ def is_full(operator: edge.Stubs) -> bool:
     return False
 
 
+def test_large_batches_of_one_client_wait_for_each_other(
+    make_appliance: Callable[..., Any],
+) -> None:
+    """Together they are far beyond its share of bytes; each alone has room."""
+    limits = {"bytes_in_flight_per_client": 512 << 10}
+    made = make_appliance(workers=1, config={"limits": limits})
+    asked = signing_pb2.SignBatchRequest(
+        key=SMALL, format="FORMAT_MESSAGE", payloads=[bytes(1000)] * 200
+    )
+    with edge.connect(made.dev) as issuer:
+        calls = [issuer.signing.SignBatch.future(asked, timeout=120) for _ in range(12)]
+        for call in calls:
+            assert not call.result().failures
+
+
 def test_watching_health_takes_no_thread(small: Any) -> None:
     """More watchers than there are threads (calls + 32 spare ones)."""
     with edge.connect(small.dev, "auditor") as auditor, edge.connect(small.dev) as issuer:

@@ -375,6 +375,33 @@ def test_a_message_that_is_too_much_is_refused(books: Books) -> None:
     assert context.info.metadata["limit"] == "bytes_in_flight_per_client"
 
 
+def test_a_message_waits_while_calls_of_its_client_hold_all_bytes(books: Books) -> None:
+    """It is received once, and answered when there is room; nothing is refused."""
+    guard = make_guard(books, calls=8, share=8, size=10)
+    leave, at_work = asyncio.Event(), 0
+
+    async def work(*_: object) -> str:
+        nonlocal at_work
+        at_work += 1
+        await leave.wait()
+        return "done"
+
+    async def scenario() -> None:
+        call = unary(guard, work)
+        calls = [asyncio.ensure_future(sent(left=60.0).serve(call)) for _ in range(8)]
+        await until(lambda: at_work == 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (at_work, guard.places.taken) == (1, 1)
+        assert guard.places.reads._bound.total == 4  # and no more messages are received
+        leave.set()
+        assert await asyncio.gather(*calls) == [b"done"] * 8
+
+    asyncio.run(scenario())
+    assert books.calls == [(METHOD, "OK", "ok")] * 8
+    assert (guard.places.taken, guard.places.arriving.total) == (0, 0)
+
+
 # --- streams ----------------------------------------------------------------------------------
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.api.places import Bound, Place, Places, Reads
+from signer.api.places import Bound, Place, Places, Reads, held_by
 from signer.errors import CLIENT_LIMIT, CallError, Reason
+from signer.model import MAX_BATCH_ITEMS
 from tests.unit.api.context import until
 
 
@@ -118,6 +119,68 @@ def test_a_place_holds_the_bytes_of_the_message_and_then_of_the_answer() -> None
     firm.resize(2000)
     firm.give_back()
     assert not taken.bytes.held
+
+
+def test_a_call_waits_for_the_bytes_of_its_own_principal() -> None:
+    """What was received is not thrown away because other calls of the client hold its share."""
+    taken = places(size=2000, size_of_one=500)
+
+    async def scenario() -> None:
+        first = await taken.enter("a", 100, 20)
+        assert (first.message, first.size) == (100, 500)  # all that it may come to hold
+        second = asyncio.ensure_future(taken.enter("a", 100, 20))
+        await asyncio.sleep(0)
+        assert not second.done()
+        assert (await taken.enter("b", 100, 20)).size == 500  # others do not wait
+        first.resize(400)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not second.done()
+        first.give_back()
+        assert (await second).size == 500
+        with pytest.raises(CallError) as caught:
+            await taken.enter("a", 100, 0.001)
+        assert caught.value.metadata == {"limit": "bytes_in_flight_per_client"}
+        third = asyncio.ensure_future(taken.enter("a", 100, 20))
+        await asyncio.sleep(0)
+        third.cancel()
+        await asyncio.wait([third])
+        assert taken.taken == 2
+        (await second).answered(5)  # a short answer leaves room before it is out
+        assert (await taken.enter("a", 1, 20)).message == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_message_that_no_wait_makes_fit_is_refused_at_once() -> None:
+    async def scenario() -> None:
+        taken = places(size=1000, size_of_one=500)
+        with pytest.raises(CallError) as own:
+            await asyncio.wait_for(taken.enter("a", 501, 20), 10)
+        assert own.value.metadata == {"limit": "bytes_in_flight_per_client"}
+        for principal in "bc":
+            taken.take(principal, 400)
+        with pytest.raises(CallError) as all_together:
+            await asyncio.wait_for(taken.enter("a", 300, 20), 10)
+        assert all_together.value.metadata == {"limit": "bytes_in_flight"}
+
+    asyncio.run(scenario())
+
+
+@given(st.integers(0, 1 << 22), st.data())
+def test_a_call_that_has_entered_is_not_refused_for_its_items(
+    size: int, data: st.DataObject
+) -> None:
+    items = data.draw(st.integers(0, min(MAX_BATCH_ITEMS, size // 2)))
+
+    async def scenario() -> None:
+        taken = places(size=64 << 20, size_of_one=16 << 20)
+        place = await taken.enter("a", size, 20)
+        place.resize(held_by(place.message, items))
+        place.give_back()
+        assert not taken.bytes.held
+
+    asyncio.run(scenario())
 
 
 def test_calls_without_a_message_are_bounded_for_themselves() -> None:
