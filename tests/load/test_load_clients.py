@@ -18,8 +18,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 import signer.client
+from signer.formats.payloads import PayloadError, json_object
 from signer.tools.bench import python_load
 from signer.tools.bench.load import PYTHON
+from signer.tools.bench.workload import BAD
 from signer.tools.dev import pki
 from signer.v1 import signing_pb2, signing_pb2_grpc
 
@@ -152,16 +154,21 @@ def test_refusals_are_counted_by_their_reason(
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_payloads_that_do_not_parse_have_to_fail(served: Served, client: tuple[str, ...]) -> None:
-    done = served.run(client, "--format", "JWS", "--bad", "--batch", "3")
+@pytest.mark.parametrize("kind", BAD)
+def test_payloads_that_do_not_parse_have_to_fail(
+    served: Served, client: tuple[str, ...], kind: str
+) -> None:
+    done = served.run(client, "--format", "JWS", "--bad", kind, "--batch", "3")
     assert done.returncode == 1
     assert "3 items were signed that do not parse" in done.stderr
     served.stand_in.fails = True
-    line = served.measured(client, "--format", "JWS", "--bad", "--batch", "3")
+    line = served.measured(client, "--format", "JWS", "--bad", kind, "--batch", "3")
     assert (line["rate"] > 0, line["failures"]) == (True, {})
     for payload in served.stand_in.payloads:
-        with pytest.raises(json.JSONDecodeError):
-            json.loads(payload)
+        with pytest.raises(PayloadError):
+            json_object(payload)
+    if kind in {"lists", "members"}:
+        assert all(1 << 17 < len(payload) < 1 << 19 for payload in served.stand_in.payloads)
     good = served.measured(client, "--batch", "1")
     assert good["failures"].keys() == {"PAYLOAD_INVALID"}
     assert good["rate"] == 0

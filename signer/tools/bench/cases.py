@@ -13,7 +13,7 @@ class Flood:
 
     key: KeyName
     format: Format
-    bad: bool = False  # payloads that do not parse
+    bad: str | None = None  # which payloads that do not parse: one of workload.BAD
     batch: int = 4096
     callers: int = 8
 
@@ -92,6 +92,17 @@ def _gather(tasks: int) -> Case:
     return _single(f"gather-{tasks}", title, tasks, gathers=True)
 
 
+def _flood(name: str, title: str, flood: Flood, p99_ms: float) -> Case:
+    return _single(
+        f"flood-{name}", title, 1, flood=flood, slices=4, warm_up=1.0, goals={"p99_ms": p99_ms}
+    )
+
+
+def _bad_flood(name: str, what: str, bad: str, *, batch: int = 4096, callers: int = 16) -> Case:
+    flood = Flood(_OTHER, Format.JWS, bad, batch, callers)
+    return _flood(name, f"one item beside a flood of {what}", flood, 25)
+
+
 CASES: Sequence[Case] = (
     Case(
         "message", "messages, 4 x 500", Format.MESSAGE, ES256, [_RECORDS],
@@ -126,14 +137,11 @@ CASES: Sequence[Case] = (
     _gather(16),
     _gather(64),
     _gather(256),
-    _single(
-        "flood-good", "one item while another facility floods", 1,
-        flood=Flood(_OTHER, Format.MESSAGE), slices=4, warm_up=1.0, goals={"p99_ms": 20},
-    ),
-    _single(
-        "flood-bad", "one item beside a flood that does not parse", 1,
-        flood=Flood(_OTHER, Format.JWS, bad=True), slices=4, warm_up=1.0, goals={"p99_ms": 25},
-    ),
+    _flood("good", "one item while another facility floods", Flood(_OTHER, Format.MESSAGE), 20),
+    _bad_flood("bad", "records without an end", "cut", callers=8),
+    _bad_flood("empty", "empty payloads", "empty"),
+    _bad_flood("lists", "payloads of 256 KiB of lists", "lists", batch=11),
+    _bad_flood("members", "payloads of 16,000 members", "members", batch=10),
     _single(
         "busy-front", "as single-16, with scrapes, reloads, officers", 16, disturbed=True, slices=2
     ),

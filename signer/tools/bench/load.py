@@ -46,7 +46,7 @@ class Traffic(NamedTuple):
     window: int = 0
     connections: int = 1
     gathers: bool = False
-    bad: bool = False
+    bad: str | None = None  # one of workload.BAD
     client: str = "issuer"
     public_key: str | None = None
 
@@ -82,8 +82,8 @@ class LoadTool(NamedTuple):
         command += ["--names", names, "--format", traffic.format.name]
         command += ["--batch", str(traffic.batch), "--callers", str(traffic.callers)]
         command += ["--window", str(traffic.window), "--connections", str(traffic.connections)]
-        if traffic.bad:
-            command.append("--bad")
+        if traffic.bad is not None:
+            command += ["--bad", traffic.bad]
         if traffic.gathers:
             command.append("--gather")
         elif go and traffic.public_key is not None:

@@ -22,7 +22,7 @@ import signer.client
 from signer.client._channels import CHANNEL_OPTIONS
 from signer.model import Format, KeyName
 from signer.tools.bench.figures import quantile
-from signer.tools.bench.workload import PAYLOADS, Requests, requests
+from signer.tools.bench.workload import BAD, PAYLOADS, Requests, requests
 from signer.v1 import signing_pb2
 
 _BATCH = "/signer.v1.SigningService/SignBatch"
@@ -253,7 +253,7 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
         if number < len(channels):
             first: Any = channel.unary_unary(_BATCH)
             await first(source(0), timeout=_TIMEOUT)
-        answers = Answers(options.batch, bad=options.bad)
+        answers = Answers(options.batch, bad=options.bad is not None)
         if options.window:
             made.append(messages(channel, source, answers, options.window))
         else:
@@ -285,7 +285,7 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--name", action="append", default=[], help="a key; may be repeated")
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of keys, one a line")
     parser.add_argument("--format", default="MESSAGE", choices=[each.name for each in PAYLOADS])
-    parser.add_argument("--bad", action="store_true", help="payloads that do not parse")
+    parser.add_argument("--bad", choices=BAD, help="payloads that do not parse")
     parser.add_argument("--batch", type=int, default=1, help="items a request")
     parser.add_argument("--callers", type=int, default=16, help="calls at a time, or streams")
     parser.add_argument("--window", type=int, default=0, help="messages in flight on a stream")

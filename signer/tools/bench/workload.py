@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from signer.model import Format, KeyName
 from signer.v1 import signing_pb2
 
+_LARGE = {"lists", "members"}  # kinds of bad payloads of which one request is kept
+LISTS, MEMBERS = 87_000, 16_000  # in one bad payload: a quarter of a megabyte
 _REQUESTS = 8  # different batches that a caller sends in turn
 _SINGLES = 512  # the same for requests with one item
 
@@ -21,20 +23,20 @@ def requests(
     caller: int,
     callers: int,
     *,
-    bad: bool = False,
+    bad: str | None = None,
 ) -> Requests:
     """Returns the requests of one caller: a few batches, with the keys in turn.
 
-    ``bad``: payloads that do not parse. Serialised messages merge when they are concatenated,
-    so the key is put before a batch that is serialised once.
+    ``bad``: payloads that do not parse, one of BAD. Serialised messages merge when they are
+    concatenated, so the key is put before a batch that is serialised once.
     """
     source = random.Random(caller)  # noqa: S311  payloads only have to differ
-    make = _broken if bad else PAYLOADS[case_format]
+    make = BAD[bad] if bad else PAYLOADS[case_format]
     batches = [
         signing_pb2.SignBatchRequest(
             format=f"FORMAT_{case_format.name}", payloads=[make(source) for _ in range(batch)]
         ).SerializeToString()
-        for _ in range(_SINGLES if batch == 1 else _REQUESTS)
+        for _ in range(1 if bad in _LARGE else _SINGLES if batch == 1 else _REQUESTS)
     ]
     heads = [signing_pb2.SignBatchRequest(key=str(key)).SerializeToString() for key in keys]
 
@@ -63,9 +65,18 @@ def _record(source: random.Random) -> bytes:
     return json.dumps(record).encode()
 
 
-def _broken(source: random.Random) -> bytes:
+def _cut(source: random.Random) -> bytes:
     """Returns a record without its last brace: all of it is parsed before it fails."""
     return _record(source)[:-1]
+
+
+def _lists(source: random.Random) -> bytes:
+    return b'["%d",%sNaN]' % (source.getrandbits(64), b"[]," * LISTS)
+
+
+def _members(source: random.Random) -> bytes:
+    members = b"".join(b',"member%05d":0' % number for number in range(MEMBERS))
+    return b'{"id":"%d"%s' % (source.getrandbits(64), members)
 
 
 def _dcc(source: random.Random) -> bytes:
@@ -92,3 +103,11 @@ PAYLOADS: Mapping[Format, Callable[[random.Random], bytes]] = {
     Format.COSE_SIGN1: _message,
     Format.HCERT: _dcc,
 }
+
+BAD: Mapping[str, Callable[[random.Random], bytes]] = {
+    "cut": _cut,
+    "empty": lambda _: b"",
+    "lists": _lists,
+    "members": _members,
+}
+"""Payloads that do not parse; the client in Go has the same."""

@@ -30,8 +30,8 @@ import (
 type options struct {
 	address, serverName, ca, certificate, key string
 	names                                     []string
-	format, publicKey                         string
-	bad, step                                 bool
+	format, publicKey, bad                    string
+	step                                      bool
 	batch, callers, window, connections       int
 	seconds, warmUp                           float64
 }
@@ -48,7 +48,7 @@ func readOptions() options {
 		func(name string) error { o.names = append(o.names, name); return nil })
 	flag.StringVar(&file, "names", "", "a file with names of keys, one a line")
 	flag.StringVar(&o.format, "format", "MESSAGE", "MESSAGE, JWS, COSE_SIGN1 or HCERT")
-	flag.BoolVar(&o.bad, "bad", false, "payloads that do not parse: each item has to fail")
+	flag.StringVar(&o.bad, "bad", "", "payloads that do not parse, so that each item has to fail: cut, empty, lists or members")
 	flag.IntVar(&o.batch, "batch", 1, "items a request")
 	flag.IntVar(&o.callers, "callers", 16, "calls at a time, or streams")
 	flag.IntVar(&o.window, "window", 0, "messages in flight on each stream; 0: calls, no streams")

@@ -28,6 +28,9 @@ const (
 	placeholder = "0123456789ABCDEF0123456789ABCDEF"
 	hexadecimal = "0123456789ABCDEF"
 	messageSize = 200
+	// A quarter of a megabyte each.
+	listsInPayload   = 87_000
+	membersInPayload = 16_000
 	// verifyEvery: one answer in so many has its signatures verified; the rest is for the CPU.
 	verifyEvery = 256
 )
@@ -60,14 +63,16 @@ func newRequest(o options, number, slot int) *request {
 	case "HCERT":
 		template = certificate
 	}
-	if o.bad {
-		template = record[:len(record)-1] // the last brace is missing
+	if o.bad != "" {
+		template = badPayload(o.bad)
 	}
 	r.letters = template != ""
 	for range o.batch {
 		payload := make([]byte, messageSize)
 		place := payload
-		if r.letters {
+		if o.bad == "empty" {
+			payload, place = nil, nil
+		} else if r.letters {
 			payload = []byte(template)
 			at := strings.Index(template, placeholder)
 			place = payload[at : at+len(placeholder)]
@@ -76,6 +81,27 @@ func newRequest(o options, number, slot int) *request {
 		r.places = append(r.places, place)
 	}
 	return r
+}
+
+// badPayload returns a template of what does not parse; the same kinds are in workload.py.
+func badPayload(kind string) string {
+	switch kind {
+	case "cut": // the last brace is missing
+		return record[:len(record)-1]
+	case "empty":
+		return ""
+	case "lists":
+		return `["` + placeholder + `",` + strings.Repeat("[],", listsInPayload) + "NaN]"
+	case "members":
+		var members strings.Builder
+		members.WriteString(`{"id":"` + placeholder + `"`)
+		for i := range membersInPayload {
+			fmt.Fprintf(&members, `,"member%05d":0`, i)
+		}
+		return members.String()
+	}
+	must(fmt.Errorf("there is no kind of bad payloads %s", kind))
+	return ""
 }
 
 // next returns the request with other payloads and the next key. The one that it returned
@@ -101,12 +127,12 @@ func (r *request) next() *pb.SignBatchRequest {
 // checker reads answers: their shape always, some signatures with the public key.
 type checker struct {
 	format    string
-	bad       bool
+	bad       bool // whether each item has to fail
 	publicKey any
 }
 
 func newChecker(o options) *checker {
-	c := &checker{format: o.format, bad: o.bad}
+	c := &checker{format: o.format, bad: o.bad != ""}
 	if o.publicKey != "" {
 		text, err := os.ReadFile(o.publicKey)
 		must(err)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from signer.cli.bench import _choose, _compare
 from signer.cli.bench_table import table
 from signer.errors import OperatorError
+from signer.formats.payloads import PayloadError, json_object
 from signer.model import Format, KeyName
 from signer.tools.bench.cases import CASES, COMPARISONS, Case, facilities_for, load_keys
 from signer.tools.bench.contenders import Checkout, Contender, slice_of
@@ -32,7 +33,7 @@ from signer.tools.bench.load import LoadTool, Turn, flood_of, read_turn, traffic
 from signer.tools.bench.python_load import Tally
 from signer.tools.bench.run import _Optional, rounds_of
 from signer.tools.bench.stepping import Stepping
-from signer.tools.bench.workload import PAYLOADS, requests
+from signer.tools.bench.workload import BAD, PAYLOADS, requests
 from signer.v1 import signing_pb2
 
 BY_NAME = {case.name: case for case in CASES}
@@ -64,11 +65,12 @@ def test_requests_are_whole_and_their_payloads_differ(message_format: Format) ->
         assert all(isinstance(json.loads(payload), dict) for payload in first.payloads)
 
 
-def test_bad_payloads_do_not_parse() -> None:
-    source = requests(Format.JWS, [KeyName("f", "k")], 3, 0, 1, bad=True)
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_payloads_do_not_parse(kind: str) -> None:
+    source = requests(Format.JWS, [KeyName("f", "k")], 3, 0, 1, bad=kind)
     for payload in signing_pb2.SignBatchRequest.FromString(source(0)).payloads:
-        with pytest.raises(json.JSONDecodeError):
-            json.loads(payload)
+        with pytest.raises(PayloadError):
+            json_object(payload)
 
 
 def test_cases_have_formats_that_the_clients_can_make() -> None:
@@ -158,7 +160,7 @@ def test_the_flood_has_a_principal_of_its_own_where_there_is_one() -> None:
     assert alone is not None
     assert both is not None
     assert (alone.client, both.client) == ("issuer", "issuer-b")
-    assert (both.bad, both.batch, both.format) == (True, 4096, Format.JWS)
+    assert (both.bad, both.batch, both.format) == ("cut", 4096, Format.JWS)
     assert flood_of(MESSAGE, DEV) is None
 
 
