@@ -6,7 +6,9 @@ changed only there; other threads use ``call``.
 
 A batch of thousands of payloads is read, prepared and finished in slices. Between two slices
 the loop serves what came meanwhile, and other principals have their turn: one client's large
-or bad batches delay another's single item by slices, not by batches.
+or bad batches delay another's single item by slices, not by batches. A payload that takes longer
+than a slice cannot be cut: its principal then rests as long as it took, so that others pass all
+rounds that they need.
 """
 
 import asyncio
@@ -153,11 +155,16 @@ class Turns:
         self._monotonic = monotonic
         self._until = 0.0  # the end of the present slice
         self._latest, self._shared_until = "", 0.0
+        self._length = SLICE_SECONDS  # of the present slice
+        self._rests: dict[str, float] = {}  # until when principals do not compute
         self._fresh = True  # whether nothing has computed in this round of the loop
         self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
 
     async def begin(self, principal: str, items: int = MOST_ITEMS) -> None:
         """Returns when a call with so many payloads may compute: mostly at once."""
+        while (rest := self._rests.get(principal, 0.0) - self._monotonic()) > 0:  # noqa: ASYNC110 - a time
+            await asyncio.sleep(rest)
+        self._rests.pop(principal, None)
         if self._fresh:
             self._fresh = False
             asyncio.get_running_loop().call_soon(self._round)
@@ -199,7 +206,16 @@ class Turns:
         now = self._monotonic()
         if principal != self._latest:
             self._latest, self._shared_until = principal, now + SHARED_FOR
-        return now + (SHARED_SECONDS if now < self._shared_until else SLICE_SECONDS)
+        self._length = SHARED_SECONDS if now < self._shared_until else SLICE_SECONDS
+        return now + self._length
+
+    def _took(self, principal: str, began: float) -> float:
+        """Returns how long a part took that has ended; a long one makes its principal rest."""
+        now = self._monotonic()
+        took = now - began
+        if took > SLICE_SECONDS and now < self._shared_until:
+            self._rests[principal] = now + took
+        return took
 
     async def each(
         self, principal: str, items: Sequence[bytes], compute: Callable[[int, int], T]
@@ -210,8 +226,11 @@ class Turns:
         the results in their order.
         """
         if len(items) == 1:
-            return [compute(0, 1)]
-        results: list[T] = []
+            began = self._monotonic()
+            results = [compute(0, 1)]
+            self._took(principal, began)
+            return results
+        results = []
         start, size = 0, FIRST_ITEMS
         while start < len(items):
             began = self._monotonic()
@@ -220,10 +239,10 @@ class Turns:
                 began = self._monotonic()
             stop = _end(items, start, size)
             results.append(compute(start, stop))
-            took = self._monotonic() - began
-            if took < SLICE_SECONDS / 4:
+            took = self._took(principal, began)
+            if took < self._length / 4:
                 size = min(2 * size, MOST_ITEMS)
-            elif took > SLICE_SECONDS / 2:
+            elif took > self._length / 2:
                 size = max(1, size // 4)
             start = stop
         return results

@@ -21,7 +21,7 @@ from signer.model import FormatContext, KeyVersion, PreparedBatch
 
 MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
 MAX_VALUES = 16_384  # commas and opening brackets of a JSON payload
-_MARKS = (b",", b"[", b"{")
+_MARKS = b",[{"
 _MAX_DIGITS = len(str(-MAX_INTEGER))
 
 
@@ -108,7 +108,8 @@ def json_object(payload: bytes, most_values: int = MAX_VALUES) -> dict[str, Any]
     Infinity, numbers beyond 64 bits, nesting beyond MAX_DEPTH, and more than ``most_values``
     commas and brackets, also in texts: reading one payload must not take long.
     """
-    if sum(map(payload.count, _MARKS)) > most_values:
+    # One pass, however many there are: ``count`` stops at each.
+    if len(payload) - len(payload.translate(None, _MARKS)) > most_values:
         raise unreadable(f"payload has more than {most_values} members and list entries")
     try:
         value = _decode_json(payload.decode("utf-8").strip(_WHITESPACE))

@@ -8,6 +8,13 @@ from signer.event_loop import MOST_ITEMS, PART_BYTES, SHARED_SECONDS, SLICE_SECO
 from tests.stand_ins import SetClock
 
 
+def alone(clock: SetClock) -> Turns:
+    """Turns in which "a" has been alone for long."""
+    turns = Turns(clock.monotonic)
+    turns._latest = "a"
+    return turns
+
+
 @given(st.lists(st.integers(0, 2 * PART_BYTES), max_size=300), st.lists(st.booleans()))
 def test_parts_are_consecutive_and_bounded(lengths: list[int], slow: list[bool]) -> None:
     items = [bytes(length) for length in lengths]
@@ -18,7 +25,7 @@ def test_parts_are_consecutive_and_bounded(lengths: list[int], slow: list[bool])
         if slow:
             clock.forward(SLICE_SECONDS if slow[len(bounds) % len(slow)] else 0)
 
-    asyncio.run(Turns(clock.monotonic).each("a", items, compute))
+    asyncio.run(alone(clock).each("a", items, compute))
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(len(items)))
     for start, stop in bounds:
         assert 0 < stop - start <= MOST_ITEMS
@@ -32,7 +39,7 @@ def test_slow_payloads_are_computed_one_by_one() -> None:
         sizes.append(stop - start)
         clock.forward((stop - start) * SLICE_SECONDS)
 
-    asyncio.run(Turns(clock.monotonic).each("a", [b"x"] * 20, compute))
+    asyncio.run(alone(clock).each("a", [b"x"] * 20, compute))
     assert sizes == [8, 2, *[1] * 10]
 
 
@@ -79,6 +86,63 @@ def test_slices_are_short_while_several_principals_have_calls() -> None:
     alone = Computing(SHARED_SECONDS)
     alone.turns._latest = "a"
     assert alone.run(("a", 4), ("a", 4)) == "aaaaaaaa"
+
+
+def test_one_whose_payloads_take_long_rests_while_others_have_calls() -> None:
+    computing = Computing()
+    clock, turns, done = computing.clock, computing.turns, list[int]()
+    computed = asyncio.Event()
+
+    def long(start: int, stop: int) -> None:
+        done.extend(range(start, stop))
+        computed.set()
+        clock.forward(5 * SLICE_SECONDS * (stop - start))
+
+    async def scenario() -> None:
+        await turns.begin("a")
+        await turns.begin("b")
+        heavy = asyncio.ensure_future(turns.each("b", [bytes(PART_BYTES)] * 3, long))
+        for count in (1, 2, 3):
+            await asyncio.wait_for(computed.wait(), 10)
+            computed.clear()
+            for _ in range(20):  # rounds of a single call
+                await asyncio.wait_for(turns.begin("a"), 10)
+            assert done == list(range(count))
+            clock.forward(5 * SLICE_SECONDS)
+            await turns.begin("a")
+        await heavy
+
+    asyncio.run(scenario())
+
+
+def test_one_alone_does_not_rest() -> None:
+    computing = Computing()
+
+    def long(_start: int, _stop: int) -> None:
+        computing.clock.forward(100.0)
+
+    async def scenario() -> None:
+        await asyncio.wait_for(turns.each("a", [bytes(PART_BYTES)] * 3, long), 20)
+
+    turns = alone(computing.clock)
+    asyncio.run(scenario())
+
+
+def test_parts_are_shorter_while_several_principals_have_calls() -> None:
+    computing = Computing()
+    clock, sizes = computing.clock, list[int]()
+
+    def compute(start: int, stop: int) -> None:
+        sizes.append(stop - start)
+        clock.forward((stop - start) * SLICE_SECONDS / 64)
+
+    async def scenario() -> None:
+        for principal in "ab":
+            await computing.turns.begin(principal)
+        await computing.turns.each("b", [b"x"] * 400, compute)
+
+    asyncio.run(scenario())
+    assert max(sizes[1:]) * SLICE_SECONDS / 64 <= SHARED_SECONDS / 2
 
 
 def test_a_small_piece_of_work_does_not_wait_where_the_slice_lasts() -> None:
