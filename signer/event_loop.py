@@ -8,7 +8,7 @@ A batch of thousands of payloads is read, prepared and finished in slices. Betwe
 the loop serves what came meanwhile, and other principals have their turn: one client's large
 or bad batches delay another's single item by slices, not by batches. A payload that takes longer
 than a slice cannot be cut: its principal then rests as long as it took, so that others pass all
-rounds that they need.
+rounds that they need. So does one whose payloads fail.
 """
 
 import asyncio
@@ -209,28 +209,33 @@ class Turns:
         self._length = SHARED_SECONDS if now < self._shared_until else SLICE_SECONDS
         return now + self._length
 
-    def _took(self, principal: str, began: float) -> float:
-        """Returns how long a part took that has ended; a long one makes its principal rest."""
+    def _took(self, principal: str, began: float, *, wasted: bool) -> float:
+        """Returns how long a part took; a long or wasted one makes its principal rest."""
         now = self._monotonic()
         took = now - began
-        if took > SLICE_SECONDS and now < self._shared_until:
-            self._rests[principal] = now + took
+        if (wasted or took > SLICE_SECONDS) and now < self._shared_until:
+            self._rests[principal] = max(now, self._rests.get(principal, 0.0)) + took
         return took
 
     async def each(
-        self, principal: str, items: Sequence[bytes], compute: Callable[[int, int], T]
+        self,
+        principal: str,
+        items: Sequence[bytes],
+        compute: Callable[[int, int], T],
+        wasted: Callable[[T], bool] = lambda _: False,
     ) -> list[T]:
         """Calls ``compute(start, stop)`` for consecutive parts of the items.
 
-        Parts are as large as a fraction of a slice allows, by what the part before took. Returns
-        the results in their order.
+        Parts are as large as a fraction of a slice allows, by what the part before took.
+        ``wasted`` is called with a result: whether the part came to nothing. Returns the results
+        in their order.
         """
         if len(items) == 1:
             began = self._monotonic()
-            results = [compute(0, 1)]
-            self._took(principal, began)
-            return results
-        results = []
+            result = compute(0, 1)
+            self._took(principal, began, wasted=wasted(result))
+            return [result]
+        results: list[T] = []
         start, size = 0, FIRST_ITEMS
         while start < len(items):
             began = self._monotonic()
@@ -238,8 +243,9 @@ class Turns:
                 await self.begin(principal)
                 began = self._monotonic()
             stop = _end(items, start, size)
-            results.append(compute(start, stop))
-            took = self._took(principal, began)
+            result = compute(start, stop)
+            results.append(result)
+            took = self._took(principal, began, wasted=wasted(result))
             if took < self._length / 4:
                 size = min(2 * size, MOST_ITEMS)
             elif took > self._length / 2:

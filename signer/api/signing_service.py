@@ -2,11 +2,13 @@
 
 import uuid
 
+from google.rpc import status_pb2
+
 from signer.api import wire
 from signer.api.guard import Caller, Context
 from signer.api.places import held_by
 from signer.api.streams import Streams
-from signer.errors import invalid
+from signer.errors import Failure, invalid
 from signer.event_loop import Turns
 from signer.model import parse_key_or_version
 from signer.signing.engine import Engine
@@ -54,10 +56,14 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
             request_id=request_id,
             audit_record=result.audit_record,
         )
+        statuses: dict[Failure, status_pb2.Status] = {}  # most items fail for the same reason
         for count, (index, failure) in enumerate(result.failures.items(), 1):
             if not count % FAILURES:
                 await self._turns.next(caller.principal)
-            response.failures[index].CopyFrom(wire.item_status(failure))
+            status = statuses.get(failure)
+            if status is None:
+                status = statuses[failure] = wire.item_status(failure)
+            response.failures[index].CopyFrom(status)
         return response
 
     async def SignStream(self, context: Context, caller: Caller) -> None:  # type: ignore[override]

@@ -95,7 +95,7 @@ class Messages:
         """
         inputs = HsmInputs(context.version.algorithm)
 
-        def prepare(start: int, stop: int) -> None:
+        def prepare(start: int, stop: int) -> bool:
             part = message_format.prepare(payloads[start:stop], context)
             if failed is not None:
                 indexes = range(start, stop)
@@ -103,8 +103,9 @@ class Messages:
                     failures={i - start: failed[i] for i in indexes if i in failed}
                 )
             inputs.add(part)
+            return 2 * len(part.failures) > stop - start
 
-        await self._turns.each(principal, payloads, prepare)
+        await self._turns.each(principal, payloads, prepare, wasted=bool)
         return inputs
 
     async def finish(

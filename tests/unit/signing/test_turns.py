@@ -1,6 +1,7 @@
 import asyncio
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,6 +114,31 @@ def test_one_whose_payloads_take_long_rests_while_others_have_calls() -> None:
         await heavy
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("wasted", [True, False])
+def test_one_whose_payloads_fail_rests_as_long_as_they_took(wasted: bool) -> None:
+    computing = Computing()
+    clock, turns = computing.clock, computing.turns
+
+    def compute(_start: int, _stop: int) -> bool:
+        clock.forward(SHARED_SECONDS)
+        return wasted
+
+    async def scenario() -> bool:
+        for principal in "ab":
+            await turns.begin(principal)
+        await turns.each("b", [b"x"], compute, wasted=bool)
+        await turns.begin("a")  # who does not rest
+        rests = asyncio.ensure_future(turns.begin("b"))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        waits = not rests.done()
+        clock.forward(SHARED_SECONDS)
+        await asyncio.wait_for(rests, 10)
+        return waits
+
+    assert asyncio.run(scenario()) == wasted
 
 
 def test_one_alone_does_not_rest() -> None:
