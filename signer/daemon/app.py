@@ -25,10 +25,9 @@ from signer.config.models import Config, LimitsConfig, load_config
 from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog, audit_key, open_log
 from signer.daemon.inventory import Inventory
-from signer.daemon.parts import Base, Core, Edge, Records
 from signer.daemon.process_limits import KEPT, room_for
 from signer.daemon.reloading import Reloading
-from signer.daemon.running import Appliance
+from signer.daemon.running import Appliance, Base, Core, Edge, Records
 from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Begun, Serving, begin_serving, check_audit_token
 from signer.daemon.status import Readiness, StatusReader

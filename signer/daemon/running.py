@@ -1,4 +1,4 @@
-"""One appliance while it runs: it starts, serves until a signal ends it, drains and stops.
+"""The parts of one appliance, and how they run: start, serve until a signal, drain and stop.
 
 Start order: workers, the HTTP port, operations, the gRPC port. An absent token or a latched PIN
 does not end the start: the daemon then runs NOT_SERVING, says why on /readyz, and serves with
@@ -10,17 +10,90 @@ import math
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from signer.api.server import health_of
-from signer.daemon.parts import Base, Core, Edge
+from signer.api.health import Health
+from signer.api.server import Server, health_of
+from signer.api.tls import Certificates
+from signer.audit.read.ledger import Ledger
+from signer.audit.write.log import AuditLog
+from signer.clock import FlooredClock
+from signer.config.models import Config
+from signer.daemon.audit_log import DaemonLog
+from signer.daemon.inventory import Inventory
+from signer.daemon.reloading import Reloading
+from signer.daemon.sealing import Sealing
+from signer.daemon.serving import Serving
+from signer.daemon.status import Readiness, StatusReader
 from signer.errors import OperatorError
-from signer.events import Bug, Degraded, NotReady, Ready, Started, Stopped
+from signer.event_loop import EventLoop
+from signer.events import Bug, Degraded, Events, Handlers, NotReady, Ready, Started, Stopped
+from signer.hsm.front.service import Hsm
+from signer.keys.registry import Registry
 from signer.observe.http import HttpPort
+from signer.observe.native_lines import NativeLines
+from signer.observe.reports import Reports
+from signer.officers.execution import Executor
+from signer.officers.kinds.base import OperationDependencies
+from signer.officers.offline_check import ApprovalFold
+from signer.officers.standing import StandingFold
+from signer.policy.usage import Usage
+from signer.signing.request import Served
 
 TICK_SECONDS = 0.25  # between two checks of readiness and registry
 COMPARE_SECONDS = 1.0  # between two comparisons of a part of the registry
 SWEEP_SECONDS = 5.0  # between two searches for operations that have not ended
+
+
+class Base(NamedTuple):
+    """What every part uses. ``listeners`` get all events, ``started_at`` is in seconds."""
+
+    config: Config
+    clock: FlooredClock
+    loop: EventLoop
+    started_at: float
+    reports: Reports
+    listeners: Sequence[Handlers]
+    events: Events
+    native: NativeLines | None
+
+
+class Records(NamedTuple):
+    """The open audit log, and what its records add up to."""
+
+    log: AuditLog
+    daemon_log: DaemonLog
+    ledger: Ledger
+    approvals: ApprovalFold
+    standings: StandingFold
+    usage: Usage
+
+
+class Core(NamedTuple):
+    """Registry, log and HSM, and what uses them; ``recorded`` are events that the log gets, too."""
+
+    registry: Registry
+    certificates: Certificates
+    health: Health
+    records: Records
+    served: Served
+    recorded: Events
+    hsm: Hsm
+    sealing: Sealing
+    inventory: Inventory
+    serving: Serving
+    operations: OperationDependencies
+    executor: Executor
+
+
+class Edge(NamedTuple):
+    """What callers and operators reach."""
+
+    readiness: Readiness
+    status: StatusReader
+    reloading: Reloading
+    server: Server
 
 
 class Appliance:
