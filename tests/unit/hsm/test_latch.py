@@ -3,6 +3,7 @@
 import json
 import stat
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from signer.errors import OperatorError
-from signer.hsm.latch import PinLatch, latch_of, release
+from signer.hsm.latch import PinLatch, latch_of, release, start_lock
 
 # None of them can stand in a salt or a hash, which are written in hex.
 PINS = ("pin-one", "pin-two", "secret")
@@ -201,3 +202,25 @@ def test_a_record_of_a_later_version_is_not_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attempts": 1}))
     with pytest.raises(OperatorError, match="was written by a newer version of signer"):
         latch_of(tmp_path, "token", "1")
+
+
+def test_a_start_that_waits_for_another_shows_that_it_does_not_hang(tmp_path: Path) -> None:
+    waits: list[int] = []
+    held, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with start_lock(tmp_path, "t"):
+            held.set()
+            assert enough.wait(20)
+
+    def wait() -> None:
+        waits.append(1)
+        if len(waits) == 3:
+            enough.set()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(20)
+    with start_lock(tmp_path, "t", wait):
+        assert len(waits) >= 3
+    holder.join()
