@@ -6,7 +6,7 @@ several decisions records each of them, in their order. What nothing accounts fo
 served: see ``signer.officers.accounting``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from signer.audit.format.record import Fields, RecordKind
@@ -25,12 +25,12 @@ from signer.officers.records import OfficersRecord, PolicyRecord
 from signer.officers.standing import (
     KeysRecord,
     Standing,
-    StandingFold,
     baseline_fields,
     key_of,
     since_of,
     standing_of,
 )
+from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationStore
 from signer.text import count
 
@@ -210,6 +210,15 @@ class Accounts:
             return None if version is None else standing_of(version)
         # Nothing is served before the first judgement; later, what is new is in no record either.
         return self._standings.standing(version_name(*name))
+
+    @property
+    def unaccounted(self) -> Collection[str]:
+        """The names of the versions that the registry has otherwise than the log."""
+        return [f"{key}/versions/{number}" for key, number in self._unaccounted]
+
+    def changed_by(self, operation: str, content: bytes) -> bool:
+        """Returns whether the log has a change of keys by an operation with these bytes."""
+        return operation in self._used or self._standings.checked(operation, content)
 
     def reason(self) -> str:
         """Returns why the registry is not served as it is; empty if it is."""

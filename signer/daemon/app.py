@@ -50,7 +50,7 @@ from signer.officers.kinds.base import OperationDependencies
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import Proposals
 from signer.officers.records import OperationRecords
-from signer.officers.standing import StandingFold
+from signer.officers.standing_fold import StandingFold
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
@@ -169,7 +169,8 @@ def _records(
 ) -> Records:
     """Opens the audit log."""
     config, clock, events = base.config.audit, base.clock, base.events
-    ledger, approvals, standings = Ledger(), ApprovalFold(checking=False), StandingFold()
+    ledger, approvals = Ledger(), ApprovalFold(checking=False)
+    standings = StandingFold(approvals)
     log = open_log(
         config,
         key,

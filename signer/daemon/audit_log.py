@@ -44,10 +44,12 @@ from signer.keys.registry import Registry, RegistryState
 from signer.model import AUDIT_KEY, KeyIndex, KeyVersion
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OfficersRecord
-from signer.officers.standing import StandingFold, baseline_fields
+from signer.officers.standing import baseline_fields
+from signer.officers.standing_fold import StandingFold
 from signer.policy.rules import Policy
 from signer.x509 import public_key_pem
 
+MOST_ALARMS = 20  # about records that no operation permits, at one start
 FLUSH_SECONDS = 10.0  # how long denials are added up before they are recorded
 
 
@@ -146,7 +148,7 @@ def open_log(
     log = _opener(config, clock)(
         checkpoints=known.newest,
         override=override,
-        listeners=[Listener(fold.apply, fold.KINDS, fold.snapshot) for fold in folds],
+        listeners=[Listener(fold.apply, fold.KINDS, fold.snapshot, fold.check) for fold in folds],
         hooks=LogHooks(
             on_commit=events.emit,
             on_time=clock.raise_floor,
@@ -155,6 +157,9 @@ def open_log(
             on_problem=lambda text: events.emit(AuditProblem(text)),
         ),
     )
+    wrong = [text for fold in folds if not isinstance(fold, Ledger) for text in fold.problems]
+    for text in wrong[:MOST_ALARMS]:  # somebody has appended records that count for nothing
+        events.emit(AuditProblem(text))
     try:
         if log.overridden is not None:
             for path in _set_aside(config, key, log, log.overridden):

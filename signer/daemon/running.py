@@ -37,7 +37,7 @@ from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.officers.kinds.base import OperationDependencies
 from signer.officers.offline_check import ApprovalFold
-from signer.officers.standing import StandingFold
+from signer.officers.standing_fold import StandingFold
 from signer.policy.usage import Usage
 from signer.signing.request import Served
 

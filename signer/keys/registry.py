@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from signer.errors import OperatorError
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.rows import (
+    MOST,
     UnreadableError,
     UnreadableRow,
     raw,
@@ -132,7 +133,7 @@ class Registry:
             yield writing
 
     def revision(self) -> int:
-        """Returns the number of writes so far. Raises OperatorError."""
+        """Returns the revision, which grows with each write. Raises OperatorError."""
         return self.head().revision
 
     def head(self) -> RegistryHead:
@@ -269,6 +270,16 @@ _MUTABLE = (
 )
 
 
+_VALUE = revision.c.value
+# Of the rows that can be read: any other value would set the revision back, or end each write.
+_NEWEST = (
+    sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger))
+    .where(key_versions.c.revision.between(0, MOST))
+    .scalar_subquery()
+)
+_LATEST = sa.case((_NEWEST > _VALUE, _NEWEST), else_=_VALUE)  # greatest() is not in SQLite
+
+
 class ChangedMeanwhileError(OperatorError):
     """A row is no longer as it was read: another writer has changed it."""
 
@@ -287,12 +298,11 @@ class Writing:
         """Takes the write lock, so that writers queue, and a new revision.
 
         Without ``counts`` the rows get the number of the next revision: daemons read them with
-        that one.
+        that one, which is then one more, so that a change of such a row has a later revision.
         """
-        step = int(counts)
-        connection.execute(sa.update(revision).values(value=revision.c.value + step))
+        connection.execute(sa.update(revision).values(value=_LATEST + 1 if counts else _VALUE))
         number = read_head(connection.execute(_REVISION)).value
-        self.connection, self.revision = connection, number + 1 - step
+        self.connection, self.revision = connection, number + int(not counts)
 
     def add_versions(self, versions: Iterable[KeyVersion]) -> None:
         """Adds versions, each with its key if it is the first one.

@@ -8,6 +8,7 @@ what the registry has. A move towards a stop needs no operation: it is obeyed, a
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,11 +19,20 @@ from signer.keys.rows import UnreadableRow
 from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Suspension
 from signer.officers.approval import Officers, check_approved, check_deployment, officers_sha256
 from signer.officers.execution import known_kind
-from signer.officers.kinds.base import Details, OperationKind, Remake
+from signer.officers.kinds.base import Details, OperationKind, Pair
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
+from signer.officers.permits import Asked, Permit
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
-from signer.officers.standing import KeysRecord, Standing, key_of, since_of, standing_of, times_of
+from signer.officers.standing import (
+    KeysRecord,
+    Standing,
+    VersionRow,
+    bare_hash,
+    key_of,
+    since_of,
+    standing_of,
+)
 from signer.officers.store import StoredOperation
 
 MOST_WAYS = 64  # that one version may have gone, as far as they are followed
@@ -78,37 +88,36 @@ class _Operation:
     stored: StoredOperation
     kind: OperationKind[Any]
     details: Details
+    permit: Permit
     times: tuple[float, ...]
     document: Callable[[str], bytes | None]
     kept: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def once(self) -> bool:
-        return self.kind.once
+    def ways(self, before: Standing | None, version: KeyVersion) -> Iterator[Standing]:
+        """Yields what the operation can have made of a version; of revision -1 if unknown."""
+        now = standing_of(version)
+        asked = Asked(version.name, before, now, self.times, bare_hash(version))
+        revision = self.stored.ended_revision if self.permit.once else None
+        for after in self.permit.ways(asked):
+            if self._fits(before, after, version):
+                yield after._replace(revision=-1 if revision is None else revision)
 
-    def ways(self, before: KeyVersion | None, version: KeyVersion) -> Iterator[KeyVersion]:
-        """Yields what the operation can have made of a version."""
-        known = (version.activate_at, version.deactivate_at, version.destroy_at)
-        times = [*(at for at in known if at is not None), *self.times]
-        remake = Remake(self.stored.id, version, times, self.document, self.kept)
-        reached: list[KeyVersion | None] = [before]
-        for _ in range(self.kind.steps):
-            made = [row for each in reached for row in self._made(each, remake)]
-            yield from made
-            reached = list(made)
-
-    def _made(self, before: KeyVersion | None, remake: Remake) -> list[KeyVersion]:
+    def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
+        """Whether what only the registry's row shows is as the operation asked for it."""
+        known = bare_hash(version) if before is None else before.certificate
+        pair = Pair(
+            version,
+            self.permit.index(after.place),
+            existed=before is not None,
+            certified=after.certificate != known,
+            times=self.times,
+            document=self.document,
+            kept=self.kept,
+        )
         try:
-            rows = list(self.kind.remade(self.details, before, remake))
+            return self.kind.fits(self.details, pair)
         except (OperatorError, ValueError, IndexError):
-            return []
-        revision = self.stored.ended_revision if self.once else None
-        distinct: list[KeyVersion] = []
-        for row in rows:
-            after = replace(row, revision=-1 if revision is None else revision)
-            if after not in distinct:
-                distinct.append(after)
-        return distinct
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +127,17 @@ class _Act:
     act: Act
     revision: int
 
-    once = False
-
-    def ways(self, before: KeyVersion | None, version: KeyVersion) -> Iterator[KeyVersion]:
+    def ways(self, before: Standing | None, version: KeyVersion) -> Iterator[Standing]:
         """Yields what the act has made of a version."""
-        del version
-        if before is None or self.act.target not in (before.name, str(before.key)):
+        if before is None or self.act.target not in (version.name, str(version.key)):
             return
         move = lifecycle.compromise if self.act.act == "compromised" else lifecycle.suspend
-        try:
-            yield replace(move(before, self.act.at), revision=self.revision)
-        except OperatorError:
-            return
+        with suppress(OperatorError):
+            yield before.moved(move, self.act.at)._replace(revision=self.revision)
 
 
 _Step = _Operation | _Act
-_Path = tuple[tuple[_Step, KeyVersion], ...]  # what was done, and the version after it
+_Path = tuple[tuple[_Step, Standing], ...]  # what was done, and the version's standing after it
 
 
 class _Decided(NamedTuple):
@@ -173,7 +177,7 @@ class _Judging:
         self._acts = [_Act(act, revision) for revision, act in acts]
         self._steps: list[_Step] = []
         self._decisions: list[tuple[int, OfficersRecord | PolicyRecord]] = []
-        self._changed: dict[int, list[KeyVersion]] = {}  # by the number of the step
+        self._changed: dict[int, list[VersionRow]] = {}  # by the number of the step
         self._suspended: dict[int, list[Suspension]] = {}
         self._lifted: dict[int, list[Suspension]] = {}
         self._result = Judgement(new)
@@ -242,7 +246,8 @@ class _Judging:
         try:
             check_deployment(proposal, self._known.state.deployment)
             kind, details = known_kind(proposal)
-            if kind.once and self._known.used(stored.id):
+            permit = Permit(stored.content)
+            if permit.once and self._known.used(stored.id):
                 return None
             if not self._known.checked(stored.id, stored.content):
                 check_approved(proposal, stored.content, stored.signatures, officers)
@@ -250,7 +255,7 @@ class _Judging:
             return None
         signed = max((signature.at for signature in stored.signatures), default=0.0)
         times = (stored.changed_at, signed)
-        return _Operation(stored, kind, details, times, self._known.document)
+        return _Operation(stored, kind, details, permit, times, self._known.document)
 
     def _decided(self, step: _Operation, at: _Decided, revision: int) -> _Decided:
         """Returns what is in force after an operation, which may have changed nothing of it."""
@@ -285,12 +290,9 @@ class _Judging:
         for version in changed.values():
             added += known.state.keys.version(version.key, version.number) is None
             standing = known.standing((version.key, version.number))
-            same = standing is not None and standing.same(standing_of(version))
             # A revision grows with each change: an earlier one would let an approval count that
             # officers gave before a later change, a stop for instance.
             set_back = standing is not None and version.revision < standing.revision
-            if same and not set_back:
-                continue
             if set_back or not self._explain(version, standing):
                 self._result.unaccounted[version.key, version.number] = standing
                 self._result.refused.append(
@@ -306,21 +308,22 @@ class _Judging:
 
     def _explain(self, version: KeyVersion, standing: Standing | None) -> bool:
         """Finds what has led to a version; returns whether it may be served."""
-        before, now = None, standing_of(version)
-        version = now.of(version)  # with times as exact as those that are known
-        if standing is not None:
-            if standing.identity != now.identity:
-                return False
-            before = standing.of(version)
-        paths = self._paths(before, version)
+        now = standing_of(version)
+        if standing is not None and not now.same_pair(standing):
+            return False
+        if standing is not None and now.same(standing):
+            if now.revision > standing.revision:  # the one that officers see, and then approve
+                self._take((), version)
+            return True
+        paths = self._paths(standing, version)
         for row, path in paths:
-            if row is not None and _alike(row, version):
-                self._take(path)
+            if path and row is not None and row.same(now):
+                self._take(path, version)
                 return True
         for row, path in paths:
-            if row is not None and _stops(row, version):
-                self._take(path)
-                self._changed.setdefault(len(self._steps), []).append(version)
+            if row is not None and now.only_stops(row):
+                self._take(path, version)
+                self._changed.setdefault(len(self._steps), []).append(VersionRow.of(version))
                 self._result.by_hand.append(
                     f"{version.name} was stopped in the registry by hand: it is {version.state}"
                 )
@@ -328,23 +331,40 @@ class _Judging:
         return False
 
     def _paths(
-        self, before: KeyVersion | None, version: KeyVersion
-    ) -> list[tuple[KeyVersion | None, _Path]]:
-        """Returns the ways that a version may have gone; the last one ends in it if any does."""
-        paths: list[tuple[KeyVersion | None, _Path]] = [(before, ())]
+        self, before: Standing | None, version: KeyVersion
+    ) -> list[tuple[Standing | None, _Path]]:
+        """Returns the ways that a version may have gone; the last one ends in it if any does.
+
+        Of an operation or act a change has a revision of its own, after those before it.
+        """
+        now = standing_of(version)
+        paths: list[tuple[Standing | None, _Path]] = [(before, ())]
+        if before is not None and now.revision <= before.revision:
+            return paths
         for step in self._steps:
             for row, path in list(paths):
                 for after in step.ways(row, version):
                     if len(paths) < MOST_WAYS:
                         paths.append((after, (*path, (step, after))))
-                    if _alike(after, version):
+                    if after.same(now):
                         return [(after, (*path, (step, after)))]
         return paths
 
-    def _take(self, path: _Path) -> None:
-        for step, after in path:
+    def _take(self, path: _Path, version: KeyVersion) -> None:
+        """Takes what was done to a version; without a path it has only another revision."""
+        if not path:
+            self._changed.setdefault(len(self._steps), []).append(VersionRow.of(version))
+        latest = version.revision
+        following: Permit | None = None
+        for step, after in reversed(path):
             number = next(i for i, each in enumerate(self._steps) if each is step)
-            self._changed.setdefault(number, []).append(after)
+            seen = None if following is None else following.seen(version.name)
+            if not 0 <= after.revision <= latest:  # the row of then is not in the registry
+                after = after._replace(revision=latest if seen is None else seen)  # noqa: PLW2901
+            row = VersionRow(version.name, version.cka_id, after)
+            self._changed.setdefault(number, []).append(row)
+            latest = after.revision - 1
+            following = step.permit if isinstance(step, _Operation) else None
 
     # --- suspensions ---------------------------------------------------------------------------
 
@@ -387,7 +407,9 @@ class _Judging:
 
     def _lifted_by(self, flag: Suspension) -> int | None:
         for number, step in enumerate(self._steps):
-            if isinstance(step, _Operation) and step.kind.lifts(step.details, flag):
+            if not isinstance(step, _Operation):
+                continue
+            if step.permit.lifts(*key_of(flag), since_of(flag)):
                 return number
         return None
 
@@ -409,7 +431,7 @@ class _Judging:
             result.records.append(
                 KeysRecord(
                     revision,
-                    [self._row(version) for version in changed],
+                    changed,
                     suspended,
                     lifted,
                     ApprovedOperation.of(step.stored) if isinstance(step, _Operation) else None,
@@ -435,12 +457,6 @@ class _Judging:
         ]
         return keys.updated(stopped, keys.revision) if stopped else keys
 
-    def _row(self, version: KeyVersion) -> KeyVersion:
-        """Returns a version with the revision that the registry has for it."""
-        now = self._new.keys.version(version.key, version.number)
-        revision = version.revision if version.revision >= 0 or now is None else now.revision
-        return replace(version, revision=revision)
-
 
 def replace_state(new: RegistryState, known: RegistryState, end: _Decided) -> RegistryState:
     """Returns a state of the registry under the officers and the policy that are in force."""
@@ -449,21 +465,3 @@ def replace_state(new: RegistryState, known: RegistryState, end: _Decided) -> Re
 
 def _same_officers(end: _Decided, officers: Officers, since: int) -> bool:
     return (officers_sha256(end.officers), end.officers_since) == (officers_sha256(officers), since)
-
-
-def _alike(row: KeyVersion, version: KeyVersion) -> bool:
-    """Whether both rows allow the same; they are of one key pair."""
-    return (
-        row.state is version.state
-        and row.came_from is version.came_from
-        and _certified_alike(row, version)
-        and times_of(row) == times_of(version)
-    )
-
-
-def _stops(row: KeyVersion, version: KeyVersion) -> bool:
-    return _certified_alike(row, version) and lifecycle.only_stops(row, version)
-
-
-def _certified_alike(row: KeyVersion, version: KeyVersion) -> bool:
-    return (row.certificate, row.kid) == (version.certificate, version.kid)

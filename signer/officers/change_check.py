@@ -7,7 +7,7 @@ operation lifts that. Pure: a fold over the whole log, in parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import sha256
+from dataclasses import replace
 from typing import ClassVar
 
 from signer.audit.format.record import (
@@ -20,14 +20,16 @@ from signer.audit.format.record import (
     text,
 )
 from signer.officers import approval
-from signer.officers.approval import ApprovalError, Proposal
-from signer.officers.key_history import BULK_KINDS, CALL_US, KeyHistory
-from signer.officers.key_records import KeysChange
+from signer.officers.approval import ApprovalError
+from signer.officers.key_history import CALL_US, KeyHistory
 from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, ProblemError, problem_text
-from signer.officers.records import ActRecord, ApprovedOperation, PolicyRecord
+from signer.officers.records import ActRecord, PolicyRecord
 from signer.officers.signings import IntentNames, Signings, SigningsReader
+from signer.officers.standing import KeysChange
+from signer.officers.standing_fold import StandingFold
 
 _SIGNING = frozenset({RecordKind.INTENT, *CLOSING})
+_FOLDED = ("control", "standings")  # of a snapshot: what is folded here
 
 
 class ChangePart:
@@ -70,14 +72,14 @@ class ChangeFold:
         self.policies: set[bytes] = set()
         self._problems: list[str] = []
         self._unlisted = 0
-        self._keys = KeyHistory(operations_elsewhere=operations_elsewhere)
+        self._standings = StandingFold(self.approvals)
+        self._keys = KeyHistory(self._standings, operations_elsewhere=operations_elsewhere)
         self._open: dict[int, IntentNames] = {}  # intents of earlier parts
         self._policy = b""  # as recorded, whether approved or not
         self._replaced: dict[bytes, int] = {}  # earlier policies, and until when calls may use them
         self._early: dict[bytes, tuple[int, int]] = {}  # policies used before they are recorded
         self._used: dict[str, int] = {}  # operations that put something in force, and where
-        self._executions: dict[str, bytes] = {}  # approved and begun in this log, by SHA-256
-        self._made: dict[str, Proposal] = {}  # operations that changed keys
+        self._begun = False
         self._acts: set[str] = set()  # acts that records of keys name
 
     @property
@@ -90,6 +92,9 @@ class ChangeFold:
     @staticmethod
     def relevant(record: Record) -> Record | None:
         """Returns what is needed of a record that is not about signing; None: nothing."""
+        if record.kind is RecordKind.SNAPSHOT:
+            said = {name: record.fields[name] for name in _FOLDED if name in record.fields}
+            return replace(record, fields=said)
         if record.kind in ChangeFold._TAKEN:
             return record
         return ApprovalFold.relevant(record)
@@ -105,16 +110,18 @@ class ChangeFold:
         self._open |= part.open
 
     def _apply(self, record: Record) -> None:
+        first, self._begun = not self._begun, True
         allowed = self.approvals.allows(record)
         if not self._policy:  # the log begins with a snapshot, or with its first officers
             self._policy = self.approvals.policy
         take = self._TAKEN.get(record.kind)
-        if take is None:
-            return
         try:
-            take(self, record, allowed)
+            if record.kind is RecordKind.SNAPSHOT:
+                self._seam(record, first)
+            elif take is not None:
+                take(self, record, allowed)
         except (ProblemError, RecordError, ApprovalError) as error:
-            if allowed:  # otherwise it was reported
+            if allowed or record.kind is RecordKind.SNAPSHOT:  # otherwise it was reported
                 self._report(record.seq, str(error))
 
     def _report(self, seq: int, problem: str) -> None:
@@ -163,18 +170,29 @@ class ChangeFold:
                 f" record {before}",
             )
 
+    def _seam(self, snapshot: Record, first: bool) -> None:
+        """Begins with the standings of a snapshot, or compares a later one with what was read."""
+        if not first:
+            self._standings.check(snapshot)
+            return
+        self._standings.apply(snapshot)
+        if self._standings.deployment:
+            self._keys.begin(snapshot.seq, snapshot.time_us)
+
     def _change_keys(self, record: Record, _allowed: bool) -> None:
         change, seq, time_us = KeysChange.from_fields(record.fields), record.seq, record.time_us
         self._report_all(seq, change.unaccounted)
-        if change.baseline:
-            self._report_all(seq, self._keys.begin(change, seq, time_us))
-        elif change.rows is not None:
+        if change.rows is not None:
+            taken = self._standings.take(record, change)
+            self._report_all(seq, taken.problems)
             if change.act is not None:
                 self._acts.add(change.act_id)
-                if not self.approvals.acts_for(change.act.officer, record.time_us):
+                if not self.approvals.acts_for(change.act.officer, time_us):
                     self._report(seq, f"{change.act.officer} acts and is not an officer")
-            made_by = self._operation(record, change.operation)
-            self._report_all(seq, self._keys.account(change, made_by, seq, time_us))
+            if change.baseline == 1 and not taken.problems:
+                self._keys.begin(seq, time_us, taken)
+            else:
+                self._keys.account(taken, seq, time_us, change.act.officer if change.act else "")
         elif self._keys.complete:
             if change.states:
                 self._report(seq, "it names states without the versions that records have since")
@@ -182,32 +200,6 @@ class ChangeFold:
             if not change.named_all:
                 self._keys.forget()
             self._report_all(seq, self._keys.changed(change.states, seq, time_us))
-
-    def _operation(self, record: Record, operation: str) -> Proposal | None:
-        """Returns the approved operation that makes a change of keys; None without a valid one.
-
-        A change with many versions takes several records, of which only the first carries the
-        operation. It is checked there, unless its execution was recorded in this log.
-        """
-        if not operation:
-            return None
-        known = self._made.get(operation)
-        if known is not None and known.kind not in BULK_KINDS:
-            self._report(record.seq, f"operation {operation} changes keys again")
-            return known
-        if "content" not in record.fields:
-            if known is None:
-                self._report(record.seq, f"operation {operation} was not carried before")
-            return known
-        carried = ApprovedOperation.from_fields(record.fields)
-        if self._executions.get(operation) != sha256(carried.content).digest():
-            try:
-                self.approvals.check_approved(record, carried, "a change of keys")
-            except (ProblemError, ApprovalError) as error:
-                self._report(record.seq, str(error))
-                return None
-        self._made[operation] = approval.parse(carried.content)
-        return self._made[operation]
 
     def _start(self, _record: Record, _allowed: bool) -> None:
         """What changed while the appliance was away is in no record of this log."""
@@ -221,9 +213,7 @@ class ChangeFold:
 
     def _begin(self, record: Record, allowed: bool) -> None:
         if allowed:
-            content = octets(record.fields, "content")
-            self._executions[text(record.fields, "operation")] = sha256(content).digest()
-            self._keys.begun(approval.parse(content))
+            self._keys.begun(approval.parse(octets(record.fields, "content")))
 
     def _end(self, record: Record, _allowed: bool) -> None:
         done = text(record.fields, "state") != "FAILED"

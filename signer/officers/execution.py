@@ -21,6 +21,7 @@ from signer.officers.approval import Proposal, check_approved, check_deployment
 from signer.officers.kinds.base import (
     Details,
     Effects,
+    OperationContext,
     OperationDependencies,
     OperationError,
     OperationKind,
@@ -130,7 +131,7 @@ class Executor:
                 self._release(identity)
                 return
             context = replace(self._serving.context(), executing=identity)
-            check_time(operation, context.now)
+            check_time(operation, context)
             kind, details = known_kind(operation.proposal)
 
             # 1. What officers approved is still true; the last transaction refuses later changes.
@@ -248,12 +249,14 @@ class Executor:
         return store.update(write, operation, self._clock.now(), **values)
 
 
-def check_time(operation: StoredOperation, now: float) -> None:
+def check_time(operation: StoredOperation, context: OperationContext) -> None:
     """Raises OperatorError if an operation has expired before it created anything.
 
-    One that has created something is resumed: otherwise nobody could complete it.
+    One that has created something is resumed: otherwise nobody could complete it. That the log
+    says so counts, not how much is done by its row, which anybody with SQL can write.
     """
-    if now >= operation.proposal.expires_at and not operation.done:
+    expired = context.now >= operation.proposal.expires_at
+    if expired and not context.changed_by(operation.id, operation.content):
         raise OperatorError(f"operation {operation.id} has expired: propose it again")
 
 

@@ -6,15 +6,15 @@ version and every suspension is in a record with what made it.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
-from signer.keys.lifecycle import cka_id_of, reachable
+from signer.keys.lifecycle import reachable
 from signer.model import KeyName, KeyState
 from signer.officers.approval import Proposal
-from signer.officers.key_records import KeysChange, VersionRow
 from signer.officers.records import ActRecord
 from signer.officers.signings import IntentNames, Seen
+from signer.officers.standing import Standing, flag_text
+from signer.officers.standing_fold import Accounted, StandingFold
 
 CALL_US = 300_000_000
 """How long after a change the intent of a call may be recorded that began before it."""
@@ -26,8 +26,6 @@ _OVER = frozenset({KeyState.DEACTIVATED, KeyState.DESTROY_SCHEDULED})
 _FINAL = frozenset({KeyState.COMPROMISED, KeyState.DESTROYED})
 _COMPROMISE = "compromised"
 _LIFTING = frozenset({"resume", "activate"})
-BULK_KINDS = frozenset({"rotate", "enrol"})
-"""Kinds that change many keys, and so may account for several records."""
 
 
 class Stop(NamedTuple):
@@ -55,20 +53,20 @@ class Stop(NamedTuple):
 class _LastState(NamedTuple):
     """A version's state, the state before it if that is known, and the record that says it.
 
-    ``row`` is there from a baseline on: the clock moves the state on.
+    ``standing`` is there from a baseline on: the clock moves the state on.
     """
 
     state: KeyState
     came_from: KeyState | None
     seq: int
     time_us: int
-    row: VersionRow | None = None
+    standing: Standing | None = None
 
     def state_at(self, time_us: int) -> KeyState:
-        return self.row.state_at(time_us) if self.row else self.state
+        return self.standing.state_at(time_us) if self.standing else self.state
 
     def before(self) -> KeyState | None:
-        return self.row.version.came_from if self.row else self.came_from
+        return self.standing.came_from if self.standing else self.came_from
 
 
 class KeyHistory:
@@ -79,9 +77,11 @@ class KeyHistory:
     that what an officer suspended may sign again.
     """
 
-    def __init__(self, *, operations_elsewhere: bool = False) -> None:
+    def __init__(self, standings: StandingFold, *, operations_elsewhere: bool = False) -> None:
+        """``standings`` is what records of keys come to, up to the same record."""
         self.complete = False
-        self._parts = range(0)  # of the baseline, those that are still to come
+        self._standings = standings
+        self._begun = (0, 0)  # the record of the baseline or snapshot, and its time
         self._elsewhere = operations_elsewhere
         self._states: dict[str, _LastState] = {}
         self._stops: dict[str, Stop] = {}
@@ -90,46 +90,32 @@ class KeyHistory:
 
     # --- records of changes ----------------------------------------------------------------
 
-    def begin(self, change: KeysChange, seq: int, time_us: int) -> Iterator[str]:
-        """Takes a part of a baseline as given; yields what is wrong with it."""
-        if change.baseline == 1:
-            self._states.clear()
-            self._stops.clear()
-            self._parts = range(1, change.parts + 1)
-        if change.baseline not in self._parts[:1]:
-            yield f"part {change.baseline} of a baseline does not continue one: it is not taken"
-            return
-        self._parts = self._parts[1:]
-        self.complete = True
-        for row in change.rows or ():
-            self._put(row, seq, time_us)
-        self._suspend(change, seq, time_us)
+    def begin(self, seq: int, time_us: int, taken: Accounted | None = None) -> None:
+        """Begins with what a first part of a baseline, or a snapshot of standings, has taken.
 
-    def account(
-        self, change: KeysChange, made_by: Proposal | None, seq: int, time_us: int
-    ) -> Iterator[str]:
-        """Takes a change of rows and suspensions that an operation, an act or nothing made.
-
-        Yields what is wrong with it.
+        Of a snapshot the names of versions are not known; ``standings`` are.
         """
-        for row in change.rows or ():
-            known = self._states.get(row.name)
-            if known is not None:
-                yield from self._moved(row.name, row.state_at(time_us), time_us)
-            if text := self._gain(row, known):
-                if made_by is None:
-                    yield f"{row.name} {text}, and no operation of officers makes that"
-                elif not _makes(made_by, row):
-                    yield f"{row.name} {text}; operation {made_by.id} ({made_by.kind}) does not"
-            self._put(row, seq, time_us)
-        for flag in change.lifted:
-            self._stops.pop(str(flag), None)
-            if made_by is None or not _names(made_by, str(flag)):
-                yield f"the suspension of {flag} ends, and no operation of officers lifts it"
-        if made_by is not None:
-            self.begun(made_by)
-            self.ended(made_by.id, done=True)
-        self._suspend(change, seq, time_us)
+        self._states.clear()
+        self._stops.clear()
+        self._begun = (seq, time_us)
+        self.complete = True
+        self.account(taken or Accounted(suspended=self._standings.flags), seq, time_us)
+
+    def account(self, taken: Accounted, seq: int, time_us: int, who: str = "") -> None:
+        """Takes what counts of a record of keys; ``who`` is the officer whose act it records."""
+        for row in taken.rows:
+            state = row.standing.state_at(time_us)
+            came_from = row.standing.came_from
+            self._states[row.name] = _LastState(state, came_from, seq, time_us, row.standing)
+        for key in taken.lifted:
+            self._stops.pop(flag_text(key), None)
+        if taken.permit is not None:
+            self.begun(taken.permit.proposal)
+            self.ended(taken.permit.proposal.id, done=True)
+        for key in taken.suspended:
+            flag = flag_text(key)
+            text = f"{who} did suspend {flag}" if who else f"{flag} suspended"
+            self._stops[flag] = Stop(seq, time_us, f"{text} in record {seq}")
 
     def changed(self, states: Mapping[str, str], seq: int, time_us: int) -> Iterator[str]:
         """Takes states of versions from a record without rows; yields what is wrong with them."""
@@ -188,26 +174,27 @@ class KeyHistory:
         for target in (EVERYTHING, f"group {names.group}", facility, names.version, str(key)):
             if (stop := self._stops.get(target)) is not None:
                 yield target, stop
-        known = self._states.get(names.version)
+        known = self._known(names.version)
         if known is None or names.version in self._stops:
             return
         # Without rows a version may be active again a moment before a record says so.
-        halted = known.state in (_HALTED if known.row else _FINAL)
-        if halted or known.state in (_OVER if known.row else {KeyState.DEACTIVATED}):
+        halted = known.state in (_HALTED if known.standing else _FINAL)
+        if halted or known.state in (_OVER if known.standing else {KeyState.DEACTIVATED}):
             text = f"it is {known.state} since record {known.seq}"
             yield names.version, Stop(known.seq, known.time_us, text, halted)
 
     def reported(self, target: str) -> None:
         """Drops a stop that was not obeyed: it is reported once."""
         self._stops.pop(target, None)
-        if self._states.pop(target, None) is not None:
+        if self._known(target) is not None:
             self._reported.add(target)
+        self._states.pop(target, None)
 
     def unfit(self, names: IntentNames, seen: Seen) -> str:
         """Returns why a version may not sign by the clock, or because no record knows it."""
         if not self.complete or names.version in self._reported:
             return ""
-        known = self._states.get(names.version)
+        known = self._known(names.version)
         text = ""
         if known is None:
             text = "is in no record of keys"
@@ -230,22 +217,15 @@ class KeyHistory:
         if state is not before and state not in reachable(before, known.before()):
             yield f"{version} becomes {state} and was {before} in record {known.seq}"
 
-    def _gain(self, row: VersionRow, known: _LastState | None) -> str:
-        """Returns what a row allows that was not allowed before; empty if nothing."""
-        if known is None or known.row is None:
-            return "appears" if self.complete else ""
-        if row.identity != known.row.identity:
-            return "has another key or place"
-        return row.allows_more_than(known.row)
-
-    def _put(self, row: VersionRow, seq: int, time_us: int) -> None:
-        state = row.state_at(time_us)
-        self._states[row.name] = _LastState(state, row.version.came_from, seq, time_us, row)
-
-    def _suspend(self, change: KeysChange, seq: int, time_us: int) -> None:
-        for flag in change.suspended:
-            who = f"{change.act.officer} did suspend {flag}" if change.act else f"{flag} suspended"
-            self._stops[str(flag)] = Stop(seq, time_us, f"{who} in record {seq}")
+    def _known(self, version: str) -> _LastState | None:
+        """Returns what is known of a version; None if nothing is."""
+        known = self._states.get(version)
+        if known is not None or not self.complete or version in self._reported:
+            return known
+        if (found := self._standings.standing(version)) is None:
+            return None
+        seq, time_us = self._begun
+        return _LastState(found.state_at(time_us), found.came_from, seq, time_us, found)
 
     def _final(self, version: str) -> bool:
         known = self._states.get(version)
@@ -265,24 +245,3 @@ def _names(proposal: Proposal, target: str) -> bool:
     if head == "facilities" and "/" not in name:
         return target == f"facility {name}"
     return target == named or target.startswith(f"{named}/versions/")
-
-
-def _makes(proposal: Proposal, row: VersionRow) -> bool:
-    """Whether an operation is about a version: it names it or its key, or has created it."""
-    key = row.name.partition("/versions/")[0]
-    details = proposal.details
-    if proposal.kind in BULK_KINDS:
-        keys = details.get("keys")
-        return row.cka_id in _made_by(proposal.id, keys if isinstance(keys, int) else 0)
-    if proposal.kind in {"create-key", "new-version"} and row.cka_id not in _made_by(
-        proposal.id, 1
-    ):
-        return False
-    named = {details.get(name) for name in ("version", "key", "target")}
-    return bool(named & {row.name, key})
-
-
-@lru_cache(maxsize=16)
-def _made_by(operation: str, keys: int) -> frozenset[bytes]:
-    """Returns the CKA_IDs of an operation's keys: at most those of its largest kind."""
-    return frozenset(cka_id_of(operation, index) for index in range(min(keys, 50_000)))

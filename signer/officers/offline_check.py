@@ -88,10 +88,10 @@ class ApprovalFold:
     """
 
     def __init__(self, *, checking: bool = True) -> None:
-        """Begins before the first record. Without ``checking`` only the state is kept.
+        """Begins before the first record. Without ``checking`` only what counts is checked.
 
-        Then problems are not collected, and only those signatures are verified on which the
-        state depends: the daemon checked all of them before it wrote them.
+        That are the signatures on which the state depends, as of all that is executed: somebody
+        may have appended records while the daemon was stopped.
         """
         self.officers: dict[str, bytes] | None = None
         self.development = False
@@ -126,10 +126,17 @@ class ApprovalFold:
         """
         self.allows(record)
 
+    def check(self, snapshot: Record) -> None:
+        """Raises RecordError if a snapshot does not hold what the records before it come to."""
+        control = snapshot.fields.get("control")
+        empty = control is None and self.officers is None  # made before there were officers
+        if not empty and control != self.snapshot()["control"]:
+            raise RecordError("the snapshot does not say which officers led to it")
+
     def allows(self, record: Record) -> bool:
         """Applies the next record; returns whether officers have allowed it.
 
-        Without ``checking`` only those rules count on which the state depends.
+        Without ``checking`` by those rules alone on which the state depends.
         """
         first, self._begun = not self._begun, True
         try:
@@ -178,8 +185,6 @@ class ApprovalFold:
         return officer in (self.officers or ()) or (officer in before and time_us <= until)
 
     def _report(self, seq: int, problem: str) -> None:
-        if not self._checking:
-            return
         if len(self._problems) >= MAX_PROBLEMS:
             self._unlisted += 1
             return
@@ -188,9 +193,7 @@ class ApprovalFold:
     def _snapshot(self, record: Record, first: bool) -> None:
         control = record.fields.get("control")
         if not first:
-            empty = control is None and self.officers is None  # made before there were officers
-            if not empty and control != self.snapshot()["control"]:
-                raise ProblemError("the snapshot does not say which officers led to it")
+            self.check(record)
         elif control is not None:
             self._load(control)
 
@@ -298,6 +301,7 @@ class ApprovalFold:
             raise ProblemError(f"officers are changed by an operation of kind {proposal.kind}")
         if proposal.details.get("replaces") != approval.officers_sha256(self.officers or {}):
             raise ProblemError("the officers that were to be replaced are not those in force")
+        _check_since(proposal, self.officers_since)
         if proposal.details.get("officers") != {
             who: b64encode(der).decode() for who, der in officers.items()
         }:
@@ -355,6 +359,8 @@ class ApprovalFold:
                 f"operation {proposal.id} was to replace another policy than the one in force"
             )
         if not same:
+            if not self.development:
+                _check_since(proposal, self.policy_since)
             self._put_in_force(proposal.id)
 
     def _proposed(self, record: Record) -> None:
@@ -382,11 +388,11 @@ class ApprovalFold:
 
     def _execution(self, record: Record) -> None:
         approved = ApprovedOperation.from_fields(record.fields)
-        before = self._remember(record, approved, _Stage.BEGUN)
+        before = self._remember(record, approved)
         if before is not None and before.stage & _Stage.DONE:
             raise ProblemError(f"operation {approved.operation} was done before (repeated)")
-        if self._checking:
-            self.check_approved(record, approved, "an execution")
+        self.check_approved(record, approved, "an execution")
+        self._remember(record, approved, _Stage.BEGUN)
 
     def _executed(self, record: Record) -> None:
         operation, state = text(record.fields, "operation"), text(record.fields, "state")
@@ -410,8 +416,6 @@ class ApprovalFold:
         if before is not None and before.stage & _Stage.IN_FORCE:
             raise ProblemError(f"operation {said.approved.operation} sets the clock again")
         self._remember(record, said.approved, _Stage.IN_FORCE)
-        if not self._checking:
-            return
         proposal = self.check_approved(record, said.approved, "a confirmation of the clock")
         if proposal.kind != "clock":
             raise ProblemError(f"the clock is confirmed by an operation of kind {proposal.kind}")
@@ -480,6 +484,16 @@ def _proposal(carried: Carried) -> Proposal:
     if proposal.id != carried.operation:
         raise ProblemError(f"it names operation {carried.operation} and carries {proposal.id}")
     return proposal
+
+
+def _check_since(proposal: Proposal, since: int) -> None:
+    """Raises ProblemError if officers saw that another revision had put in force what was."""
+    seen = proposal.details.get("in_force_since", since)
+    if since >= 0 and seen != since:
+        raise ProblemError(
+            f"operation {proposal.id} was to replace what revision {seen} had put in force, and it"
+            f" was revision {since}"
+        )
 
 
 def _check_signature(

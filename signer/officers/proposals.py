@@ -159,14 +159,16 @@ class Proposals:
 
     def retry(self, officer: str, identity: str) -> StoredOperation:
         """Executes a failed operation again; its signatures are checked again."""
-        with answered(), self._registry.writing(counts=False) as write:
-            operation = store.get(write.connection, identity)
-            state = operation.state_at(self._clock.now())
-            self._check_clock(operation.proposal.kind)
-            if state is not OperationState.FAILED:
-                raise OperatorError(f"operation {identity} is {state}, not FAILED")
-            check_time(operation, self._clock.now())
-            operation = self._approved(write, operation, note="")
+        with answered():
+            context = self._serving.context()  # not in the transaction: it waits for its lock
+            with self._registry.writing(counts=False) as write:
+                operation = store.get(write.connection, identity)
+                state = operation.state_at(context.now)
+                self._check_clock(operation.proposal.kind)
+                if state is not OperationState.FAILED:
+                    raise OperatorError(f"operation {identity} is {state}, not FAILED")
+                check_time(operation, context)
+                operation = self._approved(write, operation, note="")
         return self._resumed(operation, officer, "retry")
 
     def import_certificates(

@@ -2,33 +2,24 @@
 
 A *standing* is what decides whether a version may sign: state, times, and hashes of what it
 is. KEYS records say which standings and suspensions are served from there on, and which
-operation or act made them; ``StandingFold`` adds them up, so that a start can tell what
-somebody has changed in the registry by hand.
+operation or act made them. Here are the values and the records, written and read;
+``signer.officers.standing_fold`` adds the records up.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from signer import cbor
-from signer.audit.format.record import (
-    Fields,
-    Record,
-    RecordError,
-    RecordKind,
-    Value,
-    number,
-    octets,
-    text,
-)
-from signer.model import Act, KeyState, KeyVersion, Scope, Suspension
-from signer.officers.records import ApprovedOperation
+from signer.algorithms import Algorithm
+from signer.audit.format.record import Fields, RecordError, Value, number, text
+from signer.keys import lifecycle
+from signer.model import Act, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.officers.records import ActRecord, ApprovedOperation
 from signer.x509 import cose_kid
 
 if TYPE_CHECKING:
@@ -37,29 +28,40 @@ if TYPE_CHECKING:
 PART = 1000  # versions of one record
 MAX_TEXTS = 100  # of what is not accounted for, in one record
 MAX_CHANGED = 100  # versions whose state a record also gives by name
-_HASH = 16
-_NONE = -1
+HASH = 16  # bytes of the hashes in a standing
 _FARTHEST = 1e12  # seconds
-_STATES = tuple(KeyState)  # their order is that of packed rows: new ones come last
 _BY_NAME = {str(state): state for state in KeyState}
-_ROW = struct.Struct(f">BBqqqqQ{_HASH}s{_HASH}s")
-_ENTRY = _HASH + _ROW.size
+_ANY_VERSION = KeyVersion(
+    key=KeyName("f", "k"),
+    number=1,
+    algorithm=Algorithm.ES256,
+    state=KeyState.PRE_ACTIVE,
+    token="",
+    cka_id=b"",
+    spki=b"",
+    certificate=None,
+    kid=b"",
+    thumbprint="",
+    created=0.0,
+    activate_at=None,
+    sign_until=None,
+)
 
 FlagKey = tuple[str, str]  # the scope and the name of a suspension
 Flags = Mapping[FlagKey, int]  # since when each is in force, in microseconds
 
-
 TIMES = ("activate_at", "sign_until", "deactivate_at", "destroy_at")
 Times = tuple[int | None, int | None, int | None, int | None]
+NO_TIMES: Times = (None, None, None, None)
 
 
 class Standing(NamedTuple):
     """What is accounted for of a version.
 
     ``state`` is the stored one. ``times`` are those of ``TIMES``, in microseconds since the
-    epoch. ``revision`` is that of the registry when it was written.
-    ``identity`` is a hash of what never changes, ``certificate`` one of the certificate and its
-    key id.
+    epoch. ``revision`` is that of the registry when it was written. The others are hashes:
+    ``identity`` of what never changes, ``certificate`` of the certificate and its key id,
+    ``place`` of the CKA_ID, ``b""`` where it is not known.
     """
 
     state: KeyState
@@ -68,33 +70,57 @@ class Standing(NamedTuple):
     revision: int
     identity: bytes
     certificate: bytes
+    place: bytes = b""
 
     def same(self, other: Standing) -> bool:
         """Whether both allow the same; the revision does not matter."""
-        return self._replace(revision=0) == other._replace(revision=0)
+        return self.same_pair(other) and self[:3] == other[:3] and self[5] == other[5]
 
-    def of(self, version: KeyVersion) -> KeyVersion:
-        """Returns the version as it was at this standing.
+    def same_pair(self, other: Standing) -> bool:
+        """Whether both are of one version with one key pair."""
+        places = {self.place, other.place} - {b""}
+        return self.identity == other.identity and len(places) <= 1
 
-        Of another certificate than the version's only the hash is known: it is ``b""`` then.
-        """
+    def only_stops(self, before: Standing) -> bool:
+        """Whether this allows nothing that ``before`` did not allow."""
+        same = self.same_pair(before) and self.certificate == before.certificate
+        return same and lifecycle.only_stops(before.version(), self.version())
+
+    def moved(self, move: Callable[[KeyVersion, float], KeyVersion], now: float) -> Standing:
+        """Returns the standing after a move of the life cycle; raises what the move raises."""
+        after = move(self.version(), now)
+        return self._replace(state=after.state, came_from=after.came_from, times=times_of(after))
+
+    def version(self) -> KeyVersion:
+        """Returns a version with this state and these times; it is not known which one."""
         activate_at, sign_until, deactivate_at, destroy_at = map(_seconds, self.times)
-        before = replace(
-            version,
+        return replace(
+            _ANY_VERSION,
             state=self.state,
             came_from=self.came_from,
             activate_at=activate_at,
             sign_until=sign_until,
             deactivate_at=deactivate_at,
             destroy_at=destroy_at,
-            revision=self.revision,
         )
-        without = replace(before, certificate=None, kid=cose_kid(version.spki, None))
-        if self.certificate == _certificate(version):
-            return before
-        if self.certificate == _certificate(without):
-            return without
-        return replace(before, certificate=b"", kid=b"")
+
+    def state_at(self, time_us: int) -> KeyState:
+        """Returns the state in force at a time in microseconds since the epoch."""
+        return self.version().state_at(time_us / 1_000_000)
+
+    def gain(self, before: Standing | None) -> str:
+        """Returns what this allows and ``before`` did not, as text; there is something."""
+        if before is None:
+            return "appears"
+        if not self.same_pair(before):
+            return "has another key or place"
+        if self.certificate != before.certificate:
+            return "has another certificate"
+        if self.state is not before.state:
+            return f"becomes {self.state} and was {before.state}"
+        return (
+            "is active earlier" if (self.times[0] or 0) < (before.times[0] or 0) else "signs longer"
+        )
 
 
 def standing_of(version: KeyVersion) -> Standing:
@@ -105,7 +131,8 @@ def standing_of(version: KeyVersion) -> Standing:
         times_of(version),
         version.revision,
         _identity(version),
-        _certificate(version),
+        certificate_hash(version.certificate, version.kid),
+        place_of(version.cka_id),
     )
 
 
@@ -119,6 +146,21 @@ def times_of(version: KeyVersion) -> Times:
     )
 
 
+def certificate_hash(der: bytes | None, kid: bytes) -> bytes:
+    """Returns the hash of a certificate and the key id of its version."""
+    return hashlib.sha256(cbor.encode_record([der, kid], 1)).digest()[:HASH]
+
+
+def bare_hash(version: KeyVersion) -> bytes:
+    """Returns the hash of a version's certificate while it has none."""
+    return certificate_hash(None, cose_kid(version.spki, None))
+
+
+def place_of(cka_id: bytes) -> bytes:
+    """Returns the hash of a CKA_ID."""
+    return hashlib.sha256(cka_id).digest()[:HASH]
+
+
 def key_of(flag: Suspension) -> FlagKey:
     """Returns what names a suspension: its scope and name."""
     return str(flag.scope), flag.name
@@ -128,6 +170,51 @@ def since_of(flag: Suspension) -> int:
     """Returns since when a suspension is in force, in microseconds since the epoch."""
     since = max(-_FARTHEST, min(flag.since, _FARTHEST))  # somebody may have written any by hand
     return int(since * 1_000_000)  # as operations name it
+
+
+# --- records -------------------------------------------------------------------------------
+
+
+class VersionRow(NamedTuple):
+    """A version as a record has it."""
+
+    name: str
+    cka_id: bytes
+    standing: Standing
+
+    @classmethod
+    def of(cls, version: KeyVersion) -> VersionRow:
+        return cls(version.name, version.cka_id, standing_of(version))
+
+    def to_value(self) -> list[Value]:
+        """Returns the row of a record's ``versions``."""
+        state, came_from, times, revision, identity, certificate, _ = self.standing
+        known = (revision, self.cka_id, identity, certificate)
+        return [self.name, str(state), str(came_from or ""), *times, *known]
+
+    @classmethod
+    def read(cls, row: Value) -> VersionRow:
+        """Reads one row of a record's ``versions``; raises RecordError."""
+        match row:
+            case [
+                str(name), str(state), str(came_from), activate_at, sign_until, deactivate_at,
+                destroy_at, int(revision), bytes(cka_id), bytes(identity), bytes(certificate),
+            ] if (
+                state in _BY_NAME
+                and (not came_from or came_from in _BY_NAME)
+                and len(identity) == len(certificate) == HASH
+            ):  # fmt: skip
+                standing = Standing(
+                    _BY_NAME[state],
+                    _BY_NAME.get(came_from),
+                    _times(activate_at, sign_until, deactivate_at, destroy_at),
+                    revision,
+                    identity,
+                    certificate,
+                    place_of(cka_id),
+                )
+                return cls(name, cka_id, standing)
+        raise RecordError("a version's standing cannot be read")
 
 
 class KeysRecord(NamedTuple):
@@ -140,7 +227,7 @@ class KeysRecord(NamedTuple):
     """
 
     revision: int
-    versions: Sequence[KeyVersion] = ()
+    versions: Sequence[VersionRow] = ()
     suspended: Flags = MappingProxyType({})
     lifted: Flags = MappingProxyType({})
     approved: ApprovedOperation | None = None
@@ -149,17 +236,18 @@ class KeysRecord(NamedTuple):
 
     def to_fields(self, now: float) -> Iterator[dict[str, Value]]:
         """Yields the fields of one record, or of several where there are many versions."""
-        parts = range(0, max(len(self.versions), 1), PART)
-        for start in parts:
+        time_us = int(now * 1_000_000)
+        for start in range(0, max(len(self.versions), 1), PART):
             part = self.versions[start : start + PART]
+            states = {row.name: str(row.standing.state_at(time_us)) for row in part[:MAX_CHANGED]}
             fields: dict[str, Value] = {
                 "registry_revision": self.revision,
-                "changed": {v.name: str(v.state_at(now)) for v in part[:MAX_CHANGED]},
+                "changed": dict(states),
                 "changes": len(part),
-                "versions": [_row(version) for version in part],
+                "versions": [row.to_value() for row in part],
             }
-            if self.approved is not None:
-                fields |= {"operation": self.approved.operation}
+            if self.approved is not None:  # in each: a reading may start after the first
+                fields |= self.approved.to_fields()
             if self.act is not None:
                 act = self.act
                 fields["act"] = [*act[:-1], _microseconds(act.at)]
@@ -170,12 +258,10 @@ class KeysRecord(NamedTuple):
     def _once(self) -> dict[str, Value]:
         """Returns the fields that only the first of several records has."""
         fields: dict[str, Value] = {}
-        if self.approved is not None:
-            fields |= self.approved.to_fields()
         if self.suspended:
-            fields["suspended"] = _flag_rows(self.suspended)
+            fields["suspended"] = flag_rows(self.suspended)
         if self.lifted:
-            fields["lifted"] = _flag_rows(self.lifted)
+            fields["lifted"] = flag_rows(self.lifted)
         if self.unaccounted:
             fields["unaccounted"] = [text[:500] for text in self.unaccounted[:MAX_TEXTS]]
         return fields
@@ -185,135 +271,63 @@ def baseline_fields(
     state: RegistryState, now: float, *, development: bool
 ) -> list[dict[str, Value]]:
     """Returns the fields of the records of a baseline: what is taken as given from there on."""
-    versions = list(state.keys)
-    record = KeysRecord(state.keys.revision, versions)
+    record = KeysRecord(state.keys.revision, [VersionRow.of(version) for version in state.keys])
     parts = list(record.to_fields(now))
     flags = {key_of(flag): since_of(flag) for flag in state.suspensions}
     for index, part in enumerate(parts, start=1):
         part |= {"baseline": True, "part": index, "parts": len(parts), "development": development}
-    parts[0] |= {"deployment": state.deployment, "suspensions": _flag_rows(flags)}
+    parts[0] |= {"deployment": state.deployment, "suspensions": flag_rows(flags)}
     return parts
 
 
-class StandingFold:
-    """The standings and suspensions that the log accounts for, folded from KEYS records.
+class KeysChange(NamedTuple):
+    """A record of keys as it is read.
 
-    ``deployment`` and ``revision`` are those of the newest such record; ``deployment`` is empty
-    before the first baseline. ``flags`` are the suspensions in force.
+    ``states`` are by name; ``named_all``: no other version has changed. ``rows`` is None in
+    records from before there were baselines. ``baseline`` is the number of the part, 0 if the
+    record belongs to none, of ``parts``. ``unaccounted`` are texts about what the appliance did
+    not serve. ``approved`` is the operation where the record carries its bytes.
     """
 
-    KINDS: ClassVar[frozenset[RecordKind]] = frozenset({RecordKind.KEYS, RecordKind.SNAPSHOT})
-    """The kinds of records that ``apply`` takes into account."""
+    revision: int
+    states: Mapping[str, str]
+    named_all: bool
+    rows: Sequence[VersionRow] | None
+    suspended: Flags
+    lifted: Flags
+    operation: str
+    approved: ApprovedOperation | None
+    act: ActRecord | None
+    act_id: str
+    unaccounted: Sequence[str]
+    baseline: int
+    parts: int
+    deployment: str
 
-    def __init__(self) -> None:
-        self.deployment = ""
-        self.revision = 0
-        self.flags: dict[FlagKey, int] = {}
-        self._standings: dict[bytes, bytes] = {}  # packed, by a hash of the name
-        self._used: dict[bytes, bytes] = {}  # operations that have made a change, their content
-
-    def standing(self, name: str) -> Standing | None:
-        """Returns what is accounted for of a version, None if nothing is."""
-        packed = self._standings.get(_hash_of(name))
-        return None if packed is None else _unpacked(packed)
-
-    def used(self, operation: str) -> bool:
-        """Returns whether a change of keys or suspensions was recorded as an operation's."""
-        return uuid.UUID(operation).bytes in self._used
-
-    def checked(self, operation: str, content: bytes) -> bool:
-        """Returns whether a change was recorded as that of an operation with these bytes."""
-        return self._used.get(uuid.UUID(operation).bytes) == _content_hash(content)
-
-    def __len__(self) -> int:
-        """Returns the number of versions."""
-        return len(self._standings)
-
-    def apply(self, record: Record) -> None:
-        """Applies the next record; kinds outside KINDS change nothing. Raises RecordError."""
-        if record.kind is RecordKind.SNAPSHOT:
-            self._load(record.fields.get("standings"))
-        elif record.kind is RecordKind.KEYS and "versions" in record.fields:
-            self._keys(record.fields)
-
-    def _keys(self, fields: Fields) -> None:
-        if fields.get("baseline") is True and number(fields, "part") == 1:
-            self._standings.clear()
-            self.deployment = text(fields, "deployment")
-            self.flags = read_flags(fields.get("suspensions"))
-        self.revision = number(fields, "registry_revision")
-        for row in _rows(fields.get("versions")):
-            name, standing = read_row(row)
-            self._standings[_hash_of(name)] = _packed(standing)
-        for key in read_flags(fields.get("lifted")):
-            self.flags.pop(key, None)
-        self.flags |= read_flags(fields.get("suspended"))
-        if "content" in fields:
-            identity = uuid.UUID(text(fields, "operation")).bytes
-            self._used[identity] = _content_hash(octets(fields, "content"))
-
-    def snapshot(self) -> dict[str, Value]:
-        """Returns the field of a SNAPSHOT record that holds this state, ``standings``."""
-        if not self.deployment:
-            return {}
-        return {
-            "standings": {
-                "deployment": self.deployment,
-                "revision": self.revision,
-                "versions": b"".join(name + row for name, row in self._standings.items()),
-                "flags": _flag_rows(self.flags),
-                "used": b"".join(each + content for each, content in self._used.items()),
-            }
-        }
-
-    def _load(self, said: Value) -> None:
-        match said:
-            case None:
-                return  # from before there were baselines
-            case {
-                "deployment": str(deployment),
-                "revision": int(revision),
-                "versions": bytes(rows),
-                "flags": flags,
-                "used": bytes(used),
-            } if not len(rows) % _ENTRY and not len(used) % (2 * _HASH):
-                self.deployment, self.revision = deployment, revision
-                self.flags = read_flags(flags)
-                self._standings = _pairs(rows, _ENTRY)
-                self._used = _pairs(used, 2 * _HASH)
-            case _:
-                raise RecordError("the snapshot's standings cannot be read")
-
-
-def read_row(row: Value) -> tuple[str, Standing]:
-    """Reads one of a record's ``versions``: its name and standing. Raises RecordError."""
-    match row:
-        case [
-            str(name),
-            str(state),
-            str(came_from),
-            activate_at,
-            sign_until,
-            deactivate_at,
-            destroy_at,
-            int(revision),
-            bytes(),
-            bytes(identity),
-            bytes(certificate),
-        ] if (
-            state in _BY_NAME
-            and (not came_from or came_from in _BY_NAME)
-            and len(identity) == len(certificate) == _HASH
-        ):
-            return name, Standing(
-                _BY_NAME[state],
-                _BY_NAME[came_from] if came_from else None,
-                (_time(activate_at), _time(sign_until), _time(deactivate_at), _time(destroy_at)),
-                revision,
-                identity,
-                certificate,
-            )
-    raise RecordError("a version's standing cannot be read")
+    @classmethod
+    def from_fields(cls, fields: Fields) -> KeysChange:
+        """Reads the fields of a KEYS record; raises RecordError."""
+        changed = fields.get("changed")
+        states = changed if isinstance(changed, Mapping) else {}
+        rows = fields.get("versions")
+        baseline = fields.get("baseline") is True
+        act_id, act = _act(fields.get("act"))
+        return cls(
+            revision=number(fields, "registry_revision", 0),
+            states={name: str(state) for name, state in states.items()},
+            named_all=number(fields, "changes", 0) <= len(states),
+            rows=None if rows is None else [VersionRow.read(row) for row in _rows(rows)],
+            suspended=read_flags(fields.get("suspensions" if baseline else "suspended")),
+            lifted=read_flags(fields.get("lifted")),
+            operation=text(fields, "operation", ""),
+            approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
+            act=act,
+            act_id=act_id,
+            unaccounted=[str(said) for said in _rows(fields.get("unaccounted"))],
+            baseline=number(fields, "part") if baseline else 0,
+            parts=number(fields, "parts", 1) if baseline else 0,
+            deployment=text(fields, "deployment", ""),
+        )
 
 
 def read_flags(rows: Value) -> dict[FlagKey, int]:
@@ -328,58 +342,35 @@ def read_flags(rows: Value) -> dict[FlagKey, int]:
     return flags
 
 
-def _row(version: KeyVersion) -> list[Value]:
-    standing = standing_of(version)
-    came_from = str(standing.came_from or "")
-    last = (standing.revision, version.cka_id, standing.identity, standing.certificate)
-    return [version.name, str(standing.state), came_from, *standing.times, *last]
+def flag_rows(flags: Flags) -> list[Value]:
+    """Returns suspensions as records hold them."""
+    return [[*key, since] for key, since in sorted(flags.items())]
+
+
+def flag_text(key: FlagKey) -> str:
+    """Returns a suspension's scope and name as text, such as "facility 01-001"."""
+    return str(Suspension(Scope(key[0]), key[1], 0.0, "", ""))
+
+
+def _act(row: Value) -> tuple[str, ActRecord | None]:
+    """Reads an act and its id."""
+    match row:
+        case None:
+            return "", None
+        case [str(identity), str(act), str(target), str(officer), str(reason), int()]:
+            return identity, ActRecord(act, target, officer, reason, {})
+    raise RecordError("its act cannot be read")
 
 
 def _rows(rows: Value) -> Iterable[Value]:
     return rows if isinstance(rows, list | tuple) else ()
 
 
-def _flag_rows(flags: Flags) -> list[Value]:
-    return [[*key, since] for key, since in sorted(flags.items())]
-
-
-def _time(at: Value) -> int | None:
-    if at is not None and type(at) is not int:
+def _times(*said: Value) -> Times:
+    if any(at is not None and type(at) is not int for at in said):
         raise RecordError("a time of a version is not a number")
-    return at
-
-
-def _packed(standing: Standing) -> bytes:
-    came_from = 0 if standing.came_from is None else 1 + _STATES.index(standing.came_from)
-    times = (_NONE if at is None else at for at in standing.times)
-    state = _STATES.index(standing.state)
-    return _ROW.pack(state, came_from, *times, *standing[3:])
-
-
-def _unpacked(row: bytes) -> Standing:
-    state, came_from, a, s, d, x, revision, identity, certificate = _ROW.unpack(row)
-    times = (_known(a), _known(s), _known(d), _known(x))
-    before = _STATES[came_from - 1] if came_from else None
-    return Standing(_STATES[state], before, times, revision, identity, certificate)
-
-
-def _known(at: int) -> int | None:
-    return None if at == _NONE else at
-
-
-def _pairs(packed: bytes, width: int) -> dict[bytes, bytes]:
-    return {
-        packed[at : at + _HASH]: packed[at + _HASH : at + width]
-        for at in range(0, len(packed), width)
-    }
-
-
-def _content_hash(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:_HASH]
-
-
-def _hash_of(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()[:_HASH]
+    activate_at, sign_until, deactivate_at, destroy_at = said
+    return activate_at, sign_until, deactivate_at, destroy_at  # type: ignore[return-value] # see above
 
 
 def _identity(version: KeyVersion) -> bytes:
@@ -392,12 +383,7 @@ def _identity(version: KeyVersion) -> bytes:
         version.thumbprint,
         version.request,
     ]
-    return hashlib.sha256(cbor.encode_record(never_changes, 1)).digest()[:_HASH]
-
-
-def _certificate(version: KeyVersion) -> bytes:
-    named = cbor.encode_record([version.certificate, version.kid], 1)
-    return hashlib.sha256(named).digest()[:_HASH]
+    return hashlib.sha256(cbor.encode_record(never_changes, 1)).digest()[:HASH]
 
 
 def _microseconds(at: float | None) -> int | None:

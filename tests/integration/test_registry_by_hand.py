@@ -19,7 +19,8 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from signer.client import SignerClientError, sign_operation
+from signer.client._errors import SignerClientError
+from signer.client._operations import sign_operation
 from signer.daemon.accounts import UNACCOUNTED
 from signer.keys import schema
 from signer.keys.registry import Registry
@@ -82,8 +83,8 @@ class Site:
             keys = [f"{CLINIC}/{name}" for name in (*STOPPED, "invented")]
             keys += [f"{key}/versions/{n}" for key in keys for n in (1, 2)]
             keys += [WARD, f"{KEY}/versions/2"]
-            found += [key for key in keys if _signs(office, "issuer", key)]
-            found += [f"stranger: {key}" for key in (KEY,) if _signs(office, "stranger", key)]
+            found += [key for key in keys if signs(office, "issuer", key)]
+            found += [f"stranger: {key}" for key in (KEY,) if signs(office, "stranger", key)]
             for who in ("stranger", "issuer-b"):
                 with office.client(who) as client:
                     try:
@@ -134,7 +135,7 @@ class Change(NamedTuple):
     make: Callable[[Site, sa.Connection, int], object]
 
 
-def _signs(office: Office, who: str, key: str) -> bool:
+def signs(office: Office, who: str, key: str) -> bool:
     with office.client(who) as client:
         try:
             return client.sign_batch(key, "JWS", [b"{}"], timeout=10)[0].ok
@@ -143,7 +144,7 @@ def _signs(office: Office, who: str, key: str) -> bool:
 
 
 def _refused(office: Office, key: str) -> bool:
-    return not _signs(office, "issuer", key)
+    return not signs(office, "issuer", key)
 
 
 def _alarms(daemon: Daemon) -> int:
@@ -248,12 +249,14 @@ def officer(who: str, certificate: str) -> Change:
 def done_by_hand(site: Site, connection: sa.Connection, revision: int) -> None:
     """A row says that an operation is DONE; one officer has signed it, as another one, too."""
     content = site.office.prepare("activate", version=f"{CLINIC}/planned/versions/1")
-    _store(site, connection, content, ("officer-a", "officer-a"), state="DONE", ended=revision)
+    store_operation(
+        site.office, connection, content, ("officer-a", "officer-a"), state="DONE", ended=revision
+    )
     version("planned", state="ACTIVE", activate_at=1.0).make(site, connection, revision)
 
 
-def _store(
-    site: Site,
+def store_operation(
+    office: Office,
     connection: sa.Connection,
     content: bytes,
     signers: Sequence[str],
@@ -284,7 +287,7 @@ def _store(
             sa.insert(schema.signatures).values(
                 operation=proposal.id,
                 officer=principal(who),
-                signature=sign_operation(content, site.office.keys[name]),
+                signature=sign_operation(content, office.keys[name]),
                 at=proposal.proposed_at + 1,
             )
         )
@@ -376,7 +379,7 @@ def test_a_change_by_hand_serves_nothing_and_is_shown(site: Site, change: Change
         until(site.told, "every appliance gives a reason")
         assert site.served() == []
     until(site.ready, "the rows are as they were")
-    assert all(_signs(office, "issuer", KEY) for office in site.offices())
+    assert all(signs(office, "issuer", KEY) for office in site.offices())
 
 
 @pytest.mark.parametrize("change", UNSEEN, ids=lambda change: change.name)
@@ -413,7 +416,7 @@ def test_an_operation_of_another_deployment_is_not_executed(site: Site) -> None:
     theirs = replace(parse(ours), deployment="0" * 32).canonical()
     with site.registry.writing() as write:
         signers = ("officer-a", "officer-b")
-        identity = _store(site, write.connection, theirs, signers, state="APPROVED")
+        identity = store_operation(site.office, write.connection, theirs, signers, state="APPROVED")
     told = site.office.ended(identity)
     assert (told.state, "is for another deployment" in told.note) == ("FAILED", True)
     assert site.served() == []
@@ -436,7 +439,7 @@ def test_a_stop_by_hand_is_obeyed_and_alarmed(site: Site, change: Change) -> Non
     key = f"{CLINIC}/{change.name.partition('-')[0]}"
     key = KEY if key not in [f"{CLINIC}/{name}" for name in ACTIVE] else key
     alarms = [_alarms(daemon) for daemon in site.daemons]
-    assert all(_signs(office, "issuer", key) for office in site.offices())
+    assert all(signs(office, "issuer", key) for office in site.offices())
     with site.changed(change):
         for office in site.offices():
             until(partial(_refused, office, key), "it is stopped")
@@ -444,4 +447,4 @@ def test_a_stop_by_hand_is_obeyed_and_alarmed(site: Site, change: Change) -> Non
             until(partial(_alarmed, daemon, known), "an alarm is raised")
     # That the rows are as before does not end it: officers do.
     until(site.told, "every appliance gives a reason")
-    assert not any(_signs(office, "issuer", key) for office in site.offices())
+    assert not any(signs(office, "issuer", key) for office in site.offices())

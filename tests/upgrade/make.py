@@ -22,7 +22,7 @@ from signer.audit.write.log import Listener
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import SystemClock
 from signer.officers.offline_check import ApprovalFold
-from signer.officers.standing import StandingFold
+from signer.officers.standing_fold import StandingFold
 from signer.tools.dev.appliance import DevAppliance
 
 KEYS = ("facilities/01-001/keys/records", "facilities/01-001/keys/records-ed25519")
@@ -51,6 +51,7 @@ def operate(made: DevAppliance) -> None:
 
 def begin_segment(made: DevAppliance) -> None:
     """Has the log go on in a second segment, which begins with a snapshot."""
+    approvals = ApprovalFold(checking=False)
     log = open_audit_log(
         made.dir / "audit",
         origin="signer/audit",
@@ -60,7 +61,7 @@ def begin_segment(made: DevAppliance) -> None:
         ballast_bytes=0,
         listeners=[
             Listener(fold.apply, fold.KINDS, fold.snapshot)
-            for fold in (Ledger(), ApprovalFold(checking=False), StandingFold())
+            for fold in (Ledger(), approvals, StandingFold(approvals))
         ],
     )
     log.append(RecordKind.WORKER, {"token": "signer-dev", "cause": "died"})

@@ -20,6 +20,8 @@ from signer.policy.decide import Decision, decide
 from signer.policy.recount import Recount
 from signer.policy.rules import Policy, Terms
 
+LATE_SECONDS = 300  # after its decision an intent is recorded, at the latest
+EARLY_SECONDS = 5  # before its decision it is not recorded, but for the differences of clocks
 MAX_LISTED = 100  # problems of one part that are listed; the rest is counted
 
 
@@ -60,6 +62,13 @@ class DecidedPart:
             key, asked = KeyName.parse(name), Format(intent.format)
         except (RecordError, ValueError) as error:
             self._report(record.seq, f"it cannot be decided: {error}")
+            return
+        recorded = record.time_us // 1_000_000
+        if not -EARLY_SECONDS <= recorded - intent.now <= LATE_SECONDS:
+            said = f"its decision is of the time {intent.now}, and its record of {recorded}"
+            self._report(
+                record.seq, f"{said} (in seconds since the epoch): it is not decided again"
+            )
             return
         policy = read_kept(self._directory, intent.policy)
         if isinstance(policy, str):

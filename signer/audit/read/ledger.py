@@ -189,6 +189,16 @@ class Ledger:
             },
         }
 
+    def check(self, snapshot: Record) -> None:
+        """Raises RecordError if a snapshot does not hold what the records before it come to."""
+        ours = self.snapshot()
+        said = {name: snapshot.fields[name] for name in ours if name in snapshot.fields}
+        if said and said != ours:
+            raise RecordError(
+                "the snapshot does not hold the requests and the usage of the records before it:"
+                " quotas or request ids were reset"
+            )
+
     def _load(self, fields: Fields) -> None:
         rows, used = fields.get("requests"), fields.get("used")
         if not isinstance(rows, bytes) or len(rows) % _ROW.size or not isinstance(used, Mapping):

@@ -46,7 +46,8 @@ class Replay:
     ``first`` is the record at which the reading starts: 0 or a snapshot. ``covered`` is the
     size of the largest checkpoint that the records confirm; ``contradictions`` are texts
     about those that they do not. ``on_record`` is called with every record in order; with a
-    snapshot only if the reading starts with it, because elsewhere it adds nothing.
+    snapshot only if the reading starts with it, because elsewhere it adds nothing: such a one
+    is for ``on_seam``, which raises RecordError unless it holds what was read before it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Replay:
         origin: str,
         checkpoints: Iterable[Checkpoint] = (),
         on_record: OnRecord = lambda _: None,
+        on_seam: OnRecord = lambda _: None,
     ) -> None:
         self.tip = Tip()
         self.index = Index()
@@ -61,7 +63,7 @@ class Replay:
         self.first = 0
         self.covered = 0
         self._origin = origin
-        self._on_record = on_record
+        self._on_record, self._on_seam = on_record, on_seam
         self._started = False
         self._awaited: dict[int, set[bytes]] = {}
         for checkpoint in checkpoints:
@@ -148,8 +150,8 @@ class Replay:
         if record.time_us < tip.earliest(record.kind, record.fields):
             raise RecordError("the time goes back")
         tip.check(record.kind, record.fields)
-        if first or record.kind is not RecordKind.SNAPSHOT:
-            self._on_record(record)  # first, because a listener may refuse it, too
+        seam = record.kind is RecordKind.SNAPSHOT and not first
+        (self._on_seam if seam else self._on_record)(record)  # first: a listener may refuse it, too
         tip.add(record, leaf)
         roots = self._awaited.get(size + 1)
         if roots and roots == {tip.frontier.root()}:

@@ -63,12 +63,14 @@ class Listener(NamedTuple):
     ``on_record`` is called with every record that is read at the start, and with every new
     one when it is durable, before its ``append`` returns; with a SNAPSHOT only if the reading
     starts with it. ``snapshot`` returns the listener's part of the fields of a new SNAPSHOT:
-    the result of all its records so far.
+    the result of all its records so far. ``check`` raises RecordError for a SNAPSHOT that is
+    read after them and has another result.
     """
 
     on_record: OnRecord
     kinds: frozenset[RecordKind] | None = None
     snapshot: Callable[[], Fields] | None = None
+    check: OnRecord = lambda _: None
 
 
 class LogHooks(NamedTuple):

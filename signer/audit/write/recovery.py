@@ -17,7 +17,7 @@ from signer.audit.format.batch_records import indeterminate
 from signer.audit.format.checkpoint import Checkpoint
 from signer.audit.format.record import Fields, Record, RecordKind, Tip, Value
 from signer.audit.format.segments import Segment, list_segments
-from signer.audit.read.replay import OnRecord, Replay, Unreadable, forks, starting_point
+from signer.audit.read.replay import Replay, Unreadable, forks, starting_point
 from signer.audit.write.disk import Disk, Tail, write_file
 from signer.audit.write.inbox import AuditUnavailable
 from signer.audit.write.log import BALLAST, AuditLog, Listener, LogHooks, by_kind
@@ -62,17 +62,20 @@ def open_audit_log(
 
     Raises AuditRefused; if the log is not whole, nothing has been changed.
     """
-    disk, listeners_of = disk or Disk(), by_kind(listeners)
+    disk, listeners_of, checkpoints = disk or Disk(), by_kind(listeners), tuple(checkpoints)
 
     def on_record(record: Record) -> None:
         for listener in listeners_of[record.kind]:
             listener(record)
 
+    def on_seam(snapshot: Record) -> None:
+        for listener in listeners:
+            listener.check(snapshot)
+
+    replay = Replay(origin, checkpoints, on_record, on_seam)
     with _locked(directory, disk) as lock:
         free_bytes = _provide_space(directory, disk, low_disk_bytes, ballast_bytes)
-        tail, problems = _recover(
-            directory, disk, origin, tuple(checkpoints), on_record, override=override
-        )
+        tail, problems = _recover(directory, disk, replay, origin, checkpoints, override=override)
         firsts = _firsts(disk, directory, tail.tip, problems)
     try:
         return AuditLog(
@@ -96,16 +99,15 @@ def open_audit_log(
 def _recover(
     directory: Path,
     disk: Disk,
+    replay: Replay,
     origin: str,
     checkpoints: Sequence[Checkpoint],
-    on_record: OnRecord,
     *,
     override: bool,
 ) -> tuple[Tail, list[str]]:
     """Reads the log and cuts what is torn; returns its end, and the problems overridden."""
     segments = list_segments(directory)
     _sync_last(disk, segments)
-    replay = Replay(origin, checkpoints, on_record)
     # With an override even the checkpoints, which prove snapshots, may be wrong.
     smallest = min(checkpoints, key=lambda checkpoint: checkpoint.size, default=None)
     unreadable = replay.run(starting_point(segments, None if override else smallest))

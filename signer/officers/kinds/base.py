@@ -7,8 +7,9 @@ again before it is executed.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -18,17 +19,18 @@ from signer.clock import ClockReading, FlooredClock
 from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
-from signer.keys.lifecycle import TokenAdmin, cka_id_of
+from signer.keys.lifecycle import TokenAdmin
 from signer.keys.registry import Change, Registry, RegistryState
-from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
+from signer.model import KeyName, KeyVersion, Suspension, parse_key_or_version
 from signer.officers import store
+from signer.officers.permits import seen_at
 from signer.officers.records import ApprovedOperation, ClockRecord, OperationRecords
+from signer.officers.standing import TIMES
 from signer.officers.store import OperationState, StoredOperation
 from signer.policy.rules import Policy
 from signer.strict import StrictModel, problems_of
 from signer.text import count
 from signer.text import utc as utc_text
-from signer.x509 import cose_kid
 
 FACILITIES_SHOWN = 20  # lines of a difference that list the same thing; the rest is counted
 Moment = Annotated[int, Field(ge=0, le=32_503_680_000)]
@@ -70,6 +72,8 @@ class OperationContext:
     what is stored under a SHA-256. ``needed`` is the number of officers that each kind needs.
     ``clock`` has the time of the machine, ``record_time`` returns that of a record of the log, in
     microseconds since the epoch; it raises LookupError.
+    ``changed_by`` returns whether the log has a change of keys by an operation with these bytes;
+    ``unaccounted`` names the versions that the registry has otherwise than the log.
     ``attachment`` is the file that an officer sent with a proposal.
     """
 
@@ -84,6 +88,8 @@ class OperationContext:
     document: Callable[[str], bytes | None]
     clock: ClockReading
     record_time: Callable[[int], int]
+    changed_by: Callable[[str, bytes], bool]
+    unaccounted: AbstractSet[str]
     policy_folder: bool = True
     executing: str = ""
     attachment: bytes = b""
@@ -98,7 +104,16 @@ class OperationContext:
             )
         if version is None:
             raise OperationError(f"{name} does not exist")
+        self._check_accounted([version])
         return version
+
+    def _check_accounted(self, versions: Iterable[KeyVersion]) -> None:
+        """Raises OperationError for versions that somebody has changed by hand."""
+        if wrong := [version.name for version in versions if version.name in self.unaccounted]:
+            raise OperationError(
+                f"{', '.join(wrong)}: the registry has something else of it than the audit log"
+                " accounts for: put its row back first"
+            )
 
     def key(self, name: str) -> KeyName:
         """Parses the name of a key; raises OperationError."""
@@ -127,17 +142,15 @@ class OperationContext:
         The revision that wrote a version last is included: a version that changed and changed
         back is not the one that they saw.
         """
-        return {version.name: self._seen(version) for version in self.state.keys.versions(key)}
+        versions = self.state.keys.versions(key)
+        self._check_accounted(versions)
+        return {version.name: self._seen(version) for version in versions}
 
     def _seen(self, version: KeyVersion) -> str:
         times = [(name, getattr(version, name)) for name in TIMES]
         known = [f"{name} {utc(time)}" for name, time in times if time is not None]
         state, revision = str(version.state_at(self.now)), version.revision
-        return ", ".join([state, *known, f"changed at revision {revision}"])
-
-
-# The times of a version that officers see beside its state.
-TIMES = ("activate_at", "sign_until", "deactivate_at", "destroy_at")
+        return ", ".join([state, *known, seen_at(revision)])
 
 
 def utc(time: float | None) -> str:
@@ -173,45 +186,22 @@ class Effects:
 
 
 @dataclass(frozen=True, slots=True)
-class Remake:
-    """How an operation is made again, to see whether it made what the registry has.
+class Pair:
+    """A version that an operation has made or changed, as the registry has it.
 
-    ``operation`` is its id, ``version`` a version as the registry has it now. ``times`` are those
-    at which the operation may have been executed. ``document`` returns what is stored under a
-    SHA-256. ``kept`` holds what is read once for all versions of the operation.
+    ``index`` is which of the operation's keys it has, None if none. ``existed``: it was there
+    before. ``certified``: the operation gave it its certificate. ``times`` are those at which
+    the operation may have been executed. ``document``
+    returns what is stored under a SHA-256. ``kept`` holds what is read once for all versions.
     """
 
-    operation: str
     version: KeyVersion
+    index: int | None
+    existed: bool
+    certified: bool
     times: Sequence[float]
     document: Callable[[str], bytes | None]
     kept: dict[str, Any]
-
-    @property
-    def made(self) -> KeyVersion:
-        """The version as it was made: PRE_ACTIVE, without times and certificate."""
-        return replace(
-            self.version,
-            state=KeyState.PRE_ACTIVE,
-            came_from=None,
-            certificate=None,
-            kid=cose_kid(self.version.spki, None),
-            activate_at=None,
-            sign_until=None,
-            deactivate_at=None,
-            destroy_at=None,
-        )
-
-    def moves(self, move: Callable[[float], KeyVersion]) -> Iterator[KeyVersion]:
-        """Yields what a move of the life cycle makes at each of the times; what it refuses, not."""
-        for at in self.times:
-            with suppress(OperatorError):
-                yield move(at)
-
-    def number(self, keys: int) -> int | None:
-        """Returns which of the operation's first ``keys`` keys the version is, None if none."""
-        ids = self.once("ids", lambda: {cka_id_of(self.operation, i): i for i in range(keys)})
-        return ids.get(self.version.cka_id)
 
     def once(self, name: str, read: Callable[[], T]) -> T:
         """Returns what ``read`` returns, which is called for the first version only."""
@@ -219,11 +209,6 @@ class Remake:
             self.kept[name] = read()
         found: T = self.kept[name]
         return found
-
-
-def seen(basis: Mapping[str, str], before: KeyVersion) -> bool:
-    """Returns whether officers saw a version as it was last written."""
-    return basis.get(before.name, "").endswith(f" {before.revision}") or before.revision < 0
 
 
 class StoppedError(Exception):
@@ -338,8 +323,6 @@ class OperationKind(ABC, Generic[D]):
 
     name: str
     details: type[D]
-    once = True  # one transaction makes all of its changes
-    steps = 1  # changes of one version by one operation
     names: str = ""  # the member of the details that names a document by its SHA-256, if one does
 
     def complete(self, details: D, context: OperationContext) -> D:
@@ -368,18 +351,14 @@ class OperationKind(ABC, Generic[D]):
     def difference(self, details: D, context: OperationContext) -> list[str]:
         """Returns what the operation changes, as lines for officers."""
 
-    def remade(self, details: D, before: KeyVersion | None, remake: Remake) -> Iterator[KeyVersion]:
-        """Yields what the operation can have made of one version; nothing if it names another.
+    def fits(self, details: D, pair: Pair) -> bool:
+        """Returns whether a version is the one that was asked for.
 
-        ``before`` is None for a version that did not exist.
+        What the operation permits is in ``signer.officers.permits``. This is what only the row
+        shows and the documents that the operation names: algorithm, token, certificate.
         """
-        del details, before, remake
-        return iter(())
-
-    def lifts(self, details: D, flag: Suspension) -> bool:
-        """Returns whether the operation ends a suspension, and not a later one of the same name."""
-        del details, flag
-        return False
+        del details, pair
+        return True
 
     @abstractmethod
     def execute(self, details: D, work: Work) -> Effects:

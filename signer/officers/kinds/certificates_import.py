@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -20,7 +20,6 @@ from signer.officers.kinds.base import (
     OperationContext,
     OperationError,
     OperationKind,
-    Remake,
     Work,
     found_problems,
     utc,
@@ -75,14 +74,6 @@ class ImportCertificateKind(OperationKind[ImportCertificate]):
         if version.certificate is not None:
             lines.append("! it has another certificate: verifiers must know the new one first")
         return lines
-
-    def remade(
-        self, details: ImportCertificate, before: KeyVersion | None, remake: Remake
-    ) -> Iterator[KeyVersion]:
-        if before is None or before.name != details.version:
-            return iter(())
-        pem = decoded(details.certificate).public_bytes(Encoding.PEM)
-        return remake.moves(lambda at: certified(before, pem, at, replaces=True))
 
     def execute(self, details: ImportCertificate, work: Work) -> Effects:
         version, after = work.context.version(details.version), _certified(details, work.context)

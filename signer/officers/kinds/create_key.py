@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from signer.officers.kinds.base import (
     Moment,
     OperationContext,
     OperationKind,
-    Remake,
+    Pair,
     Work,
     found_problems,
     utc,
@@ -83,17 +83,9 @@ class CreateKeyKind(OperationKind[CreateKey]):
             lines.append(f"+ a certification request for {details.subject}")
         return [*lines, *use_of(KeyName.parse(details.key), context)]
 
-    def remade(
-        self, details: CreateKey, before: KeyVersion | None, remake: Remake
-    ) -> Iterator[KeyVersion]:
-        made = remake.made
-        said = (made.name, str(made.algorithm), made.token)
-        asked = (f"{details.key}/versions/1", details.algorithm, details.token)
-        if before is not None or said != asked or remake.number(1) is None:
-            return iter(())
-        if not details.activate:
-            return iter((made,))
-        return remake.moves(lambda at: lifecycle.activate(made, at, details.sign_until or None, at))
+    def fits(self, details: CreateKey, pair: Pair) -> bool:
+        version = pair.version
+        return (str(version.algorithm), version.token) == (details.algorithm, details.token)
 
     def execute(self, details: CreateKey, work: Work) -> Effects:
         new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
@@ -164,14 +156,9 @@ class NewVersionKind(OperationKind[NewVersion]):
         lines.append(f"  {primary.name if primary else 'no version'} continues to sign for {key}")
         return lines
 
-    def remade(
-        self, details: NewVersion, before: KeyVersion | None, remake: Remake
-    ) -> Iterator[KeyVersion]:
-        made = remake.made
-        said = (made.name, str(made.algorithm), made.token)
-        asked = (details.version, details.algorithm, details.token)
-        if before is None and said == asked and remake.number(1) is not None:
-            yield made
+    def fits(self, details: NewVersion, pair: Pair) -> bool:
+        version = pair.version
+        return (str(version.algorithm), version.token) == (details.algorithm, details.token)
 
     def execute(self, details: NewVersion, work: Work) -> Effects:
         new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)

@@ -20,7 +20,7 @@ from signer.officers.kinds.base import (
     OperationContext,
     OperationError,
     OperationKind,
-    Remake,
+    Pair,
     Work,
     shortened,
 )
@@ -62,7 +62,6 @@ class EnrolKind(OperationKind[Enrol]):
 
     name = "enrol"
     details = Enrol
-    once = False
     names = "csv_sha256"
 
     def complete(self, details: Enrol, context: OperationContext) -> Enrol:
@@ -128,20 +127,12 @@ class EnrolKind(OperationKind[Enrol]):
         shown = [f"+ {row.new.name}, {row.new.algorithm}" for row in rows]
         return [*lines, *shortened(shown, "key", hint="; `show ID --attachment FILE` has them all")]
 
-    def remade(
-        self, details: Enrol, before: KeyVersion | None, remake: Remake
-    ) -> Iterator[KeyVersion]:
-        made = remake.made
-        if before is not None or made.number != 1 or made.token != details.token:
-            return iter(())
-        index = remake.number(details.keys)
-        if index is None:
-            return iter(())
-        content = remake.once("csv", lambda: remake.document(details.csv_sha256) or b"")
-        new = remake.once("rows", lambda: read_rows(content))[index].new
-        if (made.key, made.algorithm) != (new.name, new.algorithm):
-            return iter(())
-        return remake.moves(lambda at: lifecycle.activate(made, at, None, at))
+    def fits(self, details: Enrol, pair: Pair) -> bool:
+        content = pair.once("csv", lambda: pair.document(details.csv_sha256) or b"")
+        new = pair.once("rows", lambda: read_rows(content))[pair.index or 0].new
+        version = pair.version
+        asked = (new.name, new.algorithm, details.token)
+        return (version.key, version.algorithm, version.token) == asked
 
     def execute(self, details: Enrol, work: Work) -> Effects:
         content = work.context.document(details.csv_sha256)

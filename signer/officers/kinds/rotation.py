@@ -9,7 +9,6 @@ attempt did.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 from cryptography import x509
 from pydantic import Field
@@ -26,7 +25,7 @@ from signer.officers.kinds.base import (
     OperationContext,
     OperationError,
     OperationKind,
-    Remake,
+    Pair,
     Span,
     Work,
     found_problems,
@@ -79,8 +78,6 @@ class RotateKind(OperationKind[Rotate]):
 
     name = "rotate"
     details = Rotate
-    once = False
-    steps = 3  # made, certified, activated
     names = "plan_sha256"
 
     def complete(self, details: Rotate, context: OperationContext) -> Rotate:
@@ -147,34 +144,25 @@ class RotateKind(OperationKind[Rotate]):
         ]
         return [*lines, *shortened(steps, "key")]
 
-    def remade(
-        self, details: Rotate, before: KeyVersion | None, remake: Remake
-    ) -> Iterator[KeyVersion]:
-        content = remake.once("plan", lambda: remake.document(details.plan_sha256) or b"[]")
-        steps = remake.once(
+    def fits(self, details: Rotate, pair: Pair) -> bool:
+        content = pair.once("plan", lambda: pair.document(details.plan_sha256) or b"[]")
+        steps = pair.once(
             "steps", lambda: {s.key: (i, s) for i, s in enumerate(read_plan(content))}
         )
-        if (found := steps.get(remake.version.key)) is None:
-            return
-        (index, step), made = found, remake.made
-        if before is not None and before.number == step.old:
-            yield from _retired(before, details, remake)
+        version = pair.version
+        if (found := steps.get(version.key)) is None:
+            return False
+        index, step = found
+        if pair.index is None:
+            return pair.existed and version.number == step.old
         # Each key pair is for its own step: two of a plan must not change places.
-        if made.number != step.new or remake.number(details.keys) != index:
-            return
-        if before is None:
-            if (made.token, made.algorithm) == (details.token, step.algorithm):
-                yield made
-            return
-        if before.certificate is None and remake.version.certificate is not None:
-            issuer, data = decoded(details.issuers[0]), remake.version.certificate
-            certificate = read_any(data)
-            for after in remake.moves(lambda at: certified(before, data, at)):
-                if not chain_problems(certificate, [issuer], remake.times[0]):
-                    yield after
-        certified_first = not details.issuers or before.certificate is not None
-        if before.activate_at is None and before.came_from is None and certified_first:
-            yield from _activated(before, details, remake)
+        asked = (step.new, index, step.algorithm, details.token)
+        if (version.number, pair.index, version.algorithm, version.token) != asked:
+            return False
+        if version.certificate is None or not pair.certified:
+            return True
+        issuer, certificate = decoded(details.issuers[0]), read_any(version.certificate)
+        return not chain_problems(certificate, [issuer], pair.times[0])
 
     def execute(self, details: Rotate, work: Work) -> Effects:
         plan = read_plan(work.context.document(details.plan_sha256) or b"[]")
@@ -280,24 +268,6 @@ def _stopped_since(step: Step, context: OperationContext) -> str:
         name = f"{step.key}/versions/{step.new}"
         return f"{old.name} was stopped since then: propose {name} by operations of its own"
     return ""
-
-
-def _activated(before: KeyVersion, details: Rotate, remake: Remake) -> Iterator[KeyVersion]:
-    """Yields a new version as a rotation has activated it."""
-    for now in remake.times:
-        at = max(float(details.activate_at), now)
-        until = at + details.sign_for_seconds if details.sign_for_seconds else None
-        with suppress(OperatorError):
-            yield lifecycle.activate(before, at, until, now)
-
-
-def _retired(before: KeyVersion, details: Rotate, remake: Remake) -> Iterator[KeyVersion]:
-    """Yields an old version as a rotation has ended it, never later than before."""
-    end = remake.version.deactivate_at
-    if end is None or (before.ends_at is not None and end > before.ends_at):
-        return
-    destroy_at = end + details.destroy_after_seconds if details.destroy_after_seconds else None
-    yield from remake.moves(lambda now: lifecycle.deactivate(before, end, now, destroy_at))
 
 
 def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:

@@ -1,6 +1,6 @@
 """Kinds that change the state of one version or key (``keys.lifecycle``)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -8,23 +8,20 @@ from pydantic import Field
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.registry import Change
-from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension, parse_key_or_version
+from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
 from signer.officers.kinds.base import (
-    TIMES,
     Details,
     Effects,
     Moment,
     OperationContext,
     OperationError,
     OperationKind,
-    Remake,
     Work,
     found_problems,
-    seen,
     utc,
 )
 from signer.officers.kinds.certificates_import import activation_problems
-from signer.officers.standing import since_of
+from signer.officers.standing import TIMES, since_of
 
 
 class OfVersion(Details):
@@ -71,11 +68,6 @@ class VersionKind(OperationKind[V]):
         before = context.version(details.version)
         after = self._move(before, details, context.now)
         return [*_last_one(before, after, context), *changes_of(before, after, context)]
-
-    def remade(self, details: V, before: KeyVersion | None, remake: Remake) -> Iterator[KeyVersion]:
-        if before is None or before.name != details.version or not seen(details.basis, before):
-            return iter(())
-        return remake.moves(lambda at: self._move(before, details, at))
 
     def execute(self, details: V, work: Work) -> Effects:
         before, now = work.context.version(details.version), work.context.now
@@ -172,18 +164,6 @@ class ResumeKind(OperationKind[Resume]):
             for line in changes_of(before, after, context)
         ]
 
-    def remade(
-        self, details: Resume, before: KeyVersion | None, remake: Remake
-    ) -> Iterator[KeyVersion]:
-        if before is None or not seen(details.basis, before):
-            return iter(())
-        if details.target not in (before.name, str(before.key)):
-            return iter(())
-        return remake.moves(lambda at: lifecycle.resume(before, at))
-
-    def lifts(self, details: Resume, flag: Suspension) -> bool:
-        return details.target == target_of(flag) and details.since == since_of(flag)
-
     def execute(self, details: Resume, work: Work) -> Effects:
         if (flag := _flag(details.target, work.context)) is not None:
             return Effects(lifted=[flag], result={"resumed": str(flag)})
@@ -258,12 +238,6 @@ def _key_target(target: str) -> tuple[KeyName, int | None]:
         raise OperationError(
             f"target: {error}, a version of it, facilities/F, groups/G, or everything"
         ) from None
-
-
-def target_of(flag: Suspension) -> str:
-    """Returns what names a suspension in an operation."""
-    plurals = {Scope.GROUP: "groups", Scope.FACILITY: "facilities"}
-    return f"{plurals[flag.scope]}/{flag.name}" if flag.scope in plurals else str(flag.scope)
 
 
 def _flag(target: str, context: OperationContext) -> Suspension | None:

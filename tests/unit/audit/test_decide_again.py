@@ -137,6 +137,15 @@ def test_quotas_are_counted_anew_over_all_parts(log: Path) -> None:
     assert decided(log, within, [seam, record(3, 1, now=OPEN + 60)]).problems == []
 
 
+@pytest.mark.parametrize(("later", "wrong"), [(-5, 0), (300, 0), (-6, 1), (301, 1), (10**9, 1)])
+def test_a_decision_is_of_the_time_of_its_record(log: Path, later: int, wrong: int) -> None:
+    """Otherwise whoever appends an intent would choose the opening hours for it."""
+    intent = replace(record(), time_us=(OPEN + later) * 1_000_000)
+    problems = decided(log, [intent]).problems
+    assert len(problems) == wrong
+    assert all(f"of the time {OPEN}, and its" in problem for problem in problems)
+
+
 @pytest.mark.parametrize("text", [b"other", POLICY.replace(b"JWS", b"PDF")])
 def test_a_text_that_is_no_policy_or_another_one_is_told_once(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "policies").mkdir()

@@ -14,7 +14,7 @@ from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
 from signer.model import KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
-from signer.officers.standing import StandingFold
+from signer.officers.standing_fold import StandingFold
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
 from tests.unit.officers.people import OFFICERS, A, B, C, certificate_of, pem
 
@@ -238,7 +238,7 @@ def by_hand(stage: Stage, *statements: str) -> None:
 def test_a_log_from_before_takes_what_there_is_as_given(stage: Stage) -> None:
     name = stage.key()
     stage.log.records = [r for r in stage.log.records if r.kind is not RecordKind.KEYS]
-    stage.log.control.deployment, stage.log.standings = "", StandingFold()
+    stage.log.control.deployment, stage.log.standings = "", StandingFold(stage.log.control)
     by_hand(stage, "UPDATE key_versions SET state = 'SUSPENDED'")
     stage.start()
     assert stage.states(name) == ["SUSPENDED"]

@@ -29,6 +29,16 @@ def test_every_write_counts_the_revision_up(registry: Registry) -> None:
     assert registry.revision() == 3
 
 
+def test_a_change_of_what_was_not_counted_has_a_later_revision(registry: Registry) -> None:
+    """Officers name the revision that they saw: no two states of a version may share one."""
+    with registry.writing(counts=False) as write:
+        write.add_versions([make()])
+    [made] = registry.versions(make().key)
+    change(registry, made, kid=b"kid")
+    [changed] = registry.versions(make().key)
+    assert 0 < made.revision < changed.revision == registry.revision()
+
+
 def test_what_daemons_do_not_follow_is_not_counted(registry: Registry) -> None:
     with registry.writing(counts=False) as write:
         stored = write.store(b"plan")

@@ -20,6 +20,7 @@ def stage(tmp_path: Path, template: Path) -> Iterator[Stage]:
     yield made
     made.close()
     assert made.log.control.problems == ()
+    assert made.log.standings.problems == []
     assert made.seen.of(OperationBug) == []
     assert made.seen.of(Unaccounted) == [], "operations and acts account for all that was served"
 

@@ -37,7 +37,8 @@ from signer.officers.kinds.base import OperationContext, OperationDependencies
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import PreparedOperation, Proposals
 from signer.officers.records import OfficersRecord, OperationRecords
-from signer.officers.standing import StandingFold, baseline_fields
+from signer.officers.standing import baseline_fields
+from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot
 from tests.stand_ins import Recorder, SetClock
@@ -95,7 +96,7 @@ class MemoryLog:
     def __init__(self, clock: FlooredClock, fate: Fate) -> None:
         self._clock, self._fate = clock, fate
         self.control = ApprovalFold()
-        self.standings = StandingFold()
+        self.standings = StandingFold(self.control)
         self.records: list[Record] = []
         self.full = False
 

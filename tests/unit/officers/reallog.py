@@ -9,7 +9,7 @@ from signer.audit.write.log import Listener, LogHooks
 from signer.audit.write.recovery import open_audit_log
 from signer.clock import FlooredClock
 from signer.officers.offline_check import ApprovalFold
-from signer.officers.standing import StandingFold
+from signer.officers.standing_fold import StandingFold
 from tests.unit.officers.softtoken import Fate
 
 
@@ -19,7 +19,7 @@ class DiskLog:
     def __init__(self, folder: Path, clock: FlooredClock, fate: Fate) -> None:
         self._fate = fate
         self.control = ApprovalFold()
-        self.standings = StandingFold()
+        self.standings = StandingFold(self.control)
         self.records: list[Record] = []
         self.full = False
         self.log = open_audit_log(

@@ -115,14 +115,6 @@ def test_a_version_that_waits_for_its_certificate_is_not_activated(
     assert len(judged([*OLD, new], [*OLD, signs], issuers).refused) == refused
 
 
-def test_of_another_certificate_a_standing_has_only_the_hash() -> None:
-    bare = made(ONE, 0)
-    first, second = (replace(bare, certificate=der, kid=cose_kid(b"", der)) for der in (b"1", b"2"))
-    assert standing_of(bare).of(first).certificate is None
-    assert standing_of(first).of(first).certificate == b"1"
-    assert standing_of(first).of(second).certificate == b""
-
-
 def test_a_revision_that_was_set_back_is_unaccounted_and_stops_the_version() -> None:
     """Otherwise an approval from before a stop would undo it."""
     stopped = replace(OLD[0], state=KeyState.SUSPENDED, revision=20)

@@ -1,9 +1,11 @@
 """What a log must account for: states, stops, policies of intents, and approvals used once."""
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from signer.audit.format.record import Column, RecordKind, Value
 from signer.keys.lifecycle import cka_id_of
 from signer.officers.change_check import ChangeFold, ChangePart
 from signer.officers.key_history import CALL_US
+from signer.officers.standing import certificate_hash
 from tests.unit.officers.test_offline_check import (
     ANN,
     BEN,
@@ -377,7 +380,8 @@ def test_an_operation_that_nobody_approved_lifts_nothing() -> None:
     history.begin(replace_signatures(operation))
     history.end(operation)
     history.sign()
-    unapproved, signed = problems(history)
+    unapproved, never_begun, signed = problems(history)
+    assert "its execution never began" in never_begun
     assert "required signatures" in unapproved or "validly signed" in unapproved
     assert "did suspend everything" in signed
 
@@ -476,7 +480,9 @@ def test_a_stop_anywhere_in_a_history_is_compared_with_what_is_signed_then(
 
 # --- from a baseline on ------------------------------------------------------------------------
 
-CERTIFIED, OTHER_CERTIFICATE = b"c" * 16, b"d" * 16
+DER = b"a certificate"
+CERTIFIED, OTHER_CERTIFICATE = b"c" * 16, certificate_hash(DER, sha256(DER).digest()[:8])
+FIRST_REVISION = 7
 
 
 def row(
@@ -485,13 +491,14 @@ def row(
     came_from: str = "",
     *,
     times: tuple[int | None, ...] = (0, None, None, None),
-    cka_id: bytes = b"id",
+    cka_id: bytes | None = None,
     identity: bytes = b"i" * 16,
     certificate: bytes = CERTIFIED,
 ) -> list[Value]:
     """A version as a record of keys has it; times are in seconds."""
     moments = [at if at is None else at * 1_000_000 for at in times]
-    return [name, state, came_from, *moments, 7, cka_id, identity, certificate]
+    known = (FIRST_REVISION, cka_id or name.encode(), identity, certificate)
+    return [name, state, came_from, *moments, *known]
 
 
 class Accounted(Signing):
@@ -499,6 +506,7 @@ class Accounted(Signing):
 
     def __init__(self, *rows: list[Value], suspensions: Sequence[Value] = ()) -> None:
         super().__init__()
+        self.revisions: dict[Value, int] = {}  # of versions, as the last records have them
         self.add(
             RecordKind.KEYS,
             registry_revision=3,
@@ -513,13 +521,18 @@ class Accounted(Signing):
             changes=0,
         )
 
+    def seen(self, name: str = VERSION) -> dict[str, str]:
+        """What officers see of a version now, as the details of an operation have it."""
+        return {name: f"ACTIVE, changed at revision {self.revisions.get(name, FIRST_REVISION)}"}
+
     def change(self, *rows: list[Value], made_by: Operation | None = None, **fields: Value) -> None:
         if made_by is not None:
             fields = {**made_by.approved(), **fields}
+        self.revisions |= {row[0]: self.time for row in rows}
         self.add(
             RecordKind.KEYS,
             registry_revision=self.time,
-            versions=list(rows),
+            versions=[[*row[:7], self.time, *row[8:]] for row in rows],
             changed={},
             changes=0,
             **fields,
@@ -547,28 +560,28 @@ def test_all_that_officers_do_to_keys_is_accounted_for() -> None:
     history.did(resume, lifted=[["facility", "01-001", 5]])
     history.sign()
     history.change(row(state="SUSPENDED"), act=suspend_act(VERSION))
-    elsewhere = history.propose("resume", target=VERSION)
+    elsewhere = history.propose("resume", target=VERSION, basis=history.seen())
     history.change(row(), made_by=elsewhere)  # executed by another appliance
     history.sign()
     create = history.propose("create-key", key="facilities/01-003/keys/records", activate=True)
     made = cka_id_of(create.id, 0)
     history.did(create, row("facilities/01-003/keys/records/versions/1", cka_id=made))
     history.sign("facilities/01-003/keys/records/versions/1")
-    rotate = history.propose("rotate", keys=1)
+    rotate = history.propose("rotate", keys=1, issuers=["MAAA"])
     second = "facilities/01-001/keys/records/versions/2"
     new = cka_id_of(rotate.id, 0)
     history.begin(rotate)
     history.change(row(second, "PRE_ACTIVE", times=(None,) * 4, cka_id=new), made_by=rotate)
+    ended = (0, None, history.time + 2 * CALL, None)
     history.change(
         row(second, cka_id=new, certificate=OTHER_CERTIFICATE),
-        row(times=(0, None, history.time + 2 * CALL, None)),
+        row(times=ended),
         operation=rotate.id,
     )
-    history.change(row(second, cka_id=new, certificate=b"e" * 16), made_by=rotate)
     history.end(rotate)
     history.sign(second)
     history.sign()
-    history.change(row(state="COMPROMISED"), unaccounted=[])
+    history.change(row(state="COMPROMISED", times=ended), unaccounted=[])
     history.add(RecordKind.START)
     assert problems(history) == ()
     for place in range(1, len(history.records)):
@@ -576,52 +589,133 @@ def test_all_that_officers_do_to_keys_is_accounted_for() -> None:
 
 
 GAINS = [
-    ([row(state="SUSPENDED")], [row()], "becomes ACTIVE and was SUSPENDED"),
+    ([row(state="SUSPENDED")], [row()], "becomes ACTIVE and was SUSPENDED", "resume"),
     (
         [row(state="DESTROY_SCHEDULED", came_from="SUSPENDED")],
         [row(state="SUSPENDED")],
-        "was to be destroyed",
+        "becomes SUSPENDED and was DESTROY_SCHEDULED",
+        "restore",
     ),
-    ([row(times=(0, 9**10, None, None))], [row()], "signs longer"),
-    ([row(times=(0, 9**10, None, None))], [row(times=(0, 10**10, None, None))], "signs longer"),
-    ([row(times=(9**10, None, None, None))], [row()], "is active earlier"),
-    ([row()], [row(certificate=OTHER_CERTIFICATE)], "has another certificate"),
-    ([row()], [row(identity=b"j" * 16)], "has another key or place"),
-    ([row()], [row(OTHER)], "appears"),
+    ([row(times=(9**10, None, None, None))], [row()], "is active earlier", "activate"),
+    ([row()], [row(certificate=OTHER_CERTIFICATE)], "another certificate", "import-certificate"),
+    ([row(times=(0, 9**10, None, None))], [row()], "signs longer", ""),
+    ([row(times=(0, 9**10, None, None))], [row(times=(0, 10**10, None, None))], "longer", ""),
+    ([row()], [row(identity=b"j" * 16)], "has another key or place", ""),
+    ([row()], [row(cka_id=b"another")], "has another key or place", ""),
+    ([row()], [row(OTHER)], "appears", ""),
 ]
+KINDS = ("resume", "restore", "activate", "import-certificate", "deactivate", "destroy", "policy")
 
 
-@pytest.mark.parametrize(("before", "after", "text"), GAINS)
-def test_what_allows_more_needs_an_operation_that_is_about_it(
-    before: list[list[Value]], after: list[list[Value]], text: str
+def about(history: Accounted, kind: str, **details: Any) -> Operation:
+    """An operation that names the version in all ways, and its revision."""
+    names: dict[str, Any] = {
+        "version": VERSION,
+        "target": VERSION,
+        "key": VERSION,
+        "basis": history.seen(),
+    }
+    return history.propose(kind, certificate=b64encode(DER).decode(), **{**names, **details})
+
+
+@pytest.mark.parametrize(("before", "after", "text", "makes"), GAINS)
+def test_what_allows_more_needs_an_operation_of_the_kind_that_makes_it(
+    before: list[list[Value]], after: list[list[Value]], text: str, makes: str
 ) -> None:
     history = Accounted(*before)
     history.change(*after)
     problem = problem_of(history)
     assert text in problem
     assert "no operation of officers makes that" in problem
-    other = Accounted(*before)
-    other.did(other.propose("activate", version="facilities/09-001/keys/k/versions/1"), *after)
-    problem = problem_of(other)
-    assert text in problem
-    assert "(activate) does not" in problem
+    for kind in KINDS:
+        history = Accounted(*before)
+        history.did(about(history, kind), *after)
+        if kind == makes:
+            assert problems(history) == ()
+        else:
+            [problem] = problems(history)
+            assert text in problem
+            assert f"({kind}) does not" in problem
 
 
-@pytest.mark.parametrize(("before", "after", "text"), GAINS[:6])
-def test_an_operation_that_names_the_version_makes_it(
-    before: list[list[Value]], after: list[list[Value]], text: str
+@pytest.mark.parametrize(("before", "after", "text", "makes"), GAINS[:4])
+def test_an_operation_is_about_the_version_that_officers_saw(
+    before: list[list[Value]], after: list[list[Value]], text: str, makes: str
 ) -> None:
-    del text
     history = Accounted(*before)
-    history.did(history.propose("activate", version=VERSION), *after)
+    earlier = history.seen()
+    history.change(*before)  # the same in another revision: somebody has changed it in between
+    now = history.revisions[VERSION]
+    history.did(about(history, makes, basis=earlier), *after)
+    problem = problem_of(history)
+    assert text in problem
+    assert f"when its revision was {FIRST_REVISION}, and it was {now}" in problem
+    other = Accounted(*before)
+    name = "facilities/09-001/keys/k/versions/1"
+    other.did(about(other, makes, version=name, target=name), *after)
+    assert f"({makes}) does not" in problem_of(other)
+
+
+def test_a_change_has_a_revision_after_the_one_that_officers_saw() -> None:
+    history = Accounted(row(state="SUSPENDED"))
+    history.did(about(history, "resume"), row())
+    rows = [[*row()[:7], FIRST_REVISION, *row()[8:]]]
+    made = history.records[-2]
+    history.records[-2] = replace(made, fields={**made.fields, "versions": rows})
+    assert f"its revision is not after {FIRST_REVISION}" in problem_of(history)
+
+
+def test_a_stop_is_taken_whatever_its_revision_and_keeps_the_later_one() -> None:
+    history = Accounted()
+    history.change(row())
+    history.add(
+        RecordKind.KEYS,
+        registry_revision=history.time,
+        versions=[[*row(state="SUSPENDED")[:7], 3, *row()[8:]]],
+    )
+    history.sign()
+    earlier, signed = problems(history)
+    assert "has an earlier revision than before" in earlier
+    assert "SUSPENDED" in signed
+
+
+def test_a_rotation_makes_certifies_and_activates_each_of_its_versions_once() -> None:
+    second = "facilities/01-001/keys/records/versions/2"
+
+    def begun() -> tuple[Accounted, Operation, bytes]:
+        history = Accounted()
+        rotate = history.propose(
+            "rotate", keys=1, issuers=["MAAA"], activate_at=history.time, sign_for_seconds=600
+        )
+        history.begin(rotate)
+        return history, rotate, cka_id_of(rotate.id, 0)
+
+    history, rotate, new = begun()
+    start = history.time + 50
+    times = (start, start + 600, None, None)
+    history.change(row(second, times=times, cka_id=new), made_by=rotate)
     assert problems(history) == ()
+    for again in (
+        row(second, times=(start + 9, start + 609, None, None), cka_id=new),
+        row(second, times=(start, start + 601, None, None), cka_id=new),
+        row(f"{second}3", times=times, cka_id=new),
+        row("facilities/01-009/keys/k/versions/1", times=times, cka_id=new),
+    ):
+        history, rotate, new = begun()
+        history.change(row(second, times=times, cka_id=new), made_by=rotate)
+        history.change(row(second, "SUSPENDED", times=times, cka_id=new))
+        history.change(again, made_by=rotate)
+        assert len(problems(history)) == 1, again
+    history, rotate, new = begun()
+    history.change(row(second, times=(start, None, None, None), cka_id=new), made_by=rotate)
+    assert "appears" in problem_of(history)
 
 
 @pytest.mark.parametrize("kind", ["create-key", "enrol", "rotate"])
 def test_a_key_that_an_operation_did_not_make_is_not_its_key(kind: str) -> None:
     history = Accounted()
     new = "facilities/01-003/keys/records/versions/1"
-    operation = history.propose(kind, key="facilities/01-003/keys/records", keys=3)
+    operation = history.propose(kind, key="facilities/01-003/keys/records", keys=3, activate=True)
     history.did(operation, row(new, cka_id=cka_id_of(operation.id, 5)))
     assert f"({kind}) does not" in problem_of(history)
 
@@ -637,18 +731,20 @@ def test_an_operation_from_elsewhere_must_be_approved(
     carry: Callable[[Operation], Operation],
 ) -> None:
     history = Accounted(row(state="SUSPENDED"))
-    history.change(row(), made_by=carry(history.propose("resume", target=VERSION)))
+    history.change(row(), made_by=carry(about(history, "resume")))
     assert len(problems(history)) == 2
     assert "no operation of officers makes that" in problems(history)[1]
 
 
 def test_an_approval_accounts_for_one_change() -> None:
     history = Accounted(row(state="SUSPENDED"))
-    resume = history.propose("resume", target=VERSION)
+    resume = about(history, "resume")
     history.did(resume, row())
     history.change(row(state="SUSPENDED"), act=suspend_act(VERSION))
     history.change(row(), made_by=resume)
-    assert f"operation {resume.id} changes keys again" in problem_of(history)
+    again, gain = problems(history)
+    assert f"operation {resume.id} changes keys again" in again
+    assert "no operation of officers makes that" in gain
 
 
 def test_a_record_that_only_names_an_operation_follows_one_that_carries_it() -> None:
@@ -664,10 +760,19 @@ def test_a_suspension_ends_only_by_an_operation_that_names_it() -> None:
     history = Accounted(suspensions=[flag])
     history.change(lifted=[flag])
     history.sign()
-    assert "no operation of officers lifts it" in problem_of(history)
+    lifted, signed = problems(history)
+    assert "no operation of officers lifts it" in lifted
+    assert "facility 01-001 suspended" in signed
     other = Accounted(suspensions=[flag])
-    other.did(other.propose("resume", target="facilities/01-002"), lifted=[flag])
+    other.did(other.propose("resume", target="facilities/01-002", since=5), lifted=[flag])
     assert "no operation of officers lifts it" in problem_of(other)
+    later = Accounted(suspensions=[["facility", "01-001", 6]])
+    resume = later.propose("resume", target="facilities/01-001", since=5)
+    later.change(suspended=[flag])  # as if it were the one that officers saw
+    later.did(resume, lifted=[flag])
+    changed, lifted = problems(later)
+    assert "the time of the suspension of facility 01-001 was changed" in changed
+    assert "no operation of officers lifts it" in lifted
     kept = Accounted(suspensions=[flag])
     kept.sign()
     assert "facility 01-001 suspended" in problem_of(kept)

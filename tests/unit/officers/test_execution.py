@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from signer.audit.format.record import RecordKind
 from signer.errors import CallError, Reason
-from signer.events import OperationBug, RegistryUnreadable
+from signer.events import OperationBug, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
 from signer.keys.schema import operations
@@ -168,6 +168,41 @@ def test_what_is_not_approved_is_not_executed(stage: Stage, end: str) -> None:
     assert stage.operation(identity).state_at(stage.clock.now()) is not OperationState.DONE
     assert stage.token.keys == {}
     assert stage.log.of(RecordKind.EXECUTION) == []
+
+
+@pytest.mark.parametrize("done", [0, 5])
+def test_what_a_row_says_to_be_done_makes_no_expired_operation_go_on(
+    stage: Stage, done: int
+) -> None:
+    """Only what the log has of it does."""
+    identity = create_key(stage, 1)
+    stage.fate.crash_after(6)
+    with pytest.raises(Crash):
+        stage.approve(identity)
+    stage.fate.revive()
+    stage.clock.forward(24 * 3600)
+    with stage.registry.writing(counts=False) as write:
+        row = "UPDATE operations SET state = 'EXECUTING', done = ?, total = 9"
+        write.connection.exec_driver_sql(row, (done,))
+    stage.start()
+    operation = stage.operation(identity)
+    assert operation.state is OperationState.FAILED
+    assert "has expired" in operation.note
+    assert stage.token.keys == {}
+
+
+def test_what_was_changed_by_hand_is_the_basis_of_no_operation(stage: Stage) -> None:
+    name = stage.key()
+    identity = stage.propose("deactivate", version=name).id
+    with stage.registry.writing() as write:
+        row = "UPDATE key_versions SET sign_until = NULL, state = 'ACTIVE', activate_at = 1.0"
+        write.connection.exec_driver_sql(f"{row}, revision = {write.revision}")
+    stage.approve(identity)
+    operation = stage.operation(identity)
+    assert operation.state is OperationState.FAILED
+    assert "something else of it than the audit log accounts for" in operation.note
+    [refused] = stage.seen.of(Unaccounted)
+    stage.seen.seen.remove(refused)
 
 
 def test_an_officer_who_is_none_any_more_does_not_count(stage: Stage) -> None:

@@ -337,7 +337,7 @@ def test_what_breaks_a_rule_is_told_with_its_record(
     records, place = edited(kind, number, **changes)
     told = problems(records)
     assert any(each.startswith(f"record {place}: ") and text in each for each in told), told
-    assert fold(records, ApprovalFold(checking=False)).problems == ()
+    assert set(fold(records, ApprovalFold(checking=False)).problems) <= set(told)
 
 
 @pytest.mark.parametrize(
