@@ -69,7 +69,7 @@ class EventLoop:
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function on the loop and returns its result, or raises what it raises.
 
-        Waits for it, except on the loop itself, where this is a plain call. Where the loop
+        Waits for it, except on the loop itself, where this is a plain call. If the loop
         has ended, the function is called in the present thread: nothing else uses its values.
         """
         if self.here or not self._thread.is_alive():

@@ -122,7 +122,7 @@ def certifies(certificate: x509.Certificate) -> bool:
 
 
 def uris_of(certificate: x509.Certificate) -> list[str]:
-    """Returns the URIs among the subject's alternative names; none where they do not parse."""
+    """Returns the URIs among the subject's alternative names; none if they do not parse."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return list(names.get_values_for_type(x509.UniformResourceIdentifier))
@@ -191,7 +191,7 @@ def check_certificate(certificate: x509.Certificate, version: KeyVersion, now: f
 
 
 def extended_key_usages(certificate: x509.Certificate) -> tuple[str, ...]:
-    """Returns the OIDs of the extended key usage, none where it is absent."""
+    """Returns the OIDs of the extended key usage, none if it is absent."""
     try:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except x509.ExtensionNotFound:

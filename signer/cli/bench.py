@@ -53,7 +53,7 @@ from signer.tools.dev.appliance import DevAppliance, connect
     default=Path("build/load"),
     show_default=True,
     type=click.Path(path_type=Path),
-    help="The load client in Go; where it is missing, one in Python is used.",
+    help="The load client in Go; if it is missing, one in Python is used.",
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=12, show_default=True)
 @click.option(
@@ -90,7 +90,7 @@ def bench(
     Each round runs the plain loop (two threads, token objects, as it is usually
     written), the appliance, and the best loop (session copies) for a moment each,
     so that what else the machine does meets all of them. Figures are medians of the
-    rounds. Where the plain loop varies by more than 25 %, nothing is judged. The
+    rounds. If the plain loop varies by more than 25 %, nothing is judged. The
     exit code is 1 if a goal is missed or a case cannot be measured.
 
     \b
@@ -152,7 +152,7 @@ def _load_tool(program: Path) -> LoadTool:
         return LoadTool(program.resolve())
     _say(
         f"{program} is missing: the load client in Python is used, which needs more of the CPU"
-        " that it shares with the appliance; where Go is installed, `make bench` builds the other"
+        " that it shares with the appliance; if Go is installed, `make bench` builds the other"
     )
     return LoadTool(None)
 

@@ -213,7 +213,7 @@ class Gathering:
     def failed(self, parcel: Parcel, error: Exception, now: float) -> Next:
         """Takes the failure of a call as a whole.
 
-        It goes again, as it is, for the items that have time for that. Where the reason may
+        It goes again, as it is, for the items that have time for that. If the reason may
         be that of one item, or the number of them, each half goes for itself.
         """
         living = [item for item in parcel.items if not item.over]

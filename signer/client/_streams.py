@@ -1,7 +1,7 @@
 """What the messages of a SignStream mean; ``_stream_threads`` and ``_stream_tasks`` carry them.
 
-Every request has one payload and a request id of its own. Where a stream ends, what it did
-not answer has failed with the end's error; where that is retryable, each request goes again on
+Every request has one payload and a request id of its own. When a stream ends, requests
+without an answer have failed with the end's error; if that is retryable, each request goes again on
 the next stream under the same id, and the appliance signs it once.
 """
 

@@ -108,7 +108,7 @@ class Channel:
         self._writing = threading.Lock()
 
     def send(self, kind: FrameKind, *parts: bytes) -> None:
-        """Sends one frame; raises Closed where the other side has gone."""
+        """Sends one frame; raises Closed if the other side has gone."""
         frame = pack_frame(kind, *parts)
         try:
             with self._writing:
@@ -201,7 +201,7 @@ class SignFrame(NamedTuple):
 def pack_sign(frame: SignFrame) -> list[bytes]:
     """Packs a chunk: number, count of parts, parts.
 
-    A part: header, CKA_ID, SPKI, lengths (none where all are equal), inputs.
+    A part: header, CKA_ID, SPKI, lengths (none if all are equal), inputs.
     """
     packed = [_CHUNK.pack(frame.chunk, len(frame.parts))]
     for algorithm, check_every, cka_id, spki, inputs in frame.parts:
@@ -285,7 +285,7 @@ class ResultPart(NamedTuple):
         return len(self.signatures) // self.width if self.width else 0
 
     def split(self) -> list[bytes]:
-        """Returns the signatures one by one; none where the part was not signed."""
+        """Returns the signatures one by one; none if the part was not signed."""
         blob, width = self.signatures, self.width
         return [blob[at : at + width] for at in range(0, len(blob), width or 1)]
 

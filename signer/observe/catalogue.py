@@ -222,6 +222,6 @@ BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def closed(metric: str, label: str) -> tuple[str, ...]:
-    """Returns the values of a metric's label; empty where they come from elsewhere."""
+    """Returns the values of a metric's label; empty if they come from elsewhere."""
     [values] = [each.values for each in BY_NAME[metric].labels if each.name == label]
     return values

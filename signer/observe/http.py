@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 MAX_REQUESTS = 16
 """Connections at once. One more takes the place of one that has sent no request yet, or that
-has not read its answer for ``ANSWER_SECONDS``; where there is none, it is closed."""
+has not read its answer for ``ANSWER_SECONDS``; without one, it is closed."""
 SILENT_SECONDS = 3.0
 """How long a client may take to send its request."""
 ANSWER_SECONDS = 1.0

@@ -67,7 +67,7 @@ class Stops:
         self._inactive: dict[bytes, str] = {}  # according to the registry
 
     def reason(self, version: KeyVersion) -> str:
-        """Returns why a version may not sign; empty where it may."""
+        """Returns why a version may not sign; empty if it may."""
         cka_id = version.cka_id
         return (
             self.wrong.get(cka_id)

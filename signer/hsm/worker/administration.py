@@ -132,7 +132,7 @@ def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
 def _destroy(token: Token, cka_id: str, label: str) -> None:
     """Destroys a key pair, the private half first; a half that is already gone is ignored.
 
-    Destroys nothing where another key has this CKA_ID.
+    Destroys nothing if another key has this CKA_ID.
     """
     identifier = bytes.fromhex(cka_id)
     with token.doing(f"destroy key {label}"):
@@ -157,7 +157,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
     """Creates a key pair on the token; returns its public key as SPKI in DER.
 
     A pair that an interrupted attempt left under this CKA_ID is returned instead. The
-    private key's attributes are read back: where the module ignores the template, the
+    private key's attributes are read back: if the module ignores the template, the
     key is destroyed again and refused.
     """
     wanted, identifier = Algorithm(algorithm), bytes.fromhex(cka_id)

@@ -22,7 +22,7 @@ _PIN_ERRORS = (
 
 
 def log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
-    """Opens a session with one attempt of the PIN, none where that could lock the token.
+    """Opens a session with one attempt of the PIN, none if that could lock the token.
 
     Raises TokenFailure.
     """

@@ -10,7 +10,7 @@ from signer.errors import OperatorError
 from signer.tools.bench.cases import Case
 
 LARGEST_SPREAD = 0.25
-"""Of the plain loop: where it varies more, the machine was too busy to judge anything."""
+"""Of the plain loop: if it varies more, the machine was too busy to judge anything."""
 
 
 class Slice(NamedTuple):

@@ -1,6 +1,6 @@
 """Load clients: programs of their own, whose CPU is measured, one line of JSON a slice.
 
-The one in Go (tests/load/client) costs least; where it is not built, and for programs that
+The one in Go (tests/load/client) costs least; if it is not built, and for programs that
 gather, there is one in Python (``python -m signer.tools.bench.python_load``). Both have the
 same options.
 """
