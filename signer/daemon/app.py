@@ -135,7 +135,7 @@ def _core(base: Base, refused: ExitStack, *, override_audit: bool, development: 
     sealing = Sealing(
         config.audit, records.log, key, hsm=hsm, loop=loop, clock=clock, events=events
     )
-    admins = AdminWorkers(config.tokens, config.state)
+    admins = AdminWorkers(config.tokens, config.state, recorded)
     inventory = Inventory(hsm, served, key, open_list=admins.open_list, events=events, clock=clock)
     serving = Serving(
         config,

@@ -41,6 +41,10 @@ class FrameKind(enum.IntEnum):
     DROP = 7  # to the worker, packed: CKA_IDs whose session copies must go; empty: all copies
     ADMIN = 8  # to an administrative worker, JSON: an order (worker/administration.py)
     DONE = 9  # from an administrative worker, JSON: its answer
+    LOGIN = 10  # from the worker: empty before C_Login, LOGGED_IN when it has succeeded
+
+
+LOGGED_IN = b"ok"
 
 
 class FrameError(Exception):

@@ -21,6 +21,10 @@ from signer.errors import OperatorError
 from signer.files import SECRET, open_lock, replace_file
 
 _LOCK_SECONDS = 0.01  # so often is a start lock tried that another process holds
+MAX_FAILED_LOGINS = 5
+"""Logins in a row with a PIN that has worked that may fail without a word about the PIN.
+
+Codes are not portable: on some HSMs each of them may be a wrong PIN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class _Record:
     rejected: tuple[str, ...] = ()  # fingerprints of the PINs that the token refused
     accepted: str | None = None  # fingerprint of the PIN that worked last
     confirmed: bool = False  # an operator asked for one more attempt
+    failures: int = 0  # failed logins in a row with the PIN that worked last
 
 
 class PinLatch:
@@ -60,20 +65,30 @@ class PinLatch:
             self.reject(pin)
 
     def reject(self, pin: str) -> None:
-        self._write(rejected=(*self._others(pin), self._fingerprint(pin)), confirmed=False)
+        rejected = (*self._others(pin), self._fingerprint(pin))
+        self._write(rejected=rejected, confirmed=False, failures=0)
 
-    def withdraw(self, pin: str) -> None:
-        """Withdraws the attempt with this PIN: the token failed before it checked the PIN."""
-        self._write(rejected=self._others(pin))
+    def fail(self, pin: str) -> bool:
+        """Records that the login failed by a code that may be a verdict on the PIN, or not.
+
+        Returns whether the PIN is rejected from here on: one that has worked is so after
+        MAX_FAILED_LOGINS in a row.
+        """
+        if self.accepted(pin) and self._record.failures + 1 < MAX_FAILED_LOGINS:
+            self._write(failures=self._record.failures + 1)
+            return False
+        self.reject(pin)
+        return True
 
     def accept(self, pin: str) -> None:
-        if self.rejected(pin) or self.confirmed or not self.accepted(pin):
+        known = self.accepted(pin) and not self._record.failures
+        if self.rejected(pin) or self.confirmed or not known:
             accepted = self._fingerprint(pin)
-            self._write(rejected=self._others(pin), accepted=accepted, confirmed=False)
+            self._write(rejected=self._others(pin), accepted=accepted, confirmed=False, failures=0)
 
     def release(self) -> None:
         """Lets the next start try the PIN again (``signer token unlatch``)."""
-        self._write(rejected=(), confirmed=True)
+        self._write(rejected=(), confirmed=True, failures=MAX_FAILED_LOGINS - 1)
 
     def _others(self, pin: str) -> tuple[str, ...]:
         fingerprint = self._fingerprint(pin)
@@ -82,9 +97,12 @@ class PinLatch:
     def _fingerprint(self, pin: str) -> str:
         return _fingerprint(self._record.salt, pin)
 
-    def _write(self, **changes: tuple[str, ...] | str | bool) -> None:
+    def _write(self, **changes: tuple[str, ...] | str | bool | int) -> None:
         self._record = replace(self._record, **changes)  # type: ignore[arg-type] # fields by name
-        replace_file(self._path, json.dumps(asdict(self._record)), SECRET, durable=True)
+        stored = asdict(self._record)
+        if not stored["failures"]:  # older versions refuse a record with a field that is new
+            del stored["failures"]
+        replace_file(self._path, json.dumps(stored), SECRET, durable=True)
 
 
 def make_state(folder: Path) -> None:
@@ -115,7 +133,8 @@ def _read(path: Path) -> _Record:
             )
         record = _Record(**stored)
         bytes.fromhex(record.salt)
-        return replace(record, rejected=tuple(map(str, record.rejected)))
+        rejected = tuple(map(str, record.rejected))
+        return replace(record, rejected=rejected, failures=int(record.failures))
     except FileNotFoundError:
         return _Record(salt=secrets.token_hex(16))
     except (OSError, ValueError, TypeError) as error:

@@ -73,6 +73,7 @@ class FailureKind(enum.StrEnum):
     PIN_LATCHED = "pin_latched"
     PIN_DOUBTFUL = "pin_doubtful"
     PIN_LOCKED = "pin_locked"
+    LOGIN_FAILED = "login_failed"  # by a code that does not name the PIN
     SESSION_LOST = "session_lost"
     BUSY = "busy"
     MODULE_FATAL = "module_fatal"

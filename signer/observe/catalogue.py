@@ -119,7 +119,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_login_attempts_total": (
         "Logins to tokens, by result.",
         _TOKEN,
-        Label("result", (OK, str(FailureKind.PIN_REJECTED))),
+        Label("result", (OK, str(FailureKind.PIN_REJECTED), str(FailureKind.LOGIN_FAILED))),
     ),
     "signer_pin_latched": (
         "1 while the PIN of a token is latched: an operator must run `signer token unlatch`.",

@@ -76,9 +76,15 @@ class SoftToken:
 
     @contextmanager
     def pool(
-        self, *, workers: int = 1, hang: float = 10.0, queued: int = 200_000, **changes: Any
+        self,
+        *,
+        workers: int = 1,
+        hang: float = 10.0,
+        queued: int = 200_000,
+        serving: bool = True,
+        **changes: Any,
     ) -> "Iterator[tuple[Pool, Record]]":
-        """A pool that serves on a loop of its own, and what it reported."""
+        """A pool on a loop of its own, which serves (unless not ``serving``), and its reports."""
         record = Record()
         loop = EventLoop()
         pool = Pool(
@@ -93,7 +99,8 @@ class SoftToken:
         )
         pool.start()
         try:
-            until(lambda: pool.serving == workers, "the workers serve")
+            if serving:
+                until(lambda: pool.serving == workers, "the workers serve")
             yield pool, record
         finally:
             pool.close()

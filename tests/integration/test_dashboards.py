@@ -314,7 +314,7 @@ def shown(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def needs_a_broken_hsm(query: Query) -> bool:
-    return any(text in query.text for text in ("HSM_UNAVAILABLE|", "pin_rejected", "state!="))
+    return any(text in query.text for text in ("HSM_UNAVAILABLE|", 'result!="ok"', "state!="))
 
 
 @each_dashboard

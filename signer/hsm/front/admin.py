@@ -17,8 +17,10 @@ from typing import Any, TextIO, TypeVar
 from signer.algorithms import Algorithm
 from signer.config.models import TokenConfig
 from signer.errors import OperatorError
+from signer.events import Events
 from signer.files import open_lock
 from signer.hsm.frames import (
+    LOGGED_IN,
     Closed,
     FrameError,
     FrameKind,
@@ -30,11 +32,14 @@ from signer.hsm.frames import (
     unpack_json,
     unpack_result,
 )
+from signer.hsm.front.dispatcher import login_ended
 from signer.hsm.front.process import WorkerProcess, token_spec
-from signer.hsm.spec import PinState, SeenToken, TokenInspection, WorkerMode
+from signer.hsm.spec import FailureKind, PinState, SeenToken, TokenInspection, WorkerMode
 from signer.model import TokenObject
 
 T = TypeVar("T")
+LoggedIn = Callable[[FailureKind | None], object]
+"""Called when a worker has tried to log in; None: it has succeeded."""
 
 KEYS_AT_ONCE = 100  # of which the names are read by one order
 LOOK_SECONDS = 0.1  # so often is looked whether a worker hangs
@@ -47,9 +52,18 @@ class AdminWorker:
     worker has left or hangs.
     """
 
-    def __init__(self, process: WorkerProcess, label: str, order_seconds: float) -> None:
+    def __init__(
+        self,
+        process: WorkerProcess,
+        label: str,
+        order_seconds: float,
+        logged_in: LoggedIn = lambda _: None,
+    ) -> None:
         """A worker of which one call takes longer than ``order_seconds`` is killed."""
         self._process = process
+        self._logged_in = logged_in
+        self._logging_in = False  # it has called C_Login, and has not reported success
+        self._failed: FailureKind | None = None  # why it leaves, as it said itself
         self._seconds = order_seconds
         self.token = label
 
@@ -104,7 +118,13 @@ class AdminWorker:
         return result.split()
 
     def wait(self, seconds: float) -> None:
-        self._receive(FrameKind.READY, bytes, seconds)
+        """Waits until it has opened its token."""
+        try:
+            self._receive(FrameKind.READY, bytes, seconds)
+        except OperatorError:
+            if self._logging_in:
+                self._logged_in(self._failed or FailureKind.DIED)
+            raise
 
     def inspection(self) -> TokenInspection:
         """Waits for the answer of a worker in the mode INSPECT."""
@@ -125,8 +145,16 @@ class AdminWorker:
                 if order:
                     channel.send(*order)
                 kind, body = channel.receive()
+                while kind is FrameKind.LOGIN:
+                    self._logging_in = body != LOGGED_IN
+                    if not self._logging_in:
+                        self._logged_in(None)
+                    kind, body = channel.receive()
             if kind is FrameKind.FATAL:
-                raise OperatorError(str(unpack_json(body).get("text")))
+                report = unpack_json(body)
+                if "kind" in report:
+                    self._failed = FailureKind(report["kind"])
+                raise OperatorError(str(report["text"]))
             if kind is not wanted:
                 raise FrameError(f"an unexpected {kind.name}")  # noqa: TRY301 - one exit for all
             return unpack(body)
@@ -212,13 +240,17 @@ def inspect(token: TokenConfig, state: Path, *, seconds: float = 20.0) -> TokenI
 
 @contextmanager
 def open_admin(
-    token: TokenConfig, state: Path, mode: WorkerMode = WorkerMode.ADMINISTER
+    token: TokenConfig,
+    state: Path,
+    mode: WorkerMode = WorkerMode.ADMINISTER,
+    *,
+    logged_in: LoggedIn = lambda _: None,
 ) -> Iterator[AdminWorker]:
     """Starts an administrative worker for one token, or one that only lists its keys.
 
-    A worker of which one call takes longer than the token's ``start_seconds`` while it opens
-    the token, or than ``order_seconds`` afterwards, is killed. Raises OperatorError if it
-    cannot open.
+    ``logged_in`` is called once it has tried to log in. A worker of which one call takes longer
+    than the token's ``start_seconds`` while it opens the token, or than ``order_seconds``
+    afterwards, is killed. Raises OperatorError if it cannot open.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _start_errors(), _lock_file(token, state) as lock:
@@ -227,7 +259,7 @@ def open_admin(
             fcntl.flock(lock, fcntl.LOCK_SH)
             keeps = (lock.fileno(),)
         process = WorkerProcess.start(token_spec(token, state, mode), keeps=keeps)
-    worker = AdminWorker(process, token.label, token.order_seconds)
+    worker = AdminWorker(process, token.label, token.order_seconds, logged_in)
     try:
         worker.wait(token.start_seconds)
         yield worker
@@ -238,19 +270,26 @@ def open_admin(
 class AdminWorkers:
     """Opens administrative workers on the configured tokens."""
 
-    def __init__(self, tokens: Sequence[TokenConfig], state: Path) -> None:
+    def __init__(self, tokens: Sequence[TokenConfig], state: Path, events: Events) -> None:
+        self._events = events
         self._tokens = {token.label: token for token in tokens}
         self._state = state
         self._lock = threading.Lock()
         self._without_orphans: set[str] = set()
 
-    def open(self, label: str) -> AbstractContextManager[AdminWorker]:
+    def open(
+        self, label: str, mode: WorkerMode = WorkerMode.ADMINISTER
+    ) -> AbstractContextManager[AdminWorker]:
         """Opens a worker for a block; raises OperatorError."""
-        return open_admin(self._tokens[label], self._state)
+
+        def logged_in(failed: FailureKind | None) -> None:
+            self._events.emit(login_ended(label, failed))
+
+        return open_admin(self._tokens[label], self._state, mode, logged_in=logged_in)
 
     def open_list(self, label: str) -> AbstractContextManager[AdminWorker]:
         """Opens a worker that lists the token's keys in the background; raises OperatorError."""
-        return open_admin(self._tokens[label], self._state, WorkerMode.LIST)
+        return self.open(label, WorkerMode.LIST)
 
     @contextmanager
     def open_alone(self, label: str) -> Iterator[AdminWorker]:

@@ -327,9 +327,12 @@ class Dispatcher:
 
     # --- what slots report -----------------------------------------------------------------
 
+    def logged_in(self, failed: FailureKind | None) -> None:
+        """A worker has tried to log in: every attempt is counted, however it ends."""
+        self._events.emit(login_ended(self._token, failed))
+
     def ready(self, slot: Slot) -> None:
-        """A worker has logged in: it serves from here on."""
-        self._events.emit(LoginEnded(self._token, "ok"))
+        """A worker has opened its token: it serves from here on."""
         self.failed = ""
         slot.state, slot.reason = "failed" if self.halted else "serving", self.halted
         self.first_outcome.set()
@@ -370,8 +373,6 @@ class Dispatcher:
         workers cannot start.
         """
         self._events.emit(WorkerLeft(self._token, end.cause, end.text))
-        if end.cause is FailureKind.PIN_REJECTED:
-            self._events.emit(LoginEnded(self._token, end.cause))
         slot.state, slot.reason = "failed", self.halted or end.text
         self.last_cause = end.cause
         hopeless = failed_starts > ATTEMPTS or (failed_starts and end.cause.lasting)
@@ -381,6 +382,17 @@ class Dispatcher:
         if not self.serving and failed_starts:
             self.first_failure = self.first_failure or end.cause
             self.first_outcome.set()
+
+
+def login_ended(token: str, failed: FailureKind | None) -> LoginEnded:
+    """Returns the event of a login; None: it succeeded.
+
+    A worker that dies or hangs in its login has tried one as well.
+    """
+    if failed is None:
+        return LoginEnded(token, "ok")
+    rejected = failed is FailureKind.PIN_REJECTED
+    return LoginEnded(token, failed if rejected else FailureKind.LOGIN_FAILED)
 
 
 def _wrong_items(wrong: Sequence[int], at: int, count: int, start: int) -> dict[int, Failure]:

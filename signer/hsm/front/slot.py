@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from signer.clock import Clock
 from signer.event_loop import in_thread
 from signer.hsm.frames import (
+    LOGGED_IN,
     FrameError,
     FrameKind,
     FrameReader,
@@ -71,6 +72,9 @@ class WorkerStatus:
 class SlotOwner(Protocol):
     """The owner of the chunks; called on the loop."""
 
+    def logged_in(self, failed: FailureKind | None) -> None:
+        """A worker has tried to log in; ``failed``: why it has ended before it was."""
+
     def ready(self, slot: "Slot") -> None: ...
     def result(self, slot: "Slot", result: ResultFrame) -> None: ...
     def lost(self, slot: "Slot") -> None: ...
@@ -104,6 +108,7 @@ class Slot:
         self._start_seconds, self._hang_seconds = start_seconds, hang_seconds
         self._clock = clock
         self._closing = asyncio.Event()
+        self._logging_in = False  # this worker has called C_Login, and has not reported success
         self._ready = False  # this worker has opened its token
         self._missed: set[bytes] = set()  # keys that changed while it did
         self._beats = 0  # the heartbeat when it was last looked at
@@ -186,7 +191,7 @@ class Slot:
 
     async def _run_worker(self) -> WorkerEnd:
         """Runs one worker until it has ended and is reaped."""
-        self._ready = False
+        self._ready = self._logging_in = False
         self._missed.clear()
         self._report, self._beats = None, 0
         try:
@@ -228,6 +233,8 @@ class Slot:
         end = end._replace(served=self._ready)
         self._end.set_result(end)
         self._ready = False
+        if self._logging_in:
+            self._owner.logged_in(end.cause)
         if self.link is not None:
             self.link.close()
         if self.process is not None and end.at_once:
@@ -242,6 +249,10 @@ class Slot:
         try:
             if kind is FrameKind.RESULT:
                 self._owner.result(self, unpack_result(body))
+            elif kind is FrameKind.LOGIN:
+                self._logging_in = body != LOGGED_IN
+                if not self._logging_in:
+                    self._owner.logged_in(None)
             elif kind is FrameKind.READY:
                 self.inventory = bytes(body)
                 self._introduce()

@@ -135,7 +135,7 @@ def run(channel: Channel, heartbeat: Heartbeat) -> None:
         if spec.mode == WorkerMode.INSPECT:
             channel.send(FrameKind.DONE, pack_json(inspect(spec)))
             return
-        token = open_token(spec, heartbeat)
+        token = open_token(spec, heartbeat, lambda said: channel.send(FrameKind.LOGIN, said))
         if spec.mode == WorkerMode.LIST:
             os.nice(19)  # not before: others wait for the lock under which it opens its token
         serve(channel, token)

@@ -17,7 +17,9 @@ from signer.model import TokenObject
 
 _ULONG = ctypes.c_ulong
 _NOTHING = _ULONG(-1).value  # CK_UNAVAILABLE_INFORMATION
+_CKU_USER = 1
 # Indexes in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
+_C_LOGIN = 18
 _C_COPY, _C_DESTROY, _C_READ, _C_FIND_INIT, _C_FIND, _C_FIND_FINAL = 21, 22, 24, 26, 27, 28
 _C_SIGN_INIT, _C_SIGN = 42, 43
 _FUNCTIONS = 68
@@ -79,6 +81,11 @@ _CLASSES = {
 }
 
 
+def error_class(value: int) -> ErrorClass:
+    """Returns how we treat a return value."""
+    return _CLASSES.get(value, ErrorClass.MODULE_FATAL)
+
+
 class CryptokiError(Exception):
     """A call of the module failed. ``usable``: the session may go on (C_SignInit refused).
 
@@ -89,7 +96,7 @@ class CryptokiError(Exception):
     def __init__(self, call: str, value: int) -> None:
         self.call = call
         self.value = value
-        self.error_class = _CLASSES.get(value, ErrorClass.MODULE_FATAL)
+        self.error_class = error_class(value)
         self.failure = _FAILURES[self.error_class]
         self.dead_handle = call != "C_Sign" and value in _DEAD_HANDLE
         self.usable = call == "C_SignInit" and self.error_class is ErrorClass.REFUSED
@@ -142,6 +149,16 @@ class HotLoop:
         if (order := mechanism.order) is not None:
             signatures = [low_s(signature, order) for signature in signatures]
         return signatures
+
+
+def login(module: str, session: int, pin: str) -> int:
+    """Calls C_Login for the user, once; returns its value, 0 for success.
+
+    Takes a module that the process has loaded, and the handle of an open session.
+    """
+    call = ctypes.CFUNCTYPE(_ULONG, _ULONG, _ULONG, ctypes.c_char_p, _ULONG)
+    secret = pin.encode()
+    return int(call(_functions(module)[_C_LOGIN])(session, _CKU_USER, secret, len(secret)))
 
 
 class Objects:

@@ -1,52 +1,63 @@
 """The login: whether a PIN may be tried on a token, and the one attempt."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pkcs11 import TokenFlag
-from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
 
 from signer.files import is_private, private_mode
+from signer.hsm.frames import LOGGED_IN
 from signer.hsm.latch import PinLatch
-from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
+from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
+from signer.hsm.worker.cryptoki import ErrorClass, error_class, login
 
-_PIN_ERRORS = (
-    errors.PinIncorrect,
-    errors.PinInvalid,
-    errors.PinLenRange,
-    errors.PinExpired,
-    errors.PinLocked,
-)
+_PIN_VALUES = range(0x0A0, 0x0A5)
+"""CKR_PIN_INCORRECT, _INVALID, _LEN_RANGE, _EXPIRED, _LOCKED: the token's verdict on the PIN."""
+_AWAY = (ErrorClass.SESSION_LOST, ErrorClass.BUSY)
+"""The token was not there, or had no room: the PIN was not looked at."""
 
 
-def log_in(token: Any, spec: TokenSpec, latch: PinLatch) -> Any:
-    """Opens a session with one attempt of the PIN, none if that could lock the token.
+def log_in(
+    token: Any, session: Any, spec: TokenSpec, latch: PinLatch, report: Callable[[bytes], None]
+) -> None:
+    """Logs a session in by one call of C_Login, none if that could lock the token.
 
+    ``report`` is called with nothing before the call, and with LOGGED_IN after its success.
     Raises TokenFailure.
     """
     locked = token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY)
     doubtful = token.flags & TokenFlag.USER_PIN_COUNT_LOW
     pin = pin_to_try(spec, latch, locked=bool(locked), doubtful=bool(doubtful))
-    name = f"token {spec.label}"
     latch.attempt(pin)
-    try:
-        session = token.open(rw=spec.mode == WorkerMode.ADMINISTER, user_pin=pin)
-    except _PIN_ERRORS as error:
-        latch.reject(pin)
-        raise TokenFailure(
-            FailureKind.PIN_REJECTED,
-            f"{name} rejects the PIN in {spec.pin_file} ({named(error)}): it is latched; "
-            "correct the file",
-        ) from error
-    except PKCS11Error as error:
-        latch.withdraw(pin)
-        raise TokenFailure(
-            FailureKind.MODULE_FATAL, f"{name}: opening a session failed: {named(error)}"
-        ) from error
+    report(b"")
+    value = login(spec.module, session.handle, pin)
+    if value:
+        raise _failed(spec, latch, pin, value)
     latch.accept(pin)
-    return session
+    report(LOGGED_IN)
+
+
+def _failed(spec: TokenSpec, latch: PinLatch, pin: str, value: int) -> TokenFailure:
+    """Records a failed login; returns what to raise."""
+    name, code = f"token {spec.label}", f"C_Login returned 0x{value:08x}"
+    if value in _PIN_VALUES:
+        latch.reject(pin)
+        text = (
+            f"{name} rejects the PIN in {spec.pin_file} ({code}): it is latched; correct the file"
+        )
+        return TokenFailure(FailureKind.PIN_REJECTED, text)
+    away = latch.accepted(pin) and error_class(value) in _AWAY
+    if away or not latch.fail(pin):
+        text = f"{name}: {code}; the PIN has worked before and is tried again"
+    else:
+        text = (
+            f"{name}: {code}, which may be its answer to a wrong PIN: the PIN in {spec.pin_file} "
+            "is latched; check it and the HSM, then run `signer token unlatch`"
+        )
+    return TokenFailure(FailureKind.LOGIN_FAILED, text)
 
 
 def named(error: PKCS11Error) -> str:

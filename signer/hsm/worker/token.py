@@ -7,7 +7,7 @@ whose kind shows the front process and the operator what to do.
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from signer.errors import OperatorError
 from signer.files import daemon_user
 from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.latch import latch_of, shared_start_lock, start_lock
-from signer.hsm.spec import FailureKind, KeyLookup, PinState, TokenFailure, TokenSpec
+from signer.hsm.spec import FailureKind, KeyLookup, PinState, TokenFailure, TokenSpec, WorkerMode
 from signer.hsm.worker.cryptoki import CryptokiError, ErrorClass, Objects
 from signer.hsm.worker.login import log_in, named, read_pin
 from signer.hsm.worker.lookup import IndexedKeys, KeyFinder, SearchedKeys
@@ -53,6 +53,7 @@ _LOST = (
     errors.TokenNotPresent,
     errors.UserNotLoggedIn,
 )
+_BUSY = (errors.DeviceMemory, errors.HostMemory, errors.SessionCount)
 
 
 class Token:
@@ -90,8 +91,10 @@ class Token:
         except CryptokiError as error:
             if error.dead_handle:
                 raise
-            # The module refuses copies: sign with the token's objects from now on.
-            self._copies_wanted = False
+            if error.error_class is ErrorClass.REFUSED:
+                self._copies_wanted = False  # the module does not copy
+            elif error.error_class is not ErrorClass.BUSY:  # there may be room again
+                raise
             return handle
         self._copies[cka_id] = copy
         if len(self._copies) > MAX_COPIES:
@@ -118,49 +121,70 @@ class Token:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Turns what PKCS#11 raises into a TokenFailure: it could not do ``what``.
-
-        ``leave`` is set where its session may not go on.
-        """
-        try:
+        """Turns what PKCS#11 raises into a TokenFailure: it could not do ``what``."""
+        with doing(self.spec.label, what):
             yield
-        except CryptokiError as error:
-            raise TokenFailure(
-                error.failure,
-                f"token {self.spec.label} cannot {what}: {error}",
-                leave=error.error_class is not ErrorClass.REFUSED,
-            ) from error
-        except PKCS11Error as error:
-            text = f"token {self.spec.label} cannot {what}: {named(error)}"
-            if isinstance(error, errors.DeviceMemory):
-                remedy = "it is full; destroy unused keys or give it more room"
-                raise TokenFailure(FailureKind.BUSY, f"{text}: {remedy}, then repeat") from error
-            lost = isinstance(error, _LOST)
-            kind = FailureKind.SESSION_LOST if lost else FailureKind.MODULE_FATAL
-            raise TokenFailure(
-                kind,
-                text,
-                leave=not isinstance(error, _REFUSALS),
-                unsupported=isinstance(error, errors.MechanismInvalid),
-            ) from error
 
 
-def open_token(spec: TokenSpec, heartbeat: Heartbeat) -> Token:
+@contextmanager
+def doing(label: str, what: str) -> Iterator[None]:
+    """Turns what PKCS#11 raises into a TokenFailure: the token could not do ``what``."""
+    try:
+        yield
+    except CryptokiError as error:
+        raise TokenFailure(
+            error.failure,
+            f"token {label} cannot {what}: {error}",
+            leave=error.error_class is not ErrorClass.REFUSED,
+        ) from error
+    except PKCS11Error as error:
+        raise failure(label, what, error) from error
+
+
+def failure(label: str, what: str, error: PKCS11Error) -> TokenFailure:
+    """Returns what to raise if a token could not do ``what``.
+
+    ``leave`` is set if its session may not go on.
+    """
+    text = f"token {label} cannot {what}: {named(error)}"
+    if isinstance(error, errors.DeviceMemory):
+        remedy = "it is full; destroy unused keys or give it more room"
+        return TokenFailure(FailureKind.BUSY, f"{text}: {remedy}, then repeat")
+    kind = FailureKind.MODULE_FATAL
+    if isinstance(error, _LOST):
+        kind = FailureKind.SESSION_LOST
+    elif isinstance(error, _BUSY):
+        kind = FailureKind.BUSY
+    return TokenFailure(
+        kind,
+        text,
+        leave=not isinstance(error, _REFUSALS),
+        unsupported=isinstance(error, errors.MechanismInvalid),
+    )
+
+
+def open_token(
+    spec: TokenSpec, heartbeat: Heartbeat, report: Callable[[bytes], None] = lambda _: None
+) -> Token:
     """Loads the module, finds the token and logs in once.
 
-    Raises TokenFailure. A lock file serialises initialisation and login over all
-    processes: modules race there, and only one process may try a wrong PIN.
+    ``report`` is called around the login, as in ``log_in``. Raises TokenFailure. A lock file
+    serialises initialisation and login over all processes: modules race there, and only one
+    process may try a wrong PIN.
     """
     state = Path(spec.state)
     with start_lock(state, spec.label, heartbeat.beat):
         heartbeat.beat()
-        token = _find(_load(spec.module).get_tokens(), spec)
+        token = _find(spec)
         heartbeat.beat()
         try:
             latch = latch_of(state, spec.label, _names(token)[1])
         except OperatorError as error:
             raise TokenFailure(FailureKind.CONFIGURATION, str(error)) from error
-        session = log_in(token, spec, latch)
+        with doing(spec.label, "open a session"):
+            session = token.open(rw=spec.mode == WorkerMode.ADMINISTER)
+        heartbeat.beat()
+        log_in(token, session, spec, latch, report)
         heartbeat.beat()
     return Token(session, spec, heartbeat)
 
@@ -180,10 +204,32 @@ def _load(module: str) -> Any:
         ) from error
 
 
-def _find(tokens: Iterable[Any], spec: TokenSpec) -> Any:
+def _shown(spec: TokenSpec) -> tuple[list[Any], PKCS11Error | None]:
+    """Returns the tokens that the module shows, and why it could not show one of them.
+
+    A slot that fails hides no other. Raises TokenFailure if there is no list of slots.
+    """
+    tokens, problem = [], None
+    library = _load(spec.module)
+    with doing(spec.label, "be found in the list of slots"):
+        slots = library.get_slots()
+    for slot in slots:
+        try:
+            tokens.append(slot.get_token())
+        except (errors.TokenNotPresent, errors.TokenNotRecognised):
+            continue
+        except PKCS11Error as error:
+            problem = error
+    return tokens, problem
+
+
+def _find(spec: TokenSpec) -> Any:
     """Chooses by label, and by serial where one is given; never by slot."""
+    tokens, problem = _shown(spec)
     found = [token for token in tokens if _is_meant(spec, *_names(token))]
     wanted = f"label {spec.label!r}" + (f" and serial {spec.serial}" if spec.serial else "")
+    if not found and problem is not None:
+        raise failure(spec.label, "be found: a slot cannot be read", problem) from problem
     if not found:
         raise TokenFailure(
             FailureKind.TOKEN_ABSENT,
@@ -216,7 +262,7 @@ def inspect(spec: TokenSpec) -> dict[str, Any]:
     with shared_start_lock(state, spec.label):
         shown = [
             (*_names(token), [flag.name for flag in type(token.flags) if flag in token.flags])
-            for token in _load(spec.module).get_tokens()
+            for token in _shown(spec)[0]
         ]
     tokens = [token for token in shown if "TOKEN_INITIALIZED" in token[2]]
     pin, problem = PinState.UNKNOWN, ""

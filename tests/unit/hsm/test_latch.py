@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from signer.errors import OperatorError
-from signer.hsm.latch import PinLatch, latch_of, release, start_lock
+from signer.hsm.latch import MAX_FAILED_LOGINS, PinLatch, latch_of, release, start_lock
 
 # None of them can stand in a salt or a hash, which are written in hex.
 PINS = ("pin-one", "pin-two", "secret")
@@ -34,6 +34,7 @@ class OneTry(RuleBasedStateMachine):
         self.tried: list[str] = []  # wrong PINs since the last release
         self.unseen: set[str] = set()  # attempts without a known outcome
         self.worked: str | None = None
+        self.failures = 0  # in a row, without a verdict, of the PIN that worked
 
     def log_in(self, pin: str, outcome: str) -> None:
         """One worker's start; a new object each time, as after a restart."""
@@ -49,14 +50,21 @@ class OneTry(RuleBasedStateMachine):
                 self.unseen.add(pin)
             raise Died
         if outcome == "token fails":
-            known.withdraw(pin)
+            self.failures += 1
+            latched = known.fail(pin)
+            assert latched == (pin != self.worked or self.failures >= MAX_FAILED_LOGINS)
+            if latched:
+                self.tried.append(pin)
+                self.failures = 0
         elif pin == self.right:
+            self.failures = 0
             known.accept(pin)
             self.worked = pin
             assert latch_of(self.path, "token", "serial").accepted(pin)
         else:
             known.reject(pin)
             self.tried.append(pin)
+            self.failures = 0
 
     @rule(pin=st.sampled_from(PINS), outcome=st.sampled_from(["judged", "dies", "token fails"]))
     def start(self, pin: str, outcome: str) -> None:
@@ -67,6 +75,8 @@ class OneTry(RuleBasedStateMachine):
     def operator_releases(self) -> None:
         known = release(self.path, "token")
         assert known == any(self.path.glob("pin-*.json"))
+        if known:
+            self.failures = MAX_FAILED_LOGINS - 1  # one more attempt
         self.tried.clear()
         self.unseen.clear()
 
@@ -143,12 +153,50 @@ def test_every_rejected_pin_stays_rejected(known: PinLatch, tmp_path: Path) -> N
     assert after.accepted("right")
 
 
-def test_withdrawing_an_attempt_leaves_other_pins_rejected(known: PinLatch) -> None:
-    known.reject("wrong")
-    known.attempt("other")
-    known.withdraw("other")
-    assert known.rejected("wrong")
-    assert not known.rejected("other")
+def test_a_login_that_fails_without_a_verdict_rejects_a_pin_that_never_worked(
+    known: PinLatch,
+) -> None:
+    known.attempt("new")
+    assert known.fail("new")
+    assert known.rejected("new")
+
+
+def test_a_pin_that_has_worked_may_fail_a_few_times_in_a_row(
+    known: PinLatch, tmp_path: Path
+) -> None:
+    known.attempt("good")
+    known.accept("good")
+    for _ in range(3):
+        for _ in range(MAX_FAILED_LOGINS - 1):
+            again = latch_of(tmp_path, "token", "serial")  # as after a restart
+            again.attempt("good")
+            assert not again.fail("good")
+            assert not again.rejected("good")
+        again.accept("good")
+    for _ in range(MAX_FAILED_LOGINS - 1):
+        assert not again.fail("good")
+    assert again.fail("good")
+    assert latch_of(tmp_path, "token", "serial").rejected("good")
+    release(tmp_path, "token")
+    once = latch_of(tmp_path, "token", "serial")
+    once.attempt("good")
+    assert once.fail("good"), "a release allows one more attempt"
+
+
+def test_an_older_version_reads_the_record_while_no_login_fails(
+    known: PinLatch, tmp_path: Path
+) -> None:
+    def stored() -> dict[str, object]:
+        [path] = tmp_path.glob("pin-*.json")
+        return dict(json.loads(path.read_text()))
+
+    known.attempt("good")
+    known.accept("good")
+    assert stored().keys() == {"salt", "rejected", "accepted", "confirmed"}
+    known.fail("good")
+    assert stored()["failures"] == 1
+    known.accept("good")
+    assert stored().keys() == {"salt", "rejected", "accepted", "confirmed"}
 
 
 def test_tokens_are_distinguished_by_label_and_serial(tmp_path: Path) -> None:

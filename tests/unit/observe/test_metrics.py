@@ -41,7 +41,7 @@ def test_tokens_come_from_the_configuration() -> None:
     assert samples(metrics, "signer_login_attempts_total") == {
         f'{{result="{result}",token="{token}"}}': 0
         for token in ("one", "two")
-        for result in ("ok", "pin_rejected")
+        for result in ("ok", "pin_rejected", "login_failed")
     }
 
 
