@@ -101,7 +101,7 @@ def test_three_keys_with_wrong_signatures_stop_the_token(daemon: Daemon, faults:
     check_all(daemon)
     daemon.start()
     # It serves with its first worker; one that is killed before its login is not counted below.
-    until(lambda: daemon.metric("signer_login_attempts_total", result="ok") == 2, "both log in")
+    until(lambda: daemon.metric("signer_login_attempts_total", result="ok") >= 2, "both log in")
     faults.on("C_Sign", **WRONG)
     names = [
         "facilities/01-001/keys/records",
