@@ -201,6 +201,8 @@ def test_a_copy_that_cannot_be_made_costs_no_item(
     until(stage.serves, "it serves again")
     assert set(stage.causes(since)) == ({CODES[code]} if ends else set())
     assert logins(stage) - tried == len(stage.causes(since))
+    if code not in CODES:
+        stage.restart()  # a module that does not copy is not asked again
 
 
 @pytest.mark.parametrize(
