@@ -900,15 +900,31 @@ static void spoil_signature(const struct rule *rule, uint64_t turn, unsigned cha
 }
 
 /* PKCS#11 up to 2.40 wraps a point in an OCTET STRING, here of less than 128 bytes. */
-static void unwrap_points(CK_ATTRIBUTE *all, CK_ULONG count)
+static CK_RV read_raw_points(word *w)
 {
-	for (CK_ULONG i = 0; i < count; i++) {
-		if (all[i].type != CKA_EC_POINT || all[i].ulValueLen == (CK_ULONG)-1)
+	CK_ATTRIBUTE *wanted = (void *)w[2], *read = allocate((w[3] + 1) * sizeof(*read));
+	unsigned char point[256];
+	CK_RV rv;
+
+	memcpy(read, wanted, w[3] * sizeof(*read));
+	for (CK_ULONG i = 0; i < w[3]; i++)
+		if (read[i].type == CKA_EC_POINT && read[i].pValue) {
+			read[i].pValue = point;
+			read[i].ulValueLen = sizeof(point);
+		}
+	rv = real->C_GetAttributeValue(w[0], w[1], read, w[3]);
+	for (CK_ULONG i = 0; i < w[3]; i++) {
+		CK_ULONG room = wanted[i].ulValueLen;
+
+		wanted[i].ulValueLen = read[i].ulValueLen;
+		if (read[i].type != CKA_EC_POINT || read[i].ulValueLen == (CK_ULONG)-1)
 			continue;
-		all[i].ulValueLen -= 2;
-		if (all[i].pValue)
-			memmove(all[i].pValue, (unsigned char *)all[i].pValue + 2, all[i].ulValueLen);
+		wanted[i].ulValueLen -= 2;
+		if (wanted[i].pValue && room >= wanted[i].ulValueLen)
+			memcpy(wanted[i].pValue, point + 2, wanted[i].ulValueLen);
 	}
+	free(read);
+	return rv;
 }
 
 /* Passes a call on, with other arguments or results where a rule says so. */
@@ -925,6 +941,8 @@ static CK_RV pass_on_spoilt(struct rule *rule, uint64_t turn, enum number number
 		other[w[2] - 1] ^= 1;
 		w[1] = (word)other;
 	}
+	if (rule->action == RAW_POINTS && number == no_C_GetAttributeValue)
+		return read_raw_points(w);
 	rv = known.wanted ? pass_on_indexed(number, w) : pass_on(number, w);
 	free(other);
 	if (rv != CKR_OK)
@@ -933,8 +951,6 @@ static CK_RV pass_on_spoilt(struct rule *rule, uint64_t turn, enum number number
 		spoil_signature(rule, turn, (void *)w[3], (void *)w[4]);
 	if (rule->action == TOKEN_FLAGS && number == no_C_GetTokenInfo)
 		((CK_TOKEN_INFO *)w[1])->flags |= rule->value;
-	if (rule->action == RAW_POINTS && number == no_C_GetAttributeValue)
-		unwrap_points((void *)w[2], w[3]);
 	return rv;
 }
 

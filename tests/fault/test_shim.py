@@ -117,6 +117,17 @@ def test_keys_are_created_described_and_destroyed_through_it(token: SoftToken) -
         assert admin.inventory() == before
 
 
+def test_keys_of_a_module_that_gives_points_without_der_are_used(
+    token: SoftToken, shim: Shim
+) -> None:
+    rule = shim.on("C_GetAttributeValue", action=Action.RAW_POINTS)
+    made = token.make(*KINDS[:3])
+    assert rule.acted
+    shim.clear()
+    with token.pool() as (pool, _):
+        assert all(signs(pool, key) for key in made)
+
+
 def test_a_latency_is_added_to_every_call(
     token: SoftToken, keys: list[KeyVersion], shim: Shim
 ) -> None:

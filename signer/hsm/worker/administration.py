@@ -46,6 +46,9 @@ _CURVES = {
     Algorithm.EDDSA: (KeyType.EC_EDWARDS, bytes.fromhex("06032b6570")),  # 1.3.101.112
 }
 
+_POINT_BYTES = {Algorithm.ES256: 65, Algorithm.ES384: 97, Algorithm.EDDSA: 32}
+"""Lengths of points as modules of PKCS#11 3 may give them: uncompressed, without DER."""
+
 
 def carry_out(token: Token, order: Mapping[str, Any]) -> dict[str, Any]:
     """Carries out one order; returns the answer.
@@ -269,15 +272,18 @@ def _public_key(algorithm: Algorithm, public: Any) -> bytes:
 
 
 def spki_of_point(algorithm: Algorithm, ec_point: bytes) -> bytes:
-    """Returns the SPKI in DER of CKA_EC_POINT, a DER OCTET STRING with the point.
+    """Returns the SPKI in DER of CKA_EC_POINT: the point, or a DER OCTET STRING with it.
 
-    Raises ValueError if it is not exactly one OCTET STRING, or not a point of the curve.
+    Raises ValueError if it is neither, or not a point of the curve.
     """
-    # Points of our curves are shorter than 128 bytes: DER gives their length in one byte.
-    length = len(ec_point) - 2
-    if not 0 <= length < 128 or ec_point[:2] != bytes((0x04, length)):
-        raise ValueError("CKA_EC_POINT is not a DER OCTET STRING")
-    point = bytes(ec_point[2:])
+    point = bytes(ec_point)
+    # Only the length tells them apart: an uncompressed point begins as an OCTET STRING does.
+    if len(point) != _POINT_BYTES[algorithm]:
+        # Points of our curves are shorter than 128 bytes: DER gives their length in one byte.
+        length = len(point) - 2
+        if not 0 <= length < 128 or point[:2] != bytes((0x04, length)):
+            raise ValueError("CKA_EC_POINT is neither a point nor a DER OCTET STRING")
+        point = point[2:]
     if algorithm is Algorithm.EDDSA:
         return _der(ed25519.Ed25519PublicKey.from_public_bytes(point))
     curve = ec.SECP256R1() if algorithm is Algorithm.ES256 else ec.SECP384R1()

@@ -204,13 +204,28 @@ def test_the_public_key_of_a_point_is_its_spki(algorithm: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.ES384, Algorithm.EDDSA])
+def test_a_point_without_its_octet_string_is_the_same(algorithm: Algorithm) -> None:
+    key = public_key(algorithm)
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert spki_of_point(algorithm, point(key)) == spki
+
+
+def test_a_point_that_begins_as_an_octet_string_does_is_a_point() -> None:
+    while True:
+        key = public_key(Algorithm.ES256)
+        if point(key)[1] == len(point(key)) - 2:
+            break
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert spki_of_point(Algorithm.ES256, point(key)) == spki
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.ES384, Algorithm.EDDSA])
 def test_a_malformed_point_is_refused(algorithm: Algorithm) -> None:
     good = point(public_key(algorithm))
     whole = octets(good)
     malformed = [
         b"",
         b"\x04",
-        good,  # without its OCTET STRING
         b"\x03" + whole[1:],  # a BIT STRING
         b"\x24" + whole[1:],  # constructed
         whole + b"\0",
@@ -221,7 +236,8 @@ def test_a_malformed_point_is_refused(algorithm: Algorithm) -> None:
         b"\x04\x80" + good + b"\0\0",  # of indefinite length
         b"\x04\x82\x01\x00" + bytes(256),
         b"\x04\xff" + bytes(255),
-        *(whole[:length] for length in range(2, len(whole))),
+        # One of the length of a point is taken for one.
+        *(whole[:length] for length in range(2, len(whole)) if length != len(good)),
     ]
     if algorithm is not Algorithm.EDDSA:
         malformed.append(octets(good[:-1] + bytes([good[-1] ^ 1])))  # not on the curve
