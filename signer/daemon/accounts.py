@@ -26,6 +26,7 @@ from signer.officers.standing import (
     KeysRecord,
     Standing,
     baseline_fields,
+    is_of,
     key_of,
     since_of,
     standing_of,
@@ -100,22 +101,23 @@ class Accounts:
             # `signer dev` has created keys: in development states are taken as given again.
             self._given = True
             return self.begin(state)
-        here = sum(standings.standing(version.name) is not None for version in state.keys)
-        if gone := len(standings) - here:
+        here = sum(standings.standings.get(version.name) is not None for version in state.keys)
+        if gone := len(standings.standings.rows) - here:
             gone_text = count(gone, "version is", "versions are")
             judged.by_hand.append(f"{gone_text} in the log and no longer in the registry")
         return judged
 
     def judge(self, new: RegistryState) -> Judgement:
         """Returns what may be served of a state of the registry. Raises OperatorError."""
-        standings = self._standings
+        logged = self._standings.standings
         known = Known(
             state=self.state,
             standing=lambda name: self._standing(name, new),
             unaccounted=self._unaccounted.keys(),
-            used=lambda operation: operation in self._used or standings.used(operation),
+            used=lambda operation: operation in self._used or logged.has_used(operation),
             checked=lambda operation, content: (
-                standings.checked(operation, content) or self._approvals.checked(operation, content)
+                logged.checked(operation, content)
+                or is_of(self._approvals.begun, operation, content)
             ),
             policy_free=self.files_decide or self._approvals.development,
             document=self._registry.document,
@@ -209,7 +211,7 @@ class Accounts:
             version = new.keys.version(*name)
             return None if version is None else standing_of(version)
         # Nothing is served before the first judgement; later, what is new is in no record either.
-        return self._standings.standing(version_name(*name))
+        return self._standings.standings.get(version_name(*name))
 
     @property
     def unaccounted(self) -> Collection[str]:
@@ -218,7 +220,7 @@ class Accounts:
 
     def changed_by(self, operation: str, content: bytes) -> bool:
         """Returns whether the log has a change of keys by an operation with these bytes."""
-        return operation in self._used or self._standings.checked(operation, content)
+        return operation in self._used or self._standings.standings.checked(operation, content)
 
     def reason(self) -> str:
         """Returns why the registry is not served as it is; empty if it is."""

@@ -66,7 +66,8 @@ class PinLatch:
 
     def reject(self, pin: str) -> None:
         rejected = (*self._others(pin), self._fingerprint(pin))
-        self._write(rejected=rejected, confirmed=False, failures=0)
+        failures = 0 if self.accepted(pin) else self._record.failures
+        self._write(rejected=rejected, confirmed=False, failures=failures)
 
     def fail(self, pin: str) -> bool:
         """Records that the login failed by a code that may be a verdict on the PIN, or not.

@@ -25,8 +25,7 @@ from signer.officers.key_history import CALL_US, KeyHistory
 from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, ProblemError, problem_text
 from signer.officers.records import ActRecord, PolicyRecord
 from signer.officers.signings import IntentNames, Signings, SigningsReader
-from signer.officers.standing import KeysChange
-from signer.officers.standing_fold import StandingFold
+from signer.officers.standing_fold import KeysChange, StandingFold
 
 _SIGNING = frozenset({RecordKind.INTENT, *CLOSING})
 _FOLDED = ("control", "standings")  # of a snapshot: what is folded here

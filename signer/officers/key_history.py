@@ -222,7 +222,7 @@ class KeyHistory:
         known = self._states.get(version)
         if known is not None or not self.complete or version in self._reported:
             return known
-        if (found := self._standings.standing(version)) is None:
+        if (found := self._standings.standings.get(version)) is None:
             return None
         seq, time_us = self._begun
         return _LastState(found.state_at(time_us), found.came_from, seq, time_us, found)

@@ -85,6 +85,7 @@ class ApprovalFold:
     revisions that put them in force, -1 while unknown. ``deployment`` is the id that operations
     must name, empty before the log's first baseline. ``executed`` and ``acts`` count the
     operations that are DONE and the acts of single officers since this object was made.
+    ``begun`` has the SHA-256 of operations that are approved and begun, by their ids in 16 bytes.
     """
 
     def __init__(self, *, checking: bool = True) -> None:
@@ -111,6 +112,8 @@ class ApprovalFold:
         # An act of an officer who was removed a moment ago may still be recorded.
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
         self._contents: dict[bytes, bytes] = {}  # of proposals, for their approvals
+        self.begun: dict[bytes, bytes] = {}
+        self._refused: set[bytes] = set()  # executions that nobody has approved
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -151,15 +154,6 @@ class ApprovalFold:
             self._report(record.seq, str(error))
             return False
         return True
-
-    def checked(self, operation: str, content: bytes) -> bool:
-        """Returns whether the execution of an operation with these bytes has begun here."""
-        known = self._known.get(_identity(operation))
-        return (
-            known is not None
-            and bool(known.stage & _Stage.BEGUN)
-            and known.content == sha256(content).digest()
-        )
 
     def snapshot(self) -> dict[str, Value]:
         """Returns the field of a SNAPSHOT record that holds this state, ``control``."""
@@ -209,6 +203,8 @@ class ApprovalFold:
                 self.development, self.policy = development, policy
                 for identity, *known in _ROW.iter_unpack(rows):
                     self._known[identity] = _Known(*known)
+                    if self._known[identity].stage & _Stage.BEGUN:
+                        self.begun[identity] = self._known[identity].content
             case _:
                 raise ProblemError("the snapshot's officers cannot be read")
         match control:
@@ -244,11 +240,15 @@ class ApprovalFold:
             identity, known = next(iter(self._known.items()))
             if time_us - known.time_us < MEMORY_US:
                 return
-            del self._known[identity]
             if known.stage & _Stage.BEGUN and not known.stage & _Stage.DONE:
                 self._known[identity] = known._replace(time_us=time_us)  # it can still go on
+                self._known.move_to_end(identity)
             else:
-                self._contents.pop(identity, None)
+                self._drop(identity)
+
+    def _drop(self, identity: bytes) -> None:
+        for known in (self._known, self._contents, self.begun):
+            known.pop(identity, None)
 
     def _remember(self, record: Record, carried: Carried, stage: int = 0) -> _Known | None:
         """Remembers the operation that a record carries; returns what was known of it before.
@@ -260,8 +260,7 @@ class ApprovalFold:
         known = before or _Known(0, 0, digest)
         self._known[identity] = known._replace(stage=known.stage | stage, time_us=record.time_us)
         if before is None and len(self._known) > MAX_OPERATIONS:
-            oldest, _ = self._known.popitem(last=False)
-            self._contents.pop(oldest, None)
+            self._drop(next(iter(self._known)))
         if known.content != digest:
             raise ProblemError(f"operation {carried.operation} had another content before")
         return before
@@ -391,7 +390,11 @@ class ApprovalFold:
         before = self._remember(record, approved)
         if before is not None and before.stage & _Stage.DONE:
             raise ProblemError(f"operation {approved.operation} was done before (repeated)")
+        identity = _identity(approved.operation)
+        self._refused.add(identity)
         self.check_approved(record, approved, "an execution")
+        self._refused.discard(identity)
+        self.begun[identity] = self._known[identity].content
         self._remember(record, approved, _Stage.BEGUN)
 
     def _executed(self, record: Record) -> None:
@@ -400,7 +403,7 @@ class ApprovalFold:
         known = self._known.get(identity)
         if state not in _ENDS:
             raise ProblemError(f"operation {operation} ends in no known state")
-        if state == "FAILED":
+        if state == "FAILED" or identity in self._refused:
             return  # perhaps before it began: officers had changed, for instance
         if known is None or not known.stage & _Stage.BEGUN:
             raise ProblemError(f"operation {operation} ends, and its execution never began")

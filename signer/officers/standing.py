@@ -9,6 +9,8 @@ operation or act made them. Here are the values and the records, written and rea
 from __future__ import annotations
 
 import hashlib
+import struct
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -16,10 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from signer import cbor
 from signer.algorithms import Algorithm
-from signer.audit.format.record import Fields, RecordError, Value, number, text
+from signer.audit.format.record import RecordError, Value
 from signer.keys import lifecycle
 from signer.model import Act, KeyName, KeyState, KeyVersion, Scope, Suspension
-from signer.officers.records import ActRecord, ApprovedOperation
+from signer.officers.records import ApprovedOperation
 from signer.x509 import cose_kid
 
 if TYPE_CHECKING:
@@ -280,60 +282,10 @@ def baseline_fields(
     return parts
 
 
-class KeysChange(NamedTuple):
-    """A record of keys as it is read.
-
-    ``states`` are by name; ``named_all``: no other version has changed. ``rows`` is None in
-    records from before there were baselines. ``baseline`` is the number of the part, 0 if the
-    record belongs to none, of ``parts``. ``unaccounted`` are texts about what the appliance did
-    not serve. ``approved`` is the operation where the record carries its bytes.
-    """
-
-    revision: int
-    states: Mapping[str, str]
-    named_all: bool
-    rows: Sequence[VersionRow] | None
-    suspended: Flags
-    lifted: Flags
-    operation: str
-    approved: ApprovedOperation | None
-    act: ActRecord | None
-    act_id: str
-    unaccounted: Sequence[str]
-    baseline: int
-    parts: int
-    deployment: str
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> KeysChange:
-        """Reads the fields of a KEYS record; raises RecordError."""
-        changed = fields.get("changed")
-        states = changed if isinstance(changed, Mapping) else {}
-        rows = fields.get("versions")
-        baseline = fields.get("baseline") is True
-        act_id, act = _act(fields.get("act"))
-        return cls(
-            revision=number(fields, "registry_revision", 0),
-            states={name: str(state) for name, state in states.items()},
-            named_all=number(fields, "changes", 0) <= len(states),
-            rows=None if rows is None else [VersionRow.read(row) for row in _rows(rows)],
-            suspended=read_flags(fields.get("suspensions" if baseline else "suspended")),
-            lifted=read_flags(fields.get("lifted")),
-            operation=text(fields, "operation", ""),
-            approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
-            act=act,
-            act_id=act_id,
-            unaccounted=[str(said) for said in _rows(fields.get("unaccounted"))],
-            baseline=number(fields, "part") if baseline else 0,
-            parts=number(fields, "parts", 1) if baseline else 0,
-            deployment=text(fields, "deployment", ""),
-        )
-
-
 def read_flags(rows: Value) -> dict[FlagKey, int]:
     """Reads suspensions: since when each is in force. Raises RecordError."""
     flags = {}
-    for row in _rows(rows):
+    for row in rows_in(rows):
         match row:
             case [str(scope), str(name), int(since)] if scope in list(Scope):
                 flags[scope, name] = since
@@ -352,17 +304,8 @@ def flag_text(key: FlagKey) -> str:
     return str(Suspension(Scope(key[0]), key[1], 0.0, "", ""))
 
 
-def _act(row: Value) -> tuple[str, ActRecord | None]:
-    """Reads an act and its id."""
-    match row:
-        case None:
-            return "", None
-        case [str(identity), str(act), str(target), str(officer), str(reason), int()]:
-            return identity, ActRecord(act, target, officer, reason, {})
-    raise RecordError("its act cannot be read")
-
-
-def _rows(rows: Value) -> Iterable[Value]:
+def rows_in(rows: Value) -> Iterable[Value]:
+    """Returns the rows of a list, none of anything else."""
     return rows if isinstance(rows, list | tuple) else ()
 
 
@@ -393,3 +336,80 @@ def _microseconds(at: float | None) -> int | None:
 
 def _seconds(at: int | None) -> float | None:
     return None if at is None else at / 1_000_000
+
+
+# --- all of them ---------------------------------------------------------------------------
+
+_NONE = -1
+_STATES = tuple(KeyState)  # their order is that of packed rows: new ones come last
+_ROW = struct.Struct(f">BBqqqqQ{HASH}s{HASH}s")
+ENTRY = HASH + _ROW.size
+
+
+class Standings:
+    """What is accounted for of all versions, packed, by a hash of the name.
+
+    ``used`` are the operations that have made a change, with a hash of their bytes.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.places: dict[bytes, bytes] = {}  # empty where not known
+        self.used: dict[bytes, bytes] = {}
+
+    def get(self, name: str) -> Standing | None:
+        """Returns what is accounted for of a version, None if nothing is."""
+        key = _hash_of(name)
+        packed = self.rows.get(key)
+        return None if packed is None else _unpacked(packed, self.places.get(key, b""))
+
+    def put(self, name: str, standing: Standing) -> None:
+        key = _hash_of(name)
+        self.rows[key], self.places[key] = _packed(standing), standing.place
+
+    def use(self, operation: str, content: bytes) -> None:
+        """Remembers that an operation with these bytes has made a change."""
+        self.used[uuid.UUID(operation).bytes] = _content_hash(content)
+
+    def has_used(self, operation: str) -> bool:
+        """Returns whether a change was recorded as an operation's."""
+        return uuid.UUID(operation).bytes in self.used
+
+    def checked(self, operation: str, content: bytes) -> bool:
+        """Returns whether a change was recorded as that of an operation with these bytes."""
+        return is_of(self.used, operation, content)
+
+
+def _packed(standing: Standing) -> bytes:
+    came_from = 0 if standing.came_from is None else 1 + _STATES.index(standing.came_from)
+    times = (_NONE if at is None else at for at in standing.times)
+    state = _STATES.index(standing.state)
+    return _ROW.pack(state, came_from, *times, *standing[3:6])
+
+
+def _unpacked(row: bytes, place: bytes) -> Standing:
+    state, came_from, a, s, d, x, revision, identity, certificate = _ROW.unpack(row)
+    times = (_known(a), _known(s), _known(d), _known(x))
+    before = _STATES[came_from - 1] if came_from else None
+    return Standing(_STATES[state], before, times, revision, identity, certificate, place)
+
+
+def _known(at: int) -> int | None:
+    return None if at == _NONE else at
+
+
+def is_of(known: Mapping[bytes, bytes], operation: str, content: bytes) -> bool:
+    """Returns whether a hash by the operation's id is that of these bytes, or its beginning."""
+    try:
+        found = known.get(uuid.UUID(operation).bytes)
+    except ValueError:
+        return False
+    return found is not None and hashlib.sha256(content).digest().startswith(found)
+
+
+def _content_hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:HASH]
+
+
+def _hash_of(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:HASH]

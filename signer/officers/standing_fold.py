@@ -6,35 +6,92 @@ stopped. So a record of keys counts for no more than its operation permits, by t
 bytes; what it says beyond that is a problem, and is not taken. A move towards a stop is.
 """
 
-import hashlib
-import struct
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from signer.audit.format.record import Record, RecordError, RecordKind, Value
-from signer.model import KeyState
+from signer.audit.format.record import Fields, Record, RecordError, RecordKind, Value, number, text
 from signer.officers.approval import ApprovalError
 from signer.officers.offline_check import ApprovalFold, ProblemError, problem_text
 from signer.officers.permits import Asked, Permit
+from signer.officers.records import ActRecord, ApprovedOperation
 from signer.officers.standing import (
+    ENTRY,
     HASH,
     FlagKey,
-    KeysChange,
+    Flags,
     Standing,
+    Standings,
     VersionRow,
     flag_rows,
     flag_text,
+    is_of,
     read_flags,
+    rows_in,
 )
 
 MAX_LISTED = 100  # problems that are kept as texts
 MAX_PERMITS = 16  # operations whose keys are remembered from one record to the next
-_NONE = -1
-_STATES = tuple(KeyState)  # their order is that of packed rows: new ones come last
-_ROW = struct.Struct(f">BBqqqqQ{HASH}s{HASH}s")
-_ENTRY = HASH + _ROW.size
+
+
+class KeysChange(NamedTuple):
+    """A record of keys as it is read.
+
+    ``states`` are by name; ``named_all``: no other version has changed. ``rows`` is None in
+    records from before there were baselines. ``baseline`` is the number of the part, 0 if the
+    record belongs to none, of ``parts``. ``unaccounted`` are texts about what the appliance did
+    not serve. ``approved`` is the operation where the record carries its bytes.
+    """
+
+    revision: int
+    states: Mapping[str, str]
+    named_all: bool
+    rows: Sequence[VersionRow] | None
+    suspended: Flags
+    lifted: Flags
+    operation: str
+    approved: ApprovedOperation | None
+    act: ActRecord | None
+    act_id: str
+    unaccounted: Sequence[str]
+    baseline: int
+    parts: int
+    deployment: str
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "KeysChange":
+        """Reads the fields of a KEYS record; raises RecordError."""
+        changed = fields.get("changed")
+        states = changed if isinstance(changed, Mapping) else {}
+        rows = fields.get("versions")
+        baseline = fields.get("baseline") is True
+        act_id, act = _act(fields.get("act"))
+        return cls(
+            revision=number(fields, "registry_revision", 0),
+            states={name: str(state) for name, state in states.items()},
+            named_all=number(fields, "changes", 0) <= len(states),
+            rows=None if rows is None else [VersionRow.read(row) for row in rows_in(rows)],
+            suspended=read_flags(fields.get("suspensions" if baseline else "suspended")),
+            lifted=read_flags(fields.get("lifted")),
+            operation=text(fields, "operation", ""),
+            approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
+            act=act,
+            act_id=act_id,
+            unaccounted=[str(said) for said in rows_in(fields.get("unaccounted"))],
+            baseline=number(fields, "part") if baseline else 0,
+            parts=number(fields, "parts", 1) if baseline else 0,
+            deployment=text(fields, "deployment", ""),
+        )
+
+
+def _act(row: Value) -> tuple[str, ActRecord | None]:
+    """Reads an act and its id."""
+    match row:
+        case None:
+            return "", None
+        case [str(identity), str(act), str(target), str(officer), str(reason), int()]:
+            return identity, ActRecord(act, target, officer, reason, {})
+    raise RecordError("its act cannot be read")
 
 
 @dataclass(slots=True)
@@ -66,30 +123,10 @@ class StandingFold:
         self.flags: dict[FlagKey, int] = {}
         self.problems: list[str] = []
         self._approvals = approvals
-        self._standings: dict[bytes, bytes] = {}  # packed, by a hash of the name
-        self._places: dict[bytes, bytes] = {}  # by the same hash, empty where not known
+        self.standings = Standings()
         self._taken: set[bytes] = set()  # the places of all versions
-        self._used: dict[bytes, bytes] = {}  # operations that have made a change, their content
         self._permits: dict[str, Permit] = {}
         self._parts = range(0)  # of a baseline, those that are still to come
-
-    def standing(self, name: str) -> Standing | None:
-        """Returns what is accounted for of a version, None if nothing is."""
-        key = _hash_of(name)
-        packed = self._standings.get(key)
-        return None if packed is None else _unpacked(packed, self._places.get(key, b""))
-
-    def used(self, operation: str) -> bool:
-        """Returns whether a change of keys or suspensions was recorded as an operation's."""
-        return uuid.UUID(operation).bytes in self._used
-
-    def checked(self, operation: str, content: bytes) -> bool:
-        """Returns whether a change was recorded as that of an operation with these bytes."""
-        return self._used.get(uuid.UUID(operation).bytes) == _content_hash(content)
-
-    def __len__(self) -> int:
-        """Returns the number of versions."""
-        return len(self._standings)
 
     def apply(self, record: Record) -> None:
         """Applies the next record; kinds outside KINDS change nothing. Raises RecordError.
@@ -122,8 +159,8 @@ class StandingFold:
             taken.problems.append("states are taken as given again: it is not taken")
             return
         if first:
-            self._standings.clear()
-            self._places.clear()
+            self.standings.rows.clear()
+            self.standings.places.clear()
             self._taken.clear()
             self.deployment = change.deployment
             self.flags = dict(change.suspended)
@@ -164,8 +201,7 @@ class StandingFold:
                 taken.problems.append(f"{ended}, and no operation of officers lifts it")
         made = taken.rows or taken.suspended or taken.lifted
         if permit is not None and change.approved is not None and made:
-            identity = uuid.UUID(change.operation).bytes
-            self._used[identity] = _content_hash(change.approved.content)
+            self.standings.use(change.operation, change.approved.content)
 
     def _permit(self, record: Record, change: KeysChange) -> Permit | None:
         """Returns what the operation of a record permits; None if the record names none.
@@ -180,20 +216,20 @@ class StandingFold:
         if approved is None and permit is None:
             raise ProblemError(f"operation {operation} was not carried before")
         if approved is not None:
-            known = self._approvals.checked(operation, approved.content)
-            if not known and not self.checked(operation, approved.content):
+            begun = is_of(self._approvals.begun, operation, approved.content)
+            if not begun and not self.standings.checked(operation, approved.content):
                 self._approvals.check_approved(record, approved, "a change of keys")
             if permit is None or permit.content != approved.content:
                 permit = Permit(approved.content)
         assert permit is not None  # noqa: S101 - one of the two is there
-        if permit.once and self.used(operation):
+        if permit.once and self.standings.has_used(operation):
             raise ProblemError(f"operation {operation} changes keys again")
         self._permits = {**dict(list(self._permits.items())[1 - MAX_PERMITS :]), operation: permit}
         return permit
 
     def _version(self, row: VersionRow, time_us: int, taken: Accounted) -> None:
         """Takes a version's row if it only stops, or if the operation makes it."""
-        known, after = self.standing(row.name), row.standing
+        known, after = self.standings.get(row.name), row.standing
         if known is not None and after.only_stops(known):
             if after.revision < known.revision:  # an approval from before would count again
                 taken.problems.append(f"{row.name} has an earlier revision than before")
@@ -226,9 +262,7 @@ class StandingFold:
         return f"; operation {permit.proposal.id} ({permit.proposal.kind}) does not"
 
     def _put(self, name: str, standing: Standing) -> None:
-        key = _hash_of(name)
-        self._standings[key] = _packed(standing)
-        self._places[key] = standing.place
+        self.standings.put(name, standing)
         self._taken.add(standing.place)
 
     # --- snapshots -------------------------------------------------------------------------
@@ -237,15 +271,16 @@ class StandingFold:
         """Returns the field of a SNAPSHOT record that holds this state, ``standings``."""
         if not self.deployment:
             return {}
-        places = (self._places.get(name, b"").rjust(HASH, b"\0") for name in self._standings)
+        rows, places = self.standings.rows, self.standings.places
+        padded = (places.get(name, b"").rjust(HASH, b"\0") for name in rows)
         return {
             "standings": {
                 "deployment": self.deployment,
                 "revision": self.revision,
-                "versions": b"".join(name + row for name, row in self._standings.items()),
-                "places": b"".join(places),
+                "versions": b"".join(name + row for name, row in rows.items()),
+                "places": b"".join(padded),
                 "flags": flag_rows(self.flags),
-                "used": b"".join(each + content for each, content in self._used.items()),
+                "used": b"".join(each + content for each, content in self.standings.used.items()),
             }
         }
 
@@ -267,43 +302,25 @@ class StandingFold:
                 "versions": bytes(rows),
                 "flags": flags,
                 "used": bytes(used),
-            } if not len(rows) % _ENTRY and not len(used) % (2 * HASH):
+            } if not len(rows) % ENTRY and not len(used) % (2 * HASH):
                 self.deployment, self.revision = deployment, revision
                 self.flags = read_flags(flags)
-                self._standings = _pairs(rows, _ENTRY)
-                self._used = _pairs(used, 2 * HASH)
-                self._places = dict(zip(self._standings, _places(said, len(rows)), strict=False))
-                self._taken = set(self._places.values())
+                known = self.standings
+                known.rows, known.used = _pairs(rows, ENTRY), _pairs(used, 2 * HASH)
+                known.places = dict(zip(known.rows, _places(said, len(rows)), strict=False))
+                self._taken = set(known.places.values())
             case _:
                 raise RecordError("the snapshot's standings cannot be read")
 
 
 def _places(said: Value, rows: int) -> Iterator[bytes]:
     """Yields the places in a snapshot, one for each entry; older ones have none."""
-    packed = said.get("places", bytes(rows // _ENTRY * HASH)) if isinstance(said, Mapping) else None
-    if not isinstance(packed, bytes) or len(packed) * _ENTRY != rows * HASH:
+    packed = said.get("places", bytes(rows // ENTRY * HASH)) if isinstance(said, Mapping) else None
+    if not isinstance(packed, bytes) or len(packed) * ENTRY != rows * HASH:
         raise RecordError("the snapshot's places cannot be read")
     for at in range(0, len(packed), HASH):
         place = packed[at : at + HASH]
         yield b"" if place == bytes(HASH) else place
-
-
-def _packed(standing: Standing) -> bytes:
-    came_from = 0 if standing.came_from is None else 1 + _STATES.index(standing.came_from)
-    times = (_NONE if at is None else at for at in standing.times)
-    state = _STATES.index(standing.state)
-    return _ROW.pack(state, came_from, *times, *standing[3:6])
-
-
-def _unpacked(row: bytes, place: bytes) -> Standing:
-    state, came_from, a, s, d, x, revision, identity, certificate = _ROW.unpack(row)
-    times = (_known(a), _known(s), _known(d), _known(x))
-    before = _STATES[came_from - 1] if came_from else None
-    return Standing(_STATES[state], before, times, revision, identity, certificate, place)
-
-
-def _known(at: int) -> int | None:
-    return None if at == _NONE else at
 
 
 def _pairs(packed: bytes, width: int) -> dict[bytes, bytes]:
@@ -311,11 +328,3 @@ def _pairs(packed: bytes, width: int) -> dict[bytes, bytes]:
         packed[at : at + HASH]: packed[at + HASH : at + width]
         for at in range(0, len(packed), width)
     }
-
-
-def _content_hash(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:HASH]
-
-
-def _hash_of(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()[:HASH]

@@ -50,12 +50,11 @@ class OneTry(RuleBasedStateMachine):
                 self.unseen.add(pin)
             raise Died
         if outcome == "token fails":
-            self.failures += 1
+            self.failures += pin == self.worked
             latched = known.fail(pin)
             assert latched == (pin != self.worked or self.failures >= MAX_FAILED_LOGINS)
             if latched:
-                self.tried.append(pin)
-                self.failures = 0
+                self.latched(pin)
         elif pin == self.right:
             self.failures = 0
             known.accept(pin)
@@ -63,7 +62,11 @@ class OneTry(RuleBasedStateMachine):
             assert latch_of(self.path, "token", "serial").accepted(pin)
         else:
             known.reject(pin)
-            self.tried.append(pin)
+            self.latched(pin)
+
+    def latched(self, pin: str) -> None:
+        self.tried.append(pin)
+        if pin == self.worked:
             self.failures = 0
 
     @rule(pin=st.sampled_from(PINS), outcome=st.sampled_from(["judged", "dies", "token fails"]))

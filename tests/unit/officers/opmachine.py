@@ -218,9 +218,9 @@ class Appliance(RuleBasedStateMachine):
         assert self.stage.serving.refused == []
         assert self.stage.seen.of(Unaccounted) == []
         standings, served = self.stage.log.standings, self.stage.snapshot.keys
-        assert len(standings) == len(served)
+        assert len(standings.standings.rows) == len(served)
         for version in served:
-            known = standings.standing(version.name)
+            known = standings.standings.get(version.name)
             assert known is not None
             assert known.same(standing_of(version)), version.name
 

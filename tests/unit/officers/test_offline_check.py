@@ -750,7 +750,8 @@ def test_a_log_in_parts_says_what_one_says(tmp_path: Path, processes: int, broke
     assert len(report.problems) == broken
     assert report.problems == problems(told)
     assert sorted(control.officers or ()) == [ANN, CAT, DAN]
-    assert (control.executed, control.acts, control.development) == (5, 1, False)
+    executed = 5 - broken  # what nobody has signed is not executed
+    assert (control.executed, control.acts, control.development) == (executed, 1, False)
 
 
 @pytest.mark.parametrize("place", range(2, len(whole().records)))

@@ -86,12 +86,12 @@ def test_a_snapshot_holds_what_the_records_come_to(versions: list[KeyVersion]) -
     loaded.apply(snapshot)
     assert loaded.snapshot() == fold.snapshot()
     assert (loaded.deployment, loaded.revision, loaded.flags) == ("d" * 32, 6, {})
-    assert loaded.used(operation.id)
-    assert loaded.checked(operation.id, operation.content)
-    assert not loaded.checked(operation.id, b"other bytes")
-    assert len(loaded) == len(versions)
+    assert loaded.standings.has_used(operation.id)
+    assert loaded.standings.checked(operation.id, operation.content)
+    assert not loaded.standings.checked(operation.id, b"other bytes")
+    assert len(loaded.standings.rows) == len(versions)
     for version in versions:
-        assert loaded.standing(version.name) == standing_of(version)
+        assert loaded.standings.get(version.name) == standing_of(version)
     fold.check(snapshot)
 
 
@@ -104,7 +104,7 @@ def test_a_snapshot_that_says_something_else_is_refused() -> None:
     fold.check(record({"standings": older}, RecordKind.SNAPSHOT))
     loaded = StandingFold(ApprovalFold())
     loaded.apply(record({"standings": older}, RecordKind.SNAPSHOT))
-    known = loaded.standing(key_version().name)
+    known = loaded.standings.get(key_version().name)
     assert known is not None
     assert known == standing_of(key_version())._replace(place=b"")
     assert known.same(standing_of(key_version()))
@@ -132,7 +132,7 @@ def test_parts_of_a_baseline_follow_each_other_and_come_once() -> None:
     fold = StandingFold(ApprovalFold())
     for part in (parts[0], parts[2], parts[1], parts[2], parts[1], parts[2], parts[0]):
         fold.apply(record(part))
-    assert len(fold) == 2001
+    assert len(fold.standings.rows) == 2001
     wrong = [text.partition(": ")[2] for text in fold.problems]
     assert wrong == [
         "part 3 of a baseline does not continue one: it is not taken",
@@ -146,4 +146,4 @@ def test_records_from_before_say_nothing() -> None:
     fold = StandingFold(ApprovalFold())
     fold.apply(record({"registry_revision": 3, "changed": {"n": "ACTIVE"}, "changes": 1}))
     fold.apply(record({}, RecordKind.SNAPSHOT))
-    assert (len(fold), fold.snapshot(), fold.deployment) == (0, {}, "")
+    assert (len(fold.standings.rows), fold.snapshot(), fold.deployment) == (0, {}, "")
