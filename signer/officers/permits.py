@@ -75,7 +75,7 @@ class Permit:
     def __init__(self, content: bytes) -> None:
         """Reads an operation's bytes; raises ApprovalError."""
         self.content, self.proposal = content, parse(content)
-        self._rule = _RULES.get(self.proposal.kind, Rule(_nothing))
+        self._rule = _RULES.get(self.proposal.kind, PermitRule(_nothing))
         self.once = self._rule.once
         self._places: dict[bytes, int] | None = None
 
@@ -247,7 +247,7 @@ def _retired(permit: Permit, asked: Asked) -> Iterator[Standing]:
     yield from asked.moved(lambda version, now: lifecycle.deactivate(version, end, now, destroy_at))
 
 
-class Rule(NamedTuple):
+class PermitRule(NamedTuple):
     """What operations of one kind do to a version, in up to ``steps`` moves.
 
     ``once``: one transaction makes all of their changes, so that an operation accounts for one
@@ -264,21 +264,23 @@ def _activate(version: KeyVersion, to: Permit, now: float) -> KeyVersion:
     return lifecycle.activate(version, to.number("at"), to.number("sign_until") or None, now)
 
 
-_RULES: Mapping[str, Rule] = {
-    "activate": Rule(_one(_activate)),
-    "deactivate": Rule(_one(lambda v, to, now: lifecycle.deactivate(v, to.number("at"), now))),
-    "schedule-destruction": Rule(
+_RULES: Mapping[str, PermitRule] = {
+    "activate": PermitRule(_one(_activate)),
+    "deactivate": PermitRule(
+        _one(lambda v, to, now: lifecycle.deactivate(v, to.number("at"), now))
+    ),
+    "schedule-destruction": PermitRule(
         _one(lambda v, to, now: lifecycle.schedule_destruction(v, to.number("at"), now))
     ),
-    "restore": Rule(_one(lambda v, _, now: lifecycle.restore(v, now))),
-    "destroy": Rule(_one(lambda v, _, now: lifecycle.destroy(v, now))),
-    "resume": Rule(_resume),
-    "create-key": Rule(_create_key),
-    "new-version": Rule(_new_version),
-    "import-certificate": Rule(_import),
-    "enrol": Rule(_enrol, once=False),
-    "rotate": Rule(_rotate, once=False, steps=3),  # made, certified, activated
-    "officers": Rule(_nothing),
-    "policy": Rule(_nothing),
-    "clock": Rule(_nothing),
+    "restore": PermitRule(_one(lambda v, _, now: lifecycle.restore(v, now))),
+    "destroy": PermitRule(_one(lambda v, _, now: lifecycle.destroy(v, now))),
+    "resume": PermitRule(_resume),
+    "create-key": PermitRule(_create_key),
+    "new-version": PermitRule(_new_version),
+    "import-certificate": PermitRule(_import),
+    "enrol": PermitRule(_enrol, once=False),
+    "rotate": PermitRule(_rotate, once=False, steps=3),  # made, certified, activated
+    "officers": PermitRule(_nothing),
+    "policy": PermitRule(_nothing),
+    "clock": PermitRule(_nothing),
 }
