@@ -113,7 +113,7 @@ def test_a_snapshot_that_says_something_else_is_refused() -> None:
         changed: Any = {"standings": {**said, name: other}}
         nothing: dict[str, Value] = {}
         for fields in (changed, nothing):
-            with pytest.raises(RecordError, match="the standings|places cannot be read"):
+            with pytest.raises(RecordError, match=r"the standings|places cannot be read"):
                 fold.check(record(fields, RecordKind.SNAPSHOT))
 
 
