@@ -69,6 +69,7 @@ class FlooredClock(SystemClock):
     def __init__(self, absence: float = math.inf) -> None:
         self._absence = absence
         self._floor = 0.0
+        self.log_ended = 0.0  # the time of the log's last record when it was opened
         self._by_log = False
         self._anchor(self.machine())
 
@@ -86,6 +87,7 @@ class FlooredClock(SystemClock):
         The first floor is the time of the log's last record when it was opened.
         """
         if seconds and not self._floor:
+            self.log_ended = seconds
             self._open(seconds)
         self._floor = max(self._floor, seconds)
 

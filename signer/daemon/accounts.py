@@ -55,13 +55,19 @@ class Accounts:
         standings: StandingFold,
         approvals: ApprovalFold,
         development: bool,
+        looked: float,
     ) -> None:
-        """``standings`` and ``approvals`` are what the log's records so far say."""
+        """``standings`` and ``approvals`` are what the log's records so far say.
+
+        ``looked`` is the time of the newest one, in seconds since the epoch: it tells
+        operations that others may have executed since from those whose time was over before.
+        """
         self._registry, self._store = registry, OperationStore(registry)
         self._log, self._clock, self._events = log, clock, events
         self._standings, self._approvals = standings, approvals
         self._development = development
         self._given = not standings.deployment  # states are taken as given, in a new baseline
+        self._looked = looked
         self._revision = 0  # up to which operations have been accounted with
         self._used: set[str] = set()
         self._unaccounted: dict[VersionName, Standing | None] = {}
@@ -121,6 +127,7 @@ class Accounts:
             ),
             policy_free=self.files_decide or self._approvals.development,
             document=self._registry.document,
+            looked=self._looked,
         )
         since = self._revision
         # Where states are taken as given, only decisions on officers and policy are followed.
@@ -134,6 +141,11 @@ class Accounts:
                 f" {known.state.deployment}"
             )
         return judged
+
+    def look(self) -> None:
+        """Notes that what is in the registry now is accounted for."""
+        if not self.refused:
+            self._looked = self._clock.now()
 
     @property
     def files_decide(self) -> bool:

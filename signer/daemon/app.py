@@ -198,6 +198,7 @@ def _begin(base: Base, registry: Registry, records: Records, *, development: boo
         standings=records.standings,
         approvals=records.approvals,
         development=development,
+        looked=base.clock.log_ended,
     )
     return begin_serving(
         base.config, registry, accounts, records.daemon_log, base.events, development=development

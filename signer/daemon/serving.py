@@ -246,6 +246,7 @@ class Serving:
                 self._take(state)
             stopped = True
             self._end_by_clock()
+            self._accounts.look()
             self.error = self._defect = ""
         except Exception as error:  # noqa: BLE001 - as in `follow`
             self._failed(error)

@@ -17,7 +17,9 @@ from signer.observe.history import History
 from signer.observe.page import DaemonState, page
 from signer.observe.reports import Reports
 from signer.officers.execution import Executor
+from signer.officers.validity import Validity
 from signer.signing.request import Served
+from signer.text import utc
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 STUCK_SECONDS = 60.0  # the silence of the main loop after which the process counts as dead
@@ -111,11 +113,21 @@ class StatusReader:
         """Where registry and tokens differ, and what else is wrong although the daemon serves."""
         doubts = self._doubts(f"the registry is not followed: {self.serving.error}")
         away = [] if self.hsm.reasons() else self.readiness.away()
-        return [*away, *self.inventory.differences, *self.serving.refused, *doubts]
+        validity = Validity.of(self.serving.officers, self.clock.now())
+        return [
+            *away,
+            *self.inventory.differences,
+            *self.serving.refused,
+            *doubts,
+            *(f"the certificate of {who} has ended: renew it" for who in sorted(validity.ended)),
+            *(f"the certificate of {who} ends on {utc(end)}" for who, end in validity.ending),
+        ]
 
     def _doubts(self, unfollowed: str) -> list[str]:
-        registry = unfollowed if self.serving.error else ""
-        return [registry] if registry else []
+        doubts = [unfollowed] if self.serving.error else []
+        if self.log.without_snapshot:
+            doubts.append(f"the audit log has no new snapshot: {self.log.without_snapshot}")
+        return doubts
 
     def readings(self) -> Readings:
         """Returns every gauge as it is now."""
@@ -129,6 +141,7 @@ class StatusReader:
             "signer_clock_doubtful": bool(self.clock.doubt()),
             "signer_registry_unreadable": bool(self.serving.error or self.serving.unreadable),
             "signer_audit_stopped": bool(log.refusal),
+            "signer_audit_snapshot_missing": bool(log.without_snapshot),
             "signer_audit_open_intents": log.open_intents,
             "signer_audit_commit_started_timestamp_seconds": log.committing_since,
             "signer_audit_unsigned_since_timestamp_seconds": self.sealing.unsigned_since,

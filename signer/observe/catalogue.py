@@ -157,6 +157,9 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
     "signer_audit_stopped": (
         "1 after a write failed or disk space ran low: nothing is signed until a restart.",
     ),
+    "signer_audit_snapshot_missing": (
+        "1 while the newest file of the log has no snapshot: starts take longer, archiving stops.",
+    ),
     "signer_disk_free_bytes": ("Free bytes on the log's disk at the last commit.",),
     "signer_disk_low_bytes": ("Below this many free bytes nothing is signed.",),
     # Keys, officers, certificates.

@@ -85,7 +85,7 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
         WARNING,
         "a write to the audit log's disk hangs: calls wait for it",
     ),
-    events.AuditProblem: ("audit_problem", WARNING, ""),
+    events.AuditProblem: ("audit_problem", WARNING, "{text}"),
     events.CheckpointMade: ("checkpoint", INFO, ""),
     events.CheckpointFailed: ("checkpoint_failed", ERROR, "{text}"),
     events.CheckpointShipped: ("checkpoint_shipped", DEBUG, ""),

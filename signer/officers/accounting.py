@@ -35,6 +35,7 @@ from signer.officers.standing import (
 )
 from signer.officers.store import StoredOperation
 
+LATE = 300  # seconds after its end by which an operation that began in time is done, or begun here
 MOST_WAYS = 64  # that one version may have gone, as far as they are followed
 
 
@@ -49,7 +50,8 @@ class Known:
     ``state`` is served; its deployment is the log's. ``standing`` returns that of a version,
     None if it is not known; ``unaccounted`` names those that are not served. ``used``
     says whether the log has a change by an operation, ``checked`` whether it has found these very
-    bytes of it approved. ``policy_free``: the policy needs no approval. ``document`` returns
+    bytes of it approved. What had been done at ``looked``, in seconds since the epoch, is accounted
+    for. ``policy_free``: the policy needs no approval. ``document`` returns
     what is stored under a SHA-256. A revision of -1 is not known.
     """
 
@@ -60,6 +62,7 @@ class Known:
     checked: Callable[[str, bytes], bool]
     policy_free: bool
     document: Callable[[str], bytes | None]
+    looked: float = 0.0
 
 
 @dataclass(slots=True)
@@ -250,6 +253,9 @@ class _Judging:
             if permit.once and self._known.used(stored.id):
                 return None
             if not self._known.checked(stored.id, stored.content):
+                # Nothing of it had been done long after its end: then it may not be done any more.
+                if proposal.expires_at + LATE <= self._known.looked:
+                    return None
                 check_approved(proposal, stored.content, stored.signatures, officers)
         except OperatorError:
             return None

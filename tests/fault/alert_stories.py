@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from signer.client import SignerClientError
+from signer.client._errors import SignerClientError
 from signer.config.models import load_config
 from signer.daemon.audit_log import audit_key
 from signer.hsm.front.admin import open_admin
@@ -191,6 +191,15 @@ def keys_story(machine: Machine, prometheus: Watching) -> None:
     prometheus.until(Alert("SignerOperationsPending", KEYS))
     change(daemon, "moh", "digest", f"sign_until = {time.time() - DAY}")
     prometheus.until(Alert("SignerKeysEnded", KEYS))
+    machine.order("large")
+    machine.order("deaf")
+    missing, dropped = "SignerAuditSnapshotMissing", "SignerLogLinesDropped"
+    observers = {Alert(missing, KEYS), Alert(dropped, KEYS)}
+    until(  # batches fill the open file of the log; what watches hinders none of them
+        lambda: daemon.sign(400) == {"ok": 400} and observers <= prometheus.fired.keys(),
+        f"{observers} fire",
+    )
+    machine.cancel("deaf")
     change(daemon, "01-001", "records", "state = 'ARCHIVED'")
     prometheus.until(Alert("SignerRegistryNotFollowed", KEYS))
 
@@ -259,6 +268,9 @@ def set_up(folder: Path, shim_module: Path) -> dict[str, Machine]:
         machine.daemon.program = [str(PROGRAM), str(machine.orders), "0.25"]
         machine.daemon.configure(token={"workers": 1})
         machines[name] = machine
+    settings = machines[KEYS].daemon.settings
+    settings["audit"]["segment_bytes"] = 1 << 20
+    machines[KEYS].daemon.config.write_text(yaml.safe_dump(settings))
     machines[DISK].daemon.configure(limits={"calls": 4, "calls_per_client": 4})
     hsm = machines[HSM]
     environment = hsm.shim.environment

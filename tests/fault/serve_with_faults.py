@@ -5,7 +5,8 @@ configuration. While the folder has ``slow``, syncs of the audit log wait; with
 ``failed`` they fail, with ``quick`` they take no time; with ``full`` the disk has no room,
 with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many
 seconds, also before it starts; ``memory`` has the process hold so many bytes more, each once:
-the file goes with it.
+the file goes with it. With ``large`` a snapshot of the log does not fit into a record, with
+``deaf`` nobody takes the daemon's lines.
 """
 
 import errno
@@ -15,12 +16,16 @@ import time
 from pathlib import Path
 
 from signer import daemon
+from signer.audit.format.record import Value
+from signer.audit.read.ledger import Ledger
 from signer.audit.write.disk import Disk
 from signer.clock import FlooredClock
 from signer.daemon import running
+from signer.observe.lines import write_to_stderr
+from signer.observe.reports import Reports
 
 FAULTS = Path(sys.argv[1])
-sync, free_bytes = Disk.sync, Disk.free_bytes
+sync, free_bytes, usage = Disk.sync, Disk.free_bytes, Ledger.snapshot
 
 
 def faulty_sync(disk: Disk, descriptor: int) -> None:
@@ -67,6 +72,20 @@ def obey() -> None:
             held.append(b"m" * size)
 
 
+def large_snapshot(ledger: Ledger) -> dict[str, Value]:
+    """With ``large`` more than a record holds."""
+    more: dict[str, Value] = {"more": bytes(9 << 20)} if (FAULTS / "large").exists() else {}
+    return {**usage(ledger), **more}
+
+
+def faulty_write(data: bytes) -> None:
+    if (FAULTS / "deaf").exists():
+        raise OSError(errno.EPIPE, "EPIPE")
+    write_to_stderr(data)
+
+
+setattr(Ledger, "snapshot", large_snapshot)  # noqa: B010
+(Reports.__init__.__kwdefaults__ or {})["write"] = faulty_write
 setattr(Disk, "sync", faulty_sync)  # noqa: B010
 setattr(Disk, "free_bytes", faulty_free_bytes)  # noqa: B010
 running.TICK_SECONDS = float(sys.argv[2])

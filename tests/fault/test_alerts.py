@@ -52,6 +52,8 @@ FAULTS = (
     ("SignerOperationsPending", KEYS),
     ("SignerQuotaStorm", KEYS),
     ("SignerMemoryHigh", KEYS),
+    ("SignerAuditSnapshotMissing", KEYS),
+    ("SignerLogLinesDropped", KEYS),
     ("SignerRegistryNotFollowed", KEYS),
     ("SignerErrorBudgetBurnFast", SERVICE),
     ("SignerErrorBudgetBurnSlow", SERVICE),
@@ -59,6 +61,7 @@ FAULTS = (
 )
 """Every alert, and to which daemon its fault happens."""
 CONSEQUENCES = {
+    KEYS: ("SignerNotReady",),
     HSM: ("SignerNotReady", "SignerTokenDown", "SignerKeysAway", "SignerWorkersMissing"),
     PIN: ("SignerNotReady", "SignerWorkerRestarts", "SignerCheckpointsFailing"),
 }

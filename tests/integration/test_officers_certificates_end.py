@@ -68,6 +68,8 @@ def test_an_ended_certificate_is_seen_everywhere_and_renewed_by_one_valid_office
         assert "signer_officers_needed 2.0" in metrics
         _, page = appliance.get("/")
         assert "1 of 2 have a valid certificate; operations need 2" in page
+        top = run("top", "--client", appliance.client_file("operator"))
+        assert "the certificate of spiffe://dev.signer.example/officer-b has ended" in top.out
         found = json.loads(run("doctor", "--config", config, "--json").out)["findings"]
         [officers] = [each for each in found if each["check"] == "officers"]
         assert officers["level"] == "wrong"

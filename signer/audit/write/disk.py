@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -183,6 +183,7 @@ class Tail:
     """The open segment, and the ``tip`` that the next record continues. For one thread.
 
     ``older`` is the open segment's header if an earlier version of signer began it.
+    ``without_snapshot`` says why the segment that was begun last lacks its snapshot.
     Records are staged, then written and synced by one ``commit``. After an OSError from
     ``commit`` or ``rotate`` the state of the file is unknown: neither may be called again.
     """
@@ -205,6 +206,7 @@ class Tail:
         self._staged: list[bytes] = []
         self._descriptor: int | None = None
         self.older: Header | None = None
+        self.without_snapshot = ""
         if self.segments:
             path = self.segments[-1].path
             with open_segment(self.segments[-1]) as (header, _):
@@ -299,10 +301,12 @@ class Tail:
         self._use(descriptor)
         self._staged, self._end, self.index = [framed], len(framed), Index()
         self.segments = (*self.segments, segment)
-        # A snapshot that is too large for a record only makes the next start slower.
-        with suppress(RecordError):
+        self.without_snapshot = ""
+        try:
             if snapshot is not None:
                 self.stage(time_us, RecordKind.SNAPSHOT, {**snapshot, **self.tip.snapshot()})
+        except RecordError as error:  # too large for a record: the next start is slower
+            self.without_snapshot = str(error)
         self._begin = self._end
         self.commit()
         patiently(lambda: self._disk.sync_directory(self._directory))

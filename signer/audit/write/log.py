@@ -94,7 +94,8 @@ class AuditLog(DurableLog):
 
     ``free_bytes`` is the free space at the last commit, which took ``commit_seconds``;
     ``committing_since`` is when the present commit began (seconds since the epoch), 0 if
-    there is none. ``overridden`` is the number of records that an override left when the
+    there is none. ``without_snapshot`` says why the newest file that was begun has no snapshot,
+    empty if it has one. ``overridden`` is the number of records that an override left when the
     log was opened, else None.
 
     The writer's thread calls listeners one after the other and waits for them; they must
@@ -135,6 +136,7 @@ class AuditLog(DurableLog):
         self.growth = Growth()
         self.free_bytes, self.overridden = free_bytes, overridden
         self.commit_seconds = self.committing_since = 0.0
+        self.without_snapshot = ""
         self._segments: tuple[Segment, ...] = ()
         self._reader = Reader(())
         self._postponed = 0.0  # since when the next segment cannot be begun, monotonic seconds
@@ -320,9 +322,7 @@ class AuditLog(DurableLog):
         """Begins the next segment, if not now then after the next commit."""
         began = self._begin()
         try:
-            snapshot = None
-            if self._snapshots:
-                snapshot = {name: value for one in self._snapshots for name, value in one().items()}
+            snapshot, problem = self._snapshot()
             rotated = self._tail.rotate(int(self.committing_since * 1_000_000), snapshot)
         finally:
             self._end(began)
@@ -335,7 +335,23 @@ class AuditLog(DurableLog):
             return
         self._postponed = 0.0
         self._publish()
+        self.without_snapshot = problem or self._tail.without_snapshot
+        if self.without_snapshot:
+            self._on_problem(
+                f"a file of the audit log begins without a snapshot: {self.without_snapshot};"
+                " starts take longer, and archiving stops before it"
+            )
         self._on_commit(AuditCommitted(0, self.commit_seconds))
+
+    def _snapshot(self) -> tuple[Fields | None, str]:
+        """Returns the fields of a new snapshot, and why there are none: signing goes on."""
+        if not self._snapshots:
+            return None, ""
+        try:
+            parts = [one() for one in self._snapshots]
+        except Exception as error:  # noqa: BLE001 - what only makes starts faster stops nothing
+            return None, f"it could not be made ({type(error).__name__})"
+        return {name: value for part in parts for name, value in part.items()}, ""
 
     def _publish(self) -> None:
         """Makes all records of the tail visible to readers."""

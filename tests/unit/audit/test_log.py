@@ -1,5 +1,6 @@
 """The log's writer: order, group commit, segments, readers, opening again."""
 
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -11,7 +12,7 @@ import pytest
 from signer.audit.format import merkle
 from signer.audit.format.batch_records import indeterminate
 from signer.audit.format.checkpoint import Checkpoint
-from signer.audit.format.record import MAX_BODY, Column, Record, RecordError, RecordKind
+from signer.audit.format.record import MAX_BODY, Column, Fields, Record, RecordError, RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Index, Reader
 from signer.audit.read.verify import verify_log
@@ -605,11 +606,39 @@ def test_archived_segments_need_a_snapshot_and_a_checkpoint(opened: Opener, fold
     assert log.size == checkpoint.size
 
 
-def test_a_snapshot_too_large_for_a_record_stops_nothing(opened: Opener, folder: Path) -> None:
-    large = Listener(lambda _: None, snapshot=lambda: {"state": bytes(MAX_BODY)})
-    log = signed(opened, 10, segment_bytes=500, listeners=[large])
+def _large() -> Fields:
+    return {"state": bytes(MAX_BODY)}
+
+
+def _fails() -> Fields:
+    raise struct.error("argument out of range")
+
+
+@pytest.mark.parametrize("snapshot", [_large, _fails])
+def test_a_snapshot_that_cannot_be_written_stops_nothing_and_is_told(
+    opened: Opener, folder: Path, snapshot: Callable[[], Fields]
+) -> None:
+    told: list[str] = []
+    listener = Listener(lambda _: None, snapshot=snapshot)
+    log = signed(opened, 10, segment_bytes=500, listeners=[listener], on_problem=told.append)
     assert len(list_segments(folder)) > 1
     assert whole(folder, head(log))
+    assert log.without_snapshot
+    assert len(told) == len(list_segments(folder)) - 1
+    assert all("begins without a snapshot" in text for text in told)
+
+
+def test_the_next_snapshot_that_can_be_written_ends_the_alarm(opened: Opener) -> None:
+    fails = [True]
+    listener = Listener(lambda _: None, snapshot=lambda: _fails() if fails[0] else {})
+    log = opened(segment_bytes=500, listeners=[listener])
+    for number in range(10):
+        sign(log, number)
+    assert log.without_snapshot
+    fails[0] = False
+    for number in range(10):
+        sign(log, number)
+    assert not log.without_snapshot
 
 
 def test_a_listener_that_fails_stops_the_log(opened: Opener) -> None:

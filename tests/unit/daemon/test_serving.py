@@ -15,7 +15,16 @@ from signer.keys.database import RegistryError
 from signer.model import KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing_fold import StandingFold
-from tests.unit.officers.opstage import CLINIC, DAY, HOUR, POLICY, START, Stage, empty_registry
+from tests.unit.officers.opstage import (
+    CLINIC,
+    DAY,
+    HOUR,
+    LIFE,
+    POLICY,
+    START,
+    Stage,
+    empty_registry,
+)
 from tests.unit.officers.people import OFFICERS, A, B, C, certificate_of, pem
 
 Make = Callable[..., Stage]
@@ -446,3 +455,57 @@ def test_the_last_state_is_served_while_the_registry_cannot_be_read(
     stage.emergency.suspend_key(A, name, "why")
     assert stage.states(CLINIC) == ["SUSPENDED"]
     assert stage.snapshot.keys.primary(stage.version(name).key, stage.clock.now()) is None
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in-time", "after-its-end"])
+def test_an_approval_accounts_for_nothing_that_is_done_after_its_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    """Officers have approved it, nobody has executed it; then somebody writes what it would do."""
+    name = stage.key(CLINIC, activate=False)
+    monkeypatch.setattr(stage.executor, "submit", lambda _: None)
+    identity = stage.propose("activate", version=name).id
+    stage.approve(identity)
+    stage.clock.forward(LIFE + HOUR if late else HOUR)
+    stage.serving.follow()
+    with stage.registry.writing() as write:
+        run = write.connection.exec_driver_sql
+        at, revision = stage.clock.now(), write.revision
+        run(
+            "UPDATE key_versions SET state = 'ACTIVE', activate_at = ?, revision = ?",
+            (at, revision),
+        )
+        run(
+            "UPDATE operations SET state = 'DONE', ended_revision = ?, changed_at = ? WHERE id = ?",
+            (revision, at, identity),
+        )
+    stage.serving.follow()
+    assert bool(stage.serving.refused) is late
+    active = stage.snapshot.keys.primary(stage.version(CLINIC).key, stage.clock.now() + 1)
+    assert (active is None) is late
+
+
+def test_an_approval_whose_end_came_while_the_appliance_was_off_accounts_for_what_was_done(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another appliance has executed it in time; this one was off for days."""
+    name = stage.key(CLINIC, activate=False)
+    monkeypatch.setattr(stage.executor, "submit", lambda _: None)
+    identity = stage.propose("activate", version=name).id
+    stage.approve(identity)
+    at = stage.clock.now() + 1
+    with stage.registry.writing() as write:
+        run, revision = write.connection.exec_driver_sql, write.revision
+        run(
+            "UPDATE key_versions SET state = 'ACTIVE', activate_at = ?, revision = ?",
+            (at, revision),
+        )
+        run(
+            "UPDATE operations SET state = 'DONE', ended_revision = ?, changed_at = ?, recorded = 1"
+            " WHERE id = ?",
+            (revision, at, identity),
+        )
+    stage.clock.forward(3 * LIFE)
+    stage.start()
+    assert stage.serving.refused == []
+    assert stage.snapshot.keys.primary(stage.version(CLINIC).key, stage.clock.now()) is not None

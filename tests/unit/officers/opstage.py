@@ -251,6 +251,7 @@ class Stage:
             standings=self.log.standings,
             approvals=self.log.control,
             development=development,
+            looked=self.log.records[-1].time_us / 1e6,
         )
         begun = begin_serving(self.config, registry, accounts, log, events, development=development)
         self.served = Served(begun.snapshot())
