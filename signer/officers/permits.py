@@ -206,6 +206,9 @@ def _import(permit: Permit, asked: Asked) -> Iterator[Standing]:
         return
     if "basis" in permit.proposal.details and not permit.as_seen(asked):
         return
+    replaces = asked.bare is not None and asked.before.certificate != asked.bare
+    if replaces and permit.proposal.details.get("replace") is not True:
+        return
     with suppress(binascii.Error):
         der = base64.b64decode(permit.text("certificate"), validate=True)
         yield asked.before._replace(certificate=certificate_hash(der, cose_kid(b"", der)))

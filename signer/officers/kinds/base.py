@@ -211,6 +211,17 @@ class Pair:
         return found
 
 
+def basis_problems(basis: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Returns which versions have changed since officers saw them: ``basis`` is what they saw."""
+    if now == dict(basis):
+        return []
+    names = sorted(name for name in {*now, *basis} if now.get(name) != basis.get(name))
+    changed = ", ".join(
+        f"{n}: {basis.get(n, 'absent')} then, {now.get(n, 'gone')} now" for n in names
+    )
+    return [f"what officers saw has changed since this was proposed ({changed}): propose it again"]
+
+
 class StoppedError(Exception):
     """The daemon is stopping in the middle of an operation."""
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.formats.hcert import DCC_USAGES
@@ -21,6 +22,7 @@ from signer.officers.kinds.base import (
     OperationError,
     OperationKind,
     Work,
+    basis_problems,
     found_problems,
     utc,
 )
@@ -31,12 +33,16 @@ MAX_CHAIN = 5
 
 
 class ImportCertificate(Details):
-    """A version's certificate and its issuers', nearest first: PEM, completed to base64 of DER."""
+    """A version's certificate and its issuers', nearest first: PEM, completed to base64 of DER.
+
+    ``basis`` has the state of the version, as officers saw it; empty in older operations.
+    """
 
     version: str
     certificate: str
     issuers: list[str]
     replace: bool = False
+    basis: dict[str, str] = Field(default_factory=dict)
 
 
 class ImportCertificateKind(OperationKind[ImportCertificate]):
@@ -46,13 +52,17 @@ class ImportCertificateKind(OperationKind[ImportCertificate]):
     details = ImportCertificate
 
     def complete(self, details: ImportCertificate, context: OperationContext) -> ImportCertificate:
-        del context
         certificate, issuers = encoded(details.certificate), list(map(encoded, details.issuers))
-        return details.model_copy(update={"certificate": certificate, "issuers": issuers})
+        basis = _basis(details, context)
+        return details.model_copy(
+            update={"certificate": certificate, "issuers": issuers, "basis": basis}
+        )
 
     def problems(self, details: ImportCertificate, context: OperationContext) -> list[str]:
         version = context.version(details.version)
         certificate, issuers = decoded(details.certificate), list(map(decoded, details.issuers))
+        if details.basis and (changed := basis_problems(details.basis, _basis(details, context))):
+            return changed
         return [
             *_state_problems(version, context),
             *certificate_problems(version, certificate, issuers, context),
@@ -178,6 +188,12 @@ def activation_problems(
             f"must not outlive its certificate: sign_until is at most {utc(latest)}"
         )
     return problems
+
+
+def _basis(details: ImportCertificate, context: OperationContext) -> dict[str, str]:
+    """Returns the version as officers see it; others of its key do not matter."""
+    version = context.version(details.version)
+    return {version.name: context.basis(version.key)[version.name]}
 
 
 def _certified(details: ImportCertificate, context: OperationContext) -> KeyVersion:

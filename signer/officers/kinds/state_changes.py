@@ -1,6 +1,6 @@
 """Kinds that change the state of one version or key (``keys.lifecycle``)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -17,6 +17,7 @@ from signer.officers.kinds.base import (
     OperationError,
     OperationKind,
     Work,
+    basis_problems,
     found_problems,
     utc,
 )
@@ -60,7 +61,7 @@ class VersionKind(OperationKind[V]):
 
     def problems(self, details: V, context: OperationContext) -> list[str]:
         version = context.version(details.version)
-        if changed := basis_problems(version.key, details.basis, context):
+        if changed := basis_problems(details.basis, context.basis(version.key)):
             return changed
         return found_problems(lambda: self._move(version, details, context.now))
 
@@ -150,7 +151,7 @@ class ResumeKind(OperationKind[Resume]):
                 return []
             return [f"{flag} was suspended anew since this was proposed: propose it again"]
         key, _ = _key_target(details.target)
-        if changed := basis_problems(key, details.basis, context):
+        if changed := basis_problems(details.basis, context.basis(key)):
             return changed
         return found_problems(lambda: self._changes(details, context))
 
@@ -182,18 +183,6 @@ class ResumeKind(OperationKind[Resume]):
         if not suspended:
             raise OperatorError(f"{details.target} has no suspended version")
         return [Change(version, lifecycle.resume(version, context.now)) for version in suspended]
-
-
-def basis_problems(key: KeyName, basis: Mapping[str, str], context: OperationContext) -> list[str]:
-    """Returns which versions of a key have changed since officers saw them."""
-    now = context.basis(key)
-    if now == dict(basis):
-        return []
-    names = sorted(name for name in {*now, *basis} if now.get(name) != basis.get(name))
-    changed = ", ".join(
-        f"{n}: {basis.get(n, 'absent')} then, {now.get(n, 'gone')} now" for n in names
-    )
-    return [f"{key} has changed since this was proposed ({changed}): propose it again"]
 
 
 def changes_of(before: KeyVersion, after: KeyVersion, context: OperationContext) -> list[str]:

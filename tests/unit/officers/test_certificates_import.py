@@ -8,6 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.officers.store import OperationState
 from signer.x509 import cose_kid
 from tests.unit.officers.opstage import CLINIC, DAY, MINISTRY, START, Stage
 from tests.unit.officers.people import Authority, key_of, pem
@@ -154,6 +155,53 @@ def test_another_certificate_only_where_officers_say_so(
     assert shown[-1] == "! it has another certificate: verifiers must know the new one first"
     stage.done("import-certificate", **again, replace=True)
     assert stage.version(key).certificate != first
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_of_two_imports_the_second_does_not_replace_what_its_officers_never_saw(
+    stage: Stage, key: str, authority: Authority, replaces: bool
+) -> None:
+    """Both were proposed while the version had no certificate."""
+    later = NOW + timedelta(days=2 * 365)
+    members = [given(stage, authority) | {"replace": replaces}]
+    members += [given(stage, authority, ends=later) | {"replace": replaces}]
+    first, second = (stage.propose("import-certificate", **each).id for each in members)
+    stage.approve(first)
+    stage.approve(second)
+    assert stage.operation(first).state is OperationState.DONE
+    assert stage.operation(second).state is OperationState.FAILED
+    assert "has changed since this was proposed" in stage.operation(second).note
+    imported = x509.load_pem_x509_certificate(members[0]["certificate"].encode())
+    assert stage.version(key).certificate == imported.public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_an_import_that_was_not_executed_accounts_for_no_exchange_of_a_certificate(
+    stage: Stage, key: str, authority: Authority, replaces: bool
+) -> None:
+    """Somebody writes by SQL what an approved import that failed would have done."""
+    later = NOW + timedelta(days=2 * 365)
+    members = [given(stage, authority) | {"replace": replaces}]
+    members += [given(stage, authority, ends=later) | {"replace": replaces}]
+    first, second = (stage.propose("import-certificate", **each).id for each in members)
+    stage.approve(first)
+    stage.approve(second)
+    der = x509.load_pem_x509_certificate(members[1]["certificate"].encode()).public_bytes(
+        Encoding.DER
+    )
+    with stage.registry.writing() as write:
+        run, revision = write.connection.exec_driver_sql, write.revision
+        run(
+            "UPDATE key_versions SET certificate = ?, kid = ?, revision = ?",
+            (der, cose_kid(b"", der), revision),
+        )
+        run(
+            "UPDATE operations SET state = 'DONE', ended_revision = ? WHERE id = ?",
+            (revision, second),
+        )
+    stage.serving.follow()
+    assert any(key in text for text in stage.serving.refused)
+    stage.seen.seen.clear()
 
 
 def test_what_has_ended_needs_no_certificate(stage: Stage, key: str, authority: Authority) -> None:
