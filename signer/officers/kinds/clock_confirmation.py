@@ -6,7 +6,7 @@ It is the only kind that is signed and executed while the clock is in doubt.
 from pydantic import Field
 
 from signer.clock import JUMP_SECONDS
-from signer.officers.approval import MAX_NUMBER
+from signer.officers.approval import CLOCK, MAX_NUMBER
 from signer.officers.kinds.base import (
     Details,
     Effects,
@@ -17,7 +17,7 @@ from signer.officers.kinds.base import (
     utc,
 )
 
-KIND = "clock"
+KIND = CLOCK
 
 
 class ConfirmClock(Details):

@@ -385,7 +385,7 @@ def test_enough_different_officers_in_time_and_the_proposer_among_them(officer: 
     names = {WHO: "ec", "b": "rsa", "c": "ed25519"}
     officers = {who: officer(name).der for who, name in names.items()}
     now = max(officer(name).now for name in names.values())
-    proposal = replace(PROPOSAL, expires_at=int(now) + 60)
+    proposal = replace(PROPOSAL, proposed_at=int(now) - 60, expires_at=int(now) + 60)
     data = proposal.canonical()
     first, second, third = (
         Signature(who, officer(name).sign(data), now) for who, name in names.items()
@@ -393,7 +393,12 @@ def test_enough_different_officers_in_time_and_the_proposer_among_them(officer: 
     check_approved(proposal, data, [first, second], officers)
     check_approved(proposal, data, [third, first], officers)
     refused = {
-        "1 of 2": [[first], [first, first], [first, second._replace(at=now + 60)]],
+        "1 of 2": [
+            [first],
+            [first, first],
+            [first, second._replace(at=now + 60)],
+            [first, second._replace(at=now - 70)],  # by the signed bytes it was not proposed yet
+        ],
         "has not validly signed": [[], [second, third], [first._replace(officer="b"), third]],
     }
     for text, lists in refused.items():
