@@ -66,12 +66,12 @@ class Appliance(RuleBasedStateMachine):
         before, first, seen = Shadow.of(stage.registry), stage.clock.now(), len(self.records())
 
         def between() -> None:
-            nonlocal before, first
+            nonlocal before
             assert meanwhile is not None
             begun = {str(r.fields["operation"]) for r in self.records()[seen:] if _begins(r.kind)}
             self.judge(before, Between(first, stage.clock.now()), begun | ({at} if at else set()))
             meanwhile[1]()
-            before, first = Shadow.of(stage.registry), stage.clock.now()
+            before = Shadow.of(stage.registry)  # keys may have been made earlier, and not stored
 
         if meanwhile is not None:
             stage.fate.meanwhile(meanwhile[0], between)
