@@ -109,16 +109,17 @@ def objects(spec: TokenSpec, cka_id: str) -> dict[str, Any]:
 def copies(
     spec: TokenSpec, keys: list[list[str]], most: int, rounds: int, at_once: bool = False
 ) -> dict[str, Any]:
-    """Signs in turn with more keys than copies are kept; counts the session objects.
+    """Signs in turn with more keys than copies and handles are kept; counts session objects.
 
     ``at_once``: the copies are dropped by one order in the end, not key by key.
     """
     import pkcs11
 
+    from signer.hsm.worker import lookup
     from signer.hsm.worker import token as token_module
     from signer.hsm.worker.__main__ import ChunkSigner
 
-    token_module.MAX_COPIES = most
+    token_module.MAX_COPIES = lookup.MAX_HANDLES = most
     token = token_module.open_token(spec, heartbeat())
     signer = ChunkSigner(token)
     correct, counts = 0, []

@@ -145,9 +145,14 @@ def test_keys_made_while_the_daemon_runs_are_served(make_appliance: Make) -> Non
     assert workers(appliance) == before
 
 
-def test_a_key_that_is_made_signs_at_once_on_all_workers(make_appliance: Make) -> None:
-    """Also where a search would find it anyway, and where an index has to learn of it."""
-    appliance = make_appliance(workers=3)
+@pytest.mark.parametrize("lookup", ["index", "search"])
+def test_a_key_that_is_made_signs_at_once_on_all_workers(make_appliance: Make, lookup: str) -> None:
+    appliance = make_appliance(workers=3, start=False)
+    config = appliance.dir / "signer.yaml"
+    text = config.read_text()
+    assert "key_lookup: index" in text
+    config.write_text(text.replace("key_lookup: index", f"key_lookup: {lookup}"))
+    appliance.start()
     key = "facilities/01-001/keys/new"
 
     def items() -> list[int]:
