@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from signer.algorithms import Algorithm
-from signer.hsm.frames import SignPart
-from signer.hsm.heartbeat import Heartbeat, shared_counter
+from signer.hsm.frames import Heartbeat, SignPart, shared_counter
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import KeyVersion
@@ -115,11 +114,10 @@ def copies(
     """
     import pkcs11
 
-    from signer.hsm.worker import lookup
     from signer.hsm.worker import token as token_module
     from signer.hsm.worker.__main__ import ChunkSigner
 
-    token_module.MAX_COPIES = lookup.MAX_HANDLES = most
+    token_module.MAX_COPIES = token_module.MAX_HANDLES = most
     token = token_module.open_token(spec, heartbeat())
     signer = ChunkSigner(token)
     correct, counts = 0, []
@@ -168,8 +166,7 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
 
 def calls(spec: TokenSpec, cka_id: str) -> dict[str, int]:
     """How many calls of our own a token takes to open, and a key to be found in several ways."""
-    from signer.hsm.worker.lookup import NotOneKey
-    from signer.hsm.worker.token import open_token
+    from signer.hsm.worker.token import NotOneKey, open_token
 
     beats = heartbeat()
     token = open_token(spec, beats)

@@ -19,8 +19,7 @@ from pkcs11.exceptions import PKCS11Error
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.hsm.frames import FrameError, Verdict
 from signer.hsm.spec import FailureKind, TokenFailure, WorkerMode
-from signer.hsm.worker.lookup import NotOneKey
-from signer.hsm.worker.token import Token
+from signer.hsm.worker.token import NotOneKey, Token
 from signer.model import TokenObject
 
 _STRICT = {

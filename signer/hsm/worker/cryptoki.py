@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from signer.hsm.heartbeat import Heartbeat
+from signer.hsm.frames import Heartbeat
 from signer.hsm.mechanisms import Mechanism, low_s
 from signer.hsm.spec import FailureKind
 from signer.model import TokenObject

@@ -4,8 +4,8 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.hsm.frames import SignPart
-from signer.hsm.worker import pins
-from signer.hsm.worker.pins import Pins
+from signer.hsm.worker import __main__ as worker
+from signer.hsm.worker.__main__ import Pins
 
 LOADED: list[bytes] = []
 
@@ -25,9 +25,9 @@ class CountingVerifier:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Pins:
-    monkeypatch.setattr(pins, "Verifier", CountingVerifier)
-    monkeypatch.setattr(pins, "MAX_VERIFIERS", 2)
-    monkeypatch.setattr(pins, "MAX_PINS", 4)
+    monkeypatch.setattr(worker, "Verifier", CountingVerifier)
+    monkeypatch.setattr(worker, "MAX_VERIFIERS", 2)
+    monkeypatch.setattr(worker, "MAX_PINS", 4)
     LOADED.clear()
     return Pins()
 

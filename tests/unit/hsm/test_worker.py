@@ -19,9 +19,8 @@ from signer.hsm.frames import (
 )
 from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker import __main__ as worker
-from signer.hsm.worker import pins
 from signer.hsm.worker.cryptoki import _CLASSES, CryptokiError, ErrorClass
-from signer.hsm.worker.lookup import NotOneKey
+from signer.hsm.worker.token import NotOneKey
 
 SPEC: dict[str, Any] = {
     "label": "t",
@@ -127,9 +126,9 @@ def signer(monkeypatch: pytest.MonkeyPatch) -> worker.ChunkSigner:
             raise ValueError(spki)
         return FakeVerifier()
 
-    monkeypatch.setattr(pins, "Verifier", verifier)
+    monkeypatch.setattr(worker, "Verifier", verifier)
     made = worker.ChunkSigner.__new__(worker.ChunkSigner)
-    made.__dict__.update(_token=FakeToken(), _loop=FakeLoop(), _pins=pins.Pins())
+    made.__dict__.update(_token=FakeToken(), _loop=FakeLoop(), _pins=worker.Pins())
     return made
 
 
