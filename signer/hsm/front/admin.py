@@ -163,7 +163,7 @@ class AdminWorker:
 
     @contextmanager
     def _killed_if_hung(self, seconds: float) -> Iterator[None]:
-        """Kills a worker whose heartbeat does not move for so long."""
+        """Kills a worker whose heartbeat has not moved for this time."""
         heartbeat = self._process.heartbeat
         answered, hung = threading.Event(), threading.Event()
 

@@ -42,22 +42,25 @@ def log_in(
 
 def _failed(spec: TokenSpec, latch: PinLatch, pin: str, value: int) -> TokenFailure:
     """Records a failed login; returns what to raise."""
-    name, code = f"token {spec.label}", f"C_Login returned 0x{value:08x}"
+    name, code = f"token {spec.label}", f"0x{value:08x}"
     if value in _PIN_VALUES:
         latch.reject(pin)
-        text = (
-            f"{name} rejects the PIN in {spec.pin_file} ({code}): it is latched; correct the file"
+        return TokenFailure(
+            FailureKind.PIN_REJECTED,
+            f"{name} rejects the PIN in {spec.pin_file} (C_Login returned {code}): "
+            "it is latched; correct the file",
         )
-        return TokenFailure(FailureKind.PIN_REJECTED, text)
     away = latch.accepted(pin) and error_class(value) in _AWAY
     if away or not latch.fail(pin):
-        text = f"{name}: {code}; the PIN has worked before and is tried again"
-    else:
-        text = (
-            f"{name}: {code}, which may be its answer to a wrong PIN: the PIN in {spec.pin_file} "
-            "is latched; check it and the HSM, then run `signer token unlatch`"
+        return TokenFailure(
+            FailureKind.LOGIN_FAILED,
+            f"{name}: C_Login returned {code}; the PIN has worked before and is tried again",
         )
-    return TokenFailure(FailureKind.LOGIN_FAILED, text)
+    return TokenFailure(
+        FailureKind.LOGIN_FAILED,
+        f"{name}: C_Login returned {code}, which may be its answer to a wrong PIN: the PIN in "
+        f"{spec.pin_file} is latched; check it and the HSM, then run `signer token unlatch`",
+    )
 
 
 def named(error: PKCS11Error) -> str:
