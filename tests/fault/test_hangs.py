@@ -6,9 +6,8 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import Reason
-from signer.hsm.front import slot
 from signer.hsm.latch import start_lock
-from signer.hsm.spec import FailureKind
+from signer.hsm.spec import FailureKind, KeyLookup
 from signer.model import KeyVersion
 from tests.daemon import until
 from tests.fault.shim import Action, Shim
@@ -86,16 +85,10 @@ def test_a_hang_on_the_way_of_a_chunk(
     ],
 )
 def test_a_hang_of_a_start(
-    token: SoftToken,
-    key: KeyVersion,
-    shim: Shim,
-    function: str,
-    span: str,
-    monkeypatch: pytest.MonkeyPatch,
+    token: SoftToken, key: KeyVersion, shim: Shim, function: str, span: str
 ) -> None:
-    monkeypatch.setattr(slot, "START_SECONDS", 10.0)
     inputs = inputs_for(key, 50)
-    with token.pool(workers=2) as (pool, record):
+    with token.pool(workers=2, start=10.0, key_lookup=KeyLookup.INDEX) as (pool, record):
         rule = shim.on(function, times=SPANS[span], action=Action.HANG)
         workers = pool._dispatcher.slots if span == "all" else pool._dispatcher.slots[:1]
         with start_lock(token.state, token.settings.label):

@@ -80,6 +80,7 @@ class SoftToken:
         *,
         workers: int = 1,
         hang: float = 10.0,
+        start: float = 60.0,
         queued: int = 200_000,
         serving: bool = True,
         **changes: Any,
@@ -90,7 +91,7 @@ class SoftToken:
         pool = Pool(
             self.spec(**changes),
             workers=workers,
-            start_seconds=60.0,
+            start_seconds=start,
             hang_seconds=hang,
             max_queued=queued,
             loop=loop,

@@ -250,7 +250,7 @@ BROKEN = {
     "pin-empty": (write("pin", ""), "pin signer-dev", WRONG, "is empty"),
     "state-nowhere": (configure(state="none/there"), "state", WRONG, "is not a folder"),
     "state-of-all": (state_of_all, "state", WRONG, "is writable by other users"),
-    "registry-gone": (remove("registry.sqlite"), "registry", WRONG, "there is an audit log"),
+    "registry-gone": (remove("registry.sqlite"), "registry", WRONG, "an audit log exists"),
     "registry-other": (write("registry.sqlite", "x" * 999), "registry", WRONG, "not a database"),
     "registry-newer": (
         sql("update alembic_version set version_num = '9999'"),

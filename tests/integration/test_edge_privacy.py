@@ -200,6 +200,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_audit_failures": {"step": {"checkpoint", "shipping"}},
     "signer_audit_requests_forgotten": {},
     "signer_audit_commit_started_timestamp_seconds": {},
+    "signer_audit_snapshot_missing": {},
     "signer_audit_stopped": {},
     "signer_log_lines_dropped": {},
     "signer_spans_dropped": {},

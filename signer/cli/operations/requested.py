@@ -14,7 +14,7 @@ from signer.officers.approval import ApprovalError, Proposal, parse
 FILLED: Mapping[str, frozenset[str]] = {
     "create-key": frozenset({"token"}),
     "new-version": frozenset({"token", "version", "algorithm", "bits"}),
-    "import-certificate": frozenset(),
+    "import-certificate": frozenset({"basis"}),
     "activate": frozenset({"basis"}),
     "clock": frozenset({"ahead", "right_until"}),
     "resume": frozenset({"basis", "since"}),

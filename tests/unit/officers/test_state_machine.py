@@ -194,8 +194,10 @@ class Officers(Appliance):
         with self.step(*crashes):
             try:
                 self.stage.proposals.retry(self.one(), operation.id)
-            except CallError:  # only what has made something goes on after its time
-                if operation.done or self.stage.clock.now() < operation.proposal.expires_at:
+            except CallError:  # only what has changed a key goes on after its time
+                versions = Shadow.of(self.stage.registry).versions.values()
+                begun = any(_is_made_by(version, operation.id) for version in versions)
+                if begun or self.stage.clock.now() < operation.proposal.expires_at:
                     raise
 
     @rule(data=st.data(), crash=CRASHES, wrong=st.booleans())
