@@ -24,7 +24,7 @@ from signer.events import (
 from signer.hsm.front.service import Hsm
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import UnreadableError, UnreadableRow
-from signer.model import KeyIndex, KeyState, KeyVersion, Scope, Suspended, Suspension
+from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspended, Suspension
 from signer.officers.accounting import Judgement
 from signer.officers.approval import Officers
 from signer.officers.kinds.base import OperationContext
@@ -73,6 +73,8 @@ class Serving:
         self.error = ""
         self._defect = ""  # the kind of error that must not be, and was
         self._halted = ""  # why everything is stopped here, whatever officers have stopped
+        # Where the stops of a state are in force and the rest is not served yet: these versions.
+        self._begun: set[tuple[KeyName, int]] | None = None
         self._registry, self._state = registry, begun.state
         self._accounts, self._first = begun.accounts, begun.judged
         self._policies, self._served, self._hsm = begun.policies, served, hsm
@@ -155,12 +157,10 @@ class Serving:
                 differs = differs or self._seen != len(known.keys)
                 self._seen = 0
             self._compared = page.last or 0
-            if differs:
-                newest = self._registry.state()
             # Rows of operations are not compared: look again whether they can be read now.
             if differs or self._accounts.unreadable:
-                with self.lock:
-                    self._serve(newest)
+                with self.lock:  # which is held for what is read, or it could be an earlier state
+                    self._serve(self._registry.state(None if differs else self._state.keys))
         except Exception as error:  # noqa: BLE001 - suspensions are missed: that must be seen
             self._failed(error)
 
@@ -189,6 +189,7 @@ class Serving:
             # Officers and policy are those that are served: serve this state first. Otherwise
             # without the lock: a reader does not wait for a thread that waits for the database.
             with self.lock:
+                state = self._registry.state(self._state.keys)
                 self._serve(state)
         return self._context(state)
 
@@ -240,10 +241,12 @@ class Serving:
         """Serves a state of the registry; returns whether everything that it stops is stopped."""
         stopped = False
         try:
-            if state is not self._state or self._halted:
+            if state is not self._state or self._halted or self._begun is not None:
+                self._begun = self._begun or set()
                 self._stop(state)
                 stopped = True
                 self._take(state)
+                self._begun = None
             stopped = True
             self._end_by_clock()
             self._accounts.look()
@@ -292,6 +295,8 @@ class Serving:
                 stopped[version] = row.text
         if stopped:
             self._hsm.stop_keys(stopped)
+        if self._begun is not None:
+            self._begun |= {(version.key, version.number) for version in stopped}
         snapshot = self._served.snapshot
         more = _suspended(state, self.policy)
         both = Suspended(
@@ -344,7 +349,10 @@ class Serving:
         now = self._clock.now()
         ended, resumed = list[KeyVersion](), list[KeyVersion]()
         stopped: dict[KeyVersion, str] = {}
-        for new in after.keys.changed_since(before.keys):
+        changed = {v.name: v for v in after.keys.changed_since(before.keys)}
+        again = (after.keys.version(*name) for name in self._begun or ())
+        changed |= {version.name: version for version in again if version is not None}
+        for new in changed.values():
             old = before.keys.version(new.key, new.number)
             state = new.state_at(now)
             # Also one that the clock activates later: nothing is recorded then.

@@ -270,14 +270,11 @@ _MUTABLE = (
 )
 
 
-_VALUE = revision.c.value
-# Of the rows that can be read: any other value would set the revision back, or end each write.
-_NEWEST = (
-    sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger))
-    .where(key_versions.c.revision.between(0, MOST))
-    .scalar_subquery()
+_LOCK = sa.update(revision).values(value=revision.c.value)
+# No row of a version takes the revision to its end: what somebody puts there is set back instead.
+_NEWEST = sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger)).where(
+    key_versions.c.revision.between(0, MOST >> 1)
 )
-_LATEST = sa.case((_NEWEST > _VALUE, _NEWEST), else_=_VALUE)  # greatest() is not in SQLite
 
 
 class ChangedMeanwhileError(OperatorError):
@@ -300,8 +297,12 @@ class Writing:
         Without ``counts`` the rows get the number of the next revision: daemons read them with
         that one, which is then one more, so that a change of such a row has a later revision.
         """
-        connection.execute(sa.update(revision).values(value=_LATEST + 1 if counts else _VALUE))
-        number = read_head(connection.execute(_REVISION)).value
+        connection.execute(_LOCK)
+        number = read_head(connection.execute(_REVISION), most=2 * MOST).value
+        if counts:
+            newest = connection.execute(_NEWEST).scalar_one()
+            number = max(number, newest or 0) + 1
+            connection.execute(sa.update(revision).values(value=number))
         self.connection, self.revision = connection, number + int(not counts)
 
     def add_versions(self, versions: Iterable[KeyVersion]) -> None:

@@ -29,7 +29,9 @@ from signer.model import (
 )
 
 LATEST = 253_402_300_799  # the end of the year 9999, in seconds since the epoch
-MOST = 1 << 62  # revisions: the next one must be a number that every database has
+MOST = 1 << 61
+"""The highest revision that is served. A writer goes further, so that no number which somebody
+puts there makes officers' stops fail: what they write is then a reason to stop everything."""
 MAX_OCTETS = 1 << 16  # of a certificate, a public key or an id
 MAX_TEXT = 1 << 20  # characters of a column without a declared length
 _MAX_NUMBER = 999_999_999  # of a version: its name has at most nine digits
@@ -157,15 +159,15 @@ class Head(NamedTuple):
     deployment: str
 
 
-def read_head(rows: Iterable[Row]) -> Head:
-    """Reads the one row of ``revision``. Raises UnreadableError."""
+def read_head(rows: Iterable[Row], most: int = MOST) -> Head:
+    """Reads the one row of ``revision``, up to this one. Raises UnreadableError."""
     remedy = "put the row back from the backup"
     found = list(rows)
     if len(found) != 1:
         raise UnreadableError(f"revision has {len(found)} rows, expected 1: {remedy}")
     try:
         return Head(
-            whole(found[0], "value"),
+            whole(found[0], "value", most),
             optional(_short, found[0], "policy"),
             whole(found[0], "policy_since"),
             whole(found[0], "officers_since"),

@@ -223,9 +223,10 @@ def _rotate(permit: Permit, asked: Asked) -> Iterator[Standing]:
     if before is None:
         yield from asked.made().moved(lambda version, _: version)
         return
-    # In a log, which has hashes alone, the certificate of a version may be its first one.
-    bare = asked.bare in (None, before.certificate)
-    if waits and bare:
+    # In a log, which has hashes alone, the certificate of a version may be its first one. Only a
+    # version that was never activated gets one: no finished rotation exchanges a certificate.
+    first = before.times[0] is None
+    if waits and first and asked.bare in (None, before.certificate):
         yield before._replace(certificate=asked.after.certificate)
     certified = asked.bare is None or before.certificate != asked.bare
     if before.times[0] is None and before.came_from is None and (certified or not waits):

@@ -76,7 +76,12 @@ class Standing(NamedTuple):
 
     def same(self, other: Standing) -> bool:
         """Whether both allow the same; the revision does not matter."""
-        return self.same_pair(other) and self[:3] == other[:3] and self[5] == other[5]
+        states = (self.state, self.came_from, self.certificate)
+        return (
+            self.same_pair(other)
+            and states == (other.state, other.came_from, other.certificate)
+            and all(map(_at_once, self.times, other.times))
+        )
 
     def same_pair(self, other: Standing) -> bool:
         """Whether both are of one version with one key pair."""
@@ -332,6 +337,11 @@ def _identity(version: KeyVersion) -> bytes:
 def _microseconds(at: float | None) -> int | None:
     """Converts a time; one that no clock has, which somebody wrote by hand, is cut."""
     return None if at is None else round(max(0.0, min(at, _FARTHEST)) * 1_000_000)
+
+
+def _at_once(one: int | None, other: int | None) -> bool:
+    """Whether two times are the same: sums of seconds differ by what a double rounds."""
+    return one == other or (one is not None and other is not None and abs(one - other) <= 1)
 
 
 def _seconds(at: int | None) -> float | None:

@@ -302,7 +302,7 @@ def open_token(
     state = Path(spec.state)
     with start_lock(state, spec.label, heartbeat.beat):
         heartbeat.beat()
-        token = _find(spec)
+        token = _find(spec, heartbeat.beat)
         heartbeat.beat()
         try:
             latch = latch_of(state, spec.label, _names(token)[1])
@@ -331,7 +331,9 @@ def _load(module: str) -> Any:
         ) from error
 
 
-def _shown(spec: TokenSpec) -> tuple[list[Any], PKCS11Error | None]:
+def _shown(
+    spec: TokenSpec, beat: Callable[[], object] = lambda: None
+) -> tuple[list[Any], PKCS11Error | None]:
     """Returns the tokens that the module shows, and why it could not show one of them.
 
     A slot that fails hides no other. Raises TokenFailure if there is no list of slots.
@@ -341,6 +343,7 @@ def _shown(spec: TokenSpec) -> tuple[list[Any], PKCS11Error | None]:
     with doing(spec.label, "be found in the list of slots"):
         slots = library.get_slots()
     for slot in slots:
+        beat()
         try:
             tokens.append(slot.get_token())
         except (errors.TokenNotPresent, errors.TokenNotRecognised):
@@ -350,9 +353,9 @@ def _shown(spec: TokenSpec) -> tuple[list[Any], PKCS11Error | None]:
     return tokens, problem
 
 
-def _find(spec: TokenSpec) -> Any:
+def _find(spec: TokenSpec, beat: Callable[[], object]) -> Any:
     """Chooses by label, and by serial where one is given; never by slot."""
-    tokens, problem = _shown(spec)
+    tokens, problem = _shown(spec, beat)
     found = [token for token in tokens if _is_meant(spec, *_names(token))]
     wanted = f"label {spec.label!r}" + (f" and serial {spec.serial}" if spec.serial else "")
     if not found and problem is not None:

@@ -218,8 +218,12 @@ class RotateKind(OperationKind[Rotate]):
         skipped: list[str] = []
         batch: list[list[Change]] = []
         for step, version in ready:
-            if version.state_at(context.now) is not KeyState.PRE_ACTIVE or version.activate_at:
-                continue  # activated before, or ended since
+            state = version.state_at(context.now)
+            if state is not KeyState.PRE_ACTIVE or version.activate_at:  # activated, or ended
+                old = context.state.keys.version(step.key, step.old)
+                if state is KeyState.ACTIVE and old is not None and old.ends_at is None:
+                    batch.append(self._retire(step, context.now, details, context))
+                continue
             at = max(float(details.activate_at), context.now)
             until = at + details.sign_for_seconds if details.sign_for_seconds else None
             if problems := activation_problems(version, at, until, context):

@@ -620,7 +620,8 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing_and_is_told(
 ) -> None:
     told: list[str] = []
     listener = Listener(lambda _: None, snapshot=snapshot)
-    log = signed(opened, 10, segment_bytes=500, listeners=[listener], on_problem=told.append)
+    hooks = LogHooks(on_problem=told.append)
+    log = signed(opened, 10, segment_bytes=500, listeners=[listener], hooks=hooks)
     assert len(list_segments(folder)) > 1
     assert whole(folder, head(log))
     assert log.without_snapshot

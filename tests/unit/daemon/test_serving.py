@@ -1,6 +1,7 @@
 """The daemon serves what the registry says: keys, officers, suspensions, the policy."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
+from signer.keys.registry import Change
 from signer.model import KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing_fold import StandingFold
@@ -242,6 +244,31 @@ def by_hand(stage: Stage, *statements: str) -> None:
         for statement in statements:
             write.connection.exec_driver_sql(statement)
         write.connection.exec_driver_sql("UPDATE key_versions SET revision = 10000")
+
+
+def test_a_stop_by_hand_that_the_log_could_not_take_ends_with_its_row(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is put back before the log accepts records again."""
+    name = stage.key()
+    kept = stage.version(name)
+
+    def refuse(_: object) -> None:
+        raise OperatorError("the audit log accepts no records: its disk is low")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.daemon_log, "account", refuse)
+        with stage.registry.writing() as write:
+            write.change([Change(kept, replace(kept, state=KeyState.SUSPENDED))])
+        stage.serving.follow()
+        assert "disk is low" in stage.serving.error
+        with stage.registry.writing() as write:
+            stopped = stage.version(name)
+            write.change([Change(stopped, replace(stopped, state=kept.state))])
+    resumed = stage.hsm.resume_keys.call_count
+    stage.serving.follow()
+    assert stage.serving.error == ""
+    assert stage.hsm.resume_keys.call_count == resumed + 1
 
 
 def test_a_log_from_before_takes_what_there_is_as_given(stage: Stage) -> None:

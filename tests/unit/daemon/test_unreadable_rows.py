@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from signer.errors import CallError, OperatorError
 from signer.events import Bug, RegistryUnreadable, Unaccounted
 from signer.keys import schema
+from signer.keys.rows import MOST
 from signer.model import KeyState, Scope, parse_key_or_version
 from tests.unit.officers.opstage import CLINIC, Stage, empty_registry
 from tests.unit.officers.people import C
@@ -24,6 +25,8 @@ BROKEN: dict[str, object] = {
     "bytes": b"\xff",
     "negative": -1,
     "huge": (1 << 63) - 1,
+    "the highest that a writer reads": 2 * MOST,
+    "the highest that is served": MOST,
     "infinite": 9e999,
 }
 IDS = (("keys", "id"), ("key_versions", "id"), ("revision", "id"))  # SQLite's own, too

@@ -71,9 +71,9 @@ def test_every_part_of_a_version_survives(registry: Registry) -> None:
         thumbprint="thumb",
         created=1767225600.123456,
         activate_at=0.1,
-        sign_until=1e300,
-        deactivate_at=2**52 + 0.5,
-        destroy_at=-0.75,
+        sign_until=2.5e11,
+        deactivate_at=2**37 + 0.5,
+        destroy_at=0.75,
         came_from=KeyState.DEACTIVATED,
         request="-----BEGIN CERTIFICATE REQUEST-----\nà\n",
     )

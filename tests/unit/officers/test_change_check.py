@@ -699,6 +699,7 @@ def test_a_rotation_makes_certifies_and_activates_each_of_its_versions_once() ->
         row(second, times=(start, start + 601, None, None), cka_id=new),
         row(f"{second}3", times=times, cka_id=new),
         row("facilities/01-009/keys/k/versions/1", times=times, cka_id=new),
+        row(second, "SUSPENDED", times=times, cka_id=new, certificate=b"o" * 16),
     ):
         history, rotate, new = begun()
         history.change(row(second, times=times, cka_id=new), made_by=rotate)

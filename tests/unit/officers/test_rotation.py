@@ -338,6 +338,26 @@ def _never_again(stage: Stage, identity: str, *, wait: bool) -> None:
         assert stage.serving.refused == []
 
 
+def test_a_rotation_ends_the_old_version_also_if_officers_activated_the_new_one(
+    stage: Stage, keys: Sequence[str]
+) -> None:
+    """A stop held the rotation back; officers activate version 2 by an operation, then retry."""
+    stage.token.room = 1
+    identity = stage.propose("rotate", names(*keys), **PLAN).id
+    stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.FAILED
+    key = next(key for key in keys if len(stage.states(key)) == 2)
+    stage.emergency.suspend_key(C, key, "seen forged")
+    stage.done("resume", target=key)
+    stage.done("activate", version=f"{key.partition('/versions/')[0]}/versions/2")
+    stage.token.room = None
+    stage.proposals.retry(A, identity)
+    assert stage.operation(identity).state is OperationState.DONE
+    old = stage.registry.versions(stage.version(key).key)[0]
+    assert old.deactivate_at is not None
+    assert stage.serving.refused == []
+
+
 def test_a_version_that_waits_stays_stopped_when_the_one_before_is_ended(
     stage: Stage, keys: Sequence[str]
 ) -> None:
