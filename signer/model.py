@@ -278,13 +278,16 @@ class KeyIndex:
                 if before.version(key, number) != version:
                     yield version
 
-    def set_back_since(self, before: KeyIndex) -> Iterator[KeyVersion]:
-        """Yields the versions that an earlier index has with a later revision."""
+    def written_since(self, before: KeyIndex) -> Iterator[KeyVersion]:
+        """Yields the versions with another revision than in an earlier index, also the same ones.
+
+        Officers name the revision that they saw: it counts, whatever was written.
+        """
         for key, numbered in self._by_key.items():
             if (earlier := before._by_key.get(key)) is None or earlier is numbered:
                 continue
             for number, version in numbered.items():
-                if number in earlier and version.revision < earlier[number].revision:
+                if number in earlier and version.revision != earlier[number].revision:
                     yield version
 
     def version(self, name: KeyName, number: int) -> KeyVersion | None:

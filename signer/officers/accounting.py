@@ -289,7 +289,7 @@ class _Judging:
         """Judges every version that is not as it is known."""
         known, added = self._known, 0
         changed = {v.name: v for v in self._new.keys.changed_since(known.state.keys)}
-        changed |= {v.name: v for v in self._new.keys.set_back_since(known.state.keys)}
+        changed |= {v.name: v for v in self._new.keys.written_since(known.state.keys)}
         for name in known.unaccounted:
             now = self._new.keys.version(*name)
             changed |= {} if now is None else {now.name: now}

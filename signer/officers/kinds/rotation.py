@@ -172,7 +172,7 @@ class RotateKind(OperationKind[Rotate]):
         stopped = {step.key: text for step in plan if (text := _stopped_since(step, context))}
         goes_on = [step for step in plan if step.key not in stopped]
         versions = [context.version(f"{step.key}/versions/{step.new}") for step in goes_on]
-        waiting = [v for v in versions if details.issuers and v.certificate is None]
+        waiting = [v for v in versions if details.issuers and _waits(v)]
         ready = [pair for pair in zip(goes_on, versions, strict=True) if pair[1] not in waiting]
         skipped = [*stopped.values(), *self._activate(ready, details, context, work)]
         work.progress(2 * len(plan) - len(waiting) - len(skipped), 2 * len(plan))
@@ -290,6 +290,14 @@ def _written(batch: Sequence[Sequence[Change]], work: Work) -> list[str]:
     return []
 
 
+def _waits(version: KeyVersion) -> bool:
+    """Whether a version waits for its certificate.
+
+    One that officers have activated by an operation gets it by an operation, too.
+    """
+    return version.certificate is None and version.activate_at is None
+
+
 def imports(
     details: Rotate, certificates: Sequence[bytes], operation: str, context: OperationContext
 ) -> list[Change]:
@@ -302,7 +310,8 @@ def imports(
     waiting: dict[bytes, KeyVersion] = {}
     for index, step in enumerate(read_plan(context.document(details.plan_sha256) or b"[]")):
         version = context.state.keys.version(step.key, step.new)
-        if version is not None and version.cka_id == cka_id_of(operation, index):
+        made = version is not None and version.cka_id == cka_id_of(operation, index)
+        if version is not None and made and (version.certificate or _waits(version)):
             waiting[version.spki] = version
     changes, problems = [], []
     for index, data in enumerate(certificates):

@@ -246,6 +246,19 @@ def by_hand(stage: Stage, *statements: str) -> None:
         write.connection.exec_driver_sql("UPDATE key_versions SET revision = 10000")
 
 
+def test_the_log_has_the_revision_of_a_version_that_was_written_as_it_was(stage: Stage) -> None:
+    """Officers approve a change of the version at the revision that they saw."""
+    name = stage.key(activate=False)
+    at = int(stage.clock.now()) + 3600
+    for _ in range(2):
+        stage.done("activate", version=name, at=at, sign_until=at + 86400)
+    known = stage.log.standings.standings.get(name)
+    assert known is not None
+    assert known.revision == stage.version(name).revision
+    stage.done("activate", version=name, at=at - 60)
+    assert stage.log.standings.problems == []
+
+
 def test_a_stop_by_hand_that_the_log_could_not_take_ends_with_its_row(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

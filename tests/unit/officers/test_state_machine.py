@@ -210,7 +210,8 @@ class Officers(Appliance):
         versions = [
             v
             for v in Shadow.of(self.stage.registry).versions.values()
-            if v.request and v.certificate is None and _is_made_by(v, operation.id)
+            if v.request and v.certificate is None and v.activate_at is None
+            if _is_made_by(v, operation.id)
         ]
         if not versions:
             return
