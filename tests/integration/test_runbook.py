@@ -39,6 +39,8 @@ SHOWN = {
     "ports": ("LISTEN",),
     "unaccounted": (),
     "unlatch": (),
+    "snapshot": (),
+    "refused": (),
 }
 """What each block prints about an appliance that has lost a worker; nothing else happened."""
 
