@@ -165,13 +165,21 @@ def version_name(key: KeyName, number: int) -> str:
     return f"{key}/versions/{number}"
 
 
+class Placement(NamedTuple):
+    """Where the private key of a version is: the label of a token, and the CKA_ID there."""
+
+    token: str
+    cka_id: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
     """One version of a key as the registry knows it.
 
     ``spki`` is the pin: SubjectPublicKeyInfo in DER, with which signatures are checked.
-    ``cka_id`` is the id of the private key on ``token`` (a label). ``kid`` is the COSE
-    key id, ``thumbprint`` the JWS key id (RFC 7638).
+    ``cka_id`` is the id of the private key on ``token`` (a label), where it was made;
+    ``other_placements`` are where else it is. ``kid`` is the COSE key id, ``thumbprint`` the
+    JWS key id (RFC 7638).
 
     ``activate_at``: it signs from then on. ``sign_until``: it may sign until then,
     whatever its certificate says. ``deactivate_at``: its overlap with its successor ends.
@@ -198,10 +206,22 @@ class KeyVersion:
     came_from: KeyState | None = None
     request: str | None = None
     revision: int = field(default=0, compare=False)
+    other_placements: tuple[Placement, ...] = ()
 
     @property
     def name(self) -> str:
         return version_name(self.key, self.number)
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Where its private key is, first the token on which it was made."""
+        return (Placement(self.token, self.cka_id), *self.other_placements)
+
+    def cka_id_on(self, token: str) -> bytes | None:
+        """Returns the CKA_ID of its private key on a token; None: it is not there."""
+        if token == self.token:  # nearly always: without a tuple for each part of a chunk
+            return self.cka_id
+        return next((cka_id for label, cka_id in self.other_placements if label == token), None)
 
     @property
     def compromised(self) -> bool:

@@ -98,6 +98,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         shown = wire.key_version(version, version.state_at(now), primary=version is primary)
         if caller.roles - {Role.ISSUER}:
             shown.token = version.token
+            for token, cka_id in version.placements:
+                shown.placements.add(token=token, cka_id=cka_id)
         return shown
 
     def _key(self, snapshot: Snapshot, name: KeyName, caller: Caller) -> keys_pb2.Key:

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from signer.algorithms import Algorithm
 from signer.client._errors import ItemError
+from signer.model import Placement
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2
 
 T = TypeVar("T")
@@ -46,9 +47,10 @@ class KeyVersion(NamedTuple):
 
     ``algorithm`` and ``state`` are the names of ``signer.algorithms.Algorithm`` and
     ``KeyState``, or of a newer server. ``certification_request`` (PEM, "" if there is
-    none) comes only from ``get_key_version``; ``token`` is its label, shown to officers,
-    auditors and operators; ``primary``: it is the version that signs for its key;
-    ``compromised``: it was once marked as compromised, in whatever state it is now.
+    none) comes only from ``get_key_version``; ``token``, on which it was made, and ``placements``,
+    where its private key is, are shown to officers, auditors and operators; ``primary``: it is the
+    version that signs for its key; ``compromised``: it was once marked as compromised, in
+    whatever state it is now.
     """
 
     name: str
@@ -67,6 +69,7 @@ class KeyVersion(NamedTuple):
     token: str
     primary: bool
     compromised: bool = False
+    placements: tuple[Placement, ...] = ()
 
 
 class Quota(NamedTuple):
@@ -286,6 +289,7 @@ read_key_version = reader(
     sign_until="sign_until_time",
     deactivate_at="deactivate_time",
     destroy_at="destroy_time",
+    placements=lambda at: Placement(at.token, at.cka_id),
 )
 read_key = reader(Key, keys_pb2.Key, primary=read_key_version, quotas=reader(Quota, keys_pb2.Quota))
 read_log_record = reader(LogRecord, evidence_pb2.LogRecord, time="record_time")

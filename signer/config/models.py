@@ -46,6 +46,7 @@ def _environment(value: object, info: ValidationInfo) -> dict[str, str]:
 
 
 KINDS = (
+    "add-placement",
     "activate",
     "clock",
     "create-key",
@@ -56,6 +57,7 @@ KINDS = (
     "new-version",
     "officers",
     "policy",
+    "remove-placement",
     "restore",
     "resume",
     "rotate",

@@ -17,7 +17,7 @@ from signer.errors import OperatorError
 from signer.events import Events, Unaccounted
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import UnreadableRow, texts_of
-from signer.model import KeyIndex, Scope, Suspension, version_name
+from signer.model import KeyIndex, KeyVersion, Placement, Scope, Suspension, version_name
 from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
 from signer.officers.approval import officers_sha256
 from signer.officers.offline_check import ApprovalFold
@@ -119,6 +119,7 @@ class Accounts:
         known = Known(
             state=self.state,
             standing=lambda name: self._standing(name, new),
+            placed=self._placed,
             unaccounted=self._unaccounted.keys(),
             used=lambda operation: operation in self._used or logged.has_used(operation),
             checked=lambda operation, content: (
@@ -233,6 +234,17 @@ class Accounts:
     def changed_by(self, operation: str, content: bytes) -> bool:
         """Returns whether the log has a change of keys by an operation with these bytes."""
         return operation in self._used or self._standings.standings.checked(operation, content)
+
+    def _placed(self, version: KeyVersion) -> Collection[Placement]:
+        """Returns the placements of a version that are accounted for, but where it was made."""
+        known = self.state.keys.version(version.key, version.number)
+        if known is not None:
+            return known.other_placements
+        return (
+            version.other_placements
+            if self._given
+            else self._standings.placed.get(version.name, ())
+        )
 
     def reason(self) -> str:
         """Returns why the registry is not served as it is; empty if it is."""

@@ -132,7 +132,7 @@ class Inventory:
     def _compare(self, token: str) -> None:
         self._due[token] = self._clock.monotonic() + RETRY_SECONDS
         before, digest = self._expected(token), self._hsm.pools[token].inventory
-        known = inventory_digest(TokenObject(v.cka_id, v.name) for v in before.values())
+        known = inventory_digest(TokenObject(i, v.name) for i, v in before.items())
         if token not in self._found and digest == known:
             comparison = _NOTHING  # by what the workers have read at their start
         else:
@@ -152,9 +152,10 @@ class Inventory:
 
     def _expected(self, token: str) -> Mapping[bytes, KeyVersion]:
         return {
-            version.cka_id: version
+            cka_id: version
             for version in [*self._served.snapshot.keys, self._audit_key]
-            if version.token == token and version.state is not KeyState.DESTROYED
+            if version.state is not KeyState.DESTROYED
+            if (cka_id := version.cka_id_on(token)) is not None
         }
 
     def _rest(self, seconds: float) -> None:

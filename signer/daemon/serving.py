@@ -332,8 +332,8 @@ class Serving:
         after = snapshot_of(judged.state, text.policy)
         changed = list(after.keys.changed_since(before.keys))
         # Workers hear of a key before the first chunk that needs it, and forget destroyed ones.
-        created = [v for v in changed if before.keys.version(v.key, v.number) is None]
-        self._hsm.keys_changed(created + [v for v in changed if v.state is KeyState.DESTROYED])
+        placed = [v for v in changed if _placed_anew(before.keys.version(v.key, v.number), v)]
+        self._hsm.keys_changed(placed + [v for v in changed if v.state is KeyState.DESTROYED])
         self._served.snapshot, self._halted = after, ""
         self._enforce(before, after)
         self._next_end = self._end_after(self._ended_until)
@@ -406,12 +406,16 @@ def begin_serving(
     return Begun(state, accounts, accounts.begin(state), policies)
 
 
+def _placed_anew(before: KeyVersion | None, version: KeyVersion) -> bool:
+    return before is None or not set(version.placements) <= set(before.placements)
+
+
 def check_audit_token(audit_key: KeyVersion, config: Config) -> None:
     """Raises OperatorError if the audit key is on a token that the configuration does not name.
 
     Other keys may be: an appliance may lack a token that others of its deployment have.
     """
-    if audit_key.token not in {token.label for token in config.tokens}:
+    if not any(audit_key.cka_id_on(token.label) for token in config.tokens):
         raise OperatorError(
             f"the audit key is on token {audit_key.token}, which the configuration does not name:"
             " add it under `tokens`"

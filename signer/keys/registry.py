@@ -28,8 +28,19 @@ from signer.keys.rows import (
     read_suspensions,
     read_versions,
 )
-from signer.keys.schema import acts, documents, key_versions, keys, officers, revision, suspensions
-from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyVersion, Scope, Suspension
+from signer.keys.schema import (
+    PLACED,
+    REMOVED,
+    acts,
+    documents,
+    key_versions,
+    keys,
+    officers,
+    placements,
+    revision,
+    suspensions,
+)
+from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyVersion, Placement, Scope, Suspension
 
 _OF_KEY = [column for column in raw(keys) if column.name != "id"]
 _VERSIONS = (
@@ -159,11 +170,13 @@ class Registry:
             known = KeyIndex() if since is None or anew else since
             bad: Sequence[UnreadableRow] = ()
             if known.revision:
-                new = connection.execute(_NEW, {"since": known.revision})
-                versions, bad = read_versions(new)
+                since_then = {"since": known.revision}
+                new = connection.execute(_NEW, since_then)
+                versions, bad = read_versions(new, connection.execute(_NEW_PLACED, since_then))
             if bad or not known.revision:
                 known = KeyIndex()
-                versions, bad = read_versions(connection.execute(_ALL))
+                placed = connection.execute(_PLACED)
+                versions, bad = read_versions(connection.execute(_ALL), placed)
             certificates, bad_officers = read_officers(connection.execute(_OFFICERS))
             flags, bad_flags = read_suspensions(connection.execute(_SUSPENSIONS))
             return RegistryState(
@@ -185,7 +198,9 @@ class Registry:
         with self.reading() as connection:
             rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
             last = rows[-1].id if len(rows) == limit else None
-            versions, bad = read_versions(rows)
+            end = rows[-1].id if rows else after
+            placed = connection.execute(_PAGE_PLACED, {"after": after, "end": end})
+            versions, bad = read_versions(rows, placed)
             return RegistryPage(versions, last, bad)
 
     def acts(self, since: int) -> tuple[Sequence[tuple[int, Act]], Sequence[UnreadableRow]]:
@@ -216,8 +231,10 @@ class Registry:
         Raises OperatorError, also if none can be read.
         """
         statement = _VERSIONS.where(_is(name)).order_by(key_versions.c.number)
+        of_key = sa.select(key_versions.c.id).join(keys).where(_is(name))
         with self.reading() as connection:
-            versions, bad = read_versions(connection.execute(statement))
+            placed = connection.execute(_PLACED.where(placements.c.version_id.in_(of_key)))
+            versions, bad = read_versions(connection.execute(statement), placed)
         if bad and not versions:
             raise UnreadableError(f"{bad[0].text}; it signs nothing. Put it back from the backup")
         return versions
@@ -245,7 +262,20 @@ def _is(name: KeyName) -> sa.ColumnElement[bool]:
 
 
 _ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
-_NEW = _ALL.where(key_versions.c.revision > sa.bindparam("since"))
+_PLACED = sa.select(*raw(placements))
+_IS_NEW = sa.or_(
+    key_versions.c.revision > sa.bindparam("since"),
+    key_versions.c.id.in_(
+        sa.select(placements.c.version_id).where(placements.c.revision > sa.bindparam("since"))
+    ),
+)
+_NEW = _ALL.where(_IS_NEW)
+_NEW_PLACED = _PLACED.where(
+    placements.c.version_id.in_(sa.select(key_versions.c.id).where(_IS_NEW))
+)
+_PAGE_PLACED = _PLACED.where(
+    placements.c.version_id > sa.bindparam("after"), placements.c.version_id <= sa.bindparam("end")
+)
 _PAGE = (
     _ALL.where(key_versions.c.id > sa.bindparam("after"))
     .order_by(key_versions.c.id)
@@ -275,6 +305,15 @@ _LOCK = sa.update(revision).values(value=revision.c.value)
 _NEWEST = sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger)).where(
     key_versions.c.revision.between(0, MOST >> 1)
 )
+
+
+class _PlacementTakenError(OperatorError):
+    def __init__(self, version: KeyVersion, placement: Placement) -> None:
+        token, cka_id = placement.token, placement.cka_id.hex()
+        super().__init__(
+            f"{version.name} was not placed on token {token}: the registry has it there already, or"
+            f" another version with the CKA_ID {cka_id}; see `signer keys show`"
+        )
 
 
 class ChangedMeanwhileError(OperatorError):
@@ -316,12 +355,54 @@ class Writing:
         with self.connection.begin_nested():
             for version in versions:
                 self._add(version)
+                for placement in version.other_placements:
+                    self.place(version, placement)
 
     def change(self, changes: Sequence[Change]) -> None:
         """Changes versions; refuses all changes if one version is no longer as it was read."""
         with self.connection.begin_nested():
             for before, after in changes:
                 self._change(before, after)
+
+    def place(self, version: KeyVersion, placement: Placement) -> None:
+        """Adds a placement of a version; refuses it if that token or that CKA_ID is taken."""
+        taken = sa.select(key_versions.c.id).where(_at(key_versions, placement))
+        try:
+            with self.connection.begin_nested():
+                if placement.token == version.token or self.connection.execute(taken).first():
+                    raise _PlacementTakenError(version, placement)
+                row = {"token": placement.token, "state": PLACED, "revision": self.revision}
+                row |= {"cka_id": placement.cka_id, "version_id": self._row_id(version)}
+                removed = sa.delete(placements).where(
+                    placements.c.version_id == row["version_id"],
+                    placements.c.token == placement.token,
+                    placements.c.state == REMOVED,
+                )
+                self.connection.execute(removed)
+                self.connection.execute(sa.insert(placements).values(row))
+        except IntegrityError:
+            raise _PlacementTakenError(version, placement) from None
+
+    def remove_placement(self, version: KeyVersion, placement: Placement) -> None:
+        """Removes a placement of a version; refuses it if it is not there any more."""
+        statement = (
+            sa.update(placements)
+            .where(
+                placements.c.version_id == self._row_id(version),
+                placements.c.state == PLACED,
+                _at(placements, placement),
+            )
+            .values(state=REMOVED, revision=self.revision)
+        )
+        if self.connection.execute(statement).rowcount != 1:
+            raise ChangedMeanwhileError(f"{version.name} is no longer on token {placement.token}")
+
+    def _row_id(self, version: KeyVersion) -> int:
+        where = _at(key_versions, Placement(version.token, version.cka_id))
+        found = self.connection.execute(sa.select(key_versions.c.id).where(where)).first()
+        if found is None:
+            raise ChangedMeanwhileError(f"{version.name} is no longer in the registry")
+        return int(found.id)
 
     def set_officers(self, certificates: Mapping[str, bytes], since: int | None = None) -> None:
         """Replaces all officers.
@@ -437,6 +518,10 @@ class Writing:
                 f" not {version.algorithm}; give the new algorithm a key of its own"
             )
         return int(key.id)
+
+
+def _at(table: sa.Table, placement: Placement) -> sa.ColumnElement[bool]:
+    return sa.and_(table.c.token == placement.token, table.c.cka_id == placement.cka_id)
 
 
 def _flag(scope: Scope, name: str) -> sa.ColumnElement[bool]:

@@ -8,14 +8,25 @@ that the columns were declared with, and SQLite does not enforce them.
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.keys.schema import acts, key_versions, keys, officers, revision, suspensions
+from signer.keys.schema import (
+    PLACED,
+    REMOVED,
+    acts,
+    key_versions,
+    keys,
+    officers,
+    placements,
+    revision,
+    suspensions,
+)
 from signer.model import (
     AUDIT_KEY,
     IDENTIFIER,
@@ -23,6 +34,7 @@ from signer.model import (
     KeyName,
     KeyState,
     KeyVersion,
+    Placement,
     Scope,
     Suspension,
     version_name,
@@ -181,15 +193,25 @@ def _short(row: Row, column: str) -> str:
     return text(row, column, 64)
 
 
-def read_versions(rows: Iterable[Row]) -> tuple[list[KeyVersion], list[UnreadableRow]]:
-    """Reads rows of ``key_versions`` with their keys."""
+def read_versions(
+    rows: Iterable[Row], placed: Iterable[Row]
+) -> tuple[list[KeyVersion], list[UnreadableRow]]:
+    """Reads rows of ``key_versions`` with their keys, and those of ``placements``.
+
+    A placement that cannot be read stops its version. Those of versions that are not among the
+    rows are left out.
+    """
     versions: dict[tuple[KeyName, int], KeyVersion] = {}
-    bad: list[UnreadableRow] = []
+    others, bad_placements, bad = _placements(placed)
     for row in rows:
         try:
-            version = _version(row)
+            version = _version(row, tuple(sorted(others.get(row.id, ()))))
         except BadValueError as error:
-            bad.append(_bad_version(row, error))
+            where = _where(error, keys if error.column in keys.c else key_versions)
+            bad.append(_bad_version(row, where))
+            continue
+        if row.id in bad_placements:
+            bad.append(_bad_version(row, bad_placements[row.id]))
             continue
         name = version.key, version.number
         if name in versions:
@@ -201,8 +223,42 @@ def read_versions(rows: Iterable[Row]) -> tuple[list[KeyVersion], list[Unreadabl
     return list(versions.values()), bad
 
 
-def _bad_version(row: Row, error: BadValueError) -> UnreadableRow:
-    where = _where(error, keys if error.column in keys.c else key_versions)
+def _placements(
+    rows: Iterable[Row],
+) -> tuple[Mapping[int, list[Placement]], Mapping[int, str], list[UnreadableRow]]:
+    """Reads rows of ``placements``, by the id of the version's row.
+
+    Returns the placements, where a row cannot be read, and the rows of which the version cannot.
+    """
+    found: defaultdict[int, list[Placement]] = defaultdict(list)
+    unreadable: dict[int, str] = {}
+    bad: list[UnreadableRow] = []
+    for row in rows:
+        version: int | None = None
+        try:
+            version = whole(row, "version_id")
+            placement = Placement(text(row, "token", 32), octets(row, "cka_id"))
+            whole(row, "revision")
+            in_use = _in_use(row)
+        except BadValueError as error:
+            if version is None:
+                bad.append(UnreadableRow(_where(error, placements)))
+            else:
+                unreadable[version] = _where(error, placements)
+        else:
+            if in_use:
+                found[version].append(placement)
+    return found, unreadable, bad
+
+
+def _in_use(row: Row) -> bool:
+    state = text(row, "state", 16)
+    if state not in (PLACED, REMOVED):
+        raise BadValueError("state", f"{PLACED} or {REMOVED}")
+    return state == PLACED
+
+
+def _bad_version(row: Row, where: str) -> UnreadableRow:
     try:
         name, number = _key_name(row), _number(row)
     except BadValueError:
@@ -223,7 +279,7 @@ def _number(row: Row) -> int:
     return number
 
 
-def _version(row: Row) -> KeyVersion:
+def _version(row: Row, other_placements: tuple[Placement, ...]) -> KeyVersion:
     came_from = None if row.came_from is None else one_of(row, "came_from", KeyState)
     return KeyVersion(
         key=_key_name(row),
@@ -244,6 +300,7 @@ def _version(row: Row) -> KeyVersion:
         came_from=came_from,
         request=optional(text, row, "request"),
         revision=whole(row, "revision"),
+        other_placements=other_placements,
     )
 
 

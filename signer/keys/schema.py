@@ -6,7 +6,10 @@ and the certificate; deriving them for ten thousand keys would be most of the ti
 
 import sqlalchemy as sa
 
-VERSION = "0003"  # the newest migration: what the tables of this module are
+VERSION = "0004"  # the newest migration: what the tables of this module are
+
+PLACED, REMOVED = "PLACED", "REMOVED"
+"""States of a placement; one that was removed stays as a row, so that daemons notice."""
 
 metadata = sa.MetaData(
     naming_convention={
@@ -55,6 +58,21 @@ key_versions = sa.Table(
     # One public key under two names would make one signature two facilities'.
     sa.UniqueConstraint("thumbprint"),
     sa.CheckConstraint("number >= 1", name="number"),
+)
+
+# The tokens that hold a version's private key beside the one where it was made.
+placements = sa.Table(
+    "placements",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("version_id", sa.Integer, sa.ForeignKey("key_versions.id"), nullable=False),
+    sa.Column("token", sa.String(32), nullable=False),
+    sa.Column("cka_id", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # see PLACED
+    # The revision that wrote it last: a daemon reads the rows after its own revision.
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+    sa.UniqueConstraint("version_id", "token"),
+    sa.UniqueConstraint("token", "cka_id"),
 )
 
 revision = sa.Table(

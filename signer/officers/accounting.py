@@ -16,13 +16,14 @@ from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.registry import RegistryState
 from signer.keys.rows import UnreadableRow
-from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Suspension
+from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement, Suspension
 from signer.officers.approval import Officers, check_approved, check_deployment, officers_sha256
 from signer.officers.execution import known_kind
 from signer.officers.kinds.base import Details, OperationKind, Pair
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
 from signer.officers.permits import Asked, Permit
+from signer.officers.placing import PlacedChanges, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
 from signer.officers.standing import (
     KeysRecord,
@@ -48,7 +49,8 @@ class Known:
     """What is accounted for so far.
 
     ``state`` is served; its deployment is the log's. ``standing`` returns that of a version,
-    None if it is not known; ``unaccounted`` names those that are not served. ``used``
+    None if it is not known, ``placed`` its placements beside the one where it was made;
+    ``unaccounted`` names those that are not served. ``used``
     says whether the log has a change by an operation, ``checked`` whether it has found these very
     bytes of it approved. What had been done at ``looked``, in seconds since the epoch, is accounted
     for. ``policy_free``: the policy needs no approval. ``document`` returns
@@ -57,6 +59,7 @@ class Known:
 
     state: RegistryState
     standing: Callable[[VersionName], Standing | None]
+    placed: Callable[[KeyVersion], Collection[Placement]]
     unaccounted: Collection[VersionName]
     used: Callable[[str], bool]
     checked: Callable[[str, bytes], bool]
@@ -105,6 +108,10 @@ class _Operation:
             if self._fits(before, after, version):
                 yield after._replace(revision=-1 if revision is None else revision)
 
+    def places(self, what: str, version: str, placement: Placement) -> bool:
+        """Returns whether the operation adds or removes a placement."""
+        return self.permit.places(what, version, placement)
+
     def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
         """Whether what only the registry's row shows is as the operation asked for it."""
         known = bare_hash(version) if before is None else before.certificate
@@ -138,6 +145,11 @@ class _Act:
         with suppress(OperatorError):
             yield before.moved(move, self.act.at)._replace(revision=self.revision)
 
+    def places(self, what: str, version: str, placement: Placement) -> bool:
+        """Returns False: one officer alone places nothing."""
+        del what, version, placement
+        return False
+
 
 _Step = _Operation | _Act
 _Path = tuple[tuple[_Step, Standing], ...]  # what was done, and the version's standing after it
@@ -168,6 +180,7 @@ def judge(
     judging.read([*new.unreadable, *unreadable])
     judging.decide(operations)
     judging.versions()
+    judging.placements()
     judging.suspensions()
     return judging.judgement()
 
@@ -183,6 +196,7 @@ class _Judging:
         self._changed: dict[int, list[VersionRow]] = {}  # by the number of the step
         self._suspended: dict[int, list[Suspension]] = {}
         self._lifted: dict[int, list[Suspension]] = {}
+        self._placements = PlacedChanges()
         self._result = Judgement(new)
 
     def read(self, unreadable: Sequence[UnreadableRow]) -> None:
@@ -372,6 +386,14 @@ class _Judging:
             latest = after.revision - 1
             following = step.permit if isinstance(step, _Operation) else None
 
+    def placements(self) -> None:
+        """Judges where the keys of versions are."""
+        changed = self._new.keys.changed_since(self._known.state.keys)
+        steps = [step.places for step in self._steps]
+        self._placements = judge_placements(changed, self._known.placed, steps)
+        self._result.refused += self._placements.refused
+        self._result.by_hand += self._placements.by_hand
+
     # --- suspensions ---------------------------------------------------------------------------
 
     def suspensions(self) -> None:
@@ -430,7 +452,8 @@ class _Judging:
                 result.records.append(decisions[number])
             changed = self._changed.get(number, [])
             flags = self._suspended.get(number, []), self._lifted.get(number, [])
-            if not changed and not any(flags):
+            placements = self._placements.at(number)
+            if not changed and not any(flags) and not any(placements):
                 continue
             step = self._steps[number] if number < len(self._steps) else None
             suspended, lifted = ({key_of(f): since_of(f) for f in each} for each in flags)
@@ -443,6 +466,7 @@ class _Judging:
                     ApprovedOperation.of(step.stored) if isinstance(step, _Operation) else None,
                     step.act if isinstance(step, _Act) else None,
                     result.by_hand if step is None else (),
+                    *placements,
                 )
             )
         result.state = result.state._replace(keys=self._served())
@@ -461,7 +485,7 @@ class _Judging:
             if standing is not None
             if (row := known.version(*name) or self._new.keys.version(*name)) is not None
         ]
-        return keys.updated(stopped, keys.revision) if stopped else keys
+        return self._placements.served(keys.updated(stopped, keys.revision) if stopped else keys)
 
 
 def replace_state(new: RegistryState, known: RegistryState, end: _Decided) -> RegistryState:

@@ -34,6 +34,7 @@ from signer.officers.kinds.clock_confirmation import ConfirmClockKind
 from signer.officers.kinds.create_key import CreateKeyKind, NewVersionKind
 from signer.officers.kinds.enrolment import EnrolKind
 from signer.officers.kinds.officer_change import ChangeOfficersKind
+from signer.officers.kinds.placements import AddPlacementKind, RemovePlacementKind
 from signer.officers.kinds.policy_change import PutPolicyKind
 from signer.officers.kinds.rotation import RotateKind
 from signer.officers.kinds.state_changes import VERSION_KINDS, ResumeKind
@@ -43,6 +44,7 @@ KINDS: Mapping[str, OperationKind[Any]] = {
     kind.name: kind
     for kind in (
         *VERSION_KINDS,
+        AddPlacementKind(),
         ChangeOfficersKind(),
         ConfirmClockKind(),
         CreateKeyKind(),
@@ -50,6 +52,7 @@ KINDS: Mapping[str, OperationKind[Any]] = {
         ImportCertificateKind(),
         NewVersionKind(),
         PutPolicyKind(),
+        RemovePlacementKind(),
         ResumeKind(),
         RotateKind(),
     )
@@ -234,6 +237,10 @@ class Executor:
                 write.set_officers(effects.officers, effects.officers_since)
             elif effects.officers_since is not None:
                 write.expect_officers(effects.officers_since)
+            for version, placement in effects.placed:
+                write.place(version, placement)
+            for version, placement in effects.removed:
+                write.remove_placement(version, placement)
             for suspension in effects.lifted:
                 write.lift(suspension)
             self._update(

@@ -16,11 +16,13 @@ from typing import NamedTuple
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.lifecycle import cka_id_of
-from signer.model import KeyState, KeyVersion, Scope
+from signer.model import KeyState, KeyVersion, Placement, Scope
 from signer.officers.approval import parse
 from signer.officers.standing import NO_TIMES, Standing, certificate_hash, place_of
 from signer.x509 import cose_kid
 
+ADD_PLACEMENT = "add-placement"
+REMOVE_PLACEMENT = "remove-placement"
 MOST_KEYS = 50_000  # of one operation
 _MOST = 1 << 40  # seconds: no time of an operation is later
 _SEEN = "changed at revision "
@@ -107,6 +109,12 @@ class Permit:
         named = self.text("target") == target_of(scope, name)
         since_then = self.proposal.details.get("since") == since
         return self.proposal.kind == "resume" and named and since_then
+
+    def places(self, what: str, version: str, placement: Placement) -> bool:
+        """Returns whether it adds or removes a placement: ``what`` is the kind that does."""
+        named = self.text("version"), self.text("token"), self.text("cka_id")
+        asked = (version, placement.token, placement.cka_id.hex())
+        return self.proposal.kind == what and named == asked
 
     def seen(self, name: str) -> int | None:
         """Returns the revision at which officers saw a version, None if they did not see it."""
@@ -284,6 +292,8 @@ _RULES: Mapping[str, PermitRule] = {
     "import-certificate": PermitRule(_import),
     "enrol": PermitRule(_enrol, once=False),
     "rotate": PermitRule(_rotate, once=False, steps=3),  # made, certified, activated
+    ADD_PLACEMENT: PermitRule(_nothing),  # of placements, see Permit.places
+    REMOVE_PLACEMENT: PermitRule(_nothing),
     "officers": PermitRule(_nothing),
     "policy": PermitRule(_nothing),
     "clock": PermitRule(_nothing),

@@ -20,7 +20,7 @@ from signer import cbor
 from signer.algorithms import Algorithm
 from signer.audit.format.record import RecordError, Value
 from signer.keys import lifecycle
-from signer.model import Act, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.model import Act, KeyName, KeyState, KeyVersion, Placement, Scope, Suspension
 from signer.officers.records import ApprovedOperation
 from signer.x509 import cose_kid
 
@@ -51,6 +51,9 @@ _ANY_VERSION = KeyVersion(
 
 FlagKey = tuple[str, str]  # the scope and the name of a suspension
 Flags = Mapping[FlagKey, int]  # since when each is in force, in microseconds
+
+NamedPlacement = tuple[str, Placement]
+"""A placement with the name of its version."""
 
 TIMES = ("activate_at", "sign_until", "deactivate_at", "destroy_at")
 Times = tuple[int | None, int | None, int | None, int | None]
@@ -230,7 +233,8 @@ class KeysRecord(NamedTuple):
     ``versions`` are those that changed. ``suspended`` and ``lifted`` are the suspensions that
     came into force or ended. What made it is ``approved`` or ``act``; without both it is a move
     towards a stop that somebody made in the registry by hand, or nothing at all: then
-    ``unaccounted`` has texts about what is not served.
+    ``unaccounted`` has texts about what is not served. ``placed`` and ``removed`` are placements
+    that are used from here on, or no longer, each with the name of its version.
     """
 
     revision: int
@@ -240,11 +244,14 @@ class KeysRecord(NamedTuple):
     approved: ApprovedOperation | None = None
     act: Act | None = None
     unaccounted: Sequence[str] = ()
+    placed: Sequence[NamedPlacement] = ()
+    removed: Sequence[NamedPlacement] = ()
 
     def to_fields(self, now: float) -> Iterator[dict[str, Value]]:
         """Yields the fields of one record, or of several where there are many versions."""
         time_us = int(now * 1_000_000)
-        for start in range(0, max(len(self.versions), 1), PART):
+        rows = self.versions, self.placed, self.removed
+        for start in range(0, max(*map(len, rows), 1), PART):
             part = self.versions[start : start + PART]
             states = {row.name: str(row.standing.state_at(time_us)) for row in part[:MAX_CHANGED]}
             fields: dict[str, Value] = {
@@ -255,6 +262,9 @@ class KeysRecord(NamedTuple):
             }
             if self.approved is not None:  # in each: a reading may start after the first
                 fields |= self.approved.to_fields()
+            for name, placements in (("placed", self.placed), ("removed", self.removed)):
+                if some := placements[start : start + PART]:
+                    fields[name] = placement_rows(some)
             if self.act is not None:
                 act = self.act
                 fields["act"] = [*act[:-1], _microseconds(act.at)]
@@ -278,7 +288,9 @@ def baseline_fields(
     state: RegistryState, now: float, *, development: bool
 ) -> list[dict[str, Value]]:
     """Returns the fields of the records of a baseline: what is taken as given from there on."""
-    record = KeysRecord(state.keys.revision, [VersionRow.of(version) for version in state.keys])
+    rows = [VersionRow.of(version) for version in state.keys]
+    placed = [(v.name, placement) for v in state.keys for placement in v.other_placements]
+    record = KeysRecord(state.keys.revision, rows, placed=placed)
     parts = list(record.to_fields(now))
     flags = {key_of(flag): since_of(flag) for flag in state.suspensions}
     for index, part in enumerate(parts, start=1):
@@ -309,7 +321,24 @@ def flag_text(key: FlagKey) -> str:
     return str(Suspension(Scope(key[0]), key[1], 0.0, "", ""))
 
 
-def rows_in(rows: Value) -> Iterable[Value]:
+def placement_rows(placed: Iterable[NamedPlacement]) -> list[Value]:
+    """Returns placements as records hold them."""
+    return [[name, *placement] for name, placement in placed]
+
+
+def read_placements(rows: object) -> list[NamedPlacement]:
+    """Reads placements with the names of their versions. Raises RecordError."""
+    found = []
+    for row in rows_in(rows):
+        match row:
+            case [str(name), str(token), bytes(cka_id)]:
+                found.append((name, Placement(token, cka_id)))
+            case _:
+                raise RecordError("a placement cannot be read")
+    return found
+
+
+def rows_in(rows: object) -> Iterable[Value]:
     """Returns the rows of a list, none of anything else."""
     return rows if isinstance(rows, list | tuple) else ()
 

@@ -11,22 +11,26 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from signer.audit.format.record import Fields, Record, RecordError, RecordKind, Value, number, text
+from signer.model import Placement
 from signer.officers.approval import ApprovalError
 from signer.officers.offline_check import ApprovalFold, ProblemError, problem_text
-from signer.officers.permits import Asked, Permit
+from signer.officers.permits import ADD_PLACEMENT, Asked, Permit
 from signer.officers.records import ActRecord, ApprovedOperation
 from signer.officers.standing import (
     ENTRY,
     HASH,
     FlagKey,
     Flags,
+    NamedPlacement,
     Standing,
     Standings,
     VersionRow,
     flag_rows,
     flag_text,
     is_of,
+    placement_rows,
     read_flags,
+    read_placements,
     rows_in,
 )
 
@@ -49,6 +53,8 @@ class KeysChange(NamedTuple):
     rows: Sequence[VersionRow] | None
     suspended: Flags
     lifted: Flags
+    placed: Sequence[NamedPlacement]
+    removed: Sequence[NamedPlacement]
     operation: str
     approved: ApprovedOperation | None
     act: ActRecord | None
@@ -73,6 +79,8 @@ class KeysChange(NamedTuple):
             rows=None if rows is None else [VersionRow.read(row) for row in rows_in(rows)],
             suspended=read_flags(fields.get("suspensions" if baseline else "suspended")),
             lifted=read_flags(fields.get("lifted")),
+            placed=read_placements(fields.get("placed")),
+            removed=read_placements(fields.get("removed")),
             operation=text(fields, "operation", ""),
             approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
             act=act,
@@ -109,8 +117,9 @@ class StandingFold:
     """The standings and suspensions that the log accounts for.
 
     ``deployment`` and ``revision`` are those of the newest record of keys; ``deployment`` is
-    empty before the first baseline. ``flags`` are the suspensions in force. ``problems`` are
-    texts about records that say more than their operations permit.
+    empty before the first baseline. ``flags`` are the suspensions in force, ``placed`` the
+    placements of versions beside those where they were made, by the version's name.
+    ``problems`` are texts about records that say more than their operations permit.
     """
 
     KINDS: ClassVar[frozenset[RecordKind]] = frozenset({RecordKind.KEYS, RecordKind.SNAPSHOT})
@@ -121,6 +130,7 @@ class StandingFold:
         self.deployment = ""
         self.revision = 0
         self.flags: dict[FlagKey, int] = {}
+        self.placed: dict[str, frozenset[Placement]] = {}
         self.problems: list[str] = []
         self._approvals = approvals
         self.standings = Standings()
@@ -162,6 +172,7 @@ class StandingFold:
             self.standings.rows.clear()
             self.standings.places.clear()
             self._taken.clear()
+            self.placed.clear()
             self.deployment = change.deployment
             self.flags = dict(change.suspended)
             taken.suspended = dict(change.suspended)
@@ -176,6 +187,7 @@ class StandingFold:
         for row in change.rows or ():
             self._put(row.name, row.standing)
             taken.rows.append(row)
+        self._place(change.placed)
 
     # --- changes ---------------------------------------------------------------------------
 
@@ -199,7 +211,8 @@ class StandingFold:
             else:
                 ended = f"the suspension of {flag_text(key)} ends"
                 taken.problems.append(f"{ended}, and no operation of officers lifts it")
-        made = taken.rows or taken.suspended or taken.lifted
+        moved = self._placements(change, taken)
+        made = taken.rows or taken.suspended or taken.lifted or moved
         if permit is not None and change.approved is not None and made:
             self.standings.use(change.operation, change.approved.content)
 
@@ -261,6 +274,25 @@ class StandingFold:
             )
         return f"; operation {permit.proposal.id} ({permit.proposal.kind}) does not"
 
+    def _placements(self, change: KeysChange, taken: Accounted) -> bool:
+        """Takes what is removed, and what the operation adds; returns whether there is any."""
+        for name, placement in change.removed:
+            if left := self.placed.pop(name, frozenset()) - {placement}:
+                self.placed[name] = left
+        added: list[NamedPlacement] = []
+        for name, placement in change.placed:
+            if taken.permit is not None and taken.permit.places(ADD_PLACEMENT, name, placement):
+                added.append((name, placement))
+            else:
+                placed = f"{name} is placed on token {placement.token}"
+                taken.problems.append(f"{placed}, and no operation of officers does that")
+        self._place(added)
+        return bool(added or change.removed)
+
+    def _place(self, placed: Sequence[NamedPlacement]) -> None:
+        for name, placement in placed:
+            self.placed[name] = self.placed.get(name, frozenset()) | {placement}
+
     def _put(self, name: str, standing: Standing) -> None:
         self.standings.put(name, standing)
         self._taken.add(standing.place)
@@ -273,16 +305,19 @@ class StandingFold:
             return {}
         rows, places = self.standings.rows, self.standings.places
         padded = (places.get(name, b"").rjust(HASH, b"\0") for name in rows)
-        return {
-            "standings": {
-                "deployment": self.deployment,
-                "revision": self.revision,
-                "versions": b"".join(name + row for name, row in rows.items()),
-                "places": b"".join(padded),
-                "flags": flag_rows(self.flags),
-                "used": b"".join(each + content for each, content in self.standings.used.items()),
-            }
+        standings: dict[str, Value] = {
+            "deployment": self.deployment,
+            "revision": self.revision,
+            "versions": b"".join(name + row for name, row in rows.items()),
+            "places": b"".join(padded),
+            "flags": flag_rows(self.flags),
+            "used": b"".join(each + content for each, content in self.standings.used.items()),
         }
+        if self.placed:
+            standings["placed"] = placement_rows(
+                (name, each) for name in sorted(self.placed) for each in sorted(self.placed[name])
+            )
+        return {"standings": standings}
 
     def check(self, snapshot: Record) -> None:
         """Raises RecordError if a snapshot does not hold what the records before it come to.
@@ -314,6 +349,7 @@ class StandingFold:
                 "versions": bytes(rows),
                 "flags": flags,
                 "used": bytes(used),
+                **more,
             } if not len(rows) % ENTRY and not len(used) % (2 * HASH):
                 self.deployment, self.revision = deployment, revision
                 self.flags = read_flags(flags)
@@ -321,6 +357,8 @@ class StandingFold:
                 known.rows, known.used = _pairs(rows, ENTRY), _pairs(used, 2 * HASH)
                 known.places = dict(zip(known.rows, _places(said, len(rows)), strict=False))
                 self._taken = set(known.places.values())
+                self.placed = {}
+                self._place(read_placements(more.get("placed")))
             case _:
                 raise RecordError("the snapshot's standings cannot be read")
 

@@ -117,6 +117,7 @@ def version_value(version: KeyVersion) -> dict[str, Any]:
         "state": version.state,
         "primary": version.primary,
         "token": version.token or None,
+        "placements": [f"{token} (CKA_ID {cka_id.hex()})" for token, cka_id in version.placements],
         "created": iso(version.created),
         "activate_at": iso(version.activate_at),
         "sign_until": iso(version.sign_until),

@@ -40,6 +40,7 @@ _at_option = click.option(
     help="2030-01-01T08:00:00+07:00, or +7d or +6months; without: when it is approved.",
 )
 _key_argument = click.argument("key", metavar="NAME", type=KEY)
+_placed_option = click.option("--token", metavar="LABEL", required=True, help="The other token.")
 _version_argument = click.argument("version", metavar="VERSION", type=VERSION)
 
 
@@ -195,6 +196,34 @@ _add(
       signer operations propose restore facilities/moh/keys/dcc/versions/1 --client officer-a.yaml
     """,
     _version_argument,
+)
+
+
+_add(
+    "add-placement",
+    """Lets the token --token sign with VERSION, too: it holds the same private key.
+
+    Copy the key by the HSM's own means first, under the same CKA_ID or under another one. The
+    token must sign once, and the registry's public key verifies that.
+
+    \b
+      signer operations propose add-placement facilities/moh/keys/dcc/versions/1 \\
+        --token hsm-2 --client officer-a.yaml
+    """,
+    _version_argument,
+    _placed_option,
+    click.option("--cka-id", metavar="HEX", default="", help="On that token; without: the same."),
+)
+_add(
+    "remove-placement",
+    """Lets the token --token no longer sign with VERSION; others that hold the key still do.
+
+    \b
+      signer operations propose remove-placement facilities/moh/keys/dcc/versions/1 \\
+        --token hsm-2 --client officer-a.yaml
+    """,
+    _version_argument,
+    _placed_option,
 )
 
 

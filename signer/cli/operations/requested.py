@@ -12,6 +12,8 @@ from signer.errors import OperatorError
 from signer.officers.approval import ApprovalError, Proposal, parse
 
 FILLED: Mapping[str, frozenset[str]] = {
+    "add-placement": frozenset({"cka_id", "basis"}),
+    "remove-placement": frozenset({"cka_id", "basis"}),
     "create-key": frozenset({"token"}),
     "new-version": frozenset({"token", "version", "algorithm", "bits"}),
     "import-certificate": frozenset({"basis"}),

@@ -73,8 +73,10 @@ class Hsm:
 
     def keys_changed(self, versions: Iterable[KeyVersion]) -> None:
         """Passes on the versions whose keys were created or destroyed; see Pool.keys_changed."""
-        for token, some in self._by_token(versions).items():
-            self.pools[token].keys_changed([version.cka_id for version in some])
+        changed = list(versions)
+        for token, pool in self.pools.items():
+            if ids := [i for v in changed if (i := v.cka_id_on(token)) is not None]:
+                pool.keys_changed(ids)
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions, each for its reason; see Pool.stop_keys."""

@@ -21,7 +21,7 @@ from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
 from signer.keys.lifecycle import TokenAdmin
 from signer.keys.registry import Change, Registry, RegistryState
-from signer.model import KeyName, KeyVersion, Suspension, parse_key_or_version
+from signer.model import KeyName, KeyVersion, Placement, Suspension, parse_key_or_version
 from signer.officers import store
 from signer.officers.permits import seen_at
 from signer.officers.records import ApprovedOperation, ClockRecord, OperationRecords
@@ -181,6 +181,8 @@ class Effects:
     policy: bytes | None = None
     policy_since: int | None = None
     officers_since: int | None = None
+    placed: Sequence[tuple[KeyVersion, Placement]] = ()
+    removed: Sequence[tuple[KeyVersion, Placement]] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
     waiting: str = ""
 

@@ -182,11 +182,14 @@ def make(
     return version
 
 
-def try_out(admin: TokenAdmin, version: KeyVersion) -> None:
-    """Signs once; the worker checks the signature with the pin. Raises OperatorError."""
+def try_out(admin: TokenAdmin, version: KeyVersion, cka_id: bytes | None = None) -> None:
+    """Signs once; the worker checks the signature with the pin. Raises OperatorError.
+
+    ``cka_id`` is that of the key on the token, by default where the version was made.
+    """
     name = PROPERTIES[version.algorithm].hash_name
     data = hashlib.new(name, _TEST).digest() if name else _TEST
-    admin.sign(version.algorithm, version.cka_id, version.spki, [data])
+    admin.sign(version.algorithm, cka_id or version.cka_id, version.spki, [data])
 
 
 def save_made(

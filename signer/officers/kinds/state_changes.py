@@ -87,19 +87,32 @@ class ActivateKind(VersionKind[Activate]):
 
 
 class DestroyKind(VersionKind[OfVersion]):
-    """Destroys the key pair on the token. This cannot be undone."""
+    """Destroys the key pair on each token that holds it. This cannot be undone."""
+
+    def problems(self, details: OfVersion, context: OperationContext) -> list[str]:
+        version = context.version(details.version)
+        lacking = [token for token, _ in version.placements if token not in context.tokens]
+        return super().problems(details, context) or [
+            f"token {token} holds the key and is not here: destroy it at an appliance that has all"
+            " of its tokens, or remove that placement first"
+            for token in lacking
+        ]
 
     def difference(self, details: OfVersion, context: OperationContext) -> list[str]:
         version = context.version(details.version)
         return [
             *super().difference(details, context),
-            f"! the private key {version.cka_id.hex()} on token {version.token} is destroyed",
+            *(
+                f"! the private key {cka_id.hex()} on token {token} is destroyed"
+                for token, cka_id in version.placements
+            ),
         ]
 
     def execute(self, details: OfVersion, work: Work) -> Effects:
         version = work.context.version(details.version)
-        with work.admin(version.token) as admin:
-            admin.destroy(version.cka_id, version.name)
+        for token, cka_id in version.placements:
+            with work.admin(token) as admin:
+                admin.destroy(cka_id, version.name)
         return super().execute(details, work)
 
 

@@ -81,6 +81,11 @@ PLAIN = [
     ),
     (("destroy", VERSION), {"version": VERSION}),
     (("restore", VERSION), {"version": VERSION}),
+    (
+        ("add-placement", VERSION, "--token", "u", "--cka-id", "ab01"),
+        {"version": VERSION, "token": "u", "cka_id": "ab01"},
+    ),
+    (("remove-placement", VERSION, "--token", "u"), {"version": VERSION, "token": "u"}),
     (("policy",), {"policy_sha256": ""}),
     (("policy", "--sha256", "AB"), {"policy_sha256": "ab"}),
 ]
@@ -358,6 +363,7 @@ def test_reject_and_retry(run: Any, played: Any, people: Any) -> None:
         ("activate", VERSION, "--at", "2030-01-01"),
         ("activate", VERSION, "--sign-until", "tomorrow"),
         ("schedule-destruction", VERSION),
+        ("add-placement", VERSION),
         ("import-certificate", VERSION, "absent.pem"),
     ],
 )

@@ -29,7 +29,9 @@ BROKEN: dict[str, object] = {
     "the highest that is served": MOST,
     "infinite": 9e999,
 }
-IDS = (("keys", "id"), ("key_versions", "id"), ("revision", "id"))  # SQLite's own, too
+IDS = [
+    (table, "id") for table in ("keys", "key_versions", "placements", "revision")
+]  # SQLite's own, too
 COLUMNS = [
     (table.name, column.name) for table in schema.metadata.sorted_tables for column in table.c
 ]
@@ -53,8 +55,11 @@ class Site:
         self.stage = stage = Stage(self._folder / str(self._number), self._template)
         stage.key(CLINIC)
         stage.key(OTHER)
+        stage.add_token("other").keys = dict(stage.token.keys)
+        stage.done("add-placement", version=f"{CLINIC}/versions/1", token="other")
         stage.emergency.suspend(C, Scope.FACILITY, "moh", "seen forged")
-        stage.propose("create-key", key=f"{OTHER}-2", algorithm="ES256", activate=True)
+        new = {"key": f"{OTHER}-2", "algorithm": "ES256", "activate": True}
+        stage.propose("create-key", token="soft", **new)
         # Another program, which checks nothing.
         path = str(stage.registry._engine.url.database)
         self.sql = sqlite3.connect(path, isolation_level=None).execute

@@ -9,7 +9,7 @@ from signer.errors import OperatorError
 from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
-from signer.model import AUDIT_KEY, KeyIndex, KeyName, KeyState, KeyVersion
+from signer.model import AUDIT_KEY, KeyIndex, KeyName, KeyState, KeyVersion, Placement
 from tests.unit.keys.made import make
 
 
@@ -71,15 +71,24 @@ def test_every_part_of_a_version_survives(registry: Registry) -> None:
         thumbprint="thumb",
         created=1767225600.123456,
         activate_at=0.1,
+<<<<<<< HEAD
         sign_until=2.5e11,
+=======
+        sign_until=2**37 + 0.25,
+>>>>>>> 90364b0 (Officers place a key on further tokens, each proven by a test signature)
         deactivate_at=2**37 + 0.5,
         destroy_at=0.75,
         came_from=KeyState.DEACTIVATED,
+        other_placements=(Placement("other", b"\0\xff"),),
         request="-----BEGIN CERTIFICATE REQUEST-----\nà\n",
     )
     assert None not in [getattr(version, field.name) for field in fields(version)]
     of_versions = {column.name for column in key_versions.c} - {"id", "key_id"}
-    assert {field.name for field in fields(version)} == of_versions | {"key", "algorithm"}
+    assert {field.name for field in fields(version)} == of_versions | {
+        "key",
+        "algorithm",
+        "other_placements",
+    }
     registry.add_version(version)
     assert registry.versions(version.key) == [version]
     assert list(registry.snapshot()) == [version]

@@ -29,6 +29,7 @@ class Moves:
         self._number = 0
         self.kinds: Mapping[str, Callable[[], Iterator[Move]]] = {
             "activate": self._activate,
+            "add-placement": lambda: iter(()),  # there is one token
             "clock": lambda: iter(()),  # it is never in doubt here
             "create-key": self._create_key,
             "deactivate": lambda: self._timed("deactivate", S.ACTIVE, S.SUSPENDED),
@@ -38,6 +39,7 @@ class Moves:
             "new-version": self._new_version,
             "officers": self._officers,
             "policy": self._policy,
+            "remove-placement": lambda: iter(()),
             "restore": lambda: self._plain("restore", S.DESTROY_SCHEDULED),
             "resume": self._resume,
             "rotate": self._rotate,

@@ -205,6 +205,7 @@ class Stage:
     ) -> None:
         self.fate, self.clock, self.seen = Fate(), SetClock(), Recorder()
         self.token, self.confirmed = SoftToken(self.fate), list[float]()
+        self.tokens = {self.token.token: self.token}
         self.policy = folder / "policy"
         self.policy.mkdir(parents=True)
         (self.policy / "policy.yaml").write_text(POLICY)
@@ -281,15 +282,22 @@ class Stage:
         self.emergency = EmergencyStops(self.registry, records, self.serving, self.clock)
         self.executor.sweep()
 
+    def add_token(self, label: str) -> SoftToken:
+        """Begins anew with one more token, on which nothing is yet."""
+        token = self.tokens[label] = SoftToken(self.fate, label)
+        config: Any = self.config
+        config.tokens = tuple(SimpleNamespace(label=each) for each in self.tokens)
+        self.start()
+        return token
+
     def close(self) -> None:
         self.registry.close()
         self.log.close()
 
     @contextmanager
     def _admin(self, label: str) -> Iterator[TokenAdmin]:
-        assert label == self.token.token
         self.fate.at("before the administrative worker")
-        yield self.token
+        yield self.tokens[label]
         self.fate.at("after the administrative worker")
 
     # --- what is so ------------------------------------------------------------------------

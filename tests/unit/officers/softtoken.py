@@ -61,10 +61,9 @@ class SoftToken:
     ``room`` is how many keys still fit, None for any number.
     """
 
-    token = "soft"
-
-    def __init__(self, fate: Fate) -> None:
-        self._fate = fate
+    def __init__(self, fate: Fate, label: str = "soft") -> None:
+        self._fate, self.token = fate, label
+        self.extractable = False
         self.keys: dict[bytes, tuple[str, PrivateKey]] = {}
         self.room: int | None = None
         self.generated = 0
@@ -78,7 +77,7 @@ class SoftToken:
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
         if cka_id not in self.keys:
             raise OperatorError("there is no such key")
-        return {"sensitive": True, "extractable": False}
+        return {"sensitive": True, "extractable": self.extractable}
 
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         self._fate.at("before a key is made")
@@ -110,7 +109,8 @@ class SoftToken:
         if cka_id not in self.keys:
             raise OperatorError("there is no such key")
         _, key = self.keys[cka_id]
-        assert spki_of(key) == spki
+        if spki_of(key) != spki:
+            raise OperatorError(f"token {self.token} cannot sign with this key")
         return [_sign(algorithm, key, data) for data in inputs]
 
 

@@ -1,14 +1,14 @@
 """What accounts for versions: a rotation for its own pairs alone, nothing for what is set back."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion
+from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Placement
 from signer.officers.accounting import Judgement, Known, VersionName, judge
 from signer.officers.approval import Proposal, Signature
 from signer.officers.rotation_plan import Step, plan_text
@@ -85,9 +85,14 @@ def judged(
         known = state.keys.version(*name)
         return None if known is None else standing_of(known)
 
+    def placed(version: KeyVersion) -> Collection[Placement]:
+        known = state.keys.version(version.key, version.number)
+        return known.other_placements if known else ()
+
     known = Known(
         state=state,
         standing=standing,  # type: ignore[arg-type] # a standing or None
+        placed=placed,
         unaccounted=(),
         used=lambda _: False,
         checked=lambda *_: True,

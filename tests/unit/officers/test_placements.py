@@ -1,0 +1,250 @@
+"""Which tokens may sign with a version: added and removed by operations, and by nothing else."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signer.audit.format.record import RecordKind
+from signer.events import Unaccounted
+from signer.model import KeyVersion, Placement
+from signer.officers.change_check import ChangeFold, ChangePart
+from signer.officers.offline_check import ApprovalFold
+from signer.officers.standing_fold import StandingFold
+from signer.officers.store import OperationState
+from tests.unit.officers.opstage import CLINIC, Stage
+from tests.unit.officers.softtoken import Crash, SoftToken
+
+ONE = f"{CLINIC}/versions/1"
+
+
+@pytest.fixture
+def other(stage: Stage) -> SoftToken:
+    """Another token, to which the HSM has copied the key."""
+    stage.key()
+    return with_copy(stage)
+
+
+def with_copy(stage: Stage) -> SoftToken:
+    token = stage.add_token("other")
+    token.keys = dict(stage.token.keys)
+    return token
+
+
+def placements(stage: Stage) -> tuple[Placement, ...]:
+    """The other placements of the version that is served."""
+    version = stage.version(ONE)
+    served = stage.snapshot.keys.version(version.key, 1)
+    assert served is not None
+    return served.other_placements
+
+
+def by_hand(stage: Stage, token: str, cka_id: bytes) -> None:
+    with stage.registry.writing() as write:
+        write.place(stage.version(ONE), Placement(token, cka_id))
+    stage.serving.follow()
+
+
+def forget_alarm(stage: Stage) -> list[Unaccounted]:
+    """Returns what was alarmed of, which no other test is to be."""
+    found = stage.seen.of(Unaccounted)
+    stage.seen.seen.clear()
+    return found
+
+
+def told_of(stage: Stage) -> list[KeyVersion]:
+    """The versions whose keys workers were told of."""
+    return [version for call in stage.hsm.keys_changed.call_args_list for version in call.args[0]]
+
+
+def problems(stage: Stage) -> tuple[str, ...]:
+    """What ``signer audit verify`` says of the log's changes."""
+    fold, part = ChangeFold(), ChangePart()
+    for record in stage.log.records:
+        part.take(record)
+    fold.join(part)
+    return fold.problems
+
+
+@pytest.mark.usefixtures("other")
+def test_a_placement_is_added_by_two_officers_and_used(stage: Stage) -> None:
+    cka_id = stage.version(ONE).cka_id
+    stage.hsm.keys_changed.reset_mock()
+    assert stage.prepare("add-placement", version=ONE, token="other").difference == [
+        f"+ {ONE} is also on token other, CKA_ID {cka_id.hex()}",
+        "  it is on soft now",
+        "  token other must sign once; the public key in the registry verifies it",
+    ]
+    done = stage.done("add-placement", version=ONE, token="other")
+    assert done.result is not None
+    assert done.result["placement"] == ["other", cka_id.hex()]
+    assert done.result["attributes"] == {"sensitive": True, "extractable": False}
+    assert placements(stage) == (Placement("other", cka_id),)
+    assert stage.version(ONE) in told_of(stage), "workers hear of the key before callers do"
+    [record] = [r for r in stage.log.of(RecordKind.KEYS) if "placed" in r.fields]
+    assert record.fields["placed"] == [[ONE, "other", cka_id]]
+    assert record.fields["operation"] == done.id
+    assert problems(stage) == ()
+    # A start serves it again, from what the log accounts for; later operations go on.
+    stage.start()
+    assert placements(stage) == (Placement("other", cka_id),)
+    stage.done("deactivate", version=ONE)
+    assert stage.serving.reason == ""
+    assert problems(stage) == ()
+
+
+def test_a_copy_may_have_another_id(stage: Stage, other: SoftToken) -> None:
+    [other.keys[b"moved"]] = other.keys.values()
+    stage.done("add-placement", version=ONE, token="other", cka_id=b"moved".hex().upper())
+    assert placements(stage) == (Placement("other", b"moved"),)
+
+
+@pytest.mark.parametrize("fault", ["absent", "another key", "extractable"])
+def test_what_the_token_does_not_prove_is_not_placed(
+    stage: Stage, other: SoftToken, fault: str
+) -> None:
+    if fault == "absent":
+        other.keys.clear()
+    elif fault == "another key":
+        stage.key("facilities/02-001/keys/records", token="soft")
+        one, two = stage.token.keys
+        other.keys[one] = stage.token.keys[two]
+    else:
+        other.extractable = True
+    failed = stage.do("add-placement", version=ONE, token="other")
+    assert failed.state is OperationState.FAILED
+    assert placements(stage) == stage.version(ONE).other_placements == ()
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize(
+    ("kind", "arguments", "text"),
+    [
+        ("add-placement", {"token": "third"}, "name one of the tokens soft, other"),
+        ("add-placement", {"token": "soft"}, "is on token soft already"),
+        ("add-placement", {"token": "other", "cka_id": "xyz"}, "bytes in hex"),
+        ("remove-placement", {"token": "soft"}, "was made on token soft"),
+        ("remove-placement", {"token": "other"}, "is not on token other"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    stage: Stage, kind: str, arguments: dict[str, Any], text: str
+) -> None:
+    assert text in " ".join(stage.problems(kind, version=ONE, **arguments))
+
+
+@pytest.mark.usefixtures("other")
+def test_a_placement_is_removed_and_its_approval_does_not_count_again(stage: Stage) -> None:
+    stage.done("add-placement", version=ONE, token="other")
+    [placement] = placements(stage)
+    stage.done("remove-placement", version=ONE, token="other")
+    assert placements(stage) == ()
+    assert problems(stage) == ()
+    assert stage.serving.reason == ""
+    by_hand(stage, *placement)  # the row as it was, and the operation is DONE
+    assert placements(stage) == ()
+    assert f"{ONE}: no operation accounts for its placement on token other" in stage.serving.refused
+    forget_alarm(stage)
+
+
+@pytest.mark.usefixtures("other")
+def test_a_placement_by_hand_is_not_served_and_the_key_signs_where_it_did(stage: Stage) -> None:
+    by_hand(stage, "other", b"fake")
+    assert placements(stage) == ()
+    assert stage.states(CLINIC) == ["ACTIVE"]
+    assert str(stage.snapshot.keys.primary(stage.version(ONE).key, stage.clock.now())) != "None"
+    assert stage.serving.reason
+    assert stage.seen.of(Unaccounted)
+    assert any("placement on token other" in problem for problem in problems(stage))
+    stage.start()
+    assert placements(stage) == ()
+    assert stage.serving.reason
+    forget_alarm(stage)
+
+
+@pytest.mark.usefixtures("other")
+def test_a_placement_that_is_gone_is_not_used_and_that_is_told(stage: Stage) -> None:
+    stage.done("add-placement", version=ONE, token="other")
+    [placement] = placements(stage)
+    with stage.registry.writing() as write:
+        write.remove_placement(stage.version(ONE), placement)
+    stage.serving.follow()
+    assert placements(stage) == ()
+    assert stage.serving.reason == ""
+    [told] = forget_alarm(stage)
+    assert told.obeyed == [f"{ONE} was taken from token other in the registry by hand"]
+    assert told.obeyed[0] in problems(stage)[0]
+
+
+@pytest.mark.usefixtures("other")
+def test_a_record_of_a_placement_that_no_operation_made_is_a_problem(stage: Stage) -> None:
+    done = stage.done("add-placement", version=ONE, token="other")
+    [record] = [r for r in stage.log.of(RecordKind.KEYS) if "placed" in r.fields]
+    for changed in (
+        {k: v for k, v in record.fields.items() if k not in ("operation", "content", "signatures")},
+        record.fields | {"placed": [[ONE, "third", b"id"]]},
+    ):
+        stage.log.records[record.seq] = replace(record, fields=changed)
+        assert any("is placed on token" in problem for problem in problems(stage)), done.id
+    stage.log.records[record.seq] = record
+    assert problems(stage) == ()
+
+
+@pytest.mark.usefixtures("other")
+def test_a_snapshot_of_the_log_holds_what_is_placed(stage: Stage) -> None:
+    before = stage.log.standings.snapshot()
+    assert "placed" not in before["standings"], "older snapshots have no such member"
+    stage.done("add-placement", version=ONE, token="other")
+    fold = StandingFold(ApprovalFold())
+    fold._load(stage.log.standings.snapshot()["standings"])
+    assert fold.placed == stage.log.standings.placed == {ONE: frozenset(placements(stage))}
+    assert fold.snapshot() == stage.log.standings.snapshot()
+
+
+def test_in_development_placements_are_taken_as_given(tmp_path: Path, template: Path) -> None:
+    stage = Stage(tmp_path / "stage", template, development=True)
+    stage.key()
+    with_copy(stage)
+    with stage.registry.writing() as write:
+        write.place(stage.version(ONE), Placement("other", b"copy"))
+    stage.start()
+    assert placements(stage) == (Placement("other", b"copy"),)
+    assert stage.log.standings.placed == {ONE: frozenset({Placement("other", b"copy")})}
+
+
+@pytest.mark.usefixtures("other")
+def test_a_key_is_destroyed_on_each_of_its_tokens(stage: Stage) -> None:
+    stage.done("add-placement", version=ONE, token="other")
+    [(_, cka_id)] = placements(stage)
+    stage.done("deactivate", version=ONE)
+    stage.done("schedule-destruction", version=ONE, at=0)
+    assert stage.prepare("destroy", version=ONE).difference[-2:] == [
+        f"! the private key {cka_id.hex()} on token soft is destroyed",
+        f"! the private key {cka_id.hex()} on token other is destroyed",
+    ]
+    lacking = stage.tokens.pop("other")
+    config: Any = stage.config
+    config.tokens = config.tokens[:1]
+    stage.start()
+    assert "token other holds the key and is not here" in stage.problems("destroy", version=ONE)[0]
+    stage.tokens["other"] = lacking
+    stage.add_token("third")
+    stage.done("destroy", version=ONE)
+    assert stage.token.keys == lacking.keys == {}
+
+
+@pytest.mark.parametrize("points", range(16))
+@pytest.mark.usefixtures("other")
+def test_an_interrupted_operation_places_once(stage: Stage, points: int) -> None:
+    identity = stage.propose("add-placement", version=ONE, token="other").id
+    stage.fate.crash_after(points)
+    with suppress(Crash):
+        stage.approve(identity)
+    stage.start()
+    if stage.operation(identity).state is OperationState.PROPOSED:
+        stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.DONE
+    assert len(placements(stage)) == 1
+    assert problems(stage) == ()
