@@ -130,6 +130,18 @@ class ChunkEnded(NamedTuple):
     wrong: int
 
 
+class BreakerOpened(NamedTuple):
+    """A token has lost its workers: others do the work that they can."""
+
+    token: str
+
+
+class BreakerClosed(NamedTuple):
+    """A token has signed a canary: it gets work again."""
+
+    token: str
+
+
 class WrongSignatures(NamedTuple):
     """Signatures of one chunk that did not verify."""
 

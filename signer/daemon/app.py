@@ -131,7 +131,7 @@ def _core(base: Base, refused: ExitStack, *, override_audit: bool, development: 
     # What calls and workers emit is recorded as well.
     recorded = Events(*base.listeners, records.daemon_log.handlers)
 
-    hsm = _hsm(config, loop, clock, recorded)
+    hsm = _hsm(config, loop, clock, recorded, served)
     sealing = Sealing(
         config.audit, records.log, key, hsm=hsm, loop=loop, clock=clock, events=events
     )
@@ -205,7 +205,7 @@ def _begin(base: Base, registry: Registry, records: Records, *, development: boo
     )
 
 
-def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:
+def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events, served: Served) -> Hsm:
     make_state(config.state)
     return Hsm(
         {
@@ -218,6 +218,7 @@ def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events) -> Hsm:
                 loop=loop,
                 events=events,
                 clock=clock,
+                keys=lambda: served.snapshot.keys,
             )
             for token in config.tokens
         }

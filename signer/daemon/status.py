@@ -56,7 +56,9 @@ class Readiness:
 
     def away(self) -> list[str]:
         """Returns which tokens do not serve, and why: the daemon may serve without them."""
-        return [f"token {token} is away: {why}" for token, why in self.hsm.away().items()]
+        away = [f"token {token} is away: {why}" for token, why in self.hsm.away().items()]
+        rested = "gets only what no other token can sign, until a test signature has come back"
+        return [*away, *(f"token {token} {rested}" for token in self.hsm.breakers_open())]
 
     def seen(self, reasons: list[str]) -> NotReady | Degraded | Ready:
         """Returns the event that says whether the daemon serves, and with all of its tokens."""

@@ -109,7 +109,14 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         _TOKEN,
         Label("state", ("starting", "serving", "stopping", "failed")),
     ),
-    "signer_token_serving": ("1 while a token gets work; if not, `signer top` says why.", _TOKEN),
+    "signer_token_serving": (
+        "1 while a worker of a token serves; if not, `signer top` says why.",
+        _TOKEN,
+    ),
+    "signer_breaker_open": (
+        "1 while a token gets only work that no other token can do: its workers were lost.",
+        _TOKEN,
+    ),
     "signer_worker_restarts_total": (
         "Worker processes that ended, by cause.",
         _TOKEN,

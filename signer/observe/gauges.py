@@ -60,6 +60,7 @@ def readings(
     return {
         "signer_workers": workers,
         "signer_pin_latched": latched,
+        "signer_breaker_open": {(label,): label in hsm.breakers_open() for label in hsm.pools},
         "signer_token_serving": {(label,): label not in away for label in hsm.pools},
         **_queue(snapshot, hsm, now - monotonic),
         "signer_tls_expiry_timestamp_seconds": ends,
@@ -125,7 +126,10 @@ def _read_keys(snapshot: Snapshot, serving: Collection[str], now: float) -> Read
     ended: Counter[tuple[str, ...]] = Counter()
     for name, versions in snapshot.keys.by_key():
         states.update([version.state_at(now) for version in versions])
-        away += sum(v.token not in serving and v.active(now) for v in versions)
+        away += sum(
+            v.active(now) and all(token not in serving for token, _ in v.placements)
+            for v in versions
+        )
         facility = snapshot.policy.facilities.get(name.facility)
         label = ((facility.terms.group if facility else None) or "",)
         end = max([_end(v) for v in versions if _meant_to_sign(v, now)], default=_NEVER)

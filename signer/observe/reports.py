@@ -95,6 +95,8 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
     events.Started: ("started", INFO, ""),
     events.Stopped: ("stopped", INFO, ""),
     events.Ready: ("ready", INFO, ""),
+    events.BreakerOpened: ("breaker_opened", WARNING, "token {token} has lost its workers"),
+    events.BreakerClosed: ("breaker_closed", INFO, ""),
     events.Degraded: ("degraded", WARNING, lambda event: "; ".join(event.away)),
     events.NotReady: ("not_ready", WARNING, lambda event: "; ".join(event.reasons)),
     events.ReloadEnded: ("reloaded", INFO, ""),

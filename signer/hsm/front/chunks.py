@@ -68,14 +68,17 @@ class Batch:
 
     ``queued_at`` and ``begun``, when its first chunk went to a worker, are monotonic
     seconds. ``remaining`` items have neither a signature nor a failure; ``done`` gets its
-    result when there are none. ``abandoned``: its caller has left.
+    result when there are none. ``abandoned``: its caller has left. ``elsewhere``: what this
+    token loses of it goes to another one; ``deaths`` workers of others died over it.
     """
 
     __slots__ = (
         "abandoned",
         "attempts",
         "begun",
+        "deaths",
         "done",
+        "elsewhere",
         "failures",
         "job",
         "kind",
@@ -86,7 +89,15 @@ class Batch:
         "width",
     )
 
-    def __init__(self, job: SignJob, queued_at: float, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self,
+        job: SignJob,
+        queued_at: float,
+        done: asyncio.Future[None],
+        *,
+        elsewhere: bool = False,
+        deaths: int = 0,
+    ) -> None:
         inputs = job.inputs
         count = len(inputs)
         algorithm = job.version.algorithm
@@ -102,6 +113,8 @@ class Batch:
         self.failures: dict[int, Failure] = {}
         self.done = done
         self.abandoned = False
+        self.elsewhere = elsewhere
+        self.deaths = deaths
 
     @property
     def left(self) -> int:
@@ -165,13 +178,14 @@ class Part:
         self.portions = [first]
         self.items = len(first)
 
-    def packed(self) -> SignPart:
-        """Returns the part for its frame."""
+    def packed(self, token: str) -> SignPart:
+        """Returns the part for a frame to a worker of this token."""
         inputs: list[bytes] = []
         for portion in self.portions:
             inputs += portion.batch.job.inputs[portion.start : portion.stop]
         version = self.version
-        return SignPart(version.algorithm, self.check_every, version.cka_id, version.spki, inputs)
+        cka_id = version.cka_id_on(token) or version.cka_id
+        return SignPart(version.algorithm, self.check_every, cka_id, version.spki, inputs)
 
 
 class Chunk:
@@ -201,8 +215,8 @@ class Chunk:
         else:
             self.portions.append(Portion(batch, start, stop))
 
-    def frame(self, number: int) -> SignFrame:
-        """Returns the frame under this number; ``parts`` are what it has from now on."""
+    def frame(self, number: int, token: str) -> SignFrame:
+        """Returns the frame under this number for a token; ``parts`` are what it has from now."""
         parts: list[Part] = []
         part = None
         for portion in self.portions:
@@ -214,4 +228,4 @@ class Chunk:
                 part = Part(portion)
                 parts.append(part)
         self.parts = parts
-        return SignFrame(number, [part.packed() for part in parts])
+        return SignFrame(number, [part.packed(token) for part in parts])

@@ -12,6 +12,7 @@ from signer.clock import Clock
 from signer.errors import Failure, Reason
 from signer.event_loop import EventLoop, Gatherer
 from signer.events import (
+    BreakerOpened,
     Bug,
     ChunkEnded,
     Events,
@@ -21,11 +22,12 @@ from signer.events import (
     WrongSignatures,
 )
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
+from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
 from signer.hsm.front.scheduler import Costs, Scheduler
 from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import KeyVersion, Suspended
+from signer.model import KeyVersion, Placement, Suspended
 
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
@@ -39,6 +41,7 @@ FRAME_SECONDS = 0.0005
 _LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
 
 # Failures as callers read them. Operators read causes in status and logs.
+# What fails with one of the first four at one token goes to another that holds the key.
 NOT_SERVING = Failure(
     Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
 )
@@ -47,7 +50,8 @@ _WRONG = Failure(
     "the HSM returned a wrong signature: the key is stopped",
     retry_after=_LONG,
 )
-_TWO_WORKERS_DIED = Failure(
+LOST = Failure(Reason.HSM_UNAVAILABLE, "a worker died over this item: try again", retry_after=1.0)
+TWO_WORKERS_DIED = Failure(
     Reason.HSM_UNAVAILABLE, "two workers died over this item: try again", retry_after=1.0
 )
 _REFUSED = {
@@ -63,32 +67,41 @@ class Stops:
 
     def __init__(self) -> None:
         self.suspended = Suspended()
-        self.wrong: dict[bytes, str] = {}  # until the daemon ends
-        self._inactive: dict[bytes, str] = {}  # according to the registry
+        # By where the key was made: on another token it may have another CKA_ID.
+        self.wrong: dict[Placement, str] = {}  # until the daemon ends
+        self._inactive: dict[Placement, str] = {}  # according to the registry
 
     def reason(self, version: KeyVersion) -> str:
-        """Returns why a version may not sign; empty if it may."""
-        cka_id = version.cka_id
-        return (
-            self.wrong.get(cka_id)
-            or self._inactive.get(cka_id)
-            or self.suspended.reason(version.key.facility)
-        )
+        """Returns why a version may not sign; empty where it may."""
+        return self.wrong.get(_made_at(version)) or self.everywhere(version)
+
+    def everywhere(self, version: KeyVersion) -> str:
+        """Returns why a version may sign on no token; empty where it may."""
+        inactive = self._inactive.get(_made_at(version))
+        return inactive or self.suspended.reason(version.key.facility)
+
+    def distrusts(self, version: KeyVersion) -> bool:
+        """Returns whether the HSM has returned a wrong signature of a version here."""
+        return bool(self.wrong) and _made_at(version) in self.wrong
 
     def stop(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions, each for its reason."""
         for version, text in versions.items():
-            self._inactive[version.cka_id] = text or f"{version.name} is stopped"
+            self._inactive[_made_at(version)] = text or f"{version.name} is stopped"
 
     def resume(self, versions: Iterable[KeyVersion]) -> None:
         """Lets versions sign again; one with a wrong signature stays stopped."""
         for version in versions:
-            self._inactive.pop(version.cka_id, None)
+            self._inactive.pop(_made_at(version), None)
 
     def distrust(self, version: KeyVersion) -> None:
-        """Stops a version until the daemon ends: the HSM returned a wrong signature of it."""
+        """Stops a version here until the daemon ends: the HSM returned a wrong signature of it."""
         text = f"{version.name} is stopped: the HSM returned a wrong signature"
-        self.wrong[version.cka_id] = text
+        self.wrong[_made_at(version)] = text
+
+
+def _made_at(version: KeyVersion) -> Placement:
+    return Placement(version.token, version.cka_id)
 
 
 class Dispatcher:
@@ -104,7 +117,9 @@ class Dispatcher:
         loop: EventLoop,
         events: Events,
         clock: Clock,
+        breaker: Breaker,
     ) -> None:
+        self.breaker = breaker
         self.costs = Costs(clock)
         self.scheduler = Scheduler(self.costs.estimate)
         self.stops = Stops()
@@ -172,12 +187,16 @@ class Dispatcher:
 
     def drop(self, versions: Collection[KeyVersion]) -> None:
         """Makes workers destroy session copies; a key that still signs is copied again."""
-        if not versions:
+        here = [i for version in versions if (i := version.cka_id_on(self._token)) is not None]
+        if not here:
             return
-        single = len(versions) <= COPIES_DROPPED_SINGLY
-        body = pack_ids(version.cka_id for version in versions) if single else b""
+        body = pack_ids(here) if len(here) <= COPIES_DROPPED_SINGLY else b""
         for slot in self.slots:
             slot.send(FrameKind.DROP, body)
+
+    def drop_at(self, slot: Slot, version: KeyVersion) -> None:
+        """Makes one worker destroy the session copy of a version."""
+        slot.send(FrameKind.DROP, pack_ids([version.cka_id_on(self._token) or version.cka_id]))
 
     def _fail_all(self) -> None:
         for portion in self.scheduler.remove(lambda _: True):
@@ -194,14 +213,21 @@ class Dispatcher:
         """Fails waiting items that may not be signed any more, in one pass over the queue."""
         reason = self.stops.reason
         for portion in self.scheduler.remove(lambda batch: bool(reason(batch.job.version))):
-            text = reason(portion.batch.job.version)
-            portion.fail(Failure(Reason.KEY_VERSION_NOT_ACTIVE, text))
+            portion.fail(self._verdict(portion.batch) or NOT_SERVING)
 
-    def _verdict(self, version: KeyVersion) -> Failure | None:
-        """Returns why no signature of this version may be made or released any more, or None."""
+    def _verdict(self, batch: Batch) -> Failure | None:
+        """Returns why no signature of a batch may be made or released here any more, or None."""
+        version = batch.job.version
         if text := self.stops.reason(version):
+            if batch.elsewhere and not self.stops.everywhere(version):
+                return _WRONG
             return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
         return NOT_SERVING if self.halted else None
+
+    def _evict(self) -> None:
+        """Gives up what waits and another token can sign."""
+        for portion in self.scheduler.remove(lambda batch: batch.elsewhere):
+            portion.fail(NOT_SERVING)
 
     # --- chunks ----------------------------------------------------------------------------
 
@@ -259,11 +285,11 @@ class Dispatcher:
     def _settle(self, slot: Slot, part: Part, result: ResultPart) -> None:
         """Gives the items of a part what became of them."""
         version = part.version
-        if (stopped := self._verdict(version)) is not None:
+        if self.halted or self.stops.reason(version):
             for portion in part.portions:
-                portion.fail(stopped)
+                portion.fail(self._verdict(portion.batch) or NOT_SERVING)
             # This part may have followed the order to drop the key's copy.
-            slot.send(FrameKind.DROP, pack_ids([version.cka_id]))
+            self.drop_at(slot, version)
             return
         if result.verdict is not Verdict.SIGNED:
             text = _REFUSED[result.verdict].format(version.name)
@@ -276,6 +302,7 @@ class Dispatcher:
             return
         self._refused.pop(version.cka_id, None)
         slot.items += part.items
+        self.breaker.signed()
         self.costs.learn(kind_of(version), result.busy_us / 1e6 / part.items)
         if result.wrong:
             self._distrust(version)
@@ -313,12 +340,15 @@ class Dispatcher:
         deaths = chunk.deaths + blamed
         kept: list[Portion] = []
         for portion in chunk.portions:
-            failure = self._verdict(portion.batch.job.version)
-            if failure is None and deaths >= ATTEMPTS:
-                failure = _TWO_WORKERS_DIED
+            batch = portion.batch
+            failure = self._verdict(batch)
+            if failure is None and deaths + batch.deaths >= ATTEMPTS:
+                failure = TWO_WORKERS_DIED
+            if failure is None and batch.elsewhere:
+                failure = LOST if blamed else NOT_SERVING
             if failure is not None:
                 portion.fail(failure)
-            elif not portion.batch.abandoned:
+            elif not batch.abandoned:
                 kept.append(portion)
         alone = [[portion] for portion in kept] if blamed else [kept]
         for portions in alone:
@@ -362,8 +392,12 @@ class Dispatcher:
         It signed in order, so only the first chunk can have killed it, if it got that.
         """
         lost, slot.in_flight = list(slot.in_flight.values()), {}
+        opened = self.breaker.lost(at_work=bool(lost), serving=self.serving > 0)
         for position, chunk in enumerate(lost):
             self._requeue(chunk, blamed=position == 0 and chunk.delivered)
+        if opened and not self.halted:
+            self._events.emit(BreakerOpened(self._token))
+            self._evict()
         self.wake()
 
     def left(self, slot: Slot, end: WorkerEnd, failed_starts: int) -> None:

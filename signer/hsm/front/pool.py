@@ -5,22 +5,26 @@ change to the loop and wait for it.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from signer.algorithms import PROPERTIES
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
-from signer.events import Events, stages
+from signer.events import BreakerClosed, Events, stages
+from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, Dispatcher
-from signer.hsm.front.scheduler import Waiting
+from signer.hsm.front.scheduler import CHUNK_SECONDS, Waiting
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import KeyVersion, Suspended
 
 _CLEARLY = 1.25  # how far an estimate must be above the deadline to refuse a batch for itself
+_CANARY, _CANARY_OWNER = b"signer.v1 canary", "_canary"  # no id of a facility begins so
 _SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
 
 
@@ -30,6 +34,9 @@ class Admission:
 
     ``room`` items of the queue, which take ``seconds`` of HSM time, are reserved for it.
     ``release`` gives back what has not been used; so does the end of a ``with`` block.
+    ``elsewhere``: what the pool loses of it goes to another token; over what comes from there
+    ``deaths`` workers have died. ``shares`` are the admissions of several tokens' pools, which
+    together are that of the job.
     """
 
     job: SignJob
@@ -37,8 +44,13 @@ class Admission:
     room: int = 0
     seconds: float = 0.0
     pool: "Pool | None" = None
+    elsewhere: bool = False
+    deaths: int = 0
+    shares: "Sequence[Admission]" = ()
 
     def release(self) -> None:
+        for share in self.shares:
+            share.release()
         if self.pool is not None:
             self.pool.release(self)
 
@@ -67,8 +79,13 @@ class Pool:
         loop: EventLoop,
         events: Events,
         clock: Clock,
+        keys: Callable[[], Iterable[KeyVersion]] = tuple,
     ) -> None:
+        """``keys`` returns the versions of which one may sign a canary."""
         self.token = spec.label
+        self.breaker = Breaker()
+        self._keys, self._clock, self._canary_seconds = keys, clock, hang_seconds + 1
+        self._canaries: asyncio.Task[None] | None = None
         self._max_queued = max_queued
         self._loop = loop
         self._events = events
@@ -81,6 +98,7 @@ class Pool:
             loop=loop,
             events=events,
             clock=clock,
+            breaker=self.breaker,
         )
         self._reserved = 0  # items that are admitted and not queued yet
         self._promised: dict[str, float] = {}  # their HSM time, by owner
@@ -89,7 +107,14 @@ class Pool:
 
     def start(self) -> None:
         """Starts all workers; does not wait for them."""
-        self._loop.call(self._dispatcher.start)
+
+        def start() -> None:
+            self._dispatcher.start()
+            self._canaries = self._loop.loop.create_task(
+                self.breaker.keep(self._sign_canary, self._work_again)
+            )
+
+        self._loop.call(start)
 
     def wait_for_outcome(self, seconds: float) -> tuple[FailureKind | None, str]:
         """Waits until a worker serves or one has failed; returns the failure, if any."""
@@ -103,6 +128,8 @@ class Pool:
 
     def close(self) -> None:
         """Ends all workers and waits for that; what waits, or is with them, fails."""
+        if self._canaries is not None:
+            self._loop.call(self._canaries.cancel)
         if ended := self._loop.call(self._dispatcher.close):
             self._loop.run(asyncio.wait(ended))
 
@@ -192,7 +219,7 @@ class Pool:
 
     # --- the way of a batch ----------------------------------------------------------------
 
-    def admit(self, job: SignJob) -> Admission:
+    def admit(self, job: SignJob, *, elsewhere: bool = False, deaths: int = 0) -> Admission:
         """Decides whether a job may be signed now, and reserves its room in the queue.
 
         ``refused`` of the answer is the failure of every item, None if the job is
@@ -211,7 +238,7 @@ class Pool:
         self._reserved += count
         if seconds:
             self._promised[job.owner] = promised + seconds
-        return Admission(job, None, count, seconds, self)
+        return Admission(job, None, count, seconds, self, elsewhere, deaths)
 
     def release(self, admission: Admission) -> None:
         """Gives back the room of an admission that is not used."""
@@ -247,7 +274,7 @@ class Pool:
             raise _too_late(count, count)
         loop = self._loop.loop
         done: asyncio.Future[None] = loop.create_future()
-        batch = Batch(job, now, done)
+        batch = Batch(job, now, done, elsewhere=admission.elsewhere, deaths=admission.deaths)
         self._dispatcher.add(batch)
         timer = loop.call_later(job.deadline - now, _expire, done)
         try:
@@ -261,6 +288,53 @@ class Pool:
         if remaining:
             raise _too_late(remaining, count)
         return Signed(batch.signatures, batch.failures, batch.attempts)
+
+    def can_sign(self, version: KeyVersion) -> bool:
+        """Returns whether a version may sign here, or may once a worker serves again."""
+        dispatcher = self._dispatcher
+        away = dispatcher.halted or dispatcher.failed
+        return not away and not dispatcher.stops.distrusts(version)
+
+    def ahead(self) -> float:
+        """Returns the seconds until the workers have done what waits and is admitted, about."""
+        seconds = self._dispatcher.scheduler.seconds() + sum(self._promised.values())
+        chunks = sum(len(slot.in_flight) for slot in self._dispatcher.slots)
+        return (seconds + chunks * CHUNK_SECONDS / 2) / max(1, self.serving)
+
+    def rate(self, version: KeyVersion) -> float:
+        """Returns how many items a second the workers sign with a version, about."""
+        return max(1, self.serving) / self._dispatcher.costs.estimate(kind_of(version))
+
+    def _work_again(self) -> None:
+        self._events.emit(BreakerClosed(self.token))
+
+    async def _sign_canary(self) -> bool:
+        """Returns whether the token signs again. What it signs is checked, and not released."""
+        if not self.serving:
+            return False
+        version = self._canary()
+        if version is None:
+            return True
+        name = PROPERTIES[version.algorithm].hash_name
+        data = hashlib.new(name, _CANARY).digest() if name else _CANARY
+        deadline = self._now() + self._canary_seconds
+        try:
+            with self.admit(SignJob(version, [data], _CANARY_OWNER, 1, 1, deadline)) as admission:
+                return admission.refused is None and not (await self.sign(admission)).failures
+        except CallError:
+            return False
+
+    def _canary(self) -> KeyVersion | None:
+        """Returns a version that may sign here now, None if there is none."""
+        now, reason = self._clock.now(), self._dispatcher.stops.reason
+        return next(
+            (
+                version
+                for version in self._keys()
+                if version.cka_id_on(self.token) and version.active(now) and not reason(version)
+            ),
+            None,
+        )
 
     def _refusal(self, version: KeyVersion) -> Failure | None:
         """Returns why the pool takes no job now; raises CallError if the version is stopped."""

@@ -1,12 +1,13 @@
 """All tokens together: signing, and what is stopped on them."""
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
-from signer.errors import Failure, Reason
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission, Pool
+from signer.hsm.front.router import Router
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind
 from signer.model import KeyVersion, Suspended
@@ -14,15 +15,10 @@ from signer.model import KeyVersion, Suspended
 OTHERS_SECONDS = 5.0
 """How long a start waits for other tokens once one serves."""
 _LOOK_SECONDS = 0.02
-NOT_HERE = Failure(
-    Reason.HSM_UNAVAILABLE,
-    "this appliance does not have the token that holds the key: use another appliance",
-    retry_after=60.0,
-)
 
 
 class Hsm:
-    """Passes each call to the pool of the key's token, ``pools`` by its label.
+    """Passes each call to pools of tokens that hold the key; ``pools`` are by their labels.
 
     An appliance may lack a token that others of its deployment have.
 
@@ -31,6 +27,7 @@ class Hsm:
 
     def __init__(self, pools: Mapping[str, Pool]) -> None:
         self.pools = pools
+        self._router = Router(pools)
 
     def start(self) -> None:
         """Starts all workers; does not wait for them."""
@@ -55,16 +52,12 @@ class Hsm:
             pool.close()
 
     def admit(self, job: SignJob) -> Admission:
-        """Decides whether a batch may be signed now on the token of its key; see Pool.admit."""
-        pool = self.pools.get(job.version.token)
-        return Admission(job, NOT_HERE) if pool is None else pool.admit(job)
+        """Decides whether a batch may be signed now by tokens that hold its key."""
+        return self._router.admit(job)
 
-    async def sign(self, admission: Admission) -> Signed:
-        """Signs an admitted batch; see Pool.sign."""
-        pool = self.pools.get(admission.job.version.token)
-        if pool is None:
-            return Signed.all_failed(admission.job, NOT_HERE)
-        return await pool.sign(admission)
+    def sign(self, admission: Admission) -> Coroutine[Any, Any, Signed]:
+        """Returns the coroutine that signs an admitted batch; see Pool.sign."""
+        return self._router.sign(admission)
 
     async def sign_now(self, job: SignJob) -> Signed:
         """Admits and signs a job that needs no intent of its own: a checkpoint of the log."""
@@ -80,24 +73,25 @@ class Hsm:
 
     def stop_keys(self, versions: Mapping[KeyVersion, str]) -> None:
         """Stops versions, each for its reason; see Pool.stop_keys."""
-        for token, some in self._by_token(versions).items():
-            self.pools[token].stop_keys({version: versions[version] for version in some})
+        for pool in self.pools.values():  # all: a key may get to another token later
+            pool.stop_keys(versions)
 
     def resume_keys(self, versions: Iterable[KeyVersion]) -> None:
         """Lets versions sign again; see Pool.resume_keys."""
-        for token, some in self._by_token(versions).items():
-            self.pools[token].resume_keys(some)
+        resumed = list(versions)
+        for pool in self.pools.values():
+            pool.resume_keys(resumed)
 
     def suspend(self, suspended: Suspended, stopped: Sequence[KeyVersion]) -> None:
         """Replaces what is suspended on all tokens; see Pool.suspend."""
-        newly = self._by_token(stopped)
-        for label, pool in self.pools.items():
-            pool.suspend(suspended, newly.get(label, ()))
+        for pool in self.pools.values():
+            pool.suspend(suspended, stopped)
 
     def drop(self, versions: Iterable[KeyVersion]) -> None:
         """Destroys the session copies of versions, and stops nothing."""
-        for token, some in self._by_token(versions).items():
-            self.pools[token].drop(some)
+        dropped = list(versions)
+        for pool in self.pools.values():
+            pool.drop(dropped)
 
     def status(self) -> list[WorkerStatus]:
         return [worker for pool in self.pools.values() for worker in pool.status()]
@@ -114,6 +108,18 @@ class Hsm:
         """Returns which tokens do not serve, and why."""
         return {label: why for label, pool in self.pools.items() if (why := pool.reason)}
 
+    def breakers_open(self) -> list[str]:
+        """Returns the tokens that serve, and get only what no other token can sign.
+
+        With one token that means nothing.
+        """
+        several = len(self.pools) > 1
+        return [
+            label
+            for label, pool in self.pools.items()
+            if several and pool.breaker.is_open and pool.serving
+        ]
+
     def serving(self) -> list[str]:
         """Returns the labels of the tokens that serve."""
         return [label for label, pool in self.pools.items() if not pool.reason]
@@ -124,11 +130,3 @@ class Hsm:
         if len(away) < len(self.pools):
             return []
         return [f"token {label}: {why}" for label, why in away.items()]
-
-    def _by_token(self, versions: Iterable[KeyVersion]) -> Mapping[str, list[KeyVersion]]:
-        """Returns versions by their token, without those of tokens that are not here."""
-        tokens: defaultdict[str, list[KeyVersion]] = defaultdict(list)
-        for version in versions:
-            if version.token in self.pools:
-                tokens[version.token].append(version)
-        return tokens

@@ -144,7 +144,9 @@ class Slot:
         if not self.in_flight:
             self.since = self._clock.monotonic()
         self.in_flight[number] = chunk
-        chunk.delivered = self.send(FrameKind.SIGN, *pack_sign(chunk.frame(number)))
+        chunk.delivered = self.send(
+            FrameKind.SIGN, *pack_sign(chunk.frame(number, self._spec.label))
+        )
 
     def keys_changed(self, ids: Iterable[bytes]) -> None:
         """Makes the worker look up keys again, when it next uses them.

@@ -58,8 +58,8 @@ class Site:
         stage.add_token("other").keys = dict(stage.token.keys)
         stage.done("add-placement", version=f"{CLINIC}/versions/1", token="other")
         stage.emergency.suspend(C, Scope.FACILITY, "moh", "seen forged")
-        new = {"key": f"{OTHER}-2", "algorithm": "ES256", "activate": True}
-        stage.propose("create-key", token="soft", **new)
+        more = f"{OTHER}-2"
+        stage.propose("create-key", key=more, algorithm="ES256", activate=True, token="soft")
         # Another program, which checks nothing.
         path = str(stage.registry._engine.url.database)
         self.sql = sqlite3.connect(path, isolation_level=None).execute

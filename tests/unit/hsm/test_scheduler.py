@@ -319,7 +319,7 @@ def test_neighbours_of_one_version_and_sample_are_one_part() -> None:
     for version, check_every, digest in jobs:
         scheduler.add(batch(SignJob(version, [digest * 32] * 2, "a", 1, check_every, 0.0)))
     [chunk] = drain(scheduler)
-    frame = chunk.frame(7)
+    frame = chunk.frame(7, "t")
     assert frame.chunk == 7
     assert [(p.cka_id, p.check_every, [i[:1] for i in p.inputs]) for p in frame.parts] == [
         (b"one", 1, [b"1", b"1", b"2", b"2"]),

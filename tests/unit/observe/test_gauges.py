@@ -9,7 +9,7 @@ import pytest
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerStatus
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion
+from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Placement
 from signer.observe.gauges import KEYS_CHANGED_SECONDS, KEYS_SECONDS, KeyReadings, readings
 from signer.signing.request import Snapshot
 from tests.stand_ins import key_version
@@ -33,7 +33,12 @@ def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, 
     pool = SimpleNamespace(pin_latched=False, waiting=lambda: waiting)
     worker = WorkerStatus("t", 1, "serving", 1, 0, "")
     pools = {"t": pool, "u": pool}
-    hsm = SimpleNamespace(pools=pools, status=lambda: [worker, worker], away=lambda: {"u": "gone"})
+    hsm = SimpleNamespace(
+        pools=pools,
+        status=lambda: [worker, worker],
+        away=lambda: {"u": "gone"},
+        breakers_open=lambda: ["t"],
+    )
     snapshot = Snapshot(cast(Any, policy), KeyIndex(versions))
     found = readings(snapshot, cast(Hsm, hsm), {}, now=NOW, monotonic=NOW)
     keys = KeyReadings()(snapshot, ["t"], NOW, NOW)
@@ -108,6 +113,9 @@ def test_keys_of_a_token_that_does_not_serve_are_away() -> None:
     told = read(here, there, version(2, state=KeyState.SUSPENDED, token="u"))
     assert told["signer_keys_away"] == {(): 1}
     assert told["signer_token_serving"] == {("t",): 1, ("u",): 0}
+    assert told["signer_breaker_open"] == {("t",): 1, ("u",): 0}
+    both = replace(there, other_placements=(Placement("t", b"copy"),))
+    assert read(here, both)["signer_keys_away"] == {(): 0}
 
 
 def test_a_key_that_its_officers_have_ended_is_not_told() -> None:
