@@ -24,7 +24,13 @@ _workers = click.option(
     "--workers",
     metavar="N",
     type=click.IntRange(1, 64),
-    help="Worker processes; at first 2, later unchanged.",
+    help="Worker processes of each token; at first 2, later unchanged.",
+)
+_tokens = click.option(
+    "--tokens",
+    metavar="N",
+    type=click.IntRange(1, 2),
+    help="Tokens, 1 or 2, that hold the same keys; at first 1, later unchanged.",
 )
 _latency = click.option(
     "--latency",
@@ -67,21 +73,26 @@ def _show_provisioned(described: dict[str, Any]) -> None:
 @_directory
 @_facilities
 @_workers
+@_tokens
 @output(lambda described: described, _show_provisioned)
-def init(*, directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
+def init(
+    *, directory: Path, facilities: int, workers: int | None, tokens: int | None
+) -> dict[str, Any]:
     """Provisions DIR. What an earlier run created is kept.
 
     \b
       signer dev init /tmp/appliance
       signer dev init /tmp/appliance --facilities 10000
+      signer dev init /tmp/appliance --tokens 2
     """
-    return _provision(directory, facilities, workers)
+    return _provision(directory, facilities, workers, tokens)
 
 
 @dev.command(short_help="Provisions DIR if needed, then serves in the foreground.")
 @_directory
 @_facilities
 @_workers
+@_tokens
 @_latency
 @_shim
 def up(
@@ -89,6 +100,7 @@ def up(
     directory: Path,
     facilities: int,
     workers: int | None,
+    tokens: int | None,
     latency: float | None,
     shim: Path | None,
 ) -> None:
@@ -102,7 +114,7 @@ def up(
     """
     if shim is not None and latency is None:
         raise click.UsageError("--shim FILE needs --latency MS")
-    described = _provision(directory, facilities, workers)
+    described = _provision(directory, facilities, workers, tokens)
     config = Path(described["config"])
     if latency is not None:
         shim = shim or Path("build/shim.so")
@@ -110,11 +122,13 @@ def up(
     sys.exit(run(config, on_ready=lambda: say("ready"), development=True))
 
 
-def _provision(directory: Path, facilities: int, workers: int | None) -> dict[str, Any]:
+def _provision(
+    directory: Path, facilities: int, workers: int | None, tokens: int | None
+) -> dict[str, Any]:
     def line(done: int, total: int | None, _: str) -> str:
         return f"created {done} of {total} keys" if done % 500 == 0 or done == total else ""
 
     with progress("creating keys", line=line) as advance:
         return development.provision(
-            directory, facilities=facilities, workers=workers, progress=advance
+            directory, facilities=facilities, workers=workers, tokens=tokens, progress=advance
         )

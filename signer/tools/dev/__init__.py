@@ -18,7 +18,7 @@ from signer.audit.format.segments import list_segments
 from signer.clock import SystemClock
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import read_policy
-from signer.daemon.audit_log import begin, ensure_audit_key
+from signer.daemon.audit_log import audit_key, begin, ensure_audit_key
 from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
@@ -27,7 +27,7 @@ from signer.keys.registry import Change, Registry
 from signer.model import KeyIndex
 from signer.officers.kinds.officer_change import first_officers
 from signer.tools.dev import key_plan as plan
-from signer.tools.dev import pki, softhsm, texts
+from signer.tools.dev import pki, second_token, softhsm, texts
 from signer.x509 import certified, public_key_pem
 
 Progress = Callable[[int, int], None]
@@ -39,20 +39,21 @@ def provision(
     *,
     facilities: int = 0,
     workers: int | None = None,
+    tokens: int | None = None,
     progress: Progress = lambda _done, _of: None,
 ) -> dict[str, Any]:
     """Provisions ``directory`` as far as that is not done yet; returns the content of dev.json.
 
     ``facilities`` more facilities are for load tests, never fewer than an earlier run created.
-    ``workers`` None keeps their number. Raises OperatorError, also if the folder contains
-    other files or its token is not in SoftHSM.
+    ``workers``, of each token, and ``tokens``, 1 or 2, are kept where None. Raises OperatorError,
+    also if the folder contains other files or its token is not in SoftHSM.
     """
     directory = directory.resolve()
     _refuse_foreign(directory)
     for folder in (directory, *(directory / name for name in ("token", "pki", "state"))):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(directory / "softhsm2.conf", texts.SOFTHSM_CONF.format(tokens=directory / "token"))
-    config = _configuration(directory, workers)
+    config = _configuration(directory, workers, tokens)
     signer_authority = _pki(directory / "pki")
     with Registry.open(config.registry, create=True, migrate=True) as registry:
         before = registry.snapshot()
@@ -66,6 +67,9 @@ def provision(
         if registry.state().policy != policy.sha256:  # `signer serve` serves this folder too
             with registry.writing() as write:
                 write.put_policy(text)
+        _make_audit_key(registry, config)
+        if len(config.tokens) > 1:
+            second_token.copy_keys(directory, config, registry)
         _begin_log(registry, config)
         index = registry.snapshot()
     for client in plan.CLIENTS:
@@ -88,7 +92,7 @@ def slow_configuration(directory: Path, milliseconds: float, shim: Path) -> Path
     slow = texts.with_slow_module(
         (directory / "signer.yaml").read_text(),
         shim.resolve(),
-        load_config(directory / "signer.yaml").tokens[0].module,
+        load_config(directory / "signer.yaml").tokens[0].module,  # of both tokens
         directory / "state" / "shim",
         milliseconds,
     )
@@ -104,7 +108,7 @@ def _refuse_foreign(directory: Path) -> None:
         raise OperatorError(f"{directory} contains other files: choose an empty or a new folder")
 
 
-def _configuration(directory: Path, workers: int | None) -> Config:
+def _configuration(directory: Path, workers: int | None, tokens: int | None) -> Config:
     """Returns the configuration, and creates it and the token it names if they are absent."""
     path, softhsm_conf = directory / "signer.yaml", directory / "softhsm2.conf"
     if not path.exists():
@@ -123,6 +127,12 @@ def _configuration(directory: Path, workers: int | None) -> Config:
     elif workers is not None:
         replace_file(path, texts.with_workers(path.read_text(), workers))
     config = load_config(path)
+    labels = [token.label for token in config.tokens]
+    if tokens == 1 and len(labels) > 1:
+        raise OperatorError(f"{path} has two tokens: start again in another folder for one")
+    if tokens == 2 and labels == [softhsm.LABEL]:
+        second_token.add_to_configuration(path)
+        config = load_config(path)
     _refuse_other_tokens(config, softhsm_conf)
     return config
 
@@ -137,12 +147,13 @@ def _new_token(directory: Path, module: Path) -> str:
 
 
 def _refuse_other_tokens(config: Config, softhsm_conf: Path) -> None:
-    if [token.label for token in config.tokens] != [softhsm.LABEL]:
+    ours = [softhsm.LABEL, second_token.LABEL]
+    if [token.label for token in config.tokens] not in (ours[:1], ours):
         raise OperatorError(
-            f"signer dev uses only its own token {softhsm.LABEL}: serve a configuration with"
+            f"signer dev uses only its own tokens {' and '.join(ours)}: serve a configuration with"
             " other tokens by `signer serve`"
         )
-    [token] = config.tokens
+    token = config.tokens[0]
     if softhsm.find_token(token.module, softhsm_conf) != token.serial:
         raise OperatorError(
             f"the token of {softhsm_conf.parent} and its keys are missing: delete the folder and"
@@ -190,13 +201,19 @@ def _make_keys(
             progress(done, len(missing))
 
 
+def _make_audit_key(registry: Registry, config: Config) -> None:
+    """Creates the audit key, unless an earlier run did."""
+    if not list_segments(config.audit.directory):
+        with open_admin(config.tokens[0], config.state) as admin:
+            ensure_audit_key(registry, admin, SystemClock().now())
+
+
 def _begin_log(registry: Registry, config: Config) -> None:
-    """Creates the audit key and the log, unless an earlier run did."""
-    if list_segments(config.audit.directory):
-        return
-    with open_admin(config.tokens[0], config.state) as admin:
-        key = ensure_audit_key(registry, admin, SystemClock().now())
-    begin(config.audit, key, registry.state(), SystemClock(), development=True)
+    """Creates the log, unless an earlier run did."""
+    if not list_segments(config.audit.directory):
+        now = SystemClock().now()
+        key = audit_key(registry, now)
+        begin(config.audit, key, registry.state(), SystemClock(), development=True)
 
 
 def _officers(registry: Registry, folder: Path) -> None:

@@ -163,9 +163,9 @@ def load_policy(count: int) -> str:
 def with_slow_module(
     configuration: str, shim: Path, module: Path, control: Path, milliseconds: float
 ) -> str:
-    """Returns the configuration with the shim in front of the module of its token.
+    """Returns the configuration with the shim in front of the module of each token.
 
-    Each call of the module takes so much longer. Raises OperatorError if the token's lines
+    Each call of the module takes so much longer. Raises OperatorError if the tokens' lines
     are not as CONFIGURATION has them.
     """
     environment = (
@@ -179,9 +179,9 @@ def with_slow_module(
         r"(?m)^(    module: ).*$", lambda line: line[1] + json.dumps(str(shim)), configuration
     )
     slow, environments = re.subn(r"(?m)^    environment:\n", lambda line: line[0] + lines, slow)
-    if (modules, environments) != (1, 1):
+    if not modules or modules != environments:
         raise OperatorError(
-            "--latency changes `module` and `environment` of the token in signer.yaml, and finds"
+            "--latency changes `module` and `environment` of each token in signer.yaml, and finds"
             " them only as `signer dev init` wrote them"
         )
     return SLOW_NOTE + slow
