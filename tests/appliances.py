@@ -14,7 +14,7 @@ from signer.tools.dev import free_ports, texts
 from signer.tools.dev.appliance import DevAppliance
 from tests.daemon import get
 
-SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2.conf", "client-*.yaml")
+SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2*.conf", "client-*.yaml")
 """The files of an appliance that name its folder or its ports."""
 
 
@@ -25,6 +25,8 @@ class Appliance(DevAppliance):
 
     template: ClassVar[Path]
     """What ``init`` copies. All processes of one run share it; the first to ask makes it."""
+    made_with: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the template, which is another one for each."""
 
     def init(self) -> None:
         """Provisions the folder; a new one as a copy, with its keys, log and certificates.
@@ -39,8 +41,9 @@ class Appliance(DevAppliance):
             super().init()
 
     def _copy(self) -> None:
-        made = DevAppliance(self.template)
-        with self.template.with_suffix(".lock").open("w") as lock:
+        template = self.template.with_name("".join((self.template.name, *self.made_with)))
+        made = DevAppliance(template, self.made_with)
+        with template.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (made.dir / "dev.json").exists():  # the last of its files
                 made.init()
@@ -89,6 +92,12 @@ class Appliance(DevAppliance):
         edit(policy)
         # JSON is YAML, with every text in quotes and without anchors.
         path.write_text(json.dumps(policy, indent=2))
+
+
+class TwoTokens(Appliance):
+    """One with two tokens that hold the same keys, and a worker for each."""
+
+    made_with = ("--tokens", "2", "--workers", "1")
 
 
 @contextmanager

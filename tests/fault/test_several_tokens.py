@@ -2,19 +2,83 @@
 
 import secrets
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from copy import deepcopy
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2
 
+from signer.hsm.latch import start_lock
 from signer.tools.dev.appliance import DevAppliance
+from tests.appliances import TwoTokens
 from tests.daemon import Daemon, until
-from tests.fault.daemon import OTHERS
+from tests.fault.daemon import OTHERS, Load, check_all
+from tests.fault.shim import Action, Shim
 from tests.integration import edge
 
 FIRST, SECOND = "signer-dev", "signer-dev-2"
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with two tokens that hold the same keys, not started."""
+    appliance = TwoTokens(tmp_path / "dev")
+    appliance.init()
+    made = Daemon(appliance.dir / "signer.yaml")
+    yield made
+    if made.running:
+        assert made.stop() == 0
+
+
+class Token:
+    """One of the two tokens of a daemon, which a test may take away."""
+
+    def __init__(self, daemon: Daemon, label: str) -> None:
+        self.daemon, self.label = daemon, label
+        suffix = label.removeprefix(FIRST)
+        self.folder = daemon.folder / f"token{suffix}"
+        self._conf = f"softhsm2{suffix}.conf"
+
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for worker in self.daemon.workers():
+            with suppress(psutil.NoSuchProcess):
+                if worker.environ().get("SOFTHSM2_CONF", "").endswith(f"/{self._conf}"):
+                    found.append(worker)
+        return found
+
+    def kill_workers(self) -> None:
+        """Kills its workers, none of them in its login: see ``tests.daemon.kill_workers``."""
+        with start_lock(self.daemon.folder / "state", self.label):
+            for worker in self.workers():
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
+
+    def hide(self) -> None:
+        self.folder.rename(self.folder.with_suffix(".hidden"))
+
+    def show(self) -> None:
+        self.folder.with_suffix(".hidden").rename(self.folder)
+
+    def busy(self) -> float:
+        """The seconds that its workers have spent on chunks."""
+        return self.daemon.metric("signer_worker_busy_seconds_total", token=self.label)
+
+    def works(self) -> bool:
+        """Whether it serves and its breaker is closed."""
+        serves = self.daemon.metric("signer_token_serving", token=self.label)
+        return bool(serves) and not self.daemon.metric("signer_breaker_open", token=self.label)
+
+    def signs(self, load: Load) -> None:
+        """Waits until it takes part in a load."""
+        before = self.busy()
+        until(lambda: self.busy() > before, f"{self.label} signs")
+        load.more()
 
 
 def token_health(daemon: Daemon, token: str) -> str:
@@ -95,3 +159,84 @@ def test_no_token_serves_where_all_are_away(daemon: Daemon) -> None:
     until(lambda: not daemon.reason(), "it serves with the first token")
     assert daemon.sign() == {"ok": 3}
     assert daemon.metric("signer_token_serving", token=SECOND) == 0
+
+
+# --- two tokens that hold the same keys ----------------------------------------------------
+
+
+def test_an_absent_token_of_two_is_missed_by_no_caller(pair: Daemon) -> None:
+    second = Token(pair, SECOND)
+    second.hide()
+    pair.start()
+    with Load(pair, callers=2) as load:
+        assert pair.metric("signer_keys_away") == 0
+        assert token_health(pair, SECOND) == "NOT_SERVING"
+        second.show()
+        until(second.works, "it is there")
+        second.signs(load)
+    assert (+load.ends).keys() == {"ok"}
+    assert load.calls.keys() == {"ok"}
+    assert token_health(pair, SECOND) == "SERVING"
+
+
+@pytest.mark.parametrize("label", [FIRST, SECOND])
+@pytest.mark.parametrize("times", [1, pytest.param(30, marks=pytest.mark.torture)])
+def test_no_item_fails_while_one_of_two_tokens_goes_and_comes_back(
+    pair: Daemon, label: str, times: int
+) -> None:
+    pair.start()
+    lost = Token(pair, label)
+    other = Token(pair, SECOND if label == FIRST else FIRST)
+    with Load(pair, callers=2) as load:
+        for _ in range(times):
+            lost.signs(load)
+            lost.hide()
+            lost.kill_workers()
+            until(lambda: not lost.works(), "it is missed")
+            other.signs(load)
+            assert pair.metric("signer_ready") == 1
+            lost.show()
+            until(lost.works, "a canary has been signed")
+    assert (+load.ends).keys() == {"ok"}
+    assert load.calls.keys() == {"ok"}
+    lines = pair.log.read_text()
+    assert '"breaker_opened"' in lines
+    assert '"breaker_closed"' in lines
+
+
+DEFECTS: dict[str, dict[str, Any]] = {
+    "crash": {"action": Action.SEGFAULT},
+    "fail": {"code": 0x30},  # CKR_DEVICE_ERROR
+    "hang": {"action": Action.HANG},
+    "wrong": {"action": Action.FLIP},
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_token_in_another_module_that_goes_wrong_fails_no_item(
+    pair: Daemon, shim_module: Path, shim: Shim, defect: str
+) -> None:
+    check_all(pair)
+    config = pair.settings
+    second = config["tokens"][1]
+    second["module"] = str(shim_module)
+    second["hang_seconds"] = 1.0
+    second["environment"] |= shim.environment
+    pair.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    pair.start()
+    with Load(pair, callers=2, items=40) as load:
+        for label in (FIRST, SECOND):
+            Token(pair, label).signs(load)
+        shim.on("C_Sign", **DEFECTS[defect])
+        if defect == "wrong":
+            wrong = "signer_signature_checks_total"
+            until(lambda: pair.metric(wrong, result="wrong"), "it is seen")
+        else:
+            until(lambda: pair.metric("signer_breaker_open", token=SECOND), "its breaker opens")
+        Token(pair, FIRST).signs(load)
+        shim.clear()
+        if defect != "wrong":  # then the key stays stopped there until a restart
+            until(Token(pair, SECOND).works, "a canary has been signed")
+            Token(pair, SECOND).signs(load)
+    assert (+load.ends).keys() == {"ok"}
+    assert load.calls.keys() == {"ok"}

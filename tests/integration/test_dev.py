@@ -19,8 +19,9 @@ from signer.config.client_file import load_client
 from signer.config.models import load_config
 from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
+from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
-from signer.model import Format, KeyName
+from signer.model import AUDIT_KEY, Format, KeyName
 from signer.tools.dev import provision, softhsm
 
 CLIENTS = {"issuer", "issuer-b", "stranger", "officer-a", "officer-b", "auditor", "operator"}
@@ -188,6 +189,24 @@ def test_more_facilities_and_other_workers_are_added_to_what_is_there(tmp_path: 
     assert "l-00003" in load_policy(config.policy).facilities
 
 
+def test_a_second_token_holds_the_same_keys_also_those_that_come_later(tmp_path: Path) -> None:
+    home = tmp_path / "a"
+    provision(home)
+    provision(home, tokens=2, workers=3)
+    second = provision(home, facilities=2)
+    config = load_config(home / "signer.yaml")
+    assert [(t.label, t.workers) for t in config.tokens] == [("signer-dev", 3), ("signer-dev-2", 3)]
+    with Registry.open(config.registry) as registry:
+        versions = [*registry.snapshot(), *registry.versions(AUDIT_KEY)]
+    assert len(versions) == len(second["keys"]) + 1
+    for token in config.tokens:
+        with open_admin(token, config.state) as admin:
+            held = {key.cka_id for key in admin.inventory()}
+        assert held == {version.cka_id_on(token.label) for version in versions}
+    with pytest.raises(OperatorError, match="has two tokens"):
+        provision(home, tokens=1)
+
+
 def test_the_pin_is_on_no_command_line_and_in_no_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +243,7 @@ def changed_copy(home: Path, target: Path, old: str, new: str) -> Path:
 
 def test_a_configuration_with_another_token_is_refused(home: Path, tmp_path: Path) -> None:
     copy = changed_copy(home, tmp_path / "a", "label: signer-dev", "label: production")
-    with pytest.raises(OperatorError, match="only its own token signer-dev"):
+    with pytest.raises(OperatorError, match="only its own tokens signer-dev and"):
         provision(copy)
 
 
