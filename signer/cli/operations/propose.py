@@ -212,7 +212,13 @@ _add(
     """,
     _version_argument,
     _placed_option,
-    click.option("--cka-id", metavar="HEX", default="", help="On that token; without: the same."),
+    click.option(
+        "--cka-id",
+        metavar="HEX",
+        default="",
+        callback=lambda _context, _option, value: value.lower(),
+        help="On that token; without: the same.",
+    ),
 )
 _add(
     "remove-placement",

@@ -82,7 +82,7 @@ PLAIN = [
     (("destroy", VERSION), {"version": VERSION}),
     (("restore", VERSION), {"version": VERSION}),
     (
-        ("add-placement", VERSION, "--token", "u", "--cka-id", "ab01"),
+        ("add-placement", VERSION, "--token", "u", "--cka-id", "AB01"),
         {"version": VERSION, "token": "u", "cka_id": "ab01"},
     ),
     (("remove-placement", VERSION, "--token", "u"), {"version": VERSION, "token": "u"}),

@@ -56,6 +56,8 @@ ASKED = [
     request("schedule-destruction", {"version": VERSION, "at": 7}),
     request("destroy", {"version": VERSION}),
     request("restore", {"version": VERSION}),
+    request("add-placement", {"version": VERSION, "token": "u", "cka_id": "ab"}),
+    request("remove-placement", {"version": VERSION, "token": "u"}),
     request("policy", {"policy_sha256": "ab"}),
     request("enrol", {"token": ""}, b"csv", csv_sha256=hashlib.sha256(b"csv").hexdigest()),
     officers_request({A: der(ONE), B: der(TWO)}, {B: ONE}, []),
