@@ -23,7 +23,7 @@ from signer.hsm.frames import (
     unpack_sign,
 )
 from signer.hsm.front.chunks import Chunk, Signed, SignJob
-from signer.hsm.front.dispatcher import COPIES_DROPPED_SINGLY
+from signer.hsm.front.dispatcher import AWAY_SECONDS, COPIES_DROPPED_SINGLY, NOT_SERVING
 from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import Slot, WorkerEnd
@@ -649,3 +649,35 @@ def test_a_token_without_workers_fails_what_waits(driven: Driven) -> None:
     assert driven.pool.reason == "the PIN is latched"
     assert driven.pool.pin_latched
     assert driven.pool.wait_for_outcome(0)[0] is FailureKind.PIN_LATCHED
+
+
+# --- no worker serves ----------------------------------------------------------------------
+
+
+def test_what_waits_fails_once_no_worker_has_served_for_long(driven: Driven) -> None:
+    dispatcher = driven.pool._dispatcher
+    driven.slot.state = "starting"
+    call = driven.sign(key("a"), 3)
+    driven.loop.call(dispatcher._look_for_service)
+    assert not call.done(), "a worker may be back in a moment"
+    dispatcher._served_at -= AWAY_SECONDS
+    driven.loop.call(dispatcher._look_for_service)
+    assert call.result(20).failures == dict.fromkeys(range(3), NOT_SERVING)
+    assert driven.admit(job(key("a"), 1)).refused is NOT_SERVING
+    assert driven.pool.reason == "starting"
+    driven.loop.call(dispatcher.ready, driven.slot)
+    assert driven.admit(job(key("a"), 1)).refused is None
+
+
+def test_a_start_does_not_wait_for_a_token_that_hangs_while_another_serves(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signer.hsm.front.service.OTHERS_SECONDS", 0.0)
+    serving, hung = Driven(loop, "t"), Driven(loop, "u")
+    hung.slot.state = "starting"
+    loop.call(serving.pool._dispatcher.ready, serving.slot)
+    hsm = Hsm({"t": serving.pool, "u": hung.pool})
+    assert hsm.wait_for_outcomes(1e9) == {"t": (None, ""), "u": (None, "starting")}
+    assert (hsm.reasons(), hsm.away(), hsm.serving()) == ([], {"u": "starting"}, ["t"])
+    serving.slot.state = "failed"
+    assert hsm.reasons() == ["token t: starting", "token u: starting"]
