@@ -41,7 +41,7 @@ FRAME_SECONDS = 0.0005
 _LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
 
 # Failures as callers read them. Operators read causes in status and logs.
-# What fails with one of the first four at one token goes to another that holds the key.
+# Another token that holds the key may still sign what fails here: see the router.
 NOT_SERVING = Failure(
     Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
 )
