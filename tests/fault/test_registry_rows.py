@@ -51,6 +51,8 @@ ROWS = (
     Broken("key_versions", "revision", OF_KEY, "-5", "revision of key_versions", True),
     Broken("keys", "algorithm", "key = 'records'", "'none'", "algorithm of keys", True),
     Broken("keys", "facility", "key = 'records'", "CAST(x'fffe' AS TEXT)", "facility of keys"),
+    Broken("placements", "state", "true", "'THERE'", "state of placements", True),
+    Broken("placements", "cka_id", "true", "7", "cka_id of placements"),
     Broken(
         "officers", "certificate", "principal LIKE '%officer-b'", "-1", "certificate of officers"
     ),
@@ -122,6 +124,11 @@ def site(
     made = Site(place, daemon, url)
     for key in (KEY, SECOND):
         made.office.do("create-key", key=key, algorithm="ES256", activate=True)
+    made.run(  # one that was removed: it only is to be read
+        "INSERT INTO placements (version_id, token, cka_id, state, revision) VALUES"
+        f" ((SELECT id FROM key_versions WHERE {OF_KEY}), 'other', :cka_id, 'REMOVED', 1)",
+        cka_id=b"copy",
+    )
     with made.office.client("officer-a") as client:
         client.operations.suspend_facility("ward", "seen forged")
     yield made
@@ -144,7 +151,7 @@ def test_a_stop_holds_beside_a_row_that_cannot_be_read(site: Site, row: Broken) 
         until(site.stopped, "the stop holds, or the appliance is not ready", seconds=3)
         if row.said:
             until(lambda: site.says(row.said), "readiness names the row")
-        if row.where == OF_KEY or row.table in ("keys", "revision"):
+        if row.where == OF_KEY or row.table in ("keys", "placements", "revision"):
             assert not site.signs(KEY)
     finally:
         where = row.where if row.table != "keys" else "key = 'records'"
