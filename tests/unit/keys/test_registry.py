@@ -71,11 +71,7 @@ def test_every_part_of_a_version_survives(registry: Registry) -> None:
         thumbprint="thumb",
         created=1767225600.123456,
         activate_at=0.1,
-<<<<<<< HEAD
         sign_until=2.5e11,
-=======
-        sign_until=2**37 + 0.25,
->>>>>>> 90364b0 (Officers place a key on further tokens, each proven by a test signature)
         deactivate_at=2**37 + 0.5,
         destroy_at=0.75,
         came_from=KeyState.DEACTIVATED,
