@@ -69,7 +69,9 @@ def test_who_may_not_sign_sees_no_rights(auditor: edge.Stubs, issuer: edge.Stubs
         (10_000_000_000, 86_400),
     ]
     assert (theirs.primary.token, mine.primary.token) == ("signer-dev", "")
+    assert [placed.token for placed in theirs.primary.placements] == ["signer-dev"]
     theirs.primary.ClearField("token")
+    theirs.primary.ClearField("placements")
     assert theirs.primary == mine.primary
 
 
