@@ -97,9 +97,10 @@ class Rule:
 class Shim:
     """The control file of one shim, which it makes; ``environment`` is for the token's workers."""
 
-    def __init__(self, path: Path, *, index: bool = False) -> None:
+    def __init__(self, path: Path, *, index: bool = False, module: Path | None = None) -> None:
+        """``module`` is what it forwards to, SoftHSM by default."""
         self.environment = {
-            "SHIM_MODULE": str(softhsm.find_module()),
+            "SHIM_MODULE": str(module or softhsm.find_module()),
             "SHIM_CONTROL": str(path),
             **({"SHIM_INDEX": "1"} if index else {}),
         }

@@ -32,33 +32,12 @@ SECONDS = 30.0
 """Deadline of every job: what hangs fails its test."""
 
 
-class SoftToken:
-    """A fresh token in ``folder``."""
+class TestedToken:
+    """A token of a module, with its configuration."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        """``changes`` are other settings of the token."""
-        self.state = folder / "state"
-        self.state.mkdir(parents=True)
-        (folder / "token").mkdir()
-        conf = folder / "softhsm2.conf"
-        conf.write_text(texts.SOFTHSM_CONF.format(tokens=folder / "token"))
-        pin = secrets.token_hex(8)
-        pin_file = folder / "pin"
-        pin_file.touch(0o600)
-        pin_file.write_text(pin)
-        module = softhsm.find_module()
-        serial = softhsm.init_token(module, conf, pin, so_pin=secrets.token_hex(8))
-        settings = {
-            "label": softhsm.LABEL,
-            "serial": serial,
-            "module": str(module),
-            "pin_file": str(pin_file),
-            "workers": 1,
-            "session_copies": True,
-            "environment": {"SOFTHSM2_CONF": str(conf)},
-            **changes,
-        }
-        self.settings = TokenConfig.model_validate(settings, context={"directory": folder})
+    def __init__(self, settings: TokenConfig, state: Path) -> None:
+        self.settings, self.state = settings, state
+        state.mkdir(parents=True)
 
     def make(self, *kinds: tuple[Algorithm, int]) -> list[KeyVersion]:
         """Makes one key of each algorithm and length."""
@@ -106,6 +85,39 @@ class SoftToken:
         finally:
             pool.close()
             loop.close()
+
+
+class SoftToken(TestedToken):
+    """A fresh token of SoftHSM in ``folder``."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        """``changes`` are other settings of the token."""
+        (folder / "token").mkdir(parents=True)
+        conf = folder / "softhsm2.conf"
+        conf.write_text(texts.SOFTHSM_CONF.format(tokens=folder / "token"))
+        pin = secrets.token_hex(8)
+        module = softhsm.find_module()
+        serial = softhsm.init_token(module, conf, pin, so_pin=secrets.token_hex(8))
+        values = {
+            "label": softhsm.LABEL,
+            "serial": serial,
+            "module": str(module),
+            "pin_file": str(pin_file(folder, pin)),
+            "workers": 1,
+            "session_copies": True,
+            "environment": {"SOFTHSM2_CONF": str(conf)},
+            **changes,
+        }
+        settings = TokenConfig.model_validate(values, context={"directory": folder})
+        super().__init__(settings, folder / "state")
+
+
+def pin_file(folder: Path, pin: str) -> Path:
+    """Makes a file with a PIN."""
+    file = folder / "pin"
+    file.touch(0o600)
+    file.write_text(pin)
+    return file
 
 
 class Record(Recorder):

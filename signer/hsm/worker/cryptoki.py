@@ -19,7 +19,7 @@ _ULONG = ctypes.c_ulong
 _NOTHING = _ULONG(-1).value  # CK_UNAVAILABLE_INFORMATION
 _CKU_USER = 1
 # Indexes in CK_FUNCTION_LIST (PKCS#11 v2.40, section 6.1.1)
-_C_LOGIN = 18
+_C_GET_INFO, _C_LOGIN = 2, 18
 _C_COPY, _C_DESTROY, _C_READ, _C_FIND_INIT, _C_FIND, _C_FIND_FINAL = 21, 22, 24, 26, 27, 28
 _C_SIGN_INIT, _C_SIGN = 42, 43
 _FUNCTIONS = 68
@@ -28,6 +28,8 @@ _CKO_PRIVATE_KEY, _TRUE, _FALSE = bytes(_ULONG(3)), b"\1", b"\0"
 _HANDLES_AT_ONCE = 1024
 _NAME_BYTES = 1024  # of an id or a label; ours have 16 and at most 150
 MAX_SIGNATURE = 512
+_INFO_BYTES = 256  # more than CK_INFO has
+_NOT_INITIALIZED = 0x190  # CKR_CRYPTOKI_NOT_INITIALIZED
 
 
 class _FunctionList(ctypes.Structure):
@@ -149,6 +151,16 @@ class HotLoop:
         if (order := mechanism.order) is not None:
             signatures = [low_s(signature, order) for signature in signatures]
         return signatures
+
+
+def is_shared(module: str) -> bool:
+    """Returns whether our function list is of the module that the process has initialised.
+
+    Some modules, among them those of p11-kit, give a module of its own to each caller of
+    C_GetFunctionList: sessions of python-pkcs11 do not exist there.
+    """
+    call = ctypes.CFUNCTYPE(_ULONG, ctypes.c_char_p)(_functions(module)[_C_GET_INFO])
+    return int(call(ctypes.create_string_buffer(_INFO_BYTES))) != _NOT_INITIALIZED
 
 
 def login(module: str, session: int, pin: str) -> int:

@@ -25,7 +25,14 @@ from signer.files import daemon_user
 from signer.hsm.frames import Heartbeat, Verdict
 from signer.hsm.latch import latch_of, shared_start_lock, start_lock
 from signer.hsm.spec import FailureKind, KeyLookup, PinState, TokenFailure, TokenSpec, WorkerMode
-from signer.hsm.worker.cryptoki import CKA_ID, CKA_LABEL, CryptokiError, ErrorClass, Objects
+from signer.hsm.worker.cryptoki import (
+    CKA_ID,
+    CKA_LABEL,
+    CryptokiError,
+    ErrorClass,
+    Objects,
+    is_shared,
+)
 from signer.hsm.worker.login import log_in, named, read_pin
 from signer.model import TokenObject, inventory_digest
 
@@ -324,11 +331,18 @@ def _load(module: str) -> Any:
             FailureKind.CONFIGURATION, f"the PKCS#11 module {module} cannot be loaded: {error}"
         ) from error
     try:
-        return pkcs11.lib(module)
+        library = pkcs11.lib(module)
     except PKCS11Error as error:
         raise TokenFailure(
             FailureKind.MODULE_FATAL, f"C_Initialize of {module} failed: {named(error)}"
         ) from error
+    if not is_shared(module):
+        raise TokenFailure(
+            FailureKind.CONFIGURATION,
+            f"the PKCS#11 module {module} gives every caller of C_GetFunctionList a module of its"
+            " own, as p11-kit does: name the HSM's own module instead",
+        )
+    return library
 
 
 def _shown(
