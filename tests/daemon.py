@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from signer.client import SignerClient
 from signer.daemon.status import STARTING
 from signer.hsm.latch import start_lock
-from signer.tools.dev import free_ports
+from signer.tools.dev import reserve_ports
 from signer.tools.dev.appliance import connect
 from tests.commands import signer
 
@@ -257,7 +257,7 @@ def beside(made: Any) -> Path:
     It has all else of its own; ``signer init --join`` begins its log.
     """
     config = yaml.safe_load((made.dir / "signer.yaml").read_text())
-    port, metrics = free_ports()
+    port, metrics = reserve_ports()
     shutil.copytree(made.dir / "policy", made.dir / "policy-2")
     config |= {
         "listen": f"127.0.0.1:{port}",

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from signer.files import SECRET, replace_file
-from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
+from signer.tools.dev import pki, reserve_ports, softhsm, texts
 from tests.commands import Done, signer
 
 KEY = "facilities/clinic/keys/records"
@@ -32,7 +32,7 @@ class Place:
         module = softhsm.find_module()
         conf = folder / "softhsm2.conf"
         serial = softhsm.init_token(module, conf, "4711-4711", "0815-0815")
-        port, metrics = free_ports()
+        port, metrics = reserve_ports()
         self.config = folder / "signer.yaml"
         text = texts.CONFIGURATION.format(
             port=port,

@@ -18,8 +18,8 @@ import yaml
 
 from signer.client._channels import SERVICE_CONFIG
 from signer.config.models import Config, load_config
-from signer.tools.dev import free_ports, pki, softhsm, texts
 from signer.tools.dev import key_plan as plan
+from signer.tools.dev import pki, reserve_ports, softhsm, texts
 
 FOLDER = Path(__file__).parents[2] / "config" / "kubernetes"
 VERSIONS = ("1.31.0", "1.37.0")
@@ -213,7 +213,7 @@ class Instance:
         for target, source in site.files.items():
             self.at(target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, self.at(target))
-        port, self.metrics = free_ports()
+        port, self.metrics = reserve_ports()
         settings = yaml.safe_load(FILES[f"{name}.yaml"].replace(DATA, str(self.at(DATA))))
         settings["tokens"][0].update(site.token)
         settings["limits"]["drain_notice_seconds"] = 0  # nobody is sent elsewhere here

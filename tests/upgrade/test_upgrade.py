@@ -25,7 +25,7 @@ from signer.audit.format.segments import list_segments, open_segment, read_frame
 from signer.client import SignerClientError
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION
-from signer.tools.dev import free_ports, pki
+from signer.tools.dev import pki, reserve_ports
 from signer.tools.dev.appliance import connect
 from signer.tools.dev.key_plan import principal
 from tests.commands import Done, signer
@@ -55,7 +55,7 @@ class Machine:
         )
         self.config = self.dir / "signer.yaml"
         settings = yaml.safe_load(self.config.read_text())
-        listen, metrics = free_ports()
+        listen, metrics = reserve_ports()
         settings |= {"listen": f"127.0.0.1:{listen}", "metrics": f"127.0.0.1:{metrics}"}
         settings |= {"tokens": [settings["tokens"][0] | {"workers": 1}]}
         del settings["client"]

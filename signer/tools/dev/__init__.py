@@ -114,7 +114,7 @@ def _configuration(directory: Path, workers: int | None, tokens: int | None) -> 
     if not path.exists():
         module = softhsm.find_module()
         serial = softhsm.find_token(module, softhsm_conf) or _new_token(directory, module)
-        port, metrics_port = free_ports()
+        port, metrics_port = reserve_ports()
         text = texts.CONFIGURATION.format(
             port=port,
             metrics_port=metrics_port,
@@ -161,18 +161,24 @@ def _refuse_other_tokens(config: Config, softhsm_conf: Path) -> None:
         )
 
 
-def free_ports() -> tuple[int, int]:
-    """Returns two free ports of 127.0.0.1, below those of outgoing connections."""
+def reserve_ports() -> tuple[int, int]:
+    """Returns two free ports of 127.0.0.1, below those of outgoing connections.
+
+    They stay bound while this process runs, so that no other one gets them before the appliance
+    listens, or between its end and its next start. A server that allows the reuse of its address,
+    as the daemon does, listens there all the same.
+    """
     found: list[int] = []
     while len(found) < 2:
         port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe:
+        with socket.socket() as reserved:
             try:
-                probe.bind(("127.0.0.1", port))
+                reserved.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in found:
-            found.append(port)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.detach()  # open until the process ends
+        found.append(port)
     return found[0], found[1]
 
 
