@@ -172,15 +172,17 @@ class RotateKind(OperationKind[Rotate]):
         stopped = {step.key: text for step in plan if (text := _stopped_since(step, context))}
         goes_on = [step for step in plan if step.key not in stopped]
         versions = [context.version(f"{step.key}/versions/{step.new}") for step in goes_on]
-        waiting = [v for v in versions if details.issuers and _waits(v)]
-        ready = [pair for pair in zip(goes_on, versions, strict=True) if pair[1] not in waiting]
+        waits = [bool(details.issuers) and _waits(version) for version in versions]
+        waiting = sum(waits)
+        planned = zip(goes_on, versions, waits, strict=True)
+        ready = [(step, version) for step, version, wait in planned if not wait]
         skipped = [*stopped.values(), *self._activate(ready, details, context, work)]
-        work.progress(2 * len(plan) - len(waiting) - len(skipped), 2 * len(plan))
+        work.progress(2 * len(plan) - waiting - len(skipped), 2 * len(plan))
         if skipped:
             raise OperatorError("; ".join(shortened(skipped, "key")))
         if waiting:
             return Effects(
-                waiting=f"{len(waiting)} of {count(len(plan), 'version')} wait for certificates"
+                waiting=f"{waiting} of {count(len(plan), 'version')} wait for certificates"
             )
         return Effects(result={"key_versions": [version.name for version in versions[:100]]})
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from signer.errors import CallError
-from signer.model import KeyState
+from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.rotation import plan_of, read_plan
 from signer.officers.rotation_plan import plan_text
 from signer.officers.store import OperationState, StoredOperation
 from tests.unit.officers.opstage import CLINIC, DAY, HOUR, MINISTRY, START, Stage
 from tests.unit.officers.people import A, Authority, C, pem
+from tests.unit.officers.test_enrolment import facilities
 
 OTHER = "facilities/02-001/keys/records"
 LATER = int(START) + DAY
@@ -403,3 +404,26 @@ def test_a_full_token_halfway(stage: Stage, keys: Sequence[str]) -> None:
     stage.proposals.retry(C, operation.id)
     assert stage.operation(operation.id).state is OperationState.DONE
     assert stage.states(OTHER) == ["ACTIVE", "PRE_ACTIVE"]
+
+
+def test_the_keys_of_a_plan_are_not_compared_with_each_other(
+    stage: Stage, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 15,000 keys these would be 100 million comparisons, each time that it is looked at."""
+    number = 120
+    stage.done("enrol", facilities(number))
+    keys = [f"facilities/n-{each}/keys/records" for each in range(number)]
+    equal, compared = KeyVersion.__eq__, 0
+
+    def counted(one: KeyVersion, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(one, other)
+
+    monkeypatch.setattr(KeyVersion, "__eq__", counted)
+    operation = waiting(stage, authority, *keys)
+    [spki] = requested(stage, keys[0])
+    certificate = pem(authority.certify(spki)).encode()
+    stage.proposals.import_certificates(C, operation.id, [certificate])
+    assert stage.operation(operation.id).note == "119 of 120 versions wait for certificates"
+    assert 0 < compared < 20 * number
