@@ -22,6 +22,35 @@ from signer.events import Events, PolicyFilesDiffer
 from signer.keys.registry import Registry, RegistryState
 from signer.policy.rules import Policy
 
+MOST_KEPT = 4
+"""Parsed policies besides the one in force."""
+KEPT_BYTES = 1024 * 1024
+"""What their texts may have together: a parsed policy takes some 20 times its text in memory.
+The one that was used last is kept whatever its size."""
+
+
+class ParsedPolicies:
+    """The parsed policies that were used last, by their SHA-256."""
+
+    def __init__(self) -> None:
+        self._by_hash: OrderedDict[str, PolicyText] = OrderedDict()
+
+    def get(self, sha256: str) -> PolicyText | None:
+        """Returns a policy, which counts as used now, or None."""
+        if (known := self._by_hash.get(sha256)) is not None:
+            self._by_hash.move_to_end(sha256)
+        return known
+
+    def keep(self, text: PolicyText) -> PolicyText:
+        """Keeps a policy, instead of those that have not been used for the longest time."""
+        kept = self._by_hash
+        kept[text.policy.sha256] = text
+        kept.move_to_end(text.policy.sha256)
+        size = sum(len(each.text) for each in kept.values())
+        while len(kept) > 1 and (len(kept) > MOST_KEPT or size > KEPT_BYTES):
+            size -= len(kept.popitem(last=False)[1].text)
+        return text
+
 
 class PolicyInForce:
     """The policy in force, ``text``, and what the files hold.
@@ -47,9 +76,12 @@ class PolicyInForce:
         self.folder = folder
         self._registry, self._events, self._kept = registry, events, kept
         self._development = development
-        self._parsed: OrderedDict[str, PolicyText] = OrderedDict()
-        text = read_policy(folder) if self.files_decide(state) else self._stored(state)
-        self.text = self._keep(text)
+        self._parsed = ParsedPolicies()
+        self.text = (
+            read_policy(folder)
+            if self.files_decide(state)
+            else self._stored(state, read_policy_text)
+        )
         self._check_clients(self.text.policy, state)
         if state.policy != self.text.policy.sha256:
             with registry.writing() as write:
@@ -61,7 +93,9 @@ class PolicyInForce:
 
     def of(self, state: RegistryState) -> PolicyText:
         """Returns the policy that a state puts in force; raises OperatorError if it has no text."""
-        return self.text if state.policy in (None, self.text.policy.sha256) else self._stored(state)
+        if state.policy in (None, self.text.policy.sha256):
+            return self.text
+        return self._stored(state, self.parse)
 
     def write_files(self, before: PolicyText) -> None:
         """Writes the policy in force into the files if they hold ``before``, not a draft."""
@@ -106,12 +140,12 @@ class PolicyInForce:
 
     def parse(self, content: bytes) -> PolicyText:
         """Reads a policy's text, each once: 15,000 facilities take seconds. Raises ConfigError."""
-        known = self._parsed.get(hashlib.sha256(content).hexdigest())
-        return self._keep(read_policy_text(content) if known is None else known)
+        known = self._known(hashlib.sha256(content).hexdigest())
+        return self._parsed.keep(read_policy_text(content)) if known is None else known
 
     def parse_early(self, sha256: str | None) -> None:
         """Reads the policy that comes into force next, before a call needs it."""
-        if sha256 is None or sha256 == self.text.policy.sha256 or sha256 in self._parsed:
+        if sha256 is None or self._known(sha256) is not None:
             return
         with suppress(OperatorError, ConfigError, ValueError):  # reported when it is put in force
             content = self._registry.document(sha256)
@@ -120,10 +154,14 @@ class PolicyInForce:
 
     def in_files(self) -> PolicyText:
         """Reads the files, each content once. Raises ConfigError."""
-        known = self._parsed.get(policy_sha256(self.folder))
-        return self._keep(read_policy(self.folder) if known is None else known)
+        known = self._known(policy_sha256(self.folder))
+        return self._parsed.keep(read_policy(self.folder)) if known is None else known
 
-    def _stored(self, state: RegistryState) -> PolicyText:
+    def _known(self, sha256: str) -> PolicyText | None:
+        """Returns a policy that is parsed already."""
+        return self.text if self.text.policy.sha256 == sha256 else self._parsed.get(sha256)
+
+    def _stored(self, state: RegistryState, parse: Callable[[bytes], PolicyText]) -> PolicyText:
         # First where the log keeps it, which SQL cannot change.
         sha256 = state.policy or ""
         content = self._kept(sha256) or self._registry.document(sha256)
@@ -132,15 +170,9 @@ class PolicyInForce:
                 "the registry does not hold the policy in force: put it back from the backup"
             )
         try:
-            return self.parse(content)
+            return parse(content)
         except ValueError as error:
             raise OperatorError(f"the policy in force cannot be read: {error}") from error
-
-    def _keep(self, text: PolicyText) -> PolicyText:
-        self._parsed[text.policy.sha256] = text
-        if len(self._parsed) > 4:
-            self._parsed.popitem(last=False)
-        return text
 
     def _check_clients(self, policy: Policy, state: RegistryState) -> None:
         if problems := policy.officer_problems(state.officers):
