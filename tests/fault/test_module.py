@@ -289,13 +289,16 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_call_only(
     assert daemon.metric("signer_worker_restarts_total") == 0
 
 
-def test_a_short_deadline_is_refused_by_us(daemon: Daemon, faults: Shim) -> None:
+def test_a_token_that_was_slow_refuses_nothing_once_it_is_well(
+    daemon: Daemon, faults: Shim
+) -> None:
     daemon.start()
-    faults.on("C_Sign", delay=0.005)
-    assert daemon.sign(600) == {"ok": 600}  # the cost of a signature is known now
-    with daemon.client() as client, pytest.raises(DeadlineError) as refused:
-        client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 4000, timeout=1.0)
-    assert refused.value.reason == "DEADLINE_TOO_SHORT"
+    faults.on("C_Sign", delay=0.05)
+    assert daemon.sign(60) == {"ok": 60}  # by which 2000 items would take 50 s
+    faults.clear()
+    with daemon.client() as client:
+        results = client.sign_batch(RECORDS, "MESSAGE", [b"m"] * 2000, timeout=25.0)
+    assert all(result.ok for result in results)
 
 
 def test_one_facility_is_served_while_another_floods(daemon: Daemon, faults: Shim) -> None:

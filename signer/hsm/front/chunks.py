@@ -178,6 +178,12 @@ class Part:
         self.portions = [first]
         self.items = len(first)
 
+    def size(self) -> int:
+        """Returns the size of its inputs; 0 of digests, whose length does not matter."""
+        if PROPERTIES[self.version.algorithm].hash_name:
+            return 0
+        return sum(portion.batch.size(portion.start, portion.stop) for portion in self.portions)
+
     def packed(self, token: str) -> SignPart:
         """Returns the part for a frame to a worker of this token."""
         inputs: list[bytes] = []
@@ -192,10 +198,10 @@ class Chunk:
     """What one worker signs at once.
 
     ``attempts`` counts the workers that lost it, ``deaths`` those that died over it.
-    ``delivered``: a worker has got it.
+    ``delivered``: a worker has got it. ``seconds``: the HSM time that it takes, about.
     """
 
-    __slots__ = ("attempts", "deaths", "delivered", "items", "parts", "portions")
+    __slots__ = ("attempts", "deaths", "delivered", "items", "parts", "portions", "seconds")
 
     def __init__(
         self, portions: Iterable[Portion] = (), attempts: int = 0, deaths: int = 0
@@ -206,6 +212,7 @@ class Chunk:
         self.attempts = attempts
         self.deaths = deaths
         self.delivered = False
+        self.seconds = 0.0
 
     def add(self, batch: Batch, start: int, stop: int) -> None:
         """Adds a portion, or to the last one where that ends here."""

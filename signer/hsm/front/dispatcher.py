@@ -148,6 +148,10 @@ class Dispatcher:
         """How many workers serve; for any thread."""
         return sum(slot.state == "serving" for slot in self.slots)
 
+    def in_flight(self) -> float:
+        """Returns the HSM time of the chunks that workers have, about."""
+        return sum(chunk.seconds for slot in self.slots for chunk in slot.in_flight.values())
+
     def start(self) -> None:
         """Starts all workers; does not wait for them."""
         for coroutine in (self._watch(), *(slot.keep() for slot in self.slots)):
@@ -303,7 +307,7 @@ class Dispatcher:
         self._refused.pop(version.cka_id, None)
         slot.items += part.items
         self.breaker.signed()
-        self.costs.learn(kind_of(version), result.busy_us / 1e6 / part.items)
+        self.costs.learn(kind_of(version), result.busy_us / 1e6, part.items, part.size())
         if result.wrong:
             self._distrust(version)
         signatures = result.split()

@@ -18,12 +18,15 @@ from signer.events import BreakerClosed, Events, stages
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, Dispatcher
-from signer.hsm.front.scheduler import CHUNK_SECONDS, Waiting
+from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import KeyVersion, Suspended
 
-_CLEARLY = 1.25  # how far an estimate must be above the deadline to refuse a batch for itself
+_AHEAD = 2.0
+"""How often what is ahead of a batch counts: while it is signed, as much of others comes again.
+If it counted once, each batch that is admitted while more is asked for than the HSM signs would
+wait for all of its time, and most would be late."""
 _CANARY, _CANARY_OWNER = b"signer.v1 canary", "_canary"  # no id of a facility begins so
 _SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
 
@@ -32,8 +35,8 @@ _SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
 class Admission:
     """The answer to a job, which ``sign`` takes: ``refused`` is the failure of every item, or None.
 
-    ``room`` items of the queue, which take ``seconds`` of HSM time, are reserved for it.
-    ``release`` gives back what has not been used; so does the end of a ``with`` block.
+    ``room`` items of the queue, with ``size`` bytes, are reserved for it. ``release`` gives back
+    what has not been used; so does the end of a ``with`` block.
     ``elsewhere``: what the pool loses of it goes to another token; over what comes from there
     ``deaths`` workers have died. ``shares`` are the admissions of several tokens' pools, which
     together are that of the job.
@@ -42,7 +45,7 @@ class Admission:
     job: SignJob
     refused: Failure | None = None
     room: int = 0
-    seconds: float = 0.0
+    size: int = 0
     pool: "Pool | None" = None
     elsewhere: bool = False
     deaths: int = 0
@@ -100,8 +103,7 @@ class Pool:
             clock=clock,
             breaker=self.breaker,
         )
-        self._reserved = 0  # items that are admitted and not queued yet
-        self._promised: dict[str, float] = {}  # their HSM time, by owner
+        self._scheduler = self._dispatcher.scheduler
 
     # --- for any thread --------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class Pool:
 
     def waiting(self) -> list[Waiting]:
         """Returns what waits for a worker, batch by batch."""
-        return self._loop.call(lambda: list(self._dispatcher.scheduler.waiting()))
+        return self._loop.call(lambda: list(self._scheduler.waiting()))
 
     @property
     def pin_latched(self) -> bool:
@@ -231,28 +233,20 @@ class Pool:
             return Admission(job)
         if (refused := self._refusal(job.version)) is not None:
             return Admission(job, refused)
-        self._check_room(count)
-        seconds = count * self._dispatcher.costs.measured(kind_of(job.version))
-        promised = self._promised.get(job.owner, 0.0)
-        self._check_time(job, seconds, promised)
-        self._reserved += count
-        if seconds:
-            self._promised[job.owner] = promised + seconds
-        return Admission(job, None, count, seconds, self, elsewhere, deaths)
+        self._check_room(job)
+        hashed = PROPERTIES[job.version.algorithm].hash_name
+        size = 0 if hashed else sum(map(len, job.inputs))
+        self._check_time(job, size)
+        self._scheduler.promise(job.owner, kind_of(job.version), count, size)
+        return Admission(job, None, count, size, self, elsewhere, deaths)
 
     def release(self, admission: Admission) -> None:
         """Gives back the room of an admission that is not used."""
-        if not admission.room:
-            return
-        self._reserved -= admission.room
-        admission.room = 0
-        if seconds := admission.seconds:
-            owner = admission.job.owner
-            left = self._promised.get(owner, 0.0) - seconds
-            if left > 1e-9:  # smaller values are errors of rounding
-                self._promised[owner] = left
-            else:
-                self._promised.pop(owner, None)
+        if admission.room:
+            job = admission.job
+            kind, items, size = kind_of(job.version), admission.room, admission.size
+            admission.room = 0
+            self._scheduler.promise(job.owner, kind, -items, -size)
 
     async def sign(self, admission: Admission) -> Signed:
         """Signs an admitted batch; returns when every item has its signature or its failure.
@@ -283,7 +277,7 @@ class Pool:
             timer.cancel()
             remaining = batch.remaining
             if remaining:
-                self._dispatcher.scheduler.abandon(batch)
+                self._scheduler.abandon(batch)
             stages().append(("queue", now, (batch.begun or self._now()) - now))
         if remaining:
             raise _too_late(remaining, count)
@@ -297,13 +291,12 @@ class Pool:
 
     def ahead(self) -> float:
         """Returns the seconds until the workers have done what waits and is admitted, about."""
-        seconds = self._dispatcher.scheduler.seconds() + sum(self._promised.values())
-        chunks = sum(len(slot.in_flight) for slot in self._dispatcher.slots)
-        return (seconds + chunks * CHUNK_SECONDS / 2) / max(1, self.serving)
+        seconds = self._scheduler.backlog() + self._dispatcher.in_flight() / 2
+        return seconds / max(1, self.serving)
 
     def rate(self, version: KeyVersion) -> float:
         """Returns how many items a second the workers sign with a version, about."""
-        return max(1, self.serving) / self._dispatcher.costs.estimate(kind_of(version))
+        return max(1, self.serving) / self._dispatcher.costs.estimate(kind_of(version)).item
 
     def _work_again(self) -> None:
         self._events.emit(BreakerClosed(self.token))
@@ -342,42 +335,54 @@ class Pool:
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
         return NOT_SERVING if self._dispatcher.halted or self._dispatcher.failed else None
 
-    def _check_room(self, count: int) -> None:
-        # A batch above the limit passes where nothing waits, or it never could.
-        waiting = self._dispatcher.scheduler.items + self._reserved
-        if waiting and waiting + count > self._max_queued:
-            text = f"{waiting} items wait already: try again a little later"
-            raise CallError(Reason.OVERLOADED, text, {"limit": "queued_items"}, retry_after=1.0)
+    def _check_room(self, job: SignJob) -> None:
+        """Refuses a job for which the queue has no room.
 
-    def _check_time(self, job: SignJob, seconds: float, promised: float) -> None:
-        """Refuses a job of so many seconds that its deadline does not allow.
+        One passes where nothing waits, or it never could; so does one within its owner's share,
+        so that others who fill the queue do not keep it out.
+        """
+        scheduler, count, most = self._scheduler, len(job.inputs), self._max_queued
+        waiting = scheduler.admitted
+        over = waiting + count - most
+        if not waiting or over <= 0:
+            return
+        if scheduler.admitted_of(job.owner) + count <= scheduler.share(job.owner, most):
+            return
+        raise CallError(
+            Reason.OVERLOADED,
+            f"{waiting} items wait already: try again a little later",
+            {"limit": "queued_items"},
+            retry_after=max(self.ahead() * over / waiting, _SHORTEST_HINT),
+        )
 
-        ``promised`` is the HSM time of what its owner has admitted and not queued yet.
+    def _check_time(self, job: SignJob, size: int) -> None:
+        """Refuses a job if what is ahead of it takes too long for its deadline.
+
+        Where nothing is ahead, an estimate alone refuses nothing: it may be wrong, and only
+        signing corrects it.
         """
         left = job.deadline - self._now()
         if left <= 0:
             raise CallError(Reason.DEADLINE_TOO_SHORT, "no time is left to sign: allow more time")
-        scheduler = self._dispatcher.scheduler
-        waits = scheduler.items or promised
-        if seconds + promised + (scheduler.seconds() if waits else 0.0) <= left:
+        scheduler, dispatcher = self._scheduler, self._dispatcher
+        seconds = dispatcher.costs.measured(kind_of(job.version)).of(len(job.inputs), size)
+        ahead = scheduler.backlog() if scheduler.admitted and seconds else 0.0
+        if not ahead:
+            return
+        ahead += dispatcher.in_flight()
+        if seconds + _AHEAD * ahead <= left:
             return  # one worker would be enough
-        workers = max(1, self.serving)
-        if seconds / workers > left * _CLEARLY:
+        before = scheduler.finish(job.owner, job.weight, seconds) - seconds
+        before += dispatcher.in_flight()
+        # That much less must be ahead, and the workers sign it in as many seconds.
+        late = ((seconds + _AHEAD * before) / max(1, self.serving) - left) / _AHEAD
+        if late > 0:
             raise CallError(
-                Reason.DEADLINE_TOO_SHORT,
-                f"signing {len(job.inputs)} items takes about {seconds / workers:.3f} s, more "
-                "than the deadline leaves: send smaller batches or allow more time",
+                Reason.OVERLOADED,
+                f"what waits already takes {late:.3f} s too long for the deadline: try again later"
+                " or allow more time",
+                retry_after=max(late, _SHORTEST_HINT),
             )
-        if waits and seconds:
-            work = scheduler.finish(job.owner, job.weight, seconds + promised)
-            late = work / workers - left
-            if late > 0:
-                raise CallError(
-                    Reason.OVERLOADED,
-                    f"what waits already takes {late:.3f} s more than the deadline leaves: try "
-                    "again later or allow more time",
-                    retry_after=max(late, _SHORTEST_HINT),
-                )
 
 
 def _expire(done: asyncio.Future[None]) -> None:

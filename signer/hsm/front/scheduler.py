@@ -9,8 +9,9 @@ chunk, multiplied by its weight. Everything here is for the event loop.
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from signer.clock import Clock
 from signer.hsm.frames import PART_BYTES
@@ -28,6 +29,8 @@ FORGET_SECONDS = 300.0
 """A cost that was last measured before that is forgotten."""
 _CHEAPEST = 1e-6  # seconds: no HSM signs faster, whatever a worker reports
 _DEAREST = 1.0  # seconds: what a stall makes of one item at most
+_DEAREST_BYTE = 1e-4
+_SMALL_BYTES = 1024  # of messages whose length does not matter for what they cost
 _FIRST_ITEMS = 16  # of the first chunk of a kind whose cost is unknown
 _UNKNOWN = CHUNK_SECONDS / _FIRST_ITEMS
 _MEASUREMENTS = 9  # the median of them bears four stalls
@@ -44,8 +47,44 @@ class Waiting:
     since: float
 
 
+class Cost(NamedTuple):
+    """Seconds of HSM time for an item, and for each byte of it; 0 if they are not known."""
+
+    item: float
+    byte: float = 0.0
+
+    def of(self, items: int, size: int) -> float:
+        """Returns the seconds of so many items with ``size`` bytes together."""
+        return items * self.item + size * self.byte if self.byte else items * self.item
+
+
+class Amounts:
+    """Items by their kind, and their bytes."""
+
+    __slots__ = ("_amounts", "items")
+
+    def __init__(self) -> None:
+        self._amounts: dict[Kind, tuple[int, int]] = {}
+        self.items = 0
+
+    def add(self, kind: Kind, items: int, size: int) -> None:
+        """Adds items, or takes them away."""
+        had, bytes_had = self._amounts.get(kind, (0, 0))
+        self._amounts[kind] = had + items, bytes_had + size
+        self.items += items
+
+    def seconds(self, cost: Callable[[Kind], Cost]) -> float:
+        """Returns the HSM time of all items."""
+        if not self.items:
+            return 0.0
+        seconds = 0.0
+        for kind, (items, size) in self._amounts.items():
+            seconds += cost(kind).of(items, size)
+        return seconds
+
+
 class _Line:
-    """The batches of one owner, the time that it has earned, and its waiting items by kind."""
+    """The batches of one owner that wait, and the time that it has earned."""
 
     __slots__ = ("batches", "deficit", "weight", "work")
 
@@ -53,50 +92,76 @@ class _Line:
         self.batches: deque[Batch] = deque()
         self.deficit = 0.0
         self.weight = 0
-        self.work: dict[Kind, int] = {}
+        self.work = Amounts()
+
+
+class _Measured:
+    """What was measured of one kind lately, for an item and for a byte, and when."""
+
+    __slots__ = ("at", "byte", "item")
+
+    def __init__(self) -> None:
+        self.at = 0.0  # monotonic seconds
+        self.item: deque[float] = deque(maxlen=_MEASUREMENTS)
+        self.byte: deque[float] = deque(maxlen=_MEASUREMENTS)
 
 
 class Costs:
-    """Seconds of HSM time for one item of each kind: the median of the latest chunks."""
+    """Seconds of HSM time for the items of each kind: medians of the latest chunks.
+
+    Only EdDSA gets whole messages: what a byte costs is learnt from long ones, beyond what the
+    item costs.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._now = clock.monotonic
-        self._medians: dict[Kind, float] = {}
-        self._recent: dict[Kind, deque[float]] = {}
-        self._learned: dict[Kind, float] = {}  # when, in monotonic seconds
+        self._costs: dict[Kind, Cost] = {}
+        self._measured: dict[Kind, _Measured] = {}
 
-    def measured(self, kind: Kind) -> float:
-        """Returns the cost of an item; 0 if none was measured lately."""
-        return self._medians.get(kind, 0.0)
+    def measured(self, kind: Kind) -> Cost:
+        """Returns what items cost; 0 if none was measured lately."""
+        return self._costs.get(kind, _NOT_KNOWN)
 
-    def estimate(self, kind: Kind) -> float:
+    def estimate(self, kind: Kind) -> Cost:
         """Returns the measured cost, or one that makes a small first chunk.
 
         A slow HSM must finish that chunk before it seems to hang.
         """
-        return self._medians.get(kind, _UNKNOWN)
+        return self._costs.get(kind, _FIRST)
 
-    def learn(self, kind: Kind, seconds: float) -> None:
-        """Takes the cost of an item in one chunk into account."""
-        recent = self._recent.get(kind)
-        if recent is None:
-            recent = self._recent[kind] = deque(maxlen=_MEASUREMENTS)
-        recent.append(min(max(seconds, _CHEAPEST), _DEAREST))
-        self._medians[kind] = sorted(recent)[(len(recent) - 1) // 2]
-        self._learned[kind] = self._now()
+    def learn(self, kind: Kind, seconds: float, items: int = 1, size: int = 0) -> None:
+        """Takes what items with ``size`` bytes together have cost into account."""
+        measured = self._measured.setdefault(kind, _Measured())
+        item, byte = self.measured(kind)
+        if size <= items * _SMALL_BYTES:
+            measured.item.append(min(max(seconds / items, _CHEAPEST), _DEAREST))
+            item = _median(measured.item)
+        else:
+            beyond = max(0.0, seconds - items * item)
+            measured.byte.append(min(beyond / size, _DEAREST_BYTE))
+            byte = _median(measured.byte)
+        self._costs[kind] = Cost(item, byte)
+        measured.at = self._now()
 
     def forget(self) -> None:
         """Forgets costs that were not measured lately; called regularly."""
         before = self._now() - FORGET_SECONDS
-        for kind in [kind for kind, learned in self._learned.items() if learned <= before]:
-            del self._medians[kind], self._recent[kind], self._learned[kind]
+        for kind in [kind for kind, measured in self._measured.items() if measured.at <= before]:
+            del self._costs[kind], self._measured[kind]
+
+
+def _median(values: deque[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+_NOT_KNOWN, _FIRST = Cost(0.0), Cost(_UNKNOWN)
 
 
 class Scheduler:
     """The queue of one token."""
 
-    def __init__(self, cost: Callable[[Kind], float]) -> None:
-        """Takes ``cost``: the estimated HSM time of one item of a kind, in seconds.
+    def __init__(self, cost: Callable[[Kind], Cost]) -> None:
+        """Takes ``cost``: the estimated HSM time of the items of a kind.
 
         ``chunk_seconds`` is the HSM time of a chunk now.
         """
@@ -104,9 +169,12 @@ class Scheduler:
         self._lines: OrderedDict[str, _Line] = OrderedDict()
         self._returned: deque[Chunk] = deque()
         self.items = 0  # that wait
-        # Of them, without those that were returned: items by kind, and bytes.
-        self._work: dict[Kind, int] = {}
+        # Of them, without those that were returned.
+        self._work = Amounts()
         self._bytes = 0
+        # What is admitted and does not wait here yet, by owner and of all.
+        self._promised: dict[str, Amounts] = {}
+        self._all_promised = Amounts()
         self._latest = ""  # the owner of the newest batch
         self._shared_until = -math.inf  # monotonic seconds
         self.chunk_seconds = CHUNK_SECONDS
@@ -147,27 +215,30 @@ class Scheduler:
             batch = line.batches[0]
             cost = self._cost(batch.kind)
             at_least = int(not chunk.items)
-            wanted = min(most, batch.left, max(_whole(seconds / cost), at_least))
-            if not wanted:
+            one = cost.of(1, batch.size(batch.next, batch.next + 1))
+            if not (at_least or _whole(seconds / one)):
                 break  # it has no time for another item
-            affordable = _whole(line.deficit / cost)
-            if not affordable:
-                self._next_turn(owner, line, cost)
+            if not _whole(line.deficit / one):
+                self._next_turn(owner, line, one)
                 continue
+            time = min(max(seconds, at_least * one), line.deficit)
             version = batch.job.version
             if version is not last:
                 size -= PART_BYTES + len(version.cka_id) + len(version.spki)
                 last = version
-            wanted = _fitting(batch, min(wanted, affordable), size) or at_least
+            wanted = _fitting(batch, min(most, batch.left), size, time, cost) or at_least
             if not wanted:
                 break  # it has no space for another item
             start, stop = batch.next, batch.next + wanted
             chunk.add(batch, start, stop)
             batch.next = stop
             most -= wanted
-            seconds -= wanted * cost
-            size -= self._count(line, batch, start, stop, -1)
-            line.deficit -= wanted * cost
+            taken = self._count(line, batch, start, stop, -1)
+            size -= taken
+            time = cost.of(wanted, taken)
+            seconds -= time
+            chunk.seconds += time
+            line.deficit -= time
             if stop == len(batch.signatures):
                 line.batches.popleft()
                 self._end_empty(owner, line)
@@ -181,21 +252,65 @@ class Scheduler:
 
     def seconds(self) -> float:
         """Returns the HSM time of all waiting items, without returned chunks."""
-        return self._seconds(self._work)
+        return self._work.seconds(self._cost)
+
+    # --- what is admitted, and when it will be done ----------------------------------------
+
+    def promise(self, owner: str, kind: Kind, items: int, size: int) -> None:
+        """Counts items that are admitted and do not wait here yet, or stops counting them."""
+        self._all_promised.add(kind, items, size)
+        promised = self._promised.setdefault(owner, Amounts())
+        promised.add(kind, items, size)
+        if not promised.items:
+            del self._promised[owner]
+
+    @property
+    def admitted(self) -> int:
+        """Items that wait or are promised."""
+        return self.items + self._all_promised.items
+
+    def admitted_of(self, owner: str) -> int:
+        """Returns how many of them are those of one owner."""
+        return sum(amounts.items for amounts in self._amounts_of(owner))
+
+    def share(self, owner: str, of: int) -> int:
+        """Returns the part of so many items that an owner has beside those who are here.
+
+        As if one more came: each of them then finds room for as much.
+        """
+        owners = self._lines.keys() | self._promised.keys() | {owner}
+        return of // (len(owners) + 1)
+
+    def backlog(self) -> float:
+        """Returns the HSM time of all that waits or is promised."""
+        return self.seconds() + self._all_promised.seconds(self._cost)
 
     def finish(self, owner: str, weight: int, seconds: float) -> float:
         """Returns the HSM time until an owner has done ``seconds`` more of work.
 
-        That is its own line's, and what the others get meanwhile by their weight.
+        That is what it has here, and what the others get meanwhile by their weight.
         """
-        line = self._lines.get(owner)
-        own = seconds + (self._seconds(line.work) if line else 0.0)
+        own = seconds + sum(amounts.seconds(self._cost) for amounts in self._amounts_of(owner))
         each = own / weight
         time = own
-        for name, other in self._lines.items():
-            if name != owner:
-                time += min(self._seconds(other.work), each * other.weight)
+        cost, promised = self._cost, self._promised
+        for other, line in self._lines.items():
+            if other != owner:
+                has = line.work.seconds(cost)
+                if other in promised:
+                    has += promised[other].seconds(cost)
+                time += min(has, each * line.weight)
+        for other, work in promised.items():
+            if other != owner and other not in self._lines:
+                time += min(work.seconds(cost), each)
         return time
+
+    def _amounts_of(self, owner: str) -> Iterator[Amounts]:
+        """Yields what an owner has waiting, and what it is promised."""
+        if (line := self._lines.get(owner)) is not None:
+            yield line.work
+        if (promised := self._promised.get(owner)) is not None:
+            yield promised
 
     def abandon(self, batch: Batch) -> None:
         """Removes the waiting items of a batch whose caller has left."""
@@ -247,8 +362,8 @@ class Scheduler:
         """Counts items that come (1) or go (-1); returns their bytes."""
         size, kind = batch.size(start, stop), batch.kind
         change = sign * (stop - start)
-        line.work[kind] = line.work.get(kind, 0) + change
-        self._work[kind] = self._work.get(kind, 0) + change
+        line.work.add(kind, change, sign * size)
+        self._work.add(kind, change, sign * size)
         self.items += change
         self._bytes += sign * size
         return size
@@ -257,9 +372,6 @@ class Scheduler:
         """Removes a line in which nothing waits; it keeps no credit."""
         if not line.batches:
             del self._lines[owner]
-
-    def _seconds(self, work: Mapping[Kind, int]) -> float:
-        return sum(items * self._cost(kind) for kind, items in work.items() if items)
 
     def _remove_returned(self, wanted: Callable[[Batch], bool]) -> list[Portion]:
         """Removes portions from the chunks that were returned."""
@@ -281,13 +393,15 @@ def _whole(number: float) -> int:
     return int(number + 1e-6)
 
 
-def _fitting(batch: Batch, wanted: int, size: int) -> int:
-    """Returns how many of the next items fit into ``size`` bytes."""
+def _fitting(batch: Batch, most: int, size: int, seconds: float, cost: Cost) -> int:
+    """Returns how many of the next items fit into ``size`` bytes and ``seconds``."""
     if batch.width:
-        return min(wanted, max(0, size) // batch.width)
+        return min(most, max(0, size) // batch.width, _whole(seconds / cost.item))
     inputs, first = batch.job.inputs, batch.next
-    for count in range(wanted):
-        size -= len(inputs[first + count])
-        if size < 0:
+    for count in range(most):
+        length = len(inputs[first + count])
+        size -= length
+        seconds -= cost.of(1, length)
+        if size < 0 or seconds < -_CHEAPEST:
             return count
-    return wanted
+    return most

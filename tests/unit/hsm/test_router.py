@@ -137,7 +137,7 @@ def test_a_batch_that_is_refused_keeps_no_place_at_any_token(loop: EventLoop) ->
         loop.call(hsm.admit, job(BOTH, 400))
     loop.call(held.release)
     for driven in pools.values():
-        assert driven.pool._reserved == 0
+        assert driven.pool._scheduler.admitted == 0
 
 
 @given(

@@ -19,6 +19,7 @@ from signer.hsm.front.scheduler import (
     CHUNK_SECONDS,
     SHARED_CHUNK_SECONDS,
     SHARED_FOR,
+    Cost,
     Scheduler,
 )
 from tests.stand_ins import key_version
@@ -27,8 +28,8 @@ ALL = 10**9
 COSTS = {Algorithm.ES256: 5e-5, Algorithm.EDDSA: 1e-4, Algorithm.PS256: 2e-3, Algorithm.ES384: 0.02}
 
 
-def cost(kind: Kind) -> float:
-    return COSTS[kind[0]]
+def cost(kind: Kind) -> Cost:
+    return Cost(COSTS[kind[0]])
 
 
 def job(
@@ -56,7 +57,11 @@ def drain(scheduler: Scheduler) -> list[Chunk]:
 
 
 def seconds(chunk: Chunk) -> float:
-    return sum(len(portion) * cost(portion.batch.kind) for portion in chunk.portions)
+    return sum(map(seconds_of, chunk.portions))
+
+
+def seconds_of(portion: Portion) -> float:
+    return len(portion) * COSTS[portion.batch.kind[0]]
 
 
 def owners(chunk: Chunk) -> list[str]:
@@ -168,7 +173,7 @@ def test_chunks_are_bounded_in_time_and_bytes(sizes: list[int], algorithm: Algor
 def test_digests_fill_chunks() -> None:
     scheduler = Scheduler(cost)
     scheduler.add(job("a", 1000))
-    full = int(CHUNK_SECONDS / cost(job("a", 1).kind))
+    full = int(CHUNK_SECONDS / COSTS[Algorithm.ES256])
     assert [chunk.items for chunk in drain(scheduler)] == [full] * (1000 // full) + [1000 % full]
 
 
@@ -218,9 +223,29 @@ def test_owners_share_the_time_of_the_hsm_by_weight(
         chunk = scheduler.take(ALL)
         assert chunk is not None
         for portion in chunk.portions:
-            spent[portion.batch.job.owner] += len(portion) * cost(portion.batch.kind)
+            spent[portion.batch.job.owner] += seconds_of(portion)
     share = weights[0] / sum(weights)
     assert spent["a"] == pytest.approx(10 * share, abs=0.3)
+
+
+def test_owners_of_long_and_of_short_messages_share_the_time_too() -> None:
+    """A long one costs a thousand times what a short one does."""
+    scheduler = Scheduler(lambda _: Cost(5e-5, 5e-8))
+    for _ in range(50):
+        scheduler.add(job("long", [bytes(1 << 20)] * 2, algorithm=Algorithm.EDDSA))
+        scheduler.add(job("short", [b"message"] * 2000, algorithm=Algorithm.EDDSA))
+    spent = dict.fromkeys(("long", "short"), 0.0)
+    while sum(spent.values()) < 4:
+        chunk = scheduler.take(ALL)
+        assert chunk is not None
+        took = 0.0
+        for portion in chunk.portions:
+            size = portion.batch.size(portion.start, portion.stop)
+            time = Cost(5e-5, 5e-8).of(len(portion), size)
+            spent[portion.batch.job.owner] += time
+            took += time
+        assert chunk.seconds == pytest.approx(took)
+    assert spent["long"] == pytest.approx(2, abs=0.1)
 
 
 def test_batches_of_one_owner_stay_in_their_order() -> None:
@@ -331,7 +356,7 @@ def test_neighbours_of_one_version_and_sample_are_one_part() -> None:
 
 
 def test_keys_count_among_the_bytes_of_a_chunk() -> None:
-    scheduler = Scheduler(lambda _: 1e-6)
+    scheduler = Scheduler(lambda _: Cost(1e-6))
     for number in range(300):
         version = key_version(cka_id=b"%d" % number, spki=bytes(600))
         scheduler.add(batch(SignJob(version, [bytes(32)], f"owner-{number}", 1, 1, 0.0)))
@@ -406,6 +431,24 @@ def test_work_ends_after_ones_own_line_and_the_shares_of_others() -> None:
     assert scheduler.finish("new", 1, 0.01) == pytest.approx(0.01 + 0.01 + 0.02 + 0.01)
     drain(scheduler)
     assert scheduler.finish("a", 1, 0.1) == pytest.approx(0.1)
+
+
+def test_what_is_promised_is_ahead_like_what_waits() -> None:
+    scheduler = Scheduler(cost)
+    kind = job("a", 1).kind
+    scheduler.promise("a", kind, 2000, 0)  # 0.1 s
+    scheduler.promise("b", kind, 20_000, 0)
+    scheduler.add(job("b", 200))
+    assert (scheduler.admitted, scheduler.admitted_of("b")) == (22_200, 20_200)
+    assert scheduler.backlog() == pytest.approx(1.11)
+    assert scheduler.seconds() == pytest.approx(0.01)
+    assert scheduler.finish("a", 1, 0.1) == pytest.approx(0.4)
+    assert scheduler.share("a", 900) == scheduler.share("b", 900) == 300
+    assert scheduler.share("new", 900) == 225
+    scheduler.promise("a", kind, -2000, 0)
+    scheduler.promise("b", kind, -20_000, 0)
+    drain(scheduler)
+    assert (scheduler.admitted, scheduler.backlog(), scheduler.share("a", 900)) == (0, 0, 450)
 
 
 def test_a_batch_is_done_once_with_its_last_item() -> None:

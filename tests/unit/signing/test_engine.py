@@ -17,6 +17,7 @@ from signer.event_loop import THREADS_OF_ONE
 from signer.hsm.front.chunks import Signed
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyIndex, KeyName, KeyState, KeyVersion, Suspended
+from signer.signing.engine import WORTH_A_LOOK
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest
 from tests.stand_ins import key_version
@@ -62,6 +63,21 @@ def test_a_full_queue_costs_no_quota(stage: Stage) -> None:
     stage.hsm.refusal = CallError(Reason.OVERLOADED, "full")
     with pytest.raises(CallError):
         stage.sign(request())
+    assert (stage.hsm.signed, stage.left("a")) == (0, 10)
+
+
+def test_a_batch_for_which_there_is_no_time_is_refused_before_it_is_prepared(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At three times the capacity two of three batches are refused: that must cost little."""
+
+    async def prepare(*_: object) -> None:
+        pytest.fail("the payloads are read")
+
+    monkeypatch.setattr(Messages, "prepare", prepare)
+    stage.hsm.refusal = CallError(Reason.OVERLOADED, "full")
+    with pytest.raises(CallError, match="full"):
+        stage.sign(request(items=WORTH_A_LOOK + 1))
     assert (stage.hsm.signed, stage.left("a")) == (0, 10)
 
 
