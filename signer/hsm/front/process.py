@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from signer.config.models import TokenConfig
 from signer.hsm.frames import Channel, Closed, FrameKind, Heartbeat, pack_json, shared_counter
 from signer.hsm.spec import KeyLookup, TokenSpec, WorkerMode
 
+REAP_SECONDS = 5.0
+"""How long is waited for a killed worker. One that the kernel does not let go (a driver that
+hangs) is reaped in the background."""
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
 
 
@@ -80,13 +84,19 @@ class WorkerProcess:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
     def end(self, seconds: float = 5.0) -> None:
-        """Closes the socket, waits for the worker to leave and reaps it."""
+        """Closes the socket, waits for the worker to leave and reaps it.
+
+        One that the kernel does not let go, though it is killed, is reaped in the background.
+        """
         self.channel.close()
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            try:
+                self.process.wait(REAP_SECONDS)
+            except subprocess.TimeoutExpired:
+                threading.Thread(target=self.process.wait, name="reap", daemon=True).start()
 
 
 @contextlib.contextmanager

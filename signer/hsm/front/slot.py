@@ -27,16 +27,13 @@ from signer.hsm.frames import (
     unpack_result,
 )
 from signer.hsm.front.chunks import Chunk
-from signer.hsm.front.process import WorkerProcess
+from signer.hsm.front.process import REAP_SECONDS, WorkerProcess
 from signer.hsm.spec import FailureKind, TokenSpec
 
 LEAVE_SECONDS = 3.0
 """How long a worker that is opening its token may take to leave by itself. One that is killed
 in its login may leave SoftHSM's token unreadable, with all of its keys: that module rewrites
 a file of the token at each login."""
-REAP_SECONDS = 5.0
-"""How long the slot waits for a killed worker. One that the kernel does not let go (a driver
-that hangs) is reaped in the background, and another starts."""
 _REAP_POLLS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # the last one again and again
 _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 """Seconds before the next start, by how many workers in a row signed nothing."""

@@ -1,9 +1,13 @@
 import signal
+import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from signer.hsm.frames import FrameKind
+from signer.hsm.front import process as processes
 from signer.hsm.front.process import WorkerProcess
 from signer.hsm.spec import TokenSpec
 
@@ -38,3 +42,34 @@ def test_starting_a_worker_leaves_our_own_mask_as_it_was(spec: TokenSpec) -> Non
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     WorkerProcess.start(spec).end()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+
+
+class Held:
+    """A process that the kernel does not let go, until the test does."""
+
+    def __init__(self) -> None:
+        self.killed, self.free, self.reaped = (threading.Event() for _ in range(3))
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not self.free.wait(timeout):
+            raise subprocess.TimeoutExpired("worker", timeout or 0)
+        self.reaped.set()
+        return -9
+
+
+def test_nobody_waits_for_a_killed_worker_that_does_not_end(
+    spec: TokenSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "REAP_SECONDS", 0.05)
+    started = WorkerProcess.start(spec)
+    held: Any = Held()
+    stuck = WorkerProcess(held, started.channel, started.heartbeat)
+    stuck.end(seconds=0.05)
+    assert held.killed.is_set()
+    assert not held.reaped.is_set()
+    held.free.set()
+    assert held.reaped.wait(20)
+    started.end()
