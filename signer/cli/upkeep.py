@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from signer.audit.format.segments import KEY_FILE, list_segments
+from signer.cli.measure_token import bench
 from signer.cli.options import FILE, config_option, token_option
 from signer.cli.output import say
 from signer.clock import SystemClock
-from signer.config.models import Config, TokenConfig, load_config
+from signer.config.models import Config, load_config
 from signer.config.policy_documents import PolicyText, read_policy
 from signer.daemon.audit_log import begin, ensure_audit_key, refuse_second_log
 from signer.errors import ConfigError, OperatorError, Violation
@@ -54,7 +55,7 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
     if join and officer_files:
         raise click.UsageError("--join uses the officers in the registry: omit --officer")
     config = load_config(config_file)
-    chosen = choose(config, token)
+    chosen = config.token(token)
     policy = read_policy(config.policy)
     # An appliance from before there were officers has a log, which it continues.
     begun = bool(list_segments(config.audit.directory))
@@ -145,16 +146,6 @@ def _schema(url: str) -> str:
         engine.dispose()
 
 
-def choose(config: Config, label: str) -> TokenConfig:
-    """Returns the configured token of a label, or the only one; raises OperatorError."""
-    tokens = {token.label: token for token in config.tokens}
-    if not label and len(tokens) == 1:
-        [label] = tokens
-    if label not in tokens:
-        raise OperatorError(f"name one of the configured tokens with --token: {', '.join(tokens)}")
-    return tokens[label]
-
-
 @click.group()
 def token() -> None:
     """Manages the tokens that hold the keys."""
@@ -174,7 +165,10 @@ def unlatch(*, config_file: Path, token: str) -> None:
       signer token unlatch --config /etc/signer/signer.yaml --token signer
     """
     config = load_config(config_file)
-    label = choose(config, token).label
+    label = config.token(token).label
     if not release(config.state, label):
         raise OperatorError(f"token {label}: no PIN was rejected, so there is nothing to do")
     say(f"token {label}: the PIN is tried once more at the next start of a worker")
+
+
+token.add_command(bench)

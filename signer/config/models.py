@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, fie
 
 from signer.config.client_file import Address, read_address, read_path
 from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
-from signer.errors import Violation
+from signer.errors import OperatorError, Violation
 from signer.model import LARGEST_MESSAGE, MESSAGE_BYTES
 from signer.strict import StrictModel, problems_of
 
@@ -224,6 +224,17 @@ class Config(StrictModel):
             for name in Config.model_fields
             if name not in {"log_level", "client"} and getattr(self, name) != getattr(other, name)
         )
+
+    def token(self, label: str) -> TokenConfig:
+        """Returns the token of a label, or the only one; raises OperatorError."""
+        tokens = {token.label: token for token in self.tokens}
+        if not label and len(tokens) == 1:
+            [label] = tokens
+        if label not in tokens:
+            raise OperatorError(
+                f"name one of the configured tokens with --token: {', '.join(tokens)}"
+            )
+        return tokens[label]
 
     @field_validator("tokens")
     @classmethod

@@ -12,6 +12,7 @@ class WorkerMode(enum.StrEnum):
     SIGN = "sign"
     ADMINISTER = "administer"  # create, read and destroy keys, in a read-write session
     LIST = "list"  # list all private keys, in the background
+    MEASURE = "measure"  # measure what the token does, with objects of the session only
     INSPECT = "inspect"  # report what is seen without a login, then leave
 
 

@@ -308,11 +308,9 @@ class Pool:
         version = self._canary()
         if version is None:
             return True
-        name = PROPERTIES[version.algorithm].hash_name
-        data = hashlib.new(name, _CANARY).digest() if name else _CANARY
-        deadline = self._now() + self._canary_seconds
+        job = canary_job(version, self._now() + self._canary_seconds)
         try:
-            with self.admit(SignJob(version, [data], _CANARY_OWNER, 1, 1, deadline)) as admission:
+            with self.admit(job) as admission:
                 return admission.refused is None and not (await self.sign(admission)).failures
         except CallError:
             return False
@@ -383,6 +381,16 @@ class Pool:
                 " or allow more time",
                 retry_after=max(late, _SHORTEST_HINT),
             )
+
+
+def canary_job(version: KeyVersion, deadline: float) -> SignJob:
+    """Returns a job for a signature that shows whether a token signs, and is thrown away.
+
+    It is one of bytes that no message of any format begins with, and is always checked.
+    """
+    name = PROPERTIES[version.algorithm].hash_name
+    data = hashlib.new(name, _CANARY).digest() if name else _CANARY
+    return SignJob(version, [data], _CANARY_OWNER, 1, 1, deadline)
 
 
 def _expire(done: asyncio.Future[None]) -> None:

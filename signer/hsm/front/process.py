@@ -21,6 +21,9 @@ hangs) is reaped in the background."""
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "COVERAGE_PROCESS_START")
 
 
+_NO_INDEX = (WorkerMode.LIST, WorkerMode.MEASURE)  # they look for themselves
+
+
 def token_spec(token: TokenConfig, state: Path, mode: WorkerMode = WorkerMode.SIGN) -> TokenSpec:
     """Returns what a worker needs to know of its token, and what it does with it."""
     shared = token.model_dump(
@@ -30,7 +33,7 @@ def token_spec(token: TokenConfig, state: Path, mode: WorkerMode = WorkerMode.SI
         **shared,
         state=str(state),
         session_copies=token.session_copies and mode is WorkerMode.SIGN,
-        key_lookup=KeyLookup.SEARCH if mode is WorkerMode.LIST else KeyLookup(token.key_lookup),
+        key_lookup=KeyLookup.SEARCH if mode in _NO_INDEX else KeyLookup(token.key_lookup),
         mode=mode,
     )
 

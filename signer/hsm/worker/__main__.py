@@ -16,9 +16,9 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from signer.hsm.frames import (
     Channel,
@@ -39,8 +39,9 @@ from signer.hsm.frames import (
 )
 from signer.hsm.mechanisms import MECHANISMS, Verifier
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
-from signer.hsm.worker.administration import carry_out
+from signer.hsm.worker.administration import LISTING, OPERATIONS, carry_out
 from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
+from signer.hsm.worker.measuring import Measuring, OpenTimes
 from signer.hsm.worker.token import NotOneKey, Token, inspect, open_token
 
 MAX_PINS = 32_768  # of which a worker knows what it has signed; each takes about 350 bytes
@@ -180,9 +181,22 @@ def _refused(verdict: Verdict) -> ResultPart:
     return ResultPart(verdict, 0, 0, 0, (), b"")
 
 
-def serve(channel: Channel, token: Token) -> None:
+def _operations(token: Token, times: OpenTimes) -> Mapping[str, Callable[..., Any]]:
+    """Returns what a worker can be ordered to do."""
+    match token.spec.mode:
+        case WorkerMode.ADMINISTER:
+            return OPERATIONS
+        case WorkerMode.LIST:
+            return LISTING
+        case WorkerMode.MEASURE:
+            return Measuring(token, times).operations()
+        case _:
+            return {}
+
+
+def serve(channel: Channel, token: Token, times: OpenTimes) -> None:
     """Answers frames until the front process closes the socket."""
-    signer = ChunkSigner(token)
+    signer, operations = ChunkSigner(token), _operations(token, times)
     channel.send(FrameKind.READY, token.keys.digest)
     while True:
         kind, body = channel.receive()
@@ -193,8 +207,9 @@ def serve(channel: Channel, token: Token) -> None:
                 token.forget(unpack_ids(body))
             case FrameKind.DROP:
                 token.drop(unpack_ids(body) or None)
-            case FrameKind.ADMIN if token.spec.mode in (WorkerMode.ADMINISTER, WorkerMode.LIST):
-                channel.send(FrameKind.DONE, pack_json(carry_out(token, unpack_json(body))))
+            case FrameKind.ADMIN if operations:
+                answer = carry_out(token, unpack_json(body), operations)
+                channel.send(FrameKind.DONE, pack_json(answer))
             case _:
                 raise FrameError(f"a {kind.name} frame, which is not for this worker")
 
@@ -209,10 +224,12 @@ def run(channel: Channel, heartbeat: Heartbeat) -> None:
         if spec.mode == WorkerMode.INSPECT:
             channel.send(FrameKind.DONE, pack_json(inspect(spec)))
             return
-        token = open_token(spec, heartbeat, lambda said: channel.send(FrameKind.LOGIN, said))
+        times = OpenTimes(lambda said: channel.send(FrameKind.LOGIN, said))
+        token = open_token(spec, heartbeat, times.report)
+        times.opened()
         if spec.mode == WorkerMode.LIST:
             os.nice(19)  # not before: others wait for the lock under which it opens its token
-        serve(channel, token)
+        serve(channel, token, times)
     except Closed:
         return
     except TokenFailure as failure:

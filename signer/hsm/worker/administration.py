@@ -18,11 +18,11 @@ from pkcs11.exceptions import PKCS11Error
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.hsm.frames import FrameError, Verdict
-from signer.hsm.spec import FailureKind, TokenFailure, WorkerMode
+from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker.token import NotOneKey, Token
 from signer.model import TokenObject
 
-_STRICT = {
+STRICT = {
     Attribute.TOKEN: True,
     Attribute.PRIVATE: True,
     Attribute.SENSITIVE: True,
@@ -49,15 +49,17 @@ _POINT_BYTES = {Algorithm.ES256: 65, Algorithm.ES384: 97, Algorithm.EDDSA: 32}
 """Lengths of points as modules of PKCS#11 3 may give them: uncompressed, without DER."""
 
 
-def carry_out(token: Token, order: Mapping[str, Any]) -> dict[str, Any]:
-    """Carries out one order; returns the answer.
+def carry_out(
+    token: Token, order: Mapping[str, Any], operations: Mapping[str, Callable[..., Any]]
+) -> dict[str, Any]:
+    """Carries out one order, which is one of these operations; returns the answer.
 
     Raises TokenFailure if the session is in doubt afterwards, FrameError if the
     operation is unknown.
     """
     name = order.get("operation", "")
-    operation = OPERATIONS.get(name)
-    if operation is None or (token.spec.mode == WorkerMode.LIST and name not in _LISTING):
+    operation = operations.get(name)
+    if operation is None:
         raise FrameError("an order that is not for this worker")
     token.beat()
     try:
@@ -122,7 +124,7 @@ def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
                 f"token {token.spec.label} holds {len(found) or 'no'} private "
                 f"{'keys' if found else 'key'} with the CKA_ID {cka_id}",
             )
-        for attribute in _STRICT | _MADE_HERE:
+        for attribute in STRICT | _MADE_HERE:
             token.beat()
             try:
                 values[attribute.name.lower()] = bool(found[0][attribute])
@@ -172,7 +174,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
                 f"token {token.spec.label} holds another private key with the label {label}: "
                 "remove or rename it with the HSM's own tool",
             )
-        public, private = _generate_pair(token.session, wanted, bits, identifier, label)
+        public, private = generate_pair(token.session, wanted, bits, identifier, label)
         token.beat()
         if wrong := _wrong_attributes(private):
             private.destroy()
@@ -237,16 +239,26 @@ def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> 
         ) from error
 
 
-def _generate_pair(
-    session: Any, algorithm: Algorithm, bits: int, cka_id: bytes, label: str
+def generate_pair(
+    session: Any,
+    algorithm: Algorithm,
+    bits: int,
+    cka_id: bytes,
+    label: str,
+    *,
+    template: Mapping[Attribute, bool] = STRICT,
 ) -> tuple[Any, Any]:
+    """Creates a key pair whose private key has these attributes; returns public and private key.
+
+    Both are objects of the token, or of the session, as the template says. Raises PKCS11Error.
+    """
     names = {
         "id": cka_id,
         "label": label,
-        "store": True,
+        "store": template[Attribute.TOKEN],
         "capabilities": MechanismFlag.SIGN | MechanismFlag.VERIFY,
         "public_template": {Attribute.ENCRYPT: False, Attribute.WRAP: False},
-        "private_template": dict(_STRICT),
+        "private_template": dict(template),
     }
     if algorithm in _CURVES:
         key_type, curve = _CURVES[algorithm]
@@ -260,7 +272,7 @@ def _generate_pair(
 
 def _wrong_attributes(private: Any) -> list[str]:
     """Returns the names of the attributes that are not as we demand them."""
-    wanted = _STRICT | _MADE_HERE
+    wanted = STRICT | _MADE_HERE
     return [attribute.name for attribute, value in wanted.items() if private[attribute] != value]
 
 
@@ -312,4 +324,5 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "destroy": _destroy,
     "generate": _generate,
 }
-_LISTING = ("handles", "names")  # the orders that a worker in the mode LIST carries out
+LISTING = {name: OPERATIONS[name] for name in ("handles", "names")}
+"""Those of a worker in the mode LIST."""

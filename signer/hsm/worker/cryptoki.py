@@ -22,8 +22,11 @@ _CKU_USER = 1
 _C_GET_INFO, _C_LOGIN = 2, 18
 _C_COPY, _C_DESTROY, _C_READ, _C_FIND_INIT, _C_FIND, _C_FIND_FINAL = 21, 22, 24, 26, 27, 28
 _C_SIGN_INIT, _C_SIGN = 42, 43
+_C_UNWRAP = 61
 _FUNCTIONS = 68
 _CKA_CLASS, _CKA_TOKEN, CKA_LABEL, CKA_ID = 0x000, 0x001, 0x003, 0x102
+_CKA_KEY_TYPE, _CKA_SENSITIVE, _CKA_SIGN, _CKA_EXTRACTABLE = 0x100, 0x103, 0x108, 0x162
+_CKK_EC = bytes(_ULONG(3))
 _CKO_PRIVATE_KEY, _TRUE, _FALSE = bytes(_ULONG(3)), b"\1", b"\0"
 _HANDLES_AT_ONCE = 1024
 _NAME_BYTES = 1024  # of an id or a label; ours have 16 and at most 150
@@ -256,6 +259,39 @@ class Objects:
         self._heartbeat.beat()
         if value := function(self._session, *arguments):
             raise CryptokiError(name, value)
+
+
+class Unwrapping:
+    """Unwraps P-256 private keys as objects of the session that sign."""
+
+    def __init__(self, module: str, session: int, heartbeat: Heartbeat) -> None:
+        """Takes a module that the process has loaded, and the handle of an open session."""
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        self._unwrap = ctypes.CFUNCTYPE(
+            *(_ULONG, _ULONG, pointer, _ULONG, text, _ULONG, pointer, _ULONG, pointer)
+        )(_functions(module)[_C_UNWRAP])
+        self._session, self._beat = session, heartbeat.beat
+
+    def unwrap(self, mechanism: int, wrapping_key: int, blob: bytes) -> int:
+        """Returns the handle of the unwrapped key; raises CryptokiError."""
+        template = _Template(
+            {
+                _CKA_CLASS: _CKO_PRIVATE_KEY,
+                _CKA_KEY_TYPE: _CKK_EC,
+                _CKA_TOKEN: _FALSE,
+                _CKA_SENSITIVE: _TRUE,
+                _CKA_EXTRACTABLE: _FALSE,
+                _CKA_SIGN: _TRUE,
+            }
+        )
+        struct, made = _Mechanism(mechanism, None, 0), _ULONG(0)
+        self._beat()
+        if value := self._unwrap(
+            *(self._session, ctypes.addressof(struct), wrapping_key, blob, len(blob)),
+            *(template.address, template.length, ctypes.addressof(made)),
+        ):
+            raise CryptokiError("C_UnwrapKey", value)
+        return made.value
 
 
 class _Template:
