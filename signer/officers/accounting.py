@@ -152,7 +152,7 @@ class _Act:
 
 
 _Step = _Operation | _Act
-_Path = tuple[tuple[_Step, Standing], ...]  # what was done, and the version's standing after it
+_Path = tuple[tuple[int, Standing], ...]  # numbers of steps, and the standings after them
 
 
 class _Decided(NamedTuple):
@@ -244,18 +244,34 @@ class _Judging:
         at = _Decided(state.officers, state.officers_since, state.policy, state.policy_since)
         self._steps, self._decisions = [], []
         acts = list(self._acts)
+        lasting = self._lasting(operations, at.officers)
         for stored in operations:
             step = self._approved(stored, at.officers)
             if step is None:
                 continue
             ended = stored.ended_revision
             while acts and ended is not None and acts[0].revision < ended:
-                self._steps.append(acts.pop(0))
-            self._steps.append(step)
+                self._steps += [*lasting, acts.pop(0)]
+            self._steps += [*(each for each in lasting if each.stored is not stored), step]
             if stored.proposal.kind not in left_out and ended is not None:
-                at = self._decided(step, at, ended)
-        self._steps += acts
+                before, at = at, self._decided(step, at, ended)
+                if at.officers is not before.officers:
+                    lasting = self._lasting(operations, at.officers)
+        for act in acts:
+            self._steps += [*lasting, act]
+        self._steps += lasting
         return at
+
+    def _lasting(
+        self, operations: Sequence[StoredOperation], officers: Officers
+    ) -> list[_Operation]:
+        """Returns the operations that make their changes one after the other.
+
+        Some of what such a one made, others may have changed before it ended; perhaps it never
+        does. So it is a step before each of the others.
+        """
+        made = (self._approved(stored, officers) for stored in operations)
+        return [step for step in made if step is not None and not step.permit.once]
 
     def _approved(self, stored: StoredOperation, officers: Officers) -> _Operation | None:
         """Returns an operation that officers have approved, None if they have not."""
@@ -336,9 +352,11 @@ class _Judging:
                 self._take((), version)
             return True
         paths = self._paths(standing, version)
-        for row, path in paths:
+        for row, path in reversed(paths):  # the longest first: it may have come back to a state
             if path and row is not None and row.same(now):
                 self._take(path, version)
+                if 0 <= row.revision < now.revision:
+                    self._take((), version)
                 return True
         for row, path in paths:
             if row is not None and now.only_stops(row):
@@ -361,13 +379,18 @@ class _Judging:
         paths: list[tuple[Standing | None, _Path]] = [(before, ())]
         if before is not None and now.revision <= before.revision:
             return paths
-        for step in self._steps:
-            for row, path in list(paths):
+        tried: dict[str, int] = {}  # by an operation that comes again: the ways that it has tried
+        for number, step in enumerate(self._steps):
+            identity = step.stored.id if isinstance(step, _Operation) else ""
+            begins, ends = tried.get(identity, 0), len(paths)
+            for row, path in paths[begins:]:
                 for after in step.ways(row, version):
                     if len(paths) < MOST_WAYS:
-                        paths.append((after, (*path, (step, after))))
-                    if after.same(now):
-                        return [(after, (*path, (step, after)))]
+                        paths.append((after, (*path, (number, after))))
+                    if after.same(now) and after.revision in (-1, now.revision):
+                        return [(after, (*path, (number, after)))]
+            if identity:
+                tried[identity] = ends
         return paths
 
     def _take(self, path: _Path, version: KeyVersion) -> None:
@@ -376,8 +399,8 @@ class _Judging:
             self._changed.setdefault(len(self._steps), []).append(VersionRow.of(version))
         latest = version.revision
         following: Permit | None = None
-        for step, after in reversed(path):
-            number = next(i for i, each in enumerate(self._steps) if each is step)
+        for number, after in reversed(path):
+            step = self._steps[number]
             seen = None if following is None else following.seen(version.name)
             if not 0 <= after.revision <= latest:  # the row of then is not in the registry
                 after = after._replace(revision=latest if seen is None else seen)  # noqa: PLW2901

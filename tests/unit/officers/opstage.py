@@ -6,7 +6,7 @@ builds it anew from what was kept: the registry, the token and the log.
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor as Lanes
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -118,6 +118,13 @@ class MemoryLog:
         self.standings.apply(record)
         self._fate.at(f"after the record {kind}")
         return seq
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Takes records as they were written by another log."""
+        for record in records:
+            self.records.append(record)
+            self.control.apply(record)
+            self.standings.apply(record)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -281,6 +288,13 @@ class Stage:
         self.proposals = Proposals(deps, self.executor, expire_hours=24)
         self.emergency = EmergencyStops(self.registry, records, self.serving, self.clock)
         self.executor.sweep()
+
+    def start_with(self, records: Sequence[Record]) -> None:
+        """Begins anew with these records alone, as another appliance that was down since."""
+        log = MemoryLog(self.clock, self.fate)
+        log.take(records)
+        self.log = log
+        self.start()
 
     def add_token(self, label: str) -> SoftToken:
         """Begins anew with one more token, on which nothing is yet."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from signer.audit.format.record import RecordKind
 from signer.errors import CallError
 from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.rotation import plan_of, read_plan
@@ -357,6 +358,36 @@ def test_a_rotation_ends_the_old_version_also_if_officers_activated_the_new_one(
     old = stage.registry.versions(stage.version(key).key)[0]
     assert old.deactivate_at is not None
     assert stage.serving.refused == []
+
+
+def test_an_appliance_that_was_down_meanwhile_accounts_for_what_a_failed_rotation_made(
+    stage: Stage, keys: Sequence[str]
+) -> None:
+    """Officers activate version 2; the rotation that made it goes on later, or never."""
+    known = list(stage.log.records)
+    stage.token.room = 1
+    identity = stage.propose("rotate", names(*keys), **PLAN).id
+    stage.approve(identity)
+    key = next(key for key in keys if len(stage.states(key)) == 2)
+    stage.emergency.suspend_key(C, key, "seen forged")
+    stage.done("resume", target=key)
+    stage.done("activate", version=f"{key}/versions/2")
+    stage.emergency.suspend_key(C, f"{key}/versions/2", "seen forged again")
+    stage.done("resume", target=f"{key}/versions/2")
+    for end in ("never", "later"):
+        if end == "later":
+            stage.token.room = None
+            stage.proposals.retry(A, identity)
+            assert stage.operation(identity).state is OperationState.DONE
+        stage.start_with(known)
+        assert stage.serving.refused == []
+        assert [*stage.log.control.problems, *stage.log.standings.problems] == []
+        served = stage.snapshot.keys.version(stage.version(key).key, 2)
+        assert served is not None
+        assert served.state_at(stage.clock.now()) is KeyState.ACTIVE
+        accounted = stage.log.of(RecordKind.KEYS)
+        stage.start()
+        assert stage.log.of(RecordKind.KEYS) == accounted
 
 
 def test_a_version_that_waits_stays_stopped_when_the_one_before_is_ended(
