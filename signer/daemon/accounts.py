@@ -43,6 +43,7 @@ class Accounts:
     """What is accounted for; ``state`` of it is served. For one thread at a time.
 
     ``refused`` says what the registry has and nothing accounts for: it is not served.
+    ``latest`` is the latest revision of the registry that is known.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Accounts:
         self._development = development
         self._given = not standings.deployment  # states are taken as given, in a new baseline
         self._looked = looked
+        since = approvals.officers_since, approvals.policy_since
+        self.latest = max(standings.standings.latest_revision(), *since)
         self._revision = 0  # up to which operations have been accounted with
         self._used: set[str] = set()
         self._unaccounted: dict[VersionName, Standing | None] = {}
@@ -209,6 +212,7 @@ class Accounts:
             if isinstance(record, KeysRecord) and record.approved is not None:
                 self._used.add(record.approved.operation)
         self.state, self.refused = judged.state, judged.refused
+        self.latest = max(self.latest, judged.state.keys.revision)
         self._unaccounted, self.unreadable = judged.unaccounted, judged.unreadable
         if not judged.refused:  # what was missed meanwhile is needed once rows are put back
             self._revision = judged.state.keys.revision

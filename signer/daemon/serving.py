@@ -248,6 +248,8 @@ class Serving:
                 self._take(state)
                 self._begun = None
             stopped = True
+            if state.keys.revision < self._accounts.latest:  # it was put back from a backup
+                self._registry.raise_revision(self._accounts.latest)
             self._end_by_clock()
             self._accounts.look()
             self.error = self._defect = ""
@@ -397,6 +399,7 @@ def begin_serving(
     development: bool,
 ) -> Begun:
     """Returns what is served at the start. Raises ConfigError and OperatorError."""
+    registry.raise_revision(accounts.latest)  # it was put back from a backup
     state = registry.state()
     decided = accounts.begin(state).state
     policies = PolicyInForce(

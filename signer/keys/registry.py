@@ -143,6 +143,17 @@ class Registry:
             refuse_to_write_newer(connection)
             yield writing
 
+    def raise_revision(self, least: int) -> None:
+        """Takes the revision to ``least`` if it is lower. Raises OperatorError.
+
+        A registry that was put back from a backup counts on from what logs know of it: a later
+        change has a later revision. What no count reaches is not taken.
+        """
+        if least <= MOST >> 1 and self.revision() < least:
+            with self.writing(counts=False) as write:
+                lower = sa.update(revision).where(revision.c.value < least)
+                write.connection.execute(lower.values(value=least))
+
     def revision(self) -> int:
         """Returns the revision, which grows with each write. Raises OperatorError."""
         return self.head().revision

@@ -402,6 +402,10 @@ class Standings:
         packed = self.rows.get(key)
         return None if packed is None else _unpacked(packed, self.places.get(key, b""))
 
+    def latest_revision(self) -> int:
+        """Returns the latest revision of a version, 0 without any."""
+        return max((_unpacked(row, b"").revision for row in self.rows.values()), default=0)
+
     def put(self, name: str, standing: Standing) -> None:
         key = _hash_of(name)
         self.rows[key], self.places[key] = _packed(standing), standing.place

@@ -1,11 +1,15 @@
 """What comes between the proposal, the check and the end of an operation must not get lost."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from signer.errors import CallError, OperatorError
+from signer.keys import schema
+from signer.keys.registry import Registry
 from signer.model import Scope
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, DAY, Stage
@@ -138,6 +142,54 @@ def test_a_policy_of_before_is_not_put_back_by_a_retry(stage: Stage) -> None:
     stage.proposals.retry(A, wide)
     assert stage.operation(wide).state is OperationState.FAILED
     assert "another policy was put in force" in stage.operation(wide).note
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_stop_is_repeated_in_a_registry_from_an_older_backup(
+    tmp_path: Path, template: Path, running: bool
+) -> None:
+    """It has a later revision than what the log knows, so that officers can let the key go on."""
+    stage = Stage(tmp_path / "stage", template)
+    stage.key()
+    stage.done("create-key", key=f"{CLINIC}-2", algorithm="ES256", activate=True)
+    backup = rows_of(stage.registry)
+    for _ in range(3):
+        stage.emergency.suspend_key(C, CLINIC, "seen forged")
+        stage.done("resume", target=CLINIC)
+    stage.emergency.suspend_key(C, CLINIC, "seen forged")
+    known = stage.registry.revision()
+    put_back(stage.registry, backup)
+    if running:
+        stage.serving.follow()
+    else:
+        stage.start()
+    assert stage.serving.refused
+    assert stage.registry.revision() >= known
+    stage.emergency.suspend_key(C, CLINIC, "seen forged, as before the restoration")
+    assert stage.serving.refused == []
+    stage.start()
+    assert stage.serving.refused == []
+    stage.done("resume", target=CLINIC)
+    assert stage.states(CLINIC) == ["ACTIVE"]
+    stage.start()
+    assert stage.serving.refused == []
+    assert [*stage.log.control.problems, *stage.log.standings.problems] == []
+    stage.close()
+
+
+def rows_of(registry: Registry) -> dict[sa.Table, list[Any]]:
+    with registry.reading() as connection:
+        tables = schema.metadata.sorted_tables
+        return {table: list(connection.execute(sa.select(table))) for table in tables}
+
+
+def put_back(registry: Registry, rows: dict[sa.Table, list[Any]]) -> None:
+    with registry.writing(counts=False) as write:
+        for table in reversed(rows):
+            write.connection.execute(sa.delete(table))
+        for table, kept in rows.items():
+            for row in kept:
+                write.connection.execute(sa.insert(table).values(**row._mapping))
 
 
 def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
