@@ -235,6 +235,11 @@ class Accounts:
         """The names of the versions that the registry has otherwise than the log."""
         return [f"{key}/versions/{number}" for key, number in self._unaccounted]
 
+    @property
+    def clock_confirmed(self) -> int:
+        """The number of the record with which the clock was confirmed last; 0: it was not."""
+        return self._approvals.clock_confirmed
+
     def changed_by(self, operation: str, content: bytes) -> bool:
         """Returns whether the log has a change of keys by an operation with these bytes."""
         return operation in self._used or self._standings.standings.checked(operation, content)

@@ -169,14 +169,15 @@ def _records(
 ) -> Records:
     """Opens the audit log."""
     config, clock, events = base.config.audit, base.clock, base.events
-    ledger, approvals = Ledger(), ApprovalFold(checking=False)
-    standings = StandingFold(approvals)
+    approvals = ApprovalFold(config.origin, checking=False)
+    standings, ledger = StandingFold(approvals), Ledger(confirmed=approvals.confirmed)
     log = open_log(
         config,
         key,
         clock,
         events,
-        folds=(ledger, approvals, standings),
+        folds=(approvals, standings, ledger),  # the first one judges what the others take
+        confirmed=approvals.confirmed,
         on_stop=health.fail,
         override=override,
     )

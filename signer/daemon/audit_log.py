@@ -13,7 +13,7 @@ from pathlib import Path
 from signer import __version__
 from signer.algorithms import Algorithm
 from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
-from signer.audit.format.record import Fields, RecordError, RecordKind, Value
+from signer.audit.format.record import Fields, Record, RecordError, RecordKind, Value
 from signer.audit.format.segments import CHECKPOINTS, KEY_FILE, POLICIES, list_segments
 from signer.audit.read.ledger import Ledger
 from signer.audit.read.notes import KnownCheckpoints, read_newest
@@ -123,13 +123,15 @@ def open_log(
     events: Events,
     *,
     folds: Sequence[Ledger | ApprovalFold | StandingFold],
+    confirmed: Callable[[Record], bool],
     on_stop: Callable[[], object],
     override: bool,
 ) -> AuditLog:
     """Verifies and opens the log of a daemon. Raises AuditRefused and OperatorError.
 
     ``on_stop`` is called when no more intents are accepted, before any call is refused for
-    that reason; it must not wait for a call. ``override`` opens a log that is not whole: that
+    that reason; it must not wait for a call. ``confirmed`` returns whether officers have confirmed
+    a CLOCK that the ``folds`` have. ``override`` opens a log that is not whole: that
     is recorded, and the checkpoints that contradict the remaining records are set aside.
     """
     if not list_segments(config.directory) and not override:
@@ -148,6 +150,7 @@ def open_log(
     log = _opener(config, clock)(
         checkpoints=known.newest,
         override=override,
+        confirmed=confirmed,
         listeners=[Listener(fold.apply, fold.KINDS, fold.snapshot, fold.check) for fold in folds],
         hooks=LogHooks(
             on_commit=events.emit,

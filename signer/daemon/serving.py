@@ -230,6 +230,7 @@ class Serving:
             document=self._registry.document,
             clock=self._clock.reading(),
             record_time=self._log.time_of,
+            clock_confirmed=self._accounts.clock_confirmed,
             changed_by=self._accounts.changed_by,
             unaccounted=frozenset(self._accounts.unaccounted),
             policy_folder=policies.folder.is_dir(),

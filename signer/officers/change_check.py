@@ -66,8 +66,9 @@ class ChangeFold:
 
     part: ClassVar[Callable[[], ChangePart]] = ChangePart
 
-    def __init__(self, *, operations_elsewhere: bool = False) -> None:
-        self.approvals = ApprovalFold()
+    def __init__(self, origin: str = "", *, operations_elsewhere: bool = False) -> None:
+        """``origin`` names the log; "" if that is not known."""
+        self.approvals = ApprovalFold(origin)
         self.policies: set[bytes] = set()
         self._problems: list[str] = []
         self._unlisted = 0

@@ -82,22 +82,27 @@ class ApprovalFold:
     ``officers`` are certificates (DER) by principal, None before any are known;
     ``development``: policies need no approval; ``policy`` is the SHA-256 of the policy in
     force, empty while it is unknown; ``officers_since`` and ``policy_since`` are the registry's
-    revisions that put them in force, -1 while unknown. ``deployment`` is the id that operations
+    revisions that put them in force, -1 while unknown. ``clock_confirmed`` is the number of the
+    CLOCK that has set the time last, 0 if none has. ``deployment`` is the id that operations
     must name, empty before the log's first baseline. ``executed`` and ``acts`` count the
     operations that are DONE and the acts of single officers since this object was made.
     ``begun`` has the SHA-256 of operations that are approved and begun, by their ids in 16 bytes.
     """
 
-    def __init__(self, *, checking: bool = True) -> None:
-        """Begins before the first record. Without ``checking`` only what counts is checked.
+    def __init__(self, origin: str = "", *, checking: bool = True) -> None:
+        """Begins before the first record of the log ``origin``; "" if that is not known.
 
-        That are the signatures on which the state depends, as of all that is executed: somebody
-        may have appended records while the daemon was stopped.
+        Without ``checking`` only what counts is checked. That are the signatures on which the
+        state depends, as of all that is executed: somebody may have appended records while the
+        daemon was stopped.
         """
         self.officers: dict[str, bytes] | None = None
         self.development = False
         self.policy = b""
         self.officers_since = self.policy_since = -1
+        self.clock_confirmed = 0
+        self._origin = origin
+        self._clock_at = -1  # the last CLOCK that counts, also one of an earlier version
         self.deployment = ""
         self.executed = 0
         self.acts = 0
@@ -155,6 +160,10 @@ class ApprovalFold:
             return False
         return True
 
+    def confirmed(self, clock: Record) -> bool:
+        """Returns whether officers have confirmed a CLOCK, the last one that was applied."""
+        return clock.seq == self._clock_at
+
     def snapshot(self) -> dict[str, Value]:
         """Returns the field of a SNAPSHOT record that holds this state, ``control``."""
         control: dict[str, Value] = {
@@ -171,6 +180,8 @@ class ApprovalFold:
                 "since": [self.officers_since, self.policy_since],
                 "in_force": b"".join(self._in_force),
             }
+        if self.clock_confirmed:
+            control["clock"] = self.clock_confirmed
         return {"control": control}
 
     def acts_for(self, officer: str, time_us: int) -> bool:
@@ -217,6 +228,8 @@ class ApprovalFold:
                 self.officers_since, self.policy_since = officers_since, policy_since
                 ids = range(0, len(packed), _ID)
                 self._in_force = {packed[at : at + _ID]: None for at in ids}
+        if isinstance(control, Mapping):
+            self.clock_confirmed = number(control, "clock", 0)
 
     def _baseline(self, record: Record) -> None:
         """Takes the deployment's id from the first part of a baseline."""
@@ -418,14 +431,27 @@ class ApprovalFold:
         before = self._remember(record, said.approved)
         if before is not None and before.stage & _Stage.IN_FORCE:
             raise ProblemError(f"operation {said.approved.operation} sets the clock again")
-        self._remember(record, said.approved, _Stage.IN_FORCE)
         proposal = self.check_approved(record, said.approved, "a confirmation of the clock")
         if proposal.kind != "clock":
             raise ProblemError(f"the clock is confirmed by an operation of kind {proposal.kind}")
+        if self._origin not in ("", proposal.origin):
+            raise ProblemError(f"officers have confirmed the clock of {proposal.origin}")
         details = proposal.details
         approved = details.get("wrong_from"), details.get("right_until")
         if approved != (said.wrong_from, said.right_until):
             raise ProblemError("these are not the times that officers have called wrong")
+        # Each approval names the one before, so that it counts once, however long ago it was.
+        # Those that earlier versions asked for do not: they end with the first that does.
+        follows = details.get("follows", -1)
+        if follows not in ((-1, 0) if not self.clock_confirmed else (self.clock_confirmed,)):
+            raise ProblemError(
+                f"operation {proposal.id} was to follow the confirmation in record {follows}, and"
+                f" the last one is in record {self.clock_confirmed} (repeated)"
+            )
+        self._remember(record, said.approved, _Stage.IN_FORCE)
+        self._clock_at = record.seq
+        if follows != -1:
+            self.clock_confirmed = record.seq
 
     def _act(self, record: Record) -> None:
         self.acts += 1

@@ -21,6 +21,7 @@ from signer.x509 import fingerprint, uris_of
 
 _WIDTH = 16  # of names before their values
 _TIME = re.compile(r"(?:.*_)?(?:at|until)")  # names of times in seconds since the epoch
+_MICROSECONDS = ("since", "right_until")  # names of times in microseconds
 _SPAN = re.compile(r".*_seconds")  # names of durations in seconds
 _NAME = re.compile(r"[a-z0-9_]+")  # names of members; others are data: principals, versions
 _CERTIFICATE = re.compile(r"MII[A-Za-z0-9+/]{200,}={0,2}")  # base64 of DER
@@ -76,7 +77,7 @@ def _value(name: str, value: object, zone: tzinfo | None) -> str:
 
 def _words(name: str, value: int, zone: tzinfo | None) -> str:
     """Returns a number that is a time or a duration in words, "" for other numbers."""
-    if name == "since":  # when a suspension began, in microseconds
+    if name in _MICROSECONDS:
         return _time(value // 1_000_000, zone) if value else "none"
     if _TIME.fullmatch(name):
         return _time(value, zone) if value else "none"

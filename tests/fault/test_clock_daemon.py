@@ -1,20 +1,24 @@
 """The running daemon on a machine whose clock jumps, or was wrong."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from signer.audit.format.record import DOUBTFUL, Record, RecordKind
+from signer.audit.format.record import DOUBTFUL, Record, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
+from signer.audit.write.recovery import open_audit_log
 from signer.client import SignerClientError
-from tests.daemon import RECORDS, Daemon, until
+from signer.clock import SystemClock
+from tests.daemon import RECORDS, Daemon, until, verified
 from tests.integration.officers import Office
 
 PROGRAM = Path(__file__).with_name("serve_with_faults.py")
 DAY = 24 * 3600
+ORIGIN = "signer/audit"
 YEARS = 3 * 365 * DAY
 
 
@@ -133,6 +137,52 @@ def test_officers_say_which_times_were_wrong(machine: Machine) -> None:
     assert daemon.stop() == 0
     daemon.start()
     assert daemon.sign() == {"ok": 3}
+
+
+def test_a_clock_that_nobody_confirmed_does_not_move_the_time_back(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """The clock of the stopped machine is set back, and a record says that this is right."""
+    machine = Machine(daemon, tmp_path / "faults")
+    machine.jump(20 * DAY)
+    daemon.start()
+    call, request = (RECORDS, "JWS", [b"{}"]), uuid.uuid4()
+    with Office(daemon.dev).client("issuer") as client:
+        signed = client.sign_batch(*call, request_id=request)
+    assert daemon.stop() == 0
+    last = machine.records()[-1]
+    ago = last.time_us - 20 * DAY * 1_000_000
+    approved: dict[str, Value] = {"operation": str(uuid.uuid4()), "content": b"", "signatures": []}
+    clock: dict[str, Value] = {**approved, "wrong_from": 1, "right_until": ago}
+    append(daemon, RecordKind.CLOCK, clock, ago)
+    for _ in range(2):  # also when the record is behind a checkpoint
+        daemon.start(ready=False)
+        assert "behind the audit log" in daemon.reason()
+        assert outcome(daemon.sign) == "CLOCK_DOUBTFUL"
+        assert '"audit_problem"' in daemon.log.read_text()
+        assert daemon.stop() == 0
+        daemon.log.write_text("")
+    assert all(each.time_us >= last.time_us for each in machine.records()[last.seq + 2 :])
+    machine.jump(20 * DAY)  # to the log's time
+    daemon.start()
+    with Office(daemon.dev).client("issuer") as client:  # its id is not forgotten
+        assert client.sign_batch(*call, request_id=request) == signed
+    assert daemon.stop() == 0
+    report = verified(daemon.folder / "audit", ORIGIN, whole=False)
+    assert [text.split(":")[0] for text in report["problems"]] == [f"record {last.seq + 1}"]
+
+
+def append(daemon: Daemon, kind: RecordKind, fields: dict[str, Value], time_us: int) -> None:
+    """Appends a record to the log of a stopped daemon."""
+    log = open_audit_log(
+        daemon.folder / "audit",
+        origin=ORIGIN,
+        clock=SystemClock(),
+        low_disk_bytes=1,
+        ballast_bytes=0,
+    )
+    log.append(kind, fields, time_us=time_us)
+    log.close()
 
 
 def test_a_machine_that_was_off_for_too_long_waits_for_officers(machine: Machine) -> None:

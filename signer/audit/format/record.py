@@ -253,13 +253,16 @@ octets = _reader(bytes, "a byte string")
 class Tip:
     """The end of the log: what the next record has to continue.
 
-    ``chain`` is the chain hash of the last frame, ``time_us`` the time of the last record,
+    ``chain`` is the chain hash of the last frame, ``time_us`` the log's time,
     ``frontier`` the tree so far, and ``open`` the numbers of intents without an outcome.
+
+    The log's time is the latest of its records' times. Only a CLOCK that officers have confirmed
+    moves it back; behind another one, ``last_us``, the time of the last record, is earlier.
     """
 
     def __init__(self) -> None:
         self.chain = FIRST_CHAIN
-        self.time_us = 0
+        self.time_us = self.last_us = 0
         self.frontier = merkle.Frontier()
         self.open: set[int] = set()
 
@@ -278,23 +281,26 @@ class Tip:
         ):
             raise RecordError("a snapshot differs from the records before it")
 
-    def earliest(self, kind: RecordKind, fields: Fields) -> int:
-        """Returns the time before which the next record may not be, in microseconds.
+    def check_time(self, record: Record) -> None:
+        """Raises RecordError if the next record is earlier than the last one.
 
-        That is the time of the last record. Only a CLOCK that declares times wrong may go back,
-        to the last time that was right. Raises RecordError.
+        Only a CLOCK may be, also one that nobody has confirmed: the log is whole with it.
         """
-        if kind is RecordKind.CLOCK and wrong_from(fields):
-            return min(self.time_us, number(fields, "right_until"))
-        return self.time_us
+        if record.time_us < earliest(self.last_us, record.kind, record.fields):
+            raise RecordError("the time goes back")
 
-    def add(self, record: Record, leaf: bytes) -> None:
-        """Adds the next record, which ``check`` has accepted."""
+    def add(self, record: Record, leaf: bytes, *, confirmed: bool = True) -> None:
+        """Adds the next record, which ``check`` has accepted.
+
+        ``confirmed``: officers have confirmed it, if it is a CLOCK.
+        """
         if record.kind is RecordKind.INTENT:
             self.open.add(record.seq)
         elif record.kind in CLOSING:
             self.open.remove(record.fields["intent"])  # type: ignore[arg-type]  # checked
-        self.time_us = record.time_us
+        self.last_us = record.time_us
+        sets = record.kind is RecordKind.CLOCK and confirmed
+        self.time_us = record.time_us if sets else max(self.time_us, record.time_us)
         self.frontier.append(leaf)
 
     def snapshot(self) -> dict[str, Value]:
@@ -315,7 +321,18 @@ class Tip:
         except ValueError as error:
             raise RecordError(f"the snapshot is wrong: {error}") from None
         self.open = set(_list_of(int, snapshot.fields, "open"))
-        self.time_us = snapshot.time_us
+        self.time_us = self.last_us = snapshot.time_us
+
+
+def earliest(time_us: int, kind: RecordKind, fields: Fields) -> int:
+    """Returns the time before which the record after ``time_us`` may not be, in microseconds.
+
+    Only a CLOCK that declares times wrong may go back, to the last time that was right. Raises
+    RecordError.
+    """
+    if kind is RecordKind.CLOCK and wrong_from(fields):
+        return min(time_us, number(fields, "right_until"))
+    return time_us
 
 
 def _list_of(kind: type, fields: Fields, name: str) -> list[Any]:

@@ -12,7 +12,7 @@ one number for each of its keys.
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -74,6 +74,10 @@ class _Used:
         self.keys[key] += items
 
 
+def _confirmed(_clock: Record) -> bool:
+    return True
+
+
 class Ledger:
     """Requests of the last 24 hours, and the items that every facility has used.
 
@@ -93,9 +97,12 @@ class Ledger:
     )
     """The kinds of records that ``apply`` takes into account."""
 
-    def __init__(self, capacity: int = MAX_REQUESTS) -> None:
+    def __init__(
+        self, capacity: int = MAX_REQUESTS, *, confirmed: Callable[[Record], bool] = _confirmed
+    ) -> None:
+        """``confirmed`` returns whether officers have confirmed a CLOCK: others count nothing."""
         self.forgotten = 0
-        self._capacity = capacity
+        self._capacity, self._confirmed = capacity, confirmed
         # In the order of the log, so that the first one expires first.
         self._requests: OrderedDict[bytes, _Request] = OrderedDict()
         self._open: dict[int, bytes] = {}  # requests in flight, by their intent
@@ -122,7 +129,7 @@ class Ledger:
                 self._forget(identity)
         elif kind is RecordKind.SNAPSHOT and not self._used:
             self._load(fields)
-        elif kind is RecordKind.CLOCK and wrong_from(fields):
+        elif kind is RecordKind.CLOCK and wrong_from(fields) and self._confirmed(record):
             self._set_back(record.time_us)
 
     def _set_back(self, time_us: int) -> None:

@@ -48,6 +48,8 @@ class Replay:
     about those that they do not. ``on_record`` is called with every record in order; with a
     snapshot only if the reading starts with it, because elsewhere it adds nothing: such a one
     is for ``on_seam``, which raises RecordError unless it holds what was read before it.
+    ``confirmed`` returns whether officers have confirmed a CLOCK that ``on_record`` got: another
+    one does not move the log's time back. Without it each one does.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Replay:
         checkpoints: Iterable[Checkpoint] = (),
         on_record: OnRecord = lambda _: None,
         on_seam: OnRecord = lambda _: None,
+        confirmed: Callable[[Record], bool] = lambda _: True,
     ) -> None:
         self.tip = Tip()
         self.index = Index()
@@ -63,7 +66,7 @@ class Replay:
         self.first = 0
         self.covered = 0
         self._origin = origin
-        self._on_record, self._on_seam = on_record, on_seam
+        self._on_record, self._on_seam, self._confirmed = on_record, on_seam, confirmed
         self._started = False
         self._awaited: dict[int, set[bytes]] = {}
         for checkpoint in checkpoints:
@@ -147,12 +150,14 @@ class Replay:
         size = tip.size
         if record.seq != size:
             raise RecordError(f"record {record.seq} is in the position of record {size}")
-        if record.time_us < tip.earliest(record.kind, record.fields):
-            raise RecordError("the time goes back")
+        tip.check_time(record)
         tip.check(record.kind, record.fields)
         seam = record.kind is RecordKind.SNAPSHOT and not first
+        if seam and record.time_us < tip.time_us:  # a reading that begins with it would go back
+            raise RecordError("the snapshot is earlier than the records before it")
         (self._on_seam if seam else self._on_record)(record)  # first: a listener may refuse it, too
-        tip.add(record, leaf)
+        confirmed = record.kind is not RecordKind.CLOCK or self._confirmed(record)
+        tip.add(record, leaf, confirmed=confirmed)
         roots = self._awaited.get(size + 1)
         if roots and roots == {tip.frontier.root()}:
             self.covered = tip.size

@@ -21,6 +21,7 @@ from signer.audit.format.record import (
     RecordKind,
     Tip,
     chain_hash,
+    earliest,
     encode,
 )
 from signer.audit.format.segments import VERSION, Header, Segment, open_segment
@@ -248,15 +249,15 @@ class Tail:
         column: Column | None = None,
         root: bytes | None = None,
     ) -> Record:
-        """Adds a record after all others, with a time that is not before theirs.
+        """Adds a record after all others, with a time that is not before the log's.
 
-        Only the time of a CLOCK may be (``Tip.earliest``). Raises RecordError; then nothing is
-        staged.
+        Only the time of a CLOCK may be, which the caller has confirmed. Raises RecordError; then
+        nothing is staged.
         """
         tip = self.tip
         tip.check(kind, fields)
-        earliest = tip.earliest(kind, fields)
-        record = Record(tip.size, max(time_us, earliest), kind, fields, column)
+        at = max(time_us, earliest(tip.time_us, kind, fields))
+        record = Record(tip.size, at, kind, fields, column)
         body, leaf = encode(record.seq, record.time_us, kind, fields, column, root=root)
         tip.chain = chain_hash(tip.chain, body)
         tip.add(record, leaf)

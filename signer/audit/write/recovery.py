@@ -7,7 +7,7 @@ between the cut and its record loses nothing: the next start finds the file and 
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
@@ -48,6 +48,7 @@ def open_audit_log(
     listeners: Sequence[Listener] = (),
     hooks: LogHooks = NO_HOOKS,
     disk: Disk | None = None,
+    confirmed: Callable[[Record], bool] = lambda _: True,
 ) -> AuditLog:
     """Verifies the log from the newest snapshot on that all ``checkpoints`` cover, and opens it.
 
@@ -59,6 +60,9 @@ def open_audit_log(
 
     Intents are refused when the disk has less than ``low_disk_bytes`` free; the ballast of
     ``ballast_bytes`` is then removed, so that outcomes can still be recorded.
+
+    ``confirmed`` returns whether officers have confirmed a CLOCK that the listeners got: another
+    one, which somebody has appended, does not move the time back.
 
     Raises AuditRefused; if the log is not whole, nothing has been changed.
     """
@@ -72,7 +76,7 @@ def open_audit_log(
         for listener in listeners:
             listener.check(snapshot)
 
-    replay = Replay(origin, checkpoints, on_record, on_seam)
+    replay = Replay(origin, checkpoints, on_record, on_seam, confirmed)
     with _locked(directory, disk) as lock:
         free_bytes = _provide_space(directory, disk, low_disk_bytes, ballast_bytes)
         tail, problems = _recover(directory, disk, replay, origin, checkpoints, override=override)

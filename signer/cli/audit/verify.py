@@ -137,7 +137,7 @@ def _verify_log(
     checkpoints, problems = log.checkpoints(checkpoint_files, origin)
     if not checkpoints:
         problems.append("the log has no checkpoint: it is not signed")
-    changes = partial(ChangeFold, operations_elsewhere=asked.operations_elsewhere)
+    changes = partial(ChangeFold, origin, operations_elsewhere=asked.operations_elsewhere)
     folds: list[Callable[[], Fold]] = [changes, LedgerFold]
     if asked.decide:
         folds.append(_decision_fold(log.directory))

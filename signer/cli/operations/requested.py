@@ -18,7 +18,7 @@ FILLED: Mapping[str, frozenset[str]] = {
     "new-version": frozenset({"token", "version", "algorithm", "bits"}),
     "import-certificate": frozenset({"basis"}),
     "activate": frozenset({"basis"}),
-    "clock": frozenset({"ahead", "right_until"}),
+    "clock": frozenset({"ahead", "right_until", "follows"}),
     "resume": frozenset({"basis", "since"}),
     "deactivate": frozenset({"basis"}),
     "schedule-destruction": frozenset({"basis"}),

@@ -71,7 +71,8 @@ class OperationContext:
     files, ``read_policy`` the text of a policy; both raise ConfigError. ``document`` returns
     what is stored under a SHA-256. ``needed`` is the number of officers that each kind needs.
     ``clock`` has the time of the machine, ``record_time`` returns that of a record of the log, in
-    microseconds since the epoch; it raises LookupError.
+    microseconds since the epoch; it raises LookupError. ``clock_confirmed`` is the number of the
+    record with which officers have confirmed the clock last, 0 if they have not.
     ``changed_by`` returns whether the log has a change of keys by an operation with these bytes;
     ``unaccounted`` names the versions that the registry has otherwise than the log.
     ``attachment`` is the file that an officer sent with a proposal.
@@ -88,6 +89,7 @@ class OperationContext:
     document: Callable[[str], bytes | None]
     clock: ClockReading
     record_time: Callable[[int], int]
+    clock_confirmed: int
     changed_by: Callable[[str, bytes], bool]
     unaccounted: AbstractSet[str]
     policy_folder: bool = True

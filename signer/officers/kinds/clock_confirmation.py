@@ -25,12 +25,15 @@ class ConfirmClock(Details):
 
     It is behind if negative. ``wrong_from`` is the number of the first record of the log whose
     time is wrong, as are those after it; 0: no time is wrong. ``right_until`` is the time of the
-    record before it, in microseconds since the epoch.
+    record before it, in microseconds since the epoch. ``follows`` is the number of the
+    record with which the clock was confirmed before, 0 if it never was; -1 in what earlier
+    versions asked for. So an approval counts once.
     """
 
     ahead: int = 0
     wrong_from: int = Field(0, ge=0, lt=MAX_NUMBER)
     right_until: int = Field(0, ge=0, lt=MAX_NUMBER)
+    follows: int = Field(-1, ge=-1, lt=MAX_NUMBER)
 
 
 class ConfirmClockKind(OperationKind[ConfirmClock]):
@@ -44,6 +47,7 @@ class ConfirmClockKind(OperationKind[ConfirmClock]):
             ahead=_ahead(context),
             wrong_from=details.wrong_from,
             right_until=_right_until(details, context),
+            follows=context.clock_confirmed,
         )
 
     def problems(self, details: ConfirmClock, context: OperationContext) -> list[str]:
@@ -56,6 +60,8 @@ class ConfirmClockKind(OperationKind[ConfirmClock]):
             problems.append("the clock has moved again since this was proposed: propose it anew")
         if details.right_until != _right_until(details, context):
             problems.append("right_until: is filled in by the appliance")
+        if max(details.follows, 0) != context.clock_confirmed:
+            problems.append("the clock has been confirmed since this was proposed: propose it anew")
         if not details.wrong_from and details.ahead < 0:
             problems.append(
                 "the clock is behind the audit log: name the first record whose time is wrong, "

@@ -100,6 +100,7 @@ class Opened:
             clock,
             events,
             folds=[ledger],
+            confirmed=lambda _: True,
             on_stop=lambda: self.stops.append(self.log.refusal),
             override=override,
         )

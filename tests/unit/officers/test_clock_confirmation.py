@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from signer.audit.format.record import DOUBTFUL, Record, RecordKind, number
 from signer.audit.read.verify import verify_log
 from signer.clock import JUMP_SECONDS
 from signer.errors import CallError, Reason
+from signer.keys import schema
 from signer.officers.change_check import ChangeFold
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.store import OperationState
@@ -191,3 +194,47 @@ def test_a_clock_that_nobody_approved_so_is_a_problem(stage: Stage) -> None:
         assert text in problem
     [problem] = judged([*records, clock])
     assert "again" in problem
+    elsewhere = ApprovalFold("another/log")
+    for record in records:
+        elsewhere.apply(record)
+    [problem] = elsewhere.problems
+    assert f"the clock of {ORIGIN}" in problem
+    assert not elsewhere.confirmed(clock)
+
+
+def test_an_approval_confirms_the_clock_once_however_long_ago_that_was(stage: Stage) -> None:
+    stage.clock.machine_ahead = DAY
+    stage.approve(stage.propose("clock").id, by=B)
+    records = stage.log.records
+    fold = ApprovalFold(ORIGIN, checking=False)
+    for record in records:
+        fold.apply(record)
+    [clock] = [each for each in records if each.kind is RecordKind.CLOCK]
+    late = clock.time_us + 60 * DAY * 1_000_000
+    [proposal] = [each for each in records if each.kind is RecordKind.PROPOSAL][-1:]
+    fold.apply(Record(len(records), late, RecordKind.REJECTION, {}))
+    fold.apply(replace(proposal, seq=len(records), time_us=late))  # forgets what is that old
+    snapshot = Record(len(records) + 1, late, RecordKind.SNAPSHOT, fold.snapshot())
+    begun = ApprovalFold(ORIGIN, checking=False)
+    begun.apply(snapshot)
+    for each in (fold, begun):
+        again = replace(clock, seq=len(records) + 2, time_us=late)
+        assert not each.allows(again)
+        assert "repeated" in each.problems[-1]
+        assert not each.confirmed(again)
+
+
+def test_an_operation_that_confirmed_the_clock_is_not_executed_again(stage: Stage) -> None:
+    """Its row says that it is still to be done; the clock has jumped as far again."""
+    stage.clock.machine_ahead = 3600
+    identity = stage.propose("clock").id
+    stage.approve(identity, by=B)
+    with stage.registry.writing() as write:
+        row = sa.update(schema.operations).where(schema.operations.c.id == identity)
+        write.connection.execute(row.values(state="APPROVED", recorded=False))
+    stage.clock.machine_ahead += 3600
+    stage.executor.sweep()
+    operation = stage.operation(identity)
+    assert operation.state is OperationState.FAILED
+    assert "has been confirmed since" in operation.note
+    assert stage.clock.doubt()
