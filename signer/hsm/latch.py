@@ -22,7 +22,7 @@ from signer.files import SECRET, open_lock, replace_file
 
 _LOCK_SECONDS = 0.01  # so often is a start lock tried that another process holds
 MAX_FAILED_LOGINS = 5
-"""Logins in a row with a PIN that has worked that may fail without a word about the PIN.
+"""Logins in a row with a PIN that has worked that may end without a word about the PIN.
 
 Codes are not portable: on some HSMs each of them may be a wrong PIN."""
 
@@ -33,7 +33,7 @@ class _Record:
     rejected: tuple[str, ...] = ()  # fingerprints of the PINs that the token refused
     accepted: str | None = None  # fingerprint of the PIN that worked last
     confirmed: bool = False  # an operator asked for one more attempt
-    failures: int = 0  # failed logins in a row with the PIN that worked last
+    failures: int = 0  # logins in a row with the PIN that worked last, begun and not good
 
 
 class PinLatch:
@@ -41,7 +41,7 @@ class PinLatch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._record = _read(path)
+        self._record = self._before = _read(path)
 
     def rejected(self, pin: str) -> bool:
         """Whether the token has refused this PIN before."""
@@ -58,28 +58,24 @@ class PinLatch:
     def attempt(self, pin: str) -> None:
         """Records that a login with this PIN is about to be tried.
 
-        A PIN that has never worked counts as rejected from here on: a restart must not
-        repeat an attempt whose outcome was not seen.
+        It counts as failed from here on: a worker may end in it, and no restart must repeat
+        that without end. A PIN that has never worked is rejected, one that has worked is so
+        with the last of MAX_FAILED_LOGINS in a row.
         """
-        if not self.accepted(pin):
+        self._before = self._record
+        if self.accepted(pin) and self._record.failures + 1 < MAX_FAILED_LOGINS:
+            self._write(failures=self._record.failures + 1)
+        else:
             self.reject(pin)
+
+    def undo(self) -> None:
+        """Takes the attempt back: the token has not looked at the PIN."""
+        self._write(**asdict(self._before))
 
     def reject(self, pin: str) -> None:
         rejected = (*self._others(pin), self._fingerprint(pin))
         failures = 0 if self.accepted(pin) else self._record.failures
         self._write(rejected=rejected, confirmed=False, failures=failures)
-
-    def fail(self, pin: str) -> bool:
-        """Records that the login failed by a code that may be a verdict on the PIN, or not.
-
-        Returns whether the PIN is rejected from here on: one that has worked is so after
-        MAX_FAILED_LOGINS in a row.
-        """
-        if self.accepted(pin) and self._record.failures + 1 < MAX_FAILED_LOGINS:
-            self._write(failures=self._record.failures + 1)
-            return False
-        self.reject(pin)
-        return True
 
     def accept(self, pin: str) -> None:
         known = self.accepted(pin) and not self._record.failures

@@ -175,6 +175,22 @@ def test_a_pin_that_has_worked_is_tried_a_bounded_number_of_times(
         assert counted(record, shim, before)
 
 
+@pytest.mark.parametrize("action", [Action.SEGFAULT, *long(Action.ABORT)])
+def test_a_worker_that_dies_in_a_login_has_tried_a_pin_that_has_worked(
+    token: SoftToken, shim: Shim, action: Action
+) -> None:
+    works(token)
+    before = shim.calls["C_Login"]
+    shim.on("C_Login", action=action)
+    with token.pool(serving=False) as (pool, record):
+        until(lambda: latched(record), "the PIN is latched")
+        assert shim.calls["C_Login"] - before == MAX_FAILED_LOGINS
+        shim.clear()
+        assert release(token.state, softhsm.LABEL)
+        until(lambda: pool.serving, "it serves")
+        assert counted(record, shim, before)
+
+
 def test_a_token_that_is_away_costs_no_attempt_of_a_pin_that_has_worked(
     token: SoftToken, shim: Shim
 ) -> None:

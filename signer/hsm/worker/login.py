@@ -41,7 +41,7 @@ def log_in(
 
 
 def _failed(spec: TokenSpec, latch: PinLatch, pin: str, value: int) -> TokenFailure:
-    """Records a failed login; returns what to raise."""
+    """Records what a failed login says of the PIN; returns what to raise."""
     name, code = f"token {spec.label}", f"0x{value:08x}"
     if value in _PIN_VALUES:
         latch.reject(pin)
@@ -50,8 +50,9 @@ def _failed(spec: TokenSpec, latch: PinLatch, pin: str, value: int) -> TokenFail
             f"{name} rejects the PIN in {spec.pin_file} (C_Login returned {code}): "
             "it is latched; correct the file",
         )
-    away = latch.accepted(pin) and error_class(value) in _AWAY
-    if away or not latch.fail(pin):
+    if latch.accepted(pin) and error_class(value) in _AWAY:
+        latch.undo()
+    if not latch.rejected(pin):
         return TokenFailure(
             FailureKind.LOGIN_FAILED,
             f"{name}: C_Login returned {code}; the PIN has worked before and is tried again",

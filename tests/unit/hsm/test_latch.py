@@ -4,7 +4,6 @@ import json
 import stat
 import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ from signer.hsm.latch import MAX_FAILED_LOGINS, PinLatch, latch_of, release, sta
 PINS = ("pin-one", "pin-two", "secret")
 
 
-class Died(Exception):
-    """The worker died in the middle of a login."""
+OUTCOMES = ("judged", "dies", "token fails", "token away")
 
 
 class OneTry(RuleBasedStateMachine):
@@ -31,8 +29,7 @@ class OneTry(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name)
         self.right = PINS[0]
-        self.tried: list[str] = []  # wrong PINs since the last release
-        self.unseen: set[str] = set()  # attempts without a known outcome
+        self.tried: list[str] = []  # PINs that count as rejected, since the last release
         self.worked: str | None = None
         self.failures = 0  # in a row, without a verdict, of the PIN that worked
 
@@ -40,18 +37,17 @@ class OneTry(RuleBasedStateMachine):
         """One worker's start; a new object each time, as after a restart."""
         known = latch_of(self.path, "token", "serial")
         if known.rejected(pin):
-            assert pin in self.tried or pin in self.unseen, "a PIN is latched without a try"
+            assert pin in self.tried, "a PIN is latched without a try"
             return
         assert pin not in self.tried, "a rejected PIN is tried again"
-        assert pin not in self.unseen, "an attempt without a known outcome is repeated"
         known.attempt(pin)
-        if outcome == "dies":
-            if pin != self.worked:
-                self.unseen.add(pin)
-            raise Died
-        if outcome == "token fails":
+        if outcome == "token away" and pin == self.worked:
+            known.undo()
+            assert not latch_of(self.path, "token", "serial").rejected(pin)
+            return
+        if outcome != "judged":
             self.failures += pin == self.worked
-            latched = known.fail(pin)
+            latched = latch_of(self.path, "token", "serial").rejected(pin)
             assert latched == (pin != self.worked or self.failures >= MAX_FAILED_LOGINS)
             if latched:
                 self.latched(pin)
@@ -69,10 +65,9 @@ class OneTry(RuleBasedStateMachine):
         if pin == self.worked:
             self.failures = 0
 
-    @rule(pin=st.sampled_from(PINS), outcome=st.sampled_from(["judged", "dies", "token fails"]))
+    @rule(pin=st.sampled_from(PINS), outcome=st.sampled_from(OUTCOMES))
     def start(self, pin: str, outcome: str) -> None:
-        with suppress(Died):
-            self.log_in(pin, outcome)
+        self.log_in(pin, outcome)
 
     @rule()
     def operator_releases(self) -> None:
@@ -81,7 +76,6 @@ class OneTry(RuleBasedStateMachine):
         if known:
             self.failures = MAX_FAILED_LOGINS - 1  # one more attempt
         self.tried.clear()
-        self.unseen.clear()
 
     @rule(pin=st.sampled_from(PINS))
     def operator_sets_the_pin_of_the_token(self, pin: str) -> None:
@@ -160,7 +154,6 @@ def test_a_login_that_fails_without_a_verdict_rejects_a_pin_that_never_worked(
     known: PinLatch,
 ) -> None:
     known.attempt("new")
-    assert known.fail("new")
     assert known.rejected("new")
 
 
@@ -173,17 +166,19 @@ def test_a_pin_that_has_worked_may_fail_a_few_times_in_a_row(
         for _ in range(MAX_FAILED_LOGINS - 1):
             again = latch_of(tmp_path, "token", "serial")  # as after a restart
             again.attempt("good")
-            assert not again.fail("good")
             assert not again.rejected("good")
+        again.attempt("good")
+        again.undo()  # the token was away
+        assert not again.rejected("good")
         again.accept("good")
-    for _ in range(MAX_FAILED_LOGINS - 1):
-        assert not again.fail("good")
-    assert again.fail("good")
+    for _ in range(MAX_FAILED_LOGINS):  # a worker that dies in its login says nothing more
+        assert not latch_of(tmp_path, "token", "serial").rejected("good")
+        latch_of(tmp_path, "token", "serial").attempt("good")
     assert latch_of(tmp_path, "token", "serial").rejected("good")
     release(tmp_path, "token")
     once = latch_of(tmp_path, "token", "serial")
     once.attempt("good")
-    assert once.fail("good"), "a release allows one more attempt"
+    assert once.rejected("good"), "a release allows one more attempt"
 
 
 def test_an_older_version_reads_the_record_while_no_login_fails(
@@ -196,7 +191,7 @@ def test_an_older_version_reads_the_record_while_no_login_fails(
     known.attempt("good")
     known.accept("good")
     assert stored().keys() == {"salt", "rejected", "accepted", "confirmed"}
-    known.fail("good")
+    known.attempt("good")
     assert stored()["failures"] == 1
     known.accept("good")
     assert stored().keys() == {"salt", "rejected", "accepted", "confirmed"}
