@@ -406,7 +406,7 @@ class _Judging:
                 after = after._replace(revision=latest if seen is None else seen)  # noqa: PLW2901
             row = VersionRow(version.name, version.cka_id, after)
             self._changed.setdefault(number, []).append(row)
-            latest = after.revision - 1
+            latest = max(after.revision - 1, 0)
             following = step.permit if isinstance(step, _Operation) else None
 
     def placements(self) -> None:

@@ -32,6 +32,7 @@ MAX_TEXTS = 100  # of what is not accounted for, in one record
 MAX_CHANGED = 100  # versions whose state a record also gives by name
 HASH = 16  # bytes of the hashes in a standing
 _FARTHEST = 1e12  # seconds
+_PACKED = range(1 << 63)  # the numbers of a packed row
 _BY_NAME = {str(state): state for state in KeyState}
 _ANY_VERSION = KeyVersion(
     key=KeyName("f", "k"),
@@ -213,6 +214,7 @@ class VersionRow(NamedTuple):
                 state in _BY_NAME
                 and (not came_from or came_from in _BY_NAME)
                 and len(identity) == len(certificate) == HASH
+                and revision in _PACKED
             ):  # fmt: skip
                 standing = Standing(
                     _BY_NAME[state],
@@ -344,8 +346,8 @@ def rows_in(rows: object) -> Iterable[Value]:
 
 
 def _times(*said: Value) -> Times:
-    if any(at is not None and type(at) is not int for at in said):
-        raise RecordError("a time of a version is not a number")
+    if any(at is not None and (type(at) is not int or at not in _PACKED) for at in said):
+        raise RecordError("a time of a version is not a number from 0 on")
     activate_at, sign_until, deactivate_at, destroy_at = said
     return activate_at, sign_until, deactivate_at, destroy_at  # type: ignore[return-value] # see above
 

@@ -137,6 +137,7 @@ class StandingFold:
         self._taken: set[bytes] = set()  # the places of all versions
         self._permits: dict[str, Permit] = {}
         self._parts = range(0)  # of a baseline, those that are still to come
+        self._look: dict[str, int] = {}  # versions in records of one revision, and theirs before
 
     def apply(self, record: Record) -> None:
         """Applies the next record; kinds outside KINDS change nothing. Raises RecordError.
@@ -196,6 +197,8 @@ class StandingFold:
             taken.permit = self._permit(record, change)
         except (ProblemError, ApprovalError) as error:
             taken.problems.append(str(error))
+        if change.revision != self.revision:
+            self._look.clear()
         permit, self.revision = taken.permit, change.revision
         for row in change.rows or ():
             self._version(row, record.time_us, taken)
@@ -250,6 +253,7 @@ class StandingFold:
         elif problem := self._gain(row, known, taken.permit, time_us):
             taken.problems.append(f"{row.name} {after.gain(known)}{problem}")
             return
+        self._look.setdefault(row.name, -1 if known is None else known.revision)
         self._put(row.name, after)
         taken.rows.append(row._replace(standing=after))
 
@@ -259,7 +263,9 @@ class StandingFold:
         """Returns why a row that allows more is not taken; empty if the operation makes it."""
         if permit is None:
             return ", and no operation of officers makes that"
-        if known is not None and row.standing.revision <= known.revision:
+        if known is not None and self._at_one_revision(row, known, permit):
+            known = known._replace(revision=-1)  # it had another one, which is in no record
+        elif known is not None and row.standing.revision <= known.revision:
             return f", and its revision is not after {known.revision}"
         if known is None and row.standing.place in self._taken:
             return ", and another version has its key pair"
@@ -273,6 +279,17 @@ class StandingFold:
                 f" and it was {known.revision}"
             )
         return f"; operation {permit.proposal.id} ({permit.proposal.kind}) does not"
+
+    def _at_one_revision(self, row: VersionRow, known: Standing, permit: Permit) -> bool:
+        """Whether a version may have two standings at one revision.
+
+        Earlier versions recorded so what was done between two looks at the registry. They did not
+        know the revision in between: it is the one that officers saw. What they saw at one that
+        is in the log was about the standing of then, and does not count for another.
+        """
+        before, seen = self._look.get(row.name), permit.seen(row.name)
+        between = before is not None and (seen is None or before < seen < known.revision)
+        return between and row.standing.revision == known.revision
 
     def _placements(self, change: KeysChange, taken: Accounted) -> bool:
         """Takes what is removed, and what the operation adds; returns whether there is any."""

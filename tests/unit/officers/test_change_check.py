@@ -524,14 +524,24 @@ class Accounted(Signing):
         """What officers see of a version now, as the details of an operation have it."""
         return {name: f"ACTIVE, changed at revision {self.revisions.get(name, FIRST_REVISION)}"}
 
-    def change(self, *rows: list[Value], made_by: Operation | None = None, **fields: Value) -> None:
+    def change(
+        self,
+        *rows: list[Value],
+        made_by: Operation | None = None,
+        look: int | None = None,
+        revision: int | None = None,
+        **fields: Value,
+    ) -> None:
+        """A record of a ``look`` at the registry, of versions that were written at ``revision``."""
+        look = self.time if look is None else look
+        revision = look if revision is None else revision
         if made_by is not None:
             fields = {**made_by.approved(), **fields}
-        self.revisions |= {row[0]: self.time for row in rows}
+        self.revisions |= {row[0]: revision for row in rows}
         self.add(
             RecordKind.KEYS,
-            registry_revision=self.time,
-            versions=[[*row[:7], self.time, *row[8:]] for row in rows],
+            registry_revision=look,
+            versions=[[*row[:7], revision, *row[8:]] for row in rows],
             changed={},
             changes=0,
             **fields,
@@ -540,7 +550,7 @@ class Accounted(Signing):
     def did(self, operation: Operation, *rows: list[Value], **fields: Value) -> None:
         """What an execution writes: it begins, keys change, it ends."""
         self.begin(operation)
-        self.change(*rows, made_by=operation, **fields)
+        self.change(*rows, made_by=operation, look=None, revision=None, **fields)
         self.end(operation)
 
 
@@ -709,6 +719,32 @@ def test_a_rotation_makes_certifies_and_activates_each_of_its_versions_once() ->
     history, rotate, new = begun()
     history.change(row(second, times=(start, None, None, None), cka_id=new), made_by=rotate)
     assert "appears" in problem_of(history)
+
+
+@pytest.mark.parametrize(
+    ("seen", "look", "wrong"), [(50, 99, 0), (99, 99, 1), (FIRST_REVISION, 99, 1), (50, 100, 1)]
+)
+def test_two_standings_of_one_look_may_have_its_revision_in_older_logs(
+    seen: int, look: int, wrong: int
+) -> None:
+    """What officers saw in between is in no record; all else that they saw is."""
+    history = Accounted()
+    history.change(row(state="SUSPENDED"), act=suspend_act(VERSION), look=99)
+    basis = {VERSION: f"SUSPENDED, changed at revision {seen}"}
+    resume = history.propose("resume", target=VERSION, basis=basis)
+    history.change(row(), made_by=resume, look=look, revision=99)
+    assert len(problems(history)) == wrong
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 63, (1 << 64) - 1])
+def test_a_number_that_no_version_has_cannot_be_read(number: int) -> None:
+    history = Accounted()
+    history.change(row(state="SUSPENDED"), look=9, revision=number)
+    assert "cannot be read" in problem_of(history)
+    history = Accounted()
+    stopped = row(state="SUSPENDED")
+    history.change([*stopped[:4], number, *stopped[5:]])
+    assert "is not a number from 0 on" in problem_of(history)
 
 
 @pytest.mark.parametrize("kind", ["create-key", "enrol", "rotate"])
