@@ -48,15 +48,17 @@ def byte_string(data: bytes) -> bytes:
     return head(2, len(data)) + data
 
 
-def load(data: bytes, depth: int) -> Any:
+def load(data: bytes, depth: int, *, any_names: bool = False) -> Any:
     """Reads one data item and nothing after it; lengths may be indefinite. Raises CborError.
 
     Tags, duplicate names and more than ``depth`` maps and lists inside each other are
-    refused; kinds of values and names only by ``deterministic``.
+    refused; kinds of values only by ``deterministic``. Names are texts and byte strings, or
+    with ``any_names`` also what COSE and CWT have, integers.
     """
     stream = io.BytesIO(data)
     try:
-        value = cbor2.load(stream, max_depth=depth, **_STRICT)
+        strict = {**_STRICT, "strict_hashable_types": not any_names}
+        value = cbor2.load(stream, max_depth=depth, **strict)
     except cbor2.CBORError:
         raise CborError(f"tags, duplicate names or more than {depth} levels") from None
     if stream.tell() != len(data):

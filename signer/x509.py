@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -61,6 +62,25 @@ def jwk_members(spki: bytes) -> dict[str, str]:
         raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
         return {"crv": "Ed25519", "kty": "OKP", "x": _b64u(raw)}
     raise TypeError("no JWK for this kind of key")
+
+
+def spki_of_jwk(members: Mapping[str, object]) -> bytes:
+    """Returns the public key of a JWK (RFC 7517) in DER, the inverse of ``jwk_members``.
+
+    Raises ValueError for other kinds of keys than ours, and for numbers that are not a key.
+    """
+    values = {name: value for name, value in members.items() if isinstance(value, str)}
+    number = {name: int.from_bytes(_unb64u(values.get(name, ""))) for name in ("x", "y", "n", "e")}
+    match values:
+        case {"kty": "EC", "crv": ("P-256" | "P-384") as crv}:
+            curve = ec.SECP256R1() if crv == "P-256" else ec.SECP384R1()
+            point = ec.EllipticCurvePublicNumbers(number["x"], number["y"], curve)
+            return spki_of(point.public_key())
+        case {"kty": "RSA"}:
+            return spki_of(rsa.RSAPublicNumbers(number["e"], number["n"]).public_key())
+        case {"kty": "OKP", "crv": "Ed25519", "x": x}:
+            return spki_of(ed25519.Ed25519PublicKey.from_public_bytes(_unb64u(x)))
+    raise ValueError("it must be an EC key on P-256 or P-384, an RSA key, or an Ed25519 key")
 
 
 def jwk_thumbprint(spki: bytes) -> str:
@@ -237,6 +257,10 @@ def _extension_problems(certificate: x509.Certificate) -> list[str]:
 
 def _b64u(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _unb64u(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
 def _b64u_uint(number: int) -> str:

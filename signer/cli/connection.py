@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
+from click.core import ParameterSource
 
 from signer.cli.options import FILE
 from signer.client import SignerClient, SignerClientError
@@ -59,6 +60,22 @@ def daemon_options(command: Callable[..., T]) -> Callable[..., T]:
     client file for its operator.
     """
 
+    @_either_option
+    @functools.wraps(command)
+    def wrapped(*, client_file: Path | None, **options: object) -> T:
+        if client_file is None:
+            raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
+        return command(client_file=client_file, **options)
+
+    return wrapped
+
+
+def optional_daemon_options(command: Callable[..., T]) -> Callable[..., T]:
+    """As ``daemon_options``, for commands that also work without: then they get None."""
+    return _either_option(command)
+
+
+def _either_option(command: Callable[..., T]) -> Callable[..., T]:
     @click.option(
         "--client",
         "client_file",
@@ -75,7 +92,13 @@ def daemon_options(command: Callable[..., T]) -> Callable[..., T]:
     )
     @functools.wraps(command)
     def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> T:
-        return command(client_file=_client_file(client_file, config_file), **options)
+        context = click.get_current_context(silent=True)
+        if config_file is not None and context is not None:  # a flag beats the environment
+            source = context.get_parameter_source("client_file")
+            client_file = None if source is ParameterSource.ENVIRONMENT else client_file
+        if client_file is None and config_file is not None:
+            client_file = _client_file(config_file)
+        return command(client_file=client_file, **options)
 
     return wrapped
 
@@ -92,11 +115,7 @@ def client_options(command: Callable[..., T]) -> Callable[..., T]:
     return wrapped
 
 
-def _client_file(client_file: Path | None, config_file: Path | None) -> Path:
-    if client_file is not None:
-        return client_file
-    if config_file is None:
-        raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
+def _client_file(config_file: Path) -> Path:
     from signer.config.models import load_config  # needs packages of the server
 
     client = load_config(config_file).client

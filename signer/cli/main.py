@@ -29,6 +29,7 @@ _SUMMARIES = {
     "sign": "Signs files, or each line of files.",
     "token": "Manages the tokens that hold the keys.",
     "top": "Shows the workers and the facilities that sign most.",
+    "verify": "Verifies signed messages and raw signatures offline.",
 }
 _MODULES = {
     "check": "checks",

@@ -105,7 +105,7 @@ def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
     if version.certificate is None:
         raise _unfit("the key version has no certificate: import one before it signs HCERT")
     try:
-        not_before, not_after, types = _read_certificate(version.certificate)
+        not_before, not_after, types = read_limits(version.certificate)
     except ValueError:
         raise _unfit("the certificate of the key version cannot be read: replace it") from None
     exp = iat + terms.validity
@@ -162,7 +162,7 @@ _NO_USAGES = bytes.fromhex("0603551d25 0402 3000")
 
 
 @lru_cache(maxsize=64)
-def _read_certificate(der: bytes) -> tuple[float, float, frozenset[str]]:
+def read_limits(der: bytes) -> tuple[float, float, frozenset[str]]:
     """Returns a signing certificate's validity in epoch seconds, and the types of DCC it allows.
 
     Without a usage for DCCs it allows all types. Raises ValueError.

@@ -160,6 +160,9 @@ def test_commands_that_call_an_appliance_need_the_client_alone(
     signer("sign", "--client", issuer, "--key", KEY, "--format", "JWS", record)
     token = tmp_path / "record.json.jws"
     assert token.read_text().count(".") == 2
+    keys = tmp_path / "keys.json"
+    signer("keys", "export", "--form", "jwks", "--client", issuer, "--out", keys)
+    assert "valid JWS, ES256" in signer("verify", "--keys", keys, token)
 
     wanted = ("--activate-at", "+1d", "--overlap", "1d", "--yes", "--id")
     identity = signer("keys", "rotate", KEY, *wanted, "--client", first).strip()

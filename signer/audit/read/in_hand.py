@@ -9,21 +9,13 @@ nothing of what it signs, and a message without its signature nothing of who sig
 import base64
 import binascii
 import enum
-import re
-import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256, sha384
 from typing import NamedTuple
 
-import cbor2
+from signer.formats.finished import finished
 
-from signer.formats import base45
-
-MAX_MESSAGE = 4 << 20
-"""Bytes of a message, as in the API, and of a decompressed one."""
-
-_JWS = re.compile(rb"([A-Za-z0-9_-]+\.[A-Za-z0-9_-]*)\.([A-Za-z0-9_-]+)")
 _DIGEST_SIZES = frozenset({sha256().digest_size, sha384().digest_size})
 
 
@@ -79,9 +71,8 @@ def read_message(content: bytes, signature: bytes | None = None) -> list[InHand]
     """
     if signature is not None:
         return [InHand(each, _digests(content)) for each in _raw(signature)]
-    finished = _finished(content)
-    if finished:
-        return finished
+    if message := finished(content):
+        return [InHand(message.signature, frozenset({sha256(message.signed).digest()}))]
     alone = [InHand(each, frozenset()) for each in _raw(content)]
     return [*alone, InHand(None, _digests(content))]
 
@@ -114,23 +105,3 @@ def _raw(content: bytes) -> list[bytes]:
     with suppress(binascii.Error):
         signatures.append(base64.b64decode(content.strip(), validate=True))
     return signatures
-
-
-def _finished(content: bytes) -> list[InHand]:
-    """Reads a finished message; returns nothing for another file."""
-    text = content.strip()
-    if jws := _JWS.fullmatch(text):
-        with suppress(binascii.Error):
-            signature = base64.urlsafe_b64decode(jws[2] + b"=" * (-len(jws[2]) % 4))
-            return [InHand(signature, frozenset({sha256(jws[1]).digest()}))]
-    with suppress(ValueError, zlib.error):
-        if text.startswith(b"HC1:"):
-            content = zlib.decompressobj().decompress(base45.decode(text[4:]), MAX_MESSAGE)
-    with suppress(cbor2.CBORError):
-        match cbor2.loads(content, max_depth=4, allow_indefinite=False):
-            case cbor2.CBORTag(
-                tag=18, value=[bytes() as protected, _, bytes() as payload, bytes() as signature]
-            ):
-                signed = cbor2.dumps(["Signature1", protected, b"", payload])
-                return [InHand(signature, frozenset({sha256(signed).digest()}))]
-    return []

@@ -10,14 +10,7 @@ import click
 
 from signer.audit.format import proof
 from signer.audit.read.filters import Wanted
-from signer.audit.read.in_hand import (
-    MAX_MESSAGE,
-    Compared,
-    InHand,
-    compare,
-    hashes_of,
-    read_message,
-)
+from signer.audit.read.in_hand import Compared, InHand, compare, hashes_of, read_message
 from signer.audit.read.reader import Reader
 from signer.audit.read.search import Match, describe, find_items, locate, prove_item
 from signer.cli.audit.log_files import (
@@ -33,6 +26,7 @@ from signer.cli.audit.printing import finding, print_matches
 from signer.cli.options import FILE, NEW_FILE
 from signer.cli.output import output, say
 from signer.errors import OperatorError
+from signer.formats.finished import MAX_MESSAGE
 from signer.text import count
 
 T = TypeVar("T")

@@ -1,0 +1,246 @@
+"""``signer verify``: verifies what an appliance signed, with public keys that the user trusts."""
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from signer.algorithms import Algorithm
+from signer.cli.connection import connect, optional_daemon_options
+from signer.cli.options import FILE
+from signer.cli.output import explained, say
+from signer.client.verification import (
+    KeysError,
+    TrustedKey,
+    TrustedKeys,
+    VerificationError,
+    Verified,
+)
+from signer.errors import OperatorError
+from signer.model import MESSAGE_BYTES, Format
+from signer.text import count, plain, utc
+
+_RAW = frozenset({Format.DIGEST, Format.MESSAGE})
+_MOST_OF_TEXT = 2 * MESSAGE_BYTES
+"""Bytes of a finished message at most: text is longer than what it holds."""
+
+
+class _Judged(NamedTuple):
+    """One message: where it is from, and what it is, or why it is not valid."""
+
+    source: str
+    line: int | None
+    said: Verified | str
+
+
+@click.command()
+@click.option(
+    "--keys",
+    "keys_files",
+    metavar="FILE",
+    type=FILE,
+    multiple=True,
+    help="Public keys to trust: what `signer keys export` writes, or PEM. Repeatable.",
+)
+@optional_daemon_options
+@click.option(
+    "--signature",
+    "signature_file",
+    metavar="FILE",
+    type=FILE,
+    help="A raw signature, also in Base64; INPUT is then what it signs.",
+)
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice([each.value for each in Format], case_sensitive=False),
+    help="Accept only this format; with --signature MESSAGE (the default) or DIGEST.",
+)
+@click.option("--lines", is_flag=True, help="Each line is a message, as `signer sign` prints them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
+@click.argument(
+    "inputs",
+    metavar="INPUT...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
+def verify(
+    *,
+    keys_files: tuple[Path, ...],
+    client_file: Path | None,
+    signature_file: Path | None,
+    format_name: str | None,
+    lines: bool,
+    as_json: bool,
+    inputs: tuple[str, ...],
+) -> None:
+    """Verifies signed messages and raw signatures; `-` is standard input.
+
+    A JWS, a COSE_Sign1 and the text of an HCERT hold what they sign; of a raw
+    signature INPUT is the message, or its digest (raw or in hex). Of an HCERT the
+    times and the type are checked, too.
+
+    The keys that are trusted come from --keys, and then no appliance is called;
+    without it from the appliance. A list of keys is as good as its age: export it
+    anew to learn of compromised keys.
+
+    Exit codes: 0 all are valid, 1 one is not, 2 wrong usage.
+
+    \b
+      signer keys export --form jwks --client auditor.yaml > keys.json
+      signer verify --keys keys.json record.json.jws
+      signer verify --keys keys.json --signature record.sig record.json
+      signer verify --keys trust-list.json --lines --json certificates.txt
+      signer verify --keys key.pem --format DIGEST --signature a.sig a.sha256
+    """
+    wanted = None if format_name is None else Format(format_name)
+    if signature_file is None and wanted in _RAW:
+        raise click.UsageError(f"{wanted} needs --signature FILE: its signature is raw")
+    if signature_file is not None and (lines or len(inputs) > 1 or wanted not in {None, *_RAW}):
+        raise click.UsageError("--signature goes with one INPUT: a MESSAGE, or a DIGEST")
+    keys = _trusted(keys_files, client_file)
+    if signature_file is not None:
+        judged = _raw(keys, wanted or Format.MESSAGE, inputs[0], signature_file)
+    else:
+        judged = _finished(keys, wanted, _lines(inputs) if lines else _files(inputs))
+    taken = wrong = 0
+    for each in judged:
+        taken += 1
+        wrong += isinstance(each.said, str)
+        say(json.dumps(_value(each), default=_octets, skipkeys=True) if as_json else _text(each))
+    if wrong:
+        raise OperatorError(f"{wrong} of {count(taken, 'message is', 'messages are')} not valid")
+    if not taken:
+        raise OperatorError("there is no message to verify")
+
+
+def _trusted(keys_files: tuple[Path, ...], client_file: Path | None) -> TrustedKeys:
+    """Returns the keys of the files, or what the appliance publishes. Raises OperatorError."""
+    if keys_files:
+        found: list[TrustedKey] = []
+        for path in keys_files:
+            with explained(path, "read"):
+                content = path.read_bytes()
+            try:
+                found += TrustedKeys.read(content)
+            except KeysError as error:
+                raise OperatorError(f"{path}: {error}") from None
+        return TrustedKeys(found)
+    if client_file is None:
+        raise click.UsageError("give --keys FILE, or --client FILE to ask the appliance for them")
+    from signer.cli.keys.exporting import published
+
+    with connect(client_file) as client:
+        versions = published(client.list_key_versions(), announced=True)
+    try:
+        return TrustedKeys(
+            TrustedKey(each.name, each.public_key, Algorithm(each.algorithm), each.certificate)
+            for each in versions
+        )
+    except KeysError as error:
+        raise OperatorError(f"the appliance shows this principal no keys: {error}") from None
+
+
+# --- what is verified -------------------------------------------------------------------------
+
+_Item = tuple[str, int | None, bytes]
+
+
+def _raw(
+    keys: TrustedKeys, message_format: Format, name: str, signature_file: Path
+) -> Iterator[_Judged]:
+    with explained(signature_file, "read"), click.open_file(name, "rb") as file:
+        payload, signature = file.read(), signature_file.read_bytes()
+    if message_format is Format.DIGEST:
+        with suppress(ValueError):
+            payload = bytes.fromhex(payload.decode("ascii"))
+    tries = [signature]
+    with suppress(binascii.Error):
+        tries.append(base64.b64decode(signature.strip(), validate=True))
+    said: Verified | str = ""
+    for each in tries:
+        try:
+            said = keys.verify_raw(message_format, payload, each)
+            break
+        except VerificationError as error:
+            said = str(error)
+    yield _Judged(_shown(name), None, said)
+
+
+def _finished(
+    keys: TrustedKeys, wanted: Format | None, items: Iterable[_Item]
+) -> Iterator[_Judged]:
+    for source, line, content in items:
+        said: Verified | str
+        try:
+            said = keys.verify(content, time.time())
+        except VerificationError as error:
+            said = str(error)
+        else:
+            if wanted not in {None, said.format}:
+                said = f"it is genuine, but {said.format} instead of {wanted}"
+        yield _Judged(source, line, said)
+
+
+def _files(inputs: Iterable[str]) -> Iterator[_Item]:
+    for name in inputs:
+        with click.open_file(name, "rb") as file:
+            yield _shown(name), None, file.read(_MOST_OF_TEXT)
+
+
+def _lines(inputs: Iterable[str]) -> Iterator[_Item]:
+    """Yields lines: JWS and HCERT as they are, COSE_Sign1 from Base64."""
+    for name in inputs:
+        with click.open_file(name, "rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MOST_OF_TEXT), b""), 1):
+                content = line.strip()
+                with suppress(binascii.Error):
+                    content = base64.b64decode(content, validate=True) or content
+                yield _shown(name), number, content
+
+
+def _shown(name: str) -> str:
+    return "stdin" if name == "-" else name
+
+
+# --- what is printed --------------------------------------------------------------------------
+
+
+def _text(judged: _Judged) -> str:
+    place = judged.source if judged.line is None else f"{judged.source}, line {judged.line}"
+    said = judged.said
+    if isinstance(said, str):
+        return plain(f"{place}: NOT VALID: {said}")
+    text = f"{place}: valid {said.format}, {said.algorithm}, {said.key}"
+    if said.claims is not None:
+        claims = said.claims
+        text += f", issuer {claims.issuer}, {utc(claims.issued)} to {utc(claims.expires)}"
+    return plain(text)
+
+
+def _value(judged: _Judged) -> dict[str, Any]:
+    value: dict[str, Any] = {"input": judged.source}
+    if judged.line is not None:
+        value["line"] = judged.line
+    said = judged.said
+    if isinstance(said, str):
+        return {**value, "valid": False, "error": said}
+    value |= {"valid": True, "format": said.format, "algorithm": said.algorithm, "key": said.key}
+    if said.claims is not None:
+        claims = said.claims
+        times = {"issued": utc(claims.issued), "expires": utc(claims.expires)}
+        return {**value, "issuer": claims.issuer, **times, "dcc": claims.dcc}
+    if said.format not in _RAW:
+        value["payload"] = _octets(said.payload)
+    return value
+
+
+def _octets(data: bytes) -> str:
+    return base64.b64encode(data).decode()

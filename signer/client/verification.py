@@ -1,0 +1,275 @@
+"""Verifies what an appliance signed, offline, with public keys that the caller trusts.
+
+    keys = TrustedKeys.read(Path("trust.json").read_bytes())
+    print(keys.verify(Path("certificate.txt").read_bytes(), time.time()).key)
+
+Whether a version was compromised since then, only a new list of keys says.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
+
+from signer.algorithms import PROPERTIES, Algorithm
+from signer.formats import dcc
+from signer.formats.finished import (
+    Claims,
+    Finished,
+    MessageError,
+    SigningHeader,
+    claims_of,
+    finished,
+)
+from signer.formats.hcert import read_limits
+from signer.hsm.mechanisms import Verifier
+from signer.model import Format
+from signer.text import utc
+from signer.x509 import cose_kid, fits, jwk_thumbprint, spki_of, spki_of_jwk
+
+_PEM = re.compile(
+    rb"(?:^# ([^\r\n]+)\r?\n)?(-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \3-----)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class KeysError(ValueError):
+    """A text has no public keys that can be used; it says why."""
+
+
+class VerificationError(ValueError):
+    """A message or signature is not valid; it says why."""
+
+
+class TrustedKey(NamedTuple):
+    """A public key in DER with a name for people; ``kid`` is that of a JWK Set, or ``""``.
+
+    Without ``algorithm`` it is accepted for each one that fits it.
+    """
+
+    name: str
+    spki: bytes
+    algorithm: Algorithm | None = None
+    certificate: bytes | None = None
+    kid: str = ""
+
+    def correct(self, algorithm: Algorithm, data: bytes, signature: bytes) -> bool:
+        """Whether the signature over this input (digest, or message for EdDSA) is correct."""
+        if self.algorithm not in {None, algorithm} or not fits(self.spki, algorithm):
+            return False
+        return Verifier(algorithm, self.spki).correct(data, signature)
+
+
+class Verified(NamedTuple):
+    """A valid message or raw signature: the key that made it, and what was signed.
+
+    ``payload`` is that of the message, without its header; ``claims`` only of an HCERT.
+    """
+
+    format: Format
+    algorithm: Algorithm
+    key: str
+    payload: bytes
+    claims: Claims | None = None
+
+
+class TrustedKeys:
+    """The public keys whose signatures are accepted."""
+
+    def __init__(self, keys: Iterable[TrustedKey]) -> None:
+        """Raises KeysError if no key is of a kind that an appliance signs with."""
+        given = list(keys)
+        self._keys = [key for key in given if any(fits(key.spki, each) for each in Algorithm)]
+        if not self._keys:
+            kinds = "RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519"
+            raise KeysError(f"it has {'no public keys of' if given else 'none of'} {kinds}")
+
+    @classmethod
+    def read(cls, content: bytes) -> Self:
+        """Reads a file: a JWK Set, a trust list, or certificates and public keys in PEM or DER.
+
+        The first two and certificates are what `signer keys export` writes. Raises KeysError.
+        """
+        return cls(_read(content))
+
+    def __iter__(self) -> Iterator[TrustedKey]:
+        return iter(self._keys)
+
+    def verify(self, content: bytes, now: float) -> Verified:
+        """Verifies a finished message: a compact JWS, a tagged COSE_Sign1 or an HCERT's text.
+
+        Of an HCERT also that it has not expired at ``now`` (seconds since the epoch), and
+        that the certificate of its key covers its times and its type. Raises
+        VerificationError.
+        """
+        message = finished(content)
+        if message is None:
+            raise VerificationError("it is not a compact JWS, a COSE_Sign1 or the text of an HCERT")
+        try:
+            header = message.header()
+            key = self._signer(message, header)
+            claims = claims_of(message) if message.format is Format.HCERT else None
+        except MessageError as error:
+            raise VerificationError(str(error)) from None
+        if claims is not None:
+            _check(claims, key, header.algorithm, now)
+        return Verified(message.format, header.algorithm, key.name, message.payload, claims)
+
+    def verify_raw(self, message_format: Format, payload: bytes, signature: bytes) -> Verified:
+        """Verifies a raw signature of a MESSAGE, or of a DIGEST (then the payload is the digest).
+
+        Raises VerificationError.
+        """
+        for key in self._keys:
+            for algorithm, data in _signed(message_format, payload):
+                if key.correct(algorithm, data, signature):
+                    return Verified(message_format, algorithm, key.name, payload)
+        raise VerificationError("it is not a signature of this message by a key that is trusted")
+
+    def _signer(self, message: Finished, header: SigningHeader) -> TrustedKey:
+        keys = self._candidates(message.format, header.kid)
+        hash_name = PROPERTIES[header.algorithm].hash_name
+        data = hashlib.new(hash_name, message.signed).digest() if hash_name else message.signed
+        for key in keys:
+            if key.correct(header.algorithm, data, message.signature):
+                return key
+        raise VerificationError(
+            f"its signature is wrong: the message was changed, or it is not by {keys[0].name}"
+            if len(keys) == 1
+            else "its signature is wrong: the message was changed, or no trusted key signed it"
+        )
+
+    def _candidates(self, message_format: Format, kid: str | bytes) -> list[TrustedKey]:
+        """Returns the keys with the key id of a message, or all that may have it.
+
+        COSE's key id is that of the certificate: of a public key alone it is not known.
+        """
+        if not kid:
+            return self._keys
+        named = self._by_kid.get(kid, [])
+        if not named and message_format is not Format.JWS:
+            named = [key for key in self._keys if key.certificate is None]
+        if not named:
+            shown = kid.hex() if isinstance(kid, bytes) else kid[:64]
+            raise VerificationError(f'no key that is trusted has its key id "{shown}"')
+        return named
+
+    @cached_property
+    def _by_kid(self) -> Mapping[str | bytes, list[TrustedKey]]:
+        found = defaultdict[str | bytes, list[TrustedKey]](list)
+        for key in self._keys:
+            ids: set[str | bytes] = {jwk_thumbprint(key.spki), key.kid}
+            for kid in ids | {cose_kid(key.spki, key.certificate)}:
+                found[kid].append(key)
+        return found
+
+
+def _signed(message_format: Format, payload: bytes) -> Iterator[tuple[Algorithm, bytes]]:
+    """Yields each algorithm with what the HSM would have signed."""
+    for algorithm, row in PROPERTIES.items():
+        if row.hash_name is None:
+            if message_format is Format.MESSAGE:
+                yield algorithm, payload
+        elif message_format is Format.MESSAGE:
+            yield algorithm, hashlib.new(row.hash_name, payload).digest()
+        elif len(payload) == hashlib.new(row.hash_name).digest_size:
+            yield algorithm, payload
+
+
+def _check(claims: Claims, key: TrustedKey, algorithm: Algorithm, now: float) -> None:
+    """Raises VerificationError if a health certificate is not one that a verifier accepts."""
+    if now >= claims.expires:
+        raise VerificationError(f"it is genuine, but expired at {utc(claims.expires)}")
+    if not PROPERTIES[algorithm].hcert:
+        raise VerificationError(f"it is genuine, but an HCERT is not signed with {algorithm}")
+    if key.certificate is None:
+        return
+    try:
+        not_before, not_after, types = read_limits(key.certificate)
+    except ValueError:
+        raise VerificationError(f"the certificate of {key.name} cannot be read") from None
+    if not not_before <= claims.issued or claims.expires > not_after:
+        raise VerificationError(
+            f"it is genuine, but its times are not within those of the certificate of {key.name}"
+        )
+    wrong = [kind for kind in dcc.TYPES if claims.dcc.get(kind) and kind not in types]
+    if wrong:
+        raise VerificationError(
+            f"it is genuine, but the certificate of {key.name} is not for its type {wrong[0]}"
+        )
+
+
+# --- files with keys --------------------------------------------------------------------------
+
+
+def _read(content: bytes) -> Iterator[TrustedKey]:
+    try:
+        if content.lstrip()[:1] in {b"{", b"["}:
+            yield from _read_json(json.loads(content))
+        elif b"-----BEGIN" in content:
+            yield from _read_pem(content)
+        else:
+            yield _read_der(content)
+    except KeysError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
+        raise KeysError(f"its keys cannot be read: {str(error)[:200]}") from None
+
+
+def _read_json(document: Any) -> Iterator[TrustedKey]:
+    """Reads a JWK, a JWK Set, or a trust list as verifiers of health certificates load it."""
+    if isinstance(document, list):
+        for item in document:
+            yield _certified(base64.b64decode(item["rawData"]))
+        return
+    for jwk in document.get("keys", [document]):
+        if "d" in jwk:
+            raise KeysError("it has a private key: give public keys only")
+        if jwk.get("use", "sig") == "sig" and jwk.get("alg", Algorithm.ES256) in PROPERTIES:
+            spki = spki_of_jwk(jwk)
+            algorithm = Algorithm(jwk["alg"]) if "alg" in jwk else None
+            kid = str(jwk.get("kid", ""))
+            yield TrustedKey(f"key {kid or jwk_thumbprint(spki)}", spki, algorithm, kid=kid)
+
+
+def _read_pem(content: bytes) -> Iterator[TrustedKey]:
+    for name, block, kind in _PEM.findall(content):
+        if kind == b"CERTIFICATE":
+            der = base64.b64decode(block.split(b"-----")[2])
+            yield _certified(der, name.decode(errors="replace"))
+        elif b"PRIVATE" in kind:
+            raise KeysError("it has a private key: give public keys or certificates only")
+        else:
+            yield _public(spki_of(load_pem_public_key(block)))
+
+
+def _read_der(content: bytes) -> TrustedKey:
+    try:
+        return _certified(content)
+    except ValueError:
+        pass
+    try:
+        return _public(spki_of(load_der_public_key(content)))
+    except ValueError:
+        raise KeysError(
+            "it must be a JWK Set or a trust list (JSON), or certificates or public keys in PEM"
+            " or DER"
+        ) from None
+
+
+def _certified(der: bytes, name: str = "") -> TrustedKey:
+    certificate = x509.load_der_x509_certificate(der)
+    shown = name or f"certificate {certificate.subject.rfc4514_string()}"
+    return TrustedKey(shown, spki_of(certificate.public_key()), certificate=der)
+
+
+def _public(spki: bytes) -> TrustedKey:
+    return TrustedKey(f"key {hashlib.sha256(spki).hexdigest()[:16]}", spki)

@@ -1,0 +1,156 @@
+"""Finished messages, read back: what was signed, the signature, and the header over both.
+
+A compact JWS (RFC 7515 section 7.1), a tagged COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
+text. Nothing is verified here.
+"""
+
+import base64
+import binascii
+import io
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import cbor2
+
+from signer import cbor
+from signer.algorithms import PROPERTIES, Algorithm
+from signer.formats import base45
+from signer.formats.payloads import PayloadError, json_object
+from signer.model import Format
+
+MAX_MESSAGE = 4 << 20
+"""Bytes of a message, as in the API, and of a decompressed one."""
+
+_JWS = re.compile(rb"(([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*))\.([A-Za-z0-9_-]+)")
+_HCERT = b"HC1:"
+_MOST_DEPTH = 66  # maps and lists inside each other: those of a payload, in two more
+_BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
+
+
+class MessageError(ValueError):
+    """A message is not one of the formats, or asks for what is not supported."""
+
+
+class SigningHeader(NamedTuple):
+    """What a message says of its signature; no key id is ``""`` or ``b""``."""
+
+    algorithm: Algorithm
+    kid: str | bytes
+
+
+class Finished(NamedTuple):
+    """A message in its parts: ``signed`` are the bytes that were signed.
+
+    ``protected`` is its header as encoded in it, ``unprotected`` that of COSE which is not
+    signed.
+    """
+
+    format: Format
+    protected: bytes
+    unprotected: Any
+    payload: bytes
+    signed: bytes
+    signature: bytes
+
+    def header(self) -> SigningHeader:
+        """Reads algorithm and key id; raises MessageError."""
+        return _jose(self.protected) if self.format is Format.JWS else _cose(self)
+
+
+class Claims(NamedTuple):
+    """The CWT of a health certificate; times in seconds since the epoch."""
+
+    issuer: str
+    issued: int
+    expires: int
+    dcc: dict[str, Any]
+
+
+def finished(content: bytes) -> Finished | None:
+    """Reads a finished message; returns None for other content."""
+    text = content.strip()
+    if match := _JWS.fullmatch(text):
+        with suppress(binascii.Error):
+            header, payload, signature = (_base64url(match[part]) for part in (2, 3, 4))
+            return Finished(Format.JWS, header, None, payload, match[1], signature)
+    with suppress(ValueError, zlib.error):
+        if text.startswith(_HCERT):
+            packed = base45.decode(text[len(_HCERT) :])
+            return _sign1(zlib.decompressobj().decompress(packed, MAX_MESSAGE), Format.HCERT)
+    return _sign1(content, Format.COSE_SIGN1)
+
+
+def claims_of(message: Finished) -> Claims:
+    """Reads the CWT of a health certificate; raises MessageError."""
+    match _map_of(message.payload, "payload"):
+        case {1: str(issuer), 4: int(expires), 6: int(issued), -260: {1: dict(dcc)}}:
+            return Claims(issuer, issued, expires, dcc)
+    raise MessageError("its payload is not a CWT with issuer, times and one health certificate")
+
+
+def _sign1(content: bytes, message_format: Format) -> Finished | None:
+    with suppress(cbor2.CBORError):
+        stream = io.BytesIO(content)
+        message = cbor2.load(stream, max_depth=4, allow_indefinite=False)
+        if stream.read().strip():
+            return None
+        match message:
+            case cbor2.CBORTag(
+                tag=18,
+                value=[bytes() as protected, unprotected, bytes() as payload, bytes() as signature],
+            ):
+                signed = cbor2.dumps(["Signature1", protected, b"", payload])
+                return Finished(message_format, protected, unprotected, payload, signed, signature)
+    return None
+
+
+def _map_of(data: bytes, what: str) -> Mapping[Any, Any]:
+    try:
+        value = cbor.load(data, _MOST_DEPTH, any_names=True)
+    except cbor.CborError as error:
+        raise MessageError(f"its {what} is not one CBOR map: it has {error}") from None
+    if not isinstance(value, Mapping):
+        raise MessageError(f"its {what} is not a CBOR map")
+    return value
+
+
+def _jose(protected: bytes) -> SigningHeader:
+    try:
+        header = json_object(protected)
+    except PayloadError as error:
+        raise MessageError(f"its header is not one JSON object: {error}") from None
+    if "crit" in header:
+        raise MessageError("its header has `crit`: its extensions are not supported")
+    algorithm: Any = header.get("alg")
+    kid = header.get("kid", "")
+    if not isinstance(kid, str):
+        raise MessageError("its header has a `kid` that is not text")
+    return SigningHeader(_algorithm(algorithm, lambda: Algorithm(algorithm)), kid)
+
+
+def _cose(message: Finished) -> SigningHeader:
+    header = _map_of(message.protected, "header") if message.protected else {}
+    if 2 in header:
+        raise MessageError("its header has `crit`: its extensions are not supported")
+    unsigned = message.unprotected if isinstance(message.unprotected, Mapping) else {}
+    algorithm: Any = header.get(1)
+    kid = header.get(4, unsigned.get(4, b""))
+    if not isinstance(kid, bytes):
+        raise MessageError("its header has a key id that is not a byte string")
+    return SigningHeader(_algorithm(algorithm, lambda: _BY_COSE[algorithm]), kid)
+
+
+def _algorithm(value: object, read: Callable[[], Algorithm]) -> Algorithm:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError):
+        shown = value if isinstance(value, int) else repr(value)[:32]
+        names = ", ".join(Algorithm)
+        raise MessageError(f"its algorithm is {shown}: it must be one of {names}") from None
+
+
+def _base64url(text: bytes) -> bytes:
+    return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))

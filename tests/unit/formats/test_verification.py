@@ -1,0 +1,259 @@
+"""Messages of every format verify with trusted keys, in whatever file; forged ones do not."""
+
+import base64
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cbor2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signer.algorithms import Algorithm
+from signer.client.verification import KeysError, TrustedKey, TrustedKeys, VerificationError
+from signer.formats import FORMATS, base45
+from signer.formats.finished import finished
+from signer.formats.hcert import text as hcert_text
+from signer.model import Format, FormatContext, KeyVersion
+from signer.x509 import cose_kid, jwk_members, jwk_thumbprint, public_key_pem, spki_of
+from tests.unit.formats.conftest import NOW, YEAR, ContextMaker, SoftKey
+
+DCC = json.dumps({"ver": "1.3.0", "nam": {}, "dob": "1950-01-01", "v": [{"dt": "2021-06-01"}]})
+OTHER = DCC.replace("1950", "1990")
+Keys = Mapping[Algorithm, SoftKey]
+
+
+@pytest.fixture
+def make(keys: Keys, context: ContextMaker) -> Callable[..., bytes]:
+    """Signs one payload as the appliance does."""
+
+    def sign(
+        message_format: Format,
+        payload: str = DCC,
+        algorithm: Algorithm = Algorithm.ES256,
+        terms: FormatContext | None = None,
+    ) -> bytes:
+        given = terms or context(version=_named(keys[algorithm].version))
+        form = FORMATS[message_format]
+        prepared = form.prepare([payload.encode()], given)
+        assert not prepared.failures
+        [output] = form.finish(prepared, [keys[algorithm].sign(prepared.to_sign[0])], given)
+        return output
+
+    return sign
+
+
+def _named(version: KeyVersion) -> KeyVersion:
+    return dataclasses.replace(version, thumbprint=jwk_thumbprint(version.spki))
+
+
+def jwks(key: SoftKey) -> bytes:
+    spki = key.version.spki
+    named = {"kid": jwk_thumbprint(spki), "alg": key.version.algorithm, "use": "sig"}
+    return json.dumps({"keys": [{**jwk_members(spki), **named}]}).encode()
+
+
+def trust_list(key: SoftKey) -> bytes:
+    raw = base64.b64encode(key.version.certificate or b"").decode()
+    return json.dumps([{"kid": "", "rawData": raw}]).encode()
+
+
+def certificate(key: SoftKey) -> bytes:
+    made = x509.load_der_x509_certificate(key.version.certificate or b"")
+    return b"# facilities/moh/keys/dcc\n" + made.public_bytes(serialization.Encoding.PEM)
+
+
+FILES: Mapping[str, Callable[[SoftKey], bytes]] = {
+    "jwks": jwks,
+    "trust-list": trust_list,
+    "certificate": certificate,
+    "certificate in DER": lambda key: key.version.certificate or b"",
+    "public key": lambda key: public_key_pem(key.version.spki).encode(),
+    "public key in DER": lambda key: key.version.spki,
+}
+FINISHED = {Format.JWS: Algorithm, Format.COSE_SIGN1: Algorithm, Format.HCERT: ("ES256", "PS256")}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("message_format", "algorithm"),
+    [(made, Algorithm(each)) for made, algorithms in FINISHED.items() for each in algorithms],
+)
+def test_finished_messages_verify_with_each_form_of_keys(
+    make: Callable[..., bytes], keys: Keys, message_format: Format, algorithm: Algorithm, file: str
+) -> None:
+    trusted = TrustedKeys.read(FILES[file](keys[algorithm]))
+    verified = trusted.verify(make(message_format, algorithm=algorithm), NOW)
+    assert (verified.format, verified.algorithm) == (message_format, algorithm)
+    if message_format is Format.HCERT:
+        assert verified.claims is not None
+        assert verified.claims.dcc == json.loads(DCC)
+        assert (verified.claims.issuer, verified.claims.issued) == ("VN", NOW)
+    else:
+        assert verified.payload == DCC.encode()
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_raw_signatures_verify_and_others_do_not(keys: Keys, algorithm: Algorithm) -> None:
+    trusted = TrustedKeys(TrustedKey(name, each.version.spki) for name, each in keys.items())
+    made = keys[algorithm].sign(b"a message")
+    verified = trusted.verify_raw(Format.MESSAGE, b"a message", made)
+    assert verified.algorithm is algorithm
+    for payload, signature in ((b"another", made), (b"a message", made[:-1]), (b"a message", b"")):
+        with pytest.raises(VerificationError, match="not a signature of this message"):
+            trusted.verify_raw(Format.MESSAGE, payload, signature)
+
+
+# --- forged -----------------------------------------------------------------------------------
+
+
+def changed(message_format: Format, made: bytes, other: bytes) -> bytes:
+    """Returns the message ``made`` with the payload of ``other``, its signature as it was."""
+    ours, theirs = finished(made), finished(other)
+    assert ours is not None and theirs is not None  # noqa: PT018  both for mypy
+    if message_format is Format.JWS:
+        return other.rpartition(b".")[0] + b"." + made.rpartition(b".")[2]
+    parts = [ours.protected, ours.unprotected, theirs.payload, ours.signature]
+    whole = cbor2.dumps(cbor2.CBORTag(18, parts))
+    return hcert_text(whole) if message_format is Format.HCERT else whole
+
+
+@pytest.mark.parametrize("message_format", FINISHED)
+def test_a_changed_payload_is_refused(
+    make: Callable[..., bytes], keys: Keys, message_format: Format
+) -> None:
+    trusted = TrustedKeys.read(certificate(keys[Algorithm.ES256]))
+    made, other = make(message_format), make(message_format, OTHER)
+    forged = changed(message_format, made, other)
+    assert forged not in {made, other}
+    with pytest.raises(VerificationError, match="its signature is wrong: the message was changed"):
+        trusted.verify(forged, NOW)
+
+
+@pytest.mark.parametrize("file", ["jwks", "certificate", "public key"])
+@pytest.mark.parametrize("message_format", FINISHED)
+def test_a_message_of_another_key_is_refused(
+    make: Callable[..., bytes], keys: Keys, message_format: Format, file: str
+) -> None:
+    theirs = keys[Algorithm.ES256].version
+    stranger = ec.generate_private_key(ec.SECP256R1())
+    spki = spki_of(stranger.public_key())
+    text = {"jwks": FILES["jwks"](keys[Algorithm.PS256]), "public key": spki}.get(file)
+    trusted = TrustedKeys.read(text or certificate(keys[Algorithm.ES384]))
+    assert theirs.spki not in {key.spki for key in trusted}
+    with pytest.raises(VerificationError, match=r"no key that is trusted|signature is wrong"):
+        trusted.verify(make(message_format), NOW)
+
+
+def jose(header: dict[str, Any], key: SoftKey) -> bytes:
+    parts = (json.dumps(header).encode(), b"{}")
+    signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    return signed + b"." + base64.urlsafe_b64encode(key.sign(signed)).rstrip(b"=")
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"alg": "none"}, "its algorithm is 'none'"),
+        ({"alg": "HS256"}, "its algorithm is 'HS256'"),
+        ({}, "its algorithm is None"),
+        ({"alg": "ES256", "crit": ["b64"], "b64": False}, "`crit`"),
+        ({"alg": "ES256", "kid": 7}, "`kid` that is not text"),
+        ({"alg": "RS256"}, "its signature is wrong"),
+        ({"alg": "ES256", "kid": "other"}, 'no key that is trusted has its key id "other"'),
+    ],
+)
+def test_headers_that_a_verifier_must_refuse(keys: Keys, header: dict[str, Any], said: str) -> None:
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys.read(jwks(key))
+    assert trusted.verify(jose({"alg": "ES256"}, key), NOW).payload == b"{}"
+    with pytest.raises(VerificationError, match=said):
+        trusted.verify(jose(header, key), NOW)
+
+
+def test_the_algorithm_of_a_jwk_binds_its_key(keys: Keys) -> None:
+    """RS256 and PS256 share a key here; the set names only one of them."""
+    trusted = TrustedKeys.read(jwks(keys[Algorithm.PS256]))
+    with pytest.raises(VerificationError, match="its signature is wrong"):
+        trusted.verify(jose({"alg": "RS256"}, keys[Algorithm.RS256]), NOW)
+
+
+@pytest.mark.parametrize(
+    ("moment", "limits", "said"),
+    [
+        (NOW + YEAR, {}, "genuine, but expired at 2023-01-15T12:00:00Z"),
+        (NOW, {"not_after": NOW + YEAR - 1}, "its times are not within"),
+        (NOW, {"not_before": NOW + 1}, "its times are not within"),
+        (NOW, {"usages": ["1.3.6.1.4.1.1847.2021.1.1"]}, "is not for its type v"),
+    ],
+)
+def test_an_hcert_must_be_valid_now_and_under_its_certificate(
+    make: Callable[..., bytes],
+    certified: Callable[..., Any],
+    context: ContextMaker,
+    moment: float,
+    limits: dict[str, Any],
+    said: str,
+) -> None:
+    good = context().version
+    limited = certified(**limits) if limits else good
+    # The appliance would refuse to sign under the limited certificate: it has only its key id.
+    kid = cose_kid(good.spki, limited.certificate)
+    signing = context(version=dataclasses.replace(good, kid=kid))
+    text = make(Format.HCERT, terms=signing)
+    wide = TrustedKey("k", good.spki, certificate=None)
+    assert TrustedKeys([wide]).verify(text, NOW).claims is not None
+    narrow = TrustedKey("k", good.spki, certificate=limited.certificate)
+    with pytest.raises(VerificationError, match=said):
+        TrustedKeys([narrow]).verify(text, moment)
+
+
+def test_a_packed_bomb_is_not_unpacked(keys: Keys) -> None:
+    bomb = b"HC1:" + base45.encode(zlib.compress(bytes(64 << 20), 9))
+    with pytest.raises(VerificationError, match="not a compact JWS"):
+        TrustedKeys.read(jwks(keys[Algorithm.ES256])).verify(bomb, NOW)
+
+
+@given(st.binary(max_size=300))
+def test_no_content_does_anything_but_fail(content: bytes) -> None:
+    spki = spki_of(ec.derive_private_key(7, ec.SECP256R1()).public_key())
+    trusted = TrustedKeys([TrustedKey("k", spki)])
+    for each in (content, b"HC1:" + base45.encode(zlib.compress(content)), b"\xd2\x84" + content):
+        with pytest.raises(VerificationError):
+            trusted.verify(each, NOW)
+    with pytest.raises(KeysError):
+        TrustedKeys.read(content)
+
+
+# --- files with keys --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "must be a JWK Set or a trust list"),
+        (b'{"keys": []}', "it has none of RSA"),
+        (b'{"keys": [{"kty": "EC", "crv": "P-521"}]}', "it must be an EC key on P-256"),
+        (b'{"keys": [{"kty": "EC", "crv": "P-256", "x": "AQ", "y": "AQ"}]}', "cannot be read"),
+        (b'{"kty": "OKP", "crv": "Ed25519", "x": "AQ", "d": "AQ"}', "it has a private key"),
+        (b'[{"rawData": "AQ=="}]', "cannot be read"),
+        (b"-----BEGIN PRIVATE KEY-----\nAQ==\n-----END PRIVATE KEY-----", "it has a private key"),
+        (b"-----BEGIN PUBLIC KEY-----\nAQ==\n-----END PUBLIC KEY-----", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_keys_is_said(content: bytes, said: str) -> None:
+    with pytest.raises(KeysError, match=said):
+        TrustedKeys.read(content)
+
+
+def test_keys_that_are_not_for_our_signatures_are_left_out(keys: Keys) -> None:
+    ours = json.loads(jwks(keys[Algorithm.ES256]))["keys"]
+    others = [{"kty": "EC", "use": "enc"}, {"kty": "EC", "crv": "P-521", "alg": "ES512"}]
+    trusted = TrustedKeys.read(json.dumps({"keys": [*others, *ours]}).encode())
+    assert [key.kid for key in trusted] == [ours[0]["kid"]]
