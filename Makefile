@@ -4,6 +4,7 @@
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
 # make reference  docs/metrics.md anew, from the code
+# make released   with a release: proto/released.binpb, which later changes of the API must fit
 # make shim    a PKCS#11 module that is slow or wrong on demand, for tests and `signer dev up`
 # make bench   the table of docs/performance.md, beside a C loop on the same token
 
@@ -16,7 +17,7 @@ PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
 
-.PHONY: demo test check torture packaging bench shim setup proto reference lock clean
+.PHONY: demo test check torture packaging bench shim setup proto reference released lock clean
 
 setup: $(READY)
 
@@ -62,6 +63,7 @@ check: $(DEV)
 	$(PROTOC) -I $(SITE)/grpc_tools/_proto --include_imports --include_source_info \
 		-o build/proto/image.binpb $(PROTOS)
 	$(BIN)/buf lint build/proto/image.binpb --config proto/buf.yaml
+	$(BIN)/buf breaking build/proto/image.binpb --against proto/released.binpb --config proto/buf.yaml
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
 	for file in build/proto/signer/v1/*; do cmp $$file signer/v1/$$(basename $$file) || exit 1; done
 
@@ -90,6 +92,11 @@ proto: $(DEV)
 
 reference: $(READY)
 	$(BIN)/python -m signer.observe.reference > docs/metrics.md
+
+# The API of the last release, as descriptors. Before the first release it is what programs may
+# rely on already: with a release, and only then, it is written anew and committed.
+released: $(DEV)
+	$(PROTOC) -I $(SITE)/grpc_tools/_proto --include_imports -o proto/released.binpb $(PROTOS)
 
 # Writes both locks anew from pyproject.toml, for the newest releases.
 COMPILE = $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
