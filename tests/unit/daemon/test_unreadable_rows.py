@@ -4,7 +4,8 @@ Every column of every table, with values that SQLite takes whatever the column w
 """
 
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,15 @@ class Site:
 
     def __init__(self, folder: Path, template: Path) -> None:
         self._folder, self._template, self._number = folder, template, 0
+        self._open = ExitStack()
         self.begin()
 
     def begin(self) -> None:
         """Two keys, suspensions, and operations in several states."""
         self._number += 1
+        self.close()
         self.stage = stage = Stage(self._folder / str(self._number), self._template)
+        self._open.callback(stage.close)
         stage.key(CLINIC)
         stage.key(OTHER)
         stage.add_token("other").keys = dict(stage.token.keys)
@@ -62,9 +66,15 @@ class Site:
         stage.propose("create-key", key=more, algorithm="ES256", activate=True, token="soft")
         # Another program, which checks nothing.
         path = str(stage.registry._engine.url.database)
-        self.sql = sqlite3.connect(path, isolation_level=None).execute
+        connection = sqlite3.connect(path, isolation_level=None)
+        self._open.callback(connection.close)
+        self.sql = connection.execute
         self.sql("PRAGMA foreign_keys = OFF")
         self.sql("PRAGMA ignore_check_constraints = ON")
+
+    def close(self) -> None:
+        """Closes what the present stage has open."""
+        self._open.close()
 
     def look(self) -> None:
         """What the daemon does again and again."""
@@ -80,8 +90,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, template: Path) -> Site:
-    return Site(tmp_path, template)
+def site(tmp_path: Path, template: Path) -> Iterator[Site]:
+    made = Site(tmp_path, template)
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS, ids=[".".join(each) for each in COLUMNS])
