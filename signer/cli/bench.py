@@ -203,8 +203,9 @@ def _rival(other: Checkout, directory: Path, cases: list[Case]) -> Iterator[Riva
     """Yields an appliance of another checkout, started beside ours."""
     appliance = other.new_appliance(directory, facilities_for(cases))
     with started(appliance, _say) as theirs:
-        if any(case.flood for case in cases) and "issuer-b" not in theirs.dev["clients"]:
-            _say("their appliance has no second issuer: its flood has the principal of A")
+        wanted = {flood.client for case in cases for flood in case.floods}
+        for client in sorted(wanted - set(theirs.dev["clients"])):
+            _say(f"their appliance has no {client}: its flood has the principal of A")
         yield Rival(other.name, theirs)
 
 

@@ -68,5 +68,10 @@ def _notes(case: Case, row: CaseRow) -> Iterator[str]:
             yield f"{row.case}: failed at {whose}: {failed}"
     if "error" in against:
         yield f"{row.case}: no figures of theirs: {against['error']}"
-    if case.flood is not None:
+    if row.ratio_capacity is not None:
+        yield (
+            f"{row.case}: {row.ratio_capacity:.2f} of the capacity was answered in time, refusals"
+            f" took {row.refused_p99_ms:.1f} ms (p99)"
+        )
+    if case.floods:
         yield f"{row.case}: rate and CPU are the flood's, latencies those of the single items"

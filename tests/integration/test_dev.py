@@ -24,7 +24,16 @@ from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, Format, KeyName
 from signer.tools.dev import provision, softhsm
 
-CLIENTS = {"issuer", "issuer-b", "stranger", "officer-a", "officer-b", "auditor", "operator"}
+CLIENTS = {
+    "issuer",
+    "issuer-b",
+    "issuer-c",
+    "stranger",
+    "officer-a",
+    "officer-b",
+    "auditor",
+    "operator",
+}
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +160,9 @@ def test_the_policy_allows_what_dev_json_says_and_nothing_to_the_stranger(
         assert min(quota.limit for quota in terms.quotas) >= 1_000_000
         sampled = key["algorithm"] in ("ES256", "EdDSA") and name.facility != "strict"
         assert terms.check_every == (64 if sampled else 1)
-        clients = ("issuer", "issuer-b") if name.facility == "01-002" else ("issuer",)
-        assert policy.facilities[name.facility].clients == {principals[each] for each in clients}
+        greedy = {"01-002": {"issuer-b"}, "strict": {"issuer-c"}}.get(name.facility, set())
+        clients = {principals[each] for each in {"issuer", *greedy}}
+        assert policy.facilities[name.facility].clients == clients
     assert principals["stranger"] not in policy.roles
     others = {principals[name] for name in ("stranger", "officer-a", "officer-b")}
     assert set(principals.values()) - set(policy.roles) == others  # officers: the registry's

@@ -16,6 +16,19 @@ class Flood:
     bad: str | None = None  # which payloads that do not parse: one of workload.BAD
     batch: int = 4096
     callers: int = 8
+    client: str = "issuer-b"
+
+
+@dataclass(frozen=True)
+class Overload:
+    """So many times what the appliance has just done in a closed loop is asked for.
+
+    Requests come at random times, whatever becomes of those before, with ``deadline`` seconds
+    each, and are not repeated.
+    """
+
+    times: float = 3
+    deadline: float = 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,9 @@ class Case:
     """One row of the table.
 
     ``keys`` sign in turn. ``window``: messages in flight on each of ``callers`` streams; 0:
-    calls. ``gathers``: ``callers`` are tasks of one program that use ``sign_one``.
+    calls. ``pace``: requests a second at random times, by ``callers`` in turn; 0: each caller
+    sends its next request when it has an answer. ``gathers``: ``callers`` are tasks of one
+    program that use ``sign_one``.
     ``loop_checks``: the C loop verifies every signature too. ``disturbed``: scrapes, reloads
     and officers' acts go on meanwhile. ``slices``: how many times longer its slices are.
     ``warm_up``: seconds of load before each of them, longer than a request takes.
@@ -42,7 +57,9 @@ class Case:
     gathers: bool = False
     loop_threads: int = 2
     loop_checks: bool = False
-    flood: Flood | None = None
+    floods: Sequence[Flood] = ()
+    overload: Overload | None = None
+    pace: float = 0.0
     disturbed: bool = False
     slices: int = 2
     warm_up: float = 0.2
@@ -52,7 +69,7 @@ class Case:
     @property
     def all_keys(self) -> list[KeyName]:
         """Every key that the case needs."""
-        return [*self.keys, *([self.flood.key] if self.flood else [])]
+        return [*self.keys, *(flood.key for flood in self.floods)]
 
     @property
     def connections(self) -> int:
@@ -60,9 +77,10 @@ class Case:
         return self.callers if self.window else 1
 
 
-_RECORDS, _OTHER, _DCC = (
+_RECORDS, _OTHER, _STRICT, _DCC = (
     KeyName("01-001", "records"),
     KeyName("01-002", "records"),
+    KeyName("strict", "records"),
     KeyName("moh", "dcc"),
 )
 _LOAD_KEYS = "l-"
@@ -92,15 +110,14 @@ def _gather(tasks: int) -> Case:
     return _single(f"gather-{tasks}", title, tasks, gathers=True)
 
 
-def _flood(name: str, title: str, flood: Flood, p99_ms: float) -> Case:
-    return _single(
-        f"flood-{name}", title, 1, flood=flood, slices=4, warm_up=1.0, goals={"p99_ms": p99_ms}
-    )
+def _flood(name: str, title: str, p99_ms: float, *floods: Flood, **more: object) -> Case:
+    defaults: dict[str, object] = {"callers": 1, "slices": 4, "warm_up": 1.0}
+    return _single(name, title, floods=floods, goals={"p99_ms": p99_ms}, **(defaults | more))  # type: ignore[arg-type]
 
 
 def _bad_flood(name: str, what: str, bad: str, *, batch: int = 4096, callers: int = 16) -> Case:
     flood = Flood(_OTHER, Format.JWS, bad, batch, callers)
-    return _flood(name, f"one item beside a flood of {what}", flood, 25)
+    return _flood(f"flood-{name}", f"one item beside a flood of {what}", 25, flood)
 
 
 CASES: Sequence[Case] = (
@@ -123,7 +140,7 @@ CASES: Sequence[Case] = (
     ),
     Case(
         "checked", "P-256, all checked; so does the loop", Format.MESSAGE, ES256,
-        [KeyName("strict", "records")], loop_checks=True, goals={"ratio_plain": 1.05},
+        [_STRICT], loop_checks=True, goals={"ratio_plain": 1.05},
     ),
     _single("single-1", "one item a call, one caller", 1, loop_threads=1, goals={"p99_ms": 5}),
     _single("single-16", "one item a call, 16 callers", 16),
@@ -137,13 +154,29 @@ CASES: Sequence[Case] = (
     _gather(16),
     _gather(64),
     _gather(256),
-    _flood("good", "one item while another facility floods", Flood(_OTHER, Format.MESSAGE), 20),
+    _flood(
+        "flood-good", "one item while another facility floods", 20, Flood(_OTHER, Format.MESSAGE)
+    ),
     _bad_flood("bad", "records without an end", "cut", callers=8),
     _bad_flood("empty", "empty payloads", "empty"),
     _bad_flood("lists", "payloads of 256 KiB of lists", "lists", batch=11),
     _bad_flood("members", "payloads of 16,000 members", "members", batch=10),
     _single(
         "busy-front", "as single-16, with scrapes, reloads, officers", 16, disturbed=True, slices=2
+    ),
+    _flood(
+        "greedy-two", "one item beside two greedy clients", 20,
+        Flood(_OTHER, Format.MESSAGE), Flood(_STRICT, Format.MESSAGE, client="issuer-c"),
+    ),
+    _flood(
+        "greedy-50", "50 small facilities beside one that sends 100,000 items", 20,
+        Flood(_OTHER, Format.MESSAGE, callers=25), keys=load_keys(50), callers=50, pace=50,
+    ),
+    Case(
+        "overload", "RSA-2048, three times the capacity", Format.MESSAGE, Algorithm.RS256,
+        [KeyName("01-001", "records-rs256")], batch=100, callers=8, overload=Overload(),
+        warm_up=1.0, slices=8, never_refused=False,
+        goals={"ratio_capacity": 0.9, "refused_p99_ms": 50},
     ),
     Case("keys-10", "10 keys in turn, 4 x 100", Format.MESSAGE, ES256, load_keys(10), batch=100),
     Case(

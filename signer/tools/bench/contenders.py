@@ -12,7 +12,7 @@ from signer.model import KeyName
 from signer.tools.bench.cases import Case
 from signer.tools.bench.disturbances import Disturbances
 from signer.tools.bench.figures import Slice
-from signer.tools.bench.load import LoadTool, RunningLoad, Turn, flood_of, gauge, traffic_of
+from signer.tools.bench.load import LoadTool, RunningLoad, Turn, floods_of, gauge, traffic_of
 from signer.tools.dev.appliance import DevAppliance
 
 _CPU_SECONDS = "process_cpu_seconds_total"  # of the front process
@@ -52,12 +52,17 @@ class LoadedContender:
     """A contender with the load clients of one case, which wait between slices."""
 
     def __init__(
-        self, contender: Contender, measured: RunningLoad, flood: RunningLoad | None,
+        self,
+        case: Case,
+        contender: Contender,
+        measured: RunningLoad,
+        floods: Sequence[RunningLoad],
         disturbances: Disturbances | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
+        self._case = case
         self._contender = contender
         self._measured = measured
-        self._flood = flood
+        self._floods = floods
         self._disturbances = disturbances
 
     @classmethod
@@ -67,7 +72,6 @@ class LoadedContender:
     ) -> Iterator[Self]:
         """Starts the load clients of a case; a slice takes ``seconds`` and its warm-up."""
         traffic = traffic_of(case, contender.public_key(str(case.keys[0])))
-        flood = flood_of(case, contender.dev)
         with ExitStack() as stack:
 
             def client(sent: Any) -> RunningLoad:
@@ -75,37 +79,54 @@ class LoadedContender:
                 return stack.enter_context(running)
 
             measured = client(traffic)
-            flooding = client(flood) if flood else None
+            floods = [client(flood) for flood in floods_of(case, contender.dev)]
             disturbing = Disturbances(contender.dev) if case.disturbed else None
             if disturbing is not None:
                 stack.enter_context(disturbing)
-            yield cls(contender, measured, flooding, disturbing)
+            yield cls(case, contender, measured, floods, disturbing)
 
     def slice(self) -> Slice:
         """Measures one slice."""
         before = self._contender.front_cpu()
         if self._disturbances is not None:
             self._disturbances.resume()
-        if self._flood is not None:
-            self._flood.begin()
-        self._measured.begin()
-        measured = self._measured.finish()
-        flood = self._flood.finish() if self._flood is not None else None
+        for flood in self._floods:
+            flood.begin()
+        capacity = self._capacity()
+        measured = self._turn(capacity)
+        floods = [flood.finish() for flood in self._floods]
         if self._disturbances is not None:
             self._disturbances.pause()
-        return slice_of(measured, flood, self._contender.front_cpu() - before)
+        return slice_of(measured, floods, self._contender.front_cpu() - before, capacity)
+
+    def _capacity(self) -> float:
+        """Returns the items a second that callers get who wait for answers, before an overload."""
+        if self._case.overload is None:
+            return 0.0
+        self._measured.begin(0)
+        return self._measured.finish().rate
+
+    def _turn(self, capacity: float) -> Turn:
+        overload = self._case.overload
+        pace = overload.times * capacity / self._case.batch if overload else None
+        self._measured.begin(pace)
+        return self._measured.finish()
 
 
-def slice_of(measured: Turn, flood: Turn | None, front_cpu: float) -> Slice:
-    """Returns a slice; beside a flood, its rate is the flood's and its latencies are not."""
-    turns = [measured, flood] if flood else [measured]
+def slice_of(
+    measured: Turn, floods: Sequence[Turn], front_cpu: float, capacity: float = 0.0
+) -> Slice:
+    """Returns a slice; beside floods, its rate is theirs and its latencies are not."""
+    turns = [measured, *floods]
     return Slice(
-        rate=(flood or measured).rate,
+        rate=sum(turn.rate for turn in floods) if floods else measured.rate,
         items=sum(turn.items for turn in turns),
         latencies=measured.latencies,
         front_cpu=front_cpu,
         client_cpu=sum(turn.cpu for turn in turns),
         failures=measured.failures,
+        capacity=capacity,
+        refused=measured.refused,
     )
 
 

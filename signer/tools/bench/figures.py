@@ -18,7 +18,8 @@ class Slice(NamedTuple):
 
     ``rate`` (items a second) and ``latencies`` (of requests, µs) are those of the measured
     seconds. ``items`` and CPU seconds are those of the whole turn, with its warm-up and the
-    answers that came after it. ``failures`` by reason.
+    answers that came after it. ``failures`` by reason. ``capacity`` is the rate before an
+    overload, ``refused`` how long the calls took that it refused (µs).
     """
 
     rate: float
@@ -27,6 +28,8 @@ class Slice(NamedTuple):
     front_cpu: float
     client_cpu: float
     failures: Mapping[str, int]
+    capacity: float = 0.0
+    refused: Sequence[int] = ()
 
 
 class Round(NamedTuple):
@@ -59,8 +62,9 @@ class CaseRow:
     ``ratio_plain``, ``plain_spread`` that of ``plain``. The appliance checked one signature in
     ``checks``. ``p50_ms`` and ``p99_ms`` are times of requests; beside a flood they are those
     of the single items, and the rate is that of the flood. ``judged`` is False if the plain
-    loop varied too much. ``against`` has the figures of the other checkout and the ratios of
-    ours to them, or ``error``.
+    loop varied too much. Under an overload ``ratio_capacity`` is the part of the capacity that
+    was answered in time, and ``refused_p99_ms`` how long a refusal took. ``against`` has the
+    figures of the other checkout and the ratios of ours to them, or ``error``.
     """
 
     case: str
@@ -84,12 +88,15 @@ class CaseRow:
     judged: bool
     failures: Mapping[str, int]
     against: Mapping[str, Any] | None = None
+    ratio_capacity: float | None = None
+    refused_p99_ms: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the row for JSON; without ``against`` unless another checkout was measured."""
+        """Returns the row for JSON, without what was not measured."""
         row: dict[str, Any] = _rounded(asdict(self))
-        if self.against is None:
-            del row["against"]
+        for name in ("against", "ratio_capacity", "refused_p99_ms"):
+            if row[name] is None:
+                del row[name]
         return row
 
 
@@ -142,6 +149,8 @@ def row_of(
     plain = [one.plain for one in rounds]
     ratios = [one.ours.rate / one.plain for one in rounds]
     plain_spread = spread(plain)
+    answered = [one.ours.rate / one.ours.capacity for one in rounds if one.ours.capacity]
+    refused = [took for one in rounds for took in one.ours.refused]
     return CaseRow(
         case=case.name,
         format=case.format.value,
@@ -158,6 +167,8 @@ def row_of(
         plain_spread=plain_spread,
         judged=plain_spread <= LARGEST_SPREAD,
         against=against,
+        ratio_capacity=statistics.median(answered) if answered else None,
+        refused_p99_ms=quantile(refused, 0.99) / 1000 if answered else None,
         **asdict(ours),
     )
 

@@ -34,6 +34,7 @@ class Turn(NamedTuple):
     latencies: list[int]
     failures: dict[str, int]
     cpu: float  # seconds
+    refused: Sequence[int] = ()  # how long the calls took that were OVERLOADED, in µs
 
 
 class Traffic(NamedTuple):
@@ -49,6 +50,14 @@ class Traffic(NamedTuple):
     bad: str | None = None  # one of workload.BAD
     client: str = "issuer"
     public_key: str | None = None
+    pace: float = 0.0
+    deadline: float = 60.0
+    overloads: bool = False  # its pace is said at each turn
+
+    @property
+    def in_python(self) -> bool:
+        """Whether only the client in Python sends it."""
+        return self.gathers or self.overloads or self.pace > 0
 
 
 class LoadTool(NamedTuple):
@@ -58,7 +67,8 @@ class LoadTool(NamedTuple):
 
     def name(self, case: Case) -> str:
         """Which client drives a case."""
-        return "python" if self.program is None or case.gathers else "go"
+        alone = traffic_of(case, "").in_python
+        return "python" if self.program is None or alone else "go"
 
     @contextmanager
     def running(
@@ -75,7 +85,7 @@ class LoadTool(NamedTuple):
 
     def _command(self, dev: Mapping[str, Any], traffic: Traffic, names: str) -> list[str]:
         identity = dev["clients"][traffic.client]
-        go = self.program is not None and not traffic.gathers
+        go = self.program is not None and not traffic.in_python
         command = [str(self.program)] if go else list(PYTHON)
         command += ["--address", dev["address"], "--server-name", dev["server_name"]]
         command += ["--ca", dev["ca"], "--certificate", identity["cert"], "--key", identity["key"]]
@@ -84,6 +94,8 @@ class LoadTool(NamedTuple):
         command += ["--window", str(traffic.window), "--connections", str(traffic.connections)]
         if traffic.bad is not None:
             command += ["--bad", traffic.bad]
+        if traffic.in_python:
+            command += ["--pace", str(traffic.pace), "--deadline", str(traffic.deadline)]
         if traffic.gathers:
             command.append("--gather")
         elif go and traffic.public_key is not None:
@@ -97,9 +109,9 @@ class RunningLoad:
     def __init__(self, process: Stepping) -> None:
         self._process = process
 
-    def begin(self) -> None:
-        """Starts the load, which ends by itself."""
-        self._process.begin()
+    def begin(self, pace: float | None = None) -> None:
+        """Starts the load, which ends by itself; ``pace``: so many requests a second."""
+        self._process.begin("" if pace is None else str(pace))
 
     def finish(self) -> Turn:
         """Waits for its end; returns the measurements."""
@@ -118,18 +130,25 @@ def traffic_of(case: Case, public_key: str) -> Traffic:
         case.connections,
         case.gathers,
         public_key=public_key if verified else None,
+        pace=case.pace,
+        overloads=case.overload is not None,
+        deadline=case.overload.deadline if case.overload else 60.0,
     )
 
 
-def flood_of(case: Case, dev: Mapping[str, Any]) -> Traffic | None:
-    """Returns what the other facility's client sends, a principal of its own if there is one."""
-    if case.flood is None:
-        return None
-    flood = case.flood
-    client = "issuer-b" if "issuer-b" in dev["clients"] else "issuer"
-    return Traffic(
-        flood.format, [flood.key], flood.batch, flood.callers, bad=flood.bad, client=client
-    )
+def floods_of(case: Case, dev: Mapping[str, Any]) -> list[Traffic]:
+    """Returns what other facilities' clients send, each a principal of its own if there is one."""
+    return [
+        Traffic(
+            flood.format,
+            [flood.key],
+            flood.batch,
+            flood.callers,
+            bad=flood.bad,
+            client=flood.client if flood.client in dev["clients"] else "issuer",
+        )
+        for flood in case.floods
+    ]
 
 
 def read_turn(line: str) -> Turn:
@@ -143,6 +162,7 @@ def read_turn(line: str) -> Turn:
             latencies=[int(took) for took in read.get("latencies_us") or ()],
             failures={str(reason): int(number) for reason, number in failures.items()},
             cpu=float(read["client_cpu_us_per_item"]) * max(1, items) / 1e6,
+            refused=[int(took) for took in read.get("refused_us") or ()],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OperatorError(f"the load client printed what is not a result: {line!r}") from error

@@ -1,10 +1,12 @@
 """The load client in Python, a program: ``python -m signer.tools.bench.python_load --help``.
 
-It costs more CPU an item than the one in Go. All callers are tasks of one event loop.
+It costs more CPU an item than the one in Go. All callers are tasks of one event loop. With
+``--step`` a line of its input may say the pace of its turn.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -47,6 +49,7 @@ class Tally:
         self.within = 0.0  # items; a request counts by the part of its time in the turn's seconds
         self.items = 0
         self.latencies: list[int] = []
+        self.refusals: list[int] = []  # how long it took to be refused, in µs
         self.failures: Counter[str] = Counter()
 
     def over(self) -> bool:
@@ -62,12 +65,19 @@ class Tally:
         if items and self._begin <= now < self._end:
             self.latencies.append(int((now - sent) * 1e6))
 
-    async def refused(self, status: status_pb2.Status) -> None:
+    @property
+    def end(self) -> float:
+        return self._end
+
+    async def refused(self, sent: float, status: status_pb2.Status) -> None:
         """Notes a request that failed as a whole."""
         reason = _reason(status)
         if _CODES.get(status.code) not in _REFUSALS:
             raise LoadFailed(f"a request failed: {reason}: {status.message}")
         self.failures[reason] += 1
+        now = time.monotonic()
+        if reason == "OVERLOADED" and self._begin <= now < self._end:
+            self.refusals.append(int((now - sent) * 1e6))
         await asyncio.sleep(_AFTER_REFUSAL)
 
 
@@ -117,24 +127,42 @@ class Answers:
         return self._batch - failed
 
 
-def calls(channel: grpc.aio.Channel, source: Requests, answers: Answers) -> Caller:
-    """Returns a caller that makes one call after the other."""
-    # Without serialisers gRPC takes and gives bytes.
-    method: Any = channel.unary_unary(_BATCH)
-    number = 0
+class Calls:
+    """A caller that makes one call after the other, or one call at a given time."""
 
-    async def load(tally: Tally) -> None:
-        nonlocal number
+    def __init__(
+        self, channel: grpc.aio.Channel, source: Requests, answers: Answers, deadline: float
+    ) -> None:
+        # Without serialisers gRPC takes and gives bytes.
+        self._method: Any = channel.unary_unary(_BATCH)
+        self._source, self._answers, self._deadline = source, answers, deadline
+        self._number = 0
+
+    async def __call__(self, tally: Tally) -> None:
         while not tally.over():
-            number, sent = number + 1, time.monotonic()
-            try:
-                answer = await method(source(number), timeout=_TIMEOUT)
-            except grpc.aio.AioRpcError as error:
-                await tally.refused(_status(error))
-            else:
-                tally.answered(sent, answers.good(answer, tally))
+            await self.one(tally, time.monotonic())
 
-    return load
+    async def one(self, tally: Tally, sent: float) -> None:
+        """Makes one call, which was to be sent at this time."""
+        self._number += 1
+        try:
+            answer = await self._method(self._source(self._number), timeout=self._deadline)
+        except grpc.aio.AioRpcError as error:
+            await tally.refused(sent, _status(error))
+        else:
+            tally.answered(sent, self._answers.good(answer, tally))
+
+
+async def paced(callers: Sequence[Calls], pace: float, tally: Tally) -> None:
+    """Has the callers send in turn, at random times that do not depend on answers."""
+    gaps, at = Random(len(callers)), time.monotonic()  # noqa: S311  they only have to differ
+    async with asyncio.TaskGroup() as tasks:
+        for caller in itertools.cycle(callers):
+            at += gaps.expovariate(pace)
+            if at >= tally.end:
+                return
+            await asyncio.sleep(max(0.0, at - time.monotonic()))
+            tasks.create_task(caller.one(tally, at))
 
 
 def messages(channel: grpc.aio.Channel, source: Requests, answers: Answers, window: int) -> Caller:
@@ -160,7 +188,7 @@ def messages(channel: grpc.aio.Channel, source: Requests, answers: Answers, wind
                 raise LoadFailed(f"the stream has ended: {await stream.details()}")
             answer = signing_pb2.SignStreamResponse.FromString(received)
             if answer.HasField("error"):
-                await tally.refused(answer.error)
+                await tally.refused(sent[answer.tag], answer.error)
             else:
                 tally.answered(sent[answer.tag], answers.read(answer.batch, tally))
             if tally.over():
@@ -191,13 +219,18 @@ def gatherer(client: Any, options: argparse.Namespace, number: int) -> Caller:
     return load
 
 
-async def take_turn(options: argparse.Namespace, callers: Sequence[Caller]) -> dict[str, Any]:
+async def take_turn(
+    options: argparse.Namespace, callers: Sequence[Any], pace: float
+) -> dict[str, Any]:
     """Loads the appliance for one turn; returns the line that describes it."""
     cpu, begin = time.process_time(), time.monotonic() + options.warm_up
     tally = Tally(begin, begin + options.seconds)
-    async with asyncio.TaskGroup() as tasks:
-        for caller in callers:
-            tasks.create_task(_run(caller, tally))
+    if pace:
+        await paced(callers, pace, tally)
+    else:
+        async with asyncio.TaskGroup() as tasks:
+            for caller in callers:
+                tasks.create_task(_run(caller, tally))
     used = time.process_time() - cpu
     return {
         "rate": tally.within / options.seconds,
@@ -206,7 +239,7 @@ async def take_turn(options: argparse.Namespace, callers: Sequence[Caller]) -> d
         "items": tally.items,
         "failures": dict(tally.failures),
         "client_cpu_us_per_item": used * 1e6 / max(1, tally.items),
-        **({"latencies_us": tally.latencies} if options.step else {}),
+        **({"latencies_us": tally.latencies, "refused_us": tally.refusals} if options.step else {}),
     }
 
 
@@ -244,7 +277,7 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
         return [gatherer(client, options, number) for number in range(options.callers)]
     channels = [_channel(options, number) for number in range(options.connections)]
     keys = [KeyName.parse(name) for name in options.keys]
-    made = []
+    made: list[Caller] = []
     for number in range(options.callers):
         channel = channels[number % len(channels)]
         source = requests(
@@ -257,7 +290,7 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
         if options.window:
             made.append(messages(channel, source, answers, options.window))
         else:
-            made.append(calls(channel, source, answers))
+            made.append(Calls(channel, source, answers, options.deadline))
     return made
 
 
@@ -269,11 +302,13 @@ async def _sign_once(client: Any, options: argparse.Namespace) -> None:
 async def _main(options: argparse.Namespace) -> None:
     callers = await _callers(options)
     if not options.step:
-        print(json.dumps(await take_turn(options, callers)), flush=True)  # noqa: T201
+        line = await take_turn(options, callers, options.pace)
+        print(json.dumps(line), flush=True)  # noqa: T201
         return
     print("ready", flush=True)  # noqa: T201  a program's output
-    while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(await take_turn(options, callers)), flush=True)  # noqa: T201
+    while read := await asyncio.to_thread(sys.stdin.readline):
+        line = await take_turn(options, callers, float(read.strip() or options.pace))
+        print(json.dumps(line), flush=True)  # noqa: T201
 
 
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -291,6 +326,8 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=0, help="messages in flight on a stream")
     parser.add_argument("--connections", type=int, default=1, help="callers share them")
     parser.add_argument("--gather", action="store_true", help="callers are tasks with sign_one")
+    parser.add_argument("--pace", type=float, default=0, help="requests a second; see paced")
+    parser.add_argument("--deadline", type=float, default=60, help="of a call, in seconds")
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--warm-up", type=float, default=0.2)
     parser.add_argument("--step", action="store_true", help="measure for every line of input")
@@ -299,6 +336,8 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.keys = [*options.name, *named]
     if not options.keys:
         parser.error("--name or --names is needed")
+    if options.pace and (options.window or options.gather):
+        parser.error("--pace is for calls")
     return options
 
 

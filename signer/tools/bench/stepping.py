@@ -44,11 +44,11 @@ class Stepping:
             raise
         return self
 
-    def begin(self) -> None:
-        """Starts a measurement."""
+    def begin(self, line: str = "") -> None:
+        """Starts a measurement; the program may read the line."""
         assert self._process.stdin is not None  # noqa: S101  it is a pipe
         try:
-            self._process.stdin.write("\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         except OSError as error:
             raise self._failed() from error

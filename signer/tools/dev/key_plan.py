@@ -6,10 +6,13 @@ from typing import NamedTuple
 from signer.algorithms import Algorithm
 from signer.model import Format, KeyName
 
-CLIENTS = ("issuer", "issuer-b", "stranger", "officer-a", "officer-b", "auditor", "operator")
+CLIENTS = (
+    *("issuer", "issuer-b", "issuer-c"),
+    *("stranger", "officer-a", "officer-b", "auditor", "operator"),
+)
 """Clients that get a certificate. The policy names all of them except the stranger.
 
-The issuer may sign for all facilities, issuer-b for 01-002 only.
+The issuer may sign for all facilities, issuer-b for 01-002 only, issuer-c for strict only.
 """
 
 OFFICERS = ("officer-a", "officer-b")  # they propose and approve operations

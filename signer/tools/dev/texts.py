@@ -119,7 +119,7 @@ facilities:
   strict:
     profile: records
     group: "01"
-    clients: [{issuer}]
+    clients: [{issuer}, {issuer_c}]
     check_every: 1              # every signature, as in production
   moh:
     profile: ministry
@@ -146,7 +146,7 @@ key: pki/{client}.key
 
 def policy() -> str:
     """Returns the policy of all facilities except those for load tests."""
-    names = ("issuer", "issuer-b", "auditor", "operator")
+    names = ("issuer", "issuer-b", "issuer-c", "auditor", "operator")
     return POLICY.format(**{name.replace("-", "_"): principal(name) for name in names})
 
 

@@ -1,9 +1,11 @@
+import asyncio
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -17,7 +19,7 @@ from signer.errors import OperatorError
 from signer.formats.payloads import PayloadError, json_object
 from signer.model import Format, KeyName
 from signer.tools.bench.cases import CASES, COMPARISONS, Case, facilities_for, load_keys
-from signer.tools.bench.contenders import Checkout, Contender, slice_of
+from signer.tools.bench.contenders import Checkout, Contender, LoadedContender, slice_of
 from signer.tools.bench.figures import (
     CaseRow,
     Round,
@@ -29,8 +31,8 @@ from signer.tools.bench.figures import (
     row_of,
     spread,
 )
-from signer.tools.bench.load import LoadTool, Turn, flood_of, read_turn, traffic_of
-from signer.tools.bench.python_load import Tally
+from signer.tools.bench.load import LoadTool, Turn, floods_of, read_turn, traffic_of
+from signer.tools.bench.python_load import Tally, paced
 from signer.tools.bench.run import _Optional, rounds_of
 from signer.tools.bench.stepping import Stepping
 from signer.tools.bench.workload import BAD, PAYLOADS, requests
@@ -108,7 +110,7 @@ LINE = {
 
 def test_a_line_of_a_load_client_is_read() -> None:
     turn = read_turn(json.dumps(LINE) + "\n")
-    assert turn._replace(cpu=0) == Turn(400.5, 200, [2500, 9000], {"OVERLOADED": 3}, 0)
+    assert turn._replace(cpu=0) == Turn(400.5, 200, [2500, 9000], {"OVERLOADED": 3}, 0, [])
     assert turn.cpu == pytest.approx(0.01)
     assert read_turn(json.dumps({**LINE, "latencies_us": None})).latencies == []
 
@@ -129,12 +131,16 @@ def command(case: str, program: Path | None) -> list[str]:
 def test_go_drives_all_cases_but_those_that_gather() -> None:
     go = LoadTool(Path("build/load"))
     assert {case.name for case in CASES if go.name(case) == "python"} == {
-        *("gather-16", "gather-64", "gather-256")
+        *("gather-16", "gather-64", "gather-256", "greedy-50", "overload")
     }
     assert {LoadTool(None).name(case) for case in CASES} == {"python"}
     assert command("single-16", Path("build/load"))[0] == "build/load"
     assert command("single-16", None)[:2] == [sys.executable, "-m"]
     assert "--gather" in command("gather-16", Path("build/load"))
+    for case in ("greedy-50", "overload"):
+        words = command(case, Path("build/load"))
+        assert words[:2] == [sys.executable, "-m"]
+        assert {"--pace", "--deadline"} <= set(words)
     assert "--public-key" in command("single-16", Path("build/load"))
     assert "--public-key" not in command("single-16", None)
 
@@ -155,13 +161,14 @@ def test_calls_share_a_connection_and_streams_do_not(
 
 def test_the_flood_has_a_principal_of_its_own_where_there_is_one() -> None:
     case = BY_NAME["flood-bad"]
-    alone = flood_of(case, DEV)
-    both = flood_of(case, {**DEV, "clients": {"issuer": {}, "issuer-b": {}}})
-    assert alone is not None
-    assert both is not None
+    [alone] = floods_of(case, DEV)
+    [both] = floods_of(case, {**DEV, "clients": {"issuer": {}, "issuer-b": {}}})
     assert (alone.client, both.client) == ("issuer", "issuer-b")
     assert (both.bad, both.batch, both.format) == ("cut", 4096, Format.JWS)
-    assert flood_of(MESSAGE, DEV) is None
+    assert floods_of(MESSAGE, DEV) == []
+    everybody: Any = dict.fromkeys(("issuer", "issuer-b", "issuer-c"))
+    two = floods_of(BY_NAME["greedy-two"], {**DEV, "clients": everybody})
+    assert [each.client for each in two] == ["issuer-b", "issuer-c"]
 
 
 def test_a_request_counts_by_the_part_of_its_time_in_the_window() -> None:
@@ -306,10 +313,64 @@ def test_without_any_answer_there_are_no_figures() -> None:
 def test_beside_a_flood_the_rate_is_the_floods_and_the_times_are_not() -> None:
     alone = Turn(100.0, 50, [2000], {}, 0.1)
     flood = Turn(9000.0, 4096, [800_000], {"OVERLOADED": 1}, 0.2)
-    made = slice_of(alone, flood, 0.5)
+    made = slice_of(alone, [flood], 0.5)
     assert (made.rate, made.items, made.latencies) == (9000.0, 4146, [2000])
     assert made.client_cpu == pytest.approx(0.3)
-    assert slice_of(alone, None, 0.5).rate == 100.0
+    assert slice_of(alone, [], 0.5).rate == 100.0
+    two = slice_of(alone, [flood, flood], 0.5)
+    assert (two.rate, two.items) == (18_000.0, 8242)
+
+
+class Scripted:
+    """A load client that does what the turn before it allows."""
+
+    def __init__(self) -> None:
+        self.paces: list[float | None] = []
+
+    def begin(self, pace: float | None = None) -> None:
+        self.paces.append(pace)
+
+    def finish(self) -> Turn:
+        if self.paces[-1] == 0:
+            return Turn(2000.0, 4000, [50_000], {}, 0.1)
+        return Turn(1900.0, 3800, [90_000], {"OVERLOADED": 60}, 0.1, [9_000, 70_000])
+
+
+def test_an_overload_asks_for_so_many_times_what_was_possible_just_before() -> None:
+    case, client = BY_NAME["overload"], Scripted()
+    contender: Any = SimpleNamespace(front_cpu=lambda: 0.0)
+    measuring: Any = client
+    made = LoadedContender(case, contender, measuring, [], None).slice()
+    assert client.paces == [0, 3 * 2000 / 100]
+    assert (made.rate, made.capacity, made.failures) == (1900.0, 2000.0, {"OVERLOADED": 60})
+    found = row(case, [Round(100, 200, made)] * 3)
+    assert (found.ratio_capacity, found.refused_p99_ms) == (0.95, 70.0)
+    assert misses(case, found) == ["refused_p99_ms 70.00, goal at most 50"]
+    assert {"ratio_capacity", "refused_p99_ms"} <= set(found.as_dict())
+    assert any(
+        "0.95 of the capacity was answered" in line for line in table([(case, found)]).splitlines()
+    )
+
+
+def test_calls_come_at_their_pace_whatever_becomes_of_those_before() -> None:
+    """None of them is ever answered."""
+    sent: list[float] = []
+
+    class Silent:
+        async def one(self, _: Tally, at: float) -> None:
+            sent.append(at)
+            await asyncio.sleep(0.3)
+
+    async def turn() -> float:
+        began = time.monotonic()
+        callers: Any = [Silent(), Silent()]
+        await paced(callers, 200, Tally(began, began + 0.5))
+        return began
+
+    began = asyncio.run(turn())
+    assert sent == sorted(sent)
+    assert all(began <= at < began + 0.5 for at in sent)
+    assert 50 < len(sent) < 150
 
 
 def test_another_checkout_is_compared_slice_by_slice() -> None:
