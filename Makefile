@@ -72,7 +72,7 @@ bench: $(TOOLS) build/loop
 	-@$(MAKE) --no-print-directory build/load
 	$(BIN)/signer dev init build/bench-keys --facilities 10000
 	$(BIN)/signer bench --dir build/bench; missed=$$?; \
-	$(BIN)/signer bench --dir build/bench-keys --case keys-10 --case keys-10000 && exit $$missed
+	$(BIN)/signer bench --dir build/bench-keys --case keys-10 --case keys-10000 --case greedy-50 && exit $$missed
 
 shim: build/shim.so
 

@@ -24,7 +24,7 @@ from signer.events import (
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
-from signer.hsm.front.scheduler import Costs, Scheduler
+from signer.hsm.front.scheduler import Costs, Pace, Scheduler
 from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import KeyVersion, Placement, Suspended
@@ -122,6 +122,7 @@ class Dispatcher:
         self.breaker = breaker
         self.costs = Costs(clock)
         self.scheduler = Scheduler(self.costs.estimate)
+        self.pace = Pace()
         self.stops = Stops()
         self.slots = [
             Slot(spec, self, start_seconds=start_seconds, hang_seconds=hang_seconds, clock=clock)
@@ -138,6 +139,7 @@ class Dispatcher:
         self._now = clock.monotonic
         self._tasks: list[asyncio.Task[None]] = []
         self._served_at = self._now()  # when a worker was last seen to serve, or the start
+        self._looked, self._waited = self._now(), False  # at the pace, and whether work waited then
         self._added = 0  # items since the queue was last looked at
         self._together = Gatherer(loop.loop, lambda: self._added, self._pump)
         self._next_chunk = 0
@@ -176,9 +178,17 @@ class Dispatcher:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self.costs.forget()
+            self.look_at_pace()
             for slot in self.slots:
                 slot.check()
             self._look_for_service()
+
+    def look_at_pace(self) -> None:
+        """Learns from the time since the last look if work has waited in all of it."""
+        now, workers = self._now(), self.serving
+        waits = bool(workers) and self.scheduler.seconds() >= WATCH_SECONDS * workers
+        self.pace.look(workers * (now - self._looked), busy=waits and self._waited)
+        self._looked, self._waited = now, waits
 
     def _look_for_service(self) -> None:
         """Fails what waits once no worker has served for long, whatever becomes of them."""
@@ -385,6 +395,7 @@ class Dispatcher:
             checked += answer.checked
             wrong += len(answer.wrong)
         del slot.in_flight[result.chunk]
+        self.pace.done(chunk.seconds)
         for part, answer in zip(chunk.parts, result.parts, strict=True):
             self._settle(slot, part, answer)
         self._events.emit(ChunkEnded(self._token, busy_us / 1e6, chunk.items, checked, wrong))

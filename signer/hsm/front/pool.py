@@ -292,11 +292,15 @@ class Pool:
     def ahead(self) -> float:
         """Returns the seconds until the workers have done what waits and is admitted, about."""
         seconds = self._scheduler.backlog() + self._dispatcher.in_flight() / 2
-        return seconds / max(1, self.serving)
+        return seconds / self._workers()
 
     def rate(self, version: KeyVersion) -> float:
         """Returns how many items a second the workers sign with a version, about."""
-        return max(1, self.serving) / self._dispatcher.costs.estimate(kind_of(version)).item
+        return self._workers() / self._dispatcher.costs.estimate(kind_of(version)).item
+
+    def _workers(self) -> float:
+        """Returns how many seconds of work are done in one."""
+        return max(1, self.serving) * self._dispatcher.pace.value
 
     def _work_again(self) -> None:
         self._events.emit(BreakerClosed(self.token))
@@ -368,12 +372,12 @@ class Pool:
         if not ahead:
             return
         ahead += dispatcher.in_flight()
-        if seconds + _AHEAD * ahead <= left:
+        if seconds + _AHEAD * ahead <= left * self._dispatcher.pace.value:
             return  # one worker would be enough
         before = scheduler.finish(job.owner, job.weight, seconds) - seconds
         before += dispatcher.in_flight()
         # That much less must be ahead, and the workers sign it in as many seconds.
-        late = ((seconds + _AHEAD * before) / max(1, self.serving) - left) / _AHEAD
+        late = ((seconds + _AHEAD * before) / self._workers() - left) / _AHEAD
         if late > 0:
             raise CallError(
                 Reason.OVERLOADED,

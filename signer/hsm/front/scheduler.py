@@ -34,6 +34,8 @@ _SMALL_BYTES = 1024  # of messages whose length does not matter for what they co
 _FIRST_ITEMS = 16  # of the first chunk of a kind whose cost is unknown
 _UNKNOWN = CHUNK_SECONDS / _FIRST_ITEMS
 _MEASUREMENTS = 9  # the median of them bears four stalls
+_PACE_LEARNT, _PACE_FORGOTTEN = 0.1, 0.02  # the weight of a look at it
+_SLOWEST = 0.1
 CHUNK_BYTES = 64 * 1024
 """Inputs and keys of one chunk, so that two of them fit into a worker's socket buffer."""
 
@@ -148,6 +150,31 @@ class Costs:
         before = self._now() - FORGET_SECONDS
         for kind in [kind for kind, measured in self._measured.items() if measured.at <= before]:
             del self._costs[kind], self._measured[kind]
+
+
+class Pace:
+    """The part of the workers' time that becomes signatures, by the estimates, while work waits.
+
+    It is less than 1 if costs vary, workers wait for frames, or others use the processors.
+    """
+
+    def __init__(self) -> None:
+        self.value = 1.0
+        self._done = 0.0
+
+    def done(self, seconds: float) -> None:
+        """Notes a chunk that took so much HSM time by its estimate."""
+        self._done += seconds
+
+    def look(self, seconds: float, *, busy: bool) -> None:
+        """Takes the time of all workers since the last look into account; called regularly.
+
+        ``busy``: work waited all the time. Otherwise what was learnt is forgotten little by little.
+        """
+        found = self._done / seconds if busy and seconds else 1.0
+        weight = _PACE_LEARNT if busy else _PACE_FORGOTTEN
+        self.value += weight * (min(1.0, max(_SLOWEST, found)) - self.value)
+        self._done = 0.0
 
 
 def _median(values: deque[float]) -> float:

@@ -3,7 +3,7 @@
 import pytest
 
 from signer.algorithms import Algorithm
-from signer.hsm.front.scheduler import CHUNK_SECONDS, FORGET_SECONDS, Cost, Costs
+from signer.hsm.front.scheduler import CHUNK_SECONDS, FORGET_SECONDS, Cost, Costs, Pace
 from tests.stand_ins import SetClock
 
 KIND = (Algorithm.ES256, 91)
@@ -85,3 +85,22 @@ def test_costs_are_forgotten() -> None:
     assert costs.measured(KIND).item == 0
     costs.learn(KIND, 0.1)
     assert costs.measured(KIND).item == 0.1, "what was before does not count again"
+
+
+def test_the_pace_is_what_becomes_of_the_time_of_busy_workers() -> None:
+    pace = Pace()
+    for _ in range(60):
+        pace.done(0.1)
+        pace.look(0.2, busy=True)
+    assert pace.value == pytest.approx(0.5, abs=0.01)
+    pace.look(0.2, busy=True)
+    assert 0.4 < pace.value < 0.5, "one stall changes it little"
+    for _ in range(1000):
+        pace.look(0.2, busy=True)
+    assert pace.value > 0.05, "it is never nothing"
+    for _ in range(300):
+        pace.look(0.2, busy=False)
+    assert pace.value == pytest.approx(1, abs=0.01)
+    pace.done(9.0)
+    pace.look(0.2, busy=True)
+    assert pace.value <= 1, "an estimate that is too high makes nothing faster"

@@ -15,6 +15,7 @@ import pytest
 from signer.errors import CallError, Reason
 from signer.event_loop import EventLoop
 from signer.hsm.front.chunks import Batch, Chunk, SignJob
+from signer.hsm.front.dispatcher import WATCH_SECONDS
 from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.spec import TokenSpec
 from tests.stand_ins import Recorder, SetClock, key_version
@@ -27,8 +28,11 @@ DURABLE, ANSWERED = 0.01, 0.03  # seconds until an intent is on disk; from a sig
 class Simulation:
     """Workers that take chunks, and calls that come by themselves, in the order of their times."""
 
-    def __init__(self, loop: EventLoop, seed: int, noise: float) -> None:
-        self.clock, self.noise = SetClock(0.0), noise
+    def __init__(
+        self, loop: EventLoop, seed: int, noise: float = 0.0, between: float = 0.0
+    ) -> None:
+        """``between`` chunks a worker waits for this part of their time."""
+        self.clock, self.noise, self.between = SetClock(0.0), noise, between
         spec = TokenSpec("t", None, "", "", "", session_copies=True, environment={})
         self.pool = Pool(
             spec,
@@ -51,6 +55,7 @@ class Simulation:
         self.late: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.hints: list[float] = []
+        self.look()
 
     def at(self, time: float, act: Any) -> None:
         heapq.heappush(self.due, (time, next(self.numbers), act))
@@ -59,6 +64,10 @@ class Simulation:
         while self.due and self.due[0][0] <= seconds:
             self.clock.time, _, act = heapq.heappop(self.due)
             act()
+
+    def look(self) -> None:
+        self.pool._dispatcher.look_at_pace()
+        self.at(self.clock.time + WATCH_SECONDS, self.look)
 
     def calls(self, owner: str, items: int, deadline: float, times: Iterator[float]) -> None:
         """An owner's calls, which do not wait for each other."""
@@ -100,13 +109,17 @@ class Simulation:
             self.at(self.clock.time + took, lambda c=chunk, t=took: self.signed(c, t))
 
     def signed(self, chunk: Chunk, took: float) -> None:
-        self.idle += 1
         self.costs.learn(chunk.portions[0].batch.kind, took, chunk.items)
+        self.pool._dispatcher.pace.done(chunk.seconds)
+        self.at(self.clock.time + self.between * took, self.free)
         for portion in chunk.portions:
             batch = portion.batch
             batch.store(portion.start, [b"s"] * len(portion), {})
             if not batch.remaining and self.clock.time + ANSWERED <= batch.job.deadline:
                 self.good[batch.job.owner] += len(batch.signatures)
+
+    def free(self) -> None:
+        self.idle += 1
         self.give()
 
     def poisson(self, rate: float, seconds: float) -> Iterator[float]:
@@ -115,18 +128,18 @@ class Simulation:
             yield time
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize(("noise", "between"), [(0.0, 0.0), (0.5, 0.0), (0.2, 0.6)])
 @pytest.mark.parametrize("deadline", [1.0, 3.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_at_three_times_the_capacity_nine_tenths_of_it_are_answered_in_time(
-    loop: EventLoop, seed: int, deadline: float, noise: float
+    loop: EventLoop, seed: int, deadline: float, noise: float, between: float
 ) -> None:
-    world, seconds, owners = Simulation(loop, seed, noise), 20.0, 10
+    world, seconds, owners = Simulation(loop, seed, noise, between), 20.0, 10
     rate = 3 * CAPACITY / 100 / owners
     for number in range(owners):
         world.calls(f"f{number}", 100, deadline, world.poisson(rate, seconds))
     world.run(seconds)
-    possible = CAPACITY / (1 + noise / 2) * seconds
+    possible = CAPACITY / (1 + noise / 2) / (1 + between) * seconds
     assert world.good.total() >= 0.9 * possible
     assert world.late.total() < 0.1 * world.good.total() / 100
     assert max(world.hints) < deadline
@@ -135,7 +148,7 @@ def test_at_three_times_the_capacity_nine_tenths_of_it_are_answered_in_time(
 
 
 def test_small_facilities_do_not_notice_greedy_ones(loop: EventLoop) -> None:
-    world, seconds = Simulation(loop, 1, 0.2), 20.0
+    world, seconds = Simulation(loop, 1, noise=0.2), 20.0
     for greedy in ("g0", "g1"):
         world.calls(greedy, 1000, 5.0, world.poisson(2 * CAPACITY / 1000, seconds))
     for number in range(50):
