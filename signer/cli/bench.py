@@ -1,7 +1,7 @@
 """``signer bench``: the appliance beside a C loop, in one table."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from signer.tools.bench.contenders import Checkout, Contender, started
 from signer.tools.bench.figures import CaseRow, misses
 from signer.tools.bench.load import LoadTool, gauge
 from signer.tools.bench.run import Bench, Rival
+from signer.tools.dev import slow_file
 from signer.tools.dev.appliance import DevAppliance, connect
 
 
@@ -55,6 +56,20 @@ from signer.tools.dev.appliance import DevAppliance, connect
     type=click.Path(path_type=Path),
     help="The load client in Go; if it is missing, one in Python is used.",
 )
+@click.option(
+    "--latency",
+    metavar="MS",
+    type=click.FloatRange(0, 10_000),
+    help="Every call of the token's module takes so many milliseconds longer, also in the loops.",
+)
+@click.option(
+    "--shim",
+    metavar="FILE",
+    default=Path("build/shim.so"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The library for --latency; `make shim` compiles it.",
+)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=12, show_default=True)
 @click.option(
     "--slice",
@@ -80,6 +95,8 @@ def bench(
     against: Path | None,
     program: Path,
     load: Path,
+    latency: float | None,
+    shim: Path,
     rounds: int,
     seconds: float,
     names: tuple[str, ...],
@@ -108,6 +125,10 @@ def bench(
       signer bench --dir build/bench --against ../before --case single-16
 
     \b
+    As with an HSM in the network, a millisecond away:
+      signer bench --dir build/bench --latency 1 --case overload --case message
+
+    \b
     With 10,000 keys as well:
       signer dev init build/bench-keys --facilities 10000
       signer bench --dir build/bench-keys --case keys-10 --case keys-10000
@@ -116,12 +137,15 @@ def bench(
         directory = config_file.parent
     if directory is None:
         raise click.UsageError("give --dir DIR, or --config DIR/signer.yaml")
+    if latency is not None and against is not None:
+        raise click.UsageError("--latency is for our appliance: leave --against out")
     wanted = _choose(names)
     other = None if against is None else Checkout(against)
     tool = _load_tool(load)
     with ExitStack() as stack:
-        ours = stack.enter_context(_ours(directory))
-        config = load_config(Path(ours.dev["config"]))
+        slow = [] if latency is None else ["--latency", str(latency), "--shim", str(shim)]
+        ours = stack.enter_context(_ours(directory, slow))
+        config = load_config(slow_file(directory) if slow else Path(ours.dev["config"]))
         cases = wanted if names else _possible(ours, wanted)
         rival = None
         if other is not None:
@@ -188,10 +212,15 @@ def _possible(ours: Contender, cases: list[Case]) -> list[Case]:
 
 
 @contextmanager
-def _ours(directory: Path) -> Iterator[Contender]:
-    """Yields the appliance in ``directory``, started for the bench if it does not serve."""
-    appliance = DevAppliance(directory)
+def _ours(directory: Path, arguments: Sequence[str] = ()) -> Iterator[Contender]:
+    """Yields the appliance in ``directory``, started for the bench if it does not serve.
+
+    Raises OperatorError if it serves and was to be started with ``arguments``.
+    """
+    appliance = DevAppliance(directory, arguments)
     if _serves(appliance.dir):
+        if arguments:
+            raise OperatorError(f"the appliance in {directory} serves: stop it to use --latency")
         yield Contender(appliance.dev)
         return
     with started(appliance, _say) as contender:

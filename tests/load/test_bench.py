@@ -14,6 +14,7 @@ from signer.config.models import Config, load_config
 from signer.errors import OperatorError
 from signer.model import KeyName
 from signer.tools.bench.c_loop import CLoop, cka_ids
+from tests.fault.shim import compiled
 
 SOURCE = Path(__file__).parent / "loop.c"
 RECORDS = KeyName("01-001", "records")
@@ -131,6 +132,27 @@ def test_the_bench_compares_two_checkouts_that_are_busy(
         assert not officer.operations.suspensions()
         operations = list(officer.operations.list())
     assert {(each.kind, each.state) for each in operations} == {("resume", "DONE")}
+
+
+def test_an_overload_of_a_slow_token_is_measured(
+    make_appliance: Any, program: Path, tmp_path: Path
+) -> None:
+    made = make_appliance(start=False)
+    shim = compiled(tmp_path)
+    done = bench(made, program, *("--latency", 5, "--shim", shim, "--json", "--case", "overload"))
+    assert done.returncode in {0, 1}, done.stderr
+    [row] = map(json.loads, done.stdout.splitlines())
+    assert row["plain"] <= 2 * 1000 / (2 * 5), "two threads, and two calls for a signature"
+    assert row["p50_ms"] >= 100 / 2 * 2 * 5, "a hundred items, two workers"
+    assert row["ratio_capacity"] > 0
+    assert (row["client"], row["checks"]) == ("python", 1)
+    assert set(row["failures"]) <= {"OVERLOADED", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT"}
+    both = bench(made, program, "--latency", 1, "--against", tmp_path)
+    assert both.returncode == 2
+    made.start()
+    serves = bench(made, program, "--latency", 1, "--shim", shim)
+    assert serves.returncode == 1
+    assert "serves: stop it to use --latency" in serves.stderr
 
 
 GO_CLIENT = Path("build/load")

@@ -87,12 +87,12 @@ class LoadedContender:
 
     def slice(self) -> Slice:
         """Measures one slice."""
+        capacity = self._capacity()
         before = self._contender.front_cpu()
         if self._disturbances is not None:
             self._disturbances.resume()
         for flood in self._floods:
             flood.begin()
-        capacity = self._capacity()
         measured = self._turn(capacity)
         floods = [flood.finish() for flood in self._floods]
         if self._disturbances is not None:

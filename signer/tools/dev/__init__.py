@@ -80,8 +80,13 @@ def provision(
     return described
 
 
+def slow_file(directory: Path) -> Path:
+    """Returns the configuration with a slow HSM, which ``slow_configuration`` writes."""
+    return directory.resolve() / "signer-slow.yaml"
+
+
 def slow_configuration(directory: Path, milliseconds: float, shim: Path) -> Path:
-    """Writes signer-slow.yaml, which is signer.yaml with a slow HSM; returns its path.
+    """Writes ``slow_file``, which is signer.yaml with a slow HSM; returns its path.
 
     Every call of PKCS#11 takes so many milliseconds longer, as over a network. Raises
     OperatorError if ``shim``, the library that does that, is missing.
@@ -96,8 +101,8 @@ def slow_configuration(directory: Path, milliseconds: float, shim: Path) -> Path
         directory / "state" / "shim",
         milliseconds,
     )
-    replace_file(directory / "signer-slow.yaml", slow)
-    return directory / "signer-slow.yaml"
+    replace_file(slow_file(directory), slow)
+    return slow_file(directory)
 
 
 def _refuse_foreign(directory: Path) -> None:
