@@ -1,5 +1,6 @@
 """A call that does not return: in one worker, which is killed while others go on, and in all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,32 @@ def test_a_hang_on_the_way_of_a_chunk(
         assert {cause for cause, _ in record.left} <= {FailureKind.HANG}
         if span == "one":
             assert len(record.left) <= 1
+
+
+def test_what_a_hanging_worker_does_not_read_keeps_nobody_waiting(
+    token: SoftToken, key: KeyVersion, shim: Shim
+) -> None:
+    """Messages far beyond the buffer of its socket wait for it, until it is killed."""
+    [large] = token.make((Algorithm.EDDSA, 0))
+    messages = [bytes([number]) * (2 << 20) for number in range(6)]
+    with (
+        token.pool(workers=2, hang=60.0) as (pool, record),
+        ThreadPoolExecutor(len(messages)) as threads,
+    ):
+        assert all_correct(
+            key, inputs_for(key, 20), sign(pool, job(key, inputs_for(key, 20))).signatures
+        )
+        rule = shim.on("C_Sign", times=1, action=Action.HANG)
+        calls = [threads.submit(sign, pool, job(large, [message])) for message in messages]
+        until(lambda: rule.acted, "one worker hangs")
+        for _ in range(50):
+            one = inputs_for(key, 1)
+            assert all_correct(key, one, sign(pool, job(key, one)).signatures)
+        assert not record.left, "the worker hangs all the time"
+        assert not all(call.done() for call in calls)
+        shim.clear()
+        for message, call in zip(messages, calls, strict=True):
+            assert all_correct(large, [message], call.result().signatures)
 
 
 @pytest.mark.parametrize(

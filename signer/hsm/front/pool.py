@@ -377,14 +377,16 @@ class Pool:
         before = scheduler.finish(job.owner, job.weight, seconds) - seconds
         before += dispatcher.in_flight()
         # That much less must be ahead, and the workers sign it in as many seconds.
-        late = ((seconds + _AHEAD * before) / self._workers() - left) / _AHEAD
+        alone = seconds / self._workers()
+        late = (alone + _AHEAD * before / self._workers() - left) / _AHEAD
         if late > 0:
-            raise CallError(
-                Reason.OVERLOADED,
+            what = (
                 f"what waits already takes {late:.3f} s too long for the deadline: try again later"
-                " or allow more time",
-                retry_after=max(late, _SHORTEST_HINT),
             )
+            if alone > left:
+                what = f"these items alone take about {alone:.3f} s: send smaller batches"
+            text = f"{what} or allow more time"
+            raise CallError(Reason.OVERLOADED, text, retry_after=max(late, _SHORTEST_HINT))
 
 
 def canary_job(version: KeyVersion, deadline: float) -> SignJob:

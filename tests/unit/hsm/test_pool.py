@@ -420,6 +420,16 @@ def test_a_backlog_beyond_the_deadline_is_overload_with_an_honest_hint(driven: D
     assert flood.result(20).failures
 
 
+def test_a_batch_that_is_too_long_by_itself_hears_so_while_others_wait(driven: Driven) -> None:
+    learn(driven)
+    driven.sign(key("a"), 500)
+    with pytest.raises(CallError, match="these items alone take about 2") as refused:
+        driven.admit(job(key("b"), 5000, seconds=1.0))
+    assert refused.value.reason is Reason.OVERLOADED
+    driven.answer_all()
+    driven.admit(job(key("b"), 5000, seconds=1.0)).release()
+
+
 def test_another_owner_waits_for_its_share_only(driven: Driven) -> None:
     learn(driven)
     driven.sign(key("a"), 50_000)  # 20 s
