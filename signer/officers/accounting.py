@@ -16,8 +16,14 @@ from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.registry import RegistryState
 from signer.keys.rows import UnreadableRow
-from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement, Suspension
-from signer.officers.approval import Officers, check_approved, check_deployment, officers_sha256
+from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement, Scope, Suspension
+from signer.officers.approval import (
+    LATE,
+    Officers,
+    check_approved,
+    check_deployment,
+    officers_sha256,
+)
 from signer.officers.execution import known_kind
 from signer.officers.kinds.base import Details, OperationKind, Pair
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
@@ -26,6 +32,7 @@ from signer.officers.permits import Asked, Permit
 from signer.officers.placing import PlacedChanges, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
 from signer.officers.standing import (
+    FlagKey,
     KeysRecord,
     Standing,
     VersionRow,
@@ -35,8 +42,8 @@ from signer.officers.standing import (
     standing_of,
 )
 from signer.officers.store import StoredOperation
+from signer.officers.suspending import SuspendedChanges, judge_suspensions
 
-LATE = 300  # seconds after its end by which an operation that began in time is done, or begun here
 MOST_WAYS = 64  # that one version may have gone, as far as they are followed
 
 
@@ -112,6 +119,11 @@ class _Operation:
         """Returns whether the operation adds or removes a placement."""
         return self.permit.places(what, version, placement)
 
+    def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
+        """Returns a suspension as the operation leaves it: None if it lifts it."""
+        lifts = flag is not None and self.permit.lifts(*key, since_of(flag))
+        return None if lifts else flag
+
     def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
         """Whether what only the registry's row shows is as the operation asked for it."""
         known = bare_hash(version) if before is None else before.certificate
@@ -149,6 +161,12 @@ class _Act:
         """Returns False: one officer alone places nothing."""
         del what, version, placement
         return False
+
+    def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
+        """Returns a suspension as the act leaves it: set, or as it was."""
+        act = self.act
+        made = Suspension(Scope(key[0]), key[1], act.at, act.officer, act.reason)
+        return made if (act.act, act.target) == ("suspend", str(made)) else flag
 
 
 _Step = _Operation | _Act
@@ -194,8 +212,7 @@ class _Judging:
         self._steps: list[_Step] = []
         self._decisions: list[tuple[int, OfficersRecord | PolicyRecord]] = []
         self._changed: dict[int, list[VersionRow]] = {}  # by the number of the step
-        self._suspended: dict[int, list[Suspension]] = {}
-        self._lifted: dict[int, list[Suspension]] = {}
+        self._suspensions = SuspendedChanges()
         self._placements = PlacedChanges()
         self._result = Judgement(new)
 
@@ -421,48 +438,17 @@ class _Judging:
 
     def suspensions(self) -> None:
         """Judges the suspensions: added ones are obeyed, lifted ones need an operation."""
-        before = {key_of(flag): flag for flag in self._known.state.suspensions}
-        after = {key_of(flag): flag for flag in self._new.suspensions}
-        served = dict(before)
-        for key, flag in after.items():
-            old = before.get(key)
-            if old is not None and since_of(flag) <= since_of(old):
-                if since_of(flag) < since_of(old):
-                    self._result.refused.append(f"the time of the suspension of {flag} was changed")
-                continue
-            served[key] = flag
-            number = self._act_of(flag)
-            self._suspended.setdefault(number, []).append(flag)
-            if number == len(self._steps):
-                self._result.by_hand.append(f"{flag} was suspended in the registry by hand")
-        unreadable = {(str(f[0]), f[1]) for row in self._new.unreadable if (f := row.flag)}
-        for key in before.keys() - after.keys() - unreadable:
-            flag, lifted = before[key], self._lifted_by(before[key])
-            if lifted is None:
-                self._result.refused.append(
-                    f"no operation has lifted the suspension of {flag}: it stays in force; suspend"
-                    " it again, then have officers resume it"
-                )
-                continue
-            self._lifted.setdefault(lifted, []).append(flag)
-            del served[key]
-        flags = tuple(sorted(served.values()))
+        unreadable = (row.flag for row in self._new.unreadable if row.flag is not None)
+        self._suspensions = judge_suspensions(
+            self._known.state.suspensions,
+            self._new.suspensions,
+            frozenset((str(scope), name) for scope, name in unreadable),
+            [step.leaves for step in self._steps],
+        )
+        self._result.refused += self._suspensions.refused
+        self._result.by_hand += self._suspensions.by_hand
+        flags = tuple(sorted(self._suspensions.flags))
         self._result.state = self._result.state._replace(suspensions=flags)
-
-    def _act_of(self, flag: Suspension) -> int:
-        """Returns the number of the act that set a suspension, one after the last without one."""
-        for number, step in enumerate(self._steps):
-            if isinstance(step, _Act) and (step.act.target, step.act.at) == (str(flag), flag.since):
-                return number
-        return len(self._steps)
-
-    def _lifted_by(self, flag: Suspension) -> int | None:
-        for number, step in enumerate(self._steps):
-            if not isinstance(step, _Operation):
-                continue
-            if step.permit.lifts(*key_of(flag), since_of(flag)):
-                return number
-        return None
 
     # --- the result ----------------------------------------------------------------------------
 
@@ -474,7 +460,7 @@ class _Judging:
             if number in decisions:
                 result.records.append(decisions[number])
             changed = self._changed.get(number, [])
-            flags = self._suspended.get(number, []), self._lifted.get(number, [])
+            flags = self._suspensions.at(number)
             placements = self._placements.at(number)
             if not changed and not any(flags) and not any(placements):
                 continue

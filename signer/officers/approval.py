@@ -33,6 +33,7 @@ MAX_BYTES = 1 << 20  # of an operation; longer content is stored beside it, name
 MAX_DEPTH = 16  # of JSON: with two spaces a level on every line, depth costs as much as length
 MAX_NUMBER = 1 << 53  # integers below it are the same in every program that reads JSON
 MAX_SIGNATURE_BYTES = 1024
+LATE = 300  # seconds after its end by which an operation that began in time is done, or begun here
 SKEW = 5  # seconds by which the clocks of two appliances may be apart
 CLOCK = "clock"  # the kind whose signatures have the earlier of two times in doubt
 FEWEST_OFFICERS = 2  # the lowest number of officers for an operation

@@ -45,7 +45,8 @@ from signer.officers.records import (
 )
 from signer.text import plain
 
-SKEW_US = 5_000_000  # how far the clocks of two appliances on one registry may be apart
+SKEW_US = 5_000_000  # between what is done and its record
+APART_US = 300_000_000  # how far the clocks of two appliances on one registry may be apart
 MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
 MAX_OPERATIONS = 4096  # remembered at once; the oldest are forgotten first
 MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
@@ -291,7 +292,7 @@ class ApprovalFold:
         officers = self._known_officers(what)
         proposal = _proposal(approved)
         for signature in approved.signatures:
-            if signature.at * 1_000_000 > record.time_us + SKEW_US:
+            if signature.at * 1_000_000 > record.time_us + APART_US:
                 raise ProblemError(f"{signature.officer} signed it after it was recorded")
         if self.deployment:
             approval.check_deployment(proposal, self.deployment)

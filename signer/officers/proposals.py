@@ -107,7 +107,7 @@ class Proposals:
             known, details = known_kind(proposal)
             documents = known.documents(details, replace(context, attachment=attachment))
             known.check(details, _with_documents(documents, context))
-            first = Signature(officer, signature, self._signing_time())
+            first = Signature(officer, signature, self._signing_time(proposal))
             check_signature(content, first, context.state.officers, first.at, proposal)
             with self._registry.writing(counts=False) as write:
                 if store.find(write.connection, proposal.id) is not None:
@@ -122,9 +122,9 @@ class Proposals:
     def approve(self, officer: str, identity: str, signature: bytes) -> StoredOperation:
         """Adds another officer's signature; the last one needed starts the execution."""
         with answered(), self._serving.locked() as context:
-            signed = Signature(officer, signature, self._signing_time())
             officers = context.state.officers
             with self._open(identity) as (write, proposed):
+                signed = Signature(officer, signature, self._signing_time(proposed.proposal))
                 if officer == proposed.proposal.proposer:
                     raise ApprovalError(
                         f"{officer} proposed operation {identity}: another officer must approve it"
@@ -248,13 +248,15 @@ class Proposals:
         if kind != CLOCK and (doubt := self._clock.doubt()):
             raise clock_doubtful(doubt)
 
-    def _signing_time(self) -> float:
+    def _signing_time(self, proposal: Proposal) -> float:
         """Returns when an officer signs: of two times in doubt the earlier one.
 
-        The later one may be years ahead, after the ends of all officers' certificates.
+        The later one may be years ahead, after the ends of all officers' certificates. It is not
+        before the proposal, which another appliance may have made by its own clock.
         """
         reading = self._clock.reading()
-        return min(reading.now, reading.machine) if reading.doubt else reading.now
+        at = min(reading.now, reading.machine) if reading.doubt else reading.now
+        return at if proposal.kind == CLOCK else max(at, proposal.proposed_at)
 
     @contextmanager
     def _open(self, identity: str) -> Iterator[tuple[Writing, StoredOperation]]:

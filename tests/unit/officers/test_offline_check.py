@@ -258,7 +258,7 @@ def flip_signature(signatures: list[Any]) -> list[Value]:
 
 def later(signatures: list[Any]) -> list[Value]:
     *others, (who, made, at) = signatures
-    return [*others, [who, made, at + 60_000_000]]
+    return [*others, [who, made, at + 400_000_000]]
 
 
 def in_the_past(signatures: list[Any]) -> list[Value]:

@@ -12,6 +12,7 @@ from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.model import Scope
 from signer.officers.store import OperationState
+from tests.stand_ins import SetClock
 from tests.unit.officers.opstage import CLINIC, DAY, Stage
 from tests.unit.officers.people import A, B, C
 
@@ -175,6 +176,45 @@ def test_a_stop_is_repeated_in_a_registry_from_an_older_backup(
     assert stage.serving.refused == []
     assert [*stage.log.control.problems, *stage.log.standings.problems] == []
     stage.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "away"),
+    [("s", "sr"), ("s", "rs"), ("s", "rsr"), ("s", "ssrs"), ("s", "s"), ("", "srs"), ("", "sr")],
+)
+def test_an_appliance_that_did_not_look_accounts_for_what_was_suspended_again(
+    stage: Stage, before: str, away: str
+) -> None:
+    def do(steps: str) -> None:
+        for step in steps:
+            stage.clock.forward(1)
+            if step == "s":
+                stage.emergency.suspend(C, Scope.FACILITY, "01-001", "seen forged")
+            else:
+                stage.done("resume", target=FACILITY)
+
+    stage.key()
+    do(before)
+    known = list(stage.log.records)
+    do(away)
+    stage.start_with(known)
+    assert stage.serving.refused == []
+    stopped = (before + away).endswith("s")
+    assert bool(stage.snapshot.suspended.facilities) == stopped
+    assert bool(stage.log.standings.flags) == stopped
+    assert [*stage.log.control.problems, *stage.log.standings.problems] == []
+
+
+def test_an_officer_approves_at_an_appliance_whose_clock_is_behind(stage: Stage) -> None:
+    stage.key()
+    known = list(stage.log.records)
+    stage.clock.forward(100)
+    identity = stage.propose("deactivate", version=f"{CLINIC}/versions/1").id
+    stage.clock = SetClock(stage.clock.now() - 60)
+    stage.start_with(known)
+    stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.DONE, stage.operation(identity).note
+    assert stage.states(CLINIC) == ["DEACTIVATED"]
 
 
 def rows_of(registry: Registry) -> dict[sa.Table, list[Any]]:
