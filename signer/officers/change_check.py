@@ -16,18 +16,24 @@ from signer.audit.format.record import (
     Record,
     RecordError,
     RecordKind,
+    Value,
     octets,
     text,
 )
 from signer.officers import approval
-from signer.officers.approval import ApprovalError
+from signer.officers.approval import LATE, ApprovalError
 from signer.officers.key_history import CALL_US, KeyHistory
 from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, ProblemError, problem_text
 from signer.officers.records import ActRecord, PolicyRecord
 from signer.officers.signings import IntentNames, Signings, SigningsReader
+from signer.officers.standing import is_of
 from signer.officers.standing_fold import KeysChange, StandingFold
 
 _SIGNING = frozenset({RecordKind.INTENT, *CLOSING})
+_DOING = frozenset({RecordKind.EXECUTION, RecordKind.KEYS})
+"""Records of what an operation does. Approvals of policies and officers name what they replace."""
+_FOLLOWING = _DOING | {RecordKind.PROPOSAL, RecordKind.APPROVAL, RecordKind.ACT}
+"""Records that an appliance makes only while it follows the registry."""
 _FOLDED = ("control", "standings")  # of a snapshot: what is folded here
 
 
@@ -81,6 +87,12 @@ class ChangeFold:
         self._used: dict[str, int] = {}  # operations that put something in force, and where
         self._begun = False
         self._acts: set[str] = set()  # acts that records of keys name
+        self._doing: set[str] = set()  # operations that have done something
+        self._followed_us = 0  # when the registry was followed last
+        self._look: tuple[Value, int] = (
+            None,
+            0,
+        )  # the revision of the last look at it, and when it was followed before
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -111,7 +123,15 @@ class ChangeFold:
 
     def _apply(self, record: Record) -> None:
         first, self._begun = not self._begun, True
+        revision = record.fields.get("registry_revision")
+        if record.kind is RecordKind.KEYS and revision != self._look[0]:
+            self._look = revision, self._followed_us
+        late = self._late(record) if record.kind in _DOING else ""
         allowed = self.approvals.allows(record)
+        if late and allowed:
+            self._report(record.seq, late)
+        if record.kind in _FOLLOWING:
+            self._followed_us = max(self._followed_us, record.time_us)
         if not self._policy:  # the log begins with a snapshot, or with its first officers
             self._policy = self.approvals.policy
         take = self._TAKEN.get(record.kind)
@@ -123,6 +143,28 @@ class ChangeFold:
         except (ProblemError, RecordError, ApprovalError) as error:
             if allowed or record.kind is RecordKind.SNAPSHOT:  # otherwise it was reported
                 self._report(record.seq, str(error))
+
+    def _late(self, record: Record) -> str:
+        """Returns why an operation begins too late; empty if it does not, or has begun before.
+
+        What another appliance did in time may be recorded later: when this one looks again.
+        """
+        operation, content = record.fields.get("operation"), record.fields.get("content")
+        if not isinstance(operation, str) or not isinstance(content, bytes):
+            return ""
+        known = operation in self._doing
+        self._doing.add(operation)
+        begun = is_of(self.approvals.begun, operation, content)
+        if known or begun or self._standings.standings.checked(operation, content):
+            return ""
+        try:
+            ended = approval.parse(content).expires_at + LATE
+        except ApprovalError:
+            return ""  # it is reported otherwise
+        at = record.time_us if record.kind is RecordKind.EXECUTION else self._look[1]
+        if at <= ended * 1_000_000:
+            return ""
+        return f"operation {operation} had expired before anything of it was on record"
 
     def _report(self, seq: int, problem: str) -> None:
         if len(self._problems) >= MAX_PROBLEMS:

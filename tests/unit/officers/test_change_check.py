@@ -20,6 +20,7 @@ from tests.unit.officers.test_offline_check import (
     ANN,
     BEN,
     CAT,
+    DAY,
     POLICY,
     History,
     Operation,
@@ -770,6 +771,34 @@ def test_an_operation_from_elsewhere_must_be_approved(
     history.change(row(), made_by=carry(about(history, "resume")))
     assert len(problems(history)) == 2
     assert "no operation of officers makes that" in problems(history)[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wrong"),
+    [
+        ("", "", 0),  # another appliance did it in time, and this one was down
+        ("", "followed", 1),
+        ("begun", "followed", 0),
+        ("", "begun", 1),
+    ],
+)
+def test_an_approval_accounts_for_nothing_that_begins_after_its_end(
+    before: str, after: str, wrong: int
+) -> None:
+    history = Accounted(row(state="SUSPENDED"), row(OTHER))
+    resume = about(history, "resume")
+    if before:
+        history.begin(resume)
+    history.time += 8 * DAY
+    if after == "begun":
+        history.begin(resume)
+    if after == "followed":
+        history.propose("resume", target=OTHER)
+    history.change(row(OTHER, "SUSPENDED"), look=99)  # of the same look
+    history.change(row(), made_by=resume, look=99)
+    found = problems(history)
+    assert len(found) == wrong
+    assert all("had expired before anything of it was on record" in text for text in found)
 
 
 def test_an_approval_accounts_for_one_change() -> None:
