@@ -3,6 +3,7 @@
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
+# make clients    the clients of docs/clients, as printed: fetched, compiled and run
 # make reference  docs/metrics.md anew, from the code
 # make released   with a release: proto/released.binpb, which later changes of the API must fit
 # make shim    a PKCS#11 module that is slow or wrong on demand, for tests and `signer dev up`
@@ -17,7 +18,7 @@ PROTOS := $(wildcard proto/signer/v1/*.proto)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto -I $(SITE)
 
-.PHONY: demo test check torture packaging bench shim setup proto reference released lock clean
+.PHONY: demo test check torture packaging clients bench shim setup proto reference released lock clean
 
 setup: $(READY)
 
@@ -51,6 +52,10 @@ torture: $(TOOLS) build/shim.so
 packaging: $(DEV)
 	.ci/packages packaging
 	$(BIN)/pytest -m packaging
+
+# A language whose tools are not installed is skipped, and the summary says so.
+clients: $(TOOLS)
+	$(BIN)/pytest -m clients
 
 check: $(DEV)
 	.ci/words

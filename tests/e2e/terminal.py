@@ -1,10 +1,10 @@
 """A document that is read from top to bottom in one terminal, as printed.
 
 All ```sh blocks of a document run in one shell, in order; a ```text block that follows is what
-they print, with … for what differs. A ```python block is saved under the name that the sentence
-before it gives. `signer dev up` runs in a terminal of its own, as the README says. Only the
-folder /tmp and the two ports of docs/operating.md are the test's own, and `sudo` and `make` are
-stubs: they install what the machine of the tests has already.
+they print, with … for what differs. A block in another language is saved under the name that the
+sentence before it gives. `signer dev up` runs in a terminal of its own, as the README says. Only
+the folder /tmp and the two ports of docs/operating.md are the test's own, and `sudo` and `make`
+are stubs: they install what the machine of the tests has already.
 """
 
 import os
@@ -64,24 +64,30 @@ class Terminal:
         """
         run = []
         for block in blocks(document):
-            if block.language == "python":
-                name = re.findall(r"`(/tmp/[\w./]+)`", block.before)[-1]
-                Path(self.here(name)).write_text(self.here(block.text))
+            if block.language not in {"", "sh", "text"}:
+                name = re.findall(r"`(/tmp/[\w./-]+)`", block.before)[-1]
+                file = Path(self.here(name))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(self.here(block.text))
             elif block.language == "sh" and FOREGROUND not in block.text:
                 run.append(block)
         script = "".join(f"{block.text}printf '{END_OF_BLOCK}'\n" for block in run)
-        done = subprocess.run(
-            [*self.shell, "-c", self.here(script)],
+        done = self.run(self.here(script), where)
+        printed = done.stdout.split(END_OF_BLOCK)
+        assert done.returncode == 0, f"{document}: {printed[-1][-2000:]}\n{done.stderr[-3000:]}"
+        return list(zip(run, printed, strict=False))
+
+    def run(self, script: str, where: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        """Runs a script; one that fetches and compiles programs takes its time."""
+        return subprocess.run(
+            [*self.shell, "-c", script],
             cwd=where,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,
         )
-        printed = done.stdout.split(END_OF_BLOCK)
-        assert done.returncode == 0, f"{document}: {printed[-1][-2000:]}\n{done.stderr[-3000:]}"
-        return list(zip(run, printed, strict=False))
 
     @contextmanager
     def appliance(self) -> Iterator[None]:
