@@ -10,6 +10,7 @@ GUIDES = (
     "README.md",
     "docs/issuing.md",
     "docs/clients/python.md",
+    "docs/clients/tools.md",
     "docs/officers.md",
     "docs/auditing.md",
 )

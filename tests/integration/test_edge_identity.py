@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki
@@ -207,13 +206,6 @@ def test_what_is_not_offered_is_unimplemented(everybody: dict[str, edge.Stubs]) 
     channel = everybody["operator"].channel
     call: Any = channel.unary_unary("/signer.v1.ControlService/Shutdown")
     assert edge.refused_by_grpc(lambda: call(b"", timeout=edge.SECONDS))[0] == "UNIMPLEMENTED"
-
-
-def test_reflection_is_off(everybody: dict[str, edge.Stubs]) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(everybody["operator"].channel)
-    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    answer = stub.ServerReflectionInfo(asked, timeout=edge.SECONDS)
-    assert edge.refused_by_grpc(lambda: next(answer))[0] == "UNIMPLEMENTED"
 
 
 # --- TLS versions: an exchange in plain HTTP/2, for gRPC's own clients only speak TLS 1.3 ------

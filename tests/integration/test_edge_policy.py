@@ -12,6 +12,7 @@ import cbor2
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from signer.algorithms import Algorithm
 from signer.config.models import load_config
@@ -118,7 +119,9 @@ def unmade(sample: KeyVersion, number: int, changes: dict[str, Any]) -> KeyVersi
 def policed(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("policed")
     away_from_midnight()
-    with edge.own(appliance, folder, policy=change, prepare=prepare, workers=1) as made:
+    with edge.own(
+        appliance, folder, policy=change, prepare=prepare, workers=1, config={"reflection": False}
+    ) as made:
         yield made
 
 
@@ -372,3 +375,10 @@ def deny(policy: dict[str, Any], serial: int) -> None:
     digits = f"{serial:x}"
     digits = digits.zfill(len(digits) + len(digits) % 2)
     policy["denied_certificates"] = [":".join(digits[i : i + 2] for i in range(0, len(digits), 2))]
+
+
+def test_reflection_may_be_off(clients: dict[str, Any]) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(clients["issuer"].channel)
+    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    answer = stub.ServerReflectionInfo(asked, timeout=edge.SECONDS)
+    assert edge.refused_by_grpc(lambda: next(answer))[0] == "UNIMPLEMENTED"

@@ -23,7 +23,7 @@ SERVER_FILES = ("server.pem", "server.key")
 @pytest.fixture(scope="module")
 def mine(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("reloaded")
-    with edge.own(appliance, folder, workers=1, config={"reflection": True}) as made:
+    with edge.own(appliance, folder, workers=1) as made:
         yield made
 
 
@@ -232,7 +232,7 @@ def test_a_certificate_that_cannot_be_served_changes_nothing(
     assert edge.status(operating).policy_sha256 == policy
 
 
-# --- reflection, where it is on ----------------------------------------------------------------
+# --- reflection, which is on in development ----------------------------------------------------
 
 
 def reflected(stubs: edge.Stubs) -> Any:
@@ -252,6 +252,20 @@ def test_reflection_names_the_services(issuing: edge.Stubs) -> None:
         "signer.v1.OperationService",
         "signer.v1.SigningService",
     }
+
+
+def test_reflection_describes_the_details_of_errors(issuing: edge.Stubs) -> None:
+    """Tools show them only where they can ask what they are: no file of ours imports them."""
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(issuing.channel)
+    names = ("google.rpc.ErrorInfo", "google.rpc.RetryInfo", "google.rpc.BadRequest")
+    asked = [
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
+        for name in ("signer.v1.SignBatchResponse", *names)
+    ]
+    answers = list(stub.ServerReflectionInfo(iter(asked), timeout=edge.SECONDS))
+    assert [each.WhichOneof("message_response") for each in answers] == [
+        "file_descriptor_response"
+    ] * len(asked)
 
 
 def test_reflection_is_behind_the_identity_check(mine: Any) -> None:

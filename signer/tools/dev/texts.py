@@ -31,6 +31,7 @@ registry: sqlite:///registry.sqlite
 policy: policy
 state: state
 client: client-operator.yaml
+reflection: true              # off elsewhere: tools like grpcurl need no files
 
 audit:
   low_disk_bytes: 16777216    # small, for a developer's machine
