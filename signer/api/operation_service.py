@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from signer.api import wire
 from signer.api.guard import Caller
 from signer.clock import Clock
+from signer.config.policy_files import policy_files
 from signer.errors import invalid
 from signer.model import KeyVersion, Scope
 from signer.officers.approval import MAX_SIGNATURE_BYTES, Officers
@@ -126,6 +127,23 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         shown = [self._shown(each) for each in page[:size] if state in (None, each.state_at(now))]
         return pb.ListOperationsResponse(operations=shown, next_page_token=token)
 
+    def GetPolicy(self, request: pb.GetPolicyRequest, _caller: Caller) -> pb.GetPolicyResponse:
+        """Answers with a page of the policy in force; raises CallError."""
+        in_force = self._proposals.policy()
+        sha256 = in_force.policy.sha256
+        skip = _policy_offset(request.page_token, sha256)
+        files, room = list[pb.PolicyFile](), MOST_ATTACHED
+        end = skip
+        for name, content in policy_files(in_force.text):
+            part = content[skip : skip + room]
+            if skip < len(content) and room:
+                files.append(pb.PolicyFile(name=name, content=part))
+                end, room = end + len(part), room - len(part)
+            skip = max(0, skip - len(content))
+        more = end < sum(len(content) for _, content in policy_files(in_force.text))
+        token = f"{sha256}/{end}" if more else ""
+        return pb.GetPolicyResponse(policy_sha256=sha256, files=files, next_page_token=token)
+
     def ListOfficers(
         self, _request: pb.ListOfficersRequest, _caller: Caller
     ) -> pb.ListOfficersResponse:
@@ -240,6 +258,16 @@ def _signature(data: bytes) -> bytes:
     if not 1 <= len(data) <= MAX_SIGNATURE_BYTES:
         raise invalid("signature", f"has {len(data)} bytes, expected 1 to {MAX_SIGNATURE_BYTES}")
     return data
+
+
+def _policy_offset(token: str, sha256: str) -> int:
+    """Returns how many bytes of files the pages before had; raises CallError."""
+    if not token:
+        return 0
+    of, _, offset = token.partition("/")
+    if of != sha256 or not offset.isascii() or not offset.isdigit() or len(offset) > 12:
+        raise wire.bad_token()
+    return int(offset)
 
 
 def _page_start(token: str) -> tuple[float, str] | None:

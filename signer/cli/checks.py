@@ -10,6 +10,7 @@ from signer.cli.output import output, print_json, print_table, say
 from signer.clock import SystemClock
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
+from signer.daemon.policy_in_force import FilesState, files_state
 from signer.errors import ConfigError
 from signer.policy.rules import Policy
 from signer.text import count
@@ -33,13 +34,14 @@ def check(*, config_file: Path, as_json: bool) -> None:
     For programs:
       signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
     """  # noqa: E501  a command is one line
-    policy = None
+    policy = known = None
     errors = []
     try:
         config = load_config(config_file)
         if wrong := list(file_problems(config)):
             errors.append(ConfigError(str(config_file), wrong))
         policy = load_policy(config.policy)
+        known = files_state(config, policy.sha256)
     except ConfigError as error:
         errors.append(error)
     if as_json:
@@ -51,24 +53,26 @@ def check(*, config_file: Path, as_json: bool) -> None:
         described = {
             "ok": not errors,
             "policy_sha256": policy and policy.sha256,
+            "policy_in_force": known and known.in_force,
             "facilities": policy and len(policy.facilities),
             "problems": problems,
         }
         print_json(described)
-    elif policy is not None and not errors:
-        _print_checked(config_file, config, policy)
+    elif policy is not None and known is not None and not errors:
+        _print_checked(config_file, config, policy, known)
     else:
         say("\n".join(map(str, errors)), err=True)
     if errors:
         sys.exit(1)
 
 
-def _print_checked(file: Path, config: Config, policy: Policy) -> None:
+def _print_checked(file: Path, config: Config, policy: Policy, known: FilesState) -> None:
     facilities = count(len(policy.facilities), "facility", "facilities")
     tokens = (f"{token.label} ({count(token.workers, 'worker')})" for token in config.tokens)
     say(f"{file} is in order")
     say(f"  policy  {facilities}, {count(len(policy.groups), 'group')}")
     say(f"  sha256  {policy.sha256}")
+    say(f"  which   is {known}" if not known.problem else f"  which   {known}")
     say(f"  tokens  {', '.join(tokens)}")
     say(f"  stop    takes at most {config.limits.stop_seconds:.0f} s")
     say("  files   all exist, are readable, and private where they must be")

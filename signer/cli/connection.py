@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -15,6 +15,13 @@ from signer.config.client_file import load_client
 from signer.errors import OperatorError
 
 T = TypeVar("T")
+
+
+class ApplianceFile(NamedTuple):
+    """Where a command works: a client file, or ``on_machine`` the configuration of the daemon."""
+
+    path: Path
+    on_machine: bool
 
 
 @contextmanager
@@ -53,29 +60,49 @@ def describe(error: SignerClientError) -> str:
     return "\n".join(lines)
 
 
+def place_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Adds ``--client`` and ``--config``; the command gets ``appliance``."""
+
+    @_either_option
+    @functools.wraps(command)
+    def wrapped(*, appliance: ApplianceFile | None, **options: object) -> T:
+        if appliance is None:
+            raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
+        return command(appliance=appliance, **options)
+
+    return wrapped
+
+
 def daemon_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Adds ``--client`` and ``--config``; the command gets the client file they name.
+    """As ``place_options``, but the command gets a client file in any case.
 
     On the appliance itself ``--config`` is enough: the configuration names the
     client file for its operator.
     """
 
-    @_either_option
+    @place_options
     @functools.wraps(command)
-    def wrapped(*, client_file: Path | None, **options: object) -> T:
-        if client_file is None:
-            raise click.UsageError("give --client FILE, or --config FILE on the appliance itself")
-        return command(client_file=client_file, **options)
+    def wrapped(*, appliance: ApplianceFile, **options: object) -> T:
+        return command(client_file=_client_file(appliance), **options)
 
     return wrapped
 
 
 def optional_daemon_options(command: Callable[..., T]) -> Callable[..., T]:
     """As ``daemon_options``, for commands that also work without: then they get None."""
-    return _either_option(command)
+
+    @_either_option
+    @functools.wraps(command)
+    def wrapped(*, appliance: ApplianceFile | None, **options: object) -> T:
+        client_file = None if appliance is None else _client_file(appliance)
+        return command(client_file=client_file, **options)
+
+    return wrapped
 
 
 def _either_option(command: Callable[..., T]) -> Callable[..., T]:
+    """Adds the options; ``--config`` counts more than ``--client`` from the environment."""
+
     @click.option(
         "--client",
         "client_file",
@@ -92,13 +119,15 @@ def _either_option(command: Callable[..., T]) -> Callable[..., T]:
     )
     @functools.wraps(command)
     def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> T:
-        context = click.get_current_context(silent=True)
-        if config_file is not None and context is not None:  # a flag beats the environment
-            source = context.get_parameter_source("client_file")
-            client_file = None if source is ParameterSource.ENVIRONMENT else client_file
-        if client_file is None and config_file is not None:
-            client_file = _client_file(config_file)
-        return command(client_file=client_file, **options)
+        source = click.get_current_context().get_parameter_source("client_file")
+        if config_file is not None and source is ParameterSource.ENVIRONMENT:
+            client_file = None
+        appliance = None
+        if client_file is not None:
+            appliance = ApplianceFile(client_file, on_machine=False)
+        elif config_file is not None:
+            appliance = ApplianceFile(config_file, on_machine=True)
+        return command(appliance=appliance, **options)
 
     return wrapped
 
@@ -115,10 +144,12 @@ def client_options(command: Callable[..., T]) -> Callable[..., T]:
     return wrapped
 
 
-def _client_file(config_file: Path) -> Path:
+def _client_file(appliance: ApplianceFile) -> Path:
+    if not appliance.on_machine:
+        return appliance.path
     from signer.config.models import load_config  # needs packages of the server
 
-    client = load_config(config_file).client
+    client = load_config(appliance.path).client
     if client is None:
-        raise OperatorError(f"{config_file} names no `client` file: give one with --client FILE")
+        raise OperatorError(f"{appliance.path} names no `client` file: give one with --client FILE")
     return client

@@ -1,6 +1,5 @@
 """The command ``signer``: one file a group of commands, loaded when it is used."""
 
-import importlib
 import io
 import sys
 from typing import Any, NoReturn
@@ -8,6 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from signer import __version__
+from signer.cli.lazy import LazyGroup
 from signer.cli.output import say
 from signer.errors import ConfigError, OperatorError
 
@@ -22,7 +22,7 @@ _SUMMARIES = {
     "init": "Prepares a new appliance: officers, audit key, audit log.",
     "keys": "Shows, rotates, stops and publishes keys.",
     "operations": "Proposes and approves operations.",
-    "policy": "Shows what the policy allows, and which rule says so.",
+    "policy": "Shows, compares and proposes policies.",
     "registry": "Migrates the database of keys and officers.",
     "reload": "Reloads the policy and certificates of the daemon.",
     "serve": "Runs the daemon.",
@@ -44,25 +44,7 @@ _MODULES = {
 """The modules of commands that share one; each other command is in the module of its name."""
 
 
-class _Commands(click.Group):
-    """Imports a command's module when the command runs; the list of commands imports none."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return sorted(_SUMMARIES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _SUMMARIES:
-            return None
-        module = importlib.import_module(f"signer.cli.{_MODULES.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_SUMMARIES.items()))
-
-
-@click.command(cls=_Commands)
+@click.group(cls=LazyGroup, package="signer.cli", summaries=_SUMMARIES, modules=_MODULES)
 @click.version_option(__version__, prog_name="signer")
 def cli() -> None:
     """An HSM-backed batch signing appliance.

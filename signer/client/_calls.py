@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 import grpc
 
 from signer.client._errors import closed, from_rpc_error
-from signer.client._exchanges import PAGE_SIZE, Exchange, Listing, methods, span_name
+from signer.client._exchanges import Exchange, Listing, methods, span_name
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
@@ -155,7 +155,6 @@ class Blocking:
 
     def _pages(self, listing: Listing[T]) -> Iterator[T]:
         request = listing.request
-        request.page_size = PAGE_SIZE
         while True:
             page = self._ask(Exchange(request, lambda page: page, *listing[3:]))
             yield from map(listing.read, getattr(page, listing.items))
@@ -198,7 +197,6 @@ class Awaiting:
 
     async def _pages(self, listing: Listing[T]) -> AsyncIterator[T]:
         request = listing.request
-        request.page_size = PAGE_SIZE
         while True:
             page = await self._ask(Exchange(request, lambda page: page, *listing[3:]))
             for each in map(listing.read, getattr(page, listing.items)):

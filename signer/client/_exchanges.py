@@ -96,7 +96,9 @@ def get_key(name: str, *, timeout: float = DEFAULT_TIMEOUT) -> Exchange[Key]:
 
 def list_keys(parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Listing[Key]:
     """Yields the keys of ``facilities/{facility}``, or all visible ones, by name."""
-    return Listing(keys_pb2.ListKeysRequest(parent=parent), "keys", read_key, timeout)
+    return Listing(
+        keys_pb2.ListKeysRequest(parent=parent, page_size=PAGE_SIZE), "keys", read_key, timeout
+    )
 
 
 def get_key_version(name: str, *, timeout: float = DEFAULT_TIMEOUT) -> Exchange[KeyVersion]:
@@ -111,7 +113,7 @@ def list_key_versions(parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> 
     In the order of their keys' names, the oldest of a key first; without
     ``certification_request``. ``timeout`` is for each page.
     """
-    request = keys_pb2.ListKeyVersionsRequest(parent=parent)
+    request = keys_pb2.ListKeyVersionsRequest(parent=parent, page_size=PAGE_SIZE)
     return Listing(request, "key_versions", read_key_version, timeout)
 
 
@@ -139,7 +141,9 @@ def list_records(
     ``omit_items`` leaves out digests and signatures. ``timeout`` is for each page.
     It ends where the log ended when the last page was read.
     """
-    request = evidence_pb2.ListRecordsRequest(start=start, kinds=kinds, omit_items=omit_items)
+    request = evidence_pb2.ListRecordsRequest(
+        start=start, kinds=kinds, omit_items=omit_items, page_size=PAGE_SIZE
+    )
     return Listing(request, "records", read_log_record, timeout, patient=True)
 
 

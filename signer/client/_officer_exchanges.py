@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from signer.client._exchanges import DEFAULT_TIMEOUT, Exchange, Listing
+from signer.client._exchanges import DEFAULT_TIMEOUT, PAGE_SIZE, Exchange, Listing
 from signer.client._values import (
     KeyVersion,
     Officers,
@@ -92,7 +92,9 @@ def list_operations(
 
     ``timeout`` is for each page. Raises ValueError for an unknown state.
     """
-    request = pb.ListOperationsRequest(state=f"OPERATION_STATE_{state or 'UNSPECIFIED'}")
+    request = pb.ListOperationsRequest(
+        state=f"OPERATION_STATE_{state or 'UNSPECIFIED'}", page_size=PAGE_SIZE
+    )
     return Listing(request, "operations", read_operation, timeout)
 
 
@@ -102,6 +104,13 @@ def import_certificates(
     """Sends certificates of one call to a rotation."""
     request = pb.ImportCertificatesRequest(id=identity, certificates=certificates)
     return Exchange(request, _operation, timeout)
+
+
+def policy_parts(*, timeout: float = DEFAULT_TIMEOUT) -> Listing[tuple[str, bytes]]:
+    """Yields the files of the policy in force; a long one in parts, under the same name."""
+    return Listing(
+        pb.GetPolicyRequest(), "files", lambda file: (file.name, bytes(file.content)), timeout
+    )
 
 
 def officers(*, timeout: float = DEFAULT_TIMEOUT) -> Exchange[Officers]:

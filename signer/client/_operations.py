@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -50,6 +50,10 @@ class Operations(Blocking):
     suspend_everything = asked(exchanges.suspend_everything)
     mark_compromised = asked(exchanges.mark_compromised)
     suspensions = asked(exchanges.suspensions)
+
+    def policy(self, *, timeout: float = DEFAULT_TIMEOUT) -> Mapping[str, bytes]:
+        """Returns the files of the policy in force by name; ``timeout`` is for each page."""
+        return _whole_files(self._pages(exchanges.policy_parts(timeout=timeout)))
 
     def wait(
         self, identity: str, timeout: float, progress: Callable[[Operation], None] = _unseen
@@ -117,6 +121,11 @@ class AsyncOperations(Awaiting):
     mark_compromised = awaited(exchanges.mark_compromised)
     suspensions = awaited(exchanges.suspensions)
 
+    async def policy(self, *, timeout: float = DEFAULT_TIMEOUT) -> Mapping[str, bytes]:
+        """As ``Operations.policy``."""
+        parts = self._pages(exchanges.policy_parts(timeout=timeout))
+        return _whole_files([part async for part in parts])
+
     async def wait(
         self, identity: str, timeout: float, progress: Callable[[Operation], None] = _unseen
     ) -> Operation:
@@ -179,6 +188,13 @@ class _Poll:
     def gives_up(self, error: SignerClientError) -> bool:
         """Whether a failure does not pass, or lasts too long."""
         return not error.retryable or time.monotonic() >= self._end
+
+
+def _whole_files(parts: Iterable[tuple[str, bytes]]) -> Mapping[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name, part in parts:
+        files[name] = files.get(name, b"") + part
+    return files
 
 
 def _parts(certificates: Iterable[bytes]) -> Iterator[list[bytes]]:

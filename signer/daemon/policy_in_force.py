@@ -5,20 +5,19 @@ registry names the policy in force, and the files are a copy of it or a draft of
 """
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from signer.config.policy_documents import (
-    PolicyText,
-    policy_sha256,
-    read_policy,
-    read_policy_text,
-    write_policy_files,
-)
+from signer.config.models import Config
+from signer.config.policy_documents import PolicyText, read_policy, read_policy_text
+from signer.config.policy_files import policy_sha256, write_policy_files
 from signer.errors import ConfigError, OperatorError, Violation
 from signer.events import Events, PolicyFilesDiffer
+from signer.keys.database import sqlite_file
 from signer.keys.registry import Registry, RegistryState
 from signer.policy.rules import Policy
 
@@ -50,6 +49,59 @@ class ParsedPolicies:
         while len(kept) > 1 and (len(kept) > MOST_KEPT or size > KEPT_BYTES):
             size -= len(kept.popitem(last=False)[1].text)
         return text
+
+
+REPLACE_DRAFT = (
+    "propose it with `signer policy propose`, or replace it by the policy in force with"
+    " `signer policy export --in-force DIR`"
+)
+
+
+class FilesState(NamedTuple):
+    """What a policy in files is: in force, or a draft.
+
+    ``in_force`` is the SHA-256 of the policy in force as the registry has it, None before there
+    is one; ``problem`` says why that is not known.
+    """
+
+    files: str
+    in_force: str | None
+    problem: str = ""
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether another policy is known to be in force."""
+        return self.in_force not in (None, self.files)
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"whether it is in force is not known: {self.problem}"
+        if self.in_force is None:
+            return "a draft: no policy is in force yet, the first start takes this one"
+        if self.is_draft:
+            return f"a draft, not in force: in force is {self.in_force}"
+        return "in force"
+
+
+def files_state(config: Config, files: str) -> FilesState:
+    """Returns whether the policy with the SHA-256 ``files`` is in force, by the registry."""
+    if (file := sqlite_file(config.registry)) is not None and not file.exists():
+        return FilesState(files, None)
+    try:
+        with Registry.open(config.registry) as registry:
+            return FilesState(files, registry.head().policy)
+    except OperatorError as error:
+        return FilesState(files, None, str(error))
+
+
+def policy_in_registry(config: Config) -> bytes:
+    """Returns the text of the policy that the registry has in force; raises OperatorError."""
+    with Registry.open(config.registry) as registry:
+        sha256 = registry.head().policy
+        content = None if sha256 is None else registry.document(sha256)
+    if content is None:
+        raise OperatorError("no policy is in force yet: the first start puts the files in force")
+    return content
 
 
 class PolicyInForce:
@@ -104,11 +156,30 @@ class PolicyInForce:
             if written == before.policy.sha256:
                 write_policy_files(self.folder, self.text.text)
             elif written != self.text.policy.sha256:
-                text = "the files are a draft and were left alone: put the policy that came into"
-                text = f"{text} force into it before it is proposed"
+                text = f"{self.folder} holds a draft, {written}, and was left alone; in force is"
+                text = f"{text} {self.text.policy.sha256}: {REPLACE_DRAFT}"
                 self._events.emit(PolicyFilesDiffer(text))
         except (ConfigError, OSError, ValueError) as error:
             self._events.emit(PolicyFilesDiffer(str(error)))
+
+    def files_problem(self) -> str:
+        """Returns why the files would not be written if the policy changed now; "" if they would.
+
+        They are a copy of the policy in force only as long as they held the one before it.
+        """
+        try:
+            held = policy_sha256(self.folder)
+        except ConfigError as error:
+            return " ".join(str(error).split())
+        if held != self.text.policy.sha256:
+            return (
+                f"{self.folder} holds a draft, {held}, and not the policy in force,"
+                f" {self.text.policy.sha256}: {REPLACE_DRAFT}"
+            )
+        folder = self.folder if self.folder.is_dir() else self.folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written by the daemon: change its owner or its mode"
+        return ""
 
     def draft(self, state: RegistryState) -> PolicyText | None:
         """Returns what the files hold, None if that is the policy in force. Raises ConfigError.
@@ -120,23 +191,30 @@ class PolicyInForce:
             return None
         if not self.files_decide(state):
             raise self.refusal(
-                f"no approved operation puts {draft.policy.sha256} in force: propose"
-                " it with `signer operations propose policy`, or put the files back;"
-                f" {self.text.policy.sha256} stays in force"
+                f"the files hold {draft.policy.sha256}, a draft that no approved operation puts"
+                f" in force: {REPLACE_DRAFT}; {self.text.policy.sha256} stays in force"
             )
         self._check_clients(draft.policy, state)
         return draft
 
-    def report_files(self, state: RegistryState) -> None:
-        """Reports files that hold a draft, or no valid policy."""
+    def begin_files(self, state: RegistryState) -> None:
+        """Reports files that hold a draft, or no valid policy.
+
+        Those of a policy that was in force before are written: a crash can have come in between
+        the policy's coming into force and its files. No draft is lost; the log keeps that policy.
+        """
         try:
+            held = policy_sha256(self.folder)
+            outdated = held != self.text.policy.sha256 and self._kept(held) is not None
+            if outdated and not self.files_decide(state):
+                write_policy_files(self.folder, self.text.text)
             self.draft(state)
-        except ConfigError as error:
+        except (ConfigError, OSError, ValueError) as error:
             self._events.emit(PolicyFilesDiffer(str(error)))
 
     def refusal(self, *texts: str) -> ConfigError:
         """Returns the error that refuses the policy in the files."""
-        return ConfigError(str(self.folder), [Violation("", text) for text in texts])
+        return ConfigError(str(self.folder), [Violation("policy", text) for text in texts])
 
     def parse(self, content: bytes) -> PolicyText:
         """Reads a policy's text, each once: 15,000 facilities take seconds. Raises ConfigError."""

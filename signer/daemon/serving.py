@@ -119,7 +119,7 @@ class Serving:
         """Records what is served first, and stops what is suspended. Raises OperatorError."""
         self._accounts.record(self._first, self._policies.text)
         self._hsm.suspend(self._served.snapshot.suspended, [])
-        self._policies.report_files(self._accounts.state)
+        self._policies.begin_files(self._accounts.state)
 
     def follow(self) -> bool:
         """Serves what the registry holds now; the last state stays while it cannot be read.
@@ -234,6 +234,7 @@ class Serving:
             changed_by=self._accounts.changed_by,
             unaccounted=frozenset(self._accounts.unaccounted),
             policy_folder=policies.folder.is_dir(),
+            files_problem=policies.files_problem,
         )
 
     # --- changes ---------------------------------------------------------------------------

@@ -69,6 +69,13 @@ def connect(url: str, *, create: bool) -> sa.Engine:
     return engine
 
 
+def sqlite_file(registry: str) -> Path | None:
+    """Returns the file of a registry in SQLite, None for another database."""
+    if not registry.startswith("sqlite"):
+        return None
+    return Path(registry.partition("///")[2].partition("?")[0])
+
+
 def for_reading(engine: sa.Engine) -> sa.Engine:
     """Returns the engine whose transactions see the database as it was when they began."""
     if engine.dialect.name == "postgresql":

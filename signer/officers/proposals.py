@@ -12,6 +12,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from signer.config.policy_documents import PolicyText
 from signer.errors import OperatorError, answered, clock_doubtful, invalid
 from signer.keys.registry import Writing
 from signer.officers import store
@@ -202,6 +203,11 @@ class Proposals:
                 return operation, known.difference(details, self._serving.context())
             except OperatorError as error:
                 return operation, [f"! it can no longer be executed: {error}"]
+
+    def policy(self) -> PolicyText:
+        """Returns the policy in force."""
+        with answered():
+            return self._serving.context().policy
 
     def attachment(self, operation: StoredOperation) -> bytes:
         """Returns the document that an operation names by its hash, b"" if it names none."""

@@ -158,6 +158,23 @@ def time_of_day(value: object) -> int:
     return int(match[1]) * 3600 + int(match[2]) * 60 if match[1] else DAY_SECONDS
 
 
+def opening_hours(text: str) -> dict[str, object]:
+    """Reads hours as they are shown, ``mon-fri 07:00-17:30; sat 07:00-12:00 Asia/Ho_Chi_Minh``.
+
+    Returns them as a policy file states them.
+    """
+    plan, _, zone = text.strip().rpartition(" ")
+    time_zone(zone)
+    openings = []
+    for part in plan.split(";"):
+        on, _, times = part.strip().rpartition(" ")
+        start, _, end = times.partition("-")
+        if not days(on) or time_of_day(start) >= time_of_day(end):
+            raise ValueError(f"{part.strip()}: the first time must be before the second")
+        openings.append({"days": on, "from": start, "to": end})
+    return {"time_zone": zone, "open": openings}
+
+
 def time_zone(value: object) -> ZoneInfo:
     """Reads the name of a time zone of the IANA database."""
     if isinstance(value, str) and value:

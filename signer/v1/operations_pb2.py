@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from signer.v1 import keys_pb2 as signer_dot_v1_dot_keys__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asigner/v1/operations.proto\x12\tsigner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14signer/v1/keys.proto\"e\n\x10OfficerSignature\x12\x0f\n\x07officer\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12-\n\tsign_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x03\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.signer.v1.OperationState\x12\x10\n\x08proposer\x18\x04 \x01(\t\x12\x30\n\x0cpropose_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08officers\x18\x07 \x01(\x05\x12/\n\nsignatures\x18\x08 \x03(\x0b\x32\x1b.signer.v1.OfficerSignature\x12\x0f\n\x07\x63ontent\x18\t \x01(\x0c\x12\x12\n\ndifference\x18\n \x03(\t\x12\x0c\n\x04\x64one\x18\x0b \x01(\x05\x12\r\n\x05total\x18\x0c \x01(\x05\x12\x0c\n\x04note\x18\r \x01(\t\x12\x0e\n\x06result\x18\x0e \x01(\t\x12/\n\x0b\x63hange_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x17PrepareOperationRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\x12\x12\n\nattachment\x18\x03 \x01(\x0c\"Q\n\x18PrepareOperationResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\ndifference\x18\x02 \x03(\t\x12\x10\n\x08problems\x18\x03 \x03(\t\"Q\n\x17ProposeOperationRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x12\n\nattachment\x18\x03 \x01(\x0c\"C\n\x18ProposeOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"8\n\x17\x41pproveOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"C\n\x18\x41pproveOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"4\n\x16RejectOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"B\n\x17RejectOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"#\n\x15RetryOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x16RetryOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"5\n\x13GetOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nattachment\x18\x02 \x01(\x08\"S\n\x14GetOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\x12\x12\n\nattachment\x18\x02 \x01(\x0c\"h\n\x15ListOperationsRequest\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.signer.v1.OperationState\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x16ListOperationsResponse\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.signer.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x19ImportCertificatesRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x65rtificates\x18\x02 \x03(\x0c\"E\n\x1aImportCertificatesResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"\x15\n\x13ListOfficersRequest\"1\n\x07Officer\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"\xb8\x01\n\x14ListOfficersResponse\x12$\n\x08officers\x18\x01 \x03(\x0b\x32\x12.signer.v1.Officer\x12;\n\x06needed\x18\x02 \x03(\x0b\x32+.signer.v1.ListOfficersResponse.NeededEntry\x12\x0e\n\x06origin\x18\x03 \x01(\t\x1a-\n\x0bNeededEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"1\n\x11SuspendKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\x12SuspendKeyResponse\x12+\n\x0ckey_versions\x18\x01 \x03(\x0b\x32\x15.signer.v1.KeyVersion\":\n\x16SuspendFacilityRequest\x12\x10\n\x08\x66\x61\x63ility\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x17SuspendFacilityResponse\"4\n\x13SuspendGroupRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x14SuspendGroupResponse\"*\n\x18SuspendEverythingRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1b\n\x19SuspendEverythingResponse\"9\n\x19MarkKeyCompromisedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x1aMarkKeyCompromisedResponse\x12+\n\x0ckey_versions\x18\x01 \x03(\x0b\x32\x15.signer.v1.KeyVersion\"\x18\n\x16ListSuspensionsRequest\"z\n\nSuspension\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\nbegin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07officer\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"E\n\x17ListSuspensionsResponse\x12*\n\x0bsuspensions\x18\x01 \x03(\x0b\x32\x15.signer.v1.Suspension*\x9a\x02\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18OPERATION_STATE_PROPOSED\x10\x01\x12\x1c\n\x18OPERATION_STATE_APPROVED\x10\x02\x12\x1d\n\x19OPERATION_STATE_EXECUTING\x10\x03\x12\x1b\n\x17OPERATION_STATE_WAITING\x10\x04\x12\x18\n\x14OPERATION_STATE_DONE\x10\x05\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x06\x12\x1c\n\x18OPERATION_STATE_REJECTED\x10\x07\x12\x1b\n\x17OPERATION_STATE_EXPIRED\x10\x08\x32\xc9\n\n\x10OperationService\x12[\n\x10PrepareOperation\x12\".signer.v1.PrepareOperationRequest\x1a#.signer.v1.PrepareOperationResponse\x12[\n\x10ProposeOperation\x12\".signer.v1.ProposeOperationRequest\x1a#.signer.v1.ProposeOperationResponse\x12[\n\x10\x41pproveOperation\x12\".signer.v1.ApproveOperationRequest\x1a#.signer.v1.ApproveOperationResponse\x12X\n\x0fRejectOperation\x12!.signer.v1.RejectOperationRequest\x1a\".signer.v1.RejectOperationResponse\x12U\n\x0eRetryOperation\x12 .signer.v1.RetryOperationRequest\x1a!.signer.v1.RetryOperationResponse\x12O\n\x0cGetOperation\x12\x1e.signer.v1.GetOperationRequest\x1a\x1f.signer.v1.GetOperationResponse\x12U\n\x0eListOperations\x12 .signer.v1.ListOperationsRequest\x1a!.signer.v1.ListOperationsResponse\x12\x61\n\x12ImportCertificates\x12$.signer.v1.ImportCertificatesRequest\x1a%.signer.v1.ImportCertificatesResponse\x12O\n\x0cListOfficers\x12\x1e.signer.v1.ListOfficersRequest\x1a\x1f.signer.v1.ListOfficersResponse\x12I\n\nSuspendKey\x12\x1c.signer.v1.SuspendKeyRequest\x1a\x1d.signer.v1.SuspendKeyResponse\x12X\n\x0fSuspendFacility\x12!.signer.v1.SuspendFacilityRequest\x1a\".signer.v1.SuspendFacilityResponse\x12O\n\x0cSuspendGroup\x12\x1e.signer.v1.SuspendGroupRequest\x1a\x1f.signer.v1.SuspendGroupResponse\x12^\n\x11SuspendEverything\x12#.signer.v1.SuspendEverythingRequest\x1a$.signer.v1.SuspendEverythingResponse\x12\x61\n\x12MarkKeyCompromised\x12$.signer.v1.MarkKeyCompromisedRequest\x1a%.signer.v1.MarkKeyCompromisedResponse\x12X\n\x0fListSuspensions\x12!.signer.v1.ListSuspensionsRequest\x1a\".signer.v1.ListSuspensionsResponseB-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asigner/v1/operations.proto\x12\tsigner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14signer/v1/keys.proto\"e\n\x10OfficerSignature\x12\x0f\n\x07officer\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12-\n\tsign_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x03\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.signer.v1.OperationState\x12\x10\n\x08proposer\x18\x04 \x01(\t\x12\x30\n\x0cpropose_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08officers\x18\x07 \x01(\x05\x12/\n\nsignatures\x18\x08 \x03(\x0b\x32\x1b.signer.v1.OfficerSignature\x12\x0f\n\x07\x63ontent\x18\t \x01(\x0c\x12\x12\n\ndifference\x18\n \x03(\t\x12\x0c\n\x04\x64one\x18\x0b \x01(\x05\x12\r\n\x05total\x18\x0c \x01(\x05\x12\x0c\n\x04note\x18\r \x01(\t\x12\x0e\n\x06result\x18\x0e \x01(\t\x12/\n\x0b\x63hange_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x17PrepareOperationRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\x12\x12\n\nattachment\x18\x03 \x01(\x0c\"Q\n\x18PrepareOperationResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\ndifference\x18\x02 \x03(\t\x12\x10\n\x08problems\x18\x03 \x03(\t\"Q\n\x17ProposeOperationRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x12\n\nattachment\x18\x03 \x01(\x0c\"C\n\x18ProposeOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"8\n\x17\x41pproveOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"C\n\x18\x41pproveOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"4\n\x16RejectOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"B\n\x17RejectOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"#\n\x15RetryOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x16RetryOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"5\n\x13GetOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nattachment\x18\x02 \x01(\x08\"S\n\x14GetOperationResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\x12\x12\n\nattachment\x18\x02 \x01(\x0c\"h\n\x15ListOperationsRequest\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.signer.v1.OperationState\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x16ListOperationsResponse\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.signer.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x19ImportCertificatesRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x65rtificates\x18\x02 \x03(\x0c\"E\n\x1aImportCertificatesResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.signer.v1.Operation\"&\n\x10GetPolicyRequest\x12\x12\n\npage_token\x18\x01 \x01(\t\"+\n\nPolicyFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"i\n\x11GetPolicyResponse\x12\x15\n\rpolicy_sha256\x18\x01 \x01(\t\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.signer.v1.PolicyFile\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"\x15\n\x13ListOfficersRequest\"1\n\x07Officer\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"\xb8\x01\n\x14ListOfficersResponse\x12$\n\x08officers\x18\x01 \x03(\x0b\x32\x12.signer.v1.Officer\x12;\n\x06needed\x18\x02 \x03(\x0b\x32+.signer.v1.ListOfficersResponse.NeededEntry\x12\x0e\n\x06origin\x18\x03 \x01(\t\x1a-\n\x0bNeededEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"1\n\x11SuspendKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\x12SuspendKeyResponse\x12+\n\x0ckey_versions\x18\x01 \x03(\x0b\x32\x15.signer.v1.KeyVersion\":\n\x16SuspendFacilityRequest\x12\x10\n\x08\x66\x61\x63ility\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x17SuspendFacilityResponse\"4\n\x13SuspendGroupRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x14SuspendGroupResponse\"*\n\x18SuspendEverythingRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1b\n\x19SuspendEverythingResponse\"9\n\x19MarkKeyCompromisedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x1aMarkKeyCompromisedResponse\x12+\n\x0ckey_versions\x18\x01 \x03(\x0b\x32\x15.signer.v1.KeyVersion\"\x18\n\x16ListSuspensionsRequest\"z\n\nSuspension\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\nbegin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07officer\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"E\n\x17ListSuspensionsResponse\x12*\n\x0bsuspensions\x18\x01 \x03(\x0b\x32\x15.signer.v1.Suspension*\x9a\x02\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18OPERATION_STATE_PROPOSED\x10\x01\x12\x1c\n\x18OPERATION_STATE_APPROVED\x10\x02\x12\x1d\n\x19OPERATION_STATE_EXECUTING\x10\x03\x12\x1b\n\x17OPERATION_STATE_WAITING\x10\x04\x12\x18\n\x14OPERATION_STATE_DONE\x10\x05\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x06\x12\x1c\n\x18OPERATION_STATE_REJECTED\x10\x07\x12\x1b\n\x17OPERATION_STATE_EXPIRED\x10\x08\x32\x91\x0b\n\x10OperationService\x12[\n\x10PrepareOperation\x12\".signer.v1.PrepareOperationRequest\x1a#.signer.v1.PrepareOperationResponse\x12[\n\x10ProposeOperation\x12\".signer.v1.ProposeOperationRequest\x1a#.signer.v1.ProposeOperationResponse\x12[\n\x10\x41pproveOperation\x12\".signer.v1.ApproveOperationRequest\x1a#.signer.v1.ApproveOperationResponse\x12X\n\x0fRejectOperation\x12!.signer.v1.RejectOperationRequest\x1a\".signer.v1.RejectOperationResponse\x12U\n\x0eRetryOperation\x12 .signer.v1.RetryOperationRequest\x1a!.signer.v1.RetryOperationResponse\x12O\n\x0cGetOperation\x12\x1e.signer.v1.GetOperationRequest\x1a\x1f.signer.v1.GetOperationResponse\x12U\n\x0eListOperations\x12 .signer.v1.ListOperationsRequest\x1a!.signer.v1.ListOperationsResponse\x12\x61\n\x12ImportCertificates\x12$.signer.v1.ImportCertificatesRequest\x1a%.signer.v1.ImportCertificatesResponse\x12\x46\n\tGetPolicy\x12\x1b.signer.v1.GetPolicyRequest\x1a\x1c.signer.v1.GetPolicyResponse\x12O\n\x0cListOfficers\x12\x1e.signer.v1.ListOfficersRequest\x1a\x1f.signer.v1.ListOfficersResponse\x12I\n\nSuspendKey\x12\x1c.signer.v1.SuspendKeyRequest\x1a\x1d.signer.v1.SuspendKeyResponse\x12X\n\x0fSuspendFacility\x12!.signer.v1.SuspendFacilityRequest\x1a\".signer.v1.SuspendFacilityResponse\x12O\n\x0cSuspendGroup\x12\x1e.signer.v1.SuspendGroupRequest\x1a\x1f.signer.v1.SuspendGroupResponse\x12^\n\x11SuspendEverything\x12#.signer.v1.SuspendEverythingRequest\x1a$.signer.v1.SuspendEverythingResponse\x12\x61\n\x12MarkKeyCompromised\x12$.signer.v1.MarkKeyCompromisedRequest\x1a%.signer.v1.MarkKeyCompromisedResponse\x12X\n\x0fListSuspensions\x12!.signer.v1.ListSuspensionsRequest\x1a\".signer.v1.ListSuspensionsResponseB-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\tsigner.v1P\001Z\022signer/v1;signerv1\252\002\tSigner.V1'
   _globals['_LISTOFFICERSRESPONSE_NEEDEDENTRY']._loaded_options = None
   _globals['_LISTOFFICERSRESPONSE_NEEDEDENTRY']._serialized_options = b'8\001'
-  _globals['_OPERATIONSTATE']._serialized_start=2724
-  _globals['_OPERATIONSTATE']._serialized_end=3006
+  _globals['_OPERATIONSTATE']._serialized_start=2916
+  _globals['_OPERATIONSTATE']._serialized_end=3198
   _globals['_OFFICERSIGNATURE']._serialized_start=96
   _globals['_OFFICERSIGNATURE']._serialized_end=197
   _globals['_OPERATION']._serialized_start=200
@@ -74,40 +74,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTCERTIFICATESREQUEST']._serialized_end=1678
   _globals['_IMPORTCERTIFICATESRESPONSE']._serialized_start=1680
   _globals['_IMPORTCERTIFICATESRESPONSE']._serialized_end=1749
-  _globals['_LISTOFFICERSREQUEST']._serialized_start=1751
-  _globals['_LISTOFFICERSREQUEST']._serialized_end=1772
-  _globals['_OFFICER']._serialized_start=1774
-  _globals['_OFFICER']._serialized_end=1823
-  _globals['_LISTOFFICERSRESPONSE']._serialized_start=1826
-  _globals['_LISTOFFICERSRESPONSE']._serialized_end=2010
-  _globals['_LISTOFFICERSRESPONSE_NEEDEDENTRY']._serialized_start=1965
-  _globals['_LISTOFFICERSRESPONSE_NEEDEDENTRY']._serialized_end=2010
-  _globals['_SUSPENDKEYREQUEST']._serialized_start=2012
-  _globals['_SUSPENDKEYREQUEST']._serialized_end=2061
-  _globals['_SUSPENDKEYRESPONSE']._serialized_start=2063
-  _globals['_SUSPENDKEYRESPONSE']._serialized_end=2128
-  _globals['_SUSPENDFACILITYREQUEST']._serialized_start=2130
-  _globals['_SUSPENDFACILITYREQUEST']._serialized_end=2188
-  _globals['_SUSPENDFACILITYRESPONSE']._serialized_start=2190
-  _globals['_SUSPENDFACILITYRESPONSE']._serialized_end=2215
-  _globals['_SUSPENDGROUPREQUEST']._serialized_start=2217
-  _globals['_SUSPENDGROUPREQUEST']._serialized_end=2269
-  _globals['_SUSPENDGROUPRESPONSE']._serialized_start=2271
-  _globals['_SUSPENDGROUPRESPONSE']._serialized_end=2293
-  _globals['_SUSPENDEVERYTHINGREQUEST']._serialized_start=2295
-  _globals['_SUSPENDEVERYTHINGREQUEST']._serialized_end=2337
-  _globals['_SUSPENDEVERYTHINGRESPONSE']._serialized_start=2339
-  _globals['_SUSPENDEVERYTHINGRESPONSE']._serialized_end=2366
-  _globals['_MARKKEYCOMPROMISEDREQUEST']._serialized_start=2368
-  _globals['_MARKKEYCOMPROMISEDREQUEST']._serialized_end=2425
-  _globals['_MARKKEYCOMPROMISEDRESPONSE']._serialized_start=2427
-  _globals['_MARKKEYCOMPROMISEDRESPONSE']._serialized_end=2500
-  _globals['_LISTSUSPENSIONSREQUEST']._serialized_start=2502
-  _globals['_LISTSUSPENSIONSREQUEST']._serialized_end=2526
-  _globals['_SUSPENSION']._serialized_start=2528
-  _globals['_SUSPENSION']._serialized_end=2650
-  _globals['_LISTSUSPENSIONSRESPONSE']._serialized_start=2652
-  _globals['_LISTSUSPENSIONSRESPONSE']._serialized_end=2721
-  _globals['_OPERATIONSERVICE']._serialized_start=3009
-  _globals['_OPERATIONSERVICE']._serialized_end=4362
+  _globals['_GETPOLICYREQUEST']._serialized_start=1751
+  _globals['_GETPOLICYREQUEST']._serialized_end=1789
+  _globals['_POLICYFILE']._serialized_start=1791
+  _globals['_POLICYFILE']._serialized_end=1834
+  _globals['_GETPOLICYRESPONSE']._serialized_start=1836
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1941
+  _globals['_LISTOFFICERSREQUEST']._serialized_start=1943
+  _globals['_LISTOFFICERSREQUEST']._serialized_end=1964
+  _globals['_OFFICER']._serialized_start=1966
+  _globals['_OFFICER']._serialized_end=2015
+  _globals['_LISTOFFICERSRESPONSE']._serialized_start=2018
+  _globals['_LISTOFFICERSRESPONSE']._serialized_end=2202
+  _globals['_LISTOFFICERSRESPONSE_NEEDEDENTRY']._serialized_start=2157
+  _globals['_LISTOFFICERSRESPONSE_NEEDEDENTRY']._serialized_end=2202
+  _globals['_SUSPENDKEYREQUEST']._serialized_start=2204
+  _globals['_SUSPENDKEYREQUEST']._serialized_end=2253
+  _globals['_SUSPENDKEYRESPONSE']._serialized_start=2255
+  _globals['_SUSPENDKEYRESPONSE']._serialized_end=2320
+  _globals['_SUSPENDFACILITYREQUEST']._serialized_start=2322
+  _globals['_SUSPENDFACILITYREQUEST']._serialized_end=2380
+  _globals['_SUSPENDFACILITYRESPONSE']._serialized_start=2382
+  _globals['_SUSPENDFACILITYRESPONSE']._serialized_end=2407
+  _globals['_SUSPENDGROUPREQUEST']._serialized_start=2409
+  _globals['_SUSPENDGROUPREQUEST']._serialized_end=2461
+  _globals['_SUSPENDGROUPRESPONSE']._serialized_start=2463
+  _globals['_SUSPENDGROUPRESPONSE']._serialized_end=2485
+  _globals['_SUSPENDEVERYTHINGREQUEST']._serialized_start=2487
+  _globals['_SUSPENDEVERYTHINGREQUEST']._serialized_end=2529
+  _globals['_SUSPENDEVERYTHINGRESPONSE']._serialized_start=2531
+  _globals['_SUSPENDEVERYTHINGRESPONSE']._serialized_end=2558
+  _globals['_MARKKEYCOMPROMISEDREQUEST']._serialized_start=2560
+  _globals['_MARKKEYCOMPROMISEDREQUEST']._serialized_end=2617
+  _globals['_MARKKEYCOMPROMISEDRESPONSE']._serialized_start=2619
+  _globals['_MARKKEYCOMPROMISEDRESPONSE']._serialized_end=2692
+  _globals['_LISTSUSPENSIONSREQUEST']._serialized_start=2694
+  _globals['_LISTSUSPENSIONSREQUEST']._serialized_end=2718
+  _globals['_SUSPENSION']._serialized_start=2720
+  _globals['_SUSPENSION']._serialized_end=2842
+  _globals['_LISTSUSPENSIONSRESPONSE']._serialized_start=2844
+  _globals['_LISTSUSPENSIONSRESPONSE']._serialized_end=2913
+  _globals['_OPERATIONSERVICE']._serialized_start=3201
+  _globals['_OPERATIONSERVICE']._serialized_end=4626
 # @@protoc_insertion_point(module_scope)

@@ -200,6 +200,30 @@ class ImportCertificatesResponse(_message.Message):
     operation: Operation
     def __init__(self, operation: _Optional[_Union[Operation, _Mapping]] = ...) -> None: ...
 
+class GetPolicyRequest(_message.Message):
+    __slots__ = ("page_token",)
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_token: str
+    def __init__(self, page_token: _Optional[str] = ...) -> None: ...
+
+class PolicyFile(_message.Message):
+    __slots__ = ("name", "content")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    content: bytes
+    def __init__(self, name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class GetPolicyResponse(_message.Message):
+    __slots__ = ("policy_sha256", "files", "next_page_token")
+    POLICY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    policy_sha256: str
+    files: _containers.RepeatedCompositeFieldContainer[PolicyFile]
+    next_page_token: str
+    def __init__(self, policy_sha256: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PolicyFile, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
 class ListOfficersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

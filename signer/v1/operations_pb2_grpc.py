@@ -81,6 +81,11 @@ class OperationServiceStub:
                 request_serializer=signer_dot_v1_dot_operations__pb2.ImportCertificatesRequest.SerializeToString,
                 response_deserializer=signer_dot_v1_dot_operations__pb2.ImportCertificatesResponse.FromString,
                 _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/signer.v1.OperationService/GetPolicy',
+                request_serializer=signer_dot_v1_dot_operations__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=signer_dot_v1_dot_operations__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
         self.ListOfficers = channel.unary_unary(
                 '/signer.v1.OperationService/ListOfficers',
                 request_serializer=signer_dot_v1_dot_operations__pb2.ListOfficersRequest.SerializeToString,
@@ -185,6 +190,14 @@ class OperationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicy(self, request, context):
+        """The files of the policy in force. An officer proposes others by an operation of the kind
+        "policy" whose attachment is the text of its files; see PolicyFile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOfficers(self, request, context):
         """Who the officers are, and how many each kind of operation needs.
         """
@@ -276,6 +289,11 @@ def add_OperationServiceServicer_to_server(servicer, server):
                     servicer.ImportCertificates,
                     request_deserializer=signer_dot_v1_dot_operations__pb2.ImportCertificatesRequest.FromString,
                     response_serializer=signer_dot_v1_dot_operations__pb2.ImportCertificatesResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=signer_dot_v1_dot_operations__pb2.GetPolicyRequest.FromString,
+                    response_serializer=signer_dot_v1_dot_operations__pb2.GetPolicyResponse.SerializeToString,
             ),
             'ListOfficers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOfficers,
@@ -536,6 +554,33 @@ class OperationService:
             '/signer.v1.OperationService/ImportCertificates',
             signer_dot_v1_dot_operations__pb2.ImportCertificatesRequest.SerializeToString,
             signer_dot_v1_dot_operations__pb2.ImportCertificatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/signer.v1.OperationService/GetPolicy',
+            signer_dot_v1_dot_operations__pb2.GetPolicyRequest.SerializeToString,
+            signer_dot_v1_dot_operations__pb2.GetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -170,6 +170,74 @@ def test_facilities_are_enrolled_from_a_csv(office: Office, tmp_path: Path) -> N
     assert [each["state"] for each in found] == ["ACTIVE"] * 3
 
 
+def test_a_policy_goes_to_the_appliance_and_back_without_a_shell_on_it(
+    office: Office, tmp_path: Path
+) -> None:
+    config, desk = office.appliance.dir / "signer.yaml", tmp_path / "policy"
+    first = json.loads(office.a("policy", "get", "--json").out)
+    done = office.a("policy", "export", "--in-force", desk, "--json")
+    assert json.loads(done.out)["policy_sha256"] == first["policy_sha256"]
+    assert {file.name: file.read_text() for file in desk.iterdir()} == first["files"]
+    same = office.b("policy", "diff", desk)
+    assert (same.code, "the files are the policy in force" in same.out) == (0, True)
+
+    file = desk / "policy.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("max_batch_items: 4096", "max_batch_items: 4000", 1))
+    assert file.read_text() != text
+    shown = office.b("policy", "diff", desk)
+    assert "max_batch_items 4096 becomes 4000" in shown.out
+    assert "+      max_batch_items: 4000" in shown.out.replace("  +", "+  ")
+    for words in (("policy", "propose"), ("operations", "propose", "policy")):
+        identity = office.propose(*words, desk)
+        assert office.a("operations", "reject", identity, "--reason", "once more").code == 0
+    told = office.both("policy", desk)
+    assert told["result"]["policy_files"] == "the appliance's own files hold it"
+    sha256 = told["result"]["policy_sha256"]
+    folder = tmp_path / "attached"
+    assert office.b("operations", "show", told["id"], "--attachment", folder).code == 0
+    assert (folder / "policy.yaml").read_text() == file.read_text()
+
+    # On the appliance: its files are in force; then somebody edits them.
+    def here(*words: object) -> Done:
+        return office.run(*words, "--config", config)
+
+    assert f"in force: {sha256}" in here("policy", "get").err
+    assert json.loads(here("check", "--json").out)["policy_in_force"] == sha256
+    assert "which   is in force" in here("check").out
+    own = office.appliance.dir / "policy" / "policy.yaml"
+    own.write_text(text.replace("max_batch_items: 4096", "max_batch_items: 3000", 1))
+    draft = f"a draft, not in force: in force is {sha256}"
+    assert draft in here("check").out
+    assert draft in here("doctor", "--json").out
+    assert draft in here("policy", "show").err
+    key = ("--key", "facilities/01-001/keys/records", "--principal", "spiffe://nobody.example/x")
+    assert draft in here("policy", "explain", *key).err
+    assert sha256 in here("policy", "explain", "--in-force", *key).err
+    batch = json.loads(here("policy", "show", "--json").out)[0]["max_batch_items"]
+    assert (
+        batch
+        != json.loads(here("policy", "show", "--in-force", "--json").out)[0]["max_batch_items"]
+    )
+    assert "max_batch_items 4000 becomes 3000" in here("policy", "diff").out
+    refused = office.a("operations", "propose", "enrol", _one_facility(office, tmp_path), "--yes")
+    assert (refused.code, "holds a draft" in refused.err) == (1, True)
+    own_folder = ("policy", "export", "--in-force", own.parent)
+    asked = here(*own_folder)
+    assert (asked.code, "replaces or removes policy.yaml" in asked.err) == (2, True)
+    assert here(*own_folder, "--yes").code == 0
+    assert own.read_text() == file.read_text()
+    assert "which   is in force" in here("check").out
+
+
+def _one_facility(office: Office, folder: Path) -> Path:
+    csv, client = folder / "one.csv", office.appliance.dev["clients"]["issuer"]["principal"]
+    csv.write_text(
+        f"facility;group;profile;clients;key;algorithm;bits\ny-1;01;records;{client};k;ES256;\n"
+    )
+    return csv
+
+
 def test_what_one_officer_stops_two_let_go_on(office: Office) -> None:
     key = "facilities/01-001/keys/records"
     for target, word in ((key, "SUSPENDED"), ("facilities/01-002", ""), ("groups/01", "")):
@@ -190,7 +258,7 @@ def test_what_one_officer_stops_two_let_go_on(office: Office) -> None:
     assert (done.code, "REJECTED" in done.out) == (0, True)
     assert office.a("operations", "wait", identity).code == 1
     listed = json.loads(office.a("operations", "list", "--state", "REJECTED", "--json").out)
-    assert [each["id"] for each in listed] == [identity]
+    assert listed[0]["id"] == identity
 
     rsa = "facilities/01-001/keys/records-rsa"
     office.a("keys", "compromise", rsa, "--reason", "lost")

@@ -82,7 +82,7 @@ def test_an_operator_alone_widens_no_policy(
     with pytest.raises(InvalidRequestError) as refused:
         reload(office)
     [violation] = refused.value.violations
-    assert "signer operations propose policy" in violation.description
+    assert "signer policy propose" in violation.description
     assert (items(office, 10), items(office, 11)) == (True, False)
 
     assert served.stop() == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from signer.client import SignerClientError
-from signer.config.policy_documents import PolicyFile, policy_text
+from signer.config.policy_files import PolicyFile, policy_text
 from signer.daemon.accounts import UNACCOUNTED
 from signer.keys.registry import Registry
 from tests.appliances import Appliance

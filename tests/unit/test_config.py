@@ -12,16 +12,12 @@ from hypothesis import strategies as st
 
 from signer.api import server
 from signer.api.guard import DEFAULT_SECONDS
-from signer.config import policy_documents, strict_yaml
+from signer.config import policy_files as files_of_policy
+from signer.config import strict_yaml
 from signer.config.client_file import Address, load_client
 from signer.config.models import LimitsConfig, load_config
-from signer.config.policy_documents import (
-    PolicyFile,
-    load_policy,
-    policy_text,
-    read_policy_text,
-    write_policy_files,
-)
+from signer.config.policy_documents import load_policy, read_policy_text
+from signer.config.policy_files import PolicyFile, policy_text, write_policy_files
 from signer.daemon import sealing
 from signer.errors import ConfigError, Violation
 from signer.hsm.front.process import WorkerProcess
@@ -136,7 +132,7 @@ def test_what_is_no_policy_is_refused(tmp_path: Path) -> None:
 
 
 def test_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_documents, "MAX_POLICY_BYTES", 100)
+    monkeypatch.setattr(files_of_policy, "MAX_POLICY_BYTES", 100)
     (tmp_path / "a.yaml").write_text("profiles: {}  #" + "x" * 60)
     (tmp_path / "b.yaml").write_text("facilities: {}  #" + "x" * 60)
     with pytest.raises(ConfigError, match=r"b\.yaml is refused:\n.*too large"):

@@ -12,7 +12,7 @@ from signer.audit.format.segments import Segment
 from signer.audit.read.reader import Index
 from signer.audit.write.disk import Disk, replace_durably
 from signer.cli.audit.archive import keep_copy
-from signer.config.policy_documents import PolicyFile, policy_text, write_policy_files
+from signer.config.policy_files import PolicyFile, policy_text, write_policy_files
 from signer.files import create_file, is_private, open_lock, private_mode, replace_file
 
 ROOT, SERVICE = 0, 10001

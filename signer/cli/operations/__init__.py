@@ -28,10 +28,11 @@ from signer.cli.operations.flow import (
 )
 from signer.cli.operations.propose import propose
 from signer.cli.operations.requested import check_foreign
-from signer.cli.options import FILE, NEW_FILE, json_option, yes_option
-from signer.cli.output import output, print_json, print_table, put, say, write_file
+from signer.cli.options import FILE, json_option, yes_option
+from signer.cli.output import explained, output, print_json, print_table, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import Officers, Operation, SignerClient
+from signer.config.policy_files import write_policy_files
 from signer.errors import OperatorError
 from signer.officers.approval import ApprovalError, parse
 from signer.text import plain
@@ -100,8 +101,10 @@ def list_operations(*, client: SignerClient, state: str | None) -> list[Operatio
 @click.option("--bytes", "as_bytes", is_flag=True, help="Write exactly the bytes that are signed.")
 @click.option(
     "--attachment",
-    type=NEW_FILE,
-    help="Write what it names by its SHA-256 to FILE: a CSV, a list of keys, a policy.",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what it names by its SHA-256: a CSV or a list of keys to FILE, the files of a"
+    " policy into a folder.",
 )
 @client_options
 @json_option
@@ -127,7 +130,7 @@ def show(
             raise OperatorError(
                 f"operation {identity} has no attachment, or the appliance returned another one"
             )
-        write_file(attachment, content)
+        _write_attachment(attachment, content, operation.kind)
     if as_bytes:
         put(operation.content)
     elif as_json:
@@ -136,6 +139,18 @@ def show(
         print_signed(operation.content, to_stderr=False)
         print_difference(operation.difference, to_stderr=False)
         print_operation(operation)
+
+
+def _write_attachment(path: Path, content: bytes, kind: str) -> None:
+    """Writes an attachment, a policy as its files. Raises OperatorError."""
+    if kind != "policy":
+        write_file(path, content)
+        return
+    with explained(path, "written"):
+        path.mkdir(exist_ok=True)
+        if any(path.iterdir()):
+            raise OperatorError(f"{path} is not empty: name a new folder for the policy's files")
+        write_policy_files(path, content)
 
 
 def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:

@@ -131,7 +131,8 @@ def prepare(
     """
     if len(requested.attachment) > _LARGEST:
         raise OperatorError(
-            f"the list has {len(requested.attachment)} bytes, but a call takes {_LARGEST}: split it"
+            f"the attachment has {len(requested.attachment)} bytes, but a call takes {_LARGEST}:"
+            " split it"
         )
     answer = client.operations.prepare(
         requested.kind, requested.arguments, requested.attachment, timeout=LONG

@@ -24,8 +24,10 @@ from signer.cli.operations.requested import (
     request,
     request_with_certificates,
 )
-from signer.cli.options import FILE, token_option
+from signer.cli.options import FILE, PATHS, token_option
 from signer.client import SignerClient
+from signer.config.policy_files import policy_text, read_files
+from signer.errors import OperatorError
 
 _subject_option = click.option(
     "--subject",
@@ -263,19 +265,29 @@ def import_certificate(
     )
 
 
-@propose.command()
+@propose.command("policy", short_help="Puts another policy in force.")
+@click.argument("files", metavar="[FILES]...", type=PATHS, nargs=-1)
 @click.option("--sha256", metavar="HEX", default="", help="Only if it is the policy of this hash.")
 @proposal_options
-def policy(*, sha256: str) -> OperationRequest:
-    """Puts the policy in the appliance's files in force.
+def propose_policy(*, files: tuple[Path, ...], sha256: str) -> OperationRequest:
+    """Puts the policy in FILES in force: one folder, or files. They are sent with the proposal.
 
-    The difference to the one in force is shown. `signer check` on the appliance prints the
-    hash of the files; with --sha256 no other policy is proposed.
+    The difference to the policy in force is shown. Without FILES it is the policy in the
+    appliance's own files; `signer check` there prints its hash, and with --sha256 no other
+    policy is proposed.
 
     \b
-      signer operations propose policy --client officer-a.yaml
+      signer policy export --in-force policy --client officer-a.yaml
+      signer policy propose policy --client officer-a.yaml
     """
-    return request("policy", {"policy_sha256": sha256.lower()})
+    wanted = sha256.lower()
+    if not files:
+        return request("policy", {"policy_sha256": wanted})
+    text = policy_text(read_files(*files))
+    found = hashlib.sha256(text).hexdigest()
+    if wanted not in ("", found):
+        raise OperatorError(f"the files are the policy {found}, not {wanted}")
+    return request("policy", {"policy_sha256": found}, text)
 
 
 @propose.command(short_help="Enrols the facilities of a CSV, with a key each.")
@@ -289,6 +301,8 @@ def enrol(*, csv: Path, token: str) -> OperationRequest:
     Its first line is: facility,group,profile,clients,key,algorithm,bits
     `clients` are URIs with spaces between them; `group` and `bits` may be empty:
       01-003,01,clinic,spiffe://signer.example/province/01,records,ES256,
+    The columns `quotas` and `hours` may be added, which narrow the profile:
+      100 per minute; 5000 per day      mon-fri 07:00-17:30 Asia/Ho_Chi_Minh
 
     \b
       signer operations propose enrol facilities.csv --client officer-a.yaml

@@ -75,6 +75,8 @@ class OperationContext:
     record with which officers have confirmed the clock last, 0 if they have not.
     ``changed_by`` returns whether the log has a change of keys by an operation with these bytes;
     ``unaccounted`` names the versions that the registry has otherwise than the log.
+    ``files_problem`` returns why the policy's files on this appliance would not be written if
+    the policy changed now, "" if they would.
     ``attachment`` is the file that an officer sent with a proposal.
     """
 
@@ -92,6 +94,7 @@ class OperationContext:
     clock_confirmed: int
     changed_by: Callable[[str, bytes], bool]
     unaccounted: AbstractSet[str]
+    files_problem: Callable[[], str]
     policy_folder: bool = True
     executing: str = ""
     attachment: bytes = b""

@@ -1,21 +1,17 @@
 """The kind enrol: adds many facilities from a CSV, each with its keys."""
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-from signer.algorithms import Algorithm
-from signer.config.policy_documents import PolicyFile, PolicyText, policy_files, policy_text
+from signer.config.policy_documents import PolicyText
+from signer.config.policy_files import PolicyFile, policy_files, policy_text
 from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
-from signer.keys.lifecycle import NewKey, TokenAdmin, check_bits, cka_id_of, make_version
-from signer.model import IDENTIFIER, Format, KeyName, KeyVersion
+from signer.keys.lifecycle import TokenAdmin, cka_id_of, make_version
+from signer.model import Format, KeyVersion
 from signer.officers.kinds.base import (
-    FACILITIES_SHOWN,
     Effects,
     OperationContext,
     OperationError,
@@ -25,14 +21,13 @@ from signer.officers.kinds.base import (
     shortened,
 )
 from signer.officers.kinds.create_key import save_made, try_out
-from signer.officers.kinds.policy_change import PutPolicy, replaced_problems
+from signer.officers.kinds.enrolment_table import EnrolmentRow, Mistake, read_rows, read_table
+from signer.officers.kinds.policy_change import WRITTEN, PutPolicy, replaced_problems, unwritten
+from signer.policy import values
 from signer.policy.difference import new_facilities
 from signer.text import count
 from signer.x509 import fits
 
-# The columns of the CSV; spaces separate `clients`, `group` and `bits` may be empty.
-COLUMNS = ("facility", "group", "profile", "clients", "key", "algorithm", "bits")
-MAX_ROWS = 50_000
 TRIED_EVERY = 100  # one new key in so many signs a test; each key's first signature is checked
 
 
@@ -46,17 +41,6 @@ class Enrol(PutPolicy):
     file: str = ""
 
 
-class EnrolmentRow(NamedTuple):
-    """One line: a facility and one of its keys."""
-
-    line: int
-    facility: str
-    group: str
-    profile: str
-    clients: tuple[str, ...]
-    new: NewKey
-
-
 class EnrolKind(OperationKind[Enrol]):
     """Writes one policy file, creates the keys, and puts the policy in force."""
 
@@ -65,10 +49,10 @@ class EnrolKind(OperationKind[Enrol]):
     names = "csv_sha256"
 
     def complete(self, details: Enrol, context: OperationContext) -> Enrol:
-        rows = read_rows(context.attachment)
+        rows, mistakes = read_table(context.attachment)
         sha256 = hashlib.sha256(context.attachment).hexdigest()
         file = _file_of(sha256)
-        text = enrolled(rows, file, context)
+        text = enrolled(rows, file, context, mistakes)
         facilities, keys = _counts(rows)
         return Enrol(
             token=context.token(details.token),
@@ -89,6 +73,8 @@ class EnrolKind(OperationKind[Enrol]):
             problems.append(
                 "the policy is one file: turn it into a folder, to which a file is added"
             )
+        elif problem := context.files_problem():
+            problems.append(f"{details.file} could not be written: {problem}")
         return problems
 
     def documents(self, details: Enrol, context: OperationContext) -> list[bytes]:
@@ -114,18 +100,22 @@ class EnrolKind(OperationKind[Enrol]):
             lines.append(
                 f"! {count(adopted, 'key exists', 'keys exist')} from an enrolment that did not end"
             )
-        alike = Counter((row.group, row.profile, row.clients) for row in rows)
-        # Of facilities with the same profile and group one is shown with its rules.
-        examples = {(row.profile, row.group): row.facility for row in reversed(rows)}
+        # Of facilities with the same rules one is shown with them.
+        examples = {
+            (row.profile, row.group, row.quotas, row.hours): row.facility for row in reversed(rows)
+        }
         made = enrolled(rows, details.file, context).policy
         lines += new_facilities(made, sorted(examples.values()))
-        lines += [
+        alike = Counter((row.group, row.profile, row.clients) for row in rows)
+        who = [
             f"+ {count(number, 'key')} with profile {profile}, group {group or 'none'},"
-            f" for {', '.join(who)}"
-            for (group, profile, who), number in alike.most_common(FACILITIES_SHOWN)
+            f" for {', '.join(clients)}"
+            for (group, profile, clients), number in alike.most_common()
         ]
+        hint = "; `show ID --attachment FILE` has them all"
+        lines += shortened(who, "client list", hint=hint)
         shown = [f"+ {row.new.name}, {row.new.algorithm}" for row in rows]
-        return [*lines, *shortened(shown, "key", hint="; `show ID --attachment FILE` has them all")]
+        return [*lines, *shortened(shown, "key", hint=hint)]
 
     def fits(self, details: Enrol, pair: Pair) -> bool:
         content = pair.once("csv", lambda: pair.document(details.csv_sha256) or b"")
@@ -146,7 +136,12 @@ class EnrolKind(OperationKind[Enrol]):
             policy=text.text,
             policy_since=work.context.stored.policy_since,
             officers_since=work.context.stored.officers_since,
-            result={"policy_sha256": details.policy_sha256, "keys": details.keys},
+            result={
+                "policy_sha256": details.policy_sha256,
+                "keys": details.keys,
+                "file": details.file,
+                "policy_files": unwritten(text, work.context) or WRITTEN,
+            },
         )
 
 
@@ -186,99 +181,55 @@ def _adopted(row: EnrolmentRow, context: OperationContext) -> bool:
     )
 
 
-def read_rows(content: bytes) -> list[EnrolmentRow]:
-    """Reads a CSV; raises OperationError with everything that is wrong in it."""
-    try:
-        table = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        lines = [(table.line_num, line) for line in table if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise OperationError(f"attachment: is not a CSV in UTF-8: {error}") from None
-    if not lines or tuple(lines[0][1]) != COLUMNS:
-        raise OperationError(f"attachment: the first line must be {','.join(COLUMNS)}")
-    if not 1 < len(lines) <= MAX_ROWS + 1:
-        raise OperationError(
-            f"attachment: has {count(len(lines) - 1, 'row')}, expected 1 to {MAX_ROWS}"
-        )
-    rows: list[EnrolmentRow] = []
-    problems: list[str] = []
-    for number, cells in lines[1:]:
-        try:
-            rows.append(_row(number, cells))
-        except (ValueError, OperatorError) as error:
-            problems.append(f"line {number}: {error}")
-    problems += _conflicts(rows)
-    if problems:
-        raise OperationError(*problems)
-    return rows
+def enrolled(
+    rows: Sequence[EnrolmentRow],
+    file: str,
+    context: OperationContext,
+    mistakes: Sequence[Mistake] = (),
+) -> PolicyText:
+    """Returns the policy in force with the facilities of a CSV.
 
-
-def _row(number: int, cells: Sequence[str]) -> EnrolmentRow:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"has {count(len(cells), 'cell')}, expected {len(COLUMNS)}")
-    facility, group, profile, clients, key, algorithm, bits = (cell.strip() for cell in cells)
-    for name, value in (("facility", facility), ("key", key)):
-        if not IDENTIFIER.fullmatch(value):
-            raise ValueError(f"{name} must have 1 to 63 characters of a-z, 0-9, '.', '_' and '-'")
-    if algorithm not in list(Algorithm):
-        raise ValueError(f"algorithm must be one of {', '.join(Algorithm)}")
-    if bits and not (bits.isascii() and bits.isdigit() and len(bits) <= 5):
-        raise ValueError("bits is not a number")
-    new = NewKey(KeyName(facility, key), Algorithm(algorithm), int(bits or 0))
-    check_bits(new)
-    if not clients:
-        raise ValueError("clients is empty: nobody could use the key")
-    return EnrolmentRow(number, facility, group, profile, tuple(clients.split()), new)
-
-
-def _conflicts(rows: Sequence[EnrolmentRow]) -> list[str]:
-    """Returns the lines that name a key twice, or a facility with other columns."""
-    names = Counter(row.new.name for row in rows)
-    first: dict[str, EnrolmentRow] = {}
-    problems = []
-    for row in rows:
-        if names[row.new.name] > 1:
-            problems.append(f"line {row.line}: {row.new.name} is in the file twice")
-        same = first.setdefault(row.facility, row)
-        if (same.group, same.profile, same.clients) != (row.group, row.profile, row.clients):
-            problems.append(
-                f"line {row.line}: facility {row.facility} has another group, profile or clients"
-                f" than in line {same.line}"
-            )
-    return problems
-
-
-def enrolled(rows: Sequence[EnrolmentRow], file: str, context: OperationContext) -> PolicyText:
-    """Returns the policy in force with the facilities of a CSV; raises OperationError.
-
-    The result is checked like any policy, and that each key's algorithm is allowed.
+    The result is checked like any policy, and that each key's algorithm is allowed. Raises
+    OperationError with all that is wrong, and with ``mistakes``, which were found before.
     """
-    problems = _known(rows, context)
-    if problems:
-        raise OperationError(*problems)
-    files = policy_files(context.policy.text)
+    wrong = [*mistakes, *_known(rows, context)]
+    files, others = policy_files(context.policy.text), list[str]()
+    new = [row for row in rows if row.facility not in context.policy.policy.facilities]
+    made: PolicyText | None = None
     if any(existing.name == file for existing in files):
-        raise OperationError(f"{file} is in the policy already: this CSV was enrolled before")
-    content = _policy_file(rows).encode()
-    merged = sorted([*files, PolicyFile(file, content)])
-    try:
-        made = context.read_policy(policy_text(merged))
-    except ConfigError as error:
-        raise OperationError(*(f"{p.field}: {p.description}" for p in error.problems)) from None
-    wrong = [
-        f"line {row.line}: {row.new.algorithm} is not allowed with profile {row.profile}"
-        for row in rows
-        if (terms := made.policy.terms_of(row.new.name)) is None
-        or row.new.algorithm not in terms.algorithms
-    ]
-    wrong += [
-        f"line {row.line}: {row.new.name} signs HCERT and needs a certificate first:"
-        " create it with create-key, not with a CSV"
-        for row in rows
-        if (terms := made.policy.terms_of(row.new.name)) and Format.HCERT in terms.formats
-    ]
-    if wrong:
-        raise OperationError(*wrong)
+        others.append(f"{file} is in the policy already: this CSV was enrolled before")
+    elif new:
+        merged = sorted([*files, PolicyFile(file, _policy_file(new).encode())])
+        try:
+            made = context.read_policy(policy_text(merged))
+            wrong += _unfit(new, made)
+        except ConfigError as error:
+            lines = {row.facility: row.line for row in reversed(new)}
+            for problem in error.problems:
+                facility, _, field = problem.field.removeprefix("facilities.").partition(".")
+                text = f"{field}: {problem.description}".lstrip(": ")
+                if facility not in lines:
+                    others.append(f"{problem.field}: {problem.description}".lstrip(": "))
+                elif field != "group":  # known already
+                    wrong.append(Mistake(lines[facility], text))
+    if wrong or others or made is None:
+        raise OperationError(*map(str, sorted({*wrong})), *others)
     return made
+
+
+def _unfit(rows: Sequence[EnrolmentRow], made: PolicyText) -> Iterator[Mistake]:
+    """Yields the lines whose key may not sign under the policy, or not without a certificate."""
+    for row in rows:
+        terms = made.policy.terms_of(row.new.name)
+        if terms is None or row.new.algorithm not in terms.algorithms:
+            text = f"{row.new.algorithm} is not allowed with profile {row.profile}"
+            yield Mistake(row.line, text)
+        elif Format.HCERT in terms.formats:
+            yield Mistake(
+                row.line,
+                f"{row.new.name} signs HCERT and needs a certificate first:"
+                " create it with create-key, not with a CSV",
+            )
 
 
 def _file_of(sha256: str) -> str:
@@ -289,20 +240,20 @@ def _counts(rows: Sequence[EnrolmentRow]) -> tuple[int, int]:
     return len({row.facility for row in rows}), len(rows)
 
 
-def _known(rows: Sequence[EnrolmentRow], context: OperationContext) -> list[str]:
-    """Returns the lines that name an existing facility or key, or an unknown group."""
-    policy, problems = context.policy.policy, []
-    cka_ids = {row.new.name: cka_id_of(context.executing, i) for i, row in enumerate(rows)}
-    for row in rows:
+def _known(rows: Sequence[EnrolmentRow], context: OperationContext) -> Iterator[Mistake]:
+    """Yields the lines that name an existing facility or key, or what is not in the policy."""
+    policy, officers = context.policy.policy, context.state.officers
+    for index, row in enumerate(rows):
         if row.facility in policy.facilities:
-            problems.append(f"line {row.line}: facility {row.facility} is in the policy already")
+            yield Mistake(row.line, f"facility {row.facility} is in the policy already")
         if row.group and row.group not in policy.groups:
-            problems.append(f"line {row.line}: group {row.group} is not in the policy")
+            yield Mistake(row.line, f"group {row.group} is not in the policy")
+        for who in sorted({*row.clients} & officers.keys()):
+            yield Mistake(row.line, f"{who} is an officer, who must not be a client")
         existing = context.state.keys.version(row.new.name, 1)
-        ours = context.executing and existing and existing.cka_id == cka_ids[row.new.name]
-        if existing is not None and not ours and not _adopted(row, context):
-            problems.append(f"line {row.line}: {row.new.name} exists already")
-    return problems
+        ours = existing and existing.cka_id == cka_id_of(context.executing, index)
+        if existing is not None and not (context.executing and ours) and not _adopted(row, context):
+            yield Mistake(row.line, f"{row.new.name} exists already")
 
 
 def _policy_file(rows: Sequence[EnrolmentRow]) -> str:
@@ -310,15 +261,19 @@ def _policy_file(rows: Sequence[EnrolmentRow]) -> str:
     lines = ["# Facilities that were enrolled by one operation of officers.", "facilities:"]
     for facility, row in {row.facility: row for row in reversed(rows)}.items():
         group = f"group: {_quoted(row.group)}, " if row.group else ""
-        clients = ", ".join(map(_quoted, row.clients))
+        narrowed = ""
+        if row.quotas:
+            narrowed += f", quotas: {_quoted(row.quotas)}"
+        if row.hours:
+            narrowed += f", hours: {_quoted(values.opening_hours(row.hours))}"
         lines.append(
             f"  {_quoted(facility)}: {{profile: {_quoted(row.profile)}, {group}"
-            f"clients: [{clients}]}}"
+            f"clients: {_quoted(row.clients)}{narrowed}}}"
         )
     lines[2:] = sorted(lines[2:])
     return "\n".join(lines) + "\n"
 
 
-def _quoted(text: str) -> str:
-    """Returns a text as a JSON string, without escapes that YAML reads in another way."""
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: object) -> str:
+    """Returns a value as JSON, without escapes that YAML reads in another way."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,7 @@
 """The kind policy: puts another policy in force, by its hash."""
 
 from signer.config.policy_documents import PolicyText
+from signer.config.policy_files import policy_files
 from signer.errors import ConfigError
 from signer.officers.kinds.base import (
     Details,
@@ -13,6 +14,9 @@ from signer.officers.kinds.base import (
 from signer.policy.difference import difference
 from signer.text import count
 
+FILES_HOLD = "the appliance's files hold"
+WRITTEN = "the appliance's own files hold it"
+
 
 class PutPolicy(Details):
     """The SHA-256 of a policy, and that of the one it replaces with its revision."""
@@ -23,18 +27,18 @@ class PutPolicy(Details):
 
 
 class PutPolicyKind(OperationKind[PutPolicy]):
-    """Puts the policy in the appliance's files in force."""
+    """Puts a policy in force: the one that is attached, else that of the appliance's files."""
 
     name = "policy"
     details = PutPolicy
     names = "policy_sha256"
 
     def complete(self, details: PutPolicy, context: OperationContext) -> PutPolicy:
-        draft = drafted(context)
+        draft = sent(context) if context.attachment else drafted(context)
         if details.policy_sha256 not in ("", draft.policy.sha256):
             raise OperationError(
-                f"policy_sha256: the appliance's files hold {draft.policy.sha256}: put the files of"
-                " the policy that you mean there"
+                f"policy_sha256: {'the attachment is' if context.attachment else FILES_HOLD}"
+                f" {draft.policy.sha256}: give the files of the policy that you mean"
             )
         return PutPolicy(
             policy_sha256=draft.policy.sha256,
@@ -50,22 +54,33 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         return problems + policy.officer_problems(context.state.officers)
 
     def documents(self, details: PutPolicy, context: OperationContext) -> list[bytes]:
-        super().documents(details, context)
-        return [self._text(details, context).text]
+        if not context.attachment:
+            return [self._text(details, context).text]
+        attached = sent(context)
+        if attached.policy.sha256 != details.policy_sha256:
+            raise OperationError("attachment: is not the policy that the operation names")
+        return [attached.text]
 
     def difference(self, details: PutPolicy, context: OperationContext) -> list[str]:
-        lines = difference(context.policy.policy, self._text(details, context).policy)
+        text = self._text(details, context)
+        lines = difference(context.policy.policy, text.policy)
         if gone := sum(line.startswith("- facility ") for line in lines):
             lines.insert(0, f"! it removes {count(gone, 'facility', 'facilities')}")
-        return lines or ["  the rules have the same effect as before"]
+        lines = lines or ["  the rules have the same effect as before"]
+        if problem := unwritten(text, context):
+            lines.append(f"! the appliance's own files stay as they are: {problem}")
+        return lines
 
     def execute(self, details: PutPolicy, work: Work) -> Effects:
-        text = self._text(details, work.context).text
+        text = self._text(details, work.context)
         return Effects(
-            policy=text,
+            policy=text.text,
             policy_since=work.context.stored.policy_since,
             officers_since=work.context.stored.officers_since,
-            result={"policy_sha256": details.policy_sha256},
+            result={
+                "policy_sha256": details.policy_sha256,
+                "policy_files": unwritten(text, work.context) or WRITTEN,
+            },
         )
 
     def _text(self, details: PutPolicy, context: OperationContext) -> PolicyText:
@@ -82,6 +97,28 @@ class PutPolicyKind(OperationKind[PutPolicy]):
                 f"the policy {details.policy_sha256} is neither stored nor in the files"
             )
         return policy
+
+
+def sent(context: OperationContext) -> PolicyText:
+    """Reads the policy that an officer has attached; raises OperationError."""
+    try:
+        return context.read_policy(context.attachment)
+    except ConfigError as error:
+        raise OperationError(*(f"{p.field}: {p.description}" for p in error.problems)) from None
+    except ValueError as error:
+        raise OperationError(f"attachment: {error}") from None
+
+
+def unwritten(text: PolicyText, context: OperationContext) -> str:
+    """Returns why the appliance's files will not hold a policy once it is in force, else ""."""
+    try:
+        if context.draft().policy.sha256 == text.policy.sha256:
+            return ""
+    except ConfigError as error:
+        return " ".join(str(error).split())
+    if not context.policy_folder and len(policy_files(text.text)) > 1:
+        return "they are one file, and this policy has several"
+    return context.files_problem()
 
 
 def drafted(context: OperationContext) -> PolicyText:

@@ -10,9 +10,11 @@ from pathlib import Path
 from signer.audit.format.segments import list_segments
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
+from signer.daemon.policy_in_force import REPLACE_DRAFT, files_state
 from signer.errors import ConfigError
+from signer.text import count
 from signer.tools.doctor.file_checks import examine_files
-from signer.tools.doctor.finding import Finding, Level, ok, refused
+from signer.tools.doctor.finding import Finding, Level, ok, refused, warning
 from signer.tools.doctor.machine import (
     examine_daemon,
     examine_limits,
@@ -76,4 +78,8 @@ def _policy(config: Config) -> Finding:
         policy = load_policy(config.policy)
     except ConfigError as error:
         return refused("policy", error)
-    return ok("policy", f"{len(policy.facilities)} facilities, sha256 {policy.sha256}")
+    seen = f"{count(len(policy.facilities), 'facility', 'facilities')}, sha256 {policy.sha256}"
+    known = files_state(config, policy.sha256)
+    if known.is_draft:
+        return warning("policy", f"{seen}: {known}", REPLACE_DRAFT)
+    return ok("policy", seen if known.problem else f"{seen}: {known}")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from signer.config.models import Config
 from signer.errors import Violation
 from signer.files import daemon_user, is_private, private_mode
+from signer.keys.database import sqlite_file
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 CREDENTIALS = Path("/run/credentials")  # of services, by systemd while they run
@@ -81,13 +82,6 @@ def judge_state(folder: Path, mode: int, daemon: int, user: int) -> Finding:
             "run this as the user of the daemon: root may do more than that user",
         )
     return ok("state", f"{folder} can be written")
-
-
-def sqlite_file(registry: str) -> Path | None:
-    """Returns the file of a registry in SQLite, None for another database."""
-    if not registry.startswith("sqlite"):
-        return None
-    return Path(registry.partition("///")[2].partition("?")[0])
 
 
 def file_problem(file: Path) -> Problem | None:

@@ -21,13 +21,13 @@ from signer.audit.read.notes import NEWEST
 from signer.audit.write.disk import Disk
 from signer.config.models import AuditConfig
 from signer.errors import OperatorError
-from signer.keys.database import connect, explained, is_newer, version_of
+from signer.keys.database import connect, explained, is_newer, sqlite_file, version_of
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION
 from signer.officers.approval import Officers
 from signer.officers.validity import Validity
 from signer.text import count, utc
-from signer.tools.doctor.file_checks import folder_problem, sqlite_file
+from signer.tools.doctor.file_checks import folder_problem
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
 SLOW_SECONDS = 0.1  # every batch waits for two syncs; a good disk takes about 1 ms for each

@@ -11,7 +11,7 @@ from signer.audit.format.batch_records import IntentRecord
 from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.decide_again import DecidedPart, DecisionFold
 from signer.audit.read.ledger import Ledger
-from signer.config.policy_documents import PolicyFile, policy_text
+from signer.config.policy_files import PolicyFile, policy_text
 from signer.model import HcertTerms
 
 ISSUER, STRANGER = "spiffe://signer.example/issuer", "spiffe://signer.example/stranger"

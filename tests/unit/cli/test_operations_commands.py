@@ -153,6 +153,41 @@ def test_a_csv_goes_along(run: Any, played: Any, people: Any, tmp_path: Path) ->
     assert len(played.operations.asked) == 1
 
 
+def test_an_officer_signs_the_policy_that_is_on_the_desk(
+    run: Any, played: Any, people: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "b.yaml").write_text("facilities: {}\n")
+    (tmp_path / "a.yaml").write_text("profiles: {}\n")
+    text = b"6:a.yaml,13:profiles: {}\n,6:b.yaml,15:facilities: {}\n,"
+    digest = hashlib.sha256(text).hexdigest()
+    me = ("--client", people.a.client, "--yes")
+    for files in ([tmp_path], [tmp_path / "b.yaml", tmp_path / "a.yaml"]):
+        assert run("policy", "propose", *files, *me).code == 0
+        assert played.operations.asked.pop() == ("policy", {"policy_sha256": digest}, text)
+    assert run("operations", "propose", "policy", tmp_path, *me, "--sha256", digest).code == 0
+    done = run("policy", "propose", tmp_path, *me, "--sha256", "0" * 64)
+    assert (done.code, f"the files are the policy {digest}" in done.err) == (1, True)
+    played.operations.tamper = lambda members: members["details"].update(policy_sha256="0" * 64)
+    done = run("policy", "propose", tmp_path, *me)
+    assert (done.code, "nothing was signed" in done.err) == (1, True)
+
+
+def test_config_on_the_command_line_counts_more_than_the_environment(
+    run: Any, played: Any, people: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIGNER_CLIENT", str(people.a.client))
+    absent = tmp_path / "signer.yaml"
+    absent.write_text("x: 1\n")
+    words = ("operations", "list")
+    assert run(*words).code == 0
+    done = run(*words, "--config", absent)
+    assert (done.code, f"{absent} is refused" in done.err) == (1, True)
+    assert run(*words, "--config", absent, "--client", people.b.client).code == 0
+    monkeypatch.delenv("SIGNER_CLIENT")
+    assert run(*words).code == 2
+    assert played
+
+
 @pytest.mark.parametrize(
     "other",
     [{"kind": "restore"}, {"proposer": B}, {"details": {"version": f"{KEY}/versions/2"}}],

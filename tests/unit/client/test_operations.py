@@ -111,6 +111,19 @@ def test_lists_follow_their_pages(stage: Any) -> None:
     assert versions[0].destroy_at == datetime.fromtimestamp(1_700_000_001, UTC)
 
 
+def test_a_long_policy_comes_in_pages(stage: Any) -> None:
+    def page(request: pb.GetPolicyRequest) -> pb.GetPolicyResponse:
+        parts = [("a.yaml", b"one"), ("b.yaml", b"two, "), ("b.yaml", b"and more")]
+        number = int(request.page_token or 0)
+        file = pb.PolicyFile(name=parts[number][0], content=parts[number][1])
+        more = str(number + 1) if number < 2 else ""
+        return pb.GetPolicyResponse(files=[file], next_page_token=more)
+
+    stage.operations.answers["GetPolicy"] = page
+    with stage.client() as client:
+        assert client.operations.policy() == {"a.yaml": b"one", "b.yaml": b"two, and more"}
+
+
 @pytest.mark.usefixtures("quick")
 def test_certificates_go_in_calls_that_fit_while_the_rotation_waits(stage: Any) -> None:
     states = ["WAITING"]  # the last one is in force

@@ -115,8 +115,8 @@ def test_officers_decide_once_there_are_some(stage: Stage) -> None:
     with pytest.raises(ConfigError) as refused:
         reload(stage)
     text = str(refused.value)
-    assert f"no approved operation puts {draft} in force" in text
-    assert "signer operations propose policy" in text
+    assert f"the files hold {draft}, a draft that no approved operation puts in force" in text
+    assert "signer policy propose" in text
     assert f"{before} stays in force" in text
     assert stage.snapshot.policy.sha256 == before
     stage.start()
@@ -134,6 +134,7 @@ def test_files_that_do_not_read_are_refused_and_do_not_matter_at_a_start(stage: 
 def test_without_the_policy_that_is_in_force_nothing_starts(stage: Stage) -> None:
     with stage.registry.writing() as write:
         write.connection.exec_driver_sql("DELETE FROM documents")
+    stage.daemon_log.kept.clear()
     with pytest.raises(OperatorError, match="does not hold the policy in force"):
         stage.start()
     with stage.registry.writing() as write:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from signer.config.policy_files import policy_files, policy_text
 from signer.model import KeyState
 from tests.unit.officers.opmodel import S, Shadow, end_of, state_of
 from tests.unit.officers.opstage import DAY, HOUR, Stage
@@ -150,9 +151,16 @@ class Moves:
         return pem(certificate_of(who, ends=ends))
 
     def _policy(self) -> Iterator[Move]:
-        path = self._stage.policy / "policy.yaml"
-        path.write_text(f"{path.read_text().partition('#')[0]}# draft {self._fresh()}\n")
-        yield Move("policy", {})
+        """A policy from an officer's desk; those from files are in test_policy_change."""
+        files = policy_files(self._stage.context.policy.text)
+        remark = b"# draft %d\n" % self._fresh()
+        changed = [
+            file._replace(content=file.content.partition(b"#")[0] + remark)
+            if file.name == "policy.yaml"
+            else file
+            for file in files
+        ]
+        yield Move("policy", {}, policy_text(changed))
 
     def _enrol(self) -> Iterator[Move]:
         number = self._fresh()

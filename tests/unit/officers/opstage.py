@@ -159,9 +159,8 @@ class Inline(Lanes):
 class FakeDaemonLog:
     """The part of the daemon's log that serving writes to."""
 
-    def __init__(self, log: MemoryLog) -> None:
-        self._log = log
-        self.kept: dict[str, bytes] = {}
+    def __init__(self, log: MemoryLog, kept: dict[str, bytes]) -> None:
+        self._log, self.kept = log, kept
 
     def keep_policy(self, sha256: str, text: bytes) -> None:
         self.kept[sha256] = text
@@ -224,7 +223,7 @@ class Stage:
                 operations=needed or OperationsConfig(),
             ),
         )
-        self._development = development
+        self._development, self._kept = development, dict[str, bytes]()
         self._lanes = lanes or Inline()
         copyfile(template, folder / "registry.sqlite")
         self.registry = open_registry(folder / "registry.sqlite", self.fate)
@@ -249,7 +248,7 @@ class Stage:
         self.hsm = Mock(pools={self.token.token: None})
         registry, events, development = self.registry, self.seen.events, self._development
         records = OperationRecords(cast("Any", self.log))
-        self.daemon_log = FakeDaemonLog(self.log)
+        self.daemon_log = FakeDaemonLog(self.log, self._kept)
         log = cast("Any", self.daemon_log)
         accounts = Accounts(
             registry,

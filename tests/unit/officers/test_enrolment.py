@@ -7,7 +7,8 @@ import pytest
 
 from signer.errors import CallError
 from signer.model import KeyState
-from signer.officers.kinds.enrolment import MAX_ROWS
+from signer.officers.kinds.enrolment_table import MAX_ROWS
+from signer.officers.kinds.policy_change import WRITTEN
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, Stage
 from tests.unit.officers.people import C
@@ -56,7 +57,12 @@ def test_facilities_are_enrolled(stage: Stage) -> None:
     assert f"+ facility n-2, profile clinic, for {CLIENT}, rules as facility n-1" in shown
     assert "+ facility n-1: quotas 200 per second" in shown
     operation = stage.done("enrol", content)
-    assert operation.result == {"policy_sha256": stage.snapshot.policy.sha256, "keys": 3}
+    assert operation.result == {
+        "policy_sha256": stage.snapshot.policy.sha256,
+        "keys": 3,
+        "file": name_of(content),
+        "policy_files": WRITTEN,
+    }
     assert (operation.done, operation.total) == (3, 3)
     assert stage.states("facilities/n-1/keys/second") == ["ACTIVE"]
     assert stage.snapshot.policy.facilities["n-1"].clients == {CLIENT}
@@ -74,7 +80,17 @@ def name_of(content: bytes) -> str:
     ("content", "told"),
     [
         (b"", "the first line must be facility,group"),
-        (table(row(), head="facility;group"), "the first line must be"),
+        (table(row(), head="facility;group"), "missing: profile, clients, key, algorithm, bits"),
+        (table(row(), head=f"{HEAD},quota"), "not known: quota"),
+        (table(row(), head=f"{HEAD},key"), "the first line must be"),
+        (table(row() + ",10 per week", head=f"{HEAD},quotas"), 'line 2: quota "10 per week": unit'),
+        (table(row() + ",5", head=f"{HEAD},quotas"), 'line 2: quota "5": write a number'),
+        (table(row() + ",6 per day;5 per day", head=f"{HEAD},quotas"), "line 2: has two quotas"),
+        (table(row() + ",mon 9-17 VN", head=f"{HEAD},hours"), "line 2: hours mon 9-17 VN: should"),
+        (table(row() + ",mon 09:00-08:00 UTC", head=f"{HEAD},hours"), "must be before the second"),
+        (table(row() + ",monday 08:00-09:00 UTC", head=f"{HEAD},hours"), "should name days"),
+        (table(row() + ",900 per second", head=f"{HEAD},quotas"), "line 2: quotas: 900 per second"),
+        (table(row(clients=C)), f"line 2: {C} is an officer, who must not be a client"),
         (table(row(), head=HEAD.upper()), "the first line must be"),
         (table(), "has 0 rows"),
         (table(row() + ",x"), "line 2: has 8 cells, expected 7"),
@@ -87,9 +103,9 @@ def name_of(content: bytes) -> str:
         (table(row(key="a" * 64)), "line 2: key must have 1 to 63"),
         (table(row(group="99")), "line 2: group 99 is not in the policy"),
         (table(row(group="=cmd()")), "line 2: group =cmd() is not in the policy"),
-        (table(row(profile="hospital")), "facilities.n-1.profile"),
-        (table(row(profile="🏥")), "facilities.n-1"),
-        (table(row(profile='"a: [b"')), "facilities.n-1.profile"),
+        (table(row(profile="hospital")), "line 2: profile: hospital is not in profiles"),
+        (table(row(profile="🏥")), "line 2: profile: 🏥 is not in profiles"),
+        (table(row(profile='"a: [b"')), "line 2: profile: a: [b is not in profiles"),
         (table(row(profile="border")), "n-1/keys/records signs HCERT"),
         (table(row(clients="")), "line 2: clients is empty"),
         (table(row(clients="=HYPERLINK(1)")), "is not a principal"),
@@ -107,7 +123,10 @@ def name_of(content: bytes) -> str:
         (table(row(), row()), "line 2: facilities/n-1/keys/records is in the file twice"),
         (table(row(), row(key="b", group="02")), "line 3: facility n-1 has another group"),
         (table(row(), row(key="b", profile="x")), "line 3: facility n-1 has another group"),
-        (table(row(), row(key="b", clients="c")), "line 3: facility n-1 has another group"),
+        (
+            table(row(), row(key="b", clients="spiffe://a.example/b")),
+            "line 3: facility n-1 has another group",
+        ),
         (table(row(facility="01-001")), "line 2: facility 01-001 is in the policy already"),
         (table(row(), '"n-2,01'), "is not a CSV in UTF-8"),
         (table(row(), 'n-2,"0"1'), "is not a CSV in UTF-8"),
@@ -148,10 +167,89 @@ def test_every_line_that_is_wrong_is_told_up_to_a_bound(stage: Stage) -> None:
         table(row(facility=" n-1 ")),
         table(row(facility="null")),
         table(row(facility="1e3")),
+        table(row()).replace(b",", b";"),
+        b"\xef\xbb\xbf" + table(row()).replace(b",", b";").replace(b"\n", b"\r\n"),
+        table(row()) + b",,,,,,\n",
     ],
 )
 def test_what_spreadsheets_write_is_read(stage: Stage, content: bytes) -> None:
     assert stage.done("enrol", content).result
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once(stage: Stage) -> None:
+    """Those of the cells, those between lines, and those that only the policy shows."""
+    content = table(
+        row(facility="N-1", algorithm="es256", bits="x", clients="") + ",5 per week,never",
+        row(facility="n-2", group="99", profile="hospital") + ",,",
+        row(facility="01-001") + ",,",
+        row(facility="n-3", algorithm="ES384") + ",900 per second,",
+        row(facility="n-4") + ",,",
+        row(facility="n-4") + ",7 per day,",
+        "too;short",
+        head=f"{HEAD},quotas,hours",
+    )
+    lines = [problem.partition(": ") for problem in stage.problems("enrol", content)]
+    by_line = {head: [text for h, _, text in lines if h == head] for head, _, _ in lines}
+    assert list(by_line) == [f"line {number}" for number in range(2, 9)]
+    words = ("facility must", "algorithm must", "bits is", "clients is", "quota ", "hours never")
+    assert all(any(text.startswith(word) for text in by_line["line 2"]) for word in words)
+    assert by_line["line 3"] == [
+        "group 99 is not in the policy",
+        "profile: hospital is not in profiles",
+    ]
+    assert by_line["line 4"][0].endswith("is in the policy already")
+    assert by_line["line 5"][0].startswith("quotas: 900 per second is more than")
+    assert "facilities/n-4/keys/records is in the file twice" in by_line["line 6"]
+    assert any("another group" in text for text in by_line["line 7"])
+    assert by_line["line 8"] == ["has 1 cell, expected 9"]
+
+
+def test_a_csv_narrows_quotas_and_hours(stage: Stage) -> None:
+    quotas = '"100 per minute, 5000 per day"'
+    hours = "mon-fri 07:00-17:30; sat 07:00-12:00 Asia/Ho_Chi_Minh"
+    content = table(
+        f"{row()},{quotas},{hours}",
+        f"{row(facility='n-2', clients='spiffe://signer.example/facility/n-2')},,",
+        head=f"{HEAD},quotas,hours",
+    )
+    shown = "\n".join(stage.prepare("enrol", content).difference)
+    assert "+ facility n-1: quotas 200 per second, 100 per minute, 5000 per day" in shown
+    assert f"+ facility n-1: hours {hours}" in shown
+    assert "+ facility n-2: quotas 200 per second\n" in shown
+    stage.done("enrol", content)
+    terms = stage.snapshot.policy.facilities["n-1"].terms
+    assert list(map(str, terms.quotas)) == ["200 per second", "100 per minute", "5000 per day"]
+    assert str(terms.hours) == hours
+    assert stage.snapshot.policy.facilities["n-2"].terms.hours is None
+
+
+def test_sets_of_clients_that_are_not_shown_are_counted(stage: Stage) -> None:
+    names = (f"n-{number}" for number in range(25))
+    rows = (row(facility=name, clients=f"spiffe://signer.example/{name}") for name in names)
+    shown = stage.prepare("enrol", table(*rows)).difference
+    assert "... and 5 more client lists; `show ID --attachment FILE` has them all" in shown
+
+
+def test_an_enrolment_is_refused_where_its_file_could_not_be_written(stage: Stage) -> None:
+    content = facilities(2)
+    policy = stage.policy / "policy.yaml"
+    text = policy.read_text()
+    policy.write_text(text + "# a remark\n")
+    [problem] = stage.problems("enrol", content)
+    assert "holds a draft" in problem
+    assert "`signer policy export --in-force DIR`" in problem
+    policy.write_text(text)
+    operation = stage.propose("enrol", content)
+    policy.write_text(text + "# a remark\n")
+    stage.approve(operation.id)
+    assert stage.operation(operation.id).state is OperationState.FAILED
+    assert not stage.token.keys
+    policy.write_text(text)
+    stage.proposals.retry(C, operation.id)
+    done = stage.operation(operation.id)
+    assert done.result is not None
+    assert (done.result["file"], done.result["policy_files"]) == (name_of(content), WRITTEN)
+    assert (stage.policy / name_of(content)).is_file()
 
 
 def test_an_empty_attachment_is_told(stage: Stage) -> None:
@@ -185,7 +283,9 @@ def test_a_policy_that_was_put_in_force_since(stage: Stage) -> None:
 
 def test_a_csv_is_enrolled_once(stage: Stage) -> None:
     stage.done("enrol", facilities(2))
-    assert "facility n-0 is in the policy already" in stage.problems("enrol", facilities(2))[0]
+    problems = stage.problems("enrol", facilities(2))
+    assert "line 2: facility n-0 is in the policy already" in problems
+    assert problems[-1].endswith("is in the policy already: this CSV was enrolled before")
 
 
 def test_a_key_that_is_there_already(stage: Stage) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from signer.config.policy_documents import PolicyFile, policy_text
+from signer.config.policy_files import PolicyFile, policy_text
 from signer.errors import CallError
+from signer.events import PolicyFilesDiffer
+from signer.officers.kinds.policy_change import WRITTEN
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import POLICY, Stage
 from tests.unit.officers.people import A
@@ -43,7 +45,68 @@ def test_a_policy_is_refused(stage: Stage) -> None:
     draft(stage, "200 per second", "300 per second")
     [problem] = stage.problems("policy", policy_sha256="0" * 64)
     assert "the appliance's files hold" in problem
-    assert "takes no attachment" in stage.problems("policy", b"x")[0]
+    assert "is not the text of a policy" in stage.problems("policy", b"x")[0]
+    for text in (b"1:a,1:b,", b"6:a.yaml,1:b,"):
+        assert stage.problems("policy", text)
+
+
+def sent(*replaced: str, name: str = "policy.yaml") -> bytes:
+    old, new = replaced
+    assert old in POLICY
+    return policy_text([PolicyFile(name, POLICY.replace(old, new).encode())])
+
+
+def test_a_policy_comes_from_the_desk(stage: Stage) -> None:
+    """Nobody touches the appliance's files: they follow what officers put in force."""
+    text = sent("200 per second", "300 per second")
+    shown = stage.prepare("policy", text).difference
+    assert shown[0] == "~ facility 01-001: quotas 200 per second becomes 300 per second"
+    assert not any(line.startswith("!") for line in shown)
+    operation = stage.done("policy", text)
+    assert stage.snapshot.policy.sha256 == sha256(text).hexdigest()
+    assert "300 per second" in (stage.policy / "policy.yaml").read_text()
+    assert operation.result == {"policy_sha256": sha256(text).hexdigest(), "policy_files": WRITTEN}
+    assert stage.proposals.policy().text == text
+    assert "in force already" in stage.problems("policy", text)[0]
+
+
+def test_a_policy_from_the_desk_leaves_a_draft_alone_and_says_so(stage: Stage) -> None:
+    draft(stage, "200 per second", "900 per second")
+    text = sent("200 per second", "300 per second")
+    assert any(
+        line.startswith("! the appliance's own files stay as they are") and "holds a draft" in line
+        for line in stage.prepare("policy", text).difference
+    )
+    operation = stage.done("policy", text)
+    assert "holds a draft" in (operation.result or {})["policy_files"]
+    assert "900 per second" in (stage.policy / "policy.yaml").read_text()
+    assert str(stage.snapshot.policy.facilities["01-001"].terms.quotas[0]) == "300 per second"
+
+
+def test_a_start_renews_an_outdated_copy_and_leaves_a_draft_alone(stage: Stage) -> None:
+    """A crash may come in between a policy's coming into force and its files."""
+    stage.done("policy", sent("200 per second", "300 per second"))
+    file = stage.policy / "policy.yaml"
+    file.write_text(POLICY)
+    stage.start()
+    assert "300 per second" in file.read_text()
+    draft(stage, "200 per second", "900 per second")
+    stage.start()
+    assert "900 per second" in file.read_text()
+    assert any("a draft" in event.text for event in stage.seen.of(PolicyFilesDiffer))
+
+
+def test_a_policy_from_the_desk_is_refused_like_one_in_the_files(stage: Stage) -> None:
+    wrong = stage.problems("policy", sent("[JWS, MESSAGE]", "[JWS, CMS]"))
+    assert any(text.startswith("profiles.clinic.formats: CMS is not offered") for text in wrong)
+    text = sent("200 per second", "300 per second")
+    [problem] = stage.problems("policy", text, policy_sha256="0" * 64)
+    assert "the attachment is" in problem
+    content = stage.prepare("policy", text).content
+    with pytest.raises(CallError, match="attachment: is not the policy that the operation names"):
+        stage.put(content, sent("200 per second", "301 per second"))
+    with pytest.raises(CallError, match="neither stored nor in the files"):
+        stage.put(content)
 
 
 def test_what_is_put_in_force_is_what_was_proposed_whatever_the_files_say_then(

@@ -1,4 +1,4 @@
-"""``signer policy``: what the policy allows, and which rule says so."""
+"""``signer policy show`` and ``explain``: what a policy allows, and which rule says so."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -10,7 +10,8 @@ from signer.cli.operations.arguments import Text
 from signer.cli.options import config_option, json_option
 from signer.cli.output import output, print_json, print_table, say
 from signer.config.models import load_config
-from signer.config.policy_documents import load_policy
+from signer.config.policy_documents import load_policy, read_policy_text
+from signer.daemon.policy_in_force import files_state, policy_in_registry
 from signer.errors import OperatorError
 from signer.model import Format, KeyName
 from signer.policy.decide import Decision, decide
@@ -18,34 +19,29 @@ from signer.policy.narrow import in_words, shown
 from signer.policy.rules import Policy, Terms
 from signer.policy.values import instant
 
-
-@click.group()
-def policy() -> None:
-    """Shows what the policy allows, after all narrowing.
-
-    \b
-      signer policy show --config signer.yaml --facility 01-001
-      signer policy explain --config signer.yaml --principal spiffe://signer.example/province/01 \\
-          --key facilities/01-001/keys/records --format JWS
-    """
+_in_force_option = click.option(
+    "--in-force", is_flag=True, help="Ask the policy in force, and not the files."
+)
 
 
-@policy.command(short_help="Prints what may be done with the keys of facilities.")
+@click.command(short_help="Prints what may be done with the keys of facilities.")
 @config_option
+@_in_force_option
 @click.option("--facility", metavar="ID", help="Only this one, with the rule behind each line.")
 @json_option
-def show(*, config_file: Path, facility: str | None, as_json: bool) -> None:
+def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bool) -> None:
     """Prints what may be done with the keys of every facility.
 
     Keys with rules of their own have a row; "*" is the row of all others, which
-    have no formats where the facility has HCERT and other formats.
+    have no formats where the facility has HCERT and other formats. It shows the files, which
+    may be a draft, or the policy in force with --in-force; a line on stderr says which.
 
     \b
       signer policy show --config signer.yaml
       signer policy show --config signer.yaml --facility moh
       signer policy show --config signer.yaml --json | jq '.[] | select(.delegation)'
     """
-    loaded = _load(config_file)
+    loaded = _load(config_file, in_force=in_force)
     if facility is not None and facility not in loaded.facilities:
         raise OperatorError(
             f"the policy has no facility {facility}: `signer policy show` lists all facilities"
@@ -87,8 +83,9 @@ def _print_decisions(decisions: Decisions) -> None:
     print_table(("format", "decision", "rule", "why"), rows)
 
 
-@policy.command(short_help="Prints whether a principal may sign with a key, and why.")
+@click.command(short_help="Prints whether a principal may sign with a key, and why.")
 @config_option
+@_in_force_option
 @click.option("--principal", metavar="URI", required=True, help="The URI of the certificate.")
 @click.option(
     "--key", type=Text("NAME", KeyName.parse), required=True, help="facilities/ID/keys/ID"
@@ -112,12 +109,18 @@ def _print_decisions(decisions: Decisions) -> None:
     ok=lambda decisions: any(decision.allowed for _, decision in decisions),
 )
 def explain(
-    *, config_file: Path, principal: str, key: KeyName, format_name: str | None, at: float
+    *,
+    config_file: Path,
+    in_force: bool,
+    principal: str,
+    key: KeyName,
+    format_name: str | None,
+    at: float,
 ) -> Decisions:
     """Prints whether a principal may sign with a key, and the rule behind it.
 
-    The answer is that of the file, which the daemon may not have reloaded yet.
-    Whether the key exists, its algorithm and the rest of the quotas are not
+    The answer is that of the files, which may be a draft, or of the policy in force with
+    --in-force; a line on stderr says which. Whether the key exists, its algorithm and the rest of the quotas are not
     checked. The exit code is 0 if signing is allowed (without --format: in
     at least one format), else 1.
 
@@ -126,13 +129,21 @@ def explain(
           --key facilities/01-001/keys/records
       ... --format JWS --at 2030-01-01T21:00:00+07:00
     """  # noqa: E501  a command is one line
-    loaded = _load(config_file)
+    loaded = _load(config_file, in_force=in_force)
     formats = list(Format) if format_name is None else [Format(format_name)]
     return [(wanted, decide(loaded, principal, key, wanted, at)) for wanted in formats]
 
 
-def _load(config_file: Path) -> Policy:
-    return load_policy(load_config(config_file).policy)
+def _load(config_file: Path, *, in_force: bool) -> Policy:
+    """Reads the policy that is asked, and says on stderr which one it is."""
+    config = load_config(config_file)
+    if in_force:
+        loaded = read_policy_text(policy_in_registry(config)).policy
+        say(f"the policy in force, {loaded.sha256}", err=True)
+        return loaded
+    loaded = load_policy(config.policy)
+    say(f"{config.policy}: {files_state(config, loaded.sha256)}", err=True)
+    return loaded
 
 
 def _row_value(policy: Policy, key: str, terms: Terms) -> dict[str, object]:
