@@ -17,6 +17,7 @@ from signer.text import count
 from signer.tools.doctor import examine, worst
 from signer.tools.doctor.file_checks import file_problems
 from signer.tools.doctor.finding import Finding, Level
+from signer.tools.doctor.tls_certificates import tls_problems
 
 
 @click.command()
@@ -38,7 +39,10 @@ def check(*, config_file: Path, as_json: bool) -> None:
     errors = []
     try:
         config = load_config(config_file)
-        if wrong := list(file_problems(config)):
+        wrong = list(file_problems(config))
+        if not any(problem.field.startswith("tls.") for problem in wrong):
+            wrong += tls_problems(config.tls, SystemClock().now())
+        if wrong:
             errors.append(ConfigError(str(config_file), wrong))
         policy = load_policy(config.policy)
         known = files_state(config, policy.sha256)
@@ -76,6 +80,7 @@ def _print_checked(file: Path, config: Config, policy: Policy, known: FilesState
     say(f"  tokens  {', '.join(tokens)}")
     say(f"  stop    takes at most {config.limits.stop_seconds:.0f} s")
     say("  files   all exist, are readable, and private where they must be")
+    say("  tls     certificate, key and client CA fit, and have not ended")
 
 
 def _print_findings(findings: list[Finding]) -> None:

@@ -118,7 +118,7 @@ def _core(base: Base, refused: ExitStack, *, override_audit: bool, development: 
     config, clock, loop, events = base.config, base.clock, base.loop, base.events
     registry = Registry.open(config.registry)
     refused.callback(registry.close)
-    certificates = Certificates(config.tls)
+    certificates = Certificates(config.tls, clock.machine)
     key = audit_key(registry, clock.now())
     check_audit_token(key, config)
 

@@ -107,11 +107,31 @@ def read_pin(path: Path, user: int) -> str:
                 FailureKind.CONFIGURATION,
                 f"{path} is readable by others: chmod {mode:o} it (and change the PIN)",
             )
-        pin = path.read_text().strip("\r\n")
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise TokenFailure(
             FailureKind.CONFIGURATION, f"the PIN file {path} cannot be read: {type(error).__name__}"
         ) from error
-    if not pin:
-        raise TokenFailure(FailureKind.CONFIGURATION, f"the PIN file {path} is empty")
+    pin = text.removesuffix("\n").removesuffix("\r")
+    if odd := _odd_in_pin(pin):
+        raise TokenFailure(
+            FailureKind.CONFIGURATION,
+            f"the PIN file {path} {odd}: it must have the PIN alone, in one line;"
+            " the PIN was not tried",
+        )
     return pin
+
+
+def _odd_in_pin(pin: str) -> str:
+    """Returns what editors leave in a file and no PIN has, "" if there is none of it."""
+    if not pin:
+        return "is empty"
+    if pin.startswith("\ufeff"):
+        return "begins with a byte order mark"
+    if len(pin.splitlines()) > 1:
+        return "has more than one line"
+    if pin != pin.strip():
+        return "has blanks around the PIN"
+    if not pin.isprintable():
+        return "has characters that cannot be printed"
+    return ""

@@ -8,10 +8,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from signer.api.tls import Certificates
+from signer.api.tls import read_content
 from signer.config.client_file import load_client
 from signer.config.models import TlsConfig
-from signer.errors import ConfigError
+from signer.errors import ConfigError, Violation
 from signer.tools.doctor.finding import Finding, ok, refused, warning, wrong
 from signer.x509 import is_authority
 
@@ -21,7 +21,7 @@ SOON = timedelta(days=30)
 def examine_tls(tls: TlsConfig, now: float) -> Iterator[Finding]:
     """Judges certificate, key and client CA together; the files are readable."""
     try:
-        Certificates(tls)
+        read_content(tls, now)
     except ConfigError as error:
         yield refused("tls", error)
         return
@@ -29,6 +29,15 @@ def examine_tls(tls: TlsConfig, now: float) -> Iterator[Finding]:
     yield judge_chain("tls.certificate", chain, now)
     authorities = x509.load_pem_x509_certificates(tls.client_ca.read_bytes())
     yield judge_authorities("tls.client_ca", authorities, now)
+
+
+def tls_problems(tls: TlsConfig, now: float) -> list[Violation]:
+    """Returns why a start or a reload would refuse the TLS files, which are readable."""
+    try:
+        read_content(tls, now)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def examine_client(path: Path | None, now: float) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,18 +7,28 @@ import pytest
 from click.testing import CliRunner, Result
 
 from signer.cli.checks import check
+from signer.tools.dev import pki
 
 REPOSITORY = Path(__file__).parents[3]
 BAD = REPOSITORY / "tests" / "unit" / "bad"
 
 
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    authority = pki.authority(folder, "clients-ca", "clients")
+    pki.server(folder, authority)
+    pki.client(folder, authority, "other", "spiffe://x/other")
+    return folder
+
+
 @pytest.fixture
-def appliance(tmp_path: Path) -> Path:
+def appliance(tls: Path, tmp_path: Path) -> Path:
     """Files as the sample configuration names them; returns its path."""
     text = (REPOSITORY / "config" / "signer.yaml").read_text()
-    for name in ("tls/server.pem", "tls/server.key", "tls/clients-ca.pem", "pin", "module.so"):
+    shutil.copytree(tls, tmp_path / "tls")
+    for name in ("pin", "module.so"):
         file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
         file.write_text("x")
         file.chmod(0o600)
     (tmp_path / "state").mkdir()
@@ -75,6 +86,25 @@ def test_what_is_wrong_with_files(
     assert text in result.stderr
     (problem,) = json.loads(run(appliance, "--json").stdout)["problems"]
     assert (problem["file"], problem["path"]) == (str(appliance), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field", "text"),
+    [
+        ("server.pem", b"garbage", "tls.certificate", "contains no PEM certificate"),
+        ("clients-ca.pem", b"", "tls.client_ca", "contains no PEM certificate"),
+        ("server.key", b"garbage", "tls.key", "contains no unencrypted PEM private key"),
+        ("server.key", None, "tls.key", "is not the key of the first certificate"),
+    ],
+)
+def test_what_a_start_would_refuse_of_tls_files(
+    appliance: Path, name: str, content: bytes | None, field: str, text: str
+) -> None:
+    """Which files that are, tests/unit/api/test_tls.py has in full: it is the same function."""
+    folder = appliance.parent / "tls"
+    (folder / name).write_bytes((folder / "other.key").read_bytes() if content is None else content)
+    result = run(appliance)
+    assert (result.exit_code, f"  {field}: {text}" in result.stderr) == (1, True)
 
 
 def test_client_and_registry_are_looked_at(appliance: Path) -> None:
