@@ -96,6 +96,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         now = self._clock.now()
         primary = snapshot.keys.primary(version.key, now)
         shown = wire.key_version(version, version.state_at(now), primary=version is primary)
+        shown.suspension = snapshot.suspended.reason(version.key.facility)
         if caller.roles - {Role.ISSUER}:
             shown.token = version.token
             for token, cka_id in version.placements:

@@ -10,7 +10,7 @@ from signer.cli.output import output, print_json, print_table, say
 from signer.clock import SystemClock
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
-from signer.daemon.policy_in_force import FilesState, files_state
+from signer.daemon.draft import FilesState, files_state
 from signer.errors import ConfigError
 from signer.policy.rules import Policy
 from signer.text import count

@@ -50,7 +50,8 @@ class KeyVersion(NamedTuple):
     none) comes only from ``get_key_version``; ``token``, on which it was made, and ``placements``,
     where its private key is, are shown to officers, auditors and operators; ``primary``: it is the
     version that signs for its key; ``compromised``: it was once marked as compromised, in
-    whatever state it is now.
+    whatever state it is now; ``suspension`` says why it signs nothing whatever its state is, "" if
+    neither its facility, nor its group, nor everything is suspended.
     """
 
     name: str
@@ -70,6 +71,7 @@ class KeyVersion(NamedTuple):
     primary: bool
     compromised: bool = False
     placements: tuple[Placement, ...] = ()
+    suspension: str = ""
 
 
 class Quota(NamedTuple):

@@ -46,7 +46,7 @@ KEY_STATE_DESTROY_SCHEDULED: KeyState
 KEY_STATE_DESTROYED: KeyState
 
 class KeyVersion(_message.Message):
-    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised", "placements")
+    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised", "placements", "suspension")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class KeyVersion(_message.Message):
     PRIMARY_FIELD_NUMBER: _ClassVar[int]
     COMPROMISED_FIELD_NUMBER: _ClassVar[int]
     PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    SUSPENSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: Algorithm
     state: KeyState
@@ -81,7 +82,8 @@ class KeyVersion(_message.Message):
     primary: bool
     compromised: bool
     placements: _containers.RepeatedCompositeFieldContainer[Placement]
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ...) -> None: ...
+    suspension: str
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., suspension: _Optional[str] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("token", "cka_id")

@@ -247,6 +247,11 @@ def test_what_one_officer_stops_two_let_go_on(office: Office) -> None:
     assert {(each["scope"], each["name"], each["reason"]) for each in suspended} == {
         ("group", "01", "because"),
         ("facility", "01-002", "because"),
+        ("version", f"{key}/versions/1", ""),
+    }
+    shown = office.versions("01-002")
+    assert {each["suspension"] for each in shown.values()} == {
+        "facility 01-002 is suspended by the officers"
     }
     for target in ("groups/01", "facilities/01-002", key):
         assert office.both("resume", target)["state"] == "DONE"

@@ -143,12 +143,14 @@ def export(
       signer keys export --form jwks --client auditor.yaml > jwks.json
     """
     versions = published(listed(client, facility), announced=announced)
+    included = versions if form == "jwks" else _with_certificates(versions)
+    if not included:
+        raise OperatorError("no key version is to be published in this form: nothing was written")
     text: str = _FORMS[form](versions)
     if out is None:
         say(text, newline=False)
     else:
         write_file(out, text.encode())
-    included = versions if form == "jwks" else _with_certificates(versions)
     without = len(versions) - len(included)
     more = f"; {count(without, 'more has', 'more have')} no certificate" if without else ""
     say(f"{count(len(included), 'key version')}{more}", err=True)

@@ -1,8 +1,13 @@
 """``signer keys`` list, show and csr."""
 
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
+from cryptography import x509
 
 from signer.cli.connection import client_options
 from signer.cli.operations.arguments import FACILITY, KEY_OR_VERSION, iso
@@ -19,17 +24,62 @@ facility_option = click.option("--facility", type=FACILITY, help="Only the keys 
 
 
 def listed(client: SignerClient, facility: str | None) -> list[KeyVersion]:
-    """Returns all key versions, or those of one facility."""
-    return list(client.list_key_versions(f"facilities/{facility}" if facility else ""))
+    """Returns all key versions, or those of one facility; raises OperatorError for none of it.
+
+    An empty list would hide a mistyped id, also from a verifier who loads that list.
+    """
+    versions = list(client.list_key_versions(f"facilities/{facility}" if facility else ""))
+    if facility and not versions:
+        raise OperatorError(
+            f"facility {facility} does not exist, has no key, or is not one that you may see:"
+            " `signer keys list` lists all keys"
+        )
+    return versions
 
 
 def _print_versions(versions: list[KeyVersion]) -> None:
-    say(f"  {'VERSION':<48} {'ALGORITHM':<9} {'STATE':<17} {'KID':<16} CERTIFICATE")
-    for version in versions:
-        say(
-            f"{'*' if version.primary else ' '} {version.name:<48} {version.algorithm:<9}"
-            f" {version.state:<17} {version.kid.hex()} {'yes' if version.certificate else 'no'}"
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in version_lines(versions, datetime.now(UTC), columns):
+        say(line)
+    if versions:
+        say("* signs for its key", err=True)
+    for reason in sorted({version.suspension for version in versions} - {""}):
+        say(f"(in brackets) signs nothing: {reason}", err=True)
+
+
+def version_lines(
+    versions: Sequence[KeyVersion], now: datetime, columns: int | None
+) -> Iterator[str]:
+    """Yields a line for each version; where that has more than ``columns``, two of them."""
+    rows = [
+        (
+            "*" if version.primary else " ",
+            version.name,
+            version.algorithm,
+            f"({version.state})" if version.suspension else version.state,
+            _end(version, now),
         )
+        for version in versions
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for mark, name, *cells in rows:
+        padded = zip(cells, widths[2:], strict=True)
+        details = "  ".join(f"{cell:<{width}}" for cell, width in padded).rstrip()
+        if columns is None or widths[1] + sum(widths[2:]) + 8 <= columns:
+            yield f"{mark} {name:<{widths[1]}}  {details}"
+        else:
+            yield f"{mark} {name}"
+            yield f"    {details}"
+
+
+def _end(version: KeyVersion, now: datetime) -> str:
+    """Returns when a version ends, by its own times or with its certificate."""
+    ends = [end for end in (version.sign_until, version.deactivate_at) if end is not None]
+    if version.certificate:
+        ends.append(x509.load_der_x509_certificate(version.certificate).not_valid_after_utc)
+    if not ends:
+        return "no end"
+    return f"{'until' if min(ends) > now else 'ENDED'} {min(ends):%Y-%m-%d}"
 
 
 @click.command("list", short_help="Lists all key versions by name.")
@@ -37,7 +87,11 @@ def _print_versions(versions: list[KeyVersion]) -> None:
 @client_options
 @output(lambda versions: list(map(version_value, versions)), _print_versions)
 def list_keys(*, client: SignerClient, facility: str | None) -> list[KeyVersion]:
-    """Lists all key versions by name; * marks those that sign for their key.
+    """Lists all key versions by name: algorithm, state, and when each ends.
+
+    A version ends by its own times or with its certificate, whichever is first. * marks those
+    that sign for their key; a state in brackets is that of a version that signs nothing, because
+    its facility, its group or everything is suspended.
 
     \b
       signer keys list --client officer-a.yaml
@@ -116,6 +170,7 @@ def version_value(version: KeyVersion) -> dict[str, Any]:
         "algorithm": version.algorithm,
         "state": version.state,
         "primary": version.primary,
+        "suspension": version.suspension or None,
         "token": version.token or None,
         "placements": [f"{token} (CKA_ID {cka_id.hex()})" for token, cka_id in version.placements],
         "created": iso(version.created),

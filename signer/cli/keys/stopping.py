@@ -6,10 +6,13 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
+from signer.cli.operations import flow
 from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, utc
-from signer.cli.output import output, print_table, say
+from signer.cli.options import yes_option
+from signer.cli.output import output, print_text, say
 from signer.client import KeyVersion, SignerClient, Suspension
 from signer.model import IDENTIFIER, parse_key_or_version
+from signer.text import plain
 
 _reason_option = click.option(
     "--reason", metavar="TEXT", required=True, help="Why, for the other officers; it is recorded."
@@ -50,13 +53,15 @@ def read_target(text: str) -> str:
 @click.command(short_help="Stops a key, a version, a facility, a group or everything.")
 @click.argument("target", metavar="TARGET", type=Text("TARGET", read_target))
 @_reason_option
+@yes_option
 @client_options
 @output(dict, _print_stopped)
-def suspend(*, client: SignerClient, target: str, reason: str) -> dict[str, Any]:
+def suspend(*, client: SignerClient, target: str, reason: str, yes: bool) -> dict[str, Any]:
     """Stops a key, one version, a facility, a group or everything, at once.
 
     Nothing more is signed from the next chunk on. `signer operations propose resume`
-    lets it sign again, once another officer approves.
+    lets it sign again, once another officer approves. On a terminal, `everything` is asked
+    first, unless you give --yes.
 
     \b
       signer keys suspend facilities/01-001/keys/records --reason "lost laptop" --client a.yaml
@@ -67,6 +72,7 @@ def suspend(*, client: SignerClient, target: str, reason: str) -> dict[str, Any]
     scope, _, name = target.partition("/")
     versions: Sequence[KeyVersion] = ()
     if target == "everything":
+        _ask("This stops every key of every appliance. Stop everything?", yes=yes)
         client.operations.suspend_everything(reason)
     elif scope == "groups":
         client.operations.suspend_group(name, reason)
@@ -80,42 +86,66 @@ def suspend(*, client: SignerClient, target: str, reason: str) -> dict[str, Any]
 @click.command(short_help="Ends a key or version for good: its signatures are in doubt.")
 @click.argument("name", metavar="NAME", type=KEY_OR_VERSION)
 @_reason_option
+@yes_option
 @client_options
 @output(dict, _print_stopped)
-def compromise(*, client: SignerClient, name: str, reason: str) -> dict[str, Any]:
+def compromise(*, client: SignerClient, name: str, reason: str, yes: bool) -> dict[str, Any]:
     """Ends a key or one version at once and for good, because its signatures are in doubt.
 
-    This cannot be undone. To stop a key for now, suspend it.
+    This cannot be undone. To stop a key for now, suspend it. On a terminal you see which
+    versions end, and are asked, unless you give --yes.
 
     \b
       signer keys compromise facilities/moh/keys/dcc/versions/1 \\
         --reason "backup tape stolen" --client officer-a.yaml
     """
+    if not yes and flow.terminal():
+        key, _, number = name.partition("/versions/")
+        versions = client.list_key_versions(key)
+        for version in versions:
+            if not number or version.name == name:
+                say(f"  {version.name} is {version.state}", err=True)
+        _ask("This ends these versions for good. Mark them as compromised?", yes=yes)
     return _stopped("compromised", name, client.operations.mark_compromised(name, reason))
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    """Asks on a terminal. A script is not asked: a stop must not wait for anybody."""
+    if not yes and flow.terminal():
+        flow.confirm(question, yes=yes)
 
 
 def _print_suspensions(suspensions: Sequence[Suspension]) -> None:
     if not suspensions:
-        say("no facility and no group is suspended")
+        say("nothing is suspended: no key, no facility, no group")
         return
-    rows = (
-        (f"{one.scope} {one.name}".strip(), utc(one.since), one.officer, one.reason)
-        for one in suspensions
-    )
-    print_table(("what", "since", "by", "reason"), rows)
+    for one in suspensions:
+        what = f"{one.scope} {one.name}".strip()
+        say(f"{plain(what)}, since {utc(one.since)}" if one.since else plain(what))
+        if one.officer:
+            print_text(f"  by {one.officer}: {one.reason}", "  ")
 
 
-@click.command(short_help="Shows the suspended facilities and groups.")
+def _suspended(client: SignerClient) -> list[Suspension]:
+    """Returns all suspensions: those of everything, groups, facilities, then of versions."""
+    versions = [v.name for v in client.list_key_versions() if v.state == "SUSPENDED"]
+    return [
+        *client.operations.suspensions(),
+        *(Suspension("version", name, None, "", "") for name in versions),
+    ]
+
+
+@click.command(short_help="Shows what is suspended.")
 @client_options
 @output(
     lambda found: [{**one._asdict(), "since": iso(one.since)} for one in found], _print_suspensions
 )
 def suspensions(*, client: SignerClient) -> Sequence[Suspension]:
-    """Shows which facilities and groups are suspended, since when and why.
+    """Shows what is suspended: everything, groups, facilities, and single versions of keys.
 
-    Suspended keys are in `signer keys list`.
+    Who suspended a version, and why, is in the audit log.
 
     \b
       signer keys suspensions --client officer-a.yaml
     """
-    return client.operations.suspensions()
+    return _suspended(client)

@@ -11,7 +11,7 @@ from signer.cli.options import config_option, json_option
 from signer.cli.output import output, print_json, print_table, say
 from signer.config.models import load_config
 from signer.config.policy_documents import load_policy, read_policy_text
-from signer.daemon.policy_in_force import files_state, policy_in_registry
+from signer.daemon.draft import files_state, policy_in_registry
 from signer.errors import OperatorError
 from signer.model import Format, KeyName
 from signer.policy.decide import Decision, decide

@@ -30,7 +30,7 @@ def _in_force(appliance: ApplianceFile) -> bytes:
     """Returns the text of the policy in force. Raises OperatorError, ConfigError."""
     if appliance.on_machine:
         from signer.config.models import load_config  # needs packages of the server
-        from signer.daemon.policy_in_force import policy_in_registry
+        from signer.daemon.draft import policy_in_registry
 
         return policy_in_registry(load_config(appliance.path))
     with connect(appliance.path) as client:
@@ -178,7 +178,7 @@ def _compared_here(config_file: Path, files: tuple[Path, ...]) -> Differences:
     """Compares on the appliance, without the daemon."""
     from signer.config.models import load_config  # needs packages of the server
     from signer.config.policy_documents import read_policy_text
-    from signer.daemon.policy_in_force import policy_in_registry
+    from signer.daemon.draft import policy_in_registry
     from signer.policy.difference import difference
 
     config = load_config(config_file)

@@ -10,7 +10,8 @@ from pathlib import Path
 from signer.audit.format.segments import list_segments
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import load_policy
-from signer.daemon.policy_in_force import REPLACE_DRAFT, files_state
+from signer.daemon.draft import files_state
+from signer.daemon.policy_in_force import REPLACE_DRAFT
 from signer.errors import ConfigError
 from signer.text import count
 from signer.tools.doctor.file_checks import examine_files

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.algorithms import Algorithm
+from signer.cli.keys.showing import version_lines
+from signer.cli.operations import flow
 from signer.client import Suspension
 from signer.model import KeyIndex, KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
@@ -288,7 +291,30 @@ def test_what_cannot_be_suspended(run: Any, played: Any, people: Any, target: st
     assert played.operations.calls == []
 
 
-def test_compromise_and_suspensions(run: Any, played: Any, people: Any) -> None:
+def test_far_reaching_stops_ask_on_a_terminal(
+    run: Any, registry: Any, people: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script is not asked, and --yes neither: a stop must not wait."""
+    monkeypatch.setattr(flow, "terminal", lambda: True)
+    registry.operations.answers = {"suspend_everything": None, "mark_compromised": ()}
+    me = ("--reason", "why", "--client", people.a.client)
+    for words, said in (
+        (("suspend", "everything"), "This stops every key of every appliance"),
+        (("compromise", KEY), f"{KEY}/versions/2 is ACTIVE"),
+        (("compromise", f"{KEY}/versions/2"), f"{KEY}/versions/2 is ACTIVE"),
+    ):
+        for answer, code in (("n\n", 1), ("y\n", 0)):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+            done = run("keys", *words, *me)
+            assert (done.code, said in done.err) == (code, True)
+            assert len(registry.operations.calls) == (code == 0)
+        assert (f"{KEY}/versions/1" in done.err) == (words == ("compromise", KEY))
+        assert run("keys", *words, *me, "--yes").err == ""
+        registry.operations.calls.clear()
+
+
+def test_compromise_and_suspensions(run: Any, registry: Any, people: Any) -> None:
+    played = registry
     client = ("--client", people.a.client)
     since = datetime.fromtimestamp(NOW, UTC)
     played.operations.answers = {
@@ -299,11 +325,53 @@ def test_compromise_and_suspensions(run: Any, played: Any, people: Any) -> None:
     assert "COMPROMISED" in done.out
     [said] = json.loads(run("keys", "suspensions", "--json", *client).out)
     assert (said["scope"], said["name"], said["since"]) == ("group", "01", since.isoformat())
+    registry.versions.append(version(f"{KEY}/versions/3", "SUSPENDED"))
+    of_keys = json.loads(run("keys", "suspensions", "--json", *client).out)[1:]
+    assert of_keys == [
+        {
+            "scope": "version",
+            "name": f"{KEY}/versions/3",
+            "since": None,
+            "officer": "",
+            "reason": "",
+        }
+    ]
     shown = run("keys", "suspensions", *client).out
     assert "group 01" in shown
     assert shown.isascii()
     assert "\x1b" not in shown
     assert played.operations.calls[0] == ("mark_compromised", KEY, "why")
+
+
+def test_a_list_shows_what_does_not_sign_and_when_each_ends(
+    run: Any, registry: Any, people: Any
+) -> None:
+    """A suspended facility and an expired certificate do not look like keys that sign."""
+    reason = "facility f is suspended by the officers"
+    ended = der(certify(ec.generate_private_key(ec.SECP256R1()), "CN=x", days=0))
+    later = datetime.fromtimestamp(NOW + 86_400 * 40, UTC)
+    registry.versions[:] = [
+        version(f"{KEY}/versions/1", certificate=ended, sign_until=later),
+        version(f"{KEY}/versions/2", "PRE_ACTIVE", sign_until=later, suspension=reason),
+        version(f"facilities/{'long' * 12}/keys/k/versions/1"),
+    ]
+    me = ("--client", people.a.client)
+    done = run("keys", "list", *me)
+    first, second, third = done.out.splitlines()
+    assert "ACTIVE" in first
+    assert re.search(r"ENDED \d{4}-\d\d-\d\d$", first)
+    assert f"(PRE_ACTIVE)  until {later:%Y-%m-%d}" in second
+    assert third.endswith("no end")
+    assert f"(in brackets) signs nothing: {reason}" in done.err
+    assert [each["suspension"] for each in json.loads(run("keys", "list", *me, "--json").out)] == [
+        None,
+        reason,
+        None,
+    ]
+    for columns in (80, 120):
+        lines = list(version_lines(registry.versions, datetime.now(UTC), columns))
+        assert all(len(line) <= columns for line in lines)
+    assert lines == done.out.splitlines()
 
 
 def test_list_show_and_csr(run: Any, registry: Any, people: Any) -> None:
@@ -312,8 +380,13 @@ def test_list_show_and_csr(run: Any, registry: Any, people: Any) -> None:
     assert [each["name"] for each in listed] == [each.name for each in registry.versions]
     assert [each["primary"] for each in listed] == [False, True, False, True]
     shown = run("keys", "list", "--facility", "f", *client).out.splitlines()
-    assert [line[0] for line in shown[1:]] == [" ", "*", " ", "*"]
-    assert run("keys", "list", "--facility", "g", "--json", *client).out == "[]\n"
+    assert [line[0] for line in shown] == [" ", "*", " ", "*"]
+    done = run("keys", "list", "--facility", "g", "--json", *client)
+    assert (done.code, done.out, "facility g does not exist" in done.err) == (1, "", True)
+    out = people.a.client.with_name("trust-list.json")
+    words = ("keys", "export", "--form", "trust-list", "--out", out, *client)
+    assert run(*words, "--facility", "g").code == 1
+    assert not out.exists()
 
     primary = json.loads(run("keys", "show", KEY, "--json", *client).out)
     assert primary == listed[1]
@@ -342,7 +415,7 @@ def test_export(run: Any, registry: Any, people: Any, tmp_path: Path) -> None:
     kids = {key["kid"] for key in json.loads(done.out)["keys"]}
     assert kids == {registry.versions[at].jwk_thumbprint for at in (0, 1, 3)}
     done = run("keys", "export", "--form", "trust-list", *client)
-    assert (json.loads(done.out), "3 more have no certificate" in done.err) == ([], True)
+    assert (done.code, done.out, "nothing was written" in done.err) == (1, "", True)
     assert run("keys", "export", *client).code == 2
 
 
