@@ -89,11 +89,17 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one item has no signature. The message never quotes the payload."""
+    """Why one item has no signature. The message never quotes the payload.
+
+    ``rule`` is the dotted path of the rule that denies it, ``member`` that of the member of the
+    payload that is wrong, as in ``v.0.dt``; "" if there is not one.
+    """
 
     reason: Reason
     message: str
     retry_after: float | None = None
+    rule: str = ""
+    member: str = ""
 
 
 @dataclass

@@ -364,10 +364,15 @@ class KeyIndex:
 class ContentRules:
     """What HCERT and JWS payloads of a key must contain. None or empty: not restricted.
 
-    ``countries`` and ``issuers``: allowed values of ``co`` and ``is`` in the entry.
-    ``certificate_types``: some of v, t, r. ``identifier_prefix``: ``ci`` (the UVCI) must
-    begin with it. ``future_dates`` False refuses an event on a day that has not begun
+    ``countries`` and ``issuers``: allowed values of ``co`` and ``is`` in the entry; issuers are
+    in NFC. ``certificate_types``: some of v, t, r. ``identifier_prefix``: ``ci`` (the UVCI)
+    must begin with it. ``future_dates`` False refuses an event on a day that has not begun
     anywhere on Earth. ``required_members``: the JSON object of a JWS must have them.
+    ``dcc_schema``: the published schema of DCCs is enforced. ``qr_level``: a QR code of this level
+    (L, M, Q or H) must hold the text of an HCERT.
+
+    ``paths`` has the dotted paths of the rules that the policy states, by their names; of a
+    required member by ``required_members.NAME``.
     """
 
     countries: frozenset[str] = frozenset()
@@ -376,6 +381,13 @@ class ContentRules:
     identifier_prefix: str | None = None
     future_dates: bool = True
     required_members: frozenset[str] = frozenset()
+    dcc_schema: bool = False
+    qr_level: str | None = None
+    paths: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def path(self, name: str) -> str:
+        """Returns the dotted path of a rule for errors, ``default.content.NAME`` if not stated."""
+        return self.paths.get(name, f"default.content.{name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,10 @@ def call_status(error: CallError, call_id: str = "") -> status_pb2.Status:
 
 
 def item_status(failure: Failure) -> status_pb2.Status:
-    """Returns the google.rpc.Status of a failed item."""
-    return _status(failure.reason, failure.message, {}, failure.retry_after)
+    """Returns the google.rpc.Status of a failed item; metadata has its rule and its member."""
+    named = {"rule": failure.rule, "member": failure.member}
+    metadata = {name: value for name, value in named.items() if value}
+    return _status(failure.reason, failure.message, metadata, failure.retry_after)
 
 
 def _status(

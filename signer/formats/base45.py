@@ -37,6 +37,11 @@ def encoded_length(length: int) -> int:
     return (3 * length + 1) // 2
 
 
+def bytes_within(characters: int) -> int:
+    """Returns how many bytes at most take so many characters."""
+    return 2 * characters // 3
+
+
 @cache
 def _triples() -> list[bytes]:
     """Returns the characters of each 16-bit number, least significant first: 5 ms, once."""

@@ -37,6 +37,11 @@ class Envelope:
         """Returns the tagged COSE_Sign1; both structures contain the payload as a byte string."""
         return self._message + to_sign[len(self._signed) :] + cbor.byte_string(signature)
 
+    def message_length(self, to_sign: int, signature: int) -> int:
+        """Returns the length of the message for a Sig_structure and signature of these lengths."""
+        head = len(cbor.head(2, signature))
+        return len(self._message) + to_sign - len(self._signed) + head + signature
+
     def length(self, payload: int, signature: int) -> int:
         """Returns the length of a message with a payload and a signature of these lengths."""
         return (

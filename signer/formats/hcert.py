@@ -4,17 +4,19 @@ Electronic Health Certificate Specification 1.0, EU DCC trust framework; CWT is
 RFC 8392, Base45 RFC 9285.
 """
 
+import hashlib
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
 
 from signer import cbor
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import CallError, Reason
 from signer.formats import base45, cose, dcc, deflate
 from signer.formats.payloads import (
+    ContentTerms,
     MessageFormat,
     denied,
     finish_each,
@@ -22,9 +24,16 @@ from signer.formats.payloads import (
     signature_length,
     unreadable,
 )
-from signer.model import FormatContext, PreparedBatch
+from signer.model import FormatContext, HcertTerms, PreparedBatch
 
 PREFIX = b"HC1:"
+QR_CHARACTERS: Mapping[str, int] = {"L": 4296, "M": 3391, "Q": 2420, "H": 1852}
+"""Characters that the largest QR code (version 40) holds in alphanumeric mode, by its level of
+error correction (ISO/IEC 18004 table 7).
+"""
+_SPARE = 32  # bytes by which a compressed message may be longer with another signature
+_SIGNATURE = hashlib.shake_256(b"").digest(2048)  # random bytes in place of signatures
+_ES256 = cose.Envelope({1: PROPERTIES[Algorithm.ES256].cose, 4: bytes(8)})
 
 
 class Hcert(MessageFormat):
@@ -48,24 +57,17 @@ class Hcert(MessageFormat):
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Checks the DCCs and returns the Sig_structures over their CWTs."""
         claims, types = _issue(context)
-        to_sign = cose.envelope(context.version).to_sign
-        now = datetime.fromtimestamp(context.now, UTC)
+        terms = ContentTerms(context.content, context.hcert, context.now)
+        writer = _Writer(
+            cose.envelope(context.version), signature_length(context.version), claims, types, terms
+        )
+        return prepare_each(payloads, writer.prepare)
 
-        def prepare(payload: bytes) -> bytes:
-            certificate = dcc.read(payload)
-            dcc.check(certificate, context.content, now)
-            if certificate.type not in types:
-                raise denied(
-                    f"{certificate.type} is not among the extended key usages of the "
-                    "signing certificate"
-                )
-            try:
-                document = cbor.encode(certificate.document, cbor.deterministic)
-            except cbor.CborError as error:
-                raise unreadable(f"payload has {error}") from None
-            return to_sign(claims + document)
-
-        return prepare_each(payloads, prepare)
+    def inspect(self, payload: bytes, terms: ContentTerms) -> None:
+        """Checks also whether a QR code holds the text, as signed by a key for ES256."""
+        if terms.hcert is not None:
+            claims = _claims(terms.hcert, terms.now)
+            _Writer(_ES256, 64, claims, frozenset(dcc.TYPES), terms).prepare(payload)
 
     def finish(
         self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
@@ -76,6 +78,61 @@ class Hcert(MessageFormat):
             return text(message(to_sign, signature))
 
         return finish_each(prepared, signatures, finish)
+
+
+class _Writer:
+    """Writes the Sig_structures of a batch; holds what its certificates share."""
+
+    def __init__(
+        self,
+        envelope: cose.Envelope,
+        signature: int,
+        claims: bytes,
+        types: frozenset[str],
+        terms: ContentTerms,
+    ) -> None:
+        self._envelope, self._signature = envelope, signature
+        self._claims, self._types = claims, types
+        self._content, self._ahead = terms.content, dcc.horizon(terms.now)
+        # Sig_structures up to this length fit without compression: almost all.
+        self._fits = sys.maxsize
+        if terms.content.qr_level is not None:
+            room = base45.bytes_within(QR_CHARACTERS[terms.content.qr_level] - len(PREFIX))
+            self._fits = room - deflate.OVERHEAD - envelope.message_length(0, signature)
+
+    def prepare(self, payload: bytes) -> bytes:
+        """Returns the bytes to sign; raises PayloadError."""
+        certificate = dcc.read(payload)
+        dcc.check(certificate, self._content, self._ahead)
+        if certificate.type not in self._types:
+            raise denied(
+                "certificate.extended_key_usage",
+                f"{certificate.type} is not among the extended key usages of the "
+                "signing certificate",
+            )
+        try:
+            document = cbor.encode(certificate.document, cbor.deterministic)
+        except cbor.CborError as error:
+            raise unreadable(f"payload has {error}") from None
+        to_sign = self._envelope.to_sign(self._claims + document)
+        if len(to_sign) > self._fits:
+            self._check_text(to_sign)
+        return to_sign
+
+    def _check_text(self, to_sign: bytes) -> None:
+        """Refuses a text that no QR code of the policy's level holds, before it is signed."""
+        level = self._content.qr_level or "L"
+        most = QR_CHARACTERS[level]
+        # The signature is not known yet: another one makes the stream a few bytes longer.
+        message = self._envelope.message(to_sign, _SIGNATURE[: self._signature])
+        stream = min(len(deflate.compress(message)) + _SPARE, len(message) + deflate.OVERHEAD)
+        length = len(PREFIX) + base45.encoded_length(stream)
+        if length > most:
+            raise unreadable(
+                f"the certificate would have {length} characters, but a QR code of level {level} "
+                f"holds {most} (content.qr_level of the policy)",
+                rule=self._content.path("qr_level"),
+            )
 
 
 def claims_head(claims: Mapping[int, object]) -> bytes:
@@ -116,8 +173,12 @@ def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
             "the certificate of the key version ends before what it would sign: "
             "rotate the key, or shorten the validity in the policy"
         )
-    # iss, exp and iat in their deterministic order, with integer times.
-    return claims_head({1: terms.issuer, 4: exp, 6: iat}), types
+    return _claims(terms, iat), types
+
+
+def _claims(terms: HcertTerms, iat: int) -> bytes:
+    """Returns iss, exp and iat in their deterministic order, with integer times."""
+    return claims_head({1: terms.issuer, 4: iat + terms.validity, 6: iat})
 
 
 def _unfit(message: str) -> CallError:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from signer.formats.payloads import (
+    ContentTerms,
     MessageFormat,
     denied,
     finish_each,
@@ -13,9 +14,10 @@ from signer.formats.payloads import (
     signature_length,
     unreadable,
 )
-from signer.model import FormatContext, KeyVersion, PreparedBatch
+from signer.model import ContentRules, FormatContext, KeyVersion, PreparedBatch
 
 MAX_BYTES = 256 * 1024  # the slowest payload, of only brackets, takes tens of ms and 11 MiB
+_NAME_BYTES = 80  # of a missing member's name in an error
 
 
 class Jws(MessageFormat):
@@ -30,18 +32,16 @@ class Jws(MessageFormat):
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Returns the JWS signing inputs (RFC 7515 section 5.1)."""
         header = _header(context.version)
-        required = context.content.required_members
+        content = context.content
 
         def prepare(payload: bytes) -> bytes:
-            if len(payload) > MAX_BYTES:
-                raise unreadable(f"payload is longer than {MAX_BYTES} bytes")
-            document = json_object(payload)
-            if required and not document.keys() >= required:
-                missing = min(required - document.keys())
-                raise denied(f"content rule required_members: {missing[:64]} is missing")
+            _check(payload, content)
             return header + _base64url(payload)
 
         return prepare_each(payloads, prepare)
+
+    def inspect(self, payload: bytes, terms: ContentTerms) -> None:
+        _check(payload, terms.content)
 
     def finish(
         self,
@@ -53,6 +53,17 @@ class Jws(MessageFormat):
             return signing_input + b"." + _base64url(signature)
 
         return finish_each(prepared, signatures, finish)
+
+
+def _check(payload: bytes, content: ContentRules) -> None:
+    if len(payload) > MAX_BYTES:
+        raise unreadable(f"payload is longer than {MAX_BYTES} bytes")
+    document, required = json_object(payload), content.required_members
+    if required and not document.keys() >= required:
+        missing = min(required - document.keys())
+        rule = content.path(f"required_members.{missing}")
+        name = missing.encode()[:_NAME_BYTES].decode(errors="ignore")
+        raise denied(rule, f"content rule required_members: {name} is missing")
 
 
 def _header(version: KeyVersion) -> bytes:

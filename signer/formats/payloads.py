@@ -5,10 +5,11 @@ Payloads are read strictly: bounded in nesting and numbers, without extensions.
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -17,7 +18,7 @@ from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.cbor import MAX_INTEGER
 from signer.errors import Failure, Reason
-from signer.model import FormatContext, KeyVersion, PreparedBatch
+from signer.model import ContentRules, FormatContext, HcertTerms, KeyVersion, PreparedBatch
 
 MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
 MAX_VALUES = 16_384  # commas and opening brackets of a JSON payload
@@ -28,9 +29,17 @@ _MAX_DIGITS = len(str(-MAX_INTEGER))
 class PayloadError(Exception):
     """Refuses one item. The message names a member or a rule, never a value of the payload."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.failure = Failure(reason, message)
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class ContentTerms(NamedTuple):
+    """What the policy says about payloads of a key, and the time in epoch seconds."""
+
+    content: ContentRules
+    hcert: HcertTerms | None
+    now: int
 
 
 class MessageFormat(ABC):
@@ -53,15 +62,25 @@ class MessageFormat(ABC):
     ) -> list[bytes]:
         """Returns the outputs; an empty signature gives an empty output."""
 
+    def inspect(self, payload: bytes, terms: ContentTerms) -> None:  # noqa: B027 - most accept all
+        """Raises PayloadError for a payload that no key under these terms could sign.
 
-def unreadable(message: str) -> PayloadError:
-    """Returns the error for a payload that is not what its format says."""
-    return PayloadError(Reason.PAYLOAD_INVALID, message)
+        What depends on the key version (its certificate, the length of digests) is not seen.
+        """
 
 
-def denied(message: str) -> PayloadError:
-    """Returns the error for a payload whose content breaks a rule."""
-    return PayloadError(Reason.CONTENT_DENIED, message)
+def unreadable(message: str, *, member: str = "", rule: str = "") -> PayloadError:
+    """Returns the error for a payload that is not what its format says.
+
+    ``member`` is the dotted path of the member that is wrong, ``rule`` that of a rule that
+    demands it.
+    """
+    return PayloadError(Failure(Reason.PAYLOAD_INVALID, message, rule=rule, member=member))
+
+
+def denied(rule: str, message: str) -> PayloadError:
+    """Returns the error for a payload whose content breaks the rule of this dotted path."""
+    return PayloadError(Failure(Reason.CONTENT_DENIED, message, rule=rule))
 
 
 def prepare_each(payloads: Sequence[bytes], prepare: Callable[[bytes], bytes]) -> PreparedBatch:
@@ -104,12 +123,14 @@ def _modulus_length(spki: bytes) -> int:
 def json_object(payload: bytes, most_values: int = MAX_VALUES) -> dict[str, Any]:
     """Reads one JSON object (RFC 8259) in UTF-8 without a byte order mark.
 
-    Raises PayloadError for anything else, and for duplicate members, NaN,
-    Infinity, numbers beyond 64 bits, nesting beyond MAX_DEPTH, and more than ``most_values``
-    commas and brackets, also in texts: reading one payload must not take long.
+    Raises PayloadError for anything else, and for what two readers could read differently:
+    duplicate members, half a surrogate pair, NaN, Infinity, numbers beyond 64 bits; and for
+    nesting beyond MAX_DEPTH, and more than ``most_values`` commas and brackets, also in texts:
+    reading one payload must not take long.
     """
     # One pass, however many there are: ``count`` stops at each.
-    if len(payload) - len(payload.translate(None, _MARKS)) > most_values:
+    size = len(payload)
+    if size > most_values and size - len(payload.translate(None, _MARKS)) > most_values:
         raise unreadable(f"payload has more than {most_values} members and list entries")
     try:
         value = _decode_json(payload.decode("utf-8").strip(_WHITESPACE))
@@ -124,6 +145,8 @@ def json_object(payload: bytes, most_values: int = MAX_VALUES) -> dict[str, Any]
     # Most payloads cannot nest too deep because they have too few brackets.
     if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _depth_exceeded(value):
         raise _too_deep()
+    if _has_surrogate(payload) and not _is_unicode(value):
+        raise unreadable("payload has a text with half a surrogate pair")
     return value
 
 
@@ -170,17 +193,31 @@ def _constant(_name: str) -> NoReturn:
 
 _WHITESPACE = " \t\n\r"  # RFC 8259, section 2
 
-_DECODER = json.JSONDecoder(
+_scan = json.JSONDecoder(
     object_pairs_hook=_members, parse_int=_integer, parse_float=_float, parse_constant=_constant
-)
+).scan_once  # type: ignore[attr-defined]  # left out by its types
 
 
 def _decode_json(text: str) -> Any:
     """Reads one value and nothing after it, without the decoder's own search for white space."""
-    value, end = _DECODER.raw_decode(text)
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration as stop:
+        raise json.JSONDecodeError("Expecting value", text, stop.value) from None
     if end != len(text):
         raise json.JSONDecodeError("Extra data", text, end)
     return value
+
+
+_has_surrogate = re.compile(rb"\\u[dD][89a-fA-F]").search
+
+
+def _is_unicode(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _too_deep() -> Exception:

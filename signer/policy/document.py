@@ -57,13 +57,15 @@ class Content(StrictModel):
     """What payloads must contain; see model.ContentRules."""
 
     countries: Names | None = None
-    issuers: Names | None = None
+    issuers: Annotated[frozenset[str], PlainValidator(values.composed)] | None = None
     certificate_types: (
         Annotated[frozenset[str], PlainValidator(values.certificate_types)] | None
     ) = None
     identifier_prefix: str | None = Field(None, min_length=1)
     future_dates: bool | None = None
     required_members: Names | None = None
+    dcc_schema: bool | None = None
+    qr_level: Literal["L", "M", "Q", "H"] | None = None
 
 
 class Rules(StrictModel):

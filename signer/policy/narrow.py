@@ -4,7 +4,7 @@ A profile states rules, a facility narrows them, a key of it narrows them again.
 widens. ``document`` reads what is stated; ``rules.Terms`` holds the values in force.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -174,14 +174,25 @@ def _hcert(
     return HcertTerms(outer.issuer, days * DAY_SECONDS)
 
 
+DEFAULT_CONTENT = ContentRules(dcc_schema=True, qr_level="Q")
+_QR_LEVELS = "LMQH"  # from the one that holds the most
+
+
 def _content(at: Narrowing, name: str, mine: Content, outer: ContentRules | None) -> ContentRules:
-    outer = outer or ContentRules()
+    outer = outer or DEFAULT_CONTENT
     prefix = mine.identifier_prefix or outer.identifier_prefix or ""
     if not prefix.startswith(outer.identifier_prefix or ""):
         at.wrong(f"{name}.identifier_prefix", f"should begin with {outer.identifier_prefix}")
     future_dates = outer.future_dates
     if mine.future_dates is not None:
         future_dates = _at_most(at, f"{name}.future_dates", mine.future_dates, future_dates)
+
+    dcc_schema = outer.dcc_schema if mine.dcc_schema is None else mine.dcc_schema
+    if at.outer and dcc_schema is False and outer.dcc_schema:
+        at.wider(f"{name}.dcc_schema", "false is wider than")
+    qr_level = mine.qr_level or outer.qr_level or "L"
+    if at.outer and _QR_LEVELS.index(qr_level) < _QR_LEVELS.index(outer.qr_level or "L"):
+        at.wider(f"{name}.qr_level", f"{qr_level} allows longer texts than {outer.qr_level} of")
 
     def among(member: str) -> frozenset[str]:
         stated, around = getattr(mine, member), getattr(outer, member)
@@ -195,7 +206,18 @@ def _content(at: Narrowing, name: str, mine: Content, outer: ContentRules | None
         identifier_prefix=prefix or None,
         future_dates=future_dates,
         required_members=outer.required_members | (mine.required_members or frozenset()),
+        dcc_schema=dcc_schema,
+        qr_level=qr_level,
+        paths={**outer.paths, **dict(_paths(f"{at.path}.{name}", mine))},
     )
+
+
+def _paths(path: str, stated: Content) -> Iterator[tuple[str, str]]:
+    """Yields the dotted paths of what is stated, for errors: see ContentRules.paths."""
+    for name in stated.model_fields_set:
+        yield name, f"{path}.{name}"
+    for member in stated.required_members or ():
+        yield f"required_members.{member}", f"{path}.required_members"
 
 
 def _show_hcert(terms: HcertTerms | None) -> dict[str, object] | None:
@@ -212,6 +234,8 @@ def _show_content(content: ContentRules) -> dict[str, object]:
         "identifier_prefix": content.identifier_prefix,
         "required_members": sorted(content.required_members),
         "future_dates": None if content.future_dates else False,
+        "dcc_schema": None if content.dcc_schema else False,
+        "qr_level": None if content.qr_level == DEFAULT_CONTENT.qr_level else content.qr_level,
     }
     return {name: value for name, value in members.items() if value not in (None, [])}
 
@@ -232,6 +256,6 @@ RULES = (
     Rule("priority", _priority, "normal"),
     Rule("check_every", _at_most, 1),
     Rule("hcert", _hcert, show=_show_hcert),
-    Rule("content", _content, ContentRules(), show=_show_content),
+    Rule("content", _content, DEFAULT_CONTENT, show=_show_content),
 )
 _NAMES = frozenset(rule.name for rule in RULES)

@@ -5,6 +5,7 @@ Every function takes a value of any type and raises ValueError that says what is
 
 import enum
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,18 @@ def names(value: object) -> frozenset[str]:
     if not all(listed) or not listed:
         raise ValueError("should list at least one value; omit the rule to restrict nothing")
     return frozenset(listed)
+
+
+def composed(value: object) -> frozenset[str]:
+    """Reads a list of texts; returns them in NFC, in which letters with accents are one character.
+
+    The same name in NFD looks the same and is another text.
+    """
+    listed = names(value)
+    in_nfc = frozenset(unicodedata.normalize("NFC", text) for text in listed)
+    if len(in_nfc) < len(listed):
+        raise ValueError("lists a text twice, in different forms of Unicode (NFC and NFD)")
+    return in_nfc
 
 
 def members(kind: type[E]) -> Callable[[object], frozenset[E]]:

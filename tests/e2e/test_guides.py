@@ -11,6 +11,7 @@ GUIDES = (
     "docs/issuing.md",
     "docs/clients/python.md",
     "docs/clients/tools.md",
+    "docs/formats.md",
     "docs/officers.md",
     "docs/auditing.md",
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import uuid
 from typing import Any
 
@@ -87,7 +88,13 @@ def test_hcert_good_and_bad(appliance: Any, issuer: edge.Stubs, name: str) -> No
         (packed(good)[:-1], INVALID),
         (cbor2.dumps(good) + b"\0", INVALID),
         (packed(dcc(t=[{}])), INVALID),
-        (packed(dcc(entry={"dt": "in May"})), DENIED),
+        (packed(dcc(entry={"dt": "in May"})), INVALID),
+        (packed(dcc(entry={"dt": "2021-03-18T22:54:00+02:00"})), None),
+        (packed(dcc(entry={"dt": "2999-03-18T22:54:00+02:00"})), DENIED),
+        (packed(dcc(dob="yesterday")), INVALID),
+        (packed(dcc(entry={"co": "vietnam"})), INVALID),
+        (packed(dcc(note="x" * 300)), None),
+        (packed(dcc(note=os.urandom(1500).hex())), INVALID),  # beyond a QR code of level Q
         (packed(dcc(unknown={"kept": ["as", 1, "is"]})), None),
     ]
     response = issuer.sign(
@@ -97,6 +104,22 @@ def test_hcert_good_and_bad(appliance: Any, issuer: edge.Stubs, name: str) -> No
         if expected is None:
             decoded = json.loads(payload) if payload[:1] == b"{" else cbor2.loads(payload)
             assert outputs.check_hcert(key, output) == decoded
+
+
+def test_an_item_names_the_member_that_is_wrong_or_the_rule(issuer: edge.Stubs) -> None:
+    wrong: list[tuple[dict[str, Any], dict[str, str]]] = [
+        (dcc(nam={"fn": "A"}), {"member": "nam"}),
+        (dcc(entry={"dn": "2"}), {"member": "v.0.dn"}),
+        (dcc(ver="9"), {"member": "ver"}),
+        (dcc(note=os.urandom(1500).hex()), {"rule": "default.content.qr_level"}),
+        (dcc(entry={"dt": "2999-01-01"}), {"rule": "profiles.ministry.content.future_dates"}),
+    ]
+    payloads = [packed(payload) for payload, _ in wrong]
+    response = issuer.sign(payloads, key=DCC_KEY, format="FORMAT_HCERT")
+    for index, (_, metadata) in enumerate(wrong):
+        refusal = edge.read(response.failures[index])
+        assert refusal.metadata == metadata
+        assert refusal.message.startswith(metadata.get("member", ""))
 
 
 def test_digests_of_the_wrong_length_fail_alone(appliance: Any, issuer: edge.Stubs) -> None:

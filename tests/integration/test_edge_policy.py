@@ -23,6 +23,7 @@ from signer.model import KeyName, KeyState, KeyVersion
 from signer.tools.dev import key_plan as plan
 from signer.v1 import keys_pb2, signing_pb2
 from tests.integration import edge, outputs
+from tests.integration.test_edge_batches import dcc
 
 DAY = 86_400
 OTHER, PROVINCE = plan.principal("other"), plan.principal("province-01")
@@ -282,19 +283,18 @@ def test_a_quota_holds_for_whole_batches(clients: dict[str, Any], policed: Any) 
 
 
 def test_what_breaks_a_content_rule_fails_alone(clients: dict[str, Any], policed: Any) -> None:
-    entry = {"dt": "2022-03-04", "co": "VN", "is": "MOH", "ci": "URN:UVCI:01:VN:0000"}
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, ""),
         ({"co": "FR"}, "countries"),
-        ({"co": None}, "countries"),
         ({"is": "somebody"}, "issuers"),
         ({"ci": "URN:UVCI:01:FR:0000"}, "identifier_prefix"),
-        ({"ci": 7}, "identifier_prefix"),
         ({"dt": "2999-01-01"}, "future_dates"),
         ({}, ""),
     ]
-    payloads = [certificate(v=[entry | changes]) for changes, _ in cases]
-    payloads.append(certificate(r=[entry | {"fr": "2022-01-01"}]))
+    payloads = [cbor2.dumps(dcc(entry=changes)) for changes, _ in cases]
+    recovered = {"tg": "840539006", "fr": "2022-01-01", "df": "2022-01-12", "du": "2022-06-30"}
+    recovered |= {"co": "VN", "is": "MOH", "ci": "URN:UVCI:01:VN:0000"}
+    payloads.append(cbor2.dumps(dcc(v=None, r=[recovered])))
     rules = [rule for _, rule in cases] + ["certificate_types"]
     response = clients["issuer"].sign(
         payloads, key="facilities/moh/keys/dcc", format="FORMAT_HCERT"
@@ -307,6 +307,7 @@ def test_what_breaks_a_content_rule_fails_alone(clients: dict[str, Any], policed
         refusal = edge.read(response.failures[index])
         assert (refusal.code, refusal.reason) == ("PERMISSION_DENIED", "CONTENT_DENIED"), payload
         assert f"content rule {rule}:" in refusal.message
+        assert refusal.metadata == {"rule": f"profiles.ministry.content.{rule}"}
     assert set(response.failures) == {index for index, rule in enumerate(rules) if rule}
 
 
@@ -332,10 +333,6 @@ def test_a_key_for_hcert_signs_nothing_else(clients: dict[str, Any], name: str) 
         assert shown == ["FORMAT_HCERT"]
 
 
-def certificate(**entries: Any) -> bytes:
-    return cbor2.dumps({"ver": "1.3.0", "nam": {"fnt": "TEST"}, "dob": "1990-01-01"} | entries)
-
-
 def test_required_members_of_a_record(clients: dict[str, Any]) -> None:
     payloads = [b'{"id":1,"date":2,"more":3}', b'{"id":1}', b'{"x":{"id":1,"date":2}}', b"[]"]
     response = clients["issuer"].sign(payloads, key="facilities/content/keys/records")
@@ -346,6 +343,8 @@ def test_required_members_of_a_record(clients: dict[str, Any]) -> None:
         3: "PAYLOAD_INVALID",
     }
     assert "date is missing" in reasons[1].message
+    rule = "facilities.content.content.required_members"
+    assert reasons[1].metadata == {"rule": rule}
 
 
 # --- certificates -----------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from signer.config.models import load_config
 from signer.config.policy_documents import load_policy, read_policy_text
 from signer.daemon.draft import files_state, policy_in_registry
 from signer.errors import OperatorError
+from signer.formats import FORMATS
+from signer.formats.payloads import ContentTerms, PayloadError
 from signer.model import Format, KeyName
 from signer.policy.decide import Decision, decide
 from signer.policy.narrow import in_words, shown
@@ -103,6 +105,13 @@ def _print_decisions(decisions: Decisions) -> None:
     default=lambda: datetime.now(UTC).timestamp(),
     help="As in 2030-01-01T08:00:00+07:00; by default now.",
 )
+@click.option(
+    "--payload",
+    "payload_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A payload that the content rules judge, too.",
+)
 @output(
     _decision_values,
     _print_decisions,
@@ -116,11 +125,15 @@ def explain(
     key: KeyName,
     format_name: str | None,
     at: float,
+    payload_file: Path | None,
 ) -> Decisions:
     """Prints whether a principal may sign with a key, and the rule behind it.
 
     The answer is that of the files, which may be a draft, or of the policy in force with
-    --in-force; a line on stderr says which. Whether the key exists, its algorithm and the rest of the quotas are not
+    --in-force; a line on stderr says which. Whether the key exists, its algorithm and the
+    rest of the quotas are not checked. With --payload the answer is also that of the format
+    and of the content rules about this payload, as a key for ES256 would sign it; the
+    usages of the key's certificate and the length of a digest are not
     checked. The exit code is 0 if signing is allowed (without --format: in
     at least one format), else 1.
 
@@ -128,10 +141,28 @@ def explain(
       signer policy explain --config signer.yaml --principal spiffe://signer.example/facility/01-001 \\
           --key facilities/01-001/keys/records
       ... --format JWS --at 2030-01-01T21:00:00+07:00
+      ... --format HCERT --payload certificate.json
     """  # noqa: E501  a command is one line
     loaded = _load(config_file, in_force=in_force)
     formats = list(Format) if format_name is None else [Format(format_name)]
-    return [(wanted, decide(loaded, principal, key, wanted, at)) for wanted in formats]
+    payload = None if payload_file is None else payload_file.read_bytes()
+    decisions = []
+    for wanted in formats:
+        decision = decide(loaded, principal, key, wanted, at)
+        if payload is not None and decision.terms is not None:
+            decision = _judge(decision, decision.terms, wanted, payload, at)
+        decisions.append((wanted, decision))
+    return decisions
+
+
+def _judge(decision: Decision, terms: Terms, wanted: Format, payload: bytes, at: float) -> Decision:
+    """Returns the decision about a payload that may be signed as far as its content goes."""
+    try:
+        FORMATS[wanted].inspect(payload, ContentTerms(terms.content, terms.hcert, int(at)))
+    except PayloadError as error:
+        failure = error.failure
+        return Decision(None, failure.rule, failure.reason, failure.message)
+    return decision
 
 
 def _load(config_file: Path, *, in_force: bool) -> Policy:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,10 @@ from signer.algorithms import Algorithm
 from signer.api import wire
 from signer.api.wire import UNCOUNTED_BYTES, read_batch_request, read_stream_request
 from signer.errors import CallError, Code, Extent, Failure, Reason, Violation
-from signer.model import MAX_BATCH_ITEMS, Format, KeyState
+from signer.formats import FORMATS
+from signer.formats.payloads import ContentTerms, PayloadError
+from signer.model import MAX_BATCH_ITEMS, ContentRules, Format, HcertTerms, KeyState
+from signer.signing.engine import FAILURE_BYTES
 from signer.v1 import keys_pb2, signing_pb2
 from signer.v1.signing_pb2 import SignBatchRequest, SignStreamRequest
 from tests.stand_ins import key_version
@@ -51,6 +55,45 @@ def test_an_item_has_exactly_one_error_info(reason: Reason) -> None:
     assert (status.code, status.message) == (reason.code, "what to do")
     assert len(status.details) == 1
     assert (info(status).reason, info(status).domain) == (reason, "signer.v1")
+
+
+def test_an_item_names_its_rule_and_its_member() -> None:
+    rule = wire.item_status(Failure(Reason.CONTENT_DENIED, "x", rule="a.b"))
+    member = wire.item_status(Failure(Reason.PAYLOAD_INVALID, "x", member="v.0.dt"))
+    assert dict(info(rule).metadata) == {"rule": "a.b"}
+    assert dict(info(member).metadata) == {"member": "v.0.dt"}
+
+
+LONGEST_KEY = "facilities." + "f" * 63 + ".keys." + "k" * 63
+
+
+@pytest.mark.parametrize("member", ["m", "m" * 5000, "ệ" * 5000, "\U0001d51b" * 5000])
+def test_a_failed_item_takes_no_more_than_it_was_counted_with(member: str) -> None:
+    rules = {"required_members", "identifier_prefix", "certificate_types", "qr_level"}
+    paths = {rule: f"{LONGEST_KEY}.content.{rule}" for rule in rules}
+    paths[f"required_members.{member}"] = paths["required_members"]
+    denying = ContentRules(
+        certificate_types=frozenset("t"),
+        required_members=frozenset({member}),
+        qr_level="H",
+        paths=paths,
+    )
+    wide = ContentRules(qr_level="H", paths=paths)
+    names = {"fnt": "A", "note": "".join(f"{i:08x}" for i in range(1500))}
+    certificate = json.dumps({"ver": "", "nam": names, "dob": "", "v": [{}]}).encode()
+    cases = [
+        (Format.JWS, denying, b"{}"),
+        (Format.HCERT, denying, certificate),
+        (Format.HCERT, wide, certificate),
+        (Format.HCERT, ContentRules(dcc_schema=True), certificate),
+    ]
+    for message_format, content, payload in cases:
+        terms = ContentTerms(content, HcertTerms("VN", 86_400), 1_700_000_000)
+        with pytest.raises(PayloadError) as caught:
+            FORMATS[message_format].inspect(payload, terms)
+        response = signing_pb2.SignBatchResponse()
+        response.failures[4095].CopyFrom(wire.item_status(caught.value.failure))
+        assert len(response.SerializeToString()) <= FAILURE_BYTES
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.0, 0.001), (0.1, 0.1), (1.5, 1.5), (9e4, 9e4)])

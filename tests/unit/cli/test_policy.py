@@ -164,3 +164,53 @@ def test_empty_policy_lets_nobody_sign(tmp_path: Path) -> None:
     result = show_policy(tmp_path, "profiles: {}\nfacilities: {}\n")
     assert result.exit_code == 0
     assert "no client may sign" in result.stdout
+
+
+MINISTRY = "spiffe://signer.example/ministry"
+
+
+def judge(tmp_path: Path, *options: str, **changes: object) -> tuple[int, dict[str, object]]:
+    """Explains a payload for the ministry's key for certificates."""
+    [sample] = (REPOSITORY / "tests/e2e/vaccinations").glob("first-dose.json")
+    file = tmp_path / "payload.json"
+    document = json.loads(sample.read_bytes())
+    document["v"][0] |= changes.pop("entry", {})
+    file.write_text(json.dumps(document | changes))
+    names = ("--principal", MINISTRY, "--key", "facilities/moh/keys/dcc", "--at", NOON)
+    result = run("explain", *names, "--format", "HCERT", "--payload", str(file), *options, "--json")
+    [decision] = json.loads(result.stdout)
+    return result.exit_code, decision
+
+
+def test_explain_judges_a_payload(tmp_path: Path) -> None:
+    code, decision = judge(tmp_path)
+    assert (code, decision["allowed"], decision["rule"]) == (0, True, "facilities.moh.clients")
+    code, decision = judge(tmp_path, entry={"co": "LA"})
+    assert (code, decision["allowed"]) == (1, False)
+    assert decision["reason"] == "CONTENT_DENIED"
+    assert decision["rule"] == "profiles.ministry.content.countries"
+    code, decision = judge(tmp_path, dob="yesterday")
+    assert (code, decision["reason"], decision["rule"]) == (1, "PAYLOAD_INVALID", "")
+    assert str(decision["message"]).startswith("dob should be ")
+    # The time is that of --at.
+    code, decision = judge(tmp_path, "--at", "2021-08-01T00:00:00+07:00")
+    assert (code, decision["rule"]) == (1, "profiles.ministry.content.future_dates")
+
+
+def test_explain_says_of_a_payload_in_which_formats_it_may_be_signed(tmp_path: Path) -> None:
+    file = tmp_path / "payload.json"
+    file.write_bytes(b"no JSON")
+    result = explain("--payload", str(file), "--json")
+    assert result.exit_code == 0
+    allowed = {each["format"]: each["allowed"] for each in json.loads(result.stdout)}
+    assert allowed == {
+        "DIGEST": False,
+        "MESSAGE": True,
+        "JWS": False,
+        "COSE_SIGN1": True,
+        "HCERT": False,
+    }
+
+
+def test_explain_needs_a_payload_that_can_be_read(tmp_path: Path) -> None:
+    assert explain("--payload", str(tmp_path / "none")).exit_code == 2

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +29,17 @@ def document(kind: str = "v", **entry: object) -> dict[str, Any]:
         "dob": "1990-01-01",
         kind: [ENTRIES[kind] | shared | entry],
     }
+
+
+def complete(kind: str = "v", **entry: object) -> dict[str, Any]:
+    """A certificate as the schema has it."""
+    missing = {
+        "v": {"vp": "1119349007", "mp": "EU/1/20/1528", "ma": "ORG-100030215"},
+        "t": {"tt": "LP6464-4", "tr": "260415000"},
+        "r": {},
+    }
+    value = document(kind, **missing[kind] | entry)
+    return value | {"nam": value["nam"] | {"fnt": "NGUYEN", "gnt": "VAN<A"}}
 
 
 def without(value: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -114,7 +126,8 @@ ALL_RULES = ContentRules(
 
 
 def check(value: dict[str, Any], rules: ContentRules) -> None:
-    dcc.check(dcc.read(json.dumps(value).encode()), rules, NOW)
+    ahead = dcc.horizon(int(NOW.timestamp()))
+    dcc.check(dcc.read(json.dumps(value).encode()), rules, ahead)
 
 
 @pytest.mark.parametrize("kind", dcc.TYPES)
@@ -175,36 +188,86 @@ def test_what_a_rule_denies(rules: ContentRules, rule: str, value: dict[str, Any
         check(value, rules)
     assert caught.value.failure.reason is Reason.CONTENT_DENIED
     assert f"content rule {rule}:" in caught.value.failure.message
+    assert caught.value.failure.rule == f"default.content.{rule}"
 
 
-@pytest.mark.parametrize(
-    ("kind", "member", "date"),
-    [
-        ("v", "dt", date)
-        for date in (
-            None,
-            20220101,
-            "",
-            "2022",
-            "2022-01",
-            "20220101",
-            "2022-W01-1",
-            "2022-02-30",
-            "2022-01-01T00:00:00Z",
-            " 2022-01-1",
-        )
-    ]
-    + [
-        ("t", "sc", date)
-        for date in (None, 1, "", "yesterday", "2022-01-01T00:00:00", "0001-01-01T00:00:00+14:00")
-    ]
-    + [("r", "fr", "2022-1-1")],
+NO_FUTURE = ContentRules(future_dates=False)
+WITH_SCHEMA = ContentRules(future_dates=False, dcc_schema=True)
+NEITHER_DATE_NOR_TIME: tuple[Any, ...] = (
+    None,
+    20220101,
+    "",
+    "yesterday",
+    "2022",
+    "2022-01",
+    "20220101",
+    "2022-W01-1",
+    "2022-02-30",
+    "0000-01-01",
+    " 2022-01-1",
+    "2022-01-01\n",
+    "2022-01-01T00:00:00",  # at which place?
+    "2022-01-01T24:00:00Z",
+    "2022-01-01t00:00:00z",
+    "2022-01-01T00:00:60Z",
+    "2022-02-30T00:00:00Z",
+    "2022-01-01T00:00:00+24:00",
+    "\u0662\u0660\u0662\u0662-\u0660\u0661-\u0660\u0661",
 )
-def test_dates_that_cannot_be_judged_are_denied(kind: str, member: str, date: object) -> None:
-    rules = ContentRules(future_dates=False)
-    with pytest.raises(PayloadError, match=f"future_dates: {member} is not a"):
-        check(document(kind, **{member: date}), rules)
+
+
+@pytest.mark.parametrize("rules", [NO_FUTURE, WITH_SCHEMA], ids=["no schema", "schema"])
+@pytest.mark.parametrize(("kind", "member"), [("v", "dt"), ("t", "sc"), ("r", "fr")])
+@pytest.mark.parametrize("date", NEITHER_DATE_NOR_TIME, ids=repr)
+def test_what_is_no_date_makes_the_payload_invalid(
+    rules: ContentRules, kind: str, member: str, date: object
+) -> None:
+    with pytest.raises(PayloadError) as caught:
+        check(complete(kind, **{member: date}), rules)
+    failure = caught.value.failure
+    assert (failure.reason, failure.member) == (Reason.PAYLOAD_INVALID, f"{kind}.0.{member}")
+    assert failure.message.startswith(failure.member + " should be a ")
+
+
+@pytest.mark.parametrize("rules", [NO_FUTURE, WITH_SCHEMA], ids=["no schema", "schema"])
+@pytest.mark.parametrize(("kind", "member"), [("v", "dt"), ("t", "sc"), ("r", "fr")])
+@pytest.mark.parametrize(
+    ("time", "ahead"),
+    [
+        ("2021-03-18T22:54:00+02:00", False),
+        ("2022-01-15T12:00:00Z", False),
+        ("2022-01-15T12:00:00.000001Z", True),
+        ("2022-01-15T19:00:00+07:00", False),
+        ("2022-01-15T19:00:01+0700", True),
+        ("2022-01-15T19:00:01+07", True),
+        ("2022-01-15T07:00:01-05", True),
+        ("0001-01-01T00:00:00+14:00", False),
+        ("9999-12-31T23:59:59-14:00", True),
+    ],
+)
+def test_a_time_is_compared_by_its_instant(
+    rules: ContentRules, kind: str, member: str, time: str, ahead: bool
+) -> None:
+    value = complete(kind, **{member: time})
+    if not ahead:
+        check(value, rules)
+        return
+    with pytest.raises(PayloadError) as caught:
+        check(value, rules)
+    assert caught.value.failure.reason is Reason.CONTENT_DENIED
+    assert caught.value.failure.rule == "default.content.future_dates"
 
 
 def test_dates_are_not_read_where_no_rule_asks() -> None:
     check(document(dt="2021"), ContentRules(countries=frozenset({"VN"})))
+
+
+NAME = "Bộ Y tế"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_issuer_is_the_same_in_both_forms_of_unicode(form: Any) -> None:
+    rules = ContentRules(issuers=frozenset({unicodedata.normalize("NFC", NAME)}))
+    check(document(**{"is": unicodedata.normalize(form, NAME)}), rules)
+    with pytest.raises(PayloadError):
+        check(document(**{"is": "Bo Y te"}), rules)

@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
 import json
+import os
+import random
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
 from signer.formats import FORMATS, hcert
+from signer.formats.payloads import ContentTerms, PayloadError
 from signer.model import ContentRules, Format, FormatContext, HcertTerms
 from tests.unit.formats import test_base45 as base45
 
@@ -179,3 +182,61 @@ def test_usages_that_are_an_empty_list(context: Maker, certified: Callable[..., 
 
 def test_malformed_usages(context: Maker, certified: Callable[..., Any]) -> None:
     refused(context(version=certified(raw_usages=b"\x05\x00")), "cannot be read")
+
+
+# --- what a QR code holds ---------------------------------------------------------------------
+
+VERSION_40 = {"L": 4296, "M": 3391, "Q": 2420, "H": 1852}  # ISO/IEC 18004, alphanumeric
+
+
+def noted(length: int, letters: str) -> bytes:
+    """A certificate with a note of so many letters, drawn as if at random."""
+    drawn = random.Random(length)
+    note = "".join(drawn.choice(letters) for _ in range(length))
+    return json.dumps(DOCUMENT | {"note": note}, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("level", "LMQH")
+@pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.PS256])
+@pytest.mark.parametrize("letters", ["a", "0123456789abcdef", "Nguyễn Văn Mẫu Trần Thị"])
+def test_what_no_qr_code_of_the_level_holds_is_refused(
+    context: Maker, algorithm: Algorithm, level: str, letters: str
+) -> None:
+    most = VERSION_40[level]
+    ctx = context(algorithm, content=ContentRules(qr_level=level))
+    payloads = [noted(length, letters) for length in range(0, 6000, 61)]
+    prepared = HCERT.prepare(payloads, ctx)
+    free = HCERT.prepare(payloads, context(algorithm))
+    assert not free.failures
+    size = 64 if algorithm is Algorithm.ES256 else 256
+    texts = HCERT.finish(free, [os.urandom(size) for _ in payloads], ctx)
+    for index, text in enumerate(texts):
+        if index not in prepared.failures:
+            assert len(text) <= most
+            assert prepared.to_sign[index] == free.to_sign[index]
+            continue
+        failure = prepared.failures[index]
+        assert (failure.reason, failure.rule) == (
+            Reason.PAYLOAD_INVALID,
+            "default.content.qr_level",
+        )
+        # 48 characters are kept free for a signature that is compressed worse than most.
+        assert len(text) + 100 > most
+        assert f" characters, but a QR code of level {level} holds {most} " in failure.message
+        told = int(failure.message.split()[4])
+        assert most < told
+        assert abs(told - len(text)) < 100
+    assert prepared.failures or letters == "a"
+    assert 0 not in prepared.failures
+
+
+def test_a_payload_is_judged_without_a_key() -> None:
+    terms = ContentTerms(ContentRules(qr_level="Q"), HcertTerms("VN", 3600), 1_700_000_000)
+    HCERT.inspect(json.dumps(DOCUMENT).encode(), terms)
+    for payload in (b"{}", noted(4000, "0123456789abcdef")):
+        with pytest.raises(PayloadError):
+            HCERT.inspect(payload, terms)
+    strict = terms._replace(content=ContentRules(dcc_schema=True))
+    with pytest.raises(PayloadError) as caught:
+        HCERT.inspect(json.dumps(DOCUMENT).encode(), strict)
+    assert caught.value.failure.member == "v.0.tg"

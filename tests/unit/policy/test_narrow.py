@@ -44,6 +44,8 @@ CONTENT = {
     "identifier_prefix": st.sampled_from(["U", "UV", "UVCI", "X"]),
     "future_dates": st.booleans(),
     "required_members": subset(["id", "lot"]),
+    "dcc_schema": st.booleans(),
+    "qr_level": st.sampled_from("LMQH"),
 }
 RULES: dict[str, st.SearchStrategy[Any]] = {
     "formats": subset(["HCERT", "JWS", "MESSAGE"]),
@@ -128,6 +130,10 @@ def assert_content_within(inner: ContentRules, outer: ContentRules) -> None:
         assert not theirs or (mine and mine <= theirs)
     assert (inner.identifier_prefix or "").startswith(outer.identifier_prefix or "")
     assert inner.future_dates <= outer.future_dates
+    assert inner.dcc_schema >= outer.dcc_schema
+    assert inner.qr_level is not None
+    assert outer.qr_level is not None
+    assert "LMQH".index(inner.qr_level) >= "LMQH".index(outer.qr_level)
     assert inner.required_members >= outer.required_members
 
 
@@ -220,7 +226,18 @@ def test_every_rule_is_narrowed_and_names_its_statement() -> None:
         countries=frozenset({"VN"}),
         identifier_prefix="URN:",
         required_members=frozenset({"id", "lot"}),
+        dcc_schema=True,
+        qr_level="Q",
     )
+    # What an item is denied by has the path of its own statement.
+    assert terms.content.paths == {
+        "identifier_prefix": "profiles.p.content.identifier_prefix",
+        "countries": "facilities.f.content.countries",
+        "required_members": "facilities.f.content.required_members",
+        "required_members.id": "profiles.p.content.required_members",
+        "required_members.lot": "facilities.f.content.required_members",
+    }
+    assert terms.content.path("dcc_schema") == "default.content.dcc_schema"
     assert terms.rule("max_batch_items") == "profiles.p.max_batch_items"
     assert terms.rule("formats") == "facilities.f.keys.k.formats"
     assert terms.rule("content") == "facilities.f.content"

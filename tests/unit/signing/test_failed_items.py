@@ -129,7 +129,7 @@ def test_a_payload_that_was_refused_is_refused_again_with_its_message(
     stage.served.snapshot = replace(stage.served.snapshot, policy=load_policy(file))
     again = stage.sign(asked)
     # The reason stays. No rule that is in force now gives a message for it.
-    denied = replace(first.failures[1], message=ONLY_THE_REASON)
+    denied = replace(first.failures[1], message=ONLY_THE_REASON, rule="")
     assert again == replace(first, failures=first.failures | {1: denied}, terms=again.terms)
     assert set(stage.sign(replace(asked, request_id="")).failures) == {0, 2}
 
