@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from signer.algorithms import Algorithm
@@ -172,14 +173,75 @@ class Placement(NamedTuple):
     cka_id: bytes
 
 
+class Storage(enum.StrEnum):
+    """Where the private keys of a profile are: in a token, or wrapped in the registry."""
+
+    TOKEN = "token"  # noqa: S105 - no password
+    WRAPPED = "wrapped"
+
+
+class WrapMechanism(enum.StrEnum):
+    """How a private key is wrapped: AES key wrap with padding (RFC 5649), by two names.
+
+    A blob that was changed does not unwrap. Mechanisms without that are not used.
+    """
+
+    AES_KEY_WRAP_KWP = "AES_KEY_WRAP_KWP"
+    AES_KEY_WRAP_PAD = "AES_KEY_WRAP_PAD"
+
+
+class WrappedKey(NamedTuple):
+    """The private key of a version, wrapped by a wrapping key of the HSM.
+
+    ``sha256`` is that of the blob as the registry has it, ``wrapping_key`` the id of the wrapping
+    key, which the tokens with the labels ``tokens`` hold.
+    """
+
+    blob: bytes
+    sha256: bytes
+    mechanism: WrapMechanism
+    wrapping_key: str
+    tokens: tuple[str, ...] = ()
+
+
+class WrappingKey(NamedTuple):
+    """A wrapping key on one token, by its id; ``created`` is in seconds since the epoch.
+
+    ``revision`` is that of the registry when this was written.
+    """
+
+    id: str
+    token: str
+    created: float
+    destroyed: bool = False
+    revision: int = 0
+
+    @property
+    def cka_id(self) -> bytes:
+        """The CKA_ID of the key on its token."""
+        return wrapping_cka_id(self.id)
+
+
+@lru_cache(maxsize=64)
+def wrapping_cka_id(identity: str) -> bytes:
+    """Returns the CKA_ID of the wrapping key with an id: the same on each token that holds it."""
+    return hashlib.sha256(f"signer.v1 wrapping key\0{identity}".encode()).digest()[:16]
+
+
+def wrapping_label(identity: str) -> str:
+    """Returns the label of the wrapping key with an id on its tokens."""
+    return f"signer wrapping {identity[:16]}"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyVersion:
     """One version of a key as the registry knows it.
 
     ``spki`` is the pin: SubjectPublicKeyInfo in DER, with which signatures are checked.
     ``cka_id`` is the id of the private key on ``token`` (a label), where it was made;
-    ``other_placements`` are where else it is. ``kid`` is the COSE key id, ``thumbprint`` the
-    JWS key id (RFC 7638).
+    ``other_placements`` are where else it is. Where it is ``wrapped``, no token holds it: each
+    token with the wrapping key can sign, and ``cka_id`` only names it. ``kid`` is the COSE key
+    id, ``thumbprint`` the JWS key id (RFC 7638).
 
     ``activate_at``: it signs from then on. ``sign_until``: it may sign until then,
     whatever its certificate says. ``deactivate_at``: its overlap with its successor ends.
@@ -207,6 +269,7 @@ class KeyVersion:
     request: str | None = None
     revision: int = field(default=0, compare=False)
     other_placements: tuple[Placement, ...] = ()
+    wrapped: WrappedKey | None = None
 
     @property
     def name(self) -> str:
@@ -214,11 +277,18 @@ class KeyVersion:
 
     @property
     def placements(self) -> tuple[Placement, ...]:
-        """Where its private key is, first the token on which it was made."""
+        """Where its private key is, first the token on which it was made.
+
+        Of a wrapped one, the tokens that can sign with it.
+        """
+        if self.wrapped is not None:
+            return tuple(Placement(token, self.cka_id) for token in self.wrapped.tokens)
         return (Placement(self.token, self.cka_id), *self.other_placements)
 
     def cka_id_on(self, token: str) -> bytes | None:
         """Returns the CKA_ID of its private key on a token; None: it is not there."""
+        if self.wrapped is not None:
+            return self.cka_id if token in self.wrapped.tokens else None
         if token == self.token:  # nearly always: without a tuple for each part of a chunk
             return self.cka_id
         return next((cka_id for label, cka_id in self.other_placements if label == token), None)

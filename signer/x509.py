@@ -111,6 +111,15 @@ def fits(spki: bytes, algorithm: Algorithm, bits: int | None = None) -> bool:
             return False
 
 
+def is_canonical(spki: bytes) -> bool:
+    """Returns whether a public key is written as this program writes it: one key, one text."""
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki
+
+
 # --- certificates --------------------------------------------------------------------------------
 
 

@@ -100,6 +100,12 @@ class TwoTokens(Appliance):
     made_with = ("--tokens", "2", "--workers", "1")
 
 
+class WrappedKeys(Appliance):
+    """One whose keys are stored wrapped in the registry."""
+
+    made_with = ("--storage", "wrapped")
+
+
 @contextmanager
 def serving(made: Appliance) -> Iterator[None]:
     """Starts an appliance; it must live until the end of the block, and end cleanly."""

@@ -9,6 +9,7 @@ import click
 from signer.cli.output import output, say
 from signer.cli.progress import progress
 from signer.daemon import run
+from signer.model import Storage
 from signer.text import count
 from signer.tools import dev as development
 
@@ -31,6 +32,11 @@ _tokens = click.option(
     metavar="N",
     type=click.IntRange(1, 2),
     help="Tokens, 1 or 2, that hold the same keys; at first 1, later unchanged.",
+)
+_storage = click.option(
+    "--storage",
+    type=click.Choice([str(each) for each in Storage]),
+    help="Where private keys are: at first in the token, later unchanged.",
 )
 _latency = click.option(
     "--latency",
@@ -74,9 +80,15 @@ def _show_provisioned(described: dict[str, Any]) -> None:
 @_facilities
 @_workers
 @_tokens
+@_storage
 @output(lambda described: described, _show_provisioned)
 def init(
-    *, directory: Path, facilities: int, workers: int | None, tokens: int | None
+    *,
+    directory: Path,
+    facilities: int,
+    workers: int | None,
+    tokens: int | None,
+    storage: str | None,
 ) -> dict[str, Any]:
     """Provisions DIR. What an earlier run created is kept.
 
@@ -84,8 +96,9 @@ def init(
       signer dev init /tmp/appliance
       signer dev init /tmp/appliance --facilities 10000
       signer dev init /tmp/appliance --tokens 2
+      signer dev init /tmp/appliance --storage wrapped
     """
-    return _provision(directory, facilities, workers, tokens)
+    return _provision(directory, facilities, workers, tokens, storage)
 
 
 @dev.command(short_help="Provisions DIR if needed, then serves in the foreground.")
@@ -93,6 +106,7 @@ def init(
 @_facilities
 @_workers
 @_tokens
+@_storage
 @_latency
 @_shim
 def up(
@@ -101,6 +115,7 @@ def up(
     facilities: int,
     workers: int | None,
     tokens: int | None,
+    storage: str | None,
     latency: float | None,
     shim: Path | None,
 ) -> None:
@@ -114,7 +129,7 @@ def up(
     """
     if shim is not None and latency is None:
         raise click.UsageError("--shim FILE needs --latency MS")
-    described = _provision(directory, facilities, workers, tokens)
+    described = _provision(directory, facilities, workers, tokens, storage)
     config = Path(described["config"])
     if latency is not None:
         shim = shim or Path("build/shim.so")
@@ -123,12 +138,17 @@ def up(
 
 
 def _provision(
-    directory: Path, facilities: int, workers: int | None, tokens: int | None
+    directory: Path, facilities: int, workers: int | None, tokens: int | None, storage: str | None
 ) -> dict[str, Any]:
     def line(done: int, total: int | None, _: str) -> str:
         return f"created {done} of {total} keys" if done % 500 == 0 or done == total else ""
 
     with progress("creating keys", line=line) as advance:
         return development.provision(
-            directory, facilities=facilities, workers=workers, tokens=tokens, progress=advance
+            directory,
+            facilities=facilities,
+            workers=workers,
+            tokens=tokens,
+            storage=storage,
+            progress=advance,
         )

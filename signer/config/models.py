@@ -50,6 +50,7 @@ KINDS = (
     "activate",
     "clock",
     "create-key",
+    "create-wrapping-key",
     "deactivate",
     "destroy",
     "enrol",

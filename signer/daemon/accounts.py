@@ -33,6 +33,7 @@ from signer.officers.standing import (
 )
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationStore
+from signer.officers.wrapped import WrappedRow, WrappedStanding, standing_of_wrapped
 from signer.text import count
 
 UNACCOUNTED = "the registry has changes that no operation of officers accounts for: see the log"
@@ -74,6 +75,8 @@ class Accounts:
         self._revision = 0  # up to which operations have been accounted with
         self._used: set[str] = set()
         self._unaccounted: dict[VersionName, Standing | None] = {}
+        self._unaccounted_wrapped: dict[VersionName, WrappedStanding | None] = {}
+        self._pins: dict[bytes, str] = {}  # of wrapped keys that this process has recorded
         self._policy = ""  # the newest that this process has recorded
         self.refused: Sequence[str] = ()
         self.unreadable: Sequence[UnreadableRow] = ()  # rows that are not served for that reason
@@ -123,6 +126,8 @@ class Accounts:
             state=self.state,
             standing=lambda name: self._standing(name, new),
             placed=self._placed,
+            wrapped=self._wrapped,
+            pinned=self._pinned,
             unaccounted=self._unaccounted.keys(),
             used=lambda operation: operation in self._used or logged.has_used(operation),
             checked=lambda operation, content: (
@@ -174,6 +179,8 @@ class Accounts:
         self._log.keep_policy(sha256, text.text)
         records = list(self._records(judged, sha256, put))
         self._log.account(records)
+        if self._given:
+            self._pins |= {r.pin: r.name for v in judged.state.keys if (r := WrappedRow.of(v))}
         self._policy, self._given = sha256, False
         self._take(judged)
 
@@ -211,9 +218,12 @@ class Accounts:
         for record in judged.records:
             if isinstance(record, KeysRecord) and record.approved is not None:
                 self._used.add(record.approved.operation)
+            if isinstance(record, KeysRecord):
+                self._pins |= {row.pin: row.name for row in record.wrapped}
         self.state, self.refused = judged.state, judged.refused
         self.latest = max(self.latest, judged.state.keys.revision)
         self._unaccounted, self.unreadable = judged.unaccounted, judged.unreadable
+        self._unaccounted_wrapped = judged.wrapped
         if not judged.refused:  # what was missed meanwhile is needed once rows are put back
             self._revision = judged.state.keys.revision
 
@@ -254,6 +264,21 @@ class Accounts:
             if self._given
             else self._standings.placed.get(version.name, ())
         )
+
+    def _wrapped(self, version: KeyVersion) -> WrappedStanding | None:
+        """Returns what is accounted for of a version's wrapped key."""
+        name = version.key, version.number
+        if name in self._unaccounted_wrapped:
+            return self._unaccounted_wrapped[name]
+        known = self.state.keys.version(*name)
+        if known is not None or self._given:
+            return standing_of_wrapped(known or version)
+        return self._standings.wrapped.get(version.name)
+
+    def _pinned(self, name: str, pin: bytes) -> bool:
+        """Returns whether another version has a public key, by its hash."""
+        logged = self._standings.wrapped.is_of_another(name, pin)
+        return logged or self._pins.get(pin, name) != name
 
     def reason(self) -> str:
         """Returns why the registry is not served as it is; empty if it is."""

@@ -154,7 +154,7 @@ class Inventory:
         return {
             cka_id: version
             for version in [*self._served.snapshot.keys, self._audit_key]
-            if version.state is not KeyState.DESTROYED
+            if version.state is not KeyState.DESTROYED and version.wrapped is None
             if (cka_id := version.cka_id_on(token)) is not None
         }
 

@@ -21,17 +21,20 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from signer.algorithms import Algorithm
+from signer.model import WrapMechanism, WrappedKey, wrapping_cka_id
 
 MAX_FRAME = 16 * 1024 * 1024
 _HEAD = struct.Struct("<IB")
 _CHUNK = struct.Struct("<QH")
-_SIGN = struct.Struct("<BIIIHH")
+_SIGN = struct.Struct("<BIIIHHH")
+_WRAPPED = struct.Struct("<B16s32s")
 _RESULT = struct.Struct("<BQIIHI")
 _COUNTER_BYTES = 8
 PART_BYTES = _SIGN.size  # of a part to sign, beside its ids, keys and inputs
 _ID = struct.Struct("<H")
 _ALGORITHMS = tuple(Algorithm)
 _NUMBERS = {algorithm: number for number, algorithm in enumerate(_ALGORITHMS)}
+_WRAP_MECHANISMS = tuple(WrapMechanism)
 
 
 class FrameKind(enum.IntEnum):
@@ -43,7 +46,7 @@ class FrameKind(enum.IntEnum):
     SIGN = 4  # to the worker, packed
     RESULT = 5  # from the worker, packed
     KEYS = 6  # to the worker, packed: CKA_IDs of keys that were created or destroyed
-    DROP = 7  # to the worker, packed: CKA_IDs whose session copies must go; empty: all copies
+    DROP = 7  # to the worker, packed: CKA_IDs whose copies and unwrapped keys must go
     ADMIN = 8  # to an administrative worker, JSON: an order (worker/administration.py)
     DONE = 9  # from an administrative worker, JSON: its answer
     LOGIN = 10  # from the worker: empty before C_Login, LOGGED_IN when it has succeeded
@@ -221,14 +224,51 @@ def unpack_ids(body: memoryview) -> list[bytes]:
     return ids
 
 
+def pack_wrapped(wrapped: WrappedKey | None) -> bytes:
+    """Packs a wrapped key for a part of a chunk; empty for a key on the token."""
+    if wrapped is None:
+        return b""
+    number = _WRAP_MECHANISMS.index(wrapped.mechanism)
+    head = _WRAPPED.pack(number, wrapping_cka_id(wrapped.wrapping_key), wrapped.sha256)
+    return head + wrapped.blob
+
+
+def wrapped_bytes(wrapped: WrappedKey | None) -> int:
+    """Returns the size of what ``pack_wrapped`` returns."""
+    return 0 if wrapped is None else _WRAPPED.size + len(wrapped.blob)
+
+
+class PackedWrapped(NamedTuple):
+    """A wrapped key as a worker reads it; ``wrapping_key`` is the CKA_ID of its wrapping key."""
+
+    mechanism: WrapMechanism
+    wrapping_key: bytes
+    sha256: bytes
+    blob: bytes
+
+
+def unpack_wrapped(packed: bytes) -> PackedWrapped:
+    """Reads what ``pack_wrapped`` wrote; raises FrameError."""
+    try:
+        number, wrapping_key, sha256 = _WRAPPED.unpack_from(packed)
+        mechanism = _WRAP_MECHANISMS[number]
+    except (struct.error, IndexError) as error:
+        raise FrameError("a wrapped key that cannot be read") from error
+    return PackedWrapped(mechanism, wrapping_key, sha256, packed[_WRAPPED.size :])
+
+
 class SignPart(NamedTuple):
-    """What one key signs in a chunk; ``inputs`` and ``check_every`` as in SignJob."""
+    """What one key signs in a chunk; ``inputs`` and ``check_every`` as in SignJob.
+
+    ``wrapped`` is the key itself, see ``pack_wrapped``, or empty where it is on the token.
+    """
 
     algorithm: Algorithm
     check_every: int
     cka_id: bytes
     spki: bytes
     inputs: Sequence[bytes]
+    wrapped: bytes = b""
 
 
 class SignFrame(NamedTuple):
@@ -241,15 +281,16 @@ class SignFrame(NamedTuple):
 def pack_sign(frame: SignFrame) -> list[bytes]:
     """Packs a chunk: number, count of parts, parts.
 
-    A part: header, CKA_ID, SPKI, lengths (none if all are equal), inputs.
+    A part: header, CKA_ID, SPKI, wrapped key, lengths (none if all are equal), inputs.
     """
     packed = [_CHUNK.pack(frame.chunk, len(frame.parts))]
-    for algorithm, check_every, cka_id, spki, inputs in frame.parts:
+    for algorithm, check_every, cka_id, spki, inputs, wrapped in frame.parts:
         count = len(inputs)
         widths = set(map(len, inputs))
         width = widths.pop() if len(widths) == 1 else 0
-        header = _SIGN.pack(_NUMBERS[algorithm], check_every, count, width, len(cka_id), len(spki))
-        packed += (header, cka_id, spki)
+        lengths = len(cka_id), len(spki), len(wrapped)
+        header = _SIGN.pack(_NUMBERS[algorithm], check_every, count, width, *lengths)
+        packed += (header, cka_id, spki, wrapped)
         if not width:
             packed.append(struct.pack(f"<{count}I", *map(len, inputs)))
         packed += inputs
@@ -274,10 +315,13 @@ def unpack_sign(body: memoryview) -> SignFrame:
 
 def _unpack_part(body: memoryview, at: int) -> tuple[SignPart, int]:
     """Reads the part that begins at ``at``; returns it and where it ends."""
-    algorithm, check_every, count, width, id_length, spki_length = _SIGN.unpack_from(body, at)
-    key_at = at + _SIGN.size
-    spki_at = key_at + id_length
-    at = spki_at + spki_length
+    algorithm, check_every, count, width, *key_lengths = _SIGN.unpack_from(body, at)
+    at += _SIGN.size
+    of_key = []
+    for length in key_lengths:
+        of_key.append(bytes(body[at : at + length]))
+        at += length
+    cka_id, spki, wrapped = of_key
     if width:
         if width * count > len(body) - at:  # before ``count`` items are allocated
             raise FrameError("a chunk whose lengths do not add up")
@@ -287,12 +331,12 @@ def _unpack_part(body: memoryview, at: int) -> tuple[SignPart, int]:
         at += 4 * count
     if sum(lengths) > len(body) - at or not check_every or not count:
         raise FrameError("a chunk whose lengths do not add up")
-    cka_id, spki = bytes(body[key_at:spki_at]), bytes(body[spki_at : spki_at + spki_length])
     inputs = []
     for length in lengths:
         inputs.append(bytes(body[at : at + length]))
         at += length
-    return SignPart(_ALGORITHMS[algorithm], check_every, cka_id, spki, inputs), at
+    part = SignPart(_ALGORITHMS[algorithm], check_every, cka_id, spki, inputs, wrapped)
+    return part, at
 
 
 class Verdict(enum.IntEnum):
@@ -303,6 +347,8 @@ class Verdict(enum.IntEnum):
     REFUSED = 2  # the module refuses this key or mechanism
     UNSUITABLE = 3  # the pinned public key does not fit the algorithm
     AMBIGUOUS = 4  # the token has two private keys of this id
+    NO_WRAPPING_KEY = 5  # the token does not hold, once, the key that wraps this one
+    NOT_UNWRAPPED = 6  # the wrapped key was changed, or another key has wrapped it
 
 
 class ResultPart(NamedTuple):

@@ -31,7 +31,9 @@ class _TokenKey:
         version = self._version
         name = PROPERTIES[version.algorithm].hash_name
         to_sign = hashlib.new(name, data).digest() if name else data
-        [signature] = self._admin.sign(version.algorithm, version.cka_id, version.spki, [to_sign])
+        [signature] = self._admin.sign(
+            version.algorithm, version.cka_id, version.spki, [to_sign], version.wrapped
+        )
         if isinstance(self, ec.EllipticCurvePrivateKey):
             half = len(signature) // 2
             r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))

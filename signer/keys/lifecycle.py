@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError
-from signer.model import KeyName, KeyState, KeyVersion
+from signer.model import KeyName, KeyState, KeyVersion, WrappedKey
 from signer.x509 import cose_kid, fits, jwk_thumbprint
 
 if TYPE_CHECKING:
@@ -241,6 +241,17 @@ class TokenAdmin(Protocol):
         interrupted attempt left is returned instead; another key with either is an error.
         """
 
+    def make_wrapping_key(self, identity: str) -> dict[str, bool]:
+        """Creates the wrapping key with an id, or finds it; returns its attributes."""
+
+    def generate_wrapped(
+        self, algorithm: Algorithm, bits: int, cka_id: bytes, wrapping_key: str
+    ) -> tuple[bytes, WrappedKey]:
+        """Creates a key pair, wraps its private key; returns SPKI in DER and the wrapped key.
+
+        The token keeps nothing of it. What is returned was unwrapped, and has signed.
+        """
+
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
         """Returns the attributes of a private key, as the token reports them."""
 
@@ -248,17 +259,29 @@ class TokenAdmin(Protocol):
         """Destroys both halves of a key pair, if they exist; another label is an error."""
 
     def sign(
-        self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
+        self,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        spki: bytes,
+        inputs: Sequence[bytes],
+        wrapped: WrappedKey | None = None,
     ) -> list[bytes]:
-        """Signs digests of the key's hash (EdDSA: messages) and checks them with ``spki``."""
+        """Signs digests of the key's hash (EdDSA: messages) and checks them with ``spki``.
+
+        ``wrapped`` is the key itself, None if it is on the token.
+        """
 
 
 class NewKey(NamedTuple):
-    """A key to create; ``bits`` is the RSA modulus, 0 for all other algorithms."""
+    """A key to create; ``bits`` is the RSA modulus, 0 for all other algorithms.
+
+    ``wrapping_key`` is the id of the one that wraps it; empty for a key that stays on the token.
+    """
 
     name: KeyName
     algorithm: Algorithm
     bits: int = 0
+    wrapping_key: str = ""
 
 
 def cka_id(name: KeyName, number: int) -> bytes:
@@ -280,12 +303,19 @@ def make_version(
 ) -> KeyVersion:
     """Creates a key pair on the token, or finds the one that an earlier attempt left.
 
-    Returns it PRE_ACTIVE; the registry does not have it yet. Raises OperatorError.
+    Of a wrapped key an earlier attempt leaves nothing. Returns it PRE_ACTIVE; the registry does
+    not have it yet. Raises OperatorError.
     """
     check_bits(new)
     label = f"{new.name}/versions/{number}"
+    wrapped: WrappedKey | None = None
     try:
-        spki = admin.generate(new.algorithm, new.bits, identifier, label)
+        if new.wrapping_key:
+            spki, wrapped = admin.generate_wrapped(
+                new.algorithm, new.bits, identifier, new.wrapping_key
+            )
+        else:
+            spki = admin.generate(new.algorithm, new.bits, identifier, label)
     except OperatorError as error:
         raise OperatorError(
             f"{new.name} was not created: {error} (CKA_ID {identifier.hex()}; an interrupted"
@@ -311,6 +341,7 @@ def make_version(
         created=now,
         activate_at=None,
         sign_until=None,
+        wrapped=wrapped,
     )
 
 

@@ -27,6 +27,7 @@ from signer.keys.rows import (
     read_officers,
     read_suspensions,
     read_versions,
+    read_wrapping_keys,
 )
 from signer.keys.schema import (
     PLACED,
@@ -39,8 +40,22 @@ from signer.keys.schema import (
     placements,
     revision,
     suspensions,
+    wrapped_keys,
+    wrapping_keys,
 )
-from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyVersion, Placement, Scope, Suspension
+from signer.model import (
+    AUDIT_KEY,
+    Act,
+    KeyIndex,
+    KeyName,
+    KeyState,
+    KeyVersion,
+    Placement,
+    Scope,
+    Suspension,
+    WrappedKey,
+    WrappingKey,
+)
 
 _OF_KEY = [column for column in raw(keys) if column.name != "id"]
 _VERSIONS = (
@@ -60,8 +75,8 @@ class RegistryState(NamedTuple):
     ``officers`` has certificates (DER) by principal; ``policy`` is the SHA-256 of the one in
     force, None before the first. ``policy_since`` and ``officers_since`` are the revisions that
     put them in force: a policy that is put back has another revision. ``deployment`` is the id
-    of the appliances that share the registry. ``unreadable`` are the rows that cannot be read,
-    and are in none of the others.
+    of the appliances that share the registry. ``wrapping_keys`` has one for each token that holds
+    it. ``unreadable`` are the rows that cannot be read, and are in none of the others.
     """
 
     keys: KeyIndex
@@ -72,6 +87,7 @@ class RegistryState(NamedTuple):
     officers_since: int = 0
     deployment: str = ""
     unreadable: tuple[UnreadableRow, ...] = ()
+    wrapping_keys: tuple[WrappingKey, ...] = ()
 
 
 class RegistryHead(NamedTuple):
@@ -177,17 +193,22 @@ class Registry:
             now = read_head(connection.execute(_REVISION))
             # A registry that was restored from a backup is another one: read all of it. So too
             # where rows cannot be read: a version without a row of its own is not served.
+            wrapping, bad_wrapping = read_wrapping_keys(connection.execute(_WRAPPING))
             anew = since is None or now.value < since.revision or not since.complete
+            # On which tokens wrapped keys are depends on their wrapping keys.
+            anew = anew or any(key.revision > since.revision for key in wrapping if since)
             known = KeyIndex() if since is None or anew else since
             bad: Sequence[UnreadableRow] = ()
             if known.revision:
                 since_then = {"since": known.revision}
                 new = connection.execute(_NEW, since_then)
-                versions, bad = read_versions(new, connection.execute(_NEW_PLACED, since_then))
+                placed = connection.execute(_NEW_PLACED, since_then)
+                wrapped = connection.execute(_NEW_WRAPPED, since_then)
+                versions, bad = read_versions(new, placed, wrapped, wrapping)
             if bad or not known.revision:
                 known = KeyIndex()
-                placed = connection.execute(_PLACED)
-                versions, bad = read_versions(connection.execute(_ALL), placed)
+                placed, wrapped = connection.execute(_PLACED), connection.execute(_WRAPPED)
+                versions, bad = read_versions(connection.execute(_ALL), placed, wrapped, wrapping)
             certificates, bad_officers = read_officers(connection.execute(_OFFICERS))
             flags, bad_flags = read_suspensions(connection.execute(_SUSPENSIONS))
             return RegistryState(
@@ -198,7 +219,8 @@ class Registry:
                 policy_since=now.policy_since,
                 officers_since=now.officers_since,
                 deployment=now.deployment,
-                unreadable=(*bad, *bad_officers, *bad_flags),
+                unreadable=(*bad, *bad_officers, *bad_flags, *bad_wrapping),
+                wrapping_keys=wrapping,
             )
 
     def page(self, after: int, limit: int) -> RegistryPage:
@@ -210,8 +232,11 @@ class Registry:
             rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
             last = rows[-1].id if len(rows) == limit else None
             end = rows[-1].id if rows else after
-            placed = connection.execute(_PAGE_PLACED, {"after": after, "end": end})
-            versions, bad = read_versions(rows, placed)
+            part = {"after": after, "end": end}
+            placed = connection.execute(_PAGE_PLACED, part)
+            wrapped = connection.execute(_PAGE_WRAPPED, part)
+            wrapping, _ = read_wrapping_keys(connection.execute(_WRAPPING))
+            versions, bad = read_versions(rows, placed, wrapped, wrapping)
             return RegistryPage(versions, last, bad)
 
     def acts(self, since: int) -> tuple[Sequence[tuple[int, Act]], Sequence[UnreadableRow]]:
@@ -245,7 +270,9 @@ class Registry:
         of_key = sa.select(key_versions.c.id).join(keys).where(_is(name))
         with self.reading() as connection:
             placed = connection.execute(_PLACED.where(placements.c.version_id.in_(of_key)))
-            versions, bad = read_versions(connection.execute(statement), placed)
+            wrapped = connection.execute(_WRAPPED.where(wrapped_keys.c.version_id.in_(of_key)))
+            wrapping, _ = read_wrapping_keys(connection.execute(_WRAPPING))
+            versions, bad = read_versions(connection.execute(statement), placed, wrapped, wrapping)
         if bad and not versions:
             raise UnreadableError(f"{bad[0].text}; it signs nothing. Put it back from the backup")
         return versions
@@ -274,15 +301,27 @@ def _is(name: KeyName) -> sa.ColumnElement[bool]:
 
 _ALL = _VERSIONS.where(sa.not_(_is(AUDIT_KEY)))
 _PLACED = sa.select(*raw(placements))
+_WRAPPED = sa.select(*raw(wrapped_keys))
+_WRAPPING = sa.select(*raw(wrapping_keys))
 _IS_NEW = sa.or_(
     key_versions.c.revision > sa.bindparam("since"),
-    key_versions.c.id.in_(
-        sa.select(placements.c.version_id).where(placements.c.revision > sa.bindparam("since"))
+    *(
+        key_versions.c.id.in_(
+            sa.select(table.c.version_id).where(table.c.revision > sa.bindparam("since"))
+        )
+        for table in (placements, wrapped_keys)
     ),
 )
 _NEW = _ALL.where(_IS_NEW)
 _NEW_PLACED = _PLACED.where(
     placements.c.version_id.in_(sa.select(key_versions.c.id).where(_IS_NEW))
+)
+_NEW_WRAPPED = _WRAPPED.where(
+    wrapped_keys.c.version_id.in_(sa.select(key_versions.c.id).where(_IS_NEW))
+)
+_PAGE_WRAPPED = _WRAPPED.where(
+    wrapped_keys.c.version_id > sa.bindparam("after"),
+    wrapped_keys.c.version_id <= sa.bindparam("end"),
 )
 _PAGE_PLACED = _PLACED.where(
     placements.c.version_id > sa.bindparam("after"), placements.c.version_id <= sa.bindparam("end")
@@ -374,6 +413,36 @@ class Writing:
         with self.connection.begin_nested():
             for before, after in changes:
                 self._change(before, after)
+
+    def add_wrapping_key(self, key: WrappingKey) -> None:
+        """Adds a wrapping key on one token; refuses one that is there already."""
+        row = {**key._asdict(), "revision": self.revision}
+        try:
+            with self.connection.begin_nested():
+                self.connection.execute(sa.insert(wrapping_keys).values(row))
+        except IntegrityError:
+            raise OperatorError(
+                f"the registry has the wrapping key {key.id} on token {key.token} already"
+            ) from None
+
+    def end_wrapping_key(self, identity: str) -> None:
+        """Notes that a wrapping key is destroyed on all of its tokens."""
+        statement = sa.update(wrapping_keys).where(wrapping_keys.c.id == identity)
+        self.connection.execute(statement.values(destroyed=True, revision=self.revision))
+
+    def wrap_anew(self, version: KeyVersion, key: WrappedKey) -> None:
+        """Replaces the wrapped key of a version; refuses it if it is not as it was read."""
+        before = version.wrapped
+        statement = (
+            sa.update(wrapped_keys)
+            .where(
+                wrapped_keys.c.version_id == self._row_id(version),
+                wrapped_keys.c.sha256 == (b"" if before is None else before.sha256),
+            )
+            .values(_wrapped_row(key, self.revision))
+        )
+        if self.connection.execute(statement).rowcount != 1:
+            raise ChangedMeanwhileError(f"the wrapped key of {version.name} has changed meanwhile")
 
     def place(self, version: KeyVersion, placement: Placement) -> None:
         """Adds a placement of a version; refuses it if that token or that CKA_ID is taken."""
@@ -481,7 +550,13 @@ class Writing:
         }
         row |= {"key_id": self._key_id(version), "revision": self.revision}
         try:
-            self.connection.execute(sa.insert(key_versions).values(row))
+            made = self.connection.execute(
+                sa.insert(key_versions).values(row).returning(key_versions.c.id)
+            )
+            if version.wrapped is not None:
+                stored = _wrapped_row(version.wrapped, self.revision)
+                stored["version_id"] = int(made.scalar_one())
+                self.connection.execute(sa.insert(wrapped_keys).values(stored))
         except IntegrityError:
             raise OperatorError(
                 f"{version.name} was not added: the registry has that version, its CKA_ID on"
@@ -506,6 +581,9 @@ class Writing:
                 f"{before.name} has changed meanwhile, or no longer exists: look at it again,"
                 " then repeat"
             )
+        if before.wrapped is not None and after.state is KeyState.DESTROYED:
+            of_version = wrapped_keys.c.version_id == self._row_id(before)
+            self.connection.execute(sa.delete(wrapped_keys).where(of_version))
 
     def _key_id(self, version: KeyVersion) -> int:
         """Returns the id of the key's row, which is added if it is missing."""
@@ -529,6 +607,12 @@ class Writing:
                 f" not {version.algorithm}; give the new algorithm a key of its own"
             )
         return int(key.id)
+
+
+def _wrapped_row(key: WrappedKey, number: int) -> dict[str, object]:
+    """Returns the row of ``wrapped_keys`` without its version, at a revision."""
+    values = {name: value for name, value in key._asdict().items() if name != "tokens"}
+    return {**values, "revision": number}
 
 
 def _at(table: sa.Table, placement: Placement) -> sa.ColumnElement[bool]:

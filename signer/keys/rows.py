@@ -26,6 +26,8 @@ from signer.keys.schema import (
     placements,
     revision,
     suspensions,
+    wrapped_keys,
+    wrapping_keys,
 )
 from signer.model import (
     AUDIT_KEY,
@@ -37,6 +39,9 @@ from signer.model import (
     Placement,
     Scope,
     Suspension,
+    WrapMechanism,
+    WrappedKey,
+    WrappingKey,
     version_name,
 )
 
@@ -45,6 +50,8 @@ MOST = 1 << 61
 """The highest revision that is served. A writer goes further, so that no number which somebody
 puts there makes officers' stops fail: what they write is then a reason to stop everything."""
 MAX_OCTETS = 1 << 16  # of a certificate, a public key or an id
+MAX_BLOB = 8192  # bytes of a wrapped key, which goes to workers in frames
+SHA256_BYTES = 32
 MAX_TEXT = 1 << 20  # characters of a column without a declared length
 _MAX_NUMBER = 999_999_999  # of a version: its name has at most nine digits
 
@@ -194,24 +201,31 @@ def _short(row: Row, column: str) -> str:
 
 
 def read_versions(
-    rows: Iterable[Row], placed: Iterable[Row]
+    rows: Iterable[Row],
+    placed: Iterable[Row],
+    wrapped: Iterable[Row],
+    wrapping: Iterable[WrappingKey],
 ) -> tuple[list[KeyVersion], list[UnreadableRow]]:
-    """Reads rows of ``key_versions`` with their keys, and those of ``placements``.
+    """Reads rows of ``key_versions`` with their keys, of ``placements`` and ``wrapped_keys``.
 
-    A placement that cannot be read stops its version. Those of versions that are not among the
-    rows are left out.
+    A placement or a wrapped key that cannot be read stops its version. Those of versions that are
+    not among the rows are left out. ``wrapping`` are the wrapping keys.
     """
     versions: dict[tuple[KeyName, int], KeyVersion] = {}
-    others, bad_placements, bad = _placements(placed)
+    others, bad_others, bad = _placements(placed)
+    stored, bad_stored, bad_wrapped = _wrapped(wrapped, wrapping)
+    unreadable = {**bad_others, **bad_stored}
+    bad += bad_wrapped
     for row in rows:
         try:
-            version = _version(row, tuple(sorted(others.get(row.id, ()))))
+            placements = tuple(sorted(others.get(row.id, ())))
+            version = _version(row, placements, stored.get(row.id))
         except BadValueError as error:
             where = _where(error, keys if error.column in keys.c else key_versions)
             bad.append(_bad_version(row, where))
             continue
-        if row.id in bad_placements:
-            bad.append(_bad_version(row, bad_placements[row.id]))
+        if row.id in unreadable:
+            bad.append(_bad_version(row, unreadable[row.id]))
             continue
         name = version.key, version.number
         if name in versions:
@@ -251,6 +265,59 @@ def _placements(
     return found, unreadable, bad
 
 
+def _wrapped(
+    rows: Iterable[Row], wrapping: Iterable[WrappingKey]
+) -> tuple[Mapping[int, WrappedKey], Mapping[int, str], list[UnreadableRow]]:
+    """Reads rows of ``wrapped_keys``, as ``_placements`` does those of its table."""
+    tokens: defaultdict[str, list[str]] = defaultdict(list)
+    for one in wrapping:
+        if not one.destroyed:
+            tokens[one.id].append(one.token)
+    on = {identity: tuple(sorted(labels)) for identity, labels in tokens.items()}
+    found: dict[int, WrappedKey] = {}
+    unreadable: dict[int, str] = {}
+    bad: list[UnreadableRow] = []
+    for row in rows:
+        version: int | None = None
+        try:
+            version = whole(row, "version_id")
+            wrapping_key = text(row, "wrapping_key", 36)
+            whole(row, "revision")
+            key = WrappedKey(
+                octets(row, "blob", MAX_BLOB),
+                octets(row, "sha256", SHA256_BYTES),
+                one_of(row, "mechanism", WrapMechanism),
+                wrapping_key,
+                on.get(wrapping_key, ()),
+            )
+        except BadValueError as error:
+            if version is None:
+                bad.append(UnreadableRow(_where(error, wrapped_keys)))
+            else:
+                unreadable[version] = _where(error, wrapped_keys)
+            continue
+        if version in found:
+            unreadable[version] = "two rows of wrapped_keys are of one version"
+        found[version] = key
+    return found, unreadable, bad
+
+
+def read_wrapping_keys(rows: Iterable[Row]) -> tuple[tuple[WrappingKey, ...], list[UnreadableRow]]:
+    """Reads rows of ``wrapping_keys``, by id and token."""
+
+    def read(row: Row) -> WrappingKey:
+        return WrappingKey(
+            text(row, "id", 36),
+            text(row, "token", 32),
+            moment(row, "created"),
+            truth(row, "destroyed"),
+            whole(row, "revision"),
+        )
+
+    found, bad = _read_all(rows, wrapping_keys, read)
+    return tuple(sorted(found)), bad
+
+
 def _in_use(row: Row) -> bool:
     state = text(row, "state", 16)
     if state not in (PLACED, REMOVED):
@@ -279,7 +346,9 @@ def _number(row: Row) -> int:
     return number
 
 
-def _version(row: Row, other_placements: tuple[Placement, ...]) -> KeyVersion:
+def _version(
+    row: Row, other_placements: tuple[Placement, ...], wrapped: WrappedKey | None
+) -> KeyVersion:
     came_from = None if row.came_from is None else one_of(row, "came_from", KeyState)
     return KeyVersion(
         key=_key_name(row),
@@ -301,6 +370,7 @@ def _version(row: Row, other_placements: tuple[Placement, ...]) -> KeyVersion:
         request=optional(text, row, "request"),
         revision=whole(row, "revision"),
         other_placements=other_placements,
+        wrapped=wrapped,
     )
 
 

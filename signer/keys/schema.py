@@ -6,7 +6,7 @@ and the certificate; deriving them for ten thousand keys would be most of the ti
 
 import sqlalchemy as sa
 
-VERSION = "0004"  # the newest migration: what the tables of this module are
+VERSION = "0005"  # the newest migration: what the tables of this module are
 
 PLACED, REMOVED = "PLACED", "REMOVED"
 """States of a placement; one that was removed stays as a row, so that daemons notice."""
@@ -73,6 +73,30 @@ placements = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
     sa.UniqueConstraint("version_id", "token"),
     sa.UniqueConstraint("token", "cka_id"),
+)
+
+# The private keys of versions that no token holds, each wrapped by a wrapping key.
+wrapped_keys = sa.Table(
+    "wrapped_keys",
+    metadata,
+    sa.Column("version_id", sa.Integer, sa.ForeignKey("key_versions.id"), primary_key=True),
+    sa.Column("blob", sa.LargeBinary, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("mechanism", sa.String(32), nullable=False),
+    sa.Column("wrapping_key", sa.String(36), nullable=False, index=True),
+    # The revision that wrote it last: a daemon reads the rows after its own revision.
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+)
+
+# Wrapping keys and the tokens that hold them; the CKA_ID follows from the id.
+wrapping_keys = sa.Table(
+    "wrapping_keys",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("token", sa.String(32), primary_key=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("destroyed", sa.Boolean, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
 )
 
 revision = sa.Table(

@@ -43,6 +43,7 @@ from signer.officers.standing import (
 )
 from signer.officers.store import StoredOperation
 from signer.officers.suspending import SuspendedChanges, judge_suspensions
+from signer.officers.wrapped import WrappedRow, WrappedStanding, steps_to
 
 MOST_WAYS = 64  # that one version may have gone, as far as they are followed
 
@@ -57,16 +58,19 @@ class Known:
 
     ``state`` is served; its deployment is the log's. ``standing`` returns that of a version,
     None if it is not known, ``placed`` its placements beside the one where it was made;
-    ``unaccounted`` names those that are not served. ``used``
-    says whether the log has a change by an operation, ``checked`` whether it has found these very
-    bytes of it approved. What had been done at ``looked``, in seconds since the epoch, is accounted
-    for. ``policy_free``: the policy needs no approval. ``document`` returns
-    what is stored under a SHA-256. A revision of -1 is not known.
+    ``wrapped`` what is known of its wrapped key; ``pinned`` whether another version than the one
+    of this name has a public key, by its hash. ``unaccounted`` names those that are not served.
+    ``used`` says whether the log has a change by an operation, ``checked`` whether it has found
+    these very bytes approved. What had been done at ``looked``, in seconds since the epoch, is
+    accounted for. ``policy_free``: the policy needs no approval. ``document`` returns what is
+    stored under a SHA-256. A revision of -1 is not known.
     """
 
     state: RegistryState
     standing: Callable[[VersionName], Standing | None]
     placed: Callable[[KeyVersion], Collection[Placement]]
+    wrapped: Callable[[KeyVersion], WrappedStanding | None]
+    pinned: Callable[[str, bytes], bool]
     unaccounted: Collection[VersionName]
     used: Callable[[str], bool]
     checked: Callable[[str, bytes], bool]
@@ -82,8 +86,9 @@ class Judgement:
     ``state`` may be served. ``records`` belong into the log before it is, in this order.
     ``refused`` says what is not served, ``by_hand`` which stops nobody accounts for.
     ``unaccounted`` are the versions that are not served, with what is known of each: one that was
-    known before is suspended in ``state``, a new one is left out. ``unreadable`` are rows that
-    cannot be read: what they are about is not served either.
+    known before is suspended in ``state``, a new one is left out. ``wrapped`` has what is known of
+    their wrapped keys. ``unreadable`` are rows that cannot be read: what they are about is not
+    served either.
     """
 
     state: RegistryState
@@ -91,6 +96,7 @@ class Judgement:
     refused: list[str] = field(default_factory=list)
     by_hand: list[str] = field(default_factory=list)
     unaccounted: dict[VersionName, Standing | None] = field(default_factory=dict)
+    wrapped: dict[VersionName, WrappedStanding | None] = field(default_factory=dict)
     unreadable: Sequence[UnreadableRow] = ()
 
 
@@ -123,6 +129,14 @@ class _Operation:
         """Returns a suspension as the operation leaves it: None if it lifts it."""
         lifts = flag is not None and self.permit.lifts(*key, since_of(flag))
         return None if lifts else flag
+
+    def wrapped_with(self, place: bytes) -> str:
+        """Returns by which wrapping key it has wrapped the key in a place; see Permit."""
+        return self.permit.wrapped_with(place)
+
+    def wraps_anew(self, wrapping_key: str) -> str:
+        """Returns by which key it wraps anew what another one has wrapped."""
+        return self.permit.wraps_anew(wrapping_key)
 
     def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
         """Whether what only the registry's row shows is as the operation asked for it."""
@@ -167,6 +181,16 @@ class _Act:
         act = self.act
         made = Suspension(Scope(key[0]), key[1], act.at, act.officer, act.reason)
         return made if (act.act, act.target) == ("suspend", str(made)) else flag
+
+    def wrapped_with(self, place: bytes) -> str:
+        """Returns "": one officer alone makes nothing."""
+        del place
+        return ""
+
+    def wraps_anew(self, wrapping_key: str) -> str:
+        """Returns "": one officer alone wraps nothing."""
+        del wrapping_key
+        return ""
 
 
 _Step = _Operation | _Act
@@ -214,6 +238,8 @@ class _Judging:
         self._changed: dict[int, list[VersionRow]] = {}  # by the number of the step
         self._suspensions = SuspendedChanges()
         self._placements = PlacedChanges()
+        self._wrapped: dict[int, list[WrappedRow]] = {}
+        self._pins: dict[bytes, str] = {}  # of wrapped keys that this judgement has accepted
         self._result = Judgement(new)
 
     def read(self, unreadable: Sequence[UnreadableRow]) -> None:
@@ -223,6 +249,8 @@ class _Judging:
             self._result.refused.append(row.text)
             if row.version is not None:
                 self._result.unaccounted[row.version] = self._known.standing(row.version)
+                if (version := self._known.state.keys.version(*row.version)) is not None:
+                    self._result.wrapped[row.version] = self._known.wrapped(version)
 
     # --- officers and policy -------------------------------------------------------------------
 
@@ -346,11 +374,18 @@ class _Judging:
             # A revision grows with each change: an earlier one would let an approval count that
             # officers gave before a later change, a stop for instance.
             set_back = standing is not None and version.revision < standing.revision
-            if set_back or not self._explain(version, standing):
-                self._result.unaccounted[version.key, version.number] = standing
+            wrapped = self._wrapped_by(version, new=standing is None)
+            if set_back or wrapped is None or not self._explain(version, standing):
+                name = version.key, version.number
+                self._result.unaccounted[name] = standing
+                self._result.wrapped[name] = known.wrapped(version)
                 self._result.refused.append(
                     f"{version.name}: no operation accounts for what the registry has of it"
                 )
+                continue
+            for number, row in wrapped:
+                self._wrapped.setdefault(number, []).append(row)
+                self._pins[row.pin] = row.name
         if len(self._new.keys) - added < len(known.state.keys):
             self._result.by_hand += [
                 f"{version.name} is no longer in the registry"
@@ -358,6 +393,14 @@ class _Judging:
                 if self._new.keys.version(version.key, version.number) is None
                 and (version.key, version.number) not in self._result.unaccounted
             ]
+
+    def _wrapped_by(self, version: KeyVersion, *, new: bool) -> list[tuple[int, WrappedRow]] | None:
+        """Returns what has led to the wrapped key of a version, None if nothing has."""
+
+        def taken(name: str, pin: bytes) -> bool:
+            return self._pins.get(pin, name) != name or self._known.pinned(name, pin)
+
+        return steps_to(version, self._known.wrapped(version), taken, self._steps, new=new)
 
     def _explain(self, version: KeyVersion, standing: Standing | None) -> bool:
         """Finds what has led to a version; returns whether it may be served."""
@@ -461,8 +504,8 @@ class _Judging:
                 result.records.append(decisions[number])
             changed = self._changed.get(number, [])
             flags = self._suspensions.at(number)
-            placements = self._placements.at(number)
-            if not changed and not any(flags) and not any(placements):
+            placements, wrapped = self._placements.at(number), self._wrapped.get(number, [])
+            if not (changed or wrapped or any(flags) or any(placements)):
                 continue
             step = self._steps[number] if number < len(self._steps) else None
             suspended, lifted = ({key_of(f): since_of(f) for f in each} for each in flags)
@@ -476,6 +519,7 @@ class _Judging:
                     step.act if isinstance(step, _Act) else None,
                     result.by_hand if step is None else (),
                     *placements,
+                    wrapped,
                 )
             )
         result.state = result.state._replace(keys=self._served())

@@ -38,6 +38,7 @@ from signer.officers.kinds.placements import AddPlacementKind, RemovePlacementKi
 from signer.officers.kinds.policy_change import PutPolicyKind
 from signer.officers.kinds.rotation import RotateKind
 from signer.officers.kinds.state_changes import VERSION_KINDS, ResumeKind
+from signer.officers.kinds.wrapping_keys import CreateWrappingKeyKind
 from signer.officers.store import ENDED, UNFINISHED, OperationState, OperationStore, StoredOperation
 
 KINDS: Mapping[str, OperationKind[Any]] = {
@@ -48,6 +49,7 @@ KINDS: Mapping[str, OperationKind[Any]] = {
         ChangeOfficersKind(),
         ConfirmClockKind(),
         CreateKeyKind(),
+        CreateWrappingKeyKind(),
         EnrolKind(),
         ImportCertificateKind(),
         NewVersionKind(),
@@ -237,6 +239,10 @@ class Executor:
                 write.set_officers(effects.officers, effects.officers_since)
             elif effects.officers_since is not None:
                 write.expect_officers(effects.officers_since)
+            for wrapping_key in effects.wrapping_keys:
+                write.add_wrapping_key(wrapping_key)
+            if effects.ended_wrapping_key:
+                write.end_wrapping_key(effects.ended_wrapping_key)
             for version, placement in effects.placed:
                 write.place(version, placement)
             for version, placement in effects.removed:

@@ -18,10 +18,12 @@ from signer.keys import lifecycle
 from signer.keys.lifecycle import cka_id_of
 from signer.model import KeyState, KeyVersion, Placement, Scope
 from signer.officers.approval import parse
-from signer.officers.standing import NO_TIMES, Standing, certificate_hash, place_of
+from signer.officers.packing import place_of
+from signer.officers.standing import NO_TIMES, Standing, certificate_hash
 from signer.x509 import cose_kid
 
 ADD_PLACEMENT = "add-placement"
+REWRAP = "rewrap"
 REMOVE_PLACEMENT = "remove-placement"
 MOST_KEYS = 50_000  # of one operation
 _MOST = 1 << 40  # seconds: no time of an operation is later
@@ -115,6 +117,21 @@ class Permit:
         named = self.text("version"), self.text("token"), self.text("cka_id")
         asked = (version, placement.token, placement.cka_id.hex())
         return self.proposal.kind == what and named == asked
+
+    def wrapped_with(self, place: bytes) -> str:
+        """Returns by which wrapping key it wraps the key with a CKA_ID of this hash; "": by none.
+
+        It has made that key.
+        """
+        with suppress(ValueError):
+            if self.proposal.kind in _MAKING and self.index(place) is not None:
+                return self.text("wrapping_key")
+        return ""
+
+    def wraps_anew(self, wrapping_key: str) -> str:
+        """Returns by which key it wraps anew what ``wrapping_key`` has wrapped; "": by none."""
+        asked = self.proposal.kind == REWRAP and self.text("from_key") == wrapping_key
+        return self.text("to_key") if asked else ""
 
     def seen(self, name: str) -> int | None:
         """Returns the revision at which officers saw a version, None if they did not see it."""
@@ -276,6 +293,7 @@ def _activate(version: KeyVersion, to: Permit, now: float) -> KeyVersion:
     return lifecycle.activate(version, to.number("at"), to.number("sign_until") or None, now)
 
 
+_MAKING = frozenset({"create-key", "new-version", "enrol", "rotate"})
 _RULES: Mapping[str, PermitRule] = {
     "activate": PermitRule(_one(_activate)),
     "deactivate": PermitRule(
@@ -292,6 +310,8 @@ _RULES: Mapping[str, PermitRule] = {
     "import-certificate": PermitRule(_import),
     "enrol": PermitRule(_enrol, once=False),
     "rotate": PermitRule(_rotate, once=False, steps=3),  # made, certified, activated
+    "create-wrapping-key": PermitRule(_nothing),
+    REWRAP: PermitRule(_nothing, once=False),  # of wrapped keys, see Permit.wraps_anew
     ADD_PLACEMENT: PermitRule(_nothing),  # of placements, see Permit.places
     REMOVE_PLACEMENT: PermitRule(_nothing),
     "officers": PermitRule(_nothing),

@@ -21,7 +21,9 @@ from signer.algorithms import Algorithm
 from signer.audit.format.record import RecordError, Value
 from signer.keys import lifecycle
 from signer.model import Act, KeyName, KeyState, KeyVersion, Placement, Scope, Suspension
+from signer.officers.packing import HASH, hash_of_name, place_of, rows_in
 from signer.officers.records import ApprovedOperation
+from signer.officers.wrapped import WrappedRow, wrapped_rows
 from signer.x509 import cose_kid
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 PART = 1000  # versions of one record
 MAX_TEXTS = 100  # of what is not accounted for, in one record
 MAX_CHANGED = 100  # versions whose state a record also gives by name
-HASH = 16  # bytes of the hashes in a standing
 _FARTHEST = 1e12  # seconds
 _PACKED = range(1 << 63)  # the numbers of a packed row
 _BY_NAME = {str(state): state for state in KeyState}
@@ -167,11 +168,6 @@ def bare_hash(version: KeyVersion) -> bytes:
     return certificate_hash(None, cose_kid(version.spki, None))
 
 
-def place_of(cka_id: bytes) -> bytes:
-    """Returns the hash of a CKA_ID."""
-    return hashlib.sha256(cka_id).digest()[:HASH]
-
-
 def key_of(flag: Suspension) -> FlagKey:
     """Returns what names a suspension: its scope and name."""
     return str(flag.scope), flag.name
@@ -236,7 +232,8 @@ class KeysRecord(NamedTuple):
     came into force or ended. What made it is ``approved`` or ``act``; without both it is a move
     towards a stop that somebody made in the registry by hand, or nothing at all: then
     ``unaccounted`` has texts about what is not served. ``placed`` and ``removed`` are placements
-    that are used from here on, or no longer, each with the name of its version.
+    that are used from here on, or no longer, each with the name of its version; ``wrapped`` are
+    the wrapped keys that are.
     """
 
     revision: int
@@ -248,11 +245,16 @@ class KeysRecord(NamedTuple):
     unaccounted: Sequence[str] = ()
     placed: Sequence[NamedPlacement] = ()
     removed: Sequence[NamedPlacement] = ()
+    wrapped: Sequence[WrappedRow] = ()
 
     def to_fields(self, now: float) -> Iterator[dict[str, Value]]:
         """Yields the fields of one record, or of several where there are many versions."""
         time_us = int(now * 1_000_000)
-        rows = self.versions, self.placed, self.removed
+        # A wrapped key is in the record of its version, where that is in one.
+        of_version = {row.name: row for row in self.wrapped}
+        names = {row.name for row in self.versions}
+        others = [row for row in self.wrapped if row.name not in names]
+        rows = self.versions, self.placed, self.removed, others
         for start in range(0, max(*map(len, rows), 1), PART):
             part = self.versions[start : start + PART]
             states = {row.name: str(row.standing.state_at(time_us)) for row in part[:MAX_CHANGED]}
@@ -267,6 +269,9 @@ class KeysRecord(NamedTuple):
             for name, placements in (("placed", self.placed), ("removed", self.removed)):
                 if some := placements[start : start + PART]:
                     fields[name] = placement_rows(some)
+            wrapped = [of_version[row.name] for row in part if row.name in of_version]
+            if wrapped := [*wrapped, *others[start : start + PART]]:
+                fields["wrapped"] = wrapped_rows(wrapped)
             if self.act is not None:
                 act = self.act
                 fields["act"] = [*act[:-1], _microseconds(act.at)]
@@ -292,7 +297,8 @@ def baseline_fields(
     """Returns the fields of the records of a baseline: what is taken as given from there on."""
     rows = [VersionRow.of(version) for version in state.keys]
     placed = [(v.name, placement) for v in state.keys for placement in v.other_placements]
-    record = KeysRecord(state.keys.revision, rows, placed=placed)
+    wrapped = [row for version in state.keys if (row := WrappedRow.of(version)) is not None]
+    record = KeysRecord(state.keys.revision, rows, placed=placed, wrapped=wrapped)
     parts = list(record.to_fields(now))
     flags = {key_of(flag): since_of(flag) for flag in state.suspensions}
     for index, part in enumerate(parts, start=1):
@@ -338,11 +344,6 @@ def read_placements(rows: object) -> list[NamedPlacement]:
             case _:
                 raise RecordError("a placement cannot be read")
     return found
-
-
-def rows_in(rows: object) -> Iterable[Value]:
-    """Returns the rows of a list, none of anything else."""
-    return rows if isinstance(rows, list | tuple) else ()
 
 
 def _times(*said: Value) -> Times:
@@ -400,7 +401,7 @@ class Standings:
 
     def get(self, name: str) -> Standing | None:
         """Returns what is accounted for of a version, None if nothing is."""
-        key = _hash_of(name)
+        key = hash_of_name(name)
         packed = self.rows.get(key)
         return None if packed is None else _unpacked(packed, self.places.get(key, b""))
 
@@ -409,7 +410,7 @@ class Standings:
         return max((_unpacked(row, b"").revision for row in self.rows.values()), default=0)
 
     def put(self, name: str, standing: Standing) -> None:
-        key = _hash_of(name)
+        key = hash_of_name(name)
         self.rows[key], self.places[key] = _packed(standing), standing.place
 
     def use(self, operation: str, content: bytes) -> None:
@@ -454,7 +455,3 @@ def is_of(known: Mapping[bytes, bytes], operation: str, content: bytes) -> bool:
 
 def _content_hash(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:HASH]
-
-
-def _hash_of(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()[:HASH]

@@ -14,11 +14,11 @@ from signer.audit.format.record import Fields, Record, RecordError, RecordKind, 
 from signer.model import Placement
 from signer.officers.approval import ApprovalError
 from signer.officers.offline_check import ApprovalFold, ProblemError, problem_text
+from signer.officers.packing import HASH, rows_in
 from signer.officers.permits import ADD_PLACEMENT, Asked, Permit
 from signer.officers.records import ActRecord, ApprovedOperation
 from signer.officers.standing import (
     ENTRY,
-    HASH,
     FlagKey,
     Flags,
     NamedPlacement,
@@ -31,8 +31,8 @@ from signer.officers.standing import (
     placement_rows,
     read_flags,
     read_placements,
-    rows_in,
 )
+from signer.officers.wrapped import WrappedRow, WrappedStandings, read_wrapped
 
 MAX_LISTED = 100  # problems that are kept as texts
 MAX_PERMITS = 16  # operations whose keys are remembered from one record to the next
@@ -55,6 +55,7 @@ class KeysChange(NamedTuple):
     lifted: Flags
     placed: Sequence[NamedPlacement]
     removed: Sequence[NamedPlacement]
+    wrapped: Sequence[WrappedRow]
     operation: str
     approved: ApprovedOperation | None
     act: ActRecord | None
@@ -81,6 +82,7 @@ class KeysChange(NamedTuple):
             lifted=read_flags(fields.get("lifted")),
             placed=read_placements(fields.get("placed")),
             removed=read_placements(fields.get("removed")),
+            wrapped=read_wrapped(fields.get("wrapped")),
             operation=text(fields, "operation", ""),
             approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
             act=act,
@@ -118,7 +120,8 @@ class StandingFold:
 
     ``deployment`` and ``revision`` are those of the newest record of keys; ``deployment`` is
     empty before the first baseline. ``flags`` are the suspensions in force, ``placed`` the
-    placements of versions beside those where they were made, by the version's name.
+    placements of versions beside those where they were made, by the version's name; ``wrapped``
+    has the wrapped keys.
     ``problems`` are texts about records that say more than their operations permit.
     """
 
@@ -131,6 +134,7 @@ class StandingFold:
         self.revision = 0
         self.flags: dict[FlagKey, int] = {}
         self.placed: dict[str, frozenset[Placement]] = {}
+        self.wrapped = WrappedStandings()
         self.problems: list[str] = []
         self._approvals = approvals
         self.standings = Standings()
@@ -174,6 +178,7 @@ class StandingFold:
             self.standings.places.clear()
             self._taken.clear()
             self.placed.clear()
+            self.wrapped.clear()
             self.deployment = change.deployment
             self.flags = dict(change.suspended)
             taken.suspended = dict(change.suspended)
@@ -189,6 +194,8 @@ class StandingFold:
             self._put(row.name, row.standing)
             taken.rows.append(row)
         self._place(change.placed)
+        for wrapped in change.wrapped:
+            self.wrapped.put(wrapped.name, wrapped.standing)
 
     # --- changes ---------------------------------------------------------------------------
 
@@ -215,7 +222,8 @@ class StandingFold:
                 ended = f"the suspension of {flag_text(key)} ends"
                 taken.problems.append(f"{ended}, and no operation of officers lifts it")
         moved = self._placements(change, taken)
-        made = taken.rows or taken.suspended or taken.lifted or moved
+        wrapped = self._wrap(change, taken)
+        made = taken.rows or taken.suspended or taken.lifted or moved or wrapped
         if permit is not None and change.approved is not None and made:
             self.standings.use(change.operation, change.approved.content)
 
@@ -306,6 +314,24 @@ class StandingFold:
         self._place(added)
         return bool(added or change.removed)
 
+    def _wrap(self, change: KeysChange, taken: Accounted) -> bool:
+        """Takes the wrapped keys that the operation has made or wrapped anew; returns if any."""
+        found = False
+        for row in change.wrapped:
+            known, version = self.wrapped.get(row.name), self.standings.get(row.name)
+            by = ""
+            if taken.permit is not None and known is not None and known.pin == row.pin:
+                by = taken.permit.wraps_anew(known.wrapping_key)
+            if taken.permit is not None and known is None and version is not None:
+                by = taken.permit.wrapped_with(version.place)
+            if by != row.wrapping_key or not by or self.wrapped.is_of_another(row.name, row.pin):
+                text = f"the wrapped key of {row.name} is another one"
+                taken.problems.append(f"{text}, and no operation of officers has made it")
+                continue
+            self.wrapped.put(row.name, row.standing)
+            found = True
+        return found
+
     def _place(self, placed: Sequence[NamedPlacement]) -> None:
         for name, placement in placed:
             self.placed[name] = self.placed.get(name, frozenset()) | {placement}
@@ -334,6 +360,8 @@ class StandingFold:
             standings["placed"] = placement_rows(
                 (name, each) for name in sorted(self.placed) for each in sorted(self.placed[name])
             )
+        if self.wrapped:
+            standings |= self.wrapped.packed()
         return {"standings": standings}
 
     def check(self, snapshot: Record) -> None:
@@ -376,6 +404,7 @@ class StandingFold:
                 self._taken = set(known.places.values())
                 self.placed = {}
                 self._place(read_placements(more.get("placed")))
+                self.wrapped.load(more)
             case _:
                 raise RecordError("the snapshot's standings cannot be read")
 

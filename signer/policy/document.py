@@ -81,6 +81,7 @@ class Rules(StrictModel):
     delegation: bool | None = None
     priority: Literal["high", "normal", "low"] | None = None
     check_every: int | None = Field(None, ge=1, le=1_000_000)
+    storage: Literal["token", "wrapped"] | None = None
     hcert: HcertRules | None = None
     content: Content | None = None
 

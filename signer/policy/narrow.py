@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
-from signer.model import ContentRules, HcertTerms
+from signer.model import ContentRules, HcertTerms, Storage
 from signer.policy.document import Content, HcertRules, OpeningHours, Rules
 from signer.policy.rules import WEIGHTS, RuleLevel, Terms
 from signer.policy.values import Quota
@@ -120,6 +120,13 @@ def _at_most(at: Narrowing, name: str, mine: N, outer: N | None) -> N:
 def _priority(at: Narrowing, name: str, mine: str, outer: str | None) -> str:
     if outer is not None and WEIGHTS[mine] > WEIGHTS[outer]:
         at.wider(name, f"{mine} is above {outer} of")
+    return mine
+
+
+def _storage(at: Narrowing, name: str, mine: str, outer: str | None) -> str:
+    """What stays in a token cannot leave it: that is narrower than wrapped."""
+    if outer == Storage.TOKEN and mine != outer:
+        at.wider(name, f"{mine} is more than {outer} of")
     return mine
 
 
@@ -255,6 +262,7 @@ RULES = (
     Rule("delegation", _at_most, default=False),
     Rule("priority", _priority, "normal"),
     Rule("check_every", _at_most, 1),
+    Rule("storage", _storage, str(Storage.TOKEN)),
     Rule("hcert", _hcert, show=_show_hcert),
     Rule("content", _content, DEFAULT_CONTENT, show=_show_content),
 )

@@ -28,6 +28,7 @@ class Terms:
     ``valid_until`` is exclusive. ``levels`` state these rules, from the profile inwards, and
     show which one denies. ``formats`` is empty for a key that its facility must list but
     does not (fit.of_unlisted_keys). ``weight`` is the share of the HSM, see WEIGHTS.
+    ``storage`` is that of keys that are made from now on, see ``signer.model.Storage``.
     """
 
     facility: str
@@ -42,6 +43,7 @@ class Terms:
     delegation: bool
     priority: str
     check_every: int
+    storage: str
     hcert: HcertTerms | None
     content: ContentRules
     levels: tuple[RuleLevel, ...]

@@ -105,13 +105,8 @@ def objects(spec: TokenSpec, cka_id: str) -> dict[str, Any]:
     return {name: names.count(name) for name in names}
 
 
-def copies(
-    spec: TokenSpec, keys: list[list[str]], most: int, rounds: int, at_once: bool = False
-) -> dict[str, Any]:
-    """Signs in turn with more keys than copies and handles are kept; counts session objects.
-
-    ``at_once``: the copies are dropped by one order in the end, not key by key.
-    """
+def copies(spec: TokenSpec, keys: list[list[str]], most: int, rounds: int) -> dict[str, Any]:
+    """Signs in turn with more keys than copies and handles are kept; counts session objects."""
     import pkcs11
 
     from signer.hsm.worker import token as token_module
@@ -137,7 +132,7 @@ def copies(
             verifier = Verifier(Algorithm(algorithm), pin)
             correct += sum(map(verifier.correct, inputs, result.split()))
             counts.append(count())
-    ids = None if at_once else [bytes.fromhex(cka_id) for _, cka_id, _ in keys]
+    ids = [bytes.fromhex(cka_id) for _, cka_id, _ in keys]
     for _ in range(2):
         token.drop(ids)
     return {"correct": correct, "most": max(counts), "left": count()}
@@ -166,7 +161,8 @@ def copies_after_loss(spec: TokenSpec, keys: list[list[str]]) -> dict[str, Any]:
 
 def calls(spec: TokenSpec, cka_id: str) -> dict[str, int]:
     """How many calls of our own a token takes to open, and a key to be found in several ways."""
-    from signer.hsm.worker.token import NotOneKey, open_token
+    from signer.hsm.worker.token import open_token
+    from signer.hsm.worker.unwrapping import NotOneKey
 
     beats = heartbeat()
     token = open_token(spec, beats)
@@ -184,8 +180,6 @@ def calls(spec: TokenSpec, cka_id: str) -> dict[str, int]:
     count("absent", b"absent")
     token.drop([known])
     count("after a stop", known)
-    token.drop(None)
-    count("after a stop of all", known)
     token.forget([known])
     count("after a change", known)
     return counted
@@ -214,6 +208,26 @@ def duplicate(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
     return {}
 
 
+def plant(spec: TokenSpec, cka_id: str, label: str) -> dict[str, Any]:
+    """Puts an AES key that somebody knows on the token, as a wrapping key is."""
+    import pkcs11
+
+    token = pkcs11.lib(spec.module).get_token(token_label=spec.label)
+    values: dict[Any, Any] = {
+        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY,
+        pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.AES,
+        pkcs11.Attribute.VALUE: bytes(32),
+        pkcs11.Attribute.ID: bytes.fromhex(cka_id),
+        pkcs11.Attribute.LABEL: label,
+    }
+    flags = {"TOKEN", "PRIVATE", "SENSITIVE", "UNWRAP", "WRAP"}
+    for name in (*flags, "EXTRACTABLE", "ENCRYPT", "DECRYPT", "SIGN", "VERIFY"):
+        values[pkcs11.Attribute[name]] = name in flags
+    with token.open(rw=True, user_pin=Path(spec.pin_file).read_text().strip()) as session:
+        session.create_object(values)
+    return {}
+
+
 def flags(spec: TokenSpec) -> dict[str, Any]:
     """What the token says of wrong PINs, without a login."""
     import pkcs11
@@ -227,7 +241,9 @@ def flags(spec: TokenSpec) -> dict[str, Any]:
 
 COMMANDS = {
     each.__name__: each
-    for each in (attributes, calls, copies, copies_after_loss, destroy, duplicate, flags, objects)
+    for each in (
+        *(attributes, calls, copies, copies_after_loss, destroy, duplicate, flags, objects, plant),
+    )
 }
 
 

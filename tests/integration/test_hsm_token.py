@@ -47,7 +47,6 @@ def test_private_keys_have_the_strict_template(token: SoftToken) -> None:
     ("count", "copies", "limits", "most"),
     [
         (7, True, {"most": 3, "rounds": 3}, 3),  # more keys than copies are kept
-        (4, True, {"most": 9, "rounds": 2, "at_once": True}, 4),
         (1, False, {"most": 3, "rounds": 2}, 0),
     ],
 )

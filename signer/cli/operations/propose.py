@@ -100,6 +100,17 @@ _add(
     _subject_option,
 )
 _add(
+    "create-wrapping-key",
+    """Creates a key that wraps the private keys of profiles with `storage: wrapped`.
+
+    It does not leave its token. Keys that are made from then on are wrapped by it.
+
+    \b
+      signer operations propose create-wrapping-key --token hsm-1 --client officer-a.yaml
+    """,
+    token_option,
+)
+_add(
     "new-version",
     """Creates the next version of the key NAME, which signs nothing until it is activated.
 

@@ -14,8 +14,9 @@ from signer.officers.approval import ApprovalError, Proposal, parse
 FILLED: Mapping[str, frozenset[str]] = {
     "add-placement": frozenset({"cka_id", "basis"}),
     "remove-placement": frozenset({"cka_id", "basis"}),
-    "create-key": frozenset({"token"}),
-    "new-version": frozenset({"token", "version", "algorithm", "bits"}),
+    "create-key": frozenset({"token", "wrapping_key"}),
+    "create-wrapping-key": frozenset({"token"}),
+    "new-version": frozenset({"token", "version", "algorithm", "bits", "wrapping_key"}),
     "import-certificate": frozenset({"basis"}),
     "activate": frozenset({"basis"}),
     "clock": frozenset({"ahead", "right_until", "follows"}),
@@ -26,10 +27,13 @@ FILLED: Mapping[str, frozenset[str]] = {
     "restore": frozenset({"basis"}),
     "policy": frozenset({"policy_sha256", "replaces", "in_force_since"}),
     "enrol": frozenset(
-        {"token", "facilities", "keys", "file", "policy_sha256", "replaces", "in_force_since"}
+        {
+            *("token", "wrapping_key", "facilities", "keys", "file"),
+            *("policy_sha256", "replaces", "in_force_since"),
+        }
     ),
     "officers": frozenset({"replaces", "in_force_since"}),
-    "rotate": frozenset({"token"}),
+    "rotate": frozenset({"token", "wrapping_key"}),
 }
 """By kind: the members that the appliance may fill in. The others must be as requested."""
 

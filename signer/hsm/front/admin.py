@@ -29,13 +29,14 @@ from signer.hsm.frames import (
     Verdict,
     pack_json,
     pack_sign,
+    pack_wrapped,
     unpack_json,
     unpack_result,
 )
 from signer.hsm.front.dispatcher import login_ended
 from signer.hsm.front.process import WorkerProcess, token_spec
 from signer.hsm.spec import FailureKind, PinState, SeenToken, TokenInspection, WorkerMode
-from signer.model import TokenObject
+from signer.model import TokenObject, WrapMechanism, WrappedKey, wrapping_cka_id, wrapping_label
 
 T = TypeVar("T")
 LoggedIn = Callable[[FailureKind | None], object]
@@ -97,6 +98,26 @@ class AdminWorker:
         )
         return bytes.fromhex(spki)
 
+    def make_wrapping_key(self, identity: str) -> dict[str, bool]:
+        cka_id, label = wrapping_cka_id(identity).hex(), wrapping_label(identity)
+        return dict(self.call("make_wrapping_key", cka_id=cka_id, label=label))
+
+    def generate_wrapped(
+        self, algorithm: Algorithm, bits: int, cka_id: bytes, wrapping_key: str
+    ) -> tuple[bytes, WrappedKey]:
+        made = self.call(
+            "generate_wrapped",
+            algorithm=algorithm,
+            bits=bits,
+            cka_id=cka_id.hex(),
+            wrapping_key=wrapping_cka_id(wrapping_key).hex(),
+        )
+        blob = bytes.fromhex(made["blob"])
+        mechanism = WrapMechanism(made["mechanism"])
+        tokens = (self.token,)
+        key = WrappedKey(blob, hashlib.sha256(blob).digest(), mechanism, wrapping_key, tokens)
+        return bytes.fromhex(made["spki"]), key
+
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
         return dict(self.call("attributes", cka_id=cka_id.hex()))
 
@@ -104,9 +125,15 @@ class AdminWorker:
         self.call("destroy", cka_id=cka_id.hex(), label=label)
 
     def sign(
-        self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
+        self,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        spki: bytes,
+        inputs: Sequence[bytes],
+        wrapped: WrappedKey | None = None,
     ) -> list[bytes]:
-        order = pack_sign(SignFrame(1, [SignPart(algorithm, 1, cka_id, spki, inputs)]))
+        part = SignPart(algorithm, 1, cka_id, spki, inputs, pack_wrapped(wrapped))
+        order = pack_sign(SignFrame(1, [part]))
         frame = self._receive(
             FrameKind.RESULT, unpack_result, self._seconds, FrameKind.SIGN, *order
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Failure
-from signer.hsm.frames import SignFrame, SignPart
+from signer.hsm.frames import SignFrame, SignPart, pack_wrapped
 from signer.model import KeyVersion
 
 Kind = tuple[Algorithm, int]
@@ -191,7 +191,8 @@ class Part:
             inputs += portion.batch.job.inputs[portion.start : portion.stop]
         version = self.version
         cka_id = version.cka_id_on(token) or version.cka_id
-        return SignPart(version.algorithm, self.check_every, cka_id, version.spki, inputs)
+        wrapped = pack_wrapped(version.wrapped)
+        return SignPart(version.algorithm, self.check_every, cka_id, version.spki, inputs, wrapped)
 
 
 class Chunk:

@@ -31,8 +31,6 @@ from signer.model import KeyVersion, Placement, Suspended
 
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
-COPIES_DROPPED_SINGLY = 64
-"""Of more versions, a worker drops all copies: each costs about a signature to make again."""
 WATCH_SECONDS = 0.1  # so often is looked for workers that hang
 AWAY_SECONDS = 5.0
 """How long no worker serves before what waits fails: its callers then still have time."""
@@ -59,6 +57,9 @@ _REFUSED = {
     Verdict.AMBIGUOUS: "the HSM holds two keys with the CKA_ID of {}",
     Verdict.REFUSED: "the HSM refuses to sign with the key of {}",
     Verdict.UNSUITABLE: "the public key pinned for {} does not fit its algorithm",
+    Verdict.NO_WRAPPING_KEY: "the HSM does not hold the wrapping key of {}, or holds it twice",
+    Verdict.NOT_UNWRAPPED: "the HSM does not unwrap the key of {}: it was changed, or it was"
+    " wrapped by another key",
 }
 
 
@@ -200,16 +201,17 @@ class Dispatcher:
             self._fail_all()
 
     def drop(self, versions: Collection[KeyVersion]) -> None:
-        """Makes workers destroy session copies; a key that still signs is copied again."""
+        """Makes workers destroy session copies and unwrapped keys; one that signs comes again."""
         here = [i for version in versions if (i := version.cka_id_on(self._token)) is not None]
         if not here:
             return
-        body = pack_ids(here) if len(here) <= COPIES_DROPPED_SINGLY else b""
+        # Singly: to unwrap all others again would take a token longer than to look for these.
+        body = pack_ids(here)
         for slot in self.slots:
             slot.send(FrameKind.DROP, body)
 
     def drop_at(self, slot: Slot, version: KeyVersion) -> None:
-        """Makes one worker destroy the session copy of a version."""
+        """Makes one worker destroy the session copy or the unwrapped key of a version."""
         slot.send(FrameKind.DROP, pack_ids([version.cka_id_on(self._token) or version.cka_id]))
 
     def _fail_all(self) -> None:

@@ -100,7 +100,7 @@ class Router:
     def _holding(self, version: KeyVersion) -> list[Pool]:
         """Returns the pools of the tokens that hold a key and are here."""
         pools = self._pools
-        if not version.other_placements:  # nearly always
+        if not version.other_placements and version.wrapped is None:  # nearly always
             pool = pools.get(version.token)
             return [] if pool is None else [pool]
         return [pools[token] for token, _ in version.placements if token in pools]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from signer.clock import Clock
-from signer.hsm.frames import PART_BYTES
+from signer.hsm.frames import PART_BYTES, wrapped_bytes
 from signer.hsm.front.chunks import APPLIANCE, Batch, Chunk, Kind, Portion
 from signer.model import KeyVersion
 
@@ -252,6 +252,7 @@ class Scheduler:
             version = batch.job.version
             if version is not last:
                 size -= PART_BYTES + len(version.cka_id) + len(version.spki)
+                size -= wrapped_bytes(version.wrapped)
                 last = version
             wanted = _fitting(batch, min(most, batch.left), size, time, cost) or at_least
             if not wanted:

@@ -66,7 +66,7 @@ class Hsm:
 
     def keys_changed(self, versions: Iterable[KeyVersion]) -> None:
         """Passes on the versions whose keys were created or destroyed; see Pool.keys_changed."""
-        changed = list(versions)
+        changed = [v for v in versions if v.wrapped is None]  # the others come with each chunk
         for token, pool in self.pools.items():
             if ids := [i for v in changed if (i := v.cka_id_on(token)) is not None]:
                 pool.keys_changed(ids)

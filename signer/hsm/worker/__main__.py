@@ -42,7 +42,8 @@ from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
 from signer.hsm.worker.administration import LISTING, OPERATIONS, carry_out
 from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
 from signer.hsm.worker.measuring import Measuring, OpenTimes
-from signer.hsm.worker.token import NotOneKey, Token, inspect, open_token
+from signer.hsm.worker.token import Token, inspect, open_token
+from signer.hsm.worker.unwrapping import NotOneKey
 
 MAX_PINS = 32_768  # of which a worker knows what it has signed; each takes about 350 bytes
 MAX_VERIFIERS = 2_048  # each takes about 3 KB; another one is loaded for the next check
@@ -154,13 +155,26 @@ class ChunkSigner:
             raise
         return result or _refused(Verdict.NO_KEY)
 
+    def _handle(self, part: SignPart) -> int:
+        """Returns the handle to sign a part with; raises NotOneKey and CryptokiError.
+
+        The first signature after a key was unwrapped is checked.
+        """
+        if not part.wrapped:
+            return self._token.private_key(part.cka_id)
+        unwrapped = self._token.unwrapped
+        if (known := unwrapped.known(part.cka_id, part.wrapped)) is not None:
+            return known
+        self._pins.begin_again(part)
+        return unwrapped.unwrap(part.cka_id, part.algorithm, part.wrapped)
+
     def _attempt(self, part: SignPart, width: int) -> ResultPart | None:
         """Signs and checks a part; returns None if the key's handle is not its handle any more.
 
         Then another process has destroyed the key, and may have created another one.
         """
         try:
-            handle = self._token.private_key(part.cka_id)
+            handle = self._handle(part)
             started = time.perf_counter()
             signatures = self._loop.sign(handle, MECHANISMS[part.algorithm], part.inputs)
         except CryptokiError as error:
@@ -206,7 +220,7 @@ def serve(channel: Channel, token: Token, times: OpenTimes) -> None:
             case FrameKind.KEYS:
                 token.forget(unpack_ids(body))
             case FrameKind.DROP:
-                token.drop(unpack_ids(body) or None)
+                token.drop(unpack_ids(body))
             case FrameKind.ADMIN if operations:
                 answer = carry_out(token, unpack_json(body), operations)
                 channel.send(FrameKind.DONE, pack_json(answer))

@@ -1,4 +1,4 @@
-"""Signing and finding keys, straight on the module's function list: python-pkcs11 is too slow.
+"""Signing, finding and unwrapping keys by the module's function list: python-pkcs11 is too slow.
 
 Its ``sign`` makes three C calls and several allocations for each signature; the hot
 loop makes two calls into one buffer (docs/adr/0002). Its search makes an object and two
@@ -10,10 +10,11 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from signer.algorithms import Algorithm
 from signer.hsm.frames import Heartbeat
 from signer.hsm.mechanisms import Mechanism, low_s
 from signer.hsm.spec import FailureKind
-from signer.model import TokenObject
+from signer.model import TokenObject, WrapMechanism
 
 _ULONG = ctypes.c_ulong
 _NOTHING = _ULONG(-1).value  # CK_UNAVAILABLE_INFORMATION
@@ -22,12 +23,26 @@ _CKU_USER = 1
 _C_GET_INFO, _C_LOGIN = 2, 18
 _C_COPY, _C_DESTROY, _C_READ, _C_FIND_INIT, _C_FIND, _C_FIND_FINAL = 21, 22, 24, 26, 27, 28
 _C_SIGN_INIT, _C_SIGN = 42, 43
-_C_UNWRAP = 61
+_C_WRAP, _C_UNWRAP = 60, 61
 _FUNCTIONS = 68
-_CKA_CLASS, _CKA_TOKEN, CKA_LABEL, CKA_ID = 0x000, 0x001, 0x003, 0x102
-_CKA_KEY_TYPE, _CKA_SENSITIVE, _CKA_SIGN, _CKA_EXTRACTABLE = 0x100, 0x103, 0x108, 0x162
-_CKK_EC = bytes(_ULONG(3))
-_CKO_PRIVATE_KEY, _TRUE, _FALSE = bytes(_ULONG(3)), b"\1", b"\0"
+_CKA_CLASS, _CKA_TOKEN, _CKA_PRIVATE, CKA_LABEL, CKA_ID = 0x000, 0x001, 0x002, 0x003, 0x102
+_CKA_KEY_TYPE, _CKA_SENSITIVE, _CKA_EXTRACTABLE, _CKA_SIGN = 0x100, 0x103, 0x162, 0x108
+_CKA_WRAP = 0x106
+_OTHER_USES = (0x105, 0x107, 0x109, 0x10C)  # CKA_DECRYPT, _UNWRAP, _SIGN_RECOVER, _DERIVE
+CKO_PRIVATE_KEY, CKO_SECRET_KEY = bytes(_ULONG(3)), bytes(_ULONG(4))
+_TRUE, _FALSE = b"\1", b"\0"
+_KEY_TYPES = {  # CKK_EC, CKK_EC_EDWARDS, CKK_RSA
+    Algorithm.ES256: bytes(_ULONG(0x03)),
+    Algorithm.ES384: bytes(_ULONG(0x03)),
+    Algorithm.EDDSA: bytes(_ULONG(0x40)),
+    Algorithm.RS256: bytes(_ULONG(0x00)),
+    Algorithm.PS256: bytes(_ULONG(0x00)),
+}
+WRAP_MECHANISMS = {  # CKM_AES_KEY_WRAP_KWP and CKM_AES_KEY_WRAP_PAD: the first that a token has
+    WrapMechanism.AES_KEY_WRAP_KWP: 0x210B,
+    WrapMechanism.AES_KEY_WRAP_PAD: 0x210A,
+}
+_MAX_WRAPPED = 8192  # bytes; an RSA key of 4096 bits takes about 2,400
 _HANDLES_AT_ONCE = 1024
 _NAME_BYTES = 1024  # of an id or a label; ours have 16 and at most 150
 MAX_SIGNATURE = 512
@@ -63,7 +78,18 @@ _FAILURES = {
     ErrorClass.MODULE_FATAL: FailureKind.MODULE_FATAL,
 }
 """Why a worker leaves after an error of a class."""
-_DEAD_HANDLE = (0x060, 0x082)  # CKR_KEY_HANDLE_INVALID, CKR_OBJECT_HANDLE_INVALID
+_DEAD_HANDLE = (0x060, 0x082, 0x0F0, 0x113)
+"""CKR_KEY_HANDLE_INVALID, CKR_OBJECT_HANDLE_INVALID, CKR_UNWRAPPING_KEY_HANDLE_INVALID,
+CKR_WRAPPING_KEY_HANDLE_INVALID."""
+_NOT_UNWRAPPED = (
+    *(0x005, 0x006, 0x007),  # CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED, CKR_ARGUMENTS_BAD
+    *(0x013, 0x040, 0x041),  # CKR_ATTRIBUTE_VALUE_INVALID, CKR_ENCRYPTED_DATA_INVALID, _LEN_RANGE
+    *(0x0F1, 0x0F2),  # CKR_UNWRAPPING_KEY_SIZE_RANGE, _TYPE_INCONSISTENT
+    *(0x110, 0x112, 0x150),  # CKR_WRAPPED_KEY_INVALID, _LEN_RANGE, CKR_BUFFER_TOO_SMALL
+    *(0x0D0, 0x0D1),  # CKR_TEMPLATE_INCOMPLETE, CKR_TEMPLATE_INCONSISTENT
+)
+"""What modules answer to C_UnwrapKey where a blob was changed or another key has wrapped it;
+SoftHSM: CKR_GENERAL_ERROR. The session goes on, if the module still answers in it."""
 _PARTLY_READ = (0x011, 0x012, 0x150)
 """CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID, CKR_BUFFER_TOO_SMALL: C_GetAttributeValue
 has read the other attributes."""
@@ -75,6 +101,10 @@ _CLASSES = {
     0x070: ErrorClass.REFUSED,  # CKR_MECHANISM_INVALID
     0x071: ErrorClass.REFUSED,  # CKR_MECHANISM_PARAM_INVALID
     0x082: ErrorClass.REFUSED,  # CKR_OBJECT_HANDLE_INVALID
+    0x0F0: ErrorClass.REFUSED,  # CKR_UNWRAPPING_KEY_HANDLE_INVALID
+    0x113: ErrorClass.REFUSED,  # CKR_WRAPPING_KEY_HANDLE_INVALID
+    0x069: ErrorClass.REFUSED,  # CKR_KEY_NOT_WRAPPABLE
+    0x06A: ErrorClass.REFUSED,  # CKR_KEY_UNEXTRACTABLE
     0x0B0: ErrorClass.SESSION_LOST,  # CKR_SESSION_CLOSED
     0x0B3: ErrorClass.SESSION_LOST,  # CKR_SESSION_HANDLE_INVALID
     0x032: ErrorClass.SESSION_LOST,  # CKR_DEVICE_REMOVED
@@ -94,8 +124,9 @@ def error_class(value: int) -> ErrorClass:
 class CryptokiError(Exception):
     """A call of the module failed. ``usable``: the session may go on (C_SignInit refused).
 
-    ``dead_handle``: the key of this handle does not exist any more. ``failure``: why the
-    worker leaves if it may not go on.
+    ``dead_handle``: the key of this handle does not exist any more. ``not_unwrapped``: the
+    module can have found a fault in what it was to unwrap. ``not_wrappable``: it does not wrap
+    such a key. ``failure``: why the worker leaves if it may not go on.
     """
 
     def __init__(self, call: str, value: int) -> None:
@@ -105,6 +136,10 @@ class CryptokiError(Exception):
         self.failure = _FAILURES[self.error_class]
         self.dead_handle = call != "C_Sign" and value in _DEAD_HANDLE
         self.usable = call == "C_SignInit" and self.error_class is ErrorClass.REFUSED
+        self.not_wrappable = call == "C_WrapKey" and self.error_class is ErrorClass.REFUSED
+        self.not_unwrapped = call == "C_UnwrapKey" and (
+            value in _NOT_UNWRAPPED or self.error_class is ErrorClass.REFUSED
+        )
         super().__init__(f"{call} returned 0x{value:08x} ({self.error_class})")
 
 
@@ -196,14 +231,20 @@ class Objects:
         self._read = function(_C_READ, _ULONG, pointer, _ULONG)
         self._copy = function(_C_COPY, _ULONG, pointer, _ULONG, pointer)
         self._destroy = function(_C_DESTROY, _ULONG)
+        self._wrap = function(_C_WRAP, pointer, _ULONG, _ULONG, pointer, pointer)
+        self._unwrap = function(
+            _C_UNWRAP, pointer, _ULONG, ctypes.c_char_p, _ULONG, pointer, _ULONG, pointer
+        )
         self._id, self._label = (ctypes.create_string_buffer(_NAME_BYTES) for _ in range(2))
 
-    def find(self, wanted: Mapping[int, bytes], most: int | None = None) -> list[int]:
-        """Returns the handles of the private keys with these attributes; ``most``: so many.
+    def find(
+        self, wanted: Mapping[int, bytes], most: int | None = None, kind: bytes = CKO_PRIVATE_KEY
+    ) -> list[int]:
+        """Returns the handles of the token's keys with these attributes; ``most``: so many.
 
         A search reads no attributes.
         """
-        template = _Template({_CKA_CLASS: _CKO_PRIVATE_KEY, _CKA_TOKEN: _TRUE, **wanted})
+        template = _Template({_CKA_CLASS: kind, _CKA_TOKEN: _TRUE, **wanted})
         batch, count = (_ULONG * (most or _HANDLES_AT_ONCE))(), _ULONG(0)
         batch_at, count_at = ctypes.addressof(batch), ctypes.addressof(count)
         handles: list[int] = []
@@ -247,6 +288,59 @@ class Objects:
         self._call("C_CopyObject", self._copy, handle, at, length, ctypes.addressof(made))
         return made.value
 
+    def copy_to_wrap(self, handle: int) -> int:
+        """Copies a wrapping key as an object of the session that may wrap; returns its handle."""
+        template, made = _Template({_CKA_TOKEN: _FALSE, _CKA_WRAP: _TRUE}), _ULONG(0)
+        at, length = template.address, template.length
+        self._call("C_CopyObject", self._copy, handle, at, length, ctypes.addressof(made))
+        return made.value
+
+    def wrap(self, mechanism: WrapMechanism, wrapping_key: int, key: int) -> bytes:
+        """Returns a key wrapped by a wrapping key, both by their handles."""
+        struct = _Mechanism(WRAP_MECHANISMS[mechanism], None, 0)
+        blob, length = ctypes.create_string_buffer(_MAX_WRAPPED), _ULONG(_MAX_WRAPPED)
+        self._call(
+            *("C_WrapKey", self._wrap, ctypes.addressof(struct), wrapping_key, key),
+            *(ctypes.addressof(blob), ctypes.addressof(length)),
+        )
+        return blob.raw[: length.value]
+
+    def unwrap(
+        self,
+        mechanism: WrapMechanism,
+        wrapping_key: int,
+        blob: bytes,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        *,
+        to_sign: bool = True,
+    ) -> int:
+        """Unwraps a private key as an object of the session; returns its handle.
+
+        It signs and cannot be read or wrapped; one that is not ``to_sign`` can be wrapped, and
+        does nothing else.
+        """
+        signs, wrapped_again = (_TRUE, _FALSE) if to_sign else (_FALSE, _TRUE)
+        template = _Template(
+            {
+                _CKA_CLASS: CKO_PRIVATE_KEY,
+                _CKA_KEY_TYPE: _KEY_TYPES[algorithm],
+                _CKA_TOKEN: _FALSE,
+                _CKA_PRIVATE: _TRUE,
+                _CKA_SENSITIVE: _TRUE,
+                _CKA_EXTRACTABLE: wrapped_again,
+                _CKA_SIGN: signs,
+                **dict.fromkeys(_OTHER_USES, _FALSE),
+                CKA_ID: cka_id,
+            }
+        )
+        struct, made = _Mechanism(WRAP_MECHANISMS[mechanism], None, 0), _ULONG(0)
+        self._call(
+            *("C_UnwrapKey", self._unwrap, ctypes.addressof(struct), wrapping_key),
+            *(blob, len(blob), template.address, template.length, ctypes.addressof(made)),
+        )
+        return made.value
+
     def destroy(self, handle: int) -> None:
         """Destroys an object; one that has gone is ignored."""
         try:
@@ -255,43 +349,10 @@ class Objects:
             if not error.dead_handle:
                 raise
 
-    def _call(self, name: str, function: Any, *arguments: int) -> None:
+    def _call(self, name: str, function: Any, *arguments: int | bytes) -> None:
         self._heartbeat.beat()
         if value := function(self._session, *arguments):
             raise CryptokiError(name, value)
-
-
-class Unwrapping:
-    """Unwraps P-256 private keys as objects of the session that sign."""
-
-    def __init__(self, module: str, session: int, heartbeat: Heartbeat) -> None:
-        """Takes a module that the process has loaded, and the handle of an open session."""
-        pointer, text = ctypes.c_void_p, ctypes.c_char_p
-        self._unwrap = ctypes.CFUNCTYPE(
-            *(_ULONG, _ULONG, pointer, _ULONG, text, _ULONG, pointer, _ULONG, pointer)
-        )(_functions(module)[_C_UNWRAP])
-        self._session, self._beat = session, heartbeat.beat
-
-    def unwrap(self, mechanism: int, wrapping_key: int, blob: bytes) -> int:
-        """Returns the handle of the unwrapped key; raises CryptokiError."""
-        template = _Template(
-            {
-                _CKA_CLASS: _CKO_PRIVATE_KEY,
-                _CKA_KEY_TYPE: _CKK_EC,
-                _CKA_TOKEN: _FALSE,
-                _CKA_SENSITIVE: _TRUE,
-                _CKA_EXTRACTABLE: _FALSE,
-                _CKA_SIGN: _TRUE,
-            }
-        )
-        struct, made = _Mechanism(mechanism, None, 0), _ULONG(0)
-        self._beat()
-        if value := self._unwrap(
-            *(self._session, ctypes.addressof(struct), wrapping_key, blob, len(blob)),
-            *(template.address, template.length, ctypes.addressof(made)),
-        ):
-            raise CryptokiError("C_UnwrapKey", value)
-        return made.value
 
 
 class _Template:

@@ -11,23 +11,20 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag
+from pkcs11 import Attribute, KeyType, MechanismFlag
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.hsm.frames import LOGGED_IN
 from signer.hsm.mechanisms import MECHANISMS
-from signer.hsm.worker.administration import OPERATIONS, STRICT, generate_pair
-from signer.hsm.worker.cryptoki import CKA_ID, HotLoop, Unwrapping
+from signer.hsm.worker.administration import OPERATIONS
+from signer.hsm.worker.cryptoki import CKA_ID, HotLoop
+from signer.hsm.worker.pairs import STRICT, generate_pair
 from signer.hsm.worker.token import Token
+from signer.hsm.worker.wrapping import wrap_mechanism
 
 SAMPLES = 1000  # times of single signatures that are reported of one measurement
 FEWEST, MOST = 5, 200  # look-ups, and unwraps, of which the median is reported
 _SESSION = STRICT | {Attribute.TOKEN: False}
-_WRAPS = {
-    Mechanism.AES_KEY_WRAP_KWP: "AES_KEY_WRAP_KWP",
-    Mechanism.AES_KEY_WRAP_PAD: "AES_KEY_WRAP_PAD",
-}
-"""AES with padding (RFC 5649): private keys have any length."""
 
 
 class OpenTimes:
@@ -127,8 +124,7 @@ class Measuring:
     def _unwrap(self, token: Token, seconds: float) -> dict[str, Any]:
         """Unwraps a P-256 key again and again; without a mechanism where the token has none."""
         with token.doing("wrap and unwrap a session key"):
-            offered = token.session.token.slot.get_mechanisms()
-            mechanism = next((each for each in _WRAPS if each in offered), None)
+            mechanism = wrap_mechanism(token)
             if mechanism is None:
                 return {"mechanism": None}
             wrapping = token.session.generate_key(
@@ -139,18 +135,17 @@ class Measuring:
                 template={Attribute.TOKEN: False, Attribute.SENSITIVE: True},
             )
             token.beat()
-            blob = wrapping.wrap_key(
-                self._pair(Algorithm.ES256, 0, extractable=True), mechanism=mechanism
-            )
-            token.beat()
-            unwrapping = Unwrapping(token.spec.module, token.session.handle, token.heartbeat)
+            key = self._pair(Algorithm.ES256, 0, extractable=True)
+            blob = token.objects.wrap(mechanism, wrapping.handle, key.handle)
             times = []
             for _ in _rounds(seconds):
                 began = time.perf_counter()
-                handle = unwrapping.unwrap(mechanism.value, wrapping.handle, blob)
+                handle = token.objects.unwrap(
+                    mechanism, wrapping.handle, blob, Algorithm.ES256, secrets.token_bytes(16)
+                )
                 times.append(time.perf_counter() - began)
                 token.objects.destroy(handle)
-        return {"mechanism": _WRAPS[mechanism], "unwrap_ms": 1e3 * statistics.median(times)}
+        return {"mechanism": mechanism, "unwrap_ms": 1e3 * statistics.median(times)}
 
 
 def _rounds(seconds: float) -> Iterator[int]:

@@ -34,7 +34,8 @@ from signer.hsm.worker.cryptoki import (
     is_shared,
 )
 from signer.hsm.worker.login import log_in, named, read_pin
-from signer.model import TokenObject, inventory_digest
+from signer.hsm.worker.unwrapping import NotOneKey, UnwrappedKeys
+from signer.model import TokenObject, WrapMechanism, inventory_digest
 
 MAX_HANDLES = 32_768  # that a worker keeps; a miss costs four calls
 _TWICE = 0  # the handle under which an index keeps an id of two keys (CK_INVALID_HANDLE)
@@ -69,14 +70,6 @@ _LOST = (
 _BUSY = (errors.DeviceMemory, errors.HostMemory, errors.SessionCount)
 
 
-class NotOneKey(Exception):
-    """An id is that of no private key (NO_KEY) or of several (AMBIGUOUS)."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-        super().__init__(verdict.name)
-
-
 class KeyFinder(Protocol):
     """The private keys of one token. Every method may raise CryptokiError."""
 
@@ -96,8 +89,8 @@ class KeyFinder(Protocol):
     def forget(self, ids: Iterable[bytes]) -> None:
         """Looks these keys up again when they are next used."""
 
-    def release(self, ids: Iterable[bytes] | None) -> None:
-        """Keeps nothing of keys that are stopped (None: of all) that a search finds again."""
+    def release(self, ids: Iterable[bytes]) -> None:
+        """Keeps nothing of keys that are stopped that a search finds again."""
 
 
 class SearchedKeys:
@@ -132,11 +125,8 @@ class SearchedKeys:
         for cka_id in ids:
             self._handles.pop(cka_id, None)
 
-    def release(self, ids: Iterable[bytes] | None) -> None:
-        if ids is None:
-            self._handles.clear()
-        else:
-            self.forget(ids)
+    def release(self, ids: Iterable[bytes]) -> None:
+        self.forget(ids)
 
 
 class IndexedKeys:
@@ -178,7 +168,7 @@ class IndexedKeys:
             self._names.pop(self._handles.pop(cka_id, _TWICE), None)
             self._changed.add(cka_id)
 
-    def release(self, ids: Iterable[bytes] | None) -> None:
+    def release(self, ids: Iterable[bytes]) -> None:
         """Does nothing: the index is what the token holds, whether it may sign or not."""
 
     def _look(self) -> None:
@@ -193,8 +183,8 @@ class IndexedKeys:
 class Token:
     """A logged-in session, and the token's private keys by CKA_ID.
 
-    ``objects`` are the raw calls, ``keys`` finds a key, ``beat`` shows that a call of
-    python-pkcs11 has returned.
+    ``objects`` are the raw calls, ``keys`` finds a key, ``unwrapped`` has the wrapped ones,
+    ``beat`` shows that a call of python-pkcs11 has returned.
     """
 
     def __init__(self, session: Any, spec: TokenSpec, heartbeat: Heartbeat) -> None:
@@ -207,6 +197,8 @@ class Token:
         self.keys: KeyFinder = IndexedKeys(self.objects) if indexed else SearchedKeys(self.objects)
         self._copies_wanted = spec.session_copies
         self._copies: OrderedDict[bytes, int] = OrderedDict()
+        self.unwrapped = UnwrappedKeys(self.objects)
+        self.wraps_with: dict[bytes, tuple[WrapMechanism, int]] = {}  # by a wrapping key's CKA_ID
 
     def private_key(self, cka_id: bytes) -> int:
         """Returns the handle to sign with: of a session copy where wanted.
@@ -246,9 +238,10 @@ class Token:
         self.drop(ids)
         self.keys.forget(ids)
 
-    def drop(self, ids: Collection[bytes] | None) -> None:
-        """Destroys the session copies of keys that are stopped; None: of all keys."""
-        for cka_id in list(self._copies) if ids is None else ids:
+    def drop(self, ids: Collection[bytes]) -> None:
+        """Destroys session copies and unwrapped keys of keys that are stopped."""
+        self.unwrapped.drop(ids)
+        for cka_id in ids:
             if (copy := self._copies.pop(cka_id, None)) is not None:
                 self.objects.destroy(copy)
         self.keys.release(ids)

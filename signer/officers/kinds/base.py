@@ -21,7 +21,14 @@ from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
 from signer.keys.lifecycle import TokenAdmin
 from signer.keys.registry import Change, Registry, RegistryState
-from signer.model import KeyName, KeyVersion, Placement, Suspension, parse_key_or_version
+from signer.model import (
+    KeyName,
+    KeyVersion,
+    Placement,
+    Suspension,
+    WrappingKey,
+    parse_key_or_version,
+)
 from signer.officers import store
 from signer.officers.permits import seen_at
 from signer.officers.records import ApprovedOperation, ClockRecord, OperationRecords
@@ -141,6 +148,11 @@ class OperationContext:
             return []
         return [f"token: name one of the tokens {', '.join(self.tokens)}"]
 
+    def wrapping_key(self, token: str) -> str:
+        """Returns the id of the newest wrapping key on a token, empty if there is none."""
+        keys = [k for k in self.state.wrapping_keys if k.token == token and not k.destroyed]
+        return max(keys, key=lambda key: key.created).id if keys else ""
+
     def basis(self, key: KeyName) -> dict[str, str]:
         """Returns state and times of every version of a key, as officers see them.
 
@@ -186,6 +198,8 @@ class Effects:
     policy: bytes | None = None
     policy_since: int | None = None
     officers_since: int | None = None
+    wrapping_keys: Sequence[WrappingKey] = ()
+    ended_wrapping_key: str = ""
     placed: Sequence[tuple[KeyVersion, Placement]] = ()
     removed: Sequence[tuple[KeyVersion, Placement]] = ()
     result: Mapping[str, Any] = field(default_factory=dict)

@@ -28,6 +28,13 @@ from signer.officers.kinds.base import (
     found_problems,
     utc,
 )
+from signer.officers.kinds.storing import (
+    changed_storage,
+    is_stored,
+    place_text,
+    storage_problems,
+    wrapping_key_of,
+)
 from signer.policy.rules import Terms
 from signer.text import count
 from signer.x509 import fingerprint
@@ -37,7 +44,10 @@ _TEST = b"signer.v1 test signature"
 
 
 class CreateKey(Details):
-    """A key and its first version. ``sign_until`` is in seconds since the epoch; 0: no end."""
+    """A key and its first version. ``sign_until`` is in seconds since the epoch; 0: no end.
+
+    ``wrapping_key`` is the id of the one that wraps it; empty for a key that stays on the token.
+    """
 
     key: str
     algorithm: str
@@ -46,6 +56,7 @@ class CreateKey(Details):
     activate: bool = False
     sign_until: Moment = 0
     subject: str = ""
+    wrapping_key: str = ""
 
 
 class CreateKeyKind(OperationKind[CreateKey]):
@@ -55,7 +66,10 @@ class CreateKeyKind(OperationKind[CreateKey]):
     details = CreateKey
 
     def complete(self, details: CreateKey, context: OperationContext) -> CreateKey:
-        return details.model_copy(update={"token": context.token(details.token)})
+        token = context.token(details.token)
+        policy, key = context.policy.policy, context.key(details.key)
+        wrapping_key = wrapping_key_of([key], token, policy, context)
+        return details.model_copy(update={"token": token, "wrapping_key": wrapping_key})
 
     def problems(self, details: CreateKey, context: OperationContext) -> list[str]:
         named = found_problems(lambda: context.key(details.key))
@@ -63,6 +77,12 @@ class CreateKeyKind(OperationKind[CreateKey]):
             *context.token_problems(details.token),
             *_algorithm_problems(details),
             *(named or _name_problems(details.key, context)),
+            *storage_problems(details.wrapping_key, details.token, context),
+            *(
+                []
+                if named
+                else changed_storage(details.wrapping_key, KeyName.parse(details.key), context)
+            ),
             *subject_problems(details.subject),
             *([] if named else _end_problems(details, context)),
         ]
@@ -70,8 +90,9 @@ class CreateKeyKind(OperationKind[CreateKey]):
     def difference(self, details: CreateKey, context: OperationContext) -> list[str]:
         bits = f" of {details.bits} bits" if details.bits else ""
         ends = f"until {utc(details.sign_until)}" if details.sign_until else "without an end"
+        place = place_text(details.wrapping_key, details.token)
         lines = [
-            f"+ {details.key}, a key for {details.algorithm}{bits} on token {details.token}",
+            f"+ {details.key}, a key for {details.algorithm}{bits} {place}",
             f"+ {details.key}/versions/1, "
             + (
                 f"ACTIVE at once, {ends}"
@@ -85,10 +106,17 @@ class CreateKeyKind(OperationKind[CreateKey]):
 
     def fits(self, details: CreateKey, pair: Pair) -> bool:
         version = pair.version
-        return (str(version.algorithm), version.token) == (details.algorithm, details.token)
+        asked = (details.algorithm, details.token)
+        as_asked = (str(version.algorithm), version.token) == asked
+        return as_asked and is_stored(version, details.wrapping_key)
 
     def execute(self, details: CreateKey, work: Work) -> Effects:
-        new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
+        new = NewKey(
+            KeyName.parse(details.key),
+            Algorithm(details.algorithm),
+            details.bits,
+            details.wrapping_key,
+        )
         with work.admin(details.token) as admin:
             version = make(admin, new, 1, index=0, subject=details.subject, work=work)
             result = transcript(admin, version)
@@ -99,7 +127,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
 
 
 class NewVersion(Details):
-    """One more version of a key. The appliance fills in the last three."""
+    """One more version of a key. The appliance fills in the last four."""
 
     key: str
     token: str = ""
@@ -107,6 +135,7 @@ class NewVersion(Details):
     version: str = ""
     algorithm: str = ""
     bits: int = 0
+    wrapping_key: str = ""
 
 
 class NewVersionKind(OperationKind[NewVersion]):
@@ -118,9 +147,11 @@ class NewVersionKind(OperationKind[NewVersion]):
     def complete(self, details: NewVersion, context: OperationContext) -> NewVersion:
         key = context.key(details.key)
         new, number = next_version(key, context.state.keys.versions(key))
+        token = context.token(details.token)
         return details.model_copy(
             update={
-                "token": context.token(details.token),
+                "token": token,
+                "wrapping_key": wrapping_key_of([key], token, context.policy.policy, context),
                 "version": f"{key}/versions/{number}",
                 "algorithm": str(new.algorithm),
                 "bits": new.bits,
@@ -144,13 +175,16 @@ class NewVersionKind(OperationKind[NewVersion]):
         return [
             *problems,
             *context.token_problems(details.token),
+            *storage_problems(details.wrapping_key, details.token, context),
+            *changed_storage(details.wrapping_key, key, context),
             *subject_problems(details.subject),
         ]
 
     def difference(self, details: NewVersion, context: OperationContext) -> list[str]:
         key = context.key(details.key)
         primary = context.state.keys.primary(key, context.now)
-        lines = [f"+ {details.version} on token {details.token}, PRE_ACTIVE: it does not sign yet"]
+        place = place_text(details.wrapping_key, details.token)
+        lines = [f"+ {details.version} {place}, PRE_ACTIVE: it does not sign yet"]
         if details.subject:
             lines.append(f"+ a certification request for {details.subject}")
         lines.append(f"  {primary.name if primary else 'no version'} continues to sign for {key}")
@@ -158,10 +192,17 @@ class NewVersionKind(OperationKind[NewVersion]):
 
     def fits(self, details: NewVersion, pair: Pair) -> bool:
         version = pair.version
-        return (str(version.algorithm), version.token) == (details.algorithm, details.token)
+        asked = (details.algorithm, details.token)
+        as_asked = (str(version.algorithm), version.token) == asked
+        return as_asked and is_stored(version, details.wrapping_key)
 
     def execute(self, details: NewVersion, work: Work) -> Effects:
-        new = NewKey(KeyName.parse(details.key), Algorithm(details.algorithm), details.bits)
+        new = NewKey(
+            KeyName.parse(details.key),
+            Algorithm(details.algorithm),
+            details.bits,
+            details.wrapping_key,
+        )
         number = int(details.version.rpartition("/")[2])
         with work.admin(details.token) as admin:
             version = make(admin, new, number, index=0, subject=details.subject, work=work)
@@ -189,7 +230,8 @@ def try_out(admin: TokenAdmin, version: KeyVersion, cka_id: bytes | None = None)
     """
     name = PROPERTIES[version.algorithm].hash_name
     data = hashlib.new(name, _TEST).digest() if name else _TEST
-    admin.sign(version.algorithm, cka_id or version.cka_id, version.spki, [data])
+    identifier = cka_id or version.cka_id
+    admin.sign(version.algorithm, identifier, version.spki, [data], version.wrapped)
 
 
 def save_made(
@@ -222,6 +264,17 @@ def save_made(
 
 def transcript(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
     """Returns what the transcript of a ceremony holds of a new key."""
+    wrapped = version.wrapped
+    stored = (
+        {"attributes": admin.attributes(version.cka_id)}
+        if wrapped is None
+        else {
+            "attributes": {"sensitive": True, "extractable": False},  # as it was unwrapped
+            "wrapping_key": wrapped.wrapping_key,
+            "wrap_mechanism": str(wrapped.mechanism),
+            "wrapped_sha256": wrapped.sha256.hex(),
+        }
+    )
     return {
         "key_version": version.name,
         "algorithm": str(version.algorithm),
@@ -229,7 +282,7 @@ def transcript(admin: TokenAdmin, version: KeyVersion) -> dict[str, Any]:
         "jwk_thumbprint": version.thumbprint,
         "cka_id": version.cka_id.hex(),
         "token": admin.describe(),
-        "attributes": admin.attributes(version.cka_id),
+        **stored,
         "certification_request": version.request,
         "software": f"signer {__version__}",
     }

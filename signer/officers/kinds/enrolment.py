@@ -23,6 +23,7 @@ from signer.officers.kinds.base import (
 from signer.officers.kinds.create_key import save_made, try_out
 from signer.officers.kinds.enrolment_table import EnrolmentRow, Mistake, read_rows, read_table
 from signer.officers.kinds.policy_change import WRITTEN, PutPolicy, replaced_problems, unwritten
+from signer.officers.kinds.storing import is_stored, place_text, storage_problems, wrapping_key_of
 from signer.policy import values
 from signer.policy.difference import new_facilities
 from signer.text import count
@@ -39,6 +40,7 @@ class Enrol(PutPolicy):
     facilities: int = 0
     keys: int = 0
     file: str = ""
+    wrapping_key: str = ""
 
 
 class EnrolKind(OperationKind[Enrol]):
@@ -54,8 +56,10 @@ class EnrolKind(OperationKind[Enrol]):
         file = _file_of(sha256)
         text = enrolled(rows, file, context, mistakes)
         facilities, keys = _counts(rows)
+        token, names = context.token(details.token), [row.new.name for row in rows]
         return Enrol(
-            token=context.token(details.token),
+            token=token,
+            wrapping_key=wrapping_key_of(names, token, text.policy, context),
             csv_sha256=sha256,
             facilities=facilities,
             keys=keys,
@@ -68,7 +72,11 @@ class EnrolKind(OperationKind[Enrol]):
     def problems(self, details: Enrol, context: OperationContext) -> list[str]:
         if not details.csv_sha256:
             return ["attachment: send the CSV of facilities"]
-        problems = [*replaced_problems(details, context), *context.token_problems(details.token)]
+        problems = [
+            *replaced_problems(details, context),
+            *context.token_problems(details.token),
+            *storage_problems(details.wrapping_key, details.token, context),
+        ]
         if not context.policy_folder:
             problems.append(
                 "the policy is one file: turn it into a folder, to which a file is added"
@@ -87,9 +95,10 @@ class EnrolKind(OperationKind[Enrol]):
 
     def difference(self, details: Enrol, context: OperationContext) -> list[str]:
         facilities = count(details.facilities, "facility", "facilities")
+        place = place_text(details.wrapping_key, details.token)
         lines = [
             f"+ {facilities} in the policy, in the new file {details.file}",
-            f"+ {count(details.keys, 'key')} on token {details.token}, ACTIVE at once",
+            f"+ {count(details.keys, 'key')} {place}, ACTIVE at once",
             f"~ the policy in force becomes {details.policy_sha256}",
         ]
         content = context.document(details.csv_sha256)
@@ -122,7 +131,8 @@ class EnrolKind(OperationKind[Enrol]):
         new = pair.once("rows", lambda: read_rows(content))[pair.index or 0].new
         version = pair.version
         asked = (new.name, new.algorithm, details.token)
-        return (version.key, version.algorithm, version.token) == asked
+        as_asked = (version.key, version.algorithm, version.token) == asked
+        return as_asked and is_stored(version, details.wrapping_key)
 
     def execute(self, details: Enrol, work: Work) -> Effects:
         content = work.context.document(details.csv_sha256)
@@ -131,7 +141,8 @@ class EnrolKind(OperationKind[Enrol]):
         if text.policy.sha256 != details.policy_sha256:
             raise OperatorError("the CSV gives another policy than the one that was approved")
         with work.admin(details.token) as admin:
-            save_made(_made(rows, admin, work), work, len(rows), len(rows))
+            made = _made(rows, details.wrapping_key, admin, work)
+            save_made(made, work, len(rows), len(rows))
         return Effects(
             policy=text.text,
             policy_since=work.context.stored.policy_since,
@@ -146,7 +157,7 @@ class EnrolKind(OperationKind[Enrol]):
 
 
 def _made(
-    rows: Sequence[EnrolmentRow], admin: TokenAdmin, work: Work
+    rows: Sequence[EnrolmentRow], wrapping_key: str, admin: TokenAdmin, work: Work
 ) -> Iterator[KeyVersion | None]:
     """Creates the missing keys; yields None for each that exists."""
     for index, row in enumerate(rows):
@@ -159,7 +170,8 @@ def _made(
             yield None
             continue
         now = work.clock.now()
-        made = make_version(admin, row.new, 1, identifier, now)
+        new = row.new._replace(wrapping_key=wrapping_key)
+        made = make_version(admin, new, 1, identifier, now)
         if not index % TRIED_EVERY:
             try_out(admin, made)
         yield lifecycle.activate(made, now, None, now)

@@ -62,6 +62,8 @@ class AddPlacementKind(OperationKind[PlacementDetails]):
         problems = context.token_problems(details.token)
         if not _CKA_ID.fullmatch(details.cka_id):
             problems.append("cka_id: should be 1 to 255 bytes in hex")
+        if version.wrapped is not None:
+            return [f"{version.name} is stored wrapped: every token with its wrapping key signs"]
         if version.state is KeyState.DESTROYED:
             problems.append(f"{version.name} is {version.state}")
         if version.cka_id_on(details.token) is not None:

@@ -48,6 +48,7 @@ from signer.officers.kinds.create_key import (
     save_made,
     subject_problems,
 )
+from signer.officers.kinds.storing import is_stored, place_text, storage_problems, wrapping_key_of
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
 from signer.text import count, duration
 from signer.x509 import certified, spki_of
@@ -71,6 +72,7 @@ class Rotate(Details):
     token: str = ""
     plan_sha256: str = ""
     keys: int = 0
+    wrapping_key: str = ""
 
 
 class RotateKind(OperationKind[Rotate]):
@@ -83,10 +85,12 @@ class RotateKind(OperationKind[Rotate]):
     def complete(self, details: Rotate, context: OperationContext) -> Rotate:
         plan = plan_of(context.attachment, context)
         content = plan_text(plan)
+        token, policy = context.token(details.token), context.policy.policy
         return details.model_copy(
             update={
                 "issuers": list(map(encoded, details.issuers)),
-                "token": context.token(details.token),
+                "token": token,
+                "wrapping_key": wrapping_key_of([s.key for s in plan], token, policy, context),
                 "plan_sha256": hashlib.sha256(content).hexdigest(),
                 "keys": len(plan),
             }
@@ -95,6 +99,7 @@ class RotateKind(OperationKind[Rotate]):
     def problems(self, details: Rotate, context: OperationContext) -> list[str]:
         problems = [
             *context.token_problems(details.token),
+            *storage_problems(details.wrapping_key, details.token, context),
             *found_problems(lambda: [decoded(issuer) for issuer in details.issuers]),
             *found_problems(lambda: subject_of(details.subject, KeyName("f", "k"), 1)),
         ]
@@ -119,8 +124,9 @@ class RotateKind(OperationKind[Rotate]):
         return [content]
 
     def difference(self, details: Rotate, context: OperationContext) -> list[str]:
+        place = place_text(details.wrapping_key, details.token)
         lines = [
-            f"+ the next version of {count(details.keys, 'key')} on token {details.token}",
+            f"+ the next version of {count(details.keys, 'key')} {place}",
             f"~ it signs from {utc(details.activate_at)}"
             + (f" for {duration(details.sign_for_seconds)}" if details.sign_for_seconds else ""),
             f"~ the version before it signs for {duration(details.overlap_seconds)} more, if named",
@@ -157,7 +163,8 @@ class RotateKind(OperationKind[Rotate]):
             return pair.existed and version.number == step.old
         # Each key pair is for its own step: two of a plan must not change places.
         asked = (step.new, index, step.algorithm, details.token)
-        if (version.number, pair.index, version.algorithm, version.token) != asked:
+        found_as = (version.number, pair.index, version.algorithm, version.token)
+        if found_as != asked or not is_stored(version, details.wrapping_key):
             return False
         if version.certificate is None or not pair.certified:
             return True
@@ -202,7 +209,7 @@ class RotateKind(OperationKind[Rotate]):
         def made() -> Iterator[KeyVersion]:
             for index, step in missing:
                 work.check_running()
-                new = NewKey(step.key, step.algorithm, step.bits)
+                new = NewKey(step.key, step.algorithm, step.bits, details.wrapping_key)
                 subject = details.subject and subject_of(details.subject, step.key, step.new)
                 yield make(admin, new, step.new, index=index, subject=subject, work=work)
 

@@ -91,6 +91,8 @@ class DestroyKind(VersionKind[OfVersion]):
 
     def problems(self, details: OfVersion, context: OperationContext) -> list[str]:
         version = context.version(details.version)
+        if version.wrapped is not None:
+            return super().problems(details, context)
         lacking = [token for token, _ in version.placements if token not in context.tokens]
         return super().problems(details, context) or [
             f"token {token} holds the key and is not here: destroy it at an appliance that has all"
@@ -100,6 +102,12 @@ class DestroyKind(VersionKind[OfVersion]):
 
     def difference(self, details: OfVersion, context: OperationContext) -> list[str]:
         version = context.version(details.version)
+        if (wrapped := version.wrapped) is not None:
+            erased = (
+                "! the wrapped private key is erased from the registry; a copy in a backup can be"
+                f" unwrapped as long as wrapping key {wrapped.wrapping_key} exists"
+            )
+            return [*super().difference(details, context), erased]
         return [
             *super().difference(details, context),
             *(
@@ -110,7 +118,7 @@ class DestroyKind(VersionKind[OfVersion]):
 
     def execute(self, details: OfVersion, work: Work) -> Effects:
         version = work.context.version(details.version)
-        for token, cka_id in version.placements:
+        for token, cka_id in () if version.wrapped else version.placements:
             with work.admin(token) as admin:
                 admin.destroy(cka_id, version.name)
         return super().execute(details, work)

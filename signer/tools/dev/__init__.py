@@ -22,14 +22,16 @@ from signer.daemon.audit_log import audit_key, begin, ensure_audit_key
 from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
-from signer.keys.lifecycle import NewKey, create_key
+from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Change, Registry
-from signer.model import KeyIndex
+from signer.model import KeyIndex, Storage, WrappingKey
 from signer.officers.kinds.officer_change import first_officers
+from signer.policy.rules import Policy
 from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki, second_token, softhsm, texts
 from signer.x509 import certified, public_key_pem
 
+_WRAPPING_KEY = "development"  # the id of the wrapping key
 Progress = Callable[[int, int], None]
 """Called with the number of keys created so far and their total."""
 
@@ -40,13 +42,15 @@ def provision(
     facilities: int = 0,
     workers: int | None = None,
     tokens: int | None = None,
+    storage: str | None = None,
     progress: Progress = lambda _done, _of: None,
 ) -> dict[str, Any]:
     """Provisions ``directory`` as far as that is not done yet; returns the content of dev.json.
 
     ``facilities`` more facilities are for load tests, never fewer than an earlier run created.
-    ``workers``, of each token, and ``tokens``, 1 or 2, are kept where None. Raises OperatorError,
-    also if the folder contains other files or its token is not in SoftHSM.
+    ``workers``, of each token, ``tokens``, 1 or 2, and ``storage``, token or wrapped, are kept
+    where None. Raises OperatorError, also if the folder contains other files or its token is not
+    in SoftHSM.
     """
     directory = directory.resolve()
     _refuse_foreign(directory)
@@ -59,11 +63,11 @@ def provision(
         before = registry.snapshot()
         facilities = max(facilities, len(before.names(f"facilities/{plan.LOAD_PREFIX}")))
         keys = plan.dev_keys(facilities)
-        _make_keys(registry, config, keys, before, progress)
-        _certify(registry, keys, signer_authority)
-        _policy(directory / "policy", facilities)
-        _officers(registry, directory / "pki")
+        _policy(directory / "policy", facilities, storage)
         policy, text = read_policy(config.policy)
+        _make_keys(registry, config, policy, keys, progress)
+        _certify(registry, keys, signer_authority)
+        _officers(registry, directory / "pki")
         if registry.state().policy != policy.sha256:  # `signer serve` serves this folder too
             with registry.writing() as write:
                 write.put_policy(text)
@@ -197,19 +201,37 @@ def _pki(folder: Path) -> pki.Authority:
 
 
 def _make_keys(
-    registry: Registry,
-    config: Config,
-    keys: list[plan.DevKey],
-    before: KeyIndex,
-    progress: Progress,
+    registry: Registry, config: Config, policy: Policy, keys: list[plan.DevKey], progress: Progress
 ) -> None:
-    missing = [NewKey(k.name, k.algorithm, k.bits) for k in keys if not before.versions(k.name)]
+    before = registry.snapshot()
+    missing = [
+        NewKey(key.name, key.algorithm, key.bits, _wrapping_key(key, policy))
+        for key in keys
+        if not before.versions(key.name)
+    ]
     if not missing:
         return
     with open_admin(config.tokens[0], config.state) as admin:
+        if any(new.wrapping_key for new in missing):
+            _make_wrapping_key(registry, admin)
         for done, new in enumerate(missing, 1):
             create_key(registry, admin, new, SystemClock().now())
             progress(done, len(missing))
+
+
+def _wrapping_key(key: plan.DevKey, policy: Policy) -> str:
+    """Returns the id of the wrapping key for a key, empty if it stays on the token."""
+    terms = policy.terms_of(key.name)
+    return _WRAPPING_KEY if terms is not None and terms.storage == Storage.WRAPPED else ""
+
+
+def _make_wrapping_key(registry: Registry, admin: TokenAdmin) -> None:
+    """Creates the wrapping key, unless an earlier run did; a real one is made by officers."""
+    if registry.state().wrapping_keys:
+        return
+    admin.make_wrapping_key(_WRAPPING_KEY)
+    with registry.writing() as write:
+        write.add_wrapping_key(WrappingKey(_WRAPPING_KEY, admin.token, SystemClock().now()))
 
 
 def _make_audit_key(registry: Registry, config: Config) -> None:
@@ -246,10 +268,16 @@ def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authori
                 write.change([Change(version, certified(version, certificate, now))])
 
 
-def _policy(folder: Path, facilities: int) -> None:
+def _policy(folder: Path, facilities: int, storage: str | None) -> None:
     folder.mkdir(exist_ok=True)
-    if not (folder / "policy.yaml").exists():
-        replace_file(folder / "policy.yaml", texts.policy())
+    file = folder / "policy.yaml"
+    if not file.exists():
+        replace_file(file, texts.policy(storage or Storage.TOKEN))
+    elif storage is not None and f"    storage: {storage}\n" not in file.read_text():
+        raise OperatorError(
+            f"{file} has another storage than {storage}: change it there for keys that are made"
+            " from now on, or start again in another folder"
+        )
     if facilities:
         replace_file(folder / "load.yaml", texts.load_policy(facilities))
 

@@ -42,9 +42,11 @@ def copy_keys(directory: Path, config: Config, registry: Registry) -> None:
     """
     versions = [*registry.snapshot(), *registry.versions(AUDIT_KEY)]
     missing = [version for version in versions if _lacks_copy(version)]
+    wrapping = registry.state().wrapping_keys
+    lacking = {key.id for key in wrapping} - {key.id for key in wrapping if key.token == LABEL}
     conf = directory / _CONF
     replace_file(conf, texts.SOFTHSM_CONF.format(tokens=directory / _FOLDER))
-    if not missing and (directory / _FOLDER).is_dir():
+    if not missing and not lacking and (directory / _FOLDER).is_dir():
         return
     if any(version.token == LABEL for version in versions):
         raise OperatorError(
@@ -56,11 +58,14 @@ def copy_keys(directory: Path, config: Config, registry: Registry) -> None:
     with registry.writing() as write:
         for version in missing:
             write.place(version, Placement(LABEL, version.cka_id))
+        for key in wrapping:
+            if key.id in lacking:
+                write.add_wrapping_key(key._replace(token=LABEL))
 
 
 def _lacks_copy(version: KeyVersion) -> bool:
     made_there = version.token == softhsm.LABEL and version.state is not KeyState.DESTROYED
-    return made_there and version.cka_id_on(LABEL) is None
+    return made_there and version.wrapped is None and version.cka_id_on(LABEL) is None
 
 
 def _copy(source: Path, target: Path, serial: str) -> None:

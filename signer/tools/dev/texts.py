@@ -84,6 +84,7 @@ profiles:
     max_batch_items: 4096
     quotas: ["1,000,000 per second", "10,000,000,000 per day"]
     check_every: 64
+    storage: {storage}
 
   ministry:
     formats: [HCERT, DIGEST]    # for its keys to choose from: HCERT only alone
@@ -93,6 +94,7 @@ profiles:
     quotas: ["1,000,000 per second", "10,000,000,000 per day"]
     priority: high
     check_every: 64
+    storage: {storage}
     hcert:
       issuer: VN
       validity_days: 365
@@ -113,6 +115,7 @@ facilities:
         check_every: 1
       records-ed25519:
         algorithms: [EdDSA]
+        storage: token          # SoftHSM wraps no Ed25519 keys
   01-002:
     profile: records
     group: "01"
@@ -145,10 +148,11 @@ key: pki/{client}.key
 """
 
 
-def policy() -> str:
+def policy(storage: str) -> str:
     """Returns the policy of all facilities except those for load tests."""
     names = ("issuer", "issuer-b", "issuer-c", "auditor", "operator")
-    return POLICY.format(**{name.replace("-", "_"): principal(name) for name in names})
+    principals = {name.replace("-", "_"): principal(name) for name in names}
+    return POLICY.format(storage=storage, **principals)
 
 
 def load_policy(count: int) -> str:

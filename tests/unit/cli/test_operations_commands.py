@@ -86,6 +86,7 @@ PLAIN = [
         {"version": VERSION, "token": "u", "cka_id": "ab01"},
     ),
     (("remove-placement", VERSION, "--token", "u"), {"version": VERSION, "token": "u"}),
+    (("create-wrapping-key", "--token", "t"), {"token": "t"}),
     (("policy",), {"policy_sha256": ""}),
     (("policy", "--sha256", "AB"), {"policy_sha256": "ab"}),
 ]

@@ -45,6 +45,7 @@ ASKED = [
             "subject": "CN=x",
         },
     ),
+    request("create-wrapping-key", {"token": "t"}),
     request("new-version", {"key": KEY, "token": "", "subject": "CN=x"}),
     request_with_certificates(
         "import-certificate", {"version": VERSION, "replace": False}, certificate=ONE, issuers=[TWO]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from signer.config.policy_documents import PolicyFile, PolicyText, policy_text, read_policy_text
+from signer.config.policy_documents import PolicyText, read_policy_text
+from signer.config.policy_files import PolicyFile, policy_text
 from signer.daemon.policy_in_force import KEPT_BYTES, MOST_KEPT, ParsedPolicies, PolicyInForce
 from tests.unit.officers.opstage import POLICY, Stage, empty_registry
 

@@ -20,6 +20,7 @@ from tests.unit.officers.opstage import CLINIC, Stage, empty_registry
 from tests.unit.officers.people import C
 
 OTHER = "facilities/02-001/keys/records"
+STORED = "facilities/03-001/keys/records"  # its private key is wrapped in the registry
 BROKEN: dict[str, object] = {
     "text": "x\0y",
     "no-text": sa.text("CAST(x'fffe' AS TEXT)"),
@@ -61,6 +62,8 @@ class Site:
         stage.key(OTHER)
         stage.add_token("other").keys = dict(stage.token.keys)
         stage.done("add-placement", version=f"{CLINIC}/versions/1", token="other")
+        stage.done("create-wrapping-key", token="soft")
+        stage.key(STORED, token="soft")
         stage.emergency.suspend(C, Scope.FACILITY, "moh", "seen forged")
         more = f"{OTHER}-2"
         stage.propose("create-key", key=more, algorithm="ES256", activate=True, token="soft")

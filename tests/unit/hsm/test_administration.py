@@ -19,8 +19,9 @@ from signer.hsm.front.admin import KEYS_AT_ONCE, AdminWorker
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import FailureKind, TokenFailure, WorkerMode
 from signer.hsm.worker.__main__ import _operations as ordered
-from signer.hsm.worker.administration import OPERATIONS, carry_out, spki_of_point, spki_of_rsa
+from signer.hsm.worker.administration import OPERATIONS, carry_out
 from signer.hsm.worker.measuring import OpenTimes
+from signer.hsm.worker.pairs import spki_of_point, spki_of_rsa
 from signer.model import TokenObject
 
 

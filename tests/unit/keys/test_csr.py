@@ -45,7 +45,7 @@ def test_a_token_that_signs_with_another_key_is_noticed(
     token: Any, version: KeyVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign, another = token.sign, token.generate(version.algorithm, 0, b"another", "another")
-    wrong = lambda algorithm, _id, _spki, inputs: sign(algorithm, b"another", another, inputs)  # noqa: E731
+    wrong = lambda algorithm, _id, _spki, inputs, _: sign(algorithm, b"another", another, inputs)  # noqa: E731
     monkeypatch.setattr(token, "sign", wrong)
     with pytest.raises(OperatorError, match="registry pins"):
         make_request(token, version, SUBJECT)

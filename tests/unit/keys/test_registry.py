@@ -9,7 +9,17 @@ from signer.errors import OperatorError
 from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
-from signer.model import AUDIT_KEY, KeyIndex, KeyName, KeyState, KeyVersion, Placement
+from signer.model import (
+    AUDIT_KEY,
+    KeyIndex,
+    KeyName,
+    KeyState,
+    KeyVersion,
+    Placement,
+    WrapMechanism,
+    WrappedKey,
+    WrappingKey,
+)
 from tests.unit.keys.made import make
 
 
@@ -77,6 +87,7 @@ def test_every_part_of_a_version_survives(registry: Registry) -> None:
         came_from=KeyState.DEACTIVATED,
         other_placements=(Placement("other", b"\0\xff"),),
         request="-----BEGIN CERTIFICATE REQUEST-----\nà\n",
+        wrapped=WrappedKey(b"\0\xff", b"\1\xff", WrapMechanism.AES_KEY_WRAP_PAD, "w", ("t", "u")),
     )
     assert None not in [getattr(version, field.name) for field in fields(version)]
     of_versions = {column.name for column in key_versions.c} - {"id", "key_id"}
@@ -84,10 +95,19 @@ def test_every_part_of_a_version_survives(registry: Registry) -> None:
         "key",
         "algorithm",
         "other_placements",
+        "wrapped",
     }
+    with registry.writing() as write:
+        write.add_wrapping_key(WrappingKey("w", "u", 1.5))
+        write.add_wrapping_key(WrappingKey("w", "t", 2.5))
+        write.add_wrapping_key(WrappingKey("gone", "t", 3.5))
+        write.end_wrapping_key("gone")
     registry.add_version(version)
     assert registry.versions(version.key) == [version]
     assert list(registry.snapshot()) == [version]
+    assert [
+        (key.id, key.token, key.created, key.destroyed) for key in registry.state().wrapping_keys
+    ] == [("gone", "t", 3.5, True), ("w", "t", 2.5, False), ("w", "u", 1.5, False)]
 
 
 def test_the_audit_key_is_in_no_snapshot(registry: Registry) -> None:

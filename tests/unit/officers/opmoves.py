@@ -33,6 +33,7 @@ class Moves:
             "add-placement": lambda: iter(()),  # there is one token
             "clock": lambda: iter(()),  # it is never in doubt here
             "create-key": self._create_key,
+            "create-wrapping-key": lambda: iter(()),  # its keys are on the token
             "deactivate": lambda: self._timed("deactivate", S.ACTIVE, S.SUSPENDED),
             "destroy": self._destroy,
             "enrol": self._enrol,

@@ -66,6 +66,11 @@ profiles:
     algorithms: [ES256]
     max_batch_items: 4096
     hcert: {issuer: VN, validity_days: 365}
+  stored:
+    formats: [JWS, MESSAGE]
+    algorithms: [ES256]
+    max_batch_items: 500
+    storage: wrapped
   border:
     formats: [HCERT]
     algorithms: [ES256]
@@ -80,6 +85,9 @@ facilities:
     profile: clinic
     group: "02"
     clients: [spiffe://signer.example/facility/02-001]
+  03-001:
+    profile: stored
+    clients: [spiffe://signer.example/facility/03-001]
   moh:
     profile: ministry
     clients: [spiffe://signer.example/ministry]

@@ -1,5 +1,6 @@
 """A token in memory, and the end of the program at any point of its work."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives import hashes
@@ -8,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
-from signer.model import TokenObject
+from signer.model import TokenObject, WrapMechanism, WrappedKey
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -66,6 +67,8 @@ class SoftToken:
         self.extractable = False
         self.keys: dict[bytes, tuple[str, PrivateKey]] = {}
         self.room: int | None = None
+        self.wrapping_keys: set[str] = set()
+        self.wrapped: dict[bytes, PrivateKey] = {}  # by the SHA-256 of what wraps it
         self.generated = 0
 
     def describe(self) -> dict[str, str]:
@@ -102,13 +105,47 @@ class SoftToken:
         self.keys.pop(cka_id, None)
         self._fate.at("after a key is destroyed")
 
+    def make_wrapping_key(self, identity: str) -> dict[str, bool]:
+        self._fate.at("before a wrapping key is made")
+        self.wrapping_keys.add(identity)
+        self._fate.at("after a wrapping key is made")
+        return {"sensitive": True, "extractable": False}
+
+    def generate_wrapped(
+        self, algorithm: Algorithm, bits: int, cka_id: bytes, wrapping_key: str
+    ) -> tuple[bytes, WrappedKey]:
+        del cka_id
+        self._fate.at("before a key is made")
+        key = _generate(algorithm, bits)
+        self.generated += 1
+        wrapped = self._wrap(key, wrapping_key)
+        self._fate.at("after a key is made")
+        return spki_of(key), wrapped
+
+    def _wrap(self, key: PrivateKey, wrapping_key: str) -> WrappedKey:
+        if wrapping_key not in self.wrapping_keys:
+            raise OperatorError("there is no such wrapping key")
+        blob = f"{wrapping_key}/{len(self.wrapped)}".encode()
+        sha256 = hashlib.sha256(blob).digest()
+        self.wrapped[sha256] = key
+        mechanism = WrapMechanism.AES_KEY_WRAP_PAD
+        return WrappedKey(blob, sha256, mechanism, wrapping_key, (self.token,))
+
     def sign(
-        self, algorithm: Algorithm, cka_id: bytes, spki: bytes, inputs: Sequence[bytes]
+        self,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        spki: bytes,
+        inputs: Sequence[bytes],
+        wrapped: WrappedKey | None = None,
     ) -> list[bytes]:
         self._fate.at("before a signature")
-        if cka_id not in self.keys:
+        if wrapped is not None:
+            key = self.wrapped[wrapped.sha256]
+        elif cka_id not in self.keys:
             raise OperatorError("there is no such key")
-        _, key = self.keys[cka_id]
+        else:
+            _, key = self.keys[cka_id]
         if spki_of(key) != spki:
             raise OperatorError(f"token {self.token} cannot sign with this key")
         return [_sign(algorithm, key, data) for data in inputs]

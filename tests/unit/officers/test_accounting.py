@@ -93,6 +93,8 @@ def judged(
         state=state,
         standing=standing,  # type: ignore[arg-type] # a standing or None
         placed=placed,
+        wrapped=lambda _: None,
+        pinned=lambda *_: False,
         unaccounted=(),
         used=lambda _: False,
         checked=lambda *_: True,

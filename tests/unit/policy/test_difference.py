@@ -101,6 +101,7 @@ def test_nothing_differs_from_itself() -> None:
                 "+ facility g: delegation no",
                 "+ facility g: priority normal",
                 "+ facility g: check_every 8",
+                "+ facility g: storage token",
                 "+ facility g: hcert none",
                 "+ facility g: content none",
                 "+ facility g, key k: algorithms EdDSA",

@@ -1,0 +1,231 @@
+"""Which wrapped keys are served: what operations have made, and nothing else."""
+
+import hashlib
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from signer.audit.format.record import RecordKind
+from signer.events import Unaccounted
+from signer.keys import schema
+from signer.model import KeyVersion, WrapMechanism, WrappedKey
+from signer.officers.change_check import ChangeFold, ChangePart
+from signer.officers.offline_check import ApprovalFold
+from signer.officers.packing import place_of
+from signer.officers.standing_fold import StandingFold
+from signer.officers.store import OperationState
+from signer.officers.wrapped import WrappedRow, WrappedStandings, standing_of_wrapped, steps_to
+from tests.stand_ins import key_version
+from tests.unit.officers.opstage import CLINIC, Stage
+from tests.unit.officers.softtoken import Crash
+
+STORED = "facilities/03-001/keys/records"
+ONE, OTHER = f"{STORED}/versions/1", f"{STORED}-2"
+
+
+@pytest.fixture
+def stored(stage: Stage) -> Stage:
+    """A stage with a wrapping key and a wrapped key."""
+    stage.done("create-wrapping-key")
+    stage.key(STORED)
+    return stage
+
+
+def problems(stage: Stage) -> tuple[str, ...]:
+    """What an auditor finds in the log."""
+    fold, part = ChangeFold(), ChangePart()
+    for record in stage.log.records:
+        part.take(record)
+    fold.join(part)
+    return fold.problems
+
+
+def served(stage: Stage, name: str = ONE) -> KeyVersion | None:
+    version = stage.version(name)
+    found = stage.snapshot.keys.version(version.key, version.number)
+    return found if found is not None and found.active(stage.clock.now()) else None
+
+
+def by_hand(stage: Stage, **values: object) -> None:
+    with stage.registry.writing() as write:
+        write.connection.execute(
+            sa.update(schema.wrapped_keys).values(**values, revision=write.revision)
+        )
+    stage.serving.follow()
+
+
+def test_without_a_wrapping_key_nothing_is_made(stage: Stage) -> None:
+    told = stage.problems("create-key", key=STORED, algorithm="ES256")
+    assert "token soft has no wrapping key" in told[0]
+    assert stage.problems("create-key", key=CLINIC, algorithm="ES256") == []
+
+
+def test_a_wrapped_key_is_made_and_served_also_after_a_restart(stored: Stage) -> None:
+    version = served(stored)
+    assert version is not None
+    assert version.wrapped is not None
+    assert version.wrapped.tokens == ("soft",)
+    assert stored.token.keys == {}
+    assert problems(stored) == ()
+    stored.start()
+    assert served(stored) == version
+    assert stored.serving.reason == ""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"blob": b"other"},
+        {"blob": b"other", "sha256": hashlib.sha256(b"other").digest()},
+        {"sha256": bytes(32)},
+        {"mechanism": "AES_KEY_WRAP_KWP"},
+        {"wrapping_key": "another"},
+    ],
+    ids=str,
+)
+def test_what_was_changed_by_hand_is_not_served(stored: Stage, values: dict[str, object]) -> None:
+    before = stored.version(ONE).wrapped
+    by_hand(stored, **values)
+    assert served(stored) is None
+    assert any(ONE in text for text in stored.serving.refused)
+    stored.start()
+    assert served(stored) is None, "nor after a restart"
+    assert before is not None
+    by_hand(stored, **{k: v for k, v in before._asdict().items() if k != "tokens"})
+    assert served(stored) is not None
+    assert stored.serving.reason == ""
+    stored.seen.seen.clear()
+
+
+def test_a_key_that_is_not_wrapped_any_more_is_not_served(stored: Stage) -> None:
+    with stored.registry.writing() as write:
+        write.connection.execute(sa.delete(schema.wrapped_keys))
+        write.connection.execute(sa.update(schema.key_versions).values(revision=write.revision))
+    stored.serving.follow()
+    assert served(stored) is None
+    assert stored.seen.of(Unaccounted)
+    stored.seen.seen.clear()
+
+
+def test_a_key_of_the_token_is_never_a_wrapped_one(stored: Stage) -> None:
+    stored.key(CLINIC)
+    with stored.registry.writing() as write:
+        row = write._row_id(stored.version(f"{CLINIC}/versions/1"))
+        write.connection.execute(
+            sa.insert(schema.wrapped_keys).values(
+                version_id=row,
+                blob=b"b",
+                sha256=hashlib.sha256(b"b").digest(),
+                mechanism="AES_KEY_WRAP_PAD",
+                wrapping_key="w",
+                revision=write.revision,
+            )
+        )
+    stored.serving.follow()
+    assert served(stored, f"{CLINIC}/versions/1") is None
+    assert served(stored) is not None
+    stored.seen.seen.clear()
+
+
+def test_a_record_of_a_wrapped_key_that_no_operation_made_is_a_problem(stored: Stage) -> None:
+    [record] = [r for r in stored.log.of(RecordKind.KEYS) if "wrapped" in r.fields]
+    [[name, sha256, mechanism, wrapping_key, pin]] = record.fields["wrapped"]
+    for row in ([name, sha256, mechanism, "another", pin], [OTHER, sha256, mechanism, "w", pin]):
+        stored.log.records[record.seq] = replace(record, fields=record.fields | {"wrapped": [row]})
+        assert any("the wrapped key of" in problem for problem in problems(stored))
+    stored.log.records[record.seq] = record
+    assert problems(stored) == ()
+    assert wrapping_key
+
+
+def test_a_snapshot_of_the_log_holds_the_wrapped_keys(stage: Stage) -> None:
+    assert "wrapped" not in stage.log.standings.snapshot()["standings"], "as in older ones"
+    stage.done("create-wrapping-key")
+    stage.key(STORED)
+    fold = StandingFold(ApprovalFold())
+    fold._load(stage.log.standings.snapshot()["standings"])
+    assert fold.snapshot() == stage.log.standings.snapshot()
+    assert fold.wrapped.get(ONE) == standing_of_wrapped(stage.version(ONE)) is not None
+
+
+@pytest.mark.parametrize("points", range(16))
+def test_an_interrupted_operation_makes_one_key(stage: Stage, points: int) -> None:
+    stage.done("create-wrapping-key")
+    identity = stage.propose("create-key", key=STORED, algorithm="ES256", activate=True).id
+    stage.fate.crash_after(points)
+    with suppress(Crash):
+        stage.approve(identity)
+    stage.start()
+    if stage.operation(identity).state is OperationState.PROPOSED:
+        stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.DONE
+    assert served(stage) is not None
+    assert problems(stage) == ()
+
+
+# --- one version -----------------------------------------------------------------------------
+
+
+class MakingStep:
+    """An operation that makes the keys of these places, wrapped by ``key``."""
+
+    def __init__(self, key: str, *places: bytes, anew: dict[str, str] | None = None) -> None:
+        self._key, self._places, self._anew = key, places, anew or {}
+
+    def wrapped_with(self, place: bytes) -> str:
+        return self._key if place in self._places else ""
+
+    def wraps_anew(self, wrapping_key: str) -> str:
+        return self._anew.get(wrapping_key, "")
+
+
+def public(*, compressed: bool = False) -> bytes:
+    key = ec.derive_private_key(7, ec.SECP256R1()).public_key()
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if not compressed:
+        return der
+    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    return bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + point
+
+
+def wrapped_version(name: str, spki: bytes, wrapping_key: str = "w") -> KeyVersion:
+    blob = name.encode()
+    key = WrappedKey(
+        blob, hashlib.sha256(blob).digest(), WrapMechanism.AES_KEY_WRAP_PAD, wrapping_key, ("t",)
+    )
+    made = key_version()
+    return replace(made, number=int(name), cka_id=blob, spki=spki, wrapped=key)
+
+
+def test_the_key_of_one_version_is_never_that_of_another() -> None:
+    known = WrappedStandings()
+    first = wrapped_version("1", public())
+    standing = standing_of_wrapped(first)
+    assert standing is not None
+    steps = [MakingStep("w", place_of(b"1"), place_of(b"2"))]
+    assert steps_to(first, None, known.is_of_another, steps, new=True) == [
+        (0, WrappedRow.of(first))
+    ]
+    known.put(first.name, standing)
+    copied = wrapped_version("2", public())
+    assert steps_to(copied, None, known.is_of_another, steps, new=True) is None
+    again = wrapped_version("2", public(compressed=True))
+    assert steps_to(again, None, known.is_of_another, steps, new=True) is None, "one text a key"
+    assert steps_to(first, standing, known.is_of_another, [], new=False) == []
+
+
+def test_of_a_key_that_was_wrapped_anew_each_step_is_known() -> None:
+    version = wrapped_version("1", public(), "v")
+    row = WrappedRow.of(version)
+    assert row is not None
+    steps = [MakingStep("w", place_of(b"1")), MakingStep("", anew={"w": "v"})]
+    first = row._replace(sha256=b"", wrapping_key="w")
+    assert steps_to(version, None, lambda *_: False, steps, new=True) == [(0, first), (1, row)]
+    assert steps_to(version, first.standing, lambda *_: False, steps[1:], new=False) == [(0, row)]
+    assert steps_to(version, first.standing, lambda *_: False, steps[:1], new=False) is None
+    assert steps_to(version, None, lambda *_: False, steps[1:], new=True) is None
+    assert steps_to(version, None, lambda *_: False, steps, new=False) is None, "it was there"
