@@ -129,7 +129,8 @@ class Costs:
 
         A slow HSM must finish that chunk before it seems to hang.
         """
-        return self._costs.get(kind, _FIRST)
+        cost = self._costs.get(kind, _FIRST)
+        return cost if cost.item else cost._replace(item=_UNKNOWN)
 
     def learn(self, kind: Kind, seconds: float, items: int = 1, size: int = 0) -> None:
         """Takes what items with ``size`` bytes together have cost into account."""

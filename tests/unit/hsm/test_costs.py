@@ -3,8 +3,9 @@
 import pytest
 
 from signer.algorithms import Algorithm
-from signer.hsm.front.scheduler import CHUNK_SECONDS, FORGET_SECONDS, Cost, Costs, Pace
+from signer.hsm.front.scheduler import CHUNK_SECONDS, FORGET_SECONDS, Cost, Costs, Pace, Scheduler
 from tests.stand_ins import SetClock
+from tests.unit.hsm.test_scheduler import job
 
 KIND = (Algorithm.ES256, 91)
 
@@ -62,6 +63,18 @@ def test_long_messages_cost_by_their_bytes_beyond_what_an_item_costs() -> None:
     assert item == 1e-4
     assert byte * MEGABYTE == pytest.approx(0.01)
     assert costs.measured(MESSAGES).of(3, 2 * MEGABYTE) == pytest.approx(3e-4 + 0.02)
+
+
+def test_where_only_long_messages_were_measured_an_item_costs_something() -> None:
+    costs = Costs(SetClock())
+    costs.learn(MESSAGES, 0.01, 1, MEGABYTE)
+    assert costs.measured(MESSAGES).item == 0
+    assert costs.estimate(MESSAGES).item == costs.estimate(KIND).item > 0
+    assert costs.estimate(MESSAGES).byte * MEGABYTE == pytest.approx(0.01)
+    scheduler = Scheduler(costs.estimate)
+    scheduler.add(job("a", [b"", bytes(MEGABYTE), b""], algorithm=Algorithm.EDDSA))
+    chunks = [scheduler.take(100), scheduler.take(100), scheduler.take(100)]
+    assert [chunk and chunk.items for chunk in chunks] == [1, 1, 1]
 
 
 def test_stalls_over_long_messages_do_not_count() -> None:
