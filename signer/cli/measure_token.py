@@ -1,6 +1,7 @@
 """``signer token bench``: the figures of the customer's own HSM, in one table."""
 
 import itertools
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ def table(found: dict[str, Any]) -> Iterator[str]:
             f"{row['sessions']:>8} {row['rate']:>9.0f} {row['p50_ms']:>8.2f}"
             f" {row['p99_ms']:>8.2f}  {bar}{mark}"
         )
+    if found["stopped"]:
+        yield from textwrap.wrap(found["stopped"], 80)
     yield ""
     yield from itertools.chain(_others(found), _failover(found["failover"]))
     yield ""

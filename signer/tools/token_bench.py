@@ -55,19 +55,27 @@ class Plan:
 def measure(token: TokenConfig, state: Path, plan: Plan, advance: Advance) -> dict[str, Any]:
     """Measures one token; returns the figures. Times are in ms, rates in signatures a second.
 
-    Raises OperatorError, also if the PIN may not be tried. It is tried by one session first.
+    ``stopped``: why the token opened no more sessions. Raises OperatorError, also if the PIN may
+    not be tried. It is tried by one session first.
     """
     numbers = sorted(set(plan.sessions))
     steps = 2 * len(numbers) + 2
     with ExitStack() as stack, ThreadPoolExecutor(numbers[-1]) as threads:
         workers: list[AdminWorker] = []
         rows: list[dict[str, float]] = []
+        stopped = ""
         for number in numbers:
             advance(2 * len(rows), steps, f"opening {count(number, 'session')}")
-            while len(workers) < number:
-                worker = stack.enter_context(open_admin(token, state, WorkerMode.MEASURE))
-                worker.call("make", algorithm=plan.algorithm, bits=plan.bits)
-                workers.append(worker)
+            try:
+                while len(workers) < number:
+                    worker = stack.enter_context(open_admin(token, state, WorkerMode.MEASURE))
+                    worker.call("make", algorithm=plan.algorithm, bits=plan.bits)
+                    workers.append(worker)
+            except OperatorError as error:
+                if not rows:
+                    raise
+                stopped = f"session {len(workers) + 1} was not opened: {error}"
+                break
             advance(2 * len(rows) + 1, steps, f"signing in {count(number, 'session')}")
             rows.append(_signed(workers, plan, threads))
         advance(steps - 2, steps, "looking keys up")
@@ -84,6 +92,7 @@ def measure(token: TokenConfig, state: Path, plan: Plan, advance: Advance) -> di
         "bits": plan.bits or None,
         "sessions": rows,
         "knee": knee(rows),
+        "stopped": stopped or None,
         "look_up": look_up,
         "unwrap": unwrap if unwrap["mechanism"] else None,
         "login": {

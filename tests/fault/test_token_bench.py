@@ -86,6 +86,16 @@ def test_figures_show_what_a_call_takes(made: Appliance, shim_module: Path) -> N
     assert calls["C_Login"] == 4
 
 
+def test_a_token_with_few_sessions_is_measured_as_far_as_it_opens_some(
+    made: Appliance, shim_module: Path
+) -> None:
+    config = slow_configuration(made.dir, 0, shim_module)
+    Shim(made.dir / "state" / "shim").on("C_OpenSession", skip=2, code=0xB1)
+    found = figures(config, "--sessions", "1,2,4")
+    assert [row["sessions"] for row in found["sessions"]] == [1, 2]
+    assert "session 3 was not opened: token signer-dev cannot open a session" in found["stopped"]
+
+
 def test_a_wrong_pin_is_tried_once(made: Appliance) -> None:
     pin = made.dir / "pin"
     right = pin.read_text()

@@ -23,6 +23,7 @@ FOUND: dict[str, Any] = {
         {"sessions": 64, "rate": 1234567.8, "p50_ms": 0.01, "p99_ms": 99999.9},
     ],
     "knee": 64,
+    "stopped": "session 65 was not opened: " + "too many sessions are open " * 9,
     "look_up": {"missing_ms": 123456.7, "found_ms": 123456.7},
     "unwrap": {"mechanism": "AES_KEY_WRAP_PAD", "unwrap_ms": 12345.6},
     "login": {"login_ms": 123456.7, "open_ms": 123456.7},
@@ -57,13 +58,14 @@ def test_the_table_is_at_most_80_columns_wide() -> None:
     lines = list(table(FOUND))
     assert max(map(len, lines)) <= 80
     assert [line for line in lines if "< enough" in line] == [lines[6]]
+    assert any(line.startswith("session 65 was not opened") for line in lines)
     assert any("3 calls failed" in line for line in lines)
     assert any("not within the time" in line for line in lines)
 
 
 def test_the_table_says_what_the_token_does_not_do() -> None:
     found = copy.deepcopy(FOUND)
-    found |= {"unwrap": None, "failover": None}
+    found |= {"unwrap": None, "failover": None, "stopped": None}
     found["look_up"]["found_ms"] = None
     text = "\n".join(table(found))
     assert "the module has no AES key wrap" in text
