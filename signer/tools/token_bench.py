@@ -9,9 +9,9 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ from signer.hsm.front.admin import AdminWorker, open_admin
 from signer.hsm.front.pool import Pool, canary_job
 from signer.hsm.front.process import token_spec
 from signer.hsm.front.service import Hsm
+from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import WorkerMode
 from signer.keys.registry import Registry
 from signer.model import KeyVersion
@@ -204,8 +205,9 @@ class _Tokens:
         running = asyncio.run_coroutine_threadsafe(load.run(), self._loop.loop)
         time.sleep(seconds)
         usual, killed = quantile(load.times(), 0.99), self._clock.monotonic()
-        for worker in pool.status():
-            os.kill(worker.pid, signal.SIGKILL)
+        for pid in serving_pids(pool.status()):
+            with suppress(ProcessLookupError):  # it has just left by itself
+                os.kill(pid, signal.SIGKILL)
         _until(lambda: not pool.serving, 1.0)
         back = _until(lambda: pool.serving > 0, BACK_SECONDS)
         back_after = self._clock.monotonic() - killed
@@ -222,6 +224,14 @@ class _Tokens:
 
     def _serve(self, workers: int, pool: Pool) -> bool:
         return pool.serving == workers and not self._hsm.away() and not pool.breaker.is_open
+
+
+def serving_pids(workers: Iterable[WorkerStatus]) -> list[int]:
+    """Returns the process ids of the workers that serve: none of 0, which is our whole group.
+
+    One in its login is left alone, which some modules do not bear.
+    """
+    return [worker.pid for worker in workers if worker.pid > 0 and worker.state == "serving"]
 
 
 class _Load:

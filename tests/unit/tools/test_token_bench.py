@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from signer.cli.measure_token import table
-from signer.tools.token_bench import knee
+from signer.hsm.front.slot import WorkerStatus
+from signer.tools.token_bench import knee, serving_pids
 
 FOUND: dict[str, Any] = {
     "token": {
@@ -71,3 +72,12 @@ def test_the_table_says_what_the_token_does_not_do() -> None:
     assert "the module has no AES key wrap" in text
     assert "of a key the token has none" in text
     assert "lost" not in text
+
+
+def test_only_workers_that_serve_are_killed() -> None:
+    """The process id 0 would be that of all processes of the terminal."""
+    workers = [
+        WorkerStatus("t", pid, state, 1, 0, "")
+        for pid, state in ((11, "serving"), (0, "serving"), (0, "starting"), (12, "starting"))
+    ]
+    assert serving_pids(workers) == [11]
