@@ -73,6 +73,9 @@ class Executor:
         self._registry, self._clock = dependencies.registry, dependencies.clock
         self._store = OperationStore(dependencies.registry)
         self._threads = threads or ThreadPoolExecutor(_THREADS, "operation")
+        # Enrolments may occupy all of these for hours: sweeps must not wait for them, or pile up.
+        self._sweeper = threads or ThreadPoolExecutor(1, "sweep")
+        self._sweeping = threading.Lock()
         self._lock = threading.Lock()
         self._at_work: set[str] = set()
         self._ended: set[str] = set()  # their end is in the log, and the registry does not say so
@@ -86,11 +89,13 @@ class Executor:
         Called at the start and every few seconds: an interruption, or a database that did
         not answer, leaves such operations.
         """
-        self._threads.submit(self._sweep)
+        if self._sweeping.acquire(blocking=False):  # else one is under way
+            self._sweeper.submit(self._sweep)
 
     def close(self) -> None:
         """Stops the operations at work after their next key; the next start resumes them."""
         self._stopping.set()
+        self._sweeper.shutdown(wait=True, cancel_futures=True)
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _sweep(self) -> None:
@@ -108,6 +113,8 @@ class Executor:
             return  # the database does not answer: the next sweep finds them
         except Exception as error:  # noqa: BLE001 - a thread's end must not be silent
             self._deps.events.emit(OperationBug("", error))
+        finally:
+            self._sweeping.release()
 
     def _report_unreadable(self, rows: Sequence[UnreadableRow]) -> None:
         """Reports rows of operations that cannot be read, each once: nobody executes them."""

@@ -17,8 +17,9 @@ from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
 from signer.keys.schema import operations
 from signer.model import KeyState, Scope
-from signer.officers.execution import MAX_NOTE
+from signer.officers.execution import MAX_NOTE, Executor
 from signer.officers.store import OperationState
+from tests.daemon import until
 from tests.unit.officers.opstage import CLINIC, ORIGIN, START, Stage
 from tests.unit.officers.people import A, B, C, D, pem_of, sign
 from tests.unit.officers.softtoken import Crash
@@ -461,3 +462,23 @@ def test_each_step_reads_the_registry_once(stage: Stage, monkeypatch: pytest.Mon
     # (operations, acts); the operation at its end. Begun, done, recorded.
     assert cost() == (2, 7, 3)
     assert stage.operation(operation.id).state is OperationState.DONE
+
+
+def test_sweeps_wait_for_no_operation_and_do_not_pile_up(stage: Stage) -> None:
+    """Long enrolments may be at work in all threads."""
+    executor, gate = Executor(stage.executor._deps), threading.Event()
+    lanes: Any = executor._threads
+    for _ in range(8):
+        lanes.submit(gate.wait)
+    try:
+        assert executor.pending == 0
+        stage.propose("create-key", key=CLINIC, algorithm="ES256")
+        executor.sweep()
+        until(lambda: executor.pending == 1, "a sweep has counted what waits for signatures")
+        waiting = lanes._work_queue.qsize()
+        for _ in range(100):
+            executor.sweep()
+        assert lanes._work_queue.qsize() == waiting
+    finally:
+        gate.set()
+        executor.close()
