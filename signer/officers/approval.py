@@ -34,7 +34,8 @@ MAX_DEPTH = 16  # of JSON: with two spaces a level on every line, depth costs as
 MAX_NUMBER = 1 << 53  # integers below it are the same in every program that reads JSON
 MAX_SIGNATURE_BYTES = 1024
 LATE = 300  # seconds after its end by which an operation that began in time is done, or begun here
-SKEW = 5  # seconds by which the clocks of two appliances may be apart
+APART = 300  # seconds by which the clocks of two appliances on one registry may be apart
+SKEW = 5  # seconds that a signature may seem to be before its proposal
 CLOCK = "clock"  # the kind whose signatures have the earlier of two times in doubt
 FEWEST_OFFICERS = 2  # the lowest number of officers for an operation
 
@@ -291,6 +292,18 @@ def check_deployment(proposal: Proposal, deployment: str) -> None:
         raise ApprovalError(
             f"operation {proposal.id} is for another deployment ({said}), this one is"
             f" {deployment or 'none'}: propose it again here"
+        )
+
+
+def check_origin(proposal: Proposal, origin: str) -> None:
+    """Checks that an operation on a clock is for the appliance of a log. Raises ApprovalError.
+
+    Other operations are for all appliances of a deployment.
+    """
+    if proposal.kind == CLOCK and proposal.origin != origin:
+        raise ApprovalError(
+            f"operation {proposal.id} is about the clock of {proposal.origin}, and this is"
+            f" {origin}: sign it there"
         )
 
 

@@ -17,7 +17,7 @@ from signer.keys.database import RegistryError
 from signer.keys.registry import Writing
 from signer.keys.rows import UnreadableError, UnreadableRow
 from signer.officers import store
-from signer.officers.approval import Proposal, check_approved, check_deployment
+from signer.officers.approval import Proposal, check_approved, check_deployment, check_origin
 from signer.officers.kinds.base import (
     Details,
     Effects,
@@ -151,6 +151,7 @@ class Executor:
             with self._serving.locked(context) as current:
                 # 2. Enough officers, who are officers now, have signed these very bytes, for us.
                 check_deployment(operation.proposal, current.state.deployment)
+                check_origin(operation.proposal, self._deps.origin)
                 check_approved(
                     operation.proposal,
                     operation.content,

@@ -32,6 +32,7 @@ from signer.audit.format.record import (
     number,
     text,
 )
+from signer.clock import JUMP_SECONDS
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Officers, Proposal, Signature
 from signer.officers.records import (
@@ -46,7 +47,6 @@ from signer.officers.records import (
 from signer.text import plain
 
 SKEW_US = 5_000_000  # between what is done and its record
-APART_US = 300_000_000  # how far the clocks of two appliances on one registry may be apart
 MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
 MAX_OPERATIONS = 4096  # remembered at once; the oldest are forgotten first
 MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
@@ -292,7 +292,7 @@ class ApprovalFold:
         officers = self._known_officers(what)
         proposal = _proposal(approved)
         for signature in approved.signatures:
-            if signature.at * 1_000_000 > record.time_us + APART_US:
+            if signature.at * 1_000_000 > record.time_us + approval.APART * 1_000_000:
                 raise ProblemError(f"{signature.officer} signed it after it was recorded")
         if self.deployment:
             approval.check_deployment(proposal, self.deployment)
@@ -435,8 +435,8 @@ class ApprovalFold:
         proposal = self.check_approved(record, said.approved, "a confirmation of the clock")
         if proposal.kind != "clock":
             raise ProblemError(f"the clock is confirmed by an operation of kind {proposal.kind}")
-        if self._origin not in ("", proposal.origin):
-            raise ProblemError(f"officers have confirmed the clock of {proposal.origin}")
+        if self._origin:
+            approval.check_origin(proposal, self._origin)
         details = proposal.details
         approved = details.get("wrong_from"), details.get("right_until")
         if approved != (said.wrong_from, said.right_until):
@@ -449,6 +449,7 @@ class ApprovalFold:
                 f"operation {proposal.id} was to follow the confirmation in record {follows}, and"
                 f" the last one is in record {self.clock_confirmed} (repeated)"
             )
+        _check_clock_time(proposal, record.time_us / 1_000_000)
         self._remember(record, said.approved, _Stage.IN_FORCE)
         self._clock_at = record.seq
         if follows != -1:
@@ -524,6 +525,19 @@ def _check_since(proposal: Proposal, since: int) -> None:
             f"operation {proposal.id} was to replace what revision {seen} had put in force, and it"
             f" was revision {since}"
         )
+
+
+def _check_clock_time(proposal: Proposal, says: float) -> None:
+    """Raises ProblemError if the clock does not say what officers have confirmed.
+
+    That is by how much it is ahead of the time that the appliance counts on, and in that time they
+    proposed the operation.
+    """
+    ahead = proposal.details.get("ahead")
+    counted = says - (ahead if isinstance(ahead, int) else 0)
+    begins, ends = proposal.proposed_at - 2 * JUMP_SECONDS, proposal.expires_at + approval.LATE
+    if not begins <= counted < ends:
+        raise ProblemError("its time is not the one that officers have confirmed")
 
 
 def _check_signature(

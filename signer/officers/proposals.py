@@ -17,12 +17,14 @@ from signer.errors import OperatorError, answered, clock_doubtful, invalid
 from signer.keys.registry import Writing
 from signer.officers import store
 from signer.officers.approval import (
+    APART,
     MAX_BYTES,
     ApprovalError,
     Proposal,
     Signature,
     check_approved,
     check_deployment,
+    check_origin,
     check_signature,
     enough,
     parse,
@@ -125,6 +127,7 @@ class Proposals:
         with answered(), self._serving.locked() as context:
             officers = context.state.officers
             with self._open(identity) as (write, proposed):
+                check_origin(proposed.proposal, self._deps.origin)
                 signed = Signature(officer, signature, self._signing_time(proposed.proposal))
                 if officer == proposed.proposal.proposer:
                     raise ApprovalError(
@@ -166,6 +169,7 @@ class Proposals:
                 operation = store.get(write.connection, identity)
                 state = operation.state_at(context.now)
                 self._check_clock(operation.proposal.kind)
+                check_origin(operation.proposal, self._deps.origin)
                 if state is not OperationState.FAILED:
                     raise OperatorError(f"operation {identity} is {state}, not FAILED")
                 check_time(operation, context)
@@ -262,7 +266,8 @@ class Proposals:
         """
         reading = self._clock.reading()
         at = min(reading.now, reading.machine) if reading.doubt else reading.now
-        return at if proposal.kind == CLOCK else max(at, proposal.proposed_at)
+        behind = proposal.proposed_at - at
+        return proposal.proposed_at if proposal.kind != CLOCK and 0 < behind <= APART else at
 
     @contextmanager
     def _open(self, identity: str) -> Iterator[tuple[Writing, StoredOperation]]:

@@ -14,11 +14,14 @@ from signer.audit.read.verify import verify_log
 from signer.clock import JUMP_SECONDS
 from signer.errors import CallError, Reason
 from signer.keys import schema
+from signer.officers.approval import parse
 from signer.officers.change_check import ChangeFold
+from signer.officers.execution import Executor
 from signer.officers.offline_check import ApprovalFold
+from signer.officers.proposals import Proposals
 from signer.officers.store import OperationState
-from tests.unit.officers.opstage import CLINIC, DAY, ORIGIN, Stage, empty_registry
-from tests.unit.officers.people import A, B
+from tests.unit.officers.opstage import CLINIC, DAY, ORIGIN, Inline, Stage, empty_registry
+from tests.unit.officers.people import A, B, sign
 from tests.unit.officers.reallog import DiskLog
 
 YEARS = 3 * 365 * DAY
@@ -189,6 +192,8 @@ def test_a_clock_that_nobody_approved_so_is_a_problem(stage: Stage) -> None:
         (changed(clock, wrong_from=1), "not the times"),
         (changed(clock, right_until=7), "not the times"),
         (changed(clock, signatures=[]), "has not validly signed"),
+        (replace(clock, time_us=clock.time_us - DAY * 500_000), "its time is not the one"),
+        (replace(clock, time_us=clock.time_us + DAY * 1_500_000), "its time is not the one"),
     ):
         [problem] = judged([*others, wrong])
         assert text in problem
@@ -198,8 +203,28 @@ def test_a_clock_that_nobody_approved_so_is_a_problem(stage: Stage) -> None:
     for record in records:
         elsewhere.apply(record)
     [problem] = elsewhere.problems
-    assert f"the clock of {ORIGIN}" in problem
+    assert f"is about the clock of {ORIGIN}" in problem
     assert not elsewhere.confirmed(clock)
+
+
+def test_another_appliance_does_not_confirm_this_clock(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own clock may be in doubt, too; somebody has written that it is to execute this one."""
+    stage.clock.machine_ahead = 3600
+    content = stage.propose("clock").content
+    identity = parse(content).id
+    there = stage.proposals._deps._replace(origin="another/log")
+    elsewhere = Proposals(there, stage.executor, expire_hours=24)
+    with pytest.raises(CallError, match="is about the clock of"):
+        elsewhere.approve(B, identity, sign(B, content))
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.executor, "submit", lambda _: None)
+        stage.approve(identity, by=B)
+    Executor(there, Inline()).submit(identity)
+    assert "is about the clock of" in stage.operation(identity).note
+    assert stage.log.of(RecordKind.CLOCK) == []
+    assert stage.clock.doubt()
 
 
 def test_an_approval_confirms_the_clock_once_however_long_ago_that_was(stage: Stage) -> None:
