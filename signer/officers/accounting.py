@@ -28,7 +28,7 @@ from signer.officers.execution import known_kind
 from signer.officers.kinds.base import Details, OperationKind, Pair
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
-from signer.officers.permits import Asked, Permit
+from signer.officers.permits import Asked, Permit, makes_all_at_once
 from signer.officers.placing import PlacedChanges, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
 from signer.officers.standing import (
@@ -291,32 +291,33 @@ class _Judging:
         acts = list(self._acts)
         lasting = self._lasting(operations, at.officers)
         for stored in operations:
-            step = self._approved(stored, at.officers)
+            step = lasting.get(stored.id) or self._approved(stored, at.officers)
             if step is None:
                 continue
             ended = stored.ended_revision
             while acts and ended is not None and acts[0].revision < ended:
-                self._steps += [*lasting, acts.pop(0)]
-            self._steps += [*(each for each in lasting if each.stored is not stored), step]
+                self._steps += [*lasting.values(), acts.pop(0)]
+            self._steps += [*(each for each in lasting.values() if each is not step), step]
             if stored.proposal.kind not in left_out and ended is not None:
                 before, at = at, self._decided(step, at, ended)
                 if at.officers is not before.officers:
                     lasting = self._lasting(operations, at.officers)
         for act in acts:
-            self._steps += [*lasting, act]
-        self._steps += lasting
+            self._steps += [*lasting.values(), act]
+        self._steps += lasting.values()
         return at
 
     def _lasting(
         self, operations: Sequence[StoredOperation], officers: Officers
-    ) -> list[_Operation]:
-        """Returns the operations that make their changes one after the other.
+    ) -> dict[str, _Operation]:
+        """Returns the operations that make their changes one after the other, by their ids.
 
         Some of what such a one made, others may have changed before it ended; perhaps it never
         does. So it is a step before each of the others.
         """
-        made = (self._approved(stored, officers) for stored in operations)
-        return [step for step in made if step is not None and not step.permit.once]
+        some = (each for each in operations if not makes_all_at_once(each.proposal.kind))
+        made = (self._approved(stored, officers) for stored in some)
+        return {step.stored.id: step for step in made if step is not None}
 
     def _approved(self, stored: StoredOperation, officers: Officers) -> _Operation | None:
         """Returns an operation that officers have approved, None if they have not."""

@@ -276,6 +276,11 @@ def _retired(permit: Permit, asked: Asked) -> Iterator[Standing]:
     yield from asked.moved(lambda version, now: lifecycle.deactivate(version, end, now, destroy_at))
 
 
+def makes_all_at_once(kind: str) -> bool:
+    """Returns whether operations of a kind make all of their changes in one transaction."""
+    return kind not in _RULES or _RULES[kind].once
+
+
 class PermitRule(NamedTuple):
     """What operations of one kind do to a version, in up to ``steps`` moves.
 

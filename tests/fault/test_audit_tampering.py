@@ -62,7 +62,7 @@ def approved() -> dict[RecordKind, dict[str, Value]]:
 
     made = whole(number, "create-key", {"key": "facilities/01-001/keys/records"})
     times: dict[str, Value] = {"wrong_from": 0, "right_until": 0}
-    clock = whole(str(uuid4()), "clock", {"ahead": 60, **times})
+    clock = whole(str(uuid4()), "clock", {"ahead": 0, **times})
     content = made["content"]
     one, two = (key.sign(bytes(content)) for key in keys.values())  # type: ignore[arg-type]
     return {

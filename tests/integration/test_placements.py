@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from signer.daemon.accounts import UNACCOUNTED
+from signer.keys import schema
+from signer.keys.registry import Registry
 from tests.appliances import TwoTokens
 from tests.commands import signer
-from tests.daemon import Daemon
+from tests.daemon import Daemon, until, verified
 from tests.integration.officers import Office
 
 KEY = "facilities/01-001/keys/records-2"
@@ -48,7 +52,7 @@ def shown(daemon: Daemon) -> dict[str, Any]:
     return value
 
 
-def test_a_new_key_is_placed_on_the_second_token_by_two_officers(daemon: Daemon) -> None:
+def place(daemon: Daemon) -> Office:
     office = Office(daemon.dev)
     before = objects(daemon.folder / "token")
     office.do("create-key", key=KEY, algorithm="ES256", activate=True, token="signer-dev")
@@ -57,16 +61,50 @@ def test_a_new_key_is_placed_on_the_second_token_by_two_officers(daemon: Daemon)
     assert office.ended(refused.id).state == "FAILED", "the second token lacks the key"
     copy_new(daemon, before)
     office.do("add-placement", version=VERSION, token="signer-dev-2")
+    return office
+
+
+def on_second(daemon: Daemon) -> float:
+    """For how long the second token has been busy when the key has signed."""
+    with daemon.client() as client:
+        results = client.sign_batch(KEY, "MESSAGE", [b"m"] * 400, timeout=60)
+    assert all(result.error is None for result in results)
+    return daemon.metric("signer_worker_busy_seconds_total", token="signer-dev-2")
+
+
+def test_a_new_key_is_placed_on_the_second_token_by_two_officers(daemon: Daemon) -> None:
+    office = place(daemon)
     version = shown(daemon)
     assert [place.partition(" ")[0] for place in version["placements"]] == [
         "signer-dev",
         "signer-dev-2",
     ]
     assert daemon.reason() == ""
-    busy = "signer_worker_busy_seconds_total"
-    before_signing = daemon.metric(busy, token="signer-dev-2")
-    with daemon.client() as client:
-        results = client.sign_batch(KEY, "MESSAGE", [b"m"] * 400, timeout=60)
-    assert all(result.error is None for result in results)
-    assert daemon.metric(busy, token="signer-dev-2") > before_signing
+    before = daemon.metric("signer_worker_busy_seconds_total", token="signer-dev-2")
+    assert on_second(daemon) > before
     office.log_in_order()
+
+
+def test_a_placement_that_is_pointed_elsewhere_by_hand_is_not_used(daemon: Daemon) -> None:
+    """The row gets the CKA_ID of another key of that token, by SQL."""
+    place(daemon)
+    assert on_second(daemon) > 0
+    placements = schema.placements
+    with (
+        Registry.open(f"sqlite:///{daemon.folder / 'registry.sqlite'}") as registry,
+        registry.writing() as write,
+    ):
+        rows = sa.select(placements).order_by(placements.c.id)
+        other, *_, ours = write.connection.execute(rows).all()
+        write.connection.execute(sa.delete(placements).where(placements.c.id == other.id))
+        changed = sa.update(placements).where(placements.c.id == ours.id)
+        values = {"cka_id": other.cka_id, "revision": write.revision}
+        assert write.connection.execute(changed.values(values)).rowcount == 1
+    until(lambda: UNACCOUNTED in daemon.reason(), "it is shown")
+    on_second(daemon)  # all of it is signed, where the key was made
+    assert daemon.metric("signer_signature_checks_total", result="correct") > 0
+    assert daemon.metric("signer_signature_checks_total", result="wrong") == 0
+    audit = daemon.settings["audit"]
+    directory = daemon.folder / audit.get("directory", "audit")
+    report = verified(directory, audit.get("origin", "signer/audit"), whole=False)
+    assert any("its placement on token signer-dev-2" in text for text in report["problems"])

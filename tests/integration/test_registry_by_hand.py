@@ -27,7 +27,7 @@ from signer.keys.registry import Registry
 from signer.officers.approval import parse
 from signer.tools.dev.key_plan import principal
 from tests.commands import signer
-from tests.daemon import Daemon, beside, until
+from tests.daemon import Daemon, beside, until, verified
 from tests.integration.officers import Office
 from tests.integration.place import KEY, Place
 
@@ -192,6 +192,20 @@ def another(key: str, number: int) -> Change:
     return Change(f"another-{key}-{number}", make)
 
 
+def placed(key: str, token: str, of: str = "") -> Change:
+    """A placement that nobody approved: with the CKA_ID of another key, or an invented one."""
+
+    def make(_site: Site, connection: sa.Connection, revision: int) -> None:
+        versions = schema.key_versions
+        first = sa.select(versions.c.id, versions.c.cka_id)
+        [row] = connection.execute(first.where(_version(key)))
+        cka_id = connection.execute(first.where(_version(of))).one().cka_id if of else b"p" * 16
+        values = {"version_id": row.id, "token": token, "cka_id": cka_id, "state": "PLACED"}
+        connection.execute(sa.insert(schema.placements).values(values | {"revision": revision}))
+
+    return Change(f"placed-{key}-{token}-{of}", make)
+
+
 def sql(name: str, *statements: str) -> Change:
     def make(_site: Site, connection: sa.Connection, _revision: int) -> None:
         for statement in statements:
@@ -313,6 +327,9 @@ CHANGES = (
     version("records", token="elsewhere"),
     version("records", spki=b"0"),
     version("records", certificate=b"0", kid=b"0" * 8),
+    placed("records", "elsewhere"),
+    placed("records", "elsewhere", of="compromised"),
+    placed("compromised", "elsewhere", of="records"),
     sql("no-suspensions", "DELETE FROM suspensions"),
     sql("earlier-suspension", f"{FLAGS} since = 1.0"),
     sql("other-policy", OTHER_POLICY),
@@ -339,6 +356,7 @@ UNSEEN = (
     sql("no-suspensions", "DELETE FROM suspensions"),
     sql("other-policy", OTHER_POLICY),
     officer("stranger", "stranger"),
+    placed("records", "elsewhere"),
 )
 
 
@@ -424,14 +442,19 @@ def test_an_operation_of_another_deployment_is_not_executed(site: Site) -> None:
 
 def test_every_log_names_what_was_not_served(site: Site) -> None:
     planned = version("planned", state="ACTIVE", activate_at=1.0)
-    for change in (officer("stranger", "stranger"), planned):
+    elsewhere = placed("records", "elsewhere", of="compromised")
+    for change in (officer("stranger", "stranger"), planned, elsewhere):
         until(site.ready, "all serve")
         with site.changed(change):
             until(site.told, "every appliance gives a reason")
     for daemon in site.daemons:
         exported = signer("audit", "export", "--config", daemon.config).out
-        for what in ("planned/versions/1", "the officers"):
+        for what in ("planned/versions/1", "the officers", "placement on token elsewhere"):
             assert re.search(f'"unaccounted": [^]]*{what}', exported), what
+        audit = daemon.settings["audit"]
+        directory = daemon.folder / audit.get("directory", "audit")
+        report = verified(directory, audit.get("origin", "signer/audit"), whole=False)
+        assert any("placement on token elsewhere" in text for text in report["problems"])
 
 
 @pytest.mark.parametrize("change", STOPS, ids=lambda change: change.name)
