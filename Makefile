@@ -4,7 +4,7 @@
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
 # make clients    the clients of docs/clients, as printed: fetched, compiled and run
-# make reference  docs/metrics.md anew, from the code
+# make reference  docs/metrics.md, docs/api.md and docs/cli.md anew, from the code
 # make released   with a release: proto/released.binpb, which later changes of the API must fit
 # make shim    a PKCS#11 module that is slow or wrong on demand, for tests and `signer dev up`
 # make bench   the table of docs/performance.md, beside a C loop on the same token
@@ -64,9 +64,11 @@ check: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m signer.observe.reference | cmp - docs/metrics.md
+	$(BIN)/python .ci/reference cli | cmp - docs/cli.md
 	mkdir -p build/proto
 	$(PROTOC) -I $(SITE)/grpc_tools/_proto --include_imports --include_source_info \
 		-o build/proto/image.binpb $(PROTOS)
+	$(BIN)/python .ci/reference api build/proto/image.binpb | cmp - docs/api.md
 	$(BIN)/buf lint build/proto/image.binpb --config proto/buf.yaml
 	$(BIN)/buf breaking build/proto/image.binpb --against proto/released.binpb --config proto/buf.yaml
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTOS)
@@ -95,8 +97,12 @@ build/load: $(wildcard tests/load/client/*) proto/signer/v1/signing.proto $(TOOL
 proto: $(DEV)
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
-reference: $(READY)
+reference: $(DEV)
 	$(BIN)/python -m signer.observe.reference > docs/metrics.md
+	$(BIN)/python .ci/reference cli > docs/cli.md
+	mkdir -p build/proto
+	$(PROTOC) --include_imports --include_source_info -o build/proto/image.binpb $(PROTOS)
+	$(BIN)/python .ci/reference api build/proto/image.binpb > docs/api.md
 
 # The API of the last release, as descriptors. Before the first release it is what programs may
 # rely on already: with a release, and only then, it is written anew and committed.

@@ -145,11 +145,14 @@ def client_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def _client_file(appliance: ApplianceFile) -> Path:
-    if not appliance.on_machine:
-        return appliance.path
+    return client_file_of(appliance.path) if appliance.on_machine else appliance.path
+
+
+def client_file_of(config_file: Path) -> Path:
+    """Returns the client file that a daemon's configuration names; raises OperatorError."""
     from signer.config.models import load_config  # needs packages of the server
 
-    client = load_config(appliance.path).client
+    client = load_config(config_file).client
     if client is None:
-        raise OperatorError(f"{appliance.path} names no `client` file: give one with --client FILE")
+        raise OperatorError(f"{config_file} names no `client` file: give one with --client FILE")
     return client

@@ -16,6 +16,7 @@ _SUMMARIES = {
     "bench": "Measures a development appliance beside a C loop.",
     "ceremony": "Creates a key with two officers and a transcript.",
     "check": "Checks the configuration, the policy and their files.",
+    "completion": "Prints the script that completes commands in a shell.",
     "dev": "Creates and runs a development appliance on SoftHSM.",
     "doctor": "Examines the machine and says what to fix.",
     "health": "Shows whether the daemon serves.",
@@ -44,7 +45,13 @@ _MODULES = {
 """The modules of commands that share one; each other command is in the module of its name."""
 
 
-@click.group(cls=LazyGroup, package="signer.cli", summaries=_SUMMARIES, modules=_MODULES)
+@click.group(
+    cls=LazyGroup,
+    package="signer.cli",
+    summaries=_SUMMARIES,
+    modules=_MODULES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="signer")
 def cli() -> None:
     """An HSM-backed batch signing appliance.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import click
 
+from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
 from signer.cli.output import explained, put, say, write_file
 from signer.cli.progress import progress
@@ -45,12 +46,18 @@ _Item = tuple[_Source, bytes]
 
 @click.command()
 @daemon_options
-@click.option("--key", required=True, metavar="NAME", help="A key, or a version of it.")
+@click.option(
+    "--key",
+    required=True,
+    metavar="NAME",
+    shell_complete=key_and_version_names,
+    help="A key, or a version of it.",
+)
 @click.option(
     "--format",
     "format_name",
     required=True,
-    type=click.Choice([format_.value for format_ in Format]),
+    type=click.Choice([format_.value for format_ in Format], case_sensitive=False),
     help="What the payloads are, and what they become.",
 )
 @click.option("--lines", is_flag=True, help="Each line is a payload (for DIGEST in hex).")

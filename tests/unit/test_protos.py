@@ -28,7 +28,8 @@ def image(folder: Path, name: str = "", change: tuple[str, str] = ("", "")) -> P
         copy.write_text(text)
     out = folder / "image.binpb"
     command = [
-        *(sys.executable, "-m", "grpc_tools.protoc", "--include_imports", "-o", str(out)),
+        *(sys.executable, "-m", "grpc_tools.protoc", "--include_imports", "--include_source_info"),
+        *("-o", str(out)),
         *("-I", str(sources), "-I", SITE, *map(str, sorted(sources.rglob("*.proto")))),
     ]
     subprocess.run(command, check=True, capture_output=True)
@@ -79,3 +80,12 @@ def test_a_change_that_breaks_programs_is_found(
 def test_a_new_field_breaks_nothing(tmp_path: Path) -> None:
     pattern = r"(string request_id = 4;)"
     assert breaking(image(tmp_path, "signing.proto", (pattern, r"\1\n  string x = 99;"))) == ""
+
+
+@pytest.mark.parametrize("of", ["api", "cli"])
+def test_references_are_those_of_the_code(tmp_path: Path, of: str) -> None:
+    """`make reference` writes them anew."""
+    command = [sys.executable, str(ROOT / ".ci" / "reference"), of]
+    command += [str(image(tmp_path))] if of == "api" else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == (ROOT / f"docs/{of}.md").read_text()

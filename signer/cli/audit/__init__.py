@@ -40,7 +40,7 @@ def _print(shown: dict[str, Any] | list[dict[str, Any]]) -> None:
         print_records(shown)
 
 
-@audit.command()
+@audit.command(short_help="Shows one record in full, or the last ones in a table.")
 @output(lambda shown: shown, _print)
 @log_options
 @click.argument("seq", type=click.IntRange(min=0), required=False)
@@ -69,7 +69,7 @@ def show(
     return [describe(record) for record in deque(wanted.select(searched), last)]
 
 
-@audit.command()
+@audit.command(short_help="Prints records as JSON, one a line.")
 @log_options
 @click.option("--from", "start", metavar="N", type=click.IntRange(min=0), help="First record.")
 @click.option("--to", "stop", metavar="N", type=click.IntRange(min=0), help="Last record.")

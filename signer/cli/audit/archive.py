@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from signer.config.models import AuditConfig
 
 
-@click.command()
+@click.command(short_help="Moves old files of the log to another directory.")
 @config_option
 @click.option(
     "--to",

@@ -112,7 +112,7 @@ def find(*, log: LogFiles, sought: Sought | None, wanted: Wanted) -> list[dict[s
     return [each for each in found if _ok([each])] or found
 
 
-@click.command()
+@click.command(short_help="Writes the proof of one signature.")
 @log_options
 @_item_options
 @click.option("--record", "seq", metavar="N", type=click.IntRange(min=0), help="The intent.")

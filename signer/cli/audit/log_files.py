@@ -176,7 +176,7 @@ _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"
 kind_option = click.option(
     "--kind",
     "kinds",
-    type=click.Choice(list(map(str, RecordKind))),
+    type=click.Choice(list(map(str, RecordKind)), case_sensitive=False),
     multiple=True,
     help="Only records of this kind; may be given several times.",
 )

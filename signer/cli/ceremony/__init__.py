@@ -39,7 +39,7 @@ _OPTIONS = _NEEDED | {"bits": "--bits", "token": "--token", "subject": "--subjec
 @click.argument("name", metavar="[NAME]", type=KEY, required=False)
 @click.option("--client", "first", type=FILE, help="Who proposes: a client file.")
 @click.option("--second", type=FILE, help="Who approves: a client file.")
-@click.option("--algorithm", type=click.Choice([str(a) for a in Algorithm]))
+@click.option("--algorithm", type=click.Choice([str(a) for a in Algorithm], case_sensitive=False))
 @click.option("--bits", type=int, default=0, help="RSA only: 2048, 3072 or 4096.")
 @token_option
 @click.option("--subject", metavar="DN", default="", help='Of the request, as in "CN=DCC 1,C=VN".')

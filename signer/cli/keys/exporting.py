@@ -115,7 +115,12 @@ _FORMS: Mapping[str, Callable[[Iterable[KeyVersion]], str]] = {
 
 
 @click.command(short_help="Writes public keys or certificates for verifiers.")
-@click.option("--form", type=click.Choice(sorted(_FORMS)), required=True, help="What to write.")
+@click.option(
+    "--form",
+    type=click.Choice(sorted(_FORMS), case_sensitive=False),
+    required=True,
+    help="What to write.",
+)
 @facility_option
 @click.option(
     "--announced/--no-announced",

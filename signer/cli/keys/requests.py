@@ -8,6 +8,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from signer.cli.completion import operation_ids
 from signer.cli.connection import client_options
 from signer.cli.keys.rotating import key_of, list_option, read_list
 from signer.cli.operations import follow_options
@@ -39,7 +40,7 @@ def _rotates(operation: Operation) -> bool:
 
 
 @click.command(short_help="Writes the certification requests of a rotation.")
-@click.argument("identity", metavar="[ROTATION_ID]", required=False)
+@click.argument("identity", metavar="[ROTATION_ID]", required=False, shell_complete=operation_ids)
 @click.option(
     "--out",
     metavar="DIR",

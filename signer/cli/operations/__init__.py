@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from signer.cli.completion import operation_ids
 from signer.cli.connection import client_options
 from signer.cli.operations.arguments import read_file, utc
 from signer.cli.operations.flow import (
@@ -42,7 +43,7 @@ _BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
 STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)
 WAIT_SECONDS = 3_600.0
 
-_identity_argument = click.argument("identity", metavar="ID")
+_identity_argument = click.argument("identity", metavar="ID", shell_complete=operation_ids)
 _timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
@@ -312,7 +313,7 @@ def submit(
 
 
 @operations.command(short_help="Signs another officer's proposal, after showing it.")
-@click.argument("identity", metavar="[ID]", required=False)
+@click.argument("identity", metavar="[ID]", required=False, shell_complete=operation_ids)
 @click.option("--signature", type=FILE, help="Yours, made with another tool.")
 @yes_option
 @officer_options

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 from cryptography import x509
 
+from signer.cli.completion import (
+    Complete,
+    facility_ids,
+    key_and_version_names,
+    key_names,
+    version_names,
+)
 from signer.cli.output import explained
 from signer.errors import OperatorError
 from signer.model import IDENTIFIER, KeyName, parse_key_or_version
@@ -89,9 +97,17 @@ def _amount(text: str) -> tuple[int, str]:
 class Text(click.ParamType[T], Generic[T]):
     """A parameter that a function reads from text; the function raises ValueError."""
 
-    def __init__(self, name: str, read: Callable[[str], T]) -> None:
+    def __init__(
+        self, name: str, read: Callable[[str], T], complete: Complete | None = None
+    ) -> None:
         self.name = name
         self._read = read
+        self._complete = complete
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [] if self._complete is None else self._complete(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
         if not isinstance(value, str):
@@ -121,10 +137,10 @@ def _key_or_version(text: str) -> str:
 
 TIME = Text("TIME", lambda text: parse_time(text, time.time()))
 DURATION = Text("DURATION", parse_duration)
-FACILITY = Text("ID", _facility)
-KEY = Text("NAME", lambda text: str(KeyName.parse(text)))
-VERSION = Text("VERSION", _version)
-KEY_OR_VERSION = Text("NAME", _key_or_version)
+FACILITY = Text("ID", _facility, facility_ids)
+KEY = Text("NAME", lambda text: str(KeyName.parse(text)), key_names)
+VERSION = Text("VERSION", _version, version_names)
+KEY_OR_VERSION = Text("NAME", _key_or_version, key_and_version_names)
 
 
 def read_file(path: Path) -> bytes:

@@ -88,7 +88,7 @@ _add(
     click.option(
         "--algorithm",
         required=True,
-        type=click.Choice([str(a) for a in Algorithm]),
+        type=click.Choice([str(a) for a in Algorithm], case_sensitive=False),
         help="Fixed for the life of the key.",
     ),
     click.option("--bits", type=int, default=0, help="RSA only: 2048, 3072 or 4096."),
@@ -112,7 +112,7 @@ _add(
 )
 _add(
     "new-version",
-    """Creates the next version of the key NAME, which signs nothing until it is activated.
+    """Creates the next version of the key NAME. It signs nothing until it is activated.
 
     \b
       signer operations propose new-version facilities/moh/keys/dcc \\
@@ -124,7 +124,7 @@ _add(
 )
 _add(
     "activate",
-    """Lets VERSION sign; from then on it is its key's primary version.
+    """Lets VERSION sign as its key's primary version.
 
     \b
       signer operations propose activate facilities/moh/keys/dcc/versions/2 \\
@@ -138,7 +138,9 @@ _add(
 )
 _add(
     "resume",
-    """Lets a suspended TARGET sign again: a key, a version, a facility, a group or everything.
+    """Lets a suspended TARGET sign again.
+
+    TARGET is a key, a version, a facility, a group or everything.
 
     \b
       signer operations propose resume facilities/01-001/keys/records --client officer-a.yaml
@@ -150,11 +152,12 @@ _add(
 )
 _add(
     "clock",
-    """Confirms the appliance's clock, which is in doubt: it has jumped, or differs from the log.
+    """Confirms the appliance's clock, which is in doubt.
 
-    Until then nothing is signed. Look at the clock yourself before you sign: you confirm the
-    time that the appliance shows. If records of the audit log have a wrong time, name the
-    first one; the times of all after it are wrong as well. `signer audit show` lists them.
+    It has jumped, or differs from the log; until it is right or confirmed nothing is signed.
+    Look at the clock yourself before you sign: you confirm the time that the appliance shows.
+    If records of the audit log have a wrong time, name the first one; the times of all after
+    it are wrong as well. `signer audit show` lists them.
 
     \b
       signer operations propose clock --client officer-a.yaml
@@ -181,7 +184,9 @@ _add(
 )
 _add(
     "schedule-destruction",
-    """Allows VERSION to be destroyed from a time on; until then `restore` cancels it.
+    """Allows VERSION to be destroyed from a time on.
+
+    Until then `restore` cancels it.
 
     \b
       signer operations propose schedule-destruction facilities/moh/keys/dcc/versions/1 \\
@@ -214,7 +219,9 @@ _add(
 
 _add(
     "add-placement",
-    """Lets the token --token sign with VERSION, too: it holds the same private key.
+    """Lets the token --token sign with VERSION, too.
+
+    It holds the same private key.
 
     Copy the key by the HSM's own means first, under the same CKA_ID or under another one. The
     token must sign once, and the registry's public key verifies that.
@@ -235,7 +242,9 @@ _add(
 )
 _add(
     "remove-placement",
-    """Lets the token --token no longer sign with VERSION; others that hold the key still do.
+    """Ends signing with VERSION on the token --token.
+
+    Other tokens that hold the key still sign with it.
 
     \b
       signer operations propose remove-placement facilities/moh/keys/dcc/versions/1 \\

@@ -96,7 +96,7 @@ def _print_decisions(decisions: Decisions) -> None:
     "--format",
     "format_name",
     metavar="FORMAT",
-    type=click.Choice(list(Format)),
+    type=click.Choice(list(Format), case_sensitive=False),
     help="One format; by default all.",
 )
 @click.option(
