@@ -1,8 +1,11 @@
 """How commands call a daemon: ``--client`` or ``--config``, and failed calls as errors."""
 
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +16,7 @@ from signer.cli.options import FILE
 from signer.client import SignerClient, SignerClientError
 from signer.config.client_file import load_client
 from signer.errors import OperatorError
+from signer.text import utc
 
 T = TypeVar("T")
 
@@ -53,11 +57,20 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
 def describe(error: SignerClientError) -> str:
     """Returns a failed call as text: reason, message, fields, rule, and when to try again."""
     lines = [str(error)]
-    lines += [f"  {violation.field}: {violation.description}" for violation in error.violations]
+    violations = [f"{violation.field}: {violation.description}" for violation in error.violations]
+    lines += [f"  {violation}" for violation in violations if violation not in error.message]
     lines += [f"  {name}: {value}" for name, value in sorted(error.metadata.items())]
     if error.retry_after is not None:
-        lines.append(f"  it may be tried again in {error.retry_after:g} s")
+        lines.append(f"  it may be tried again {_moment(error.retry_after, time.time())}")
     return "\n".join(lines)
+
+
+def _moment(pause: float, now: float) -> str:
+    """Returns when a pause of so many seconds is over: from a minute on as a time."""
+    if pause < 60:
+        return f"in {pause:.3g} s"
+    moment = math.ceil(now + pause)
+    return f"at {utc(moment)}, {datetime.fromtimestamp(moment).astimezone():%H:%M} here"
 
 
 def place_options(command: Callable[..., T]) -> Callable[..., T]:

@@ -14,8 +14,8 @@ from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
 from signer.cli.output import explained, put, say, write_file
 from signer.cli.progress import progress
-from signer.client import ItemResult
-from signer.errors import OperatorError
+from signer.client import ItemError, ItemResult, SignerClientError
+from signer.errors import OperatorError, Reason
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count
 
@@ -71,7 +71,7 @@ _Item = tuple[_Source, bytes]
     "--batch",
     metavar="N",
     type=click.IntRange(1, 4096),
-    help="Payloads a call; by default what the policy allows, up to 500.",
+    help="Payloads a call; by default what policy and quotas allow, up to 500.",
 )
 @click.option(
     "--timeout",
@@ -106,7 +106,8 @@ def sign(
     --lines it prints one signature a line, in the order of the payloads: JWS and
     HCERT as text, the others in base64, an empty line where a payload failed.
     Failed payloads are listed on stderr, and the exit code is 1; all others are
-    signed.
+    signed. If a call fails for good, its error is printed once, nothing more is
+    sent, and the payloads that are left count as failed.
 
     \b
     Three records, signed as JWS next to each file:
@@ -138,15 +139,22 @@ def sign(
     prints = as_json or len(targets) < len(inputs)
     total = None if lines else len(inputs)
     sources = deque[_Source]()
-    with (
-        progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
-        connect(client_file) as client,
-    ):
-        payloads = _payloads(items, sources)
-        results = client.sign(key, message_format, payloads, batch_items=batch, timeout=timeout)
-        for done, result in enumerate(results, 1):
-            printer.take(sources.popleft(), result)
-            advance(done, total)
+    try:
+        with (
+            progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
+            connect(client_file) as client,
+        ):
+            payloads = _payloads(items, sources)
+            results = client.sign(key, message_format, payloads, batch_items=batch, timeout=timeout)
+            for done, result in enumerate(results, 1):
+                printer.take(sources.popleft(), result)
+                advance(done, total)
+    except OperatorError as error:
+        if not isinstance(error.__cause__, SignerClientError):
+            raise
+        say(f"signer: {error}", err=True)
+        for source in (*sources, *(source for source, _ in items)):
+            printer.leave(source, error.__cause__)
     printer.check()
 
 
@@ -206,6 +214,12 @@ def _digest(line: bytes) -> bytes:
         return b""
 
 
+def _failed_with_call(result: ItemResult) -> bool:
+    """Whether the item has no signature because its whole call failed, which is said once."""
+    error = result.error
+    return error is not None and not result.key_version and error.reason != Reason.PAYLOAD_INVALID
+
+
 class _Printer:
     """Writes signatures to the ``targets`` of inputs or prints them, that of a ``single`` raw."""
 
@@ -223,9 +237,18 @@ class _Printer:
         target = self._targets.get(source.name)
         if result.error is not None:
             self._failed += 1
-            say(f"{source}: {result.error.reason}: {result.error.message}", err=True)
+            if not _failed_with_call(result):
+                say(f"{source}: {result.error.reason}: {result.error.message}", err=True)
         elif target is not None:
             write_file(target, result.signature)
+        self._print(source, result, target)
+
+    def leave(self, source: _Source, error: SignerClientError) -> None:
+        """Accounts for a payload that was not sent, because a call failed for good."""
+        failure = ItemError(error.code, error.reason, error.message)
+        self.take(source, ItemResult(self._taken, b"", "", failure))
+
+    def _print(self, source: _Source, result: ItemResult, target: Path | None) -> None:
         if self._json:
             say(json.dumps(self._describe(source, result, target)))
         elif target is None and self._single and not self._text:
@@ -237,7 +260,9 @@ class _Printer:
         """Raises OperatorError if a payload could not be signed."""
         if self._failed:
             payloads = count(self._taken, "payload")
-            raise OperatorError(f"{self._failed} of {payloads} could not be signed")
+            raise OperatorError(
+                f"{self._failed} of {payloads} {'has' if self._taken == 1 else 'have'} no signature"
+            )
 
     def _encode(self, signature: bytes) -> str:
         return signature.decode("ascii") if self._text else base64.b64encode(signature).decode()

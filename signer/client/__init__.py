@@ -38,7 +38,7 @@ from signer.client._errors import (
     closed,
 )
 from signer.client._exchanges import DEFAULT_TIMEOUT
-from signer.client._gathering import CALLS_OUT, LARGEST_BATCH
+from signer.client._gathering import CALLS_OUT
 from signer.client._gathering_threads import ThreadGathering
 from signer.client._operations import OVER, AsyncOperations, Operations, sign_operation
 from signer.client._stream_tasks import AsyncSignerStream
@@ -200,7 +200,7 @@ class SignerClient(Blocking):
 
         def limit(known: Callable[[int], None]) -> None:
             request = exchanges.get_key(pipeline.key_of(key))
-            self._begin_later(request, lambda found: known(found.max_batch_items if found else 0))
+            self._begin_later(request, lambda found: known(found.most_items if found else 0))
 
         made = ThreadGathering(self._begin, limit, key, message_format, self._calls_out)
         return self._gatherings.setdefault((key, message_format), made)
@@ -232,8 +232,8 @@ class SignerClient(Blocking):
 
         Payloads are read as they are needed, so there may be millions:
         ``in_flight`` batches are sent at a time, each of at most ``batch_items``
-        (None: what the policy allows for this key, at most 500; one more call
-        reads that) and below the API's 4 MiB. ``timeout`` is for each batch.
+        (None: what the policy and the quotas of this key allow, at most 500; one more
+        call reads that) and below the API's 4 MiB. ``timeout`` is for each batch.
 
         Calls refused for load or quota, lost connections and single items that
         an HSM dropped are retried within ``timeout``, no sooner than the
@@ -248,8 +248,8 @@ class SignerClient(Blocking):
         wanted = Format(message_format)
         pipeline.check(batch_items, in_flight)
         if batch_items is None:
-            allowed = self.get_key(pipeline.key_of(key), timeout=timeout).max_batch_items
-            batch_items = min(LARGEST_BATCH, allowed or LARGEST_BATCH)
+            found = self.get_key(pipeline.key_of(key), timeout=timeout)
+            batch_items, in_flight = pipeline.plan(found, in_flight)
         job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout)
         return pipeline.run(self._call, pipeline.cut(payloads, wanted, batch_items), job, in_flight)
 

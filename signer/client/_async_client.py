@@ -12,7 +12,7 @@ from signer.client._calls import Awaiting, awaited, iterated
 from signer.client._channels import FilePath, secure_channel_awaited
 from signer.client._errors import closed
 from signer.client._exchanges import DEFAULT_TIMEOUT
-from signer.client._gathering import CALLS_OUT, LARGEST_BATCH
+from signer.client._gathering import CALLS_OUT
 from signer.client._gathering_tasks import TaskGathering
 from signer.client._operations import AsyncOperations
 from signer.client._stream_tasks import AsyncSignerStream
@@ -109,7 +109,7 @@ class AsyncSignerClient(Awaiting):
             raise closed(ValueError("the client was closed"))
 
         async def limit() -> int:
-            return (await self.get_key(pipeline.key_of(key))).max_batch_items
+            return (await self.get_key(pipeline.key_of(key))).most_items
 
         made = TaskGathering(self._call, limit, key, message_format, self._calls_out)
         return self._gatherings.setdefault((key, message_format), made)
@@ -137,8 +137,8 @@ class AsyncSignerClient(Awaiting):
         wanted = Format(message_format)
         pipeline.check(batch_items, in_flight)
         if batch_items is None:
-            allowed = (await self.get_key(pipeline.key_of(key), timeout=timeout)).max_batch_items
-            batch_items = min(LARGEST_BATCH, allowed or LARGEST_BATCH)
+            found = await self.get_key(pipeline.key_of(key), timeout=timeout)
+            batch_items, in_flight = pipeline.plan(found, in_flight)
         job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout)
         batches = pipeline.cut(payloads, wanted, batch_items)
         async for result in pipeline.run_awaited(self._call, batches, job, in_flight):

@@ -17,14 +17,12 @@ from typing import NamedTuple
 
 from signer.client._calls import Backoff
 from signer.client._errors import InvalidRequestError, ItemError, SignerClientError
-from signer.client._pipeline import BATCH_BYTES, FIELD_BYTES, Answer, output_bound
+from signer.client._pipeline import BATCH_BYTES, FIELD_BYTES, LARGEST_BATCH, Answer, output_bound
 from signer.errors import Code, Reason
 from signer.model import Format
 
 CALLS_OUT = 2
 """Calls in flight for one key and format: one is worked for while the other is on its way."""
-
-LARGEST_BATCH = 500
 
 SMALLEST = 16
 """So many items are not split between calls: a call costs more than they do."""

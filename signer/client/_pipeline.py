@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from signer.client._calls import retry, retry_awaited
 from signer.client._errors import InternalError, ItemError, SignerClientError, from_status, of_call
-from signer.client._values import ItemResult
+from signer.client._values import ItemResult, Key
 from signer.errors import Code, Reason
 from signer.model import MESSAGE_BYTES, Format
 from signer.v1.signing_pb2 import Format as ApiFormat
@@ -32,6 +32,9 @@ Call = Callable[[SignBatchRequest, float], SignBatchResponse]
 AwaitedCall = Callable[[SignBatchRequest, float], Awaitable[SignBatchResponse]]
 
 _FORMATS = {each: ApiFormat.Name(ApiFormat.Value(f"FORMAT_{each.name}")) for each in Format}
+
+LARGEST_BATCH = 500
+"""Items of a call, unless the caller says otherwise: more is hardly faster."""
 
 BATCH_BYTES = MESSAGE_BYTES - 64 * 1024
 """Bytes of all payloads, or outputs, of a call; the rest is for names and framing."""
@@ -101,6 +104,17 @@ def check(batch_items: int | None, in_flight: int) -> None:
     """Raises ValueError for numbers below 1."""
     if in_flight < 1 or (batch_items is not None and batch_items < 1):
         raise ValueError("batch_items and in_flight are at least 1")
+
+
+def plan(key: Key, in_flight: int) -> tuple[int, int]:
+    """Returns how many items a call has, and how many calls are in flight.
+
+    No quota refuses such a call for its size. Calls as large as a quota follow each other: the
+    last one, which is smaller, would take what an earlier one needs.
+    """
+    most = key.most_items or LARGEST_BATCH
+    by_quota = any(quota.limit == most for quota in key.quotas) and most <= LARGEST_BATCH
+    return min(LARGEST_BATCH, most), 1 if by_quota else in_flight
 
 
 def cut(

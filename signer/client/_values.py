@@ -96,6 +96,12 @@ class Key(NamedTuple):
     max_batch_items: int
     quotas: tuple[Quota, ...]
 
+    @property
+    def most_items(self) -> int:
+        """Items that a call may have, by the policy and by the smallest quota; 0: not known."""
+        limits = (self.max_batch_items, *(quota.limit for quota in self.quotas))
+        return min((limit for limit in limits if limit), default=0)
+
 
 class Worker(NamedTuple):
     """One worker process; ``pid`` is 0 while it does not run."""

@@ -73,8 +73,32 @@ def test_json_tells_everything(appliance: Any, tmp_path: Path) -> None:
 def test_a_refusal_names_the_reason_and_ends_with_one(appliance: Any) -> None:
     done = run(appliance, "--key", "facilities/99-999/keys/x", "--format", "JWS", "-", data=b"{}")
     assert done.returncode == 1
-    assert b"POLICY_DENIED" in done.stderr
+    assert done.stderr.count(b"POLICY_DENIED") == 1
+    assert b"1 of 1 payload has no signature" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_quota_that_is_used_up_is_said_once_and_every_line_is_accounted_for(
+    make_appliance: Any,
+) -> None:
+    def limit(policy: dict[str, Any]) -> None:
+        policy["facilities"]["01-001"]["quotas"] = ["10 per day"]
+
+    made = make_appliance(workers=1, policy=limit)
+    lines = [b'{"n": %d}' % number for number in range(25)]
+    words = (*RECORDS, "JWS", "--lines", "--timeout", "5")
+    done = run(made, *words, "-", data=b"\n".join(lines))
+    assert done.returncode == 1
+    assert [bool(line) for line in done.stdout.splitlines()] == [True] * 10 + [False] * 15
+    said = done.stderr.decode()
+    assert said.count("QUOTA_EXCEEDED") == 1
+    assert "it may be tried again at 20" in said
+    assert said.splitlines()[-1] == "signer: 15 of 25 payloads have no signature"
+
+    done = run(made, *words, "--json", "-", data=b"\n".join(lines))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["line"] for answer in answers] == list(range(1, 26))
+    assert {answer["error"]["reason"] for answer in answers} == {"QUOTA_EXCEEDED"}
 
 
 def test_wrong_usage_ends_with_two(appliance: Any, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ class Played(
     streams: int = 0
     messages: list[signing_pb2.SignStreamRequest] = field(default_factory=list)
     max_batch_items: int = 0
+    quota: int = 9_000
     requests: list[signing_pb2.SignBatchRequest] = field(default_factory=list)
     note: Callable[[int], str] = lambda _: ""
     asked: int = 0
@@ -162,7 +163,7 @@ class Played(
             algorithm=keys_pb2.ALGORITHM_EDDSA,
             formats=[signing_pb2.FORMAT_JWS, signing_pb2.FORMAT_COSE_SIGN1],
             max_batch_items=self.max_batch_items,
-            quotas=[keys_pb2.Quota(limit=9, window_seconds=1, remaining=4)],
+            quotas=[keys_pb2.Quota(limit=self.quota, window_seconds=1, remaining=4)],
         )
         key.primary.name = VERSION
         key.primary.state = keys_pb2.KEY_STATE_ACTIVE

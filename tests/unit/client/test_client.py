@@ -51,6 +51,26 @@ def test_batches_follow_the_policy_of_the_key(stage: Any, allowed: int, expected
     assert max(len(r.payloads) for r in stage.played.requests) == expected
 
 
+@pytest.mark.parametrize(
+    ("quota", "sizes"), [(10, [10, 10, 3]), (23, [23]), (499, [23]), (5000, [23])]
+)
+def test_batches_are_no_larger_than_a_quota(stage: Any, quota: int, sizes: list[int]) -> None:
+    stage.played.quota = quota
+    with stage.client() as client:
+        results = list(client.sign(KEY, "MESSAGE", payloads(23)))
+        [one] = client.sign(KEY, "MESSAGE", [b"x"])
+    assert all(result.ok for result in [*results, one])
+    assert [len(r.payloads) for r in stage.played.requests] == [*sizes, 1]
+
+
+def test_calls_as_large_as_a_quota_follow_each_other(stage: Any) -> None:
+    """Else the last, smaller one would take what an earlier one needs."""
+    stage.played.quota = 10
+    with stage.client() as client:
+        list(client.sign(KEY, "MESSAGE", payloads(95)))
+    assert stage.played.most_at_work == 1
+
+
 def test_no_more_calls_at_once_than_in_flight(stage: Any) -> None:
     together = threading.Barrier(3)
 

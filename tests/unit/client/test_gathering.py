@@ -15,8 +15,8 @@ from signer.client._errors import (
     ItemError,
     UnavailableError,
 )
-from signer.client._gathering import LARGEST_BATCH, SMALLEST, Gathering, Next, Parcel, Single
-from signer.client._pipeline import BATCH_BYTES, Answer, output_bound
+from signer.client._gathering import SMALLEST, Gathering, Next, Parcel, Single
+from signer.client._pipeline import BATCH_BYTES, LARGEST_BATCH, Answer, output_bound
 from signer.errors import Violation
 from signer.model import Format
 
