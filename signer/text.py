@@ -32,6 +32,18 @@ def duration(seconds: int) -> str:
     return count(seconds, "second")
 
 
+def size(number: float) -> str:
+    """Returns a number of bytes in the largest unit that it fills: "16.9 MiB", "4.66 GiB"."""
+    for unit, one in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= one:
+            return (
+                f"{number / one:,.3g} {unit}"
+                if number < 1000 * one
+                else f"{number / one:,.0f} {unit}"
+            )
+    return f"{number:.0f} bytes"
+
+
 def plain(text: str) -> str:
     """Returns a text from elsewhere in one line, with "?" for what controls a terminal.
 

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.output import output, print_table, say
+from signer.cli.output import output, print_table, print_text, say
 from signer.client import Reloaded, SignerClient, Status, Usage, Worker
 from signer.text import count, utc
 
@@ -66,7 +66,7 @@ def _show_status(status: Status) -> None:
         f"{count(status.queued_items, 'item')} queued"
     )
     for difference in status.differences:
-        say(f"differs: {difference}")
+        print_text(f"! {difference}", "  ")
     print_table(Worker._fields, status.workers)
     print_table(Usage._fields, status.busiest)
 

@@ -125,7 +125,7 @@ class Appliance:
             self._base.reports.metrics.registry,
             self._edge.status.readings,
             reasons=self._edge.readiness.reasons,
-            away=self._edge.readiness.away,
+            away=lambda: [*self._edge.readiness.away(), *self._edge.readiness.suspended()],
             page=self._edge.status.page,
             stuck=self._edge.status.stuck,
             events=self._base.events,

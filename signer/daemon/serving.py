@@ -96,6 +96,11 @@ class Serving:
         return self._state.officers
 
     @property
+    def suspensions(self) -> Sequence[Suspension]:
+        """What officers have suspended besides keys, by the registry's state that is served."""
+        return self._accounts.state.suspensions
+
+    @property
     def files_decide(self) -> bool:
         """Whether the policy's files are in force as they are, without an approval."""
         return self._accounts.files_decide

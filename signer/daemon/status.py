@@ -1,5 +1,7 @@
 """What operators and monitoring see of the running daemon: whether it serves, gauges, the page."""
 
+import socket
+from collections import Counter
 from dataclasses import dataclass, field
 
 from signer.api.places import Places
@@ -12,16 +14,18 @@ from signer.daemon.sealing import Sealing
 from signer.daemon.serving import Serving
 from signer.events import Degraded, NotReady, Ready
 from signer.hsm.front.service import Hsm
+from signer.model import Scope
 from signer.observe.gauges import KeyReadings, Readings, officer_readings, readings
 from signer.observe.history import History
-from signer.observe.page import DaemonState, page
+from signer.observe.page import EVERYTHING_STOPPED, DaemonState, page
 from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.officers.validity import Validity
 from signer.signing.request import Served
-from signer.text import utc
+from signer.text import count, utc
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
+MOST_SUSPENSIONS = 20  # that `signer top` lists
 STUCK_SECONDS = 60.0  # the silence of the main loop after which the process counts as dead
 
 
@@ -59,6 +63,19 @@ class Readiness:
         away = [f"token {token} is away: {why}" for token, why in self.hsm.away().items()]
         rested = "gets only what no other token can sign, until a test signature has come back"
         return [*away, *(f"token {token} {rested}" for token in self.hsm.breakers_open())]
+
+    def suspended(self) -> list[str]:
+        """Returns what officers have stopped, without names: everyone on the port reads this."""
+        found = Counter(each.scope for each in self.serving.suspensions)
+        everything = [each for each in self.serving.suspensions if each.scope is Scope.EVERYTHING]
+        stopped = [
+            (found[Scope.GROUP], "group is", "groups are"),
+            (found[Scope.FACILITY], "facility is", "facilities are"),
+        ]
+        return [
+            *(f"{EVERYTHING_STOPPED} since {utc(each.since)}" for each in everything),
+            *(f"{count(number, one, many)} suspended" for number, one, many in stopped if number),
+        ]
 
     def seen(self, reasons: list[str]) -> NotReady | Degraded | Ready:
         """Returns the event that says whether the daemon serves, and with all of its tokens."""
@@ -118,6 +135,10 @@ class StatusReader:
         validity = Validity.of(self.serving.officers, self.clock.now())
         return [
             *away,
+            *(
+                f"{each} is suspended since {utc(each.since)}, by {each.officer}: {each.reason}"
+                for each in self.serving.suspensions[:MOST_SUSPENSIONS]
+            ),
             *self.inventory.differences,
             *self.serving.refused,
             *doubts,
@@ -166,12 +187,14 @@ class StatusReader:
         """Returns the status page as HTML."""
         return page(
             DaemonState(
+                host=socket.gethostname(),
                 name=self.config.audit.origin,
                 now=self.clock.now(),
                 monotonic=self.clock.monotonic(),
                 started=self.started_at,
                 reasons=self.reasons(),
                 away=self.readiness.away(),
+                suspended=self.readiness.suspended(),
                 # Without the database's text: everyone who reaches the port can read this.
                 doubts=self._doubts("the registry is not followed: see the log"),
                 gauges=self.readings(),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 600, 140
 _LEFT, _TOP, _BOTTOM = 4, 14, 16
+_OUTLIER = 2.0  # times the usual highest value
 _STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)  # 20: a logarithm may be slightly too small
 
 
@@ -20,7 +21,9 @@ class Line(NamedTuple):
 def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
     """Returns a figure of the last ``span`` seconds, with the newest and highest values as text."""
     values = [value for line in lines for _, value in line.points if value is not None]
-    top = ceiling(max(values, default=0.0))
+    top = scale(values)
+    highest = max(values, default=0.0)
+    more = f", highest {_short(highest)}" if highest > top * (1 + 1e-9) else ""
     drawn = "".join(_line(line, place, top, span) for place, line in enumerate(lines))
     words = "; ".join(f"{line.name} {_summary(line, unit)}" for line in lines)
     keys = " ".join(
@@ -32,11 +35,22 @@ def chart(title: str, unit: str, lines: Sequence[Line], span: float) -> str:
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f'<path class="axis" d="M{_LEFT} {_TOP}H{WIDTH}M{_LEFT} {floor}H{WIDTH}"/>{drawn}'
-        f'<text x="{_LEFT}" y="{_TOP - 3}">{top:,g} {escape(unit)}</text>'
+        f'<text x="{_LEFT}" y="{_TOP - 3}">{top:,g} {escape(unit)}{more}</text>'
         f'<text x="{_LEFT}" y="{HEIGHT - 3}">{span / 60:g} minutes ago</text>'
         f'<text x="{WIDTH}" y="{HEIGHT - 3}" text-anchor="end">now</text>'
         f"</svg><p>{keys}</p></figure>"
     )
+
+
+def scale(values: Sequence[float]) -> float:
+    """Returns the end of the axis for values: a few outliers are cut off, so that the rest is seen.
+
+    Outliers are the highest twentieth of the values, where they are far above the others.
+    """
+    ordered = sorted(values)
+    usual = ordered[len(ordered) - 1 - len(ordered) // 20] if ordered else 0.0
+    end = ceiling(max(ordered, default=0.0))
+    return min(end, ceiling(_OUTLIER * usual)) if usual else end
 
 
 def ceiling(value: float) -> float:

@@ -129,7 +129,8 @@ class Metrics:
         counter, histogram = self._counter, self._histogram
         self._items, self._durations = counter("items"), histogram("request")
         self.requests = cache(counter("requests").labels)
-        self.call_failures = cache(counter("call_failures").labels)
+        self._call_failures = counter("call_failures")
+        self.call_failures = cache(self._call_failures.labels)
         self.handshakes_failed = cache(counter("tls_handshakes_failed").labels)
         self.durations = cache(self._durations.labels)
         self.items = cache(self._items.labels)
@@ -180,6 +181,10 @@ class Metrics:
         items = Counts[bool]()
         for sample in _samples(self._items, "signer_items_total"):
             items[sample.labels["reason"] == OK] += int(sample.value)
+        # A refused call counts once: its items are not looked at.
+        for sample in _samples(self._call_failures, "signer_call_failures_total"):
+            if sample.labels["method"] == SIGN_BATCH:
+                items[False] += int(sample.value)
         calls = [
             sample
             for sample in _samples(self._durations, "signer_request_duration_seconds_bucket")

@@ -15,7 +15,9 @@ from signer.observe.charts import Line, chart
 from signer.observe.gauges import Values
 from signer.observe.history import SPAN_SECONDS, Sample
 from signer.observe.reports import Alarm
+from signer.text import size
 
+EVERYTHING_STOPPED = "everything is suspended by the officers: nothing is signed,"
 DUE_DAYS = 90
 """Keys and certificates that end within this many days are listed."""
 SOON_DAYS = 30
@@ -34,7 +36,7 @@ h1{font-size:1.4rem;margin:1rem 0 .2rem}h2{font-size:1.1rem;margin:1.6rem 0 .4re
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}
 figure{margin:0}figcaption{font-weight:600}figure p{margin:.2rem 0;font-size:.875rem}
 svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:currentColor}
-path{fill:none;stroke-width:1.5;stroke-linecap:round}.axis{stroke:var(--rule)}
+path{fill:none;stroke-width:2;stroke-linecap:round}.axis{stroke:var(--rule)}
 path.line0{stroke:var(--l0)}path.line1{stroke:var(--l1)}
 .key{margin-right:1rem}.key.line0{color:var(--l0)}.key.line1{color:var(--l1)}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;
@@ -53,16 +55,19 @@ class DaemonState(NamedTuple):
     """The state of the daemon at one time.
 
     ``now`` and ``started`` are seconds since the epoch, ``monotonic`` monotonic seconds.
-    ``gauges`` has the values of each gauge of the catalogue, ``doubts`` the problems with which
-    the daemon serves nevertheless.
+    ``host`` is the machine's name, ``name`` the origin of its log. ``suspended`` says what officers
+    have stopped. ``gauges`` has the values of each gauge of the catalogue, ``doubts`` the problems
+    with which the daemon serves nevertheless.
     """
 
+    host: str
     name: str
     now: float
     monotonic: float
     started: float
     reasons: Sequence[str]
     away: Sequence[str]
+    suspended: Sequence[str]
     doubts: Sequence[str]
     gauges: Mapping[str, Values]
     workers: Sequence[WorkerStatus]
@@ -72,10 +77,9 @@ class DaemonState(NamedTuple):
 
 def page(state: DaemonState) -> str:
     """Returns the page."""
-    degraded = "DEGRADED" if state.away else "SERVING"
-    title = "NOT SERVING" if state.reasons else degraded
+    title = _title(state)
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}: {escape(state.name)}</title>
+<html lang="en"><head><meta charset="utf-8"><title>{title}: {escape(state.host)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="30"><style>{_STYLE}</style></head><body>
 {_head(state, title)}
@@ -89,18 +93,29 @@ def page(state: DaemonState) -> str:
 {_due(state)}
 <h2>Last alarms</h2>
 {_alarms(state)}
+<p class="quiet">What each reason, alarm and alert means, and what to do: docs/runbook.md of this
+version.</p>
 </body></html>
 """
+
+
+def _title(state: DaemonState) -> str:
+    if state.reasons:
+        return "NOT SERVING"
+    if any(text.startswith(EVERYTHING_STOPPED) for text in state.suspended):
+        return "SUSPENDED"
+    return "DEGRADED" if state.away else "SERVING"
 
 
 def _head(state: DaemonState, title: str) -> str:
     tone = "good" if title == "SERVING" else "bad"
     [(policy,)] = state.gauges["signer_config_info"]
-    notes = [*(state.reasons or state.away), *state.doubts]
+    notes = [*(state.reasons or state.away), *state.suspended, *state.doubts]
     listed = "".join(f'<li class="bad">{escape(note)}</li>' for note in notes)
     return (
         f'<h1>Signer <span class="{tone}">{title}</span></h1>'
-        f'<p class="quiet">{escape(state.name)}, version {escape(__version__)}, '
+        f'<p class="quiet">{escape(state.host)}, log {escape(state.name)}, '
+        f"version {escape(__version__)}, "
         f"started {_moment(state.started)}, shown {_moment(state.now)}, policy {policy[:12]}</p>"
         + (f"<ul>{listed}</ul>" if listed else "")
     )
@@ -112,7 +127,11 @@ def _charts(state: DaemonState) -> str:
         values = [(state.monotonic - each.time, getattr(each, name)) for each in state.samples]
         return Line(name, [(age, value and value * factor) for age, value in values])
 
-    items, times = [line("signed"), line("failed")], [line("p50", 1000), line("p99", 1000)]
+    items = [line("signed"), line("failed")._replace(name="failed or refused")]
+    times = [
+        line("p50", 1000)._replace(name="p50 (half are faster)"),
+        line("p99", 1000)._replace(name="p99 (99 of 100 are faster)"),
+    ]
     return chart("Items a second", "a second", items, SPAN_SECONDS) + chart(
         "Time of a SignBatch call", "ms", times, SPAN_SECONDS
     )
@@ -137,7 +156,8 @@ def _now(state: DaemonState) -> str:
     def value(name: str) -> float:
         return state.gauges[name].get((), 0.0)
 
-    free, low = value("signer_disk_free_bytes") / 1e9, value("signer_disk_low_bytes") / 1e9
+    free, low = value("signer_disk_free_bytes"), value("signer_disk_low_bytes")
+    disk = f"{size(free)} free; below {size(low)} nothing is signed"
     checkpoint = value("signer_audit_checkpoint_timestamp_seconds")
     states = state.gauges["signer_key_versions"]
     rows = [
@@ -147,7 +167,10 @@ def _now(state: DaemonState) -> str:
         ("Proposals to approve", f"{value('signer_operations_pending'):,.0f}"),
         ("Key versions", ", ".join(f"{count:,.0f} {name}" for (name,), count in states.items())),
         ("Newest checkpoint", _moment(checkpoint) if checkpoint else "none yet"),
-        ("Disk of the audit log", f"{free:,.3g} GB free; below {low:.3g} GB nothing is signed"),
+        (
+            "Disk of the audit log",
+            _toned(disk, "bad" if free < low else "soon" if free < 4 * low else ""),
+        ),
     ]
     return _table((), rows)
 

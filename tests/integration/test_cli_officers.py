@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,6 +275,29 @@ def test_what_one_officer_stops_two_let_go_on(office: Office) -> None:
     issuer = office.appliance.dir / "client-issuer.yaml"
     refused = office.run("keys", "suspend", key, "--reason", "x", "--client", issuer)
     assert (refused.code, "POLICY_DENIED" in refused.err) == (1, True)
+
+
+def test_a_stop_of_everything_is_seen_everywhere(office: Office) -> None:
+    """It does not look like a healthy appliance, and each place says what it is."""
+    config = office.appliance.dir / "signer.yaml"
+    assert office.a("keys", "suspend", "facilities/01-002", "--reason", "one").code == 0
+    assert office.appliance.get("/readyz") == (200, "ready\n1 facility is suspended\n")
+    assert office.a("keys", "suspend", "everything", "--reason", "drill").code == 0
+    status, ready = office.appliance.get("/readyz")
+    assert (status, ready.splitlines()[0]) == (200, "ready")
+    assert "everything is suspended by the officers" in ready
+    assert "01-002" not in ready
+    assert ">SUSPENDED</span>" in office.appliance.get("/")[1]
+    top = office.run("top", "--config", config)
+    shown = " ".join(top.out.split())
+    assert re.search(r"! everything is suspended since \S+Z, by spiffe://\S+: drill", shown)
+    assert "facility 01-002 is suspended" in shown
+    listed = office.a("keys", "list")
+    assert "ACTIVE" not in listed.out.replace("(ACTIVE)", "").replace("PRE_ACTIVE", "")
+    assert "signs nothing: everything is suspended" in listed.err
+    for target in ("everything", "facilities/01-002"):
+        assert office.both("resume", target)["state"] == "DONE"
+    assert office.appliance.get("/readyz") == (200, "ready\n")
 
 
 def test_an_officers_reason_controls_no_terminal(office: Office) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,7 +91,8 @@ def test_it_tells_what_happened(look: Callable[[tuple[int, int]], str], mine: An
     text = look(SCREEN)
     assert "Signer SERVING" in text
     assert re.search(r"signed: now [\d.,]+, highest [\d.,]+ a second", text)
-    assert re.search(r"p99: now [\d.,]+, highest [\d.,]+ ms", text)
+    assert re.search(r"p99 \(99 of 100 are faster\): now [\d.,]+, highest [\d.,]+ ms", text)
+    assert socket.gethostname() in text
     assert text.count("signer-dev serving") == 2
     assert "worker_left token signer-dev: died" in text
     assert "9 ACTIVE" in text

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given, strategies
 
-from signer.text import count, plain, plain_lines
+from signer.text import count, plain, plain_lines, size
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,22 @@ from signer.text import count, plain, plain_lines
 )
 def test_a_number_has_the_right_form_of_its_noun(number: int, text: str) -> None:
     assert count(number, "officer") == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1536, "1.5 KiB"),
+        (17_700_000, "16.9 MiB"),
+        (1023 << 20, "1,023 MiB"),
+        (5e9, "4.66 GiB"),
+        (2 << 40, "2,048 GiB"),
+    ],
+)
+def test_bytes_are_shown_in_a_sensible_unit(number: float, text: str) -> None:
+    assert size(number) == text
 
 
 def test_the_plural_can_be_given_with_its_verb() -> None:

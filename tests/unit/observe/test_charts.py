@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.observe.charts import HEIGHT, WIDTH, Line, ceiling, chart
+from signer.observe.charts import HEIGHT, WIDTH, Line, ceiling, chart, scale
 
 VALUES = st.none() | st.floats(0, 1e9)
 
@@ -42,3 +42,21 @@ def test_a_gap_is_a_gap_and_the_newest_and_highest_are_told() -> None:
     assert "one: now 2, highest 4 ms" in text
     assert "none: no data" in text
     assert 'aria-label="Speed: one now 2, highest 4 ms; none no data"' in text
+
+
+def test_one_outlier_does_not_flatten_the_rest() -> None:
+    usual = [(float(age), 1.0 + age % 3) for age in range(100)]
+    points = [(100.0, 900.0), *usual]
+    text = chart("Speed", "ms", [Line("one", points)], 3600)
+    assert ">10 ms, highest 900</text>" in text
+    heights = {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", text.partition("line0")[2])}
+    assert max(heights) - min(heights) > HEIGHT / 2
+    assert ">5 ms</text>" in chart("Speed", "ms", [Line("one", usual)], 3600)
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=60))
+def test_a_scale_holds_nearly_all_values(values: list[float]) -> None:
+    end = scale(values)
+    assert end <= ceiling(max(values, default=0.0)) * (1 + 1e-9)
+    above = sum(value > end * (1 + 1e-9) for value in values)
+    assert above <= len(values) / 20

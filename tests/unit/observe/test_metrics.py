@@ -62,3 +62,12 @@ def test_a_closed_set_is_that_of_the_catalogue() -> None:
     assert closed("signer_queue_items", "class") == ("high", "normal", "low")
     assert closed("signer_items_total", "group") == ()
     assert set(BY_NAME) >= {"signer_calls_limit", "signer_time_seconds"}
+
+
+def test_a_refused_call_counts_as_failed_on_the_page() -> None:
+    """Not only items: where every call is refused, nothing else would be seen."""
+    metrics = Metrics()
+    before = metrics.totals()
+    metrics.call_failures(SIGN_BATCH, "OVERLOADED").inc(3)
+    metrics.call_failures("/signer.v1.KeyService/GetKey", "KEY_NOT_FOUND").inc()
+    assert metrics.totals().failed == before.failed + 3

@@ -6,8 +6,9 @@ import pytest
 
 from signer.hsm.front.slot import WorkerStatus
 from signer.observe.history import Sample
-from signer.observe.page import DaemonState, page
+from signer.observe.page import EVERYTHING_STOPPED, DaemonState, page
 from signer.observe.reports import KEPT_ALARMS, Alarms
+from signer.text import size
 
 NOW, DAY = 1_800_000_000.0, 86_400.0
 GAUGES: dict[str, dict[tuple[str, ...], float]] = {
@@ -31,12 +32,14 @@ GAUGES: dict[str, dict[tuple[str, ...], float]] = {
 
 def seen(**changes: Any) -> DaemonState:
     usual: dict[str, Any] = {
+        "host": "hsm-one",
         "name": "signer/audit",
         "now": NOW,
         "monotonic": 5000.0,
         "started": NOW - DAY,
         "reasons": [],
         "away": [],
+        "suspended": [],
         "doubts": [],
         "gauges": GAUGES,
         "workers": [WorkerStatus("main", 7, "serving", 1, 1_234_567, "")],
@@ -86,19 +89,22 @@ def text_of(**changes: Any) -> str:
 
 def test_a_healthy_daemon_at_a_glance() -> None:
     text = text_of()
-    assert text.startswith("SERVING: signer/audit Signer SERVING signer/audit, version ")
+    assert text.startswith("SERVING: hsm-one Signer SERVING hsm-one, log signer/audit, version ")
     for part in (
         "started 2027-01-14 08:00:00 UTC",
         "policy abababababab",
         "signed: now 100, highest 100 a second",
-        "p99: now 50, highest 50 ms",
+        "failed or refused: now 1, highest 1 a second",
+        "p50 (half are faster): now 10, highest 10 ms",
+        "p99 (99 of 100 are faster): now 50, highest 50 ms",
         "main serving 1,234,567 1",
         "Items in the queue 1,502",
         "Calls in progress 3",
         "Proposals to approve 4",
         "12,345 ACTIVE",
         "Newest checkpoint 2027-01-15 07:59:59 UTC",
-        "5 GB free; below 0.25 GB nothing is signed",
+        "4.66 GiB free; below 238 MiB nothing is signed",
+        "docs/runbook.md",
         "None since the start.",
     ):
         assert part in text
@@ -107,9 +113,26 @@ def test_a_healthy_daemon_at_a_glance() -> None:
 def test_a_daemon_that_serves_without_a_token_is_degraded() -> None:
     told = "token b is away: it is locked"
     text = text_of(away=[told])
-    assert text.startswith("DEGRADED: signer/audit Signer DEGRADED")
+    assert text.startswith("DEGRADED: hsm-one Signer DEGRADED")
     assert told in text
     assert text_of(away=[told], reasons=["stopped"]).startswith("NOT SERVING: ")
+
+
+def test_a_stop_of_everything_does_not_look_healthy() -> None:
+    told = f"{EVERYTHING_STOPPED} since 2027-01-15T07:00:00Z"
+    html = page(seen(suspended=[told, "2 facilities are suspended"]))
+    text = Strict(html).text
+    assert text.startswith("SUSPENDED: hsm-one Signer SUSPENDED")
+    assert f'<li class="bad">{told}</li><li class="bad">2 facilities are suspended</li>' in html
+    some = page(seen(suspended=["1 group is suspended"]))
+    assert Strict(some).text.startswith("SERVING: ")
+    assert '<li class="bad">1 group is suspended</li>' in some
+
+
+@pytest.mark.parametrize(("free", "tone"), [(2e8, "bad"), (6e8, "soon"), (5e9, "")])
+def test_a_disk_that_is_full_is_red(free: float, tone: str) -> None:
+    html = page(seen(gauges=GAUGES | {"signer_disk_free_bytes": {(): free}}))
+    assert f'<span class="{tone}">{size(free)} free; below 238 MiB' in html
 
 
 def test_what_falls_due_is_listed_the_soonest_first() -> None:
@@ -150,7 +173,7 @@ def test_what_is_wrong_comes_first() -> None:
         )
     )
     text = Strict(html).text
-    assert text.startswith("NOT SERVING: signer/audit Signer NOT SERVING")
+    assert text.startswith("NOT SERVING: hsm-one Signer NOT SERVING")
     assert text.index("token main: the worker hung") < text.index("The last hour")
     assert text.index("the clock is 30 s behind") < text.index("The last hour")
     assert "main (PIN latched) failed 0 9 the worker hung and was killed" in text
