@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from signer.api import wire
 from signer.api.guard import Caller
@@ -13,6 +14,7 @@ from signer.officers.approval import MAX_SIGNATURE_BYTES, Officers
 from signer.officers.emergency import EmergencyStops
 from signer.officers.proposals import Proposals
 from signer.officers.store import OperationState, StoredOperation
+from signer.text import count
 from signer.v1 import keys_pb2, operations_pb2_grpc
 from signer.v1 import operations_pb2 as pb
 
@@ -251,7 +253,24 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
             note=operation.note,
             result="" if operation.result is None else json.dumps(operation.result),
             change_time=wire.timestamp(operation.changed_at),
+            target=_target(proposal.details),
         )
+
+
+def _target(details: Mapping[str, Any]) -> str:
+    """Returns what an operation is about, from the details that officers sign."""
+    for member in ("version", "key", "target"):
+        if details.get(member):
+            return str(details[member])[:300]
+    if facilities := details.get("facilities"):
+        return f"{count(int(facilities), 'facility', 'facilities')}"
+    if keys := details.get("keys"):
+        return count(int(keys), "key")
+    if sha256 := details.get("policy_sha256"):
+        return f"policy {str(sha256)[:12]}"
+    if officers := details.get("officers"):
+        return count(len(officers), "officer")
+    return ""
 
 
 def _signature(data: bytes) -> bytes:

@@ -195,8 +195,9 @@ class Operation(NamedTuple):
     ``state`` is PROPOSED, APPROVED, EXECUTING, WAITING (for certificates), DONE, FAILED,
     REJECTED or EXPIRED, or that of a newer server. ``officers`` is how many must sign, the
     proposer included. ``done`` counts the finished steps of ``total``, which is 0 before it
-    begins. ``note`` says why it failed or was rejected, or what it waits for. ``content``
-    and ``difference`` come only from ``get``; ``result`` is None before its end.
+    begins. ``target`` is what it is about, "" if its kind says it. ``note`` says why it failed or
+    was rejected, or what it waits for. ``content`` and ``difference`` come only from ``get``;
+    ``result`` is None before its end.
     """
 
     id: str
@@ -214,6 +215,7 @@ class Operation(NamedTuple):
     note: str
     result: Mapping[str, Any] | None
     changed: datetime | None
+    target: str = ""
 
 
 class Officer(NamedTuple):

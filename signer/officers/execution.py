@@ -148,6 +148,7 @@ class Executor:
 
             # 1. What officers approved is still true; the last transaction refuses later changes.
             kind.check(details, context)
+            changes = operation.changes or tuple(kind.difference(details, context))
             with self._serving.locked(context) as current:
                 # 2. Enough officers, who are officers now, have signed these very bytes, for us.
                 check_deployment(operation.proposal, current.state.deployment)
@@ -168,7 +169,7 @@ class Executor:
 
             # 5. Then the registry with the operation's end; both are served at once.
             with self._serving.lock:
-                self._finish(operation, effects)
+                self._finish(operation, effects, changes)
                 self._serving.follow()
         except StoppedError:
             self._release(identity)
@@ -237,7 +238,9 @@ class Executor:
         """Whether an operation waits until the machine's clock is not in doubt any more."""
         return operation.proposal.kind != CLOCK and bool(self._clock.doubt())
 
-    def _finish(self, operation: StoredOperation, effects: Effects) -> None:
+    def _finish(
+        self, operation: StoredOperation, effects: Effects, changes: tuple[str, ...]
+    ) -> None:
         with self._registry.writing() as write:
             write.add_versions(effects.added)
             write.change(effects.changes)
@@ -264,6 +267,7 @@ class Executor:
                 state=OperationState.WAITING if effects.waiting else OperationState.DONE,
                 note=effects.waiting,
                 result=dict(effects.result),
+                changes=changes,
             )
 
     def _update(self, write: Writing, operation: StoredOperation, **values: Any) -> StoredOperation:

@@ -197,11 +197,11 @@ class Proposals:
         return self._resumed(operation, officer, "import-certificates")
 
     def get(self, identity: str) -> tuple[StoredOperation, list[str]]:
-        """Returns an operation, and what it would change while it is PROPOSED."""
+        """Returns an operation, and what it would change, or has changed."""
         with answered():
             operation = self._store.get(identity)
             if operation.state_at(self._clock.now()) is not OperationState.PROPOSED:
-                return operation, []
+                return operation, list(operation.changes)
             try:
                 known, details = known_kind(operation.proposal)
                 return operation, known.difference(details, self._serving.context())

@@ -59,6 +59,7 @@ _UNCHANGED = (
 
 _BEGUN = (*UNFINISHED, OperationState.WAITING, OperationState.FAILED)
 _LAST = (1 << 63) - 1
+_CHANGES = "changes"  # the member of a stored result, and the field, with these lines
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _FIND = sa.select(*raw(operations)).where(operations.c.id == sa.bindparam("identity"))
@@ -75,7 +76,8 @@ class StoredOperation:
 
     ``appliance`` is the origin of the appliance that executes it, ``done`` of ``total`` its
     progress, ``note`` why it failed or what it waits for. ``ended_revision`` is that of the
-    transaction that ended it. ``recorded``: its end is in the log.
+    transaction that ended it. ``recorded``: its end is in the log. ``changes`` are the lines that
+    said what it changes, when it was executed; stored with the result.
     """
 
     proposal: Proposal
@@ -90,6 +92,7 @@ class StoredOperation:
     result: Mapping[str, Any] | None = None
     ended_revision: int | None = None
     recorded: bool = False
+    changes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -263,8 +266,10 @@ def update(
         values["ended_revision"] = write.revision
     changed = replace(operation, changed_at=now, **values)
     stored = {name: getattr(changed, name) for name in ("changed_at", *values)}
+    stored.pop(_CHANGES, None)
     if stored.get("result") is not None:
-        stored["result"] = json.dumps(stored["result"], sort_keys=True)
+        result = {**stored["result"], _CHANGES: changed.changes}
+        stored["result"] = json.dumps(result, sort_keys=True)
     write.connection.execute(
         sa.update(operations).where(operations.c.id == operation.id).values(stored)
     )
@@ -281,6 +286,8 @@ def _read(connection: sa.Connection, row: sa.Row[Any]) -> StoredOperation:
     if proposal.id != identity:
         raise BadValueError("content", "that of the operation with its id")
     signed = connection.execute(_SIGNED, {"operation": identity})
+    result = _result(row)
+    changes = tuple(map(str, result.pop(_CHANGES, ()))) if result is not None else ()
     return StoredOperation(
         proposal=proposal,
         content=content,
@@ -291,9 +298,10 @@ def _read(connection: sa.Connection, row: sa.Row[Any]) -> StoredOperation:
         done=whole(row, "done"),
         total=whole(row, "total"),
         note=text(row, "note"),
-        result=_result(row),
+        result=result,
         ended_revision=optional(whole, row, "ended_revision"),
         recorded=truth(row, "recorded"),
+        changes=changes,
     )
 
 
@@ -302,14 +310,16 @@ def _signature(row: sa.Row[Any]) -> Signature:
     return Signature(officer, signed, moment(row, "at"))
 
 
-def _result(row: sa.Row[Any]) -> Mapping[str, Any] | None:
+def _result(row: sa.Row[Any]) -> dict[str, Any] | None:
     """Returns the result, a JSON object."""
     stored = optional(text, row, "result")
     try:
         result = None if stored is None else json.loads(stored)
     except (ValueError, RecursionError):
         result = stored
-    if result is not None and not isinstance(result, dict):
+    if result is not None and not (
+        isinstance(result, dict) and isinstance(result.get(_CHANGES, []), list)
+    ):
         raise BadValueError("result", "an object in JSON")
     return result
 

@@ -43,7 +43,7 @@ class OfficerSignature(_message.Message):
     def __init__(self, officer: _Optional[str] = ..., signature: _Optional[bytes] = ..., sign_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Operation(_message.Message):
-    __slots__ = ("id", "kind", "state", "proposer", "propose_time", "expire_time", "officers", "signatures", "content", "difference", "done", "total", "note", "result", "change_time")
+    __slots__ = ("id", "kind", "state", "proposer", "propose_time", "expire_time", "officers", "signatures", "content", "difference", "done", "total", "note", "result", "change_time", "target")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Operation(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     CHANGE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     state: OperationState
@@ -74,7 +75,8 @@ class Operation(_message.Message):
     note: str
     result: str
     change_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., proposer: _Optional[str] = ..., propose_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., officers: _Optional[int] = ..., signatures: _Optional[_Iterable[_Union[OfficerSignature, _Mapping]]] = ..., content: _Optional[bytes] = ..., difference: _Optional[_Iterable[str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., note: _Optional[str] = ..., result: _Optional[str] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    target: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., proposer: _Optional[str] = ..., propose_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., officers: _Optional[int] = ..., signatures: _Optional[_Iterable[_Union[OfficerSignature, _Mapping]]] = ..., content: _Optional[bytes] = ..., difference: _Optional[_Iterable[str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., note: _Optional[str] = ..., result: _Optional[str] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., target: _Optional[str] = ...) -> None: ...
 
 class PrepareOperationRequest(_message.Message):
     __slots__ = ("kind", "arguments", "attachment")

@@ -13,7 +13,7 @@ from signer.cli.connection import client_options
 from signer.cli.keys.rotating import key_of, list_option, read_list
 from signer.cli.operations import follow_options
 from signer.cli.operations.arguments import certificates_in
-from signer.cli.operations.flow import LONG, only_one
+from signer.cli.operations.flow import LONG, full_id, only_one
 from signer.cli.options import FILE, NEW_FOLDER, json_option
 from signer.cli.output import explained, print_json, say, write_file
 from signer.cli.progress import progress
@@ -70,7 +70,7 @@ def requests(
     wanted = None if list_file is None else set(read_list(list_file))
     with explained(out, "made"):
         out.mkdir(parents=True, exist_ok=True)
-    identity = identity or only_one(client, "WAITING", _rotates)
+    identity = full_id(client, identity) if identity else only_one(client, "WAITING", _rotates)
     proposal = parse(client.operations.get(identity).content)
     if proposal.kind != "rotate" or not proposal.details.get("issuers"):
         raise OperatorError(f"operation {identity} is not a rotation with certificates")

@@ -17,6 +17,8 @@ from signer.cli.operations.flow import (
     OfficerKey,
     changed_output,
     confirm,
+    full_id,
+    identity_argument,
     must_confirm,
     next_step,
     officer_options,
@@ -30,7 +32,16 @@ from signer.cli.operations.flow import (
 from signer.cli.operations.propose import propose
 from signer.cli.operations.requested import check_foreign
 from signer.cli.options import FILE, json_option, yes_option
-from signer.cli.output import explained, output, print_json, print_table, put, say, write_file
+from signer.cli.output import (
+    explained,
+    output,
+    print_json,
+    print_table,
+    print_text,
+    put,
+    say,
+    write_file,
+)
 from signer.cli.progress import progress
 from signer.client import Officers, Operation, SignerClient
 from signer.config.policy_files import write_policy_files
@@ -43,7 +54,6 @@ _BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
 STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)
 WAIT_SECONDS = 3_600.0
 
-_identity_argument = click.argument("identity", metavar="ID", shell_complete=operation_ids)
 _timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
@@ -71,16 +81,15 @@ def operations() -> None:
 
 
 def _print_list(operations: list[Operation]) -> None:
-    # No table: an id that a narrow terminal folds cannot be copied.
-    say(f"{'ID':<36}  {'KIND':<20}  {'STATE':<9}  SIGNED  {'PROPOSED':<20}  PROPOSER")
-    for operation in operations:
-        say(
-            f"{operation.id}  {operation.kind:<20}  {operation.state:<9}"
-            f"  {len(operation.signatures)} of {operation.officers}  {utc(operation.proposed)}"
-            f"  {plain(operation.proposer)}"
-        )
-        if operation.note:
-            say(f"  {plain(operation.note)}")
+    for one in operations:
+        signed = f"{len(one.signatures)} of {one.officers}"
+        say(f"{one.id}  {one.kind:<18}  {one.state:<9}  {signed}")
+        times = f"proposed {utc(one.proposed)}"
+        if one.state == "PROPOSED":
+            times += f", open until {utc(one.expires)}"
+        for text in (one.target, times, one.proposer, one.note):
+            if text:
+                print_text(f"  {text}", "  ")
 
 
 @operations.command("list")
@@ -88,7 +97,9 @@ def _print_list(operations: list[Operation]) -> None:
 @client_options
 @output(lambda operations: list(map(operation_value, operations)), _print_list)
 def list_operations(*, client: SignerClient, state: str | None) -> list[Operation]:
-    """Lists operations, the newest first.
+    """Lists operations, the newest first: what each is about, and who proposed it.
+
+    Other commands take the beginning of an id, if no other operation has the same one.
 
     \b
       signer operations list --client officer-b.yaml
@@ -98,7 +109,6 @@ def list_operations(*, client: SignerClient, state: str | None) -> list[Operatio
 
 
 @operations.command(short_help="Shows an operation: changes, signatures, result.")
-@_identity_argument
 @click.option("--bytes", "as_bytes", is_flag=True, help="Write exactly the bytes that are signed.")
 @click.option(
     "--attachment",
@@ -109,6 +119,7 @@ def list_operations(*, client: SignerClient, state: str | None) -> list[Operatio
 )
 @client_options
 @json_option
+@identity_argument
 def show(
     *, client: SignerClient, identity: str, as_bytes: bool, attachment: Path | None, as_json: bool
 ) -> None:
@@ -196,10 +207,10 @@ def _as_expected(operation: Operation) -> bool:
 
 
 @operations.command(short_help="Waits until an operation is over or waits for certificates.")
-@_identity_argument
 @_timeout_option
 @client_options
 @output(operation_value, print_operation, ok=_as_expected)
+@identity_argument
 def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
     """Waits until an operation is over, or waits for certificates.
 
@@ -341,7 +352,14 @@ def approve(
     must_confirm(yes=yes)
     if identity is None:
         identity = only_one(client, "PROPOSED", me.may_sign)
+    else:
+        identity = full_id(client, identity)
     operation = client.operations.get(identity)
+    if operation.state != "PROPOSED":
+        raise OperatorError(
+            f"operation {identity} is {operation.state}: it takes no more signatures;"
+            f" {next_step(operation)}"
+        )
     check_foreign(operation.content, identity, me.principal)
     print_signed(operation.content, to_stderr=True)
     print_difference(operation.difference, to_stderr=True)
@@ -352,10 +370,10 @@ def approve(
 
 
 @operations.command(short_help="Rejects another officer's proposal, or withdraws yours.")
-@_identity_argument
 @click.option("--reason", metavar="TEXT", required=True, help="Why, for the other officers.")
 @client_options
 @changed_output
+@identity_argument
 def reject(*, client: SignerClient, identity: str, reason: str) -> Operation:
     """Ends a proposal: rejects another officer's, or withdraws your own.
 
@@ -366,9 +384,9 @@ def reject(*, client: SignerClient, identity: str, reason: str) -> Operation:
 
 
 @operations.command(short_help="Continues a failed operation from where it stopped.")
-@_identity_argument
 @client_options
 @changed_output
+@identity_argument
 def retry(*, client: SignerClient, identity: str) -> Operation:
     """Continues a failed operation from where it stopped, once the cause is fixed.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from signer.cli.completion import operation_ids
 from signer.cli.connection import connect, daemon_options
 from signer.cli.operations.arguments import certificates_in, iso, principal_of, read_file, utc
 from signer.cli.operations.requested import OperationRequest, check_content
@@ -28,6 +29,7 @@ from signer.text import count, plain
 LONG = 300.0
 """Seconds for calls that check thousands of facilities or keys."""
 
+_ID_LENGTH, _ID_SHORTEST = 36, 4
 _LARGEST = MESSAGE_BYTES - 128 * 1024
 """Bytes of an attachment that fit into a call with the rest of it."""
 
@@ -227,7 +229,7 @@ def signed_count(operation: Operation) -> str:
     return f"{len(operation.signatures)} of {officers} signed it"
 
 
-def next_step(operation: Operation) -> str:
+def next_step(operation: Operation) -> str:  # noqa: PLR0911  one sentence a state
     """Returns one sentence on what an operation needs next."""
     match operation.state:
         case "PROPOSED":
@@ -243,6 +245,8 @@ def next_step(operation: Operation) -> str:
         case "APPROVED" | "EXECUTING":
             return f"follow it with: signer operations wait {operation.id}"
         case "FAILED":
+            if "propose it again" in operation.note:
+                return "it cannot go on; what it has done so far stays"
             return (
                 "what it has done so far stays; when the cause is fixed:"
                 f" signer operations retry {operation.id}"
@@ -258,6 +262,7 @@ def operation_value(operation: Operation) -> dict[str, Any]:
     return {
         "id": operation.id,
         "kind": operation.kind,
+        "target": operation.target or None,
         "state": operation.state,
         "proposer": operation.proposer,
         "proposed": iso(operation.proposed),
@@ -285,6 +290,32 @@ changed_output = output(operation_value, print_outcome)
 """Adds ``--json`` to a command that returns the operation it changed."""
 
 
+def full_id(client: SignerClient, text: str) -> str:
+    """Returns the id of the operation whose id begins with a text; raises OperatorError."""
+    if len(text) >= _ID_LENGTH:
+        return text
+    if len(text) < _ID_SHORTEST:
+        raise OperatorError(f"{text}: give at least {_ID_SHORTEST} characters of the id")
+    found = [one for one in client.operations.list() if one.id.startswith(text.lower())]
+    if not found:
+        raise OperatorError(f"no operation has an id that begins with {text}")
+    if len(found) > 1:
+        listed = "".join(f"\n  {one.id}  {one.kind} {plain(one.target)}" for one in found)
+        raise OperatorError(f"{len(found)} operations have an id that begins with {text}:{listed}")
+    return found[0].id
+
+
+def identity_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the argument ID, which may be shortened; below ``client_options``."""
+
+    @click.argument("identity", metavar="ID", shell_complete=operation_ids)
+    @functools.wraps(command)
+    def wrapped(*, client: SignerClient, identity: str, **options: Any) -> Any:
+        return command(client=client, identity=full_id(client, identity), **options)
+
+    return wrapped
+
+
 def only_one(client: SignerClient, state: str, wanted: Callable[[Operation], bool]) -> str:
     """Returns the id of the only wanted operation in a state; raises OperatorError."""
     candidates = [found for found in client.operations.list(state) if wanted(found)]
@@ -293,5 +324,5 @@ def only_one(client: SignerClient, state: str, wanted: Callable[[Operation], boo
     if not candidates:
         text = f"no operation is in the state {state}: name the ID of one for this command"
         raise OperatorError(text)
-    listed = "".join(f"\n  {candidate.id}  {candidate.kind}" for candidate in candidates)
+    listed = "".join(f"\n  {one.id}  {one.kind} {plain(one.target)}" for one in candidates)
     raise OperatorError(f"{len(candidates)} operations are {state}: name the ID of one{listed}")

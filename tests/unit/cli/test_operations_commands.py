@@ -173,6 +173,61 @@ def test_an_officer_signs_the_policy_that_is_on_the_desk(
     assert (done.code, "nothing was signed" in done.err) == (1, True)
 
 
+def proposed(played: Any, version: str, **changed: Any) -> Any:
+    content = played.operations.content("destroy", {"version": version, "basis": {}})
+    return played.operations.keep(content, target=version, **changed)
+
+
+def test_a_list_shows_what_each_operation_is_about_and_fits_80_columns(
+    run: Any, played: Any, people: Any
+) -> None:
+    long = f"facilities/{'f' * 60}/keys/{'k' * 60}/versions/1"
+    one, two = proposed(played, VERSION), proposed(played, long, state="DONE", note="why " * 40)
+    done = run("operations", "list", "--client", people.b.client)
+    assert VERSION in done.out
+    assert "open until" in done.out.partition(two.id)[0]
+    assert "open until" not in done.out.partition(two.id)[2]
+    assert all(len(line) <= 80 for line in done.out.splitlines() if long not in line)
+    listed = json.loads(run("operations", "list", "--json", "--client", people.b.client).out)
+    assert {each["target"] for each in listed} == {VERSION, long}
+    done = run("operations", "approve", "--yes", one.id[:3], "--client", people.b.client)
+    assert (done.code, "give at least 4 characters" in done.err) == (1, True)
+
+
+def test_an_id_may_be_shortened_while_it_is_the_only_one(
+    run: Any, played: Any, people: Any
+) -> None:
+    one, two = proposed(played, VERSION), proposed(played, f"{KEY}/versions/2")
+    me = ("--client", people.b.client)
+    done = run("operations", "show", one.id[:13].upper(), *me)
+    assert (done.code, one.id in done.out) == (0, True)
+    same = two._replace(id=one.id[:8] + two.id[8:])
+    played.operations.kept[same.id] = same
+    done = run("operations", "show", one.id[:8], *me)
+    assert (done.code, f"2 operations have an id that begins with {one.id[:8]}" in done.err) == (
+        1,
+        True,
+    )
+    assert f"{KEY}/versions/2" in done.err
+    done = run("operations", "show", "0000zz", *me)
+    assert (done.code, "no operation has an id that begins with 0000zz" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("state", ["DONE", "REJECTED", "FAILED", "EXPIRED"])
+def test_what_takes_no_signatures_is_not_signed(
+    run: Any, played: Any, people: Any, state: str
+) -> None:
+    one = proposed(played, VERSION, state=state, note="it changed: propose it again")
+    done = run("operations", "approve", one.id, "--yes", "--client", people.b.client)
+    assert (done.code, done.out, f"is {state}: it takes no more signatures" in done.err) == (
+        1,
+        "",
+        True,
+    )
+    assert "operations retry" not in done.err
+    assert played.operations.calls == []
+
+
 def test_config_on_the_command_line_counts_more_than_the_environment(
     run: Any, played: Any, people: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,7 +401,7 @@ def test_the_end_is_the_exit_code(run: Any, played: Any, people: Any, end: str, 
     assert VERSION in done.out
     assert played.operations.calls == [("wait", identity, 5.0)]
     played.operations.states = iter([end])
-    words = ("operations", "approve", identity, "--wait", "--yes", "--json")
+    words = ("operations", "approve", keep(played), "--wait", "--yes", "--json")
     done = run(*words, "--client", people.b.client)
     assert (done.code, json.loads(done.out)["state"]) == (code, end)
 

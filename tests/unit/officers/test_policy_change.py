@@ -66,6 +66,7 @@ def test_a_policy_comes_from_the_desk(stage: Stage) -> None:
     assert stage.snapshot.policy.sha256 == sha256(text).hexdigest()
     assert "300 per second" in (stage.policy / "policy.yaml").read_text()
     assert operation.result == {"policy_sha256": sha256(text).hexdigest(), "policy_files": WRITTEN}
+    assert stage.proposals.get(operation.id)[1] == shown
     assert stage.proposals.policy().text == text
     assert "in force already" in stage.problems("policy", text)[0]
 
