@@ -53,6 +53,7 @@ KINDS = (
     "create-wrapping-key",
     "deactivate",
     "destroy",
+    "destroy-wrapping-key",
     "enrol",
     "import-certificate",
     "new-version",
@@ -61,6 +62,7 @@ KINDS = (
     "remove-placement",
     "restore",
     "resume",
+    "rewrap",
     "rotate",
     "schedule-destruction",
 )

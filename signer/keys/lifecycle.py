@@ -252,6 +252,22 @@ class TokenAdmin(Protocol):
         The token keeps nothing of it. What is returned was unwrapped, and has signed.
         """
 
+    def wrap_anew(
+        self,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        spki: bytes,
+        wrapped: WrappedKey,
+        wrapping_key: str,
+    ) -> WrappedKey:
+        """Wraps a wrapped key by another wrapping key; what is returned has signed.
+
+        The signature was checked with ``spki``.
+        """
+
+    def destroy_wrapping_key(self, identity: str) -> None:
+        """Destroys the wrapping key with an id, if it exists."""
+
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
         """Returns the attributes of a private key, as the token reports them."""
 

@@ -426,12 +426,24 @@ class Writing:
             ) from None
 
     def end_wrapping_key(self, identity: str) -> None:
-        """Notes that a wrapping key is destroyed on all of its tokens."""
+        """Ends the use of a wrapping key on all of its tokens; refuses it while it wraps a key."""
+        of_key = wrapped_keys.c.wrapping_key == identity
+        if self.connection.execute(sa.select(wrapped_keys.c.version_id).where(of_key)).first():
+            raise OperatorError(f"a key is wrapped by {identity}: wrap it anew by rewrap first")
         statement = sa.update(wrapping_keys).where(wrapping_keys.c.id == identity)
         self.connection.execute(statement.values(destroyed=True, revision=self.revision))
 
+    def _check_wraps(self, key: WrappedKey) -> None:
+        """Raises OperatorError if a wrapping key is not in use any more."""
+        in_use = sa.select(wrapping_keys.c.id).where(
+            wrapping_keys.c.id == key.wrapping_key, wrapping_keys.c.destroyed.is_(False)
+        )
+        if not self.connection.execute(in_use).first():
+            raise OperatorError(f"the wrapping key {key.wrapping_key} is not in use any more")
+
     def wrap_anew(self, version: KeyVersion, key: WrappedKey) -> None:
         """Replaces the wrapped key of a version; refuses it if it is not as it was read."""
+        self._check_wraps(key)
         before = version.wrapped
         statement = (
             sa.update(wrapped_keys)
@@ -549,6 +561,8 @@ class Writing:
             if column.name not in ("id", "key_id", "revision")
         }
         row |= {"key_id": self._key_id(version), "revision": self.revision}
+        if version.wrapped is not None:
+            self._check_wraps(version.wrapped)
         try:
             made = self.connection.execute(
                 sa.insert(key_versions).values(row).returning(key_versions.c.id)

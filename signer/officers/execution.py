@@ -38,7 +38,11 @@ from signer.officers.kinds.placements import AddPlacementKind, RemovePlacementKi
 from signer.officers.kinds.policy_change import PutPolicyKind
 from signer.officers.kinds.rotation import RotateKind
 from signer.officers.kinds.state_changes import VERSION_KINDS, ResumeKind
-from signer.officers.kinds.wrapping_keys import CreateWrappingKeyKind
+from signer.officers.kinds.wrapping_keys import (
+    CreateWrappingKeyKind,
+    DestroyWrappingKeyKind,
+    RewrapKind,
+)
 from signer.officers.store import ENDED, UNFINISHED, OperationState, OperationStore, StoredOperation
 
 KINDS: Mapping[str, OperationKind[Any]] = {
@@ -50,12 +54,14 @@ KINDS: Mapping[str, OperationKind[Any]] = {
         ConfirmClockKind(),
         CreateKeyKind(),
         CreateWrappingKeyKind(),
+        DestroyWrappingKeyKind(),
         EnrolKind(),
         ImportCertificateKind(),
         NewVersionKind(),
         PutPolicyKind(),
         RemovePlacementKind(),
         ResumeKind(),
+        RewrapKind(),
         RotateKind(),
     )
 }
@@ -252,8 +258,6 @@ class Executor:
                 write.expect_officers(effects.officers_since)
             for wrapping_key in effects.wrapping_keys:
                 write.add_wrapping_key(wrapping_key)
-            if effects.ended_wrapping_key:
-                write.end_wrapping_key(effects.ended_wrapping_key)
             for version, placement in effects.placed:
                 write.place(version, placement)
             for version, placement in effects.removed:

@@ -17,6 +17,7 @@ from signer.daemon.accounts import UNACCOUNTED
 from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyVersion
+from signer.officers.kinds.wrapping_keys import BATCH
 from tests.appliances import WrappedKeys
 from tests.daemon import RECORDS, Daemon, correct, until, verified
 from tests.integration.officers import Office, csv_of
@@ -208,3 +209,33 @@ def test_a_wrapped_key_that_was_changed_in_the_registry_never_signs(daemon: Daem
         daemon.folder / "audit", daemon.settings["audit"].get("origin", "signer/audit")
     )
     assert len(report["problems"]) >= len(ONE), "the log says what was not served"
+
+
+def test_what_a_wrapping_key_has_wrapped_is_wrapped_anew_also_by_a_daemon_that_is_killed(
+    daemon: Daemon,
+) -> None:
+    office = Office(daemon.dev)
+    names = [f"n-{number:02}" for number in range(2 * BATCH)]
+    office.do("enrol", csv_of(names, ISSUER))
+    keys = [f"facilities/{name}/keys/records" for name in (names[0], names[-1])]
+    before = objects(daemon)
+    second = office.do("create-wrapping-key").id
+    assert objects(daemon) == before + 1
+    proposed = office.propose("rewrap", from_key="development")
+    office.approve(proposed.id)
+    until(lambda: office.get(proposed.id).done >= BATCH, "a part is done")
+    assert all(signs(office, key) for key in keys), "the old ones sign, and the new ones"
+    assert daemon.process is not None
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon.start()
+    told = office.ended(proposed.id)
+    assert told.state == "DONE", told.note
+    with registry_of(daemon) as registry:
+        wrapped = {v.wrapped.wrapping_key for v in registry.snapshot() if v.wrapped is not None}
+    assert wrapped == {second}
+    office.do("destroy-wrapping-key", wrapping_key="development")
+    assert objects(daemon) == before
+    assert all(signs(office, key) for key in (*keys, RECORDS))
+    assert daemon.reason() == ""
+    office.log_in_order()

@@ -111,6 +111,30 @@ _add(
     token_option,
 )
 _add(
+    "rewrap",
+    """Wraps by another wrapping key all that the one with the id FROM has wrapped.
+
+    Public keys stay as they are. Then FROM may be destroyed, by destroy-wrapping-key.
+
+    \b
+      signer operations propose rewrap ID --client officer-a.yaml
+    """,
+    click.argument("from_key", metavar="FROM"),
+    click.option(
+        "--to", "to_key", metavar="ID", default="", help="The other one; without: the newest."
+    ),
+    token_option,
+)
+_add(
+    "destroy-wrapping-key",
+    """Destroys the wrapping key with the id ID, once it wraps nothing any more.
+
+    \b
+      signer operations propose destroy-wrapping-key ID --client officer-a.yaml
+    """,
+    click.argument("wrapping_key", metavar="ID"),
+)
+_add(
     "new-version",
     """Creates the next version of the key NAME. It signs nothing until it is activated.
 

@@ -16,6 +16,8 @@ FILLED: Mapping[str, frozenset[str]] = {
     "remove-placement": frozenset({"cka_id", "basis"}),
     "create-key": frozenset({"token", "wrapping_key"}),
     "create-wrapping-key": frozenset({"token"}),
+    "destroy-wrapping-key": frozenset(),
+    "rewrap": frozenset({"to_key", "token"}),
     "new-version": frozenset({"token", "version", "algorithm", "bits", "wrapping_key"}),
     "import-certificate": frozenset({"basis"}),
     "activate": frozenset({"basis"}),

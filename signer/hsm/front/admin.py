@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -112,11 +112,40 @@ class AdminWorker:
             cka_id=cka_id.hex(),
             wrapping_key=wrapping_cka_id(wrapping_key).hex(),
         )
-        blob = bytes.fromhex(made["blob"])
-        mechanism = WrapMechanism(made["mechanism"])
-        tokens = (self.token,)
-        key = WrappedKey(blob, hashlib.sha256(blob).digest(), mechanism, wrapping_key, tokens)
-        return bytes.fromhex(made["spki"]), key
+        return bytes.fromhex(made["spki"]), self._wrapped(made, wrapping_key)
+
+    def wrap_anew(
+        self,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        spki: bytes,
+        wrapped: WrappedKey,
+        wrapping_key: str,
+    ) -> WrappedKey:
+        before = {
+            "blob": wrapped.blob.hex(),
+            "sha256": wrapped.sha256.hex(),
+            "mechanism": wrapped.mechanism,
+            "wrapping_key": wrapping_cka_id(wrapped.wrapping_key).hex(),
+        }
+        made = self.call(
+            "wrap_anew",
+            algorithm=algorithm,
+            cka_id=cka_id.hex(),
+            spki=spki.hex(),
+            wrapped=before,
+            wrapping_key=wrapping_cka_id(wrapping_key).hex(),
+        )
+        return self._wrapped(made, wrapping_key)
+
+    def destroy_wrapping_key(self, identity: str) -> None:
+        cka_id, label = wrapping_cka_id(identity).hex(), wrapping_label(identity)
+        self.call("destroy_wrapping_key", cka_id=cka_id, label=label)
+
+    def _wrapped(self, made: Mapping[str, str], wrapping_key: str) -> WrappedKey:
+        blob, mechanism = bytes.fromhex(made["blob"]), WrapMechanism(made["mechanism"])
+        sha256 = hashlib.sha256(blob).digest()
+        return WrappedKey(blob, sha256, mechanism, wrapping_key, (self.token,))
 
     def attributes(self, cka_id: bytes) -> dict[str, bool]:
         return dict(self.call("attributes", cka_id=cka_id.hex()))

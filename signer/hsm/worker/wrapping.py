@@ -5,7 +5,7 @@ wrapped at once and destroyed; what is returned has been unwrapped and has signe
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
@@ -228,7 +228,63 @@ def _try_out(
         )
 
 
+def _wrap_anew(
+    token: Token,
+    algorithm: str,
+    cka_id: str,
+    *,
+    spki: str,
+    wrapped: Mapping[str, str],
+    wrapping_key: str,
+) -> dict[str, str]:
+    """Unwraps a key and wraps it by another wrapping key; returns blob and mechanism.
+
+    ``wrapped`` has its blob, SHA-256, mechanism and wrapping key. In between it is an object of
+    the session that cannot be read and signs nothing.
+    """
+    wanted, identifier = Algorithm(algorithm), bytes.fromhex(cka_id)
+    before = PackedWrapped(
+        WrapMechanism(wrapped["mechanism"]),
+        bytes.fromhex(wrapped["wrapping_key"]),
+        bytes.fromhex(wrapped["sha256"]),
+        bytes.fromhex(wrapped["blob"]),
+    )
+    with token.doing("wrap a key anew"):
+        mechanism, wraps = _to_wrap(token, bytes.fromhex(wrapping_key))
+        try:
+            handle = token.unwrapped.unwrap_once(identifier, wanted, before, to_sign=False)
+        except NotOneKey as found:
+            raise TokenFailure(
+                FailureKind.CONFIGURATION,
+                f"token {token.spec.label} does not unwrap the key ({found.verdict.name})",
+            ) from found
+        try:
+            blob = _wrapped(token, mechanism, wraps, wanted, handle)
+        finally:
+            token.objects.destroy(handle)
+        made = _packed(mechanism, wrapping_key, blob)
+        _try_out(token, wanted, identifier, made, bytes.fromhex(spki))
+    return {"blob": blob.hex(), "mechanism": mechanism}
+
+
+def _destroy_wrapping_key(token: Token, cka_id: str, label: str) -> None:
+    """Destroys a wrapping key, if it is there; another label is an error."""
+    with token.doing(f"destroy the wrapping key {label}"):
+        found = _secret_keys(token, bytes.fromhex(cka_id))
+        if any(key[Attribute.LABEL] != label for key in found):
+            raise TokenFailure(
+                FailureKind.AMBIGUOUS,
+                f"token {token.spec.label} holds another key than {label} with the CKA_ID"
+                f" {cka_id}: nothing was destroyed",
+            )
+        for key in found:
+            token.beat()
+            key.destroy()
+
+
 WRAPPING_ORDERS: dict[str, Callable[..., Any]] = {
     "make_wrapping_key": _make_wrapping_key,
     "generate_wrapped": _generate_wrapped,
+    "wrap_anew": _wrap_anew,
+    "destroy_wrapping_key": _destroy_wrapping_key,
 }

@@ -26,6 +26,7 @@ from signer.model import (
     KeyVersion,
     Placement,
     Suspension,
+    WrappedKey,
     WrappingKey,
     parse_key_or_version,
 )
@@ -199,7 +200,6 @@ class Effects:
     policy_since: int | None = None
     officers_since: int | None = None
     wrapping_keys: Sequence[WrappingKey] = ()
-    ended_wrapping_key: str = ""
     placed: Sequence[tuple[KeyVersion, Placement]] = ()
     removed: Sequence[tuple[KeyVersion, Placement]] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -343,6 +343,23 @@ class Work:
         with self._deps.registry.writing(counts=bool(changes)) as write:
             write.add_versions(added)
             write.change(changes)
+
+    def save_wrapped(self, wrapped: Sequence[tuple[KeyVersion, WrappedKey]]) -> None:
+        """Writes wrapped keys that were wrapped anew, in a transaction of its own."""
+        with self._deps.registry.writing() as write:
+            for version, key in wrapped:
+                write.wrap_anew(version, key)
+        self._deps.serving.follow()
+
+    def end_wrapping_key(self, identity: str) -> None:
+        """Ends the use of a wrapping key: from here on nothing is wrapped by it."""
+        with self._deps.registry.writing() as write:
+            write.end_wrapping_key(identity)
+
+    def rest(self, seconds: float) -> None:
+        """Leaves the HSM to others for a time; raises StoppedError if the daemon is stopping."""
+        if self._stopping.wait(seconds):
+            raise StoppedError
 
     def progress(self, done: int, total: int) -> None:
         """Writes how much is done."""

@@ -33,7 +33,7 @@ from signer.officers.kinds.storing import (
     is_stored,
     place_text,
     storage_problems,
-    wrapping_key_of,
+    wrapping_key_for,
 )
 from signer.policy.rules import Terms
 from signer.text import count
@@ -67,8 +67,8 @@ class CreateKeyKind(OperationKind[CreateKey]):
 
     def complete(self, details: CreateKey, context: OperationContext) -> CreateKey:
         token = context.token(details.token)
-        policy, key = context.policy.policy, context.key(details.key)
-        wrapping_key = wrapping_key_of([key], token, policy, context)
+        named = found_problems(lambda: context.key(details.key))  # `problems` reports it
+        wrapping_key = "" if named else wrapping_key_for(KeyName.parse(details.key), token, context)
         return details.model_copy(update={"token": token, "wrapping_key": wrapping_key})
 
     def problems(self, details: CreateKey, context: OperationContext) -> list[str]:
@@ -78,11 +78,7 @@ class CreateKeyKind(OperationKind[CreateKey]):
             *_algorithm_problems(details),
             *(named or _name_problems(details.key, context)),
             *storage_problems(details.wrapping_key, details.token, context),
-            *(
-                []
-                if named
-                else changed_storage(details.wrapping_key, KeyName.parse(details.key), context)
-            ),
+            *([] if named else _storage_problems(details, context)),
             *subject_problems(details.subject),
             *([] if named else _end_problems(details, context)),
         ]
@@ -151,7 +147,7 @@ class NewVersionKind(OperationKind[NewVersion]):
         return details.model_copy(
             update={
                 "token": token,
-                "wrapping_key": wrapping_key_of([key], token, context.policy.policy, context),
+                "wrapping_key": wrapping_key_for(key, token, context),
                 "version": f"{key}/versions/{number}",
                 "algorithm": str(new.algorithm),
                 "bits": new.bits,
@@ -176,7 +172,7 @@ class NewVersionKind(OperationKind[NewVersion]):
             *problems,
             *context.token_problems(details.token),
             *storage_problems(details.wrapping_key, details.token, context),
-            *changed_storage(details.wrapping_key, key, context),
+            *changed_storage(details.wrapping_key, key, details.token, context),
             *subject_problems(details.subject),
         ]
 
@@ -318,6 +314,11 @@ def _algorithm_problems(details: CreateKey) -> list[str]:
         return [f"algorithm: must be one of {', '.join(Algorithm)}"]
     new = NewKey(KeyName("f", "k"), Algorithm(details.algorithm), details.bits)
     return found_problems(lambda: check_bits(new))
+
+
+def _storage_problems(details: CreateKey, context: OperationContext) -> list[str]:
+    key = KeyName.parse(details.key)
+    return changed_storage(details.wrapping_key, key, details.token, context)
 
 
 def _name_problems(name: str, context: OperationContext) -> list[str]:

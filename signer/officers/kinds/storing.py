@@ -33,6 +33,15 @@ def wrapping_key_of(
     return found
 
 
+def wrapping_key_for(key: KeyName, token: str, context: OperationContext) -> str:
+    """Returns the id of the wrapping key for one key; empty also where there is none.
+
+    ``changed_storage`` reports that.
+    """
+    stored = _storage(key, context.policy.policy)
+    return context.wrapping_key(token) if stored == Storage.WRAPPED else ""
+
+
 def storage_problems(wrapping_key: str, token: str, context: OperationContext) -> list[str]:
     """Returns why keys cannot be wrapped by the wrapping key of an operation."""
     here = {(key.id, key.token) for key in context.state.wrapping_keys if not key.destroyed}
@@ -41,11 +50,15 @@ def storage_problems(wrapping_key: str, token: str, context: OperationContext) -
     return [f"wrapping_key: token {token} does not have {wrapping_key[:36]}: {_FIRST}"]
 
 
-def changed_storage(wrapping_key: str, key: KeyName, context: OperationContext) -> list[str]:
+def changed_storage(
+    wrapping_key: str, key: KeyName, token: str, context: OperationContext
+) -> list[str]:
     """Returns that the policy in force stores a key otherwise than an operation does."""
     storage = _storage(key, context.policy.policy)
     if bool(wrapping_key) == (storage == Storage.WRAPPED):
         return []
+    if storage == Storage.WRAPPED and not context.wrapping_key(token):
+        return [f"token {token} has no wrapping key for wrapped keys: {_FIRST}"]
     return [f"by the policy in force, the storage of {key} is {storage}: propose it again"]
 
 

@@ -46,6 +46,8 @@ ASKED = [
         },
     ),
     request("create-wrapping-key", {"token": "t"}),
+    request("destroy-wrapping-key", {"wrapping_key": "w"}),
+    request("rewrap", {"from_key": "w", "to_key": "", "token": "t"}),
     request("new-version", {"key": KEY, "token": "", "subject": "CN=x"}),
     request_with_certificates(
         "import-certificate", {"version": VERSION, "replace": False}, certificate=ONE, issuers=[TWO]

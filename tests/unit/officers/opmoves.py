@@ -34,6 +34,8 @@ class Moves:
             "clock": lambda: iter(()),  # it is never in doubt here
             "create-key": self._create_key,
             "create-wrapping-key": lambda: iter(()),  # its keys are on the token
+            "destroy-wrapping-key": lambda: iter(()),
+            "rewrap": lambda: iter(()),
             "deactivate": lambda: self._timed("deactivate", S.ACTIVE, S.SUSPENDED),
             "destroy": self._destroy,
             "enrol": self._enrol,

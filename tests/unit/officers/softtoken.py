@@ -122,6 +122,27 @@ class SoftToken:
         self._fate.at("after a key is made")
         return spki_of(key), wrapped
 
+    def wrap_anew(
+        self,
+        algorithm: Algorithm,
+        cka_id: bytes,
+        spki: bytes,
+        wrapped: WrappedKey,
+        wrapping_key: str,
+    ) -> WrappedKey:
+        del algorithm, cka_id
+        self._fate.at("before a key is wrapped anew")
+        key = self.wrapped[wrapped.sha256]
+        assert spki_of(key) == spki
+        again = self._wrap(key, wrapping_key)
+        self._fate.at("after a key is wrapped anew")
+        return again
+
+    def destroy_wrapping_key(self, identity: str) -> None:
+        self._fate.at("before a wrapping key is destroyed")
+        self.wrapping_keys.discard(identity)
+        self._fate.at("after a wrapping key is destroyed")
+
     def _wrap(self, key: PrivateKey, wrapping_key: str) -> WrappedKey:
         if wrapping_key not in self.wrapping_keys:
             raise OperatorError("there is no such wrapping key")

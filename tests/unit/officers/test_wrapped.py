@@ -14,6 +14,7 @@ from signer.events import Unaccounted
 from signer.keys import schema
 from signer.model import KeyVersion, WrapMechanism, WrappedKey
 from signer.officers.change_check import ChangeFold, ChangePart
+from signer.officers.kinds import wrapping_keys as kinds
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.packing import place_of
 from signer.officers.standing_fold import StandingFold
@@ -229,3 +230,94 @@ def test_of_a_key_that_was_wrapped_anew_each_step_is_known() -> None:
     assert steps_to(version, first.standing, lambda *_: False, steps[:1], new=False) is None
     assert steps_to(version, None, lambda *_: False, steps[1:], new=True) is None
     assert steps_to(version, None, lambda *_: False, steps, new=False) is None, "it was there"
+
+
+# --- another wrapping key --------------------------------------------------------------------
+
+
+def wrapping_keys(stage: Stage) -> list[str]:
+    """Those in use, the oldest first."""
+    keys = [key for key in stage.registry.state().wrapping_keys if not key.destroyed]
+    return [key.id for key in sorted(keys, key=lambda key: key.created)]
+
+
+def test_a_wrapping_key_is_replaced_and_destroyed(stored: Stage) -> None:
+    stored.key(OTHER)
+    [first] = wrapping_keys(stored)
+    before = stored.version(ONE)
+    refused = stored.problems("destroy-wrapping-key", wrapping_key=first)
+    assert "2 keys are wrapped by it" in refused[0]
+    assert "it is the same" in stored.problems("rewrap", from_key=first)[-1]
+    stored.done("create-wrapping-key")
+    first, second = wrapping_keys(stored)
+    stored.done("rewrap", from_key=first)
+    after = served(stored)
+    assert after is not None
+    assert before.wrapped is not None
+    assert after.wrapped is not None
+    assert (before.wrapped.wrapping_key, after.wrapped.wrapping_key) == (first, second)
+    assert replace(after, wrapped=before.wrapped) == before, "nothing else has changed"
+    assert served(stored, f"{OTHER}/versions/1") is not None
+    stored.done("destroy-wrapping-key", wrapping_key=first)
+    assert wrapping_keys(stored) == [second]
+    assert stored.token.wrapping_keys == {second}
+    again = stored.problems("destroy-wrapping-key", wrapping_key=first)
+    assert "or it is destroyed already" in again[0]
+    stored.start()
+    assert served(stored) == after
+    assert stored.serving.reason == ""
+    assert problems(stored) == ()
+
+
+def test_a_key_that_is_set_back_to_the_old_wrapping_key_is_not_served(stored: Stage) -> None:
+    [first] = wrapping_keys(stored)
+    before = stored.version(ONE).wrapped
+    stored.done("create-wrapping-key")
+    stored.done("rewrap", from_key=first)
+    assert before is not None
+    by_hand(stored, **{k: v for k, v in before._asdict().items() if k != "tokens"})
+    assert served(stored) is None
+    stored.seen.seen.clear()
+
+
+@pytest.mark.parametrize("points", range(0, 60, 3))
+def test_an_interrupted_rewrap_goes_on(
+    stage: Stage, points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "BATCH", 1)
+    stage.done("create-wrapping-key")
+    keys = [f"{STORED}-{number}" for number in range(3)]
+    for key in keys:
+        stage.key(key)
+    [first] = wrapping_keys(stage)
+    stage.done("create-wrapping-key")
+    _, second = wrapping_keys(stage)
+    identity = stage.propose("rewrap", from_key=first).id
+    stage.fate.crash_after(points)
+    with suppress(Crash):
+        stage.approve(identity)
+    stage.start()
+    if stage.operation(identity).state is OperationState.PROPOSED:
+        stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.DONE
+    for key in keys:
+        version = served(stage, f"{key}/versions/1")
+        assert version is not None
+        assert version.wrapped is not None
+        assert version.wrapped.wrapping_key == second
+    assert problems(stage) == ()
+
+
+@pytest.mark.parametrize("points", range(0, 24, 2))
+def test_an_interrupted_destruction_of_a_wrapping_key_goes_on(stage: Stage, points: int) -> None:
+    stage.done("create-wrapping-key")
+    [first] = wrapping_keys(stage)
+    identity = stage.propose("destroy-wrapping-key", wrapping_key=first).id
+    stage.fate.crash_after(points)
+    with suppress(Crash):
+        stage.approve(identity)
+    stage.start()
+    if stage.operation(identity).state is OperationState.PROPOSED:
+        stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.DONE, stage.operation(identity).note
+    assert (wrapping_keys(stage), stage.token.wrapping_keys) == ([], set())
