@@ -246,7 +246,10 @@ class Oracle:
         """The new version is activated by the plan, once, and the one before it is ended."""
         version, now = versions[new], self.after.versions[new]
         fresh = version.state is S.PRE_ACTIVE and version.came_from is None
-        if not fresh or now.state is not S.ACTIVE:
+        if not fresh:
+            self._end_after_others(versions, new, old)
+            return
+        if now.state is not S.ACTIVE:
             return
         assert version.certificate is not None or not self.details["issuers"]
         told = now.activate_at
@@ -259,8 +262,22 @@ class Oracle:
         if state_of(before, self.when.last) is not S.ACTIVE:
             return
         ends = [e for e in (before.sign_until, before.deactivate_at) if e is not None]
-        end = min([told + self.details["overlap_seconds"], *ends])
-        rest = self.details["destroy_after_seconds"]
+        self._end(versions, old, min([told + self.details["overlap_seconds"], *ends]))
+
+    def _end_after_others(self, versions: dict[str, KeyVersion], new: str, old: str) -> None:
+        """Officers have activated the new version by an operation: the one before it is ended."""
+        before, end = versions[old], self.after.versions[old].deactivate_at
+        active = state_of(versions[new], self.when.last) is S.ACTIVE
+        endless = before.sign_until is None and before.deactivate_at is None
+        if end is None or not (active and endless and before.state is S.ACTIVE):
+            return
+        told = end - self.details["overlap_seconds"]
+        assert self.when.first - 0.001 <= told <= self.when.last + 0.001
+        self._end(versions, old, end)
+
+    def _end(self, versions: dict[str, KeyVersion], old: str, end: float) -> None:
+        """A version ends now, or by the clock; it may be destroyed later."""
+        before, rest = versions[old], self.details["destroy_after_seconds"]
         ended = self.after.versions[old]
         versions[old] = replace(
             before,
