@@ -46,6 +46,8 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
         )
     except OSError as error:
         raise OperatorError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of the PEM files: the address has been read
+        raise OperatorError(f"{client_file}: {error}") from error
     with client:
         try:
             yield client

@@ -246,6 +246,7 @@ class SignerClient(Blocking):
         numbers below 1, before anything is sent.
         """
         wanted = Format(message_format)
+        pipeline.several(payloads)
         pipeline.check(batch_items, in_flight)
         if batch_items is None:
             found = self.get_key(pipeline.key_of(key), timeout=timeout)

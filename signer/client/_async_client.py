@@ -135,6 +135,7 @@ class AsyncSignerClient(Awaiting):
         first step.
         """
         wanted = Format(message_format)
+        pipeline.several(payloads)
         pipeline.check(batch_items, in_flight)
         if batch_items is None:
             found = await self.get_key(pipeline.key_of(key), timeout=timeout)

@@ -6,6 +6,9 @@ from os import PathLike
 from pathlib import Path
 
 import grpc
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
 
 from signer.model import MESSAGE_BYTES
 from signer.v1 import signing_pb2
@@ -32,6 +35,8 @@ SERVICE_CONFIG = json.dumps(
 )
 """Calls go in turn to the appliances whose health is SERVING, and is watched."""
 
+_CERTIFICATE, _KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
+
 FilePath = str | PathLike[str]
 
 
@@ -50,8 +55,8 @@ def secure_channel(
     ``server_name``), or ``dns:///signer.example:7443`` for all addresses of one name.
     ``ca``, ``certificate`` and ``key`` are PEM files; ``server_name`` is the name in the
     server's certificate where it is not the host of ``address``. Raises OSError if a file
-    cannot be read, ValueError for addresses of another form. Nothing is sent before the
-    first call.
+    cannot be read, ValueError for addresses of another form, and for a certificate and a key
+    that are swapped, absent or do not belong together. Nothing is sent before the first call.
     """
     files = _read(address, server_name, ca, certificate, key)
     return grpc.secure_channel(*files)
@@ -78,10 +83,11 @@ def _read(
     if shared and target.startswith("ip") and server_name is None:
         raise ValueError("several addresses need the name in their certificate: server_name")
     credentials = grpc.ssl_channel_credentials(
-        root_certificates=Path(ca).read_bytes(),
-        private_key=Path(key).read_bytes(),
-        certificate_chain=Path(certificate).read_bytes(),
+        root_certificates=_pem(ca, _CERTIFICATE),
+        private_key=_pem(key, _KEY),
+        certificate_chain=_pem(certificate, _CERTIFICATE),
     )
+    _check_pair(certificate, key)
     options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
     if shared:
         options.append(("grpc.service_config", SERVICE_CONFIG))
@@ -90,11 +96,43 @@ def _read(
     return target, credentials, options
 
 
+def _pem(path: FilePath, wanted: bytes) -> bytes:
+    """Returns the content of a PEM file; raises ValueError if it does not have what is wanted."""
+    content = Path(path).read_bytes()
+    if wanted in content:
+        return content
+    what, other = ("certificate", _KEY) if wanted == _CERTIFICATE else ("private key", _CERTIFICATE)
+    text = f"{path} has no {what} in PEM"
+    if other in content:
+        text += f", but a {'private key' if other == _KEY else 'certificate'}: are they swapped?"
+    raise ValueError(text)
+
+
+def _check_pair(certificate: FilePath, key: FilePath) -> None:
+    """Raises ValueError if a private key is not that of the certificate.
+
+    gRPC finds it only in the first handshake, and does not say it.
+    """
+    try:
+        own = load_pem_x509_certificate(Path(certificate).read_bytes()).public_key()
+        theirs = load_pem_private_key(Path(key).read_bytes(), None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return  # of a form that only gRPC knows
+    if own != theirs:
+        raise ValueError(f"{key} is not the private key of the certificate {certificate}")
+
+
 def target_of(address: str) -> tuple[str, bool]:
     """Returns the address for gRPC, and whether several appliances share the calls.
 
     A single appliance is called even if it does not serve: its operator must reach it.
+    Raises ValueError for addresses of another form.
     """
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f'"{address}" is a URL: write host:port, as in signer.example:7443')
+    alone = "," not in address and not address.startswith("unix")
+    if alone and not address.rpartition(":")[2].strip("/").isdigit():
+        raise ValueError(f'"{address}" has no port: write host:port, as in signer.example:7443')
     if address.startswith("dns:"):
         return address, True
     if "," not in address:

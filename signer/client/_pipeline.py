@@ -87,7 +87,20 @@ def too_large(size: int) -> ItemError:
 
 def octets(payload: bytes) -> bytes:
     """Returns a payload as bytes. Raises TypeError for text, and for numbers."""
-    return payload if type(payload) is bytes else bytes(memoryview(payload))
+    if type(payload) is bytes:
+        return payload
+    if isinstance(payload, str):
+        raise TypeError("a payload must be bytes, not text: encode it, as in text.encode()")
+    return bytes(memoryview(payload))
+
+
+def several(payloads: object) -> None:
+    """Raises TypeError for one payload in the place of several."""
+    if isinstance(payloads, bytes | bytearray | memoryview | str):
+        raise TypeError(
+            f"payloads must be a list of payloads, not {type(payloads).__name__}:"
+            " for one payload call sign_one, or give [payload]"
+        )
 
 
 def deadline_of(timeout: float) -> float:
@@ -127,7 +140,8 @@ def cut(
     (``fits``) is alone in its batch.
     """
     start, batch, sent, answered = 0, list[bytes](), 0, 0
-    for payload in payloads:
+    for given in payloads:
+        payload = octets(given)
         request = len(payload) + FIELD_BYTES
         answer = output_bound(len(payload), message_format)
         full = len(batch) == batch_items
@@ -181,7 +195,8 @@ class _UnfinishedError(Exception):
 def request_of(
     key: str, message_format: Format, payloads: Sequence[bytes], request_id: str
 ) -> SignBatchRequest:
-    """Returns the request for one batch."""
+    """Returns the request for one batch. Raises TypeError for one payload instead of several."""
+    several(payloads)
     return SignBatchRequest(
         key=key, format=_FORMATS[message_format], payloads=payloads, request_id=request_id
     )
