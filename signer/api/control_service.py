@@ -9,7 +9,7 @@ from signer.api import wire
 from signer.api.guard import Caller
 from signer.errors import CallError, ConfigError, Reason, invalid
 from signer.hsm.front.service import Hsm
-from signer.policy.usage import Usage
+from signer.policy.recent_usage import Busy
 from signer.signing.request import Served
 from signer.v1 import control_pb2, control_pb2_grpc
 
@@ -36,24 +36,18 @@ class DaemonStatus(Protocol):
     @property
     def differences(self) -> Sequence[str]: ...
     def reasons(self) -> Sequence[str]: ...
+    def busiest(self, count: int) -> Sequence[Busy]: ...
 
 
 class ControlService(control_pb2_grpc.ControlServiceServicer):
     """Shows the state of the daemon, and reloads its files."""
 
     def __init__(
-        self,
-        status: DaemonStatus,
-        reload: Callable[[], ReloadChanges],
-        *,
-        served: Served,
-        usage: Usage,
-        hsm: Hsm,
+        self, status: DaemonStatus, reload: Callable[[], ReloadChanges], *, served: Served, hsm: Hsm
     ) -> None:
         """``reload`` reads the daemon's files again; it raises ConfigError."""
         self._status, self._reload = status, reload
         self._served = served
-        self._usage = usage
         self._hsm = hsm
 
     def Reload(
@@ -95,8 +89,12 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             workers=[control_pb2.WorkerStatus(**asdict(each)) for each in self._hsm.status()],
             busiest=[
                 control_pb2.FacilityUsage(
-                    facility=facility, items=items, queued_items=waiting.get(facility, 0)
+                    facility=each.facility,
+                    items=each.items,
+                    queued_items=waiting.get(each.facility, 0),
+                    last_minute=each.minute,
+                    last_hour=each.hour,
                 )
-                for facility, items in self._usage.busiest(request.busiest or DEFAULT_BUSIEST)
+                for each in self._status.busiest(request.busiest or DEFAULT_BUSIEST)
             ],
         )

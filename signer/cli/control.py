@@ -6,7 +6,7 @@ import click
 
 from signer.cli.connection import client_options
 from signer.cli.output import output, print_table, print_text, say
-from signer.client import Reloaded, SignerClient, Status, Usage, Worker
+from signer.client import Reloaded, SignerClient, Status, Worker
 from signer.text import count, utc
 
 
@@ -68,7 +68,10 @@ def _show_status(status: Status) -> None:
     for difference in status.differences:
         print_text(f"! {difference}", "  ")
     print_table(Worker._fields, status.workers)
-    print_table(Usage._fields, status.busiest)
+    print_table(
+        ("facility", "last minute", "last hour", "queued", "since the log began"),
+        ((u.facility, u.last_minute, u.last_hour, u.queued_items, u.items) for u in status.busiest),
+    )
 
 
 @click.command(short_help="Shows the workers and the facilities that sign most.")
@@ -78,7 +81,7 @@ def _show_status(status: Status) -> None:
 )
 @output(_status_value, _show_status)
 def top(*, client: SignerClient, busiest: int) -> Status:
-    """Shows the workers and the facilities that sign most. For operators.
+    """Shows the workers and the facilities that sign most, by the last minute. For operators.
 
     \b
       signer top --client operator.yaml

@@ -115,11 +115,13 @@ class Worker(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Items of one facility: accepted since the start, and waiting now."""
+    """Items of one facility: accepted since the log began, waiting now, accepted of late."""
 
     facility: str
     items: int
     queued_items: int
+    last_minute: int = 0
+    last_hour: int = 0
 
 
 class Status(NamedTuple):

@@ -270,6 +270,7 @@ def _edge(config_path: Path, base: Base, core: Core) -> Edge:
         places=places,
         certificates=core.certificates,
         reports=base.reports,
+        usage=records.usage,
     )
     reloading = Reloading(
         config_path,
@@ -280,9 +281,7 @@ def _edge(config_path: Path, base: Base, core: Core) -> Edge:
         lines=base.reports.lines,
         events=base.events,
     )
-    control = ControlService(
-        status, reloading.reload, served=core.served, usage=records.usage, hsm=core.hsm
-    )
+    control = ControlService(status, reloading.reload, served=core.served, hsm=core.hsm)
     server = _server(base, core, limits, places, control)
     return Edge(readiness, status, reloading, server)
 

@@ -21,6 +21,8 @@ from signer.observe.page import EVERYTHING_STOPPED, DaemonState, page
 from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.officers.validity import Validity
+from signer.policy.recent_usage import Busy, RecentUsage
+from signer.policy.usage import Usage
 from signer.signing.request import Served
 from signer.text import count, utc
 
@@ -103,6 +105,8 @@ class StatusReader:
     places: Places
     certificates: Certificates
     reports: Reports
+    usage: Usage
+    _recent: RecentUsage = field(default_factory=RecentUsage)
     _history: History = field(default_factory=History)
     _ticked: float | None = None
     _keys: KeyReadings = field(default_factory=KeyReadings)
@@ -112,6 +116,13 @@ class StatusReader:
         self._ticked = now = self.clock.monotonic()
         if self._history.due(now):
             self._history.add(now, self.reports.metrics.totals())
+            self._recent.add(now, self.usage.totals())
+
+    def busiest(self, count: int) -> list[Busy]:
+        """Returns up to ``count`` facilities, those that ask for the most now first."""
+        now = self.clock.monotonic()
+        self._recent.add(now, self.usage.totals())
+        return self._recent.busiest(now, count)
 
     def rest(self) -> None:
         """Expects no further tick: the daemon is stopping."""

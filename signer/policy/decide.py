@@ -129,7 +129,8 @@ def _not_now(terms: Terms, now: float) -> Decision | None:
             None,
             _denier(terms, "hours", lambda stated: not stated.hours().is_open(now)),
             Reason.CLOSED_HOURS,
-            f"closed now; signing is allowed again from {utc(opening)} on",
+            "closed now; signing is allowed again from"
+            f" {terms.hours.local(opening)} ({terms.hours.zone.key}) on",
             retry_after=opening - now,
         )
     return None

@@ -125,8 +125,11 @@ class Usage:
                 for number in (int(latest // quota.window_seconds),)
             )
 
+    def totals(self) -> dict[str, int]:
+        """Returns the items ever charged, by facility."""
+        with self._lock:
+            return {name: entry.total for name, entry in self._entries.items() if entry.total}
+
     def busiest(self, count: int) -> list[tuple[str, int]]:
         """Returns up to ``count`` facilities with the most items ever, most first."""
-        with self._lock:
-            totals = [(name, entry.total) for name, entry in self._entries.items() if entry.total]
-        return heapq.nsmallest(count, totals, key=lambda one: (-one[1], one[0]))
+        return heapq.nsmallest(count, self.totals().items(), key=lambda one: (-one[1], one[0]))

@@ -41,6 +41,10 @@ class Hours:
             at += self._until_change(at, min(wait, DAY_SECONDS))
         return float(at)
 
+    def local(self, time: float) -> str:
+        """Returns a time (seconds since the epoch) in the zone of the hours, with its offset."""
+        return datetime.fromtimestamp(time, self.zone).isoformat(timespec="seconds")
+
     def intersection(self, other: "Hours") -> "Hours | None":
         """Returns when both are open, None for never. The zones must be the same."""
         spans = tuple(

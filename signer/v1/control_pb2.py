@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17signer/v1/control.proto\x12\tsigner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n\rReloadRequest\"\xa2\x01\n\x0eReloadResponse\x12\x15\n\rpolicy_sha256\x18\x01 \x01(\t\x12\x16\n\x0epolicy_changed\x18\x02 \x01(\x08\x12\x1b\n\x13\x63\x65rtificate_changed\x18\x03 \x01(\x08\x12\x11\n\tlog_level\x18\x04 \x01(\t\x12\x19\n\x11log_level_changed\x18\x05 \x01(\x08\x12\x16\n\x0erestart_needed\x18\x06 \x03(\t\"#\n\x10GetStatusRequest\x12\x0f\n\x07\x62usiest\x18\x01 \x01(\x05\"h\n\x0cWorkerStatus\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06starts\x18\x04 \x01(\x05\x12\r\n\x05items\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\"F\n\rFacilityUsage\x12\x10\n\x08\x66\x61\x63ility\x18\x01 \x01(\t\x12\r\n\x05items\x18\x02 \x01(\x03\x12\x14\n\x0cqueued_items\x18\x03 \x01(\x03\"\xb5\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07reasons\x18\x04 \x03(\t\x12\x15\n\rpolicy_sha256\x18\x05 \x01(\t\x12\x12\n\nfacilities\x18\x06 \x01(\x05\x12\x14\n\x0ckey_versions\x18\x07 \x01(\x05\x12\x14\n\x0cqueued_items\x18\x08 \x01(\x03\x12(\n\x07workers\x18\t \x03(\x0b\x32\x17.signer.v1.WorkerStatus\x12)\n\x07\x62usiest\x18\n \x03(\x0b\x32\x18.signer.v1.FacilityUsage\x12\x13\n\x0b\x64ifferences\x18\x0b \x03(\t2\x97\x01\n\x0e\x43ontrolService\x12=\n\x06Reload\x12\x18.signer.v1.ReloadRequest\x1a\x19.signer.v1.ReloadResponse\x12\x46\n\tGetStatus\x12\x1b.signer.v1.GetStatusRequest\x1a\x1c.signer.v1.GetStatusResponseB-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17signer/v1/control.proto\x12\tsigner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n\rReloadRequest\"\xa2\x01\n\x0eReloadResponse\x12\x15\n\rpolicy_sha256\x18\x01 \x01(\t\x12\x16\n\x0epolicy_changed\x18\x02 \x01(\x08\x12\x1b\n\x13\x63\x65rtificate_changed\x18\x03 \x01(\x08\x12\x11\n\tlog_level\x18\x04 \x01(\t\x12\x19\n\x11log_level_changed\x18\x05 \x01(\x08\x12\x16\n\x0erestart_needed\x18\x06 \x03(\t\"#\n\x10GetStatusRequest\x12\x0f\n\x07\x62usiest\x18\x01 \x01(\x05\"h\n\x0cWorkerStatus\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06starts\x18\x04 \x01(\x05\x12\r\n\x05items\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\"n\n\rFacilityUsage\x12\x10\n\x08\x66\x61\x63ility\x18\x01 \x01(\t\x12\r\n\x05items\x18\x02 \x01(\x03\x12\x14\n\x0cqueued_items\x18\x03 \x01(\x03\x12\x13\n\x0blast_minute\x18\x04 \x01(\x03\x12\x11\n\tlast_hour\x18\x05 \x01(\x03\"\xb5\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07reasons\x18\x04 \x03(\t\x12\x15\n\rpolicy_sha256\x18\x05 \x01(\t\x12\x12\n\nfacilities\x18\x06 \x01(\x05\x12\x14\n\x0ckey_versions\x18\x07 \x01(\x05\x12\x14\n\x0cqueued_items\x18\x08 \x01(\x03\x12(\n\x07workers\x18\t \x03(\x0b\x32\x17.signer.v1.WorkerStatus\x12)\n\x07\x62usiest\x18\n \x03(\x0b\x32\x18.signer.v1.FacilityUsage\x12\x13\n\x0b\x64ifferences\x18\x0b \x03(\t2\x97\x01\n\x0e\x43ontrolService\x12=\n\x06Reload\x12\x18.signer.v1.ReloadRequest\x1a\x19.signer.v1.ReloadResponse\x12\x46\n\tGetStatus\x12\x1b.signer.v1.GetStatusRequest\x1a\x1c.signer.v1.GetStatusResponseB-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSTATUS']._serialized_start=290
   _globals['_WORKERSTATUS']._serialized_end=394
   _globals['_FACILITYUSAGE']._serialized_start=396
-  _globals['_FACILITYUSAGE']._serialized_end=466
-  _globals['_GETSTATUSRESPONSE']._serialized_start=469
-  _globals['_GETSTATUSRESPONSE']._serialized_end=778
-  _globals['_CONTROLSERVICE']._serialized_start=781
-  _globals['_CONTROLSERVICE']._serialized_end=932
+  _globals['_FACILITYUSAGE']._serialized_end=506
+  _globals['_GETSTATUSRESPONSE']._serialized_start=509
+  _globals['_GETSTATUSRESPONSE']._serialized_end=818
+  _globals['_CONTROLSERVICE']._serialized_start=821
+  _globals['_CONTROLSERVICE']._serialized_end=972
 # @@protoc_insertion_point(module_scope)

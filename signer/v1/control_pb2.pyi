@@ -52,14 +52,18 @@ class WorkerStatus(_message.Message):
     def __init__(self, token: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., starts: _Optional[int] = ..., items: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class FacilityUsage(_message.Message):
-    __slots__ = ("facility", "items", "queued_items")
+    __slots__ = ("facility", "items", "queued_items", "last_minute", "last_hour")
     FACILITY_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LAST_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    LAST_HOUR_FIELD_NUMBER: _ClassVar[int]
     facility: str
     items: int
     queued_items: int
-    def __init__(self, facility: _Optional[str] = ..., items: _Optional[int] = ..., queued_items: _Optional[int] = ...) -> None: ...
+    last_minute: int
+    last_hour: int
+    def __init__(self, facility: _Optional[str] = ..., items: _Optional[int] = ..., queued_items: _Optional[int] = ..., last_minute: _Optional[int] = ..., last_hour: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("version", "start_time", "ready", "reasons", "policy_sha256", "facilities", "key_versions", "queued_items", "workers", "busiest", "differences")

@@ -8,7 +8,7 @@ import click
 
 from signer.cli.operations.arguments import Text
 from signer.cli.options import config_option, json_option
-from signer.cli.output import output, print_json, print_table, say
+from signer.cli.output import output, print_json, print_table, print_text, say
 from signer.config.models import load_config
 from signer.config.policy_documents import load_policy, read_policy_text
 from signer.daemon.draft import files_state, policy_in_registry
@@ -34,7 +34,7 @@ _in_force_option = click.option(
 def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bool) -> None:
     """Prints what may be done with the keys of every facility.
 
-    Keys with rules of their own have a row; "*" is the row of all others, which
+    Keys with rules of their own are listed; "*" stands for all others, which
     have no formats where the facility has HCERT and other formats. It shows the files, which
     may be a draft, or the policy in force with --in-force; a line on stderr says which.
 
@@ -195,13 +195,19 @@ def _cell(name: str, value: object) -> str:
 
 
 def _print_all(rows: Iterable[tuple[str, Terms]]) -> None:
-    table = [
-        {"facility": terms.facility, "group": terms.group, "key": key, **shown(terms)}
-        for key, terms in rows
-    ]
-    if table:
-        print_table(list(table[0]), (map(_cell, row, row.values()) for row in table))
-    else:
+    """Prints a paragraph for each key: a table of all rules would be 300 columns wide."""
+    none = True
+    for key, terms in rows:
+        none = False
+        group = f", group {terms.group}" if terms.group else ""
+        say(f"{terms.facility}, key {key}{group}")
+        rules = [
+            f"{name}: {_cell(name, value)}"
+            for name, value in shown(terms).items()
+            if name == "formats" or value not in (None, [], {})
+        ]
+        print_text(f"  {'; '.join(rules)}", "  ")
+    if none:
         say("the policy has no facilities: no client may sign")
 
 

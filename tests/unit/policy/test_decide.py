@@ -166,7 +166,7 @@ def test_closed_hours_return_the_next_opening() -> None:
     decision = decide(POLICY, CLINIC, KEY, Format.JWS, MONDAY_NOON + 9 * HOUR)
     assert (decision.reason, decision.rule) == (Reason.CLOSED_HOURS, "profiles.clinic.hours")
     assert decision.retry_after == 9 * HOUR
-    assert "2026-03-02T23:00:00Z" in decision.message
+    assert "from 2026-03-03T06:00:00+07:00 (Asia/Ho_Chi_Minh) on" in decision.message
 
 
 def test_closed_by_the_narrower_hours_names_them() -> None:
