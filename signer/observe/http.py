@@ -247,10 +247,22 @@ class HttpPort:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
+            if environ.get("REQUEST_METHOD") == "HEAD":
+                return self._headers_of(environ, start_response)
             return self._page_at(environ, start_response)
         except Exception as error:  # noqa: BLE001 - its text must not reach the client
             self._events.emit(Bug("the metrics port", error, {}))
             return _text(start_response, "500 Internal Server Error", ["see the log"])
+
+    def _headers_of(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answers as to GET, but without the body (RFC 9110, section 9.3.2)."""
+        begun: list[Any] = []
+        body = self._page_at(
+            environ | {"REQUEST_METHOD": "GET"}, lambda *answer: begun.extend(answer)
+        )
+        status, headers = begun
+        start_response(status, [*headers, ("Content-Length", str(sum(map(len, body))))])
+        return []
 
     def _page_at(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):

@@ -1,3 +1,4 @@
+import re
 import socket
 import struct
 import threading
@@ -64,6 +65,19 @@ def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 def test_alive_and_ready(port: int) -> None:
     assert get(port, "/livez") == (200, "alive\n")
     assert get(port, "/readyz") == (200, "ready\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/none"])
+def test_head_gets_the_headers_of_get_and_no_body(port: int, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
+        link.sendall(f"HEAD {path} HTTP/1.0\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: link.recv(65_536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b""
+    status, text = get(port, path)
+    assert f" {status} ".encode() in head.splitlines()[0]
+    [length] = re.findall(rb"(?mi)^content-length: (\d+)\r?$", head)
+    assert path == "/metrics" or int(length) == len(text.encode())
 
 
 def test_ready_without_a_token_says_so(port: int) -> None:
