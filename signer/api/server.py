@@ -14,6 +14,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from signer.api.control_service import ControlService
+from signer.api.described import DescribedSymbols
 from signer.api.evidence_service import EvidenceService
 from signer.api.guard import Caller, Guard
 from signer.api.health import MAX_WATCHES, Health
@@ -117,7 +118,7 @@ class Server:
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, wrapped)
         health_pb2_grpc.add_HealthServicer_to_server(health, wrapped)
         if reflect:
-            servicer = reflection.aio.ReflectionServicer((*ROLES, HEALTH))
+            servicer = reflection.aio.ReflectionServicer((*ROLES, HEALTH), DescribedSymbols())
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
                 servicer, wrapped
             )

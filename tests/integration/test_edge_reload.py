@@ -260,7 +260,7 @@ def test_reflection_describes_the_details_of_errors(issuing: edge.Stubs) -> None
     names = ("google.rpc.ErrorInfo", "google.rpc.RetryInfo", "google.rpc.BadRequest")
     asked = [
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
-        for name in ("signer.v1.SignBatchResponse", *names)
+        for name in ("signer.v1.SignBatchResponse", "signer.v1.SigningService.SignBatch", *names)
     ]
     answers = list(stub.ServerReflectionInfo(iter(asked), timeout=edge.SECONDS))
     assert [each.WhichOneof("message_response") for each in answers] == [
