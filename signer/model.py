@@ -34,6 +34,7 @@ class Format(enum.StrEnum):
     JWS = "JWS"
     COSE_SIGN1 = "COSE_SIGN1"
     HCERT = "HCERT"
+    SHC = "SHC"
 
 
 class KeyState(enum.StrEnum):
@@ -469,6 +470,14 @@ class HcertTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class ShcTerms:
+    """``iss`` of SMART Health Cards, an https URL, and the types of card besides health-card."""
+
+    issuer: str
+    types: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class FormatContext:
     """All that a format depends on besides the payloads: same context, same bytes."""
 
@@ -476,6 +485,7 @@ class FormatContext:
     now: int
     hcert: HcertTerms | None = None
     content: ContentRules = field(default_factory=ContentRules)
+    shc: ShcTerms | None = None
 
 
 class PreparedBatch(NamedTuple):

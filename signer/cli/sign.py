@@ -27,6 +27,7 @@ _SUFFIXES = {
     Format.JWS: ".jws",
     Format.COSE_SIGN1: ".cose",
     Format.HCERT: ".hc1",
+    Format.SHC: ".shc",
 }
 
 
@@ -102,9 +103,9 @@ def sign(
 ) -> None:
     """Signs files, or each line of files; `-` is standard input.
 
-    Writes FILE.jws, FILE.hc1, FILE.cose or FILE.sig next to each FILE. With
-    --lines it prints one signature a line, in the order of the payloads: JWS and
-    HCERT as text, the others in base64, an empty line where a payload failed.
+    Writes FILE.jws, FILE.hc1, FILE.shc, FILE.cose or FILE.sig next to each FILE. With
+    --lines it prints one signature a line, in the order of the payloads: JWS,
+    HCERT and SHC as text, the others in base64, an empty line where a payload failed.
     Failed payloads are listed on stderr, and the exit code is 1; all others are
     signed. If a call fails for good, its error is printed once, nothing more is
     sent, and the payloads that are left count as failed.
@@ -226,7 +227,7 @@ class _Printer:
     def __init__(
         self, message_format: Format, targets: dict[str, Path], *, as_json: bool, single: bool
     ) -> None:
-        self._text = message_format in {Format.JWS, Format.HCERT}
+        self._text = message_format in {Format.JWS, Format.HCERT, Format.SHC}
         self._targets = targets
         self._json = as_json
         self._single = single

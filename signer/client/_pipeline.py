@@ -60,7 +60,7 @@ def output_bound(size: int, message_format: Format) -> int:
     It may be too high: the appliance refuses a call whose answer *could* exceed
     the limit. JWS: base64url of payload and signature, and the header. HCERT:
     base45 makes 3 of 2; a number in JSON can grow threefold as CBOR (``1.5`` is
-    nine bytes).
+    nine bytes). SHC: two digits for each character of a JWS.
     """
     match message_format:
         case Format.DIGEST | Format.MESSAGE:
@@ -69,6 +69,8 @@ def output_bound(size: int, message_format: Format) -> int:
             output = (size + _RSA_4096 + 256) * 4 // 3 + 4
         case Format.COSE_SIGN1:
             output = size + _RSA_4096 + 128
+        case Format.SHC:
+            output = 2 * ((size + size // 1000 + 1024) * 4 // 3 + 512)
         case Format.HCERT:
             output = (size * 3 + _RSA_4096 + 512) * 3 // 2
     return max(output, _FAILURE) + FIELD_BYTES

@@ -7,6 +7,7 @@ from signer.formats.hcert import Hcert
 from signer.formats.jws import Jws
 from signer.formats.payloads import MessageFormat
 from signer.formats.raw import Digest, Message
+from signer.formats.shc import Shc
 from signer.model import Format
 
 FORMATS: Mapping[Format, MessageFormat] = {
@@ -15,4 +16,5 @@ FORMATS: Mapping[Format, MessageFormat] = {
     Format.JWS: Jws(),
     Format.COSE_SIGN1: CoseSign1(),
     Format.HCERT: Hcert(),
+    Format.SHC: Shc(),
 }

@@ -1,6 +1,6 @@
 """Finished messages, read back: what was signed, the signature, and the header over both.
 
-A compact JWS (RFC 7515 section 7.1), a tagged COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
+A compact JWS (RFC 7515 section 7.1), also as the digits of a SMART Health Card, a tagged COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
 text. Nothing is verified here.
 """
 
@@ -17,7 +17,7 @@ import cbor2
 
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.formats import base45
+from signer.formats import base45, shc
 from signer.formats.payloads import PayloadError, json_object
 from signer.model import Format
 
@@ -72,6 +72,8 @@ class Claims(NamedTuple):
 def finished(content: bytes) -> Finished | None:
     """Reads a finished message; returns None for other content."""
     text = content.strip()
+    with suppress(ValueError):
+        text = shc.jws_of(text)
     if match := _JWS.fullmatch(text):
         with suppress(binascii.Error):
             header, payload, signature = (_base64url(match[part]) for part in (2, 3, 4))

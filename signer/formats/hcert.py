@@ -57,7 +57,7 @@ class Hcert(MessageFormat):
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Checks the DCCs and returns the Sig_structures over their CWTs."""
         claims, types = _issue(context)
-        terms = ContentTerms(context.content, context.hcert, context.now)
+        terms = ContentTerms(context.content, context.hcert, None, context.now)
         writer = _Writer(
             cose.envelope(context.version), signature_length(context.version), claims, types, terms
         )

@@ -25,9 +25,11 @@ class Jws(MessageFormat):
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
         """Adds header, two dots, and 4 characters for each 3 bytes or part of them."""
-        fixed = len(_header(context.version)) + 1 + _encoded(signature_length(context.version))
+        fixed = (
+            len(_header(context.version)) + 1 + encoded_length(signature_length(context.version))
+        )
         # A sum of roundings is at most the rounded sum and one for each item.
-        return len(payloads) * (fixed + 1) + _encoded(sum(map(len, payloads)))
+        return len(payloads) * (fixed + 1) + encoded_length(sum(map(len, payloads)))
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
         """Returns the JWS signing inputs (RFC 7515 section 5.1)."""
@@ -36,7 +38,7 @@ class Jws(MessageFormat):
 
         def prepare(payload: bytes) -> bytes:
             _check(payload, content)
-            return header + _base64url(payload)
+            return header + base64url(payload)
 
         return prepare_each(payloads, prepare)
 
@@ -50,7 +52,7 @@ class Jws(MessageFormat):
         context: FormatContext,  # noqa: ARG002 - of all formats
     ) -> list[bytes]:
         def finish(signing_input: bytes, signature: bytes) -> bytes:
-            return signing_input + b"." + _base64url(signature)
+            return signing_input + b"." + base64url(signature)
 
         return finish_each(prepared, signatures, finish)
 
@@ -69,14 +71,14 @@ def _check(payload: bytes, content: ContentRules) -> None:
 def _header(version: KeyVersion) -> bytes:
     """Returns the first part of the message with its dot."""
     header = {"alg": version.algorithm.value, "kid": version.thumbprint}
-    return _base64url(json.dumps(header, separators=(",", ":")).encode()) + b"."
+    return base64url(json.dumps(header, separators=(",", ":")).encode()) + b"."
 
 
-def _base64url(data: bytes) -> bytes:
+def base64url(data: bytes) -> bytes:
     """Returns base64url without padding (RFC 7515 section 2)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
-def _encoded(length: int) -> int:
+def encoded_length(length: int) -> int:
     """Returns how many characters ``length`` bytes take in base64url."""
     return (4 * length + 2) // 3

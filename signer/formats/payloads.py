@@ -18,7 +18,14 @@ from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.cbor import MAX_INTEGER
 from signer.errors import Failure, Reason
-from signer.model import ContentRules, FormatContext, HcertTerms, KeyVersion, PreparedBatch
+from signer.model import (
+    ContentRules,
+    FormatContext,
+    HcertTerms,
+    KeyVersion,
+    PreparedBatch,
+    ShcTerms,
+)
 
 MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
 MAX_VALUES = 16_384  # commas and opening brackets of a JSON payload
@@ -39,6 +46,7 @@ class ContentTerms(NamedTuple):
 
     content: ContentRules
     hcert: HcertTerms | None
+    shc: ShcTerms | None
     now: int
 
 

@@ -48,7 +48,7 @@ FORBIDDEN = Decision(
 )
 
 _UNLISTED = (
-    "this key has no format: its facility has HCERT and others, which no key may combine; "
+    "this key has no format: its facility has HCERT or SHC and others, which no key may combine; "
     "list the key under the facility's keys, with formats of its own"
 )
 

@@ -53,6 +53,16 @@ class HcertRules(StrictModel):
     validity_days: int | None = Field(None, ge=1, le=MAX_VALIDITY_DAYS)
 
 
+class ShcRules(StrictModel):
+    """Claims of the SMART Health Cards that are signed; a profile states the issuer.
+
+    Verifiers find the keys at the issuer's URL with /.well-known/jwks.json after it.
+    """
+
+    issuer: str | None = Field(None, pattern=r"^https://[a-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~-]+)*$")
+    types: Names | None = None
+
+
 class Content(StrictModel):
     """What payloads must contain; see model.ContentRules."""
 
@@ -83,6 +93,7 @@ class Rules(StrictModel):
     check_every: int | None = Field(None, ge=1, le=1_000_000)
     storage: Literal["token", "wrapped"] | None = None
     hcert: HcertRules | None = None
+    shc: ShcRules | None = None
     content: Content | None = None
 
 

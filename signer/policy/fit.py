@@ -2,14 +2,15 @@
 
 A key for HCERT has no other format. In COSE_SIGN1 the caller chooses the payload under the
 same header that an HCERT has, and in MESSAGE and DIGEST every byte: such a signature could
-be put into any health certificate, past all claims, content rules and key usages. In the
+be put into any health certificate, past all claims, content rules and key usages. Nor has a key
+for SHC: its issuer is the policy's, and verifiers trust the key for all that it signs. In the
 same way MESSAGE and DIGEST can sign a JWS without the members that JWS requires.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Violation
 from signer.model import Format
 from signer.policy.document import Content, Profile, Rules
@@ -17,15 +18,22 @@ from signer.policy.rules import Terms
 
 BLIND = frozenset({Format.DIGEST})  # the appliance sees only a digest
 
-CONTENT_OF = dict.fromkeys(Content.model_fields, Format.HCERT) | {"required_members": Format.JWS}
-"""Content rules, and the one format to whose payloads each applies."""
+ALONE = frozenset({Format.HCERT, Format.SHC})
+"""Formats whose claims are the policy's: a key for one of them has no other format."""
+
+CONTENT_OF: Mapping[str, frozenset[Format]] = {
+    **dict.fromkeys(Content.model_fields, frozenset({Format.HCERT})),
+    "required_members": frozenset({Format.JWS}),
+    "qr_level": ALONE,
+}
+"""Content rules, and the formats to whose payloads each applies."""
 
 _FREE = frozenset({Format.MESSAGE, Format.DIGEST})  # the caller chooses every signed byte
 
 
 def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
     """Checks that formats, algorithms, blind, hcert and times are consistent."""
-    texts = [*_blind_problems(rules), *_hcert_problems(rules)]
+    texts = [*_blind_problems(rules), *_hcert_problems(rules), *_shc_problems(rules)]
     start, end = rules.valid_from, rules.valid_until
     if start is not None and end is not None and start >= end:
         texts.append(("valid_until", "is not after valid_from"))
@@ -39,7 +47,8 @@ def check_use(
 
     Inherited rules are not checked: a key may use only some of its facility's formats.
     """
-    stated = [("hcert", Format.HCERT)] if rules.hcert is not None else []
+    stated = [("hcert", frozenset({Format.HCERT}))] if rules.hcert is not None else []
+    stated += [("shc", frozenset({Format.SHC}))] if rules.shc is not None else []
     if rules.content is not None:
         stated += [
             (f"content.{name}", used_by)
@@ -47,33 +56,36 @@ def check_use(
             if getattr(rules.content, name) is not None
         ]
     problems.extend(
-        Violation(f"{path}.{name}", f"has no effect: {used_by} is not in formats")
+        Violation(
+            f"{path}.{name}", f"has no effect: {' or '.join(sorted(used_by))} is not in formats"
+        )
         for name, used_by in stated
-        if used_by not in formats
+        if not used_by & formats
     )
 
 
-def mixes_hcert(formats: frozenset[Format]) -> bool:
-    """Whether HCERT is combined with other formats: a facility may, a key must not."""
-    return Format.HCERT in formats and len(formats) > 1
+def mixes_certificates(formats: frozenset[Format]) -> bool:
+    """Whether HCERT or SHC is combined with other formats: a facility may, a key must not."""
+    return bool(ALONE & formats) and len(formats) > 1
 
 
 def of_unlisted_keys(terms: Terms) -> Terms:
     """Returns the terms of keys that the facility does not list.
 
-    Where the facility combines HCERT with other formats, such a key has no format: only a
+    Where the facility combines HCERT or SHC with other formats, such a key has no format: only a
     listed key can choose.
     """
-    return replace(terms, formats=frozenset()) if mixes_hcert(terms.formats) else terms
+    return replace(terms, formats=frozenset()) if mixes_certificates(terms.formats) else terms
 
 
 def check_key(path: str, terms: Terms, problems: list[Violation]) -> None:
-    """Checks that a key for HCERT, by its terms at ``path``, has no other format."""
-    if mixes_hcert(terms.formats):
-        others = ", ".join(sorted(terms.formats - {Format.HCERT}))
+    """Checks that a key for HCERT or SHC, by its terms at ``path``, has no other format."""
+    if mixes_certificates(terms.formats):
+        alone = min(terms.formats & ALONE)
+        others = ", ".join(sorted(terms.formats - {alone}))
         text = (
-            f"HCERT is listed with {others}, but a key for HCERT must have no other format: "
-            "state formats: [HCERT] here, or omit HCERT and use another key for it"
+            f"{alone} is listed with {others}, but a key for {alone} must have no other format: "
+            f"state formats: [{alone}] here, or omit {alone} and use another key for it"
         )
         problems.append(Violation(f"{path}.formats", text))
 
@@ -87,7 +99,7 @@ def check_members(in_use: Iterable[Terms], problems: list[Violation]) -> None:
 
 
 def _evadable(terms: Terms) -> bool:
-    if not terms.content.required_members or mixes_hcert(terms.formats):  # see check_key
+    if not terms.content.required_members or mixes_certificates(terms.formats):  # see check_key
         return False
     return Format.JWS in terms.formats and not _FREE.isdisjoint(terms.formats)
 
@@ -135,3 +147,12 @@ def _hcert_problems(rules: Profile) -> Iterator[tuple[str, str]]:
         yield "hcert", "is missing: HCERT needs issuer and validity_days"
     elif hcert.issuer is None or hcert.validity_days is None:
         yield "hcert", "should state both issuer and validity_days"
+
+
+def _shc_problems(rules: Profile) -> Iterator[tuple[str, str]]:
+    if Format.SHC not in rules.formats:
+        return
+    if Algorithm.ES256 not in rules.algorithms:
+        yield "algorithms", "SHC is signed with ES256 only: add it"
+    if rules.shc is None or rules.shc.issuer is None:
+        yield "shc", "is missing: SHC needs an issuer"

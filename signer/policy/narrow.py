@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
-from signer.model import ContentRules, HcertTerms, Storage
-from signer.policy.document import Content, HcertRules, OpeningHours, Rules
+from signer.model import ContentRules, HcertTerms, ShcTerms, Storage
+from signer.policy.document import Content, HcertRules, OpeningHours, Rules, ShcRules
 from signer.policy.rules import WEIGHTS, RuleLevel, Terms
 from signer.policy.values import Quota
 from signer.policy.windows import DAY_SECONDS, Hours
@@ -181,6 +181,17 @@ def _hcert(
     return HcertTerms(outer.issuer, days * DAY_SECONDS)
 
 
+def _shc(at: Narrowing, name: str, mine: ShcRules, outer: ShcTerms | None) -> ShcTerms | None:
+    """A profile states the issuer (see ``fit``), a facility or key may narrow the types."""
+    if outer is None:
+        return None if mine.issuer is None else ShcTerms(mine.issuer, mine.types or frozenset())
+    if mine.issuer not in (None, outer.issuer):
+        at.wrong(f"{name}.issuer", f"should be {outer.issuer}, as in the profile")
+    if mine.types is None:
+        return outer
+    return ShcTerms(outer.issuer, _subset(at, f"{name}.types", mine.types, outer.types))
+
+
 DEFAULT_CONTENT = ContentRules(dcc_schema=True, qr_level="Q")
 _QR_LEVELS = "LMQH"  # from the one that holds the most
 
@@ -233,6 +244,10 @@ def _show_hcert(terms: HcertTerms | None) -> dict[str, object] | None:
     return {"issuer": terms.issuer, "validity_days": terms.validity // DAY_SECONDS}
 
 
+def _show_shc(terms: ShcTerms | None) -> dict[str, object] | None:
+    return None if terms is None else {"issuer": terms.issuer, "types": sorted(terms.types)}
+
+
 def _show_content(content: ContentRules) -> dict[str, object]:
     members: Mapping[str, object] = {
         "countries": sorted(content.countries),
@@ -264,6 +279,7 @@ RULES = (
     Rule("check_every", _at_most, 1),
     Rule("storage", _storage, str(Storage.TOKEN)),
     Rule("hcert", _hcert, show=_show_hcert),
+    Rule("shc", _shc, show=_show_shc),
     Rule("content", _content, DEFAULT_CONTENT, show=_show_content),
 )
 _NAMES = frozenset(rule.name for rule in RULES)

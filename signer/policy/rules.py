@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from signer.algorithms import Algorithm
-from signer.model import ContentRules, Format, HcertTerms, KeyName, Role
+from signer.model import ContentRules, Format, HcertTerms, KeyName, Role, ShcTerms
 from signer.policy.document import Rules
 from signer.policy.values import Quota
 from signer.policy.windows import Hours
@@ -45,6 +45,7 @@ class Terms:
     check_every: int
     storage: str
     hcert: HcertTerms | None
+    shc: ShcTerms | None
     content: ContentRules
     levels: tuple[RuleLevel, ...]
     weight: int = field(init=False)

@@ -88,7 +88,7 @@ class Engine:
             if len(request.payloads) > WORTH_A_LOOK:
                 self._hsm.admit(_job(request.payloads, version, terms, request.deadline)).release()
             message_format = FORMATS[request.format]
-            context = FormatContext(version, int(now), terms.hcert, terms.content)
+            context = FormatContext(version, int(now), terms.hcert, terms.content, terms.shc)
             self._check_answer(message_format.max_output(request.payloads, context), request)
             inputs = await self._messages.prepare(
                 message_format, request.principal, request.payloads, context

@@ -34,6 +34,9 @@ ONLY_THE_REASON = (
 """The message of an item that failed before, where its payload alone does not show the reason."""
 
 
+_CHANGED = "the certificate of the key version, or the issuer in the policy, has changed since"
+
+
 class EarlierAnswer(NamedTuple):
     """What the log holds of a request that was answered before.
 
@@ -138,7 +141,7 @@ class Repeats:
         """
         intent, principal = earlier.intent, request.principal
         version = replace(self._not_stopped(served.snapshot, intent), kid=intent.kid)
-        context = FormatContext(version, intent.now, intent.hcert)
+        context = FormatContext(version, intent.now, intent.hcert, shc=terms.shc)
         message_format = FORMATS[request.format]
         try:
             inputs = await self._messages.prepare(
@@ -147,7 +150,7 @@ class Repeats:
         except CallError as error:
             raise _cannot_repeat(error.message) from None
         if b"".join(inputs.digests()) != earlier.digests:
-            raise _cannot_repeat("the certificate of the key version has changed since")
+            raise _cannot_repeat(_CHANGED)
         failed = await self._worded(request, replace(context, content=terms.content), earlier)
         self._not_stopped(served.snapshot, intent)
         failures = failed | inputs.by_index(earlier.signed.failures)

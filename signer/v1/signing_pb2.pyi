@@ -21,6 +21,7 @@ class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FORMAT_HCERT: _ClassVar[Format]
     FORMAT_CMS: _ClassVar[Format]
     FORMAT_TIMESTAMP: _ClassVar[Format]
+    FORMAT_SHC: _ClassVar[Format]
 FORMAT_UNSPECIFIED: Format
 FORMAT_DIGEST: Format
 FORMAT_MESSAGE: Format
@@ -29,6 +30,7 @@ FORMAT_COSE_SIGN1: Format
 FORMAT_HCERT: Format
 FORMAT_CMS: Format
 FORMAT_TIMESTAMP: Format
+FORMAT_SHC: Format
 
 class SignBatchRequest(_message.Message):
     __slots__ = ("key", "format", "payloads", "request_id")

@@ -318,5 +318,5 @@ def test_an_officers_reason_controls_no_terminal(office: Office) -> None:
         shown = done.out + done.err
         assert shown.replace("\n", "").isprintable(), words
         assert "\nit is done" not in shown
-        assert "list" in words or "?" in shown or "--json" in words
+        assert {"list", "approve", "--json"} & set(words) or "?" in shown
     office.both("resume", "facilities/01-002")

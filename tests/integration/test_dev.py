@@ -90,6 +90,7 @@ def test_the_keys_are_those_of_the_contract(described: Any) -> None:
         "facilities/strict/keys/records": ("ES256", records),
         "facilities/moh/keys/dcc": ("ES256", dcc),
         "facilities/moh/keys/dcc-rsa": ("PS256", dcc),
+        "facilities/moh/keys/cards": ("ES256", {"SHC"}),
         "facilities/moh/keys/digest": ("ES256", {"DIGEST"}),
         "facilities/l-00001/keys/records": ("ES256", records),
         "facilities/l-00002/keys/records": ("ES256", records),
@@ -284,7 +285,7 @@ def test_init_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(dev, ["init", str(tmp_path / "a"), "--json", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((tmp_path / "a" / "dev.json").read_text())
-    assert "created 9 of 9 keys" in result.stderr
+    assert "created 10 of 10 keys" in result.stderr
 
 
 def test_up_prints_ready_and_nothing_else_and_ends_when_told(tmp_path: Path) -> None:

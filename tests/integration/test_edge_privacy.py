@@ -116,7 +116,7 @@ METHODS = {
     for method in service.methods
 }
 """Every method of the API: other tests may have called it on the shared appliance."""
-FORMATS = {"DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "HCERT"}
+FORMATS = {"DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "HCERT", "SHC"}
 ALGORITHMS = {"ES256", "ES384", "RS256", "PS256", "EdDSA"}
 ITEM_REASONS = {
     "ok",

@@ -14,7 +14,7 @@ from signer.cli.main import cli
 from signer.config import models as config
 from signer.config.client_file import ClientFile
 from signer.errors import Extent, Reason
-from signer.formats import dcc, jws
+from signer.formats import dcc, jws, shc
 from signer.policy import compile as compiling
 from signer.policy import document, fit
 
@@ -35,6 +35,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "groups": document.GroupRules,
     "Rules": document.Profile,
     "hcert": document.HcertRules,
+    "shc": document.ShcRules,
     "content": document.Content,
 }
 """Which heading of the configuration's document describes which model."""
@@ -103,10 +104,15 @@ def test_what_is_required_is_described_as_required() -> None:
 
 def test_content_rules_are_described_with_their_formats() -> None:
     described = {name: row[0] for name, row in rows(CONFIGURATION, "content").items()}
-    assert described == {name: str(used_by) for name, used_by in fit.CONTENT_OF.items()}
+    assert described == {
+        name: ", ".join(sorted(used_by)) for name, used_by in fit.CONTENT_OF.items()
+    }
 
 
-@pytest.mark.parametrize(("name", "size"), [("JWS", jws.MAX_BYTES), ("HCERT", dcc.MAX_BYTES)])
+LARGEST = {"JWS": jws.MAX_BYTES, "HCERT": dcc.MAX_BYTES, "SHC": shc.MAX_BYTES}
+
+
+@pytest.mark.parametrize(("name", "size"), LARGEST.items())
 def test_the_largest_payloads_are_those_of_the_code(name: str, size: int) -> None:
     proto = (ROOT / "proto/signer/v1/signing.proto").read_text()
     comment = proto[: proto.index(f"FORMAT_{name} =")].rpartition("// Payload: ")[2]

@@ -35,8 +35,8 @@ def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bo
     """Prints what may be done with the keys of every facility.
 
     Keys with rules of their own are listed; "*" stands for all others, which
-    have no formats where the facility has HCERT and other formats. It shows the files, which
-    may be a draft, or the policy in force with --in-force; a line on stderr says which.
+    have no formats where the facility has HCERT or SHC and other formats. It shows the files,
+    which may be a draft, or the policy in force with --in-force; a line on stderr says which.
 
     \b
       signer policy show --config signer.yaml
@@ -158,7 +158,9 @@ def explain(
 def _judge(decision: Decision, terms: Terms, wanted: Format, payload: bytes, at: float) -> Decision:
     """Returns the decision about a payload that may be signed as far as its content goes."""
     try:
-        FORMATS[wanted].inspect(payload, ContentTerms(terms.content, terms.hcert, int(at)))
+        FORMATS[wanted].inspect(
+            payload, ContentTerms(terms.content, terms.hcert, terms.shc, int(at))
+        )
     except PayloadError as error:
         failure = error.failure
         return Decision(None, failure.rule, failure.reason, failure.message)

@@ -53,6 +53,7 @@ def dev_keys(load: int) -> list[DevKey]:
         DevKey(KeyName("strict", "records"), Algorithm.ES256, _RECORDS),
         DevKey(KeyName("moh", "dcc"), Algorithm.ES256, _DCC, dcc=True),
         DevKey(KeyName("moh", "dcc-rsa"), Algorithm.PS256, _DCC, 2048, dcc=True),
+        DevKey(KeyName("moh", "cards"), Algorithm.ES256, (Format.SHC,)),
         DevKey(KeyName("moh", "digest"), Algorithm.ES256, (Format.DIGEST,)),
     ]
     keys += [

@@ -87,7 +87,7 @@ profiles:
     storage: {storage}
 
   ministry:
-    formats: [HCERT, DIGEST]    # for its keys to choose from: HCERT only alone
+    formats: [HCERT, SHC, DIGEST]   # for its keys to choose from: HCERT and SHC only alone
     blind: [DIGEST]
     algorithms: [ES256, PS256]
     max_batch_items: 4096
@@ -98,6 +98,9 @@ profiles:
     hcert:
       issuer: VN
       validity_days: 365
+    shc:
+      issuer: https://cards.signer.example
+      types: [immunization]
     content:
       future_dates: false
 
@@ -134,6 +137,9 @@ facilities:
       dcc-rsa:
         formats: [HCERT]
         check_every: 1
+      cards:
+        formats: [SHC]
+        algorithms: [ES256]
       digest:
         formats: [DIGEST]
 """

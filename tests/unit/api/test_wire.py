@@ -88,7 +88,7 @@ def test_a_failed_item_takes_no_more_than_it_was_counted_with(member: str) -> No
         (Format.HCERT, ContentRules(dcc_schema=True), certificate),
     ]
     for message_format, content, payload in cases:
-        terms = ContentTerms(content, HcertTerms("VN", 86_400), 1_700_000_000)
+        terms = ContentTerms(content, HcertTerms("VN", 86_400), None, 1_700_000_000)
         with pytest.raises(PayloadError) as caught:
             FORMATS[message_format].inspect(payload, terms)
         response = signing_pb2.SignBatchResponse()

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from signer.audit.format.record import Column, RecordKind, Value
-from signer.formats import base45
+from signer.formats import base45, shc
 from signer.formats.cose import Envelope
 from signer.formats.hcert import text as hcert_text
 from tests.stand_ins import small_log
@@ -58,6 +58,7 @@ def hcert(payload: bytes, made: bytes) -> bytes:
 
 FORMS = {
     "JWS": Form(jws, lambda payload, made: jws(payload) + b"." + b64url(made) + b"\n"),
+    "SHC": Form(jws, lambda payload, made: shc.text(jws(payload) + b"." + b64url(made)) + b"\n"),
     "COSE_SIGN1": Form(
         ENVELOPE.to_sign, lambda payload, made: ENVELOPE.message(ENVELOPE.to_sign(payload), made)
     ),

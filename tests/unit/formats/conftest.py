@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.x509.oid import ExtensionOID
 
 from signer.algorithms import Algorithm
-from signer.model import ContentRules, FormatContext, HcertTerms, KeyName, KeyVersion
+from signer.model import ContentRules, FormatContext, HcertTerms, KeyName, KeyVersion, ShcTerms
 from tests.stand_ins import key_version
 
 NOW = int(datetime(2022, 1, 15, 12, 0, tzinfo=UTC).timestamp())
+CARDS = ShcTerms("https://cards.example/vn", frozenset({"immunization"}))
 YEAR = 365 * 24 * 3600
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -150,8 +151,9 @@ def context(keys: dict[Algorithm, SoftKey]) -> ContextMaker:
         now: int = NOW,
         content: ContentRules | None = None,
         hcert: HcertTerms | None = HcertTerms("VN", YEAR),  # noqa: B008 - frozen
+        shc: ShcTerms | None = CARDS,
     ) -> FormatContext:
         chosen = version or keys[algorithm].version
-        return FormatContext(chosen, now, hcert, content or ContentRules())
+        return FormatContext(chosen, now, hcert, content or ContentRules(), shc)
 
     return make

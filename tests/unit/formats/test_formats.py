@@ -43,6 +43,11 @@ def dcc_of(extra: dict[str, Any]) -> dict[str, Any]:
     return extra | {"ver": "1.3.0", "nam": {}, "dob": "", "v": [{"co": "VN"}]}
 
 
+def bundle_of(extra: dict[str, Any]) -> dict[str, Any]:
+    entry = {"fullUrl": "resource:0", "resource": {"resourceType": "Patient"}}
+    return extra | {"resourceType": "Bundle", "type": "collection", "entry": [entry]}
+
+
 certificates = st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(
     lambda extra: dcc_of({"x-" + name: value for name, value in extra.items()})
 )
@@ -57,11 +62,15 @@ good: Mapping[Format, st.SearchStrategy[bytes]] = {
     Format.JWS: st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(compact),
     Format.COSE_SIGN1: st.binary(max_size=300),
     Format.HCERT: dccs,
+    Format.SHC: st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(
+        lambda extra: compact(bundle_of({"x-" + name: value for name, value in extra.items()}))
+    ),
 }
 bad: Mapping[Format, bytes] = {
     Format.DIGEST: b"short",
     Format.JWS: b"[]",
     Format.HCERT: b'{"ver":"1"}',
+    Format.SHC: b'{"resourceType":"Patient"}',
 }
 
 
@@ -83,7 +92,8 @@ def test_every_format_is_offered() -> None:
 @many
 def test_max_output_is_an_upper_bound(context: Maker, format_: Format, data: st.DataObject) -> None:
     payloads = data.draw(st.lists(good[format_], max_size=4))
-    algorithm = data.draw(st.sampled_from([Algorithm.ES256, Algorithm.PS256]))
+    algorithms = [Algorithm.ES256, *[Algorithm.PS256] * (format_ is not Format.SHC)]
+    algorithm = data.draw(st.sampled_from(algorithms))
     ctx = context(algorithm)
     prepared = FORMATS[format_].prepare(payloads, ctx)
     assert not prepared.failures
@@ -175,7 +185,12 @@ def test_a_bad_item_fails_alone(context: Maker, format_: Format, data: st.DataOb
 
 @pytest.mark.parametrize("format_", Format)
 def test_an_item_without_signature_has_no_output(context: Maker, format_: Format) -> None:
-    payloads = {Format.DIGEST: bytes(32), Format.JWS: b"{}", Format.HCERT: compact(dcc_of({}))}
+    payloads = {
+        Format.DIGEST: bytes(32),
+        Format.JWS: b"{}",
+        Format.HCERT: compact(dcc_of({})),
+        Format.SHC: compact(bundle_of({})),
+    }
     payload = payloads.get(format_, b"any")
     ctx = context()
     prepared = FORMATS[format_].prepare([payload] * 3, ctx)

@@ -231,7 +231,7 @@ def test_what_no_qr_code_of_the_level_holds_is_refused(
 
 
 def test_a_payload_is_judged_without_a_key() -> None:
-    terms = ContentTerms(ContentRules(qr_level="Q"), HcertTerms("VN", 3600), 1_700_000_000)
+    terms = ContentTerms(ContentRules(qr_level="Q"), HcertTerms("VN", 3600), None, 1_700_000_000)
     HCERT.inspect(json.dumps(DOCUMENT).encode(), terms)
     for payload in (b"{}", noted(4000, "0123456789abcdef")):
         with pytest.raises(PayloadError):

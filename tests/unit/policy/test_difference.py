@@ -103,6 +103,7 @@ def test_nothing_differs_from_itself() -> None:
                 "+ facility g: check_every 8",
                 "+ facility g: storage token",
                 "+ facility g: hcert none",
+                "+ facility g: shc none",
                 "+ facility g: content none",
                 "+ facility g, key k: algorithms EdDSA",
             ],

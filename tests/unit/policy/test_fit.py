@@ -31,6 +31,7 @@ def document(formats: list[str], /, **facility: Any) -> dict[str, Any]:
                 "max_batch_items": 10,
                 "delegation": True,
                 "hcert": {"issuer": "VN", "validity_days": 365},
+                "shc": {"issuer": "https://cards.example"},
             }
         },
         "facilities": {
@@ -44,8 +45,9 @@ def compiled(made: dict[str, Any]) -> tuple[Policy, list[Violation]]:
     formats = made["profiles"]["ministry"]["formats"]
     if "DIGEST" not in formats:
         del made["profiles"]["ministry"]["blind"]
-    if "HCERT" not in formats:
-        del made["profiles"]["ministry"]["hcert"]
+    for name in ("HCERT", "SHC"):
+        if name not in formats:
+            del made["profiles"]["ministry"][name.lower()]
     return compile_policy(made, "", problems), problems
 
 
@@ -91,7 +93,7 @@ def test_other_principals_do_not_learn_that_a_key_is_unlisted() -> None:
     assert decide(loaded(ALL), STRANGER, name, Format.HCERT, NOW) == FORBIDDEN
 
 
-@pytest.mark.parametrize("formats", [["HCERT"], ["JWS", "COSE_SIGN1"], ["DIGEST"]])
+@pytest.mark.parametrize("formats", [["HCERT"], ["SHC"], ["JWS", "COSE_SIGN1"], ["DIGEST"]])
 def test_keys_need_not_be_listed_where_hcert_is_not_combined(formats: list[str]) -> None:
     assert allowed(loaded(formats), "any") == {Format(one) for one in formats}
     assert allowed(loaded(ALL, formats=formats), "any") == {Format(one) for one in formats}
@@ -102,18 +104,19 @@ MAYBE = st.fixed_dictionaries({}, optional={"formats": FORMATS})
 
 
 @given(FORMATS, MAYBE, MAYBE)
-def test_no_key_signs_hcert_and_anything_else(
+def test_no_key_signs_hcert_or_shc_and_anything_else(
     formats: list[str], facility: dict[str, Any], key: dict[str, Any]
 ) -> None:
     policy, problems = compiled(document(formats, **facility, keys={"listed": key}))
     stated = set(key.get("formats", facility.get("formats", formats)))
-    if "HCERT" in stated and len(stated) > 1:
+    alone = {"HCERT", "SHC"}
+    if stated & alone and len(stated) > 1:
         assert "facilities.moh.keys.listed.formats" in {problem.field for problem in problems}
     if problems:
         return
     for name in ("listed", "other"):
         signs = allowed(policy, name)
-        assert signs == {Format.HCERT} or Format.HCERT not in signs
+        assert len(signs) == 1 or not signs & {Format.HCERT, Format.SHC}
     assert allowed(policy, "listed") == stated
 
 
