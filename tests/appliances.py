@@ -106,6 +106,12 @@ class WrappedKeys(Appliance):
     made_with = ("--storage", "wrapped")
 
 
+class TwoTokensWrapped(TwoTokens):
+    """One with two tokens that hold the same wrapping key."""
+
+    made_with = (*TwoTokens.made_with, *WrappedKeys.made_with)
+
+
 @contextmanager
 def serving(made: Appliance) -> Iterator[None]:
     """Starts an appliance; it must live until the end of the block, and end cleanly."""

@@ -58,6 +58,7 @@ KINDS = (
     "import-certificate",
     "new-version",
     "officers",
+    "place-wrapping-key",
     "policy",
     "remove-placement",
     "restore",

@@ -41,6 +41,7 @@ from signer.officers.kinds.state_changes import VERSION_KINDS, ResumeKind
 from signer.officers.kinds.wrapping_keys import (
     CreateWrappingKeyKind,
     DestroyWrappingKeyKind,
+    PlaceWrappingKeyKind,
     RewrapKind,
 )
 from signer.officers.store import ENDED, UNFINISHED, OperationState, OperationStore, StoredOperation
@@ -58,6 +59,7 @@ KINDS: Mapping[str, OperationKind[Any]] = {
         EnrolKind(),
         ImportCertificateKind(),
         NewVersionKind(),
+        PlaceWrappingKeyKind(),
         PutPolicyKind(),
         RemovePlacementKind(),
         ResumeKind(),

@@ -317,6 +317,7 @@ _RULES: Mapping[str, PermitRule] = {
     "rotate": PermitRule(_rotate, once=False, steps=3),  # made, certified, activated
     "create-wrapping-key": PermitRule(_nothing),
     "destroy-wrapping-key": PermitRule(_nothing),
+    "place-wrapping-key": PermitRule(_nothing),
     REWRAP: PermitRule(_nothing, once=False),  # of wrapped keys, see Permit.wraps_anew
     ADD_PLACEMENT: PermitRule(_nothing),  # of placements, see Permit.places
     REMOVE_PLACEMENT: PermitRule(_nothing),

@@ -18,7 +18,7 @@ from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyVersion
 from signer.officers.kinds.wrapping_keys import BATCH
-from tests.appliances import WrappedKeys
+from tests.appliances import TwoTokensWrapped, WrappedKeys
 from tests.daemon import RECORDS, Daemon, correct, until, verified
 from tests.integration.officers import Office, csv_of
 
@@ -85,6 +85,22 @@ def test_facilities_are_enrolled_and_the_token_does_not_grow(daemon: Daemon) -> 
     assert all(signs(office, key) for key in keys)
     assert daemon.reason() == ""
     office.log_in_order()
+
+
+def test_every_token_with_the_wrapping_key_signs(tmp_path: Path) -> None:
+    appliance = TwoTokensWrapped(tmp_path / "dev")
+    appliance.init()
+    made = Daemon(appliance.dir / "signer.yaml")
+    made.start()
+    try:
+        busy = "signer_worker_busy_seconds_total"
+        tokens = ("signer-dev", "signer-dev-2")
+        before = [made.metric(busy, token=token) for token in tokens]
+        assert made.sign(600) == {"ok": 600}
+        after = [made.metric(busy, token=token) for token in tokens]
+        assert all(now > then for now, then in zip(after, before, strict=True))
+    finally:
+        assert made.stop() == 0
 
 
 def test_a_key_is_rotated_and_its_old_version_erased(daemon: Daemon) -> None:

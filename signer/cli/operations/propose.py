@@ -111,6 +111,19 @@ _add(
     token_option,
 )
 _add(
+    "place-wrapping-key",
+    """Lets the token --token sign with what the wrapping key with the id ID has wrapped.
+
+    Copy the wrapping key by the HSM's own means first, under the same CKA_ID. The token must
+    unwrap a key and sign once, and the registry's public key verifies that.
+
+    \b
+      signer operations propose place-wrapping-key ID --token hsm-2 --client officer-a.yaml
+    """,
+    click.argument("wrapping_key", metavar="ID"),
+    _placed_option,
+)
+_add(
     "rewrap",
     """Wraps by another wrapping key all that the one with the id FROM has wrapped.
 

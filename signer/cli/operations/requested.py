@@ -17,6 +17,7 @@ FILLED: Mapping[str, frozenset[str]] = {
     "create-key": frozenset({"token", "wrapping_key"}),
     "create-wrapping-key": frozenset({"token"}),
     "destroy-wrapping-key": frozenset(),
+    "place-wrapping-key": frozenset(),
     "rewrap": frozenset({"to_key", "token"}),
     "new-version": frozenset({"token", "version", "algorithm", "bits", "wrapping_key"}),
     "import-certificate": frozenset({"basis"}),

@@ -1,4 +1,4 @@
-"""The kinds create-wrapping-key, rewrap and destroy-wrapping-key.
+"""The kinds create-wrapping-key, place-wrapping-key, rewrap and destroy-wrapping-key.
 
 A wrapping key wraps the private keys that no token holds. Its rotation is three operations: another
 one is created, what the old one has wrapped is wrapped anew, and the old one is destroyed.
@@ -20,6 +20,7 @@ from signer.officers.kinds.base import (
     Work,
     shortened,
 )
+from signer.officers.kinds.create_key import try_out
 from signer.officers.permits import REWRAP
 from signer.text import count
 
@@ -67,6 +68,54 @@ class CreateWrappingKeyKind(OperationKind[CreateWrappingKey]):
             "attributes": attributes,
         }
         return Effects(wrapping_keys=[made], result=result)
+
+
+class PlaceWrappingKey(Details):
+    """The id of a wrapping key, and another token that holds it."""
+
+    wrapping_key: str
+    token: str
+
+
+class PlaceWrappingKeyKind(OperationKind[PlaceWrappingKey]):
+    """Lets another token sign with what a wrapping key has wrapped, once it has done that."""
+
+    name = "place-wrapping-key"
+    details = PlaceWrappingKey
+
+    def problems(self, details: PlaceWrappingKey, context: OperationContext) -> list[str]:
+        identity, problems = details.wrapping_key, context.token_problems(details.token)
+        tokens = _tokens_of(identity, context)
+        if not tokens:
+            problems.append(f"wrapping_key: there is none {identity[:36]}, or it is destroyed")
+        elif details.token in tokens:
+            problems.append(f"wrapping_key: it is on token {details.token} already")
+        elif not wrapped_by(identity, context):
+            problems.append(
+                "wrapping_key: it has wrapped no key yet, with which the token could be tried"
+            )
+        return problems
+
+    def difference(self, details: PlaceWrappingKey, context: OperationContext) -> list[str]:
+        keys = wrapped_by(details.wrapping_key, context)
+        number = count(len(keys), "key")
+        return [
+            f"+ token {details.token} signs with {number} that {details.wrapping_key} has wrapped",
+            *(f"  it must unwrap {key.name} and sign once" for key in keys[:1]),
+        ]
+
+    def execute(self, details: PlaceWrappingKey, work: Work) -> Effects:
+        context, identity = work.context, details.wrapping_key
+        keys = [v for v in wrapped_by(identity, context) if v.name not in context.unaccounted]
+        if not keys:
+            raise OperatorError("no key that the log accounts for is wrapped by it: nothing to try")
+        with work.admin(details.token) as admin:
+            try_out(admin, keys[0])
+        first = min(key.created for key in context.state.wrapping_keys if key.id == identity)
+        placed = WrappingKey(identity, details.token, first)
+        return Effects(
+            wrapping_keys=[placed], result={"wrapping_key": identity, "token": details.token}
+        )
 
 
 class Rewrap(Details):

@@ -88,6 +88,7 @@ PLAIN = [
     (("remove-placement", VERSION, "--token", "u"), {"version": VERSION, "token": "u"}),
     (("create-wrapping-key", "--token", "t"), {"token": "t"}),
     (("destroy-wrapping-key", "w"), {"wrapping_key": "w"}),
+    (("place-wrapping-key", "w", "--token", "u"), {"wrapping_key": "w", "token": "u"}),
     (("rewrap", "w", "--token", "t"), {"from_key": "w", "to_key": "", "token": "t"}),
     (("rewrap", "w", "--to", "v"), {"from_key": "w", "to_key": "v", "token": ""}),
     (("policy",), {"policy_sha256": ""}),

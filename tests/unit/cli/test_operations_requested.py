@@ -47,6 +47,7 @@ ASKED = [
     ),
     request("create-wrapping-key", {"token": "t"}),
     request("destroy-wrapping-key", {"wrapping_key": "w"}),
+    request("place-wrapping-key", {"wrapping_key": "w", "token": "u"}),
     request("rewrap", {"from_key": "w", "to_key": "", "token": "t"}),
     request("new-version", {"key": KEY, "token": "", "subject": "CN=x"}),
     request_with_certificates(

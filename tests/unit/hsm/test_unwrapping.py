@@ -1,6 +1,7 @@
 """Which unwrapped keys a worker keeps, and what it says of those that do not unwrap."""
 
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ class FakeObjects:
         del self.unwrapped[handle]
 
 
-def packed(name: bytes, **changes: object) -> bytes:
+def packed(name: bytes, **changes: Any) -> bytes:
     blob = b"wrapped " + name
     key = WrappedKey(
         blob, hashlib.sha256(blob).digest(), WrapMechanism.AES_KEY_WRAP_PAD, WRAPS, ("t",)

@@ -35,6 +35,7 @@ class Moves:
             "create-key": self._create_key,
             "create-wrapping-key": lambda: iter(()),  # its keys are on the token
             "destroy-wrapping-key": lambda: iter(()),
+            "place-wrapping-key": lambda: iter(()),
             "rewrap": lambda: iter(()),
             "deactivate": lambda: self._timed("deactivate", S.ACTIVE, S.SUSPENDED),
             "destroy": self._destroy,

@@ -162,6 +162,8 @@ class SoftToken:
     ) -> list[bytes]:
         self._fate.at("before a signature")
         if wrapped is not None:
+            if wrapped.sha256 not in self.wrapped:
+                raise OperatorError(f"token {self.token} does not unwrap this key")
             key = self.wrapped[wrapped.sha256]
         elif cka_id not in self.keys:
             raise OperatorError("there is no such key")

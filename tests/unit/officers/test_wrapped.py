@@ -3,6 +3,7 @@
 import hashlib
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -265,6 +266,24 @@ def test_a_wrapping_key_is_replaced_and_destroyed(stored: Stage) -> None:
     assert "or it is destroyed already" in again[0]
     stored.start()
     assert served(stored) == after
+    assert stored.serving.reason == ""
+    assert problems(stored) == ()
+
+
+def test_another_token_that_has_the_wrapping_key_signs_once_it_was_tried(stored: Stage) -> None:
+    [first] = wrapping_keys(stored)
+    other = stored.add_token("other")
+    asked: Any = {"wrapping_key": first, "token": "other"}
+    failed = stored.do("place-wrapping-key", **asked)
+    assert failed.state is OperationState.FAILED, "it does not hold the wrapping key"
+    other.wrapped = dict(stored.token.wrapped)
+    stored.done("place-wrapping-key", **asked)
+    version = served(stored)
+    assert version is not None
+    assert [token for token, _ in version.placements] == ["other", "soft"]
+    assert "it is on token other already" in stored.problems("place-wrapping-key", **asked)[0]
+    stored.start()
+    assert served(stored) == version
     assert stored.serving.reason == ""
     assert problems(stored) == ()
 
