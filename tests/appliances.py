@@ -97,7 +97,7 @@ class Appliance(DevAppliance):
 class TwoTokens(Appliance):
     """One with two tokens that hold the same keys, and a worker for each."""
 
-    made_with = ("--tokens", "2", "--workers", "1")
+    made_with: ClassVar[tuple[str, ...]] = ("--tokens", "2", "--workers", "1")
 
 
 class WrappedKeys(Appliance):

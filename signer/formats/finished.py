@@ -1,7 +1,7 @@
 """Finished messages, read back: what was signed, the signature, and the header over both.
 
-A compact JWS (RFC 7515 section 7.1), also as the digits of a SMART Health Card, a tagged COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
-text. Nothing is verified here.
+A compact JWS (RFC 7515 section 7.1), also as the digits of a SMART Health Card, a tagged
+COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's text. Nothing is verified here.
 """
 
 import base64
