@@ -220,7 +220,7 @@ BROKEN = {
     "policy": (write("policy/policy.yaml", "profiles: {}\n"), "policy", WRONG, "facilities"),
     "certificate-gone": (remove("pki/server.pem"), "tls.certificate", WRONG, "is not a file"),
     "certificate-ends": (certify(timedelta(days=9.5)), "tls.certificate", WARNING, "in 9 days"),
-    "certificate-ended": (certify(timedelta(days=-1)), "tls", WRONG, "ended on"),
+    "certificate-ended": (certify(timedelta(days=-1)), "tls", WRONG, "tls.certificate: ended on"),
     "chain": (no_chain, "tls.certificate", WRONG, "was not issued by the next one"),
     "key-of-another": (other_key, "tls", WRONG, "tls.key: is not the key of the first certificate"),
     "key-open": (chmod("pki/server.key", 0o644), "tls.key", WRONG, "mode 0644"),
