@@ -59,7 +59,9 @@ class ShcRules(StrictModel):
     Verifiers find the keys at the issuer's URL with /.well-known/jwks.json after it.
     """
 
-    issuer: str | None = Field(None, pattern=r"^https://[a-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~-]+)*$")
+    issuer: str | None = Field(
+        None, max_length=200, pattern=r"^https://[a-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~-]+)*$"
+    )
     types: Names | None = None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from signer.algorithms import Algorithm
+from signer.client._pipeline import output_bound
 from signer.errors import CallError, Reason
 from signer.formats import FORMATS, shc
 from signer.formats.payloads import ContentTerms, PayloadError
@@ -175,3 +176,11 @@ def test_types_are_in_one_order(context: Maker) -> None:
 def test_other_texts_are_not_cards(text: bytes) -> None:
     with pytest.raises(ValueError, match="not a SMART Health Card"):
         shc.jws_of(text)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, shc.MAX_BYTES])
+def test_the_client_leaves_enough_room_for_an_answer(context: Maker, size: int) -> None:
+    issuer = "https://" + "a" * 192
+    types = frozenset(f"type-of-card-{number}" for number in range(8))
+    ctx = context(shc=ShcTerms(issuer, types))
+    assert SHC.max_output([bytes(size)], ctx) <= output_bound(size, Format.SHC)
