@@ -224,7 +224,7 @@ def test_a_wrapped_key_that_was_changed_in_the_registry_never_signs(daemon: Daem
     report = verified(
         daemon.folder / "audit", daemon.settings["audit"].get("origin", "signer/audit")
     )
-    assert len(report["problems"]) >= len(ONE), "the log says what was not served"
+    assert report["problems"], "the log says what was not served"
 
 
 def test_what_a_wrapping_key_has_wrapped_is_wrapped_anew_also_by_a_daemon_that_is_killed(

@@ -65,7 +65,9 @@ def test_nonsense_is_told_for_every_kind(
 
 def test_a_kind_that_there_is_not(stage: Stage) -> None:
     error = heard(lambda: stage.proposals.prepare(A, "sign-anything", "{}", b""))
-    assert "the kinds are activate, add-placement, clock, create-key, deactivate" in error.message
+    assert "the kinds are activate, add-placement, clock, create-key, create-wrapping-key, " in (
+        error.message
+    )
 
 
 def test_an_operation_that_is_too_long_to_read(stage: Stage) -> None:
