@@ -13,7 +13,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from signer.clock import Clock
 from signer.errors import CallError, OperatorError, Reason, answered, invalid
 from signer.keys import lifecycle
-from signer.keys.registry import Change, ChangedMeanwhileError, Registry
+from signer.keys.registry import Registry
+from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import (
     IDENTIFIER,
     Act,

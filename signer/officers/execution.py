@@ -14,8 +14,8 @@ from typing import Any
 from signer.errors import CallError, ConfigError, OperatorError
 from signer.events import OperationBug, RegistryUnreadable
 from signer.keys.database import RegistryError
-from signer.keys.registry import Writing
 from signer.keys.rows import UnreadableError, UnreadableRow
+from signer.keys.writing import Writing
 from signer.officers import store
 from signer.officers.approval import Proposal, check_approved, check_deployment, check_origin
 from signer.officers.kinds.base import (

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from signer.config.policy_documents import PolicyText
 from signer.errors import OperatorError, answered, clock_doubtful, invalid
-from signer.keys.registry import Writing
+from signer.keys.writing import Writing
 from signer.officers import store
 from signer.officers.approval import (
     APART,

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from signer.errors import CallError, OperatorError, Reason
-from signer.keys.registry import Registry, Writing
+from signer.keys.registry import Registry
 from signer.keys.rows import (
     BadValueError,
     UnreadableError,
@@ -24,6 +24,7 @@ from signer.keys.rows import (
     whole,
 )
 from signer.keys.schema import operations, signatures
+from signer.keys.writing import Writing
 from signer.officers.approval import MAX_BYTES, MAX_SIGNATURE_BYTES, Proposal, Signature, parse
 from signer.text import plain
 

@@ -24,7 +24,7 @@ KILLED = """
 import os, signal, sys, pathlib
 from signer import daemon
 from signer.officers.records import OperationRecords
-from signer.keys.registry import Writing
+from signer.keys.writing import Writing
 from signer.officers.kinds import enrolment
 from signer.officers import execution
 from signer.officers.kinds import create_key as making

@@ -20,7 +20,8 @@ from signer.config.policy_documents import PolicyText
 from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
 from signer.keys.lifecycle import TokenAdmin
-from signer.keys.registry import Change, Registry, RegistryState
+from signer.keys.registry import Registry, RegistryState
+from signer.keys.writing import Change
 from signer.model import (
     KeyName,
     KeyVersion,

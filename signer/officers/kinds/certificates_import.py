@@ -13,7 +13,7 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.formats.hcert import DCC_USAGES
-from signer.keys.registry import Change
+from signer.keys.writing import Change
 from signer.model import KeyState, KeyVersion
 from signer.officers.kinds.base import (
     Details,

@@ -16,7 +16,7 @@ from pydantic import Field
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.lifecycle import NewKey, cka_id_of
-from signer.keys.registry import Change, ChangedMeanwhileError
+from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import KeyName, KeyState, KeyVersion
 from signer.officers.kinds.base import (
     Details,

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.keys import lifecycle
-from signer.keys.registry import Change
+from signer.keys.writing import Change
 from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
 from signer.officers.kinds.base import (
     Details,

@@ -10,7 +10,7 @@ from typing import Any
 
 from signer.errors import OperatorError
 from signer.keys.lifecycle import TokenAdmin
-from signer.keys.registry import ChangedMeanwhileError
+from signer.keys.writing import ChangedMeanwhileError
 from signer.model import KeyVersion, WrappedKey, WrappingKey, wrapping_cka_id
 from signer.officers.kinds.base import (
     Details,

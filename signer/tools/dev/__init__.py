@@ -23,7 +23,8 @@ from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
-from signer.keys.registry import Change, Registry
+from signer.keys.registry import Registry
+from signer.keys.writing import Change
 from signer.model import KeyIndex, Storage, WrappingKey
 from signer.officers.kinds.officer_change import first_officers
 from signer.policy.rules import Policy

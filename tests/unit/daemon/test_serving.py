@@ -13,7 +13,7 @@ from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys.database import RegistryError
-from signer.keys.registry import Change
+from signer.keys.writing import Change
 from signer.model import KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing_fold import StandingFold

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from signer.errors import OperatorError
 from signer.keys import database
 from signer.keys.database import RegistryError
-from signer.keys.registry import Change, Registry
+from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
+from signer.keys.writing import Change
 from signer.model import KeyIndex, KeyState, Scope, Suspension
 from tests.unit.keys.made import make
 

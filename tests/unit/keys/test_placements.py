@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from signer.errors import OperatorError
-from signer.keys.registry import ChangedMeanwhileError, Registry
+from signer.keys.registry import Registry
+from signer.keys.writing import ChangedMeanwhileError
 from signer.model import KeyVersion, Placement
 from tests.unit.keys.made import make
 

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer.errors import OperatorError
-from signer.keys.registry import Change, ChangedMeanwhileError, Registry
+from signer.keys.registry import Registry
+from signer.keys.writing import Change, ChangedMeanwhileError
 from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
 from tests.unit.keys.made import make
 

@@ -28,7 +28,8 @@ from signer.daemon.accounts import Accounts
 from signer.daemon.serving import Serving, begin_serving
 from signer.errors import OperatorError
 from signer.keys.lifecycle import TokenAdmin
-from signer.keys.registry import Registry, Writing
+from signer.keys.registry import Registry
+from signer.keys.writing import Writing
 from signer.model import KeyVersion, parse_key_or_version
 from signer.officers.approval import Proposal
 from signer.officers.emergency import EmergencyStops
