@@ -229,7 +229,7 @@ def test_closed_hours_say_when_they_end(clients: dict[str, Any]) -> None:
     )
     assert refusal.metadata == {"rule": "facilities.closed.hours"}
     opening = day_after_tomorrow()
-    assert f"{opening:%Y-%m-%dT%H:%M:%SZ}" in refusal.message
+    assert f"{opening:%Y-%m-%dT%H:%M:%S}+00:00 (UTC)" in refusal.message
     assert refusal.retry_after is not None
     asked = opening.timestamp() - refusal.retry_after  # the hint is in whole milliseconds
     assert before - 0.001 <= asked <= time.time() + 0.001
