@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         say(text.getvalue(), err=True, newline=False)
         sys.exit(error.exit_code)
     except click.Abort:
-        say("stopped", err=True)
+        say("not confirmed: nothing was changed", err=True)
         sys.exit(1)
     except (ConfigError, OperatorError) as error:
         say(f"signer: {error}", err=True)

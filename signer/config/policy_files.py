@@ -117,5 +117,5 @@ def _files_of(path: Path) -> list[Path]:
     if odd := [file for file in files if not _FILE_NAME.fullmatch(file.name)]:
         refuse(path, [Violation("", f"{file.name!r} {_NAMING}") for file in odd])
     if not files:
-        refuse(path, [Violation("", "contains no *.yaml file: put the policy existing")])
+        refuse(path, [Violation("", "contains no *.yaml file: put the policy there")])
     return files

@@ -33,7 +33,7 @@ error correction (ISO/IEC 18004 table 7).
 """
 _SPARE = 32  # bytes by which a compressed message may be longer with another signature
 _SIGNATURE = hashlib.shake_256(b"").digest(2048)  # random bytes in place of signatures
-_ES256 = cose.Envelope({1: PROPERTIES[Algorithm.ES256].cose, 4: bytes(8)})
+_ES256 = cose.Envelope({1: PROPERTIES[Algorithm.ES256].cose, 4: _SIGNATURE[:8]})
 
 
 class Hcert(MessageFormat):

@@ -163,9 +163,13 @@ class _Act:
     act: Act
     revision: int
 
+    def names(self, version: KeyVersion) -> bool:
+        """Returns whether the act is about a version."""
+        return self.act.target in (version.name, str(version.key))
+
     def ways(self, before: Standing | None, version: KeyVersion) -> Iterator[Standing]:
         """Yields what the act has made of a version."""
-        if before is None or self.act.target not in (version.name, str(version.key)):
+        if before is None or not self.names(version):
             return
         move = lifecycle.compromise if self.act.act == "compromised" else lifecycle.suspend
         with suppress(OperatorError):
@@ -175,6 +179,12 @@ class _Act:
         """Returns False: one officer alone places nothing."""
         del what, version, placement
         return False
+
+    @property
+    def flag(self) -> FlagKey | None:
+        """What it suspends; None if it is about versions."""
+        scope, _, name = self.act.target.partition(" ")
+        return (scope, name) if self.act.act == "suspend" and scope in set(Scope) else None
 
     def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
         """Returns a suspension as the act leaves it: set, or as it was."""
@@ -239,6 +249,7 @@ class _Judging:
         self._suspensions = SuspendedChanges()
         self._placements = PlacedChanges()
         self._wrapped: dict[int, list[WrappedRow]] = {}
+        self._stopped: dict[VersionName, Standing] = {}  # by acts, whatever the registry has now
         self._pins: dict[bytes, str] = {}  # of wrapped keys that this judgement has accepted
         self._result = Judgement(new)
 
@@ -369,6 +380,12 @@ class _Judging:
         for name in known.unaccounted:
             now = self._new.keys.version(*name)
             changed |= {} if now is None else {now.name: now}
+        acted = {step.act.target for step in self._steps if isinstance(step, _Act)}
+        changed |= {
+            version.name: version
+            for version in (self._new.keys if acted else ())
+            if acted & {version.name, str(version.key)}
+        }
         for version in changed.values():
             added += known.state.keys.version(version.key, version.number) is None
             standing = known.standing((version.key, version.number))
@@ -378,7 +395,7 @@ class _Judging:
             wrapped = self._wrapped_by(version, new=standing is None)
             if set_back or wrapped is None or not self._explain(version, standing):
                 name = version.key, version.number
-                self._result.unaccounted[name] = standing
+                self._result.unaccounted[name] = self._stopped.get(name, standing)
                 self._result.wrapped[name] = known.wrapped(version)
                 self._result.refused.append(
                     f"{version.name}: no operation accounts for what the registry has of it"
@@ -408,11 +425,12 @@ class _Judging:
         now = standing_of(version)
         if standing is not None and not now.same_pair(standing):
             return False
-        if standing is not None and now.same(standing):
+        acts = self._acts_on(version, standing)
+        if standing is not None and now.same(standing) and not acts:
             if now.revision > standing.revision:  # the one that officers see, and then approve
                 self._take((), version)
             return True
-        paths = self._paths(standing, version)
+        paths = self._paths(standing, version, acts)
         for row, path in reversed(paths):  # the longest first: it may have come back to a state
             if path and row is not None and row.same(now):
                 self._take(path, version)
@@ -427,28 +445,60 @@ class _Judging:
                     f"{version.name} was stopped in the registry by hand: it is {version.state}"
                 )
                 return True
+        if acts:
+            self._obey(version, max((path for _, path in paths), key=len))
         return False
 
+    def _acts_on(self, version: KeyVersion, standing: Standing | None) -> frozenset[int]:
+        """Returns the numbers of the acts that have come since the standing of a version.
+
+        What they stop is stopped whatever the registry has now. A version that is not known may
+        have been made after them.
+        """
+        if standing is None:
+            return frozenset()
+        return frozenset(
+            number
+            for number, step in enumerate(self._steps)
+            if isinstance(step, _Act) and step.revision > standing.revision and step.names(version)
+        )
+
+    def _obey(self, version: KeyVersion, path: _Path) -> None:
+        """Records what officers have stopped, though the registry has something else."""
+        for number, after in path:
+            row = VersionRow(version.name, version.cka_id, after)
+            self._changed.setdefault(number, []).append(row)
+            self._stopped[version.key, version.number] = after
+
     def _paths(
-        self, before: Standing | None, version: KeyVersion
+        self, before: Standing | None, version: KeyVersion, acts: frozenset[int]
     ) -> list[tuple[Standing | None, _Path]]:
         """Returns the ways that a version may have gone; the last one ends in it if any does.
 
-        Of an operation or act a change has a revision of its own, after those before it.
+        Of an operation or act a change has a revision of its own, after those before it. Every
+        way has all of the ``acts`` that can have stopped the version there.
         """
         now = standing_of(version)
         paths: list[tuple[Standing | None, _Path]] = [(before, ())]
-        if before is not None and now.revision <= before.revision:
+        if before is not None and now.revision <= before.revision and not acts:
             return paths
         tried: dict[str, int] = {}  # by an operation that comes again: the ways that it has tried
         for number, step in enumerate(self._steps):
+            if number in acts:
+                paths = [
+                    next(((a, (*path, (number, a))) for a in step.ways(row, version)), (row, path))
+                    for row, path in paths
+                ]
+                tried.clear()
+                continue
             identity = step.stored.id if isinstance(step, _Operation) else ""
             begins, ends = tried.get(identity, 0), len(paths)
             for row, path in paths[begins:]:
                 for after in step.ways(row, version):
                     if len(paths) < MOST_WAYS:
                         paths.append((after, (*path, (number, after))))
-                    if after.same(now) and after.revision in (-1, now.revision):
+                    exact = after.same(now) and after.revision in (-1, now.revision)
+                    if exact and number > max(acts, default=-1):
                         return [(after, (*path, (number, after)))]
             if identity:
                 tried[identity] = ends
@@ -488,6 +538,7 @@ class _Judging:
             self._new.suspensions,
             frozenset((str(scope), name) for scope, name in unreadable),
             [step.leaves for step in self._steps],
+            [step.flag for step in self._steps if isinstance(step, _Act) and step.flag is not None],
         )
         self._result.refused += self._suspensions.refused
         self._result.by_hand += self._suspensions.by_hand

@@ -38,12 +38,17 @@ def judge_suspensions(
     now: Iterable[Suspension],
     unreadable: frozenset[FlagKey],
     steps: Sequence[Step],
+    acted: Iterable[FlagKey],
 ) -> SuspendedChanges:
-    """Returns what has become of the suspensions. Those that are ``unreadable`` now stay."""
+    """Returns what has become of the suspensions. Those that are ``unreadable`` now stay.
+
+    What officers have suspended by acts, as ``acted`` says, is in force until an operation
+    lifts it, whatever the registry has.
+    """
     changes = SuspendedChanges()
     before = {key_of(flag): flag for flag in known}
     after = {key_of(flag): flag for flag in now}
-    for key in sorted(before.keys() | after.keys()):
+    for key in sorted({*before, *after, *acted}):
         old, new = before.get(key), after.get(key)
         if old is not None and (key in unreadable or _since(old) == _since(new)):
             changes.flags.append(old if new is None else new)
@@ -53,6 +58,12 @@ def judge_suspensions(
             changes.flags.append(new)
             changes.suspended.setdefault(len(steps), []).append(new)
             changes.by_hand.append(f"{new} was suspended in the registry by hand")
+        elif (set_by := _set(changes, key, old, new, steps)) is not None:
+            changes.flags.append(set_by)
+            changes.refused.append(
+                f"an officer has set the suspension of {set_by}, and the registry does not have"
+                " it: it stays in force; suspend it again, then have officers resume it"
+            )
         elif old is not None:
             changes.flags.append(old)
             changes.refused.append(
@@ -87,6 +98,24 @@ def _follow(
     for group, number, flag in made:
         group.setdefault(number, []).append(flag)
     return True
+
+
+def _set(
+    changes: SuspendedChanges,
+    key: FlagKey,
+    old: Suspension | None,
+    new: Suspension | None,
+    steps: Sequence[Step],
+) -> Suspension | None:
+    """Adds the steps that have set a suspension which the registry lacks; returns it, if any."""
+    if new is not None:
+        return None
+    at = old
+    for step in steps:
+        at = step(key, at)
+    if at is None or _since(at) <= _since(old) or not _follow(changes, key, old, at, steps):
+        return None
+    return at
 
 
 def _since(flag: Suspension | None) -> int:

@@ -75,7 +75,7 @@ MISTAKES = {
     "UPPER,01,records,x,records,ES256,": "facility must have 1 to 63",
     "w-03,01,records,x,records,ES512,": "algorithm must be one of ES256",
     "w-08,01,records,x,records,ES256,": "is in the file twice",
-    "w-08,99,records,x,records,ES256,": "has another group, profile, clients, quotas or hours than in line 4",
+    "w-08,99,records,x,records,ES256,": "has another group, profile, clients, quotas or hours",
 }
 
 

@@ -43,7 +43,7 @@ _LONG = 60.0  # seconds after which a caller may retry what only an operator can
 NOT_SERVING = Failure(
     Reason.HSM_UNAVAILABLE, "the HSM does not serve now: try again later", retry_after=5.0
 )
-_WRONG = Failure(
+WRONG = Failure(
     Reason.HSM_UNAVAILABLE,
     "the HSM returned a wrong signature: the key is stopped",
     retry_after=_LONG,
@@ -236,7 +236,7 @@ class Dispatcher:
         version = batch.job.version
         if text := self.stops.reason(version):
             if batch.elsewhere and not self.stops.everywhere(version):
-                return _WRONG
+                return WRONG
             return Failure(Reason.KEY_VERSION_NOT_ACTIVE, text)
         return NOT_SERVING if self.halted else None
 
@@ -451,4 +451,4 @@ def _wrong_items(wrong: Sequence[int], at: int, count: int, start: int) -> dict[
 
     They are by their index in the batch, where the portion begins with the item ``start``.
     """
-    return {index - at + start: _WRONG for index in wrong if at <= index < at + count}
+    return {index - at + start: WRONG for index in wrong if at <= index < at + count}

@@ -17,7 +17,7 @@ from signer.event_loop import EventLoop
 from signer.events import BreakerClosed, Events, stages
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Signed, SignJob, kind_of
-from signer.hsm.front.dispatcher import NOT_SERVING, Dispatcher
+from signer.hsm.front.dispatcher import NOT_SERVING, WRONG, Dispatcher
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
@@ -259,6 +259,8 @@ class Pool:
         if admission.refused is not None:
             return Signed.all_failed(job, admission.refused)
         self.release(admission)
+        if admission.elsewhere and self._distrusts_alone(job.version):
+            return Signed.all_failed(job, WRONG)  # which goes on to another token
         if (refused := self._refusal(job.version)) is not None:
             return Signed.all_failed(job, refused)
         now, count = self._now(), len(job.inputs)
@@ -336,6 +338,11 @@ class Pool:
         if text := self._dispatcher.stops.reason(version):
             raise CallError(Reason.KEY_VERSION_NOT_ACTIVE, text)
         return NOT_SERVING if self._dispatcher.halted or self._dispatcher.failed else None
+
+    def _distrusts_alone(self, version: KeyVersion) -> bool:
+        """Returns whether a version is stopped at this token only, for a wrong signature."""
+        stops = self._dispatcher.stops
+        return stops.distrusts(version) and not stops.everywhere(version)
 
     def _check_room(self, job: SignJob) -> None:
         """Refuses a job for which the queue has no room.

@@ -226,6 +226,11 @@ class DestroyWrappingKeyKind(OperationKind[DestroyWrappingKey]):
             for token in tokens
             if token not in context.tokens
         ]
+        if context.unaccounted:
+            problems.append(
+                f"the registry has {min(context.unaccounted)} otherwise than the log, so it does"
+                " not show what is wrapped by it: put the rows back first"
+            )
         if keys := wrapped_by(identity, context):
             problems.append(
                 f"{count(len(keys), 'key is', 'keys are')} wrapped by it, such as {keys[0].name}:"

@@ -318,8 +318,7 @@ def test_all_that_was_done_while_an_appliance_was_away_is_recorded_in_order(stag
         for record in stage.log.records[served:]
         if record.kind is RecordKind.KEYS
     ]
-    # Suspended and resumed again, the version is as it was after its first operation.
-    assert made_by == ["deactivate", "act", "new-version"]
+    assert made_by == ["deactivate", "act", "resume", "act", "new-version"]
     assert stage.seen.of(Unaccounted) == []
     assert stage.snapshot.keys.version(stage.version(name).key, 1) == stage.version(name)
 

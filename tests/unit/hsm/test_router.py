@@ -351,3 +351,17 @@ async def keep(token: Driven, *keys: KeyVersion) -> None:
     pool = token.pool
     pool._keys = lambda: keys
     await pool.breaker.keep(pool._sign_canary, pool._work_again)
+
+
+def test_a_wrong_signature_after_the_admission_sends_items_to_another_token() -> None:
+    loop = EventLoop()
+    pair = Pair(loop)
+    admission = loop.call(pair.hsm.admit, job(BOTH, 1))
+    assert admission.pool is not None
+    loop.call(admission.pool._dispatcher._distrust, BOTH)
+    signing = asyncio.run_coroutine_threadsafe(pair.hsm.sign(admission), loop.loop)
+    while not signing.done():
+        pair.settle()
+        pair.answer_all()
+    assert signing.result().failures == {}
+    loop.close()

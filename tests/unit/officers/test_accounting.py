@@ -8,11 +8,11 @@ import pytest
 
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Placement
+from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement
 from signer.officers.accounting import Judgement, Known, VersionName, judge
 from signer.officers.approval import Proposal, Signature
 from signer.officers.rotation_plan import Step, plan_text
-from signer.officers.standing import standing_of
+from signer.officers.standing import KeysRecord, standing_of
 from signer.officers.store import OperationState, StoredOperation
 from signer.x509 import cose_kid
 from tests.stand_ins import key_version
@@ -78,6 +78,7 @@ def judged(
     after: Sequence[KeyVersion],
     issuers: Sequence[str] = (),
     operation: StoredOperation | None = None,
+    acts: Sequence[tuple[int, Act]] = (),
 ) -> Judgement:
     state = RegistryState(KeyIndex(before, 15), {OFFICER: b""}, (), "p", 3, 2, DEPLOYMENT)
 
@@ -102,7 +103,7 @@ def judged(
         document={SHA256: PLAN}.get,
     )
     operations = [operation or rotation(issuers)]
-    return judge(known, state._replace(keys=KeyIndex(after, 20)), operations, ())
+    return judge(known, state._replace(keys=KeyIndex(after, 20)), operations, acts)
 
 
 def test_the_pairs_of_a_plan_are_each_for_their_own_key() -> None:
@@ -136,3 +137,41 @@ def test_a_revision_that_was_set_back_is_unaccounted_and_stops_the_version() -> 
     assert len(judged([stopped], [resumed], operation=resumption()).refused) == 1
     again = replace(stopped, revision=21)
     assert judged([stopped], [again], operation=resumption()).refused == []
+
+
+@pytest.mark.parametrize("act", ["suspend", "compromised"])
+@pytest.mark.parametrize("revision", [10, 17], ids=["as it was", "written anew"])
+@pytest.mark.parametrize("target", [str(ONE), f"{ONE}/versions/1"])
+def test_a_stop_that_was_put_back_in_the_registry_is_in_force_and_recorded(
+    act: str, revision: int, target: str
+) -> None:
+    before = replace(OLD[0], revision=10)
+    stop = Act("id", act, target, OFFICER, "seen forged", 1500.0)
+    result = judged([before], [replace(before, revision=revision)], acts=[(16, stop)])
+    [served] = result.state.keys
+    assert served.state is not ACTIVE
+    assert len(result.refused) == 1
+    [record] = result.records
+    assert isinstance(record, KeysRecord)
+    assert record.act == stop
+    assert [row.standing.state for row in record.versions] != [ACTIVE]
+
+
+def test_a_suspension_that_was_deleted_in_the_registry_is_in_force_and_recorded() -> None:
+    stop = Act("id", "suspend", "facility f", OFFICER, "seen forged", 1500.0)
+    result = judged(OLD, OLD, acts=[(16, stop)])
+    assert [str(flag) for flag in result.state.suspensions] == ["facility f"]
+    assert len(result.refused) == 1
+    [record] = result.records
+    assert isinstance(record, KeysRecord)
+    assert (record.act, len(record.suspended)) == (stop, 1)
+
+
+def test_a_stop_that_officers_have_ended_is_over() -> None:
+    before = replace(OLD[0], revision=9)
+    stop = Act("id", "suspend", str(ONE), OFFICER, "seen forged", 1500.0)
+    after = replace(before, revision=20)
+    result = judged([before], [after], operation=resumption(), acts=[(10, stop)])
+    assert result.refused == []
+    assert [version.state for version in result.state.keys] == [ACTIVE]
+    assert len(result.records) == 2
