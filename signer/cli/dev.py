@@ -35,7 +35,7 @@ _tokens = click.option(
 )
 _storage = click.option(
     "--storage",
-    type=click.Choice([str(each) for each in Storage]),
+    type=click.Choice([str(each) for each in Storage], case_sensitive=False),
     help="Where private keys are: at first in the token, later unchanged.",
 )
 _latency = click.option(

@@ -48,14 +48,14 @@ def _show(found: dict[str, Any]) -> None:
 )
 @click.option(
     "--algorithm",
-    type=click.Choice([each.value for each in Algorithm]),
+    type=click.Choice([each.value for each in Algorithm], case_sensitive=False),
     default=Algorithm.ES256.value,
     show_default=True,
     help="What they sign with.",
 )
 @click.option(
     "--bits",
-    type=click.Choice([str(bits) for bits in sorted(RSA_BITS)]),
+    type=click.Choice([str(bits) for bits in sorted(RSA_BITS)], case_sensitive=False),
     default=str(min(RSA_BITS)),
     show_default=True,
     help="Length of an RSA key.",

@@ -97,8 +97,9 @@ def _print_list(operations: list[Operation]) -> None:
 @client_options
 @output(lambda operations: list(map(operation_value, operations)), _print_list)
 def list_operations(*, client: SignerClient, state: str | None) -> list[Operation]:
-    """Lists operations, the newest first: what each is about, and who proposed it.
+    """Lists operations, the newest first.
 
+    Of each: its state, what it is about, and who proposed it.
     Other commands take the beginning of an id, if no other operation has the same one.
 
     \b

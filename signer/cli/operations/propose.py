@@ -101,9 +101,10 @@ _add(
 )
 _add(
     "create-wrapping-key",
-    """Creates a key that wraps the private keys of profiles with `storage: wrapped`.
+    """Creates a key that wraps private keys.
 
-    It does not leave its token. Keys that are made from then on are wrapped by it.
+    It does not leave its token. Keys that are made from then on are wrapped by it, those of
+    profiles with `storage: wrapped`.
 
     \b
       signer operations propose create-wrapping-key --token hsm-1 --client officer-a.yaml
@@ -112,8 +113,9 @@ _add(
 )
 _add(
     "place-wrapping-key",
-    """Lets the token --token sign with what the wrapping key with the id ID has wrapped.
+    """Lets another token unwrap what a wrapping key wraps.
 
+    The token --token then signs with what the wrapping key with the id ID has wrapped.
     Copy the wrapping key by the HSM's own means first, under the same CKA_ID. The token must
     unwrap a key and sign once, and the registry's public key verifies that.
 
@@ -125,9 +127,10 @@ _add(
 )
 _add(
     "rewrap",
-    """Wraps by another wrapping key all that the one with the id FROM has wrapped.
+    """Wraps by another wrapping key all that one wraps.
 
-    Public keys stay as they are. Then FROM may be destroyed, by destroy-wrapping-key.
+    FROM is the id of the one, --to that of the other. Public keys stay as they are. Then FROM
+    may be destroyed, by destroy-wrapping-key.
 
     \b
       signer operations propose rewrap ID --client officer-a.yaml
@@ -140,7 +143,9 @@ _add(
 )
 _add(
     "destroy-wrapping-key",
-    """Destroys the wrapping key with the id ID, once it wraps nothing any more.
+    """Destroys a wrapping key that wraps nothing any more.
+
+    ID is that of the wrapping key.
 
     \b
       signer operations propose destroy-wrapping-key ID --client officer-a.yaml
