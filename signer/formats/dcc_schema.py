@@ -102,7 +102,7 @@ def fault(document: dict[str, Any], kind: str, entry: dict[str, Any]) -> SchemaF
         if rules.optional:
             texts += [entry.get(name, "") for name in rules.optional]
         texts += rules.required(entry)
-        fits = rules.fits("\0".join(texts)) is not None
+        fits = rules.fits("\0".join(texts)) is not None and not _other_types(document, kind)
         for name in rules.counts:
             count = entry[name]
             fits = fits and type(count) is int and count > 0
@@ -148,11 +148,18 @@ def _faults(document: dict[str, Any], kind: str, entry: dict[str, Any]) -> Itera
         if "fnt" not in names and "gnt" not in names:
             yield SchemaFault("nam", "should have fnt or gnt, or both")
         yield from _text_faults("nam.", names, _of_present(_NAMES, names))
+    for other in _other_types(document, kind):
+        yield SchemaFault(other, f"should be absent, not empty: the certificate has {kind}")
     rules, path = _KINDS[kind], f"{kind}.0."
     yield from _text_faults(path, entry, rules.texts | _of_present(rules.optional, entry))
     for name in rules.counts:
         if type(count := entry.get(name)) is not int or count < 1:
             yield SchemaFault(path + name, "should be a whole number from 1")
+
+
+def _other_types(document: dict[str, Any], kind: str) -> list[str]:
+    """Returns the types that a certificate has besides its own; they have no entry."""
+    return [other for other in _KINDS if other in document and other != kind]
 
 
 def _of_present(patterns: Mapping[str, str], members: dict[str, Any]) -> dict[str, str]:

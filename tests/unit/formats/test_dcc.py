@@ -193,6 +193,20 @@ def test_what_a_rule_denies(rules: ContentRules, rule: str, value: dict[str, Any
 
 NO_FUTURE = ContentRules(future_dates=False)
 WITH_SCHEMA = ContentRules(future_dates=False, dcc_schema=True)
+
+
+@pytest.mark.parametrize("empty", [[], None])
+@pytest.mark.parametrize(("kind", "other"), [("v", "t"), ("t", "r"), ("r", "v")])
+def test_the_schema_refuses_an_empty_group(kind: str, other: str, empty: object) -> None:
+    value = complete(kind) | {other: empty}
+    check(value, NO_FUTURE)
+    with pytest.raises(PayloadError) as caught:
+        check(value, WITH_SCHEMA)
+    failure = caught.value.failure
+    assert (failure.reason, failure.member) == (Reason.PAYLOAD_INVALID, other)
+    assert failure.message == f"{other} should be absent, not empty: the certificate has {kind}"
+
+
 NEITHER_DATE_NOR_TIME: tuple[Any, ...] = (
     None,
     20220101,
