@@ -126,6 +126,8 @@ def _jose(protected: bytes) -> SigningHeader:
         raise MessageError(f"its header is not one JSON object: {error}") from None
     if "crit" in header:
         raise MessageError("its header has `crit`: its extensions are not supported")
+    if "b64" in header:  # without `crit`, which RFC 7797 section 6 demands
+        raise MessageError("its header has `b64`: payloads that are not Base64 are not supported")
     algorithm: Any = header.get("alg")
     kid = header.get("kid", "")
     if not isinstance(kid, str):

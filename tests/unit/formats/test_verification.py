@@ -164,6 +164,8 @@ def jose(header: dict[str, Any], key: SoftKey) -> bytes:
         ({"alg": "HS256"}, "its algorithm is 'HS256'"),
         ({}, "its algorithm is None"),
         ({"alg": "ES256", "crit": ["b64"], "b64": False}, "`crit`"),
+        ({"alg": "ES256", "b64": False}, "`b64`"),
+        ({"alg": "ES256", "b64": True}, "`b64`"),
         ({"alg": "ES256", "kid": 7}, "`kid` that is not text"),
         ({"alg": "RS256"}, "its signature is wrong"),
         ({"alg": "ES256", "kid": "other"}, 'no key that is trusted has its key id "other"'),
