@@ -114,7 +114,7 @@ def verify(
     for each in judged:
         taken += 1
         wrong += isinstance(each.said, str)
-        say(json.dumps(_value(each), default=_octets, skipkeys=True) if as_json else _text(each))
+        say(json.dumps(_value(each), default=_other, skipkeys=True) if as_json else _text(each))
     if wrong:
         raise OperatorError(f"{wrong} of {count(taken, 'message is', 'messages are')} not valid")
     if not taken:
@@ -240,6 +240,11 @@ def _value(judged: _Judged) -> dict[str, Any]:
     if said.format not in _RAW:
         value["payload"] = _octets(said.payload)
     return value
+
+
+def _other(value: object) -> str:
+    """Returns what JSON has no value for: bytes in Base64, kinds of CBOR by their name."""
+    return _octets(value) if isinstance(value, bytes) else str(value)
 
 
 def _octets(data: bytes) -> str:

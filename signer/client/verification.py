@@ -20,7 +20,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.formats import dcc
 from signer.formats.finished import (
     Claims,
     Finished,
@@ -39,6 +38,10 @@ _PEM = re.compile(
     rb"(?:^# ([^\r\n]+)\r?\n)?(-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \3-----)",
     re.MULTILINE | re.DOTALL,
 )
+
+
+_SKEW = 300
+"""Seconds by which the clock of an issuer may be ahead."""
 
 
 class KeysError(ValueError):
@@ -106,8 +109,8 @@ class TrustedKeys:
     def verify(self, content: bytes, now: float) -> Verified:
         """Verifies a finished message: a compact JWS, a tagged COSE_Sign1 or an HCERT's text.
 
-        Of an HCERT also that it has not expired at ``now`` (seconds since the epoch), and
-        that the certificate of its key covers its times and its type. Raises
+        Of an HCERT also that it was issued and has not expired at ``now`` (seconds since the
+        epoch), and that the certificate of its key covers its times and its type. Raises
         VerificationError.
         """
         message = finished(content)
@@ -188,6 +191,10 @@ def _check(claims: Claims, key: TrustedKey, algorithm: Algorithm, now: float) ->
     """Raises VerificationError if a health certificate is not one that a verifier accepts."""
     if now >= claims.expires:
         raise VerificationError(f"it is genuine, but expired at {utc(claims.expires)}")
+    if claims.issued > now + _SKEW:
+        raise VerificationError(
+            f"it is genuine, but issued at {utc(claims.issued)}, which is in the future"
+        )
     if not PROPERTIES[algorithm].hcert:
         raise VerificationError(f"it is genuine, but an HCERT is not signed with {algorithm}")
     if key.certificate is None:
@@ -200,10 +207,9 @@ def _check(claims: Claims, key: TrustedKey, algorithm: Algorithm, now: float) ->
         raise VerificationError(
             f"it is genuine, but its times are not within those of the certificate of {key.name}"
         )
-    wrong = [kind for kind in dcc.TYPES if claims.dcc.get(kind) and kind not in types]
-    if wrong:
+    if claims.type not in types:
         raise VerificationError(
-            f"it is genuine, but the certificate of {key.name} is not for its type {wrong[0]}"
+            f"it is genuine, but the certificate of {key.name} is not for its type {claims.type}"
         )
 
 

@@ -1,7 +1,7 @@
 """The EU Digital COVID Certificate inside an HCERT: its structure, schema and content rules."""
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -36,14 +36,19 @@ def read(payload: bytes) -> Dcc:
     for name in _REQUIRED:
         if name not in document:
             raise unreadable(f"{name} is missing", member=name)
-    types = [kind for kind in TYPES if kind in document and document[kind] not in _EMPTY]
-    if len(types) != 1:
+    kind = type_of(document)
+    if kind is None:
         raise unreadable("certificate needs exactly one of v, t and r that is not empty")
-    [kind] = types
     entries = document[kind]
     if type(entries) is not list or len(entries) != 1 or type(entries[0]) is not dict:
         raise unreadable(f"{kind} should be a list of one object", member=kind)
     return Dcc(document, kind, entries[0])
+
+
+def type_of(document: Mapping[str, Any]) -> str | None:
+    """Returns which one of TYPES is not empty; None if that is not exactly one."""
+    types = [kind for kind in TYPES if kind in document and document[kind] not in _EMPTY]
+    return types[0] if len(types) == 1 else None
 
 
 class Horizon(NamedTuple):

@@ -17,7 +17,7 @@ import cbor2
 
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.formats import base45, shc
+from signer.formats import base45, dcc, shc
 from signer.formats.payloads import PayloadError, json_object
 from signer.model import Format
 
@@ -27,6 +27,7 @@ MAX_MESSAGE = 4 << 20
 _JWS = re.compile(rb"(([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*))\.([A-Za-z0-9_-]+)")
 _HCERT = b"HC1:"
 _MOST_DEPTH = 66  # maps and lists inside each other: those of a payload, in two more
+_LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time that can be written
 _BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
 
 
@@ -61,12 +62,16 @@ class Finished(NamedTuple):
 
 
 class Claims(NamedTuple):
-    """The CWT of a health certificate; times in seconds since the epoch."""
+    """The CWT of a health certificate; times from 1970 to 9999, in seconds since the epoch.
+
+    The certificate has exactly one ``type`` (one of ``dcc.TYPES``).
+    """
 
     issuer: str
     issued: int
     expires: int
     dcc: dict[str, Any]
+    type: str
 
 
 def finished(content: bytes) -> Finished | None:
@@ -88,9 +93,19 @@ def finished(content: bytes) -> Finished | None:
 def claims_of(message: Finished) -> Claims:
     """Reads the CWT of a health certificate; raises MessageError."""
     match _map_of(message.payload, "payload"):
-        case {1: str(issuer), 4: int(expires), 6: int(issued), -260: {1: dict(dcc)}}:
-            return Claims(issuer, issued, expires, dcc)
+        case {1: str(issuer), 4: int(expires), 6: int(issued), -260: {1: dict(document)}}:
+            _check_time("exp", expires)
+            _check_time("iat", issued)
+            kind = dcc.type_of(document)
+            if kind is None:
+                raise MessageError("its certificate has not exactly one type: one of v, t and r")
+            return Claims(issuer, issued, expires, document, kind)
     raise MessageError("its payload is not a CWT with issuer, times and one health certificate")
+
+
+def _check_time(name: str, value: object) -> None:
+    if type(value) not in {int, float} or not 0 <= value <= _LATEST:  # type: ignore[operator]
+        raise MessageError(f"its `{name}` is not a time from 1970 to 9999, in seconds")
 
 
 def _sign1(content: bytes, message_format: Format) -> Finished | None:

@@ -282,6 +282,7 @@ def test_other_types_are_absent_not_empty(kind: str) -> None:
     whole[kind] = [VALID[kind] | ENDS]
     assert valid(whole)
     for other in set(dcc.TYPES) - {kind}:
-        for empty in (None, []):
+        nothing: tuple[Any, ...] = (None, [])
+        for empty in nothing:
             assert not valid(whole | {other: empty})
             assert not accepted(json.dumps(whole | {other: empty}).encode())

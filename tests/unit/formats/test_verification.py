@@ -216,6 +216,45 @@ def test_an_hcert_must_be_valid_now_and_under_its_certificate(
         TrustedKeys([narrow]).verify(text, moment)
 
 
+def hcert(key: SoftKey, claims: object) -> bytes:
+    """The text of an HCERT with any payload, genuinely signed."""
+    protected, payload = cbor2.dumps({1: -7}), cbor2.dumps(claims)
+    made = key.sign(cbor2.dumps(["Signature1", protected, b"", payload]))
+    return hcert_text(cbor2.dumps(cbor2.CBORTag(18, [protected, {}, payload, made])))
+
+
+GROUP = [{"dt": "2021-06-01"}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({6: NOW + 301}, "genuine, but issued at 2022-01-15T12:05:01Z, which is in the future"),
+        ({6: NOW + 5 * YEAR}, "genuine, but issued at 2027-01-14T12:00:00Z"),
+        ({6: -1}, "its `iat` is not a time from 1970 to 9999"),
+        ({6: -(1 << 62)}, "its `iat` is not a time"),
+        ({6: 1 << 62}, "its `iat` is not a time"),
+        ({6: True}, "its `iat` is not a time"),
+        ({4: 253_402_300_800}, "its `exp` is not a time from 1970 to 9999"),
+        ({4: 1 << 62}, "its `exp` is not a time"),
+        ({4: True}, "its `exp` is not a time"),
+        ({-260: {1: {}}}, "not exactly one type"),
+        ({-260: {1: {"v": []}}}, "not exactly one type"),
+        ({-260: {1: {"v": GROUP, "t": GROUP}}}, "not exactly one type"),
+    ],
+    ids=str,
+)
+def test_times_and_types_that_no_hcert_has_are_refused(
+    keys: Keys, changed: dict[int, Any], said: str
+) -> None:
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    good = {1: "VN", 4: 253_402_300_799, 6: NOW + 300, -260: {1: {"v": GROUP, "t": [], "r": None}}}
+    assert trusted.verify(hcert(key, good), NOW).claims is not None
+    with pytest.raises(VerificationError, match=said):
+        trusted.verify(hcert(key, good | changed), NOW)
+
+
 def test_a_packed_bomb_is_not_unpacked(keys: Keys) -> None:
     bomb = b"HC1:" + base45.encode(zlib.compress(bytes(64 << 20), 9))
     with pytest.raises(VerificationError, match="not a compact JWS"):
