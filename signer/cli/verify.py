@@ -83,9 +83,9 @@ def verify(
 ) -> None:
     """Verifies signed messages and raw signatures; `-` is standard input.
 
-    A JWS, a COSE_Sign1 and the text of an HCERT hold what they sign; of a raw
-    signature INPUT is the message, or its digest (raw or in hex). Of an HCERT the
-    times and the type are checked, too.
+    A JWS, a SMART Health Card, a COSE_Sign1 and the text of an HCERT hold what they
+    sign; of a raw signature INPUT is the message, or its digest (raw or in hex). Of
+    a card the times are checked, too, and of an HCERT the times and the type.
 
     The keys that are trusted come from --keys, and then no appliance is called;
     without it from the appliance. A list of keys is as good as its age: export it
@@ -196,7 +196,7 @@ def _files(inputs: Iterable[str]) -> Iterator[_Item]:
 
 
 def _lines(inputs: Iterable[str]) -> Iterator[_Item]:
-    """Yields lines: JWS and HCERT as they are, COSE_Sign1 from Base64."""
+    """Yields lines: JWS, SHC and HCERT as they are, COSE_Sign1 from Base64."""
     for name in inputs:
         with click.open_file(name, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_MOST_OF_TEXT), b""), 1):

@@ -21,10 +21,13 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key, lo
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.formats.finished import (
+    JOSE,
+    CardClaims,
     Claims,
     Finished,
     MessageError,
     SigningHeader,
+    card_claims_of,
     claims_of,
     finished,
 )
@@ -74,7 +77,8 @@ class TrustedKey(NamedTuple):
 class Verified(NamedTuple):
     """A valid message or raw signature: the key that made it, and what was signed.
 
-    ``payload`` is that of the message, without its header; ``claims`` only of an HCERT.
+    ``payload`` is that of the message, without its header, and that of a SMART Health Card
+    inflated; ``claims`` only of an HCERT.
     """
 
     format: Format
@@ -107,24 +111,31 @@ class TrustedKeys:
         return iter(self._keys)
 
     def verify(self, content: bytes, now: float) -> Verified:
-        """Verifies a finished message: a compact JWS, a tagged COSE_Sign1 or an HCERT's text.
+        """Verifies a compact JWS, a SMART Health Card, a tagged COSE_Sign1 or an HCERT's text.
 
-        Of an HCERT also that it was issued and has not expired at ``now`` (seconds since the
-        epoch), and that the certificate of its key covers its times and its type. Raises
-        VerificationError.
+        Of a card also that it is valid at ``now`` (seconds since the epoch). Of an HCERT that
+        it was issued and has not expired, and that the certificate of its key covers its times
+        and its type. Raises VerificationError.
         """
         message = finished(content)
         if message is None:
-            raise VerificationError("it is not a compact JWS, a COSE_Sign1 or the text of an HCERT")
+            raise VerificationError(
+                "it is not a compact JWS, a SMART Health Card, a COSE_Sign1 or the text of an HCERT"
+            )
         try:
             header = message.header()
             key = self._signer(message, header)
             claims = claims_of(message) if message.format is Format.HCERT else None
+            card = card_claims_of(message) if message.format is Format.SHC else None
         except MessageError as error:
             raise VerificationError(str(error)) from None
         if claims is not None:
             _check(claims, key, header.algorithm, now)
-        return Verified(message.format, header.algorithm, key.name, message.payload, claims)
+        payload = message.payload
+        if card is not None:
+            _check_card(card, header.algorithm, now)
+            payload = card.document
+        return Verified(message.format, header.algorithm, key.name, payload, claims)
 
     def verify_raw(self, message_format: Format, payload: bytes, signature: bytes) -> Verified:
         """Verifies a raw signature of a MESSAGE, or of a DIGEST (then the payload is the digest).
@@ -158,7 +169,7 @@ class TrustedKeys:
         if not kid:
             return self._keys
         named = self._by_kid.get(kid, [])
-        if not named and message_format is not Format.JWS:
+        if not named and message_format not in JOSE:
             named = [key for key in self._keys if key.certificate is None]
         if not named:
             shown = kid.hex() if isinstance(kid, bytes) else kid[:64]
@@ -211,6 +222,20 @@ def _check(claims: Claims, key: TrustedKey, algorithm: Algorithm, now: float) ->
         raise VerificationError(
             f"it is genuine, but the certificate of {key.name} is not for its type {claims.type}"
         )
+
+
+def _check_card(claims: CardClaims, algorithm: Algorithm, now: float) -> None:
+    """Raises VerificationError if a SMART Health Card is not one that a verifier accepts."""
+    if algorithm is not Algorithm.ES256:
+        raise VerificationError(
+            f"it is genuine, but a SMART Health Card is not signed with {algorithm}"
+        )
+    if claims.not_before > now + _SKEW:
+        raise VerificationError(
+            f"it is genuine, but not valid before {utc(claims.not_before)}, which is in the future"
+        )
+    if claims.expires is not None and now >= claims.expires:
+        raise VerificationError(f"it is genuine, but expired at {utc(claims.expires)}")
 
 
 # --- files with keys --------------------------------------------------------------------------

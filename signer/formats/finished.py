@@ -1,7 +1,7 @@
 """Finished messages, read back: what was signed, the signature, and the header over both.
 
-A compact JWS (RFC 7515 section 7.1), also as the digits of a SMART Health Card, a tagged
-COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's text. Nothing is verified here.
+A compact JWS (RFC 7515 section 7.1), a SMART Health Card as digits, a tagged COSE_Sign1
+(RFC 9052 section 4.2), and an HCERT's text. Nothing is verified here.
 """
 
 import base64
@@ -31,6 +31,10 @@ _LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time that can be wri
 _BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
 
 
+JOSE = frozenset({Format.JWS, Format.SHC})
+"""Formats with a header in JSON, and so with a key id that is text."""
+
+
 class MessageError(ValueError):
     """A message is not one of the formats, or asks for what is not supported."""
 
@@ -46,7 +50,7 @@ class Finished(NamedTuple):
     """A message in its parts: ``signed`` are the bytes that were signed.
 
     ``protected`` is its header as encoded in it, ``unprotected`` that of COSE which is not
-    signed.
+    signed. The ``payload`` of a SMART Health Card is compressed.
     """
 
     format: Format
@@ -58,7 +62,7 @@ class Finished(NamedTuple):
 
     def header(self) -> SigningHeader:
         """Reads algorithm and key id; raises MessageError."""
-        return _jose(self.protected) if self.format is Format.JWS else _cose(self)
+        return _jose(self) if self.format in JOSE else _cose(self)
 
 
 class Claims(NamedTuple):
@@ -74,15 +78,24 @@ class Claims(NamedTuple):
     type: str
 
 
+class CardClaims(NamedTuple):
+    """The claims of a SMART Health Card in JSON; times from 1970 to 9999, as in Claims.
+
+    Without ``expires`` the card does not expire.
+    """
+
+    document: bytes
+    not_before: float
+    expires: float | None
+
+
 def finished(content: bytes) -> Finished | None:
     """Reads a finished message; returns None for other content."""
     text = content.strip()
     with suppress(ValueError):
-        text = shc.jws_of(text)
-    if match := _JWS.fullmatch(text):
-        with suppress(binascii.Error):
-            header, payload, signature = (_base64url(match[part]) for part in (2, 3, 4))
-            return Finished(Format.JWS, header, None, payload, match[1], signature)
+        return _compact(shc.jws_of(text), Format.SHC)
+    if message := _compact(text, Format.JWS):
+        return message
     with suppress(ValueError, zlib.error):
         if text.startswith(_HCERT):
             packed = base45.decode(text[len(_HCERT) :])
@@ -103,9 +116,45 @@ def claims_of(message: Finished) -> Claims:
     raise MessageError("its payload is not a CWT with issuer, times and one health certificate")
 
 
+def card_claims_of(message: Finished) -> CardClaims:
+    """Reads the claims of a SMART Health Card; raises MessageError."""
+    document = _inflated(message.payload)
+    try:
+        claims = json_object(document)
+    except PayloadError as error:
+        raise MessageError(f"its payload is not one JSON object: {error}") from None
+    not_before, expires = claims.get("nbf"), claims.get("exp")
+    _check_time("nbf", not_before)
+    if "exp" in claims:
+        _check_time("exp", expires)
+    return CardClaims(document, not_before, expires)  # type: ignore[arg-type]
+
+
+def _inflated(packed: bytes) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    with suppress(zlib.error):
+        document = inflater.decompress(packed, MAX_MESSAGE)
+        if inflater.eof and not inflater.unused_data:
+            return document
+    raise MessageError(
+        f"its payload is not one raw DEFLATE stream of less than {MAX_MESSAGE} bytes"
+    )
+
+
 def _check_time(name: str, value: object) -> None:
     if type(value) not in {int, float} or not 0 <= value <= _LATEST:  # type: ignore[operator]
         raise MessageError(f"its `{name}` is not a time from 1970 to 9999, in seconds")
+
+
+def _compact(text: bytes, message_format: Format) -> Finished | None:
+    match = _JWS.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        header, payload, signature = (_base64url(match[part]) for part in (2, 3, 4))
+    except binascii.Error:
+        return None
+    return Finished(message_format, header, None, payload, match[1], signature)
 
 
 def _sign1(content: bytes, message_format: Format) -> Finished | None:
@@ -134,15 +183,17 @@ def _map_of(data: bytes, what: str) -> Mapping[Any, Any]:
     return value
 
 
-def _jose(protected: bytes) -> SigningHeader:
+def _jose(message: Finished) -> SigningHeader:
     try:
-        header = json_object(protected)
+        header = json_object(message.protected)
     except PayloadError as error:
         raise MessageError(f"its header is not one JSON object: {error}") from None
     if "crit" in header:
         raise MessageError("its header has `crit`: its extensions are not supported")
     if "b64" in header:  # without `crit`, which RFC 7797 section 6 demands
         raise MessageError("its header has `b64`: payloads that are not Base64 are not supported")
+    if message.format is Format.SHC and header.get("zip") != "DEF":
+        raise MessageError("its header has not `zip` DEF, as that of each SMART Health Card")
     algorithm: Any = header.get("alg")
     kid = header.get("kid", "")
     if not isinstance(kid, str):

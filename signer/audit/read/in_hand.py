@@ -2,7 +2,7 @@
 
 The log has the digest of the bytes that were signed, and the signature. A finished message
 holds both, so that a genuine signature in a changed message is seen: a compact JWS (RFC 7515
-section 7.1), also as a SMART Health Card, a COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
+section 7.1), a SMART Health Card, a COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
 text. A raw signature says nothing of what it signs, and a message without its signature nothing
 of who signed it.
 """

@@ -1,6 +1,8 @@
 """What ``signer verify`` prints, whatever a genuine message has in it."""
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from hypothesis import strategies as st
 
 from signer.cli.main import cli
 from signer.errors import OperatorError
+from signer.formats import shc
 from signer.formats.hcert import text as hcert_text
 from signer.x509 import public_key_pem, spki_of
-from tests.unit.cli.test_audit_in_hand import sign
+from tests.unit.cli.test_audit_in_hand import b64url, sign
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 LAST = 253_402_300_799  # 9999-12-31T23:59:59Z
@@ -72,3 +75,17 @@ def test_values_that_json_does_not_have_are_printed(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     [entry] = json.loads(done.stdout)["dcc"]["v"]
     assert entry["b"] == "/w=="
+
+
+def test_a_card_is_accepted_as_such_and_its_payload_is_shown_inflated(folder: Path) -> None:
+    payload = b'{"iss":"https://cards.example","nbf":1,"vc":{}}'
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = packer.compress(payload) + packer.flush()
+    signed = b64url(b'{"alg":"ES256","zip":"DEF"}') + b"." + b64url(packed)
+    card = shc.text(signed + b"." + b64url(sign(KEY, signed)))
+    done = verify(folder, card, "--format", "SHC")
+    assert done.exit_code == 0, done.output
+    assert ": valid SHC, ES256, key " in done.stdout
+    shown = json.loads(verify(folder, card + b"\n", "--lines", "--json").stdout)
+    assert (shown["format"], base64.b64decode(shown["payload"])) == ("SHC", payload)
+    assert verify(folder, card, "--format", "JWS").exit_code == 1

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from signer.algorithms import Algorithm
 from signer.client.verification import KeysError, TrustedKey, TrustedKeys, VerificationError
-from signer.formats import FORMATS, base45
+from signer.formats import FORMATS, base45, shc
 from signer.formats.finished import finished
 from signer.formats.hcert import text as hcert_text
 from signer.model import Format, FormatContext, KeyVersion
@@ -151,8 +151,8 @@ def test_a_message_of_another_key_is_refused(
         trusted.verify(make(message_format), NOW)
 
 
-def jose(header: dict[str, Any], key: SoftKey) -> bytes:
-    parts = (json.dumps(header).encode(), b"{}")
+def jose(header: dict[str, Any], key: SoftKey, payload: bytes = b"{}") -> bytes:
+    parts = (json.dumps(header).encode(), payload)
     signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
     return signed + b"." + base64.urlsafe_b64encode(key.sign(signed)).rstrip(b"=")
 
@@ -253,6 +253,87 @@ def test_times_and_types_that_no_hcert_has_are_refused(
     assert trusted.verify(hcert(key, good), NOW).claims is not None
     with pytest.raises(VerificationError, match=said):
         trusted.verify(hcert(key, good | changed), NOW)
+
+
+# --- SMART Health Cards -----------------------------------------------------------------------
+
+
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def card(key: SoftKey, payload: bytes, **header: object) -> bytes:
+    """A SMART Health Card with any payload as it is, genuinely signed."""
+    made = jose({"alg": str(key.version.algorithm), "zip": "DEF"} | header, key, payload)
+    return shc.text(made)
+
+
+def claims(**changed: object) -> bytes:
+    return raw_deflate(json.dumps({"iss": "x", "nbf": NOW, "vc": {}} | changed).encode())
+
+
+def test_a_card_verifies_as_a_card_and_its_payload_is_inflated(
+    make: Callable[..., bytes], keys: Keys
+) -> None:
+    entry = {"fullUrl": "resource:0", "resource": {"resourceType": "Patient"}}
+    bundle = {"resourceType": "Bundle", "type": "collection", "entry": [entry]}
+    key = keys[Algorithm.ES256]
+    made = make(Format.SHC, json.dumps(bundle))
+    for file in (jwks, certificate):
+        verified = TrustedKeys.read(file(key)).verify(made, NOW)
+        assert verified.format is Format.SHC
+        held = json.loads(verified.payload)
+        assert held["vc"]["credentialSubject"]["fhirBundle"] == bundle
+        assert held["nbf"] == NOW
+    # The same JWS is none of a card without the digits.
+    assert TrustedKeys.read(jwks(key)).verify(shc.jws_of(made), NOW).format is Format.JWS
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"junk", "not one raw DEFLATE stream"),
+        (b"", "not one raw DEFLATE stream"),
+        (zlib.compress(b"{}"), "not one raw DEFLATE stream"),
+        (claims()[:-1], "not one raw DEFLATE stream"),
+        (claims() + b"x", "not one raw DEFLATE stream"),
+        (raw_deflate(bytes(64 << 20)), "not one raw DEFLATE stream of less than 4194304 bytes"),
+        (raw_deflate(b"[]"), "its payload is not one JSON object"),
+        (raw_deflate(b'{"nbf":1,"nbf":2}'), "its payload is not one JSON object"),
+        (raw_deflate(b"{}"), "its `nbf` is not a time"),
+        (claims(nbf="1"), "its `nbf` is not a time"),
+        (claims(nbf=True), "its `nbf` is not a time"),
+        (claims(nbf=-1), "its `nbf` is not a time"),
+        (claims(nbf=253_402_300_800), "its `nbf` is not a time from 1970 to 9999"),
+        (claims(nbf=NOW + 301), "genuine, but not valid before 2022-01-15T12:05:01Z"),
+        (claims(nbf=NOW + 300.5), "genuine, but not valid before 2022-01-15T12:05:00Z"),
+        (claims(exp=None), "its `exp` is not a time"),
+        (claims(exp=NOW), "genuine, but expired at 2022-01-15T12:00:00Z"),
+    ],
+)
+def test_cards_that_a_verifier_must_refuse(keys: Keys, payload: bytes, said: str) -> None:
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    good = claims(nbf=NOW + 299.5, exp=NOW + 1)
+    assert trusted.verify(card(key, good), NOW).format is Format.SHC
+    with pytest.raises(VerificationError, match=said):
+        trusted.verify(card(key, payload), NOW)
+
+
+@pytest.mark.parametrize("packing", [None, "GZ", ["DEF"]])
+def test_the_header_of_a_card_says_how_it_is_compressed(keys: Keys, packing: object) -> None:
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    with pytest.raises(VerificationError, match="has not `zip` DEF"):
+        trusted.verify(card(key, claims(), zip=packing), NOW)
+
+
+def test_a_card_is_signed_with_es256(keys: Keys) -> None:
+    key = keys[Algorithm.ES384]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    with pytest.raises(VerificationError, match="a SMART Health Card is not signed with ES384"):
+        trusted.verify(card(key, claims()), NOW)
 
 
 def test_a_packed_bomb_is_not_unpacked(keys: Keys) -> None:
