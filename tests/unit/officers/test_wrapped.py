@@ -270,6 +270,17 @@ def test_a_wrapping_key_is_replaced_and_destroyed(stored: Stage) -> None:
     assert problems(stored) == ()
 
 
+def test_a_wrapping_key_is_not_destroyed_by_what_somebody_wrote_in_the_registry(
+    stored: Stage,
+) -> None:
+    [first] = wrapping_keys(stored)
+    by_hand(stored, wrapping_key="x")
+    stored.serving.follow()
+    refused = stored.problems("destroy-wrapping-key", wrapping_key=first)
+    assert any("otherwise than the log" in problem for problem in refused), refused
+    stored.seen.seen.clear()
+
+
 def test_another_token_that_has_the_wrapping_key_signs_once_it_was_tried(stored: Stage) -> None:
     [first] = wrapping_keys(stored)
     other = stored.add_token("other")
