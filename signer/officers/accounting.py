@@ -29,7 +29,7 @@ from signer.officers.kinds.base import Details, OperationKind, Pair
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
 from signer.officers.permits import Asked, Permit, makes_all_at_once
-from signer.officers.placing import PlacedChanges, judge_placements
+from signer.officers.placing import PlacedChanges, Placing, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
 from signer.officers.standing import (
     FlagKey,
@@ -121,9 +121,11 @@ class _Operation:
             if self._fits(before, after, version):
                 yield after._replace(revision=-1 if revision is None else revision)
 
-    def places(self, what: str, version: str, placement: Placement) -> bool:
-        """Returns whether the operation adds or removes a placement."""
-        return self.permit.places(what, version, placement)
+    def placing(self, version: str) -> Placing | None:
+        """Returns which placement of a version it adds or removes; see Permit."""
+        if (done := self.permit.placement(version)) is None:
+            return None
+        return Placing(*done, ended=self.stored.ended_revision is not None)
 
     def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
         """Returns a suspension as the operation leaves it: None if it lifts it."""
@@ -175,10 +177,9 @@ class _Act:
         with suppress(OperatorError):
             yield before.moved(move, self.act.at)._replace(revision=self.revision)
 
-    def places(self, what: str, version: str, placement: Placement) -> bool:
-        """Returns False: one officer alone places nothing."""
-        del what, version, placement
-        return False
+    def placing(self, version: str) -> None:
+        """Returns None: one officer alone places nothing."""
+        del version
 
     @property
     def flag(self) -> FlagKey | None:
@@ -523,7 +524,7 @@ class _Judging:
     def placements(self) -> None:
         """Judges where the keys of versions are."""
         changed = self._new.keys.changed_since(self._known.state.keys)
-        steps = [step.places for step in self._steps]
+        steps = [step.placing for step in self._steps]
         self._placements = judge_placements(changed, self._known.placed, steps)
         self._result.refused += self._placements.refused
         self._result.by_hand += self._placements.by_hand

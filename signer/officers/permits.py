@@ -112,11 +112,14 @@ class Permit:
         since_then = self.proposal.details.get("since") == since
         return self.proposal.kind == "resume" and named and since_then
 
-    def places(self, what: str, version: str, placement: Placement) -> bool:
-        """Returns whether it adds or removes a placement: ``what`` is the kind that does."""
-        named = self.text("version"), self.text("token"), self.text("cka_id")
-        asked = (version, placement.token, placement.cka_id.hex())
-        return self.proposal.kind == what and named == asked
+    def placement(self, version: str) -> tuple[str, Placement] | None:
+        """Returns what it does to the placements of a version: the kind that does, and which."""
+        kind, cka_id = self.proposal.kind, self.text("cka_id")
+        if kind not in (ADD_PLACEMENT, REMOVE_PLACEMENT) or self.text("version") != version:
+            return None
+        with suppress(ValueError):
+            return kind, Placement(self.text("token"), bytes.fromhex(cka_id))
+        return None
 
     def wrapped_with(self, place: bytes) -> str:
         """Returns by which wrapping key it wraps the key with a CKA_ID of this hash; "": by none.

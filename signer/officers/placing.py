@@ -7,9 +7,10 @@ did before. A placement that is gone is not used any more, with or without an op
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from signer.model import KeyIndex, KeyName, KeyVersion, Placement
-from signer.officers.permits import ADD_PLACEMENT, REMOVE_PLACEMENT
+from signer.officers.permits import REMOVE_PLACEMENT
 from signer.officers.standing import NamedPlacement
 
 
@@ -40,48 +41,49 @@ class PlacedChanges:
         return keys.updated(bare, keys.revision) if bare else keys
 
 
+class Placing(NamedTuple):
+    """What an operation does to the placements of a version: the kind that does, and which one."""
+
+    kind: str
+    placement: Placement
+    ended: bool
+
+
+PlacingStep = Callable[[str], Placing | None]
+"""Takes the name of a version."""
+
+
 def judge_placements(
     changed: Iterable[KeyVersion],
     known: Callable[[KeyVersion], Collection[Placement]],
-    steps: Sequence[Callable[[str, str, Placement], bool]],
+    steps: Sequence[PlacingStep],
 ) -> PlacedChanges:
     """Returns what has become of the placements of versions that may have changed.
 
-    ``known`` returns those of a version that are accounted for. A step takes the kind that adds
-    or removes, the name of a version and a placement, and returns whether it has done that.
+    ``known`` returns those of a version that are accounted for. The steps are followed in their
+    order, and each is recorded: what one has added, a later one may have removed, and neither
+    counts again. One that has not ended has perhaps done nothing yet.
     """
     changes = PlacedChanges()
     for version in changed:
-        name, before = version.name, known(version)
-        for placement in version.other_placements:
-            if placement in before:
+        name, now = version.name, frozenset(version.other_placements)
+        at = set(known(version))
+        for number, step in enumerate(steps):
+            if (done := step(name)) is None:
                 continue
-            number = _step(steps, ADD_PLACEMENT, name, placement)
-            if number < len(steps):
-                changes.placed.setdefault(number, []).append((name, placement))
-                continue
+            removes, placement = done.kind == REMOVE_PLACEMENT, done.placement
+            if (placement in at) == removes and (done.ended or (placement in now) != removes):
+                group = changes.removed if removes else changes.placed
+                group.setdefault(number, []).append((name, placement))
+                at ^= {placement}
+        for placement in sorted(now - at):
             changes.unaccounted.setdefault((version.key, version.number), set()).add(placement)
             changes.refused.append(
                 f"{name}: no operation accounts for its placement on token {placement.token}"
             )
-        for placement in sorted(set(before) - set(version.other_placements)):
-            number = _step(steps, REMOVE_PLACEMENT, name, placement)
-            changes.removed.setdefault(number, []).append((name, placement))
-            if number == len(steps):
-                changes.by_hand.append(
-                    f"{name} was taken from token {placement.token} in the registry by hand"
-                )
+        for placement in sorted(at - now):
+            changes.removed.setdefault(len(steps), []).append((name, placement))
+            changes.by_hand.append(
+                f"{name} was taken from token {placement.token} in the registry by hand"
+            )
     return changes
-
-
-def _step(
-    steps: Sequence[Callable[[str, str, Placement], bool]],
-    what: str,
-    version: str,
-    placement: Placement,
-) -> int:
-    """Returns the number of the step that has done it, one after the last without one."""
-    for number, step in enumerate(steps):
-        if step(what, version, placement):
-            return number
-    return len(steps)

@@ -306,7 +306,10 @@ class StandingFold:
                 self.placed[name] = left
         added: list[NamedPlacement] = []
         for name, placement in change.placed:
-            if taken.permit is not None and taken.permit.places(ADD_PLACEMENT, name, placement):
+            if taken.permit is not None and taken.permit.placement(name) == (
+                ADD_PLACEMENT,
+                placement,
+            ):
                 added.append((name, placement))
             else:
                 placed = f"{name} is placed on token {placement.token}"

@@ -248,3 +248,22 @@ def test_an_interrupted_operation_places_once(stage: Stage, points: int) -> None
     assert stage.operation(identity).state is OperationState.DONE
     assert len(placements(stage)) == 1
     assert problems(stage) == ()
+
+
+def test_a_placement_that_officers_removed_does_not_come_back_on_an_appliance_that_was_away(
+    other: SoftToken, stage: Stage
+) -> None:
+    del other
+    served = list(stage.log.records)
+    stage.done("add-placement", version=ONE, token="other")
+    place = stage.version(ONE).other_placements[0]
+    stage.done("remove-placement", version=ONE, token="other")
+    with stage.registry.writing() as write:
+        write.place(stage.version(ONE), place)
+    stage.start_with(served)
+    assert placements(stage) == ()
+    assert "no operation accounts for its placement" in stage.serving.refused[0]
+    made = [record for record in stage.log.records if record.kind is RecordKind.KEYS]
+    assert sum("placed" in record.fields for record in made) == 1
+    assert sum("removed" in record.fields for record in made) == 1
+    assert forget_alarm(stage)
