@@ -354,7 +354,7 @@ class Serving:
             self._events.emit(PolicyChanged(text.policy.sha256))
 
     def _enforce(self, before: Snapshot, after: Snapshot) -> None:
-        """Stops unaccounted versions, resumes those that may sign, drops those that have ended."""
+        """Stops unaccounted versions, resumes those that may sign, drops copies of others."""
         now = self._clock.now()
         ended, resumed = list[KeyVersion](), list[KeyVersion]()
         stopped: dict[KeyVersion, str] = {}
@@ -364,6 +364,8 @@ class Serving:
         for new in changed.values():
             old = before.keys.version(new.key, new.number)
             state = new.state_at(now)
+            if old is not None and not set(old.placements) <= set(new.placements):
+                ended.append(old)  # its copies on the token that it has left, too
             # Also one that the clock activates later: nothing is recorded then.
             if new.state is KeyState.ACTIVE and state in (KeyState.ACTIVE, KeyState.PRE_ACTIVE):
                 resumed.append(new)

@@ -267,3 +267,14 @@ def test_a_placement_that_officers_removed_does_not_come_back_on_an_appliance_th
     assert sum("placed" in record.fields for record in made) == 1
     assert sum("removed" in record.fields for record in made) == 1
     assert forget_alarm(stage)
+
+
+def test_copies_on_a_token_that_a_key_has_left_are_destroyed(
+    other: SoftToken, stage: Stage
+) -> None:
+    del other
+    stage.done("add-placement", version=ONE, token="other")
+    stage.hsm.drop.reset_mock()
+    stage.done("remove-placement", version=ONE, token="other")
+    dropped = [version for call in stage.hsm.drop.call_args_list for version in call.args[0]]
+    assert any(version.cka_id_on("other") for version in dropped)
