@@ -90,7 +90,8 @@ def _print_findings(findings: list[Finding]) -> None:
         rows = [[str(c).encode("ascii", "backslashreplace").decode() for c in row] for row in rows]
     print_table(["", "check", "state", "what to do"], rows)
     counts = {level: sum(finding.level is level for finding in findings) for level in Level}
-    say(", ".join(f"{counts[level]} {level}" for level in reversed(Level)))
+    warnings = count(counts[Level.WARNING], "warning")
+    say(f"{counts[Level.WRONG]} wrong, {warnings}, {counts[Level.OK]} ok")
 
 
 @click.command()

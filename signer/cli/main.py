@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)  # may quote the name of a file
-        say(text.getvalue(), err=True, newline=False)
+        say(text.getvalue().expandtabs(4), err=True, newline=False)
         sys.exit(error.exit_code)
     except click.Abort:
         say("not confirmed: nothing was changed", err=True)
