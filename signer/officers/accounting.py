@@ -427,11 +427,12 @@ class _Judging:
         if standing is not None and not now.same_pair(standing):
             return False
         acts = self._acts_on(version, standing)
-        if standing is not None and now.same(standing) and not acts:
+        paths = self._paths(standing, version, acts)
+        stopped = any(number in acts for _, path in paths for number, _ in path)
+        if standing is not None and now.same(standing) and not stopped:
             if now.revision > standing.revision:  # the one that officers see, and then approve
                 self._take((), version)
             return True
-        paths = self._paths(standing, version, acts)
         for row, path in reversed(paths):  # the longest first: it may have come back to a state
             if path and row is not None and row.same(now):
                 self._take(path, version)
@@ -446,7 +447,7 @@ class _Judging:
                     f"{version.name} was stopped in the registry by hand: it is {version.state}"
                 )
                 return True
-        if acts:
+        if stopped:
             self._obey(version, max((path for _, path in paths), key=len))
         return False
 
