@@ -24,6 +24,7 @@ REST = 2
 """Seconds of sleep for each second of work, which holds the interpreter: signing goes first."""
 _WORK_SECONDS = 0.001
 _LONGEST_WORK_SECONDS = 0.05
+_FIELD_BYTES = 6  # of a record in an answer: its tag and its length
 _MARGIN_BYTES = 8192
 """Bytes of an answer besides the messages of its records."""
 _RETRY_SECONDS = 1.0
@@ -79,7 +80,7 @@ class EvidenceService(evidence_pb2_grpc.EvidenceServiceServicer):
                 self._rest()
                 [record] = log.records(seq, 1)
                 shown = self._shown(record, omit_items=request.omit_items)
-                room -= shown.ByteSize() + shown.omitted_bytes
+                room -= shown.ByteSize() + shown.omitted_bytes + _FIELD_BYTES
                 if room < 0 and seq > start:
                     break
                 if not kinds or record.kind in kinds:

@@ -20,7 +20,7 @@ NOTICE_SECONDS = 0.5
 """More than the tracer takes to see that it is switched."""
 OTHERS = (
     *("MainThread", "registry", "checkpoints", "inventory", "metrics", "log-lines", "watchdog"),
-    "tracer",
+    *("sweep", "tracer"),
 )
 """Beginnings of the names of the front's threads that work beside every request."""
 OPERATIONS, LOG_WRITER = "operation", "audit-log"
