@@ -1,5 +1,5 @@
 # make demo    signs and verifies real certificates, from nothing
-# make test    the whole test suite, under 10 minutes on 2 cores
+# make test    the whole test suite, about 20 minutes on 2 cores
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root

@@ -427,9 +427,10 @@ class _Judging:
         if standing is not None and not now.same_pair(standing):
             return False
         acts = self._acts_on(version, standing)
-        paths = self._paths(standing, version, acts)
+        unmoved = standing is not None and now.same(standing)
+        paths = [] if unmoved and not acts else self._paths(standing, version, acts)
         stopped = any(number in acts for _, path in paths for number, _ in path)
-        if standing is not None and now.same(standing) and not stopped:
+        if standing is not None and unmoved and not stopped:
             if now.revision > standing.revision:  # the one that officers see, and then approve
                 self._take((), version)
             return True
