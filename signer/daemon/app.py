@@ -322,6 +322,7 @@ def _engine(base: Base, core: Core, limits: LimitsConfig, turns: Turns, threads:
         usage=records.usage,
         events=base.events,
         clock=clock,
+        loop=base.loop,
         answer_bytes=limits.message_bytes,
     )
 

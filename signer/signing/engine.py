@@ -1,28 +1,32 @@
 """The pipeline of a signature: authorise, prepare, charge, record, sign and check, record, finish.
 
-``Engine.sign_batch`` shows all its steps. It is one coroutine on the event loop; it waits for
-others at three places: until the intent is durable, until the signatures are there, until the
-outcome is durable. A batch keeps the snapshot (policy and keys) under which it was authorised.
+``Engine._sign_lot`` and ``_sign_new`` show all its steps, for a lot: one call, or small ones that
+came together. It is one coroutine on the event loop; it waits for others at three places: until
+the intents are durable, until the signatures are there, until the outcomes are durable. A lot
+keeps the snapshot (policy and keys) under which it was authorised.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import NamedTuple
 
-from signer.audit.format.batch_records import IntentRecord
+from signer.audit.format.batch_records import IntentRecord, pack_reasons
+from signer.audit.format.record import Fields, Value
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
-from signer.event_loop import Turns
-from signer.events import Events, ItemsEnded, QuotaRefused, Stages, stages
+from signer.event_loop import EventLoop, Turns
+from signer.events import Events, ItemsEnded, QuotaRefused
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
-from signer.model import MESSAGE_BYTES, FormatContext, KeyIndex, KeyVersion
+from signer.model import MESSAGE_BYTES, Format, FormatContext, KeyIndex, KeyVersion
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
 from signer.signing.evidence import Evidence, reasons_of
+from signer.signing.lots import Call, Lot, Lots
 from signer.signing.messages import HsmInputs, Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
@@ -31,6 +35,15 @@ FAILURE_BYTES = 400  # the most that one failed item adds to an answer
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items
 WORTH_A_LOOK = 8  # payloads: to prepare fewer costs less than to ask the HSM's queue twice
 SMALLEST_BUDGET = 0.005  # seconds that a call must have left for the HSM to be used
+
+
+class Granted(NamedTuple):
+    """What the policy has granted to a lot: under which snapshot, and when (epoch seconds)."""
+
+    snapshot: Snapshot
+    decision: Decision
+    terms: Terms
+    now: float
 
 
 class Engine:
@@ -48,6 +61,7 @@ class Engine:
         usage: Usage,
         events: Events,
         clock: Clock,
+        loop: EventLoop,
         answer_bytes: int,
     ) -> None:
         """``answer_bytes`` is the largest answer that gRPC sends: nothing larger is signed."""
@@ -59,111 +73,145 @@ class Engine:
         self._messages, self._turns = messages, turns
         self._events = events
         self._clock = clock
+        self._lots = Lots(loop, clock, events, self._sign_lot)
 
     async def sign_batch(self, request: BatchRequest) -> BatchResult:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""
-        await self._turns.begin(request.principal, len(request.payloads))
+        return await self._lots.sign(request)
+
+    async def _sign_lot(self, lot: Lot) -> None:
+        """Signs the calls of a lot: mostly one, or small ones that are alike."""
+        await self._turns.begin(lot.first.principal, lot.items)
         snapshot, now = self._served.snapshot, self._clock.now()
-        ended, monotonic = stages(), self._clock.monotonic
         if doubt := self._clock.doubt():
             raise clock_doubtful(doubt)
 
         # 1. May this principal do this now?
-        began = monotonic()
-        decision = decide(snapshot.policy, request.principal, request.key, request.format, now)
+        began, first = self._clock.monotonic(), lot.first
+        decision = decide(snapshot.policy, first.principal, first.key, first.format, now)
         terms = _granted(decision)
-        _check_size(request, terms)
-        content = await self._content_hash(request) if request.request_id else b""
-        ended.append(("authorise", began, monotonic() - began))
+        lot.divisible = len(lot.calls) > 1
+        for call in lot.calls:
+            _check_size(call.request, terms)
+            if call.request.request_id:
+                call.content = await self._content_hash(call)
+        lot.ended("authorise", began, self._clock.monotonic())
 
         # 2. A repetition gets the same bytes again, at no cost.
-        async with self._repeats.once(request, content) as earlier:
-            if earlier is not None:
-                return await self._repeats.answer(request, self._served, terms, earlier)
+        async with self._repeats.once(lot) as earlier:
+            if earlier is None:
+                await self._sign_new(lot, Granted(snapshot, decision, terms, now))
+            else:
+                lot.calls[0].succeed(
+                    await self._repeats.answer(first, self._served, terms, earlier)
+                )
 
-            # 3. From payloads to bytes to sign. A payload that does not parse fails its item. What
-            # the HSM has no time for is refused before that: it costs nobody anything.
-            began = monotonic()
-            version = _allowed_version(snapshot, request, terms, now)
-            if len(request.payloads) > WORTH_A_LOOK:
-                self._hsm.admit(_job(request.payloads, version, terms, request.deadline)).release()
-            message_format = FORMATS[request.format]
-            context = FormatContext(version, int(now), terms.hcert, terms.content, terms.shc)
-            self._check_answer(message_format.max_output(request.payloads, context), request)
-            inputs = await self._messages.prepare(
-                message_format, request.principal, request.payloads, context
+    async def _sign_new(self, lot: Lot, granted: Granted) -> None:
+        """Signs calls that may be signed, and were not before."""
+        snapshot, decision, terms, now = granted
+        first, monotonic = lot.first, self._clock.monotonic
+
+        # 3. From payloads to bytes to sign. A payload that does not parse fails its item. What
+        # the HSM has no time for is refused before that: it costs nobody anything.
+        began = monotonic()
+        version = _allowed_version(snapshot, first, terms, now)
+        payloads, deadline = lot.payloads(), lot.deadline
+        if len(payloads) > WORTH_A_LOOK:
+            self._hsm.admit(_job(payloads, version, terms, deadline)).release()
+        message_format = FORMATS[first.format]
+        context = FormatContext(version, int(now), terms.hcert, terms.content, terms.shc)
+        self._check_answer(message_format.max_output(payloads, context), len(payloads))
+        inputs = await self._messages.prepare(message_format, first.principal, payloads, context)
+        lot.ended("format", began, monotonic())
+
+        # 4. If the HSM accepts the job, the quota is charged for all that is asked, also
+        # for what cannot be signed, and never refunded.
+        job = _job(inputs.inputs, version, terms, deadline, lot.cuts(inputs.between))
+        self._check_time(deadline)
+        with self._hsm.admit(job) as admission:
+            if admission.refused is None:
+                self._charge(terms, len(payloads), now)
+
+            # 5. The intents are recorded, the HSM signs, the outcomes are recorded.
+            if admission.refused is None and job.inputs:
+                common = _common(first, decision, context, snapshot.policy)
+                signed = await self._sign(lot, admission, inputs, common)
+            else:
+                signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
+
+        # 6. From signatures to finished messages.
+        began = monotonic()
+        failures = inputs.failures | inputs.by_index(signed.failures)
+        outputs = await self._messages.finish(
+            message_format, first.principal, inputs, signed.signatures, context
+        )
+        lot.ended("format", began, monotonic())
+        self._events.emit(_ended(terms, first.format, version, len(payloads), failures))
+        for call in lot.calls:
+            start, stop = call.start, call.stop
+            failed = {i - start: failures[i] for i in range(start, stop) if i in failures}
+            call.succeed(
+                BatchResult(
+                    version,
+                    terms,
+                    decision.rule,
+                    outputs[start:stop],
+                    failed if failures else {},
+                    call.record,
+                )
             )
-            ended.append(("format", began, monotonic() - began))
-
-            # 4. If the HSM accepts the job, the quota is charged for all that is asked, also
-            # for what cannot be signed, and never refunded.
-            job, record = _job(inputs.inputs, version, terms, request.deadline), None
-            self._check_time(request.deadline)
-            with self._hsm.admit(job) as admission:
-                if admission.refused is None:
-                    self._charge(terms, len(request.payloads), now)
-
-                # 5. The intent is recorded, the HSM signs, the outcome is recorded.
-                if admission.refused is None and job.inputs:
-                    intent = _intent(
-                        request, content, decision, context, inputs, policy=snapshot.policy
-                    )
-                    record, signed = await self._sign(admission, intent, inputs.digests(), ended)
-                else:
-                    signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
-
-            # 6. From signatures to finished messages.
-            began = monotonic()
-            failures = inputs.failures | inputs.by_index(signed.failures)
-            outputs = await self._messages.finish(
-                message_format, request.principal, inputs, signed.signatures, context
-            )
-            ended.append(("format", began, monotonic() - began))
-
-        result = BatchResult(version, terms, decision.rule, outputs, failures, record)
-        self._events.emit(_ended(request, result))
-        return result
 
     async def settle(self, seconds: float) -> None:
         """Returns when the records of all calls are with the log, or after so many seconds."""
         await self._evidence.settle(seconds)
 
     async def _sign(
-        self, admission: Admission, intent: IntentRecord, digests: Sequence[bytes], ended: Stages
-    ) -> tuple[int, Signed]:
-        """Records the intent, signs, and records the outcome or why there is none.
-
-        Returns the intent's number, and what was signed.
-        """
-        job, monotonic = admission.job, self._clock.monotonic
+        self, lot: Lot, admission: Admission, inputs: HsmInputs, common: dict[str, Value]
+    ) -> Signed:
+        """Records the intents of a lot, signs, and records the outcomes or why there are none."""
+        job, monotonic, principal = admission.job, self._clock.monotonic, lot.first.principal
         began = monotonic()
-        seq = await self._evidence.intend(intent, digests, job.deadline)
+        calls, intents = _intents(lot, inputs, common)
+        lot.divisible = False
+        seqs = await self._evidence.intend(principal, intents, job.deadline)
+        for call, seq in zip(calls, seqs, strict=True):
+            call.record = seq
         try:
             now = monotonic()
-            ended.append(("audit", began, now - began))
+            lot.ended("audit", began, now)
             signed = await self._hsm.sign(admission)
             began = monotonic()
-            ended.append(("hsm", now, began - now))
-            outcome = await self._evidence.outcome(seq, intent.principal, job.version, signed)
+            lot.ended("hsm", now, began)
+            lot.concluding = True
+            outcomes = [
+                await self._evidence.outcome(
+                    seq, principal, job.version, signed.some(*inputs.between(call.start, call.stop))
+                )
+                for call, seq in zip(calls, seqs, strict=True)
+            ]
         except BaseException as error:
-            self._evidence.close(seq, error, job.deadline)
+            self._evidence.close(seqs, error, job.deadline)
             raise
-        await self._evidence.conclude(seq, outcome)
-        ended.append(("audit", began, monotonic() - began))
-        return seq, signed
+        await self._evidence.conclude(seqs, outcomes)
+        lot.ended("audit", began, monotonic())
+        return signed
 
-    async def _content_hash(self, request: BatchRequest) -> bytes:
+    async def _content_hash(self, call: Call) -> bytes:
         """Returns the SHA-256 of everything that is asked: key, version, format and payloads."""
+        request = call.request
         whole, payloads = sha256(request.content_head()), request.payloads
-        await self._turns.each(
-            request.principal,
-            payloads,
-            lambda start, stop: whole.update(b"".join(payloads[start:stop])),
-        )
+        if call.small:
+            whole.update(b"".join(payloads))
+        else:
+            await self._turns.each(
+                request.principal,
+                payloads,
+                lambda start, stop: whole.update(b"".join(payloads[start:stop])),
+            )
         return whole.digest()
 
-    def _check_answer(self, bound: int, request: BatchRequest) -> None:
-        size = bound + FAILURE_BYTES * len(request.payloads)
+    def _check_answer(self, bound: int, items: int) -> None:
+        size = bound + FAILURE_BYTES * items
         if size > self._answer_bytes:
             raise invalid(
                 "payloads",
@@ -190,26 +238,26 @@ class Engine:
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
 
 
-def _job(inputs: Sequence[bytes], version: KeyVersion, terms: Terms, deadline: float) -> SignJob:
-    return SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline)
+def _job(
+    inputs: Sequence[bytes],
+    version: KeyVersion,
+    terms: Terms,
+    deadline: float,
+    cuts: Sequence[int] = (),
+) -> SignJob:
+    return SignJob(version, inputs, terms.facility, terms.weight, terms.check_every, deadline, cuts)
 
 
-def _intent(
-    request: BatchRequest,
-    content: bytes,
-    decision: Decision,
-    context: FormatContext,
-    inputs: HsmInputs,
-    *,
-    policy: Policy,
-) -> IntentRecord:
-    """Returns what is about to be signed, and everything that the same bytes depend on."""
+def _common(
+    request: BatchRequest, decision: Decision, context: FormatContext, policy: Policy
+) -> dict[str, Value]:
+    """Returns what the intents of a lot have in common: all that the same bytes depend on."""
     terms, version = _granted(decision), context.version
     return IntentRecord(
         principal=request.principal,
-        request_id=request.request_id,
-        call_id=request.call_id,
-        payload_hash=content,
+        request_id="",
+        call_id="",
+        payload_hash=b"",
         key_version=version.name,
         kid=version.kid,
         format=str(request.format),
@@ -219,18 +267,45 @@ def _intent(
         group=terms.group or "",
         now=context.now,
         hcert=context.hcert,
-        asked=len(request.payloads),
-        failed=reasons_of(inputs.failures),
-    )
+        asked=0,
+        failed={},
+    ).to_fields()
 
 
-def _ended(request: BatchRequest, result: BatchResult) -> ItemsEnded:
+def _intents(
+    lot: Lot, inputs: HsmInputs, common: dict[str, Value]
+) -> tuple[list[Call], list[tuple[Fields, Sequence[bytes]]]]:
+    """Returns the calls that have items for the HSM, and what is about to be signed for each."""
+    calls: list[Call] = []
+    intents: list[tuple[Fields, Sequence[bytes]]] = []
+    digests, failures = inputs.digests(), inputs.failures
+    for call in lot.calls:
+        start, stop = inputs.between(call.start, call.stop)
+        if start == stop:
+            continue
+        request, failed = call.request, {}
+        if failures:
+            asked = range(call.start, call.stop)
+            failed = {i - call.start: failures[i] for i in asked if i in failures}
+        fields = common | {
+            "request_id": request.request_id,
+            "call_id": request.call_id,
+            "payload_hash": call.content,
+            "asked": call.stop - call.start,
+            "failed": pack_reasons(reasons_of(failed)),
+        }
+        calls.append(call)
+        intents.append((fields, digests[start:stop]))
+    return calls, intents
+
+
+def _ended(
+    terms: Terms, name: Format, version: KeyVersion, items: int, failures: Mapping[int, Failure]
+) -> ItemsEnded:
     """Returns how many items have which reason of their failure, or "ok"."""
-    failures = result.failures.values()
-    reasons = Counter(str(failure.reason) for failure in failures) if failures else {}
-    reasons["ok"] = len(result.outputs) - len(failures)
-    group = result.terms.group or ""
-    return ItemsEnded(group, request.format, result.version.algorithm, reasons)
+    reasons = Counter(str(failure.reason) for failure in failures.values()) if failures else {}
+    reasons["ok"] = items - len(failures)
+    return ItemsEnded(terms.group or "", name, version.algorithm, reasons)
 
 
 def _granted(decision: Decision) -> Terms:

@@ -6,11 +6,10 @@ leaves the appliance. For the event loop only.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from signer.audit.format import merkle
-from signer.audit.format.batch_records import IntentRecord, OutcomeRecord, indeterminate
-from signer.audit.format.record import Column, RecordError, RecordKind
+from signer.audit.format.batch_records import OutcomeRecord, indeterminate
+from signer.audit.format.record import Column, Fields, RecordError, RecordKind
 from signer.audit.write.inbox import AuditUnavailable, Entry
 from signer.audit.write.log import AuditLog
 from signer.clock import DEADLINE_MARGIN, Clock
@@ -40,40 +39,41 @@ class Evidence:
         self._committing = False  # whether records are with the log's thread, or about to be
         self._open = 0  # intents that are durable, or about to be, and not closed yet
 
-    async def intend(self, intent: IntentRecord, digests: Sequence[bytes], deadline: float) -> int:
-        """Records an intent to sign ``digests``; returns its number when it is durable.
+    async def intend(
+        self, principal: str, intents: Sequence[tuple[Fields, Sequence[bytes]]], deadline: float
+    ) -> list[int]:
+        """Records intents of one principal; returns their numbers when all are durable.
 
-        ``deadline`` is in monotonic seconds; an intent that is not durable then, or when the
-        caller has gone, is withdrawn or closed as INDETERMINATE. Raises CallError; then
+        Each has the fields of an IntentRecord and the digests of what is to be signed.
+        ``deadline`` is in monotonic seconds; intents that are not durable then, or when the
+        callers have gone, are withdrawn or closed as INDETERMINATE. Raises CallError; then
         nothing may be signed.
         """
-        column = Column(len(digests[0]), b"".join(digests))
-        entry = Entry(
-            RecordKind.INTENT,
-            intent.to_fields(),
-            column,
-            await self._root(intent.principal, column),
-        )
+        entries = []
+        for fields, digests in intents:
+            column = Column(len(digests[0]), b"".join(digests))
+            root = await self._root(principal, column)
+            entries.append(Entry(RecordKind.INTENT, fields, column, root))
         left = max(0.0, deadline - self._clock.monotonic())
-        timer = self._loop.loop.call_later(left, self._expire, entry)
+        timer = self._loop.loop.call_later(left, self._expire, entries[-1])
         try:
-            seq = await self._durable(entry)
+            await self._durable(entries)
         except AuditUnavailable as error:
             raise _unavailable(f"nothing was signed: {error}") from None
         except TimeoutError:
-            self._log.abandon(entry, str(Reason.DEADLINE_TOO_SHORT))
+            self._abandon(entries, str(Reason.DEADLINE_TOO_SHORT))
             raise CallError(
                 Reason.DEADLINE_TOO_SHORT,
                 "nothing was signed: the disk of the audit log was too slow to record this in "
                 "time; allow more time",
             ) from None
         except asyncio.CancelledError:
-            self._log.abandon(entry, self._why_gone(deadline))
+            self._abandon(entries, self._why_gone(deadline))
             raise
         finally:
             timer.cancel()
-        self._open += 1
-        return seq
+        self._open += len(entries)
+        return [entry.seq for entry in entries]
 
     async def outcome(self, seq: int, principal: str, version: KeyVersion, signed: Signed) -> Entry:
         """Returns the outcome of an intent, for ``conclude``.
@@ -89,24 +89,20 @@ class Evidence:
         root = await self._root(principal, column)
         return Entry(RecordKind.OUTCOME, outcome.to_fields(), column, root)
 
-    async def conclude(self, seq: int, outcome: Entry) -> None:
-        """Records an outcome; returns when it is durable. Raises CallError and RecordError.
+    async def conclude(self, seqs: Sequence[int], outcomes: Sequence[Entry]) -> None:
+        """Records the outcomes of intents; returns when all are durable.
 
-        This has no deadline, and a caller that leaves meanwhile changes nothing: a repetition
-        that did not find the outcome would sign again.
+        This has no deadline, and nothing may cancel it: a repetition that did not find the
+        outcome would sign again. Raises CallError and RecordError.
         """
-        self._open -= 1
+        self._open -= len(seqs)
         try:
-            await self._durable(outcome)
-        except asyncio.CancelledError:
-            # Until it is durable, a repetition would not find it, and sign again.
-            await self._settled(outcome)
-            raise
+            await self._durable(outcomes)
         except AuditUnavailable as error:
             raise _unavailable(f"the signatures are not released: {error}") from None
         except RecordError as error:
-            self._open += 1
-            self.close(seq, error, 0.0)
+            self._open += len(seqs)
+            self.close(seqs, error, 0.0)
             raise
 
     async def settle(self, seconds: float) -> None:
@@ -119,9 +115,9 @@ class Evidence:
         while (self._open or self._committing) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def close(self, seq: int, error: BaseException, deadline: float) -> None:
-        """Closes an intent as INDETERMINATE after an error: nothing of it is released."""
-        self._open -= 1
+    def close(self, seqs: Sequence[int], error: BaseException, deadline: float) -> None:
+        """Closes intents as INDETERMINATE after an error: nothing of them is released."""
+        self._open -= len(seqs)
         match error:
             case CallError():
                 reason = str(error.reason)
@@ -129,7 +125,13 @@ class Evidence:
                 reason = self._why_gone(deadline)
             case _:
                 reason = str(Reason.INTERNAL)
-        self._hand_over(Entry(RecordKind.INDETERMINATE, indeterminate(seq, reason)))
+        self._hand_over(
+            [Entry(RecordKind.INDETERMINATE, indeterminate(seq, reason)) for seq in seqs]
+        )
+
+    def _abandon(self, entries: Sequence[Entry], reason: str) -> None:
+        for entry in entries:
+            self._log.abandon(entry, reason)
 
     def _why_gone(self, deadline: float) -> str:
         """Returns why a call was cancelled: gRPC cancels it at its deadline, too."""
@@ -147,34 +149,31 @@ class Evidence:
             roots.append(Column(column.width, column.data[start : start + size]).root())
         return merkle.root(roots)
 
-    async def _durable(self, entry: Entry) -> int:
-        """Submits a record and returns its number when it is durable; raises its error."""
-        waiter = self._waiting[entry] = self._loop.loop.create_future()
-        self._hand_over(entry)
+    async def _durable(self, entries: Sequence[Entry]) -> None:
+        """Hands over records together; returns when all are durable, or raises an error of one.
+
+        They go into one commit, so that the last one ends when all do.
+        """
+        last = entries[-1]
+        waiter = self._waiting[last] = self._loop.loop.create_future()
+        self._hand_over(entries)
         try:
             await waiter
         finally:
-            del self._waiting[entry]
-        if entry.error is not None:
-            raise entry.error
-        return entry.seq
+            del self._waiting[last]
+        for entry in entries:
+            if entry.error is not None:
+                raise entry.error
 
-    async def _settled(self, entry: Entry) -> None:
-        """Returns when a submitted record is durable or refused, however often it is cancelled."""
-        while entry.seq < 0 and entry.error is None:
-            waiter = self._waiting[entry] = self._loop.loop.create_future()
-            with suppress(asyncio.CancelledError):
-                await waiter
-        self._waiting.pop(entry, None)
-
-    def _hand_over(self, entry: Entry) -> None:
-        """Hands a record to the log with all others that come together.
+    def _hand_over(self, entries: Sequence[Entry]) -> None:
+        """Hands records to the log with all others that come together.
 
         While a commit is in progress, records gather for the next one.
         """
-        entry.finished = self._finished
-        self._gathered.append(entry)
-        self._items += 1 if entry.column is None else entry.column.count
+        for entry in entries:
+            entry.finished = self._finished
+            self._items += 1 if entry.column is None else entry.column.count
+        self._gathered += entries
         if not self._committing:
             self._committing = True
             self._together.soon()

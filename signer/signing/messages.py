@@ -1,6 +1,7 @@
 """From payloads to inputs of the HSM, and from signatures to messages, in slices."""
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
@@ -53,6 +54,12 @@ class HsmInputs:
     def digests(self) -> Sequence[bytes]:
         """Returns SHA-256 of the bytes to sign, or for DIGEST the digests that were sent."""
         return self.inputs if self._digests is None else self._digests
+
+    def between(self, start: int, stop: int) -> tuple[int, int]:
+        """Returns between which indexes the inputs of these items are."""
+        if self._indexes is None:
+            return start, stop
+        return bisect_left(self._indexes, start), bisect_left(self._indexes, stop)
 
     def by_index(self, failures: dict[int, Failure]) -> dict[int, Failure]:
         """Returns failures of inputs by the index of their item in the batch."""

@@ -22,6 +22,7 @@ from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed
 from signer.model import FormatContext, KeyState, KeyVersion, parse_key_or_version
 from signer.policy.rules import Terms
+from signer.signing.lots import Call, Lot, LotDivided
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
 
@@ -64,17 +65,30 @@ class Repeats:
         # Requests that are being answered: the hash of their content, and when they ended.
         self._claims: dict[tuple[str, str], tuple[bytes, asyncio.Future[None]]] = {}
 
-    def once(self, request: BatchRequest, content: bytes) -> "_Once":
-        """Opens a block with the earlier answer to a request with an id.
+    def once(self, lot: Lot) -> "_Once":
+        """Opens a block with the earlier answer to the one call of a lot, if it has an id.
 
-        It is None if the caller has to answer it. ``content`` is the hash of all that is
-        asked. While the block lasts, other calls with this id wait, up to their deadlines. A
-        request without an id is always answered anew. Entering raises CallError.
+        It is None if the calls of the lot have to be answered. While the block lasts, other calls
+        with their ids wait, up to their deadlines. A request without an id is always answered
+        anew. Entering raises CallError, and LotDivided if one of several calls was answered
+        before, or is being.
         """
-        return _Once(self, request, content)
+        return _Once(self, lot)
+
+    def claim_new(self, call: Call) -> None:
+        """Claims the id of a call until ``release``; raises LotDivided if it is not new."""
+        request = call.request
+        name = request.principal, request.request_id
+        if name in self._claims or self._answered(request) is not None:
+            raise LotDivided
+        self._claims[name] = call.content, asyncio.get_running_loop().create_future()
 
     async def claim(self, request: BatchRequest, content: bytes) -> EarlierAnswer | None:
-        """Returns the earlier answer, or claims the request's id until ``release``."""
+        """Returns the earlier answer, or claims the request's id until ``release``.
+
+        ``content`` is the hash of all that is asked. While an id is claimed, other calls with it
+        wait, up to their deadlines. Raises CallError.
+        """
         earlier = await self._claim(request, content)
         if earlier is None:
             return None
@@ -107,11 +121,16 @@ class Repeats:
                     Reason.DEADLINE_TOO_SHORT,
                     "the first call with this request id is not answered yet: repeat it later",
                 )
-        earlier = self._ledger.find(*name, int(self._clock.now() * 1_000_000))
-        if earlier is not None and earlier.outcome is not None:
-            return earlier
-        self._claims[name] = content, asyncio.get_running_loop().create_future()
-        return None
+        earlier = self._answered(request)
+        if earlier is None:
+            self._claims[name] = content, asyncio.get_running_loop().create_future()
+        return earlier
+
+    def _answered(self, request: BatchRequest) -> Earlier | None:
+        """Returns the earlier request with this id if it has an outcome."""
+        now = int(self._clock.now() * 1_000_000)
+        earlier = self._ledger.find(request.principal, request.request_id, now)
+        return earlier if earlier is not None and earlier.outcome is not None else None
 
     def _read(self, content: bytes, earlier: Earlier) -> EarlierAnswer:
         try:
@@ -202,24 +221,39 @@ class Repeats:
 
 
 class _Once:
-    """The block of one request."""
+    """The block of the calls of one lot."""
 
-    __slots__ = ("_claimed", "_content", "_repeats", "_request")
+    __slots__ = ("_claimed", "_lot", "_repeats")
 
-    def __init__(self, repeats: Repeats, request: BatchRequest, content: bytes) -> None:
-        self._repeats, self._request, self._content = repeats, request, content
-        self._claimed = False
+    def __init__(self, repeats: Repeats, lot: Lot) -> None:
+        self._repeats, self._lot = repeats, lot
+        self._claimed: list[BatchRequest] = []
 
     async def __aenter__(self) -> EarlierAnswer | None:
-        if not self._request.request_id:
-            return None
-        earlier = await self._repeats.claim(self._request, self._content)
-        self._claimed = earlier is None
+        repeats, calls = self._repeats, self._lot.calls
+        earlier = None
+        try:
+            for call in calls:
+                request = call.request
+                if not request.request_id:
+                    continue
+                if len(calls) == 1:
+                    earlier = await repeats.claim(request, call.content)
+                else:
+                    repeats.claim_new(call)
+                if earlier is None:
+                    self._claimed.append(request)
+        except LotDivided:
+            self._release()
+            raise
         return earlier
 
     async def __aexit__(self, *_: object) -> None:
-        if self._claimed:
-            self._repeats.release(self._request)
+        self._release()
+
+    def _release(self) -> None:
+        for request in self._claimed:
+            self._repeats.release(request)
 
 
 def read_answer(intent: Record, outcome: Record) -> EarlierAnswer:

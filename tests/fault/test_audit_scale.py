@@ -81,10 +81,12 @@ class Site:
         request = request_of(number, request_id)
         intent = intent_of(number, request)
         assert self.usage.charge(intent.facility, QUOTAS, items, intent.now) is None
-        seq = await self.evidence.intend(intent, DIGESTS[:items], time.monotonic() + 60)
+        intents = [(intent.to_fields(), DIGESTS[:items])]
+        principal = request.principal
+        [seq] = await self.evidence.intend(principal, intents, time.monotonic() + 60)
         signed = Signed(SIGNATURES[:items], {})
-        outcome = await self.evidence.outcome(seq, request.principal, version_of(request), signed)
-        await self.evidence.conclude(seq, outcome)
+        outcome = await self.evidence.outcome(seq, principal, version_of(request), signed)
+        await self.evidence.conclude([seq], [outcome])
 
     async def sign_all(self, numbers: Iterator[int], items: int, names: Sequence[str]) -> None:
         """Signs batches one after the other; several callers may share the numbers."""
@@ -93,9 +95,9 @@ class Site:
 
     async def answered(self, request: BatchRequest) -> list[bytes]:
         """The signatures that a repetition of a request finds."""
-        async with self.repeats.once(request, content_of(request)) as earlier:
-            assert earlier is not None
-            return earlier.signed.signatures
+        earlier = await self.repeats.claim(request, content_of(request))
+        assert earlier is not None
+        return earlier.signed.signatures
 
     def folded(self) -> Mapping[str, Value]:
         assert not self.ledger.forgotten

@@ -5,8 +5,9 @@ at once. For the event loop.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from signer.algorithms import PROPERTIES, Algorithm
@@ -34,7 +35,8 @@ class SignJob:
     ``inputs``: digests of the key's hash, or messages for EdDSA. Owners (facilities, and
     APPLIANCE) share the HSM in proportion to their ``weight``. ``check_every``: one signature
     in this many is checked with the pinned public key (1: every one). ``deadline`` is in
-    monotonic seconds.
+    monotonic seconds. ``cuts`` are the indexes, but for 0, at which the items of another call
+    begin.
     """
 
     version: KeyVersion
@@ -43,6 +45,24 @@ class SignJob:
     weight: int
     check_every: int
     deadline: float
+    cuts: Sequence[int] = ()
+
+    def some(self, indexes: Sequence[int]) -> "SignJob":
+        """Returns a job for these items, which are in ascending order."""
+        inputs = [self.inputs[index] for index in indexes]
+        if not self.cuts:
+            return replace(self, inputs=inputs)
+        calls = [bisect_right(self.cuts, index) for index in indexes]
+        cuts = [at for at in range(1, len(calls)) if calls[at] != calls[at - 1]]
+        return replace(self, inputs=inputs, cuts=cuts)
+
+    def calls(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yields the parts of these items that belong to one call each."""
+        for cut in self.cuts:
+            if start < cut < stop:
+                yield start, cut
+                start = cut
+        yield start, stop
 
 
 class Signed(NamedTuple):
@@ -55,6 +75,16 @@ class Signed(NamedTuple):
     signatures: list[bytes]
     failures: dict[int, Failure]
     attempts: int = 1
+
+    def some(self, start: int, stop: int) -> "Signed":
+        """Returns what became of these items."""
+        if stop - start == len(self.signatures):
+            return self
+        failures: dict[int, Failure] = {}
+        if self.failures:
+            asked = range(start, stop)
+            failures = {i - start: self.failures[i] for i in asked if i in self.failures}
+        return Signed(self.signatures[start:stop], failures, self.attempts)
 
     @classmethod
     def all_failed(cls, job: SignJob, failure: Failure) -> "Signed":
@@ -165,6 +195,11 @@ class Portion:
     def fail(self, failure: Failure) -> None:
         """Gives its items a failure."""
         self.batch.fail(self.start, self.stop, failure)
+
+    def by_call(self) -> "Iterator[Portion]":
+        """Yields a portion for each call that has items in this one."""
+        for start, stop in self.batch.job.calls(self.start, self.stop):
+            yield Portion(self.batch, start, stop)
 
 
 class Part:

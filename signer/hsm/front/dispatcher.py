@@ -350,8 +350,8 @@ class Dispatcher:
     def _requeue(self, chunk: Chunk, blamed: bool) -> None:
         """Requeues a chunk whose worker died, or fails what may not be signed any more.
 
-        A ``blamed`` chunk may have killed the worker, by one item of one call: its portions
-        go on alone, each as a chunk of its own. One that has killed two workers fails.
+        A ``blamed`` chunk may have killed the worker, by one item of one call: the items of each
+        call go on alone, as a chunk of their own. One that has killed two workers fails.
         """
         deaths = chunk.deaths + blamed
         kept: list[Portion] = []
@@ -366,7 +366,7 @@ class Dispatcher:
                 portion.fail(failure)
             elif not batch.abandoned:
                 kept.append(portion)
-        alone = [[portion] for portion in kept] if blamed else [kept]
+        alone = [[one] for portion in kept for one in portion.by_call()] if blamed else [kept]
         for portions in alone:
             if portions:
                 self.scheduler.give_back(Chunk(portions, chunk.attempts + 1, deaths))

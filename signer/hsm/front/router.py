@@ -5,9 +5,9 @@ that it never has two signatures.
 """
 
 import asyncio
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from signer.errors import CallError, Failure, Reason
@@ -66,12 +66,14 @@ class Router:
         signed = await pool.sign(admission)
         if not (signed.failures and admission.elsewhere and moves < MOST_MOVES):
             return signed
-        groups: defaultdict[int, list[int]] = defaultdict(list)
-        for index, failure in signed.failures.items():
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, failure in sorted(signed.failures.items()):
             if _may_move(failure):
-                groups[admission.deaths + (failure is LOST)].append(index)
+                # What may have killed a worker goes on alone, call by call.
+                call = bisect_right(job.cuts, index) if failure is LOST else -1
+                groups[admission.deaths + (failure is LOST), call].append(index)
         again = [
-            self._move(admission, indexes, deaths, moves) for deaths, indexes in groups.items()
+            self._move(admission, indexes, deaths, moves) for (deaths, _), indexes in groups.items()
         ]
         for indexes, moved in zip(groups.values(), await _together(again), strict=True):
             signed = _put(signed, indexes, moved)
@@ -88,7 +90,7 @@ class Router:
         pool = self._another(job.version, at)
         if pool is None:
             return None
-        part = replace(job, inputs=[job.inputs[index] for index in indexes])
+        part = job.some(indexes)
         moved = Admission(part, pool=pool, elsewhere=True, deaths=deaths)
         try:
             return await self._sign(moved, moves + 1)
@@ -130,7 +132,7 @@ class Router:
             if items == count:
                 yield pool, job
             elif items:
-                yield pool, replace(job, inputs=job.inputs[start : start + items])
+                yield pool, job.some(range(start, start + items))
             start += items
 
 

@@ -63,6 +63,7 @@ class Stage:
             usage=self.usage,
             events=Events(),
             clock=clock,
+            loop=self.loop,
             answer_bytes=answer_bytes,
         )
 

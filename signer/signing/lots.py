@@ -1,0 +1,184 @@
+"""Lots: small calls that come together, and go through the pipeline together.
+
+Most of what a call costs does not depend on its number of items. So calls of one principal that
+ask for the same key and format at about the same time are one lot: it is authorised, admitted and
+charged once, its records go into one commit, and its items to the HSM as one job. Each call keeps
+its own request id, its own records and its own answer. What would refuse a lot divides it: each
+call is then a lot of its own, with its own answer or error. For the event loop only.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from signer.clock import Clock
+from signer.errors import CallError
+from signer.event_loop import FIRST_ITEMS, PART_BYTES, EventLoop, Gatherer
+from signer.events import CALL, Bug, CallTrace, Events
+from signer.model import Format, KeyName
+from signer.signing.request import BatchRequest, BatchResult
+
+MOST_CALLS = 32
+"""Calls of a lot: what the loop computes for them between two waits is less than a slice."""
+LONGEST_WAIT = 1.0
+"""Seconds that a call has at least if it goes with others: a lot has the earliest deadline."""
+SAME_DEADLINE = 0.05
+"""Seconds by which the deadlines of a lot differ at most."""
+
+_Alike = tuple[str, KeyName, int | None, Format, int]
+
+
+class LotDivided(Exception):
+    """The calls of a lot cannot be signed together: each goes alone."""
+
+
+class Call:
+    """One call that is signed: what it asks for, and the answer that its caller waits for.
+
+    ``small``: it may go with others. ``content`` is the hash of all that it asks for. Its
+    payloads are those from ``start`` to ``stop`` of its lot; ``record`` is the number of its
+    intent.
+    """
+
+    __slots__ = ("answer", "content", "lot", "record", "request", "small", "start", "stop", "trace")
+
+    def __init__(self, request: BatchRequest, answer: "asyncio.Future[BatchResult]") -> None:
+        payloads = request.payloads
+        self.request, self.answer = request, answer
+        self.small = 0 < len(payloads) <= FIRST_ITEMS and sum(map(len, payloads)) <= PART_BYTES
+        self.trace = CALL.get()
+        self.lot: Lot | None = None
+        self.content = b""
+        self.start = self.stop = 0
+        self.record: int | None = None
+
+    def succeed(self, result: BatchResult) -> None:
+        """Answers the call, unless its caller has left."""
+        if not self.answer.done():
+            self._end_stages()
+            self.answer.set_result(result)
+
+    def fail(self, error: Exception) -> bool:
+        """Ends the call with an error; returns False if nobody gets it."""
+        if self.answer.done():
+            return False
+        self._end_stages()
+        self.answer.set_exception(error)
+        return True
+
+    def _end_stages(self) -> None:
+        if self.trace is not None and self.lot is not None:
+            self.trace.stages += self.lot.trace.stages
+
+
+class Lot:
+    """Calls that are signed together: of one principal, for one key, in one format.
+
+    ``divisible``: what refuses the lot may not refuse each of its calls. ``concluding``: the
+    signatures are there, and their outcomes are recorded whoever has left.
+    """
+
+    __slots__ = ("calls", "concluding", "deadline", "divisible", "first", "items", "task", "trace")
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls, self.first = calls, calls[0].request
+        self.deadline = min(call.request.deadline for call in calls)
+        self.trace = CallTrace()
+        self.divisible = self.concluding = False
+        self.task: asyncio.Task[None] | None = None
+        self.items = 0
+        for call in calls:
+            call.lot = self
+            call.start, self.items = self.items, self.items + len(call.request.payloads)
+            call.stop = self.items
+
+    def payloads(self) -> "list[bytes]":
+        """Returns the payloads of all calls, in their order."""
+        return [payload for call in self.calls for payload in call.request.payloads]
+
+    def cuts(self, between: Callable[[int, int], tuple[int, int]]) -> list[int]:
+        """Returns where in the HSM's inputs those of the second and further calls begin."""
+        return [between(call.start, call.stop)[0] for call in self.calls[1:]]
+
+    def ended(self, stage: str, began: float, now: float) -> None:
+        """Notes a stage that has ended (monotonic seconds)."""
+        self.trace.stages.append((stage, began, now - began))
+
+    def left(self) -> None:
+        """Ends the lot if all of its callers have left: what is unsigned is not signed."""
+        if self.task is None or self.concluding:
+            return
+        if all(call.answer.cancelled() for call in self.calls):
+            self.task.cancel()
+
+
+class Lots:
+    """Makes lots of the calls that come, and gives each call its answer or its error."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        clock: Clock,
+        events: Events,
+        sign: Callable[[Lot], Coroutine[Any, Any, None]],
+    ) -> None:
+        """``sign`` answers the calls of a lot, or raises why it does not."""
+        self._loop, self._clock, self._events, self._sign = loop.loop, clock, events, sign
+        self._waiting: dict[_Alike, list[Call]] = {}
+        self._calls = 0  # that wait
+        self._together = Gatherer(loop.loop, lambda: self._calls, self._begin_all)
+        self._tasks: set[asyncio.Task[None]] = set()  # of which asyncio keeps none
+
+    async def sign(self, request: BatchRequest) -> BatchResult:
+        """Returns the answer to a request, which goes with others if it is small."""
+        call = Call(request, self._loop.create_future())
+        if call.small and request.deadline - self._clock.monotonic() >= LONGEST_WAIT:
+            self._add(call)
+        else:
+            self._begin([call])
+        try:
+            return await call.answer
+        except asyncio.CancelledError:
+            if call.lot is not None:
+                call.lot.left()
+            raise
+
+    def _add(self, call: Call) -> None:
+        request = call.request
+        due = int(request.deadline / SAME_DEADLINE)
+        alike = request.principal, request.key, request.version, request.format, due
+        self._waiting.setdefault(alike, []).append(call)
+        self._calls += 1
+        self._together.soon()
+
+    def _begin_all(self) -> None:
+        waiting, self._waiting, self._calls = self._waiting, {}, 0
+        for calls in waiting.values():
+            here = [call for call in calls if not call.answer.done()]  # whose caller has not left
+            for start in range(0, len(here), MOST_CALLS):
+                self._begin(here[start : start + MOST_CALLS])
+
+    def _begin(self, calls: list[Call]) -> None:
+        lot = Lot(calls)
+        lot.task = task = self._loop.create_task(self._run(lot))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, lot: Lot) -> None:
+        CALL.set(lot.trace)
+        try:
+            await self._sign(lot)
+        except (CallError, LotDivided) as error:
+            for call in lot.calls:
+                if not lot.divisible:
+                    call.fail(error)
+                elif not call.answer.done():
+                    self._begin([call])
+        except asyncio.CancelledError:
+            for call in lot.calls:
+                call.answer.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - the callers raise it
+            taken = [call.fail(error) for call in lot.calls]
+            if not any(taken):
+                self._events.emit(Bug("signing for callers that have left", error, {}))
