@@ -73,7 +73,7 @@ class Engine:
         self._messages, self._turns = messages, turns
         self._events = events
         self._clock = clock
-        self._lots = Lots(loop, clock, events, self._sign_lot)
+        self._lots = Lots(loop, clock, events, self._sign_lot, evidence.when_free)
 
     async def sign_batch(self, request: BatchRequest) -> BatchResult:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""

@@ -5,7 +5,7 @@ leaves the appliance. For the event loop only.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from signer.audit.format import merkle
 from signer.audit.format.batch_records import OutcomeRecord, indeterminate
@@ -37,6 +37,7 @@ class Evidence:
         self._items = 0  # of what is gathered: of a batch all, of other records one
         self._together = Gatherer(loop.loop, lambda: self._items, self._submit)
         self._committing = False  # whether records are with the log's thread, or about to be
+        self._when_free: Callable[[], None] | None = None
         self._open = 0  # intents that are durable, or about to be, and not closed yet
 
     async def intend(
@@ -104,6 +105,12 @@ class Evidence:
             self._open += len(seqs)
             self.close(seqs, error, 0.0)
             raise
+
+    def when_free(self, act: Callable[[], None]) -> bool:
+        """Calls ``act`` once when the present commit has ended; False if there is none."""
+        if self._committing:
+            self._when_free = act
+        return self._committing
 
     async def settle(self, seconds: float) -> None:
         """Returns when all intents are closed and their records are with the log or refused.
@@ -192,6 +199,9 @@ class Evidence:
 
     def _wake(self, entries: Sequence[Entry]) -> None:
         self._committing = bool(self._gathered)
+        act, self._when_free = self._when_free, None
+        if act is not None:
+            act()  # before the next commit is made of what has gathered
         if self._gathered:
             self._together.soon()
         self._resume(entries)

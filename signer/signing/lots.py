@@ -13,7 +13,7 @@ from typing import Any
 
 from signer.clock import Clock
 from signer.errors import CallError
-from signer.event_loop import FIRST_ITEMS, PART_BYTES, EventLoop, Gatherer
+from signer.event_loop import FIRST_ITEMS, GATHER_ITEMS, PART_BYTES, EventLoop, Gatherer
 from signer.events import CALL, Bug, CallTrace, Events
 from signer.model import Format, KeyName
 from signer.signing.request import BatchRequest, BatchResult
@@ -121,12 +121,19 @@ class Lots:
         clock: Clock,
         events: Events,
         sign: Callable[[Lot], Coroutine[Any, Any, None]],
+        when_free: Callable[[Callable[[], None]], bool],
     ) -> None:
-        """``sign`` answers the calls of a lot, or raises why it does not."""
+        """``sign`` answers the calls of a lot, or raises why it does not.
+
+        ``when_free`` calls a function once the log's present commit has ended; it returns False,
+        and does not, if there is none.
+        """
         self._loop, self._clock, self._events, self._sign = loop.loop, clock, events, sign
+        self._when_free = when_free
         self._waiting: dict[_Alike, list[Call]] = {}
         self._calls = 0  # that wait
-        self._together = Gatherer(loop.loop, lambda: self._calls, self._begin_all)
+        self._together = Gatherer(loop.loop, lambda: self._calls, self._look)
+        self._small = 0  # lots in progress that could have had more calls
         self._tasks: set[asyncio.Task[None]] = set()  # of which asyncio keeps none
 
     async def sign(self, request: BatchRequest) -> BatchResult:
@@ -151,6 +158,16 @@ class Lots:
         self._calls += 1
         self._together.soon()
 
+    def _look(self) -> None:
+        """Begins lots of what waits, or has it wait for the log: their records would wait too.
+
+        A call that comes alone does not wait.
+        """
+        if not (
+            self._small > 0 and self._calls < GATHER_ITEMS and self._when_free(self._begin_all)
+        ):
+            self._begin_all()
+
     def _begin_all(self) -> None:
         waiting, self._waiting, self._calls = self._waiting, {}, 0
         for calls in waiting.values():
@@ -166,6 +183,8 @@ class Lots:
 
     async def _run(self, lot: Lot) -> None:
         CALL.set(lot.trace)
+        small = lot.calls[0].small
+        self._small += small
         try:
             await self._sign(lot)
         except (CallError, LotDivided) as error:
@@ -182,3 +201,5 @@ class Lots:
             taken = [call.fail(error) for call in lot.calls]
             if not any(taken):
                 self._events.emit(Bug("signing for callers that have left", error, {}))
+        finally:
+            self._small -= small
