@@ -20,12 +20,16 @@ class CallTrace:
     """What listeners know of a call in progress; made by the guard, before CallBegan.
 
     ``span`` is the tracer's, ``trace_id`` in hexadecimal; None and "" if no trace is kept.
+    ``work`` has the stages: the trace itself, or one that several ``calls`` share, because they
+    are signed together. Its ``timings``, the seconds by stage, are made when the first one ends.
     """
 
-    __slots__ = ("span", "stages", "trace_id")
+    __slots__ = ("calls", "span", "stages", "timings", "trace_id", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, calls: int = 1) -> None:
         self.stages: Stages = []
+        self.timings: dict[str, float] | None = None
+        self.calls, self.work = calls, self
         self.span: Any = None
         self.trace_id = ""
 
@@ -41,7 +45,7 @@ of their maker. Threads begin with None: what they emit belongs to no call.
 def stages() -> Stages:
     """Returns the stages of the call in ``CALL``, to add those that end, or an unused list."""
     call = CALL.get()
-    return [] if call is None else call.stages
+    return [] if call is None else call.work.stages
 
 
 class TextEvent(NamedTuple):

@@ -55,12 +55,12 @@ class Duration:
         self._exemplars: list[Exemplar | None] = [None] * len(_BOUNDS)
         self._sum, self._created = 0.0, time.time()
 
-    def observe(self, seconds: float, trace_id: str = "") -> None:
-        """Counts a duration; the trace becomes the exemplar of its bucket."""
+    def observe(self, seconds: float, trace_id: str = "", times: int = 1) -> None:
+        """Counts a duration, ``times`` over; the trace becomes the exemplar of its bucket."""
         bucket = bisect_left(SECONDS, seconds)
         with self._lock:
-            self._counts[bucket] += 1
-            self._sum += seconds
+            self._counts[bucket] += times
+            self._sum += seconds * times
         if trace_id:
             self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time.time())
 

@@ -16,7 +16,7 @@ from signer import events
 from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMITS, CallError, OperatorError, Reason
-from signer.events import CALL, Handlers
+from signer.events import CALL, CallTrace, Handlers
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.lines import DEBUG, ERROR, INFO, WARNING, LogLines, write_to_stderr
 from signer.observe.metrics import Metrics
@@ -257,10 +257,7 @@ class Reports:
         metrics.requests(method, code).inc()
         trace_id = "" if call is None else call.trace_id
         metrics.durations(method).observe(seconds, trace_id)
-        timings: dict[str, float] = {}
-        for stage, _, spent in () if call is None else call.stages:
-            metrics.stages(stage).observe(spent, trace_id)
-            timings[stage] = timings.get(stage, 0.0) + spent
+        timings = {} if call is None else self._timings(call.work, trace_id)
         if reason != OK:
             failure = OVERLOADED_BY_CLIENT if notes.get("limit") in CLIENT_LIMITS else reason
             metrics.call_failures(method, failure).inc()
@@ -272,11 +269,22 @@ class Reports:
             **notes,
         }
         if timings:
-            fields["timings"] = {stage: round(value, 6) for stage, value in timings.items()}
+            fields["timings"] = timings
         if trace_id:
             fields["trace_id"] = trace_id
         # Refused calls are not faults: a flood of them must not displace the lines of faults.
         self.lines.add(INFO if reason == OK else WARNING, "call", fields, fault=False)
+
+    def _timings(self, work: CallTrace, trace_id: str) -> dict[str, float]:
+        """Returns the seconds by stage; counts them for all calls that share them."""
+        timings = work.timings
+        if timings is None:
+            timings = {}
+            for stage, _, spent in work.stages:
+                self.metrics.stages(stage).observe(spent, trace_id, work.calls)
+                timings[stage] = timings.get(stage, 0.0) + spent
+            timings = work.timings = {stage: round(spent, 6) for stage, spent in timings.items()}
+        return timings
 
     def _audit_committed(self, event: events.AuditCommitted) -> None:
         self.metrics.records.inc(event.records)

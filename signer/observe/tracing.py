@@ -166,7 +166,7 @@ class Tracing:
         span.set_attribute("rpc.response.status_code", event.code)
         for name, value in event.notes.items():
             span.set_attribute(f"signer.{name}", value if isinstance(value, int) else str(value))
-        if timings := self._stages(span, call.stages):
+        if timings := self._stages(span, call.work.stages):
             rounded = {stage: round(seconds, 6) for stage, seconds in timings.items()}
             span.set_attribute("signer.timings", str(rounded))
         if event.code != "OK":

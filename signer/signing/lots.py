@@ -55,20 +55,14 @@ class Call:
     def succeed(self, result: BatchResult) -> None:
         """Answers the call, unless its caller has left."""
         if not self.answer.done():
-            self._end_stages()
             self.answer.set_result(result)
 
     def fail(self, error: Exception) -> bool:
         """Ends the call with an error; returns False if nobody gets it."""
         if self.answer.done():
             return False
-        self._end_stages()
         self.answer.set_exception(error)
         return True
-
-    def _end_stages(self) -> None:
-        if self.trace is not None and self.lot is not None:
-            self.trace.stages += self.lot.trace.stages
 
 
 class Lot:
@@ -83,12 +77,14 @@ class Lot:
     def __init__(self, calls: list[Call]) -> None:
         self.calls, self.first = calls, calls[0].request
         self.deadline = min(call.request.deadline for call in calls)
-        self.trace = CallTrace()
+        self.trace = CallTrace(len(calls))
         self.divisible = self.concluding = False
         self.task: asyncio.Task[None] | None = None
         self.items = 0
         for call in calls:
             call.lot = self
+            if call.trace is not None:
+                call.trace.work = self.trace
             call.start, self.items = self.items, self.items + len(call.request.payloads)
             call.stop = self.items
 
