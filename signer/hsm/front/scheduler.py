@@ -241,6 +241,8 @@ class Scheduler:
         while most and self._lines:
             owner, line = next(iter(self._lines.items()))
             batch = line.batches[0]
+            if batch.deaths and chunk.items:
+                break  # what has killed a worker of another token goes alone
             cost = self._cost(batch.kind)
             at_least = int(not chunk.items)
             one = cost.of(1, batch.size(batch.next, batch.next + 1))
@@ -271,6 +273,8 @@ class Scheduler:
             if stop == len(batch.signatures):
                 line.batches.popleft()
                 self._end_empty(owner, line)
+            if batch.deaths:
+                break
         return chunk if chunk.items else None
 
     def full(self) -> bool:

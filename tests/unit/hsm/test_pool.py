@@ -666,6 +666,19 @@ def test_after_a_death_each_portion_goes_alone(driven: Driven) -> None:
     assert parts_sent(driven) == [[b"a-0"], [b"b-0"], [b"c-0"], [b"d-0", b"e-0"]]
 
 
+def test_of_calls_that_are_one_job_only_the_one_with_the_poison_fails(driven: Driven) -> None:
+    [call] = driven.sign_together(replace(job(key("a"), 6), cuts=[1, 4]))
+    for deaths in (0, 1):
+        for _ in range(deaths):
+            driven.answer()  # the first call's item
+        driven.die()
+    while driven.slot.in_flight:
+        driven.answer()
+    signed = call.result(20)
+    assert signed.failures.keys() == {1, 2, 3}
+    assert all("two workers died" in failure.message for failure in signed.failures.values())
+
+
 def test_a_second_chunk_is_not_blamed_and_goes_on_as_it_was(driven: Driven) -> None:
     learn(driven)
     first = driven.sign(key("a"), 1)

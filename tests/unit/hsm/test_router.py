@@ -194,6 +194,40 @@ def test_an_item_that_kills_a_worker_of_each_token_fails(pair: Pair) -> None:
     assert call.result(20).failures == {0: TWO_WORKERS_DIED}
 
 
+def test_of_calls_that_are_one_job_only_the_one_with_the_poison_fails(pair: Pair) -> None:
+    inputs = [bytes([i]) * 32 for i in range(5)]
+    lot = replace(job(BOTH, 5), inputs=inputs, cuts=[2, 3])  # the poison is the third item
+    admission = pair.loop.call(pair.hsm.admit, lot)
+    call = asyncio.run_coroutine_threadsafe(pair.hsm.sign(admission), pair.loop.loop)
+    pair.settle()
+    here, other = (pair.t, pair.u) if pair.t.slot.in_flight else (pair.u, pair.t)
+    here.die()  # and another worker comes
+    pair.settle()
+    while not call.done():
+        [token] = [each for each in (here, other) if each.slot.in_flight][:1]
+        if inputs[2] in token.link.frames[-1].parts[0].inputs:
+            token.die()
+        else:
+            token.answer()
+        pair.settle()
+    assert call.result(20).failures == {2: TWO_WORKERS_DIED}
+
+
+@given(st.integers(1, 40), st.sets(st.integers(1, 39)), st.data())
+def test_a_part_of_a_job_knows_its_calls(count: int, cut: set[int], data: st.DataObject) -> None:
+    cuts = sorted(each for each in cut if each < count)
+    whole = replace(job(BOTH, count), inputs=[bytes([i]) for i in range(count)], cuts=cuts)
+    call_of = {bytes([i]): sum(i >= each for each in cuts) for i in range(count)}
+    indexes = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
+    part = whole.some(indexes)
+    assert part.inputs == [bytes([i]) for i in indexes]
+    pieces = [part.inputs[start:stop] for start, stop in part.calls(0, len(part.inputs))]
+    assert [item for piece in pieces for item in piece] == part.inputs
+    calls = [{call_of[item] for item in piece} for piece in pieces]
+    assert all(len(each) == 1 for each in calls)
+    assert len(calls) == len(set.union(*calls))
+
+
 def test_while_both_are_down_items_wait_and_are_signed_by_the_first_that_is_back(
     pair: Pair,
 ) -> None:
