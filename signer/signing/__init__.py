@@ -1,1 +1,1 @@
-"""The way of a request: ``engine.Engine.sign_batch`` is the whole of it."""
+"""The way of a request: ``engine.Engine._sign_lot`` is the whole of it."""
