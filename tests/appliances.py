@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import yaml
 
-from signer.tools.dev import reserve_ports, texts
+from signer.tools.dev import texts
 from signer.tools.dev.appliance import DevAppliance
 from tests.daemon import get
+from tests.ports import free_ports
 
 SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2*.conf", "client-*.yaml")
 """The files of an appliance that name its folder or its ports."""
@@ -50,7 +51,7 @@ class Appliance(DevAppliance):
         shutil.copytree(made.dir, self.dir)
         moved = {str(made.dir): str(self.dir)}
         config = yaml.safe_load((made.dir / "signer.yaml").read_text())
-        for name, port in zip(("listen", "metrics"), reserve_ports(), strict=True):
+        for name, port in zip(("listen", "metrics"), free_ports(), strict=True):
             moved[str(config[name])] = f"127.0.0.1:{port}"
         for path in (path for pattern in SAYING_WHERE for path in self.dir.glob(pattern)):
             text = path.read_text()

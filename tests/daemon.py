@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from signer.client import SignerClient
 from signer.daemon.status import STARTING
 from signer.hsm.latch import start_lock
-from signer.tools.dev import reserve_ports
 from signer.tools.dev.appliance import connect
 from tests.commands import signer
+from tests.ports import free_ports
 
 SECONDS = 120.0
 RECORDS = "facilities/01-001/keys/records"
@@ -257,7 +257,7 @@ def beside(made: Any) -> Path:
     It has all else of its own; ``signer init --join`` begins its log.
     """
     config = yaml.safe_load((made.dir / "signer.yaml").read_text())
-    port, metrics = reserve_ports()
+    port, metrics = free_ports()
     shutil.copytree(made.dir / "policy", made.dir / "policy-2")
     config |= {
         "listen": f"127.0.0.1:{port}",

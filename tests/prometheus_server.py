@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from signer.tools.dev import reserve_ports
+from tests.ports import free_ports
 
 SECONDS = 60.0
 """How long it may take to start or to stop on a busy machine."""
@@ -22,7 +22,7 @@ class PrometheusServer:
     """A server that runs. ``config`` is the text of prometheus.yml; ``folder`` is empty."""
 
     def __init__(self, folder: Path, config: str) -> None:
-        self._port, _ = reserve_ports()
+        self._port, _ = free_ports()
         self.url = f"http://127.0.0.1:{self._port}"
         self._log = folder / "log"
         (folder / "prometheus.yml").write_text(config)

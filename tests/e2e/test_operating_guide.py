@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from signer.tools.dev import reserve_ports
 from tests.e2e.terminal import ROOT, SHELLS, Terminal
+from tests.ports import free_ports
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_an_sre_gets_a_monitored_service(shell: str, tmp_path: Path) -> None:
     terminal = Terminal(shell, tmp_path)
     shutil.copytree(ROOT / "config", tmp_path / "config")
-    metrics, prometheus = reserve_ports()
+    metrics, prometheus = free_ports()
     scraping = tmp_path / "config" / "prometheus" / "prometheus.yml"
     scraping.write_text(scraping.read_text().replace(":9464", f":{metrics}"))
     terminal.replaced |= {": 127.0.0.1:9464": f": 127.0.0.1:{metrics}"}

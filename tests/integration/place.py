@@ -4,8 +4,9 @@ from pathlib import Path
 
 from signer.files import SECRET, replace_file
 from signer.tools.dev import key_plan as plan
-from signer.tools.dev import pki, reserve_ports, softhsm, texts
+from signer.tools.dev import pki, softhsm, texts
 from tests.commands import Done, signer
+from tests.ports import free_ports
 
 KEY = "facilities/clinic/keys/records"
 POLICY = """
@@ -32,7 +33,7 @@ class Place:
         module = softhsm.find_module()
         conf = folder / "softhsm2.conf"
         serial = softhsm.init_token(module, conf, "4711-4711", "0815-0815")
-        port, metrics = reserve_ports()
+        port, metrics = free_ports()
         self.config = folder / "signer.yaml"
         text = texts.CONFIGURATION.format(
             port=port,

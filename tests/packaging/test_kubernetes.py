@@ -19,7 +19,8 @@ import yaml
 from signer.client._channels import SERVICE_CONFIG
 from signer.config.models import Config, load_config
 from signer.tools.dev import key_plan as plan
-from signer.tools.dev import pki, reserve_ports, softhsm, texts
+from signer.tools.dev import pki, softhsm, texts
+from tests.ports import free_ports
 
 FOLDER = Path(__file__).parents[2] / "config" / "kubernetes"
 VERSIONS = ("1.31.0", "1.37.0")
@@ -41,6 +42,7 @@ STATEFUL_SET, SERVICE, BUDGET, NETWORK = (
     one(kind, "appliances.yaml")
     for kind in ("StatefulSet", "Service", "PodDisruptionBudget", "NetworkPolicy")
 )
+
 JOBS = [one("Job", "begin.yaml"), one("Job", "join.yaml")]
 PODS = [each["spec"]["template"]["spec"] for each in (STATEFUL_SET, *JOBS)]
 POD = PODS[0]
@@ -213,7 +215,7 @@ class Instance:
         for target, source in site.files.items():
             self.at(target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, self.at(target))
-        port, self.metrics = reserve_ports()
+        port, self.metrics = free_ports()
         settings = yaml.safe_load(FILES[f"{name}.yaml"].replace(DATA, str(self.at(DATA))))
         settings["tokens"][0].update(site.token)
         settings["limits"]["drain_notice_seconds"] = 0  # nobody is sent elsewhere here

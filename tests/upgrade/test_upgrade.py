@@ -25,13 +25,14 @@ from signer.audit.format.segments import list_segments, open_segment, read_frame
 from signer.client import SignerClientError
 from signer.keys.registry import Registry
 from signer.keys.schema import VERSION
-from signer.tools.dev import pki, reserve_ports
+from signer.tools.dev import pki
 from signer.tools.dev.appliance import connect
 from signer.tools.dev.key_plan import principal
 from tests.commands import Done, signer
 from tests.daemon import Daemon, verified
 from tests.integration import edge
 from tests.integration.document import Document
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 STATES = sorted(path.name for path in HERE.glob("schema-*"))
@@ -55,7 +56,7 @@ class Machine:
         )
         self.config = self.dir / "signer.yaml"
         settings = yaml.safe_load(self.config.read_text())
-        listen, metrics = reserve_ports()
+        listen, metrics = free_ports()
         settings |= {"listen": f"127.0.0.1:{listen}", "metrics": f"127.0.0.1:{metrics}"}
         settings |= {"tokens": [settings["tokens"][0] | {"workers": 1}]}
         del settings["client"]

@@ -33,6 +33,7 @@ from signer.tools.dev import pki, second_token, softhsm, texts
 from signer.x509 import certified, public_key_pem
 
 _WRAPPING_KEY = "development"  # the id of the wrapping key
+_PORTS = range(20_000, 26_000)  # below those of outgoing connections
 Progress = Callable[[int, int], None]
 """Called with the number of keys created so far and their total."""
 
@@ -171,8 +172,8 @@ def _refuse_other_tokens(config: Config, softhsm_conf: Path) -> None:
         )
 
 
-def reserve_ports() -> tuple[int, int]:
-    """Returns two free ports of 127.0.0.1, below those of outgoing connections.
+def reserve_ports(among: range = _PORTS) -> tuple[int, int]:
+    """Returns two free ports of 127.0.0.1.
 
     They stay bound while this process runs, so that no other one gets them before the appliance
     listens, or between its end and its next start. A server that allows the reuse of its address,
@@ -180,7 +181,7 @@ def reserve_ports() -> tuple[int, int]:
     """
     found: list[int] = []
     while len(found) < 2:
-        port = 20_000 + secrets.randbelow(12_000)
+        port = among[secrets.randbelow(len(among))]
         with socket.socket() as reserved:
             try:
                 reserved.bind(("127.0.0.1", port))

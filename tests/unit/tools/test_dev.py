@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from signer.tools.dev import reserve_ports
+from tests.ports import free_ports
 
 _LISTEN = """
 import socket, sys
@@ -25,6 +26,11 @@ def test_ports_are_not_given_out_twice_while_nothing_listens(
     monkeypatch.setattr(secrets, "randbelow", lambda most: again.pop() if again else random(most))
     assert {*reserve_ports()}.isdisjoint(port + 20_000 for port in chosen)
     assert not again
+
+
+def test_ports_of_tests_are_not_those_of_an_appliance_whose_owner_is_gone() -> None:
+    assert {port // 26_000 for port in free_ports()} == {1}
+    assert {port // 26_000 for port in reserve_ports()} == {0}
 
 
 def test_a_server_of_another_process_listens_on_a_reserved_port_again_and_again() -> None:
