@@ -3,16 +3,19 @@
 import fcntl
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import yaml
 
 from signer.tools.dev import texts
 from signer.tools.dev.appliance import DevAppliance
 from tests.daemon import get
+from tests.fork_server import fork_server
 from tests.ports import free_ports
 
 SAYING_WHERE = ("dev.json", "signer.yaml", "softhsm2*.conf", "client-*.yaml")
@@ -40,6 +43,14 @@ class Appliance(DevAppliance):
             self._copy()
         if self._arguments or not new:
             super().init()
+
+    def _launch(self, command: list[str], log: IO[str]) -> subprocess.Popen[str]:
+        program, *arguments = command
+        if program != sys.executable:
+            return super()._launch(command, log)
+        return fork_server().start(
+            arguments, stdout=subprocess.PIPE, stderr=log, env=self._environment
+        )
 
     def _copy(self) -> None:
         template = self.template.with_name("".join((self.template.name, *self.made_with)))

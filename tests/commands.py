@@ -1,13 +1,14 @@
 """Command lines that run in the process of a test, or in one of their own."""
 
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 
 from signer.cli.main import main
+from tests.fork_server import fork_server
 
 
 class Done(NamedTuple):
@@ -20,17 +21,21 @@ Run = Callable[..., Done]
 SIGNER = [sys.executable, "-m", "signer"]
 
 
-def signer(*words: object) -> Done:
-    """Runs a command line in a process of its own, without input."""
-    done = subprocess.run(
-        [*SIGNER, *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+def signer(*words: object, given: str = "") -> Done:
+    """Runs a command line in a process of its own; ``given`` is its input."""
+    with (
+        tempfile.TemporaryFile("w+") as read,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
+        read.write(given)
+        read.seek(0)
+        command = ["-m", "signer", *map(str, words)]
+        process = fork_server().start(command, stdin=read, stdout=out, stderr=err)
+        code = process.wait(120)
+        out.seek(0)
+        err.seek(0)
+        return Done(code, out.read(), err.read())
 
 
 @pytest.fixture

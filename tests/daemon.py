@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from signer.daemon.status import STARTING
 from signer.hsm.latch import start_lock
 from signer.tools.dev.appliance import connect
 from tests.commands import signer
+from tests.fork_server import fork_server
 from tests.ports import free_ports
 
 SECONDS = 120.0
@@ -125,12 +125,8 @@ class Daemon:
     def launch(self) -> None:
         """Starts it; does not wait."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.program, str(self.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            command = [*self.program, str(self.config)]
+            self.process = fork_server().start(command, stdout=log, stderr=log)
 
     def start(self, *, ready: bool = True) -> None:
         """Starts it and waits until it serves, or (not ``ready``) until it answers."""

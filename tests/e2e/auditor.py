@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,26 @@ class Flipped(NamedTuple):
         self.path.write_bytes(data)
 
 
-class Auditor:
-    """A folder with ``audit.pub.pem``, taken at ``signer init``, and a copy of the log."""
+def started(*arguments: object) -> Said:
+    """Runs ``signer`` as a user does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "signer", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    return Said(done.returncode, done.stdout, done.stderr)
 
-    def __init__(self, folder: Path) -> None:
+
+class Auditor:
+    """A folder with ``audit.pub.pem``, taken at ``signer init``, and a copy of the log.
+
+    ``signer`` runs a command line.
+    """
+
+    def __init__(self, folder: Path, signer: Callable[..., Said] = started) -> None:
+        self._signer = signer
         self.key, self.copy, self.proof = (
             folder / name for name in ("audit.pub.pem", "audit", "proof.json")
         )
@@ -67,7 +84,7 @@ class Auditor:
 
     def verify_proof(self) -> Said:
         """Has ``proof`` verified with nothing but the public key."""
-        return _signer("audit", "verify", "--proof", self.proof, "--key", self.key, "--json")
+        return self._signer("audit", "verify", "--proof", self.proof, "--key", self.key, "--json")
 
     def verify_log(self) -> Said:
         return self._log("verify")
@@ -98,7 +115,7 @@ class Auditor:
         return _flip(self.proof, place, "the proof")
 
     def _log(self, command: str, *arguments: object) -> Said:
-        return _signer("audit", command, "--dir", self.copy, "--key", self.key, *arguments)
+        return self._signer("audit", command, "--dir", self.copy, "--key", self.key, *arguments)
 
 
 def _records(segment: Segment) -> list[tuple[Frame, Record]]:
@@ -110,14 +127,3 @@ def _flip(path: Path, place: int, where: str) -> Flipped:
     flipped = Flipped(path, place, 1 << secrets.randbelow(8), where)
     flipped.mend()  # what mends it also breaks it
     return flipped
-
-
-def _signer(*arguments: object) -> Said:
-    done = subprocess.run(
-        [sys.executable, "-m", "signer", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    return Said(done.returncode, done.stdout, done.stderr)

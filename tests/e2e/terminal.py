@@ -4,7 +4,7 @@ All ```sh blocks of a document run in one shell, in order; a ```text block that 
 they print, with … for what differs. A block in another language is saved under the name that the
 sentence before it gives. `signer dev up` runs in a terminal of its own, as the README says. Only
 the folder /tmp and the two ports of docs/operating.md are the test's own, and `sudo` and `make`
-are stubs: they install what the machine of the tests has already.
+are stubs: they install what the machine of the tests has already. In zsh, `signer` is a fork.
 """
 
 import os
@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.fork_server import fork_server
+
 ROOT = Path(__file__).parents[2]
 SHELLS = {"bash": ["bash", "-eu", "-o", "pipefail"], "zsh": ["zsh", "-f", "-eu", "-o", "pipefail"]}
 FOREGROUND = "signer dev up "
 STUBS = ("sudo", "make")
+INSTALLED = "$PWD/.venv/bin"
 END_OF_BLOCK = "\x1e"
 DIFFERS = "…"
 
@@ -51,6 +54,10 @@ class Terminal:
             (stubs / name).chmod(0o755)
         path = (str(stubs), str(Path(sys.executable).parent), os.environ["PATH"])
         self.environment = {**os.environ, "PATH": ":".join(path)}
+        if shell != "bash":  # once is enough that each command begins with a new interpreter
+            forks = str(fork_server().bin)
+            self.replaced[f"PATH={INSTALLED}"] = f"PATH={forks}:{INSTALLED}"
+            self.environment["PATH"] = ":".join((forks, *path))
 
     def here(self, text: str) -> str:
         for printed, ours in self.replaced.items():

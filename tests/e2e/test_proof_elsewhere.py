@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from signer.tools.dev.appliance import DevAppliance
 from tests.appliances import Appliance
+from tests.commands import signer
 from tests.e2e import verifiers
-from tests.e2e.auditor import Auditor
+from tests.e2e.auditor import Auditor, Said
 
 FLIPS_ELSEWHERE = 8
 FLIPS = 3
@@ -17,6 +17,10 @@ SIGNED = {"HCERT": ("facilities/moh/keys/dcc", 37), "JWS": ("facilities/01-001/k
 """By format the key that signs, and how many items; these leave ragged trees and leaves."""
 OLDER = Path(__file__).parents[1] / "upgrade" / "schema-0002"
 """What was signed, and its log, when the leaf of a column was one item."""
+
+
+def auditor_at(folder: Path) -> Auditor:
+    return Auditor(folder, lambda *arguments: Said(*signer(*arguments)))
 
 
 class Case(NamedTuple):
@@ -29,7 +33,7 @@ class Case(NamedTuple):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory, vaccinations: dict[str, bytes]) -> Case:
     folder = tmp_path_factory.mktemp("audited")
-    appliance, auditor = Appliance(folder / "dev"), Auditor(folder / "auditor")
+    appliance, auditor = Appliance(folder / "dev"), auditor_at(folder / "auditor")
     appliance.init()
     auditor.take_key(appliance.dir)
     payload, messages = next(iter(vaccinations.values())), {}
@@ -61,7 +65,7 @@ def test_both_programs_read_the_same_from_a_proof(case: Case, name: str) -> None
 
 
 def test_both_programs_read_proofs_of_an_older_log(tmp_path: Path) -> None:
-    auditor, message = Auditor(tmp_path / "auditor"), tmp_path / "message"
+    auditor, message = auditor_at(tmp_path / "auditor"), tmp_path / "message"
     auditor.take_key(OLDER)
     auditor.take_copy(OLDER)
     signed = json.loads((OLDER / "signed.json").read_text())[0]
@@ -81,11 +85,9 @@ def test_a_proof_of_one_message_is_none_of_another(case: Case) -> None:
         elsewhere(case, "HCERT")
 
 
-def test_the_key_of_another_log_verifies_nothing(case: Case, tmp_path: Path) -> None:
+def test_the_key_of_another_log_verifies_nothing(case: Case) -> None:
     case.auditor.prove(case.messages["JWS"])
-    other = DevAppliance(tmp_path / "dev")
-    other.init()
-    key = other.dir / "audit" / "audit.pub.pem"
+    key = OLDER / "audit" / "audit.pub.pem"
     with pytest.raises(verifiers.RejectedError, match="another key"):
         verifiers.proof(case.auditor.proof, case.messages["JWS"], key)
 

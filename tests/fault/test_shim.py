@@ -19,7 +19,7 @@ from signer.hsm.spec import FailureKind
 from signer.model import KeyVersion
 from signer.tools.dev.appliance import DevAppliance
 from tests.appliances import Appliance
-from tests.commands import SIGNER
+from tests.commands import signer
 from tests.daemon import RECORDS, until
 from tests.fault.shim import FUNCTIONS, Action, Shim
 from tests.fault.shim_probe import Probe
@@ -343,7 +343,7 @@ def test_searches_find_what_the_module_finds(token: SoftToken, times: int) -> No
 def test_a_development_appliance_has_a_slow_hsm_and_is_otherwise_as_always(
     shim_module: Path, make_appliance: Callable[..., Appliance]
 ) -> None:
-    made = make_appliance(start=False)
+    made = make_appliance(workers=2, start=False)
     written = (made.dir / "signer.yaml").read_text()
     slow = DevAppliance(made.dir, ("--latency", "2", "--shim", str(shim_module)))
     with slow, slow.client() as client:
@@ -360,13 +360,9 @@ def test_a_development_appliance_has_a_slow_hsm_and_is_otherwise_as_always(
 
 def test_a_slow_hsm_needs_the_shim_and_is_for_development(tmp_path: Path) -> None:
     done = signer("dev", "up", str(tmp_path / "a"), "--latency", "1", "--shim", "absent.so")
-    assert done.returncode == 1
-    assert "absent.so is missing: `make shim` compiles tests/fault/shim.c" in done.stderr
-    assert signer("dev", "up", str(tmp_path / "a"), "--shim", "absent.so").returncode == 2
+    assert done.code == 1
+    assert "absent.so is missing: `make shim` compiles tests/fault/shim.c" in done.err
+    assert signer("dev", "up", str(tmp_path / "a"), "--shim", "absent.so").code == 2
     refused = signer("serve", "--config", str(tmp_path / "a" / "signer.yaml"), "--latency", "1")
-    assert refused.returncode == 2
-    assert "No such option" in refused.stderr
-
-
-def signer(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SIGNER, *arguments], check=False, capture_output=True, text=True)
+    assert refused.code == 2
+    assert "No such option" in refused.err

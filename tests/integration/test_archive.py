@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +14,15 @@ import pytest
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.v1 import evidence_pb2
+from tests.fork_server import fork_server
 from tests.integration import edge
 from tests.integration.document import Document
 
-SIGNER = f"""#!{sys.executable}
+SIGNER = """
 import time
 from signer.clock import SystemClock
 from signer.cli.main import main
-SystemClock.now = lambda self: time.time() + {{days}} * 86_400
+SystemClock.now = lambda self: time.time() + {days} * 86_400
 main()
 """
 
@@ -50,9 +50,7 @@ class Site(Document):
     def later(self, *, days: int) -> None:
         """Commands run from now on are run so many days later; the daemon is not."""
         path = self.folder / f"bin-{days}" / "signer"
-        path.parent.mkdir()
-        path.write_text(SIGNER.format(days=days))
-        path.chmod(0o755)
+        fork_server().program(path, "-c", SIGNER.format(days=days))
         self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
     def segments(self) -> list[str]:
@@ -113,7 +111,7 @@ class Site(Document):
 @pytest.fixture
 def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
     config = {"audit": {"mirror": str(tmp_path / "mirror"), "segment_bytes": 1 << 20}}
-    return Site(make_appliance(workers=1, config=config), tmp_path)
+    return Site(make_appliance(config=config), tmp_path)
 
 
 def test_every_block_of_the_document_is_run_here() -> None:

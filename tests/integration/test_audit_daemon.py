@@ -5,8 +5,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 import uuid
 from collections import Counter
@@ -24,6 +22,7 @@ from signer.client import SignerClientError
 from signer.tools.dev.appliance import connect
 from signer.v1 import keys_pb2, signing_pb2
 from tests.commands import Done, signer
+from tests.fork_server import fork_server
 from tests.integration import edge
 
 RECORDS = "facilities/01-001/keys/records"
@@ -445,9 +444,10 @@ def test_an_override_goes_on_is_recorded_and_lasts(
     whole = segment.read_bytes()
     segment.write_bytes(whole[: len(whole) - 1000])
     assert served(made).code == 1
-    command = [sys.executable, "-m", "signer", "serve", "--override-audit-log"]
+    command = ["-m", "signer", "serve", "--override-audit-log"]
     command += ["--config", str(made.dir / "signer.yaml")]
-    overriding = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with made.log.open("a") as log:
+        overriding = fork_server().start(command, stdout=log, stderr=log)
     try:
         edge.until(lambda: ready(made), "the daemon serves in spite of it")
     finally:

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from signer.audit.format.record import RecordKind
 from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from signer.client import SignerClientError
+from tests.commands import signer
+from tests.fork_server import fork_server
 from tests.integration import edge, officers
 from tests.integration.document import Document, Ran
 
@@ -36,7 +37,7 @@ class Site(Document):
         self.backup, self.mirror = folder / "backup", folder / "mirror"
         self.environment = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{fork_server().bin}:{os.environ['PATH']}",
             "HERE": str(self.dir),
             "BACKUP": str(self.backup),
             "MIRROR": str(self.mirror),
@@ -92,8 +93,7 @@ class Site(Document):
     # --- what it says ----------------------------------------------------------------------
 
     def signer(self, *arguments: str) -> Ran:
-        command = [sys.executable, "-m", "signer", *arguments]
-        return self.command([*command, "--config", str(self.dir / "signer.yaml")])
+        return Ran(*signer(*arguments, "--config", self.dir / "signer.yaml"))
 
     def found(self, signature: bytes) -> bool:
         return self.signer("audit", "find", sha256(signature).hexdigest()).code == 0
@@ -137,7 +137,7 @@ class Load:
 @pytest.fixture
 def site(make_appliance: Callable[..., Any], tmp_path: Path) -> Site:
     config = {"audit": {"mirror": str(tmp_path / "mirror"), "segment_bytes": 1 << 20}}
-    return Site(make_appliance(workers=1, config=config), tmp_path)
+    return Site(make_appliance(config=config), tmp_path)
 
 
 def test_every_block_of_the_document_is_run_here() -> None:

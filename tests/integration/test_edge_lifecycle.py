@@ -226,7 +226,7 @@ def answers(issuer: edge.Stubs) -> bool:
 def test_what_outlasts_the_drain_is_cut_off_and_on_record(
     make_appliance: Callable[..., Any],
 ) -> None:
-    made = make_appliance(workers=1, config={"limits": {"drain_seconds": 0}})
+    made = make_appliance(config={"limits": {"drain_seconds": 0}})
     workers = children(made)
     with edge.connect(made.dev) as issuer, edge.connect(made.dev, "operator") as operator:
         # Time enough that the backlog refuses none of them, however slow the machine is.
@@ -249,7 +249,7 @@ def test_what_outlasts_the_drain_is_cut_off_and_on_record(
 
 
 def test_sigint_ends_it_as_well_and_it_starts_again(make_appliance: Callable[..., Any]) -> None:
-    made = make_appliance(workers=1)
+    made = make_appliance()
     assert made.stop(signal.SIGINT) == 0
     made.start()
     with edge.connect(made.dev) as issuer:
@@ -257,7 +257,7 @@ def test_sigint_ends_it_as_well_and_it_starts_again(make_appliance: Callable[...
 
 
 def test_a_dead_front_process_leaves_no_worker(make_appliance: Callable[..., Any]) -> None:
-    made = make_appliance(workers=1)
+    made = make_appliance()
     workers = children(made)
     assert made.stop(signal.SIGKILL) == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers, timeout=10)

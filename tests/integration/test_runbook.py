@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 
 from signer.client import SignerClientError
 from tests.daemon import kill_workers, until
+from tests.fork_server import fork_server
 from tests.integration.document import Document
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def runbook(
     make_appliance: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Document:
     """The runbook beside an appliance of which a worker has died, and a call failed."""
-    appliance = make_appliance()
+    appliance = make_appliance(workers=2)
     with appliance.client() as client, pytest.raises(SignerClientError):
         client.sign_batch("facilities/01-001/keys/nothing", "JWS", [b"{}"])
     workers = psutil.Process(appliance.process.pid).children()
@@ -66,9 +66,8 @@ def runbook(
     }
     assert re.findall(r"(?m)^([A-Z]+)=", RUNBOOK) == list(names)
     document = Document("runbook.md")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     document.environment = os.environ | {key: str(value) for key, value in names.items()}
-    document.environment |= {"PATH": path}
+    document.environment |= {"PATH": f"{fork_server().bin}:{os.environ['PATH']}"}
     return document
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sqlite3
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -30,6 +29,7 @@ from signer.tools.dev.appliance import connect
 from signer.tools.dev.key_plan import principal
 from tests.commands import Done, signer
 from tests.daemon import Daemon, verified
+from tests.fork_server import fork_server
 from tests.integration import edge
 from tests.integration.document import Document
 from tests.ports import free_ports
@@ -68,7 +68,7 @@ class Machine:
         self.document = Document("upgrade.md", folder)
         self.document.environment = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{fork_server().bin}:{os.environ['PATH']}",
             "HERE": str(self.dir),
         }
         self.signed: list[dict[str, str]] = json.loads((self.dir / "signed.json").read_text())

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from signer.client import SignerClient
 from signer.errors import OperatorError
@@ -68,14 +68,7 @@ class DevAppliance:
         began = time.monotonic()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
-            process = subprocess.Popen(
-                [*self._command, "up", str(self.dir), *self._arguments],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+            process = self._launch([*self._command, "up", str(self.dir), *self._arguments], log)
         self.process = process
         # A process that is not ready in time is killed, which ends the reading below.
         late = threading.Timer(timeout, process.kill)
@@ -107,6 +100,16 @@ class DevAppliance:
         if process.stdout is not None:
             process.stdout.close()
         return code
+
+    def _launch(self, command: list[str], log: IO[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
 
     def log_end(self) -> str:
         """The last lines of the log."""
