@@ -7,16 +7,14 @@ before. The operation is made again, by the same functions that execute it; its 
 what the registry has. A move towards a stop needs no operation: it is obeyed, and reported.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from signer.errors import OperatorError
-from signer.keys import lifecycle
 from signer.keys.registry import RegistryState
 from signer.keys.rows import UnreadableRow
-from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement, Scope, Suspension
+from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement
 from signer.officers.approval import (
     LATE,
     Officers,
@@ -25,28 +23,17 @@ from signer.officers.approval import (
     officers_sha256,
 )
 from signer.officers.execution import known_kind
-from signer.officers.kinds.base import Details, OperationKind, Pair
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
-from signer.officers.permits import Asked, Permit, makes_all_at_once
-from signer.officers.placing import PlacedChanges, Placing, judge_placements
+from signer.officers.permits import Permit, makes_all_at_once
+from signer.officers.placing import PlacedChanges, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
-from signer.officers.standing import (
-    FlagKey,
-    KeysRecord,
-    Standing,
-    VersionRow,
-    bare_hash,
-    key_of,
-    since_of,
-    standing_of,
-)
+from signer.officers.standing import KeysRecord, Standing, VersionRow, key_of, since_of
+from signer.officers.steps import AccountStep, ActStep, OperationStep
 from signer.officers.store import StoredOperation
 from signer.officers.suspending import SuspendedChanges, judge_suspensions
+from signer.officers.ways import Explained, explain
 from signer.officers.wrapped import WrappedRow, WrappedStanding, steps_to
-
-MOST_WAYS = 64  # that one version may have gone, as far as they are followed
-
 
 DECISIONS = ("officers", "policy", "enrol")  # the kinds that replace officers or the policy
 VersionName = tuple[KeyName, int]
@@ -100,114 +87,6 @@ class Judgement:
     unreadable: Sequence[UnreadableRow] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    """An approved operation, in its order among all that is accounted with."""
-
-    stored: StoredOperation
-    kind: OperationKind[Any]
-    details: Details
-    permit: Permit
-    times: tuple[float, ...]
-    document: Callable[[str], bytes | None]
-    kept: dict[str, Any] = field(default_factory=dict)
-
-    def ways(self, before: Standing | None, version: KeyVersion) -> Iterator[Standing]:
-        """Yields what the operation can have made of a version; of revision -1 if unknown."""
-        now = standing_of(version)
-        asked = Asked(version.name, before, now, self.times, bare_hash(version))
-        revision = self.stored.ended_revision if self.permit.once else None
-        for after in self.permit.ways(asked):
-            if self._fits(before, after, version):
-                yield after._replace(revision=-1 if revision is None else revision)
-
-    def placing(self, version: str) -> Placing | None:
-        """Returns which placement of a version it adds or removes; see Permit."""
-        if (done := self.permit.placement(version)) is None:
-            return None
-        return Placing(*done, ended=self.stored.ended_revision is not None)
-
-    def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
-        """Returns a suspension as the operation leaves it: None if it lifts it."""
-        lifts = flag is not None and self.permit.lifts(*key, since_of(flag))
-        return None if lifts else flag
-
-    def wrapped_with(self, place: bytes) -> str:
-        """Returns by which wrapping key it has wrapped the key in a place; see Permit."""
-        return self.permit.wrapped_with(place)
-
-    def wraps_anew(self, wrapping_key: str) -> str:
-        """Returns by which key it wraps anew what another one has wrapped."""
-        return self.permit.wraps_anew(wrapping_key)
-
-    def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
-        """Whether what only the registry's row shows is as the operation asked for it."""
-        known = bare_hash(version) if before is None else before.certificate
-        pair = Pair(
-            version,
-            self.permit.index(after.place),
-            existed=before is not None,
-            certified=after.certificate != known,
-            times=self.times,
-            document=self.document,
-            kept=self.kept,
-        )
-        try:
-            return self.kind.fits(self.details, pair)
-        except (OperatorError, ValueError, IndexError):
-            return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Act:
-    """An act of one officer, at its revision."""
-
-    act: Act
-    revision: int
-
-    def names(self, version: KeyVersion) -> bool:
-        """Returns whether the act is about a version."""
-        return self.act.target in (version.name, str(version.key))
-
-    def ways(self, before: Standing | None, version: KeyVersion) -> Iterator[Standing]:
-        """Yields what the act has made of a version."""
-        if before is None or not self.names(version):
-            return
-        move = lifecycle.compromise if self.act.act == "compromised" else lifecycle.suspend
-        with suppress(OperatorError):
-            yield before.moved(move, self.act.at)._replace(revision=self.revision)
-
-    def placing(self, version: str) -> None:
-        """Returns None: one officer alone places nothing."""
-        del version
-
-    @property
-    def flag(self) -> FlagKey | None:
-        """What it suspends; None if it is about versions."""
-        scope, _, name = self.act.target.partition(" ")
-        return (scope, name) if self.act.act == "suspend" and scope in set(Scope) else None
-
-    def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
-        """Returns a suspension as the act leaves it: set, or as it was."""
-        act = self.act
-        made = Suspension(Scope(key[0]), key[1], act.at, act.officer, act.reason)
-        return made if (act.act, act.target) == ("suspend", str(made)) else flag
-
-    def wrapped_with(self, place: bytes) -> str:
-        """Returns "": one officer alone makes nothing."""
-        del place
-        return ""
-
-    def wraps_anew(self, wrapping_key: str) -> str:
-        """Returns "": one officer alone wraps nothing."""
-        del wrapping_key
-        return ""
-
-
-_Step = _Operation | _Act
-_Path = tuple[tuple[int, Standing], ...]  # numbers of steps, and the standings after them
-
-
 class _Decided(NamedTuple):
     """The officers and the policy in force, and since which revisions."""
 
@@ -243,14 +122,13 @@ class _Judging:
 
     def __init__(self, known: Known, new: RegistryState, acts: Sequence[tuple[int, Act]]) -> None:
         self._known, self._new = known, new
-        self._acts = [_Act(act, revision) for revision, act in acts]
-        self._steps: list[_Step] = []
+        self._acts = [ActStep(act, revision) for revision, act in acts]
+        self._steps: list[AccountStep] = []
         self._decisions: list[tuple[int, OfficersRecord | PolicyRecord]] = []
         self._changed: dict[int, list[VersionRow]] = {}  # by the number of the step
         self._suspensions = SuspendedChanges()
         self._placements = PlacedChanges()
         self._wrapped: dict[int, list[WrappedRow]] = {}
-        self._stopped: dict[VersionName, Standing] = {}  # by acts, whatever the registry has now
         self._pins: dict[bytes, str] = {}  # of wrapped keys that this judgement has accepted
         self._result = Judgement(new)
 
@@ -321,7 +199,7 @@ class _Judging:
 
     def _lasting(
         self, operations: Sequence[StoredOperation], officers: Officers
-    ) -> dict[str, _Operation]:
+    ) -> dict[str, OperationStep]:
         """Returns the operations that make their changes one after the other, by their ids.
 
         Some of what such a one made, others may have changed before it ended; perhaps it never
@@ -331,7 +209,7 @@ class _Judging:
         made = (self._approved(stored, officers) for stored in some)
         return {step.stored.id: step for step in made if step is not None}
 
-    def _approved(self, stored: StoredOperation, officers: Officers) -> _Operation | None:
+    def _approved(self, stored: StoredOperation, officers: Officers) -> OperationStep | None:
         """Returns an operation that officers have approved, None if they have not."""
         proposal = stored.proposal
         try:
@@ -349,9 +227,9 @@ class _Judging:
             return None
         signed = max((signature.at for signature in stored.signatures), default=0.0)
         times = (stored.changed_at, signed)
-        return _Operation(stored, kind, details, permit, times, self._known.document)
+        return OperationStep(stored, kind, details, permit, times, self._known.document)
 
-    def _decided(self, step: _Operation, at: _Decided, revision: int) -> _Decided:
+    def _decided(self, step: OperationStep, at: _Decided, revision: int) -> _Decided:
         """Returns what is in force after an operation, which may have changed nothing of it."""
         approved, number = ApprovedOperation.of(step.stored), len(self._steps) - 1
         match step.details:
@@ -381,7 +259,7 @@ class _Judging:
         for name in known.unaccounted:
             now = self._new.keys.version(*name)
             changed |= {} if now is None else {now.name: now}
-        acted = {step.act.target for step in self._steps if isinstance(step, _Act)}
+        acted = {step.act.target for step in self._steps if isinstance(step, ActStep)}
         changed |= {
             version.name: version
             for version in (self._new.keys if acted else ())
@@ -394,9 +272,15 @@ class _Judging:
             # officers gave before a later change, a stop for instance.
             set_back = standing is not None and version.revision < standing.revision
             wrapped = self._wrapped_by(version, new=standing is None)
-            if set_back or wrapped is None or not self._explain(version, standing):
+            explained = Explained(accounted=False)
+            if not set_back and wrapped is not None:
+                explained = explain(version, standing, self._steps)
+            for number, changed_row in explained.rows:
+                self._changed.setdefault(number, []).append(changed_row)
+            self._result.by_hand += [explained.by_hand] if explained.by_hand else []
+            if not explained.accounted or wrapped is None:
                 name = version.key, version.number
-                self._result.unaccounted[name] = self._stopped.get(name, standing)
+                self._result.unaccounted[name] = explained.stopped or standing
                 self._result.wrapped[name] = known.wrapped(version)
                 self._result.refused.append(
                     f"{version.name}: no operation accounts for what the registry has of it"
@@ -421,108 +305,6 @@ class _Judging:
 
         return steps_to(version, self._known.wrapped(version), taken, self._steps, new=new)
 
-    def _explain(self, version: KeyVersion, standing: Standing | None) -> bool:
-        """Finds what has led to a version; returns whether it may be served."""
-        now = standing_of(version)
-        if standing is not None and not now.same_pair(standing):
-            return False
-        acts = self._acts_on(version, standing)
-        unmoved = standing is not None and now.same(standing)
-        paths = [] if unmoved and not acts else self._paths(standing, version, acts)
-        stopped = any(number in acts for _, path in paths for number, _ in path)
-        if standing is not None and unmoved and not stopped:
-            if now.revision > standing.revision:  # the one that officers see, and then approve
-                self._take((), version)
-            return True
-        for row, path in reversed(paths):  # the longest first: it may have come back to a state
-            if path and row is not None and row.same(now):
-                self._take(path, version)
-                if 0 <= row.revision < now.revision:
-                    self._take((), version)
-                return True
-        for row, path in paths:
-            if row is not None and now.only_stops(row):
-                self._take(path, version)
-                self._changed.setdefault(len(self._steps), []).append(VersionRow.of(version))
-                self._result.by_hand.append(
-                    f"{version.name} was stopped in the registry by hand: it is {version.state}"
-                )
-                return True
-        if stopped:
-            self._obey(version, max((path for _, path in paths), key=len))
-        return False
-
-    def _acts_on(self, version: KeyVersion, standing: Standing | None) -> frozenset[int]:
-        """Returns the numbers of the acts that have come since the standing of a version.
-
-        What they stop is stopped whatever the registry has now. A version that is not known may
-        have been made after them.
-        """
-        if standing is None:
-            return frozenset()
-        return frozenset(
-            number
-            for number, step in enumerate(self._steps)
-            if isinstance(step, _Act) and step.revision > standing.revision and step.names(version)
-        )
-
-    def _obey(self, version: KeyVersion, path: _Path) -> None:
-        """Records what officers have stopped, though the registry has something else."""
-        for number, after in path:
-            row = VersionRow(version.name, version.cka_id, after)
-            self._changed.setdefault(number, []).append(row)
-            self._stopped[version.key, version.number] = after
-
-    def _paths(
-        self, before: Standing | None, version: KeyVersion, acts: frozenset[int]
-    ) -> list[tuple[Standing | None, _Path]]:
-        """Returns the ways that a version may have gone; the last one ends in it if any does.
-
-        Of an operation or act a change has a revision of its own, after those before it. Every
-        way has all of the ``acts`` that can have stopped the version there.
-        """
-        now = standing_of(version)
-        paths: list[tuple[Standing | None, _Path]] = [(before, ())]
-        if before is not None and now.revision <= before.revision and not acts:
-            return paths
-        tried: dict[str, int] = {}  # by an operation that comes again: the ways that it has tried
-        for number, step in enumerate(self._steps):
-            if number in acts:
-                paths = [
-                    next(((a, (*path, (number, a))) for a in step.ways(row, version)), (row, path))
-                    for row, path in paths
-                ]
-                tried.clear()
-                continue
-            identity = step.stored.id if isinstance(step, _Operation) else ""
-            begins, ends = tried.get(identity, 0), len(paths)
-            for row, path in paths[begins:]:
-                for after in step.ways(row, version):
-                    if len(paths) < MOST_WAYS:
-                        paths.append((after, (*path, (number, after))))
-                    exact = after.same(now) and after.revision in (-1, now.revision)
-                    if exact and number > max(acts, default=-1):
-                        return [(after, (*path, (number, after)))]
-            if identity:
-                tried[identity] = ends
-        return paths
-
-    def _take(self, path: _Path, version: KeyVersion) -> None:
-        """Takes what was done to a version; without a path it has only another revision."""
-        if not path:
-            self._changed.setdefault(len(self._steps), []).append(VersionRow.of(version))
-        latest = version.revision
-        following: Permit | None = None
-        for number, after in reversed(path):
-            step = self._steps[number]
-            seen = None if following is None else following.seen(version.name)
-            if not 0 <= after.revision <= latest:  # the row of then is not in the registry
-                after = after._replace(revision=latest if seen is None else seen)  # noqa: PLW2901
-            row = VersionRow(version.name, version.cka_id, after)
-            self._changed.setdefault(number, []).append(row)
-            latest = max(after.revision - 1, 0)
-            following = step.permit if isinstance(step, _Operation) else None
-
     def placements(self) -> None:
         """Judges where the keys of versions are."""
         changed = self._new.keys.changed_since(self._known.state.keys)
@@ -541,7 +323,7 @@ class _Judging:
             self._new.suspensions,
             frozenset((str(scope), name) for scope, name in unreadable),
             [step.leaves for step in self._steps],
-            [step.flag for step in self._steps if isinstance(step, _Act) and step.flag is not None],
+            [s.flag for s in self._steps if isinstance(s, ActStep) and s.flag is not None],
         )
         self._result.refused += self._suspensions.refused
         self._result.by_hand += self._suspensions.by_hand
@@ -570,8 +352,8 @@ class _Judging:
                     changed,
                     suspended,
                     lifted,
-                    ApprovedOperation.of(step.stored) if isinstance(step, _Operation) else None,
-                    step.act if isinstance(step, _Act) else None,
+                    ApprovedOperation.of(step.stored) if isinstance(step, OperationStep) else None,
+                    step.act if isinstance(step, ActStep) else None,
                     result.by_hand if step is None else (),
                     *placements,
                     wrapped,
