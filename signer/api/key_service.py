@@ -4,6 +4,7 @@ from signer.api import wire
 from signer.api.guard import Caller
 from signer.clock import Clock
 from signer.errors import CallError, Reason, invalid
+from signer.keys.wrapping_use import wrapping_uses
 from signer.model import IDENTIFIER, Format, KeyName, KeyVersion, Role, parse_key_or_version
 from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
 from signer.policy.usage import Usage
@@ -89,16 +90,33 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             key_versions=page, next_page_token=last if more else ""
         )
 
+    def ListWrappingKeys(
+        self, _request: keys_pb2.ListWrappingKeysRequest, caller: Caller
+    ) -> keys_pb2.ListWrappingKeysResponse:
+        """Answers with all wrapping keys; raises CallError."""
+        if not _sees_tokens(caller):
+            raise CallError(
+                Reason.POLICY_DENIED,
+                "only officers, auditors and operators see wrapping keys",
+                {"rule": FORBIDDEN.rule},
+            )
+        snapshot = self._served.snapshot
+        uses = wrapping_uses(snapshot.wrapping_keys, snapshot.keys)
+        return keys_pb2.ListWrappingKeysResponse(wrapping_keys=map(wire.wrapping_key, uses))
+
     def _shown(
         self, snapshot: Snapshot, version: KeyVersion, caller: Caller
     ) -> keys_pb2.KeyVersion:
-        """Returns a version as the caller may see it: issuers do not see the token."""
+        """Returns a version as the caller may see it: issuers do not see where its key is."""
         now = self._clock.now()
         primary = snapshot.keys.primary(version.key, now)
         shown = wire.key_version(version, version.state_at(now), primary=version is primary)
         shown.suspension = snapshot.suspended.reason(version.key.facility)
-        if caller.roles - {Role.ISSUER}:
+        if _sees_tokens(caller):
             shown.token = version.token
+            if version.wrapped is not None:
+                shown.wrapping.wrapping_key = version.wrapped.wrapping_key
+                shown.wrapping.mechanism = version.wrapped.mechanism
             for token, cka_id in version.placements:
                 shown.placements.add(token=token, cka_id=cka_id)
         return shown
@@ -121,6 +139,10 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                     limit=quota.limit, window_seconds=quota.window_seconds, remaining=remaining
                 )
         return key
+
+
+def _sees_tokens(caller: Caller) -> bool:
+    return bool(caller.roles - {Role.ISSUER})
 
 
 def _parse(name: str) -> tuple[KeyName, int | None]:

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from signer.errors import CallError, Failure, Reason, invalid
+from signer.keys.wrapping_use import WrappingUse
 from signer.model import MAX_BATCH_ITEMS, Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
@@ -103,6 +104,19 @@ def key_version(
         destroy_time=timestamp(version.destroy_at),
         primary=primary,
         compromised=version.compromised,
+    )
+
+
+def wrapping_key(use: WrappingUse) -> keys_pb2.WrappingKey:
+    """Returns a wrapping key as the API shows it."""
+    return keys_pb2.WrappingKey(
+        id=use.id,
+        cka_id=use.cka_id,
+        create_time=timestamp(use.created),
+        tokens=use.tokens,
+        newest_on=use.newest_on,
+        destroyed=use.destroyed,
+        key_versions=use.versions,
     )
 
 

@@ -60,6 +60,8 @@ from signer.client._values import (
     Suspension,
     Usage,
     Worker,
+    Wrapping,
+    WrappingKey,
 )
 from signer.model import Format
 
@@ -99,6 +101,8 @@ __all__ = [
     "UnavailableError",
     "Usage",
     "Worker",
+    "Wrapping",
+    "WrappingKey",
     "secure_channel",
     "sign_operation",
 ]
@@ -160,6 +164,7 @@ class SignerClient(Blocking):
     list_keys = paged(exchanges.list_keys)
     get_key_version = asked(exchanges.get_key_version)
     list_key_versions = paged(exchanges.list_key_versions)
+    list_wrapping_keys = asked(exchanges.list_wrapping_keys)
     get_checkpoint = asked(exchanges.get_checkpoint)
     list_records = paged(exchanges.list_records)
     inclusion_proof = asked(exchanges.inclusion_proof)

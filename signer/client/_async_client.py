@@ -78,6 +78,7 @@ class AsyncSignerClient(Awaiting):
     list_keys = iterated(exchanges.list_keys)
     get_key_version = awaited(exchanges.get_key_version)
     list_key_versions = iterated(exchanges.list_key_versions)
+    list_wrapping_keys = awaited(exchanges.list_wrapping_keys)
     get_checkpoint = awaited(exchanges.get_checkpoint)
     list_records = iterated(exchanges.list_records)
     inclusion_proof = awaited(exchanges.inclusion_proof)

@@ -20,11 +20,13 @@ from signer.client._values import (
     LogRecord,
     Reloaded,
     Status,
+    WrappingKey,
     read_key,
     read_key_version,
     read_log_record,
     read_reloaded,
     read_status,
+    read_wrapping_key,
 )
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2, signing_pb2
 
@@ -115,6 +117,14 @@ def list_key_versions(parent: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> 
     """
     request = keys_pb2.ListKeyVersionsRequest(parent=parent, page_size=PAGE_SIZE)
     return Listing(request, "key_versions", read_key_version, timeout)
+
+
+def list_wrapping_keys(*, timeout: float = DEFAULT_TIMEOUT) -> Exchange[list[WrappingKey]]:
+    """Returns all wrapping keys, the newest first (for officers, auditors and operators)."""
+    request = keys_pb2.ListWrappingKeysRequest()
+    return Exchange(
+        request, lambda answer: list(map(read_wrapping_key, answer.wrapping_keys)), timeout
+    )
 
 
 def get_checkpoint(*, timeout: float = DEFAULT_TIMEOUT) -> Exchange[str]:

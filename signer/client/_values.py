@@ -42,6 +42,13 @@ class ItemResult:
         return self.error is None
 
 
+class Wrapping(NamedTuple):
+    """How a private key is wrapped: the id of the wrapping key, and the mechanism's name."""
+
+    wrapping_key: str
+    mechanism: str
+
+
 class KeyVersion(NamedTuple):
     """One version. ``public_key`` (SPKI) and ``certificate`` are DER; times are UTC.
 
@@ -51,7 +58,8 @@ class KeyVersion(NamedTuple):
     where its private key is, are shown to officers, auditors and operators; ``primary``: it is the
     version that signs for its key; ``compromised``: it was once marked as compromised, in
     whatever state it is now; ``suspension`` says why it signs nothing whatever its state is, "" if
-    neither its facility, nor its group, nor everything is suspended.
+    neither its facility, nor its group, nor everything is suspended; ``wrapping``, for those who
+    see placements: how its private key is wrapped, None if tokens hold it.
     """
 
     name: str
@@ -72,6 +80,23 @@ class KeyVersion(NamedTuple):
     compromised: bool = False
     placements: tuple[Placement, ...] = ()
     suspension: str = ""
+    wrapping: Wrapping | None = None
+
+
+class WrappingKey(NamedTuple):
+    """A wrapping key and the labels of the ``tokens`` that hold it.
+
+    ``created`` (UTC) is None if only key versions name it; ``newest_on`` are the tokens that
+    wrap new private keys by it; ``key_versions`` counts those that it has wrapped.
+    """
+
+    id: str
+    cka_id: bytes
+    created: datetime | None
+    tokens: tuple[str, ...]
+    newest_on: tuple[str, ...]
+    destroyed: bool
+    key_versions: int
 
 
 class Quota(NamedTuple):
@@ -302,7 +327,9 @@ read_key_version = reader(
     deactivate_at="deactivate_time",
     destroy_at="destroy_time",
     placements=lambda at: Placement(at.token, at.cka_id),
+    wrapping=reader(Wrapping, keys_pb2.Wrapping),
 )
+read_wrapping_key = reader(WrappingKey, keys_pb2.WrappingKey, created="create_time")
 read_key = reader(Key, keys_pb2.Key, primary=read_key_version, quotas=reader(Quota, keys_pb2.Quota))
 read_log_record = reader(LogRecord, evidence_pb2.LogRecord, time="record_time")
 read_status = reader(

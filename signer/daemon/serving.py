@@ -442,7 +442,12 @@ def _plan_is_cancelled(new: KeyVersion, served: KeyIndex) -> bool:
 
 def snapshot_of(state: RegistryState, policy: Policy) -> Snapshot:
     """Returns what is served of a state of the registry under a policy."""
-    return Snapshot(policy.with_officers(state.officers), state.keys, _suspended(state, policy))
+    return Snapshot(
+        policy.with_officers(state.officers),
+        state.keys,
+        _suspended(state, policy),
+        state.wrapping_keys,
+    )
 
 
 def _suspended(state: RegistryState, policy: Policy) -> Suspended:

@@ -192,6 +192,7 @@ class StatusReader:
             **officer_readings(self.serving.officers, needed, now),
             **{name: {(): value} for name, value in values.items()},
             "signer_audit_checkpoint_timestamp_seconds": {(): checkpoint} if checkpoint else {},
+            "signer_token_differences": {(t,): n for t, n in self.inventory.counts().items()},
         }
 
     def page(self) -> str:

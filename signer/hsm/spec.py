@@ -102,6 +102,17 @@ class FailureKind(enum.StrEnum):
         )
 
 
+class HeldWrappingKey(NamedTuple):
+    """What a token holds under the CKA_ID of a wrapping key.
+
+    ``held`` is how many secret keys have it, ``wrong`` the attributes of the one that are not as
+    a wrapping key has them.
+    """
+
+    held: int
+    wrong: tuple[str, ...] = ()
+
+
 class TokenFailure(Exception):
     """The token cannot be used, or cannot do one thing; ``kind`` says in which way.
 

@@ -117,6 +117,10 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "1 while a token gets only work that no other token can do: its workers were lost.",
         _TOKEN,
     ),
+    "signer_token_differences": (
+        "Differences between a token and the registry at the last comparison: see `signer top`.",
+        _TOKEN,
+    ),
     "signer_worker_restarts_total": (
         "Worker processes that ended, by cause.",
         _TOKEN,

@@ -7,17 +7,29 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from signer.errors import Failure
-from signer.model import Format, KeyIndex, KeyName, KeyVersion, Suspended, parse_key_or_version
+from signer.model import (
+    Format,
+    KeyIndex,
+    KeyName,
+    KeyVersion,
+    Suspended,
+    WrappingKey,
+    parse_key_or_version,
+)
 from signer.policy.rules import Policy, Terms
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Policy, keys and suspensions that belong together; replaced as a whole."""
+    """Policy, keys and suspensions that belong together; replaced as a whole.
+
+    ``wrapping_keys`` has one for each token that holds it, or did before it was destroyed.
+    """
 
     policy: Policy
     keys: KeyIndex
     suspended: Suspended = field(default_factory=Suspended)
+    wrapping_keys: tuple[WrappingKey, ...] = ()
 
     def known(self, name: str) -> str:
         """Returns the name of a key or version if the key exists or the policy lists it.

@@ -46,7 +46,7 @@ KEY_STATE_DESTROY_SCHEDULED: KeyState
 KEY_STATE_DESTROYED: KeyState
 
 class KeyVersion(_message.Message):
-    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised", "placements", "suspension")
+    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised", "placements", "suspension", "wrapping")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class KeyVersion(_message.Message):
     COMPROMISED_FIELD_NUMBER: _ClassVar[int]
     PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
     SUSPENSION_FIELD_NUMBER: _ClassVar[int]
+    WRAPPING_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: Algorithm
     state: KeyState
@@ -83,7 +84,34 @@ class KeyVersion(_message.Message):
     compromised: bool
     placements: _containers.RepeatedCompositeFieldContainer[Placement]
     suspension: str
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., suspension: _Optional[str] = ...) -> None: ...
+    wrapping: Wrapping
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., suspension: _Optional[str] = ..., wrapping: _Optional[_Union[Wrapping, _Mapping]] = ...) -> None: ...
+
+class Wrapping(_message.Message):
+    __slots__ = ("wrapping_key", "mechanism")
+    WRAPPING_KEY_FIELD_NUMBER: _ClassVar[int]
+    MECHANISM_FIELD_NUMBER: _ClassVar[int]
+    wrapping_key: str
+    mechanism: str
+    def __init__(self, wrapping_key: _Optional[str] = ..., mechanism: _Optional[str] = ...) -> None: ...
+
+class WrappingKey(_message.Message):
+    __slots__ = ("id", "cka_id", "create_time", "tokens", "newest_on", "destroyed", "key_versions")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CKA_ID_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_ON_FIELD_NUMBER: _ClassVar[int]
+    DESTROYED_FIELD_NUMBER: _ClassVar[int]
+    KEY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    cka_id: bytes
+    create_time: _timestamp_pb2.Timestamp
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    newest_on: _containers.RepeatedScalarFieldContainer[str]
+    destroyed: bool
+    key_versions: int
+    def __init__(self, id: _Optional[str] = ..., cka_id: _Optional[bytes] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tokens: _Optional[_Iterable[str]] = ..., newest_on: _Optional[_Iterable[str]] = ..., destroyed: _Optional[bool] = ..., key_versions: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("token", "cka_id")
@@ -178,3 +206,13 @@ class ListKeyVersionsResponse(_message.Message):
     key_versions: _containers.RepeatedCompositeFieldContainer[KeyVersion]
     next_page_token: str
     def __init__(self, key_versions: _Optional[_Iterable[_Union[KeyVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListWrappingKeysRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListWrappingKeysResponse(_message.Message):
+    __slots__ = ("wrapping_keys",)
+    WRAPPING_KEYS_FIELD_NUMBER: _ClassVar[int]
+    wrapping_keys: _containers.RepeatedCompositeFieldContainer[WrappingKey]
+    def __init__(self, wrapping_keys: _Optional[_Iterable[_Union[WrappingKey, _Mapping]]] = ...) -> None: ...

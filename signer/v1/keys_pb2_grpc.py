@@ -59,6 +59,11 @@ class KeyServiceStub:
                 request_serializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsRequest.SerializeToString,
                 response_deserializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsResponse.FromString,
                 _registered_method=True)
+        self.ListWrappingKeys = channel.unary_unary(
+                '/signer.v1.KeyService/ListWrappingKeys',
+                request_serializer=signer_dot_v1_dot_keys__pb2.ListWrappingKeysRequest.SerializeToString,
+                response_deserializer=signer_dot_v1_dot_keys__pb2.ListWrappingKeysResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -98,6 +103,14 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWrappingKeys(self, request, context):
+        """All wrapping keys, also those that are destroyed, the newest first. For officers, auditors
+        and operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +133,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.ListKeyVersions,
                     request_deserializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsRequest.FromString,
                     response_serializer=signer_dot_v1_dot_keys__pb2.ListKeyVersionsResponse.SerializeToString,
+            ),
+            'ListWrappingKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWrappingKeys,
+                    request_deserializer=signer_dot_v1_dot_keys__pb2.ListWrappingKeysRequest.FromString,
+                    response_serializer=signer_dot_v1_dot_keys__pb2.ListWrappingKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -235,6 +253,33 @@ class KeyService:
             '/signer.v1.KeyService/ListKeyVersions',
             signer_dot_v1_dot_keys__pb2.ListKeyVersionsRequest.SerializeToString,
             signer_dot_v1_dot_keys__pb2.ListKeyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWrappingKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/signer.v1.KeyService/ListWrappingKeys',
+            signer_dot_v1_dot_keys__pb2.ListWrappingKeysRequest.SerializeToString,
+            signer_dot_v1_dot_keys__pb2.ListWrappingKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from signer.algorithms import Algorithm
 from signer.client._errors import SignerClientError
 from signer.config.models import load_config
 from signer.daemon.audit_log import audit_key
@@ -176,6 +177,10 @@ def keys_story(machine: Machine, prometheus: Watching) -> None:
     now = time.time()
     change(daemon, "01-001", "records-rsa", f"sign_until = {now + 20 * DAY}")
     change(daemon, "moh", "digest", f"sign_until = {now + 3 * DAY}")
+    config = load_config(daemon.folder / "signer.yaml")
+    with open_admin(config.tokens[0], config.state) as admin:
+        admin.generate(Algorithm.ES256, 0, b"nobody's", "nobody's")
+    machine.order("compare", 1)
     appoint(daemon, "c", timedelta(days=20))
     prometheus.until(Alert("SignerOfficerCertificateEnding", KEYS))
     appoint(daemon, "d", timedelta(days=3))
@@ -188,7 +193,7 @@ def keys_story(machine: Machine, prometheus: Watching) -> None:
         Alert(f"Signer{name}", KEYS) for name in (*due, *officers, "MemoryHigh", "QuotaStorm")
     }
     machine.sign_until(lambda: alerts <= prometheus.fired.keys(), f"{alerts} fire", OTHERS)
-    prometheus.until(Alert("SignerOperationsPending", KEYS))
+    prometheus.until(Alert("SignerOperationsPending", KEYS), Alert("SignerTokenDiffers", KEYS))
     change(daemon, "moh", "digest", f"sign_until = {time.time() - DAY}")
     prometheus.until(Alert("SignerKeysEnded", KEYS))
     machine.order("large")

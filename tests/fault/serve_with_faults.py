@@ -5,8 +5,8 @@ configuration. While the folder has ``slow``, syncs of the audit log wait; with
 ``failed`` they fail, with ``quick`` they take no time; with ``full`` the disk has no room,
 with ``free`` so many bytes as it says. ``clock`` has the machine's clock jump by so many
 seconds, also before it starts; ``memory`` has the process hold so many bytes more, each once:
-the file goes with it. With ``large`` a snapshot of the log does not fit into a record, with
-``deaf`` nobody takes the daemon's lines.
+the file goes with it; ``compare`` has token and registry compared, once. With ``large`` a
+snapshot of the log does not fit into a record, with ``deaf`` nobody takes the daemon's lines.
 """
 
 import errno
@@ -21,11 +21,13 @@ from signer.audit.read.ledger import Ledger
 from signer.audit.write.disk import Disk
 from signer.clock import FlooredClock
 from signer.daemon import running
+from signer.daemon.inventory import Inventory
 from signer.observe.lines import write_to_stderr
 from signer.observe.reports import Reports
 
 FAULTS = Path(sys.argv[1])
 sync, free_bytes, usage = Disk.sync, Disk.free_bytes, Ledger.snapshot
+compare = Inventory.compare
 
 
 def faulty_sync(disk: Disk, descriptor: int) -> None:
@@ -72,6 +74,13 @@ def obey() -> None:
             held.append(b"m" * size)
 
 
+def ordered_compare(inventory: Inventory) -> None:
+    """As usual once a token serves, and when that is ordered."""
+    if ordered("compare"):
+        inventory._due = dict.fromkeys(inventory._due, 0.0)
+    compare(inventory)
+
+
 def large_snapshot(ledger: Ledger) -> dict[str, Value]:
     """With ``large`` more than a record holds."""
     more: dict[str, Value] = {"more": bytes(9 << 20)} if (FAULTS / "large").exists() else {}
@@ -87,6 +96,7 @@ def faulty_write(data: bytes) -> None:
 setattr(Ledger, "snapshot", large_snapshot)  # noqa: B010
 (Reports.__init__.__kwdefaults__ or {})["write"] = faulty_write
 setattr(Disk, "sync", faulty_sync)  # noqa: B010
+setattr(Inventory, "compare", ordered_compare)  # noqa: B010
 setattr(Disk, "free_bytes", faulty_free_bytes)  # noqa: B010
 running.TICK_SECONDS = float(sys.argv[2])
 jump(ordered("clock"))

@@ -37,6 +37,7 @@ FAULTS = (
     ("SignerTokenDown", PIN),
     ("SignerKeysAway", PIN),
     ("SignerWorkersMissing", PIN),
+    ("SignerTokenDiffers", KEYS),
     ("SignerRestarting", PIN),
     ("SignerClockDoubtful", PIN),
     ("SignerClockSkewed", PIN),

@@ -75,6 +75,14 @@ def test_who_may_not_sign_sees_no_rights(auditor: edge.Stubs, issuer: edge.Stubs
     assert theirs.primary == mine.primary
 
 
+def test_issuers_do_not_see_wrapping_keys(auditor: edge.Stubs, issuer: edge.Stubs) -> None:
+    request = keys_pb2.ListWrappingKeysRequest()
+    answer = auditor.keys.ListWrappingKeys(request, timeout=edge.SECONDS)
+    assert list(answer.wrapping_keys) == []
+    refused = edge.refused(lambda: issuer.keys.ListWrappingKeys(request, timeout=edge.SECONDS))
+    assert refused.reason == "POLICY_DENIED"
+
+
 def test_every_version_shows_its_public_key_and_certificate(
     appliance: Any, auditor: edge.Stubs
 ) -> None:

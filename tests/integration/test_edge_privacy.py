@@ -178,6 +178,7 @@ LABELS: dict[str, dict[str, set[str] | None]] = {
     "signer_queue_oldest_timestamp_seconds": {"class": CLASSES},
     "signer_workers": {"token": TOKENS, "state": {"starting", "serving", "stopping", "failed"}},
     "signer_breaker_open": {"token": TOKENS},
+    "signer_token_differences": {"token": TOKENS},
     "signer_token_serving": {"token": TOKENS},
     "signer_worker_restarts": {"token": TOKENS, "cause": ANY},
     "signer_worker_busy_seconds": {"token": TOKENS},

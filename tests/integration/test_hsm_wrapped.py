@@ -12,6 +12,7 @@ import pytest
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.hsm.front.admin import open_admin
+from signer.hsm.spec import HeldWrappingKey, WorkerMode
 from signer.model import KeyVersion, WrappedKey, wrapping_cka_id, wrapping_label
 from tests.integration.hsm_probe import ask
 from tests.integration.hsm_token import SoftToken, version
@@ -105,6 +106,22 @@ def test_a_known_key_wraps_nothing(admin: Any, token: SoftToken) -> None:
         admin.make_wrapping_key("known")
     key = made(admin)
     assert len(sign(admin, key, key.wrapped)) == 1
+
+
+def test_what_a_token_holds_of_wrapping_keys_is_read(admin: Any, token: SoftToken) -> None:
+    """Also by a worker that may only list, beside keys that others have put there."""
+    for name in ("known", "twice", "twice"):
+        ask("plant", token.spec(), cka_id=wrapping_cka_id(name).hex(), label=wrapping_label(name))
+    admin.make_wrapping_key("two")
+    with open_admin(token.settings, token.state, WorkerMode.LIST) as listing:
+        seen = listing.wrapping_keys([WRAPS, "absent", "known", "twice", "two"])
+    assert seen == [
+        HeldWrappingKey(1),
+        HeldWrappingKey(0),
+        HeldWrappingKey(1, ("NEVER_EXTRACTABLE",)),
+        HeldWrappingKey(2),
+        HeldWrappingKey(1),
+    ]
 
 
 def test_what_another_wrapping_key_has_wrapped_does_not_unwrap(admin: Any) -> None:

@@ -41,6 +41,7 @@ SHOWN = {
     "unlatch": (),
     "snapshot": (),
     "refused": (),
+    "differs": (),
 }
 """What each block prints about an appliance that has lost a worker; nothing else happened."""
 

@@ -1,6 +1,7 @@
 """Private keys that no token holds: made, enrolled, stopped and changed by hand, on SoftHSM."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,13 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from signer.client import SignerClientError
 from signer.config.models import load_config
 from signer.daemon.accounts import UNACCOUNTED
+from signer.hsm.front.admin import open_admin
 from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyVersion
 from signer.officers.kinds.wrapping_keys import BATCH
+from signer.tools.doctor import examine
+from signer.tools.doctor.finding import Level
 from tests.appliances import TwoTokensWrapped, WrappedKeys
 from tests.daemon import RECORDS, Daemon, correct, until, verified
 from tests.integration.officers import Office, csv_of
@@ -101,6 +105,36 @@ def test_every_token_with_the_wrapping_key_signs(tmp_path: Path) -> None:
         assert all(now > then for now, then in zip(after, before, strict=True))
     finally:
         assert made.stop() == 0
+
+
+def test_what_wraps_a_key_is_shown(daemon: Daemon) -> None:
+    """By the API, by doctor, and by the comparison once the token does not hold it any more."""
+    office = Office(daemon.dev)
+    with office.client("auditor") as client:
+        versions = list(client.list_key_versions())
+        [made] = client.list_wrapping_keys()
+        by = {version.wrapping and version.wrapping.wrapping_key for version in versions}
+        assert by == {None, made.id}
+        wrapped = [version for version in versions if version.wrapping]
+        assert (made.tokens, made.newest_on) == (("signer-dev",), ("signer-dev",))
+        assert made.key_versions == len(wrapped)
+        assert client.get_key(RECORDS).primary == client.get_key_version(f"{RECORDS}/versions/1")
+    with office.client("issuer") as client:
+        assert client.get_key_version(f"{RECORDS}/versions/1").wrapping is None
+    [seen] = [each for each in examine(daemon.config, time.time()) if each.check == "wrapped keys"]
+    assert seen.level is Level.OK, seen
+    assert daemon.metric("signer_token_differences", token="signer-dev") == 0
+
+    assert daemon.stop() == 0
+    config = load_config(daemon.config)
+    with open_admin(config.tokens[0], config.state) as admin:
+        admin.destroy_wrapping_key(made.id)
+    daemon.start()
+    until(lambda: daemon.metric("signer_token_differences", token="signer-dev"), "it is missed")
+    with office.client("operator") as client:
+        [line] = client.status().differences
+    assert line.startswith(f"token signer-dev does not hold the wrapping key {made.id}, so that")
+    assert daemon.sign(2) == {"HSM_UNAVAILABLE": 2}
 
 
 def test_a_key_is_rotated_and_its_old_version_erased(daemon: Daemon) -> None:

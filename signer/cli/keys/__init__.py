@@ -5,7 +5,7 @@ import click
 from signer.cli.keys.exporting import export
 from signer.cli.keys.requests import certificates, requests
 from signer.cli.keys.rotating import plan, rotate
-from signer.cli.keys.showing import csr, list_keys, show
+from signer.cli.keys.showing import csr, list_keys, show, wrapping_keys
 from signer.cli.keys.stopping import compromise, suspend, suspensions
 
 
@@ -22,6 +22,7 @@ from signer.cli.keys.stopping import compromise, suspend, suspensions
         show,
         suspend,
         suspensions,
+        wrapping_keys,
     ]
 )
 def keys() -> None:

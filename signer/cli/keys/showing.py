@@ -1,4 +1,4 @@
-"""``signer keys`` list, show and csr."""
+"""``signer keys`` list, show, csr and wrapping-keys."""
 
 import shutil
 import sys
@@ -13,9 +13,9 @@ from signer.cli.connection import client_options
 from signer.cli.operations.arguments import FACILITY, KEY_OR_VERSION, iso
 from signer.cli.options import json_option
 from signer.cli.output import output, print_json, say
-from signer.client import KeyVersion, SignerClient
+from signer.client import KeyVersion, SignerClient, WrappingKey
 from signer.errors import OperatorError
-from signer.text import plain
+from signer.text import count, plain
 from signer.x509 import describe_certificate, fingerprint, public_key_pem
 
 _SEPARATOR = "/versions/"
@@ -58,14 +58,16 @@ def version_lines(
             version.algorithm,
             f"({version.state})" if version.suspension else version.state,
             _end(version, now),
+            "wrapped" if version.wrapping else "",
         )
         for version in versions
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    longest = sum(width + 2 for width in widths if width) - 3  # a space after the mark, then two
     for mark, name, *cells in rows:
         padded = zip(cells, widths[2:], strict=True)
         details = "  ".join(f"{cell:<{width}}" for cell, width in padded).rstrip()
-        if columns is None or widths[1] + sum(widths[2:]) + 8 <= columns:
+        if columns is None or longest <= columns:
             yield f"{mark} {name:<{widths[1]}}  {details}"
         else:
             yield f"{mark} {name}"
@@ -91,7 +93,8 @@ def list_keys(*, client: SignerClient, facility: str | None) -> list[KeyVersion]
 
     A version ends by its own times or with its certificate, whichever is first. * marks those
     that sign for their key; a state in brackets is that of a version that signs nothing, because
-    its facility, its group or everything is suspended.
+    its facility, its group or everything is suspended. The private key of a wrapped one is in the
+    registry, encrypted by a wrapping key: see `signer keys wrapping-keys`.
 
     \b
       signer keys list --client officer-a.yaml
@@ -163,6 +166,43 @@ def _newest(client: SignerClient, key: str) -> KeyVersion:
     return versions[-1]
 
 
+def _wrapping_key_value(key: WrappingKey) -> dict[str, Any]:
+    return key._asdict() | {"cka_id": key.cka_id.hex(), "created": iso(key.created)}
+
+
+def _print_wrapping_keys(keys: list[WrappingKey]) -> None:
+    if not keys:
+        say("there is no wrapping key: officers create one with")
+        say("`signer operations propose create-wrapping-key`")
+    for key in keys:
+        created = f"since {key.created:%Y-%m-%d}" if key.created else "not in the registry"
+        say(plain(f"{key.id:<36}  {created}  {_use(key)}"))
+        for token in () if key.destroyed else key.tokens:
+            newest = ", wraps new keys there" if token in key.newest_on else ""
+            say(plain(f"  on token {token}{newest}"))
+
+
+def _use(key: WrappingKey) -> str:
+    if key.destroyed and not key.key_versions:
+        return "destroyed"
+    return f"wraps {count(key.key_versions, 'key version')}"
+
+
+@click.command("wrapping-keys", short_help="Lists wrapping keys, and what each has wrapped.")
+@client_options
+@output(lambda keys: list(map(_wrapping_key_value, keys)), _print_wrapping_keys)
+def wrapping_keys(*, client: SignerClient) -> list[WrappingKey]:
+    """Lists the wrapping keys, the newest first: their tokens, and what each has wrapped.
+
+    The id is what `signer operations propose rewrap`, place-wrapping-key and destroy-wrapping-key
+    take. `signer keys list` shows which versions are wrapped, `signer keys show` by which key.
+
+    \b
+      signer keys wrapping-keys --client officer-a.yaml
+    """
+    return client.list_wrapping_keys()
+
+
 def version_value(version: KeyVersion) -> dict[str, Any]:
     """Returns what `--json` shows of a version: texts, times in ISO 8601 (UTC)."""
     return {
@@ -173,6 +213,7 @@ def version_value(version: KeyVersion) -> dict[str, Any]:
         "suspension": version.suspension or None,
         "token": version.token or None,
         "placements": [f"{token} (CKA_ID {cka_id.hex()})" for token, cka_id in version.placements],
+        "wrapping": version.wrapping and version.wrapping._asdict(),
         "created": iso(version.created),
         "activate_at": iso(version.activate_at),
         "sign_until": iso(version.sign_until),

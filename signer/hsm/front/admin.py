@@ -35,7 +35,14 @@ from signer.hsm.frames import (
 )
 from signer.hsm.front.dispatcher import login_ended
 from signer.hsm.front.process import WorkerProcess, token_spec
-from signer.hsm.spec import FailureKind, PinState, SeenToken, TokenInspection, WorkerMode
+from signer.hsm.spec import (
+    FailureKind,
+    HeldWrappingKey,
+    PinState,
+    SeenToken,
+    TokenInspection,
+    WorkerMode,
+)
 from signer.model import TokenObject, WrapMechanism, WrappedKey, wrapping_cka_id, wrapping_label
 
 T = TypeVar("T")
@@ -91,6 +98,12 @@ class AdminWorker:
             keys += [TokenObject(bytes.fromhex(cka_id), label) for cka_id, label in names]
             rest(time.monotonic() - began)
         return keys
+
+    def wrapping_keys(self, ids: Sequence[str]) -> list[HeldWrappingKey]:
+        """Returns what the token holds under the id of each wrapping key."""
+        cka_ids = [wrapping_cka_id(identity).hex() for identity in ids]
+        seen = self.call("wrapping_keys", cka_ids=cka_ids)
+        return [HeldWrappingKey(held, tuple(wrong)) for held, wrong in seen]
 
     def generate(self, algorithm: Algorithm, bits: int, cka_id: bytes, label: str) -> bytes:
         spki = self.call(

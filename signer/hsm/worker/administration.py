@@ -10,7 +10,6 @@ from typing import Any
 
 import pkcs11
 from pkcs11 import Attribute, ObjectClass
-from pkcs11 import exceptions as errors
 from pkcs11.exceptions import PKCS11Error
 
 from signer.algorithms import Algorithm
@@ -96,7 +95,6 @@ def _private_keys(token: Token, cka_id: bytes) -> list[Any]:
 
 def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
     """Returns the attributes of a private key that the token knows."""
-    values = {}
     with token.doing(f"read the attributes of key {cka_id}"):
         found = _private_keys(token, bytes.fromhex(cka_id))
         if len(found) != 1:
@@ -105,13 +103,13 @@ def _attributes(token: Token, cka_id: str) -> dict[str, bool]:
                 f"token {token.spec.label} holds {len(found) or 'no'} private "
                 f"{'keys' if found else 'key'} with the CKA_ID {cka_id}",
             )
-        for attribute in STRICT | MADE_HERE:
-            token.beat()
-            try:
-                values[attribute.name.lower()] = bool(found[0][attribute])
-            except errors.AttributeTypeInvalid:
-                continue
-    return values
+        kinds = [*STRICT, *MADE_HERE]
+        values = token.objects.flags(found[0].handle, [int(kind) for kind in kinds])
+    return {
+        kind.name.lower(): value
+        for kind, value in zip(kinds, values, strict=True)
+        if value is not None
+    }
 
 
 def _destroy(token: Token, cka_id: str, label: str) -> None:
@@ -158,8 +156,7 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
         public, private = generate_pair(
             token.session, wanted, bits, identifier, label, template=STRICT
         )
-        token.beat()
-        if wrong := wrong_attributes(private, STRICT | MADE_HERE):
+        if wrong := wrong_attributes(token, private.handle, STRICT | MADE_HERE):
             private.destroy()
             public.destroy()
             raise TokenFailure(
@@ -194,7 +191,7 @@ def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> 
     if (
         private[Attribute.LABEL] != label
         or len(publics) != 1
-        or wrong_attributes(private, STRICT | MADE_HERE)
+        or wrong_attributes(token, private.handle, STRICT | MADE_HERE)
     ):
         raise TokenFailure(
             FailureKind.AMBIGUOUS,
@@ -220,5 +217,5 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "generate": _generate,
     **WRAPPING_ORDERS,
 }
-LISTING = {name: OPERATIONS[name] for name in ("handles", "names")}
+LISTING = {name: OPERATIONS[name] for name in ("handles", "names", "wrapping_keys")}
 """Those of a worker in the mode LIST."""

@@ -281,6 +281,24 @@ class Objects:
         )
         return TokenObject(cka_id, label.decode(errors="replace"))
 
+    def flags(self, handle: int, kinds: Sequence[int]) -> list[bool | None]:
+        """Returns boolean attributes of a key, read by one call; None: it does not have one."""
+        read = (ctypes.c_ubyte * len(kinds))()
+        base = ctypes.addressof(read)
+        wanted = (_Attribute * len(kinds))(
+            *(_Attribute(kind, base + at, 1) for at, kind in enumerate(kinds))
+        )
+        at, length = ctypes.addressof(wanted), len(kinds)
+        try:
+            self._call("C_GetAttributeValue", self._read, handle, at, length)
+        except CryptokiError as error:
+            if error.value not in _PARTLY_READ:
+                raise
+        return [
+            bool(value) if each.length == 1 else None
+            for each, value in zip(wanted, read, strict=True)
+        ]
+
     def copy(self, handle: int) -> int:
         """Copies a key as an object of the session; returns the handle of the copy."""
         template, made = _Template({_CKA_TOKEN: _FALSE}), _ULONG(0)

@@ -85,9 +85,14 @@ def generate_pair(
     return public, private
 
 
-def wrong_attributes(key: Any, wanted: Mapping[Attribute, bool]) -> list[str]:
-    """Returns the names of a key's attributes that are not as we demand them."""
-    return [attribute.name for attribute, value in wanted.items() if key[attribute] != value]
+def wrong_attributes(token: Token, handle: int, wanted: Mapping[Attribute, bool]) -> list[str]:
+    """Returns the names of a key's attributes that are not as we demand them.
+
+    One call reads all of them. Raises CryptokiError.
+    """
+    values = token.objects.flags(handle, [int(attribute) for attribute in wanted])
+    pairs = zip(wanted.items(), values, strict=True)
+    return [attribute.name for (attribute, value), read in pairs if read is not value]
 
 
 def public_key(algorithm: Algorithm, public: Any) -> bytes:

@@ -13,7 +13,7 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.hsm.frames import PackedWrapped
 from signer.hsm.mechanisms import MECHANISMS, Verifier
-from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.spec import FailureKind, HeldWrappingKey, TokenFailure
 from signer.hsm.worker.cryptoki import WRAP_MECHANISMS, CryptokiError, ErrorClass, HotLoop
 from signer.hsm.worker.pairs import (
     STRICT,
@@ -92,13 +92,25 @@ def _copy_wraps(token: Token, handle: int) -> bool:
 
 def _check_wrapping_key(token: Token, key: Any) -> None:
     """Raises TokenFailure for a key that does not keep to itself what it wraps."""
-    token.beat()
-    if wrong := wrong_attributes(key, _WRAPPING | _KEPT_INSIDE):
+    if wrong := wrong_attributes(token, key.handle, _WRAPPING | _KEPT_INSIDE):
         raise TokenFailure(
             FailureKind.CONFIGURATION,
             f"token {token.spec.label} has a wrapping key whose {', '.join(wrong)} is not as"
             " demanded: nothing is wrapped by it",
         )
+
+
+def wrapping_keys(token: Token, cka_ids: list[str]) -> list[HeldWrappingKey]:
+    """Returns what a token holds under the CKA_ID of each wrapping key."""
+    seen = []
+    with token.doing("read the attributes of its wrapping keys"):
+        for cka_id in cka_ids:
+            found = _secret_keys(token, bytes.fromhex(cka_id))
+            wrong: list[str] = []
+            if len(found) == 1:
+                wrong = wrong_attributes(token, found[0].handle, _WRAPPING | _KEPT_INSIDE)
+            seen.append(HeldWrappingKey(len(found), tuple(wrong)))
+    return seen
 
 
 def _secret_keys(token: Token, cka_id: bytes) -> list[Any]:
@@ -209,10 +221,7 @@ def _try_out(
             f"token {token.spec.label} does not unwrap what it has wrapped ({found})",
         ) from found
     try:
-        [private] = token.session.get_objects(
-            {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.TOKEN: False, Attribute.ID: cka_id}
-        )
-        wrong = wrong_attributes(private, _UNWRAPPED)
+        wrong = wrong_attributes(token, handle, _UNWRAPPED)
         name = PROPERTIES[algorithm].hash_name
         data = hashlib.new(name, _CANARY).digest() if name else _CANARY
         loop = HotLoop(token.spec.module, token.session.handle, token.heartbeat)
@@ -283,6 +292,7 @@ def _destroy_wrapping_key(token: Token, cka_id: str, label: str) -> None:
 
 
 WRAPPING_ORDERS: dict[str, Callable[..., Any]] = {
+    "wrapping_keys": wrapping_keys,
     "make_wrapping_key": _make_wrapping_key,
     "generate_wrapped": _generate_wrapped,
     "wrap_anew": _wrap_anew,

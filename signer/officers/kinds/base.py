@@ -21,6 +21,7 @@ from signer.errors import CallError, OperatorError, Reason
 from signer.events import Events, OperationChanged, OperationFailed
 from signer.keys.lifecycle import TokenAdmin
 from signer.keys.registry import Registry, RegistryState
+from signer.keys.wrapping_use import newest_wrapping_key
 from signer.keys.writing import Change
 from signer.model import (
     KeyName,
@@ -152,8 +153,7 @@ class OperationContext:
 
     def wrapping_key(self, token: str) -> str:
         """Returns the id of the newest wrapping key on a token, empty if there is none."""
-        keys = [k for k in self.state.wrapping_keys if k.token == token and not k.destroyed]
-        return max(keys, key=lambda key: key.created).id if keys else ""
+        return newest_wrapping_key(self.state.wrapping_keys, token)
 
     def basis(self, key: KeyName) -> dict[str, str]:
         """Returns state and times of every version of a key, as officers see them.

@@ -13,6 +13,9 @@ from signer.config.policy_documents import load_policy
 from signer.daemon.draft import files_state
 from signer.daemon.policy_in_force import REPLACE_DRAFT
 from signer.errors import ConfigError
+from signer.keys.wrapping_use import wrapping_uses
+from signer.model import Storage
+from signer.policy.rules import Policy
 from signer.text import count
 from signer.tools.doctor.file_checks import examine_files
 from signer.tools.doctor.finding import Finding, Level, ok, refused, warning
@@ -28,6 +31,7 @@ from signer.tools.doctor.storage import (
     examine_audit,
     examine_registry,
     judge_officers,
+    judge_wrapping,
     last_record_time,
 )
 from signer.tools.doctor.tls_certificates import examine_client, examine_tls
@@ -50,7 +54,8 @@ def worst(findings: list[Finding]) -> Level:
 
 
 def _examined(config: Config, now: float) -> Iterator[Finding]:
-    yield _policy(config)
+    finding, policy = _policy(config)
+    yield finding
     files = list(examine_files(config))
     yield from files
     bad = {each.check for each in files if each.level is Level.WRONG}
@@ -62,10 +67,13 @@ def _examined(config: Config, now: float) -> Iterator[Finding]:
         if f"tokens[{index}].module" not in bad:
             yield from examine_token(token, config.state)
     audit = config.audit.directory
-    registry, officers = examine_registry(config.registry, begun=bool(list_segments(audit)))
+    registry, state = examine_registry(config.registry, begun=bool(list_segments(audit)))
     yield registry
-    if officers:
-        yield judge_officers(officers, max(config.operations.all_needed().values()), now)
+    if state is not None and state.officers:
+        yield judge_officers(state.officers, max(config.operations.all_needed().values()), now)
+        tokens = [token.label for token in config.tokens]
+        uses = wrapping_uses(state.wrapping_keys, state.keys)
+        yield from judge_wrapping(uses, tokens, stores=policy is not None and _wraps(policy))
     yield from examine_audit(config.audit, officers=registry.level is Level.OK)
     yield judge_clock(now, last_record_time(audit), synchronised())
     daemon = running_daemon(audit)
@@ -74,13 +82,19 @@ def _examined(config: Config, now: float) -> Iterator[Finding]:
     yield from examine_limits(daemon)
 
 
-def _policy(config: Config) -> Finding:
+def _policy(config: Config) -> tuple[Finding, Policy | None]:
     try:
         policy = load_policy(config.policy)
     except ConfigError as error:
-        return refused("policy", error)
+        return refused("policy", error), None
     seen = f"{count(len(policy.facilities), 'facility', 'facilities')}, sha256 {policy.sha256}"
     known = files_state(config, policy.sha256)
     if known.is_draft:
-        return warning("policy", f"{seen}: {known}", REPLACE_DRAFT)
-    return ok("policy", seen if known.problem else f"{seen}: {known}")
+        return warning("policy", f"{seen}: {known}", REPLACE_DRAFT), policy
+    return ok("policy", seen if known.problem else f"{seen}: {known}"), policy
+
+
+def _wraps(policy: Policy) -> bool:
+    """Returns whether a policy has keys that are stored wrapped."""
+    every = (terms for f in policy.facilities.values() for terms in (f.terms, *f.keys.values()))
+    return any(terms.storage == Storage.WRAPPED for terms in every)

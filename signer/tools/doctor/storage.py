@@ -4,7 +4,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ from signer.audit.write.disk import Disk
 from signer.config.models import AuditConfig
 from signer.errors import OperatorError
 from signer.keys.database import connect, explained, is_newer, sqlite_file, version_of
-from signer.keys.registry import Registry
+from signer.keys.registry import Registry, RegistryState
 from signer.keys.schema import VERSION
+from signer.keys.wrapping_use import WrappingUse
 from signer.officers.approval import Officers
 from signer.officers.validity import Validity
 from signer.text import count, utc
@@ -34,6 +35,7 @@ SLOW_SECONDS = 0.1  # every batch waits for two syncs; a good disk takes about 1
 ANSWER_SECONDS = 10.0  # of a file server
 _INIT = "`signer init --config FILE` creates it"
 _RENEW = "officers renew it: `signer operations propose officers --add FILE` (docs/runbook.md)"
+_PROPOSE = "`signer operations propose"
 _NO_WAY_BACK = "correct the clock if it is wrong; else there is no way back (docs/officers.md)"
 
 
@@ -47,16 +49,16 @@ class Written(NamedTuple):
 # --- the registry ------------------------------------------------------------------------------
 
 
-def examine_registry(url: str, *, begun: bool) -> tuple[Finding, Officers]:
-    """Judges whether the registry answers and has this program's schema; returns its officers.
+def examine_registry(url: str, *, begun: bool) -> tuple[Finding, RegistryState | None]:
+    """Judges whether the registry answers and has this program's schema; returns what it holds.
 
-    ``begun``: the appliance has an audit log, so there was a registry.
+    ``begun``: the appliance has an audit log, so there was a registry. None: it cannot be read.
     """
     path = sqlite_file(url)
     if path is not None and (problem := folder_problem(path.parent)):
-        return wrong("registry", *problem), {}
+        return wrong("registry", *problem), None
     if path is not None and not path.exists():
-        return judge_schema(None, begun=begun), {}
+        return judge_schema(None, begun=begun), None
     try:
         engine = connect(url, create=False)
         try:
@@ -65,17 +67,18 @@ def examine_registry(url: str, *, begun: bool) -> tuple[Finding, Officers]:
         finally:
             engine.dispose()
         if schema != VERSION:
-            return judge_schema(schema, begun=begun), {}
+            return judge_schema(schema, begun=begun), None
         with Registry.open(url) as registry:
             state = registry.state()
     except OperatorError as error:
         remedy = "make it available, or restore it from the backup"
-        return wrong("registry", str(error), remedy), {}
+        return wrong("registry", str(error), remedy), None
     if not state.officers:
-        return warning("registry", "it contains no officers, so no key can be created", _INIT), {}
+        seen = "it contains no officers, so no key can be created"
+        return warning("registry", seen, _INIT), state
     keys = f"{len(state.keys)} key versions" if len(state.keys) else "no keys yet"
     seen = f"schema {schema}, {len(state.officers)} officers, {keys}"
-    return ok("registry", seen), state.officers
+    return ok("registry", seen), state
 
 
 def judge_officers(officers: Officers, needed: int, now: float) -> Finding:
@@ -92,6 +95,34 @@ def judge_officers(officers: Officers, needed: int, now: float) -> Finding:
         who, end = min(validity.ending, key=lambda each: each[1])
         return warning("officers", f"the certificate of {who} ends at {utc(end)}", _RENEW)
     return ok("officers", f"{have}, until {utc(end or now)} at least")
+
+
+def judge_wrapping(
+    uses: Sequence[WrappingUse], tokens: Sequence[str], *, stores: bool
+) -> Iterator[Finding]:
+    """Judges where the wrapping keys are, by the registry, of an appliance with these tokens.
+
+    ``stores``: the policy in the files has keys that are stored wrapped. Whether a token still
+    holds a wrapping key is compared by the daemon, which is logged in.
+    """
+    check = "wrapped keys"
+    in_use = [use for use in uses if use.versions]
+    if stores and not any(use.newest_on for use in uses if {*use.newest_on} & {*tokens}):
+        seen = "the policy stores keys wrapped, and no token here has a wrapping key"
+        yield warning(check, seen, f"officers create one: {_PROPOSE} create-wrapping-key`")
+        return
+    for use in in_use:
+        lacking = [token for token in tokens if token not in use.tokens]
+        if lacking:
+            keys = count(use.versions, "key version")
+            seen = f"{', '.join(lacking)} cannot sign with {keys} that {use.id} wraps"
+            remedy = f"copy it there, then {_PROPOSE} place-wrapping-key` (docs/officers.md)"
+            yield warning(check, seen, remedy)
+            return
+    if in_use:
+        keys = count(sum(use.versions for use in in_use), "key version is", "key versions are")
+        wrapping = count(len(in_use), "wrapping key")
+        yield ok(check, f"{keys} wrapped by {wrapping}, which each token here has")
 
 
 def judge_schema(schema: str | None, *, begun: bool) -> Finding:

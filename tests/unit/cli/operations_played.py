@@ -32,6 +32,7 @@ from signer.client import (
     Operation,
     Prepared,
     SignerClient,
+    WrappingKey,
 )
 from signer.officers.approval import Proposal, parse
 from signer.x509 import cose_kid, jwk_thumbprint
@@ -281,6 +282,7 @@ class FakeClient:
 
     operations: FakeOperations
     versions: list[KeyVersion] = field(default_factory=list)
+    wrapping_keys: list[WrappingKey] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self
@@ -294,6 +296,9 @@ class FakeClient:
             for each in self.versions
             if not parent or each.name.startswith(f"{parent}/")
         )
+
+    def list_wrapping_keys(self) -> list[WrappingKey]:
+        return self.wrapping_keys
 
     def get_key_version(self, name: str) -> KeyVersion:
         return self._known([each for each in self.versions if each.name == name])[0]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.algorithms import Algorithm
 from signer.cli.keys.showing import version_lines
 from signer.cli.operations import flow
-from signer.client import Suspension
+from signer.client import Suspension, Wrapping, WrappingKey
 from signer.model import KeyIndex, KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
@@ -403,6 +403,51 @@ def test_list_show_and_csr(run: Any, registry: Any, people: Any) -> None:
     assert run("keys", "csr", RSA, *client).out == "PEM\n"
     assert run("keys", "csr", f"{RSA}/versions/1", *client).out == "PEM\n"
     assert run("keys", "csr", "facilities/f/keys/none", *client).code == 1
+
+
+ID = "0c8a54f4-8f39-4a6e-9f0e-3f6a3c1d2e7b"
+
+
+def test_wrapping_keys_and_what_they_wrap(run: Any, registry: Any, people: Any) -> None:
+    """By which wrapping key a version is wrapped, and where that is; in 80 columns."""
+    client = ("--client", people.a.client)
+    assert "create-wrapping-key" in run("keys", "wrapping-keys", *client).out
+    since = datetime.fromtimestamp(NOW, UTC)
+    tokens = ("hsm-" + "1" * 28, "hsm-2")
+    registry.wrapping_keys += [
+        WrappingKey(ID, b"\x01", since, tokens, tokens[:1], destroyed=False, key_versions=15_000),
+        WrappingKey("old", b"\x02", since, tokens[:1], (), destroyed=True, key_versions=0),
+        WrappingKey("nowhere\x1b", b"\x03", None, (), (), destroyed=False, key_versions=1),
+    ]
+    shown = run("keys", "wrapping-keys", *client).out.splitlines()
+    assert shown == [
+        f"{ID}  since {since:%Y-%m-%d}  wraps 15000 key versions",
+        f"  on token {tokens[0]}, wraps new keys there",
+        "  on token hsm-2",
+        f"{'old':<36}  since {since:%Y-%m-%d}  destroyed",
+        f"{'nowhere?':<36}  not in the registry  wraps 1 key version",
+    ]
+    assert max(map(len, shown)) <= 80
+    listed = json.loads(run("keys", "wrapping-keys", "--json", *client).out)
+    assert listed[0] == {
+        "id": ID,
+        "cka_id": "01",
+        "created": since.isoformat(),
+        "tokens": list(tokens),
+        "newest_on": list(tokens[:1]),
+        "destroyed": False,
+        "key_versions": 15_000,
+    }
+
+    wrapping = Wrapping(ID, "AES_KEY_WRAP_PAD")
+    registry.versions[1] = registry.versions[1]._replace(wrapping=wrapping)
+    lines = run("keys", "list", *client).out.splitlines()
+    assert [line.endswith("  wrapped") for line in lines] == [False, True, False, False]
+    assert max(map(len, version_lines(registry.versions, datetime.now(UTC), 80))) <= 80
+    said = json.loads(run("keys", "show", KEY, "--json", *client).out)
+    assert said["wrapping"] == {"wrapping_key": ID, "mechanism": "AES_KEY_WRAP_PAD"}
+    assert json.loads(run("keys", "list", "--json", *client).out)[1]["wrapping"] == said["wrapping"]
+    assert re.search(f"wrapping key +{ID}", run("keys", "show", KEY, *client).out)
 
 
 def test_export(run: Any, registry: Any, people: Any, tmp_path: Path) -> None:

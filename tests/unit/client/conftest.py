@@ -192,6 +192,11 @@ class Played(
             key_versions=[version], next_page_token=str(page + 1) if page < 2 else ""
         )
 
+    def ListWrappingKeys(self, _request: Any, _context: Any) -> keys_pb2.ListWrappingKeysResponse:
+        made = keys_pb2.WrappingKey(id="w", tokens=["t", "u"], newest_on=["t"], key_versions=3)
+        made.create_time.FromSeconds(1_700_000_000)
+        return keys_pb2.ListWrappingKeysResponse(wrapping_keys=[made])
+
     @refusable
     def GetCheckpoint(self, _request: Any, _context: Any) -> evidence_pb2.GetCheckpointResponse:
         self.asked += 1

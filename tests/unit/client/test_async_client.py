@@ -32,6 +32,7 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("list_keys", ("facilities/f",)),
     ("get_key_version", (f"{KEY}/versions/3",)),
     ("list_key_versions", ()),
+    ("list_wrapping_keys", ()),
     ("get_checkpoint", ()),
     ("list_records", (3,)),
     ("inclusion_proof", (1, 2)),

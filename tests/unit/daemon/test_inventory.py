@@ -1,6 +1,6 @@
 """Registry and token compared: what is a difference, when it is looked for, and how it rests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from signer.daemon.inventory import (
+    DIFFERS_SECONDS,
     LOOK_AGAIN_SECONDS,
     MOST_NAMED,
     RESTS,
@@ -17,7 +18,18 @@ from signer.daemon.inventory import (
 )
 from signer.errors import OperatorError
 from signer.events import Bug, TokenDiffers
-from signer.model import AUDIT_KEY, KeyName, KeyState, KeyVersion, TokenObject, inventory_digest
+from signer.hsm.spec import HeldWrappingKey
+from signer.model import (
+    AUDIT_KEY,
+    KeyName,
+    KeyState,
+    KeyVersion,
+    TokenObject,
+    WrapMechanism,
+    WrappedKey,
+    WrappingKey,
+    inventory_digest,
+)
 from tests.stand_ins import Recorder, SetClock, key_version
 
 AUDIT = key_version(key=AUDIT_KEY, cka_id=b"audit", token="t")
@@ -36,8 +48,11 @@ class Stage:
 
     def __init__(self, *versions: KeyVersion) -> None:
         self.pool = SimpleNamespace(inventory=b"", serving=1)
-        self.served = SimpleNamespace(snapshot=SimpleNamespace(keys=list(versions)))
-        self.holds = on_token(*versions, AUDIT)
+        self.served = SimpleNamespace(
+            snapshot=SimpleNamespace(keys=list(versions), wrapping_keys=())
+        )
+        self.holds = on_token(*(v for v in versions if v.wrapped is None), AUDIT)
+        self.wraps: dict[str, HeldWrappingKey] = {}
         self.opened, self.seconds = 0, 0.0
         self.failure: Exception | None = None
         self.meanwhile: Callable[[], object] = lambda: None
@@ -64,6 +79,9 @@ class Stage:
         self.meanwhile()
         rest(self.seconds)
         return found
+
+    def wrapping_keys(self, ids: Sequence[str]) -> list[HeldWrappingKey]:
+        return [self.wraps.get(identity, HeldWrappingKey(0)) for identity in ids]
 
     def compare(self) -> list[str]:
         self.comparing.compare()
@@ -119,6 +137,69 @@ def test_a_token_is_compared_once_it_serves_and_then_every_day() -> None:
     assert stage.compare() == []
     stage.clock.forward(1)
     assert len(stage.compare()) == 1
+
+
+def test_what_is_repaired_is_seen_within_the_hour() -> None:
+    stage = Stage(version("a"))
+    del stage.holds[0]
+    assert len(stage.compare()) == 1
+    stage.holds = on_token(version("a"), AUDIT)
+    stage.clock.forward(DIFFERS_SECONDS - 1)
+    assert len(stage.compare()) == 1
+    assert stage.comparing.counts() == {"t": 1}
+    stage.clock.forward(1)
+    assert stage.compare() == []
+    assert stage.comparing.counts() == {"t": 0}
+
+
+def wrapped_stage(*, destroyed: bool = False) -> Stage:
+    """A key that is wrapped by "w", which the token holds as it should."""
+    key = WrappedKey(b"", b"", WrapMechanism.AES_KEY_WRAP_PAD, "w", ("t",))
+    stage = Stage() if destroyed else Stage(version("a", wrapped=key))
+    there = WrappingKey("w", "t", 1.0, destroyed)
+    stage.served.snapshot.wrapping_keys = (there, WrappingKey("x", "u", 1.0))
+    stage.wraps["w"] = HeldWrappingKey(not destroyed)
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("held", "destroyed", "expected"),
+    [
+        (HeldWrappingKey(0), False, "not hold the wrapping key w, so that 1 key version does not"),
+        (HeldWrappingKey(2), False, "holds 2 keys with the CKA_ID"),
+        (HeldWrappingKey(1, ("EXTRACTABLE", "DECRYPT")), False, "another EXTRACTABLE, DECRYPT"),
+        (HeldWrappingKey(1), True, "the wrapping key w, which officers have destroyed"),
+    ],
+)
+def test_a_wrapping_key_that_is_not_as_it_should_be_is_found(
+    held: HeldWrappingKey, destroyed: bool, expected: str
+) -> None:
+    stage = wrapped_stage(destroyed=destroyed)
+    assert stage.compare() == []
+    stage.wraps["w"] = held
+    stage.clock.forward(LOOK_AGAIN_SECONDS)
+    [line] = stage.compare()
+    assert line.startswith("token t ")
+    assert expected in line
+    assert stage.reported == [[line]]
+
+
+def test_what_officers_destroy_after_the_comparison_is_no_difference() -> None:
+    for destroyed in (False, True):
+        stage = wrapped_stage(destroyed=destroyed)
+        stage.wraps["w"] = HeldWrappingKey(destroyed)
+        assert len(stage.compare()) == 1
+        stage.served.snapshot.wrapping_keys = (WrappingKey("w", "t", 1.0, not destroyed),)
+        assert stage.compare() == []
+
+
+def test_wrapping_keys_are_looked_at_also_where_an_index_shows_all_others() -> None:
+    stage = wrapped_stage()
+    stage.pool.inventory = inventory_digest(stage.holds)
+    stage.holds.append(TokenObject(b"new", "not in the index"))
+    stage.wraps.clear()
+    [line] = stage.compare()
+    assert "wrapping key w" in line
 
 
 def test_a_token_that_could_not_be_read_is_tried_again() -> None:

@@ -19,6 +19,7 @@ from signer.config.client_file import Address
 from signer.config.models import AuditConfig
 from signer.hsm.spec import PinState, SeenToken
 from signer.keys.schema import VERSION
+from signer.keys.wrapping_use import WrappingUse
 from signer.tools.doctor import machine, storage, tokens, worst
 from signer.tools.doctor.file_checks import judge_owner, judge_state
 from signer.tools.doctor.finding import Level, ok, warning, wrong
@@ -37,6 +38,42 @@ def test_the_worst_finding_is_the_level_of_the_whole() -> None:
     assert worst([]) == worst([good]) == OK
     assert worst([good, bad]) == WARNING
     assert worst([bad, worse, good]) == WRONG
+
+
+# --- wrapped keys ------------------------------------------------------------------------------
+
+
+def use(identity: str, tokens: str, versions: int, newest_on: str = "") -> WrappingUse:
+    return WrappingUse(identity, 1.0, tuple(tokens), tuple(newest_on), False, versions)
+
+
+@pytest.mark.parametrize(
+    ("uses", "tokens", "level", "text"),
+    [
+        ([], "a", WARNING, "no token here has a wrapping key"),
+        ([use("w", "b", 0, "b")], "a", WARNING, "no token here has a wrapping key"),
+        ([use("w", "ab", 3, "ab")], "ab", OK, "3 key versions are wrapped by 1 wrapping key"),
+        ([use("w", "a", 3, "a")], "ab", WARNING, "b cannot sign with 3 key versions that w wraps"),
+        ([use("v", "a", 0), use("w", "ab", 1, "ab")], "ab", OK, "1 key version is wrapped by 1"),
+        (
+            [use("v", "", 1), use("w", "a", 1, "a")],
+            "a",
+            WARNING,
+            "a cannot sign with 1 key version",
+        ),
+    ],
+)
+def test_wrapped_keys_are_judged_by_where_their_wrapping_keys_are(
+    uses: list[WrappingUse], tokens: str, level: Level, text: str
+) -> None:
+    [found] = storage.judge_wrapping(uses, [*tokens], stores=True)
+    assert (found.check, found.level) == ("wrapped keys", level)
+    assert text in found.seen
+
+
+def test_nothing_is_said_of_wrapped_keys_where_there_are_none() -> None:
+    assert list(storage.judge_wrapping([], ["a"], stores=False)) == []
+    assert list(storage.judge_wrapping([use("w", "a", 0, "a")], ["a"], stores=True)) == []
 
 
 # --- tokens ------------------------------------------------------------------------------------
