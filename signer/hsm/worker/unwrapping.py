@@ -75,13 +75,14 @@ class UnwrappedKeys:
         """
         if hashlib.sha256(key.blob).digest() != key.sha256:
             raise NotOneKey(Verdict.NOT_UNWRAPPED)
-        try:
-            return self._unwrap(cka_id, algorithm, key, to_sign=to_sign)
-        except CryptokiError as error:
-            if not error.dead_handle:
-                raise
-        self._wrapping_keys.pop(key.wrapping_key, None)  # it may have been replaced since
-        return self._unwrap(cka_id, algorithm, key, to_sign=to_sign)
+        for _ in range(2):
+            try:
+                return self._unwrap(cka_id, algorithm, key, to_sign=to_sign)
+            except CryptokiError as error:
+                if not error.dead_handle:
+                    raise
+                self._wrapping_keys.pop(key.wrapping_key, None)  # it may have been replaced since
+        raise NotOneKey(Verdict.NO_WRAPPING_KEY)
 
     def _unwrap(
         self, cka_id: bytes, algorithm: Algorithm, key: PackedWrapped, *, to_sign: bool

@@ -138,8 +138,10 @@ def test_a_wrapping_key_that_was_replaced_is_found_again(objects: FakeObjects) -
     use(keys, b"b")
     assert objects.searches == 2
     objects.codes = [0x0F0, 0x0F0]
-    with pytest.raises(CryptokiError):
+    with pytest.raises(NotOneKey) as refused:
         use(keys, b"c")
+    assert refused.value.verdict is Verdict.NO_WRAPPING_KEY, "found, and not there again"
+    use(keys, b"c")
 
 
 @pytest.mark.parametrize("code", [0x005, 0x040, 0x110])
