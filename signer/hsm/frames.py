@@ -354,8 +354,9 @@ class Verdict(enum.IntEnum):
 class ResultPart(NamedTuple):
     """A part's signatures: ``width`` bytes each, zeros at the indexes in ``wrong``.
 
-    ``busy_us``: how long the part took in the worker, in microseconds. ``checked``: how
-    many signatures were verified with the pinned public key.
+    ``busy_us``: how long the part took in the worker, in microseconds, with the search for its
+    key or its unwrapping. ``checked``: how many signatures were verified with the pinned public
+    key.
     """
 
     verdict: Verdict

@@ -137,7 +137,10 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         _TOKEN,
     ),
     "signer_hsm_call_duration_seconds": (
-        "Mean duration of a signature in a chunk, with its verification.",
+        (
+            "Mean duration of a signature in a chunk, with its verification, and at the first use "
+            "of a key with its search or unwrapping."
+        ),
         _TOKEN,
         Label("call", ("C_Sign",)),
     ),

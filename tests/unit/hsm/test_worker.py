@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -165,6 +166,32 @@ def test_each_part_of_a_chunk_is_answered_for_itself(signer: worker.ChunkSigner)
     assert first.split() == [b"1" * 64] * 2
     assert (first.checked, last.checked) == (1, 0), "the first of a key, then one in ten"
     assert (wrong.checked, wrong.wrong, wrong.split()) == (2, [0], [bytes(64), b"3" * 64])
+
+
+def test_the_time_of_a_part_has_what_found_its_key_and_what_was_refused(
+    signer: worker.ChunkSigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is unwrapped first takes its worker longer: who waits behind it waits for that."""
+    now = 0.0
+
+    def take(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class SlowToken(FakeToken):
+        def private_key(self, cka_id: bytes) -> int:
+            take(2.0)
+            return super().private_key(cka_id)
+
+    class SlowLoop(FakeLoop):
+        def sign(self, handle: int, _: object, inputs: Sequence[bytes]) -> list[bytes]:
+            take(1.0)
+            return super().sign(handle, _, inputs)
+
+    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: now))
+    signer.__dict__.update(_token=SlowToken(), _loop=SlowLoop())
+    assert signer.sign_part(part(b"1")).busy_us == 3_000_000
+    assert signer.sign_part(part(b"9")) == (Verdict.REFUSED, 3_000_000, 0, 0, (), b"")
 
 
 @pytest.mark.parametrize("dead", [60, 82])
