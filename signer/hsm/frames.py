@@ -4,20 +4,16 @@ A frame is a length (u32), a kind (u8) and a body; numbers are little-endian. SI
 RESULT are packed columns, because they are on the hot path; the rest is small JSON.
 A chunk has parts, one for each key that signs in it: it may carry the items of many calls.
 Every length is checked before it is used: a broken worker must not break the front
-process. Beside the frames there is the heartbeat, by which the front process sees that a worker
-goes on.
+process.
 """
 
 import contextlib
 import enum
 import json
-import mmap
-import os
 import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from signer.algorithms import Algorithm
@@ -29,7 +25,6 @@ _CHUNK = struct.Struct("<QH")
 _SIGN = struct.Struct("<BIIIHHH")
 _WRAPPED = struct.Struct("<B16s32s")
 _RESULT = struct.Struct("<BQIIHI")
-_COUNTER_BYTES = 8
 PART_BYTES = _SIGN.size  # of a part to sign, beside its ids, keys and inputs
 _ID = struct.Struct("<H")
 _ALGORITHMS = tuple(Algorithm)
@@ -156,37 +151,6 @@ class Channel:
         self.end()
         with self._writing:  # a writer must not meet the descriptor number of another socket
             self.socket.close()
-
-
-class Heartbeat:
-    """A counter in shared memory that a worker raises between the calls of its module.
-
-    PKCS#11 has no time-outs. If the counter does not move while the worker has work, one call
-    does not return, however many calls the work takes.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        """Maps the counter of an open file; the descriptor may be closed afterwards."""
-        self.counter = memoryview(mmap.mmap(descriptor, _COUNTER_BYTES)).cast("Q")
-
-    def beat(self) -> None:
-        """Shows that a call has returned, or that there is another reason to wait."""
-        self.counter[0] += 1
-
-    @property
-    def count(self) -> int:
-        return self.counter[0]
-
-
-@contextmanager
-def shared_counter() -> Iterator[int]:
-    """Yields the descriptor of a new counter, which a worker inherits in the block."""
-    descriptor = os.memfd_create("signer-heartbeat")
-    try:
-        os.ftruncate(descriptor, _COUNTER_BYTES)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def pack_json(value: Mapping[str, Any]) -> bytes:

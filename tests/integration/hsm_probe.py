@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from signer.algorithms import Algorithm
-from signer.hsm.frames import Heartbeat, SignPart, shared_counter
+from signer.hsm.frames import SignPart
+from signer.hsm.heartbeat import Heartbeat, shared_counter
 from signer.hsm.mechanisms import Verifier
 from signer.hsm.spec import TokenSpec
 from signer.model import KeyVersion
@@ -109,10 +110,11 @@ def copies(spec: TokenSpec, keys: list[list[str]], most: int, rounds: int) -> di
     """Signs in turn with more keys than copies and handles are kept; counts session objects."""
     import pkcs11
 
+    from signer.hsm.worker import lookup
     from signer.hsm.worker import token as token_module
     from signer.hsm.worker.__main__ import ChunkSigner
 
-    token_module.MAX_COPIES = token_module.MAX_HANDLES = most
+    token_module.MAX_COPIES = lookup.MAX_HANDLES = most
     token = token_module.open_token(spec, heartbeat())
     signer = ChunkSigner(token)
     correct, counts = 0, []

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from signer.config.models import TokenConfig
-from signer.hsm.frames import Channel, Closed, FrameKind, Heartbeat, pack_json, shared_counter
+from signer.hsm.frames import Channel, Closed, FrameKind, pack_json
+from signer.hsm.heartbeat import Heartbeat, shared_counter
 from signer.hsm.spec import KeyLookup, TokenSpec, WorkerMode
 
 REAP_SECONDS = 5.0

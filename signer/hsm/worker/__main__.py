@@ -25,7 +25,6 @@ from signer.hsm.frames import (
     Closed,
     FrameError,
     FrameKind,
-    Heartbeat,
     ResultFrame,
     ResultPart,
     SignFrame,
@@ -37,6 +36,7 @@ from signer.hsm.frames import (
     unpack_json,
     unpack_sign,
 )
+from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.mechanisms import MECHANISMS, Verifier
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
 from signer.hsm.worker.administration import LISTING, OPERATIONS, carry_out

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from signer.algorithms import Algorithm
-from signer.hsm.frames import Heartbeat
+from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.mechanisms import Mechanism, low_s
 from signer.hsm.spec import FailureKind
 from signer.model import TokenObject, WrapMechanism

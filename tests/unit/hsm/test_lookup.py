@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from signer.hsm.frames import Verdict
-from signer.hsm.worker import token
+from signer.hsm.worker import lookup
 from signer.hsm.worker.cryptoki import CKA_ID, CKA_LABEL
-from signer.hsm.worker.token import IndexedKeys, KeyFinder, SearchedKeys
+from signer.hsm.worker.lookup import IndexedKeys, KeyFinder, SearchedKeys
 from signer.hsm.worker.unwrapping import NotOneKey
 from signer.model import TokenObject, inventory_digest
 
@@ -128,7 +128,7 @@ def test_a_search_is_made_once_and_again_after_a_stop() -> None:
 def test_the_handle_that_was_used_least_recently_is_the_first_to_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(token, "MAX_HANDLES", 3)
+    monkeypatch.setattr(lookup, "MAX_HANDLES", 3)
     keys, objects = finder(SearchedKeys, *((n, b"%d" % n, "") for n in range(9)))
     for n in (1, 2, 3, 1, 4):
         keys.find(b"%d" % n)
