@@ -13,6 +13,7 @@ import pytest
 from signer.algorithms import Algorithm
 from signer.errors import Code, Reason
 from signer.hsm.front.chunks import Signed
+from signer.hsm.front.dispatcher import NOT_SERVING
 from signer.hsm.front.pool import Pool
 from signer.hsm.latch import start_lock
 from signer.hsm.spec import FailureKind
@@ -162,12 +163,15 @@ def test_a_code_that_ends_the_session_costs_no_signed_item(
     rule = stage.shim.on(function, code=code, times=SPANS[span])
     signed = stage.sign()
     assert bool(signed.failures) == (span != "once"), "two workers may die over an item"
-    assert rule.acted == (1 if span == "once" else 2)
+    # One, where the machine is so busy that no other worker has started within seconds; more,
+    # where a canary met the code before the rule was gone.
+    deaths = 2 - (NOT_SERVING in signed.failures.values())
+    assert rule.acted == 1 if span == "once" else rule.acted >= deaths
     stage.shim.clear()
     until(stage.serves, "it serves again")
     seen = stage.causes(since)
     assert set(seen) == {CODES[code]}
-    assert len(seen) == logins(stage) - tried == (1 if span == "once" else 2)
+    assert len(seen) == logins(stage) - tried == rule.acted
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,8 @@ def test_a_copy_that_cannot_be_made_costs_no_item(
     signed = stage.sign()
     ends = CODES.get(code, BUSY) is not BUSY
     assert rule.acted
-    assert bool(signed.failures) == (ends and span != "once")
+    # A handle that is not valid is the key's own: that is found again, once.
+    assert bool(signed.failures) == ((ends or code in STALE) and span != "once")
     stage.shim.clear()
     until(stage.serves, "it serves again")
     assert set(stage.causes(since)) == ({CODES[code]} if ends else set())
