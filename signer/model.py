@@ -34,7 +34,9 @@ class Format(enum.StrEnum):
     JWS = "JWS"
     COSE_SIGN1 = "COSE_SIGN1"
     HCERT = "HCERT"
+    CMS = "CMS"
     SHC = "SHC"
+    CMS_DIGEST = "CMS_DIGEST"
 
 
 class KeyState(enum.StrEnum):
@@ -486,6 +488,20 @@ class FormatContext:
     hcert: HcertTerms | None = None
     content: ContentRules = field(default_factory=ContentRules)
     shc: ShcTerms | None = None
+
+
+HANDLE_BYTES = 16
+
+
+class Handles(NamedTuple):
+    """Under what one health certificate can be revoked, 16 bytes each.
+
+    Zeros where it has no UVCI.
+    """
+
+    uvci: bytes
+    country_uvci: bytes
+    signature: bytes
 
 
 class PreparedBatch(NamedTuple):

@@ -10,7 +10,7 @@ from signer.api.places import held_by
 from signer.api.streams import Streams
 from signer.errors import Failure, invalid
 from signer.event_loop import Turns
-from signer.model import parse_key_or_version
+from signer.model import Format, parse_key_or_version
 from signer.signing.engine import Engine
 from signer.signing.request import BatchRequest
 from signer.v1 import signing_pb2, signing_pb2_grpc
@@ -55,6 +55,7 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
             signatures=result.outputs,
             request_id=request_id,
             audit_record=result.audit_record,
+            revocation=wire.revocation(result.handles) if batch.revocation else None,
         )
         statuses: dict[Failure, status_pb2.Status] = {}  # most items fail for the same reason
         for count, (index, failure) in enumerate(result.failures.items(), 1):
@@ -89,6 +90,8 @@ def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest
     requested = wire.FORMATS.get(request.format)
     if requested is None:
         raise invalid("format", f"{request.format} is unspecified, unknown or not offered")
+    if request.revocation and requested is not Format.HCERT:
+        raise invalid("revocation", f"is for HCERT only: a {requested} has no handles")
     return BatchRequest(
         principal=caller.principal,
         key=key,
@@ -98,6 +101,7 @@ def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest
         deadline=caller.deadline,
         request_id=_request_id(request.request_id),
         call_id=caller.call_id,
+        revocation=request.revocation,
     )
 
 

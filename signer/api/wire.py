@@ -3,7 +3,7 @@
 The requests for signatures are read from bytes: items are counted before they are kept.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,7 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from signer.errors import CallError, Failure, Reason, invalid
 from signer.keys.wrapping_use import WrappingUse
-from signer.model import MAX_BATCH_ITEMS, Format, KeyState, KeyVersion
+from signer.model import MAX_BATCH_ITEMS, Format, Handles, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
 DOMAIN = "signer.v1"
@@ -58,6 +58,14 @@ def item_status(failure: Failure) -> status_pb2.Status:
     named = {"rule": failure.rule, "member": failure.member}
     metadata = {name: value for name, value in named.items() if value}
     return _status(failure.reason, failure.message, metadata, failure.retry_after)
+
+
+def revocation(handles: Sequence[Handles]) -> signing_pb2.RevocationHandles:
+    """Returns the handles of certificates as columns."""
+    uvcis, countries, signatures = zip(*handles, strict=True)
+    return signing_pb2.RevocationHandles(
+        uvci=b"".join(uvcis), country_uvci=b"".join(countries), signature=b"".join(signatures)
+    )
 
 
 def _status(

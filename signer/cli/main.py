@@ -26,6 +26,7 @@ _SUMMARIES = {
     "policy": "Shows, compares and proposes policies.",
     "registry": "Migrates the database of keys and officers.",
     "reload": "Reloads the policy and certificates of the daemon.",
+    "revocations": "Builds signed lists of revoked certificates.",
     "serve": "Runs the daemon.",
     "sign": "Signs files, or each line of files.",
     "token": "Manages the tokens that hold the keys.",

@@ -27,7 +27,9 @@ _SUFFIXES = {
     Format.JWS: ".jws",
     Format.COSE_SIGN1: ".cose",
     Format.HCERT: ".hc1",
+    Format.CMS: ".p7s",
     Format.SHC: ".shc",
+    Format.CMS_DIGEST: ".p7s",
 }
 
 
@@ -61,13 +63,18 @@ _Item = tuple[_Source, bytes]
     type=click.Choice([format_.value for format_ in Format], case_sensitive=False),
     help="What the payloads are, and what they become.",
 )
-@click.option("--lines", is_flag=True, help="Each line is a payload (for DIGEST in hex).")
+@click.option("--lines", is_flag=True, help="Each line is a payload (digests in hex).")
 @click.option(
     "--out",
     metavar="DIR|-",
     help="Folder for the signatures; - prints them. By default next to each file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a payload.")
+@click.option(
+    "--revocation",
+    is_flag=True,
+    help="With --json, of HCERT: the handles under which each certificate can be revoked.",
+)
 @click.option(
     "--batch",
     metavar="N",
@@ -97,14 +104,15 @@ def sign(
     lines: bool,
     out: str | None,
     as_json: bool,
+    revocation: bool,
     batch: int | None,
     timeout: float,
     inputs: tuple[str, ...],
 ) -> None:
     """Signs files, or each line of files; `-` is standard input.
 
-    Writes FILE.jws, FILE.hc1, FILE.shc, FILE.cose or FILE.sig next to each FILE. With
-    --lines it prints one signature a line, in the order of the payloads: JWS,
+    Writes FILE.jws, FILE.hc1, FILE.shc, FILE.cose, FILE.p7s or FILE.sig next to each
+    FILE. With --lines it prints one signature a line, in the order of the payloads: JWS,
     HCERT and SHC as text, the others in base64, an empty line where a payload failed.
     Failed payloads are listed on stderr, and the exit code is 1; all others are
     signed. If a call fails for good, its error is printed once, nothing more is
@@ -133,6 +141,8 @@ def sign(
     message_format = Format(format_name)
     if lines and out not in (None, _STDIN):
         raise click.UsageError("--lines prints the signatures: write them to a file with > FILE")
+    if revocation and (not as_json or message_format is not Format.HCERT):
+        raise click.UsageError("--revocation goes with --json and the format HCERT")
     targets = {} if lines else _targets(inputs, out, message_format)
     items = _lines(inputs, message_format) if lines else _files(inputs)
     single = not lines and len(inputs) == 1
@@ -146,7 +156,14 @@ def sign(
             connect(client_file) as client,
         ):
             payloads = _payloads(items, sources)
-            results = client.sign(key, message_format, payloads, batch_items=batch, timeout=timeout)
+            results = client.sign(
+                key,
+                message_format,
+                payloads,
+                batch_items=batch,
+                timeout=timeout,
+                revocation=revocation,
+            )
             for done, result in enumerate(results, 1):
                 printer.take(sources.popleft(), result)
                 advance(done, total)
@@ -195,7 +212,7 @@ def _files(inputs: Iterable[str]) -> Iterator[_Item]:
 
 
 def _lines(inputs: Iterable[str], message_format: Format) -> Iterator[_Item]:
-    read = _digest if message_format is Format.DIGEST else bytes
+    read = _digest if message_format in {Format.DIGEST, Format.CMS_DIGEST} else bytes
     for name in inputs:
         with click.open_file(name, "rb") as file:
             number = 0
@@ -280,6 +297,11 @@ class _Printer:
             error = {"reason": result.error.reason, "message": result.error.message}
             return {**described, "error": error}
         described["key_version"] = result.key_version
+        if result.revocation is not None:
+            handles = result.revocation._asdict().items()
+            described["revocation"] = {
+                name: base64.b64encode(each).decode() for name, each in handles
+            }
         if target is not None:
             return {**described, "output": str(target)}
         return {**described, "signature": self._encode(result.signature)}

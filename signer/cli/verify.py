@@ -23,10 +23,13 @@ from signer.client.verification import (
     Verified,
 )
 from signer.errors import OperatorError
+from signer.formats.cms_reading import is_cms
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count, plain, utc
 
 _RAW = frozenset({Format.DIGEST, Format.MESSAGE})
+_CMS = frozenset({Format.CMS, Format.CMS_DIGEST})
+_DIGESTS = frozenset({Format.DIGEST, Format.CMS_DIGEST})
 _MOST_OF_TEXT = 2 * MESSAGE_BYTES
 """Bytes of a finished message at most: text is longer than what it holds."""
 
@@ -54,13 +57,14 @@ class _Judged(NamedTuple):
     "signature_file",
     metavar="FILE",
     type=FILE,
-    help="A raw signature, also in Base64; INPUT is then what it signs.",
+    help="A raw or CMS signature, also in Base64; INPUT is then what it signs.",
 )
 @click.option(
     "--format",
     "format_name",
     type=click.Choice([each.value for each in Format], case_sensitive=False),
-    help="Accept only this format; with --signature MESSAGE (the default) or DIGEST.",
+    help="Accept only this format; with --signature MESSAGE or CMS (the default: what the"
+    " signature is), or DIGEST or CMS_DIGEST.",
 )
 @click.option("--lines", is_flag=True, help="Each line is a message, as `signer sign` prints them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
@@ -84,8 +88,9 @@ def verify(
     """Verifies signed messages and raw signatures; `-` is standard input.
 
     A JWS, a SMART Health Card, a COSE_Sign1 and the text of an HCERT hold what they
-    sign; of a raw signature INPUT is the message, or its digest (raw or in hex). Of
-    a card the times are checked, too, and of an HCERT the times and the type.
+    sign; of a raw or CMS signature INPUT is the message, or its digest (raw or in
+    hex). Of a card the times are checked, too, of an HCERT the times and the type,
+    and of a CMS signature that its certificate was valid when it says that it was made.
 
     The keys that are trusted come from --keys, and then no appliance is called;
     without it from the appliance. A list of keys is as good as its age: export it
@@ -97,17 +102,19 @@ def verify(
       signer keys export --form jwks --client auditor.yaml > keys.json
       signer verify --keys keys.json record.json.jws
       signer verify --keys keys.json --signature record.sig record.json
+      signer verify --keys certificates.pem --signature report.pdf.p7s report.pdf
       signer verify --keys trust-list.json --lines --json certificates.txt
       signer verify --keys key.pem --format DIGEST --signature a.sig a.sha256
     """
     wanted = None if format_name is None else Format(format_name)
-    if signature_file is None and wanted in _RAW:
-        raise click.UsageError(f"{wanted} needs --signature FILE: its signature is raw")
-    if signature_file is not None and (lines or len(inputs) > 1 or wanted not in {None, *_RAW}):
-        raise click.UsageError("--signature goes with one INPUT: a MESSAGE, or a DIGEST")
+    detached = _RAW | _CMS
+    if signature_file is None and wanted in detached:
+        raise click.UsageError(f"{wanted} needs --signature FILE: it does not hold what it signs")
+    if signature_file is not None and (lines or len(inputs) > 1 or wanted not in {None, *detached}):
+        raise click.UsageError("--signature goes with one INPUT: a message, or a digest")
     keys = _trusted(keys_files, client_file)
     if signature_file is not None:
-        judged = _raw(keys, wanted or Format.MESSAGE, inputs[0], signature_file)
+        judged = _detached(keys, wanted, inputs[0], signature_file)
     else:
         judged = _finished(keys, wanted, _lines(inputs) if lines else _files(inputs))
     taken = wrong = 0
@@ -153,12 +160,12 @@ def _trusted(keys_files: tuple[Path, ...], client_file: Path | None) -> TrustedK
 _Item = tuple[str, int | None, bytes]
 
 
-def _raw(
-    keys: TrustedKeys, message_format: Format, name: str, signature_file: Path
+def _detached(
+    keys: TrustedKeys, wanted: Format | None, name: str, signature_file: Path
 ) -> Iterator[_Judged]:
     with explained(signature_file, "read"), click.open_file(name, "rb") as file:
         payload, signature = file.read(), signature_file.read_bytes()
-    if message_format is Format.DIGEST:
+    if wanted in _DIGESTS:
         with suppress(ValueError):
             payload = bytes.fromhex(payload.decode("ascii"))
     tries = [signature]
@@ -166,8 +173,13 @@ def _raw(
         tries.append(base64.b64decode(signature.strip(), validate=True))
     said: Verified | str = ""
     for each in tries:
+        found = Format.CMS if is_cms(each) else Format.MESSAGE
+        message_format = wanted or found
         try:
-            said = keys.verify_raw(message_format, payload, each)
+            if message_format in _CMS:
+                said = keys.verify_cms(message_format, payload, each, time.time())
+            else:
+                said = keys.verify_raw(message_format, payload, each)
             break
         except VerificationError as error:
             said = str(error)
@@ -219,6 +231,8 @@ def _text(judged: _Judged) -> str:
     if isinstance(said, str):
         return plain(f"{place}: NOT VALID: {said}")
     text = f"{place}: valid {said.format}, {said.algorithm}, {said.key}"
+    if said.time is not None:
+        text += f", signed at {utc(said.time)}"
     if said.claims is not None:
         claims = said.claims
         text += f", issuer {claims.issuer}, {utc(claims.issued)} to {utc(claims.expires)}"
@@ -237,7 +251,9 @@ def _value(judged: _Judged) -> dict[str, Any]:
         claims = said.claims
         times = {"issued": utc(claims.issued), "expires": utc(claims.expires)}
         return {**value, "issuer": claims.issuer, **times, "dcc": claims.dcc}
-    if said.format not in _RAW:
+    if said.time is not None:
+        value["time"] = utc(said.time)
+    if said.format not in _RAW | _CMS:
         value["payload"] = _octets(said.payload)
     return value
 

@@ -232,6 +232,7 @@ class SignerClient(Blocking):
         in_flight: int = 4,
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
+        revocation: bool = False,
     ) -> Iterator[ItemResult]:
         """Signs any number of payloads; yields one result each, in their order.
 
@@ -247,7 +248,8 @@ class SignerClient(Blocking):
         results; then ``SignerClientError`` is raised.
 
         ``request_id`` names the whole job: repeated with the same payloads it
-        repeats the ids of its calls. Raises ValueError for an unknown format or
+        repeats the ids of its calls. With ``revocation`` the results of HCERT have the
+        handles of the certificates. Raises ValueError for an unknown format or
         numbers below 1, before anything is sent.
         """
         wanted = Format(message_format)
@@ -256,7 +258,7 @@ class SignerClient(Blocking):
         if batch_items is None:
             found = self.get_key(pipeline.key_of(key), timeout=timeout)
             batch_items, in_flight = pipeline.plan(found, in_flight)
-        job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout)
+        job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout, revocation)
         return pipeline.run(self._call, pipeline.cut(payloads, wanted, batch_items), job, in_flight)
 
     def sign_batch(
@@ -267,9 +269,12 @@ class SignerClient(Blocking):
         *,
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
+        revocation: bool = False,
     ) -> list[ItemResult]:
         """Signs one batch in exactly one call, without retries."""
         call_id = str(request_id or uuid.uuid4())
-        request = pipeline.request_of(key, Format(message_format), payloads, call_id)
+        request = pipeline.request_of(
+            key, Format(message_format), payloads, call_id, revocation=revocation
+        )
         response = self._call(request, timeout)
         return pipeline.results_of(pipeline.read_answer(response, len(payloads)))

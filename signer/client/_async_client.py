@@ -129,6 +129,7 @@ class AsyncSignerClient(Awaiting):
         in_flight: int = 4,
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
+        revocation: bool = False,
     ) -> AsyncIterator[ItemResult]:
         """Signs any number of payloads; yields one result each, in their order.
 
@@ -141,7 +142,7 @@ class AsyncSignerClient(Awaiting):
         if batch_items is None:
             found = await self.get_key(pipeline.key_of(key), timeout=timeout)
             batch_items, in_flight = pipeline.plan(found, in_flight)
-        job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout)
+        job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout, revocation)
         batches = pipeline.cut(payloads, wanted, batch_items)
         async for result in pipeline.run_awaited(self._call, batches, job, in_flight):
             yield result
@@ -154,9 +155,12 @@ class AsyncSignerClient(Awaiting):
         *,
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
+        revocation: bool = False,
     ) -> list[ItemResult]:
         """Signs one batch in exactly one call, without retries."""
         call_id = str(request_id or uuid.uuid4())
-        request = pipeline.request_of(key, Format(message_format), payloads, call_id)
+        request = pipeline.request_of(
+            key, Format(message_format), payloads, call_id, revocation=revocation
+        )
         response = await self._call(request, timeout)
         return pipeline.results_of(pipeline.read_answer(response, len(payloads)))

@@ -23,9 +23,9 @@ from signer.client._calls import retry, retry_awaited
 from signer.client._errors import InternalError, ItemError, SignerClientError, from_status, of_call
 from signer.client._values import ItemResult, Key
 from signer.errors import Code, Reason
-from signer.model import MESSAGE_BYTES, Format
+from signer.model import HANDLE_BYTES, MESSAGE_BYTES, Format, Handles
 from signer.v1.signing_pb2 import Format as ApiFormat
-from signer.v1.signing_pb2 import SignBatchRequest, SignBatchResponse
+from signer.v1.signing_pb2 import RevocationHandles, SignBatchRequest, SignBatchResponse
 
 Call = Callable[[SignBatchRequest, float], SignBatchResponse]
 """Makes one call of so many seconds. Raises SignerClientError."""
@@ -44,6 +44,7 @@ LONGEST_TIMEOUT = 24 * 3600.0
 
 FIELD_BYTES = 8  # tag and length of one bytes field
 _RSA_4096 = 512  # the longest signature
+_CMS = 4096  # a detached signature with a certificate of up to 3 KiB; larger ones are rare
 _FAILURE = 640  # a google.rpc.Status with its details, in place of an output
 
 
@@ -67,6 +68,8 @@ def output_bound(size: int, message_format: Format) -> int:
             output = _RSA_4096
         case Format.JWS:
             output = (size + _RSA_4096 + 256) * 4 // 3 + 4
+        case Format.CMS | Format.CMS_DIGEST:
+            output = _CMS
         case Format.COSE_SIGN1:
             output = size + _RSA_4096 + 128
         case Format.SHC:
@@ -163,6 +166,7 @@ class Answer(NamedTuple):
     signatures: Sequence[bytes]
     failures: Mapping[int, ItemError]
     audit_record: int | None
+    revocation: RevocationHandles | None = None
 
 
 class Outcome(NamedTuple):
@@ -183,6 +187,7 @@ class Job(NamedTuple):
     message_format: Format
     base: uuid.UUID
     timeout: float
+    revocation: bool = False
 
 
 class _UnfinishedError(Exception):
@@ -195,12 +200,21 @@ class _UnfinishedError(Exception):
 
 
 def request_of(
-    key: str, message_format: Format, payloads: Sequence[bytes], request_id: str
+    key: str,
+    message_format: Format,
+    payloads: Sequence[bytes],
+    request_id: str,
+    *,
+    revocation: bool = False,
 ) -> SignBatchRequest:
     """Returns the request for one batch. Raises TypeError for one payload instead of several."""
     several(payloads)
     return SignBatchRequest(
-        key=key, format=_FORMATS[message_format], payloads=payloads, request_id=request_id
+        key=key,
+        format=_FORMATS[message_format],
+        payloads=payloads,
+        request_id=request_id,
+        revocation=revocation,
     )
 
 
@@ -212,7 +226,11 @@ def read_answer(response: SignBatchResponse, count: int) -> Answer:
         raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
     failures = {index: from_status(status) for index, status in response.failures.items()}
     record = response.audit_record if response.HasField("audit_record") else None
-    return Answer(response.key_version, signatures, failures, record)
+    handles = response.revocation if response.HasField("revocation") else None
+    if handles is not None and len(handles.signature) != count * HANDLE_BYTES:
+        text = f"the handles that came back are not those of {count} certificates"
+        raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
+    return Answer(response.key_version, signatures, failures, record, handles)
 
 
 def results_of(answer: Answer) -> list[ItemResult]:
@@ -224,7 +242,12 @@ def _result(answer: Answer, sent: int, index: int) -> ItemResult:
     """Returns the result of the payload that was ``sent`` there; ``index`` is the caller's."""
     error = answer.failures.get(sent)
     signature, version = answer.signatures[sent], answer.key_version
-    return ItemResult(index, signature, version, error, answer.audit_record)
+    revocation = None
+    if answer.revocation is not None and error is None:
+        part = slice(sent * HANDLE_BYTES, (sent + 1) * HANDLE_BYTES)
+        given = answer.revocation
+        revocation = Handles(given.uvci[part], given.country_uvci[part], given.signature[part])
+    return ItemResult(index, signature, version, error, answer.audit_record, revocation)
 
 
 class _Delivery:
@@ -246,7 +269,10 @@ class _Delivery:
         """
         payloads = [self._batch.payloads[position] for position in self._pending]
         request_id = str(uuid.uuid5(self._job.base, f"{self._batch.start}/{self._round}"))
-        request = request_of(self._job.key, self._job.message_format, payloads, request_id)
+        job = self._job
+        request = request_of(
+            job.key, job.message_format, payloads, request_id, revocation=job.revocation
+        )
         return request, max(0.0, self._deadline - time.monotonic())
 
     def answered(self, response: SignBatchResponse) -> None:

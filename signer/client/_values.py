@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from signer.algorithms import Algorithm
 from signer.client._errors import ItemError
-from signer.model import Placement
+from signer.model import Handles, Placement
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ class ItemResult:
     output of the format (text formats as ASCII), b"" if ``error`` is set.
     ``key_version`` is the version that signed, "" if the call failed. ``audit_record`` is
     the number of the batch's intent in the appliance's audit log, None if it has none.
+    ``revocation`` are the handles of a health certificate, where the call asked for them.
     """
 
     index: int
@@ -35,6 +36,7 @@ class ItemResult:
     key_version: str
     error: ItemError | None = None
     audit_record: int | None = None
+    revocation: Handles | None = None
 
     @property
     def ok(self) -> bool:

@@ -20,18 +20,20 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from signer.algorithms import PROPERTIES, Algorithm
+from signer.formats.cms_asn1 import DATA
+from signer.formats.cms_reading import CmsParts, is_cms, read_cms
 from signer.formats.finished import (
     JOSE,
     CardClaims,
     Claims,
     Finished,
-    MessageError,
     SigningHeader,
     card_claims_of,
     claims_of,
     finished,
 )
 from signer.formats.hcert import read_limits
+from signer.formats.payloads import MessageError
 from signer.hsm.mechanisms import Verifier
 from signer.model import Format
 from signer.text import utc
@@ -78,7 +80,8 @@ class Verified(NamedTuple):
     """A valid message or raw signature: the key that made it, and what was signed.
 
     ``payload`` is that of the message, without its header, and that of a SMART Health Card
-    inflated; ``claims`` only of an HCERT.
+    inflated; ``claims`` only of an HCERT. ``time`` is when a CMS signature was made, as its
+    signer says, in epoch seconds.
     """
 
     format: Format
@@ -86,6 +89,7 @@ class Verified(NamedTuple):
     key: str
     payload: bytes
     claims: Claims | None = None
+    time: float | None = None
 
 
 class TrustedKeys:
@@ -120,7 +124,10 @@ class TrustedKeys:
         message = finished(content)
         if message is None:
             raise VerificationError(
-                "it is not a compact JWS, a SMART Health Card, a COSE_Sign1 or the text of an HCERT"
+                "it is a CMS signature, which does not contain what it signs: give both"
+                if is_cms(content)
+                else "it is not a compact JWS, a SMART Health Card, a COSE_Sign1, the text of an"
+                " HCERT or a CMS signature"
             )
         try:
             header = message.header()
@@ -147,6 +154,52 @@ class TrustedKeys:
                 if key.correct(algorithm, data, signature):
                     return Verified(message_format, algorithm, key.name, payload)
         raise VerificationError("it is not a signature of this message by a key that is trusted")
+
+    def verify_cms(
+        self, message_format: Format, payload: bytes, signature: bytes, now: float
+    ) -> Verified:
+        """Verifies a detached CMS signature of a payload, or of its digest (CMS_DIGEST).
+
+        The certificate that it names must be trusted, or its public key, and have been valid
+        when the signature was made. Raises VerificationError.
+        """
+        try:
+            parts = read_cms(signature)
+        except MessageError as error:
+            raise VerificationError(str(error)) from None
+        if parts.content_type != DATA or parts.content is not None:
+            raise VerificationError("it contains what it signs, or is not a signature of data")
+        key, certificate = self._certified(parts)
+        name = PROPERTIES[parts.algorithm].hash_name
+        data = hashlib.new(name, parts.signed).digest() if name else parts.signed
+        if not key.correct(parts.algorithm, data, parts.signature):
+            raise VerificationError(
+                f"its signature is wrong: its attributes were changed, or it is not by {key.name}"
+            )
+        same = parts.digest == payload if message_format is Format.CMS_DIGEST else None
+        if not (parts.holds(payload) if same is None else same):
+            raise VerificationError(
+                f"it is genuine, but of another message: that has another {parts.hash_name} digest"
+            )
+        _check_signing_time(parts.time, certificate, now)
+        return Verified(message_format, parts.algorithm, key.name, payload, time=parts.time)
+
+    def _certified(self, parts: CmsParts) -> tuple[TrustedKey, bytes]:
+        """Returns the trusted key of the certificate that a CMS signature names, and that."""
+        for key in self._keys:
+            if key.certificate is not None and parts.names(key.certificate):
+                return key, key.certificate
+        certificate = parts.certificate()
+        if certificate is not None and parts.names(certificate):
+            try:
+                spki = spki_of(x509.load_der_x509_certificate(certificate).public_key())
+            except (ValueError, UnsupportedAlgorithm):
+                raise VerificationError("the certificate in it cannot be read") from None
+            for key in self._keys:
+                if key.certificate is None and key.spki == spki:
+                    return key, certificate
+        shown = parts.certificate_sha256.hex()
+        raise VerificationError(f"no key that is trusted has its certificate (SHA-256 {shown})")
 
     def _signer(self, message: Finished, header: SigningHeader) -> TrustedKey:
         keys = self._candidates(message.format, header.kid)
@@ -221,6 +274,23 @@ def _check(claims: Claims, key: TrustedKey, algorithm: Algorithm, now: float) ->
     if claims.type not in types:
         raise VerificationError(
             f"it is genuine, but the certificate of {key.name} is not for its type {claims.type}"
+        )
+
+
+def _check_signing_time(at: float | None, certificate: bytes, now: float) -> None:
+    """Raises VerificationError if a certificate was not valid when it signed, as the signer says.
+
+    Without such a time it must be valid now.
+    """
+    if at is not None and at > now + _SKEW:
+        raise VerificationError(f"it is genuine, but signed at {utc(at)}, which is in the future")
+    read = x509.load_der_x509_certificate(certificate)
+    moment = now if at is None else at
+    first, last = read.not_valid_before_utc.timestamp(), read.not_valid_after_utc.timestamp()
+    if not first <= moment <= last:
+        raise VerificationError(
+            f"it is genuine, but its certificate was not valid at {utc(moment)}: it is from"
+            f" {utc(first)} to {utc(last)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from signer.formats.cms import Cms, CmsDigest
 from signer.formats.cose import CoseSign1
 from signer.formats.hcert import Hcert
 from signer.formats.jws import Jws
@@ -16,5 +17,7 @@ FORMATS: Mapping[Format, MessageFormat] = {
     Format.JWS: Jws(),
     Format.COSE_SIGN1: CoseSign1(),
     Format.HCERT: Hcert(),
+    Format.CMS: Cms(),
     Format.SHC: Shc(),
+    Format.CMS_DIGEST: CmsDigest(),
 }

@@ -18,7 +18,7 @@ import cbor2
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.formats import base45, dcc, shc
-from signer.formats.payloads import PayloadError, json_object
+from signer.formats.payloads import MessageError, PayloadError, json_object
 from signer.model import Format
 
 MAX_MESSAGE = 4 << 20
@@ -33,10 +33,6 @@ _BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
 
 JOSE = frozenset({Format.JWS, Format.SHC})
 """Formats with a header in JSON, and so with a key id that is text."""
-
-
-class MessageError(ValueError):
-    """A message is not one of the formats, or asks for what is not supported."""
 
 
 class SigningHeader(NamedTuple):

@@ -41,6 +41,10 @@ class PayloadError(Exception):
         self.failure = failure
 
 
+class MessageError(ValueError):
+    """A finished message is not one of the formats, or asks for what is not supported."""
+
+
 class ContentTerms(NamedTuple):
     """What the policy says about payloads of a key, and the time in epoch seconds."""
 

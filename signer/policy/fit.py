@@ -16,7 +16,7 @@ from signer.model import Format
 from signer.policy.document import Content, Profile, Rules
 from signer.policy.rules import Terms
 
-BLIND = frozenset({Format.DIGEST})  # the appliance sees only a digest
+BLIND = frozenset({Format.DIGEST, Format.CMS_DIGEST})  # the appliance sees only a digest
 
 ALONE = frozenset({Format.HCERT, Format.SHC})
 """Formats whose claims are the policy's: a key for one of them has no other format."""

@@ -19,7 +19,7 @@ from signer.policy.windows import DAY_SECONDS, DAYS
 E = TypeVar("E", bound=enum.StrEnum)
 
 WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}  # of quotas, in seconds
-NOT_OFFERED = frozenset({"CMS", "TIMESTAMP"})  # formats whose numbers are reserved in the API
+NOT_OFFERED = frozenset({"TIMESTAMP"})  # formats whose numbers are reserved in the API
 
 _QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per ([a-z]+)")
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")

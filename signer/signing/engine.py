@@ -21,7 +21,7 @@ from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission
 from signer.hsm.front.service import Hsm
-from signer.model import MESSAGE_BYTES, Format, FormatContext, KeyIndex, KeyVersion
+from signer.model import HANDLE_BYTES, MESSAGE_BYTES, Format, FormatContext, KeyIndex, KeyVersion
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
@@ -120,7 +120,7 @@ class Engine:
             self._hsm.admit(_job(payloads, version, terms, deadline)).release()
         message_format = FORMATS[first.format]
         context = FormatContext(version, int(now), terms.hcert, terms.content, terms.shc)
-        self._check_answer(message_format.max_output(payloads, context), len(payloads))
+        self._check_answer(message_format.max_output(payloads, context), lot)
         inputs = await self._messages.prepare(message_format, first.principal, payloads, context)
         lot.ended("format", began, monotonic())
 
@@ -145,6 +145,7 @@ class Engine:
         outputs = await self._messages.finish(
             message_format, first.principal, inputs, signed.signatures, context
         )
+        handles = await self._messages.handles(first, inputs, signed.signatures, version)
         lot.ended("format", began, monotonic())
         self._events.emit(_ended(terms, first.format, version, len(payloads), failures))
         for call in lot.calls:
@@ -158,6 +159,7 @@ class Engine:
                     outputs[start:stop],
                     failed if failures else {},
                     call.record,
+                    handles[start:stop],
                 )
             )
 
@@ -210,8 +212,9 @@ class Engine:
             )
         return whole.digest()
 
-    def _check_answer(self, bound: int, items: int) -> None:
-        size = bound + FAILURE_BYTES * items
+    def _check_answer(self, bound: int, lot: Lot) -> None:
+        each = FAILURE_BYTES + 3 * HANDLE_BYTES * lot.first.revocation
+        size = bound + each * lot.items
         if size > self._answer_bytes:
             raise invalid(
                 "payloads",

@@ -25,7 +25,7 @@ LONGEST_WAIT = 1.0
 SAME_DEADLINE = 0.05
 """Seconds by which the deadlines of a lot differ at most."""
 
-_Alike = tuple[str, KeyName, int | None, Format, int]
+_Alike = tuple[str, KeyName, int | None, Format, bool, int]
 
 
 class LotDivided(Exception):
@@ -149,7 +149,14 @@ class Lots:
     def _add(self, call: Call) -> None:
         request = call.request
         due = int(request.deadline / SAME_DEADLINE)
-        alike = request.principal, request.key, request.version, request.format, due
+        alike = (
+            request.principal,
+            request.key,
+            request.version,
+            request.format,
+            request.revocation,
+            due,
+        )
         self._waiting.setdefault(alike, []).append(call)
         self._calls += 1
         self._together.soon()

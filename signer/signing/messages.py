@@ -9,7 +9,11 @@ from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Failure
 from signer.event_loop import Turns
 from signer.formats.payloads import MessageFormat
-from signer.model import FormatContext, PreparedBatch
+from signer.formats.revocation import handles_of_signed
+from signer.model import HANDLE_BYTES, FormatContext, Handles, KeyVersion, PreparedBatch
+from signer.signing.request import BatchRequest
+
+_NO_HANDLES = Handles(bytes(HANDLE_BYTES), bytes(HANDLE_BYTES), bytes(HANDLE_BYTES))
 
 
 class HsmInputs:
@@ -133,3 +137,21 @@ class Messages:
             ),
         )
         return [output for part in finished for output in part]
+
+    async def handles(
+        self, request: BatchRequest, inputs: HsmInputs, signatures: list[bytes], version: KeyVersion
+    ) -> list[Handles]:
+        """Returns the revocation handles where a request asks for them, zeros for failed items."""
+        if not request.revocation:
+            return []
+        spread = inputs.spread(signatures)
+
+        def handles(start: int, stop: int) -> list[Handles]:
+            signed = inputs.prepared(start, stop).to_sign
+            return [
+                handles_of_signed(each, version.algorithm, made) if made else _NO_HANDLES
+                for each, made in zip(signed, spread[start:stop], strict=True)
+            ]
+
+        found = await self._turns.each(request.principal, spread, handles)
+        return [each for part in found for each in part]

@@ -177,8 +177,9 @@ class Repeats:
         outputs = await self._messages.finish(
             message_format, principal, inputs, signatures, context
         )
+        handles = await self._messages.handles(request, inputs, signatures, version)
         self._not_stopped(served.snapshot, intent)
-        return BatchResult(version, terms, intent.rule, outputs, failures, earlier.record)
+        return BatchResult(version, terms, intent.rule, outputs, failures, earlier.record, handles)
 
     async def _worded(
         self, request: BatchRequest, context: FormatContext, earlier: EarlierAnswer

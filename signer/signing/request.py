@@ -9,6 +9,7 @@ from hashlib import sha256
 from signer.errors import Failure
 from signer.model import (
     Format,
+    Handles,
     KeyIndex,
     KeyName,
     KeyVersion,
@@ -60,7 +61,8 @@ class BatchRequest:
     """One call of SignBatch.
 
     ``version`` None means the primary. ``deadline`` is in monotonic seconds. ``request_id`` is
-    the caller's, empty without one; ``call_id`` is assigned by the appliance.
+    the caller's, empty without one; ``call_id`` is assigned by the appliance. ``revocation``:
+    the answer has the handles of the certificates.
     """
 
     principal: str
@@ -71,6 +73,7 @@ class BatchRequest:
     deadline: float
     request_id: str = ""
     call_id: str = ""
+    revocation: bool = False
 
     def content_head(self) -> bytes:
         """Returns what the hash of everything that is asked begins with.
@@ -87,7 +90,8 @@ class BatchResult:
     """Outputs in the order of the payloads, b"" if ``failures`` has the index.
 
     ``audit_record`` is the number of the intent in the audit log; None if nothing went to
-    the HSM, so that there is none.
+    the HSM, so that there is none. ``handles``, where they are asked for, are in the order of
+    the payloads, too.
     """
 
     version: KeyVersion
@@ -96,3 +100,4 @@ class BatchResult:
     outputs: Sequence[bytes]
     failures: dict[int, Failure]
     audit_record: int | None = None
+    handles: Sequence[Handles] = ()

@@ -22,6 +22,7 @@ class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FORMAT_CMS: _ClassVar[Format]
     FORMAT_TIMESTAMP: _ClassVar[Format]
     FORMAT_SHC: _ClassVar[Format]
+    FORMAT_CMS_DIGEST: _ClassVar[Format]
 FORMAT_UNSPECIFIED: Format
 FORMAT_DIGEST: Format
 FORMAT_MESSAGE: Format
@@ -31,21 +32,24 @@ FORMAT_HCERT: Format
 FORMAT_CMS: Format
 FORMAT_TIMESTAMP: Format
 FORMAT_SHC: Format
+FORMAT_CMS_DIGEST: Format
 
 class SignBatchRequest(_message.Message):
-    __slots__ = ("key", "format", "payloads", "request_id")
+    __slots__ = ("key", "format", "payloads", "request_id", "revocation")
     KEY_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REVOCATION_FIELD_NUMBER: _ClassVar[int]
     key: str
     format: Format
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
     request_id: str
-    def __init__(self, key: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    revocation: bool
+    def __init__(self, key: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ..., revocation: _Optional[bool] = ...) -> None: ...
 
 class SignBatchResponse(_message.Message):
-    __slots__ = ("key_version", "signatures", "failures", "audit_record", "request_id")
+    __slots__ = ("key_version", "signatures", "failures", "audit_record", "request_id", "revocation")
     class FailuresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,12 +62,24 @@ class SignBatchResponse(_message.Message):
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     AUDIT_RECORD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REVOCATION_FIELD_NUMBER: _ClassVar[int]
     key_version: str
     signatures: _containers.RepeatedScalarFieldContainer[bytes]
     failures: _containers.MessageMap[int, _status_pb2.Status]
     audit_record: int
     request_id: str
-    def __init__(self, key_version: _Optional[str] = ..., signatures: _Optional[_Iterable[bytes]] = ..., failures: _Optional[_Mapping[int, _status_pb2.Status]] = ..., audit_record: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    revocation: RevocationHandles
+    def __init__(self, key_version: _Optional[str] = ..., signatures: _Optional[_Iterable[bytes]] = ..., failures: _Optional[_Mapping[int, _status_pb2.Status]] = ..., audit_record: _Optional[int] = ..., request_id: _Optional[str] = ..., revocation: _Optional[_Union[RevocationHandles, _Mapping]] = ...) -> None: ...
+
+class RevocationHandles(_message.Message):
+    __slots__ = ("uvci", "country_uvci", "signature")
+    UVCI_FIELD_NUMBER: _ClassVar[int]
+    COUNTRY_UVCI_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    uvci: bytes
+    country_uvci: bytes
+    signature: bytes
+    def __init__(self, uvci: _Optional[bytes] = ..., country_uvci: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class SignStreamRequest(_message.Message):
     __slots__ = ("tag", "batch", "timeout")

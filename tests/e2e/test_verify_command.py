@@ -161,7 +161,7 @@ def test_the_lines_of_sign_verify_by_the_keys_of_the_appliance(
         ((), "give --keys FILE, or --client FILE"),
         (("--keys", "KEYS", "--format", "MESSAGE"), "MESSAGE needs --signature FILE"),
         (("--keys", "KEYS", "--signature", "KEYS", "--lines"), "--signature goes with one INPUT"),
-        (("--keys", "KEYS", "--signature", "KEYS", "--format", "JWS"), "a MESSAGE, or a DIGEST"),
+        (("--keys", "KEYS", "--signature", "KEYS", "--format", "JWS"), "a message, or a digest"),
     ],
 )
 def test_wrong_usage_ends_with_two(tmp_path: Path, words: tuple[str, ...], said: str) -> None:

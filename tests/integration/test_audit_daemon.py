@@ -95,6 +95,7 @@ SAMPLES = {
     "COSE_SIGN1": (RECORDS, b"a payload"),
     "HCERT": (DCC_KEY, DCC),
     "DIGEST": ("facilities/moh/keys/digest", hashlib.sha256(b"d").digest()),
+    "CMS": ("facilities/moh/keys/documents", b"a document"),
     "PS256": ("facilities/01-001/keys/records-rsa", b"a message"),
     "EdDSA": ("facilities/01-001/keys/records-ed25519", b"a message"),
 }
@@ -188,7 +189,7 @@ def test_metrics_tell_of_the_log(own: Any) -> None:
 # --- said again --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["MESSAGE", "JWS", "COSE_SIGN1", "HCERT"])
+@pytest.mark.parametrize("name", ["MESSAGE", "JWS", "COSE_SIGN1", "HCERT", "CMS"])
 def test_a_repetition_gives_the_same_bytes_and_costs_nothing(
     own: Any, stubs: edge.Stubs, name: str
 ) -> None:

@@ -23,6 +23,7 @@ from signer.hsm.front.admin import open_admin
 from signer.keys.registry import Registry
 from signer.model import AUDIT_KEY, Format, KeyName
 from signer.tools.dev import provision, softhsm
+from signer.x509 import extended_key_usages
 
 CLIENTS = {
     "issuer",
@@ -92,6 +93,7 @@ def test_the_keys_are_those_of_the_contract(described: Any) -> None:
         "facilities/moh/keys/dcc-rsa": ("PS256", dcc),
         "facilities/moh/keys/cards": ("ES256", {"SHC"}),
         "facilities/moh/keys/digest": ("ES256", {"DIGEST"}),
+        "facilities/moh/keys/documents": ("ES256", {"CMS", "CMS_DIGEST"}),
         "facilities/l-00001/keys/records": ("ES256", records),
         "facilities/l-00002/keys/records": ("ES256", records),
     }
@@ -111,13 +113,17 @@ def test_public_keys_are_those_of_the_registry(described: Any, home: Path) -> No
     assert files == pinned
 
 
-def test_hcert_keys_have_certificates_for_vaccination(described: Any) -> None:
+def test_keys_have_certificates_for_what_they_sign(described: Any) -> None:
     certified = {key["name"]: key for key in described["keys"] if key["certificate"]}
-    assert certified.keys() == {"facilities/moh/keys/dcc", "facilities/moh/keys/dcc-rsa"}
-    for key in certified.values():
+    usages = {
+        "facilities/moh/keys/dcc": ["1.3.6.1.4.1.1847.2021.1.2"],
+        "facilities/moh/keys/dcc-rsa": ["1.3.6.1.4.1.1847.2021.1.2"],
+        "facilities/moh/keys/documents": [],
+    }
+    assert certified.keys() == usages.keys()
+    for name, key in certified.items():
         certificate = x509.load_pem_x509_certificate(Path(key["certificate"]).read_bytes())
-        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        assert [usage.dotted_string for usage in usages] == ["1.3.6.1.4.1.1847.2021.1.2"]
+        assert list(extended_key_usages(certificate)) == usages[name]
         pem = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         assert pem == Path(key["public_key"]).read_bytes()
 
@@ -285,7 +291,7 @@ def test_init_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(dev, ["init", str(tmp_path / "a"), "--json", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((tmp_path / "a" / "dev.json").read_text())
-    assert "created 10 of 10 keys" in result.stderr
+    assert "created 11 of 11 keys" in result.stderr
 
 
 def test_up_prints_ready_and_nothing_else_and_ends_when_told(tmp_path: Path) -> None:

@@ -77,11 +77,12 @@ class Case:
         return self.callers if self.window else 1
 
 
-_RECORDS, _OTHER, _STRICT, _DCC = (
+_RECORDS, _OTHER, _STRICT, _DCC, _DOCUMENTS = (
     KeyName("01-001", "records"),
     KeyName("01-002", "records"),
     KeyName("strict", "records"),
     KeyName("moh", "dcc"),
+    KeyName("moh", "documents"),
 )
 _LOAD_KEYS = "l-"
 
@@ -133,6 +134,10 @@ CASES: Sequence[Case] = (
     Case(
         "hcert", "HCERT to HC1 text, 4 x 500", Format.HCERT, ES256, [_DCC],
         goals={"ratio_plain": 0.80},
+    ),
+    Case(
+        "cms", "CMS, detached, 4 x 500", Format.CMS, ES256, [_DOCUMENTS],
+        goals={"ratio_plain": 1.10},
     ),
     Case(
         "rsa-checked", "RSA-2048, all checked", Format.MESSAGE, Algorithm.RS256,

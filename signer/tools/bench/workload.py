@@ -102,6 +102,7 @@ PAYLOADS: Mapping[Format, Callable[[random.Random], bytes]] = {
     Format.JWS: _record,
     Format.COSE_SIGN1: _message,
     Format.HCERT: _dcc,
+    Format.CMS: _message,
 }
 
 BAD: Mapping[str, Callable[[random.Random], bytes]] = {

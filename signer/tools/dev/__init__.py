@@ -264,8 +264,9 @@ def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authori
     index, now = registry.snapshot(), SystemClock().now()
     for key in keys:
         version = index.primary(key.name, now)
-        if key.dcc and version is not None and version.certificate is None:
-            certificate = pki.dcc_certificate(authority, version.spki, str(key.name))
+        if key.purpose and version is not None and version.certificate is None:
+            usage = pki.VACCINATION if key.purpose is plan.Purpose.DCC else None
+            certificate = pki.signing_certificate(authority, version.spki, str(key.name), usage)
             with registry.writing() as write:
                 write.change([Change(version, certified(version, certificate, now))])
 

@@ -1,5 +1,6 @@
 """The clients, facilities and keys of a development appliance."""
 
+import enum
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,16 +21,24 @@ LOAD_PREFIX = "l-"  # facilities for load tests are l-00001, l-00002, and so on
 
 _RECORDS = (Format.JWS, Format.MESSAGE, Format.COSE_SIGN1)
 _DCC = (Format.HCERT,)
+_CMS = (Format.CMS, Format.CMS_DIGEST)
+
+
+class Purpose(enum.Enum):
+    """What a certificate is for."""
+
+    DCC = "vaccination certificates"
+    DOCUMENTS = "documents"
 
 
 class DevKey(NamedTuple):
-    """A key to create; ``dcc``: it gets a certificate for signing vaccination certificates."""
+    """A key to create; with a ``purpose`` it gets a certificate."""
 
     name: KeyName
     algorithm: Algorithm
     formats: tuple[Format, ...]
     bits: int = 0
-    dcc: bool = False
+    purpose: Purpose | None = None
 
 
 def principal(client: str) -> str:
@@ -51,10 +60,11 @@ def dev_keys(load: int) -> list[DevKey]:
         DevKey(KeyName("01-001", "records-rs256"), Algorithm.RS256, _RECORDS, 2048),
         DevKey(KeyName("01-001", "records-ed25519"), Algorithm.EDDSA, _RECORDS),
         DevKey(KeyName("strict", "records"), Algorithm.ES256, _RECORDS),
-        DevKey(KeyName("moh", "dcc"), Algorithm.ES256, _DCC, dcc=True),
-        DevKey(KeyName("moh", "dcc-rsa"), Algorithm.PS256, _DCC, 2048, dcc=True),
+        DevKey(KeyName("moh", "dcc"), Algorithm.ES256, _DCC, purpose=Purpose.DCC),
+        DevKey(KeyName("moh", "dcc-rsa"), Algorithm.PS256, _DCC, 2048, Purpose.DCC),
         DevKey(KeyName("moh", "cards"), Algorithm.ES256, (Format.SHC,)),
         DevKey(KeyName("moh", "digest"), Algorithm.ES256, (Format.DIGEST,)),
+        DevKey(KeyName("moh", "documents"), Algorithm.ES256, _CMS, purpose=Purpose.DOCUMENTS),
     ]
     keys += [
         DevKey(KeyName(facility, "records"), Algorithm.ES256, _RECORDS)

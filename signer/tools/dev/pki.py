@@ -43,21 +43,22 @@ class Authority(NamedTuple):
         self,
         public_key: PublicKey,
         subject: x509.Name,
-        usage: x509.ObjectIdentifier,
+        usage: x509.ObjectIdentifier | None,
         names: list[x509.GeneralName],
         days: int,
     ) -> x509.Certificate:
-        """Returns a certificate for digital signatures with one extended key usage."""
+        """Returns a certificate for digital signatures with one extended key usage or none."""
         builder = (
             _builder(public_key, subject, self.certificate.subject, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
                 critical=False,
             )
         )
+        if usage is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
@@ -95,12 +96,14 @@ def client(folder: Path, issuer: Authority, name: str, principal: str) -> None:
     _leaf(folder, name, issuer, ExtendedKeyUsageOID.CLIENT_AUTH, names)
 
 
-def dcc_certificate(issuer: Authority, spki: bytes, common_name: str) -> bytes:
-    """Returns a certificate (PEM) for a key that signs vaccination certificates."""
+def signing_certificate(
+    issuer: Authority, spki: bytes, common_name: str, usage: x509.ObjectIdentifier | None
+) -> bytes:
+    """Returns a certificate (PEM) for a key of the token; without ``usage`` it may be any."""
     key = load_der_public_key(spki)
     if not isinstance(key, PublicKey):
         raise TypeError("not a key of our algorithms")
-    certificate = issuer.issue(key, _name(common_name), VACCINATION, [], _SIGNER_DAYS)
+    certificate = issuer.issue(key, _name(common_name), usage, [], _SIGNER_DAYS)
     return certificate.public_bytes(Encoding.PEM)
 
 

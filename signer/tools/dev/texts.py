@@ -87,8 +87,9 @@ profiles:
     storage: {storage}
 
   ministry:
-    formats: [HCERT, SHC, DIGEST]   # for its keys to choose from: HCERT and SHC only alone
-    blind: [DIGEST]
+    # For its keys to choose from: HCERT and SHC only alone.
+    formats: [HCERT, SHC, DIGEST, CMS, CMS_DIGEST]
+    blind: [DIGEST, CMS_DIGEST]
     algorithms: [ES256, PS256]
     max_batch_items: 4096
     quotas: ["1,000,000 per second", "10,000,000,000 per day"]
@@ -142,6 +143,8 @@ facilities:
         algorithms: [ES256]
       digest:
         formats: [DIGEST]
+      documents:
+        formats: [CMS, CMS_DIGEST]
 """
 
 CLIENT = """\

@@ -16,16 +16,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+from signer.algorithms import Algorithm
 from signer.audit.format.record import Column, RecordKind, Value
 from signer.formats import base45, shc
+from signer.formats.cms_asn1 import DATA
+from signer.formats.cms_template import template
 from signer.formats.cose import Envelope
 from signer.formats.hcert import text as hcert_text
 from tests.stand_ins import small_log
 from tests.unit.cli.test_audit import ORIGIN, pem, run, sealed
+from tests.unit.formats.conftest import certify
 
 OURS, THEIRS = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 PAYLOADS = (b'{"born":1950}', b'{"born":1990}')
 ENVELOPE = Envelope({1: -7, 4: b"kid"})
+DETACHED = template(certify(OURS), Algorithm.ES256, DATA, 1)
 
 
 def sign(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
@@ -56,6 +61,11 @@ def hcert(payload: bytes, made: bytes) -> bytes:
     return hcert_text(ENVELOPE.message(ENVELOPE.to_sign(payload), made))
 
 
+def cms(payload: bytes) -> bytes:
+    head, tail = DETACHED.around_digest(1)
+    return head + sha256(payload).digest() + tail
+
+
 FORMS = {
     "JWS": Form(jws, lambda payload, made: jws(payload) + b"." + b64url(made) + b"\n"),
     "SHC": Form(jws, lambda payload, made: shc.text(jws(payload) + b"." + b64url(made)) + b"\n"),
@@ -63,6 +73,7 @@ FORMS = {
         ENVELOPE.to_sign, lambda payload, made: ENVELOPE.message(ENVELOPE.to_sign(payload), made)
     ),
     "HCERT": Form(ENVELOPE.to_sign, hcert),
+    "CMS": Form(cms, lambda payload, made: DETACHED.message(cms(payload), made)),
     "MESSAGE": Form(lambda payload: payload, lambda payload, _: payload, raw=True),
     "DIGEST": Form(lambda payload: payload, lambda payload, _: payload, raw=True),
 }

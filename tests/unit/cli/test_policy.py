@@ -212,7 +212,9 @@ def test_explain_says_of_a_payload_in_which_formats_it_may_be_signed(tmp_path: P
         "JWS": False,
         "COSE_SIGN1": True,
         "HCERT": False,
+        "CMS": False,
         "SHC": False,
+        "CMS_DIGEST": False,
     }
 
 

@@ -62,12 +62,15 @@ good: Mapping[Format, st.SearchStrategy[bytes]] = {
     Format.JWS: st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(compact),
     Format.COSE_SIGN1: st.binary(max_size=300),
     Format.HCERT: dccs,
+    Format.CMS: st.binary(max_size=300),
+    Format.CMS_DIGEST: st.binary(min_size=32, max_size=32),
     Format.SHC: st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(
         lambda extra: compact(bundle_of({"x-" + name: value for name, value in extra.items()}))
     ),
 }
 bad: Mapping[Format, bytes] = {
     Format.DIGEST: b"short",
+    Format.CMS_DIGEST: b"short",
     Format.JWS: b"[]",
     Format.HCERT: b'{"ver":"1"}',
     Format.SHC: b'{"resourceType":"Patient"}',
@@ -187,6 +190,7 @@ def test_a_bad_item_fails_alone(context: Maker, format_: Format, data: st.DataOb
 def test_an_item_without_signature_has_no_output(context: Maker, format_: Format) -> None:
     payloads = {
         Format.DIGEST: bytes(32),
+        Format.CMS_DIGEST: bytes(32),
         Format.JWS: b"{}",
         Format.HCERT: compact(dcc_of({})),
         Format.SHC: compact(bundle_of({})),

@@ -26,7 +26,7 @@ def document(formats: list[str], /, **facility: Any) -> dict[str, Any]:
         "profiles": {
             "ministry": {
                 "formats": formats,
-                "blind": ["DIGEST"],
+                "blind": sorted({"DIGEST", "CMS_DIGEST"} & set(formats)),
                 "algorithms": ["ES256"],
                 "max_batch_items": 10,
                 "delegation": True,
@@ -43,7 +43,7 @@ def document(formats: list[str], /, **facility: Any) -> dict[str, Any]:
 def compiled(made: dict[str, Any]) -> tuple[Policy, list[Violation]]:
     problems: list[Violation] = []
     formats = made["profiles"]["ministry"]["formats"]
-    if "DIGEST" not in formats:
+    if not made["profiles"]["ministry"]["blind"]:
         del made["profiles"]["ministry"]["blind"]
     for name in ("HCERT", "SHC"):
         if name not in formats:

@@ -1,0 +1,97 @@
+"""Revocation of health certificates: handles, and the batches of them that the EU exchanges.
+
+A handle is the first half of a SHA-256. Three kinds are in use: of the UVCI, of country and UVCI,
+of the signature (EU eHealth Network, "Technical specifications for EU DCC revocation"). The
+country is the issuer in the CWT. Of an ES256 signature only r counts: who changes s gets another
+signature that verifies.
+"""
+
+import base64
+import enum
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import cbor2
+
+from signer.algorithms import Algorithm
+from signer.formats import dcc
+from signer.formats.finished import claims_of, finished
+from signer.formats.payloads import MessageError
+from signer.model import HANDLE_BYTES, Format, Handles
+from signer.text import utc
+
+MAX_ENTRIES = 1000
+"""Handles of a batch at most, as the EU's gateway takes them."""
+
+
+class HandleKind(enum.StrEnum):
+    """The kinds of handles, by their names in batches."""
+
+    UCI = "UCI"
+    COUNTRYCODEUCI = "COUNTRYCODEUCI"
+    SIGNATURE = "SIGNATURE"
+
+
+HANDLES = {
+    HandleKind.UCI: "uvci",
+    HandleKind.COUNTRYCODEUCI: "country_uvci",
+    HandleKind.SIGNATURE: "signature",
+}
+"""Which member of ``Handles`` has which kind."""
+
+
+def handle(data: bytes) -> bytes:
+    """Returns the handle of a text or signature."""
+    return sha256(data).digest()[:HANDLE_BYTES]
+
+
+def handles(issuer: str, document: dict[str, Any], algorithm: Algorithm, made: bytes) -> Handles:
+    """Returns the handles of a certificate with this issuer, DCC and raw signature."""
+    ours = made[: len(made) // 2] if algorithm is Algorithm.ES256 else made
+    uvci = _uvci(document)
+    if uvci is None:
+        return Handles(bytes(HANDLE_BYTES), bytes(HANDLE_BYTES), handle(ours))
+    return Handles(handle(uvci.encode()), handle((issuer + uvci).encode()), handle(ours))
+
+
+def handles_of_signed(signed: bytes, algorithm: Algorithm, made: bytes) -> Handles:
+    """Returns the handles for a Sig_structure that this appliance has made, and its signature."""
+    claims = cbor2.loads(cbor2.loads(signed)[3])
+    return handles(claims[1], claims[-260][1], algorithm, made)
+
+
+def handles_of_text(text: bytes) -> Handles:
+    """Returns the handles of a certificate from its text; raises MessageError."""
+    message = finished(text)
+    if message is None or message.format is not Format.HCERT:
+        raise MessageError("it is not the text of an HCERT")
+    claims = claims_of(message)
+    return handles(claims.issuer, claims.dcc, message.header().algorithm, message.signature)
+
+
+def revocation_batch(
+    country: str, kid: bytes | None, expires: float, kind: HandleKind, entries: Sequence[bytes]
+) -> bytes:
+    """Returns a batch in JSON, in the members and the order of the EU's gateway.
+
+    ``expires`` is in epoch seconds. Without ``kid``, that of the certificate that signed what
+    is revoked, the batch is for any.
+    """
+    batch = {
+        "country": country,
+        "expires": utc(expires),
+        "kid": "UNKNOWN_KID" if kid is None else base64.b64encode(kid).decode(),
+        "hashType": kind.value,
+        "entries": [{"hash": base64.b64encode(entry).decode()} for entry in entries],
+    }
+    return json.dumps(batch, separators=(",", ":")).encode()
+
+
+def _uvci(document: dict[str, Any]) -> str | None:
+    kind = dcc.type_of(document)
+    match document.get(kind or ""):
+        case [{"ci": str(uvci)}]:
+            return uvci
+    return None
