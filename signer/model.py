@@ -35,6 +35,7 @@ class Format(enum.StrEnum):
     COSE_SIGN1 = "COSE_SIGN1"
     HCERT = "HCERT"
     CMS = "CMS"
+    TIMESTAMP = "TIMESTAMP"
     SHC = "SHC"
     CMS_DIGEST = "CMS_DIGEST"
 
@@ -480,14 +481,29 @@ class ShcTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class TimestampTerms:
+    """The policy of time-stamps, an OID, and by how many seconds a time may be wrong."""
+
+    policy: str
+    accuracy: int
+
+
+@dataclass(frozen=True, slots=True)
 class FormatContext:
-    """All that a format depends on besides the payloads: same context, same bytes."""
+    """All that a format depends on besides the payloads: same context, same bytes.
+
+    ``first`` is the place in the call of the first payload. ``call_id`` is that of the call which
+    was signed: no other has it.
+    """
 
     version: KeyVersion
     now: int
     hcert: HcertTerms | None = None
     content: ContentRules = field(default_factory=ContentRules)
     shc: ShcTerms | None = None
+    timestamp: TimestampTerms | None = None
+    call_id: str = ""
+    first: int = 0
 
 
 HANDLE_BYTES = 16
@@ -504,16 +520,28 @@ class Handles(NamedTuple):
     signature: bytes
 
 
+class Enclosed(NamedTuple):
+    """What a message contains that is not in the bytes to sign.
+
+    ``certified``: it contains the certificate, too.
+    """
+
+    content: bytes
+    certified: bool = False
+
+
 class PreparedBatch(NamedTuple):
     """A batch ready for the HSM.
 
     ``to_sign[i]`` are the bytes to sign of item i, b"" if ``failures`` has i.
-    ``prehashed``: they are digests already.
+    ``prehashed``: they are digests already. ``enclosed``, of formats that sign only a digest of
+    what they make, has one for each item.
     """
 
     to_sign: Sequence[bytes]
     failures: dict[int, Failure]
     prehashed: bool = False
+    enclosed: Sequence[Enclosed] = ()
 
 
 class TokenObject(NamedTuple):

@@ -28,6 +28,7 @@ _SUFFIXES = {
     Format.COSE_SIGN1: ".cose",
     Format.HCERT: ".hc1",
     Format.CMS: ".p7s",
+    Format.TIMESTAMP: ".tsr",
     Format.SHC: ".shc",
     Format.CMS_DIGEST: ".p7s",
 }
@@ -111,9 +112,9 @@ def sign(
 ) -> None:
     """Signs files, or each line of files; `-` is standard input.
 
-    Writes FILE.jws, FILE.hc1, FILE.shc, FILE.cose, FILE.p7s or FILE.sig next to each
-    FILE. With --lines it prints one signature a line, in the order of the payloads: JWS,
-    HCERT and SHC as text, the others in base64, an empty line where a payload failed.
+    Writes FILE.jws, .hc1, .shc, .cose, .p7s, .tsr or .sig next to each FILE. With
+    --lines it prints one signature a line, in the order of the payloads: JWS, HCERT
+    and SHC as text, the others in base64, an empty line where a payload failed.
     Failed payloads are listed on stderr, and the exit code is 1; all others are
     signed. If a call fails for good, its error is printed once, nothing more is
     sent, and the payloads that are left count as failed.

@@ -15,20 +15,15 @@ from signer.algorithms import Algorithm
 from signer.cli.connection import connect, optional_daemon_options
 from signer.cli.options import FILE
 from signer.cli.output import explained, say
-from signer.client.verification import (
-    KeysError,
-    TrustedKey,
-    TrustedKeys,
-    VerificationError,
-    Verified,
-)
+from signer.client.key_files import KeysError, TrustedKey
+from signer.client.verification import TrustedKeys, VerificationError, Verified
 from signer.errors import OperatorError
-from signer.formats.cms_reading import is_cms
+from signer.formats.timestamp_reading import detached_format
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count, plain, utc
 
 _RAW = frozenset({Format.DIGEST, Format.MESSAGE})
-_CMS = frozenset({Format.CMS, Format.CMS_DIGEST})
+_CMS = frozenset({Format.CMS, Format.CMS_DIGEST, Format.TIMESTAMP})
 _DIGESTS = frozenset({Format.DIGEST, Format.CMS_DIGEST})
 _MOST_OF_TEXT = 2 * MESSAGE_BYTES
 """Bytes of a finished message at most: text is longer than what it holds."""
@@ -57,14 +52,14 @@ class _Judged(NamedTuple):
     "signature_file",
     metavar="FILE",
     type=FILE,
-    help="A raw or CMS signature, also in Base64; INPUT is then what it signs.",
+    help="A raw or CMS signature or a time-stamp, also in Base64; INPUT is then what it is of.",
 )
 @click.option(
     "--format",
     "format_name",
     type=click.Choice([each.value for each in Format], case_sensitive=False),
-    help="Accept only this format; with --signature MESSAGE or CMS (the default: what the"
-    " signature is), or DIGEST or CMS_DIGEST.",
+    help="Accept only this format; with --signature the default is what the file is: MESSAGE,"
+    " CMS or TIMESTAMP. DIGEST and CMS_DIGEST: INPUT is a digest.",
 )
 @click.option("--lines", is_flag=True, help="Each line is a message, as `signer sign` prints them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
@@ -90,7 +85,7 @@ def verify(
     A JWS, a SMART Health Card, a COSE_Sign1 and the text of an HCERT hold what they
     sign; of a raw or CMS signature INPUT is the message, or its digest (raw or in
     hex). Of a card the times are checked, too, of an HCERT the times and the type,
-    and of a CMS signature that its certificate was valid when it says that it was made.
+    and of a CMS signature or a time-stamp that its certificate was valid at its time.
 
     The keys that are trusted come from --keys, and then no appliance is called;
     without it from the appliance. A list of keys is as good as its age: export it
@@ -103,6 +98,7 @@ def verify(
       signer verify --keys keys.json record.json.jws
       signer verify --keys keys.json --signature record.sig record.json
       signer verify --keys certificates.pem --signature report.pdf.p7s report.pdf
+      signer verify --keys certificates.pem --signature report.pdf.tsr report.pdf
       signer verify --keys trust-list.json --lines --json certificates.txt
       signer verify --keys key.pem --format DIGEST --signature a.sig a.sha256
     """
@@ -173,10 +169,11 @@ def _detached(
         tries.append(base64.b64decode(signature.strip(), validate=True))
     said: Verified | str = ""
     for each in tries:
-        found = Format.CMS if is_cms(each) else Format.MESSAGE
-        message_format = wanted or found
+        message_format = wanted or detached_format(each) or Format.MESSAGE
         try:
-            if message_format in _CMS:
+            if message_format is Format.TIMESTAMP:
+                said = keys.verify_timestamp(payload, each, time.time())
+            elif message_format in _CMS:
                 said = keys.verify_cms(message_format, payload, each, time.time())
             else:
                 said = keys.verify_raw(message_format, payload, each)

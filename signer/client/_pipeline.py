@@ -70,6 +70,8 @@ def output_bound(size: int, message_format: Format) -> int:
             output = (size + _RSA_4096 + 256) * 4 // 3 + 4
         case Format.CMS | Format.CMS_DIGEST:
             output = _CMS
+        case Format.TIMESTAMP:
+            output = size + _CMS
         case Format.COSE_SIGN1:
             output = size + _RSA_4096 + 128
         case Format.SHC:

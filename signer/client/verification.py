@@ -6,22 +6,19 @@
 Whether a version was compromised since then, only a new list of keys says.
 """
 
-import base64
 import hashlib
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from signer.algorithms import PROPERTIES, Algorithm
+from signer.client.key_files import KeysError, TrustedKey, read_keys
 from signer.formats.cms_asn1 import DATA
-from signer.formats.cms_reading import CmsParts, is_cms, read_cms
+from signer.formats.cms_reading import CmsParts, read_cms
 from signer.formats.finished import (
     JOSE,
     CardClaims,
@@ -34,54 +31,26 @@ from signer.formats.finished import (
 )
 from signer.formats.hcert import read_limits
 from signer.formats.payloads import MessageError
-from signer.hsm.mechanisms import Verifier
+from signer.formats.timestamp import is_for_timestamps
+from signer.formats.timestamp_reading import detached_format, read_timestamp
 from signer.model import Format
 from signer.text import utc
-from signer.x509 import cose_kid, fits, jwk_thumbprint, spki_of, spki_of_jwk
-
-_PEM = re.compile(
-    rb"(?:^# ([^\r\n]+)\r?\n)?(-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \3-----)",
-    re.MULTILINE | re.DOTALL,
-)
-
+from signer.x509 import cose_kid, fits, jwk_thumbprint, spki_of
 
 _SKEW = 300
 """Seconds by which the clock of an issuer may be ahead."""
-
-
-class KeysError(ValueError):
-    """A text has no public keys that can be used; it says why."""
 
 
 class VerificationError(ValueError):
     """A message or signature is not valid; it says why."""
 
 
-class TrustedKey(NamedTuple):
-    """A public key in DER with a name for people; ``kid`` is that of a JWK Set, or ``""``.
-
-    Without ``algorithm`` it is accepted for each one that fits it.
-    """
-
-    name: str
-    spki: bytes
-    algorithm: Algorithm | None = None
-    certificate: bytes | None = None
-    kid: str = ""
-
-    def correct(self, algorithm: Algorithm, data: bytes, signature: bytes) -> bool:
-        """Whether the signature over this input (digest, or message for EdDSA) is correct."""
-        if self.algorithm not in {None, algorithm} or not fits(self.spki, algorithm):
-            return False
-        return Verifier(algorithm, self.spki).correct(data, signature)
-
-
 class Verified(NamedTuple):
     """A valid message or raw signature: the key that made it, and what was signed.
 
     ``payload`` is that of the message, without its header, and that of a SMART Health Card
-    inflated; ``claims`` only of an HCERT. ``time`` is when a CMS signature was made, as its
-    signer says, in epoch seconds.
+    inflated; ``claims`` only of an HCERT. ``time`` is that of a time-stamp, or
+    when a CMS signature was made, as its signer says, in epoch seconds.
     """
 
     format: Format
@@ -109,7 +78,7 @@ class TrustedKeys:
 
         The first two and certificates are what `signer keys export` writes. Raises KeysError.
         """
-        return cls(_read(content))
+        return cls(read_keys(content))
 
     def __iter__(self) -> Iterator[TrustedKey]:
         return iter(self._keys)
@@ -124,8 +93,8 @@ class TrustedKeys:
         message = finished(content)
         if message is None:
             raise VerificationError(
-                "it is a CMS signature, which does not contain what it signs: give both"
-                if is_cms(content)
+                f"it is a {kind}, which does not contain what it signs: give both"
+                if (kind := detached_format(content))
                 else "it is not a compact JWS, a SMART Health Card, a COSE_Sign1, the text of an"
                 " HCERT or a CMS signature"
             )
@@ -169,6 +138,41 @@ class TrustedKeys:
             raise VerificationError(str(error)) from None
         if parts.content_type != DATA or parts.content is not None:
             raise VerificationError("it contains what it signs, or is not a signature of data")
+        key, certificate = self._checked(parts)
+        given = message_format is Format.CMS_DIGEST
+        if not (parts.digest == payload if given else parts.holds(payload)):
+            raise VerificationError(
+                f"it is genuine, but of another message: that has another {parts.hash_name} digest"
+            )
+        _check_signing_time(parts.time, certificate, now)
+        return Verified(message_format, parts.algorithm, key.name, payload, time=parts.time)
+
+    def verify_timestamp(self, payload: bytes, answer: bytes, now: float) -> Verified:
+        """Verifies a time-stamp of a payload: the answer of an appliance, or the token in it.
+
+        Its certificate must be trusted, or its public key, be for time-stamps alone, and have
+        been valid at the time. Raises VerificationError.
+        """
+        try:
+            parts = read_timestamp(answer)
+        except MessageError as error:
+            raise VerificationError(str(error)) from None
+        key, certificate = self._checked(parts.cms)
+        if parts.cms.content is None or not parts.cms.holds(parts.cms.content):
+            raise VerificationError("its time was changed: the signature is of another TSTInfo")
+        if not is_for_timestamps(certificate):
+            raise VerificationError(
+                f"it is genuine, but the certificate of {key.name} is not for time-stamps alone"
+            )
+        if hashlib.new(parts.hash_name, payload).digest() != parts.digest:
+            raise VerificationError(
+                f"it is genuine, but of another message: that has another {parts.hash_name} digest"
+            )
+        _check_signing_time(parts.time, certificate, now)
+        return Verified(Format.TIMESTAMP, parts.cms.algorithm, key.name, payload, time=parts.time)
+
+    def _checked(self, parts: CmsParts) -> tuple[TrustedKey, bytes]:
+        """Returns key and certificate of a CMS signature that is correct for its attributes."""
         key, certificate = self._certified(parts)
         name = PROPERTIES[parts.algorithm].hash_name
         data = hashlib.new(name, parts.signed).digest() if name else parts.signed
@@ -176,13 +180,7 @@ class TrustedKeys:
             raise VerificationError(
                 f"its signature is wrong: its attributes were changed, or it is not by {key.name}"
             )
-        same = parts.digest == payload if message_format is Format.CMS_DIGEST else None
-        if not (parts.holds(payload) if same is None else same):
-            raise VerificationError(
-                f"it is genuine, but of another message: that has another {parts.hash_name} digest"
-            )
-        _check_signing_time(parts.time, certificate, now)
-        return Verified(message_format, parts.algorithm, key.name, payload, time=parts.time)
+        return key, certificate
 
     def _certified(self, parts: CmsParts) -> tuple[TrustedKey, bytes]:
         """Returns the trusted key of the certificate that a CMS signature names, and that."""
@@ -306,71 +304,3 @@ def _check_card(claims: CardClaims, algorithm: Algorithm, now: float) -> None:
         )
     if claims.expires is not None and now >= claims.expires:
         raise VerificationError(f"it is genuine, but expired at {utc(claims.expires)}")
-
-
-# --- files with keys --------------------------------------------------------------------------
-
-
-def _read(content: bytes) -> Iterator[TrustedKey]:
-    try:
-        if content.lstrip()[:1] in {b"{", b"["}:
-            yield from _read_json(json.loads(content))
-        elif b"-----BEGIN" in content:
-            yield from _read_pem(content)
-        else:
-            yield _read_der(content)
-    except KeysError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
-        raise KeysError(f"its keys cannot be read: {str(error)[:200]}") from None
-
-
-def _read_json(document: Any) -> Iterator[TrustedKey]:
-    """Reads a JWK, a JWK Set, or a trust list as verifiers of health certificates load it."""
-    if isinstance(document, list):
-        for item in document:
-            yield _certified(base64.b64decode(item["rawData"]))
-        return
-    for jwk in document.get("keys", [document]):
-        if "d" in jwk:
-            raise KeysError("it has a private key: give public keys only")
-        if jwk.get("use", "sig") == "sig" and jwk.get("alg", Algorithm.ES256) in PROPERTIES:
-            spki = spki_of_jwk(jwk)
-            algorithm = Algorithm(jwk["alg"]) if "alg" in jwk else None
-            kid = str(jwk.get("kid", ""))
-            yield TrustedKey(f"key {kid or jwk_thumbprint(spki)}", spki, algorithm, kid=kid)
-
-
-def _read_pem(content: bytes) -> Iterator[TrustedKey]:
-    for name, block, kind in _PEM.findall(content):
-        if kind == b"CERTIFICATE":
-            der = base64.b64decode(block.split(b"-----")[2])
-            yield _certified(der, name.decode(errors="replace"))
-        elif b"PRIVATE" in kind:
-            raise KeysError("it has a private key: give public keys or certificates only")
-        else:
-            yield _public(spki_of(load_pem_public_key(block)))
-
-
-def _read_der(content: bytes) -> TrustedKey:
-    try:
-        return _certified(content)
-    except ValueError:
-        pass
-    try:
-        return _public(spki_of(load_der_public_key(content)))
-    except ValueError:
-        raise KeysError(
-            "it must be a JWK Set or a trust list (JSON), or certificates or public keys in PEM"
-            " or DER"
-        ) from None
-
-
-def _certified(der: bytes, name: str = "") -> TrustedKey:
-    certificate = x509.load_der_x509_certificate(der)
-    shown = name or f"certificate {certificate.subject.rfc4514_string()}"
-    return TrustedKey(shown, spki_of(certificate.public_key()), certificate=der)
-
-
-def _public(spki: bytes) -> TrustedKey:
-    return TrustedKey(f"key {hashlib.sha256(spki).hexdigest()[:16]}", spki)

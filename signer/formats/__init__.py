@@ -9,6 +9,7 @@ from signer.formats.jws import Jws
 from signer.formats.payloads import MessageFormat
 from signer.formats.raw import Digest, Message
 from signer.formats.shc import Shc
+from signer.formats.timestamp import Timestamp
 from signer.model import Format
 
 FORMATS: Mapping[Format, MessageFormat] = {
@@ -18,6 +19,7 @@ FORMATS: Mapping[Format, MessageFormat] = {
     Format.COSE_SIGN1: CoseSign1(),
     Format.HCERT: Hcert(),
     Format.CMS: Cms(),
+    Format.TIMESTAMP: Timestamp(),
     Format.SHC: Shc(),
     Format.CMS_DIGEST: CmsDigest(),
 }

@@ -66,17 +66,18 @@ def certified_template(
     """
     version, now = context.version, context.now
     if version.certificate is None:
-        raise _unfit(f"the key version has no certificate: import one before it signs {what}")
+        raise unfit(f"the key version has no certificate: import one before it signs {what}")
     try:
         made = template(version.certificate, version.algorithm, content_type, now)
     except ValueError:
-        raise _unfit("the certificate of the key version cannot be read: replace it") from None
+        raise unfit("the certificate of the key version cannot be read: replace it") from None
     if now < made.not_before:
-        raise _unfit("the certificate of the key version is not valid yet")
+        raise unfit("the certificate of the key version is not valid yet")
     if now > made.not_after:
-        raise _unfit("the certificate of the key version has expired: rotate the key")
+        raise unfit("the certificate of the key version has expired: rotate the key")
     return made
 
 
-def _unfit(message: str) -> CallError:
+def unfit(message: str) -> CallError:
+    """Returns the error for a key version that cannot sign a format now."""
     return CallError(Reason.KEY_VERSION_NOT_ACTIVE, message)

@@ -31,6 +31,7 @@ from signer.formats.payloads import MessageError
 
 _SEQUENCE, _OCTETS = 0x30, 0x04
 _UTC_TIME = 0x17
+_HEAD = 6  # bytes of tag and length, at most
 _TYPE = bytes.fromhex("06092a864886f70d0107")  # an object identifier, below that of PKCS #7
 _BY_IDENTIFIER = {
     identifier: algorithm
@@ -87,7 +88,7 @@ class CmsParts(NamedTuple):
 
 def is_cms(content: bytes) -> bool:
     """Whether a file is CMS in DER, of whatever kind."""
-    return content[:1] == bytes([_SEQUENCE]) and _TYPE in content[:32]
+    return content[:1] == bytes([_SEQUENCE]) and _TYPE in content[: _HEAD + len(_TYPE)]
 
 
 def read_cms(content: bytes) -> CmsParts:

@@ -96,11 +96,8 @@ class CmsTemplate:
             signature = encode_dss_signature(
                 int.from_bytes(signature[:half]), int.from_bytes(signature[half:])
             )
-        form = len(signature), None if content is None else len(content), certified
-        parts = self._parts.get(form)
-        if parts is None:
-            parts = self._parts[form] = self._encoded(*form)
-        before, middle, after = parts
+        length = None if content is None else len(content)
+        before, middle, after = self._around(len(signature), length, certified)
         # In the message the attributes have the tag [0] in place of that of a SET.
         return b"".join((before, content or b"", middle, signed[1:], after, signature))
 
@@ -108,9 +105,18 @@ class CmsTemplate:
         """Returns the length of the longest message, for lengths of raw signature and content."""
         if self._numbers:
             signature += 8  # two heads, two signs, and the head around them
-        before, middle, after = self._encoded(signature, content, True)
+        before, middle, after = self._around(signature, content, True)
         parts = (before, middle, self._signed_hole, after)
         return sum(map(len, parts)) + signature + (content or 0)
+
+    def _around(
+        self, signature: int, content: int | None, certified: bool
+    ) -> tuple[bytes, bytes, bytes]:
+        form = signature, content, certified
+        parts = self._parts.get(form)
+        if parts is None:
+            parts = self._parts[form] = self._encoded(*form)
+        return parts
 
     def _encoded_attributes(self, moment: datetime, *, late: bool) -> asn1.SetOf[CmsAttribute]:
         identity = CertificateId(sha256=hashlib.sha256(self._certificate).digest())

@@ -25,6 +25,7 @@ from signer.model import (
     KeyVersion,
     PreparedBatch,
     ShcTerms,
+    TimestampTerms,
 )
 
 MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
@@ -52,10 +53,17 @@ class ContentTerms(NamedTuple):
     hcert: HcertTerms | None
     shc: ShcTerms | None
     now: int
+    timestamp: TimestampTerms | None = None
 
 
 class MessageFormat(ABC):
-    """One format: pure functions; the same payloads and context give the same bytes."""
+    """One format: pure functions; the same payloads and context give the same bytes.
+
+    ``by_call``: the bytes depend on the call and the place in it, so that its items are prepared
+    without those of other calls.
+    """
+
+    by_call = False
 
     @abstractmethod
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:

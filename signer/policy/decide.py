@@ -48,8 +48,8 @@ FORBIDDEN = Decision(
 )
 
 _UNLISTED = (
-    "this key has no format: its facility has HCERT or SHC and others, which no key may combine; "
-    "list the key under the facility's keys, with formats of its own"
+    "this key has no format: its facility has HCERT, SHC or TIMESTAMP and others, which no key may"
+    " combine; list the key under the facility's keys, with formats of its own"
 )
 
 

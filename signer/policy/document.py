@@ -65,6 +65,13 @@ class ShcRules(StrictModel):
     types: Names | None = None
 
 
+class TimestampRules(StrictModel):
+    """What time-stamps say of themselves; a profile states both."""
+
+    policy: str | None = Field(None, max_length=64, pattern=r"^[0-2](\.(0|[1-9][0-9]*)){1,20}$")
+    accuracy_seconds: int | None = Field(None, ge=1, le=3600)
+
+
 class Content(StrictModel):
     """What payloads must contain; see model.ContentRules."""
 
@@ -96,6 +103,7 @@ class Rules(StrictModel):
     storage: Literal["token", "wrapped"] | None = None
     hcert: HcertRules | None = None
     shc: ShcRules | None = None
+    timestamp: TimestampRules | None = None
     content: Content | None = None
 
 

@@ -3,8 +3,9 @@
 A key for HCERT has no other format. In COSE_SIGN1 the caller chooses the payload under the
 same header that an HCERT has, and in MESSAGE and DIGEST every byte: such a signature could
 be put into any health certificate, past all claims, content rules and key usages. Nor has a key
-for SHC: its issuer is the policy's, and verifiers trust the key for all that it signs. In the
-same way MESSAGE and DIGEST can sign a JWS without the members that JWS requires.
+for SHC: its issuer is the policy's, and verifiers trust the key for all that it signs. With a key
+for TIMESTAMP another format would sign times of the caller's choice. In the same way MESSAGE and
+DIGEST can sign a JWS without the members that JWS requires.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,22 +19,24 @@ from signer.policy.rules import Terms
 
 BLIND = frozenset({Format.DIGEST, Format.CMS_DIGEST})  # the appliance sees only a digest
 
-ALONE = frozenset({Format.HCERT, Format.SHC})
+ALONE = frozenset({Format.HCERT, Format.SHC, Format.TIMESTAMP})
 """Formats whose claims are the policy's: a key for one of them has no other format."""
 
 CONTENT_OF: Mapping[str, frozenset[Format]] = {
     **dict.fromkeys(Content.model_fields, frozenset({Format.HCERT})),
     "required_members": frozenset({Format.JWS}),
-    "qr_level": ALONE,
+    "qr_level": frozenset({Format.HCERT, Format.SHC}),
 }
 """Content rules, and the formats to whose payloads each applies."""
 
+_STAMPING = frozenset({Algorithm.ES256, Algorithm.ES384, Algorithm.RS256})
 _FREE = frozenset({Format.MESSAGE, Format.DIGEST})  # the caller chooses every signed byte
 
 
 def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
     """Checks that formats, algorithms, blind, hcert and times are consistent."""
     texts = [*_blind_problems(rules), *_hcert_problems(rules), *_shc_problems(rules)]
+    texts += _timestamp_problems(rules)
     start, end = rules.valid_from, rules.valid_until
     if start is not None and end is not None and start >= end:
         texts.append(("valid_until", "is not after valid_from"))
@@ -49,6 +52,8 @@ def check_use(
     """
     stated = [("hcert", frozenset({Format.HCERT}))] if rules.hcert is not None else []
     stated += [("shc", frozenset({Format.SHC}))] if rules.shc is not None else []
+    if rules.timestamp is not None:
+        stated.append(("timestamp", frozenset({Format.TIMESTAMP})))
     if rules.content is not None:
         stated += [
             (f"content.{name}", used_by)
@@ -65,21 +70,21 @@ def check_use(
 
 
 def mixes_certificates(formats: frozenset[Format]) -> bool:
-    """Whether HCERT or SHC is combined with other formats: a facility may, a key must not."""
+    """Whether one of ALONE is combined with other formats: a facility may, a key must not."""
     return bool(ALONE & formats) and len(formats) > 1
 
 
 def of_unlisted_keys(terms: Terms) -> Terms:
     """Returns the terms of keys that the facility does not list.
 
-    Where the facility combines HCERT or SHC with other formats, such a key has no format: only a
+    Where the facility combines one of ALONE with other formats, such a key has no format: only a
     listed key can choose.
     """
     return replace(terms, formats=frozenset()) if mixes_certificates(terms.formats) else terms
 
 
 def check_key(path: str, terms: Terms, problems: list[Violation]) -> None:
-    """Checks that a key for HCERT or SHC, by its terms at ``path``, has no other format."""
+    """Checks that a key for one of ALONE, by its terms at ``path``, has no other format."""
     if mixes_certificates(terms.formats):
         alone = min(terms.formats & ALONE)
         others = ", ".join(sorted(terms.formats - {alone}))
@@ -156,3 +161,16 @@ def _shc_problems(rules: Profile) -> Iterator[tuple[str, str]]:
         yield "algorithms", "SHC is signed with ES256 only: add it"
     if rules.shc is None or rules.shc.issuer is None:
         yield "shc", "is missing: SHC needs an issuer"
+
+
+def _timestamp_problems(rules: Profile) -> Iterator[tuple[str, str]]:
+    if Format.TIMESTAMP not in rules.formats:
+        return
+    if not rules.algorithms & _STAMPING:
+        names = ", ".join(sorted(_STAMPING))
+        yield "algorithms", f"TIMESTAMP is signed with one of {names}: add one"
+    terms = rules.timestamp
+    if terms is None:
+        yield "timestamp", "is missing: TIMESTAMP needs policy and accuracy_seconds"
+    elif terms.policy is None or terms.accuracy_seconds is None:
+        yield "timestamp", "should state both policy and accuracy_seconds"

@@ -9,8 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
-from signer.model import ContentRules, HcertTerms, ShcTerms, Storage
-from signer.policy.document import Content, HcertRules, OpeningHours, Rules, ShcRules
+from signer.model import ContentRules, HcertTerms, ShcTerms, Storage, TimestampTerms
+from signer.policy.document import (
+    Content,
+    HcertRules,
+    OpeningHours,
+    Rules,
+    ShcRules,
+    TimestampRules,
+)
 from signer.policy.rules import WEIGHTS, RuleLevel, Terms
 from signer.policy.values import Quota
 from signer.policy.windows import DAY_SECONDS, Hours
@@ -192,6 +199,22 @@ def _shc(at: Narrowing, name: str, mine: ShcRules, outer: ShcTerms | None) -> Sh
     return ShcTerms(outer.issuer, _subset(at, f"{name}.types", mine.types, outer.types))
 
 
+def _timestamp(
+    at: Narrowing, name: str, mine: TimestampRules, outer: TimestampTerms | None
+) -> TimestampTerms | None:
+    """A profile states both members (see ``fit``), a facility or key may claim less accuracy."""
+    if outer is None:
+        if mine.policy is None or mine.accuracy_seconds is None:
+            return None
+        return TimestampTerms(mine.policy, mine.accuracy_seconds)
+    if mine.policy not in (None, outer.policy):
+        at.wrong(f"{name}.policy", f"should be {outer.policy}, as in the profile")
+    seconds = mine.accuracy_seconds or outer.accuracy
+    if seconds < outer.accuracy:
+        at.wider(f"{name}.accuracy_seconds", f"{seconds} is less than {outer.accuracy} of")
+    return TimestampTerms(outer.policy, seconds)
+
+
 DEFAULT_CONTENT = ContentRules(dcc_schema=True, qr_level="Q")
 _QR_LEVELS = "LMQH"  # from the one that holds the most
 
@@ -248,6 +271,12 @@ def _show_shc(terms: ShcTerms | None) -> dict[str, object] | None:
     return None if terms is None else {"issuer": terms.issuer, "types": sorted(terms.types)}
 
 
+def _show_timestamp(terms: TimestampTerms | None) -> dict[str, object] | None:
+    if terms is None:
+        return None
+    return {"policy": terms.policy, "accuracy_seconds": terms.accuracy}
+
+
 def _show_content(content: ContentRules) -> dict[str, object]:
     members: Mapping[str, object] = {
         "countries": sorted(content.countries),
@@ -280,6 +309,7 @@ RULES = (
     Rule("storage", _storage, str(Storage.TOKEN)),
     Rule("hcert", _hcert, show=_show_hcert),
     Rule("shc", _shc, show=_show_shc),
+    Rule("timestamp", _timestamp, show=_show_timestamp),
     Rule("content", _content, DEFAULT_CONTENT, show=_show_content),
 )
 _NAMES = frozenset(rule.name for rule in RULES)

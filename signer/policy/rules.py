@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from signer.algorithms import Algorithm
-from signer.model import ContentRules, Format, HcertTerms, KeyName, Role, ShcTerms
+from signer.model import ContentRules, Format, HcertTerms, KeyName, Role, ShcTerms, TimestampTerms
 from signer.policy.document import Rules
 from signer.policy.values import Quota
 from signer.policy.windows import Hours
@@ -46,6 +46,7 @@ class Terms:
     storage: str
     hcert: HcertTerms | None
     shc: ShcTerms | None
+    timestamp: TimestampTerms | None
     content: ContentRules
     levels: tuple[RuleLevel, ...]
     weight: int = field(init=False)

@@ -19,7 +19,6 @@ from signer.policy.windows import DAY_SECONDS, DAYS
 E = TypeVar("E", bound=enum.StrEnum)
 
 WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}  # of quotas, in seconds
-NOT_OFFERED = frozenset({"TIMESTAMP"})  # formats whose numbers are reserved in the API
 
 _QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per ([a-z]+)")
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
@@ -81,8 +80,6 @@ def members(kind: type[E]) -> Callable[[object], frozenset[E]]:
 
     def read(value: object) -> frozenset[E]:
         listed = names(value)
-        for text in sorted(listed & NOT_OFFERED):
-            raise ValueError(f"{text} is not offered; choose from {choices}")
         for text in sorted(listed - set(kind)):
             raise ValueError(f"{text} is not known; choose from {choices}")
         return frozenset(kind(text) for text in listed)

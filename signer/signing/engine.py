@@ -119,7 +119,9 @@ class Engine:
         if len(payloads) > WORTH_A_LOOK:
             self._hsm.admit(_job(payloads, version, terms, deadline)).release()
         message_format = FORMATS[first.format]
-        context = FormatContext(version, int(now), terms.hcert, terms.content, terms.shc)
+        context = FormatContext(
+            version, int(now), terms.hcert, terms.content, terms.shc, terms.timestamp, first.call_id
+        )
         self._check_answer(message_format.max_output(payloads, context), lot)
         inputs = await self._messages.prepare(message_format, first.principal, payloads, context)
         lot.ended("format", began, monotonic())

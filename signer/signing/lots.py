@@ -15,6 +15,7 @@ from signer.clock import Clock
 from signer.errors import CallError
 from signer.event_loop import FIRST_ITEMS, GATHER_ITEMS, PART_BYTES, EventLoop, Gatherer
 from signer.events import CALL, Bug, CallTrace, Events
+from signer.formats import FORMATS
 from signer.model import Format, KeyName
 from signer.signing.request import BatchRequest, BatchResult
 
@@ -35,17 +36,29 @@ class LotDivided(Exception):
 class Call:
     """One call that is signed: what it asks for, and the answer that its caller waits for.
 
-    ``small``: it may go with others. ``content`` is the hash of all that it asks for. Its
+    ``small``: it has few and short payloads; ``alone``: it does not go with others. ``content`` is the hash of all that it asks for. Its
     payloads are those from ``start`` to ``stop`` of its lot; ``record`` is the number of its
     intent.
     """
 
-    __slots__ = ("answer", "content", "lot", "record", "request", "small", "start", "stop", "trace")
+    __slots__ = (
+        "alone",
+        "answer",
+        "content",
+        "lot",
+        "record",
+        "request",
+        "small",
+        "start",
+        "stop",
+        "trace",
+    )
 
     def __init__(self, request: BatchRequest, answer: "asyncio.Future[BatchResult]") -> None:
         payloads = request.payloads
         self.request, self.answer = request, answer
         self.small = 0 < len(payloads) <= FIRST_ITEMS and sum(map(len, payloads)) <= PART_BYTES
+        self.alone = not self.small or FORMATS[request.format].by_call
         self.trace = CALL.get()
         self.lot: Lot | None = None
         self.content = b""
@@ -135,7 +148,7 @@ class Lots:
     async def sign(self, request: BatchRequest) -> BatchResult:
         """Returns the answer to a request, which goes with others if it is small."""
         call = Call(request, self._loop.create_future())
-        if call.small and request.deadline - self._clock.monotonic() >= LONGEST_WAIT:
+        if not call.alone and request.deadline - self._clock.monotonic() >= LONGEST_WAIT:
             self._add(call)
         else:
             self._begin([call])
@@ -186,7 +199,7 @@ class Lots:
 
     async def _run(self, lot: Lot) -> None:
         CALL.set(lot.trace)
-        small = lot.calls[0].small
+        small = not lot.calls[0].alone
         self._small += small
         try:
             await self._sign(lot)

@@ -3,6 +3,7 @@
 import hashlib
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 from signer.algorithms import PROPERTIES, Algorithm
@@ -10,7 +11,7 @@ from signer.errors import Failure
 from signer.event_loop import Turns
 from signer.formats.payloads import MessageFormat
 from signer.formats.revocation import handles_of_signed
-from signer.model import HANDLE_BYTES, FormatContext, Handles, KeyVersion, PreparedBatch
+from signer.model import HANDLE_BYTES, Enclosed, FormatContext, Handles, KeyVersion, PreparedBatch
 from signer.signing.request import BatchRequest
 
 _NO_HANDLES = Handles(bytes(HANDLE_BYTES), bytes(HANDLE_BYTES), bytes(HANDLE_BYTES))
@@ -27,6 +28,7 @@ class HsmInputs:
         self.inputs: list[bytes] = []
         self._hash_name = PROPERTIES[algorithm].hash_name
         self._to_sign: list[bytes] = []
+        self._enclosed: list[Enclosed] = []  # of formats that have them
         self._digests: list[bytes] | None = None  # where they are not the inputs
         self._indexes: list[int] | None = None  # where not all items are good
 
@@ -34,6 +36,7 @@ class HsmInputs:
         """Adds the next items of the batch."""
         first, good = len(self._to_sign), part.to_sign
         self._to_sign += part.to_sign
+        self._enclosed += part.enclosed
         if part.failures and self._indexes is None:
             self._indexes = list(range(first))
         if self._indexes is not None:
@@ -82,7 +85,8 @@ class HsmInputs:
 
     def prepared(self, start: int, stop: int) -> PreparedBatch:
         """Returns these items as ``MessageFormat.finish`` takes them."""
-        return PreparedBatch(self._to_sign[start:stop], {})
+        enclosed = self._enclosed[start:stop]
+        return PreparedBatch(self._to_sign[start:stop], {}, enclosed=enclosed)
 
 
 class Messages:
@@ -107,7 +111,8 @@ class Messages:
         inputs = HsmInputs(context.version.algorithm)
 
         def prepare(start: int, stop: int) -> bool:
-            part = message_format.prepare(payloads[start:stop], context)
+            here = replace(context, first=start) if start else context
+            part = message_format.prepare(payloads[start:stop], here)
             if failed is not None:
                 indexes = range(start, stop)
                 part = part._replace(

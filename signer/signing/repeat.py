@@ -160,7 +160,14 @@ class Repeats:
         """
         intent, principal = earlier.intent, request.principal
         version = replace(self._not_stopped(served.snapshot, intent), kid=intent.kid)
-        context = FormatContext(version, intent.now, intent.hcert, shc=terms.shc)
+        context = FormatContext(
+            version,
+            intent.now,
+            intent.hcert,
+            shc=terms.shc,
+            timestamp=terms.timestamp,
+            call_id=intent.call_id,
+        )
         message_format = FORMATS[request.format]
         try:
             inputs = await self._messages.prepare(

@@ -312,7 +312,17 @@ def test_what_breaks_a_content_rule_fails_alone(clients: dict[str, Any], policed
     assert set(response.failures) == {index for index, rule in enumerate(rules) if rule}
 
 
-FORMATS = ("DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "SHC", "CMS", "CMS_DIGEST", "HCERT")
+FORMATS = (
+    "DIGEST",
+    "MESSAGE",
+    "JWS",
+    "COSE_SIGN1",
+    "SHC",
+    "CMS",
+    "CMS_DIGEST",
+    "TIMESTAMP",
+    "HCERT",
+)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -47,6 +47,7 @@ BATCHES: list[tuple[str, str, list[bytes]]] = [
     (edge.RECORDS, "FORMAT_COSE_SIGN1", [DATA]),
     ("facilities/moh/keys/documents", "FORMAT_CMS", [DATA]),
     ("facilities/moh/keys/documents", "FORMAT_CMS_DIGEST", [DATA]),
+    ("facilities/moh/keys/tsa", "FORMAT_TIMESTAMP", [DATA]),
     ("facilities/moh/keys/digest", "FORMAT_DIGEST", [DATA, DATA.ljust(32)]),
     (
         "facilities/moh/keys/dcc",
@@ -67,7 +68,7 @@ def messages(issuer: edge.Stubs) -> list[str]:
     for key, name, payloads in BATCHES:
         response = issuer.sign(payloads, key=key, format=name)
         texts += [str(status) for status in response.failures.values()]
-    assert len(texts) == 8 + 1 + 1 + 10
+    assert len(texts) == 8 + 1 + 1 + 1 + 10
     wrong: list[dict[str, Any]] = [
         {"key": "facilities/01-001/keys/none"},
         {"format": "FORMAT_HCERT"},
@@ -118,7 +119,17 @@ METHODS = {
     for method in service.methods
 }
 """Every method of the API: other tests may have called it on the shared appliance."""
-FORMATS = {"DIGEST", "MESSAGE", "JWS", "COSE_SIGN1", "HCERT", "CMS", "SHC", "CMS_DIGEST"}
+FORMATS = {
+    "DIGEST",
+    "MESSAGE",
+    "JWS",
+    "COSE_SIGN1",
+    "HCERT",
+    "CMS",
+    "TIMESTAMP",
+    "SHC",
+    "CMS_DIGEST",
+}
 ALGORITHMS = {"ES256", "ES384", "RS256", "PS256", "EdDSA"}
 ITEM_REASONS = {
     "ok",

@@ -36,6 +36,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "Rules": document.Profile,
     "hcert": document.HcertRules,
     "shc": document.ShcRules,
+    "timestamp": document.TimestampRules,
     "content": document.Content,
 }
 """Which heading of the configuration's document describes which model."""
@@ -109,7 +110,7 @@ def test_content_rules_are_described_with_their_formats() -> None:
     }
 
 
-LARGEST = {"JWS": jws.MAX_BYTES, "HCERT": dcc.MAX_BYTES, "SHC": shc.MAX_BYTES}
+LARGEST = {"JWS": jws.MAX_BYTES, "HCERT": dcc.MAX_BYTES, "SHC": shc.MAX_BYTES, "TIMESTAMP": 1024}
 
 
 @pytest.mark.parametrize(("name", "size"), LARGEST.items())

@@ -3,8 +3,8 @@
 The log has the digest of the bytes that were signed, and the signature. A finished message
 holds both, so that a genuine signature in a changed message is seen: a compact JWS (RFC 7515
 section 7.1), a SMART Health Card, a COSE_Sign1 (RFC 9052 section 4.2), and an HCERT's
-text. A CMS signature holds the digest of its message. A raw signature says nothing of what it
-signs, and a message without its signature nothing of who signed it.
+text. A CMS signature and a time-stamp hold the digest of their message. A raw signature says
+nothing of what it signs, and a message without its signature nothing of who signed it.
 """
 
 import base64
@@ -12,12 +12,14 @@ import binascii
 import enum
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from hashlib import sha256, sha384
+from hashlib import new, sha256, sha384
 from typing import NamedTuple
 
 from signer.formats.cms_reading import CmsParts, read_cms
 from signer.formats.finished import finished
 from signer.formats.payloads import MessageError
+from signer.formats.timestamp_reading import detached_format, read_timestamp
+from signer.model import Format
 
 _DIGEST_SIZES = frozenset({sha256().digest_size, sha384().digest_size})
 
@@ -68,9 +70,9 @@ class InHand(NamedTuple):
 def read_message(content: bytes, signature: bytes | None = None) -> list[InHand]:
     """Returns all ways to read a file.
 
-    With a ``signature`` (raw or CMS, also in Base64) the file is what it signs: a message, or
-    the message of a digest. Without one it is a finished message; else a signature or a message
-    alone.
+    With a ``signature`` (raw, CMS or a time-stamp, also in Base64) the file is what it signs: a
+    message, or the message of a digest. Without one it is a finished message; else a signature
+    or a message alone.
     """
     if signature is not None:
         return [_beside(content, each) for each in _raw(signature)]
@@ -99,16 +101,23 @@ def compare(messages: Sequence[InHand], digest: bytes, signature: bytes | None) 
 
 def _beside(content: bytes, signature: bytes) -> InHand:
     """Returns a signature with what it signs; of CMS the log has the attributes it signs."""
-    message = _cms(signature)
-    if message is None:
+    try:
+        if detached_format(signature) is Format.TIMESTAMP:
+            stamp = read_timestamp(signature)
+            message, same = stamp.cms, new(stamp.hash_name, content).digest() == stamp.digest
+        else:
+            message = read_cms(signature)
+            same = message.digest == content or message.holds(content)
+    except MessageError:
         return InHand(signature, _digests(content))
-    same = message.digest == content or message.holds(content)
     signed = message.signed if same else content
     return InHand(message.signature, frozenset({sha256(signed).digest()}))
 
 
 def _cms(content: bytes) -> CmsParts | None:
     try:
+        if detached_format(content) is Format.TIMESTAMP:
+            return read_timestamp(content).cms
         return read_cms(content)
     except MessageError:
         return None

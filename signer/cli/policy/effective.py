@@ -35,7 +35,7 @@ def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bo
     """Prints what may be done with the keys of every facility.
 
     Keys with rules of their own are listed; "*" stands for all others, which
-    have no formats where the facility has HCERT or SHC and other formats. It shows the files,
+    have no formats where the facility has HCERT, SHC or TIMESTAMP and others. It shows the files,
     which may be a draft, or the policy in force with --in-force; a line on stderr says which.
 
     \b
@@ -159,7 +159,7 @@ def _judge(decision: Decision, terms: Terms, wanted: Format, payload: bytes, at:
     """Returns the decision about a payload that may be signed as far as its content goes."""
     try:
         FORMATS[wanted].inspect(
-            payload, ContentTerms(terms.content, terms.hcert, terms.shc, int(at))
+            payload, ContentTerms(terms.content, terms.hcert, terms.shc, int(at), terms.timestamp)
         )
     except PayloadError as error:
         failure = error.failure

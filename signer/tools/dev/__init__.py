@@ -265,7 +265,7 @@ def _certify(registry: Registry, keys: list[plan.DevKey], authority: pki.Authori
     for key in keys:
         version = index.primary(key.name, now)
         if key.purpose and version is not None and version.certificate is None:
-            usage = pki.VACCINATION if key.purpose is plan.Purpose.DCC else None
+            usage = pki.USAGES[key.purpose]
             certificate = pki.signing_certificate(authority, version.spki, str(key.name), usage)
             with registry.writing() as write:
                 write.change([Change(version, certified(version, certificate, now))])

@@ -29,6 +29,7 @@ class Purpose(enum.Enum):
 
     DCC = "vaccination certificates"
     DOCUMENTS = "documents"
+    TIMESTAMPS = "time-stamps"
 
 
 class DevKey(NamedTuple):
@@ -65,6 +66,9 @@ def dev_keys(load: int) -> list[DevKey]:
         DevKey(KeyName("moh", "cards"), Algorithm.ES256, (Format.SHC,)),
         DevKey(KeyName("moh", "digest"), Algorithm.ES256, (Format.DIGEST,)),
         DevKey(KeyName("moh", "documents"), Algorithm.ES256, _CMS, purpose=Purpose.DOCUMENTS),
+        DevKey(
+            KeyName("moh", "tsa"), Algorithm.ES256, (Format.TIMESTAMP,), purpose=Purpose.TIMESTAMPS
+        ),
     ]
     keys += [
         DevKey(KeyName(facility, "records"), Algorithm.ES256, _RECORDS)

@@ -22,11 +22,19 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from signer.files import SECRET, replace_file
+from signer.tools.dev.key_plan import Purpose
 
 SERVER_NAME = "localhost"
 
 VACCINATION = x509.ObjectIdentifier("1.3.6.1.4.1.1847.2021.1.2")
 """Extended key usage of certificates that sign vaccination certificates (EU DCC)."""
+
+USAGES = {
+    Purpose.DCC: VACCINATION,
+    Purpose.DOCUMENTS: None,
+    Purpose.TIMESTAMPS: ExtendedKeyUsageOID.TIME_STAMPING,
+}
+"""The extended key usage of each kind of certificate."""
 
 _AUTHORITY_DAYS, _CLIENT_DAYS, _SIGNER_DAYS = 3650, 825, 1095
 
@@ -58,7 +66,8 @@ class Authority(NamedTuple):
             )
         )
         if usage is not None:
-            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            critical = usage == ExtendedKeyUsageOID.TIME_STAMPING  # RFC 3161 section 2.3
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=critical)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())

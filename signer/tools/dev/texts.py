@@ -87,8 +87,8 @@ profiles:
     storage: {storage}
 
   ministry:
-    # For its keys to choose from: HCERT and SHC only alone.
-    formats: [HCERT, SHC, DIGEST, CMS, CMS_DIGEST]
+    # For its keys to choose from: HCERT, SHC and TIMESTAMP only alone.
+    formats: [HCERT, SHC, TIMESTAMP, DIGEST, CMS, CMS_DIGEST]
     blind: [DIGEST, CMS_DIGEST]
     algorithms: [ES256, PS256]
     max_batch_items: 4096
@@ -102,6 +102,9 @@ profiles:
     shc:
       issuer: https://cards.signer.example
       types: [immunization]
+    timestamp:
+      policy: 1.3.6.1.4.1.32473.1   # an arc for examples; yours is under your own number
+      accuracy_seconds: 1
     content:
       future_dates: false
 
@@ -145,6 +148,8 @@ facilities:
         formats: [DIGEST]
       documents:
         formats: [CMS, CMS_DIGEST]
+      tsa:
+        formats: [TIMESTAMP]
 """
 
 CLIENT = """\

@@ -213,6 +213,7 @@ def test_explain_says_of_a_payload_in_which_formats_it_may_be_signed(tmp_path: P
         "COSE_SIGN1": True,
         "HCERT": False,
         "CMS": False,
+        "TIMESTAMP": False,
         "SHC": False,
         "CMS_DIGEST": False,
     }

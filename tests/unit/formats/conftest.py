@@ -14,11 +14,21 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.x509.oid import ExtensionOID
 
 from signer.algorithms import Algorithm
-from signer.model import ContentRules, FormatContext, HcertTerms, KeyName, KeyVersion, ShcTerms
+from signer.model import (
+    ContentRules,
+    FormatContext,
+    HcertTerms,
+    KeyName,
+    KeyVersion,
+    ShcTerms,
+    TimestampTerms,
+)
 from tests.stand_ins import key_version
 
 NOW = int(datetime(2022, 1, 15, 12, 0, tzinfo=UTC).timestamp())
 CARDS = ShcTerms("https://cards.example/vn", frozenset({"immunization"}))
+TIME_STAMPING = "1.3.6.1.5.5.7.3.8"
+TSA = TimestampTerms("1.3.6.1.4.1.32473.1", 1)
 YEAR = 365 * 24 * 3600
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -73,6 +83,8 @@ def certify(
     not_before: int = NOW - YEAR,
     not_after: int = NOW + 2 * YEAR,
     raw_usages: bytes | None = None,
+    *,
+    critical: bool = False,
 ) -> bytes:
     """Returns a self-signed certificate in DER with these extended key usages (or their DER)."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
@@ -86,7 +98,7 @@ def certify(
     )
     if usages:
         oids = [x509.ObjectIdentifier(usage) for usage in usages]
-        builder = builder.add_extension(x509.ExtendedKeyUsage(oids), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(oids), critical=critical)
     if raw_usages is not None:
         raw = x509.UnrecognizedExtension(ExtensionOID.EXTENDED_KEY_USAGE, raw_usages)
         builder = builder.add_extension(raw, critical=False)
@@ -152,8 +164,14 @@ def context(keys: dict[Algorithm, SoftKey]) -> ContextMaker:
         content: ContentRules | None = None,
         hcert: HcertTerms | None = HcertTerms("VN", YEAR),  # noqa: B008 - frozen
         shc: ShcTerms | None = CARDS,
+        timestamp: TimestampTerms | None = TSA,
+        stamping: bool = False,
     ) -> FormatContext:
         chosen = version or keys[algorithm].version
-        return FormatContext(chosen, now, hcert, content or ContentRules(), shc)
+        if stamping:
+            made = certify(keys[algorithm].private, [TIME_STAMPING], critical=True)
+            chosen = dataclasses.replace(chosen, certificate=made)
+        content = content or ContentRules()
+        return FormatContext(chosen, now, hcert, content, shc, timestamp, call_id="a call")
 
     return make

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from signer.algorithms import Algorithm
 from signer.client._pipeline import output_bound
-from signer.client.verification import TrustedKey, TrustedKeys, VerificationError
+from signer.client.key_files import TrustedKey
+from signer.client.verification import TrustedKeys, VerificationError
 from signer.errors import CallError, Reason
 from signer.formats import FORMATS
 from signer.formats.cms_reading import is_cms, read_cms
@@ -120,9 +121,9 @@ def test_openssl_refuses_a_signature_beside_another_certificate(
 ) -> None:
     """The same key and name in another certificate: signing-certificate-v2 tells them apart."""
     key = keys[Algorithm.ES256]
-    other = certify(key.private, not_after=NOW + YEAR)
     made, ours = make(), certificate_of(key)
-    assert len(other) == len(ours)
+    others = (certify(key.private, not_after=NOW + YEAR) for _ in range(1000))
+    other = next(each for each in others if len(each) == len(ours))
     changed = made.replace(ours, other)
     assert changed != made
     assert openssl(tmp_path, other, changed, DOCUMENT) != ""
@@ -362,9 +363,8 @@ def test_a_signature_alone_is_named_as_what_it_is(make: Maker, keys: Keys) -> No
 
 
 FOREIGN = {
-    "with its content": (["-nodetach"], "it contains what it signs"),
+    "with its content": (["-cades", "-nodetach"], "it contains what it signs"),
     "without attributes": (["-noattr"], "it is not a CMS signature in DER with signed attributes"),
-    "by key identifier": (["-keyid"], "it is not a CMS signature in DER"),
     "without CAdES": ([], "without signing-certificate-v2"),
     "sha512": (["-cades", "-md", "sha512"], "its signature algorithm is not supported"),
 }

@@ -56,6 +56,7 @@ dccs = certificates.flatmap(
         [compact(value), cbor2.dumps(value), cbor2.dumps(value, indefinite_containers=True)]
     )
 )
+REQUEST = bytes.fromhex("3036 020101 3031300d06096086480165030402010500 0420")  # RFC 3161
 good: Mapping[Format, st.SearchStrategy[bytes]] = {
     Format.DIGEST: st.binary(min_size=32, max_size=32),
     Format.MESSAGE: st.binary(),
@@ -64,6 +65,7 @@ good: Mapping[Format, st.SearchStrategy[bytes]] = {
     Format.HCERT: dccs,
     Format.CMS: st.binary(max_size=300),
     Format.CMS_DIGEST: st.binary(min_size=32, max_size=32),
+    Format.TIMESTAMP: st.binary(min_size=32, max_size=32).map(lambda digest: REQUEST + digest),
     Format.SHC: st.dictionaries(st.text(max_size=5), json_values, max_size=5).map(
         lambda extra: compact(bundle_of({"x-" + name: value for name, value in extra.items()}))
     ),
@@ -71,6 +73,7 @@ good: Mapping[Format, st.SearchStrategy[bytes]] = {
 bad: Mapping[Format, bytes] = {
     Format.DIGEST: b"short",
     Format.CMS_DIGEST: b"short",
+    Format.TIMESTAMP: b"short",
     Format.JWS: b"[]",
     Format.HCERT: b'{"ver":"1"}',
     Format.SHC: b'{"resourceType":"Patient"}',
@@ -95,9 +98,12 @@ def test_every_format_is_offered() -> None:
 @many
 def test_max_output_is_an_upper_bound(context: Maker, format_: Format, data: st.DataObject) -> None:
     payloads = data.draw(st.lists(good[format_], max_size=4))
-    algorithms = [Algorithm.ES256, *[Algorithm.PS256] * (format_ is not Format.SHC)]
+    algorithms = [
+        Algorithm.ES256,
+        *[Algorithm.PS256] * (format_ not in {Format.SHC, Format.TIMESTAMP}),
+    ]
     algorithm = data.draw(st.sampled_from(algorithms))
-    ctx = context(algorithm)
+    ctx = context(algorithm, stamping=format_ is Format.TIMESTAMP)
     prepared = FORMATS[format_].prepare(payloads, ctx)
     assert not prepared.failures
     outputs = finish(format_, prepared, ctx)
@@ -160,7 +166,7 @@ def test_bound_leaves_room_for_full_batches(context: Maker) -> None:
 @many
 def test_same_context_same_bytes(context: Maker, format_: Format, data: st.DataObject) -> None:
     payloads = data.draw(st.lists(good[format_], min_size=1, max_size=3))
-    ctx = context()
+    ctx = context(stamping=format_ is Format.TIMESTAMP)
     first, second = (FORMATS[format_].prepare(payloads, ctx) for _ in range(2))
     assert first == second
     assert finish(format_, first, ctx) == finish(format_, second, ctx)
@@ -172,14 +178,15 @@ def test_same_context_same_bytes(context: Maker, format_: Format, data: st.DataO
 def test_a_bad_item_fails_alone(context: Maker, format_: Format, data: st.DataObject) -> None:
     fit = data.draw(st.lists(st.booleans(), min_size=1, max_size=6))
     payloads = [data.draw(good[format_]) if ok else bad[format_] for ok in fit]
-    ctx = context()
+    ctx = context(stamping=format_ is Format.TIMESTAMP)
     prepared = FORMATS[format_].prepare(payloads, ctx)
     assert set(prepared.failures) == {i for i, ok in enumerate(fit) if not ok}
     outputs = finish(format_, prepared, ctx)
     for i, ok in enumerate(fit):
         if ok:
             alone = FORMATS[format_].prepare([payloads[i]], ctx)
-            assert prepared.to_sign[i] == alone.to_sign[0]
+            # A time-stamp's serial number is that of its place.
+            assert prepared.to_sign[i] == alone.to_sign[0] or format_ is Format.TIMESTAMP
             assert outputs[i]
         else:
             assert prepared.failures[i].reason is Reason.PAYLOAD_INVALID
@@ -191,12 +198,13 @@ def test_an_item_without_signature_has_no_output(context: Maker, format_: Format
     payloads = {
         Format.DIGEST: bytes(32),
         Format.CMS_DIGEST: bytes(32),
+        Format.TIMESTAMP: REQUEST + bytes(32),
         Format.JWS: b"{}",
         Format.HCERT: compact(dcc_of({})),
         Format.SHC: compact(bundle_of({})),
     }
     payload = payloads.get(format_, b"any")
-    ctx = context()
+    ctx = context(stamping=format_ is Format.TIMESTAMP)
     prepared = FORMATS[format_].prepare([payload] * 3, ctx)
     outputs = FORMATS[format_].finish(prepared, [bytes(64), b"", bytes(64)], ctx)
     assert [bool(output) for output in outputs] == [True, False, True]
@@ -204,7 +212,7 @@ def test_an_item_without_signature_has_no_output(context: Maker, format_: Format
 
 @pytest.mark.parametrize("format_", Format)
 def test_an_empty_batch(context: Maker, format_: Format) -> None:
-    ctx = context()
+    ctx = context(stamping=format_ is Format.TIMESTAMP)
     prepared = FORMATS[format_].prepare([], ctx)
     assert FORMATS[format_].finish(prepared, [], ctx) == []
     assert FORMATS[format_].max_output([], ctx) == 0

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.algorithms import Algorithm
-from signer.client.verification import KeysError, TrustedKey, TrustedKeys, VerificationError
+from signer.client.key_files import KeysError, TrustedKey
+from signer.client.verification import TrustedKeys, VerificationError
 from signer.formats import FORMATS, base45, shc
 from signer.formats.finished import finished
 from signer.formats.hcert import text as hcert_text

@@ -38,7 +38,7 @@ def test_a_policy_that_says_the_same_in_other_words(stage: Stage) -> None:
 
 def test_a_policy_is_refused(stage: Stage) -> None:
     assert "in force already" in stage.problems("policy")[0]
-    draft(stage, "[JWS, MESSAGE]", "[JWS, TIMESTAMP]")
+    draft(stage, "[JWS, MESSAGE]", "[JWS, RECEIPT]")
     assert "profiles.clinic.formats" in "\n".join(stage.problems("policy"))
     draft(stage, "clients: [spiffe://signer.example/ministry]", f"clients: [{A}]")
     assert f"{A} is a client in the policy" in stage.problems("policy")[0]
@@ -98,10 +98,8 @@ def test_a_start_renews_an_outdated_copy_and_leaves_a_draft_alone(stage: Stage) 
 
 
 def test_a_policy_from_the_desk_is_refused_like_one_in_the_files(stage: Stage) -> None:
-    wrong = stage.problems("policy", sent("[JWS, MESSAGE]", "[JWS, TIMESTAMP]"))
-    assert any(
-        text.startswith("profiles.clinic.formats: TIMESTAMP is not offered") for text in wrong
-    )
+    wrong = stage.problems("policy", sent("[JWS, MESSAGE]", "[JWS, RECEIPT]"))
+    assert any(text.startswith("profiles.clinic.formats: RECEIPT is not known") for text in wrong)
     text = sent("200 per second", "300 per second")
     [problem] = stage.problems("policy", text, policy_sha256="0" * 64)
     assert "the attachment is" in problem

@@ -32,6 +32,7 @@ def document(formats: list[str], /, **facility: Any) -> dict[str, Any]:
                 "delegation": True,
                 "hcert": {"issuer": "VN", "validity_days": 365},
                 "shc": {"issuer": "https://cards.example"},
+                "timestamp": {"policy": "1.2.3", "accuracy_seconds": 1},
             }
         },
         "facilities": {
@@ -45,7 +46,7 @@ def compiled(made: dict[str, Any]) -> tuple[Policy, list[Violation]]:
     formats = made["profiles"]["ministry"]["formats"]
     if not made["profiles"]["ministry"]["blind"]:
         del made["profiles"]["ministry"]["blind"]
-    for name in ("HCERT", "SHC"):
+    for name in ("HCERT", "SHC", "TIMESTAMP"):
         if name not in formats:
             del made["profiles"]["ministry"][name.lower()]
     return compile_policy(made, "", problems), problems
@@ -104,19 +105,19 @@ MAYBE = st.fixed_dictionaries({}, optional={"formats": FORMATS})
 
 
 @given(FORMATS, MAYBE, MAYBE)
-def test_no_key_signs_hcert_or_shc_and_anything_else(
+def test_no_key_signs_a_format_that_stands_alone_and_another(
     formats: list[str], facility: dict[str, Any], key: dict[str, Any]
 ) -> None:
     policy, problems = compiled(document(formats, **facility, keys={"listed": key}))
     stated = set(key.get("formats", facility.get("formats", formats)))
-    alone = {"HCERT", "SHC"}
+    alone = {"HCERT", "SHC", "TIMESTAMP"}
     if stated & alone and len(stated) > 1:
         assert "facilities.moh.keys.listed.formats" in {problem.field for problem in problems}
     if problems:
         return
     for name in ("listed", "other"):
         signs = allowed(policy, name)
-        assert len(signs) == 1 or not signs & {Format.HCERT, Format.SHC}
+        assert len(signs) == 1 or not signs & {Format(each) for each in alone}
     assert allowed(policy, "listed") == stated
 
 
