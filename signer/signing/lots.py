@@ -36,9 +36,9 @@ class LotDivided(Exception):
 class Call:
     """One call that is signed: what it asks for, and the answer that its caller waits for.
 
-    ``small``: it has few and short payloads; ``alone``: it does not go with others. ``content`` is the hash of all that it asks for. Its
-    payloads are those from ``start`` to ``stop`` of its lot; ``record`` is the number of its
-    intent.
+    ``small``: it has few and short payloads; ``alone``: it does not go with others. ``content``
+    is the hash of all that it asks for. Its payloads are those from ``start`` to ``stop`` of its
+    lot; ``record`` is the number of its intent.
     """
 
     __slots__ = (
@@ -82,7 +82,7 @@ class Lot:
     """Calls that are signed together: of one principal, for one key, in one format.
 
     ``divisible``: what refuses the lot may not refuse each of its calls. ``concluding``: the
-    signatures are there, and their outcomes are recorded whoever has left.
+    signatures are there, and their outcomes are recorded, also for callers that have left.
     """
 
     __slots__ = ("calls", "concluding", "deadline", "divisible", "first", "items", "task", "trace")
