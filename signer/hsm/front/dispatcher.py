@@ -6,7 +6,7 @@ the workers together.
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from signer.clock import Clock
 from signer.errors import Failure, Reason
@@ -26,8 +26,9 @@ from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
 from signer.hsm.front.scheduler import Costs, Pace, Scheduler
 from signer.hsm.front.slot import Slot, WorkerEnd
+from signer.hsm.front.stops import Stops
 from signer.hsm.spec import FailureKind, TokenSpec
-from signer.model import KeyVersion, Placement, Suspended
+from signer.model import KeyVersion
 
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
@@ -61,48 +62,6 @@ _REFUSED = {
     Verdict.NOT_UNWRAPPED: "the HSM does not unwrap the key of {}: it was changed, or it was"
     " wrapped by another key",
 }
-
-
-class Stops:
-    """The versions and facilities that may not sign on a token, with the reasons."""
-
-    def __init__(self) -> None:
-        self.suspended = Suspended()
-        # By where the key was made: on another token it may have another CKA_ID.
-        self.wrong: dict[Placement, str] = {}  # until the daemon ends
-        self._inactive: dict[Placement, str] = {}  # according to the registry
-
-    def reason(self, version: KeyVersion) -> str:
-        """Returns why a version may not sign; empty where it may."""
-        return self.wrong.get(_made_at(version)) or self.everywhere(version)
-
-    def everywhere(self, version: KeyVersion) -> str:
-        """Returns why a version may sign on no token; empty where it may."""
-        inactive = self._inactive.get(_made_at(version))
-        return inactive or self.suspended.reason(version.key.facility)
-
-    def distrusts(self, version: KeyVersion) -> bool:
-        """Returns whether the HSM has returned a wrong signature of a version here."""
-        return bool(self.wrong) and _made_at(version) in self.wrong
-
-    def stop(self, versions: Mapping[KeyVersion, str]) -> None:
-        """Stops versions, each for its reason."""
-        for version, text in versions.items():
-            self._inactive[_made_at(version)] = text or f"{version.name} is stopped"
-
-    def resume(self, versions: Iterable[KeyVersion]) -> None:
-        """Lets versions sign again; one with a wrong signature stays stopped."""
-        for version in versions:
-            self._inactive.pop(_made_at(version), None)
-
-    def distrust(self, version: KeyVersion) -> None:
-        """Stops a version here until the daemon ends: the HSM returned a wrong signature of it."""
-        text = f"{version.name} is stopped: the HSM returned a wrong signature"
-        self.wrong[_made_at(version)] = text
-
-
-def _made_at(version: KeyVersion) -> Placement:
-    return Placement(version.token, version.cka_id)
 
 
 class Dispatcher:
