@@ -74,8 +74,12 @@ class FlooredClock(SystemClock):
         self._anchor(self.machine())
 
     def now(self) -> float:
+        """Returns the time in whole microseconds, as records have it.
+
+        Otherwise what became active in the last microsecond before a restart would not be after it.
+        """
         machine = self.machine()
-        return max(machine - self._jump(machine), self._floor)
+        return max(round((machine - self._jump(machine)) * 1_000_000) / 1_000_000, self._floor)
 
     def asleep(self) -> float:
         """Returns how many seconds the machine has slept since it was started."""

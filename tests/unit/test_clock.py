@@ -76,6 +76,17 @@ def test_time_is_never_behind_the_floor(moments: list[tuple[float, float]]) -> N
         assert clock.now() >= floor
 
 
+@given(MOMENTS)
+def test_what_was_a_moment_ago_is_not_later_after_a_restart(moment: float) -> None:
+    """The floor is a time of the log, in whole microseconds: so is what becomes active now."""
+    clock, after = Machine(absence=4e9), Machine(absence=4e9)
+    clock.raise_floor(1.0)
+    clock.passes(moment)
+    now = clock.now()
+    after.raise_floor(round(now * 1_000_000) / 1_000_000)
+    assert after.now() >= now
+
+
 def test_the_floor_does_not_hold_up_durations(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FlooredClock()
     clock.raise_floor(1e12)

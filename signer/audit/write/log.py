@@ -260,7 +260,7 @@ class AuditLog(DurableLog):
     def _stage(self, batch: Sequence[Entry]) -> _Staged:
         """Adds the records of entries to the tail. For the thread that has claimed them."""
         began = self._begin()
-        time_us, doubt = int(self.committing_since * 1_000_000), self._clock.doubt()
+        time_us, doubt = round(self.committing_since * 1_000_000), self._clock.doubt()
         refusal = self._inbox.low or doubt
         entries: list[Entry] = []
         records: list[Record] = []
@@ -272,7 +272,7 @@ class AuditLog(DurableLog):
                 continue
             fields = entry.fields
             if doubt:
-                fields = {**fields, DOUBTFUL: int(self._clock.machine() * 1_000_000)}
+                fields = {**fields, DOUBTFUL: round(self._clock.machine() * 1_000_000)}
             at = time_us if entry.time_us is None else entry.time_us
             try:
                 record = self._tail.stage(at, entry.kind, fields, entry.column, entry.root)
@@ -323,7 +323,7 @@ class AuditLog(DurableLog):
         began = self._begin()
         try:
             snapshot, problem = self._snapshot()
-            rotated = self._tail.rotate(int(self.committing_since * 1_000_000), snapshot)
+            rotated = self._tail.rotate(round(self.committing_since * 1_000_000), snapshot)
         finally:
             self._end(began)
         if not rotated:
