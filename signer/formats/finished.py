@@ -51,7 +51,7 @@ class Finished(NamedTuple):
 
     format: Format
     protected: bytes
-    unprotected: Any
+    unprotected: Mapping[Any, Any] | None
     payload: bytes
     signed: bytes
     signature: bytes
@@ -92,10 +92,10 @@ def finished(content: bytes) -> Finished | None:
         return _compact(shc.jws_of(text), Format.SHC)
     if message := _compact(text, Format.JWS):
         return message
-    with suppress(ValueError, zlib.error):
+    with suppress(ValueError):
         if text.startswith(_HCERT):
             packed = base45.decode(text[len(_HCERT) :])
-            return _sign1(zlib.decompressobj().decompress(packed, MAX_MESSAGE), Format.HCERT)
+            return _sign1(_unpacked(packed, zlib.MAX_WBITS), Format.HCERT)
     return _sign1(content, Format.COSE_SIGN1)
 
 
@@ -127,14 +127,22 @@ def card_claims_of(message: Finished) -> CardClaims:
 
 
 def _inflated(packed: bytes) -> bytes:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        return _unpacked(packed, -zlib.MAX_WBITS)
+    except ValueError:
+        raise MessageError(
+            f"its payload is not one raw DEFLATE stream of less than {MAX_MESSAGE} bytes"
+        ) from None
+
+
+def _unpacked(packed: bytes, window: int) -> bytes:
+    """Returns what one compressed stream holds; ``window`` is as in zlib. Raises ValueError."""
+    inflater = zlib.decompressobj(window)
     with suppress(zlib.error):
-        document = inflater.decompress(packed, MAX_MESSAGE)
+        unpacked = inflater.decompress(packed, MAX_MESSAGE)
         if inflater.eof and not inflater.unused_data:
-            return document
-    raise MessageError(
-        f"its payload is not one raw DEFLATE stream of less than {MAX_MESSAGE} bytes"
-    )
+            return unpacked
+    raise ValueError
 
 
 def _check_time(name: str, value: object) -> None:
@@ -162,7 +170,12 @@ def _sign1(content: bytes, message_format: Format) -> Finished | None:
         match message:
             case cbor2.CBORTag(
                 tag=18,
-                value=[bytes() as protected, unprotected, bytes() as payload, bytes() as signature],
+                value=[
+                    bytes() as protected,
+                    Mapping() as unprotected,
+                    bytes() as payload,
+                    bytes() as signature,
+                ],
             ):
                 signed = cbor2.dumps(["Signature1", protected, b"", payload])
                 return Finished(message_format, protected, unprotected, payload, signed, signature)
@@ -201,7 +214,9 @@ def _cose(message: Finished) -> SigningHeader:
     header = _map_of(message.protected, "header") if message.protected else {}
     if 2 in header:
         raise MessageError("its header has `crit`: its extensions are not supported")
-    unsigned = message.unprotected if isinstance(message.unprotected, Mapping) else {}
+    unsigned = message.unprotected or {}
+    if 2 in unsigned:  # RFC 9052 section 3.1
+        raise MessageError("its header has `crit` where it is not signed, which nothing may have")
     algorithm: Any = header.get(1)
     kid = header.get(4, unsigned.get(4, b""))
     if not isinstance(kid, bytes):

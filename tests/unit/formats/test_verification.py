@@ -256,6 +256,48 @@ def test_times_and_types_that_no_hcert_has_are_refused(
         trusted.verify(hcert(key, good | changed), NOW)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda stream: stream + b"junk",
+        lambda stream: stream + zlib.compress(b"more"),
+        lambda stream: stream[:-4],
+        lambda stream: stream[:-4] + bytes(4),
+    ],
+    ids=["bytes after it", "another one after it", "no checksum", "another checksum"],
+)
+def test_an_hcert_is_one_whole_zlib_stream(keys: Keys, changed: Callable[[bytes], bytes]) -> None:
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    good = {1: "VN", 4: NOW + 300, 6: NOW, -260: {1: {"v": GROUP}}}
+    stream = base45.decode(hcert(key, good).removeprefix(b"HC1:"))
+    assert trusted.verify(b"HC1:" + base45.encode(stream), NOW).claims is not None
+    with pytest.raises(VerificationError, match="it is not"):
+        trusted.verify(b"HC1:" + base45.encode(changed(stream)), NOW)
+
+
+@pytest.mark.parametrize(
+    ("unprotected", "said"),
+    [({2: [1]}, "`crit` where it is not signed"), ([], "it is not"), (b"", "it is not")],
+    ids=str,
+)
+def test_what_a_header_that_is_not_signed_must_not_have(
+    keys: Keys, unprotected: object, said: str
+) -> None:
+    """RFC 9052 section 3.1: ``crit`` must be in the protected header."""
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    protected, payload = cbor2.dumps({1: -7}), b"{}"
+    made = key.sign(cbor2.dumps(["Signature1", protected, b"", payload]))
+
+    def message(header: object) -> bytes:
+        return cbor2.dumps(cbor2.CBORTag(18, [protected, header, payload, made]))
+
+    assert trusted.verify(message({4: b"any"}), NOW).payload == payload
+    with pytest.raises(VerificationError, match=said):
+        trusted.verify(message(unprotected), NOW)
+
+
 # --- SMART Health Cards -----------------------------------------------------------------------
 
 
