@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
 from signer.errors import CallError, Reason
 from signer.model import KeyVersion, Scope
@@ -36,6 +36,7 @@ OPEN, ENDS = (
 )
 CRASHES = st.none() | st.integers(0, 45)
 LIFE = ("activate", "deactivate", "schedule-destruction", "restore", "destroy", "resume", "rotate")
+PARTS = 10
 WAITS = (0, 2 * HOUR, 3 * DAY)
 FIRST = {A: der_of(A)} | {
     who: certificate_of(who, ends=datetime.fromtimestamp(START + days * DAY, UTC)).public_bytes(
@@ -365,8 +366,15 @@ def _at(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool = False) -> None:
-    numbers = count()
+def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool = False) -> int:
+    """Runs so many examples of up to so many steps; returns how many steps passed."""
+    numbers, passed = count(), 0
+
+    class Counted(Officers):
+        @invariant()
+        def count_this_step(self) -> None:
+            nonlocal passed
+            passed += 1
 
     def make() -> Stage:
         place = folder / str(next(numbers))
@@ -382,7 +390,8 @@ def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool =
         report_multiple_bugs=False,
         print_blob=True,
     )
-    run_state_machine_as_test(lambda: Officers(make), settings=limits)  # type: ignore[arg-type]
+    run_state_machine_as_test(lambda: Counted(make), settings=limits)  # type: ignore[arg-type]
+    return passed
 
 
 def test_officers_at_work(tmp_path: Path, template: Path) -> None:
@@ -394,5 +403,12 @@ def test_officers_at_work_with_the_real_log(tmp_path: Path, template: Path) -> N
 
 
 @pytest.mark.torture
-def test_officers_at_work_for_long(tmp_path: Path, template: Path) -> None:
-    run(tmp_path, template, 1000, 100)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_officers_at_work_for_long(tmp_path: Path, template: Path, part: int) -> None:
+    """100,000 steps, in parts that several processes share."""
+    passed = 0
+    for turn in count():
+        passed += run(tmp_path / str(turn), template, 20, 100)
+        print(f"part {part}: {passed} steps passed", flush=True)
+        if passed >= 100_000 // PARTS:
+            break
