@@ -5,13 +5,15 @@ from pathlib import Path
 import click
 
 from signer.audit.format.segments import KEY_FILE, list_segments
+from signer.cli.audit.log_files import LogFiles, readable_errors
 from signer.cli.measure_token import bench
-from signer.cli.options import FILE, config_option, token_option
+from signer.cli.options import FILE, FOLDER, config_option, token_option
 from signer.cli.output import say
-from signer.clock import SystemClock
+from signer.clock import Clock, SystemClock
 from signer.config.models import Config, load_config
 from signer.config.policy_documents import PolicyText, read_policy
 from signer.daemon.audit_log import begin, ensure_audit_key, refuse_second_log
+from signer.daemon.joining import check_registry
 from signer.errors import ConfigError, OperatorError, Violation
 from signer.hsm.front.admin import open_admin
 from signer.hsm.latch import release
@@ -38,7 +40,22 @@ from signer.text import count, utc
     is_flag=True,
     help="For a further appliance on a registry that has officers: only begins its log.",
 )
-def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join: bool) -> None:
+@click.option(
+    "--log",
+    "log_directory",
+    metavar="DIR",
+    type=FOLDER,
+    help="With --join: a copy of the log of an appliance that was there before. It must account for"
+    " all that is in the registry.",
+)
+def init(
+    *,
+    config_file: Path,
+    officer_files: tuple[Path, ...],
+    token: str,
+    join: bool,
+    log_directory: Path | None,
+) -> None:
     """Names the first officers, creates the audit key on the token, starts the audit log; once.
 
     From then on officers change keys, policy and officers, by operations that several
@@ -50,10 +67,9 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
 
     \b
       signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
-      signer init --config /etc/signer/second.yaml --join
+      signer init --config /etc/signer/second.yaml --join --log /mnt/first/audit
     """
-    if join and officer_files:
-        raise click.UsageError("--join uses the officers in the registry: omit --officer")
+    _check_options(officer_files, log_directory, join=join)
     config = load_config(config_file)
     chosen = config.token(token)
     policy = read_policy(config.policy)
@@ -68,6 +84,8 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
         if not state.officers or state.policy is None:
             raise OperatorError("the registry has no officers: name them with --officer CERT")
         clock = SystemClock()
+        if join:
+            _check_registry(registry, log_directory, config, clock)
         with open_admin(chosen, config.state) as admin:
             key = ensure_audit_key(registry, admin, clock.now())
         if not begun:
@@ -84,6 +102,38 @@ def init(*, config_file: Path, officer_files: tuple[Path, ...], token: str, join
         if begun
         else f"the audit log was begun; its public key is {key_file}: give the auditor a copy"
     )
+
+
+def _check_options(
+    officer_files: tuple[Path, ...], log_directory: Path | None, *, join: bool
+) -> None:
+    if join and officer_files:
+        raise click.UsageError("--join uses the officers in the registry: omit --officer")
+    if log_directory is not None and not join:
+        raise click.UsageError("--log goes with --join")
+
+
+def _check_registry(
+    registry: Registry, directory: Path | None, config: Config, clock: Clock
+) -> None:
+    """Compares the registry with another appliance's log; raises OperatorError."""
+    if directory is None:
+        say(
+            "the registry is taken as given: it is compared only with --log DIR, a copy of the log"
+            " of an appliance that was there before",
+            err=True,
+        )
+        return
+    with readable_errors():
+        log = LogFiles(directory, directory / KEY_FILE)
+        origin = log.origin()
+        checkpoints, problems = log.checkpoints((), origin)
+        if not checkpoints:
+            problems.append(f"{directory} has no checkpoint: it is not signed")
+        if problems:
+            raise OperatorError(problems[0])
+        needed = config.operations.all_needed()
+        check_registry(registry, directory, origin, checkpoints, clock, needed=needed)
 
 
 def _name_officers(

@@ -6,7 +6,7 @@ several decisions records each of them, in their order. What nothing accounts fo
 served: see ``signer.officers.accounting``.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from signer.audit.format.record import Fields, RecordKind
@@ -16,11 +16,20 @@ from signer.daemon.audit_log import DaemonLog
 from signer.errors import OperatorError
 from signer.events import Events, Unaccounted
 from signer.keys.registry import Registry, RegistryState
-from signer.keys.rows import UnreadableRow, texts_of
-from signer.model import KeyIndex, KeyVersion, Placement, Scope, Suspension, version_name
+from signer.keys.rows import MOST_WRITES, UnreadableError, UnreadableRow, texts_of
+from signer.model import (
+    KeyIndex,
+    KeyVersion,
+    Placement,
+    Scope,
+    Suspension,
+    WrappingKey,
+    version_name,
+)
 from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
 from signer.officers.approval import officers_sha256
 from signer.officers.offline_check import ApprovalFold
+from signer.officers.permits import Permit
 from signer.officers.records import OfficersRecord, PolicyRecord
 from signer.officers.standing import (
     KeysRecord,
@@ -34,6 +43,7 @@ from signer.officers.standing import (
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationStore
 from signer.officers.wrapped import WrappedRow, WrappedStanding, standing_of_wrapped
+from signer.officers.wrapping_use import WrappingChanges, WrappingPlaces, places_of
 from signer.text import count
 
 UNACCOUNTED = "the registry has changes that no operation of officers accounts for: see the log"
@@ -50,24 +60,25 @@ class Accounts:
     def __init__(
         self,
         registry: Registry,
-        log: DaemonLog,
         clock: Clock,
         events: Events,
         *,
         standings: StandingFold,
         approvals: ApprovalFold,
+        needed: Mapping[str, int],
         development: bool,
         looked: float,
     ) -> None:
         """``standings`` and ``approvals`` are what the log's records so far say.
 
+        ``needed`` is the number of officers that each kind of operation needs here.
         ``looked`` is the time of the newest one, in seconds since the epoch: it tells
         operations that others may have executed since from those whose time was over before.
         """
         self._registry, self._store = registry, OperationStore(registry)
-        self._log, self._clock, self._events = log, clock, events
+        self._clock, self._events = clock, events
         self._standings, self._approvals = standings, approvals
-        self._development = development
+        self._needed, self._development = needed, development
         self._given = not standings.deployment  # states are taken as given, in a new baseline
         self._looked = looked
         since = approvals.officers_since, approvals.policy_since
@@ -77,6 +88,9 @@ class Accounts:
         self._unaccounted: dict[VersionName, Standing | None] = {}
         self._unaccounted_wrapped: dict[VersionName, WrappedStanding | None] = {}
         self._pins: dict[bytes, str] = {}  # of wrapped keys that this process has recorded
+        self._wrapped_since: dict[str, int] = {}  # of what this process has recorded
+        self._wrapping = WrappingChanges({})
+        self._wrapping_places: WrappingPlaces | None = standings.wrapping
         self._policy = ""  # the newest that this process has recorded
         self.refused: Sequence[str] = ()
         self.unreadable: Sequence[UnreadableRow] = ()  # rows that are not served for that reason
@@ -105,8 +119,9 @@ class Accounts:
             )
         self.state = known
         judged = self.judge(state)
-        if judged.refused and self._revision:
-            # Something was not accounted for when the log's newest record was written.
+        if (judged.refused or judged.by_hand) and self._revision:
+            # Something was not accounted for when the log's newest record was written, or that was
+            # one of several and the others were not written any more.
             self._revision = 0
             judged = self.judge(state)
         if judged.refused and self._development and not self._given:
@@ -121,21 +136,29 @@ class Accounts:
 
     def judge(self, new: RegistryState) -> Judgement:
         """Returns what may be served of a state of the registry. Raises OperatorError."""
-        logged = self._standings.standings
+        logged, revision = self._standings.standings, new.keys.revision
+        if not self._given and revision > self.latest + MOST_WRITES:
+            raise UnreadableError(
+                f"value of revision is {revision}, and {self.latest} is the latest that this"
+                " appliance knows: nobody writes so much. Put the row back from the backup"
+            )
         known = Known(
             state=self.state,
             standing=lambda name: self._standing(name, new),
             placed=self._placed,
             wrapped=self._wrapped,
+            wrapping=places_of(new.wrapping_keys) if self._given else self._wrapping_places,
             pinned=self._pinned,
             unaccounted=self._unaccounted.keys(),
             used=lambda operation: operation in self._used or logged.has_used(operation),
+            failed=self._approvals.has_failed,
             checked=lambda operation, content: (
                 logged.checked(operation, content)
                 or is_of(self._approvals.begun, operation, content)
             ),
             policy_free=self.files_decide or self._approvals.development,
             document=self._registry.document,
+            needed=self._needed,
             looked=self._looked,
         )
         since = self._revision
@@ -161,7 +184,7 @@ class Accounts:
         """Whether the policy in the files needs no approval."""
         return self._development or not self.state.officers
 
-    def record(self, judged: Judgement, text: PolicyText) -> None:
+    def record(self, judged: Judgement, text: PolicyText, log: DaemonLog) -> None:
         """Records what is served from here on, and keeps its policies. Raises OperatorError.
 
         ``text`` is the policy of the judged state. Nothing is recorded if one of its policies
@@ -175,10 +198,9 @@ class Accounts:
                 raise OperatorError(
                     f"the registry does not hold the policy {each}: put it back from the backup"
                 )
-            self._log.keep_policy(each, content)
-        self._log.keep_policy(sha256, text.text)
-        records = list(self._records(judged, sha256, put))
-        self._log.account(records)
+            log.keep_policy(each, content)
+        log.keep_policy(sha256, text.text)
+        log.account(list(self._records(judged, sha256, put)))
         if self._given:
             self._pins |= {r.pin: r.name for v in judged.state.keys if (r := WrappedRow.of(v))}
         self._policy, self._given = sha256, False
@@ -220,10 +242,12 @@ class Accounts:
                 self._used.add(record.approved.operation)
             if isinstance(record, KeysRecord):
                 self._pins |= {row.pin: row.name for row in record.wrapped}
+                self._wrapped_since |= _since_when(record)
         self.state, self.refused = judged.state, judged.refused
         self.latest = max(self.latest, judged.state.keys.revision)
         self._unaccounted, self.unreadable = judged.unaccounted, judged.unreadable
         self._unaccounted_wrapped = judged.wrapped
+        self._wrapping, self._wrapping_places = judged.wrapping, judged.wrapping.places
         if not judged.refused:  # what was missed meanwhile is needed once rows are put back
             self._revision = judged.state.keys.revision
 
@@ -242,8 +266,13 @@ class Accounts:
 
     @property
     def unaccounted(self) -> Collection[str]:
-        """The names of the versions that the registry has otherwise than the log."""
-        return [f"{key}/versions/{number}" for key, number in self._unaccounted]
+        """The names of versions and wrapping keys that the registry has otherwise than the log."""
+        versions = (version_name(*name) for name in self._unaccounted)
+        return [*versions, *map(str, sorted(self._wrapping.unaccounted))]
+
+    def usable(self, keys: Iterable[WrappingKey]) -> tuple[WrappingKey, ...]:
+        """Returns the rows of wrapping keys without those that are not accounted for."""
+        return self._wrapping.usable(keys)
 
     @property
     def clock_confirmed(self) -> int:
@@ -270,10 +299,17 @@ class Accounts:
         name = version.key, version.number
         if name in self._unaccounted_wrapped:
             return self._unaccounted_wrapped[name]
-        known = self.state.keys.version(*name)
-        if known is not None or self._given:
-            return standing_of_wrapped(known or version)
-        return self._standings.wrapped.get(version.name)
+        known, logged = self.state.keys.version(*name), self._standings.wrapped.get(version.name)
+        if known is None and not self._given:
+            return logged
+        now = standing_of_wrapped(known or version)
+        since = self._wrapped_since.get(version.name, 0 if logged is None else logged.since)
+        return None if now is None else now._replace(since=since)
+
+    def wrapped_since(self, version: KeyVersion) -> int:
+        """Returns since when operations can be proposed that wrap its key anew; see Wrapping."""
+        standing = self._wrapped(version)
+        return 0 if standing is None else standing.since
 
     def _pinned(self, name: str, pin: bytes) -> bool:
         """Returns whether another version has a public key, by its hash."""
@@ -286,6 +322,19 @@ class Accounts:
         if unreadable:
             return f"{UNACCOUNTED}; rows of it cannot be read: {unreadable}"
         return UNACCOUNTED if self.refused else ""
+
+
+def _since_when(record: KeysRecord) -> dict[str, int]:
+    """Returns since when the wrapped keys of a record are as they are; see Wrapping."""
+    if record.approved is None or not record.wrapped:
+        return {}
+    permit, places = Permit(record.approved.content), {v.name: v.standing for v in record.versions}
+    made = {
+        row.name: permit.wrapped_with(places[row.name].place) if row.name in places else None
+        for row in record.wrapped
+    }
+    at = permit.proposal.proposed_at
+    return {name: at if by is None else by.since for name, by in made.items()}
 
 
 def _since(logged: int, same: bool, now: int) -> int:

@@ -193,11 +193,11 @@ def _begin(base: Base, registry: Registry, records: Records, *, development: boo
     """Returns what of the registry is served: what the log accounts for."""
     accounts = Accounts(
         registry,
-        records.daemon_log,
         base.clock,
         base.events,
         standings=records.standings,
         approvals=records.approvals,
+        needed=base.config.operations.all_needed(),
         development=development,
         looked=base.clock.log_ended,
     )

@@ -122,7 +122,7 @@ class Serving:
 
     def begin(self) -> None:
         """Records what is served first, and stops what is suspended. Raises OperatorError."""
-        self._accounts.record(self._first, self._policies.text)
+        self._accounts.record(self._first, self._policies.text, self._log)
         self._hsm.suspend(self._served.snapshot.suspended, [])
         self._policies.begin_files(self._accounts.state)
 
@@ -213,8 +213,9 @@ class Serving:
     def _context(self, state: RegistryState) -> OperationContext:
         """Returns the context at a state of the registry.
 
-        Keys and suspensions are the registry's, because operations change them there. Officers
-        and policy are those that are accounted for: a row alone makes nobody an officer.
+        Keys and suspensions are the registry's, because operations change them there. Officers,
+        policy and wrapping keys are those that are accounted for: a row alone makes nobody an
+        officer.
         """
         policies, served = self._policies, self._accounts.state
         return OperationContext(
@@ -225,6 +226,7 @@ class Serving:
                 policy=served.policy,
                 policy_since=served.policy_since,
                 deployment=served.deployment,
+                wrapping_keys=self._accounts.usable(state.wrapping_keys),
             ),
             stored=state,
             policy=policies.text,
@@ -238,6 +240,7 @@ class Serving:
             clock_confirmed=self._accounts.clock_confirmed,
             changed_by=self._accounts.changed_by,
             unaccounted=frozenset(self._accounts.unaccounted),
+            wrapped_since=self._accounts.wrapped_since,
             policy_folder=policies.folder.is_dir(),
             files_problem=policies.files_problem,
         )
@@ -336,7 +339,7 @@ class Serving:
         before, before_text = self._served.snapshot, self._policies.text
         text = self._policies.of(judged.state)
         # Nothing is served that is not in the log: what fails here is tried again at the next look.
-        self._accounts.record(judged, text)
+        self._accounts.record(judged, text, self._log)
         self._state, self._policies.text = state, text
         after = snapshot_of(judged.state, text.policy)
         changed = list(after.keys.changed_since(before.keys))

@@ -49,6 +49,9 @@ LATEST = 253_402_300_799  # the end of the year 9999, in seconds since the epoch
 MOST = 1 << 61
 """The highest revision that is served. A writer goes further, so that no number which somebody
 puts there makes officers' stops fail: what they write is then a reason to stop everything."""
+MOST_WRITES = 1 << 32
+"""How far the revision goes on between two looks: further on it was written by hand, and is not
+followed. Otherwise the last numbers could be used up, and with them every later change."""
 MAX_OCTETS = 1 << 16  # of a certificate, a public key or an id
 MAX_BLOB = 8192  # bytes of a wrapped key, which goes to workers in frames
 SHA256_BYTES = 32

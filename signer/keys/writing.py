@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signer.errors import OperatorError
-from signer.keys.rows import MOST, raw, read_head
+from signer.keys.rows import MOST, MOST_WRITES, raw, read_head
 from signer.keys.schema import (
     PLACED,
     REMOVED,
@@ -52,9 +52,9 @@ _MUTABLE = (
 
 
 _LOCK = sa.update(revision).values(value=revision.c.value)
-# No row of a version takes the revision to its end: what somebody puts there is set back instead.
+# No row of a version takes the revision far: what somebody puts there is set back instead.
 _NEWEST = sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger)).where(
-    key_versions.c.revision.between(0, MOST >> 1)
+    key_versions.c.revision.between(0, sa.bindparam("most"))
 )
 
 
@@ -90,7 +90,7 @@ class Writing:
         connection.execute(_LOCK)
         number = read_head(connection.execute(_REVISION), most=2 * MOST).value
         if counts:
-            newest = connection.execute(_NEWEST).scalar_one()
+            newest = connection.execute(_NEWEST, {"most": number + MOST_WRITES}).scalar_one()
             number = max(number, newest or 0) + 1
             connection.execute(sa.update(revision).values(value=number))
         self.connection, self.revision = connection, number + int(not counts)

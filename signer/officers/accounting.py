@@ -7,7 +7,7 @@ before. The operation is made again, by the same functions that execute it; its 
 what the registry has. A move towards a stop needs no operation: it is obeyed, and reported.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from signer.officers.approval import (
     Officers,
     check_approved,
     check_deployment,
+    check_needed,
     officers_sha256,
 )
 from signer.officers.execution import known_kind
@@ -34,6 +35,7 @@ from signer.officers.store import StoredOperation
 from signer.officers.suspending import SuspendedChanges, judge_suspensions
 from signer.officers.ways import Explained, explain
 from signer.officers.wrapped import WrappedRow, WrappedStanding, steps_to
+from signer.officers.wrapping_use import WrappingChanges, WrappingPlaces, judge_wrapping, places_of
 
 DECISIONS = ("officers", "policy", "enrol")  # the kinds that replace officers or the policy
 VersionName = tuple[KeyName, int]
@@ -46,23 +48,28 @@ class Known:
     ``state`` is served; its deployment is the log's. ``standing`` returns that of a version,
     None if it is not known, ``placed`` its placements beside the one where it was made;
     ``wrapped`` what is known of its wrapped key; ``pinned`` whether another version than the one
-    of this name has a public key, by its hash. ``unaccounted`` names those that are not served.
-    ``used`` says whether the log has a change by an operation, ``checked`` whether it has found
-    these very bytes approved. What had been done at ``looked``, in seconds since the epoch, is
-    accounted for. ``policy_free``: the policy needs no approval. ``document`` returns what is
-    stored under a SHA-256. A revision of -1 is not known.
+    of this name has a public key, by its hash. ``wrapping`` is where wrapping keys are used, None
+    if what the registry has of that is taken as given. ``unaccounted`` names the versions that are
+    not served. ``used`` says whether the log has a change by an operation, ``failed`` whether it
+    has failed and not begun again, ``checked`` whether the log has found these very bytes approved.
+    ``needed`` is the number of officers that each kind of operation needs. What had been done at
+    ``looked``, in seconds since the epoch, is accounted for. ``policy_free``: the policy needs no
+    approval. ``document`` returns what is stored under a SHA-256. A revision of -1 is not known.
     """
 
     state: RegistryState
     standing: Callable[[VersionName], Standing | None]
     placed: Callable[[KeyVersion], Collection[Placement]]
     wrapped: Callable[[KeyVersion], WrappedStanding | None]
+    wrapping: WrappingPlaces | None
     pinned: Callable[[str, bytes], bool]
     unaccounted: Collection[VersionName]
     used: Callable[[str], bool]
+    failed: Callable[[str], bool]
     checked: Callable[[str, bytes], bool]
     policy_free: bool
     document: Callable[[str], bytes | None]
+    needed: Mapping[str, int]
     looked: float = 0.0
 
 
@@ -74,8 +81,8 @@ class Judgement:
     ``refused`` says what is not served, ``by_hand`` which stops nobody accounts for.
     ``unaccounted`` are the versions that are not served, with what is known of each: one that was
     known before is suspended in ``state``, a new one is left out. ``wrapped`` has what is known of
-    their wrapped keys. ``unreadable`` are rows that cannot be read: what they are about is not
-    served either.
+    their wrapped keys, ``wrapping`` what has become of wrapping keys. ``unreadable`` are rows that
+    cannot be read: what they are about is not served either.
     """
 
     state: RegistryState
@@ -84,6 +91,7 @@ class Judgement:
     by_hand: list[str] = field(default_factory=list)
     unaccounted: dict[VersionName, Standing | None] = field(default_factory=dict)
     wrapped: dict[VersionName, WrappedStanding | None] = field(default_factory=dict)
+    wrapping: WrappingChanges = field(default_factory=lambda: WrappingChanges({}))
     unreadable: Sequence[UnreadableRow] = ()
 
 
@@ -113,6 +121,7 @@ def judge(
     judging.decide(operations)
     judging.versions()
     judging.placements()
+    judging.wrapping_keys()
     judging.suspensions()
     return judging.judgement()
 
@@ -216,12 +225,13 @@ class _Judging:
             check_deployment(proposal, self._known.state.deployment)
             kind, details = known_kind(proposal)
             permit = Permit(stored.content)
-            if permit.once and self._known.used(stored.id):
+            if permit.once and (self._known.used(stored.id) or self._known.failed(stored.id)):
                 return None
             if not self._known.checked(stored.id, stored.content):
                 # Nothing of it had been done long after its end: then it may not be done any more.
                 if proposal.expires_at + LATE <= self._known.looked:
                     return None
+                check_needed(proposal, self._known.needed)
                 check_approved(proposal, stored.content, stored.signatures, officers)
         except OperatorError:
             return None
@@ -269,11 +279,14 @@ class _Judging:
             added += known.state.keys.version(version.key, version.number) is None
             standing = known.standing((version.key, version.number))
             # A revision grows with each change: an earlier one would let an approval count that
-            # officers gave before a later change, a stop for instance.
-            set_back = standing is not None and version.revision < standing.revision
+            # officers gave before a later change, a stop for instance. One that no write has
+            # reached would leave none for later changes.
+            wrong = version.revision > self._new.keys.revision + 1 or (
+                standing is not None and version.revision < standing.revision
+            )
             wrapped = self._wrapped_by(version, new=standing is None)
             explained = Explained(accounted=False)
-            if not set_back and wrapped is not None:
+            if not wrong and wrapped is not None:
                 explained = explain(version, standing, self._steps)
             for number, changed_row in explained.rows:
                 self._changed.setdefault(number, []).append(changed_row)
@@ -309,9 +322,26 @@ class _Judging:
         """Judges where the keys of versions are."""
         changed = self._new.keys.changed_since(self._known.state.keys)
         steps = [step.placing for step in self._steps]
-        self._placements = judge_placements(changed, self._known.placed, steps)
+        self._placements = judge_placements(changed, self._known.placed, self._seen_at, steps)
         self._result.refused += self._placements.refused
         self._result.by_hand += self._placements.by_hand
+
+    def _seen_at(self, version: KeyVersion) -> int:
+        """Returns the revision at which a version is known, -1 if it is not."""
+        standing = self._known.standing((version.key, version.number))
+        return -1 if standing is None else standing.revision
+
+    def wrapping_keys(self) -> None:
+        """Judges where wrapping keys are used."""
+        known, rows = self._known.wrapping, self._new.wrapping_keys
+        if known is None:
+            changes = WrappingChanges(places_of(rows))
+            changes.used[len(self._steps)] = changes.places
+        else:
+            changes = judge_wrapping(rows, known, [step.wrapping for step in self._steps])
+        self._result.wrapping = changes
+        self._result.refused += changes.refused
+        self._result.state = self._result.state._replace(wrapping_keys=changes.usable(rows))
 
     # --- suspensions ---------------------------------------------------------------------------
 
@@ -342,7 +372,9 @@ class _Judging:
             changed = self._changed.get(number, [])
             flags = self._suspensions.at(number)
             placements, wrapped = self._placements.at(number), self._wrapped.get(number, [])
-            if not (changed or wrapped or any(flags) or any(placements)):
+            used, ended = result.wrapping.used.get(number), result.wrapping.ended.get(number, [])
+            more = wrapped or ended or used is not None
+            if not (changed or more or any(flags) or any(placements)):
                 continue
             step = self._steps[number] if number < len(self._steps) else None
             suspended, lifted = ({key_of(f): since_of(f) for f in each} for each in flags)
@@ -357,6 +389,8 @@ class _Judging:
                     result.by_hand if step is None else (),
                     *placements,
                     wrapped,
+                    used,
+                    ended,
                 )
             )
         result.state = result.state._replace(keys=self._served())
@@ -375,7 +409,8 @@ class _Judging:
             if standing is not None
             if (row := known.version(*name) or self._new.keys.version(*name)) is not None
         ]
-        return self._placements.served(keys.updated(stopped, keys.revision) if stopped else keys)
+        keys = keys.updated(stopped, keys.revision) if stopped else keys
+        return self._result.wrapping.served(self._placements.served(keys))
 
 
 def replace_state(new: RegistryState, known: RegistryState, end: _Decided) -> RegistryState:

@@ -285,6 +285,19 @@ def check_approved(
         )
 
 
+def check_needed(proposal: Proposal, needed: Mapping[str, int]) -> None:
+    """Checks that an operation asks for as many officers as its kind needs. Raises ApprovalError.
+
+    The number in its bytes was the one that was configured when it was proposed.
+    """
+    least = needed.get(proposal.kind, FEWEST_OFFICERS)
+    if proposal.officers < least:
+        raise ApprovalError(
+            f"operation {proposal.id} asks for {proposal.officers} officers, and {proposal.kind}"
+            f" needs {least} here: propose it again"
+        )
+
+
 def check_deployment(proposal: Proposal, deployment: str) -> None:
     """Checks that an operation is for the appliances of a deployment. Raises ApprovalError."""
     if proposal.deployment != deployment:

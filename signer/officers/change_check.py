@@ -65,7 +65,8 @@ class ChangePart:
 class ChangeFold:
     """Whether every change and every signature is one that the records before it allow.
 
-    ``approvals`` says which officers and which policy are in force. ``policies`` are the
+    ``approvals`` says which officers and which policy are in force, ``standings`` what is
+    accounted for. ``policies`` are the
     SHA-256 of all policies that records put in force. ``operations_elsewhere``: before the
     log's first baseline, other appliances may have ended suspensions.
     """
@@ -78,8 +79,8 @@ class ChangeFold:
         self.policies: set[bytes] = set()
         self._problems: list[str] = []
         self._unlisted = 0
-        self._standings = StandingFold(self.approvals)
-        self._keys = KeyHistory(self._standings, operations_elsewhere=operations_elsewhere)
+        self.standings = StandingFold(self.approvals)
+        self._keys = KeyHistory(self.standings, operations_elsewhere=operations_elsewhere)
         self._open: dict[int, IntentNames] = {}  # intents of earlier parts
         self._policy = b""  # as recorded, whether approved or not
         self._replaced: dict[bytes, int] = {}  # earlier policies, and until when calls may use them
@@ -155,7 +156,7 @@ class ChangeFold:
         known = operation in self._doing
         self._doing.add(operation)
         begun = is_of(self.approvals.begun, operation, content)
-        if known or begun or self._standings.standings.checked(operation, content):
+        if known or begun or self.standings.standings.checked(operation, content):
             return ""
         try:
             ended = approval.parse(content).expires_at + LATE
@@ -215,17 +216,17 @@ class ChangeFold:
     def _seam(self, snapshot: Record, first: bool) -> None:
         """Begins with the standings of a snapshot, or compares a later one with what was read."""
         if not first:
-            self._standings.check(snapshot)
+            self.standings.check(snapshot)
             return
-        self._standings.apply(snapshot)
-        if self._standings.deployment:
+        self.standings.apply(snapshot)
+        if self.standings.deployment:
             self._keys.begin(snapshot.seq, snapshot.time_us)
 
     def _change_keys(self, record: Record, _allowed: bool) -> None:
         change, seq, time_us = KeysChange.from_fields(record.fields), record.seq, record.time_us
         self._report_all(seq, change.unaccounted)
         if change.rows is not None:
-            taken = self._standings.take(record, change)
+            taken = self.standings.take(record, change)
             self._report_all(seq, taken.problems)
             if change.act is not None:
                 self._acts.add(change.act_id)

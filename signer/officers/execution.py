@@ -17,7 +17,13 @@ from signer.keys.database import RegistryError
 from signer.keys.rows import UnreadableError, UnreadableRow
 from signer.keys.writing import Writing
 from signer.officers import store
-from signer.officers.approval import Proposal, check_approved, check_deployment, check_origin
+from signer.officers.approval import (
+    Proposal,
+    check_approved,
+    check_deployment,
+    check_needed,
+    check_origin,
+)
 from signer.officers.kinds.base import (
     Details,
     Effects,
@@ -152,6 +158,8 @@ class Executor:
                 return
             context = replace(self._serving.context(), executing=identity)
             check_time(operation, context)
+            if not context.changed_by(identity, operation.content):  # else it is completed
+                check_needed(operation.proposal, context.needed)
             kind, details = known_kind(operation.proposal)
 
             # 1. What officers approved is still true; the last transaction refuses later changes.

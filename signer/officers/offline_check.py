@@ -30,6 +30,7 @@ from signer.audit.format.record import (
     RecordKind,
     Value,
     number,
+    octets,
     text,
 )
 from signer.clock import JUMP_SECONDS
@@ -119,6 +120,8 @@ class ApprovalFold:
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
         self._contents: dict[bytes, bytes] = {}  # of proposals, for their approvals
         self.begun: dict[bytes, bytes] = {}
+        self._failed: dict[bytes, None] = {}  # operations that failed and did not begin again
+        self._failed_known = False  # a snapshot has said which: later ones must, too
         self._refused: set[bytes] = set()  # executions that nobody has approved
 
     @property
@@ -137,9 +140,14 @@ class ApprovalFold:
 
     def check(self, snapshot: Record) -> None:
         """Raises RecordError if a snapshot does not hold what the records before it come to."""
-        control = snapshot.fields.get("control")
+        control, known = snapshot.fields.get("control"), self.snapshot()["control"]
         empty = control is None and self.officers is None  # made before there were officers
-        if not empty and control != self.snapshot()["control"]:
+        if isinstance(control, Mapping) and isinstance(known, Mapping):
+            if "failed" not in control and not self._failed_known:  # made by an earlier version
+                control = {**control, "failed": known["failed"]}
+            else:
+                self._failed_known = True
+        if not empty and control != known:
             raise RecordError("the snapshot does not say which officers led to it")
 
     def allows(self, record: Record) -> bool:
@@ -174,6 +182,7 @@ class ApprovalFold:
             "operations": b"".join(
                 _ROW.pack(identity, *known) for identity, known in self._known.items()
             ),
+            "failed": b"".join(self._failed),
         }
         if self.deployment:
             control |= {
@@ -184,6 +193,10 @@ class ApprovalFold:
         if self.clock_confirmed:
             control["clock"] = self.clock_confirmed
         return {"control": control}
+
+    def has_failed(self, operation: str) -> bool:
+        """Returns whether an operation has failed here, and has not begun again since."""
+        return uuid.UUID(operation).bytes in self._failed
 
     def acts_for(self, officer: str, time_us: int) -> bool:
         """Returns whether a principal is an officer, or was one a moment before."""
@@ -227,10 +240,11 @@ class ApprovalFold:
             } if len(packed) % _ID == 0:
                 self.deployment = deployment
                 self.officers_since, self.policy_since = officers_since, policy_since
-                ids = range(0, len(packed), _ID)
-                self._in_force = {packed[at : at + _ID]: None for at in ids}
+                self._in_force = dict.fromkeys(_ids(packed))
         if isinstance(control, Mapping):
             self.clock_confirmed = number(control, "clock", 0)
+            self._failed_known = "failed" in control
+            self._failed = dict.fromkeys(_ids(octets(control, "failed", b"")))
 
     def _baseline(self, record: Record) -> None:
         """Takes the deployment's id from the first part of a baseline."""
@@ -261,7 +275,7 @@ class ApprovalFold:
                 self._drop(identity)
 
     def _drop(self, identity: bytes) -> None:
-        for known in (self._known, self._contents, self.begun):
+        for known in (self._known, self._contents, self.begun, self._failed):
             known.pop(identity, None)
 
     def _remember(self, record: Record, carried: Carried, stage: int = 0) -> _Known | None:
@@ -409,6 +423,7 @@ class ApprovalFold:
         self.check_approved(record, approved, "an execution")
         self._refused.discard(identity)
         self.begun[identity] = self._known[identity].content
+        self._failed.pop(identity, None)
         self._remember(record, approved, _Stage.BEGUN)
 
     def _executed(self, record: Record) -> None:
@@ -417,6 +432,8 @@ class ApprovalFold:
         known = self._known.get(identity)
         if state not in _ENDS:
             raise ProblemError(f"operation {operation} ends in no known state")
+        if state == "FAILED" and known is not None:
+            self._failed[identity] = None
         if state == "FAILED" or identity in self._refused:
             return  # perhaps before it began: officers had changed, for instance
         if known is None or not known.stage & _Stage.BEGUN:
@@ -507,6 +524,11 @@ def _identity(operation: str) -> bytes:
     if identity is None or str(identity) != operation:
         raise ProblemError("its operation is not a UUID")
     return identity.bytes
+
+
+def _ids(packed: bytes) -> list[bytes]:
+    """Returns the ids of operations that a snapshot holds, 16 bytes each."""
+    return [packed[at : at + _ID] for at in range(0, len(packed), _ID)]
 
 
 def _proposal(carried: Carried) -> Proposal:

@@ -20,6 +20,8 @@ from signer.model import KeyState, KeyVersion, Placement, Scope
 from signer.officers.approval import parse
 from signer.officers.packing import place_of
 from signer.officers.standing import NO_TIMES, Standing, certificate_hash
+from signer.officers.wrapped import Wrapping
+from signer.officers.wrapping_use import WrappingPlace
 from signer.x509 import cose_kid
 
 ADD_PLACEMENT = "add-placement"
@@ -121,20 +123,38 @@ class Permit:
             return kind, Placement(self.text("token"), bytes.fromhex(cka_id))
         return None
 
-    def wrapped_with(self, place: bytes) -> str:
-        """Returns by which wrapping key it wraps the key with a CKA_ID of this hash; "": by none.
+    def wrapped_with(self, place: bytes) -> Wrapping | None:
+        """Returns what wraps the key with a CKA_ID of this hash; None if it has not made that key.
 
-        It has made that key.
+        What is proposed in the same second may wrap it anew.
         """
         with suppress(ValueError):
             if self.proposal.kind in _MAKING and self.index(place) is not None:
-                return self.text("wrapping_key")
-        return ""
+                key = self.text("wrapping_key")
+                return Wrapping(key, self.proposal.proposed_at - 1) if key else None
+        return None
 
-    def wraps_anew(self, wrapping_key: str) -> str:
-        """Returns by which key it wraps anew what ``wrapping_key`` has wrapped; "": by none."""
-        asked = self.proposal.kind == REWRAP and self.text("from_key") == wrapping_key
-        return self.text("to_key") if asked else ""
+    def wraps_anew(self, before: Wrapping) -> Wrapping | None:
+        """Returns what wraps a key anew that was wrapped so before; None if it does not."""
+        proposal, to_key = self.proposal, self.text("to_key")
+        asked = proposal.kind == REWRAP and self.text("from_key") == before.key
+        if not asked or not to_key or proposal.proposed_at <= before.since:
+            return None
+        return Wrapping(to_key, proposal.proposed_at)
+
+    def adds_wrapping(self) -> WrappingPlace | None:
+        """Returns the wrapping key that it makes on a token, or lets another token use."""
+        token = self.text("token")
+        match self.proposal.kind:
+            case "create-wrapping-key":
+                return WrappingPlace(self.proposal.id, token)
+            case "place-wrapping-key":
+                return WrappingPlace(self.text("wrapping_key"), token)
+        return None
+
+    def ends_wrapping(self) -> str:
+        """Returns the id of the wrapping key that it destroys; "": none."""
+        return self.text("wrapping_key") if self.proposal.kind == "destroy-wrapping-key" else ""
 
     def seen(self, name: str) -> int | None:
         """Returns the revision at which officers saw a version, None if they did not see it."""
@@ -318,11 +338,11 @@ _RULES: Mapping[str, PermitRule] = {
     "import-certificate": PermitRule(_import),
     "enrol": PermitRule(_enrol, once=False),
     "rotate": PermitRule(_rotate, once=False, steps=3),  # made, certified, activated
-    "create-wrapping-key": PermitRule(_nothing),
+    "create-wrapping-key": PermitRule(_nothing),  # of wrapping keys, see Permit.adds_wrapping
     "destroy-wrapping-key": PermitRule(_nothing),
     "place-wrapping-key": PermitRule(_nothing),
     REWRAP: PermitRule(_nothing, once=False),  # of wrapped keys, see Permit.wraps_anew
-    ADD_PLACEMENT: PermitRule(_nothing),  # of placements, see Permit.places
+    ADD_PLACEMENT: PermitRule(_nothing),  # of placements, see Permit.placement
     REMOVE_PLACEMENT: PermitRule(_nothing),
     "officers": PermitRule(_nothing),
     "policy": PermitRule(_nothing),

@@ -42,11 +42,15 @@ class PlacedChanges:
 
 
 class Placing(NamedTuple):
-    """What an operation does to the placements of a version: the kind that does, and which one."""
+    """What an operation does to the placements of a version: the kind that does, and which one.
+
+    ``seen`` is the revision at which officers saw the version, None if they did not see it.
+    """
 
     kind: str
     placement: Placement
     ended: bool
+    seen: int | None = None
 
 
 PlacingStep = Callable[[str], Placing | None]
@@ -56,13 +60,15 @@ PlacingStep = Callable[[str], Placing | None]
 def judge_placements(
     changed: Iterable[KeyVersion],
     known: Callable[[KeyVersion], Collection[Placement]],
+    revision: Callable[[KeyVersion], int],
     steps: Sequence[PlacingStep],
 ) -> PlacedChanges:
     """Returns what has become of the placements of versions that may have changed.
 
-    ``known`` returns those of a version that are accounted for. The steps are followed in their
-    order, and each is recorded: what one has added, a later one may have removed, and neither
-    counts again. One that has not ended has perhaps done nothing yet.
+    ``known`` returns those of a version that are accounted for, ``revision`` the one at which the
+    version is known: an operation about an earlier one was refused, or is in the log. The steps
+    are followed in their order, and each is recorded: what one has added, a later one may have
+    removed, and neither counts again. One that has not ended has perhaps done nothing yet.
     """
     changes = PlacedChanges()
     for version in changed:
@@ -70,6 +76,8 @@ def judge_placements(
         at = set(known(version))
         for number, step in enumerate(steps):
             if (done := step(name)) is None:
+                continue
+            if done.seen is not None and done.seen < revision(version):
                 continue
             removes, placement = done.kind == REMOVE_PLACEMENT, done.placement
             if (placement in at) == removes and (done.ended or (placement in now) != removes):

@@ -24,6 +24,7 @@ from signer.officers.approval import (
     Signature,
     check_approved,
     check_deployment,
+    check_needed,
     check_origin,
     check_signature,
     enough,
@@ -128,6 +129,7 @@ class Proposals:
             officers = context.state.officers
             with self._open(identity) as (write, proposed):
                 check_origin(proposed.proposal, self._deps.origin)
+                check_needed(proposed.proposal, context.needed)
                 signed = Signature(officer, signature, self._signing_time(proposed.proposal))
                 if officer == proposed.proposal.proposer:
                     raise ApprovalError(

@@ -24,6 +24,13 @@ from signer.model import Act, KeyName, KeyState, KeyVersion, Placement, Scope, S
 from signer.officers.packing import HASH, hash_of_name, place_of, rows_in
 from signer.officers.records import ApprovedOperation
 from signer.officers.wrapped import WrappedRow, wrapped_rows
+from signer.officers.wrapping_use import (
+    WrappingPlace,
+    WrappingPlaces,
+    ended_rows,
+    places_of,
+    wrapping_rows,
+)
 from signer.x509 import cose_kid
 
 if TYPE_CHECKING:
@@ -233,7 +240,8 @@ class KeysRecord(NamedTuple):
     towards a stop that somebody made in the registry by hand, or nothing at all: then
     ``unaccounted`` has texts about what is not served. ``placed`` and ``removed`` are placements
     that are used from here on, or no longer, each with the name of its version; ``wrapped`` are
-    the wrapped keys that are.
+    the wrapped keys that are. ``wrapping`` is where wrapping keys are used from here on, None if
+    the record is not about that; ``wrapping_ended`` where they are not any more.
     """
 
     revision: int
@@ -246,10 +254,12 @@ class KeysRecord(NamedTuple):
     placed: Sequence[NamedPlacement] = ()
     removed: Sequence[NamedPlacement] = ()
     wrapped: Sequence[WrappedRow] = ()
+    wrapping: WrappingPlaces | None = None
+    wrapping_ended: Sequence[WrappingPlace] = ()
 
     def to_fields(self, now: float) -> Iterator[dict[str, Value]]:
         """Yields the fields of one record, or of several where there are many versions."""
-        time_us = int(now * 1_000_000)
+        time_us = round(now * 1_000_000)
         # A wrapped key is in the record of its version, where that is in one.
         of_version = {row.name: row for row in self.wrapped}
         names = {row.name for row in self.versions}
@@ -288,6 +298,10 @@ class KeysRecord(NamedTuple):
             fields["lifted"] = flag_rows(self.lifted)
         if self.unaccounted:
             fields["unaccounted"] = [text[:500] for text in self.unaccounted[:MAX_TEXTS]]
+        if self.wrapping is not None:
+            fields["wrapping"] = wrapping_rows(self.wrapping)
+        if self.wrapping_ended:
+            fields["wrapping_ended"] = ended_rows(self.wrapping_ended)
         return fields
 
 
@@ -298,7 +312,9 @@ def baseline_fields(
     rows = [VersionRow.of(version) for version in state.keys]
     placed = [(v.name, placement) for v in state.keys for placement in v.other_placements]
     wrapped = [row for version in state.keys if (row := WrappedRow.of(version)) is not None]
-    record = KeysRecord(state.keys.revision, rows, placed=placed, wrapped=wrapped)
+    wrapping = places_of(state.wrapping_keys)
+    revision = state.keys.revision
+    record = KeysRecord(revision, rows, placed=placed, wrapped=wrapped, wrapping=wrapping)
     parts = list(record.to_fields(now))
     flags = {key_of(flag): since_of(flag) for flag in state.suspensions}
     for index, part in enumerate(parts, start=1):

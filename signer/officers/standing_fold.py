@@ -32,7 +32,14 @@ from signer.officers.standing import (
     read_flags,
     read_placements,
 )
-from signer.officers.wrapped import WrappedRow, WrappedStandings, read_wrapped
+from signer.officers.wrapped import WrappedRow, WrappedStandings, Wrapping, read_wrapped
+from signer.officers.wrapping_use import (
+    WrappingPlace,
+    WrappingPlaces,
+    read_ended,
+    read_wrapping,
+    wrapping_rows,
+)
 
 MAX_LISTED = 100  # problems that are kept as texts
 MAX_PERMITS = 16  # operations whose keys are remembered from one record to the next
@@ -56,6 +63,8 @@ class KeysChange(NamedTuple):
     placed: Sequence[NamedPlacement]
     removed: Sequence[NamedPlacement]
     wrapped: Sequence[WrappedRow]
+    wrapping: WrappingPlaces | None
+    wrapping_ended: Sequence[WrappingPlace]
     operation: str
     approved: ApprovedOperation | None
     act: ActRecord | None
@@ -83,6 +92,8 @@ class KeysChange(NamedTuple):
             placed=read_placements(fields.get("placed")),
             removed=read_placements(fields.get("removed")),
             wrapped=read_wrapped(fields.get("wrapped")),
+            wrapping=read_wrapping(fields["wrapping"]) if "wrapping" in fields else None,
+            wrapping_ended=read_ended(fields.get("wrapping_ended")),
             operation=text(fields, "operation", ""),
             approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
             act=act,
@@ -121,7 +132,8 @@ class StandingFold:
     ``deployment`` and ``revision`` are those of the newest record of keys; ``deployment`` is
     empty before the first baseline. ``flags`` are the suspensions in force, ``placed`` the
     placements of versions beside those where they were made, by the version's name; ``wrapped``
-    has the wrapped keys.
+    has the wrapped keys. ``wrapping`` is where wrapping keys are used, None while no record says
+    that: earlier versions did not.
     ``problems`` are texts about records that say more than their operations permit.
     """
 
@@ -135,7 +147,9 @@ class StandingFold:
         self.flags: dict[FlagKey, int] = {}
         self.placed: dict[str, frozenset[Placement]] = {}
         self.wrapped = WrappedStandings()
+        self.wrapping: dict[WrappingPlace, int] | None = None
         self.problems: list[str] = []
+        self._since_known = False  # a snapshot has said since when keys are wrapped
         self._approvals = approvals
         self.standings = Standings()
         self._taken: set[bytes] = set()  # the places of all versions
@@ -179,6 +193,7 @@ class StandingFold:
             self._taken.clear()
             self.placed.clear()
             self.wrapped.clear()
+            self.wrapping = None if change.wrapping is None else dict(change.wrapping)
             self.deployment = change.deployment
             self.flags = dict(change.suspended)
             taken.suspended = dict(change.suspended)
@@ -223,7 +238,8 @@ class StandingFold:
                 taken.problems.append(f"{ended}, and no operation of officers lifts it")
         moved = self._placements(change, taken)
         wrapped = self._wrap(change, taken)
-        made = taken.rows or taken.suspended or taken.lifted or moved or wrapped
+        wrapping = self._wrapping(change, taken)
+        made = taken.rows or taken.suspended or taken.lifted or moved or wrapped or wrapping
         if permit is not None and change.approved is not None and made:
             self.standings.use(change.operation, change.approved.content)
 
@@ -248,6 +264,8 @@ class StandingFold:
         assert permit is not None  # noqa: S101 - one of the two is there
         if permit.once and self.standings.has_used(operation):
             raise ProblemError(f"operation {operation} changes keys again")
+        if permit.once and self._approvals.has_failed(operation):
+            raise ProblemError(f"operation {operation} has failed, and has not begun again")
         self._permits = {**dict(list(self._permits.items())[1 - MAX_PERMITS :]), operation: permit}
         return permit
 
@@ -322,17 +340,42 @@ class StandingFold:
         found = False
         for row in change.wrapped:
             known, version = self.wrapped.get(row.name), self.standings.get(row.name)
-            by = ""
+            by: Wrapping | None = None
             if taken.permit is not None and known is not None and known.pin == row.pin:
-                by = taken.permit.wraps_anew(known.wrapping_key)
+                by = taken.permit.wraps_anew(known.wrapping)
             if taken.permit is not None and known is None and version is not None:
                 by = taken.permit.wrapped_with(version.place)
-            if by != row.wrapping_key or not by or self.wrapped.is_of_another(row.name, row.pin):
+            another = self.wrapped.is_of_another(row.name, row.pin)
+            if by is None or by.key != row.wrapping_key or another:
                 text = f"the wrapped key of {row.name} is another one"
                 taken.problems.append(f"{text}, and no operation of officers has made it")
                 continue
-            self.wrapped.put(row.name, row.standing)
+            self.wrapped.put(row.name, row.standing._replace(since=by.since))
             found = True
+        return found
+
+    def _wrapping(self, change: KeysChange, taken: Accounted) -> bool:
+        """Takes where the operation has wrapping keys used, or no longer; returns if anywhere.
+
+        The first record that says it, in a log that an earlier version has begun, is taken as
+        given, as a baseline is.
+        """
+        if self.wrapping is None:
+            self.wrapping = None if change.wrapping is None else dict(change.wrapping)
+            return False
+        adds = None if taken.permit is None else taken.permit.adds_wrapping()
+        ends = "" if taken.permit is None else taken.permit.ends_wrapping()
+        found = False
+        for place, created in (change.wrapping or {}).items():
+            if place == adds:
+                self.wrapping[place], found = created, True
+            else:
+                taken.problems.append(f"{place} is used, and no operation of officers does that")
+        for place in change.wrapping_ended:
+            if place.key == ends:
+                found = self.wrapping.pop(place, None) is not None or found
+            else:
+                taken.problems.append(f"{place} ends, and no operation of officers destroys it")
         return found
 
     def _place(self, placed: Sequence[NamedPlacement]) -> None:
@@ -365,16 +408,25 @@ class StandingFold:
             )
         if self.wrapped:
             standings |= self.wrapped.packed()
+        if self.wrapping is not None:
+            standings["wrapping"] = wrapping_rows(self.wrapping)
         return {"standings": standings}
 
     def check(self, snapshot: Record) -> None:
         """Raises RecordError if a snapshot does not hold what the records before it come to.
 
         Places need not be there: snapshots of earlier versions, and those after them, lack them.
+        Nor need since when keys are wrapped, in a log that an earlier version has begun.
         """
         said, known = snapshot.fields.get("standings"), self.snapshot().get("standings")
+        left_out = {"places"}
+        if isinstance(said, Mapping) and "wrapped" in said:
+            if "wrapped_since" in said:
+                self._since_known = True
+            elif not self._since_known:
+                left_out.add("wrapped_since")
         rest = [
-            {name: value for name, value in each.items() if name != "places"}
+            {name: value for name, value in each.items() if name not in left_out}
             if isinstance(each, Mapping)
             else each
             for each in (said, known)
@@ -408,6 +460,9 @@ class StandingFold:
                 self.placed = {}
                 self._place(read_placements(more.get("placed")))
                 self.wrapped.load(more)
+                self._since_known = "wrapped_since" in more
+                known_wrapping = "wrapping" in more
+                self.wrapping = read_wrapping(more["wrapping"]) if known_wrapping else None
             case _:
                 raise RecordError("the snapshot's standings cannot be read")
 

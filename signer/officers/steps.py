@@ -17,6 +17,8 @@ from signer.officers.permits import Asked, Permit
 from signer.officers.placing import Placing
 from signer.officers.standing import FlagKey, Standing, bare_hash, since_of, standing_of
 from signer.officers.store import StoredOperation
+from signer.officers.wrapped import Wrapping
+from signer.officers.wrapping_use import WrappingChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +46,28 @@ class OperationStep:
         """Returns which placement of a version it adds or removes; see Permit."""
         if (done := self.permit.placement(version)) is None:
             return None
-        return Placing(*done, ended=self.stored.ended_revision is not None)
+        ended = self.stored.ended_revision is not None
+        return Placing(*done, ended, self.permit.seen(version))
 
     def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
         """Returns a suspension as the operation leaves it: None if it lifts it."""
         lifts = flag is not None and self.permit.lifts(*key, since_of(flag))
         return None if lifts else flag
 
-    def wrapped_with(self, place: bytes) -> str:
-        """Returns by which wrapping key it has wrapped the key in a place; see Permit."""
+    def wrapped_with(self, place: bytes) -> Wrapping | None:
+        """Returns what has wrapped the key in a place; see Permit."""
         return self.permit.wrapped_with(place)
 
-    def wraps_anew(self, wrapping_key: str) -> str:
-        """Returns by which key it wraps anew what another one has wrapped."""
-        return self.permit.wraps_anew(wrapping_key)
+    def wraps_anew(self, before: Wrapping) -> Wrapping | None:
+        """Returns what wraps a key anew that was wrapped so before."""
+        return self.permit.wraps_anew(before)
+
+    def wrapping(self) -> WrappingChange | None:
+        """Returns what it does to wrapping keys; see Permit."""
+        adds, ends = self.permit.adds_wrapping(), self.permit.ends_wrapping()
+        if adds is None and not ends:
+            return None
+        return WrappingChange(adds, ends, ended=self.stored.ended_revision is not None)
 
     def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
         """Whether what only the registry's row shows is as the operation asked for it."""
@@ -112,15 +122,16 @@ class ActStep:
         made = Suspension(Scope(key[0]), key[1], act.at, act.officer, act.reason)
         return made if (act.act, act.target) == ("suspend", str(made)) else flag
 
-    def wrapped_with(self, place: bytes) -> str:
-        """Returns "": one officer alone makes nothing."""
+    def wrapped_with(self, place: bytes) -> None:
+        """Returns None: one officer alone makes nothing."""
         del place
-        return ""
 
-    def wraps_anew(self, wrapping_key: str) -> str:
-        """Returns "": one officer alone wraps nothing."""
-        del wrapping_key
-        return ""
+    def wraps_anew(self, before: Wrapping) -> None:
+        """Returns None: one officer alone wraps nothing."""
+        del before
+
+    def wrapping(self) -> None:
+        """Returns None: one officer alone makes and destroys no wrapping key."""
 
 
 AccountStep = OperationStep | ActStep

@@ -46,7 +46,9 @@ def explain(
     if standing is not None and unmoved and not stopped:
         # The revision is the one that officers see, and then approve.
         return Explained(accounted=True, rows=here if now.revision > standing.revision else ())
-    for row, path in reversed(paths):  # the longest first: it may have come back to a state
+    # The longest first: it may have come back to a state. What acts have stopped they have stopped
+    # by themselves, whatever rotations could have done before.
+    for row, path in paths if acts else reversed(paths):
         if path and row is not None and row.same(now):
             later = here if 0 <= row.revision < now.revision else []
             return Explained(accounted=True, rows=_rows(path, version, steps) + later)

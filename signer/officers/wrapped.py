@@ -18,18 +18,40 @@ from signer.officers.packing import HASH, hash_of_name, place_of, rows_in
 from signer.x509 import is_canonical
 
 _ENTRY = struct.Struct(f">{HASH}sH{HASH}s{HASH}s")
+_SINCE = struct.Struct(">Q")
 
 
 class WrappedStanding(NamedTuple):
     """What is accounted for of a wrapped key.
 
     ``content`` is a hash of the wrapped bytes and of their mechanism, ``pin`` one of the public
-    key; ``wrapping_key`` is the id of what has wrapped it.
+    key; ``wrapping_key`` is the id of what has wrapped it. ``since`` is for ``Wrapping``.
     """
 
     content: bytes
     wrapping_key: str
     pin: bytes
+    since: int = 0
+
+    def same(self, other: "WrappedStanding | None") -> bool:
+        """Whether both are of the same wrapped bytes."""
+        return other is not None and self[:3] == other[:3]
+
+    @property
+    def wrapping(self) -> "Wrapping":
+        """Returns what has wrapped the key."""
+        return Wrapping(self.wrapping_key, self.since)
+
+
+class Wrapping(NamedTuple):
+    """What has wrapped a key: a wrapping key, by its id.
+
+    Only operations that were proposed after ``since``, in seconds since the epoch, wrap the key
+    anew: otherwise two that were done, there and back, would account for any wrapped bytes.
+    """
+
+    key: str
+    since: int
 
 
 class WrappedRow(NamedTuple):
@@ -56,6 +78,7 @@ class WrappedRow(NamedTuple):
 
     @property
     def standing(self) -> WrappedStanding:
+        """Returns what is accounted for by this row, of an operation that is not known."""
         content = hashlib.sha256(cbor.encode_record([self.sha256, self.mechanism], 1)).digest()
         return WrappedStanding(content[:HASH], self.wrapping_key, self.pin)
 
@@ -122,7 +145,12 @@ class WrappedStandings:
             _ENTRY.pack(name, numbers[at.wrapping_key], at.content, at.pin)
             for name, at in sorted(self._known.items())
         )
-        return {"wrapping_keys": list(keys), "wrapped": b"".join(entries)}
+        since = (_SINCE.pack(at.since) for _, at in sorted(self._known.items()))
+        return {
+            "wrapping_keys": list(keys),
+            "wrapped": b"".join(entries),
+            "wrapped_since": b"".join(since),
+        }
 
     def load(self, said: Mapping[Any, Any]) -> None:
         """Reads what ``packed`` wrote; nothing if it is not there. Raises RecordError."""
@@ -131,21 +159,25 @@ class WrappedStandings:
         try:
             assert isinstance(entries, bytes)  # noqa: S101 - reported below, as what follows
             names = [str(key) for key in rows_in(keys)]
-            for name, number, content, pin in _ENTRY.iter_unpack(entries):
-                self._known[name] = WrappedStanding(content, names[number], pin)
+            # Earlier versions did not write since when.
+            since = said.get("wrapped_since", bytes(len(entries) // _ENTRY.size * _SINCE.size))
+            assert isinstance(since, bytes)  # noqa: S101
+            pairs = zip(_ENTRY.iter_unpack(entries), _SINCE.iter_unpack(since), strict=True)
+            for (name, number, content, pin), (proposed,) in pairs:
+                self._known[name] = WrappedStanding(content, names[number], pin, proposed)
                 self._owners.setdefault(pin, name)
-        except (AssertionError, struct.error, IndexError) as error:
+        except (AssertionError, struct.error, IndexError, ValueError) as error:
             raise RecordError("the snapshot's wrapped keys cannot be read") from error
 
 
 class WrappingStep(Protocol):
     """An operation, as far as it makes wrapped keys; see Permit."""
 
-    def wrapped_with(self, place: bytes) -> str:
-        """Returns by which wrapping key it wraps the key with a CKA_ID of this hash."""
+    def wrapped_with(self, place: bytes) -> Wrapping | None:
+        """Returns what wraps the key with a CKA_ID of this hash."""
 
-    def wraps_anew(self, wrapping_key: str) -> str:
-        """Returns by which key it wraps anew what another one has wrapped."""
+    def wraps_anew(self, before: Wrapping) -> Wrapping | None:
+        """Returns what wraps a key anew that was wrapped so before."""
 
 
 def steps_to(
@@ -165,7 +197,7 @@ def steps_to(
     if row is None:
         gone = known is not None and version.state is not KeyState.DESTROYED
         return None if gone else []
-    if row.standing == known:
+    if row.standing.same(known):
         return []
     if not row.sha256 or not is_canonical(version.spki) or taken(version.name, row.pin):
         return None
@@ -182,13 +214,13 @@ def _path(
     Of a key that was wrapped anew since, the first wrapped bytes are not known.
     """
     path: list[tuple[int, WrappedRow]] = []
-    at = "" if known is None else known.wrapping_key
+    at = None if known is None else known.wrapping
     for number, step in enumerate(steps):
-        after = step.wraps_anew(at) if at else step.wrapped_with(place)
-        if not after:
+        after = step.wrapped_with(place) if at is None else step.wraps_anew(at)
+        if after is None:
             continue
         at = after
-        if at == row.wrapping_key:
+        if at.key == row.wrapping_key:
             return [*path, (number, row)]
-        path.append((number, row._replace(wrapping_key=at, sha256=b"")))
+        path.append((number, row._replace(wrapping_key=at.key, sha256=b"")))
     return None

@@ -318,6 +318,11 @@ OTHER_POLICY = (
     "UPDATE revision SET policy = (SELECT min(sha256) FROM documents WHERE sha256 != policy)"
 )
 FLAGS = "UPDATE suspensions SET"
+WRAPPING_KEY = sql(
+    "wrapping-key",
+    "INSERT INTO wrapping_keys (id, token, created, destroyed, revision)"
+    " VALUES ('invented', 'elsewhere', 9.0, false, 0)",
+)
 CHANGES = (
     version("suspended", state="ACTIVE"),
     version("compromised", state="ACTIVE"),
@@ -344,6 +349,7 @@ CHANGES = (
     officer("stranger", "stranger"),
     officer("officer-b", "stranger"),
     sql("no-officers", "DELETE FROM officers"),
+    WRAPPING_KEY,
 )
 STOPS = (
     version("one", state="SUSPENDED"),
@@ -363,6 +369,7 @@ UNSEEN = (
     sql("other-policy", OTHER_POLICY),
     officer("stranger", "stranger"),
     placed("records", "elsewhere"),
+    WRAPPING_KEY,
 )
 
 

@@ -260,6 +260,44 @@ def test_a_wrapped_key_that_was_changed_in_the_registry_never_signs(daemon: Daem
     assert report["problems"], "the log says what was not served"
 
 
+BY_HAND = {
+    "elsewhere": "INSERT INTO wrapping_keys SELECT id, 'elsewhere', created, false, revision + 1"
+    " FROM wrapping_keys",
+    "invented": "INSERT INTO wrapping_keys SELECT 'invented', token, created + 1, false, revision"
+    " FROM wrapping_keys",
+    "destroyed": "UPDATE wrapping_keys SET destroyed = true",
+    "later": "UPDATE wrapping_keys SET created = created + 1",
+    "gone": "DELETE FROM wrapping_keys",
+}
+
+
+def test_a_row_of_a_wrapping_key_that_was_changed_is_not_used_and_is_shown(daemon: Daemon) -> None:
+    office = Office(daemon.dev)
+    table = schema.wrapping_keys
+    with registry_of(daemon) as registry, registry.reading() as connection:
+        kept = [dict(row._mapping) for row in connection.execute(sa.select(table))]
+    for name, statement in BY_HAND.items():
+        adds = statement.startswith("INSERT")
+        with registry_of(daemon) as registry, registry.writing() as write:
+            write.connection.exec_driver_sql(statement)
+        until(lambda: UNACCOUNTED in daemon.get("/readyz")[1], f"{name} is shown")
+        assert signs(office, RECORDS) is adds, name
+        if adds:
+            key = f"{RECORDS}-9"
+            assert b"invented" not in office.prepare("create-key", key=key, algorithm="ES256")
+        with registry_of(daemon) as registry, registry.writing() as write:
+            write.connection.execute(sa.delete(table))
+            for row in kept:
+                values = {**row, "revision": write.revision}
+                write.connection.execute(sa.insert(table).values(values))
+        until(lambda: daemon.get("/readyz")[0] == 200, "the rows are put back")
+        assert signs(office, RECORDS), name
+    origin = daemon.settings["audit"].get("origin", "signer/audit")
+    problems = verified(daemon.folder / "audit", origin, whole=False)["problems"]
+    for said in ("on token elsewhere", "wrapping key invented", "no operation has destroyed it"):
+        assert any(said in problem for problem in problems), said
+
+
 def test_what_a_wrapping_key_has_wrapped_is_wrapped_anew_also_by_a_daemon_that_is_killed(
     daemon: Daemon,
 ) -> None:

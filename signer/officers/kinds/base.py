@@ -84,7 +84,9 @@ class OperationContext:
     microseconds since the epoch; it raises LookupError. ``clock_confirmed`` is the number of the
     record with which officers have confirmed the clock last, 0 if they have not.
     ``changed_by`` returns whether the log has a change of keys by an operation with these bytes;
-    ``unaccounted`` names the versions that the registry has otherwise than the log.
+    ``unaccounted`` names the versions and wrapping keys that the registry has otherwise than the
+    log. ``wrapped_since`` returns since when operations can be proposed that wrap the key of a
+    version anew, in seconds since the epoch.
     ``files_problem`` returns why the policy's files on this appliance would not be written if
     the policy changed now, "" if they would.
     ``attachment`` is the file that an officer sent with a proposal.
@@ -104,6 +106,7 @@ class OperationContext:
     clock_confirmed: int
     changed_by: Callable[[str, bytes], bool]
     unaccounted: AbstractSet[str]
+    wrapped_since: Callable[[KeyVersion], int]
     files_problem: Callable[[], str]
     policy_folder: bool = True
     executing: str = ""
@@ -311,6 +314,7 @@ class Work:
         stopping: threading.Event,
     ) -> None:
         self.context, self.id = context, operation.id
+        self.proposed_at = operation.proposal.proposed_at
         self.clock, self.admin = dependencies.clock, dependencies.admin
         self._deps, self._operation, self._stopping = dependencies, operation, stopping
 
@@ -356,6 +360,7 @@ class Work:
         """Ends the use of a wrapping key: from here on nothing is wrapped by it."""
         with self._deps.registry.writing() as write:
             write.end_wrapping_key(identity)
+        self._deps.serving.follow()
 
     def rest(self, seconds: float) -> None:
         """Leaves the HSM to others for a time; raises StoppedError if the daemon is stopping."""

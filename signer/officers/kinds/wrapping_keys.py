@@ -172,6 +172,11 @@ class RewrapKind(OperationKind[Rewrap]):
                     f"{wrong[0]}: the registry has something else of it than the audit log accounts"
                     " for: put its row back, then retry"
                 )
+            if later := [v.name for v in keys if context.wrapped_since(v) >= work.proposed_at]:
+                raise OperatorError(
+                    f"{later[0]}: an operation that was proposed later has wrapped it:"
+                    " propose this one again"
+                )
             with work.admin(details.token) as admin:
                 for start in range(0, len(keys), BATCH):
                     part = keys[start : start + BATCH]

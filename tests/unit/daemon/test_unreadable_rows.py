@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from signer.errors import CallError, OperatorError
 from signer.events import Bug, RegistryUnreadable, Unaccounted
 from signer.keys import schema
-from signer.keys.rows import MOST
+from signer.keys.rows import MOST, MOST_WRITES
 from signer.model import KeyState, Scope, parse_key_or_version
 from tests.unit.officers.opstage import CLINIC, Stage, empty_registry
 from tests.unit.officers.people import C
@@ -135,3 +135,53 @@ def test_a_stop_holds_whatever_a_row_holds_or_readiness_says_why(
             stage.done("resume", target=CLINIC)
             assert site.signs(CLINIC)
     assert broken
+
+
+FAR = (1 << 60, MOST - 1, MOST)
+
+
+@pytest.mark.parametrize("far", [99, MOST_WRITES >> 1, *FAR])
+@pytest.mark.parametrize("writes", [0, 2])
+def test_a_version_with_a_far_revision_is_stopped_and_resumed(
+    site: Site, far: int, writes: int
+) -> None:
+    """Also after others have written: no row uses up the numbers of later changes."""
+    stage = site.stage
+    site.sql(f"UPDATE key_versions SET revision = {far} WHERE id = 1")
+    for _ in range(writes):
+        with stage.registry.writing():
+            pass
+    for look in (site.look, stage.start, site.look) if writes else (stage.start, site.look):
+        look()
+        if far in FAR:
+            assert not site.signs(CLINIC)
+            assert stage.serving.reason
+    stage.emergency.suspend_key(C, CLINIC, "seen forged")
+    assert not site.signs(CLINIC)
+    stage.done("resume", target=CLINIC)
+    assert site.signs(CLINIC)
+    assert stage.serving.reason == ""
+    stage.start()
+    assert site.signs(CLINIC)
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_a_far_revision_of_the_registry_is_not_followed(site: Site, far: int) -> None:
+    """Nor is what has it: once the rows are put back, all is as before."""
+    stage = site.stage
+    known = stage.registry.revision()
+    [before] = site.sql("SELECT revision FROM key_versions WHERE id = 1").fetchone()
+    site.sql(f"UPDATE revision SET value = {far}")
+    site.sql(f"UPDATE key_versions SET revision = {far} WHERE id = 1")
+    site.look()
+    assert not site.signs(CLINIC)
+    assert not site.signs(OTHER)
+    assert "value of revision" in stage.serving.reason
+    with pytest.raises(OperatorError, match="value of revision"):
+        stage.start()
+    site.sql(f"UPDATE revision SET value = {known}")
+    site.sql(f"UPDATE key_versions SET revision = {before} WHERE id = 1")
+    stage.start()
+    site.look()
+    assert site.signs(CLINIC)
+    assert stage.serving.reason == ""

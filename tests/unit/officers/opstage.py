@@ -261,11 +261,11 @@ class Stage:
         log = cast("Any", self.daemon_log)
         accounts = Accounts(
             registry,
-            log,
             self.clock,
             events,
             standings=self.log.standings,
             approvals=self.log.control,
+            needed=self.config.operations.all_needed(),
             development=development,
             looked=self.log.records[-1].time_us / 1e6,
         )

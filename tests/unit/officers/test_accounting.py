@@ -95,12 +95,15 @@ def judged(
         standing=standing,  # type: ignore[arg-type] # a standing or None
         placed=placed,
         wrapped=lambda _: None,
+        wrapping={},
         pinned=lambda *_: False,
         unaccounted=(),
         used=lambda _: False,
+        failed=lambda _: False,
         checked=lambda *_: True,
         policy_free=False,
         document={SHA256: PLAN}.get,
+        needed={},
     )
     operations = [operation or rotation(issuers)]
     return judge(known, state._replace(keys=KeyIndex(after, 20)), operations, acts)

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from signer.audit.format.record import RecordKind
 from signer.events import Unaccounted
+from signer.keys import schema
 from signer.model import KeyVersion, Placement
 from signer.officers.change_check import ChangeFold, ChangePart
 from signer.officers.offline_check import ApprovalFold
+from signer.officers.records import ApprovedOperation
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, Stage
+from tests.unit.officers.people import A
 from tests.unit.officers.softtoken import Crash, SoftToken
 
 ONE = f"{CLINIC}/versions/1"
@@ -116,6 +120,75 @@ def test_what_the_token_does_not_prove_is_not_placed(
     failed = stage.do("add-placement", version=ONE, token="other")
     assert failed.state is OperationState.FAILED
     assert placements(stage) == stage.version(ONE).other_placements == ()
+
+
+def said_to_be_done(stage: Stage, operation: str, *, placed: bool) -> None:
+    """Somebody writes by hand that an operation is done, and what it was to do."""
+    version = stage.version(ONE)
+    with stage.registry.writing() as write:
+        row = sa.update(schema.operations).where(schema.operations.c.id == operation)
+        write.connection.execute(row.values(state="DONE", ended_revision=write.revision))
+        if placed:
+            write.place(version, Placement("other", version.cka_id))
+    stage.serving.follow()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_failed_operation_does_nothing_by_a_row_that_says_it_is_done(
+    stage: Stage, other: SoftToken, stopped: bool
+) -> None:
+    other.extractable = True
+    failed = stage.do("add-placement", version=ONE, token="other")
+    if stopped:
+        stage.emergency.suspend_key(A, ONE, "seen forged")
+        stage.done("resume", target=ONE)
+    said_to_be_done(stage, failed.id, placed=True)
+    for _ in range(2):
+        assert placements(stage) == ()
+        assert any("its placement on token other" in text for text in stage.serving.refused)
+        stage.start()
+    forget_alarm(stage)
+
+
+def test_an_operation_about_an_earlier_revision_does_nothing_on_another_appliance(
+    stage: Stage, other: SoftToken
+) -> None:
+    """Its log does not have that the operation failed, but what came after it."""
+    other.extractable = True
+    before = list(stage.log.records)
+    failed = stage.do("add-placement", version=ONE, token="other")
+    stage.emergency.suspend_key(A, ONE, "seen forged")
+    stage.done("resume", target=ONE)
+    stage.start_with(before)
+    said_to_be_done(stage, failed.id, placed=True)
+    assert placements(stage) == ()
+    assert any("its placement on token other" in text for text in stage.serving.refused)
+    forget_alarm(stage)
+
+
+def test_a_failed_operation_that_is_retried_counts(stage: Stage, other: SoftToken) -> None:
+    other.extractable = True
+    failed = stage.do("add-placement", version=ONE, token="other")
+    other.extractable = False
+    stage.proposals.retry(A, failed.id)
+    assert stage.operation(failed.id).state is OperationState.DONE
+    assert placements(stage) == (Placement("other", stage.version(ONE).cka_id),)
+    assert stage.serving.reason == ""
+    assert problems(stage) == ()
+    stage.start()
+    assert placements(stage) == (Placement("other", stage.version(ONE).cka_id),)
+
+
+def test_a_record_by_a_failed_operation_is_a_problem(stage: Stage, other: SoftToken) -> None:
+    other.extractable = True
+    failed = stage.do("add-placement", version=ONE, token="other")
+    row = [ONE, "other", stage.version(ONE).cka_id]
+    made = ApprovedOperation.of(stage.operation(failed.id)).to_fields()
+    fields = made | {"registry_revision": 99, "versions": [], "placed": [row]}
+    stage.log.append(RecordKind.KEYS, fields)
+    assert any("has failed, and has not begun again" in text for text in problems(stage))
+    assert stage.log.standings.placed == {}
+    stage.log.standings.problems.clear()
 
 
 @pytest.mark.usefixtures("other")

@@ -214,6 +214,28 @@ def test_three_officers_where_three_are_needed(tmp_path: Path, template: Path) -
     stage.close()
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["approved", "approved before"])
+def test_more_officers_are_needed_since_it_was_proposed(stage: Stage, signed: bool) -> None:
+    """Two officers and somebody with SQL must not do what three are needed for."""
+    operation = key(stage)
+    if signed:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage.executor, "submit", lambda _: None)  # the daemon stops before
+            stage.approve(operation.id)
+    config: Any = stage.config
+    config.operations = OperationsConfig(kinds={"create-key": 3})
+    stage.start()
+    if signed:
+        ended = stage.operation(operation.id)
+        assert ended.state is OperationState.FAILED
+        assert "asks for 2 officers, and create-key needs 3 here" in ended.note
+    else:
+        error = heard(lambda: stage.approve(operation.id))
+        assert "asks for 2 officers, and create-key needs 3 here" in error.message
+    assert not stage.token.keys
+    assert not list(stage.snapshot.keys)
+
+
 def test_an_officer_whose_certificate_has_expired(tmp_path: Path, template: Path) -> None:
     from tests.unit.officers.people import der_of  # noqa: PLC0415
 

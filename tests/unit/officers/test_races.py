@@ -1,20 +1,24 @@
 """What comes between the proposal, the check and the end of an operation must not get lost."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from signer.audit.format.record import RecordKind
 from signer.errors import CallError, OperatorError
+from signer.events import Unaccounted
 from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.model import Scope
 from signer.officers.store import OperationState
 from tests.stand_ins import SetClock
-from tests.unit.officers.opstage import CLINIC, DAY, Stage
+from tests.unit.officers.opstage import CLINIC, DAY, MemoryLog, Stage
 from tests.unit.officers.people import A, B, C
+from tests.unit.officers.softtoken import Crash
 
 FACILITY = "facilities/01-001"
 HEAD = "facility,group,profile,clients,key,algorithm,bits"
@@ -247,3 +251,24 @@ def test_what_is_stopped_is_stopped_also_where_the_rest_cannot_be_followed(
     assert {version.cka_id} in [{each.cka_id for each in some} for some in stopped]
     assert stage.snapshot.suspended.everything
     assert "not there" in stage.serving.error
+
+
+@pytest.mark.parametrize("points", range(0, 16, 2))
+def test_what_was_recorded_in_part_when_the_program_ended_is_recorded_at_the_next_start(
+    stage: Stage, points: int
+) -> None:
+    """Several acts between two looks are several records: the program may end after the first."""
+    stage.key()
+    before = list(stage.log.records)
+    stage.emergency.suspend(A, Scope.FACILITY, "01-001", "seen forged")
+    stage.emergency.suspend_key(A, f"{CLINIC}/versions/1", "seen forged")
+    stage.emergency.suspend(A, Scope.EVERYTHING, "", "seen forged")
+    log = stage.log = MemoryLog(stage.clock, stage.fate)
+    log.take(before)
+    with suppress(Crash):
+        stage.start(crash_after=points)
+    stage.start()
+    acts = [r.fields["act"] for r in log.of(RecordKind.KEYS) if "act" in r.fields]
+    assert len(acts) == 3
+    assert stage.seen.of(Unaccounted) == []
+    assert stage.serving.reason == ""

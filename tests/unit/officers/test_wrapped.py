@@ -20,7 +20,13 @@ from signer.officers.offline_check import ApprovalFold
 from signer.officers.packing import place_of
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationState
-from signer.officers.wrapped import WrappedRow, WrappedStandings, standing_of_wrapped, steps_to
+from signer.officers.wrapped import (
+    WrappedRow,
+    WrappedStandings,
+    Wrapping,
+    standing_of_wrapped,
+    steps_to,
+)
 from tests.stand_ins import key_version
 from tests.unit.officers.opstage import CLINIC, Stage
 from tests.unit.officers.softtoken import Crash
@@ -151,7 +157,9 @@ def test_a_snapshot_of_the_log_holds_the_wrapped_keys(stage: Stage) -> None:
     fold = StandingFold(ApprovalFold())
     fold._load(stage.log.standings.snapshot()["standings"])
     assert fold.snapshot() == stage.log.standings.snapshot()
-    assert fold.wrapped.get(ONE) == standing_of_wrapped(stage.version(ONE)) is not None
+    now = standing_of_wrapped(stage.version(ONE))
+    assert now is not None
+    assert now.same(fold.wrapped.get(ONE))
 
 
 @pytest.mark.parametrize("points", range(16))
@@ -178,11 +186,12 @@ class MakingStep:
     def __init__(self, key: str, *places: bytes, anew: dict[str, str] | None = None) -> None:
         self._key, self._places, self._anew = key, places, anew or {}
 
-    def wrapped_with(self, place: bytes) -> str:
-        return self._key if place in self._places else ""
+    def wrapped_with(self, place: bytes) -> Wrapping | None:
+        return Wrapping(self._key, 0) if place in self._places else None
 
-    def wraps_anew(self, wrapping_key: str) -> str:
-        return self._anew.get(wrapping_key, "")
+    def wraps_anew(self, before: Wrapping) -> Wrapping | None:
+        after = self._anew.get(before.key)
+        return None if after is None else Wrapping(after, 0)
 
 
 def public(*, compressed: bool = False) -> bytes:
@@ -310,6 +319,57 @@ def test_a_key_that_is_set_back_to_the_old_wrapping_key_is_not_served(stored: St
     stored.seen.seen.clear()
 
 
+def said_to_end_now(stage: Stage, *kinds: str) -> None:
+    """Somebody writes by hand that operations of these kinds have ended just now."""
+    with stage.registry.writing() as write:
+        row = sa.update(schema.operations).where(schema.operations.c.kind.in_(kinds))
+        write.connection.execute(row.values(state="DONE", ended_revision=write.revision))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_two_operations_there_and_back_do_not_account_for_other_bytes(
+    stored: Stage, restarted: bool
+) -> None:
+    [first] = wrapping_keys(stored)
+    stored.done("create-wrapping-key")
+    _, second = wrapping_keys(stored)
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=first, to_key=second)
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=second, to_key=first)
+    before = stored.version(ONE).wrapped
+    assert before is not None
+    assert problems(stored) == ()
+    if restarted:
+        stored.start()
+    said_to_end_now(stored, "rewrap")
+    by_hand(stored, blob=b"other", sha256=hashlib.sha256(b"other").digest())
+    assert served(stored) is None
+    assert any(ONE in text for text in stored.serving.refused)
+    by_hand(stored, **{k: v for k, v in before._asdict().items() if k != "tokens"})
+    assert served(stored) is not None
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=first, to_key=second)
+    assert served(stored) is not None
+    assert stored.serving.reason == ""
+    stored.seen.seen.clear()
+
+
+def test_an_operation_that_is_proposed_before_another_wraps_nothing_after_it(stored: Stage) -> None:
+    [first] = wrapping_keys(stored)
+    stored.done("create-wrapping-key")
+    _, second = wrapping_keys(stored)
+    back = stored.propose("rewrap", from_key=second, to_key=first)
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=first, to_key=second)
+    stored.approve(back.id)
+    ended = stored.operation(back.id)
+    assert ended.state is OperationState.FAILED
+    assert "propose this one again" in ended.note
+    assert served(stored) is not None
+    assert problems(stored) == ()
+
+
 @pytest.mark.parametrize("points", range(0, 60, 3))
 def test_an_interrupted_rewrap_goes_on(
     stage: Stage, points: int, monkeypatch: pytest.MonkeyPatch
@@ -351,3 +411,138 @@ def test_an_interrupted_destruction_of_a_wrapping_key_goes_on(stage: Stage, poin
         stage.approve(identity)
     assert stage.operation(identity).state is OperationState.DONE, stage.operation(identity).note
     assert (wrapping_keys(stage), stage.token.wrapping_keys) == ([], set())
+    assert problems(stage) == ()
+    assert stage.serving.reason == ""
+
+
+# --- rows of wrapping keys by hand -----------------------------------------------------------
+
+
+BAD = "00000000-0000-4000-8000-000000000bad"
+
+
+def placed_by_hand(stage: Stage, identity: str, token: str) -> None:
+    row = {"id": identity, "token": token, "created": stage.clock.now() + 1, "destroyed": False}
+    with stage.registry.writing() as write:
+        write.connection.execute(sa.insert(schema.wrapping_keys).values(**row, revision=0))
+    stage.serving.follow()
+
+
+def wrapping_by_hand(stage: Stage, **values: object) -> None:
+    with stage.registry.writing() as write:
+        statement = sa.update(schema.wrapping_keys).values(**values, revision=write.revision)
+        write.connection.execute(statement)
+    stage.serving.follow()
+
+
+def tokens(stage: Stage) -> tuple[str, ...]:
+    version = served(stage)
+    assert version is not None
+    assert version.wrapped is not None
+    return version.wrapped.tokens
+
+
+def test_a_wrapping_key_is_used_on_no_token_where_only_a_row_has_it(stored: Stage) -> None:
+    [first] = wrapping_keys(stored)
+    stored.add_token("other")
+    placed_by_hand(stored, first, "other")
+    for _ in range(2):
+        assert tokens(stored) == ("soft",)
+        assert any("on token other" in text for text in stored.serving.refused)
+        stored.start()
+    assert any(f"{first} on token other" in problem for problem in problems(stored))
+    refused = stored.problems("destroy-wrapping-key", wrapping_key=first)
+    assert any("otherwise than the log" in problem for problem in refused), refused
+    with stored.registry.writing() as write:
+        other = schema.wrapping_keys.c.token == "other"
+        write.connection.execute(sa.delete(schema.wrapping_keys).where(other))
+    stored.serving.follow()
+    assert stored.serving.reason == ""
+    stored.seen.seen.clear()
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counts", "no revision"])
+def test_nothing_is_wrapped_by_a_wrapping_key_of_a_row_alone(stored: Stage, counts: bool) -> None:
+    [first] = wrapping_keys(stored)
+    row = {"id": BAD, "token": "soft", "created": stored.clock.now() + 1, "destroyed": False}
+    with stored.registry.writing(counts=counts) as write:
+        write.connection.execute(sa.insert(schema.wrapping_keys).values(**row, revision=0))
+    prepared = stored.prepare("create-key", key=OTHER, algorithm="ES256", activate=True)
+    assert BAD not in prepared.content.decode()
+    assert first in prepared.content.decode()
+    stored.serving.compare()
+    assert any(BAD in text for text in stored.serving.refused)
+    stored.seen.seen.clear()
+
+
+@pytest.mark.parametrize("values", [{"destroyed": True}, {"created": 1.0}], ids=str)
+def test_what_is_changed_of_a_wrapping_key_is_shown_until_it_is_put_back(
+    stored: Stage, values: dict[str, object]
+) -> None:
+    [before] = stored.registry.state().wrapping_keys
+    wrapping_by_hand(stored, **values)
+    for _ in range(2):
+        assert tokens(stored) == ()
+        assert any(before.id in text for text in stored.serving.refused)
+        stored.start()
+    assert any(before.id in problem for problem in problems(stored))
+    wrapping_by_hand(stored, destroyed=False, created=before.created)
+    assert tokens(stored) == ("soft",)
+    assert stored.serving.reason == ""
+    stored.seen.seen.clear()
+
+
+def test_a_destroyed_wrapping_key_does_not_come_back_by_its_row(stage: Stage) -> None:
+    stage.done("create-wrapping-key")
+    [first] = wrapping_keys(stage)
+    stage.done("destroy-wrapping-key", wrapping_key=first)
+    wrapping_by_hand(stage, destroyed=False)
+    with stage.registry.writing() as write:
+        row = sa.update(schema.operations).where(schema.operations.c.kind == "create-wrapping-key")
+        write.connection.execute(row.values(ended_revision=write.revision))
+    for _ in range(2):
+        assert any(first in text for text in stage.serving.refused)
+        assert "no wrapping key" in stage.problems("create-key", key=STORED, algorithm="ES256")[0]
+        stage.start()
+    stage.seen.seen.clear()
+
+
+def test_a_record_of_a_wrapping_key_that_no_operation_made_is_a_problem(stored: Stage) -> None:
+    [record] = [r for r in stored.log.of(RecordKind.KEYS) if r.fields.get("wrapping")]
+    [[first, token, created]] = record.fields["wrapping"]
+    for fields in (
+        {"wrapping": [[first, "other", created]]},
+        {"wrapping": [[BAD, token, created]]},
+        {"wrapping_ended": [[first, token]]},
+    ):
+        stored.log.records[record.seq] = replace(record, fields=record.fields | fields)
+        assert any("and no operation of officers" in problem for problem in problems(stored))
+    stored.log.records[record.seq] = record
+    assert problems(stored) == ()
+
+
+def test_a_log_of_an_earlier_version_takes_wrapping_keys_as_given_once(stored: Stage) -> None:
+    [first] = wrapping_keys(stored)
+    records = [
+        replace(record, fields={n: v for n, v in record.fields.items() if n != "wrapping"})
+        for record in stored.log.records
+    ]
+    assert records != stored.log.records
+    stored.start_with(records)
+    assert stored.serving.reason == ""
+    assert tokens(stored) == ("soft",)
+    given = [r for r in stored.log.of(RecordKind.KEYS) if r.fields.get("wrapping")]
+    assert [row[:2] for record in given for row in record.fields["wrapping"]] == [[first, "soft"]]
+    assert problems(stored) == ()
+    placed_by_hand(stored, first, "other")
+    stored.start()
+    assert tokens(stored) == ("soft",)
+    assert any("on token other" in text for text in stored.serving.refused)
+    stored.seen.seen.clear()
+
+
+def test_a_snapshot_of_the_log_holds_where_wrapping_keys_are_used(stored: Stage) -> None:
+    fold = StandingFold(ApprovalFold())
+    fold._load(stored.log.standings.snapshot()["standings"])
+    assert fold.wrapping == stored.log.standings.wrapping
+    assert fold.wrapping
