@@ -81,10 +81,13 @@ CLIENT_LIMITS = frozenset({CLIENT_LIMIT, "bytes_in_flight_per_client", "streams_
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One bad field: its dotted path and what is wrong with it."""
+    """One bad field: its dotted path and what is wrong with it; "" stands for the whole."""
 
     field: str
     description: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class ConfigError(Exception):
         self.source = source
         self.problems = tuple(problems)
         lines = [f"{source} is refused:"]
-        lines += [f"  {p.field}: {p.description}".replace("  : ", "  ") for p in problems]
+        lines += [f"  {problem}" for problem in problems]
         super().__init__("\n".join(lines))
 
 

@@ -145,8 +145,20 @@ class KeyName:
     def parse(cls, name: str) -> KeyName:
         """Reads a resource name; raises ValueError that says what is expected."""
         if not (match := _KEY_NAME.fullmatch(name)):
-            raise ValueError("expected facilities/{facility}/keys/{key}")
+            fault = _name_fault(name)
+            raise ValueError("expected facilities/{facility}/keys/{key}" + (fault and f": {fault}"))
         return cls(match[1], match[2])
+
+
+def _name_fault(name: str) -> str:
+    """Says what keeps a text from being the name of a key, where that is a detail; else ""."""
+    if name != name.strip():
+        return "it begins or ends with a blank"
+    if name.endswith("/"):
+        return "it ends with a slash"
+    if strange := re.search(r"[^a-z0-9._/-]", name):
+        return f"it has {strange[0]!a}, and ids have only a-z, 0-9, '.', '_' and '-'"
+    return ""
 
 
 AUDIT_KEY = KeyName("_audit", "checkpoint")

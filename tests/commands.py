@@ -1,5 +1,6 @@
 """Command lines that run in the process of a test, or in one of their own."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,8 @@ class Done(NamedTuple):
 
 Run = Callable[..., Done]
 SIGNER = [sys.executable, "-m", "signer"]
+WIDE = {"COLUMNS": "1000"}
+"""Tables are read line by line here: no cell is folded."""
 
 
 def signer(*words: object, given: str = "") -> Done:
@@ -31,7 +34,9 @@ def signer(*words: object, given: str = "") -> Done:
         read.write(given)
         read.seek(0)
         command = ["-m", "signer", *map(str, words)]
-        process = fork_server().start(command, stdin=read, stdout=out, stderr=err)
+        process = fork_server().start(
+            command, stdin=read, stdout=out, stderr=err, env={**os.environ, **WIDE}
+        )
         code = process.wait(120)
         out.seek(0)
         err.seek(0)
@@ -39,8 +44,10 @@ def signer(*words: object, given: str = "") -> Done:
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command line."""
+    for name, value in WIDE.items():
+        monkeypatch.setenv(name, value)
 
     def command(*words: object) -> Done:
         capfd.readouterr()

@@ -273,7 +273,7 @@ class Guard:
                 {"rule": UNKNOWN.rule, "principal": principal},
             )
         service = method.split("/")[1]
-        if not roles & self._roles.get(service, frozenset()):
+        if not roles & self._roles.get(method[1:], self._roles.get(service, frozenset())):
             role = ", ".join(sorted(roles))
             raise CallError(
                 Reason.POLICY_DENIED,

@@ -63,6 +63,10 @@ class Health(health_pb2_grpc.HealthServicer):
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             context.set_code(grpc.StatusCode.NOT_FOUND)
+            context.set_details(
+                f"no service has the name {request.service[:100]!r}; there are"
+                f" {', '.join(map(repr, sorted(self._services)))}"
+            )
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=status)
 

@@ -1,5 +1,7 @@
 """KeyService: the keys, and what the caller may do with them."""
 
+import re
+
 from signer.api import wire
 from signer.api.guard import Caller
 from signer.clock import Clock
@@ -10,6 +12,9 @@ from signer.policy.decide import FORBIDDEN, may_use, visible_facilities
 from signer.policy.usage import Usage
 from signer.signing.request import Served, Snapshot
 from signer.v1 import keys_pb2, keys_pb2_grpc
+
+_NAME = re.compile(r"facilities/[^/]{1,64}/keys/[^/]{1,64}")
+"""The form of the name in a page token, also that of the audit key."""
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
@@ -163,7 +168,9 @@ def _allow(snapshot: Snapshot, name: KeyName, caller: Caller) -> None:
 
 
 def _page(snapshot: Snapshot, caller: Caller, prefix: str, after: str, limit: int) -> list[KeyName]:
-    """Returns the first names after ``after`` that the caller may see."""
+    """Returns the first names after ``after``, the name in a token, that the caller may see."""
+    if after and not _NAME.fullmatch(after):
+        raise wire.bad_token()
     visible = visible_facilities(snapshot.policy, caller.principal)
     if visible is None:
         return snapshot.keys.names(prefix, after, limit)

@@ -45,6 +45,13 @@ ROLES: Mapping[str, frozenset[Role]] = {
 }
 """The roles that may call each service; a service that is not here may not be called."""
 
+_READING = ("GetOperation", "ListOperations", "GetPolicy", "ListOfficers", "ListSuspensions")
+METHOD_ROLES: Mapping[str, frozenset[Role]] = {
+    f"signer.v1.OperationService/{name}": frozenset({Role.OFFICER, Role.AUDITOR})
+    for name in _READING
+}
+"""The roles of single methods, which count before those of their service."""
+
 HEALTH_SERVICES = frozenset({OVERALL_HEALTH, "signer.v1.SigningService"})
 """The names under which health answers, beside those of tokens."""
 

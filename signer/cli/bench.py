@@ -127,29 +127,18 @@ def bench(
     \b
     As with an HSM in the network, a millisecond away:
       signer bench --dir build/bench --latency 1 --case overload --case message
-
-    \b
-    With 10,000 keys as well:
-      signer dev init build/bench-keys --facilities 10000
-      signer bench --dir build/bench-keys --case keys-10 --case keys-10000
     """
-    if config_file is not None:
-        directory = config_file.parent
-    if directory is None:
-        raise click.UsageError("give --dir DIR, or --config DIR/signer.yaml")
+    directory = _folder(directory, config_file)
     if latency is not None and against is not None:
         raise click.UsageError("--latency is for our appliance: leave --against out")
-    wanted = _choose(names)
+    wanted, tool = _choose(names), _load_tool(load)
     other = None if against is None else Checkout(against)
-    tool = _load_tool(load)
+    slow = [] if latency is None else ["--latency", str(latency), "--shim", str(shim)]
     with ExitStack() as stack:
-        slow = [] if latency is None else ["--latency", str(latency), "--shim", str(shim)]
         ours = stack.enter_context(_ours(directory, slow))
         config = load_config(slow_file(directory) if slow else Path(ours.dev["config"]))
         cases = wanted if names else _possible(ours, wanted)
-        rival = None
-        if other is not None:
-            rival = stack.enter_context(_rival(other, directory, cases))
+        rival = stack.enter_context(_rival(other, directory, cases)) if other else None
         loop = CLoop(program, config)
         runner = Bench(ours, config, loop, tool, rounds=rounds, seconds=seconds, rival=rival)
         rows, failed = _measure(runner, cases, as_json=as_json)
@@ -161,6 +150,15 @@ def bench(
 
 def _say(text: str) -> None:
     say(text, err=True)
+
+
+def _folder(directory: Path | None, config_file: Path | None) -> Path:
+    """Returns the appliance's folder; raises UsageError if neither option names it."""
+    if config_file is not None:
+        return config_file.parent
+    if directory is None:
+        raise click.UsageError("give --dir DIR, or --config DIR/signer.yaml")
+    return directory
 
 
 def _choose(names: tuple[str, ...]) -> list[Case]:

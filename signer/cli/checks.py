@@ -31,10 +31,11 @@ def check(*, config_file: Path, as_json: bool) -> None:
 
     \b
     Before a reload:
-      signer check --config /etc/signer/signer.yaml && signer reload --config /etc/signer/signer.yaml
+      signer check --config /etc/signer/signer.yaml \\
+        && signer reload --config /etc/signer/signer.yaml
     For programs:
       signer check --config /etc/signer/signer.yaml --json | jq '.problems[].path'
-    """  # noqa: E501  a command is one line
+    """
     policy = known = None
     errors = []
     try:
@@ -114,6 +115,7 @@ def doctor(*, config_file: Path) -> list[Finding]:
     \b
       signer doctor --config /etc/signer/signer.yaml
     For programs:
-      signer doctor --config /etc/signer/signer.yaml --json | jq '.findings[] | select(.level != "ok")'
-    """  # noqa: E501  a command is one line
+      signer doctor --config /etc/signer/signer.yaml --json \\
+        | jq '.findings[] | select(.level != "ok")'
+    """
     return examine(config_file, SystemClock().now())

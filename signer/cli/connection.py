@@ -12,10 +12,11 @@ from typing import NamedTuple, TypeVar
 import click
 from click.core import ParameterSource
 
+from signer.cli.connection_hint import hint
 from signer.cli.options import FILE
 from signer.client import SignerClient, SignerClientError
 from signer.config.client_file import load_client
-from signer.errors import OperatorError
+from signer.errors import Code, OperatorError
 from signer.text import utc
 
 T = TypeVar("T")
@@ -53,13 +54,15 @@ def connect(client_file: Path) -> Iterator[SignerClient]:
             yield client
         except SignerClientError as error:
             text = f"the call to {config.address} failed: {describe(error)}"
+            if error.code == error.reason == Code.UNAVAILABLE.name and (why := hint(config)):
+                text += f"\n  {why}"
             raise OperatorError(text) from error
 
 
 def describe(error: SignerClientError) -> str:
     """Returns a failed call as text: reason, message, fields, rule, and when to try again."""
     lines = [str(error)]
-    violations = [f"{violation.field}: {violation.description}" for violation in error.violations]
+    violations = list(map(str, error.violations))
     lines += [f"  {violation}" for violation in violations if violation not in error.message]
     lines += [f"  {name}: {value}" for name, value in sorted(error.metadata.items())]
     if error.retry_after is not None:

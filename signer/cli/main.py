@@ -9,6 +9,7 @@ import click
 from signer import __version__
 from signer.cli.lazy import LazyGroup
 from signer.cli.output import say
+from signer.distinguished_name import ignore_lengths
 from signer.errors import ConfigError, OperatorError
 
 _SUMMARIES = {
@@ -71,6 +72,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; refusals are printed on stderr and end with exit code 1."""
+    ignore_lengths()
     try:
         result: Any = cli.main(arguments, prog_name="signer", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from signer.cli.options import json_option
-from signer.errors import OperatorError
+from signer.errors import ConfigError, OperatorError
 from signer.text import plain, plain_lines
 
 T = TypeVar("T")
@@ -27,14 +27,19 @@ def output(
     """Adds ``--json`` to a command that returns what it found or did, and prints that.
 
     With ``--json`` it prints ``as_value`` of it, else it calls ``show`` with it. The exit
-    code is 1 if it is not ``ok``.
+    code is 1 if it is not ``ok``. With ``--json`` a refusal is printed as JSON on stdout, too.
     """
 
     def decorate(command: Callable[..., T]) -> Callable[..., None]:
         @json_option
         @functools.wraps(command)
         def wrapped(*, as_json: bool, **options: Any) -> None:
-            result = command(**options)
+            try:
+                result = command(**options)
+            except (OperatorError, ConfigError) as error:
+                if as_json:
+                    print_json({"error": _error_value(error)})
+                raise
             if as_json:
                 print_json(as_value(result))
             else:
@@ -45,6 +50,16 @@ def output(
         return wrapped
 
     return decorate
+
+
+def _error_value(error: OperatorError | ConfigError) -> dict[str, object]:
+    """Returns what a program reads of a refusal: the text, and the reason and fields if known."""
+    value: dict[str, object] = {"message": str(error)}
+    # Of a SignerClientError, whose module takes time to import.
+    call = vars(error.__cause__) if error.__cause__ else {}
+    value |= {name: call[name] for name in ("code", "reason", "metadata") if name in call}
+    found = error.problems if isinstance(error, ConfigError) else call.get("violations", ())
+    return {**value, "problems": [{"path": p.field, "problem": p.description} for p in found]}
 
 
 def say(text: object = "", *, err: bool = False, newline: bool = True) -> None:
@@ -77,7 +92,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Non
     """Prints rows under the names of their columns: ruled on a terminal, ASCII elsewhere.
 
     No cell controls the terminal, wherever its text comes from. A list is a cell of several
-    lines.
+    lines. A terminal folds long cells. Elsewhere, where a table is wider than 80 columns, or than
+    COLUMNS says, each row is a paragraph instead: its first line can be searched for.
     """
     from rich import box
     from rich.console import Console
@@ -85,13 +101,42 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> Non
     from rich.text import Text
 
     terminal = sys.stdout.isatty()
+    cells = [[_cell(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE if terminal else box.ASCII)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not terminal)
-    for row in rows:
-        table.add_row(*(Text(_cell(cell)) for cell in row))
-    # In a file or a program's input no line is folded.
-    Console(width=None if terminal else 10_000).print(table)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not terminal and _width(columns, cells) > console.width:
+        for row in cells:
+            _print_paragraph(columns, row, console.width)
+    else:
+        console.print(table)
+
+
+def _width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Returns how wide a table in ASCII is: each cell has a rule and two blanks."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(line) for cell in column for line in cell.split("\n"))
+        for column in zip(columns, *cells, strict=True)
+    ]
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _print_paragraph(columns: Sequence[str], row: Sequence[str], width: int) -> None:
+    """Prints a row: as many cells as fit into its first line, then one a line with its column."""
+    head = ""
+    rest = list(zip(columns, row, strict=True))
+    while rest and len(head) + len(rest[0][1]) + 2 <= width and "\n" not in rest[0][1]:
+        cell = rest.pop(0)[1]
+        head += f"  {cell}" if head and cell else cell
+    say(head)
+    for column, cell in rest:
+        for line in filter(None, cell.split("\n")):
+            print_text(f"  {column}: {line}" if column else f"  {line}", "    ")
 
 
 def _cell(value: object) -> str:
@@ -123,3 +168,14 @@ def write_file(path: Path, content: bytes) -> None:
     """Writes a file; raises OperatorError."""
     with explained(path, "written"):
         path.write_bytes(content)
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder if it does not exist, and says so; raises OperatorError.
+
+    Its parent must exist: a mistyped path does not become a tree of new folders.
+    """
+    if not path.is_dir():
+        with explained(path, "made"):
+            path.mkdir()
+        say(f"{path} is a new folder", err=True)

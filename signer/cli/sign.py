@@ -4,7 +4,7 @@ import base64
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ import click
 
 from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
-from signer.cli.output import explained, put, say, write_file
+from signer.cli.output import make_folder, put, say, write_file
 from signer.cli.progress import progress
-from signer.client import ItemError, ItemResult, SignerClientError
+from signer.client import ItemError, ItemResult, SignerClient, SignerClientError
 from signer.errors import OperatorError, Reason
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count
@@ -68,7 +68,7 @@ _Item = tuple[_Source, bytes]
 @click.option(
     "--out",
     metavar="DIR|-",
-    help="Folder for the signatures; - prints them. By default next to each file.",
+    help="Folder for the signatures (a new one is made), - to print them; else beside each file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a payload.")
 @click.option(
@@ -150,31 +150,37 @@ def sign(
     printer = _Printer(message_format, targets, as_json=as_json, single=single)
     prints = as_json or len(targets) < len(inputs)
     total = None if lines else len(inputs)
+
+    def call(client: SignerClient, payloads: Iterable[bytes]) -> Iterable[ItemResult]:
+        return client.sign(
+            key, message_format, payloads, batch_items=batch, timeout=timeout, revocation=revocation
+        )
+
+    with progress("signing", hidden=prints and sys.stdout.isatty()) as advance:
+        _sign_all(client_file, call, items, printer, lambda done: advance(done, total))
+    printer.check()
+
+
+def _sign_all(
+    client_file: Path,
+    call: Callable[[SignerClient, Iterable[bytes]], Iterable[ItemResult]],
+    items: Iterator[_Item],
+    printer: "_Printer",
+    advance: Callable[[int], None],
+) -> None:
+    """Signs all items; if a call fails for good, prints its error and accounts for the rest."""
     sources = deque[_Source]()
     try:
-        with (
-            progress("signing", hidden=prints and sys.stdout.isatty()) as advance,
-            connect(client_file) as client,
-        ):
-            payloads = _payloads(items, sources)
-            results = client.sign(
-                key,
-                message_format,
-                payloads,
-                batch_items=batch,
-                timeout=timeout,
-                revocation=revocation,
-            )
-            for done, result in enumerate(results, 1):
+        with connect(client_file) as client:
+            for done, result in enumerate(call(client, _payloads(items, sources)), 1):
                 printer.take(sources.popleft(), result)
-                advance(done, total)
+                advance(done)
     except OperatorError as error:
         if not isinstance(error.__cause__, SignerClientError):
             raise
         say(f"signer: {error}", err=True)
         for source in (*sources, *(source for source, _ in items)):
             printer.leave(source, error.__cause__)
-    printer.check()
 
 
 def _payloads(items: Iterable[_Item], pending: deque[_Source]) -> Iterator[bytes]:
@@ -200,8 +206,7 @@ def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -
         what = ", ".join(twice) or "an input"
         raise click.UsageError(f"{what} would be written twice: sign these files separately")
     if out is not None:
-        with explained(Path(out), "made"):
-            Path(out).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(out))
     return targets
 
 

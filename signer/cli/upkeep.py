@@ -66,7 +66,8 @@ def init(
     auditor: it verifies every checkpoint and every proof.
 
     \b
-      signer init --config /etc/signer/signer.yaml --officer an.pem --officer binh.pem
+      signer init --config /etc/signer/signer.yaml --officer an.pem --officer \\
+        binh.pem
       signer init --config /etc/signer/second.yaml --join --log /mnt/first/audit
     """
     _check_options(officer_files, log_directory, join=join)
@@ -162,7 +163,11 @@ def _name_officers(
 
 @click.group()
 def registry() -> None:
-    """Manages the registry: the database of keys, officers and operations."""
+    """Manages the registry: the database of keys, officers and operations.
+
+    \b
+      signer registry migrate --config /etc/signer/signer.yaml
+    """
 
 
 @registry.command(short_help="Updates the registry to the schema of this release.")
@@ -198,7 +203,12 @@ def _schema(url: str) -> str:
 
 @click.group()
 def token() -> None:
-    """Manages the tokens that hold the keys."""
+    """Manages the tokens that hold the keys.
+
+    \b
+      signer token bench --config /etc/signer/signer.yaml --token signer
+      signer token unlatch --config /etc/signer/signer.yaml --token signer
+    """
 
 
 @token.command(short_help="Allows one more attempt with the PIN.")

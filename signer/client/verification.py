@@ -92,12 +92,7 @@ class TrustedKeys:
         """
         message = finished(content)
         if message is None:
-            raise VerificationError(
-                f"it is a {kind}, which does not contain what it signs: give both"
-                if (kind := detached_format(content))
-                else "it is not a compact JWS, a SMART Health Card, a COSE_Sign1, the text of an"
-                " HCERT or a CMS signature"
-            )
+            raise VerificationError(_unreadable(content.strip()))
         try:
             header = message.header()
             key = self._signer(message, header)
@@ -235,6 +230,27 @@ class TrustedKeys:
             for kid in ids | {cose_kid(key.spki, key.certificate)}:
                 found[kid].append(key)
         return found
+
+
+def _unreadable(content: bytes) -> str:
+    """Says why a content cannot be read as a message: as what it begins, if it is damaged."""
+    if kind := detached_format(content):
+        return f"it is a {kind}, which does not contain what it signs: give both"
+    for begin, what, rest in _BEGINNINGS:
+        if content.startswith(begin):
+            return f"it begins as {what}, but is damaged or cut: the rest is not {rest}"
+    return (
+        "it is not a compact JWS, a SMART Health Card, a COSE_Sign1, the text of an HCERT or a CMS"
+        " signature"
+    )
+
+
+_BEGINNINGS = (
+    (b"HC1:", "the text of an HCERT", "Base45 of a compressed COSE_Sign1"),
+    (b"shc:/", "a SMART Health Card", "the digits of a compact JWS"),
+    (b"eyJ", "a compact JWS", "three parts of Base64url with dots between them"),
+    (b"\xd2\x84", "a tagged COSE_Sign1", "its four parts"),
+)
 
 
 def _signed(message_format: Format, payload: bytes) -> Iterator[tuple[Algorithm, bytes]]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from signer.config.document_kinds import Kind, refuse_others
 from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
 from signer.errors import Violation
 from signer.text import IS_MISSING, IS_NOT_TEXT, IS_UNKNOWN
@@ -53,6 +54,7 @@ def load_client(path: Path) -> ClientFile:
     """
     unread: list[Violation] = []
     document = document_of(read_bounded(path, MAX_CONFIG_BYTES), path, unread)
+    refuse_others(document, path, Kind.CLIENT)
     values, problems = dict[str, object](), list[Violation]()
     for name in ClientFile._fields:
         try:

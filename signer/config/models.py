@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 
 from signer.config.client_file import Address, read_address, read_path
+from signer.config.document_kinds import Kind, refuse_others
 from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
 from signer.errors import OperatorError, Violation
 from signer.model import LARGEST_MESSAGE, MESSAGE_BYTES
@@ -260,6 +261,7 @@ def load_config(path: Path) -> Config:
     """
     unread: list[Violation] = []
     document = document_of(read_bounded(path, MAX_CONFIG_BYTES), path, unread)
+    refuse_others(document, path, Kind.DAEMON)
     try:
         config = Config.model_validate(document, context={"directory": path.absolute().parent})
     except ValidationError as error:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from signer.config.document_kinds import Kind, refuse_others
 from signer.config.policy_files import PolicyFile, policy_files, policy_text, read_files
 from signer.config.strict_yaml import document_of, refuse, together
 from signer.errors import Violation
@@ -43,9 +44,9 @@ def _policy_of(files: Sequence[PolicyFile], source: Path) -> PolicyText:
     merged: dict[str, object] = {}
     origins: dict[str, str] = {}
     for file in files:
-        _merge(
-            merged, document_of(file.content, Path(file.name), unread), file.name, origins, unread
-        )
+        document = document_of(file.content, Path(file.name), unread)
+        refuse_others(document, Path(file.name), Kind.POLICY)
+        _merge(merged, document, file.name, origins, unread)
     problems: list[Violation] = []
     whole = policy_text(files)
     policy = compile_policy(merged, hashlib.sha256(whole).hexdigest(), problems)

@@ -15,7 +15,7 @@ from signer.api.health import Health
 from signer.api.key_service import KeyService
 from signer.api.operation_service import OperationService
 from signer.api.places import Bound, Places
-from signer.api.server import HEALTH_SERVICES, ROLES, Server, health_of
+from signer.api.server import HEALTH_SERVICES, METHOD_ROLES, ROLES, Server, health_of
 from signer.api.signing_service import SigningService
 from signer.api.streams import Streams
 from signer.api.tls import Certificates
@@ -290,7 +290,8 @@ def _server(
     base: Base, core: Core, limits: LimitsConfig, places: Places, control: ControlService
 ) -> Server:
     clock, served, records = base.clock, core.served, core.records
-    guard = Guard(served=served, roles=ROLES, places=places, events=core.recorded, clock=clock)
+    roles = {**ROLES, **METHOD_ROLES}
+    guard = Guard(served=served, roles=roles, places=places, events=core.recorded, clock=clock)
     turns, threads = Turns(clock.monotonic), Threads()
     engine = _engine(base, core, limits, turns, threads)
     return Server(

@@ -71,5 +71,4 @@ class Reloading:
         try:
             self.reload()
         except ConfigError as error:
-            problems = [f"{problem.field}: {problem.description}" for problem in error.problems]
-            self._events.emit(ReloadRefused(error.source, problems))
+            self._events.emit(ReloadRefused(error.source, list(map(str, error.problems))))

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
@@ -157,6 +158,8 @@ def json_object(payload: bytes, most_values: int = MAX_VALUES) -> dict[str, Any]
     except UnicodeDecodeError as error:
         raise unreadable(f"payload is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
+        if payload.startswith(BOM_UTF8):
+            raise unreadable("payload begins with a byte order mark: leave it out") from None
         raise unreadable(f"payload is not JSON (character {error.pos})") from None
     except RecursionError:
         raise _too_deep() from None

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 from signer.algorithms import PROPERTIES, Algorithm
+from signer.distinguished_name import parse_name
 from signer.errors import OperatorError
 from signer.keys.lifecycle import TokenAdmin
 from signer.model import KeyVersion
@@ -70,7 +71,7 @@ def make_request(admin: TokenAdmin, version: KeyVersion, subject: str) -> bytes:
     ``subject`` is a distinguished name as in RFC 4514, ``CN=...,O=...,C=VN``.
     Raises ValueError if it is not one, OperatorError if the token does not sign.
     """
-    name = x509.Name.from_rfc4514_string(subject)
+    name = parse_name(subject)
     key, hashed, padded = _BUILDER[version.algorithm]
     builder = x509.CertificateSigningRequestBuilder().subject_name(name)
     request = builder.sign(key(admin, version), hashed, rsa_padding=padded)

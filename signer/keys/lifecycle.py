@@ -376,8 +376,6 @@ def check_bits(new: NewKey) -> None:
     """Raises OperatorError if the key length does not fit the algorithm."""
     is_rsa = PROPERTIES[new.algorithm].curve is None
     if is_rsa and new.bits not in RSA_BITS:
-        raise OperatorError(
-            f"{new.algorithm} needs a modulus of 2048, 3072 or 4096 bits; say which"
-        )
+        raise OperatorError(f"{new.algorithm} needs bits: name a modulus of 2048, 3072 or 4096")
     if not is_rsa and new.bits:
-        raise OperatorError(f"{new.algorithm} has a fixed key length: omit --bits")
+        raise OperatorError(f"{new.algorithm} has a fixed key length: leave bits out")

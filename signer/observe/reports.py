@@ -6,7 +6,7 @@ info. Lines carry ids, names, counts and times, never a payload.
 
 import threading
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from signer.audit.write.log import SLOW_SECONDS
 from signer.clock import Clock, SystemClock
 from signer.errors import CLIENT_LIMITS, CallError, OperatorError, Reason
 from signer.events import CALL, CallTrace, Handlers
+from signer.model import Scope
 from signer.observe.catalogue import OK, OVERLOADED_BY_CLIENT
 from signer.observe.lines import DEBUG, ERROR, INFO, WARNING, LogLines, write_to_stderr
 from signer.observe.metrics import Metrics
@@ -43,6 +44,21 @@ def _items_ended(metrics: Metrics, event: events.ItemsEnded) -> None:
     metrics.begin_items(*labels)
     for reason, items in reasons.items():
         metrics.items(*labels, reason).inc(items)
+
+
+_PLURALS = {Scope.GROUP: ("group", "groups"), Scope.FACILITY: ("facility", "facilities")}
+
+
+def _scopes(suspended: Sequence[str]) -> str:
+    """Returns what is suspended without its name, which everyone who reaches the page could read.
+
+    The texts are those of suspensions: a scope, then a name.
+    """
+    found = Counter(Scope(each.partition(" ")[0]) for each in suspended)
+    return ", ".join(
+        count(number, *_PLURALS[scope]) if scope in _PLURALS else str(scope)
+        for scope, number in sorted(found.items())
+    )
 
 
 COUNTS: Mapping[type[Any], Callable[[Metrics, Any], object]] = {
@@ -115,7 +131,7 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
     events.SuspensionsChanged: (
         "suspensions_changed",
         WARNING,
-        lambda event: f"suspensions in force: {len(event.suspended)}",
+        lambda event: f"suspended now: {_scopes(event.suspended) or 'nothing'}",
     ),
     events.RegistryUnreadable: (
         "registry_unreadable",
@@ -138,11 +154,15 @@ LINES: Mapping[type[Any], tuple[str, str, str | Callable[[Any], str]]] = {
     ),
     # Operations of officers.
     events.OperationChanged: ("operation", INFO, ""),
-    events.OperationFailed: ("operation", ERROR, "an operation failed ({kind}): see the log"),
+    events.OperationFailed: (
+        "operation",
+        ERROR,
+        "an operation failed ({kind}): signer operations show {operation:.8}",
+    ),
     events.OperationBug: (
         "operation_bug",
         ERROR,
-        "an operation ended with an internal error: see the log",
+        "operation {operation:.8} ended with an internal error: see the log",
     ),
 }
 """The log line of an event: its name, its level, and its alarm (empty: none).

@@ -6,7 +6,7 @@ last signature that an operation needs starts its execution (``execution``).
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -42,6 +42,7 @@ from signer.officers.kinds.clock_confirmation import KIND as CLOCK
 from signer.officers.records import ActRecord, check_reason
 from signer.officers.store import OperationState, OperationStore, StoredOperation
 
+MOST_ALIKE = 200  # of the newest proposals are compared with a new one
 MOST_PROBLEMS = 200  # in one answer: one for each line of a long CSV would not fit
 
 
@@ -78,6 +79,7 @@ class Proposals:
                 context = _with_documents(known.documents(details, context), context)
                 problems = known.problems(details, context)
                 lines = [] if problems else known.difference(details, context)
+                alike = [] if problems else self._alike(kind, details.model_dump(mode="json"))
             except OperationError as error:
                 problems = list(error.texts)
         if problems:
@@ -98,7 +100,18 @@ class Proposals:
         if len(content) > MAX_BYTES:
             too_long = f"the operation has {len(content)} bytes, at most {MAX_BYTES}: split it"
             return PreparedOperation(b"", [], [too_long])
-        return PreparedOperation(content, lines, [])
+        return PreparedOperation(content, [*lines, *alike], [])
+
+    def _alike(self, kind: str, details: Mapping[str, Any]) -> list[str]:
+        """Returns a warning for each proposal of now that asks for the very same."""
+        now = self._clock.now()
+        waiting = self._store.page([OperationState.PROPOSED], MOST_ALIKE, None)
+        return [
+            f"! operation {each.id}, which waits for signatures, is the same: approve that one"
+            for each in waiting
+            if (each.proposal.kind, each.proposal.details) == (kind, details)
+            and each.state_at(now) is OperationState.PROPOSED
+        ]
 
     def propose(
         self, officer: str, content: bytes, signature: bytes, attachment: bytes

@@ -164,7 +164,7 @@ def time_of_day(value: object) -> int:
     """Reads ``HH:MM``; returns seconds of the day, a whole day for ``24:00``."""
     match = _TIME.fullmatch(value) if isinstance(value, str) else None
     if not match:
-        raise ValueError('should be a time from "00:00" to "24:00", in quotes')
+        raise ValueError("should be a time from 00:00 to 24:00, as in 07:30")
     return int(match[1]) * 3600 + int(match[2]) * 60 if match[1] else DAY_SECONDS
 
 

@@ -33,6 +33,9 @@ class OperationServiceStub:
     signature is made with the key of the officer's certificate in the
     registry: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
     docs/officers.md has the life of an operation and every kind with its arguments.
+
+    Auditors may call GetOperation, ListOperations, GetPolicy, ListOfficers and ListSuspensions: the
+    audit log shows them the same later.
     """
 
     def __init__(self, channel):
@@ -131,6 +134,9 @@ class OperationServiceServicer:
     signature is made with the key of the officer's certificate in the
     registry: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
     docs/officers.md has the life of an operation and every kind with its arguments.
+
+    Auditors may call GetOperation, ListOperations, GetPolicy, ListOfficers and ListSuspensions: the
+    audit log shows them the same later.
     """
 
     def PrepareOperation(self, request, context):
@@ -346,6 +352,9 @@ class OperationService:
     signature is made with the key of the officer's certificate in the
     registry: ECDSA with SHA-256 (DER), RSA PKCS #1 v1.5 with SHA-256, or Ed25519.
     docs/officers.md has the life of an operation and every kind with its arguments.
+
+    Auditors may call GetOperation, ListOperations, GetPolicy, ListOfficers and ListSuspensions: the
+    audit log shows them the same later.
     """
 
     @staticmethod

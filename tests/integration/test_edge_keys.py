@@ -46,6 +46,14 @@ def test_pages_hold_every_key_once_in_order(appliance: Any, name: str, size: int
     assert names == sorted(key["name"] for key in appliance.dev["keys"])
 
 
+@pytest.mark.parametrize("token", ["zzz", "facilities/x", "facilities//keys/", "a" * 5000])
+@pytest.mark.parametrize("method", ["ListKeys", "ListKeyVersions"])
+def test_a_page_token_is_one_of_ours(auditor: edge.Stubs, method: str, token: str) -> None:
+    request = getattr(keys_pb2, f"{method}Request")(page_token=token)
+    refused = edge.refused(lambda: getattr(auditor.keys, method)(request, timeout=edge.SECONDS))
+    assert (refused.reason, refused.fields) == ("FIELD_INVALID", ("page_token",))
+
+
 def test_a_facility_is_a_parent(auditor: edge.Stubs, issuer: edge.Stubs) -> None:
     for stubs in (auditor, issuer):
         names = [key.name for key in page(stubs, parent="facilities/01-002").keys]

@@ -55,6 +55,21 @@ def test_malformed_identifiers(text: str) -> None:
         KeyName.parse(f"facilities/f/keys/{text}")
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("facilities/MOH/keys/dcc", "it has 'M', and ids have only a-z"),
+        ("facilities/moh/keys/dcc/", "it ends with a slash"),
+        (" facilities/moh/keys/dcc", "it begins or ends with a blank"),
+        ("facilities/moh/keys/đ", r"it has '\\u0111', and ids"),
+        ("facilities/moh/keys/a b", "it has ' ', and ids"),
+    ],
+)
+def test_the_character_that_is_wrong_is_named(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=f"^expected facilities/.*/keys/.*: {fault}"):
+        KeyName.parse(text)
+
+
 @pytest.mark.parametrize("number", ["", "0", "-1", "01", "1.0", "x", "1" * 10, "1/versions/1"])
 def test_malformed_versions(number: str) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -28,8 +28,10 @@ def audit() -> None:
     \b
       signer audit verify --config /etc/signer/signer.yaml
       signer audit find --dir copy --key audit.pub.pem --file certificate.txt
-      signer audit prove --dir copy --key audit.pub.pem --file certificate.txt > proof.json
-      signer audit verify --proof proof.json --key audit.pub.pem --file certificate.txt
+      signer audit prove --dir copy --key audit.pub.pem --file certificate.txt \\
+        > proof.json
+      signer audit verify --proof proof.json --key audit.pub.pem \\
+        --file certificate.txt
     """
 
 
@@ -57,7 +59,8 @@ def show(
     \b
       signer audit show --config /etc/signer/signer.yaml
       signer audit show --config /etc/signer/signer.yaml 4711
-      signer audit show --dir copy --facility 01-001 --kind intent --since 2026-01-01
+      signer audit show --dir copy --facility 01-001 --kind intent \\
+        --since 2026-01-01
     """
     reader, first = log.reader()
     if seq is not None:
@@ -78,7 +81,8 @@ def export(*, log: LogFiles, start: int | None, stop: int | None) -> None:
 
     \b
       signer audit export --config /etc/signer/signer.yaml > log.jsonl
-      signer audit export --dir copy --from 1000 --to 1999 | jq -c 'select(.kind == "denials")'
+      signer audit export --dir copy --from 1000 --to 1999 \\
+        | jq -c 'select(.kind == "denials")'
     """
     reader, first = log.reader()
     begin = first if start is None else start

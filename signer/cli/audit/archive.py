@@ -61,7 +61,8 @@ def archive(*, config_file: Path, target: Path, days: int, as_json: bool) -> Non
     code 1 if a check fails, but 0 if nothing is old enough.
 
     \b
-      signer audit archive --config /etc/signer/signer.yaml --to /mnt/archive --older-than 90
+      signer audit archive --config /etc/signer/signer.yaml --to /mnt/archive \\
+        --older-than 90
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
     """
     from signer.config.models import load_config  # a server package: only this command needs it

@@ -50,7 +50,8 @@ def checkpoint(
     checkpoint is printed, because the two together are evidence.
 
     \b
-      signer audit checkpoint --client auditor.yaml --key audit.pub.pem --output last
+      signer audit checkpoint --client auditor.yaml --key audit.pub.pem \\
+        --output last
       signer audit checkpoint --client auditor.yaml --key audit.pub.pem \\
           --previous last --output last
     """

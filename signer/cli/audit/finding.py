@@ -98,7 +98,8 @@ def find(*, log: LogFiles, sought: Sought | None, wanted: Wanted) -> list[dict[s
     \b
       signer audit find --config /etc/signer/signer.yaml --file certificate.txt
       signer audit find --dir copy --file record.json --signature record.sig
-      signer audit find --dir copy "$(sha256sum < signature | cut -c1-64)" --since 2026-01-01
+      signer audit find --dir copy "$(sha256sum < signature | cut -c1-64)" \\
+        --since 2026-01-01
     """
     reader, first = log.reader()
     found = [
@@ -137,7 +138,8 @@ def prove(
     written. It shows one item of its batch and nothing of the others.
 
     \b
-      signer audit prove --config /etc/signer/signer.yaml --file certificate.txt > proof.json
+      signer audit prove --config /etc/signer/signer.yaml \\
+        --file certificate.txt > proof.json
       signer audit prove --dir copy --record 4711 --item 3 --output proof.json
     """
     reader, first = log.reader()

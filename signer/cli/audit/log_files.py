@@ -173,12 +173,14 @@ def filter_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+_KINDS = list(map(str, RecordKind))
 kind_option = click.option(
     "--kind",
     "kinds",
-    type=click.Choice(list(map(str, RecordKind)), case_sensitive=False),
+    type=click.Choice(_KINDS, case_sensitive=False),
     multiple=True,
-    help="Only records of this kind; may be given several times.",
+    metavar="KIND",
+    help=f"Only records of this kind; repeatable. One of {', '.join(_KINDS)}.",
 )
 
 

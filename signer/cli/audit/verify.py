@@ -110,10 +110,12 @@ def verify(
     segments that follow, which are elsewhere.
 
     \b
-      signer audit verify --config /etc/signer/signer.yaml --checkpoint from-the-ministry
+      signer audit verify --config /etc/signer/signer.yaml \\
+        --checkpoint from-the-ministry
       signer audit verify --config /etc/signer/signer.yaml --decide
       signer audit verify --dir /mnt/archive --beginning-elsewhere --end-elsewhere
-      signer audit verify --proof proof.json --key audit.pub.pem --file certificate.txt
+      signer audit verify --proof proof.json --key audit.pub.pem \\
+        --file certificate.txt
     """
     if proof_file is not None:
         key = key_file or (log and log.key)

@@ -66,13 +66,15 @@ def ceremony(*, verified: Path | None, officers: tuple[Path, ...], **options: An
     certification request and the witnesses; both officers sign it.
 
     \b
-      signer ceremony facilities/moh/keys/dcc --client officer-a.yaml --second officer-b.yaml \\
+      signer ceremony facilities/moh/keys/dcc --client officer-a.yaml \\
+        --second officer-b.yaml \\
         --algorithm ES256 --subject "CN=DCC 1,O=Ministry of Health,C=VN" \\
         --witness "the auditor on duty" --out ceremony-2030-01-01
 
     \b
-    Anyone can check it afterwards, offline, with the certificates of both officers:
-      signer ceremony --verify ceremony-2030-01-01 --officer officer-a.pem --officer officer-b.pem
+    Anyone can check it later, offline, with the certificates of both officers:
+      signer ceremony --verify ceremony-2030-01-01 --officer officer-a.pem \\
+        --officer officer-b.pem
     """
     if verified is not None:
         given = [option for key, option in _OPTIONS.items() if options[key]]

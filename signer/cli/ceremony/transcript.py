@@ -20,6 +20,7 @@ from cryptography import x509
 from signer.cli.operations.arguments import iso
 from signer.cli.output import explained
 from signer.client import Operation
+from signer.distinguished_name import parse_name
 from signer.errors import OperatorError
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Proposal, Signature
@@ -203,7 +204,7 @@ def _request_problems(result: Mapping[str, Any], proposal: Proposal) -> list[str
     try:
         read = x509.load_pem_x509_csr(str(request).encode())
         spki = spki_of(read.public_key())
-        signed, name = read.is_signature_valid, x509.Name.from_rfc4514_string(str(subject))
+        signed, name = read.is_signature_valid, parse_name(str(subject))
     except (ValueError, TypeError):
         return ["its certification request cannot be read"]
     problems = []

@@ -39,9 +39,11 @@ def keys() -> None:
 
     \b
     New versions of all keys that end soon:
-      signer keys rotate --due 60 --activate-at +14d --overlap 7d --client officer-a.yaml
+      signer keys rotate --due 60 --activate-at +14d --overlap 7d \\
+        --client officer-a.yaml
 
     \b
     Stop a facility, now:
-      signer keys suspend facilities/01-001 --reason "forged certificates" --client officer-a.yaml
+      signer keys suspend facilities/01-001 --reason "forged certificates" \\
+        --client officer-a.yaml
     """

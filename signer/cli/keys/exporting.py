@@ -141,10 +141,11 @@ def export(
     \b
     certificates  one PEM bundle
     jwks          a JWK Set (RFC 7517) for verifiers of JWS
-    trust-list    kid and certificate, as verifiers of health certificates load them
+    trust-list    kid and certificate, for verifiers of health certificates
 
     \b
-      signer keys export --form trust-list --facility moh --out trust.json --client auditor.yaml
+      signer keys export --form trust-list --facility moh --out trust.json \\
+        --client auditor.yaml
       signer keys export --form jwks --client auditor.yaml > jwks.json
     """
     versions = published(listed(client, facility), announced=announced)

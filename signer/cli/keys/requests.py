@@ -1,6 +1,8 @@
 """``signer keys`` requests and certificates: what a rotation and an authority exchange."""
 
+import re
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.cli.completion import operation_ids
-from signer.cli.connection import client_options
+from signer.cli.connection import client_options, describe
 from signer.cli.keys.rotating import key_of, list_option, read_list
 from signer.cli.operations import follow_options
 from signer.cli.operations.arguments import certificates_in
 from signer.cli.operations.flow import LONG, full_id, only_one
 from signer.cli.options import FILE, NEW_FOLDER, json_option
-from signer.cli.output import explained, print_json, say, write_file
+from signer.cli.output import make_folder, print_json, say, write_file
 from signer.cli.progress import progress
-from signer.client import KeyVersion, Operation, SignerClient
+from signer.client import KeyVersion, Operation, SignerClient, SignerClientError
+from signer.distinguished_name import parse_name
 from signer.errors import OperatorError
 from signer.model import parse_key_or_version
 from signer.officers.approval import Proposal, parse
@@ -63,17 +66,22 @@ def requests(
     \b
       signer keys requests --out requests --client officer-a.yaml
       for csr in requests/*.csr; do
-        openssl x509 -req -in "$csr" -CA csca.pem -CAkey csca.key -days 730 -out "${csr%.csr}.pem"
+        openssl x509 -req -in "$csr" -CA \\
+        csca.pem -CAkey csca.key -days 730 -out "${csr%.csr}.pem"
       done
       signer keys certificates requests/*.pem --client officer-a.yaml
     """
     wanted = None if list_file is None else set(read_list(list_file))
-    with explained(out, "made"):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     identity = full_id(client, identity) if identity else only_one(client, "WAITING", _rotates)
-    proposal = parse(client.operations.get(identity).content)
+    operation = client.operations.get(identity)
+    proposal = parse(operation.content)
     if proposal.kind != "rotate" or not proposal.details.get("issuers"):
         raise OperatorError(f"operation {identity} is not a rotation with certificates")
+    if operation.state == "PROPOSED":
+        raise OperatorError(
+            f"operation {identity} has no requests yet: they are made once it is approved"
+        )
     waiting = [
         version
         for version in client.list_key_versions()
@@ -117,7 +125,7 @@ def has_subject(request: str, version: str, template: str) -> bool:
     for name, value in (("facility", key.facility), ("key", key.key), ("version", number)):
         subject = subject.replace(f"{{{name}}}", str(value))
     actual = x509.load_pem_x509_csr(request.encode()).subject
-    return actual == x509.Name.from_rfc4514_string(subject)
+    return actual == parse_name(subject)
 
 
 @click.command(short_help="Gives a rotation its certificates.")
@@ -140,12 +148,32 @@ def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -
     paths = [given for given in files if isinstance(given, Path)]
     if not paths:
         raise click.UsageError("name the files of the certificates")
-    found = (one for file in paths for one in certificates_in(file) if not is_authority(one))
-    ders = list(dict.fromkeys(one.public_bytes(Encoding.DER) for one in found))
-    if not ders:
+    files_of: dict[bytes, Path] = {}
+    for file in paths:
+        for one in certificates_in(file):
+            if not is_authority(one):
+                files_of.setdefault(one.public_bytes(Encoding.DER), file)
+    if not files_of:
         raise OperatorError("the files contain only certificates of authorities")
     identity = ids[0] if ids else only_one(client, "WAITING", _rotates)
+    taken = 0
     with progress("certificates") as advance:
-        return client.operations.import_certificates(
-            identity, ders, lambda done: advance(done, len(ders)), timeout=LONG
-        )
+
+        def accepted(done: int) -> None:
+            nonlocal taken
+            taken = done
+            advance(done, len(files_of))
+
+        try:
+            return client.operations.import_certificates(
+                identity, list(files_of), accepted, timeout=LONG
+            )
+        except SignerClientError as error:
+            raise OperatorError(
+                in_files(describe(error), list(files_of.values())[taken:])
+            ) from None
+
+
+def in_files(text: str, files: Sequence[Path]) -> str:
+    """Returns a text that numbers the certificates of a call, with their files instead."""
+    return re.sub(r"certificates\[(\d+)\]", lambda found: str(files[int(found[1])]), text)

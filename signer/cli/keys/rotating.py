@@ -124,7 +124,8 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
     \b
       signer keys plan --days 60 --client officer-a.yaml
       signer keys plan --days 60 --names --client officer-a.yaml > due
-      signer keys rotate --list due --activate-at +14d --overlap 7d --client officer-a.yaml
+      signer keys rotate --list due --activate-at +14d --overlap 7d \\
+        --client officer-a.yaml
     """
     if names and as_json:
         raise click.UsageError("give --names or --json, not both")
@@ -219,10 +220,12 @@ def rotate(
     waits for a certificate: see `signer keys requests` and `signer keys certificates`.
 
     \b
-      signer keys rotate facilities/moh/keys/dcc --activate-at +14d --overlap 7d \\
+      signer keys rotate facilities/moh/keys/dcc --activate-at +14d \\
+        --overlap 7d \\
         --sign-for 180d --subject "CN=DCC {version},O=Ministry of Health,C=VN" \\
         --issuer csca.pem --client officer-a.yaml
-      signer keys rotate --due 60 --activate-at +14d --overlap 7d --destroy-after 30d \\
+      signer keys rotate --due 60 --activate-at +14d --overlap 7d \\
+        --destroy-after 30d \\
         --client officer-a.yaml
     """
     if bool(arguments["subject"]) != bool(issuers):

@@ -113,7 +113,8 @@ def show(*, client: SignerClient, target: str, pem: bool, as_json: bool) -> None
 
     \b
       signer keys show facilities/01-001/keys/records --client officer-a.yaml
-      signer keys show facilities/01-001/keys/records/versions/1 --pem --client a.yaml > key.pem
+      signer keys show facilities/01-001/keys/records/versions/1 --pem \\
+        --client a.yaml > key.pem
     """
     if pem and as_json:
         raise click.UsageError("give --pem or --json, not both")
@@ -137,7 +138,8 @@ def csr(*, client: SignerClient, target: str) -> None:
 
     \b
       signer keys csr facilities/moh/keys/dcc --client officer-a.yaml > dcc.csr
-      signer operations propose import-certificate facilities/moh/keys/dcc/versions/1 \\
+      signer operations propose import-certificate \\
+        facilities/moh/keys/dcc/versions/1 \\
         dcc.pem --issuer csca.pem --client officer-a.yaml
     """
     name = target if _SEPARATOR in target else _newest(client, target).name

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from signer.cli.connection import client_options
-from signer.cli.operations import flow
 from signer.cli.operations.arguments import KEY_OR_VERSION, Text, iso, utc
+from signer.cli.operations.flow import ask_on_terminal
 from signer.cli.options import yes_option
 from signer.cli.output import output, print_text, say
 from signer.client import KeyVersion, SignerClient, Suspension
@@ -64,15 +64,18 @@ def suspend(*, client: SignerClient, target: str, reason: str, yes: bool) -> dic
     first, unless you give --yes.
 
     \b
-      signer keys suspend facilities/01-001/keys/records --reason "lost laptop" --client a.yaml
-      signer keys suspend facilities/01-001 --reason "forged certificates" --client a.yaml
-      signer keys suspend groups/01 --reason "province asked for it" --client a.yaml
+      signer keys suspend facilities/01-001/keys/records --reason "lost laptop" \\
+        --client a.yaml
+      signer keys suspend facilities/01-001 --reason "forged certificates" \\
+        --client a.yaml
+      signer keys suspend groups/01 --reason "province asked for it" \\
+        --client a.yaml
       signer keys suspend everything --reason "intruder" --client a.yaml
     """
     scope, _, name = target.partition("/")
     versions: Sequence[KeyVersion] = ()
     if target == "everything":
-        _ask("This stops every key of every appliance. Stop everything?", yes=yes)
+        ask_on_terminal("This stops every key of every appliance. Stop everything?", yes=yes)
         client.operations.suspend_everything(reason)
     elif scope == "groups":
         client.operations.suspend_group(name, reason)
@@ -99,20 +102,16 @@ def compromise(*, client: SignerClient, name: str, reason: str, yes: bool) -> di
       signer keys compromise facilities/moh/keys/dcc/versions/1 \\
         --reason "backup tape stolen" --client officer-a.yaml
     """
-    if not yes and flow.terminal():
+
+    def show() -> None:
         key, _, number = name.partition("/versions/")
-        versions = client.list_key_versions(key)
-        for version in versions:
+        for version in client.list_key_versions(key):
             if not number or version.name == name:
                 say(f"  {version.name} is {version.state}", err=True)
-        _ask("This ends these versions for good. Mark them as compromised?", yes=yes)
+
+    question = "This ends these versions for good. Mark them as compromised?"
+    ask_on_terminal(question, yes=yes, show=show)
     return _stopped("compromised", name, client.operations.mark_compromised(name, reason))
-
-
-def _ask(question: str, *, yes: bool) -> None:
-    """Asks on a terminal. A script is not asked: a stop must not wait for anybody."""
-    if not yes and flow.terminal():
-        flow.confirm(question, yes=yes)
 
 
 def _print_suspensions(suspensions: Sequence[Suspension]) -> None:

@@ -15,6 +15,7 @@ from signer.cli.operations.arguments import read_file, utc
 from signer.cli.operations.flow import (
     LONG,
     OfficerKey,
+    ask_on_terminal,
     changed_output,
     confirm,
     full_id,
@@ -73,7 +74,8 @@ def operations() -> None:
     `signer keys suspend`.
 
     \b
-      signer operations propose activate facilities/moh/keys/dcc/versions/2 --client officer-a.yaml
+      signer operations propose activate facilities/moh/keys/dcc/versions/2 \\
+        --client officer-a.yaml
       signer operations list --state PROPOSED --client officer-b.yaml
       signer operations show ID --client officer-b.yaml
       signer operations approve ID --wait --client officer-b.yaml
@@ -81,6 +83,8 @@ def operations() -> None:
 
 
 def _print_list(operations: list[Operation]) -> None:
+    if not operations:
+        say("there is no such operation")
     for one in operations:
         signed = f"{len(one.signatures)} of {one.officers}"
         say(f"{one.id}  {one.kind:<18}  {one.state:<9}  {signed}")
@@ -128,11 +132,13 @@ def show(
 
     \b
       signer operations show ID --client officer-b.yaml
-      signer operations show ID --attachment facilities.csv --client officer-b.yaml
+      signer operations show ID --attachment facilities.csv \\
+        --client officer-b.yaml
     Sign it with another tool, and approve it with that signature:
       signer operations show ID --bytes --client officer-b.yaml > operation
       openssl dgst -sha256 -sign officer-b.key -out operation.sig operation
-      signer operations approve ID --signature operation.sig --client officer-b.yaml
+      signer operations approve ID --signature operation.sig \\
+        --client officer-b.yaml
     """
     if as_bytes and as_json:
         raise click.UsageError("give --bytes or --json, not both")
@@ -306,10 +312,12 @@ def submit(
     """Proposes the bytes that `propose --draft FILE` wrote, with your signature over them.
 
     \b
-      signer operations propose destroy facilities/moh/keys/dcc/versions/1 --draft operation \\
+      signer operations propose destroy facilities/moh/keys/dcc/versions/1 \\
+        --draft operation \\
         --client officer-a.yaml
       openssl dgst -sha256 -sign officer-a.key -out operation.sig operation
-      signer operations submit operation --signature operation.sig --client officer-a.yaml
+      signer operations submit operation --signature operation.sig \\
+        --client officer-a.yaml
     """
     content = read_file(file)
     try:
@@ -345,7 +353,8 @@ def approve(
 
     \b
       signer operations approve --client officer-b.yaml
-      signer operations approve ID --signature operation.sig --wait --client officer-b.yaml
+      signer operations approve ID --signature operation.sig --wait \\
+        --client officer-b.yaml
     """
     yes = yes or signature is not None
     if yes and identity is None:
@@ -372,15 +381,26 @@ def approve(
 
 @operations.command(short_help="Rejects another officer's proposal, or withdraws yours.")
 @click.option("--reason", metavar="TEXT", required=True, help="Why, for the other officers.")
+@yes_option
 @client_options
 @changed_output
 @identity_argument
-def reject(*, client: SignerClient, identity: str, reason: str) -> Operation:
+def reject(*, client: SignerClient, identity: str, reason: str, yes: bool) -> Operation:
     """Ends a proposal: rejects another officer's, or withdraws your own.
 
+    On a terminal you see it, and are asked, unless you give --yes.
+
     \b
-      signer operations reject ID --reason "the wrong facility" --client officer-b.yaml
+      signer operations reject ID --reason "the wrong facility" \\
+        --client officer-b.yaml
     """
+
+    def show() -> None:
+        operation = client.operations.get(identity)
+        print_difference(operation.difference, to_stderr=True)
+        print_operation(operation, to_stderr=True)
+
+    ask_on_terminal("End this proposal for good?", yes=yes, show=show)
     return client.operations.reject(identity, reason)
 
 

@@ -141,7 +141,7 @@ def prepare(
     )
     if answer.problems:
         for problem in answer.problems:
-            say(plain(problem), err=True)
+            say(plain(requested.told(problem)), err=True)
         raise OperatorError("this cannot be proposed, for the reasons above")
     check_content(answer.content, requested, me.principal)
     print_signed(answer.content, to_stderr=to_stderr)
@@ -191,6 +191,13 @@ def confirm(question: str, *, yes: bool) -> None:
     must_confirm(yes=yes)
     if not yes:
         click.confirm(question, abort=True, err=True)
+
+
+def ask_on_terminal(question: str, *, yes: bool, show: Callable[[], object] = lambda: None) -> None:
+    """Asks on a terminal, after ``show``. A script is not asked: a stop must not wait."""
+    if not yes and terminal():
+        show()
+        confirm(question, yes=yes)
 
 
 def write_draft(file: Path, content: bytes, attachment: bytes, *, as_json: bool) -> None:

@@ -55,7 +55,8 @@ def propose() -> None:
     for a key on a smart card; `signer operations submit` proposes them then.
 
     \b
-      signer operations propose create-key facilities/moh/keys/dcc --algorithm ES256 \\
+      signer operations propose create-key facilities/moh/keys/dcc \\
+        --algorithm ES256 \\
         --subject "CN=DCC 1,O=Ministry of Health,C=VN" --client officer-a.yaml
       signer operations propose activate facilities/moh/keys/dcc/versions/1 \\
         --sign-until +180d --client officer-a.yaml
@@ -81,7 +82,8 @@ _add(
     \b
       signer operations propose create-key facilities/01-001/keys/records \\
         --algorithm ES256 --activate --client officer-a.yaml
-      signer operations propose create-key facilities/moh/keys/dcc --algorithm PS256 \\
+      signer operations propose create-key facilities/moh/keys/dcc \\
+        --algorithm PS256 \\
         --bits 3072 --subject "CN=DCC 1,C=VN" --client officer-a.yaml
     """,
     _key_argument,
@@ -107,7 +109,8 @@ _add(
     profiles with `storage: wrapped`.
 
     \b
-      signer operations propose create-wrapping-key --token hsm-1 --client officer-a.yaml
+      signer operations propose create-wrapping-key --token hsm-1 \\
+        --client officer-a.yaml
     """,
     token_option,
 )
@@ -120,7 +123,8 @@ _add(
     unwrap a key and sign once, and the registry's public key verifies that.
 
     \b
-      signer operations propose place-wrapping-key ID --token hsm-2 --client officer-a.yaml
+      signer operations propose place-wrapping-key ID --token hsm-2 \\
+        --client officer-a.yaml
     """,
     click.argument("wrapping_key", metavar="ID"),
     _placed_option,
@@ -170,7 +174,8 @@ _add(
 
     \b
       signer operations propose activate facilities/moh/keys/dcc/versions/2 \\
-        --at 2030-01-01T00:00:00+07:00 --sign-until 2030-07-01T00:00:00+07:00 --client a.yaml
+        --at 2030-01-01T00:00:00+07:00 --sign-until 2030-07-01T00:00:00+07:00 \\
+        --client a.yaml
     """,
     _version_argument,
     _at_option,
@@ -185,7 +190,8 @@ _add(
     TARGET is a key, a version, a facility, a group or everything.
 
     \b
-      signer operations propose resume facilities/01-001/keys/records --client officer-a.yaml
+      signer operations propose resume facilities/01-001/keys/records \\
+        --client officer-a.yaml
       signer operations propose resume facilities/01-001 --client officer-a.yaml
       signer operations propose resume groups/01 --client officer-a.yaml
       signer operations propose resume everything --client officer-a.yaml
@@ -231,7 +237,8 @@ _add(
     Until then `restore` cancels it.
 
     \b
-      signer operations propose schedule-destruction facilities/moh/keys/dcc/versions/1 \\
+      signer operations propose schedule-destruction \\
+        facilities/moh/keys/dcc/versions/1 \\
         --at +30d --client officer-a.yaml
     """,
     _version_argument,
@@ -244,7 +251,8 @@ _add(
     Its destruction must have been scheduled, and the time must have come.
 
     \b
-      signer operations propose destroy facilities/moh/keys/dcc/versions/1 --client officer-a.yaml
+      signer operations propose destroy facilities/moh/keys/dcc/versions/1 \\
+        --client officer-a.yaml
     """,
     _version_argument,
 )
@@ -253,7 +261,8 @@ _add(
     """Cancels the scheduled destruction of VERSION.
 
     \b
-      signer operations propose restore facilities/moh/keys/dcc/versions/1 --client officer-a.yaml
+      signer operations propose restore facilities/moh/keys/dcc/versions/1 \\
+        --client officer-a.yaml
     """,
     _version_argument,
 )
@@ -289,7 +298,8 @@ _add(
     Other tokens that hold the key still sign with it.
 
     \b
-      signer operations propose remove-placement facilities/moh/keys/dcc/versions/1 \\
+      signer operations propose remove-placement \\
+        facilities/moh/keys/dcc/versions/1 \\
         --token hsm-2 --client officer-a.yaml
     """,
     _version_argument,
@@ -316,7 +326,8 @@ def import_certificate(
     """Gives VERSION the certificate in FILE (PEM or DER).
 
     \b
-      signer operations propose import-certificate facilities/moh/keys/dcc/versions/1 dcc.pem \\
+      signer operations propose import-certificate \\
+        facilities/moh/keys/dcc/versions/1 dcc.pem \\
         --issuer csca.pem --client officer-a.yaml
     """
     return request_with_certificates(
@@ -370,9 +381,10 @@ def enrol(*, csv: Path, token: str) -> OperationRequest:
       signer operations propose enrol facilities.csv --client officer-a.yaml
     """
     content = read_file(csv)
-    return request(
+    wanted = request(
         "enrol", {"token": token}, content, csv_sha256=hashlib.sha256(content).hexdigest()
     )
+    return wanted._replace(source=str(csv))
 
 
 @propose.command(short_help="Adds or removes officers, or replaces a certificate.")

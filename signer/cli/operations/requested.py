@@ -48,6 +48,15 @@ class OperationRequest(NamedTuple):
     arguments: Mapping[str, Any]
     expected: Mapping[str, Any]
     attachment: bytes = b""
+    source: str = ""
+    """The file of the attachment, for texts about it."""
+
+    def told(self, problem: str) -> str:
+        """Returns a problem with the file's name, where it is one of the attachment."""
+        if self.source and problem.startswith(("attachment: ", "line ")):
+            rest = problem.removeprefix("attachment: ")
+            return f"{self.source}{', ' if rest == problem else ': '}{rest}"
+        return problem
 
 
 def request(

@@ -37,7 +37,8 @@ def policy() -> None:
 
     \b
       signer policy show --config signer.yaml --facility 01-001
-      signer policy explain --config signer.yaml --principal spiffe://signer.example/province/01 \\
+      signer policy explain --config signer.yaml \\
+        --principal spiffe://signer.example/province/01 \\
           --key facilities/01-001/keys/records --format JWS
     From an officer's desk:
       signer policy export --in-force policy --client officer-a.yaml

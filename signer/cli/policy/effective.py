@@ -41,7 +41,8 @@ def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bo
     \b
       signer policy show --config signer.yaml
       signer policy show --config signer.yaml --facility moh
-      signer policy show --config signer.yaml --json | jq '.[] | select(.delegation)'
+      signer policy show --config signer.yaml --json \\
+        | jq '.[] | select(.delegation)'
     """
     loaded = _load(config_file, in_force=in_force)
     if facility is not None and facility not in loaded.facilities:
@@ -138,11 +139,12 @@ def explain(
     at least one format), else 1.
 
     \b
-      signer policy explain --config signer.yaml --principal spiffe://signer.example/facility/01-001 \\
+      signer policy explain --config signer.yaml \\
+        --principal spiffe://signer.example/facility/01-001 \\
           --key facilities/01-001/keys/records
       ... --format JWS --at 2030-01-01T21:00:00+07:00
       ... --format HCERT --payload certificate.json
-    """  # noqa: E501  a command is one line
+    """
     loaded = _load(config_file, in_force=in_force)
     formats = list(Format) if format_name is None else [Format(format_name)]
     payload = None if payload_file is None else payload_file.read_bytes()

@@ -66,7 +66,8 @@ def get(*, appliance: ApplianceFile) -> bytes:
 
     \b
       signer policy get --client officer-a.yaml
-      signer policy get --config /etc/signer/signer.yaml --json | jq -r .policy_sha256
+      signer policy get --config /etc/signer/signer.yaml --json \\
+        | jq -r .policy_sha256
     """
     return _in_force(appliance)
 
@@ -105,7 +106,8 @@ def export(*, appliance: ApplianceFile, folder: Path, yes: bool) -> Exported:
 
     \b
       signer policy export --in-force policy --client officer-a.yaml
-      signer policy export --in-force /var/lib/signer/policy --config /etc/signer/signer.yaml
+      signer policy export --in-force /var/lib/signer/policy \\
+        --config /etc/signer/signer.yaml
     """
     text = _in_force(appliance)
     files = dict(policy_files(text))

@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -117,19 +118,44 @@ def chain_problems(
     """
     if not 1 <= len(issuers) <= MAX_CHAIN:
         return [f"issuers: name the authority and those above it, 1 to {MAX_CHAIN} in all"]
+    first, *above = issuers
+    return [*_issued_problems(certificate, first), *issuer_problems(first, above, now)]
+
+
+def issuer_problems(
+    issuer: x509.Certificate, above: Sequence[x509.Certificate], now: float
+) -> list[str]:
+    """Returns why an issuer cannot certify at ``now``, or the chain above it does not hold."""
     problems = []
     moment = datetime.fromtimestamp(now, UTC)
-    for child, parent in zip([certificate, *issuers[:-1]], issuers, strict=True):
-        name = parent.subject.rfc4514_string()
-        if not is_authority(parent):
+    for authority in (issuer, *above):
+        name = authority.subject.rfc4514_string()
+        if not is_authority(authority):
             problems.append(f"{name} is not an authority: its certificate is not a CA certificate")
-        if not parent.not_valid_before_utc <= moment <= parent.not_valid_after_utc:
+        if not authority.not_valid_before_utc <= moment <= authority.not_valid_after_utc:
             problems.append(f"the certificate of {name} is not valid now")
-        try:
-            child.verify_directly_issued_by(parent)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-            problems.append(f"{child.subject.rfc4514_string()} was not issued by {name}")
+    for child, parent in pairwise((issuer, *above)):
+        problems += _issued_problems(child, parent)
     return problems
+
+
+def _issued_problems(child: x509.Certificate, parent: x509.Certificate) -> list[str]:
+    """Returns why ``parent`` has not issued ``child``: by its name, or by its key."""
+    name, issuer = parent.subject.rfc4514_string(), child.issuer.rfc4514_string()
+    problem = f"{child.subject.rfc4514_string()} was not issued by {name}"
+    if issuer != name:
+        return [f"{problem}: it names {issuer} as its issuer"]
+    if child.issuer.public_bytes() != parent.subject.public_bytes():
+        return [f"{problem}: it writes the issuer's name with another type of string"]
+    try:
+        child.verify_directly_issued_by(parent)
+    except InvalidSignature:
+        return [f"{problem}: its signature is by another key of that name"]
+    except UnsupportedAlgorithm:
+        return [f"{problem}: its signature algorithm is not accepted (SHA-1 is not)"]
+    except (ValueError, TypeError):
+        return [f"{problem}: its signature cannot be verified with that key"]
+    return []
 
 
 def read_any(data: bytes) -> x509.Certificate:
@@ -145,9 +171,51 @@ def read_any(data: bytes) -> x509.Certificate:
         times = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         del names, times
         list(certificate.extensions)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
-        raise OperationError("the certificate has a part that does not parse") from None
+    except x509.DuplicateExtension as error:
+        raise OperationError(f"the certificate has the extension {error.oid} twice") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise OperationError(
+            f"the certificate has {_unreadable(certificate)}, which cannot be read as RFC 5280 and"
+            " DER define it: ask its authority for another one"
+        ) from None
     return certificate
+
+
+_EXTENSIONS = {  # RFC 5280 section 4.2.1: the last number of 2.5.29.n, and its name
+    14: "subjectKeyIdentifier",
+    15: "keyUsage",
+    17: "subjectAltName",
+    18: "issuerAltName",
+    19: "basicConstraints",
+    30: "nameConstraints",
+    31: "cRLDistributionPoints",
+    32: "certificatePolicies",
+    33: "policyMappings",
+    35: "authorityKeyIdentifier",
+    36: "policyConstraints",
+    37: "extKeyUsage",
+    54: "inhibitAnyPolicy",
+}
+_OID = bytes.fromhex("0603551d")  # the DER of 2.5.29.n without n
+
+
+def _unreadable(certificate: x509.Certificate) -> str:
+    """Names the extension that the library does not read, or says that it is another part.
+
+    The library reads no extension that it does not know: the one is at fault without which, or
+    without which and those before, all can be read.
+    """
+    der = certificate.public_bytes(Encoding.DER)
+    for number, name in _EXTENSIONS.items():
+        der = der.replace(_OID + bytes([number]), _OID + b"\x7f")
+        try:
+            list(x509.load_der_x509_certificate(der).extensions)
+        except x509.DuplicateExtension:
+            pass  # two are unknown now
+        except (ValueError, TypeError):
+            continue
+        return f"the extension {name}"
+    return "a part"
 
 
 def encoded(pem: str) -> str:
@@ -182,7 +250,14 @@ def activation_problems(
     if max(at, context.now) < certificate.not_valid_before_utc.timestamp():
         problems.append(f"{version.name}: its certificate is not valid yet at the activation")
     latest = ends - terms.hcert.validity
-    if sign_until is None or sign_until > latest:
+    if latest <= max(at, context.now):
+        days = terms.hcert.validity // 86_400
+        problems.append(
+            f"{version.name}: its certificate ends too early, on {utc(ends)}: what the key signs is"
+            f" valid for {days} days, so the certificate must last longer than until"
+            f" {utc(max(at, context.now) + terms.hcert.validity)}"
+        )
+    elif sign_until is None or sign_until > latest:
         problems.append(
             f"{version.name}: what it signs is valid for {terms.hcert.validity // 86_400} days and "
             f"must not outlive its certificate: sign_until is at most {utc(latest)}"

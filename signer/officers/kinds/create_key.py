@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer import __version__
 from signer.algorithms import PROPERTIES, Algorithm
+from signer.distinguished_name import parse_name
 from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.csr import make_request
@@ -344,7 +344,7 @@ def subject_problems(subject: str, like: str = "CN=DCC 1,O=Ministry,C=VN") -> li
     if braces := re.findall(r"\{[^{}]*\}?|\}", subject):
         return [f"subject: {braces[0]} is not replaced by anything; write it like '{like}'"]
     try:
-        x509.Name.from_rfc4514_string(subject or "CN=x")
-    except ValueError:
-        return [f"subject: is not a distinguished name; write it like '{like}'"]
+        parse_name(subject or "CN=x")
+    except ValueError as error:
+        return [f"subject: {error}; write it like '{like}'"]
     return []

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from signer.config.policy_documents import PolicyText
 from signer.config.policy_files import PolicyFile, policy_files, policy_text
@@ -219,9 +220,9 @@ def enrolled(
             lines = {row.facility: row.line for row in reversed(new)}
             for problem in error.problems:
                 facility, _, field = problem.field.removeprefix("facilities.").partition(".")
-                text = f"{field}: {problem.description}".lstrip(": ")
+                text = str(replace(problem, field=field))
                 if facility not in lines:
-                    others.append(f"{problem.field}: {problem.description}".lstrip(": "))
+                    others.append(str(problem))
                 elif field != "group":  # known already
                     wrong.append(Mistake(lines[facility], text))
     if wrong or others or made is None:
@@ -236,6 +237,12 @@ def _unfit(rows: Sequence[EnrolmentRow], made: PolicyText) -> Iterator[Mistake]:
         if terms is None or row.new.algorithm not in terms.algorithms:
             text = f"{row.new.algorithm} is not allowed with profile {row.profile}"
             yield Mistake(row.line, text)
+        elif not terms.formats:
+            yield Mistake(
+                row.line,
+                f"{row.new.name} would sign nothing: with profile {row.profile} a key signs only"
+                " what the policy lists for it; list it there, and create it with create-key",
+            )
         elif Format.HCERT in terms.formats:
             yield Mistake(
                 row.line,

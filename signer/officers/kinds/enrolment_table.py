@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -60,14 +61,16 @@ def read_rows(content: bytes) -> list[EnrolmentRow]:
 
 
 def read_table(content: bytes) -> tuple[list[EnrolmentRow], list[Mistake]]:
-    """Reads a CSV, with commas or semicolons: the lines that can be used, and all mistakes.
+    """Reads a CSV, with commas, semicolons or tabs: the lines that can be used, and all mistakes.
 
     Raises OperationError if it has no lines or not the columns.
     """
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in content:
+        raise OperationError("attachment: is in UTF-16: save it as CSV in UTF-8")
     try:
         text = content.decode("utf-8-sig")
         head = text.partition("\n")[0]
-        delimiter = max(",;", key=head.count)
+        delimiter = max(",;\t", key=head.count)
         table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         lines = [(table.line_num, line) for line in table if any(map(str.strip, line))]
     except (UnicodeDecodeError, csv.Error) as error:

@@ -104,7 +104,7 @@ def sent(context: OperationContext) -> PolicyText:
     try:
         return context.read_policy(context.attachment)
     except ConfigError as error:
-        raise OperationError(*(f"{p.field}: {p.description}" for p in error.problems)) from None
+        raise OperationError(*map(str, error.problems)) from None
     except ValueError as error:
         raise OperationError(f"attachment: {error}") from None
 

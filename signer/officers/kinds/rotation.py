@@ -38,6 +38,7 @@ from signer.officers.kinds.certificates_import import (
     chain_problems,
     decoded,
     encoded,
+    issuer_problems,
     read_any,
 )
 from signer.officers.kinds.create_key import (
@@ -75,6 +76,14 @@ class Rotate(Details):
     wrapping_key: str = ""
 
 
+def _check_issuers(issuers: Sequence[str], now: float) -> None:
+    """Raises OperationError if the first one cannot certify keys, or the chain does not hold."""
+    if issuers:
+        authority, *above = map(decoded, issuers)
+        if wrong := issuer_problems(authority, above, now):
+            raise OperationError(*wrong)
+
+
 class RotateKind(OperationKind[Rotate]):
     """Replaces the primary versions of keys without an interruption of signing."""
 
@@ -100,7 +109,7 @@ class RotateKind(OperationKind[Rotate]):
         problems = [
             *context.token_problems(details.token),
             *storage_problems(details.wrapping_key, details.token, context),
-            *found_problems(lambda: [decoded(issuer) for issuer in details.issuers]),
+            *found_problems(lambda: _check_issuers(details.issuers, context.now)),
             *found_problems(lambda: subject_of(details.subject, KeyName("f", "k"), 1)),
         ]
         if bool(details.issuers) != bool(details.subject):

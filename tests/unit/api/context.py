@@ -62,6 +62,9 @@ class Context:
     def set_code(self, code: grpc.StatusCode) -> None:
         self.status = (code, "", ())
 
+    def set_details(self, details: str) -> None:
+        self.status = (self.status[0], details, ())
+
     def auth_context(self) -> Mapping[str, list[bytes]]:
         return said_of(self.uri)
 

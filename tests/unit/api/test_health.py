@@ -35,6 +35,7 @@ class Stage:
     def __init__(self) -> None:
         self.loop = EventLoop()
         self.health = Health(frozenset({"", "a"}), self.loop)
+        self.told = ""
 
     def watch(self, service: str = "", *, uri: str = ISSUER, reads: bool = True) -> Watch:
         return self.loop.call(lambda: Watch(self.health, service, uri, reads=reads))
@@ -47,6 +48,7 @@ class Stage:
         context: Any = Context()
         request = health_pb2.HealthCheckRequest(service=service)
         answer = self.loop.run(self.health.Check(request, context))
+        self.told = context.status[1] if context.status else ""
         return answer.status, context.status and context.status[0]
 
 
@@ -62,6 +64,7 @@ def test_checks_answer_what_was_set_last(stage: Stage) -> None:
     stage.health.set_serving(True)
     assert stage.check("") == stage.check("a") == (SERVING, None)
     assert stage.check("b") == (0, grpc.StatusCode.NOT_FOUND)
+    assert stage.told == "no service has the name 'b'; there are '', 'a'"
 
 
 def test_a_service_that_is_away_does_not_serve_and_others_do(stage: Stage) -> None:

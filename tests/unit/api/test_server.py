@@ -1,6 +1,6 @@
 from grpc_reflection.v1alpha import reflection
 
-from signer.api.server import ROLES, _options
+from signer.api.server import METHOD_ROLES, ROLES, _options
 from signer.config.models import LimitsConfig
 from signer.model import Role
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2, signing_pb2
@@ -21,6 +21,13 @@ def test_every_service_says_who_may_call_it() -> None:
         "EvidenceService": {Role.AUDITOR},
         "ControlService": {Role.OPERATOR},
     }
+
+
+def test_auditors_read_what_officers_do_and_change_nothing() -> None:
+    methods = operations_pb2.DESCRIPTOR.services_by_name["OperationService"].methods
+    reading = {each.name for each in methods if each.name.startswith(("Get", "List"))}
+    assert {name.rpartition("/")[2] for name in METHOD_ROLES} == reading
+    assert set(METHOD_ROLES.values()) == {frozenset({Role.OFFICER, Role.AUDITOR})}
 
 
 def test_limits_are_stated_one_by_one() -> None:

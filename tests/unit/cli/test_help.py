@@ -41,6 +41,26 @@ def test_lists_of_commands_have_whole_sentences_in_80_columns() -> None:
     assert not cut
 
 
+def commands(command: click.Command, ctx: click.Context) -> Iterator[click.Context]:
+    """Yields the context of every command and group."""
+    yield ctx
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            nested = command.get_command(ctx, name)
+            assert nested is not None
+            yield from commands(nested, click.Context(nested, ctx, name))
+
+
+ALL = list(commands(cli, click.Context(cli, info_name="signer", **cli.context_settings)))
+
+
+@pytest.mark.parametrize("ctx", ALL, ids=lambda ctx: ctx.command_path)
+def test_help_fits_80_columns_and_has_an_example(ctx: click.Context) -> None:
+    ctx.terminal_width = 80
+    assert [line for line in ctx.get_help().splitlines() if len(line) > 80] == []
+    assert "  signer " in (ctx.command.help or ""), "no example"
+
+
 @pytest.mark.parametrize(
     "words", [("-h",), ("keys", "-h"), ("operations", "propose", "clock", "-h")]
 )

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.algorithms import Algorithm
 from signer.cli.keys.showing import version_lines
 from signer.cli.operations import flow
-from signer.client import Suspension, Wrapping, WrappingKey
+from signer.client import PreconditionError, Suspension, Wrapping, WrappingKey
 from signer.model import KeyIndex, KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
@@ -224,13 +224,58 @@ def test_more_requests_than_keys_are_reported(
     run: Any, waiting: Any, people: Any, tmp_path: Path
 ) -> None:
     details = {"subject": "CN={facility} {key} {version}", "issuers": ["x"], "keys": 1}
-    one = waiting.operations.keep(waiting.operations.content("rotate", details)).id
+    content = waiting.operations.content("rotate", details)
+    one = waiting.operations.keep(content, state="WAITING").id
     words = ("--out", tmp_path, "--client", people.a.client)
     done = run("keys", "requests", one, *words)
     assert (done.code, "--list" in done.err) == (1, True)
     other = waiting.operations.keep(waiting.operations.content("destroy", {})).id
     done = run("keys", "requests", other, *words)
     assert (done.code, "is not a rotation" in done.err) == (1, True)
+
+
+def test_requests_of_a_proposal_wait_for_its_approval(
+    run: Any, waiting: Any, people: Any, tmp_path: Path
+) -> None:
+    details = {"subject": "CN={facility}", "issuers": ["x"], "keys": 1}
+    one = waiting.operations.keep(waiting.operations.content("rotate", details)).id
+    done = run("keys", "requests", one, "--out", tmp_path, "--client", people.a.client)
+    assert (done.code, done.out) == (1, "")
+    assert f"operation {one} has no requests yet: they are made once it is approved" in done.err
+
+
+def test_a_mistyped_folder_does_not_become_a_tree(
+    run: Any, waiting: Any, people: Any, tmp_path: Path
+) -> None:
+    words = ("keys", "requests", waiting.rotation, "--client", people.a.client, "--out")
+    done = run(*words, tmp_path / "absent" / "out")
+    assert (done.code, list(tmp_path.glob("absent"))) == (1, [])
+    assert "out cannot be made: No such file or directory" in done.err
+    assert f"{tmp_path / 'new'} is a new folder" in run(*words, tmp_path / "new").err
+    assert "folder" not in run(*words, tmp_path / "new").err
+
+
+def test_a_certificate_that_is_refused_is_named_by_its_file(
+    run: Any, waiting: Any, people: Any, tmp_path: Path
+) -> None:
+    files = []
+    for name in "abc":
+        files.append(tmp_path / f"{name}.pem")
+        made = certify(ec.generate_private_key(ec.SECP256R1()), f"CN={name}")
+        files[-1].write_bytes(made.public_bytes(Encoding.PEM))
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PreconditionError(
+            "FAILED_PRECONDITION",
+            "OPERATION_REFUSED",
+            "certificates[0]: it ends too early\ncertificates[2]: is not for a new key",
+        )
+
+    waiting.operations.import_certificates = refuse
+    done = run("keys", "certificates", waiting.rotation, *files, "--client", people.a.client)
+    assert done.code == 1
+    assert f"{files[0]}: it ends too early\n{files[2]}: is not for a new key" in done.err
+    assert "certificates[" not in done.err
 
 
 def test_certificates_are_sent_once_each_and_without_authorities(
@@ -382,7 +427,8 @@ def test_list_show_and_csr(run: Any, registry: Any, people: Any) -> None:
     shown = run("keys", "list", "--facility", "f", *client).out.splitlines()
     assert [line[0] for line in shown] == [" ", "*", " ", "*"]
     done = run("keys", "list", "--facility", "g", "--json", *client)
-    assert (done.code, done.out, "facility g does not exist" in done.err) == (1, "", True)
+    assert (done.code, "facility g does not exist" in done.err) == (1, True)
+    assert "facility g does not exist" in json.loads(done.out)["error"]["message"]
     out = people.a.client.with_name("trust-list.json")
     words = ("keys", "export", "--form", "trust-list", "--out", out, *client)
     assert run(*words, "--facility", "g").code == 1

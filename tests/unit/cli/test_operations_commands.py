@@ -436,6 +436,28 @@ def test_list_and_officers(run: Any, played: Any, people: Any) -> None:
     assert A in run("operations", "officers", "--client", people.a.client).out
 
 
+def test_on_a_terminal_reject_shows_the_proposal_and_asks(
+    run: Any, played: Any, people: Any, answer: Callable[[str], None]
+) -> None:
+    one = proposed(played, VERSION)
+    played.operations.answers = {"reject": one._replace(state="REJECTED")}
+    words = ("operations", "reject", one.id, "--reason", "no", "--client", people.a.client)
+    answer("n\n")
+    done = run(*words)
+    assert (done.code, "nothing was changed" in done.err) == (1, True)
+    assert f"operation {one.id}" in done.err
+    assert played.operations.calls == []
+    assert run(*words, "--yes").code == 0
+    assert played.operations.calls == [("reject", one.id, "no")]
+
+
+def test_an_empty_list_says_so(run: Any, played: Any, people: Any) -> None:
+    assert played
+    words = ("operations", "list", "--client", people.a.client)
+    assert run(*words).out == "there is no such operation\n"
+    assert json.loads(run(*words, "--json").out) == []
+
+
 def test_reject_and_retry(run: Any, played: Any, people: Any) -> None:
     identity = keep(played, state="REJECTED", note="rejected: no")
     found = played.operations.kept[identity]

@@ -52,6 +52,22 @@ def test_texts_and_errors_are_printed_without_escapes(
     assert not printed.out
 
 
+def test_a_table_fits_80_columns_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("facilities/01-001/keys/records/versions/1", "a reason of many words " * 9)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table(("name", "reason"), rows)
+    first, *folded = capsys.readouterr().out.splitlines()
+    assert first == "facilities/01-001/keys/records/versions/1"
+    assert max(map(len, folded)) <= 80
+    assert folded[0].startswith("  reason: a reason of many")
+    assert " ".join(folded).count("many") == 9
+    monkeypatch.setenv("COLUMNS", "300")
+    print_table(("name", "reason"), rows)
+    assert capsys.readouterr().out.count("\n") == 5
+
+
 def test_exact_bytes_go_to_a_file_and_text_to_a_terminal(
     capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

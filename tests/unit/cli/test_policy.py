@@ -7,6 +7,7 @@ from click.testing import CliRunner, Result
 
 from signer.cli.policy import policy
 from signer.errors import ConfigError, OperatorError
+from tests.commands import WIDE
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIG = str(REPOSITORY / "config" / "signer.yaml")
@@ -16,7 +17,7 @@ NOON = "2026-03-02T12:00:00+07:00"
 
 
 def run(command: str, *options: str) -> Result:
-    return CliRunner().invoke(policy, [command, "--config", CONFIG, *options])
+    return CliRunner(env=WIDE).invoke(policy, [command, "--config", CONFIG, *options])
 
 
 def explain(*options: str, principal: str = CLINIC) -> Result:
@@ -154,7 +155,7 @@ def show_policy(folder: Path, text: str) -> Result:
     (folder / "policy").mkdir()
     (folder / "policy" / "p.yaml").write_text(text)
     config = shutil.copy(CONFIG, folder)
-    return CliRunner().invoke(policy, ["show", "--config", str(config)])
+    return CliRunner(env=WIDE).invoke(policy, ["show", "--config", str(config)])
 
 
 def test_wrong_policy_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ def test_json_that_is_refused(payload: bytes) -> None:
     assert len(caught.value.failure.message) <= 200
 
 
+def test_a_byte_order_mark_is_named() -> None:
+    with pytest.raises(PayloadError, match="begins with a byte order mark: leave it out"):
+        payloads.json_object(BAD_JSON["byte order mark"])
+
+
 @pytest.mark.parametrize(
     "payload",
     [

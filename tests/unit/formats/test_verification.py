@@ -379,9 +379,24 @@ def test_a_card_is_signed_with_es256(keys: Keys) -> None:
         trusted.verify(card(key, claims()), NOW)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"HC1:NCFOXN%TS3DH", "it begins as the text of an HCERT, but is damaged or cut"),
+        (b" shc:/5676290", "it begins as a SMART Health Card, but is damaged or cut"),
+        (b"eyJhbGciOiJFUzI1NiJ9.eyJh", "it begins as a compact JWS, but is damaged or cut"),
+        (b"\xd2\x84\x43\xa1\x01", "it begins as a tagged COSE_Sign1, but is damaged or cut"),
+        (b"{}", "it is not a compact JWS"),
+    ],
+)
+def test_what_is_damaged_is_told_by_its_beginning(keys: Keys, content: bytes, said: str) -> None:
+    with pytest.raises(VerificationError, match=said):
+        TrustedKeys.read(jwks(keys[Algorithm.ES256])).verify(content, NOW)
+
+
 def test_a_packed_bomb_is_not_unpacked(keys: Keys) -> None:
     bomb = b"HC1:" + base45.encode(zlib.compress(bytes(64 << 20), 9))
-    with pytest.raises(VerificationError, match="not a compact JWS"):
+    with pytest.raises(VerificationError, match="it begins as the text of an HCERT"):
         TrustedKeys.read(jwks(keys[Algorithm.ES256])).verify(bomb, NOW)
 
 

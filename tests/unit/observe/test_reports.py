@@ -14,10 +14,13 @@ from signer.events import (
     ChunkEnded,
     Event,
     ItemsEnded,
+    OperationBug,
+    OperationFailed,
     QuotaRefused,
     Ready,
     ReloadRefused,
     RequestsForgotten,
+    SuspensionsChanged,
     WrongSignatures,
 )
 from signer.model import Format
@@ -153,6 +156,21 @@ def test_forgotten_request_ids_are_counted() -> None:
     emit(reports, RequestsForgotten(1))
     counted = generate_latest(reports.metrics.registry).decode()
     assert "signer_audit_requests_forgotten_total 4.0" in counted
+
+
+def test_alarms_say_what_they_are_about_without_names_of_facilities() -> None:
+    reports = Reports()
+    identity = "0123456789abcdef"
+    emit(reports, SuspensionsChanged(["everything", "facility 01-001", "facility x", "group 01"]))
+    emit(reports, SuspensionsChanged([]))
+    emit(reports, OperationFailed(identity, "rotate", "FAILED", "a note"))
+    emit(reports, OperationBug(identity, ValueError("x")))
+    assert [alarm.text for alarm in reports.alarms.newest()] == [
+        "operation 01234567 ended with an internal error: see the log",
+        "an operation failed (rotate): signer operations show 01234567",
+        "suspended now: nothing",
+        "suspended now: everything, 2 facilities, 1 group",
+    ]
 
 
 def test_what_is_dropped_is_counted_and_alarmed() -> None:

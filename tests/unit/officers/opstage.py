@@ -77,6 +77,12 @@ profiles:
     algorithms: [ES256]
     max_batch_items: 10
     hcert: {issuer: VN, validity_days: 10}
+  mixed:
+    formats: [HCERT, DIGEST]
+    blind: [DIGEST]
+    algorithms: [ES256]
+    max_batch_items: 10
+    hcert: {issuer: VN, validity_days: 10}
 facilities:
   01-001:
     profile: clinic

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 from signer.officers.store import OperationState
 from signer.x509 import cose_kid
@@ -104,7 +104,14 @@ def chains(authority: Authority) -> dict[str, tuple[list[str], str]]:
     return {
         "no issuer": ([], "name the authority"),
         "too many": ([authority.pem] * 6, "1 to 5 in all"),
-        "another of the same name": ([Authority().pem], "was not issued by"),
+        "another of the same name": (
+            [Authority().pem],
+            "was not issued by CN=authority,C=VN: its signature is by another key of that name",
+        ),
+        "another name": (
+            [Authority("CN=other").pem],
+            "was not issued by CN=other: it names CN=authority,C=VN as its issuer",
+        ),
         "one is left out": ([authority.pem, Authority("CN=root").pem], "was not issued by CN=root"),
         "no authority": ([none.pem], "is not an authority"),
         "an old one": ([old.pem, authority.pem], "is not valid now"),
@@ -123,7 +130,7 @@ def test_a_chain_is_refused(stage: Stage, key: str, authority: Authority, name: 
     assert told in "\n".join(problems)
 
 
-def test_a_certificate_with_a_part_that_does_not_parse(
+def test_a_certificate_with_a_part_that_cannot_be_read(
     stage: Stage, key: str, authority: Authority
 ) -> None:
     """The library reads extensions late; whoever sends this must not meet a bug of ours."""
@@ -135,7 +142,37 @@ def test_a_certificate_with_a_part_that_does_not_parse(
     assert usage in der
     certificate = pem(x509.load_der_x509_certificate(der.replace(usage, wrong)))
     [problem] = stage.problems("import-certificate", **members | {"certificate": certificate})
-    assert "does not parse" in problem
+    assert "the certificate has the extension keyUsage, which cannot be read" in problem
+
+
+@pytest.mark.parametrize(
+    ("oid", "name", "value"),
+    [
+        ("2.5.29.19", "basicConstraints", "3003010100"),  # DER leaves the default FALSE out
+        ("2.5.29.37", "extKeyUsage", "3000"),  # empty
+    ],
+)
+def test_the_extension_that_is_not_strict_der_is_named(
+    stage: Stage, key: str, authority: Authority, oid: str, name: str, value: str
+) -> None:
+    """As real authorities have issued them."""
+    del key
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), bytes.fromhex(value))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(authority.name)
+        .issuer_name(authority.name)
+        .public_key(load_der_public_key(stage.version(ONE).spki))  # type: ignore[arg-type]
+        .serial_number(5)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=900))
+        .add_extension(x509.KeyUsage(*[True] + 8 * [False]), critical=True)
+        .add_extension(extension, critical=False)
+        .sign(key_of("authority"), hashes.SHA256())
+    )
+    members = given(stage, authority) | {"certificate": pem(certificate)}
+    [problem] = stage.problems("import-certificate", **members)
+    assert f"the certificate has the extension {name}, which cannot be read" in problem
 
 
 @pytest.mark.parametrize("text", ["", "x", "-----BEGIN CERTIFICATE-----", "a" * 70_000])
@@ -231,6 +268,17 @@ def test_sign_until_and_the_validity_fit_into_the_certificate(
         assert "sign_until is at most 2027-01-05T00:00:00Z" in problem
     stage.done("activate", version=key, sign_until=latest)
     assert stage.states(MINISTRY) == ["ACTIVE"]
+
+
+def test_a_certificate_that_ends_too_early_is_told_with_the_time_that_it_needs(
+    stage: Stage, key: str, authority: Authority
+) -> None:
+    ends = NOW + timedelta(days=300)
+    stage.done("import-certificate", **given(stage, authority, ends=ends))
+    [problem] = stage.problems("activate", version=key, sign_until=int(START) + DAY)
+    assert f"{key}: its certificate ends too early, on " in problem
+    assert "is valid for 365 days, so the certificate must last longer than until" in problem
+    assert "sign_until" not in problem, "a time in the past is no help"
 
 
 def test_a_certificate_that_would_end_too_early_does_not_take_the_place_of_a_good_one(

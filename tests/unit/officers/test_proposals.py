@@ -63,6 +63,23 @@ def test_nonsense_is_told_for_every_kind(
     assert bool(prepared.content) is not bool(prepared.problems)
 
 
+def test_the_same_proposal_twice_is_warned_of(stage: Stage) -> None:
+    def warnings(**changed: Any) -> list[str]:
+        shown = stage.prepare("create-key", **KEY | changed).difference
+        return [line for line in shown if "is the same" in line]
+
+    assert warnings() == []
+    one = key(stage)
+    text = f"! operation {one.id}, which waits for signatures, is the same: approve that one"
+    assert warnings() == [text]
+    assert warnings(activate=False) == []
+    stage.proposals.reject(B, one.id, "not now")
+    assert warnings() == []
+    key(stage)
+    stage.clock.forward(LIFE)
+    assert warnings() == []
+
+
 def test_a_kind_that_there_is_not(stage: Stage) -> None:
     error = heard(lambda: stage.proposals.prepare(A, "sign-anything", "{}", b""))
     assert "the kinds are activate, add-placement, clock, create-key, create-wrapping-key, " in (

@@ -1,6 +1,7 @@
 """Plans that replace the primary versions of keys, with and without certificates."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -123,14 +124,26 @@ def test_a_plan_is_refused(
     assert told in "\n".join(stage.problems("rotate", names(*keys), **PLAN | changed))
 
 
-@pytest.mark.parametrize("subject", ["me", "CN=" + "x" * 60 + " {facility}", "C={facility}"])
+@pytest.mark.parametrize("subject", ["C=1", "CN=" + "x" * 60 + " {facility}", "C={facility}"])
 def test_a_subject_must_suit_every_key(
     stage: Stage, keys: Sequence[str], authority: Authority, subject: str
 ) -> None:
     members = certified(authority) | {"subject": subject}
-    assert "not a distinguished name" in "\n".join(
-        stage.problems("rotate", names(*keys), **members)
-    )
+    assert "subject: C" in "\n".join(stage.problems("rotate", names(*keys), **members))
+
+
+def test_the_authority_of_a_plan_is_one(
+    stage: Stage, keys: Sequence[str], authority: Authority
+) -> None:
+    """A certificate of an end entity would be found out with the last certificate, not before."""
+    leaf = Authority("CN=leaf", authority, ca=False)
+    for issuers, told in (
+        ([leaf.pem], "CN=leaf is not an authority: its certificate is not a CA certificate"),
+        ([authority.pem, leaf.pem], "CN=authority,C=VN was not issued by CN=leaf"),
+        ([Authority("CN=old", ends=datetime(2025, 6, 1, tzinfo=UTC)).pem], "is not valid now"),
+    ):
+        members = certified(authority) | {"issuers": issuers}
+        assert told in "\n".join(stage.problems("rotate", names(*keys), **members))
 
 
 @pytest.mark.parametrize("subject", ["CN={versoin}", "CN={facility} {Version}", "CN={", "CN=x}"])
