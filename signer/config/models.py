@@ -11,7 +11,7 @@ from signer.config.client_file import Address, read_address, read_path
 from signer.config.document_kinds import Kind, refuse_others
 from signer.config.strict_yaml import MAX_CONFIG_BYTES, document_of, read_bounded, refuse, together
 from signer.errors import OperatorError, Violation
-from signer.model import LARGEST_MESSAGE, MESSAGE_BYTES
+from signer.model import LARGEST_MESSAGE, MESSAGE_BYTES, KeyName, is_principal
 from signer.strict import StrictModel, problems_of
 
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)([^?]+)(\?.*)?")
@@ -44,6 +44,18 @@ def _environment(value: object, info: ValidationInfo) -> dict[str, str]:
         name: str(_path(text, info)) if text.startswith("./") else text
         for name, text in value.items()
     }
+
+
+def _principal(value: object) -> str:
+    if not isinstance(value, str) or not is_principal(value):
+        raise ValueError("should be a principal, as in spiffe://example.org/time-stamps")
+    return value
+
+
+def _key(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("should be facilities/{facility}/keys/{key}")
+    return str(KeyName.parse(value))
 
 
 KINDS = (
@@ -188,6 +200,14 @@ class ClockConfig(StrictModel):
         return self.absence_days * 24 * 3600
 
 
+class TimestampsConfig(StrictModel):
+    """The time-stamp port: where it is, whose calls they are, and the key that stamps."""
+
+    listen: Reachable
+    principal: Annotated[str, PlainValidator(_principal)]
+    key: Annotated[str, PlainValidator(_key)]
+
+
 class TracingConfig(StrictModel):
     """Where spans are sent (OTLP over HTTP), and the share of calls that begin a trace here.
 
@@ -217,6 +237,7 @@ class Config(StrictModel):
     operations: OperationsConfig = OperationsConfig()
     limits: LimitsConfig = LimitsConfig()
     clock: ClockConfig = ClockConfig()
+    timestamps: TimestampsConfig | None = None
     tracing: TracingConfig | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     reflection: bool = False

@@ -282,21 +282,31 @@ def _edge(config_path: Path, base: Base, core: Core) -> Edge:
         events=base.events,
     )
     control = ControlService(status, reloading.reload, served=core.served, hsm=core.hsm)
-    server = _server(base, core, limits, places, control)
-    return Edge(readiness, status, reloading, server)
+    roles = {**ROLES, **METHOD_ROLES}
+    guard = Guard(served=core.served, roles=roles, places=places, events=core.recorded, clock=clock)
+    turns, threads = Turns(clock.monotonic), Threads()
+    engine = _engine(base, core, limits, turns, threads)
+    signing = SigningService(engine, turns, Streams(guard, core.served, limits, clock))
+    server = _server(
+        base, core, limits, guard=guard, signing=signing, control=control, threads=threads
+    )
+    return Edge(readiness, status, reloading, server, signing)
 
 
 def _server(
-    base: Base, core: Core, limits: LimitsConfig, places: Places, control: ControlService
+    base: Base,
+    core: Core,
+    limits: LimitsConfig,
+    *,
+    guard: Guard,
+    signing: SigningService,
+    control: ControlService,
+    threads: Threads,
 ) -> Server:
     clock, served, records = base.clock, core.served, core.records
-    roles = {**ROLES, **METHOD_ROLES}
-    guard = Guard(served=served, roles=roles, places=places, events=core.recorded, clock=clock)
-    turns, threads = Turns(clock.monotonic), Threads()
-    engine = _engine(base, core, limits, turns, threads)
     return Server(
         base.loop,
-        signing=SigningService(engine, turns, Streams(guard, served, limits, clock)),
+        signing=signing,
         keys=KeyService(served, records.usage, clock),
         operations=_operation_service(base, core),
         evidence=EvidenceService(

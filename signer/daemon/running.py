@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from signer.api.health import Health
 from signer.api.server import Server, health_of
+from signer.api.signing_service import SigningService
+from signer.api.timestamp_port import TimestampPort
 from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
 from signer.audit.write.log import AuditLog
@@ -94,6 +96,7 @@ class Edge(NamedTuple):
     status: StatusReader
     reloading: Reloading
     server: Server
+    signing: SigningService
 
 
 class Appliance:
@@ -102,6 +105,7 @@ class Appliance:
     def __init__(self, base: Base, core: Core, edge: Edge) -> None:
         self._base, self._core, self._edge = base, core, edge
         self._http: HttpPort | None = None
+        self._timestamps: TimestampPort | None = None
         self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
         self._closing = threading.Event()
@@ -132,6 +136,14 @@ class Appliance:
         )
         self._core.serving.follow()  # decisions since the parts were built, before any call
         self._edge.server.listen(str(self._base.config.listen), self._core.certificates)
+        if (timestamps := self._base.config.timestamps) is not None:
+            self._timestamps = TimestampPort(
+                timestamps,
+                self._edge.signing,
+                self._edge.server.guard,
+                self._base.loop,
+                self._base.events,
+            )
         self._edge.readiness.listening = True
         self._following.start()
         self._core.inventory.start()
@@ -177,6 +189,8 @@ class Appliance:
         """Drains: health first, then the calls under way, the audit log, workers last."""
         self._edge.readiness.draining = True
         self._edge.status.rest()
+        if self._timestamps is not None:
+            self._timestamps.close()
         self._edge.server.drain(self._base.config.limits.drain_seconds)
         self._closing.set()
         self._core.inventory.close()

@@ -197,8 +197,38 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
-class HttpPort:
-    """Serves in a separate thread until closed."""
+class HttpThread:
+    """Serves HTTP in a separate thread until closed; a subclass says what is answered."""
+
+    def __init__(self, address: tuple[str, int], answer: Any, what: str, setting: str) -> None:
+        """Binds; raises OperatorError if the port is in use.
+
+        ``answer`` is a WSGI application, ``setting`` where the configuration has the address.
+        """
+        host, port = address
+        server = _Server6 if host.startswith("[") else _Server
+        try:
+            self._server = make_server(host.strip("[]"), port, answer, server, _Handler)
+        except OSError as error:
+            raise OperatorError(
+                f"cannot serve {what} on {host}:{port}: {error.strerror}; stop the other "
+                f"program or change `{setting}` in the configuration"
+            ) from error
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, name=what, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving."""
+        # Wakes the thread, which otherwise checks only twice a second whether to end.
+        self._server.socket.shutdown(socket.SHUT_RDWR)
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class HttpPort(HttpThread):
+    """The metrics port."""
 
     def __init__(
         self,
@@ -224,26 +254,7 @@ class HttpPort:
         self._page = Paced(page)
         self._stuck = stuck
         self._events = events
-        host, port = address
-        server = _Server6 if host.startswith("[") else _Server
-        try:
-            self._server = make_server(host.strip("[]"), port, self._answer, server, _Handler)
-        except OSError as error:
-            raise OperatorError(
-                f"cannot serve metrics on {host}:{port}: {error.strerror}; stop the other "
-                "program or change `metrics` in the configuration"
-            ) from error
-        serve = self._server.serve_forever
-        self._thread = threading.Thread(target=serve, name="metrics", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops serving."""
-        # Wakes the thread, which otherwise checks only twice a second whether to end.
-        self._server.socket.shutdown(socket.SHUT_RDWR)
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(address, self._answer, "metrics", "metrics")
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         try:
@@ -252,7 +263,7 @@ class HttpPort:
             return self._page_at(environ, start_response)
         except Exception as error:  # noqa: BLE001 - its text must not reach the client
             self._events.emit(Bug("the metrics port", error, {}))
-            return _text(start_response, "500 Internal Server Error", ["see the log"])
+            return plain_text(start_response, "500 Internal Server Error", ["see the log"])
 
     def _headers_of(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answers as to GET, but without the body (RFC 9110, section 9.3.2)."""
@@ -268,7 +279,7 @@ class HttpPort:
         match environ.get("PATH_INFO"):
             case "/metrics":
                 if environ.get("REQUEST_METHOD") != "GET":
-                    return _text(start_response, "405 Method Not Allowed", ["use GET"])
+                    return plain_text(start_response, "405 Method Not Allowed", ["use GET"])
                 openmetrics = "application/openmetrics-text" in environ.get("HTTP_ACCEPT", "")
                 metrics = self._metrics[0 if openmetrics else 1]
                 start_response("200 OK", [("Content-Type", metrics.kind)])
@@ -276,19 +287,20 @@ class HttpPort:
             case "/livez":
                 stuck = self._stuck()
                 status = "503 Service Unavailable" if stuck else "200 OK"
-                return _text(start_response, status, [stuck or "alive"])
+                return plain_text(start_response, status, [stuck or "alive"])
             case "/readyz":
                 reasons = self._reasons()
                 status = "503 Service Unavailable" if reasons else "200 OK"
-                return _text(start_response, status, reasons or ["ready", *self._away()])
+                return plain_text(start_response, status, reasons or ["ready", *self._away()])
             case "/":
                 page = self._page.get().encode()
                 start_response("200 OK", list(_HTML_HEADERS))  # which the server adds to
                 return [page]
             case _:
-                return _text(start_response, "404 Not Found", ["/ /metrics /livez /readyz"])
+                return plain_text(start_response, "404 Not Found", ["/ /metrics /livez /readyz"])
 
 
-def _text(start_response: Any, status: str, lines: Sequence[str]) -> Iterable[bytes]:
+def plain_text(start_response: Any, status: str, lines: Sequence[str]) -> Iterable[bytes]:
+    """Answers with lines of text."""
     start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
     return [f"{line}\n".encode() for line in lines]

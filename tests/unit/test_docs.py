@@ -30,6 +30,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "audit": config.AuditConfig,
     "operations": config.OperationsConfig,
     "limits": config.LimitsConfig,
+    "timestamps": config.TimestampsConfig,
     "tracing": config.TracingConfig,
     "roles": document.StaffRules,
     "groups": document.GroupRules,
