@@ -31,7 +31,13 @@ _TEXT = b"HC1:"
 
 @click.group()
 def revocations() -> None:
-    """Revokes certificates: builds the signed lists that verifiers and other countries load."""
+    """Revokes certificates: builds the signed lists that verifiers and other countries load.
+
+    \b
+      signer revocations build --client moh.yaml --country VN --expires +365d \\
+        --key facilities/moh/keys/documents --of facilities/moh/keys/dcc \\
+        --out lists revoked.txt
+    """
 
 
 def _show(made: list[dict[str, object]]) -> None:
@@ -96,8 +102,9 @@ def build(
     `signer keys export --form certificates` publishes.
 
     \b
-      signer revocations build --client moh.yaml --key facilities/moh/keys/documents \\
-        --of facilities/moh/keys/dcc --country VN --expires +365d --out lists revoked.txt
+      signer revocations build --client moh.yaml --country VN --expires +365d \\
+        --key facilities/moh/keys/documents --of facilities/moh/keys/dcc \\
+        --out lists revoked.txt
     """
     if len(country) != 2 or not (country.isascii() and country.isupper()):
         raise click.UsageError(f"--country is {country}: expected two capital letters, as in VN")

@@ -43,7 +43,7 @@ from signer.officers.standing import (
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationStore
 from signer.officers.wrapped import WrappedRow, WrappedStanding, standing_of_wrapped
-from signer.officers.wrapping_use import WrappingChanges, WrappingPlaces, places_of
+from signer.officers.wrapping_standing import WrappingChanges, WrappingPlaces, places_of
 from signer.text import count
 
 UNACCOUNTED = "the registry has changes that no operation of officers accounts for: see the log"

@@ -35,7 +35,12 @@ from signer.officers.store import StoredOperation
 from signer.officers.suspending import SuspendedChanges, judge_suspensions
 from signer.officers.ways import Explained, explain
 from signer.officers.wrapped import WrappedRow, WrappedStanding, steps_to
-from signer.officers.wrapping_use import WrappingChanges, WrappingPlaces, judge_wrapping, places_of
+from signer.officers.wrapping_standing import (
+    WrappingChanges,
+    WrappingPlaces,
+    judge_wrapping,
+    places_of,
+)
 
 DECISIONS = ("officers", "policy", "enrol")  # the kinds that replace officers or the policy
 VersionName = tuple[KeyName, int]

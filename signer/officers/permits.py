@@ -21,7 +21,7 @@ from signer.officers.approval import parse
 from signer.officers.packing import place_of
 from signer.officers.standing import NO_TIMES, Standing, certificate_hash
 from signer.officers.wrapped import Wrapping
-from signer.officers.wrapping_use import WrappingPlace
+from signer.officers.wrapping_standing import WrappingPlace
 from signer.x509 import cose_kid
 
 ADD_PLACEMENT = "add-placement"

@@ -24,7 +24,7 @@ from signer.model import Act, KeyName, KeyState, KeyVersion, Placement, Scope, S
 from signer.officers.packing import HASH, hash_of_name, place_of, rows_in
 from signer.officers.records import ApprovedOperation
 from signer.officers.wrapped import WrappedRow, wrapped_rows
-from signer.officers.wrapping_use import (
+from signer.officers.wrapping_standing import (
     WrappingPlace,
     WrappingPlaces,
     ended_rows,

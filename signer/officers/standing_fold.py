@@ -33,7 +33,7 @@ from signer.officers.standing import (
     read_placements,
 )
 from signer.officers.wrapped import WrappedRow, WrappedStandings, Wrapping, read_wrapped
-from signer.officers.wrapping_use import (
+from signer.officers.wrapping_standing import (
     WrappingPlace,
     WrappingPlaces,
     read_ended,

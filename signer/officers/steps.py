@@ -18,7 +18,7 @@ from signer.officers.placing import Placing
 from signer.officers.standing import FlagKey, Standing, bare_hash, since_of, standing_of
 from signer.officers.store import StoredOperation
 from signer.officers.wrapped import Wrapping
-from signer.officers.wrapping_use import WrappingChange
+from signer.officers.wrapping_standing import WrappingChange
 
 
 @dataclass(frozen=True, slots=True)
