@@ -16,7 +16,7 @@ from signer.observe.catalogue import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "config/prometheus"
-CONFIGS = sorted(FOLDER.glob("*.yml"))
+CONFIGS = sorted({*FOLDER.glob("*.yml")} - {FOLDER / "alertmanager.yml"})
 RULES = sorted(FOLDER.glob("rules/*.yml"))
 CASES = sorted(Path(__file__).parent.glob("*.yml"))
 _OF_PROMETHEUS = {"process_start_time_seconds", "process_resident_memory_bytes"}
