@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import signer
+from signer.tools.dev.appliance import DevAppliance
 from tests.appliances import Appliance
 from tests.integration.officers import Office
 
@@ -55,6 +57,10 @@ class _Traced(Appliance):
         # This tree behind the tracer: another one may be what is installed.
         path = os.pathsep.join([str(self._tracer), str(PRODUCT.parent)])
         super().__init__(folder / "dev", (), {"PYTHONPATH": path})
+
+    def _launch(self, command: list[str], log: IO[str]) -> subprocess.Popen[str]:
+        """Starts a new interpreter: a fork of one that has started loads no tracer."""
+        return DevAppliance._launch(self, command, log)
 
     def files(self, work: Callable[[], object], *without: str) -> set[str]:
         """The files entered during ``work``, by threads not named in OTHERS or ``without``."""
