@@ -28,18 +28,11 @@ from signer.model import (
 )
 from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
 from signer.officers.approval import officers_sha256
+from signer.officers.keys_record import KeysRecord, baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.permits import Permit
 from signer.officers.records import OfficersRecord, PolicyRecord
-from signer.officers.standing import (
-    KeysRecord,
-    Standing,
-    baseline_fields,
-    is_of,
-    key_of,
-    since_of,
-    standing_of,
-)
+from signer.officers.standing import Standing, is_of, key_of, since_of, standing_of
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationStore
 from signer.officers.wrapped import WrappedRow, WrappedStanding, standing_of_wrapped

@@ -42,9 +42,9 @@ from signer.files import replace_file
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry, RegistryState
 from signer.model import AUDIT_KEY, KeyIndex, KeyVersion
+from signer.officers.keys_record import baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OfficersRecord
-from signer.officers.standing import baseline_fields
 from signer.officers.standing_fold import StandingFold
 from signer.policy.rules import Policy
 from signer.x509 import public_key_pem

@@ -14,12 +14,11 @@ from typing import NamedTuple, Self
 import sqlalchemy as sa
 
 from signer.errors import OperatorError
+from signer.keys.columns import MOST, raw
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.rows import (
-    MOST,
     UnreadableError,
     UnreadableRow,
-    raw,
     read_acts,
     read_document,
     read_head,

@@ -1,21 +1,30 @@
 """Reads rows of the registry, in which somebody may have written anything by hand.
 
-Every value is checked: its type, its range, its length. A row that cannot be read is an
-``UnreadableRow``, which says what the row is about; the other rows are read nevertheless. No text
-quotes a value. Statements select ``raw`` columns: the library's own conversions trust the types
-that the columns were declared with, and SQLite does not enforce them.
+A row that cannot be read, see ``signer.keys.columns``, is an ``UnreadableRow``, which says what the
+row is about; the other rows are read nevertheless.
 """
 
-import enum
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
+from signer.keys.columns import (
+    MOST,
+    BadValueError,
+    Row,
+    identifier,
+    moment,
+    octets,
+    one_of,
+    optional,
+    text,
+    truth,
+    whole,
+)
 from signer.keys.schema import (
     PLACED,
     REMOVED,
@@ -31,7 +40,6 @@ from signer.keys.schema import (
 )
 from signer.model import (
     AUDIT_KEY,
-    IDENTIFIER,
     Act,
     KeyName,
     KeyState,
@@ -45,30 +53,14 @@ from signer.model import (
     version_name,
 )
 
-LATEST = 253_402_300_799  # the end of the year 9999, in seconds since the epoch
-MOST = 1 << 61
-"""The highest revision that is served. A writer goes further, so that no number which somebody
-puts there makes officers' stops fail: what they write is then a reason to stop everything."""
+MAX_BLOB = 8192  # bytes of a wrapped key, which goes to workers in frames
+SHA256_BYTES = 32
+_MAX_NUMBER = 999_999_999  # of a version: its name has at most nine digits
 MOST_WRITES = 1 << 32
 """How far the revision goes on between two looks: further on it was written by hand, and is not
 followed. Otherwise the last numbers could be used up, and with them every later change."""
-MAX_OCTETS = 1 << 16  # of a certificate, a public key or an id
-MAX_BLOB = 8192  # bytes of a wrapped key, which goes to workers in frames
-SHA256_BYTES = 32
-MAX_TEXT = 1 << 20  # characters of a column without a declared length
-_MAX_NUMBER = 999_999_999  # of a version: its name has at most nine digits
 
 T = TypeVar("T")
-E = TypeVar("E", bound=enum.StrEnum)
-Row = sa.Row[Any]
-
-
-class BadValueError(ValueError):
-    """A value that cannot be read: its column, and what was expected."""
-
-    def __init__(self, column: str, expected: str) -> None:
-        super().__init__(f"{column} is not {expected}")
-        self.column, self.expected = column, expected
 
 
 class UnreadableRow(NamedTuple):
@@ -93,79 +85,6 @@ class UnreadableRow(NamedTuple):
 
 class UnreadableError(OperatorError):
     """Without this row nothing of the registry can be followed."""
-
-
-def raw(*tables: sa.Table) -> list[sa.ColumnElement[Any]]:
-    """Returns the columns of tables for a statement; their values come as the database has them."""
-    return [
-        sa.type_coerce(column, sa.types.NullType()).label(column.name)
-        for table in tables
-        for column in table.c
-    ]
-
-
-# --- values ------------------------------------------------------------------------------------
-
-
-def whole(row: Row, column: str, most: int = MOST) -> int:
-    """Returns a number from 0. Raises BadValueError, as all of these functions."""
-    value = getattr(row, column)
-    if type(value) is not int or not 0 <= value <= most:
-        raise BadValueError(column, f"a whole number from 0 to {most}")
-    return value
-
-
-def moment(row: Row, column: str) -> float:
-    """Returns a time in seconds since the epoch."""
-    value = getattr(row, column)
-    number = type(value) is float or type(value) is int
-    if not number or not math.isfinite(value) or not 0 <= value <= LATEST:
-        raise BadValueError(column, "a time")
-    return float(value)
-
-
-def text(row: Row, column: str, most: int = MAX_TEXT) -> str:
-    """Returns a text of at most ``most`` characters."""
-    value = getattr(row, column)
-    if type(value) is not str or len(value) > most or "\0" in value:
-        raise BadValueError(column, f"a text of at most {most} characters")
-    return value
-
-
-def octets(row: Row, column: str, most: int = MAX_OCTETS) -> bytes:
-    """Returns at most ``most`` bytes."""
-    value = getattr(row, column)
-    if not isinstance(value, bytes | memoryview) or len(value) > most:
-        raise BadValueError(column, f"at most {most} bytes")
-    return bytes(value)
-
-
-def truth(row: Row, column: str) -> bool:
-    """Returns a truth value, which SQLite stores as 0 or 1."""
-    value = getattr(row, column)
-    if value not in (0, 1) or not isinstance(value, int):
-        raise BadValueError(column, "true or false")
-    return bool(value)
-
-
-def one_of(row: Row, column: str, values: type[E]) -> E:
-    """Returns a member of an enumeration."""
-    value = getattr(row, column)
-    if type(value) is not str or value not in values.__members__.values():
-        raise BadValueError(column, f"a {values.__name__}")
-    return values(value)
-
-
-def optional(read: Callable[[Row, str], T], row: Row, column: str) -> T | None:
-    """Returns what ``read`` returns, None for NULL."""
-    return None if getattr(row, column) is None else read(row, column)
-
-
-def _identifier(row: Row, column: str) -> str:
-    value = text(row, column, 63)
-    if not IDENTIFIER.fullmatch(value):
-        raise BadValueError(column, "an id")
-    return value
 
 
 # --- rows --------------------------------------------------------------------------------------
@@ -339,7 +258,7 @@ def _bad_version(row: Row, where: str) -> UnreadableRow:
 def _key_name(row: Row) -> KeyName:
     if (row.facility, row.key) == (AUDIT_KEY.facility, AUDIT_KEY.key):
         return AUDIT_KEY
-    return KeyName(_identifier(row, "facility"), _identifier(row, "key"))
+    return KeyName(identifier(row, "facility"), identifier(row, "key"))
 
 
 def _number(row: Row) -> int:

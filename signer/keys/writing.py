@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signer.errors import OperatorError
-from signer.keys.rows import MOST, MOST_WRITES, raw, read_head
+from signer.keys.columns import MOST, raw
+from signer.keys.rows import MOST_WRITES, read_head
 from signer.keys.schema import (
     PLACED,
     REMOVED,

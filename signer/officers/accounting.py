@@ -24,12 +24,13 @@ from signer.officers.approval import (
     officers_sha256,
 )
 from signer.officers.execution import known_kind
+from signer.officers.keys_record import KeysRecord, VersionRow
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
 from signer.officers.permits import Permit, makes_all_at_once
 from signer.officers.placing import PlacedChanges, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
-from signer.officers.standing import KeysRecord, Standing, VersionRow, key_of, since_of
+from signer.officers.standing import Standing, key_of, since_of
 from signer.officers.steps import AccountStep, ActStep, OperationStep
 from signer.officers.store import StoredOperation
 from signer.officers.suspending import SuspendedChanges, judge_suspensions

@@ -23,11 +23,13 @@ from signer.audit.format.record import (
 from signer.officers import approval
 from signer.officers.approval import LATE, ApprovalError
 from signer.officers.key_history import CALL_US, KeyHistory
-from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold, ProblemError, problem_text
+from signer.officers.keys_record import KeysChange
+from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold
+from signer.officers.record_checks import ProblemError, problem_text
 from signer.officers.records import ActRecord, PolicyRecord
 from signer.officers.signings import IntentNames, Signings, SigningsReader
 from signer.officers.standing import is_of
-from signer.officers.standing_fold import KeysChange, StandingFold
+from signer.officers.standing_fold import StandingFold
 
 _SIGNING = frozenset({RecordKind.INTENT, *CLOSING})
 _DOING = frozenset({RecordKind.EXECUTION, RecordKind.KEYS})

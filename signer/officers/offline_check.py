@@ -23,7 +23,6 @@ from hashlib import sha256
 from typing import ClassVar, NamedTuple
 
 from signer.audit.format.record import (
-    DOUBTFUL,
     HASH_SIZE,
     Record,
     RecordError,
@@ -33,9 +32,19 @@ from signer.audit.format.record import (
     octets,
     text,
 )
-from signer.clock import JUMP_SECONDS
 from signer.officers import approval
-from signer.officers.approval import ApprovalError, Officers, Proposal, Signature
+from signer.officers.approval import ApprovalError, Proposal
+from signer.officers.record_checks import (
+    SKEW_US,
+    Carried,
+    ProblemError,
+    carried_proposal,
+    check_clock_time,
+    check_signed,
+    check_since,
+    operation_id,
+    problem_text,
+)
 from signer.officers.records import (
     ApprovedOperation,
     ClockRecord,
@@ -45,23 +54,15 @@ from signer.officers.records import (
     read_officers,
     rows_of,
 )
-from signer.text import plain
 
-SKEW_US = 5_000_000  # between what is done and its record
 MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
 MAX_OPERATIONS = 4096  # remembered at once; the oldest are forgotten first
 MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
 MAX_PROBLEMS = 1000  # reported one by one; the rest is counted
 _ROW = struct.Struct(f">16sBQ{HASH_SIZE}s")  # the operation, its stage, its time, its content
 _ID = 16  # bytes of an operation's id
-_TEXT = 300
 _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
 _POLICY_KINDS = frozenset({"policy", "enrol"})
-Carried = ApprovedOperation | SignedRecord  # the records that carry an operation's bytes
-
-
-class ProblemError(Exception):
-    """A record that officers have not allowed; the text lacks the record's number."""
 
 
 class _Stage(enum.IntFlag):
@@ -256,7 +257,7 @@ class ApprovalFold:
 
     def _put_in_force(self, operation: str) -> None:
         """Remembers that an operation's officers or policy came into force: they do so once."""
-        identity = _identity(operation)
+        identity = operation_id(operation)
         if identity in self._in_force:
             raise ProblemError(f"operation {operation} has put this in force before (repeated)")
         if self.deployment:
@@ -283,7 +284,7 @@ class ApprovalFold:
 
         Raises ProblemError if it had another content then: that remains.
         """
-        identity, digest = _identity(carried.operation), sha256(carried.content).digest()
+        identity, digest = operation_id(carried.operation), sha256(carried.content).digest()
         before = self._known.pop(identity, None)
         known = before or _Known(0, 0, digest)
         self._known[identity] = known._replace(stage=known.stage | stage, time_us=record.time_us)
@@ -304,7 +305,7 @@ class ApprovalFold:
         Raises ProblemError, ApprovalError.
         """
         officers = self._known_officers(what)
-        proposal = _proposal(approved)
+        proposal = carried_proposal(approved)
         for signature in approved.signatures:
             if signature.at * 1_000_000 > record.time_us + approval.APART * 1_000_000:
                 raise ProblemError(f"{signature.officer} signed it after it was recorded")
@@ -328,7 +329,7 @@ class ApprovalFold:
             raise ProblemError(f"officers are changed by an operation of kind {proposal.kind}")
         if proposal.details.get("replaces") != approval.officers_sha256(self.officers or {}):
             raise ProblemError("the officers that were to be replaced are not those in force")
-        _check_since(proposal, self.officers_since)
+        check_since(proposal, self.officers_since)
         if proposal.details.get("officers") != {
             who: b64encode(der).decode() for who, der in officers.items()
         }:
@@ -374,7 +375,7 @@ class ApprovalFold:
         # Recording the policy in force again needs no valid approval: its approvers may since
         # have been removed. Nor does one whose EXECUTION was already verified.
         if same or (before is not None and before.stage & _Stage.BEGUN):
-            proposal = _proposal(said.approved)
+            proposal = carried_proposal(said.approved)
         else:
             proposal = self.check_approved(record, said.approved, "the approval of a policy")
         approved = proposal.kind in _POLICY_KINDS and proposal.details.get("policy_sha256")
@@ -387,7 +388,7 @@ class ApprovalFold:
             )
         if not same:
             if not self.development:
-                _check_since(proposal, self.policy_since)
+                check_since(proposal, self.policy_since)
             self._put_in_force(proposal.id)
 
     def _proposed(self, record: Record) -> None:
@@ -398,27 +399,27 @@ class ApprovalFold:
         self._remember(record, said)
         if not self._checking:
             return
-        self._contents[_identity(said.operation)] = said.content
-        proposal = _proposal(said)
+        self._contents[operation_id(said.operation)] = said.content
+        proposal = carried_proposal(said)
         if said.officer != proposal.proposer:
             raise ProblemError(f"{said.officer} proposes for {proposal.proposer}")
-        _check_signature(record, said, said.content, officers)
+        check_signed(record, said, said.content, officers)
 
     def _approved(self, record: Record) -> None:
         officers = self._known_officers("an approval")
         said = SignedRecord.from_fields(record.fields)
         if said.officer not in officers:
             raise ProblemError(f"{said.officer} approves and is not an officer")
-        content = self._contents.get(_identity(said.operation))
+        content = self._contents.get(operation_id(said.operation))
         if content is not None:  # otherwise it was proposed before this log, or its part here
-            _check_signature(record, said, content, officers)
+            check_signed(record, said, content, officers)
 
     def _execution(self, record: Record) -> None:
         approved = ApprovedOperation.from_fields(record.fields)
         before = self._remember(record, approved)
         if before is not None and before.stage & _Stage.DONE:
             raise ProblemError(f"operation {approved.operation} was done before (repeated)")
-        identity = _identity(approved.operation)
+        identity = operation_id(approved.operation)
         self._refused.add(identity)
         self.check_approved(record, approved, "an execution")
         self._refused.discard(identity)
@@ -428,7 +429,7 @@ class ApprovalFold:
 
     def _executed(self, record: Record) -> None:
         operation, state = text(record.fields, "operation"), text(record.fields, "state")
-        identity = _identity(operation)
+        identity = operation_id(operation)
         known = self._known.get(identity)
         if state not in _ENDS:
             raise ProblemError(f"operation {operation} ends in no known state")
@@ -466,7 +467,7 @@ class ApprovalFold:
                 f"operation {proposal.id} was to follow the confirmation in record {follows}, and"
                 f" the last one is in record {self.clock_confirmed} (repeated)"
             )
-        _check_clock_time(proposal, record.time_us / 1_000_000)
+        check_clock_time(proposal, record.time_us / 1_000_000)
         self._remember(record, said.approved, _Stage.IN_FORCE)
         self._clock_at = record.seq
         if follows != -1:
@@ -509,71 +510,6 @@ class ApprovalFold:
         return None if record.seq else replace(record, fields={}, column=None)
 
 
-def problem_text(seq: int, problem: str) -> str:
-    """Returns the text of a problem with its record; what it quotes controls no terminal."""
-    text = f"record {seq}: {problem}"[:_TEXT]
-    return plain(text)
-
-
-def _identity(operation: str) -> bytes:
-    """Returns an operation's id in 16 bytes; raises ProblemError."""
-    try:
-        identity = uuid.UUID(operation)
-    except ValueError:
-        identity = None
-    if identity is None or str(identity) != operation:
-        raise ProblemError("its operation is not a UUID")
-    return identity.bytes
-
-
 def _ids(packed: bytes) -> list[bytes]:
     """Returns the ids of operations that a snapshot holds, 16 bytes each."""
     return [packed[at : at + _ID] for at in range(0, len(packed), _ID)]
-
-
-def _proposal(carried: Carried) -> Proposal:
-    """Reads the operation that a record carries; raises ProblemError, ApprovalError."""
-    proposal = approval.parse(carried.content)
-    if proposal.id != carried.operation:
-        raise ProblemError(f"it names operation {carried.operation} and carries {proposal.id}")
-    return proposal
-
-
-def _check_since(proposal: Proposal, since: int) -> None:
-    """Raises ProblemError if officers saw that another revision had put in force what was."""
-    seen = proposal.details.get("in_force_since", since)
-    if since >= 0 and seen != since:
-        raise ProblemError(
-            f"operation {proposal.id} was to replace what revision {seen} had put in force, and it"
-            f" was revision {since}"
-        )
-
-
-def _check_clock_time(proposal: Proposal, says: float) -> None:
-    """Raises ProblemError if the clock does not say what officers have confirmed.
-
-    That is by how much it is ahead of the time that the appliance counts on, and in that time they
-    proposed the operation.
-    """
-    ahead = proposal.details.get("ahead")
-    counted = says - (ahead if isinstance(ahead, int) else 0)
-    begins, ends = proposal.proposed_at - 2 * JUMP_SECONDS, proposal.expires_at + approval.LATE
-    if not begins <= counted < ends:
-        raise ProblemError("its time is not the one that officers have confirmed")
-
-
-def _check_signature(
-    record: Record, said: SignedRecord, content: bytes, officers: Officers
-) -> None:
-    """Checks a signature as of the record's time; it was made, and accepted, a little before.
-
-    Of two times in doubt, the earlier one counts.
-    """
-    proposal = approval.parse(content)
-    at = min(record.time_us, number(record.fields, DOUBTFUL, record.time_us)) / 1_000_000
-    signature = Signature(said.officer, said.signature, at)
-    try:
-        approval.check_signature(content, signature, officers, at, proposal)
-    except ApprovalError:
-        before = at - SKEW_US / 1_000_000  # the certificate may have ended between the two
-        approval.check_signature(content, signature, officers, before, proposal)

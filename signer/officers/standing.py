@@ -11,37 +11,22 @@ from __future__ import annotations
 import hashlib
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from signer import cbor
 from signer.algorithms import Algorithm
-from signer.audit.format.record import RecordError, Value
 from signer.keys import lifecycle
-from signer.model import Act, KeyName, KeyState, KeyVersion, Placement, Scope, Suspension
-from signer.officers.packing import HASH, hash_of_name, place_of, rows_in
-from signer.officers.records import ApprovedOperation
-from signer.officers.wrapped import WrappedRow, wrapped_rows
-from signer.officers.wrapping_standing import (
-    WrappingPlace,
-    WrappingPlaces,
-    ended_rows,
-    places_of,
-    wrapping_rows,
-)
+from signer.model import KeyName, KeyState, KeyVersion, Placement, Scope, Suspension
+from signer.officers.packing import HASH, hash_of_name, place_of
 from signer.x509 import cose_kid
 
 if TYPE_CHECKING:
-    from signer.keys.registry import RegistryState
+    pass
 
-PART = 1000  # versions of one record
-MAX_TEXTS = 100  # of what is not accounted for, in one record
-MAX_CHANGED = 100  # versions whose state a record also gives by name
 _FARTHEST = 1e12  # seconds
-_PACKED = range(1 << 63)  # the numbers of a packed row
-_BY_NAME = {str(state): state for state in KeyState}
+PACKED = range(1 << 63)  # the numbers of a packed row
 _ANY_VERSION = KeyVersion(
     key=KeyName("f", "k"),
     number=1,
@@ -158,10 +143,10 @@ def standing_of(version: KeyVersion) -> Standing:
 def times_of(version: KeyVersion) -> Times:
     """Returns the times of a version, as they are compared."""
     return (
-        _microseconds(version.activate_at),
-        _microseconds(version.sign_until),
-        _microseconds(version.deactivate_at),
-        _microseconds(version.destroy_at),
+        microseconds(version.activate_at),
+        microseconds(version.sign_until),
+        microseconds(version.deactivate_at),
+        microseconds(version.destroy_at),
     )
 
 
@@ -186,187 +171,9 @@ def since_of(flag: Suspension) -> int:
     return int(since * 1_000_000)  # as operations name it
 
 
-# --- records -------------------------------------------------------------------------------
-
-
-class VersionRow(NamedTuple):
-    """A version as a record has it."""
-
-    name: str
-    cka_id: bytes
-    standing: Standing
-
-    @classmethod
-    def of(cls, version: KeyVersion) -> VersionRow:
-        return cls(version.name, version.cka_id, standing_of(version))
-
-    def to_value(self) -> list[Value]:
-        """Returns the row of a record's ``versions``."""
-        state, came_from, times, revision, identity, certificate, _ = self.standing
-        known = (revision, self.cka_id, identity, certificate)
-        return [self.name, str(state), str(came_from or ""), *times, *known]
-
-    @classmethod
-    def read(cls, row: Value) -> VersionRow:
-        """Reads one row of a record's ``versions``; raises RecordError."""
-        match row:
-            case [
-                str(name), str(state), str(came_from), activate_at, sign_until, deactivate_at,
-                destroy_at, int(revision), bytes(cka_id), bytes(identity), bytes(certificate),
-            ] if (
-                state in _BY_NAME
-                and (not came_from or came_from in _BY_NAME)
-                and len(identity) == len(certificate) == HASH
-                and revision in _PACKED
-            ):  # fmt: skip
-                standing = Standing(
-                    _BY_NAME[state],
-                    _BY_NAME.get(came_from),
-                    _times(activate_at, sign_until, deactivate_at, destroy_at),
-                    revision,
-                    identity,
-                    certificate,
-                    place_of(cka_id),
-                )
-                return cls(name, cka_id, standing)
-        raise RecordError("a version's standing cannot be read")
-
-
-class KeysRecord(NamedTuple):
-    """A KEYS that says what is served from here on, and what accounts for it.
-
-    ``versions`` are those that changed. ``suspended`` and ``lifted`` are the suspensions that
-    came into force or ended. What made it is ``approved`` or ``act``; without both it is a move
-    towards a stop that somebody made in the registry by hand, or nothing at all: then
-    ``unaccounted`` has texts about what is not served. ``placed`` and ``removed`` are placements
-    that are used from here on, or no longer, each with the name of its version; ``wrapped`` are
-    the wrapped keys that are. ``wrapping`` is where wrapping keys are used from here on, None if
-    the record is not about that; ``wrapping_ended`` where they are not any more.
-    """
-
-    revision: int
-    versions: Sequence[VersionRow] = ()
-    suspended: Flags = MappingProxyType({})
-    lifted: Flags = MappingProxyType({})
-    approved: ApprovedOperation | None = None
-    act: Act | None = None
-    unaccounted: Sequence[str] = ()
-    placed: Sequence[NamedPlacement] = ()
-    removed: Sequence[NamedPlacement] = ()
-    wrapped: Sequence[WrappedRow] = ()
-    wrapping: WrappingPlaces | None = None
-    wrapping_ended: Sequence[WrappingPlace] = ()
-
-    def to_fields(self, now: float) -> Iterator[dict[str, Value]]:
-        """Yields the fields of one record, or of several where there are many versions."""
-        time_us = round(now * 1_000_000)
-        # A wrapped key is in the record of its version, where that is in one.
-        of_version = {row.name: row for row in self.wrapped}
-        names = {row.name for row in self.versions}
-        others = [row for row in self.wrapped if row.name not in names]
-        rows = self.versions, self.placed, self.removed, others
-        for start in range(0, max(*map(len, rows), 1), PART):
-            part = self.versions[start : start + PART]
-            states = {row.name: str(row.standing.state_at(time_us)) for row in part[:MAX_CHANGED]}
-            fields: dict[str, Value] = {
-                "registry_revision": self.revision,
-                "changed": dict(states),
-                "changes": len(part),
-                "versions": [row.to_value() for row in part],
-            }
-            if self.approved is not None:  # in each: a reading may start after the first
-                fields |= self.approved.to_fields()
-            for name, placements in (("placed", self.placed), ("removed", self.removed)):
-                if some := placements[start : start + PART]:
-                    fields[name] = placement_rows(some)
-            wrapped = [of_version[row.name] for row in part if row.name in of_version]
-            if wrapped := [*wrapped, *others[start : start + PART]]:
-                fields["wrapped"] = wrapped_rows(wrapped)
-            if self.act is not None:
-                act = self.act
-                fields["act"] = [*act[:-1], _microseconds(act.at)]
-            if not start:
-                fields |= self._once()
-            yield fields
-
-    def _once(self) -> dict[str, Value]:
-        """Returns the fields that only the first of several records has."""
-        fields: dict[str, Value] = {}
-        if self.suspended:
-            fields["suspended"] = flag_rows(self.suspended)
-        if self.lifted:
-            fields["lifted"] = flag_rows(self.lifted)
-        if self.unaccounted:
-            fields["unaccounted"] = [text[:500] for text in self.unaccounted[:MAX_TEXTS]]
-        if self.wrapping is not None:
-            fields["wrapping"] = wrapping_rows(self.wrapping)
-        if self.wrapping_ended:
-            fields["wrapping_ended"] = ended_rows(self.wrapping_ended)
-        return fields
-
-
-def baseline_fields(
-    state: RegistryState, now: float, *, development: bool
-) -> list[dict[str, Value]]:
-    """Returns the fields of the records of a baseline: what is taken as given from there on."""
-    rows = [VersionRow.of(version) for version in state.keys]
-    placed = [(v.name, placement) for v in state.keys for placement in v.other_placements]
-    wrapped = [row for version in state.keys if (row := WrappedRow.of(version)) is not None]
-    wrapping = places_of(state.wrapping_keys)
-    revision = state.keys.revision
-    record = KeysRecord(revision, rows, placed=placed, wrapped=wrapped, wrapping=wrapping)
-    parts = list(record.to_fields(now))
-    flags = {key_of(flag): since_of(flag) for flag in state.suspensions}
-    for index, part in enumerate(parts, start=1):
-        part |= {"baseline": True, "part": index, "parts": len(parts), "development": development}
-    parts[0] |= {"deployment": state.deployment, "suspensions": flag_rows(flags)}
-    return parts
-
-
-def read_flags(rows: Value) -> dict[FlagKey, int]:
-    """Reads suspensions: since when each is in force. Raises RecordError."""
-    flags = {}
-    for row in rows_in(rows):
-        match row:
-            case [str(scope), str(name), int(since)] if scope in list(Scope):
-                flags[scope, name] = since
-            case _:
-                raise RecordError("a suspension cannot be read")
-    return flags
-
-
-def flag_rows(flags: Flags) -> list[Value]:
-    """Returns suspensions as records hold them."""
-    return [[*key, since] for key, since in sorted(flags.items())]
-
-
 def flag_text(key: FlagKey) -> str:
     """Returns a suspension's scope and name as text, such as "facility 01-001"."""
     return str(Suspension(Scope(key[0]), key[1], 0.0, "", ""))
-
-
-def placement_rows(placed: Iterable[NamedPlacement]) -> list[Value]:
-    """Returns placements as records hold them."""
-    return [[name, *placement] for name, placement in placed]
-
-
-def read_placements(rows: object) -> list[NamedPlacement]:
-    """Reads placements with the names of their versions. Raises RecordError."""
-    found = []
-    for row in rows_in(rows):
-        match row:
-            case [str(name), str(token), bytes(cka_id)]:
-                found.append((name, Placement(token, cka_id)))
-            case _:
-                raise RecordError("a placement cannot be read")
-    return found
-
-
-def _times(*said: Value) -> Times:
-    if any(at is not None and (type(at) is not int or at not in _PACKED) for at in said):
-        raise RecordError("a time of a version is not a number from 0 on")
-    activate_at, sign_until, deactivate_at, destroy_at = said
-    return activate_at, sign_until, deactivate_at, destroy_at  # type: ignore[return-value] # see above
 
 
 def _identity(version: KeyVersion) -> bytes:
@@ -382,7 +189,7 @@ def _identity(version: KeyVersion) -> bytes:
     return hashlib.sha256(cbor.encode_record(never_changes, 1)).digest()[:HASH]
 
 
-def _microseconds(at: float | None) -> int | None:
+def microseconds(at: float | None) -> int | None:
     """Converts a time; one that no clock has, which somebody wrote by hand, is cut."""
     return None if at is None else round(max(0.0, min(at, _FARTHEST)) * 1_000_000)
 

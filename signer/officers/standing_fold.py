@@ -8,111 +8,37 @@ bytes; what it says beyond that is a problem, and is not taken. A move towards a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from signer.audit.format.record import Fields, Record, RecordError, RecordKind, Value, number, text
+from signer.audit.format.record import Record, RecordError, RecordKind, Value
 from signer.model import Placement
 from signer.officers.approval import ApprovalError
-from signer.officers.offline_check import ApprovalFold, ProblemError, problem_text
-from signer.officers.packing import HASH, rows_in
-from signer.officers.permits import ADD_PLACEMENT, Asked, Permit
-from signer.officers.records import ActRecord, ApprovedOperation
-from signer.officers.standing import (
-    ENTRY,
-    FlagKey,
-    Flags,
-    NamedPlacement,
-    Standing,
-    Standings,
+from signer.officers.keys_record import (
+    KeysChange,
     VersionRow,
     flag_rows,
-    flag_text,
-    is_of,
     placement_rows,
     read_flags,
     read_placements,
 )
-from signer.officers.wrapped import WrappedRow, WrappedStandings, Wrapping, read_wrapped
-from signer.officers.wrapping_standing import (
-    WrappingPlace,
-    WrappingPlaces,
-    read_ended,
-    read_wrapping,
-    wrapping_rows,
+from signer.officers.offline_check import ApprovalFold
+from signer.officers.packing import HASH
+from signer.officers.permits import ADD_PLACEMENT, Asked, Permit
+from signer.officers.record_checks import ProblemError, problem_text
+from signer.officers.standing import (
+    ENTRY,
+    FlagKey,
+    NamedPlacement,
+    Standing,
+    Standings,
+    flag_text,
+    is_of,
 )
+from signer.officers.wrapped import WrappedStandings, Wrapping
+from signer.officers.wrapping_standing import WrappingPlace, read_wrapping, wrapping_rows
 
 MAX_LISTED = 100  # problems that are kept as texts
 MAX_PERMITS = 16  # operations whose keys are remembered from one record to the next
-
-
-class KeysChange(NamedTuple):
-    """A record of keys as it is read.
-
-    ``states`` are by name; ``named_all``: no other version has changed. ``rows`` is None in
-    records from before there were baselines. ``baseline`` is the number of the part, 0 if the
-    record belongs to none, of ``parts``. ``unaccounted`` are texts about what the appliance did
-    not serve. ``approved`` is the operation where the record carries its bytes.
-    """
-
-    revision: int
-    states: Mapping[str, str]
-    named_all: bool
-    rows: Sequence[VersionRow] | None
-    suspended: Flags
-    lifted: Flags
-    placed: Sequence[NamedPlacement]
-    removed: Sequence[NamedPlacement]
-    wrapped: Sequence[WrappedRow]
-    wrapping: WrappingPlaces | None
-    wrapping_ended: Sequence[WrappingPlace]
-    operation: str
-    approved: ApprovedOperation | None
-    act: ActRecord | None
-    act_id: str
-    unaccounted: Sequence[str]
-    baseline: int
-    parts: int
-    deployment: str
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> "KeysChange":
-        """Reads the fields of a KEYS record; raises RecordError."""
-        changed = fields.get("changed")
-        states = changed if isinstance(changed, Mapping) else {}
-        rows = fields.get("versions")
-        baseline = fields.get("baseline") is True
-        act_id, act = _act(fields.get("act"))
-        return cls(
-            revision=number(fields, "registry_revision", 0),
-            states={name: str(state) for name, state in states.items()},
-            named_all=number(fields, "changes", 0) <= len(states),
-            rows=None if rows is None else [VersionRow.read(row) for row in rows_in(rows)],
-            suspended=read_flags(fields.get("suspensions" if baseline else "suspended")),
-            lifted=read_flags(fields.get("lifted")),
-            placed=read_placements(fields.get("placed")),
-            removed=read_placements(fields.get("removed")),
-            wrapped=read_wrapped(fields.get("wrapped")),
-            wrapping=read_wrapping(fields["wrapping"]) if "wrapping" in fields else None,
-            wrapping_ended=read_ended(fields.get("wrapping_ended")),
-            operation=text(fields, "operation", ""),
-            approved=ApprovedOperation.from_fields(fields) if "content" in fields else None,
-            act=act,
-            act_id=act_id,
-            unaccounted=[str(said) for said in rows_in(fields.get("unaccounted"))],
-            baseline=number(fields, "part") if baseline else 0,
-            parts=number(fields, "parts", 1) if baseline else 0,
-            deployment=text(fields, "deployment", ""),
-        )
-
-
-def _act(row: Value) -> tuple[str, ActRecord | None]:
-    """Reads an act and its id."""
-    match row:
-        case None:
-            return "", None
-        case [str(identity), str(act), str(target), str(officer), str(reason), int()]:
-            return identity, ActRecord(act, target, officer, reason, {})
-    raise RecordError("its act cannot be read")
 
 
 @dataclass(slots=True)

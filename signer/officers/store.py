@@ -9,11 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from signer.errors import CallError, OperatorError, Reason
-from signer.keys.registry import Registry
-from signer.keys.rows import (
+from signer.keys.columns import (
     BadValueError,
-    UnreadableError,
-    UnreadableRow,
     moment,
     octets,
     one_of,
@@ -23,6 +20,8 @@ from signer.keys.rows import (
     truth,
     whole,
 )
+from signer.keys.registry import Registry
+from signer.keys.rows import UnreadableError, UnreadableRow
 from signer.keys.schema import operations, signatures
 from signer.keys.writing import Writing
 from signer.officers.approval import MAX_BYTES, MAX_SIGNATURE_BYTES, Proposal, Signature, parse

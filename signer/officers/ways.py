@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from signer.model import KeyVersion
+from signer.officers.keys_record import VersionRow
 from signer.officers.permits import Permit
-from signer.officers.standing import Standing, VersionRow, standing_of
+from signer.officers.standing import Standing, standing_of
 from signer.officers.steps import AccountStep, ActStep, OperationStep
 
 MOST_WAYS = 64  # that one version may have gone, as far as they are followed

@@ -25,9 +25,9 @@ from signer.keys import schema
 from signer.keys.registry import Registry
 from signer.model import KeyName, KeyState, KeyVersion
 from signer.officers.approval import Signature, parse
+from signer.officers.keys_record import KeysRecord, VersionRow
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import ApprovedOperation
-from signer.officers.standing import KeysRecord, VersionRow
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationStore
 from tests.daemon import Daemon, verified

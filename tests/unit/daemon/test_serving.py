@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from signer.audit.format.record import RecordKind
 from signer.config.policy_documents import read_policy
 from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
+from signer.keys import schema
 from signer.keys.database import RegistryError
 from signer.keys.writing import Change
 from signer.model import KeyState, KeyVersion, Role, Scope
@@ -244,7 +246,8 @@ def by_hand(stage: Stage, *statements: str) -> None:
     with stage.registry.writing() as write:
         for statement in statements:
             write.connection.exec_driver_sql(statement)
-        write.connection.exec_driver_sql("UPDATE key_versions SET revision = 10000")
+        revision = sa.update(schema.key_versions).values(revision=write.revision)
+        write.connection.execute(revision)
 
 
 def test_the_log_has_the_revision_of_a_version_that_was_written_as_it_was(stage: Stage) -> None:

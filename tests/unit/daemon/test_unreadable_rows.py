@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from signer.errors import CallError, OperatorError
 from signer.events import Bug, RegistryUnreadable, Unaccounted
 from signer.keys import schema
-from signer.keys.rows import MOST, MOST_WRITES
+from signer.keys.columns import MOST
+from signer.keys.rows import MOST_WRITES
 from signer.model import KeyState, Scope, parse_key_or_version
 from tests.unit.officers.opstage import CLINIC, Stage, empty_registry
 from tests.unit.officers.people import C

@@ -34,11 +34,11 @@ from signer.model import KeyVersion, parse_key_or_version
 from signer.officers.approval import Proposal
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
+from signer.officers.keys_record import baseline_fields
 from signer.officers.kinds.base import OperationContext, OperationDependencies
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import PreparedOperation, Proposals
 from signer.officers.records import OfficersRecord, OperationRecords
-from signer.officers.standing import baseline_fields
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationState, StoredOperation
 from signer.signing.request import Served, Snapshot

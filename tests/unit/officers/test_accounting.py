@@ -11,8 +11,9 @@ from signer.keys.registry import RegistryState
 from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement
 from signer.officers.accounting import Judgement, Known, VersionName, judge
 from signer.officers.approval import Proposal, Signature
+from signer.officers.keys_record import KeysRecord
 from signer.officers.rotation_plan import Step, plan_text
-from signer.officers.standing import KeysRecord, standing_of
+from signer.officers.standing import standing_of
 from signer.officers.store import OperationState, StoredOperation
 from signer.x509 import cose_kid
 from tests.stand_ins import key_version

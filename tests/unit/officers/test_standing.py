@@ -11,9 +11,10 @@ from signer.audit.format.parse import parse
 from signer.audit.format.record import Record, RecordError, RecordKind, Value, encode
 from signer.keys.registry import RegistryState
 from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.officers.keys_record import KeysRecord, VersionRow, baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import ApprovedOperation
-from signer.officers.standing import KeysRecord, VersionRow, baseline_fields, standing_of
+from signer.officers.standing import standing_of
 from signer.officers.standing_fold import StandingFold
 from tests.stand_ins import key_version
 from tests.unit.officers.test_offline_check import History, Operation
