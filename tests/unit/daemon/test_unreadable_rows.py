@@ -5,7 +5,7 @@ Every column of every table, with values that SQLite takes whatever the column w
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from signer.keys import schema
 from signer.keys.columns import MOST
 from signer.keys.rows import MOST_WRITES
 from signer.model import KeyState, Scope, parse_key_or_version
+from tests.stand_ins import Recorder
 from tests.unit.officers.opstage import CLINIC, Stage, empty_registry
 from tests.unit.officers.people import C
 
@@ -46,19 +47,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Site:
-    """A stage and its registry by SQL; one on which a stop by hand is in force is left behind."""
+    """A stage and its registry by SQL. ``begin`` puts back what a stop by hand may have changed."""
 
     def __init__(self, folder: Path, template: Path) -> None:
-        self._folder, self._template, self._number = folder, template, 0
-        self._open = ExitStack()
-        self.begin()
-
-    def begin(self) -> None:
-        """Two keys, suspensions, and operations in several states."""
-        self._number += 1
-        self.close()
-        self.stage = stage = Stage(self._folder / str(self._number), self._template)
-        self._open.callback(stage.close)
+        """Makes two keys, suspensions, and operations in several states."""
+        self.stage = stage = Stage(folder / "stage", template)
         stage.key(CLINIC)
         stage.key(OTHER)
         stage.add_token("other").keys = dict(stage.token.keys)
@@ -70,15 +63,27 @@ class Site:
         stage.propose("create-key", key=more, algorithm="ES256", activate=True, token="soft")
         # Another program, which checks nothing.
         path = str(stage.registry._engine.url.database)
-        connection = sqlite3.connect(path, isolation_level=None)
-        self._open.callback(connection.close)
-        self.sql = connection.execute
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self.sql = self._connection.execute
+        self._rows = sqlite3.connect(":memory:")
+        self._connection.backup(self._rows)
+        self._records = list(stage.log.records)
+        self._keys = {label: dict(token.keys) for label, token in stage.tokens.items()}
         self.sql("PRAGMA foreign_keys = OFF")
         self.sql("PRAGMA ignore_check_constraints = ON")
 
+    def begin(self) -> None:
+        """Begins anew with the rows, the keys and the log that were made."""
+        self._rows.backup(self._connection)
+        for label, keys in self._keys.items():
+            self.stage.tokens[label].keys = dict(keys)
+        self.stage.seen = Recorder()
+        self.stage.start_with(self._records)
+
     def close(self) -> None:
-        """Closes what the present stage has open."""
-        self._open.close()
+        self._rows.close()
+        self._connection.close()
+        self.stage.close()
 
     def look(self) -> None:
         """What the daemon does again and again."""
@@ -93,11 +98,17 @@ class Site:
         return snapshot.keys.primary(name, now) is not None and not stopped
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"), template)
+    yield site
+    site.close()
+
+
 @pytest.fixture
-def site(tmp_path: Path, template: Path) -> Iterator[Site]:
-    made = Site(tmp_path, template)
-    yield made
-    made.close()
+def site(made: Site) -> Site:
+    made.begin()
+    return made
 
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS, ids=[".".join(each) for each in COLUMNS])

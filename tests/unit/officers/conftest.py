@@ -25,6 +25,17 @@ def stage(tmp_path: Path, template: Path) -> Iterator[Stage]:
     assert made.seen.of(Unaccounted) == [], "operations and acts account for all that was served"
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Stage]:
+    """A stage for what is only prepared, or refused: in the end it is as it was."""
+    made = Stage(tmp_path_factory.mktemp("untouched") / "stage", template)
+    before = made.registry.revision(), len(made.log.records)
+    yield made
+    assert (made.registry.revision(), len(made.log.records)) == before
+    assert made.token.keys == {}
+    made.close()
+
+
 @pytest.fixture(scope="session")
 def authority() -> Authority:
     return Authority()

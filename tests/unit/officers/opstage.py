@@ -207,7 +207,21 @@ def open_registry(path: Path, fate: Fate) -> MortalRegistry:
     # No test cuts the power: what is written need not reach the disk.
     sa.event.listen(registry._engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
     registry._engine.dispose()
+    # Nor is a statement compiled anew for each registry, which would be half of the work.
+    one = _first_engine(registry._engine)
+    registry._engine.dialect, registry._engine._compiled_cache = one.dialect, one._compiled_cache
     return registry
+
+
+_engines: list[sa.Engine] = []
+
+
+def _first_engine(engine: sa.Engine) -> sa.Engine:
+    if not _engines:
+        engine.connect().close()
+        engine.dispose()
+        _engines.append(engine)
+    return _engines[0]
 
 
 class Stage:

@@ -40,8 +40,8 @@ KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
         ({"labels": []}, "labels: is not known"),
     ],
 )
-def test_a_key_is_refused(stage: Stage, changed: dict[str, Any], told: str) -> None:
-    [problem] = stage.problems("create-key", **KEY | changed)
+def test_a_key_is_refused(untouched: Stage, changed: dict[str, Any], told: str) -> None:
+    [problem] = untouched.problems("create-key", **KEY | changed)
     assert told in problem
 
 

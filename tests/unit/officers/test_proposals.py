@@ -46,8 +46,8 @@ def heard(call: Callable[[], object]) -> CallError:
 
 
 @pytest.mark.parametrize("arguments", NO_OBJECTS, ids=range(13))
-def test_arguments_that_are_no_object(stage: Stage, arguments: str) -> None:
-    error = heard(lambda: stage.proposals.prepare(A, "create-key", arguments, b""))
+def test_arguments_that_are_no_object(untouched: Stage, arguments: str) -> None:
+    error = heard(lambda: untouched.proposals.prepare(A, "create-key", arguments, b""))
     assert error.message == "arguments: is not a JSON object"
 
 
@@ -55,9 +55,9 @@ def test_arguments_that_are_no_object(stage: Stage, arguments: str) -> None:
 @pytest.mark.parametrize("arguments", NONSENSE, ids=range(7))
 @pytest.mark.parametrize("attachment", [b"", b"\0\xff" * 50, b"[[]]"], ids=range(3))
 def test_nonsense_is_told_for_every_kind(
-    stage: Stage, kind: str, arguments: str, attachment: bytes
+    untouched: Stage, kind: str, arguments: str, attachment: bytes
 ) -> None:
-    prepared = stage.proposals.prepare(A, kind, arguments, attachment)
+    prepared = untouched.proposals.prepare(A, kind, arguments, attachment)
     needs_nothing = kind in ("officers", "create-wrapping-key") and not attachment
     assert prepared.problems or needs_nothing
     assert bool(prepared.content) is not bool(prepared.problems)
