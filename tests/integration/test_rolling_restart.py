@@ -162,7 +162,7 @@ def formats_signed(served: Daemon) -> set[str]:
 @pytest.mark.parametrize(
     ("times", "notice"),
     [
-        (4, NOTICE),
+        (2, NOTICE),
         pytest.param(40, 1.0, marks=pytest.mark.torture),  # the default
     ],
 )

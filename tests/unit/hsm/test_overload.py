@@ -130,7 +130,9 @@ class Simulation:
 
 @pytest.mark.parametrize(("noise", "between"), [(0.0, 0.0), (0.5, 0.0), (0.2, 0.6)])
 @pytest.mark.parametrize("deadline", [1.0, 3.0])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.torture) for seed in range(1, 10))]
+)
 def test_at_three_times_the_capacity_nine_tenths_of_it_are_answered_in_time(
     loop: EventLoop, seed: int, deadline: float, noise: float, between: float
 ) -> None:

@@ -395,7 +395,7 @@ def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool =
 
 
 def test_officers_at_work(tmp_path: Path, template: Path) -> None:
-    run(tmp_path, template, 40, 50)
+    run(tmp_path, template, 25, 50)
 
 
 def test_officers_at_work_with_the_real_log(tmp_path: Path, template: Path) -> None:
