@@ -61,6 +61,7 @@ class Fork(subprocess.Popen[Any]):
     """
 
     _child_created = False  # not by Popen, whose destructor would wait for it
+    _sigint_wait_secs = 0.0  # after a Ctrl-C in a ``with`` block
 
     def __init__(self, args: Sequence[str], said: socket.socket, stdout: IO[str] | None) -> None:
         self.args, self.stdout = args, stdout
