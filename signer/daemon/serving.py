@@ -150,20 +150,21 @@ class Serving:
         """
         known = self._state
         try:
-            page = self._registry.page(self._compared, COMPARED)
-            newest = self._registry.state(known.keys)
+            newest, page = self._registry.state_and_page(known.keys, self._compared, COMPARED)
+            # What raised the revision since is no difference: that is served as it is read.
+            moved = newest.keys.revision != known.keys.revision
             differs = (
-                newest != known
+                (newest != known and not moved)
                 or not {*page.unreadable} <= {*newest.unreadable}
-                or any(known.keys.version(v.key, v.number) != v for v in page.versions)
+                or any(newest.keys.version(v.key, v.number) != v for v in page.versions)
             )
             self._seen += len(page.versions)
             if page.last is None:
-                differs = differs or self._seen != len(known.keys)
+                differs = differs or self._seen != len(newest.keys)
                 self._seen = 0
             self._compared = page.last or 0
             # Rows of operations are not compared: look again whether they can be read now.
-            if differs or self._accounts.unreadable:
+            if differs or moved or self._accounts.unreadable:
                 with self.lock:  # which is held for what is read, or it could be an earlier state
                     self._serve(self._registry.state(None if differs else self._state.keys))
         except Exception as error:  # noqa: BLE001 - suspensions are missed: that must be seen

@@ -175,54 +175,19 @@ class Registry:
         key is not among the versions: no request can name it.
         """
         with self.reading() as connection:
-            now = read_head(connection.execute(_REVISION))
-            # A registry that was restored from a backup is another one: read all of it. So too
-            # where rows cannot be read: a version without a row of its own is not served.
-            wrapping, bad_wrapping = read_wrapping_keys(connection.execute(_WRAPPING))
-            anew = since is None or now.value < since.revision or not since.complete
-            # On which tokens wrapped keys are depends on their wrapping keys.
-            anew = anew or any(key.revision > since.revision for key in wrapping if since)
-            known = KeyIndex() if since is None or anew else since
-            bad: Sequence[UnreadableRow] = ()
-            if known.revision:
-                since_then = {"since": known.revision}
-                new = connection.execute(_NEW, since_then)
-                placed = connection.execute(_NEW_PLACED, since_then)
-                wrapped = connection.execute(_NEW_WRAPPED, since_then)
-                versions, bad = read_versions(new, placed, wrapped, wrapping)
-            if bad or not known.revision:
-                known = KeyIndex()
-                placed, wrapped = connection.execute(_PLACED), connection.execute(_WRAPPED)
-                versions, bad = read_versions(connection.execute(_ALL), placed, wrapped, wrapping)
-            certificates, bad_officers = read_officers(connection.execute(_OFFICERS))
-            flags, bad_flags = read_suspensions(connection.execute(_SUSPENSIONS))
-            return RegistryState(
-                keys=known.updated(versions, now.value, complete=not bad),
-                officers=certificates,
-                suspensions=flags,
-                policy=now.policy,
-                policy_since=now.policy_since,
-                officers_since=now.officers_since,
-                deployment=now.deployment,
-                unreadable=(*bad, *bad_officers, *bad_flags, *bad_wrapping),
-                wrapping_keys=wrapping,
-            )
+            return _state(connection, since)
 
-    def page(self, after: int, limit: int) -> RegistryPage:
-        """Returns the versions of the next rows, whatever their revision. Raises OperatorError.
+    def state_and_page(
+        self, since: KeyIndex, after: int, limit: int
+    ) -> tuple[RegistryState, RegistryPage]:
+        """Returns the state, and the versions of the next rows, both at one revision.
 
-        This finds changes that did not raise the revision, a part at a time.
+        The state reads of these rows only those with a revision after ``since``, the page reads
+        all: so it finds changes that did not raise the revision, a part at a time. Raises as
+        ``state``.
         """
         with self.reading() as connection:
-            rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
-            last = rows[-1].id if len(rows) == limit else None
-            end = rows[-1].id if rows else after
-            part = {"after": after, "end": end}
-            placed = connection.execute(_PAGE_PLACED, part)
-            wrapped = connection.execute(_PAGE_WRAPPED, part)
-            wrapping, _ = read_wrapping_keys(connection.execute(_WRAPPING))
-            versions, bad = read_versions(rows, placed, wrapped, wrapping)
-            return RegistryPage(versions, last, bad)
+            return _state(connection, since), _page(connection, after, limit)
 
     def acts(self, since: int) -> tuple[Sequence[tuple[int, Act]], Sequence[UnreadableRow]]:
         """Returns the acts after a revision, each with its own, and what cannot be read.
@@ -278,6 +243,53 @@ class Registry:
         """Adds one version in a transaction of its own; see ``Writing.add_versions``."""
         with self.writing() as write:
             write.add_versions([version])
+
+
+def _state(connection: sa.Connection, since: KeyIndex | None) -> RegistryState:
+    now = read_head(connection.execute(_REVISION))
+    # A registry that was restored from a backup is another one: read all of it. So too
+    # where rows cannot be read: a version without a row of its own is not served.
+    wrapping, bad_wrapping = read_wrapping_keys(connection.execute(_WRAPPING))
+    anew = since is None or now.value < since.revision or not since.complete
+    # On which tokens wrapped keys are depends on their wrapping keys.
+    anew = anew or any(key.revision > since.revision for key in wrapping if since)
+    known = KeyIndex() if since is None or anew else since
+    bad: Sequence[UnreadableRow] = ()
+    if known.revision:
+        since_then = {"since": known.revision}
+        new = connection.execute(_NEW, since_then)
+        placed = connection.execute(_NEW_PLACED, since_then)
+        wrapped = connection.execute(_NEW_WRAPPED, since_then)
+        versions, bad = read_versions(new, placed, wrapped, wrapping)
+    if bad or not known.revision:
+        known = KeyIndex()
+        placed, wrapped = connection.execute(_PLACED), connection.execute(_WRAPPED)
+        versions, bad = read_versions(connection.execute(_ALL), placed, wrapped, wrapping)
+    certificates, bad_officers = read_officers(connection.execute(_OFFICERS))
+    flags, bad_flags = read_suspensions(connection.execute(_SUSPENSIONS))
+    return RegistryState(
+        keys=known.updated(versions, now.value, complete=not bad),
+        officers=certificates,
+        suspensions=flags,
+        policy=now.policy,
+        policy_since=now.policy_since,
+        officers_since=now.officers_since,
+        deployment=now.deployment,
+        unreadable=(*bad, *bad_officers, *bad_flags, *bad_wrapping),
+        wrapping_keys=wrapping,
+    )
+
+
+def _page(connection: sa.Connection, after: int, limit: int) -> RegistryPage:
+    rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
+    last = rows[-1].id if len(rows) == limit else None
+    end = rows[-1].id if rows else after
+    part = {"after": after, "end": end}
+    placed = connection.execute(_PAGE_PLACED, part)
+    wrapped = connection.execute(_PAGE_WRAPPED, part)
+    wrapping, _ = read_wrapping_keys(connection.execute(_WRAPPING))
+    versions, bad = read_versions(rows, placed, wrapped, wrapping)
+    return RegistryPage(versions, last, bad)
 
 
 def _is(name: KeyName) -> sa.ColumnElement[bool]:

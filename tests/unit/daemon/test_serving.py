@@ -15,8 +15,9 @@ from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
 from signer.keys import schema
 from signer.keys.database import RegistryError
+from signer.keys.registry import RegistryState
 from signer.keys.writing import Change
-from signer.model import KeyState, KeyVersion, Role, Scope
+from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing_fold import StandingFold
 from tests.unit.officers.opstage import (
@@ -286,6 +287,35 @@ def test_a_stop_by_hand_that_the_log_could_not_take_ends_with_its_row(
     stage.serving.follow()
     assert stage.serving.error == ""
     assert stage.hsm.resume_keys.call_count == resumed + 1
+
+
+def test_a_comparison_beside_writers_reads_all_rows_for_a_difference_only(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enrolment of thousands writes more often than the daemon compares."""
+    stage.key(CLINIC)
+    stage.serving.follow()
+    read, anew = stage.registry.state, list[bool]()
+
+    def state(since: KeyIndex | None = None) -> RegistryState:
+        anew.append(since is None)
+        return read(since)
+
+    monkeypatch.setattr(stage.registry, "state", state)
+    for _ in range(2):
+        with stage.registry.writing():
+            pass  # which raises the revision
+        stage.serving.compare()
+        assert stage.snapshot.keys.revision == stage.registry.revision()
+    assert anew == [False, False]
+
+    stage.emergency.suspend_key(C, CLINIC, "seen forged")
+    with stage.registry.writing() as write:  # and leaves the row's own revision as it was
+        write.connection.execute(sa.update(schema.key_versions).values(state="ACTIVE"))
+    stage.serving.follow()
+    stage.serving.compare()
+    assert UNACCOUNTED in stage.serving.reason
+    assert stage.snapshot.keys.primary(KeyName.parse(CLINIC), stage.clock.now()) is None
 
 
 def test_a_log_from_before_takes_what_there_is_as_given(stage: Stage) -> None:

@@ -37,7 +37,8 @@ def test_a_placement_is_read_with_its_version_and_alone_when_it_is_new(registry:
     assert after == registry.snapshot()
     assert list(after.changed_since(before)) == [placed]
     assert registry.versions(first.key) == [placed]
-    assert list(registry.page(0, 9).versions) == [placed, second]
+    state, page = registry.state_and_page(before, 0, 9)
+    assert (state.keys, list(page.versions)) == (after, [placed, second])
     revision = after.version(first.key, first.number)
     assert revision is not None
     # Its own revision does not change: approvals that name it still hold.
