@@ -6,7 +6,7 @@ import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from signer.algorithms import Algorithm
@@ -52,12 +52,17 @@ class Mistake(NamedTuple):
         return f"line {self.line}: {self.text}"
 
 
-def read_rows(content: bytes) -> list[EnrolmentRow]:
-    """Reads a CSV; raises OperationError with everything that is wrong in it."""
+@lru_cache(maxsize=1)
+def read_rows(content: bytes) -> tuple[EnrolmentRow, ...]:
+    """Reads a CSV; raises OperationError with everything that is wrong in it.
+
+    The last one is kept: an enrolment is written and judged in hundreds of parts, and to read
+    15,000 lines takes longer than to create the keys of a part.
+    """
     rows, mistakes = read_table(content)
     if mistakes:
         raise OperationError(*map(str, mistakes))
-    return rows
+    return tuple(rows)
 
 
 def read_table(content: bytes) -> tuple[list[EnrolmentRow], list[Mistake]]:
