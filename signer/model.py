@@ -9,7 +9,7 @@ import enum
 import hashlib
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -346,12 +346,14 @@ class KeyIndex:
     ``complete``: no row of a version was left out because it cannot be read.
     """
 
-    __slots__ = ("_by_key", "_keys", "_names", "complete", "revision")
+    __slots__ = ("_by_key", "_by_thumbprint", "_keys", "_names", "complete", "revision")
 
     def __init__(self, versions: Iterable[KeyVersion] = (), revision: int = 0) -> None:
         self.revision, self.complete = revision, True
         by_key: dict[KeyName, dict[int, KeyVersion]] = {}
+        self._by_thumbprint: dict[str, KeyVersion] = {}
         for version in versions:
+            self._by_thumbprint[version.thumbprint] = version
             numbered = by_key.setdefault(version.key, {})
             if version.number in numbered:
                 raise ValueError(f"two versions are named {version.name}")
@@ -371,6 +373,7 @@ class KeyIndex:
             if key in self._by_key:
                 index._by_key[key] = dict(sorted((self._by_key[key] | numbered).items()))
         index._by_key = self._by_key | index._by_key
+        index._by_thumbprint = self._by_thumbprint | index._by_thumbprint
         index._keys = sorted(index._by_key, key=str) if fresh else self._keys
         index._names = [str(key) for key in index._keys] if fresh else self._names
         return index
@@ -399,6 +402,10 @@ class KeyIndex:
     def version(self, name: KeyName, number: int) -> KeyVersion | None:
         """Returns one version, whatever its state."""
         return self._by_key.get(name, {}).get(number)
+
+    def by_thumbprint(self, thumbprint: str) -> KeyVersion | None:
+        """Returns the version with a JWS key id, whatever its state."""
+        return self._by_thumbprint.get(thumbprint)
 
     def versions(self, name: KeyName) -> tuple[KeyVersion, ...]:
         """Returns all versions of a key, oldest first; none of a key that does not exist."""
@@ -501,6 +508,37 @@ class TimestampTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class CosignTerms:
+    """Whose signed records must come with certificates, and what both must say.
+
+    ``profiles`` are those of the facilities whose records count. ``members`` has for dotted
+    paths of the certificate those of the record. ``rule`` is the dotted path of the rule.
+    """
+
+    profiles: frozenset[str]
+    members: Mapping[str, str]
+    rule: str
+
+
+class Cosigner(NamedTuple):
+    """A key that may be relied on: whether a signature over these bytes is by it."""
+
+    algorithm: Algorithm
+    correct: Callable[[bytes, bytes], bool]
+
+
+class Cosigned(NamedTuple):
+    """The signed records of a call, one for each payload.
+
+    ``find`` returns the key for a key id of JWS, or says why no such key may be relied on.
+    """
+
+    terms: CosignTerms
+    records: Sequence[bytes]
+    find: Callable[[str], Cosigner | str]
+
+
+@dataclass(frozen=True, slots=True)
 class FormatContext:
     """All that a format depends on besides the payloads: same context, same bytes.
 
@@ -516,6 +554,7 @@ class FormatContext:
     timestamp: TimestampTerms | None = None
     call_id: str = ""
     first: int = 0
+    cosigned: Cosigned | None = None
 
 
 HANDLE_BYTES = 16

@@ -34,8 +34,9 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
         """Answers with one signature or one failure for each payload; raises CallError."""
         batch = _read(request, caller)
         del request  # the batch has its payloads
+        items = len(batch.payloads) + len(batch.cosignatures)
         if caller.place is not None:
-            caller.place.resize(held_by(caller.place.message, len(batch.payloads)))
+            caller.place.resize(held_by(caller.place.message, items))
         request_id = batch.request_id or caller.call_id
         caller.notes |= {
             "request_id": request_id,
@@ -102,6 +103,7 @@ def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest
         request_id=_request_id(request.request_id),
         call_id=caller.call_id,
         revocation=request.revocation,
+        cosignatures=list(request.cosignatures),
     )
 
 

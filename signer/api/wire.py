@@ -34,7 +34,7 @@ _BATCH = 2  # the number of the field of SignStreamRequest
 UNCOUNTED_BYTES = 128 * 1024
 """A message up to this length is read without counting: it takes a few milliseconds."""
 _LONGEST_NUMBER = 10  # bytes of a varint
-_PAYLOAD = 0x1A  # the tag of a payload: the field 3 of SignBatchRequest, with a length
+_PAYLOAD, _RECORD = 0x1A, 0x2A  # the tags of payloads and signed records, fields 3 and 5
 _OTHER_FIELDS = 64  # beside the payloads: those of the message, and of later versions
 
 
@@ -173,15 +173,20 @@ def read_stream_request(message: bytes) -> signing_pb2.SignStreamRequest:
 
 
 def _count(message: bytes, at: int, end: int) -> None:
-    """Raises CallError if the batch in these bytes has more payloads than any may have."""
-    for _ in range(MAX_BATCH_ITEMS + _OTHER_FIELDS):
-        if at >= end:
-            return
+    """Raises CallError if the batch in these bytes has more items than any may have.
+
+    These are its payloads, and the signed records beside them.
+    """
+    left = {True: MAX_BATCH_ITEMS + _OTHER_FIELDS, False: MAX_BATCH_ITEMS + _OTHER_FIELDS}
+    while at < end:
+        is_payload = message[at] == _PAYLOAD
+        left[is_payload] -= 1
+        if left[is_payload] < 0:
+            field = "payloads" if is_payload else "cosignatures"
+            raise invalid(
+                field, f"has more than {MAX_BATCH_ITEMS} items, the limit everywhere: split it"
+            )
         at = _end_of_field(message, at)
-    if at < end:
-        raise invalid(
-            "payloads", f"has more than {MAX_BATCH_ITEMS} items, the limit everywhere: split it"
-        )
 
 
 def _end_of_field(message: bytes, at: int) -> int:
@@ -190,7 +195,7 @@ def _end_of_field(message: bytes, at: int) -> int:
     A batch has thousands of payloads, of which most have a length of one or two bytes: these
     are passed without more calls, or their batch would hold the event loop for milliseconds.
     """
-    if message[at] == _PAYLOAD and at + 2 < len(message):
+    if message[at] in {_PAYLOAD, _RECORD} and at + 2 < len(message):
         length, high = message[at + 1], message[at + 2]
         if length < 0x80:
             return at + 2 + length

@@ -12,7 +12,8 @@ import click
 
 from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
-from signer.cli.output import make_folder, put, say, write_file
+from signer.cli.options import FILE
+from signer.cli.output import explained, make_folder, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import ItemError, ItemResult, SignerClient, SignerClientError
 from signer.errors import OperatorError, Reason
@@ -77,6 +78,12 @@ _Item = tuple[_Source, bytes]
     help="With --json, of HCERT: the handles under which each certificate can be revoked.",
 )
 @click.option(
+    "--cosignatures",
+    metavar="FILE",
+    type=FILE,
+    help="The facilities' signed records, one JWS a line, in the order of the payloads.",
+)
+@click.option(
     "--batch",
     metavar="N",
     type=click.IntRange(1, 4096),
@@ -106,6 +113,7 @@ def sign(
     out: str | None,
     as_json: bool,
     revocation: bool,
+    cosignatures: Path | None,
     batch: int | None,
     timeout: float,
     inputs: tuple[str, ...],
@@ -153,7 +161,13 @@ def sign(
 
     def call(client: SignerClient, payloads: Iterable[bytes]) -> Iterable[ItemResult]:
         return client.sign(
-            key, message_format, payloads, batch_items=batch, timeout=timeout, revocation=revocation
+            key,
+            message_format,
+            payloads,
+            batch_items=batch,
+            timeout=timeout,
+            revocation=revocation,
+            cosignatures=None if cosignatures is None else _records(cosignatures),
         )
 
     with progress("signing", hidden=prints and sys.stdout.isatty()) as advance:
@@ -188,6 +202,13 @@ def _payloads(items: Iterable[_Item], pending: deque[_Source]) -> Iterator[bytes
     for source, payload in items:
         pending.append(source)
         yield payload
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    with explained(path, "read"), path.open("rb") as file:
+        for line in file:
+            yield line.strip()
+    raise OperatorError(f"{path} has fewer lines than there are payloads: give one for each")
 
 
 def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -> dict[str, Path]:

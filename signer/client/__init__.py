@@ -233,6 +233,7 @@ class SignerClient(Blocking):
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
         revocation: bool = False,
+        cosignatures: Iterable[bytes] | None = None,
     ) -> Iterator[ItemResult]:
         """Signs any number of payloads; yields one result each, in their order.
 
@@ -249,8 +250,9 @@ class SignerClient(Blocking):
 
         ``request_id`` names the whole job: repeated with the same payloads it
         repeats the ids of its calls. With ``revocation`` the results of HCERT have the
-        handles of the certificates. Raises ValueError for an unknown format or
-        numbers below 1, before anything is sent.
+        handles of the certificates. ``cosignatures`` are the facilities' signed records, one for
+        each payload in its order, where the key demands them. Raises ValueError for an unknown
+        format or numbers below 1, before anything is sent.
         """
         wanted = Format(message_format)
         pipeline.several(payloads)
@@ -259,7 +261,9 @@ class SignerClient(Blocking):
             found = self.get_key(pipeline.key_of(key), timeout=timeout)
             batch_items, in_flight = pipeline.plan(found, in_flight)
         job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout, revocation)
-        return pipeline.run(self._call, pipeline.cut(payloads, wanted, batch_items), job, in_flight)
+        return pipeline.run(
+            self._call, pipeline.cut(payloads, wanted, batch_items, cosignatures), job, in_flight
+        )
 
     def sign_batch(
         self,
@@ -270,11 +274,17 @@ class SignerClient(Blocking):
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
         revocation: bool = False,
+        cosignatures: Sequence[bytes] = (),
     ) -> list[ItemResult]:
         """Signs one batch in exactly one call, without retries."""
         call_id = str(request_id or uuid.uuid4())
         request = pipeline.request_of(
-            key, Format(message_format), payloads, call_id, revocation=revocation
+            key,
+            Format(message_format),
+            payloads,
+            call_id,
+            revocation=revocation,
+            cosignatures=cosignatures,
         )
         response = self._call(request, timeout)
         return pipeline.results_of(pipeline.read_answer(response, len(payloads)))

@@ -130,6 +130,7 @@ class AsyncSignerClient(Awaiting):
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
         revocation: bool = False,
+        cosignatures: Iterable[bytes] | None = None,
     ) -> AsyncIterator[ItemResult]:
         """Signs any number of payloads; yields one result each, in their order.
 
@@ -143,7 +144,7 @@ class AsyncSignerClient(Awaiting):
             found = await self.get_key(pipeline.key_of(key), timeout=timeout)
             batch_items, in_flight = pipeline.plan(found, in_flight)
         job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout, revocation)
-        batches = pipeline.cut(payloads, wanted, batch_items)
+        batches = pipeline.cut(payloads, wanted, batch_items, cosignatures)
         async for result in pipeline.run_awaited(self._call, batches, job, in_flight):
             yield result
 
@@ -156,11 +157,17 @@ class AsyncSignerClient(Awaiting):
         timeout: float = DEFAULT_TIMEOUT,
         request_id: uuid.UUID | None = None,
         revocation: bool = False,
+        cosignatures: Sequence[bytes] = (),
     ) -> list[ItemResult]:
         """Signs one batch in exactly one call, without retries."""
         call_id = str(request_id or uuid.uuid4())
         request = pipeline.request_of(
-            key, Format(message_format), payloads, call_id, revocation=revocation
+            key,
+            Format(message_format),
+            payloads,
+            call_id,
+            revocation=revocation,
+            cosignatures=cosignatures,
         )
         response = await self._call(request, timeout)
         return pipeline.results_of(pipeline.read_answer(response, len(payloads)))

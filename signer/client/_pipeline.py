@@ -49,10 +49,14 @@ _FAILURE = 640  # a google.rpc.Status with its details, in place of an output
 
 
 class PayloadBatch(NamedTuple):
-    """Payloads of one call; ``start`` is the index of the first in the stream."""
+    """Payloads of one call; ``start`` is the index of the first in the stream.
+
+    ``records`` are the facilities' signed records, one for each payload, or none.
+    """
 
     start: int
     payloads: list[bytes]
+    records: Sequence[bytes] = ()
 
 
 def output_bound(size: int, message_format: Format) -> int:
@@ -138,27 +142,43 @@ def plan(key: Key, in_flight: int) -> tuple[int, int]:
 
 
 def cut(
-    payloads: Iterable[bytes], message_format: Format, batch_items: int
+    payloads: Iterable[bytes],
+    message_format: Format,
+    batch_items: int,
+    records: Iterable[bytes] | None = None,
 ) -> Iterator[PayloadBatch]:
     """Cuts ``payloads`` into batches, reading no further than one batch and one payload.
 
     A batch has at most ``batch_items`` payloads, and neither its request nor the
     largest possible answer exceeds ``BATCH_BYTES``. A payload that does not fit
-    (``fits``) is alone in its batch.
+    (``fits``) is alone in its batch. Raises ValueError if there are fewer ``records``.
     """
     start, batch, sent, answered = 0, list[bytes](), 0, 0
+    given_records, beside = None if records is None else iter(records), list[bytes]()
     for given in payloads:
-        payload = octets(given)
+        payload, record = octets(given), b""
         request = len(payload) + FIELD_BYTES
+        if given_records is not None:
+            record = _next_record(given_records)
+            request += len(record) + FIELD_BYTES
         answer = output_bound(len(payload), message_format)
         full = len(batch) == batch_items
         if batch and (full or sent + request > BATCH_BYTES or answered + answer > BATCH_BYTES):
-            yield PayloadBatch(start, batch)
+            yield PayloadBatch(start, batch, beside)
             start, batch, sent, answered = start + len(batch), [], 0, 0
+            beside = []
         batch.append(payload)
+        if given_records is not None:
+            beside.append(record)
         sent, answered = sent + request, answered + answer
     if batch:
-        yield PayloadBatch(start, batch)
+        yield PayloadBatch(start, batch, beside)
+
+
+def _next_record(records: Iterator[bytes]) -> bytes:
+    for record in records:
+        return octets(record)
+    raise ValueError("there are fewer signed records than payloads: give one for each")
 
 
 class Answer(NamedTuple):
@@ -208,6 +228,7 @@ def request_of(
     request_id: str,
     *,
     revocation: bool = False,
+    cosignatures: Sequence[bytes] = (),
 ) -> SignBatchRequest:
     """Returns the request for one batch. Raises TypeError for one payload instead of several."""
     several(payloads)
@@ -217,6 +238,7 @@ def request_of(
         payloads=payloads,
         request_id=request_id,
         revocation=revocation,
+        cosignatures=cosignatures,
     )
 
 
@@ -271,9 +293,14 @@ class _Delivery:
         """
         payloads = [self._batch.payloads[position] for position in self._pending]
         request_id = str(uuid.uuid5(self._job.base, f"{self._batch.start}/{self._round}"))
-        job = self._job
+        job, records = self._job, self._batch.records
         request = request_of(
-            job.key, job.message_format, payloads, request_id, revocation=job.revocation
+            job.key,
+            job.message_format,
+            payloads,
+            request_id,
+            revocation=job.revocation,
+            cosignatures=[records[position] for position in self._pending] if records else (),
         )
         return request, max(0.0, self._deadline - time.monotonic())
 

@@ -6,15 +6,15 @@ RFC 8392, Base45 RFC 9285.
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 
 from cryptography import x509
 
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import CallError, Reason
-from signer.formats import base45, cose, dcc, deflate
+from signer.formats import base45, cose, cosigning, dcc, deflate
 from signer.formats.payloads import (
     ContentTerms,
     MessageFormat,
@@ -61,7 +61,16 @@ class Hcert(MessageFormat):
         writer = _Writer(
             cose.envelope(context.version), signature_length(context.version), claims, types, terms
         )
-        return prepare_each(payloads, writer.prepare)
+        if context.cosigned is None:
+            return prepare_each(payloads, writer.prepare)
+        cosigned = context.cosigned
+        records = iter(cosigned.records[context.first : context.first + len(payloads)])
+
+        def prepare(payload: bytes) -> bytes:
+            record = next(records)  # also of a payload that is refused for another reason
+            return writer.prepare(payload, partial(cosigning.check, record, cosigned))
+
+        return prepare_each(payloads, prepare)
 
     def inspect(self, payload: bytes, terms: ContentTerms) -> None:
         """Checks also whether a QR code holds the text, as signed by a key for ES256."""
@@ -100,10 +109,14 @@ class _Writer:
             room = base45.bytes_within(QR_CHARACTERS[terms.content.qr_level] - len(PREFIX))
             self._fits = room - deflate.OVERHEAD - envelope.message_length(0, signature)
 
-    def prepare(self, payload: bytes) -> bytes:
-        """Returns the bytes to sign; raises PayloadError."""
+    def prepare(
+        self, payload: bytes, also: Callable[[Mapping[str, object]], None] | None = None
+    ) -> bytes:
+        """Returns the bytes to sign; raises PayloadError, also what ``also`` raises of the DCC."""
         certificate = dcc.read(payload)
         dcc.check(certificate, self._content, self._ahead)
+        if also is not None:
+            also(certificate.document)
         if certificate.type not in self._types:
             raise denied(
                 "certificate.extended_key_usage",

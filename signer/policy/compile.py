@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from signer.errors import Violation
 from signer.model import IDENTIFIER, Role
-from signer.policy.document import FacilityRules, GroupRules, Profile, StaffRules
+from signer.policy.document import FacilityRules, GroupRules, Profile, Rules, StaffRules
 from signer.policy.fit import check_key, check_members, check_profile, check_use, of_unlisted_keys
 from signer.policy.narrow import narrow, profile_terms
 from signer.policy.rules import Facility, Group, Policy, Terms
@@ -37,10 +37,10 @@ def compile_policy(
     """
     _check_sections(document, problems)
     group_rules = _section(document, "groups", GroupRules, problems)
-    profiles = {
-        name: _profile(f"profiles.{name}", rules, problems)
-        for name, rules in _section(document, "profiles", Profile, problems).items()
-    }
+    profiles: dict[str, Terms] = {}
+    for name, profile in _section(document, "profiles", Profile, problems).items():
+        profiles[name] = _profile(f"profiles.{name}", profile, problems)
+        _check_cosigners(f"profiles.{name}", profile, document, problems)
     facilities: dict[str, Facility] = {}
     for name, rules in _section(document, "facilities", FacilityRules, problems).items():
         _check_names(f"facilities.{name}", rules, document, problems)
@@ -120,6 +120,21 @@ def _check_names(
         if name is not None and isinstance(defined, dict) and name not in defined:
             field = section.removesuffix("s")
             problems.append(Violation(f"{path}.{field}", f"{name} is not in {section}"))
+    _check_cosigners(path, rules, document, problems)
+    for key, key_rules in rules.keys.items():
+        _check_cosigners(dotted(path, ("keys", key)), key_rules, document, problems)
+
+
+def _check_cosigners(
+    path: str, rules: Rules, document: Mapping[str, object], problems: list[Violation]
+) -> None:
+    """Checks that the document has the profiles whose facilities co-sign."""
+    defined = document.get("profiles", {})
+    if rules.cosigning is not None and isinstance(defined, dict):
+        problems.extend(
+            Violation(f"{path}.cosigning.profiles", f"{name} is not in profiles")
+            for name in sorted((rules.cosigning.profiles or frozenset()) - defined.keys())
+        )
 
 
 def _facility(

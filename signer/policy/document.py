@@ -72,6 +72,16 @@ class TimestampRules(StrictModel):
     accuracy_seconds: int | None = Field(None, ge=1, le=3600)
 
 
+class CosigningRules(StrictModel):
+    """Facilities whose signed records must come with HCERTs; a profile states both members.
+
+    ``members`` has for dotted paths of the certificate, as v.0.ci, those of the record.
+    """
+
+    profiles: Names | None = None
+    members: Annotated[dict[str, str], PlainValidator(values.paths)] | None = None
+
+
 class Content(StrictModel):
     """What payloads must contain; see model.ContentRules."""
 
@@ -104,6 +114,7 @@ class Rules(StrictModel):
     hcert: HcertRules | None = None
     shc: ShcRules | None = None
     timestamp: TimestampRules | None = None
+    cosigning: CosigningRules | None = None
     content: Content | None = None
 
 

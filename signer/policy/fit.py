@@ -37,6 +37,9 @@ def check_profile(path: str, rules: Profile, problems: list[Violation]) -> None:
     """Checks that formats, algorithms, blind, hcert and times are consistent."""
     texts = [*_blind_problems(rules), *_hcert_problems(rules), *_shc_problems(rules)]
     texts += _timestamp_problems(rules)
+    cosigning = rules.cosigning
+    if cosigning is not None and None in (cosigning.profiles, cosigning.members):
+        texts.append(("cosigning", "should state both profiles and members"))
     start, end = rules.valid_from, rules.valid_until
     if start is not None and end is not None and start >= end:
         texts.append(("valid_until", "is not after valid_from"))
@@ -54,6 +57,8 @@ def check_use(
     stated += [("shc", frozenset({Format.SHC}))] if rules.shc is not None else []
     if rules.timestamp is not None:
         stated.append(("timestamp", frozenset({Format.TIMESTAMP})))
+    if rules.cosigning is not None:
+        stated.append(("cosigning", frozenset({Format.HCERT})))
     if rules.content is not None:
         stated += [
             (f"content.{name}", used_by)

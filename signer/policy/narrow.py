@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
-from signer.model import ContentRules, HcertTerms, ShcTerms, Storage, TimestampTerms
+from signer.model import ContentRules, CosignTerms, HcertTerms, ShcTerms, Storage, TimestampTerms
 from signer.policy.document import (
     Content,
+    CosigningRules,
     HcertRules,
     OpeningHours,
     Rules,
@@ -215,6 +216,24 @@ def _timestamp(
     return TimestampTerms(outer.policy, seconds)
 
 
+def _cosigning(
+    at: Narrowing, name: str, mine: CosigningRules, outer: CosignTerms | None
+) -> CosignTerms | None:
+    """A profile states both members (see ``fit``). Below fewer profiles count, more members."""
+    rule = f"{at.path}.{name}"
+    if outer is None:
+        if mine.profiles is None or mine.members is None:
+            return None
+        return CosignTerms(mine.profiles, mine.members, rule)
+    profiles, members = outer.profiles, {**outer.members, **(mine.members or {})}
+    if mine.profiles is not None:
+        profiles = _subset(at, f"{name}.profiles", mine.profiles, outer.profiles)
+    for path in outer.members:
+        if members[path] != outer.members[path]:
+            at.wider(f"{name}.members.{path}", f"{members[path]} is another member than in")
+    return CosignTerms(profiles, members, rule)
+
+
 DEFAULT_CONTENT = ContentRules(dcc_schema=True, qr_level="Q")
 _QR_LEVELS = "LMQH"  # from the one that holds the most
 
@@ -277,6 +296,12 @@ def _show_timestamp(terms: TimestampTerms | None) -> dict[str, object] | None:
     return {"policy": terms.policy, "accuracy_seconds": terms.accuracy}
 
 
+def _show_cosigning(terms: CosignTerms | None) -> dict[str, object] | None:
+    if terms is None:
+        return None
+    return {"profiles": sorted(terms.profiles), "members": dict(terms.members)}
+
+
 def _show_content(content: ContentRules) -> dict[str, object]:
     members: Mapping[str, object] = {
         "countries": sorted(content.countries),
@@ -310,6 +335,7 @@ RULES = (
     Rule("hcert", _hcert, show=_show_hcert),
     Rule("shc", _shc, show=_show_shc),
     Rule("timestamp", _timestamp, show=_show_timestamp),
+    Rule("cosigning", _cosigning, show=_show_cosigning),
     Rule("content", _content, DEFAULT_CONTENT, show=_show_content),
 )
 _NAMES = frozenset(rule.name for rule in RULES)

@@ -4,7 +4,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from signer.algorithms import Algorithm
-from signer.model import ContentRules, Format, HcertTerms, KeyName, Role, ShcTerms, TimestampTerms
+from signer.model import (
+    ContentRules,
+    CosignTerms,
+    Format,
+    HcertTerms,
+    KeyName,
+    Role,
+    ShcTerms,
+    TimestampTerms,
+)
 from signer.policy.document import Rules
 from signer.policy.values import Quota
 from signer.policy.windows import Hours
@@ -47,6 +56,7 @@ class Terms:
     hcert: HcertTerms | None
     shc: ShcTerms | None
     timestamp: TimestampTerms | None
+    cosigning: CosignTerms | None
     content: ContentRules
     levels: tuple[RuleLevel, ...]
     weight: int = field(init=False)

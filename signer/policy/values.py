@@ -87,6 +87,17 @@ def members(kind: type[E]) -> Callable[[object], frozenset[E]]:
     return read
 
 
+def paths(value: object) -> dict[str, str]:
+    """Reads a mapping of dotted paths to dotted paths; raises ValueError for an empty one."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError("should map at least one member of the certificate to one of the record")
+    for path, name in value.items():
+        for text in (path, name):
+            if not isinstance(text, str) or not all(text.split(".")):
+                raise ValueError(f"{text} should be a member, or a path with dots as v.0.ci")
+    return dict(value)
+
+
 def certificate_types(value: object) -> frozenset[str]:
     """Reads types of EU certificates: v (vaccination), t (test), r (recovery)."""
     listed = names(value)

@@ -25,6 +25,7 @@ from signer.model import HANDLE_BYTES, MESSAGE_BYTES, Format, FormatContext, Key
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
+from signer.signing.cosigners import cosigned_of
 from signer.signing.evidence import Evidence, reasons_of
 from signer.signing.lots import Call, Lot, Lots
 from signer.signing.messages import HsmInputs, Messages
@@ -119,6 +120,9 @@ class Engine:
         if len(payloads) > WORTH_A_LOOK:
             self._hsm.admit(_job(payloads, version, terms, deadline)).release()
         message_format = FORMATS[first.format]
+        cosigned = None
+        if first.cosignatures or terms.cosigning is not None:
+            cosigned = cosigned_of(snapshot, first, terms, now)
         context = FormatContext(
             version, int(now), terms.hcert, terms.content, terms.shc, terms.timestamp, first.call_id
         )
@@ -136,7 +140,8 @@ class Engine:
 
             # 5. The intents are recorded, the HSM signs, the outcomes are recorded.
             if admission.refused is None and job.inputs:
-                common = _common(first, decision, context, snapshot.policy)
+                links = await self._messages.links(first, inputs)
+                common = _common(first, decision, context, snapshot.policy, links)
                 signed = await self._sign(lot, admission, inputs, common)
             else:
                 signed = Signed.all_failed(job, admission.refused or _PLACEHOLDER)
@@ -254,7 +259,11 @@ def _job(
 
 
 def _common(
-    request: BatchRequest, decision: Decision, context: FormatContext, policy: Policy
+    request: BatchRequest,
+    decision: Decision,
+    context: FormatContext,
+    policy: Policy,
+    cosigned: bytes,
 ) -> dict[str, Value]:
     """Returns what the intents of a lot have in common: all that the same bytes depend on."""
     terms, version = _granted(decision), context.version
@@ -274,6 +283,7 @@ def _common(
         hcert=context.hcert,
         asked=0,
         failed={},
+        cosigned=cosigned,
     ).to_fields()
 
 

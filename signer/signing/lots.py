@@ -58,7 +58,8 @@ class Call:
         payloads = request.payloads
         self.request, self.answer = request, answer
         self.small = 0 < len(payloads) <= FIRST_ITEMS and sum(map(len, payloads)) <= PART_BYTES
-        self.alone = not self.small or FORMATS[request.format].by_call
+        by_call = FORMATS[request.format].by_call or bool(request.cosignatures)
+        self.alone = by_call or not self.small
         self.trace = CALL.get()
         self.lot: Lot | None = None
         self.content = b""

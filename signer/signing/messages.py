@@ -74,6 +74,10 @@ class HsmInputs:
             return failures
         return {self._indexes[i]: failure for i, failure in failures.items()}
 
+    def indexes(self) -> Sequence[int]:
+        """Returns the places in the batch of the items that go to the HSM."""
+        return range(len(self._to_sign)) if self._indexes is None else self._indexes
+
     def spread(self, signatures: list[bytes]) -> list[bytes]:
         """Returns signatures at the indexes of their items, b"" elsewhere."""
         if self._indexes is None:
@@ -142,6 +146,18 @@ class Messages:
             ),
         )
         return [output for part in finished for output in part]
+
+    async def links(self, request: BatchRequest, inputs: HsmInputs) -> bytes:
+        """Returns the SHA-256 of the signed record of each item that goes to the HSM."""
+        if not request.cosignatures:
+            return b""
+        records = [request.cosignatures[index] for index in inputs.indexes()]
+        parts = await self._turns.each(
+            request.principal,
+            records,
+            lambda start, stop: b"".join(sha256(each).digest() for each in records[start:stop]),
+        )
+        return b"".join(parts)
 
     async def handles(
         self, request: BatchRequest, inputs: HsmInputs, signatures: list[bytes], version: KeyVersion

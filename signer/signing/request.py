@@ -62,7 +62,8 @@ class BatchRequest:
 
     ``version`` None means the primary. ``deadline`` is in monotonic seconds. ``request_id`` is
     the caller's, empty without one; ``call_id`` is assigned by the appliance. ``revocation``:
-    the answer has the handles of the certificates.
+    the answer has the handles of the certificates. ``cosignatures``: the facilities' signed
+    records, one for each payload, or none.
     """
 
     principal: str
@@ -74,14 +75,18 @@ class BatchRequest:
     request_id: str = ""
     call_id: str = ""
     revocation: bool = False
+    cosignatures: Sequence[bytes] = ()
 
     def content_head(self) -> bytes:
         """Returns what the hash of everything that is asked begins with.
 
-        That is key, version, format and the payloads' lengths; the payloads follow.
+        That is key, version, format, the signed records and the payloads' lengths; the payloads
+        follow.
         """
         count = len(self.payloads)
         head = f"{self.key}/versions/{self.version or 0}\n{self.format}\n{count}\n".encode()
+        if self.cosignatures:
+            head += b"cosignatures\n" + sha256(b"\n".join(self.cosignatures)).digest()
         return head + struct.pack(f">{count}Q", *map(len, self.payloads))
 
 

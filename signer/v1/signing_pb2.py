@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17signer/v1/signing.proto\x12\tsigner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"|\n\x10SignBatchRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x11.signer.v1.Format\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x12\n\nrevocation\x18\x06 \x01(\x08\"\xb1\x02\n\x11SignBatchResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\t\x12\x12\n\nsignatures\x18\x02 \x03(\x0c\x12<\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32*.signer.v1.SignBatchResponse.FailuresEntry\x12\x19\n\x0c\x61udit_record\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x30\n\nrevocation\x18\x06 \x01(\x0b\x32\x1c.signer.v1.RevocationHandles\x1a\x43\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status:\x02\x38\x01\x42\x0f\n\r_audit_record\"J\n\x11RevocationHandles\x12\x0c\n\x04uvci\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ountry_uvci\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"x\n\x11SignStreamRequest\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12*\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1b.signer.v1.SignBatchRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x12SignStreamResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12-\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1c.signer.v1.SignBatchResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xcd\x01\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x11\n\rFORMAT_DIGEST\x10\x01\x12\x12\n\x0e\x46ORMAT_MESSAGE\x10\x02\x12\x0e\n\nFORMAT_JWS\x10\x03\x12\x15\n\x11\x46ORMAT_COSE_SIGN1\x10\x04\x12\x10\n\x0c\x46ORMAT_HCERT\x10\x05\x12\x0e\n\nFORMAT_CMS\x10\x06\x12\x14\n\x10\x46ORMAT_TIMESTAMP\x10\x07\x12\x0e\n\nFORMAT_SHC\x10\x08\x12\x15\n\x11\x46ORMAT_CMS_DIGEST\x10\n2\xa7\x01\n\x0eSigningService\x12\x46\n\tSignBatch\x12\x1b.signer.v1.SignBatchRequest\x1a\x1c.signer.v1.SignBatchResponse\x12M\n\nSignStream\x12\x1c.signer.v1.SignStreamRequest\x1a\x1d.signer.v1.SignStreamResponse(\x01\x30\x01\x42-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17signer/v1/signing.proto\x12\tsigner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x92\x01\n\x10SignBatchRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x11.signer.v1.Format\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x14\n\x0c\x63osignatures\x18\x05 \x03(\x0c\x12\x12\n\nrevocation\x18\x06 \x01(\x08\"\xb1\x02\n\x11SignBatchResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\t\x12\x12\n\nsignatures\x18\x02 \x03(\x0c\x12<\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32*.signer.v1.SignBatchResponse.FailuresEntry\x12\x19\n\x0c\x61udit_record\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x30\n\nrevocation\x18\x06 \x01(\x0b\x32\x1c.signer.v1.RevocationHandles\x1a\x43\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status:\x02\x38\x01\x42\x0f\n\r_audit_record\"J\n\x11RevocationHandles\x12\x0c\n\x04uvci\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ountry_uvci\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"x\n\x11SignStreamRequest\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12*\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1b.signer.v1.SignBatchRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x12SignStreamResponse\x12\x0b\n\x03tag\x18\x01 \x01(\x04\x12-\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1c.signer.v1.SignBatchResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xcd\x01\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x11\n\rFORMAT_DIGEST\x10\x01\x12\x12\n\x0e\x46ORMAT_MESSAGE\x10\x02\x12\x0e\n\nFORMAT_JWS\x10\x03\x12\x15\n\x11\x46ORMAT_COSE_SIGN1\x10\x04\x12\x10\n\x0c\x46ORMAT_HCERT\x10\x05\x12\x0e\n\nFORMAT_CMS\x10\x06\x12\x14\n\x10\x46ORMAT_TIMESTAMP\x10\x07\x12\x0e\n\nFORMAT_SHC\x10\x08\x12\x15\n\x11\x46ORMAT_CMS_DIGEST\x10\n2\xa7\x01\n\x0eSigningService\x12\x46\n\tSignBatch\x12\x1b.signer.v1.SignBatchRequest\x1a\x1c.signer.v1.SignBatchResponse\x12M\n\nSignStream\x12\x1c.signer.v1.SignStreamRequest\x1a\x1d.signer.v1.SignStreamResponse(\x01\x30\x01\x42-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,20 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\tsigner.v1P\001Z\022signer/v1;signerv1\252\002\tSigner.V1'
   _globals['_SIGNBATCHRESPONSE_FAILURESENTRY']._loaded_options = None
   _globals['_SIGNBATCHRESPONSE_FAILURESENTRY']._serialized_options = b'8\001'
-  _globals['_FORMAT']._serialized_start=857
-  _globals['_FORMAT']._serialized_end=1062
-  _globals['_SIGNBATCHREQUEST']._serialized_start=95
-  _globals['_SIGNBATCHREQUEST']._serialized_end=219
-  _globals['_SIGNBATCHRESPONSE']._serialized_start=222
-  _globals['_SIGNBATCHRESPONSE']._serialized_end=527
-  _globals['_SIGNBATCHRESPONSE_FAILURESENTRY']._serialized_start=443
-  _globals['_SIGNBATCHRESPONSE_FAILURESENTRY']._serialized_end=510
-  _globals['_REVOCATIONHANDLES']._serialized_start=529
-  _globals['_REVOCATIONHANDLES']._serialized_end=603
-  _globals['_SIGNSTREAMREQUEST']._serialized_start=605
-  _globals['_SIGNSTREAMREQUEST']._serialized_end=725
-  _globals['_SIGNSTREAMRESPONSE']._serialized_start=727
-  _globals['_SIGNSTREAMRESPONSE']._serialized_end=854
-  _globals['_SIGNINGSERVICE']._serialized_start=1065
-  _globals['_SIGNINGSERVICE']._serialized_end=1232
+  _globals['_FORMAT']._serialized_start=880
+  _globals['_FORMAT']._serialized_end=1085
+  _globals['_SIGNBATCHREQUEST']._serialized_start=96
+  _globals['_SIGNBATCHREQUEST']._serialized_end=242
+  _globals['_SIGNBATCHRESPONSE']._serialized_start=245
+  _globals['_SIGNBATCHRESPONSE']._serialized_end=550
+  _globals['_SIGNBATCHRESPONSE_FAILURESENTRY']._serialized_start=466
+  _globals['_SIGNBATCHRESPONSE_FAILURESENTRY']._serialized_end=533
+  _globals['_REVOCATIONHANDLES']._serialized_start=552
+  _globals['_REVOCATIONHANDLES']._serialized_end=626
+  _globals['_SIGNSTREAMREQUEST']._serialized_start=628
+  _globals['_SIGNSTREAMREQUEST']._serialized_end=748
+  _globals['_SIGNSTREAMRESPONSE']._serialized_start=750
+  _globals['_SIGNSTREAMRESPONSE']._serialized_end=877
+  _globals['_SIGNINGSERVICE']._serialized_start=1088
+  _globals['_SIGNINGSERVICE']._serialized_end=1255
 # @@protoc_insertion_point(module_scope)

@@ -35,18 +35,20 @@ FORMAT_SHC: Format
 FORMAT_CMS_DIGEST: Format
 
 class SignBatchRequest(_message.Message):
-    __slots__ = ("key", "format", "payloads", "request_id", "revocation")
+    __slots__ = ("key", "format", "payloads", "request_id", "cosignatures", "revocation")
     KEY_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COSIGNATURES_FIELD_NUMBER: _ClassVar[int]
     REVOCATION_FIELD_NUMBER: _ClassVar[int]
     key: str
     format: Format
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
     request_id: str
+    cosignatures: _containers.RepeatedScalarFieldContainer[bytes]
     revocation: bool
-    def __init__(self, key: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ..., revocation: _Optional[bool] = ...) -> None: ...
+    def __init__(self, key: _Optional[str] = ..., format: _Optional[_Union[Format, str]] = ..., payloads: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ..., cosignatures: _Optional[_Iterable[bytes]] = ..., revocation: _Optional[bool] = ...) -> None: ...
 
 class SignBatchResponse(_message.Message):
     __slots__ = ("key_version", "signatures", "failures", "audit_record", "request_id", "revocation")

@@ -38,6 +38,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
     "hcert": document.HcertRules,
     "shc": document.ShcRules,
     "timestamp": document.TimestampRules,
+    "cosigning": document.CosigningRules,
     "content": document.Content,
 }
 """Which heading of the configuration's document describes which model."""

@@ -24,7 +24,8 @@ class IntentRecord:
     hash of the whole request, ``asked`` its number of payloads, ``now`` the time in messages
     (seconds since the epoch), ``policy`` a SHA-256. ``failed`` has the items that were
     refused before and their reasons, by their index among the payloads; those of version 1
-    have a message, too: ``REASON: message``.
+    have a message, too: ``REASON: message``. ``cosigned`` has the SHA-256 of the facility's signed
+    record for each item of the column, where the key demands one.
     """
 
     principal: str
@@ -42,10 +43,12 @@ class IntentRecord:
     hcert: HcertTerms | None
     asked: int
     failed: Mapping[int, str]
+    cosigned: bytes = b""
 
     def to_fields(self) -> dict[str, Value]:
         hcert = self.hcert
-        return {
+        linked: dict[str, Value] = {"cosigned": self.cosigned} if self.cosigned else {}
+        return linked | {
             "principal": self.principal,
             "request_id": self.request_id,
             "call_id": self.call_id,
@@ -89,6 +92,7 @@ class IntentRecord:
             hcert=hcert,
             asked=number(fields, "asked", 0),
             failed=reasons(fields, "failed"),
+            cosigned=octets(fields, "cosigned", b""),
         )
 
 

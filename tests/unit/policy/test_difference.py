@@ -105,6 +105,7 @@ def test_nothing_differs_from_itself() -> None:
                 "+ facility g: hcert none",
                 "+ facility g: shc none",
                 "+ facility g: timestamp none",
+                "+ facility g: cosigning none",
                 "+ facility g: content none",
                 "+ facility g, key k: algorithms EdDSA",
             ],
