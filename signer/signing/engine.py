@@ -120,12 +120,7 @@ class Engine:
         if len(payloads) > WORTH_A_LOOK:
             self._hsm.admit(_job(payloads, version, terms, deadline)).release()
         message_format = FORMATS[first.format]
-        cosigned = None
-        if first.cosignatures or terms.cosigning is not None:
-            cosigned = cosigned_of(snapshot, first, terms, now)
-        context = FormatContext(
-            version, int(now), terms.hcert, terms.content, terms.shc, terms.timestamp, first.call_id
-        )
+        context = _context(snapshot, first, version, terms, now=now)
         self._check_answer(message_format.max_output(payloads, context), lot)
         inputs = await self._messages.prepare(message_format, first.principal, payloads, context)
         lot.ended("format", began, monotonic())
@@ -140,7 +135,9 @@ class Engine:
 
             # 5. The intents are recorded, the HSM signs, the outcomes are recorded.
             if admission.refused is None and job.inputs:
-                links = await self._messages.links(first, inputs)
+                links = b""
+                if first.cosignatures:
+                    links = await self._messages.links(first, inputs)
                 common = _common(first, decision, context, snapshot.policy, links)
                 signed = await self._sign(lot, admission, inputs, common)
             else:
@@ -246,6 +243,25 @@ class Engine:
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} has no room for {items} more: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
+
+
+def _context(
+    snapshot: Snapshot, request: BatchRequest, version: KeyVersion, terms: Terms, *, now: float
+) -> FormatContext:
+    """Returns what the messages depend on; raises CallError without the signed records."""
+    cosigned = None
+    if request.cosignatures or terms.cosigning is not None:
+        cosigned = cosigned_of(snapshot, request, terms, now)
+    return FormatContext(
+        version,
+        int(now),
+        terms.hcert,
+        terms.content,
+        terms.shc,
+        terms.timestamp,
+        request.call_id,
+        cosigned=cosigned,
+    )
 
 
 def _job(

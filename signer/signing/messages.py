@@ -149,8 +149,6 @@ class Messages:
 
     async def links(self, request: BatchRequest, inputs: HsmInputs) -> bytes:
         """Returns the SHA-256 of the signed record of each item that goes to the HSM."""
-        if not request.cosignatures:
-            return b""
         records = [request.cosignatures[index] for index in inputs.indexes()]
         parts = await self._turns.each(
             request.principal,
