@@ -1,5 +1,5 @@
 # make demo    signs and verifies real certificates, from nothing
-# make test    the whole test suite, about 20 minutes on 2 cores
+# make test    the whole test suite
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
@@ -41,10 +41,10 @@ $(TOOLS): $(DEV)
 demo: $(READY)
 	$(BIN)/python -m tests.e2e.demo
 
-# Three at a time on two cores: most tests wait for processes of their own. A file stays
-# together; files come in the order of their folders, which has those that take long first.
+# Four at a time on two cores: most tests wait for processes of their own. A file stays
+# together; the many short files of unit tests come last.
 test: $(TOOLS) build/shim.so
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 torture: $(TOOLS) build/shim.so
 	$(BIN)/pytest -m torture

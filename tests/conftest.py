@@ -9,6 +9,7 @@ configuration. ``make_appliance`` makes one of the test's own.
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from hypothesis import HealthCheck, settings
 from tests.appliances import Appliance, serving
 from tests.postgres import Postgres
 
-# Where Python is told to keep no bytecode, every daemon and command would compile all of signer.
+gc.disable()  # until all tests are collected: nothing of them is garbage
+
+# Where Python is told to keep no bytecode, every process of every run would compile all of
+# signer and of the tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No test asserts a time, Hypothesis's neither: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,14 +33,20 @@ settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the test that would else be the last to end, alone on its processor."""
-    items.sort(key=lambda item: item.path.name != "test_state_machine.py")
+    """Begins with the files that take long: none may be the last to end, alone on its processor."""
+    items.sort(key=_at_the_end)
+
+
+def _at_the_end(item: pytest.Item) -> bool:
+    """Whether a test is in one of the many short files of unit tests."""
+    return "unit" in item.path.parts and item.path.name != "test_state_machine.py"
 
 
 def pytest_collection_finish() -> None:
     """Spares what all tests are made of: no search for garbage goes through it again."""
     gc.freeze()
     gc.set_threshold(20_000)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

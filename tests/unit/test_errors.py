@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import pytest
 
 from signer.errors import CallError, Code, ConfigError, Extent, Reason, Violation, invalid
 
@@ -86,18 +85,15 @@ def made_errors() -> Iterator[tuple[str, Reason, Extent]]:
                 yield place, Reason[reason.attr], MAKERS[node.func.id]
 
 
-MADE = list(made_errors())
-
-
-@pytest.mark.parametrize(("place", "reason", "scope"), MADE, ids=str)
-def test_an_error_befalls_what_the_table_says(place: str, reason: Reason, scope: Extent) -> None:
-    assert scope in reason.scope, place
+def test_an_error_befalls_what_the_table_says() -> None:
+    made = list(made_errors())
+    assert [(place, reason) for place, reason, scope in made if scope not in reason.scope] == []
+    assert len(made) > 20
 
 
 def test_every_reason_is_used() -> None:
     written = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
     assert {reason for reason in Reason if f"Reason.{reason.name}" not in written} == set()
-    assert len(MADE) > 20
 
 
 def test_texts_of_errors() -> None:
