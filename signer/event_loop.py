@@ -160,6 +160,11 @@ class Turns:
         self._fresh = True  # whether nothing has computed in this round of the loop
         self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether calls wait for their turns."""
+        return bool(self._waiting)
+
     async def begin(self, principal: str, items: int = MOST_ITEMS) -> None:
         """Returns when a call with so many payloads may compute: mostly at once."""
         while (rest := self._rests.get(principal, 0.0) - self._monotonic()) > 0:  # noqa: ASYNC110 - a time

@@ -21,7 +21,7 @@ class CallTrace:
 
     ``span`` is the tracer's, ``trace_id`` in hexadecimal; None and "" if no trace is kept.
     ``work`` has the stages: the trace itself, or one that several ``calls`` share, because they
-    are signed together. Its ``timings``, the seconds by stage, are made when the first one ends.
+    are signed together. Its ``timings``, the seconds by stage, are kept once StagesEnded.
     """
 
     __slots__ = ("calls", "span", "stages", "timings", "trace_id", "work")
@@ -59,6 +59,13 @@ class CallBegan(NamedTuple):
 
     method: str
     metadata: Iterable[tuple[str, str | bytes]]
+
+
+class StagesEnded(NamedTuple):
+    """The end of the stages of ``work``; ``trace_id`` is that of one of its calls, or ""."""
+
+    work: CallTrace
+    trace_id: str
 
 
 class CallEnded(NamedTuple):

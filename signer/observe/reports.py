@@ -242,6 +242,7 @@ class Reports:
             **{kind: partial(count, self.metrics) for kind, count in COUNTS.items()},
             **{kind: self._writing(kind) for kind in LINES},
             events.CallEnded: self._call_ended,
+            events.StagesEnded: self._stages_ended,
             events.AuditCommitted: self._audit_committed,
         }
 
@@ -277,7 +278,7 @@ class Reports:
         metrics.requests(method, code).inc()
         trace_id = "" if call is None else call.trace_id
         metrics.durations(method).observe(seconds, trace_id)
-        timings = {} if call is None else self._timings(call.work, trace_id)
+        timings = {} if call is None else call.work.timings or _timings(call.work)
         if reason != OK:
             failure = OVERLOADED_BY_CLIENT if notes.get("limit") in CLIENT_LIMITS else reason
             metrics.call_failures(method, failure).inc()
@@ -295,19 +296,22 @@ class Reports:
         # Refused calls are not faults: a flood of them must not displace the lines of faults.
         self.lines.add(INFO if reason == OK else WARNING, "call", fields, fault=False)
 
-    def _timings(self, work: CallTrace, trace_id: str) -> dict[str, float]:
-        """Returns the seconds by stage; counts them for all calls that share them."""
-        timings = work.timings
-        if timings is None:
-            timings = {}
-            for stage, _, spent in work.stages:
-                self.metrics.stages(stage).observe(spent, trace_id, work.calls)
-                timings[stage] = timings.get(stage, 0.0) + spent
-            timings = work.timings = {stage: round(spent, 6) for stage, spent in timings.items()}
-        return timings
+    def _stages_ended(self, event: events.StagesEnded) -> None:
+        work, trace_id = event
+        for stage, _, spent in work.stages:
+            self.metrics.stages(stage).observe(spent, trace_id, work.calls)
+        work.timings = _timings(work)
 
     def _audit_committed(self, event: events.AuditCommitted) -> None:
         self.metrics.records.inc(event.records)
         self.metrics.commits.observe(event.seconds)
         if event.seconds >= SLOW_SECONDS:
             self.lines.add(WARNING, "audit_slow_over", {"seconds": round(event.seconds, 3)})
+
+
+def _timings(work: CallTrace) -> dict[str, float]:
+    """Returns the seconds by stage."""
+    timings: dict[str, float] = {}
+    for stage, _, spent in work.stages:
+        timings[stage] = timings.get(stage, 0.0) + spent
+    return {stage: round(spent, 6) for stage, spent in timings.items()}

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from signer.audit.format.batch_records import IntentRecord, pack_reasons
 from signer.audit.format.record import Fields, Value
+from signer.audit.write.inbox import Entry
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
 from signer.event_loop import EventLoop, Turns
 from signer.events import Events, ItemsEnded, QuotaRefused
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed, SignJob
-from signer.hsm.front.pool import Admission
+from signer.hsm.front.pool import Admission, too_late
 from signer.hsm.front.service import Hsm
 from signer.model import HANDLE_BYTES, MESSAGE_BYTES, Format, FormatContext, KeyIndex, KeyVersion
 from signer.policy.decide import Decision, check_algorithm, decide
@@ -74,7 +75,9 @@ class Engine:
         self._messages, self._turns = messages, turns
         self._events = events
         self._clock = clock
-        self._lots = Lots(loop, clock, events, self._sign_lot, evidence.when_free)
+        self._lots = Lots(
+            loop, turns, self._sign_lot, evidence.when_free, clock=clock, events=events
+        )
 
     async def sign_batch(self, request: BatchRequest) -> BatchResult:
         """Signs a batch: every item gets its output or its failure. Raises CallError."""
@@ -131,7 +134,8 @@ class Engine:
         self._check_time(deadline)
         with self._hsm.admit(job) as admission:
             if admission.refused is None:
-                self._charge(terms, len(payloads), now)
+                self._charge(terms, len(payloads), now, says=not lot.divisible)
+            lot.divisible = False
 
             # 5. The intents are recorded, the HSM signs, the outcomes are recorded.
             if admission.refused is None and job.inputs:
@@ -151,8 +155,9 @@ class Engine:
         )
         handles = await self._messages.handles(first, inputs, signed.signatures, version)
         lot.ended("format", began, monotonic())
-        self._events.emit(_ended(terms, first.format, version, len(payloads), failures))
-        for call in lot.calls:
+        calls = [call for call in lot.calls if not call.failed]
+        self._events.emit(_ended(terms, first.format, version, calls, failures))
+        for call in calls:
             start, stop = call.start, call.stop
             failed = {i - start: failures[i] for i in range(start, stop) if i in failures}
             call.succeed(
@@ -178,7 +183,6 @@ class Engine:
         job, monotonic, principal = admission.job, self._clock.monotonic, lot.first.principal
         began = monotonic()
         calls, intents = _intents(lot, inputs, common)
-        lot.divisible = False
         seqs = await self._evidence.intend(principal, intents, job.deadline)
         for call, seq in zip(calls, seqs, strict=True):
             call.record = seq
@@ -186,21 +190,33 @@ class Engine:
             now = monotonic()
             lot.ended("audit", began, now)
             signed = await self._hsm.sign(admission)
-            began = monotonic()
-            lot.ended("hsm", now, began)
-            lot.concluding = True
-            outcomes = [
-                await self._evidence.outcome(
-                    seq, principal, job.version, signed.some(*inputs.between(call.start, call.stop))
-                )
-                for call, seq in zip(calls, seqs, strict=True)
-            ]
         except BaseException as error:
             self._evidence.close(seqs, error, job.deadline)
             raise
-        await self._evidence.conclude(seqs, outcomes)
+        began = monotonic()
+        lot.ended("hsm", now, began)
+        lot.concluding = True
+        concluded: list[Call] = []
+        outcomes: list[Entry] = []
+        for call, seq in zip(calls, seqs, strict=True):
+            part = signed.some(*inputs.between(call.start, call.stop))
+            try:
+                outcomes.append(await self._outcome(seq, principal, job.version, part))
+                concluded.append(call)
+            except Exception as error:  # noqa: BLE001 - the caller raises it
+                self._evidence.close([seq], error, job.deadline)
+                call.fail(error)
+        for call, problem in zip(concluded, await self._evidence.conclude(outcomes), strict=True):
+            if problem is not None:
+                call.fail(problem)
         lot.ended("audit", began, monotonic())
         return signed
+
+    async def _outcome(self, seq: int, principal: str, version: KeyVersion, part: Signed) -> Entry:
+        """Returns the outcome of a call; raises CallError if items were not signed in time."""
+        if part.late:
+            raise too_late(part.late, len(part.signatures))
+        return await self._evidence.outcome(seq, principal, version, part)
 
     async def _content_hash(self, call: Call) -> bytes:
         """Returns the SHA-256 of everything that is asked: key, version, format and payloads."""
@@ -232,14 +248,16 @@ class Engine:
                 "no time is left to sign: send smaller batches or allow more time",
             )
 
-    def _charge(self, terms: Terms, items: int, now: float) -> None:
+    def _charge(self, terms: Terms, items: int, now: float, *, says: bool) -> None:
+        """Charges a lot; raises CallError. ``says``: a refusal is that of a call."""
         refusal = self._usage.charge(terms.facility, terms.quotas, items, now)
         if refusal is None:
             return
         quota = refusal.quota
         if refusal.retry_after is None:
             raise invalid("payloads", f"has {items} items, the quota is {quota}: split it")
-        self._events.emit(QuotaRefused(terms.group or "", quota.window))
+        if says:
+            self._events.emit(QuotaRefused(terms.group or "", quota.window))
         metadata = {"rule": terms.rule("quotas"), "window": quota.window}
         text = f"the quota of {quota} has no room for {items} more: nothing was signed"
         raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
@@ -331,12 +349,22 @@ def _intents(
 
 
 def _ended(
-    terms: Terms, name: Format, version: KeyVersion, items: int, failures: Mapping[int, Failure]
+    terms: Terms,
+    message_format: Format,
+    version: KeyVersion,
+    calls: Sequence[Call],
+    failures: Mapping[int, Failure],
 ) -> ItemsEnded:
-    """Returns how many items have which reason of their failure, or "ok"."""
-    reasons = Counter(str(failure.reason) for failure in failures.values()) if failures else {}
-    reasons["ok"] = items - len(failures)
-    return ItemsEnded(terms.group or "", name, version.algorithm, reasons)
+    """Returns how many items of calls have which reason of their failure, or "ok"."""
+    reasons: Counter[str] = Counter()
+    reasons["ok"] = sum(call.stop - call.start for call in calls)
+    if failures:
+        ended = [
+            failures[i] for call in calls for i in range(call.start, call.stop) if i in failures
+        ]
+        reasons.update(str(failure.reason) for failure in ended)
+        reasons["ok"] -= len(ended)
+    return ItemsEnded(terms.group or "", message_format, version.algorithm, reasons)
 
 
 def _granted(decision: Decision) -> Terms:

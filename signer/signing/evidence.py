@@ -6,6 +6,7 @@ leaves the appliance. For the event loop only.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from signer.audit.format import merkle
 from signer.audit.format.batch_records import OutcomeRecord, indeterminate
@@ -59,6 +60,9 @@ class Evidence:
         timer = self._loop.loop.call_later(left, self._expire, entries[-1])
         try:
             await self._durable(entries)
+            for entry in entries:
+                if entry.error is not None:
+                    raise entry.error
         except AuditUnavailable as error:
             raise _unavailable(f"nothing was signed: {error}") from None
         except TimeoutError:
@@ -70,6 +74,9 @@ class Evidence:
             ) from None
         except asyncio.CancelledError:
             self._abandon(entries, self._why_gone(deadline))
+            raise
+        except RecordError:
+            self._abandon(entries, str(Reason.INTERNAL))
             raise
         finally:
             timer.cancel()
@@ -90,21 +97,28 @@ class Evidence:
         root = await self._root(principal, column)
         return Entry(RecordKind.OUTCOME, outcome.to_fields(), column, root)
 
-    async def conclude(self, seqs: Sequence[int], outcomes: Sequence[Entry]) -> None:
-        """Records the outcomes of intents; returns when all are durable.
+    async def conclude(self, outcomes: Sequence[Entry]) -> list[CallError | RecordError | None]:
+        """Records outcomes; returns when all are durable, with the errors of those that are not.
 
         This has no deadline, and nothing may cancel it: a repetition that did not find the
-        outcome would sign again. Raises CallError and RecordError.
+        outcome would sign again.
         """
-        self._open -= len(seqs)
-        try:
-            await self._durable(outcomes)
-        except AuditUnavailable as error:
-            raise _unavailable(f"the signatures are not released: {error}") from None
-        except RecordError as error:
-            self._open += len(seqs)
-            self.close(seqs, error, 0.0)
-            raise
+        if not outcomes:
+            return []
+        self._open -= len(outcomes)
+        await self._durable(outcomes)
+        return [self._problem(outcome) for outcome in outcomes]
+
+    def _problem(self, outcome: Entry) -> CallError | RecordError | None:
+        """Returns why the signatures of an intent are not released; None if they are."""
+        error = outcome.error
+        if isinstance(error, RecordError):
+            self._open += 1
+            self.close([cast("int", outcome.fields["intent"])], error, 0.0)
+            return error
+        if error is not None:
+            return _unavailable(f"the signatures are not released: {error}")
+        return None
 
     def when_free(self, act: Callable[[], None]) -> bool:
         """Calls ``act`` once when the present commit has ended; False if there is none."""
@@ -157,7 +171,7 @@ class Evidence:
         return merkle.root(roots)
 
     async def _durable(self, entries: Sequence[Entry]) -> None:
-        """Hands over records together; returns when all are durable, or raises an error of one.
+        """Hands over records together; returns when each is durable or has its ``error``.
 
         They go into one commit, so that the last one ends when all do.
         """
@@ -168,9 +182,6 @@ class Evidence:
             await waiter
         finally:
             del self._waiting[last]
-        for entry in entries:
-            if entry.error is not None:
-                raise entry.error
 
     def _hand_over(self, entries: Sequence[Entry]) -> None:
         """Hands records to the log with all others that come together.
@@ -199,12 +210,12 @@ class Evidence:
 
     def _wake(self, entries: Sequence[Entry]) -> None:
         self._committing = bool(self._gathered)
+        self._resume(entries)
         act, self._when_free = self._when_free, None
         if act is not None:
             act()  # before the next commit is made of what has gathered
         if self._gathered:
             self._together.soon()
-        self._resume(entries)
 
     def _resume(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

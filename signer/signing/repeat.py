@@ -251,7 +251,7 @@ class _Once:
                     repeats.claim_new(call)
                 if earlier is None:
                     self._claimed.append(request)
-        except LotDivided:
+        except BaseException:
             self._release()
             raise
         return earlier

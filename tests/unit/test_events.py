@@ -51,7 +51,10 @@ def test_an_event_goes_only_to_those_who_listen_to_its_type() -> None:
     assert seen == [LoginEnded("t", "ok")]
 
 
+WORK = CallTrace()
+WORK.stages.append(("hsm", 0.0, 0.5))
 VALUES: dict[str, Any] = {
+    "work": WORK,
     "metadata": [],
     "reasons": Counter({"ok": 1}),
     "error": ValueError("x"),

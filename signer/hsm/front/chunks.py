@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.errors import Failure
+from signer.errors import Failure, Reason
 from signer.hsm.frames import SignFrame, SignPart, pack_wrapped
 from signer.model import KeyVersion
 
@@ -36,7 +36,7 @@ class SignJob:
     APPLIANCE) share the HSM in proportion to their ``weight``. ``check_every``: one signature
     in this many is checked with the pinned public key (1: every one). ``deadline`` is in
     monotonic seconds. ``cuts`` are the indexes, but for 0, at which the items of another call
-    begin.
+    begin; None if the batch is one call's.
     """
 
     version: KeyVersion
@@ -45,24 +45,32 @@ class SignJob:
     weight: int
     check_every: int
     deadline: float
-    cuts: Sequence[int] = ()
+    cuts: Sequence[int] | None = None
 
     def some(self, indexes: Sequence[int]) -> "SignJob":
         """Returns a job for these items, which are in ascending order."""
         inputs = [self.inputs[index] for index in indexes]
-        if not self.cuts:
+        if self.cuts is None:
             return replace(self, inputs=inputs)
-        calls = [bisect_right(self.cuts, index) for index in indexes]
+        calls = [self.call_of(index) for index in indexes]
         cuts = [at for at in range(1, len(calls)) if calls[at] != calls[at - 1]]
         return replace(self, inputs=inputs, cuts=cuts)
 
+    def call_of(self, index: int) -> int:
+        """Returns to which of the calls an item belongs."""
+        return bisect_right(self.cuts or (), index)
+
     def calls(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yields the parts of these items that belong to one call each."""
-        for cut in self.cuts:
+        for cut in self.cuts or ():
             if start < cut < stop:
                 yield start, cut
                 start = cut
         yield start, stop
+
+
+LATE = Failure(Reason.DEADLINE_TOO_SHORT, "the item was not signed within the deadline")
+"""The failure of items of a job of several calls; a job of one call raises a CallError instead."""
 
 
 class Signed(NamedTuple):
@@ -75,6 +83,11 @@ class Signed(NamedTuple):
     signatures: list[bytes]
     failures: dict[int, Failure]
     attempts: int = 1
+
+    @property
+    def late(self) -> int:
+        """How many items were not signed within the deadline."""
+        return sum(failure is LATE for failure in self.failures.values())
 
     def some(self, start: int, stop: int) -> "Signed":
         """Returns what became of these items."""

@@ -16,7 +16,7 @@ from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
 from signer.events import BreakerClosed, Events, stages
 from signer.hsm.front.breaker import Breaker
-from signer.hsm.front.chunks import Batch, Signed, SignJob, kind_of
+from signer.hsm.front.chunks import LATE, Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, WRONG, Dispatcher
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.slot import WorkerStatus
@@ -251,7 +251,8 @@ class Pool:
     async def sign(self, admission: Admission) -> Signed:
         """Signs an admitted batch; returns when every item has its signature or its failure.
 
-        Raises CallError: DEADLINE_TOO_SHORT where the deadline passes meanwhile,
+        Raises CallError: DEADLINE_TOO_SHORT where the deadline passes meanwhile (of a job of
+        several calls, the items that are not signed then have the failure LATE),
         KEY_VERSION_NOT_ACTIVE where the version was stopped after its admission. What is
         unsigned leaves the queue at the deadline, and where the waiting task is cancelled.
         """
@@ -267,7 +268,7 @@ class Pool:
         if not count:
             return Signed([], {}, 0)
         if job.deadline <= now:
-            raise _too_late(count, count)
+            raise too_late(count, count)
         loop = self._loop.loop
         done: asyncio.Future[None] = loop.create_future()
         batch = Batch(job, now, done, elsewhere=admission.elsewhere, deaths=admission.deaths)
@@ -281,9 +282,14 @@ class Pool:
             if remaining:
                 self._scheduler.abandon(batch)
             stages().append(("queue", now, (batch.begun or self._now()) - now))
-        if remaining:
-            raise _too_late(remaining, count)
-        return Signed(batch.signatures, batch.failures, batch.attempts)
+        if not remaining:
+            return Signed(batch.signatures, batch.failures, batch.attempts)
+        if job.cuts is None:
+            raise too_late(remaining, count)
+        # What is there belongs to calls that are done; what comes later is not taken any more.
+        signatures, failures = list(batch.signatures), dict(batch.failures)
+        late = {i: LATE for i, made in enumerate(signatures) if not made and i not in failures}
+        return Signed(signatures, failures | late, batch.attempts)
 
     def can_sign(self, version: KeyVersion) -> bool:
         """Returns whether a version may sign here, or may once a worker serves again."""
@@ -412,7 +418,8 @@ def _expire(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-def _too_late(remaining: int, count: int) -> CallError:
+def too_late(remaining: int, count: int) -> CallError:
+    """Returns the error of a call of which so many items were not signed in time."""
     return CallError(
         Reason.DEADLINE_TOO_SHORT,
         f"{remaining} of {count} items were not signed within the deadline: send smaller "

@@ -5,7 +5,6 @@ that it never has two signatures.
 """
 
 import asyncio
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -70,14 +69,16 @@ class Router:
         for index, failure in sorted(signed.failures.items()):
             if _may_move(failure):
                 # What may have killed a worker goes on alone, call by call.
-                call = bisect_right(job.cuts, index) if failure is LOST else -1
+                call = job.call_of(index) if failure is LOST else -1
                 groups[admission.deaths + (failure is LOST), call].append(index)
         again = [
             self._move(admission, indexes, deaths, moves) for (deaths, _), indexes in groups.items()
         ]
-        for indexes, moved in zip(groups.values(), await _together(again), strict=True):
+        moves_made = await _together(again)
+        for indexes, moved in zip(groups.values(), moves_made, strict=True):
             signed = _put(signed, indexes, moved)
-        return signed
+        more = max((moved.attempts for moved in moves_made if moved is not None), default=0)
+        return signed._replace(attempts=signed.attempts + more)
 
     async def _move(
         self, admission: Admission, indexes: Sequence[int], deaths: int, moves: int
@@ -201,4 +202,4 @@ def _put(signed: Signed, indexes: Sequence[int], moved: Signed | None) -> Signed
         failures.pop(index)
         if (failure := moved.failures.get(at)) is not None:
             failures[index] = failure
-    return Signed(signatures, failures, signed.attempts + moved.attempts)
+    return Signed(signatures, failures, signed.attempts)

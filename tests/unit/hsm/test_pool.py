@@ -22,7 +22,7 @@ from signer.hsm.frames import (
     unpack_ids,
     unpack_sign,
 )
-from signer.hsm.front.chunks import Chunk, Signed, SignJob
+from signer.hsm.front.chunks import LATE, Chunk, Signed, SignJob
 from signer.hsm.front.dispatcher import AWAY_SECONDS, NOT_SERVING
 from signer.hsm.front.pool import Admission, Pool
 from signer.hsm.front.service import Hsm
@@ -491,6 +491,18 @@ def test_at_its_deadline_a_batch_leaves_the_queue(driven: Driven) -> None:
     assert driven.pool.waiting() == []
     driven.answer_all()
     assert len(driven.link.frames) == 2, "what was with the worker, and nothing after it"
+
+
+def test_at_the_deadline_of_several_calls_those_that_are_signed_stay_so(driven: Driven) -> None:
+    learn(driven)
+    lot = replace(job(key("a"), 40, seconds=0.2), cuts=list(range(1, 40)))
+    [call] = driven.sign_together(lot)
+    driven.answer()
+    signed = call.result(20)
+    late = signed.failures
+    assert 0 < len(late) < 40
+    assert set(late.values()) == {LATE}
+    assert [bool(made) for made in signed.signatures] == [i not in late for i in range(40)]
 
 
 def test_nothing_is_queued_after_its_deadline(driven: Driven) -> None:

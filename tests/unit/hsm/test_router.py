@@ -210,7 +210,8 @@ def test_of_calls_that_are_one_job_only_the_one_with_the_poison_fails(pair: Pair
         else:
             token.answer()
         pair.settle()
-    assert call.result(20).failures == {2: TWO_WORKERS_DIED}
+    signed = call.result(20)
+    assert (signed.failures, signed.attempts) == ({2: TWO_WORKERS_DIED}, 2)
 
 
 @given(st.integers(1, 40), st.sets(st.integers(1, 39)), st.data())

@@ -1,6 +1,7 @@
 """Small calls that come together: signed as one lot, and each answered by itself."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from signer.audit.format.record import RecordKind
+from signer.audit.format.record import RecordError, RecordKind
 from signer.clock import SystemClock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import FIRST_ITEMS
-from signer.hsm.front.chunks import Signed, SignJob
+from signer.events import QuotaRefused, StagesEnded
+from signer.hsm.front.chunks import LATE, Signed, SignJob
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName
-from signer.signing.lots import MOST_CALLS
+from signer.signing.lots import MOST_CALLS, Call
+from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest, BatchResult
 from tests.stand_ins import key_version
 from tests.unit.signing.stage import CLIENT, ID, Stage
@@ -274,7 +277,7 @@ def test_calls_that_come_while_the_log_writes_go_together(
         assert await asyncio.to_thread(stage.disk.waiting.wait, 30)
         for number in range(1, 6):  # one by one
             calls.append(asyncio.ensure_future(stage.engine.sign_batch(request(number))))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.001)
         stage.disk.gate.set()
         return await asyncio.gather(*calls, return_exceptions=True)
 
@@ -287,3 +290,134 @@ def test_a_call_of_many_items_waits_for_no_other(stage: Stage, jobs: list[SignJo
     large = request(9, payloads=[b"x" * 30_000] * 3)
     assert len(results(together(stage, request(0), large, request(1)))) == 3
     assert sorted(len(job.inputs) for job in jobs) == [2, 3]
+
+
+def test_the_wait_for_the_log_is_short(stage: Stage) -> None:
+    """Who is denied, or has its answer already, hears it while a disk hangs."""
+    first = stage.sign(request(0))
+    stage.disk.gate.clear()
+
+    async def scenario() -> Ended:
+        signs = [asyncio.ensure_future(stage.engine.sign_batch(request(n))) for n in range(1, 4)]
+        assert await asyncio.to_thread(stage.disk.waiting.wait, 30)
+        answered = [
+            stage.engine.sign_batch(request(0)),
+            stage.engine.sign_batch(request(5, key=KeyName("unknown", "k"))),
+            stage.engine.sign_batch(request(6, deadline=SystemClock().monotonic() + 1.2)),
+        ]
+        ended = await asyncio.gather(*answered, return_exceptions=True)
+        stage.disk.gate.set()
+        await asyncio.gather(*signs)
+        return ended
+
+    again, denied, late = stage.loop.run(scenario())
+    assert again == first
+    assert isinstance(denied, CallError)
+    assert isinstance(late, CallError)
+    assert late.reason is Reason.DEADLINE_TOO_SHORT
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_calls_that_have_ended_are_held_by_nothing(stage: Stage, refused: bool) -> None:
+    if refused:
+        stage.hsm.refusal = CallError(Reason.OVERLOADED, "full", retry_after=1)
+    gc.collect()
+    before = [each for each in gc.get_objects() if isinstance(each, Call)]  # of other tests
+    gc.disable()
+    try:
+        together(stage, *(request(number) for number in range(5)))
+        together(stage, request(9, payloads=[b"x" * 70_000]))
+        stage.loop.run(asyncio.sleep(0.05))  # a few rounds
+        held = [each for each in gc.get_objects() if isinstance(each, Call)]
+    finally:
+        gc.enable()
+    assert all(any(each is other for other in before) for each in held)
+
+
+def test_what_was_signed_in_time_is_answered_beside_what_was_not(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one_late(_: Admission) -> Signed:
+        return Signed([b"1" * 64, b"", b"3" * 64], {1: LATE})
+
+    monkeypatch.setattr(stage.hsm, "sign", one_late)
+    first, late, third = together(stage, request(0), request(1), request(2))
+    assert isinstance(late, CallError)
+    assert late.reason is Reason.DEADLINE_TOO_SHORT
+    assert [each.outputs for each in results([first, third])] == [[b"1" * 64], [b"3" * 64]]
+    stage.wait_for([RecordKind.INTENT] * 3 + [RecordKind.INDETERMINATE] + [RecordKind.OUTCOME] * 2)
+    assert stage.log.records(3, 1)[0].fields == {"intent": 1, "reason": "DEADLINE_TOO_SHORT"}
+
+
+def test_a_defect_that_one_payload_meets_fails_its_call_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Messages.prepare
+
+    async def defective(self: Messages, *arguments: Any) -> Any:
+        if any(b"defect" in payload for payload in arguments[2]):
+            raise ValueError("defect")
+        return await prepare(self, *arguments)
+
+    monkeypatch.setattr(Messages, "prepare", defective)
+    ended = together(stage, request(0), request(1, payloads=[b"defect"]), request(2))
+    assert [isinstance(each, BatchResult) for each in ended] == [True, False, True]
+    assert stage.left("a") == 38
+
+
+def test_a_signature_of_a_wrong_length_fails_its_call_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one_short(_: Admission) -> Signed:
+        return Signed([b"1" * 64, b"2" * 63, b"3" * 64], {})
+
+    monkeypatch.setattr(stage.hsm, "sign", one_short)
+    ended = together(stage, request(0), request(1), request(2))
+    assert isinstance(ended[1], RecordError)
+    assert len(results(ended)) == 2
+    stage.wait_for([RecordKind.INTENT] * 3 + [RecordKind.INDETERMINATE] + [RecordKind.OUTCOME] * 2)
+
+
+def test_an_intent_that_the_log_refuses_leaves_none_of_the_others_open(stage: Stage) -> None:
+    ended = together(stage, request(0), request(1, call_id="\ud800"), request(2))
+    assert [type(each) for each in ended] == [RecordError] * 3
+    stage.wait_for([RecordKind.INTENT] * 2 + [RecordKind.INDETERMINATE] * 2)
+    assert stage.hsm.signed == 0
+
+
+def test_stages_are_counted_for_all_calls_also_where_one_caller_left_early(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(stage.engine._lots._events, "emit", seen.append)
+    sign = stage.hsm.sign
+
+    async def scenario() -> None:
+        calls = [asyncio.ensure_future(stage.engine.sign_batch(request(n))) for n in range(3)]
+
+        async def leaves(admission: Admission) -> Signed:
+            calls[1].cancel()
+            await asyncio.sleep(0)
+            return await sign(admission)
+
+        monkeypatch.setattr(stage.hsm, "sign", leaves)
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    stage.loop.run(scenario())
+    [ended] = [each for each in seen if isinstance(each, StagesEnded)]
+    names = [name for name, _, _ in ended.work.stages]
+    assert (ended.work.calls, names) == (
+        3,
+        ["authorise", "format", "audit", "hsm", "audit", "format"],
+    )
+
+
+def test_a_quota_that_refuses_one_call_says_so_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(stage.engine._events, "emit", seen.append)
+    results(together(stage, *(request(number, items=3) for number in range(13))))
+    ended = together(stage, request(20), request(21))
+    assert len(results(ended)) == 1
+    assert len([each for each in seen if isinstance(each, QuotaRefused)]) == 1
