@@ -66,17 +66,8 @@ def open_audit_log(
 
     Raises AuditRefused; if the log is not whole, nothing has been changed.
     """
-    disk, listeners_of, checkpoints = disk or Disk(), by_kind(listeners), tuple(checkpoints)
-
-    def on_record(record: Record) -> None:
-        for listener in listeners_of[record.kind]:
-            listener(record)
-
-    def on_seam(snapshot: Record) -> None:
-        for listener in listeners:
-            listener.check(snapshot)
-
-    replay = Replay(origin, checkpoints, on_record, on_seam, confirmed)
+    disk, checkpoints = disk or Disk(), tuple(checkpoints)
+    replay = _replay(origin, checkpoints, listeners, confirmed)
     with _locked(directory, disk) as lock:
         free_bytes = _provide_space(directory, disk, low_disk_bytes, ballast_bytes)
         tail, problems = _recover(directory, disk, replay, origin, checkpoints, override=override)
@@ -98,6 +89,26 @@ def open_audit_log(
         )
     except AuditUnavailable as error:
         raise AuditRefused(str(error)) from None
+
+
+def _replay(
+    origin: str,
+    checkpoints: Sequence[Checkpoint],
+    listeners: Sequence[Listener],
+    confirmed: Callable[[Record], bool],
+) -> Replay:
+    """Returns what reads the log, and gives the listeners its records."""
+    listeners_of = by_kind(listeners)
+
+    def on_record(record: Record) -> None:
+        for listener in listeners_of[record.kind]:
+            listener(record)
+
+    def on_seam(snapshot: Record) -> None:
+        for listener in listeners:
+            listener.check(snapshot)
+
+    return Replay(origin, checkpoints, on_record, on_seam, confirmed)
 
 
 def _recover(

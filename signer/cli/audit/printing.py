@@ -110,7 +110,9 @@ def _keys(fields: Mapping[str, Any]) -> str:
     changed = [f"{_short(name)} {state}" for name, state in fields["changed"].items()]
     flags = [f"{flag[0]} {flag[1]} suspended".strip() for flag in fields.get("suspended", ())]
     flags += [f"{flag[0]} {flag[1]} resumed".strip() for flag in fields.get("lifted", ())]
-    lines = [*changed, *flags]
+    wrapping = [f"wrapping key {row[0]} on {row[1]}" for row in fields.get("wrapping", ())]
+    wrapping += [f"wrapping key {row[0]} ended" for row in fields.get("wrapping_ended", ())]
+    lines = [*changed, *flags, *wrapping]
     if fields.get("baseline"):
         lines = [f"{count(len(fields['versions']), 'version')} taken as given"]
     return ", ".join([*lines, *fields.get("unaccounted", ())]) or "nothing changed"

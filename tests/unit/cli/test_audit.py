@@ -18,6 +18,7 @@ from signer.audit.format.checkpoint import Checkpoint, NoteVerifier
 from signer.audit.format.record import Column, RecordKind, Value
 from signer.audit.format.segments import list_segments
 from signer.audit.write.log import AuditLog, Listener
+from signer.cli.audit.printing import about
 from signer.cli.main import main
 from tests.stand_ins import small_log
 
@@ -521,3 +522,17 @@ def test_exports_every_record_as_a_line(master: Path) -> None:
     assert [line["items"][0] for line in intents] == [digest(b, 0).hex() for b in range(BATCHES)]
     part = run("export", *place, "--from", 3, "--to", 5).stdout.splitlines()
     assert [json.loads(line) for line in part] == lines[3:6]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"wrapping": [["w-1", "hsm-2", 1]]}, "wrapping key w-1 on hsm-2"),
+        ({"wrapping_ended": [["w-1", "hsm-2"]]}, "wrapping key w-1 ended"),
+        ({}, "nothing changed"),
+    ],
+    ids=str,
+)
+def test_a_record_of_wrapping_keys_is_said_in_words(fields: dict[str, Value], said: str) -> None:
+    described = {"kind": "keys", "fields": {"changed": {}, "versions": [], **fields}}
+    assert said in about(described)
